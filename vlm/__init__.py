@@ -1,0 +1,1 @@
+"""What both phases must agree on: model family, prompt templates, tokenisation, image pre-processing, position map."""

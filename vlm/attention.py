@@ -1,0 +1,50 @@
+"""Softmaxed attention of the FIRST decoder layer for chosen queries and keys only (paper eq. 1, `A_HQP`).
+
+The input of layer 0 is the spliced embedding sequence itself, so its queries and keys follow from the embeddings,
+the layer's input norm, `W_q`, `W_k` and rotary positions. Nothing else of the model runs, and the [H, L, L] matrix
+is never built.
+"""
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import rotate_half
+
+
+def first_layer_attention(
+    model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor
+) -> Tensor:
+    """Attention of rows to columns: float32 [B, H, R, C], differentiable.
+
+    Each row is a softmax over ALL its causal keys; the columns are selected afterwards, so rows sum to at most 1.
+
+    Args:
+        model: the LLaMA decoder.
+        inputs_embeds_BLD: spliced embeddings, right-padded.
+        rows_BR, cols_BC: int64 positions in 0..L-1; pad with 0 and mask the result.
+    """
+    layer = model.layers[0]
+    attention = layer.self_attn
+    hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
+    num, length, _ = hidden_BLD.shape
+    rows_hidden_BRD = hidden_BLD.gather(1, rows_BR[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
+    head_dim = attention.head_dim
+    query_BHRd = attention.q_proj(rows_hidden_BRD).view(num, rows_BR.shape[1], -1, head_dim).transpose(1, 2)
+    key_BHLd = attention.k_proj(hidden_BLD).view(num, length, -1, head_dim).transpose(1, 2)
+
+    positions_L = torch.arange(length, device=hidden_BLD.device)
+    cos_1Ld, sin_1Ld = model.rotary_emb(hidden_BLD, position_ids=positions_L[None])
+    key_BHLd = _rotate(key_BHLd, cos_1Ld[:, None], sin_1Ld[:, None])
+    query_BHRd = _rotate(query_BHRd, cos_1Ld[0, rows_BR][:, None], sin_1Ld[0, rows_BR][:, None])
+    key_BHLd = key_BHLd.repeat_interleave(query_BHRd.shape[1] // key_BHLd.shape[1], dim=1)
+
+    scores_BHRL = (query_BHRd @ key_BHLd.transpose(2, 3)).float() * attention.scaling
+    future_B1RL = (positions_L > rows_BR[..., None])[:, None]
+    probs_BHRL = scores_BHRL.masked_fill(future_B1RL, float("-inf")).softmax(dim=-1)
+    cols_BHRC = cols_BC[:, None, None, :].expand(-1, probs_BHRL.shape[1], rows_BR.shape[1], -1)
+    return probs_BHRL.gather(3, cols_BHRC)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotated: Tensor = x * cos + rotate_half(x) * sin
+    return rotated

@@ -1,0 +1,156 @@
+"""Configuration of a MobileVLM V2 checkpoint: the official `config.json` plus the vision tower's own config."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
+
+from vlm.conversations import read_json
+from vlm.errors import InputError, one_line
+
+DEFAULT_VISION_GRID = 12
+# What the original saves and what decides our forward pass; anything else in config.json is carried through.
+LLAMA_KEYS = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
+    "max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling tie_word_embeddings "
+    "bos_token_id eos_token_id pad_token_id attention_bias mlp_bias head_dim"
+).split()
+REQUIRED_KEYS = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads mm_projector_type "
+    "mm_hidden_size mm_vision_select_layer"
+).split()
+# Hub models whose vision config is known, so that a checkpoint loads without the hub.
+KNOWN_VISION_TOWERS: dict[str, dict[str, Any]] = {
+    "openai/clip-vit-large-patch14-336": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 336,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": 768,
+    }
+}
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    """Shapes and settings of one model.
+
+    Attributes:
+        raw: `config.json` as read, written back on export.
+        llama: the language model's config.
+        vision: the CLIP tower's config.
+        preprocessor: `preprocessor_config.json` beside the vision config, or empty.
+    """
+
+    raw: dict[str, Any]
+    llama: LlamaConfig
+    vision: CLIPVisionConfig
+    preprocessor: dict[str, Any]
+
+    @property
+    def vision_grid(self) -> int:
+        """Side of the projector's pooled grid; 12 in every official checkpoint (`mm_projector_grid` is ours)."""
+        return int(self.raw.get("mm_projector_grid", DEFAULT_VISION_GRID))
+
+    @property
+    def vision_tokens(self) -> int:
+        """P, vision tokens that one image becomes."""
+        return self.vision_grid**2
+
+    @property
+    def hidden_size(self) -> int:
+        """D of the language model."""
+        return int(self.llama.hidden_size)
+
+    @property
+    def num_heads(self) -> int:
+        """H, attention heads (query heads where keys are grouped)."""
+        return int(self.llama.num_attention_heads)
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return int(self.llama.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.llama.vocab_size)
+
+    @property
+    def vision_select_layer(self) -> int:
+        """Index into the tower's hidden states; -2 skips its last layer."""
+        return int(self.raw["mm_vision_select_layer"])
+
+    @property
+    def pad_to_square(self) -> bool:
+        """Whether images are padded to a square before resizing."""
+        return bool(self.raw.get("image_aspect_ratio") == "pad")
+
+
+def load_config(checkpoint: Path, *, vision_config: Path | None = None) -> VLMConfig:
+    """Read `checkpoint/config.json` and the vision tower's config.
+
+    Args:
+        checkpoint: folder in the official layout.
+        vision_config: folder (or file) with the tower's `config.json`; overrides `mm_vision_tower`.
+
+    Raises:
+        InputError: not a MobileVLM V2 checkpoint, or the vision config cannot be found.
+    """
+    path = checkpoint / "config.json"
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("model_type") != "mobilevlm":
+        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(f"{path}: model_type {found!r}, expected 'mobilevlm'; point at a MobileVLM V2 checkpoint")
+    missing = [key for key in REQUIRED_KEYS if key not in raw]
+    if missing:
+        raise InputError(f"{path}: keys {', '.join(missing)} are missing; copy config.json from the original again")
+    if raw["mm_projector_type"] != "ldpnetv2":
+        raise InputError(f"{path}: mm_projector_type {raw['mm_projector_type']!r}, only 'ldpnetv2' is supported")
+    vision, preprocessor = _vision_config(checkpoint, raw, vision_config)
+    if vision.hidden_size != raw["mm_hidden_size"]:
+        raise InputError(
+            f"{path}: mm_hidden_size {raw['mm_hidden_size']}, but the vision config has hidden_size "
+            f"{vision.hidden_size}; give the right folder as vision_config"
+        )
+    llama = LlamaConfig(
+        **{key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}, attn_implementation="sdpa"
+    )
+    return VLMConfig(raw=raw, llama=llama, vision=vision, preprocessor=preprocessor)
+
+
+def _vision_config(
+    checkpoint: Path, raw: dict[str, Any], override: Path | None
+) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    if override is not None:
+        return _read_vision_config(override)
+    name = str(raw.get("mm_vision_tower"))
+    if name in KNOWN_VISION_TOWERS:
+        return CLIPVisionConfig(**KNOWN_VISION_TOWERS[name]), {}
+    for folder in (checkpoint / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return _read_vision_config(folder)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{checkpoint / 'config.json'}: the config of vision tower {name!r} is neither known, nor a local folder, "
+            f"nor on the hub ({one_line(error)[:120]}); give its folder as vision_config"
+        ) from error
+    return getattr(config, "vision_config", config), {}
+
+
+def _read_vision_config(path: Path) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    file = path / "config.json" if path.is_dir() else path
+    config = read_json(file)
+    config = config.get("vision_config", config)
+    preprocessor_file = file.parent / "preprocessor_config.json"
+    preprocessor = read_json(preprocessor_file) if preprocessor_file.is_file() else {}
+    return CLIPVisionConfig(**config), preprocessor

@@ -1,0 +1,14 @@
+"""Errors a user can cause; each message is one line that says what was found, what was expected and what to do."""
+
+
+class InputError(ValueError):
+    """A file, value or configuration of the user's is unusable. The message is one complete line."""
+
+
+class SampleError(InputError):
+    """One sample of the data set is unusable; a phase may quarantine it and go on."""
+
+
+def one_line(text: object) -> str:
+    """`text` with every run of white space (line breaks included) made one blank: fit for an error line."""
+    return " ".join(str(text).split())

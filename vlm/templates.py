@@ -1,0 +1,165 @@
+"""Prompt templates `plain` (pre-training) and `v1` (fine-tuning): text pieces and which of them are supervised.
+
+The label masks are those of the original training code, its corner cases included; the golden samples pin them.
+`IMAGE_TOKEN_ID` stands where the image is, `IGNORE_LABEL` marks positions that are not supervised.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlm.errors import SampleError
+from vlm.tokenizer import LegacyLlamaTokenizer
+
+IMAGE_PLACEHOLDER = "<image>"
+IMAGE_TOKEN_ID = -200
+IGNORE_LABEL = -100
+
+TemplateName = Literal["plain", "v1"]
+V1_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+V1_END_OF_TURN = "</s>"
+V1_ANSWER = " ASSISTANT: "
+PLAIN_SEPARATOR = "\n"
+ROLE_NAMES = {"human": "USER", "gpt": "ASSISTANT"}
+# Part of the fingerprint: raise it when the bytes of a prompt or of a label mask change.
+TEMPLATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance: `speaker` is "human" or "gpt"."""
+
+    speaker: str
+    value: str
+
+
+@dataclass(frozen=True)
+class TokenizedConversation:
+    """`input_ids` [T] with `IMAGE_TOKEN_ID` at the image, `labels` [T] with `IGNORE_LABEL` where not supervised."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def template_fingerprint(name: TemplateName) -> str:
+    """Names everything of the template that decides token ids and labels."""
+    return f"{name}:{TEMPLATE_VERSION}"
+
+
+def tokenize_conversation(
+    turns: Sequence[Turn], *, template: TemplateName, has_image: bool, tokenizer: LegacyLlamaTokenizer
+) -> TokenizedConversation:
+    """Token ids and labels of one conversation for training.
+
+    Raises:
+        SampleError: the conversation is empty, its speakers do not alternate, or `<image>` is missing or doubled.
+    """
+    check_turns(turns, has_image=has_image)
+    if template == "plain":
+        return _tokenize_plain(turns, has_image, tokenizer)
+    return _tokenize_v1(turns, has_image, tokenizer)
+
+
+def tokenize_question(
+    turns: Sequence[Turn], *, template: TemplateName, has_image: bool, tokenizer: LegacyLlamaTokenizer
+) -> list[int]:
+    """Token ids of a prompt that ends where the answer begins; the last turn is the human's."""
+    if template == "plain":
+        return tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer) if has_image else [tokenizer.bos_token_id]
+    prompt = _v1_prompt(turns, has_image) + ROLE_NAMES["gpt"] + ":"
+    return tokenize_with_image(prompt, tokenizer) if has_image else tokenizer.encode(prompt)
+
+
+def check_turns(turns: Sequence[Turn], *, has_image: bool) -> None:
+    """Refuse what the original would train on wrongly or not at all."""
+    if not turns:
+        raise SampleError("empty conversation; give at least one human and one gpt turn")
+    for turn in turns:
+        if turn.speaker not in ROLE_NAMES:
+            raise SampleError(f"unknown speaker {turn.speaker!r}; expected 'human' or 'gpt'")
+    found = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
+    if found != int(has_image):
+        raise SampleError(
+            f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(has_image)} image; "
+            f"write {IMAGE_PLACEHOLDER} exactly once per image"
+        )
+
+
+def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[int]:
+    """Ids of `prompt`, each text around `<image>` encoded on its own, one BOS, `IMAGE_TOKEN_ID` for the image."""
+    first, *rest = (tokenizer.encode(text) for text in prompt.split(IMAGE_PLACEHOLDER))
+    ids = list(first)
+    for chunk in rest:
+        ids.append(IMAGE_TOKEN_ID)
+        ids.extend(chunk[1:])
+    return ids
+
+
+def _tokenize_plain(
+    turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer
+) -> TokenizedConversation:
+    if not has_image:
+        raise SampleError("template 'plain' needs an image (it is for captions); use template 'v1' for text")
+    if len(turns) != 2:
+        raise SampleError(f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns")
+    # The question is dropped: pre-training maps an image straight to its caption.
+    input_ids = tokenize_with_image(IMAGE_PLACEHOLDER + turns[1].value + PLAIN_SEPARATOR, tokenizer)
+    num_prompt = len(tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer))
+    labels = [IGNORE_LABEL] * num_prompt + input_ids[num_prompt:]
+    return TokenizedConversation(input_ids, labels)
+
+
+def _v1_prompt(turns: Sequence[Turn], has_image: bool) -> str:
+    if ROLE_NAMES[turns[0].speaker] != "USER":
+        turns = turns[1:]  # the original drops a first turn that is not the human's
+    if not turns:
+        raise SampleError("the conversation has no human turn")
+    prompt = V1_SYSTEM + " "
+    for number, turn in enumerate(turns):
+        expected = ("USER", "ASSISTANT")[number % 2]
+        if ROLE_NAMES[turn.speaker] != expected:
+            raise SampleError(f"turn {number} is of {turn.speaker!r}; human and gpt must alternate")
+        value = _image_first(turn.value) if has_image else turn.value
+        # An empty value is an open turn in the original: the role alone, nothing after the colon.
+        prompt += f"{expected}: {value}" + (" ", V1_END_OF_TURN)[number % 2] if value else f"{expected}:"
+    return prompt
+
+
+def _image_first(value: str) -> str:
+    """The original moves `<image>` to the head of its turn, on a line of its own."""
+    if IMAGE_PLACEHOLDER not in value:
+        return value
+    return (IMAGE_PLACEHOLDER + "\n" + value.replace(IMAGE_PLACEHOLDER, "").strip()).strip()
+
+
+def _tokenize_v1(
+    turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer
+) -> TokenizedConversation:
+    prompt = _v1_prompt(turns, has_image)
+
+    def encode(text: str) -> list[int]:
+        return tokenize_with_image(text, tokenizer) if has_image else tokenizer.encode(text)
+
+    input_ids = encode(prompt)
+    labels = list(input_ids)
+    labels[0] = IGNORE_LABEL
+    # The walk of the original: lengths of separately tokenised rounds, each counted with its own BOS, which stands
+    # for the `</s>` that the split removed.
+    position = 1
+    for round_text in prompt.split(V1_END_OF_TURN):
+        question, answer_mark, _ = round_text.partition(V1_ANSWER)
+        if round_text == "" or round_text.count(V1_ANSWER) != 1:
+            break
+        num_masked = len(encode(question + answer_mark)) - 2
+        labels[position : position + num_masked] = [IGNORE_LABEL] * num_masked
+        position += len(encode(round_text))
+    labels[position:] = [IGNORE_LABEL] * len(labels[position:])
+    if position != len(input_ids):
+        raise SampleError(
+            f"the label mask covers {position} of {len(input_ids)} tokens, so the original would train on none; "
+            "remove ' ASSISTANT: ' or '</s>' from the text"
+        )
+    return TokenizedConversation(input_ids, labels)

@@ -11,9 +11,7 @@ from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 
-def first_layer_attention(
-    model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor
-) -> Tensor:
+def first_layer_attention(model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor) -> Tensor:
     """Attention of rows to columns: float32 [B, H, R, C], differentiable.
 
     Each row is a softmax over ALL its causal keys; the columns are selected afterwards, so rows sum to at most 1.

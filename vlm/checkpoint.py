@@ -26,7 +26,12 @@ from vlm.tokenizer import LegacyLlamaTokenizer
 
 # Buffers that older versions of transformers saved; they follow from the config.
 DERIVED_KEYS = ("rotary_emb.inv_freq", "embeddings.position_ids")
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
 
 
 def load_model(
@@ -43,9 +48,7 @@ def load_model(
     config = load_config(folder, vision_config=vision_config)
     with torch.device("meta"):
         model = MobileVLM(config)
-    weights = {
-        key: tensor.to(dtype) for key, tensor in read_weights(folder).items() if not key.endswith(DERIVED_KEYS)
-    }
+    weights = {key: tensor.to(dtype) for key, tensor in read_weights(folder).items() if not key.endswith(DERIVED_KEYS)}
     _check_weights(folder, model, weights)
     model.load_state_dict(weights, assign=True)
     _materialise_buffers(model)
@@ -80,7 +83,11 @@ def resolve_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def load_example_builder(
-    checkpoint: str | Path, *, template: TemplateName, vision_config: Path | None = None, max_tokens: int | None = None
+    checkpoint: str | Path,
+    *,
+    template: TemplateName,
+    vision_config: Path | None = None,
+    max_tokens: int | None = None,
 ) -> ExampleBuilder:
     """Tokenizer, template and image processor of a checkpoint folder."""
     folder = resolve_checkpoint(checkpoint)
@@ -155,8 +162,7 @@ def save_model(model: MobileVLM, folder: Path, *, tokenizer_from: Path, dtype: t
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        key: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        for key, tensor in model.state_dict().items()
+        key: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for key, tensor in model.state_dict().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     saved_dtype = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")

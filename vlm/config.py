@@ -120,9 +120,7 @@ def load_config(checkpoint: Path, *, vision_config: Path | None = None) -> VLMCo
             f"{path}: mm_hidden_size {raw['mm_hidden_size']}, but the vision config has hidden_size "
             f"{vision.hidden_size}; give the right folder as vision_config"
         )
-    llama = LlamaConfig(
-        **{key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}, attn_implementation="sdpa"
-    )
+    llama = LlamaConfig(**{key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}, attn_implementation="sdpa")
     return VLMConfig(raw=raw, llama=llama, vision=vision, preprocessor=preprocessor)
 
 

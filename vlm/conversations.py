@@ -115,9 +115,7 @@ def read_image_bytes(images: Path, image: str) -> bytes:
         raise SampleError(f"{path}: image cannot be read ({error.strerror}); restore the file") from error
 
 
-def sample_key(
-    conversations: Sequence[dict[str, str]], image_sha256: str | None, template: TemplateName
-) -> str:
+def sample_key(conversations: Sequence[dict[str, str]], image_sha256: str | None, template: TemplateName) -> str:
     """Content hash (64 hex) of all that decides a sample's input: conversation, image bytes, template."""
     content = [list(conversations), image_sha256, template_fingerprint(template)]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -33,9 +33,7 @@ def generate_greedy(
     return answers
 
 
-def _generate_equal(
-    model: MobileVLM, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int
-) -> Tensor:
+def _generate_equal(model: MobileVLM, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int) -> Tensor:
     batch = collate_sequences(prompts).to(model.device)
     vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
     inputs_embeds = model.embed(batch, vision)

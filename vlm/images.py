@@ -69,7 +69,10 @@ class ImageProcessor:
     def _resize(self, image: Image.Image) -> Image.Image:
         size, (width, height) = self.image_size, image.size
         scale = size / min(width, height)
-        target = (size if width <= height else int(scale * width), size if height <= width else int(scale * height))
+        target = (
+            size if width <= height else int(scale * width),
+            size if height <= width else int(scale * height),
+        )
         image = image.resize(target, resample=Image.Resampling.BICUBIC)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         return image.crop((left, top, left + size, top + size))

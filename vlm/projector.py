@@ -11,9 +11,7 @@ class _FeatureTransform(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features)
-        )
+        self.mlp = nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features))
 
     def forward(self, features_BND: Tensor) -> Tensor:
         out: Tensor = self.mlp(features_BND)

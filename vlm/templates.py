@@ -98,9 +98,7 @@ def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[in
     return ids
 
 
-def _tokenize_plain(
-    turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer
-) -> TokenizedConversation:
+def _tokenize_plain(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
     if not has_image:
         raise SampleError("template 'plain' needs an image (it is for captions); use template 'v1' for text")
     if len(turns) != 2:
@@ -135,9 +133,7 @@ def _image_first(value: str) -> str:
     return (IMAGE_PLACEHOLDER + "\n" + value.replace(IMAGE_PLACEHOLDER, "").strip()).strip()
 
 
-def _tokenize_v1(
-    turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer
-) -> TokenizedConversation:
+def _tokenize_v1(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
     prompt = _v1_prompt(turns, has_image)
 
     def encode(text: str) -> list[int]:

@@ -1,0 +1,1 @@
+"""Top room: command line, run configuration, planner and demo; wires the two phases together."""

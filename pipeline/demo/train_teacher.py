@@ -1,0 +1,267 @@
+"""Trains the demo's teacher from nothing: first its vision tower, then the whole model on endless questions.
+
+`python -m pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher` (there with its
+log). The demo's own data set is never used here, nor any held-out handwriting: scenes come from other seeds.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.demo.models import TEACHER, write_configs
+from pipeline.demo.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES, ask_scene, ask_text, conversation
+from pipeline.demo.scenes import EMPTY, Pool, Scene, draw_scene, make_scene
+from vlm.batch import SequenceBatch, collate_sequences
+from vlm.checkpoint import load_example_builder, new_model, save_model
+from vlm.config import load_config
+from vlm.examples import Example, ExampleBuilder
+from vlm.model import MobileVLM
+from vlm.position_map import position_map
+from vlm.templates import Turn, tokenize_conversation
+from vlm.vision_tower import VisionTower
+
+SCENE_SEED = 77_001
+EVALUATION_SEED = 77_002
+PATCHES_PER_CELL = 4
+POSITION_SCALE = 0.3
+BATCHES_PER_POOL = 8
+TEXT_ONLY_SHARE = 0.05
+QUESTION_WEIGHTS = {
+    "position": 3.0,
+    "count": 3.0,
+    "sum": 3.0,
+    "exists": 2.0,
+    "largest": 1.5,
+    "smallest": 1.5,
+    "total": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class TeacherSchedule:
+    """How long and how fast to train; the defaults made the shipped teacher."""
+
+    scenes: int = 30_000
+    tower_steps: int = 2_500
+    steps: int = 6_000
+    batch: int = 64
+    turns: int = 6
+    tower_learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
+    seed: int = 0
+
+
+class SceneSet:
+    """Scenes of the training handwriting: pixels as the image processor makes them, patch labels for the tower."""
+
+    def __init__(self, num: int, seed: int, pool: Pool, builder: ExampleBuilder) -> None:
+        self.scenes = [make_scene(seed, number, pool) for number in range(num)]
+        self.pixels_SCHW = torch.from_numpy(
+            np.stack([builder.image_processor.process(draw_scene(scene)) for scene in self.scenes]).astype(np.float16)
+        )
+        self.patch_labels_SN = torch.from_numpy(np.stack([patch_labels(scene) for scene in self.scenes]))
+
+
+def patch_labels(scene: Scene) -> np.ndarray:
+    """Class of each of the 12 x 12 patches: the digit of its cell, 10 where there is none; int64 [144]."""
+    rows_px = [scene.labels_RC[row] for row in scene.grid_rows]
+    cells = np.where(np.stack(rows_px) == EMPTY, 10, np.stack(rows_px)).astype(np.int64)
+    patches = cells.repeat(PATCHES_PER_CELL, axis=0).repeat(PATCHES_PER_CELL, axis=1)
+    padding = (patches.shape[1] - patches.shape[0]) // 2  # a two-row scene is padded to a square
+    return np.pad(patches, ((padding, padding), (0, 0)), constant_values=10).reshape(-1)
+
+
+def train_tower(model: MobileVLM, scenes: SceneSet, schedule: TeacherSchedule) -> None:
+    """Teach the tower to name the digit that each patch belongs to; only the features that the projector sees."""
+    head = nn.Linear(model.config.vision.hidden_size, 11)
+    start_with_sinusoids(model.model.vision_tower)
+    parameters = [*model.model.vision_tower.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.tower_learning_rate, weight_decay=0.01)
+    order = torch.Generator().manual_seed(schedule.seed)
+    started = time.time()
+    for step in range(schedule.tower_steps):
+        set_learning_rate(optimizer, schedule.tower_learning_rate, step, schedule.tower_steps)
+        rows = torch.randint(len(scenes.scenes), (schedule.batch,), generator=order)
+        logits_BNC = head(model.model.vision_tower(scenes.pixels_SCHW[rows].float()))
+        labels_BN = scenes.patch_labels_SN[rows]
+        loss = nn.functional.cross_entropy(logits_BNC.flatten(0, 1), labels_BN.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 250 == 0:
+            digit = labels_BN != 10
+            accuracy = (logits_BNC.argmax(-1) == labels_BN)[digit].float().mean()
+            report(f"tower step {step + 1} loss {loss:.4f} patch accuracy on digits {accuracy:.3f}", started)
+
+
+def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule) -> None:
+    """Supervised training of projector and decoder on questions drawn anew for every batch; the tower is frozen."""
+    model.freeze_vision_tower()
+    model.model.config._attn_implementation = "eager"  # measured: its bf16 backward is twice as fast on a CPU here
+    features_SND = tower_features(model, scenes)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    batches = question_batches(scenes, builder, schedule)
+    started, running = time.time(), 0.0
+    for step in range(schedule.steps):
+        set_learning_rate(optimizer, schedule.learning_rate, step, schedule.steps)
+        batch, rows = next(batches)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            vision_IPD = model.model.mm_projector(features_SND[rows].float()) if len(rows) else None
+            hidden_BLD = model.hidden_states(model.embed(batch, vision_IPD))
+            logits_NV = model.lm_head(hidden_BLD[batch.supervised_mask_BL])
+        loss = nn.functional.cross_entropy(logits_NV.float(), batch.supervised_labels_N)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        running += loss.item()
+        if (step + 1) % 250 == 0:
+            report(f"step {step + 1} loss {running / 250:.4f}", started)
+            running = 0.0
+        if (step + 1) % 1000 == 0:
+            report(f"step {step + 1} held-out accuracy {evaluate(model, builder)}", started)
+
+
+@torch.no_grad()
+def start_with_sinusoids(tower: VisionTower) -> None:
+    """2-D sinusoids as first position embeddings: patches find their neighbours from the start, not after an hour."""
+    embeddings = tower.vision_tower.vision_model.embeddings
+    grid, quarter = embeddings.image_size // embeddings.patch_size, embeddings.embed_dim // 4
+    frequency_F = (math.pi / 2) * 0.5 ** torch.linspace(0, 4, quarter)
+    angle_GF = torch.arange(grid)[:, None] * frequency_F
+    wave_GF = torch.cat([angle_GF.sin(), angle_GF.cos()], dim=1)
+    rows, columns = wave_GF[:, None].expand(-1, grid, -1), wave_GF[None].expand(grid, -1, -1)
+    embeddings.position_embedding.weight[1:] = torch.cat([rows, columns], dim=-1).flatten(0, 1) * POSITION_SCALE
+
+
+@torch.no_grad()
+def tower_features(model: MobileVLM, scenes: SceneSet) -> Tensor:
+    """Features of every scene, float16 [scenes, patches, D_vision]: the frozen tower runs once."""
+    tower = model.model.vision_tower
+    return torch.cat([tower(part.float()).half() for part in scenes.pixels_SCHW.split(256)])
+
+
+def question_batches(
+    scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule
+) -> Iterator[tuple[SequenceBatch, Tensor]]:
+    """Endless batches of conversations; also the scene row of each image in the batch."""
+    rng = np.random.default_rng([schedule.seed, 1])
+    while True:
+        pool: list[tuple[Example, int | None]] = []
+        for _ in range(schedule.batch * BATCHES_PER_POOL):
+            row = None if rng.random() < TEXT_ONLY_SHARE else int(rng.integers(len(scenes.scenes)))
+            scene = None if row is None else scenes.scenes[row]
+            pool.append((make_example(scene, rng, schedule.turns, builder), row))
+        pool.sort(key=lambda item: item[0].positions.length)  # batches of like length: little padding
+        for start in rng.permutation(BATCHES_PER_POOL) * schedule.batch:
+            part = pool[start : start + schedule.batch]
+            rows = torch.tensor([row for _, row in part if row is not None], dtype=torch.int64)
+            yield collate_sequences([example for example, _ in part]), rows
+
+
+def make_example(scene: Scene | None, rng: np.random.Generator, max_turns: int, builder: ExampleBuilder) -> Example:
+    """A conversation about `scene` (or about nothing), without pixels: the tower's features are at hand."""
+    weights = np.array([QUESTION_WEIGHTS[name] for name in SCENE_QUESTION_TYPES])
+    num_turns = int(rng.integers(max_turns // 2, max_turns + 1))
+    if scene is None:
+        questions = [ask_text(TEXT_QUESTION_TYPES[int(rng.integers(2))], rng) for _ in range(num_turns)]
+    else:
+        kinds = rng.choice(len(weights), size=num_turns, p=weights / weights.sum())
+        questions = [ask_scene(SCENE_QUESTION_TYPES[kind], scene, rng) for kind in kinds]
+    turns = [Turn(turn["from"], turn["value"]) for turn in conversation(questions, with_image=scene is not None)]
+    tokens = tokenize_conversation(
+        turns, template=builder.template, has_image=scene is not None, tokenizer=builder.tokenizer
+    )
+    return Example(
+        input_ids=np.asarray(tokens.input_ids, np.int32),
+        labels=np.asarray(tokens.labels, np.int32),
+        pixel_values=None,
+        positions=position_map(tokens.input_ids, tokens.labels, vision_tokens=builder.vision_tokens),
+    )
+
+
+@torch.no_grad()
+def evaluate(model: MobileVLM, builder: ExampleBuilder, num: int = 400) -> str:
+    """Share of questions about held-out handwriting answered right, per type: every answer token the most likely."""
+    held_out = SceneSet(num, EVALUATION_SEED, "held_out", builder)
+    features = tower_features(model, held_out)
+    rng = np.random.default_rng(EVALUATION_SEED)
+    shares: dict[str, float] = {}
+    for name in SCENE_QUESTION_TYPES:
+        examples = [_single_question(scene, name, rng, builder) for scene in held_out.scenes]
+        batch = collate_sequences(examples)
+        hidden = model.hidden_states(model.embed(batch, model.model.mm_projector(features.float())))
+        right_N = model.lm_head(hidden[batch.supervised_mask_BL]).argmax(-1) == batch.supervised_labels_N
+        sizes = [len(example.positions.supervised_positions) for example in examples]
+        shares[name] = float(np.mean([bool(part.all()) for part in right_N.split(sizes)]))
+    mean = sum(shares.values()) / len(shares)
+    return f"{mean:.3f} (" + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()) + ")"
+
+
+def _single_question(scene: Scene, name: str, rng: np.random.Generator, builder: ExampleBuilder) -> Example:
+    turns = conversation([ask_scene(name, scene, rng)], with_image=True)
+    tokens = tokenize_conversation(
+        [Turn(turn["from"], turn["value"]) for turn in turns],
+        template=builder.template,
+        has_image=True,
+        tokenizer=builder.tokenizer,
+    )
+    return Example(
+        input_ids=np.asarray(tokens.input_ids, np.int32),
+        labels=np.asarray(tokens.labels, np.int32),
+        pixel_values=None,
+        positions=position_map(tokens.input_ids, tokens.labels, vision_tokens=builder.vision_tokens),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
+    """Linear warm-up over 5 % of the steps, then cosine to zero."""
+    warm_up = max(1, steps // 20)
+    share = step / warm_up if step < warm_up else 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * share
+
+
+def report(message: str, started: float) -> None:
+    """One line of the training log."""
+    click.echo(f"{message} [{time.time() - started:.0f} s]")
+
+
+def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
+    """Train a teacher and write it to `out` as an fp16 checkpoint."""
+    random.seed(schedule.seed)
+    torch.manual_seed(schedule.seed)
+    write_configs(out, TEACHER)
+    model = new_model(load_config(out), seed=schedule.seed)
+    builder = load_example_builder(out, template="v1")
+    started = time.time()
+    scenes = SceneSet(schedule.scenes, SCENE_SEED, "train", builder)
+    report(f"{schedule} drew {schedule.scenes} scenes", started)
+    train_tower(model, scenes, schedule)
+    train_language(model, scenes, builder, schedule)
+    model.model.config._attn_implementation = "sdpa"
+    save_model(model.half(), out, tokenizer_from=out)
+    report(f"held-out accuracy as stored (fp16) {evaluate(model.float(), builder, num=1000)}", started)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--scenes", default=TeacherSchedule.scenes, show_default=True)
+@click.option("--tower-steps", default=TeacherSchedule.tower_steps, show_default=True)
+@click.option("--steps", default=TeacherSchedule.steps, show_default=True)
+def main(out: Path, scenes: int, tower_steps: int, steps: int) -> None:
+    """Train the demo's teacher from nothing (about an hour on two cores)."""
+    train_teacher(out, TeacherSchedule(scenes=scenes, tower_steps=tower_steps, steps=steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -36,7 +36,7 @@ def first_layer_attention(model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR:
     query_BHRd = _rotate(query_BHRd, cos_1Ld[0, rows_BR][:, None], sin_1Ld[0, rows_BR][:, None])
     key_BHLd = key_BHLd.repeat_interleave(query_BHRd.shape[1] // key_BHLd.shape[1], dim=1)
 
-    scores_BHRL = (query_BHRd @ key_BHLd.transpose(2, 3)).float() * attention.scaling
+    scores_BHRL: Tensor = (query_BHRd @ key_BHLd.transpose(2, 3)).float() * attention.scaling
     future_B1RL = (positions_L > rows_BR[..., None])[:, None]
     probs_BHRL = scores_BHRL.masked_fill(future_B1RL, float("-inf")).softmax(dim=-1)
     cols_BHRC = cols_BC[:, None, None, :].expand(-1, probs_BHRL.shape[1], rows_BR.shape[1], -1)

@@ -1,0 +1,33 @@
+# make demo | make test | make check: nothing else is needed on a machine with Python 3.11.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export DS_ACCELERATOR ?= cpu
+WORKERS ?= 2
+
+.PHONY: demo test check format install
+
+# The stamp is newer than what decides the installation: a second `make` starts at once.
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/alignkd demo $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

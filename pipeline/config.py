@@ -1,0 +1,179 @@
+"""The run configuration: one YAML file for both phases, unknown keys refused, all errors at once."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from student_train.config import TrainConfig
+from student_train.job import DtypeName, TrainJob
+from teacher_dump.config import StoreConfig, TeacherConfig
+from teacher_dump.job import DumpJob
+from vlm.errors import InputError, one_line
+
+Command = Literal["dump", "train", "run"]
+SECTIONS_OF: dict[Command, tuple[str, ...]] = {
+    "dump": ("data", "teacher", "store"),
+    "train": ("data", "student", "store", "train"),
+    "run": ("data", "teacher", "student", "store", "train"),
+}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Settings):
+    """The data set.
+
+    Attributes:
+        conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
+        images: folder the image paths are relative to.
+        template: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning).
+        max_tokens: samples with more embedded tokens (text + vision) are dropped and listed.
+    """
+
+    conversations: Path
+    images: Path
+    template: Literal["plain", "v1"] = "v1"
+    max_tokens: int | None = Field(default=2048, ge=1)
+
+
+class StudentConfig(_Settings):
+    """The student.
+
+    Attributes:
+        checkpoint: folder in the official layout, or hub id.
+        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        dtype: of the weights in training; master weights and optimiser state are float32.
+    """
+
+    checkpoint: str
+    vision_config: Path | None = None
+    dtype: DtypeName = "float32"
+
+
+class RunConfig(_Settings):
+    """All sections of a configuration file; a command needs only its own (`SECTIONS_OF`)."""
+
+    data: DataConfig
+    teacher: TeacherConfig | None = None
+    student: StudentConfig | None = None
+    store: StoreConfig
+    train: TrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _losses_have_targets(self) -> Self:
+        """A loss needs its target stored; said before the teacher runs, not after."""
+        if self.train is None:
+            return self
+        kept = {
+            "attention": self.store.attention,
+            "vision_focus": self.store.vision_top,
+            "vision_all": self.store.vision_all,
+            "logit": self.store.logits.kind,
+        }
+        missing = [term for term in self.train.losses.weights if kept.get(term) == "none"]
+        if missing:
+            raise ValueError(
+                f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
+                "store the target or set the weight to 0"
+            )
+        return self
+
+    def dump_job(self) -> DumpJob:
+        """Phase 1 of this configuration."""
+        assert self.teacher is not None
+        return DumpJob(
+            conversations=self.data.conversations,
+            images=self.data.images,
+            template=self.data.template,
+            max_tokens=self.data.max_tokens,
+            teacher=self.teacher,
+            store=self.store,
+        )
+
+    def train_job(self) -> TrainJob:
+        """Phase 2 of this configuration."""
+        assert self.student is not None and self.train is not None
+        return TrainJob(
+            student=self.student.checkpoint,
+            vision_config=self.student.vision_config,
+            dtype=self.student.dtype,
+            images=self.data.images,
+            template=self.data.template,
+            max_tokens=self.data.max_tokens,
+            store=self.store.path,
+            train=self.train,
+        )
+
+
+def load_run_config(path: Path, command: Command) -> RunConfig:
+    """Read and check a configuration file for `command`.
+
+    Raises:
+        InputError: one line that lists every problem of the file.
+    """
+    values = read_yaml(path)
+    missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
+    problems = [f"{section}: section is missing, alignkd {command} needs it" for section in missing]
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        listed = [_problem(dict(item)) for item in error.errors() if item["loc"][:1] not in {(m,) for m in missing}]
+        raise _refusal(path, problems + listed) from None
+    if problems:
+        raise _refusal(path, problems)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: no such file, no YAML, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file ({one_line(error)[:200]}); mend it") from error
+    if not isinstance(values, dict):
+        found = type(values).__name__
+        raise InputError(f"{path}: holds a {found}, expected sections {', '.join(SECTIONS_OF['run'])}")
+    return values
+
+
+def _refusal(path: Path, problems: list[str]) -> InputError:
+    count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+    return InputError(f"{path}: {count}: {'; '.join(problems)}")
+
+
+def _problem(error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "configuration"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_suggestion(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    reason = one_line(str(error["msg"]).removeprefix("Value error, "))
+    given = "" if isinstance(error["input"], dict) else f", found {one_line(repr(error['input']))[:80]}"
+    return f"{where}: {reason}{given}"
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    """The nearest known key beside an unknown one, and all of them."""
+    model: type[BaseModel] | None = RunConfig
+    for part in location[:-1]:
+        model = _section_model(model, str(part))
+    known = list(model.model_fields) if model is not None else []
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else f" (known: {', '.join(known)})" if known else ""
+
+
+def _section_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    annotation: Any = model.model_fields[key].annotation if model and key in model.model_fields else None
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

@@ -1,0 +1,152 @@
+"""The teacher pass: plan, batch, forward, capture, encode, append, commit."""
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from storage.commits import CommitRecord
+from storage.errors import RecordError
+from storage.reader import StoreReader
+from storage.record import Record
+from storage.writer import ShardWriter, StoreWriter
+from teacher_dump.capture import capture
+from teacher_dump.fingerprint import make_manifest
+from teacher_dump.job import DumpJob, DumpResult
+from teacher_dump.records import make_record
+from vlm.checkpoint import load_example_builder, load_model
+from vlm.conversations import Sample, load_samples, read_image_bytes, sample_key
+from vlm.errors import InputError, SampleError
+from vlm.examples import Example, ExampleBuilder
+from vlm.model import MobileVLM
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample ready for the teacher."""
+
+    sample: Sample
+    image_sha256: str | None
+    example: Example
+
+
+def dump(job: DumpJob) -> DumpResult:
+    """Write every shard of the plan that is not committed yet.
+
+    Raises:
+        InputError: unusable data or checkpoint, or too many unusable samples.
+        StoreError: the store was made with other settings, or cannot be written.
+    """
+    started = time.monotonic()
+    samples = load_samples(job.conversations)
+    if not samples:
+        raise InputError(f"{job.conversations}: no conversations in it; give a file with at least one")
+    if not job.images.is_dir() and any(sample.image for sample in samples):
+        raise InputError(f"{job.images}: no such image folder; set data.images")
+    teacher = job.teacher
+    builder = load_example_builder(
+        teacher.checkpoint, template=job.template, vision_config=teacher.vision_config, max_tokens=job.max_tokens
+    )
+    # Shapes come from the model itself, so that the manifest cannot say anything else.
+    model = load_model(teacher.checkpoint, vision_config=teacher.vision_config, dtype=teacher.torch_dtype)
+    model.to(teacher.torch_device)
+    store = StoreWriter(job.store.path, make_manifest(job, model.config, builder, len(samples)))
+    pending = store.pending_shards()
+    run = _Run(job, model, builder, samples, total=sum(len(store.planned_samples(shard)) for shard in pending))
+    for shard in pending:
+        run.write_shard(store, shard)
+    return _result(job, run, len(samples), len(pending), time.monotonic() - started)
+
+
+class _Run:
+    """One run over the pending shards: what it needs and what it counts."""
+
+    def __init__(
+        self, job: DumpJob, model: MobileVLM, builder: ExampleBuilder, samples: list[Sample], total: int
+    ) -> None:
+        self.job, self.model, self.builder, self.samples = job, model, builder, samples
+        self.total, self.done, self.written, self.errors = total, 0, 0, 0
+
+    def write_shard(self, store: StoreWriter, shard: int) -> CommitRecord:
+        """One shard, whole or not at all."""
+        with store.open_shard(shard) as sink:
+            planned = [self.samples[index] for index in store.planned_samples(shard)]
+            for batch in batched(self.prepare(planned, sink), self.job.teacher.batch):
+                targets = capture(self.model, [item.example for item in batch], self.job.store.attention_pairs)
+                for item, sample_targets in zip(batch, targets, strict=True):
+                    with _Quarantine(self, sink, item.sample):
+                        key = sample_key(item.sample.conversations(), item.image_sha256, self.job.template)
+                        self.append(
+                            sink,
+                            make_record(
+                                item.sample, key, item.image_sha256, item.example, sample_targets, self.job.store
+                            ),
+                        )
+                self.job.progress(self.done, self.total)
+            return sink.commit()
+
+    def append(self, sink: ShardWriter, record: Record) -> None:
+        sink.append(record)
+        self.done += 1
+        self.written += 1
+
+    def prepare(self, planned: list[Sample], sink: ShardWriter) -> Iterator[Prepared]:
+        """Tokens and pixels of each usable sample; the others are quarantined."""
+        for sample in planned:
+            with _Quarantine(self, sink, sample):
+                if sample.problem is not None:
+                    raise SampleError(sample.problem)
+                image_bytes = None if sample.image is None else read_image_bytes(self.job.images, sample.image)
+                example = self.builder.build(sample.turns, image_bytes)
+                image_sha256 = None if image_bytes is None else hashlib.sha256(image_bytes).hexdigest()
+                yield Prepared(sample, image_sha256, example)
+
+
+class _Quarantine:
+    """Context of one sample: an unusable sample is listed in the store, or stops the run if so configured."""
+
+    def __init__(self, run: _Run, sink: ShardWriter, sample: Sample) -> None:
+        self.run, self.sink, self.sample = run, sink, sample
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, SampleError | RecordError):
+            return False
+        config, sample = self.run.job.store, self.sample
+        where = f"{self.run.job.conversations}: sample {sample.id!r} (index {sample.index}): {error}"
+        if config.on_error == "stop":
+            raise InputError(f"{where} (store.on_error is 'stop')") from error
+        self.run.errors += 1
+        self.run.done += 1
+        if config.max_errors is not None and self.run.errors > config.max_errors:
+            raise InputError(
+                f"{where}; {self.run.errors} unusable samples, store.max_errors is {config.max_errors}; mend the data"
+            ) from error
+        self.sink.quarantine(sample.index, sample.id, str(error))
+        return True
+
+
+def batched(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Consecutive lists of at most `size` items."""
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _result(job: DumpJob, run: _Run, num_samples: int, shards_written: int, seconds: float) -> DumpResult:
+    store = StoreReader(job.store.path)
+    quarantined = [(entry.index, entry.id, entry.reason) for entry in store.quarantined]
+    if not len(store):
+        _, sample_id, reason = quarantined[0]
+        raise InputError(
+            f"{job.conversations}: none of {num_samples} samples is usable, the first ({sample_id!r}): {reason}"
+        )
+    return DumpResult(
+        num_samples=num_samples,
+        num_records=len(store),
+        written=run.written,
+        quarantined=quarantined,
+        shards_written=shards_written,
+        seconds=seconds,
+    )

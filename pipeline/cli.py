@@ -1,9 +1,11 @@
 """The `alignkd` command: parses, calls one public function, prints."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -81,8 +83,9 @@ def train(config: Path, as_json: bool) -> None:
 
 @main.command()
 @CONFIG
+@json_option
 @clean_errors
-def run(config: Path) -> None:
+def run(config: Path, as_json: bool) -> None:
     """Dump, verify, train: each phase in a process of its own.
 
     Example: alignkd run run.yaml
@@ -90,11 +93,23 @@ def run(config: Path) -> None:
     from pipeline.config import load_run_config
 
     store = load_run_config(config, "run").store.path
-    for arguments in (["dump", str(config)], ["shards", "verify", str(store)], ["train", str(config)]):
-        click.echo(f"alignkd {' '.join(arguments)}")
-        finished = subprocess.run([sys.executable, "-m", "pipeline.cli", *arguments], check=False)
-        if finished.returncode:
-            sys.exit(finished.returncode if finished.returncode > 0 else 128 - finished.returncode)
+    phases = {"dump": ["dump", str(config)], "verify": ["shards", "verify", str(store)], "train": ["train", str(config)]}
+    reports = {}
+    for phase, arguments in phases.items():
+        if not as_json:
+            click.echo(f"alignkd {' '.join(arguments)}")
+        reports[phase] = run_phase(arguments, as_json)
+    if as_json:
+        print_json(reports)
+
+
+def run_phase(arguments: list[str], as_json: bool) -> Any:
+    """One `alignkd` command as a process of its own; its failure is ours."""
+    command = [sys.executable, "-m", "pipeline.cli", *arguments, *(["--json"] if as_json else [])]
+    finished = subprocess.run(command, check=False, stdout=subprocess.PIPE if as_json else None)
+    if finished.returncode:
+        sys.exit(finished.returncode if finished.returncode > 0 else 128 - finished.returncode)
+    return json.loads(finished.stdout) if as_json else None
 
 
 @main.command()

@@ -15,7 +15,8 @@ TOP_TOKENS = 5
 def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """Every array of a record under its public name; targets that are not stored are left out.
 
-    Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P].
+    Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P]. Ids, labels,
+    positions and indices are int64, as torch indexes with.
     """
     tensors: dict[str, NDArray[Any] | None] = {
         "input_ids": record.input_ids,
@@ -26,20 +27,20 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
         f"{manifest.codecs.attention_pairs}_attention": None
         if record.attention is None
         else record.attention.transpose(1, 0, 2),
-        "vision_top_index": None if record.vision_top_index is None else record.vision_top_index.astype(np.int32),
+        "vision_top_index": record.vision_top_index,
         "vision_top_embeddings": record.vision_top_embeddings,
         "vision_embeddings": record.vision_embeddings,
     }
     if isinstance(record.logits, TruncatedLogits):
         tensors |= {
-            "logit_ids": record.logits.ids.astype(np.int32),
+            "logit_ids": record.logits.ids,
             "logit_logprobs": record.logits.logprobs,
             "logit_offsets": record.logits.offsets,
             "tail_logmass": record.logits.tail_logmass,
         }
     else:
         tensors["logits"] = record.logits
-    return {name: np.ascontiguousarray(values) for name, values in tensors.items() if values is not None}
+    return {name: _widened(values) for name, values in tensors.items() if values is not None}
 
 
 def summary(record: Record, manifest: Manifest) -> dict[str, Any]:
@@ -129,6 +130,10 @@ def _distribution(
     row = logits[number].astype(np.float64)
     exp = np.exp(row - row.max())
     return np.arange(len(row)), exp / exp.sum(), 0.0
+
+
+def _widened(values: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(values, np.int64 if values.dtype.kind in "iu" else values.dtype)
 
 
 def _span(positions: NDArray[np.int32]) -> list[int] | None:

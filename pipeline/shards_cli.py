@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from pipeline.console import clean_errors, fail, format_bytes, json_option, print_json
 from pipeline.record_view import export_tensors, page, summary
-from storage.manifest import load_manifest
+from storage.manifest import Codecs, load_manifest
 from storage.reader import StoreReader
 from storage.record import Record
 from storage.shard_listing import list_shards
@@ -148,5 +148,10 @@ def find_record(reader: StoreReader, *, sample_id: str | None, key: str | None, 
     return reader[found[0]]
 
 
-def _codecs(codecs: object) -> str:
-    return str(codecs)
+def _codecs(codecs: Codecs) -> str:
+    logits = codecs.logits
+    entries = f" {logits.top_k}" if logits.top_k else ""
+    return (
+        f"{codecs.attention_pairs} attention {codecs.attention}, vision_top {codecs.vision_top}, "
+        f"vision_all {codecs.vision_all}, logits {logits.kind}{entries} {logits.dtype}"
+    )

@@ -32,7 +32,7 @@ _FAMILY: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_act": "silu",
     "max_position_embeddings": 512,
-    "initializer_range": 0.02,
+    "initializer_range": 0.05,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,

@@ -1,0 +1,151 @@
+"""`alignkd demo`: the whole of Align-KD on real handwriting, each phase in a process of its own."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pipeline.demo.dataset import write_dataset
+from pipeline.demo.folder import DemoFolder, StudentPaths, begin, made_once
+from pipeline.demo.illustrate import draw_pictures
+from pipeline.demo.models import TEACHER_CHECKPOINT, write_student
+from pipeline.demo.processes import ALIGNKD, TEACHER_TRAINING, Command, run_commands
+from pipeline.demo.report import make_report, write_report
+from pipeline.demo.run_config import write_run_config
+from pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings, Recipe, recipes
+from pipeline.demo.steps import Steps
+from pipeline.demo.training import train_students
+from pipeline.evaluate import evaluate, write_evaluation
+from vlm.checkpoint import load_model
+from vlm.errors import InputError
+
+Students = dict[Recipe, list[StudentPaths]]
+"""Each row of the table with its students, one per seed."""
+
+
+def run_demo(
+    out: Path, *, quick: bool = False, seeds: int = 1, ablation: bool = False, train_teacher: bool = False
+) -> dict[str, Any]:
+    """Run the demo, or go on with the one in `out`; more seeds or the ablation can be added to a finished one.
+
+    What a person reads goes to stderr, the table included.
+
+    Args:
+        out: folder of everything that the demo writes.
+        quick: the small preset.
+        seeds: students per row.
+        ablation: one row per loss, and other attention pairs.
+        train_teacher: train the teacher afresh instead of taking the shipped one.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        InputError: `out` belongs to other settings, or a step failed.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds: expected at least 1, found {seeds}; raise it")
+    settings, folder, rows = QUICK if quick else FULL, DemoFolder(out.resolve()), recipes(ablation=ablation)
+    begin(folder, {**asdict(settings), "train_teacher": train_teacher})
+    students: Students = {row: [folder.student(row.name, seed) for seed in range(seeds)] for row in rows}
+    steps = Steps(folder.seconds_file)
+
+    with steps("data", f"{settings.num_scenes} training scenes, {settings.num_eval_scenes} of held-out handwriting"):
+        write_data(folder, settings)
+    with steps("teacher", "trained afresh" if train_teacher else "the shipped checkpoint"):
+        make_teacher(folder, settings, train_teacher=train_teacher)
+    with steps("students", f"{seeds} fresh, {len(rows) * seeds} run configurations"):
+        make_students(folder, settings, students)
+    for row in {row.pairs: row for row in rows}.values():
+        config, store = students[row][0].config, folder.store(row.pairs)
+        with steps(f"dump {row.pairs}", f"phase 1: alignkd dump {config.relative_to(folder.root)}"):
+            run_commands([alignkd("dump", config)])
+        with steps(f"verify {row.pairs}", f"alignkd shards verify {store.relative_to(folder.root)}"):
+            run_commands([alignkd("shards", "verify", store)])
+    unfinished = [student for student in chain(*students.values()) if not student.evaluation.exists()]
+    with steps("train", f"phase 2: alignkd train, {len(unfinished)} students of {settings.steps} steps"):
+        train_students(unfinished, settings.steps)
+    with steps("evaluate", "greedy answers to the held-out questions"):
+        evaluate_models(folder, unfinished)
+    with steps("pictures", "losses, and where each model looks"):
+        pictures = draw_pictures(folder, students)
+    called = {"quick": quick, "seeds": seeds, "ablation": ablation, "train_teacher": train_teacher}
+    report = make_report(folder, students, {**called, **asdict(settings)}, steps.seconds)
+    write_report(folder, report, pictures)
+    return report
+
+
+def write_data(folder: DemoFolder, settings: DemoSettings) -> None:
+    """The training set, and the held-out questions one by one."""
+    made_once(
+        folder.training_set.conversations.parent,
+        lambda out: write_dataset(
+            out,
+            num_scenes=settings.num_scenes,
+            pool="train",
+            seed=settings.data_seed,
+            questions_per_scene=settings.questions_per_scene,
+        ),
+    )
+    made_once(
+        folder.held_out_set.conversations.parent,
+        lambda out: write_dataset(
+            out,
+            num_scenes=settings.num_eval_scenes,
+            pool="held_out",
+            seed=settings.eval_seed,
+            questions_per_scene=settings.questions_per_scene,
+            single_turn=True,
+        ),
+    )
+
+
+def make_teacher(folder: DemoFolder, settings: DemoSettings, *, train_teacher: bool) -> None:
+    """The teacher's checkpoint: a copy of the shipped one, or one trained in a process of its own."""
+    if not train_teacher:
+        if not TEACHER_CHECKPOINT.is_dir():
+            raise InputError(f"{TEACHER_CHECKPOINT}: the shipped teacher is missing; give --train-teacher")
+        made_once(folder.teacher, lambda out: shutil.copytree(TEACHER_CHECKPOINT, out))
+        return
+    training = settings.teacher_training
+    options = {"--scenes": training.scenes, "--tower-steps": training.tower_steps, "--steps": training.steps}
+    numbers = tuple(map(str, chain(*options.items())))
+    log = folder.root / "logs" / "teacher.log"
+
+    def train(out: Path) -> None:
+        arguments = (TEACHER_TRAINING, "--out", str(out), *numbers)
+        run_commands([Command(name="train the teacher", arguments=arguments, log=log)])
+
+    made_once(folder.teacher, train)
+
+
+def make_students(folder: DemoFolder, settings: DemoSettings, students: Students) -> None:
+    """A fresh student per seed with the teacher's vision tower, and the run configuration of every student."""
+    teacher = load_model(folder.teacher)
+    for recipe, group in students.items():
+        for student in group:
+            write = partial(write_student, teacher=teacher, seed=student.seed)
+            made_once(folder.fresh_student(student.seed), write)
+            write_run_config(folder, settings, recipe, student)
+
+
+def evaluate_models(folder: DemoFolder, students: Sequence[StudentPaths]) -> None:
+    """The answers of the teacher and of `students` to the held-out questions."""
+    checkpoints = {student.evaluation: student.checkpoint for student in students}
+    if not folder.teacher_evaluation.exists():
+        checkpoints[folder.teacher_evaluation] = folder.teacher
+    data = folder.held_out_set
+    for file, checkpoint in checkpoints.items():
+        evaluation = evaluate(
+            checkpoint, data.conversations, data.images, template=TEMPLATE, vision_config=folder.vision_config
+        )
+        write_evaluation(evaluation, file)
+
+
+def alignkd(*arguments: str | Path) -> Command:
+    """One `alignkd` command that speaks to the terminal."""
+    words = tuple(map(str, arguments))
+    return Command(name=f"alignkd {' '.join(words)}", arguments=(ALIGNKD, *words))

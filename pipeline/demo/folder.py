@@ -1,0 +1,175 @@
+"""Where everything of one demo lies, and how an unfinished demo goes on: whatever is there whole is used again."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.demo.dataset import DatasetFiles
+from pipeline.demo.models import VISION_FOLDER
+from pipeline.demo.settings import AttentionPairs
+from vlm.conversations import read_json
+from vlm.errors import InputError
+
+_ABSENT = "absent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentPaths:
+    """Files of one student, `name` being recipe and seed."""
+
+    root: Path
+    recipe: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique among the demo's students."""
+        return f"{self.recipe}-seed-{self.seed}"
+
+    @property
+    def config(self) -> Path:
+        """Its run configuration, for both phases."""
+        return self.root / "configs" / f"{self.name}.yaml"
+
+    @property
+    def output(self) -> Path:
+        """What training writes."""
+        return self.root / "students" / self.recipe / f"seed-{self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained student."""
+        return self.output / "student"
+
+    @property
+    def metrics(self) -> Path:
+        """Losses of every step."""
+        return self.output / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What its training said while others trained beside it."""
+        return self.root / "logs" / f"{self.name}.log"
+
+    @property
+    def evaluation(self) -> Path:
+        """Its answers to the held-out questions; written last, so it marks a student that is finished."""
+        return _evaluation(self.root, self.name)
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """The folder given as `--out`; every path of the demo is made here."""
+
+    root: Path
+
+    @property
+    def training_set(self) -> DatasetFiles:
+        """Conversations and images the students are trained on."""
+        return self.dataset("train")
+
+    @property
+    def held_out_set(self) -> DatasetFiles:
+        """Single questions about handwriting that training never saw."""
+        return self.dataset("held_out")
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher's checkpoint."""
+        return self.root / "teacher"
+
+    @property
+    def settings_file(self) -> Path:
+        """What the demo was begun with."""
+        return self.root / "settings.json"
+
+    @property
+    def seconds_file(self) -> Path:
+        """Seconds that each step took so far."""
+        return self.root / "seconds.json"
+
+    def dataset(self, name: str) -> DatasetFiles:
+        """A data set by its folder's name."""
+        folder = self.root / "data" / name
+        return DatasetFiles(conversations=folder / "conversations.json", images=folder / "images")
+
+    def fresh_student(self, seed: int) -> Path:
+        """Checkpoint of the untrained student of a seed."""
+        return self.root / "students" / "fresh" / f"seed-{seed}"
+
+    @property
+    def vision_config(self) -> Path:
+        """Config of the vision tower that teacher and students share; a trained student's folder has none."""
+        return self.fresh_student(0) / VISION_FOLDER
+
+    def store(self, pairs: AttentionPairs) -> Path:
+        """The teacher's targets, attention of these pairs."""
+        return self.root / "stores" / pairs
+
+    def student(self, recipe: str, seed: int) -> StudentPaths:
+        """Files of one student."""
+        return StudentPaths(root=self.root, recipe=recipe, seed=seed)
+
+    @property
+    def teacher_evaluation(self) -> Path:
+        """The teacher's answers to the held-out questions."""
+        return _evaluation(self.root, "teacher")
+
+    def picture(self, name: str) -> Path:
+        """A PNG file."""
+        return self.root / "pictures" / f"{name}.png"
+
+
+def begin(folder: DemoFolder, settings: Mapping[str, Any]) -> None:
+    """Claim a new folder for these settings, or go on in one that was claimed for the same.
+
+    Raises:
+        InputError: the folder holds something else, or a demo with other settings (each named with both values).
+    """
+    if folder.settings_file.is_file():
+        _check_same(folder.settings_file, read_json(folder.settings_file), settings)
+        return
+    if folder.root.exists() and not folder.root.is_dir():
+        raise InputError(f"{folder.root}: is a file; choose another --out")
+    if folder.root.is_dir() and any(folder.root.iterdir()):
+        raise InputError(f"{folder.root}: not empty and no demo of ours; choose another --out")
+    folder.root.mkdir(parents=True, exist_ok=True)
+    write_json(folder.settings_file, settings)
+
+
+def made_once(target: Path, make: Callable[[Path], object]) -> None:
+    """`make(temporary)` writes a folder that becomes `target` when it is complete; an existing one is kept."""
+    if target.exists():
+        return
+    temporary = target.with_name(f".tmp-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    make(temporary)
+    temporary.rename(target)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Indented JSON, whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    differing = [
+        f"{name} is {found.get(name, _ABSENT)} there, {asked.get(name, _ABSENT)} asked for"
+        for name in sorted({*found, *asked})
+        if found.get(name, _ABSENT) != asked.get(name, _ABSENT)
+    ]
+    if differing:
+        raise InputError(
+            f"{path.parent}: holds a demo with other settings: {'; '.join(differing)}; "
+            "choose another --out or delete the folder"
+        )
+
+
+def _evaluation(root: Path, name: str) -> Path:
+    return root / "evaluations" / f"{name}.json"

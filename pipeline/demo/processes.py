@@ -1,0 +1,136 @@
+"""Runs `alignkd` commands as processes of their own, as a user would type them, and never leaves one behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+import pipeline
+from vlm.errors import InputError
+
+ALIGNKD = "pipeline.cli"
+TEACHER_TRAINING = "pipeline.demo.train_teacher"
+_PACKAGES = Path(pipeline.__file__).parents[1]
+_STDERR = 2
+_TICK_SECONDS = 0.5
+# A training process finishes its step and writes a checkpoint when it is told to stop.
+_GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One process.
+
+    Attributes:
+        name: what it does, for messages.
+        arguments: of `python -m`.
+        log: file for everything it says, or None to let it speak to the terminal (on stderr).
+        threads: of its arithmetic, or None for its own choice.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    log: Path | None = None
+    threads: int | None = None
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_commands(
+    commands: Sequence[Command], *, at_once: int = 1, on_tick: Callable[[list[Command]], None] = lambda done: None
+) -> None:
+    """Run every command, at most `at_once` of them side by side.
+
+    Args:
+        commands: started in this order.
+        on_tick: called about twice a second with the commands that are done.
+
+    Raises:
+        InputError: one of them failed; the others are told to stop first.
+    """
+    waiting, running, done = list(commands), dict[Command, subprocess.Popen[bytes]](), list[Command]()
+    with _stopped_with_us(running), ExitStack() as logs:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                command = waiting.pop(0)
+                running[command] = _start(command, logs)
+            _wait_for_one(list(running.values()))
+            for command in [command for command, process in running.items() if process.poll() is not None]:
+                _check(command, running.pop(command).returncode)
+                done.append(command)
+            on_tick(done)
+
+
+def _start(command: Command, logs: ExitStack) -> subprocess.Popen[bytes]:
+    output: int | IO[bytes] = _STDERR
+    if command.log is not None:
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        output = logs.enter_context(command.log.open("ab"))
+    arguments = [sys.executable, "-m", *command.arguments]
+    return subprocess.Popen(arguments, stdout=output, stderr=output, env=_environment(command.threads))
+
+
+def _environment(threads: int | None) -> Mapping[str, str]:
+    paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **limits}
+
+
+def _wait_for_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until any process has ended, or a tick has passed."""
+    until = time.monotonic() + _TICK_SECONDS
+    while time.monotonic() < until and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
+
+
+def _check(command: Command, exit_code: int) -> None:
+    if exit_code == 0:
+        return
+    how = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
+    said = "the lines above say why"
+    if command.log is not None:
+        lines = command.log.read_text(errors="replace").splitlines()
+        said = f"it said {lines[-1]!r}, see {command.log}" if lines else f"it said nothing, see {command.log}"
+    raise InputError(f"{command.name}: ended with {how}: {said}; mend it and run the same command again to go on")
+
+
+@contextmanager
+def _stopped_with_us(running: Mapping[Command, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """However this process ends short of SIGKILL, the running ones are told to stop and waited for."""
+    main = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
+    previous = signal.signal(signal.SIGTERM, _exit) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        # The terminal has told them too, and a second signal would cost them their checkpoint.
+        _wait_for_all(running.values(), _GRACE_SECONDS)
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, previous)
+        for process in running.values():
+            process.terminate()
+        _wait_for_all(running.values(), _GRACE_SECONDS)
+        for process in running.values():
+            process.kill()
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _wait_for_all(processes: Iterable[subprocess.Popen[bytes]], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and any(process.poll() is None for process in processes):
+        time.sleep(0.05)

@@ -1,0 +1,44 @@
+"""The YAML file of one student: what a user would write by hand, for both phases."""
+
+from typing import Any
+
+import yaml
+
+from pipeline.demo.folder import DemoFolder, StudentPaths
+from pipeline.demo.settings import TEMPLATE, DemoSettings, Recipe
+
+TRAIN_KEYS = (
+    "steps micro_batch learning_rate projector_learning_rate adapter_learning_rate adapter_init warmup_ratio "
+    "weight_decay checkpoint_every data_workers"
+).split()
+
+
+def write_run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> None:
+    """Write `student.config`, a file for `alignkd dump`, `alignkd train` and `alignkd run`."""
+    student.config.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(run_config(folder, settings, recipe, student), sort_keys=False)
+    student.config.write_text(f"# alignkd run {student.config.name}\n{text}", encoding="utf-8")
+
+
+def run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> dict[str, Any]:
+    """The sections of the file. Students of one seed start from the same weights and see the same batches."""
+    data = folder.training_set
+    wanted = {key: getattr(settings, key) for key in TRAIN_KEYS}
+    return {
+        "data": {"conversations": str(data.conversations), "images": str(data.images), "template": TEMPLATE},
+        "teacher": {"checkpoint": str(folder.teacher), "batch": settings.teacher_batch},
+        "student": {"checkpoint": str(folder.fresh_student(student.seed))},
+        "store": {
+            "path": str(folder.store(recipe.pairs)),
+            "backend": "zarr",
+            **settings.store,
+            "attention_pairs": recipe.pairs,
+            "shard_size": settings.shard_size,
+        },
+        "train": {
+            "output": str(student.output),
+            "seed": student.seed,
+            **{key: value for key, value in wanted.items() if value is not None},
+            "losses": recipe.losses(settings),
+        },
+    }

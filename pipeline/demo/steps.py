@@ -1,0 +1,37 @@
+"""The demo's steps on the terminal, each with the time it took; a demo that was stopped adds up."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from pipeline.demo.folder import write_json
+
+
+def say(line: str) -> None:
+    """One line for the person who waits; stdout is left to the report."""
+    click.echo(line, err=True)
+
+
+class Steps:
+    """Times named steps and keeps the sums in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    @contextmanager
+    def __call__(self, name: str, what: str) -> Iterator[None]:
+        """One step; `name` is its key in the report, `what` is said when it begins."""
+        say(f"{name:<12}{what}")
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            took = time.monotonic() - started
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 2)
+            write_json(self.path, self.seconds)
+        say(f"{'':<12}{took:.1f} s")

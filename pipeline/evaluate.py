@@ -1,0 +1,197 @@
+"""Right answers of a checkpoint on single questions: greedy generation, exact match after stripping blanks."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm.checkpoint import load_example_builder, load_model
+from vlm.conversations import Sample, load_samples, read_image_bytes, read_json, read_json_lines
+from vlm.errors import InputError, SampleError
+from vlm.examples import Example, ExampleBuilder
+from vlm.generation import generate_greedy
+from vlm.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns, tokenize_question
+
+QUESTION_TYPES_KEY = "question_types"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One question with the right answer and the model's.
+
+    Attributes:
+        id: the sample's id.
+        image: path relative to the image folder, or None.
+        question: without the image placeholder.
+        question_type: as the file gives it, or None.
+    """
+
+    id: str
+    image: str | None
+    question: str
+    question_type: str | None
+    expected: str
+    found: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the model's answer is the right one, to the letter."""
+        return self.found == self.expected
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint answered; every figure is counted from `answers`, in the order of the file."""
+
+    answers: tuple[Answer, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0..1."""
+        return sum(answer.right for answer in self.answers) / len(self.answers)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Questions of each type, in the order of their first appearance; untyped questions are left out."""
+        return dict(Counter(answer.question_type for answer in self.answers if answer.question_type is not None))
+
+    @property
+    def by_type(self) -> dict[str, float]:
+        """Share of right answers of each type, 0..1."""
+        right = Counter(answer.question_type for answer in self.answers if answer.right)
+        return {name: right[name] / count for name, count in self.counts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures and answers; `from_json` reads the answers back and counts again."""
+        answers = [{**asdict(answer), "right": answer.right} for answer in self.answers]
+        return {"accuracy": self.accuracy, "by_type": self.by_type, "counts": self.counts, "answers": answers}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
+        """Inverse of `to_json`."""
+        fields = Answer.__dataclass_fields__
+        return cls(tuple(Answer(**{name: entry[name] for name in fields}) for entry in document["answers"]))
+
+
+def evaluate(
+    checkpoint: Path,
+    conversations: Path,
+    images: Path,
+    *,
+    template: TemplateName,
+    vision_config: Path | None = None,
+    max_new_tokens: int = 16,
+    batch: int = 128,
+) -> Evaluation:
+    """Ask a checkpoint every question of a LLaVA-style file of single turns.
+
+    Args:
+        checkpoint: folder in the official layout; run in float32 on the CPU.
+        conversations: each entry has one human and one gpt turn; `question_types`, one per turn, is optional.
+        images: folder the image paths are relative to.
+        template: prompt template that the checkpoint was trained with.
+        vision_config: overrides the checkpoint's `mm_vision_tower`.
+        max_new_tokens: an answer is cut here.
+        batch: questions that are answered together at most.
+
+    Raises:
+        InputError: unusable checkpoint or file, an entry of several turns, or an image that cannot be read.
+    """
+    questions = load_questions(conversations)
+    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
+    model = load_model(checkpoint, vision_config=vision_config, dtype=torch.float32)
+    answers: dict[int, Answer] = {}
+    for numbers in _batches([sample for sample, _ in questions], builder, batch):
+        prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
+        found = generate_greedy(
+            model, prompts, max_new_tokens=max_new_tokens, eos_token_id=builder.tokenizer.eos_token_id
+        )
+        for number, ids in zip(numbers, found, strict=True):
+            answers[number] = _answer(*questions[number], builder.tokenizer.decode(ids))
+    return Evaluation(tuple(answers[number] for number in range(len(questions))))
+
+
+def load_questions(conversations: Path) -> list[tuple[Sample, str | None]]:
+    """The single-turn samples of a file, each with its question type if the file gives it.
+
+    Raises:
+        InputError: no such file, broken JSON, an empty list, or an entry that is no single question.
+    """
+    samples = load_samples(conversations)
+    if not samples:
+        raise InputError(f"{conversations}: no questions in it; give a file with at least one")
+    for sample in samples:
+        try:
+            _check_single_question(sample)
+        except SampleError as error:
+            raise InputError(f"{_where(conversations, sample)}: {error}") from error
+    entries = read_json_lines(conversations) if conversations.suffix == ".jsonl" else read_json(conversations)
+    return [(sample, _question_type(entry)) for sample, entry in zip(samples, entries, strict=True)]
+
+
+def _check_single_question(sample: Sample) -> None:
+    if sample.problem:
+        raise SampleError(sample.problem)
+    check_turns(sample.turns, has_image=sample.image is not None)
+    if (speakers := [turn.speaker for turn in sample.turns]) != ["human", "gpt"]:
+        raise SampleError(f"turns of {', '.join(speakers)}, expected human, gpt; ask each question in its own entry")
+
+
+def _question_type(entry: Mapping[str, Any]) -> str | None:
+    types = entry.get(QUESTION_TYPES_KEY)
+    return str(types[0]) if isinstance(types, list) and types else None
+
+
+def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images: Path) -> Example:
+    try:
+        image_bytes = None if sample.image is None else read_image_bytes(images, sample.image)
+        return builder.build_question(sample.turns[:1], image_bytes)
+    except SampleError as error:
+        raise InputError(f"{_where(conversations, sample)}: {error}") from error
+
+
+def _batches(samples: Sequence[Sample], builder: ExampleBuilder, size: int) -> Iterator[list[int]]:
+    """Numbers of at most `size` samples, sorted so that prompts of one length stand together."""
+
+    def length(number: int) -> tuple[bool, int]:
+        sample, has_image = samples[number], samples[number].image is not None
+        ids = tokenize_question(
+            sample.turns[:1], template=builder.template, has_image=has_image, tokenizer=builder.tokenizer
+        )
+        return has_image, len(ids)
+
+    order = sorted(range(len(samples)), key=length)
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _answer(sample: Sample, question_type: str | None, text: str) -> Answer:
+    question, answer = (turn.value for turn in sample.turns)
+    return Answer(
+        id=sample.id,
+        image=sample.image,
+        question=question.replace(IMAGE_PLACEHOLDER, "").strip(),
+        question_type=question_type,
+        expected=answer.strip(),
+        found=text.strip(),
+    )
+
+
+def _where(conversations: Path, sample: Sample) -> str:
+    return f"{conversations}: sample {sample.id!r} (index {sample.index})"
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write the answers and their figures as JSON, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `write_evaluation` wrote."""
+    return Evaluation.from_json(read_json(path))

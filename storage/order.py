@@ -1,0 +1,73 @@
+"""Deterministic order: a pure function of seed and epoch, so that its whole state is a sample count.
+
+numpy promises that the raw stream of a bit generator never changes between versions; it does not promise
+that for `Generator.permutation`. So the order is a stable argsort of the raw Philox stream.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORD = 2**64
+# the epoch number that no training reaches: the order in which samples are written to shards
+WRITE_EPOCH = WORD - 1
+
+
+def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of `range(n)`, int64 [n], that depends on nothing but its arguments.
+
+    Raises:
+        ValueError: `n` is negative, or seed or epoch is no unsigned 64-bit number.
+    """
+    if n < 0 or not 0 <= seed < WORD or not 0 <= epoch < WORD:
+        raise ValueError(f"n {n}, seed {seed}, epoch {epoch}: expected n >= 0 and seed, epoch in 0..2**64-1")
+    stream = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
+    return np.argsort(stream, kind="stable").astype(np.int64)
+
+
+def shard_plan(num_samples: int, shard_size: int, seed: int) -> list[NDArray[np.int64]]:
+    """Data-set indices of each shard in the order of writing: a seeded permutation cut into pieces."""
+    order = permutation(num_samples, seed, WRITE_EPOCH)
+    return [order[start : start + shard_size] for start in range(0, num_samples, shard_size)]
+
+
+class SampleOrder:
+    """The endless stream of training samples: epoch after epoch, each in its own order.
+
+    Nothing in here changes while training: what a step sees follows from the step's number, so a run can
+    resume at any step with any number of ranks.
+    """
+
+    def __init__(self, num_samples: int, seed: int, global_batch: int) -> None:
+        if num_samples < 1 or global_batch < 1:
+            raise ValueError(f"num_samples {num_samples}, global_batch {global_batch}: expected at least 1")
+        self.num_samples, self.seed, self.global_batch = num_samples, seed, global_batch
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+
+    def global_batch_indices(self, step: int) -> NDArray[np.int64]:
+        """Positions in the store of the samples of this step (from 0), int64 [global_batch]."""
+        if step < 0:
+            raise ValueError(f"step is {step}, expected 0 or more")
+        stream = np.arange(step * self.global_batch, (step + 1) * self.global_batch)
+        epochs, positions = np.divmod(stream, self.num_samples)
+        pieces = [self._epoch(int(epoch))[positions[epochs == epoch]] for epoch in np.unique(epochs)]
+        return np.concatenate(pieces)
+
+    def rank_slice(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """This rank's part of the global batch: every `world_size`-th sample, int64 [global_batch / W].
+
+        Raises:
+            ValueError: the ranks cannot share the global batch equally, or there is no such rank.
+        """
+        if not 0 <= rank < world_size or self.global_batch % world_size:
+            raise ValueError(
+                f"rank {rank} of {world_size} for a global batch of {self.global_batch}: "
+                "the number of ranks must divide the global batch"
+            )
+        return self.global_batch_indices(step)[rank::world_size]
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:  # a batch may straddle two epochs; older ones never come back
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = permutation(self.num_samples, self.seed, epoch)
+        return self._epochs[epoch]

@@ -1,0 +1,102 @@
+"""Writes one zarr sharding file (see `sharding_layout`) as its rows arrive."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.checksum import crc32c
+from storage.sharding_layout import CRC_BYTES, MISSING, ArrayLayout, Shape
+
+
+class ShardingFileWriter:
+    """Appends rows to one array; holds one row of chunks in memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], chunk: Shape, variable_width: bool = False) -> None:
+        self.path, self.chunk, self.variable_width = path, chunk, variable_width
+        self.num_rows = 0
+        self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
+        self._width = 0 if variable_width else (chunk[-1] if len(chunk) > 1 else 1)
+        self._block = np.zeros(chunk, dtype)
+        self._filled = 0
+        self._index: list[list[tuple[int, int]]] = []
+        self._descriptor: int | None = None
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Add rows; whatever fills a chunk goes to the file at once."""
+        while len(rows):
+            if self.variable_width:
+                self._widen(rows.shape[-1])
+            take = min(len(rows), len(self._block) - self._filled)
+            target = self._block[self._filled : self._filled + take]
+            (target[..., : rows.shape[-1]] if rows.ndim > 1 else target)[...] = rows[:take]
+            self._filled += take
+            self.num_rows += take
+            rows = rows[take:]
+            if self._filled == len(self._block):
+                self._flush()
+
+    def close(self) -> ArrayLayout:
+        """Write the rest and the index, not yet fsynced; an array without rows has no file."""
+        if self._filled:
+            self._flush()
+        width = () if len(self.chunk) == 1 else (self._width,)
+        layout = ArrayLayout((self.num_rows, *self.chunk[1:-1], *width), self.chunk)
+        if self._index:
+            index = np.full((*layout.grid, 2), MISSING, "<u8")
+            for row, chunks in enumerate(self._index):
+                index[row, : len(chunks)] = chunks
+            self._write(index)
+            self._write(_crc_bytes(crc32c(index)))
+        self.release()
+        return layout
+
+    def release(self) -> None:
+        """Give the file descriptor back; harmless when done twice."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _widen(self, width: int) -> None:
+        self._width = max(self._width, width)
+        missing = -(-width // self.chunk[-1]) * self.chunk[-1] - self._block.shape[-1]
+        if missing > 0:
+            self._block = np.pad(self._block, [(0, 0)] * (self._block.ndim - 1) + [(0, missing)])
+
+    def _flush(self) -> None:
+        step = self.chunk[-1]
+        wide = len(self.chunk) > 1
+        starts = range(0, self._block.shape[-1], step) if wide else range(1)
+        self._index.append(
+            [self._write_chunk(self._block[..., at : at + step] if wide else self._block) for at in starts]
+        )
+        if self._block.shape == self.chunk:
+            self._block.fill(0)
+        else:
+            self._block = np.zeros(self.chunk, self._block.dtype)
+        self._filled = 0
+
+    def _write_chunk(self, chunk: NDArray[Any]) -> tuple[int, int]:
+        start = self.num_bytes
+        data = np.ascontiguousarray(chunk)
+        self._write(data)
+        self._write(_crc_bytes(crc32c(data)))
+        return start, self.num_bytes - start
+
+    def _write(self, data: NDArray[Any]) -> None:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        view = data.reshape(-1).view(np.uint8)
+        self.sha256.update(view.data)
+        while view.size:  # a disk that fills up takes a part first and refuses the rest
+            written = os.write(self._descriptor, view.data)
+            self.num_bytes += written
+            view = view[written:]
+
+
+def _crc_bytes(checksum: int) -> NDArray[np.uint8]:
+    return np.frombuffer(checksum.to_bytes(CRC_BYTES, "little"), np.uint8)

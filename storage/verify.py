@@ -1,0 +1,125 @@
+"""`alignkd shards verify`: read a store again and name everything that is not as committed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.backend import get_backend
+from storage.columns import columns_of
+from storage.commits import CommitRecord, committed_shards, load_commit, missing_or_resized, shard_folder
+from storage.errors import StoreError
+from storage.manifest import Manifest, load_manifest
+from storage.open_shard import OpenShard
+from storage.order import shard_plan
+from storage.record_codec import RecordCodec
+from storage.shard_check import array_problems, file_problems, record_problems, table_problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong; `shard` is None where it concerns the whole store."""
+
+    shard: int | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was looked at and what was wrong with it."""
+
+    deep: bool
+    num_shards: int = 0
+    num_records: int = 0
+    num_bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify_store(path: Path, deep: bool = False) -> VerifyReport:
+    """Check a store; damage is reported, not raised.
+
+    Args:
+        path: the store's folder.
+        deep: read every byte again and check every record; otherwise only commit records, presence and
+            sizes of files.
+
+    Returns:
+        The report; numbers count committed shards whose record could be read.
+    """
+    path = Path(path)
+    try:
+        manifest = load_manifest(path)
+    except StoreError as error:
+        return VerifyReport(deep=deep, problems=[Problem(shard=None, message=str(error))])
+    commits, problems = _load_commits(path, manifest)
+    checker = _ShardChecker(path, manifest)
+    for commit in commits:
+        found = checker.deep(commit) if deep else checker.shallow(commit)
+        problems += [Problem(shard=commit.shard, message=message) for message in found]
+    return VerifyReport(
+        deep=deep,
+        num_shards=len(commits),
+        num_records=sum(commit.num_records for commit in commits),
+        num_bytes=sum(commit.totals.bytes for commit in commits),
+        problems=problems,
+    )
+
+
+def _load_commits(path: Path, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:
+    commits, problems = [], []
+    found = committed_shards(path)
+    for shard in sorted(set(range(manifest.num_shards)) - set(found)):
+        message = f"shard {shard}: not committed; run `alignkd dump` again"
+        problems.append(Problem(shard=shard, message=message))
+    manifest_hash = manifest.manifest_hash()
+    for shard in found:
+        try:
+            commits.append(load_commit(path, shard, manifest_hash))
+        except StoreError as error:
+            problems.append(Problem(shard=shard, message=str(error)))
+    return commits, problems
+
+
+class _ShardChecker:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self.columns = columns_of(manifest)
+        self.plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
+
+    def shallow(self, commit: CommitRecord) -> list[str]:
+        problems = self._accounting(commit)
+        return problems + missing_or_resized(shard_folder(self.path, commit.shard), commit)
+
+    def deep(self, commit: CommitRecord) -> list[str]:
+        """Bytes first; the meaning of damaged bytes is not looked at."""
+        folder = shard_folder(self.path, commit.shard)
+        problems = self._accounting(commit) + file_problems(folder, commit)
+        if not problems:
+            problems = list(self._content_problems(folder, commit))
+        return problems
+
+    def _accounting(self, commit: CommitRecord) -> list[str]:
+        if commit.shard >= self.manifest.num_shards:
+            return [f"shard {commit.shard}: the plan has {self.manifest.num_shards} shards; delete its record"]
+        held, planned = commit.num_records + len(commit.quarantined), self.manifest.planned_size(commit.shard)
+        if held != planned:
+            return [f"shard {commit.shard}: accounts for {held} samples, the plan has {planned}"]
+        return []
+
+    def _content_problems(self, folder: Path, commit: CommitRecord) -> Iterator[str]:
+        backend = get_backend(self.manifest.backend)
+        layouts = commit.layouts()
+        yield from backend.check(folder, self.columns, layouts)
+        label = f"store {self.path}, shard {commit.shard}"
+        damaged = array_problems(backend.open(folder, self.columns, layouts, label), self.columns, commit)
+        yield from damaged
+        if damaged:
+            return
+        shard = OpenShard(self.path, self.manifest, RecordCodec(self.manifest), commit)
+        wrong_tables = table_problems(shard, commit)
+        yield from wrong_tables
+        if not wrong_tables:
+            yield from record_problems(shard, commit, self.plan[commit.shard].tolist())

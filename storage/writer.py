@@ -1,0 +1,82 @@
+"""Writing a store: shards in any order by any number of processes, each committed whole or not at all.
+
+writer = StoreWriter(path, manifest)
+for shard in writer.pending_shards():
+    with writer.open_shard(shard) as sink:
+        for index in writer.planned_samples(shard):
+            sink.append(record_of(index))
+        sink.commit()
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.commits import COMMITS, SHARDS, commit_path, committed_shards
+from storage.errors import StoreError, disk_errors
+from storage.files import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
+from storage.manifest import FILE_NAME, Manifest, check_same_manifest, load_manifest
+from storage.order import shard_plan
+from storage.record_codec import RecordCodec
+from storage.sealed_json import seal
+from storage.shard_writer import ShardWriter
+
+__all__ = ["ShardWriter", "StoreWriter"]
+
+
+class StoreWriter:
+    """A store opened for writing; the manifest is written by whoever comes first."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Create the store or go on with it, and clear away what dead writers left.
+
+        Raises:
+            StoreError: the store has another manifest, or the folder is something else.
+        """
+        self.path, self.manifest = Path(path), manifest
+        with disk_errors(f"store {self.path}"):
+            _create(self.path, manifest)
+            remove_leftovers(self.path)
+        self.codec = RecordCodec(manifest)
+        self._plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
+
+    def pending_shards(self) -> list[int]:
+        """Shards of the plan without a commit record, rising."""
+        return sorted(set(range(len(self._plan))) - set(committed_shards(self.path)))
+
+    def planned_samples(self, shard: int) -> NDArray[np.int64]:
+        """Data-set indices of a shard in the order in which they must be appended, int64 [samples]."""
+        if not 0 <= shard < len(self._plan):
+            raise StoreError(f"shard is {shard}, the plan of store {self.path} has 0..{len(self._plan) - 1}")
+        return self._plan[shard].copy()
+
+    def open_shard(self, shard: int) -> ShardWriter:
+        """Start a shard in a temporary folder; use as a context manager.
+
+        Raises:
+            StoreError: the shard is not in the plan, or committed already.
+        """
+        planned = self.planned_samples(shard)
+        if commit_path(self.path, shard).exists():
+            raise StoreError(f"shard {shard} of store {self.path} is committed already; take a pending one")
+        return ShardWriter(self.path, self.codec, shard, planned)
+
+
+def _create(path: Path, manifest: Manifest) -> None:
+    """Make the store's folders and manifest, or check those that are there."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / FILE_NAME).exists():
+        foreign = [
+            entry.name
+            for entry in path.iterdir()
+            if entry.name not in (SHARDS, COMMITS, FILE_NAME) and not entry.name.startswith(TEMPORARY_PREFIX)
+        ]
+        if foreign:
+            raise StoreError(
+                f"{path} holds {sorted(foreign)[0]!r} but no {FILE_NAME}, so it is no store; choose another path"
+            )
+        (path / SHARDS).mkdir(exist_ok=True)
+        (path / COMMITS).mkdir(exist_ok=True)
+        create_exclusively(path / FILE_NAME, seal(manifest.model_dump()), path)
+    check_same_manifest(path, load_manifest(path), manifest)

@@ -1,0 +1,205 @@
+"""Checkpoints that are whole or absent: written aside, checked by checksum, renamed.
+
+What a resumed run needs, all of it: float32 master weights of every trained parameter (adapters included), both
+moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the run. No random
+state: nothing draws random numbers while training, and the sample order is a pure function of seed and step. The
+frozen vision tower comes from the student's own checkpoint, whose hash is among the settings.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from storage import StoreError
+from storage.checksum import file_crc32c
+from storage.sealed_json import seal, unseal
+from student_train.engine import MOMENTS, Engine
+from student_train.errors import TrainError, writing
+from student_train.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Where a run is; `step` optimiser steps are done."""
+
+    step: int = 0
+    samples_seen: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """The state that a stored document holds among other things."""
+        return cls(**{name: document[name] for name in asdict(cls())})
+
+    def after(self, *, samples: int, skipped: bool) -> Self:
+        """The state one optimiser step later."""
+        return replace(
+            self,
+            step=self.step + 1,
+            samples_seen=self.samples_seen + samples,
+            skipped_steps=self.skipped_steps + skipped,
+            skipped_in_a_row=(self.skipped_in_a_row + 1) * skipped,
+        )
+
+
+def save_checkpoint(
+    folder: Path, engine: Engine, state: TrainState, settings: Mapping[str, Any], ranks: Ranks, *, keep: int
+) -> None:
+    """Write `folder/step-N` and drop all but the newest `keep`; called by ALL ranks, written by the first.
+
+    Raises:
+        TrainError: the disk is full or not writable; nothing half-written stays.
+    """
+    target = folder / f"step-{state.step:08d}"
+    temporary = folder / f".tmp-{target.name}"
+    problem = _attempt(target, lambda: _make_afresh(temporary)) if ranks.is_first else None
+    for kind, tensors in _tensors(engine):
+        gathered = dict(tensors) if ranks.is_first else _discard(tensors)
+        if ranks.is_first and not problem:
+            problem = _attempt(target, partial(save_file, gathered, temporary / f"{kind}.safetensors"))
+    if ranks.is_first:
+        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
+        problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
+        shutil.rmtree(temporary, ignore_errors=True)
+    # An error on the first rank is everybody's: the others must not wait for it in the next step.
+    if problem := ranks.from_first(problem):
+        raise TrainError(problem)
+    if ranks.is_first:
+        for old in _all_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, engine: Engine, settings: Mapping[str, Any], ranks: Ranks) -> TrainState:
+    """Bring the engine to the newest sound checkpoint; a fresh state if there is none at all.
+
+    Raises:
+        TrainError: every checkpoint is broken, or they belong to a run with other settings.
+    """
+    found, problem = None, None
+    if ranks.is_first:
+        try:
+            found = _newest_sound(folder)
+            if found:
+                check_same_settings(folder.parent, found[1]["settings"], settings)
+        except TrainError as error:
+            problem = str(error)
+    found, problem = ranks.from_first((found, problem))
+    if problem:
+        raise TrainError(problem)
+    if found is None:
+        return TrainState()
+    path, document = found
+    with safe_open(path / "weights.safetensors", "pt") as file:
+        engine.load_weights(file.get_tensor)
+    for kind in MOMENTS:
+        with safe_open(path / f"{kind}.safetensors", "pt") as file:
+            engine.load_moments(kind, file.get_tensor)
+    engine.load_counters(document["counters"])
+    return TrainState.of(document)
+
+
+def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings; TrainError names each with both values."""
+    differing = [
+        f"{name} was {found.get(name)}, is {asked.get(name)}"
+        for name in sorted({*found, *asked})
+        if found.get(name) != asked.get(name)
+    ]
+    if differing:
+        raise TrainError(
+            f"output {output} was begun with other settings: {'; '.join(differing)}; "
+            "restore them, or choose another output"
+        )
+
+
+def _tensors(engine: Engine) -> Iterable[tuple[str, Iterable[tuple[str, Tensor]]]]:
+    """The files of a checkpoint one after the other: at no time is more than one of them in memory."""
+    yield "weights", engine.master_weights()
+    for kind in MOMENTS:
+        yield kind, engine.moments(kind)
+
+
+def _discard(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Take part in gathering, which is collective, without keeping what the first rank writes."""
+    for _ in tensors:
+        pass
+    return {}
+
+
+def _attempt(target: Path, write: Callable[[], None]) -> str | None:
+    """Call `write`; the error line if the disk did not take it."""
+    try:
+        with writing(target):
+            write()
+    except TrainError as error:
+        return str(error)
+    return None
+
+
+def _make_afresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _commit(temporary: Path, target: Path, document: dict[str, Any]) -> None:
+    files = {path.name: [path.stat().st_size, file_crc32c(path)] for path in sorted(temporary.iterdir())}
+    (temporary / STATE).write_bytes(seal({**document, "files": files}))
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
+    if target.exists():  # only a broken one can be: a sound one would have been resumed from
+        shutil.rmtree(target)
+    temporary.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _all_checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    candidates = _all_checkpoints(folder)
+    for path in reversed(candidates):
+        try:
+            return path, _verified(path)
+        except (StoreError, TrainError) as error:
+            logger.warning("checkpoint %s is broken (%s); trying the one before", path, error)
+    if candidates:
+        raise TrainError(
+            f"{folder}: none of {len(candidates)} checkpoints is sound; restore one, or choose another output"
+        )
+    return None
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    document = unseal(path / STATE)
+    for name, (size, checksum) in document["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise TrainError(f"{name} is missing")
+        if file.stat().st_size != size:
+            raise TrainError(f"{name} has {file.stat().st_size} bytes, expected {size}")
+        if (found := file_crc32c(file)) != checksum:
+            raise TrainError(f"{name} has crc32c {found:08x}, expected {checksum:08x}")
+    return document

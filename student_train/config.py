@@ -1,0 +1,116 @@
+"""Training settings as a user writes them: unknown keys refused, relations checked at construction."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from student_train.adapters import AdapterInit
+from student_train.errors import TrainError
+from student_train.losses.logit import Direction
+
+Preset = Literal["paper", "supervised"]
+TERMS = ("supervised", "attention", "vision_all", "vision_focus", "logit")
+PRESETS: dict[Preset, dict[str, float]] = {
+    "paper": {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0},
+    "supervised": {"supervised": 1.0, "attention": 0.0, "vision_all": 0.0, "vision_focus": 0.0, "logit": 0.0},
+}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossConfig(_Settings):
+    """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's."""
+
+    supervised: float = Field(default=1.0, ge=0)
+    attention: float = Field(default=1.0, ge=0)
+    vision_all: float = Field(default=1.0, ge=0)
+    vision_focus: float = Field(default=0.1, ge=0)
+    logit: float = Field(default=1.0, ge=0)
+    logit_direction: Direction = "reverse"
+    temperature: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _decoder_is_trained(self) -> Self:
+        if self.supervised == 0 and self.logit == 0:
+            raise ValueError("supervised and logit are both 0, so nothing trains the decoder; set one above 0")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights above 0 by term."""
+        return {term: weight for term in TERMS if (weight := float(getattr(self, term))) > 0}
+
+
+class TrainConfig(_Settings):
+    """One training run of a student.
+
+    Attributes:
+        output: folder of checkpoints, metrics and the exported student.
+        steps: optimiser steps.
+        micro_batch: samples per forward pass and device.
+        global_batch: samples per optimiser step over all devices; None is `micro_batch` times the devices.
+        learning_rate: peak of the cosine; also of the projector and the adapters unless these are given.
+        warmup_ratio: share of `steps` over which the learning rate rises linearly.
+        gradient_clip: largest gradient norm; 0 switches clipping off.
+        seed: of the sample order and of fresh adapters.
+        checkpoint_every: optimiser steps between checkpoints; None writes only the last one.
+        keep_checkpoints: newest checkpoints kept.
+        offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        adapters: adapters of an earlier stage to start from; None starts fresh ones.
+        preset: base of `losses`, over which its explicit keys win.
+        log_every: optimiser steps between lines of progress.
+        data_workers: processes that prepare batches; 0 prepares them in the training process.
+    """
+
+    output: Path
+    steps: int = Field(ge=1)
+    micro_batch: int = Field(default=8, ge=1)
+    global_batch: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=4e-5, gt=0)
+    projector_learning_rate: float | None = Field(default=None, gt=0)
+    adapter_learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    gradient_clip: float = Field(default=1.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    offload_optimizer: bool = False
+    adapters: Path | None = None
+    adapter_init: AdapterInit = "pytorch"
+    preset: Preset | None = None
+    losses: LossConfig = LossConfig()
+    log_every: int = Field(default=10, ge=1)
+    data_workers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+            return values  # an unknown preset is the field's own error
+        losses = values.get("losses") or {}
+        given = losses.model_dump(exclude_unset=True) if isinstance(losses, LossConfig) else losses
+        return {**values, "losses": {**PRESETS[values["preset"]], **given}}
+
+    def global_batch_size(self, world_size: int) -> int:
+        """Samples per optimiser step.
+
+        Raises:
+            TrainError: the devices cannot fill `global_batch` with whole micro-batches.
+        """
+        pass_size = self.micro_batch * world_size
+        if self.global_batch is None:
+            return pass_size
+        if self.global_batch % pass_size:
+            raise TrainError(
+                f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch} x {world_size} "
+                f"devices = {pass_size}; change one of them"
+            )
+        return self.global_batch
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Micro-batches per device and optimiser step."""
+        return self.global_batch_size(world_size) // (self.micro_batch * world_size)

@@ -1,0 +1,44 @@
+"""How many elements each loss term has in a GLOBAL batch, from the store's index alone: no rank asks another."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import StoreReader
+from vlm.config import VLMConfig
+
+
+class GlobalCounts:
+    """Counts elements of any set of samples.
+
+    Args:
+        reader: the store.
+        student: the student's shapes.
+        terms: the loss terms that are computed.
+    """
+
+    def __init__(self, reader: StoreReader, student: VLMConfig, terms: Iterable[str]) -> None:
+        vision_tokens, hidden_size = student.vision_tokens, student.hidden_size
+        images = reader.has_image.astype(np.int64)
+        per_sample = {
+            "supervised": reader.num_supervised,
+            "logit": reader.num_supervised,
+            "attention": student.num_heads * images * self._attention_pairs(reader, vision_tokens),
+            "vision_all": images * vision_tokens * hidden_size,
+            "vision_focus": images * reader.manifest.shapes.vision_top_tokens * hidden_size,
+        }
+        self._per_sample = {term: per_sample[term] for term in terms}
+
+    def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
+        """Elements by term over the samples at these store positions."""
+        return {term: int(counts[positions].sum()) for term, counts in self._per_sample.items()}
+
+    @staticmethod
+    def _attention_pairs(reader: StoreReader, vision_tokens: int) -> NDArray[np.int64]:
+        """Attention rows times columns of each sample that has an image."""
+        pairs = reader.manifest.codecs.attention_pairs
+        if pairs == "vqv":
+            return np.full(len(reader), vision_tokens**2)
+        text_tokens = reader.sequence_lengths - vision_tokens
+        return reader.num_queries * (text_tokens if pairs == "tqt" else vision_tokens)

@@ -1,0 +1,72 @@
+"""From a record of the store to a training example: tokenised again and compared, never trusted blindly."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import Record, StoreReader
+from vlm.conversations import read_image_bytes
+from vlm.errors import SampleError
+from vlm.examples import Example, ExampleBuilder
+from vlm.templates import Turn
+
+
+class CachedDataset:
+    """The samples of a store as the student reads them, with the teacher's targets.
+
+    Args:
+        reader: the store.
+        builder: the STUDENT's tokenizer, template and image processor.
+        images: folder the records' image paths are relative to.
+    """
+
+    def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path) -> None:
+        self.reader, self.builder, self.images = reader, builder, images
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, position: int) -> tuple[Example, Record]:
+        """Example and record at a position of the store.
+
+        Raises:
+            SampleError: the image is gone or changed, or the student tokenises the conversation differently.
+        """
+        record = self.reader[position]
+        name = f"sample {record.id!r} (index {record.index})"
+        turns = [Turn(turn["from"], turn["value"]) for turn in record.conversations]
+        try:
+            example = self.builder.build(turns, self._image_bytes(record))
+        except SampleError as error:
+            raise SampleError(f"{name}: {error}") from error
+        for field in ("input_ids", "labels"):
+            _check_equal(name, field, found=getattr(example, field), stored=getattr(record, field))
+        for field in ("vision_positions", "tqv_query_positions", "supervised_positions"):
+            _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
+        return example, record
+
+    def _image_bytes(self, record: Record) -> bytes | None:
+        if record.image is None:
+            return None
+        data = read_image_bytes(self.images, record.image)
+        if (found := hashlib.sha256(data).hexdigest()) != record.image_sha256:
+            raise SampleError(
+                f"{self.images / record.image}: sha256 is {found}, the teacher saw {record.image_sha256}; "
+                "restore the file or dump the targets again"
+            )
+        return data
+
+
+def _check_equal(sample: str, field: str, *, found: NDArray[np.int32], stored: NDArray[np.int32]) -> None:
+    if np.array_equal(found, stored):
+        return
+    if len(found) != len(stored):
+        difference = f"{len(found)} values in the student, {len(stored)} in the store"
+    else:
+        where = int(np.flatnonzero(found != stored)[0])
+        difference = f"{found[where]} at position {where} in the student, {stored[where]} in the store"
+    raise SampleError(
+        f"{sample}: {field} differs: {difference}; dump the targets again with the student's tokenizer and template"
+    )

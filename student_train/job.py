@@ -1,0 +1,67 @@
+"""A training run as the pipeline hands it over, and what comes back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from student_train.config import TrainConfig
+from vlm.templates import TemplateName
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything that decides a training run.
+
+    Attributes:
+        student: checkpoint folder (or hub id) in the official layout.
+        vision_config: folder with the vision tower's config, overriding the checkpoint's.
+        dtype: of the student's weights; master weights and optimiser state are float32.
+        images: folder the samples' image paths are relative to.
+        template: prompt template; must be the store's.
+        max_tokens: most embedded tokens of a sample, or None.
+        store: the teacher's cached targets.
+        train: optimisation settings.
+    """
+
+    student: str | Path
+    images: Path
+    store: Path
+    train: TrainConfig
+    template: TemplateName = "v1"
+    vision_config: Path | None = None
+    dtype: DtypeName = "float32"
+    max_tokens: int | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch names it."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: optimiser steps done, resumed ones included.
+        samples_seen: samples consumed, resumed ones included.
+        skipped_steps: steps that were skipped because a loss or gradient was not finite.
+        metrics: the last line of `metrics.jsonl`.
+        student: exported checkpoint folder, None when interrupted.
+        adapters: exported adapters, None when interrupted.
+        already_finished: nothing was done, an earlier run had finished.
+        interrupted_by: number of the signal that ended the run early, or None. A command exits with 128 + this.
+    """
+
+    step: int
+    samples_seen: int
+    skipped_steps: int
+    metrics: dict[str, float | int | bool | None]
+    student: Path | None
+    adapters: Path | None
+    already_finished: bool = False
+    interrupted_by: int | None = None

@@ -1,0 +1,77 @@
+"""Align-KD eq. 6: divergence between the student's and the teacher's next-token distributions.
+
+A truncated teacher is compared on K + 1 outcomes: its kept tokens and ONE bucket for all others, whose mass was
+measured from the full distribution. That is a true divergence (never negative, 0 only at equality on these
+outcomes). Partial sums over the kept tokens and supports renormalised on either side are not: they teach the student
+to flee the support, or say nothing about the tail.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from student_train.losses.loss_sum import LossSum, accumulable
+from student_train.losses.sparse_distribution import SparseDistribution
+
+Direction = Literal["reverse", "forward"]
+
+
+def logit_loss(
+    student_logits_NV: Tensor,
+    teacher: Tensor | SparseDistribution,
+    *,
+    direction: Direction = "reverse",
+    temperature: float = 1.0,
+) -> LossSum:
+    """Sum over positions of the divergence in nats.
+
+    Args:
+        student_logits_NV: the student's logits at N supervised positions.
+        teacher: full logits [N, V], or a truncated distribution.
+        direction: "reverse" is KL(student || teacher), the paper's; "forward" is KL(teacher || student).
+        temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
+            gradient does not depend on it (Hinton et al. 2015).
+
+    Raises:
+        ValueError: a truncated teacher at a temperature other than 1. The tempered mass of its tail is unknown.
+    """
+    if isinstance(teacher, SparseDistribution):
+        if temperature != 1.0:
+            raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
+        return _bucketed(accumulable(student_logits_NV), teacher, direction)
+    student_NV = functional.log_softmax(accumulable(student_logits_NV) / temperature, dim=-1)
+    teacher_NV = functional.log_softmax(accumulable(teacher) / temperature, dim=-1)
+    divergence_N = _kl(student_NV, teacher_NV, direction).sum(dim=-1)
+    return LossSum(divergence_N.sum() * temperature**2, len(student_logits_NV))
+
+
+def _bucketed(logits_NV: Tensor, teacher: SparseDistribution, direction: Direction) -> LossSum:
+    student_NV = functional.log_softmax(logits_NV, dim=-1)
+    student_NK = student_NV.gather(1, teacher.ids_NK)
+    kept_N = _kl(student_NK, teacher.logprobs_NK, direction).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
+    has_tail_N = teacher.kept_NK.sum(dim=-1) < logits_NV.shape[1]
+    # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Give it a
+    # harmless stand-in before the logarithm and drop it after; masking the result alone would leave 0 * NaN.
+    student_tail_N = _tail_logmass(student_NV, teacher, has_tail_N)
+    teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N, 0.0)
+    tail_N = torch.where(has_tail_N, _kl(student_tail_N, teacher_tail_N, direction), 0.0)
+    return LossSum((kept_N + tail_N).sum(), len(logits_NV))
+
+
+def _tail_logmass(student_NV: Tensor, teacher: SparseDistribution, has_tail_N: Tensor) -> Tensor:
+    """Log-mass of the tokens not kept, by log-sum-exp: 1 - sum(kept) would cancel when the tail is small."""
+    num_positions, vocab_size = student_NV.shape
+    # Padded slots point to a column of their own, V, which is cut off: they must not hide the real token 0.
+    columns_NK = torch.where(teacher.kept_NK, teacher.ids_NK, vocab_size)
+    is_kept_NV = torch.zeros(num_positions, vocab_size + 1, dtype=torch.bool, device=student_NV.device)
+    is_kept_NV = is_kept_NV.scatter_(1, columns_NK, True)[:, :vocab_size] & has_tail_N[:, None]
+    return student_NV.masked_fill(is_kept_NV, -torch.inf).logsumexp(dim=-1)
+
+
+def _kl(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor:
+    """Elementwise KL terms of two tensors of log-probabilities."""
+    if direction == "reverse":
+        return student.exp() * (student - teacher)
+    return teacher.exp() * (teacher - student)

@@ -1,0 +1,44 @@
+"""`metrics.jsonl`: one JSON object per optimiser step, equal for a resumed and an unbroken run but for timings."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from student_train.errors import writing
+
+Metrics = dict[str, float | int | bool | None]
+
+
+class MetricsLog:
+    """An append-only file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut_back(self, step: int) -> Metrics:
+        """Drop everything after `step`, which a resumed run writes again; returns the last line kept, {} if none."""
+        lines = [json.loads(line) for line in self._complete_lines()]
+        kept = [line for line in lines if line["step"] <= step]
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.replace(self.path)
+        return kept[-1] if kept else {}
+
+    def append(self, values: Mapping[str, float | int | bool | None]) -> Metrics:
+        """Write one line, values that JSON has no number for as null; returns what was written."""
+        line: Metrics = {name: _json_number(value) for name, value in values.items()}
+        with writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return line
+
+    def _complete_lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        return [line for line in self.path.read_text().splitlines(keepends=False) if line.endswith("}")]
+
+
+def _json_number(value: float | int | bool | None) -> float | int | bool | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

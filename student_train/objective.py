@@ -1,0 +1,120 @@
+"""All terms of eq. 7 from ONE forward pass of the student.
+
+Shape letters as in `student_train.batch`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from student_train.adapters import Adapters
+from student_train.batch import TrainBatch
+from student_train.config import LossConfig
+from student_train.losses.attention import attention_loss
+from student_train.losses.logit import logit_loss
+from student_train.losses.loss_sum import LossSum
+from student_train.losses.supervised import supervised_loss
+from student_train.losses.vision import vision_all_loss, vision_focus_loss
+from vlm.model import MobileVLM
+
+
+class DistilledStudent(nn.Module):
+    """Student and adapters: the module that DeepSpeed trains.
+
+    EVERY batch runs through every trained parameter in the same order, with zeros where it has no image: ZeRO-2
+    packs gradients into its reduction buckets in the order of arrival, so a rank whose text-only batch left the
+    projector out would have its gradients added to other parameters' of the other ranks.
+    """
+
+    def __init__(self, model: MobileVLM, adapters: Adapters, losses: LossConfig) -> None:
+        super().__init__()
+        self.model, self.adapters, self.losses = model, adapters, losses
+        model.requires_grad_(True)
+        model.freeze_vision_tower()
+        # An adapter without a loss stays as it is, weight decay included.
+        adapters.attn_adapter.requires_grad_(losses.attention > 0)
+        adapters.proj_adapter.requires_grad_(losses.vision_all > 0 or losses.vision_focus > 0)
+
+    def forward(self, batch: TrainBatch) -> dict[str, LossSum]:
+        """Every term with a weight above 0; count 0 where the batch lacks its targets."""
+        sequences, weights = batch.sequences, self.losses.weights
+        pixels = sequences.pixel_values_ICHW
+        vision_IPD = self._no_vision() if pixels is None else self.model.encode_images(pixels)
+        embeds_BLD = self.model.embed(sequences, None if pixels is None else vision_IPD)
+        if pixels is None:
+            embeds_BLD = embeds_BLD + 0.0 * vision_IPD.sum()
+
+        hidden_BLD = self.model.hidden_states(embeds_BLD)
+        logits_NV = self.model.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
+        terms = self._next_token_terms(batch, logits_NV)
+        # After the decoder: backward then finishes layer 0's weights at the same moment with and without this term.
+        if "attention" in weights:
+            terms["attention"] = self._attention(batch, embeds_BLD)
+        if "vision_all" in weights:
+            terms["vision_all"] = self._vision_all(batch, vision_IPD)
+        if "vision_focus" in weights:
+            terms["vision_focus"] = self._vision_focus(batch, vision_IPD)
+        return terms
+
+    def _next_token_terms(self, batch: TrainBatch, logits_NV: Tensor) -> dict[str, LossSum]:
+        terms: dict[str, LossSum] = {}
+        if self.losses.supervised > 0:
+            terms["supervised"] = supervised_loss(logits_NV, batch.labels_N)
+        if self.losses.logit > 0:
+            assert batch.logits is not None
+            terms["logit"] = logit_loss(
+                logits_NV,
+                batch.logits,
+                direction=self.losses.logit_direction,
+                temperature=self.losses.temperature,
+            )
+        return terms
+
+    def _attention(self, batch: TrainBatch, embeds_BLD: Tensor) -> LossSum:
+        targets = batch.attention
+        if targets is None:
+            conv = self.adapters.attn_adapter
+            return _idle(self.adapters.adapt_attention(_zeros_like(conv.weight, (1, conv.in_channels, 1, 1))))
+        adapted_BHRC = self.adapters.adapt_attention(targets.teacher_BHRC)
+        student_BHRC = self.model.first_layer_attention(embeds_BLD, targets.rows_BR, targets.cols_BC)
+        return attention_loss(adapted_BHRC, student_BHRC, targets.num_rows_B, targets.num_cols_B)
+
+    def _vision_all(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
+        if batch.vision_all_IPD is None:
+            return _idle(self.adapters.adapt_vision(self._no_teacher_vision()))
+        return vision_all_loss(self.adapters.adapt_vision(batch.vision_all_IPD), vision_IPD)
+
+    def _vision_focus(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
+        if batch.top_embeddings_IKD is None or batch.top_index_IK is None:
+            return _idle(self.adapters.adapt_vision(self._no_teacher_vision()))
+        adapted_IKD = self.adapters.adapt_vision(batch.top_embeddings_IKD)
+        return vision_focus_loss(adapted_IKD, vision_IPD, batch.top_index_IK)
+
+    def _no_vision(self) -> Tensor:
+        """The projector's output for tower features of zeros: gives its parameters a gradient of zeros."""
+        config, projector = self.model.config, self.model.model.mm_projector
+        shape = (1, config.vision_tokens, config.vision.hidden_size)
+        vision_1PD: Tensor = projector(_zeros_like(next(projector.parameters()), shape))
+        return vision_1PD
+
+    def _no_teacher_vision(self) -> Tensor:
+        conv = self.adapters.proj_adapter
+        return _zeros_like(conv.weight, (1, 1, conv.in_channels))
+
+
+def weighted_total(
+    terms: Mapping[str, LossSum], weights: Mapping[str, float], global_counts: Mapping[str, int]
+) -> Tensor:
+    """This micro-batch's share of eq. 7: summed over all micro-batches of all ranks it is the global batch's loss."""
+    parts = [weights[name] * term.total / max(global_counts[name], 1) for name, term in terms.items()]
+    return torch.stack(parts).sum()
+
+
+def _zeros_like(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+
+
+def _idle(output: Tensor) -> LossSum:
+    """A term without elements that still reaches the parameters behind `output`."""
+    return LossSum(0.0 * output.float().sum(), 0)

@@ -1,0 +1,169 @@
+"""Phase 2 as a page: order -> batch -> forward -> backward -> step -> log -> checkpoint."""
+
+import logging
+import math
+import signal
+from collections.abc import Iterator
+from time import perf_counter
+
+from storage import SampleOrder, StoreReader
+from student_train.adapters import Adapters
+from student_train.batch import TrainBatch
+from student_train.checkpoint import TrainState, check_same_settings, load_checkpoint, save_checkpoint
+from student_train.checks import check_store_fits
+from student_train.counts import GlobalCounts
+from student_train.dataset import CachedDataset
+from student_train.engine import Engine, StepOutcome
+from student_train.errors import TrainError
+from student_train.export import adapters_file, check_output, export, read_finished, student_folder
+from student_train.interrupt import StopSignals
+from student_train.job import TrainJob, TrainResult
+from student_train.loader import micro_batches
+from student_train.metrics import Metrics, MetricsLog
+from student_train.objective import DistilledStudent
+from student_train.progress import Progress
+from student_train.ranks import start_ranks
+from student_train.schedule import learning_rate_factor
+from student_train.settings import deciding_settings
+from student_train.tally import StepTally
+from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from vlm.config import load_config
+
+logger = logging.getLogger(__name__)
+MOST_SKIPPED_IN_A_ROW = 10
+
+
+def train(job: TrainJob) -> TrainResult:
+    """Train a student from a store, or go on where an earlier call of the same job stopped.
+
+    Every process of a launcher (torchrun, deepspeed) calls this; one process alone needs none.
+
+    Raises:
+        ValueError: one line on what does not fit: store, student, settings, output, a sample.
+    """
+    config, ranks = job.train, start_ranks()
+    check_output(job)
+    dataset = open_dataset(job)
+    settings = deciding_settings(job, dataset.reader, ranks)
+    if (finished := read_finished(config.output)) is not None:
+        check_same_settings(config.output, finished["settings"], settings)
+        logger.info("output %s: all %d steps were done before", config.output, finished["step"])
+        return _result(job, TrainState.of(finished), finished["metrics"], already_finished=True)
+
+    student = build_student(job, dataset.reader)
+    counts = GlobalCounts(dataset.reader, student.model.config, config.losses.weights)
+    engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
+    checkpoints, log = config.output / "checkpoints", MetricsLog(config.output / "metrics.jsonl")
+    state = load_checkpoint(checkpoints, engine, settings, ranks)
+    last = log.cut_back(state.step) if ranks.is_first else {}
+
+    order = SampleOrder(len(dataset), config.seed, config.global_batch_size(ranks.world_size))
+    batches = micro_batches(dataset, order, config, ranks, first_step=state.step)
+    progress = Progress(done=state.step, steps=config.steps, log_every=config.log_every, show=ranks.is_first)
+    with StopSignals() as signals, progress:
+        while state.step < config.steps:
+            tally = StepTally(config.losses.weights, counts(order.global_batch_indices(state.step)))
+            factor = learning_rate_factor(state.step, steps=config.steps, warmup_ratio=config.warmup_ratio)
+            outcome = _optimiser_step(engine, batches, tally, factor)
+            tally.gather(ranks, stop=signals.received > 0)
+
+            state = state.after(samples=order.global_batch, skipped=not outcome.applied)
+            if ranks.is_first:
+                last = log.append(_metrics(state, tally, outcome, config.learning_rate * factor))
+                progress.update(last)
+            _check_not_diverged(state, tally, job)
+            due = config.checkpoint_every and state.step % config.checkpoint_every == 0
+            if due or tally.stopped or state.step == config.steps:
+                save_checkpoint(checkpoints, engine, state, settings, ranks, keep=config.keep_checkpoints)
+            if tally.stopped:
+                break
+    if state.step < config.steps:
+        return _result(job, state, last, interrupted_by=signals.received or signal.SIGTERM)
+    export(job, engine, state, settings, last)
+    ranks.barrier()
+    return _result(job, state, last)
+
+
+def open_dataset(job: TrainJob) -> CachedDataset:
+    """The store as this job's student reads it, after every check that needs no weights."""
+    reader = StoreReader(job.store)
+    builder = load_example_builder(
+        job.student, template=job.template, vision_config=job.vision_config, max_tokens=job.max_tokens
+    )
+    shapes = load_config(resolve_checkpoint(job.student), vision_config=job.vision_config)
+    check_store_fits(reader, builder, shapes, job.train.losses)
+    return CachedDataset(reader, builder, job.images)
+
+
+def build_student(job: TrainJob, reader: StoreReader) -> DistilledStudent:
+    """The student with adapters from the store's teacher: of an earlier stage if the job names them, else fresh."""
+    model = load_model(job.student, vision_config=job.vision_config, dtype=job.torch_dtype)
+    teacher = reader.manifest.shapes
+    adapters = Adapters(
+        heads=(teacher.num_heads, model.config.num_heads),
+        hidden_sizes=(teacher.hidden_size, model.config.hidden_size),
+    )
+    if job.train.adapters is None:
+        adapters.initialise(job.train.adapter_init, seed=job.train.seed)
+    else:
+        adapters.load(job.train.adapters)
+    return DistilledStudent(model, adapters, job.train.losses)
+
+
+def _optimiser_step(
+    engine: Engine, batches: Iterator[TrainBatch], tally: StepTally, learning_rate_factor: float
+) -> StepOutcome:
+    """Micro-batches until the global batch is complete."""
+    outcome = None
+    while outcome is None:
+        asked = perf_counter()
+        batch = next(batches)
+        tally.waited += perf_counter() - asked
+        engine.backward(tally.add(engine(batch)))
+        outcome = engine.end_micro_batch(learning_rate_factor)
+    return outcome
+
+
+def _metrics(state: TrainState, tally: StepTally, outcome: StepOutcome, learning_rate: float) -> Metrics:
+    return {
+        "step": state.step,
+        "loss": tally.loss,
+        **tally.means,
+        "samples_seen": state.samples_seen,
+        "learning_rate": learning_rate,
+        "grad_norm": outcome.grad_norm,
+        "skipped": not outcome.applied,
+        "seconds": tally.seconds,
+        "wait_share": tally.wait_share,
+    }
+
+
+def _check_not_diverged(state: TrainState, tally: StepTally, job: TrainJob) -> None:
+    # In float16 a finite loss with an overflowing gradient is how the loss scale is found.
+    searching_scale = job.dtype == "float16" and math.isfinite(tally.loss)
+    if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW and not searching_scale:
+        raise TrainError(
+            f"{state.skipped_in_a_row} steps in a row were skipped, at step {state.step} the loss is {tally.loss} or "
+            f"its gradient is not finite; lower learning_rate {job.train.learning_rate} or change dtype {job.dtype}"
+        )
+
+
+def _result(
+    job: TrainJob,
+    state: TrainState,
+    metrics: Metrics,
+    *,
+    already_finished: bool = False,
+    interrupted_by: int | None = None,
+) -> TrainResult:
+    output = job.train.output
+    return TrainResult(
+        step=state.step,
+        samples_seen=state.samples_seen,
+        skipped_steps=state.skipped_steps,
+        metrics=metrics,
+        student=student_folder(output) if interrupted_by is None else None,
+        adapters=adapters_file(output) if interrupted_by is None else None,
+        already_finished=already_finished,
+        interrupted_by=interrupted_by,
+    )

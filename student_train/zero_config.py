@@ -1,0 +1,51 @@
+"""DeepSpeed's settings and AdamW's parameter groups, as plain data."""
+
+from typing import Any
+
+import torch
+
+from student_train.config import TrainConfig
+from student_train.objective import DistilledStudent
+
+# Elements per reduction bucket: DeepSpeed allocates buckets in full, and its default takes 1 GB in bfloat16.
+MAX_BUCKET = 50_000_000
+PROJECTOR_PREFIX = "model.model.mm_projector."
+ADAPTER_PREFIX = "adapters."
+
+
+def zero_config(student: DistilledStudent, config: TrainConfig, dtype: torch.dtype, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of ZeRO-2 for this run."""
+    trained = sum(value.numel() for value in student.parameters() if value.requires_grad)
+    bucket = min(MAX_BUCKET, trained)
+    zero: dict[str, Any] = {"stage": 2, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": config.accumulation_steps(world_size),
+        "gradient_clipping": config.gradient_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # tested here, in tests/student_train
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled
+    }
+    if dtype == torch.bfloat16:
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif dtype == torch.float16:
+        settings["fp16"] = {"enabled": True}
+    return settings
+
+
+def parameter_groups(student: DistilledStudent, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate: projector, adapters, everything else; empty groups are left out."""
+    named = [(name, value) for name, value in student.named_parameters() if value.requires_grad]
+    rates = {
+        PROJECTOR_PREFIX: config.projector_learning_rate or config.learning_rate,
+        ADAPTER_PREFIX: config.adapter_learning_rate or config.learning_rate,
+    }
+    groups = [
+        {"params": [value for name, value in named if name.startswith(prefix)], "lr": rate}
+        for prefix, rate in rates.items()
+    ]
+    rest = [value for name, value in named if not name.startswith(tuple(rates))]
+    groups.append({"params": rest, "lr": config.learning_rate})
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,57 @@
+"""Runs `alignkd` as users do, in a process of its own, over the golden samples."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
+WriteConfig = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def alignkd() -> Alignkd:
+    """`alignkd("dump", path)`: the finished process, its output as text."""
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def write_config(golden: Path, golden_images: Path, tmp_path: Path) -> WriteConfig:
+    """`write_config(**sections)`: a complete configuration over the golden v1 samples, sections changed as given."""
+
+    def write(name: str = "run.yaml", drop: tuple[str, ...] = (), **changes: dict[str, Any]) -> Path:
+        model = {"vision_config": str(golden / "clip"), "dtype": "float32"}
+        sections: dict[str, dict[str, Any]] = {
+            "data": {"conversations": str(golden / "v1.json"), "images": str(golden_images), "template": "v1"},
+            "teacher": {"checkpoint": str(golden / "teacher"), **model},
+            "student": {"checkpoint": str(golden / "student"), **model},
+            "store": {
+                "path": str(tmp_path / "store"),
+                "backend": "zarr",
+                "attention": "float32",
+                "vision_top": "float32",
+                "vision_all": "float32",
+                "logits": {"kind": "full"},
+            },
+            "train": {"output": str(tmp_path / "out"), "steps": 2, "micro_batch": 2},
+        }
+        sections = copy.deepcopy(sections)
+        for section, values in changes.items():
+            sections[section] |= values
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({key: value for key, value in sections.items() if key not in drop}))
+        return path
+
+    return write

@@ -1,0 +1,210 @@
+"""`alignkd demo --quick` from beginning to end, once, as a user types it; the tests read what it left."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+Alignkd = Callable[..., "CompletedProcess[str]"]
+TERMS = ("supervised", "logit", "attention", "vision_all", "vision_focus")
+
+
+@pytest.fixture(scope="session")
+def quick_demo(alignkd: Alignkd, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "CompletedProcess[str]"]:
+    """The demo's folder and the finished process."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    finished = alignkd("demo", "--quick", "--out", out, "--json")
+    assert finished.returncode == 0, finished.stderr
+    return out, finished
+
+
+@pytest.fixture
+def out(quick_demo: tuple[Path, "CompletedProcess[str]"]) -> Path:
+    """The demo's folder."""
+    return quick_demo[0]
+
+
+@pytest.fixture
+def report(out: Path) -> dict[str, Any]:
+    """`report.json`."""
+    return read(out / "report.json")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, timings left out."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "wait_share")} for line in lines]
+
+
+@contextmanager
+def without(folder: Path) -> Iterator[None]:
+    """`folder` does not exist for a while."""
+    away = folder.with_name(f"{folder.name}-away")
+    folder.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(folder)
+
+
+def test_report_has_the_promised_form(
+    quick_demo: tuple[Path, "CompletedProcess[str]"], out: Path, report: dict[str, Any]
+) -> None:
+    assert json.loads(quick_demo[1].stdout) == report
+    assert set(report) == {"teacher", "students", "settings", "seconds", "store"}
+    assert set(report["students"]) == {"supervised", "align_kd"}
+    for student in report["students"].values():
+        assert len(student["accuracy"]) == 1
+        assert set(student["by_type"]) == set(report["teacher"]["by_type"])
+        assert all(len(values) == 1 for values in student["by_type"].values())
+    conversations = read(out / "data" / "train" / "conversations.json")
+    assert report["store"]["records"] == len(conversations)
+    shards = list((out / "stores" / "tqv" / "shards").rglob("*"))
+    assert report["store"]["bytes"] <= sum(path.stat().st_size for path in shards if path.is_file())
+    assert {"data", "dump tqv", "train", "evaluate"} < set(report["seconds"])
+    assert report["settings"]["quick"] is True
+
+
+@pytest.mark.parametrize("model", ["teacher", "supervised", "align_kd"])
+def test_reported_accuracies_equal_a_recount_against_the_question_file(
+    out: Path, report: dict[str, Any], model: str
+) -> None:
+    questions = read(out / "data" / "held_out" / "conversations.json")
+    file = "teacher" if model == "teacher" else f"{model}-seed-0"
+    answers = read(out / "evaluations" / f"{file}.json")["answers"]
+    right = defaultdict[str, list[bool]](list)
+    for question, answer in zip(questions, answers, strict=True):
+        assert answer["id"] == question["id"]
+        right[question["question_types"][0]].append(answer["found"] == question["conversations"][1]["value"])
+    expected = {name: mean(flags) for name, flags in right.items()}
+    overall = mean(flag for flags in right.values() for flag in flags)
+    if model == "teacher":
+        assert report["teacher"] == {"accuracy": pytest.approx(overall), "by_type": pytest.approx(expected)}
+    else:
+        student = report["students"][model]
+        assert student["accuracy"] == [pytest.approx(overall)]
+        assert student["by_type"] == {name: [pytest.approx(value)] for name, value in expected.items()}
+
+
+def test_the_teacher_answers_more_than_any_student(report: dict[str, Any]) -> None:
+    """A shipped teacher that cannot read is none; 60 steps make no student that can."""
+    assert report["teacher"]["accuracy"] > 0.7
+    for student in report["students"].values():
+        assert student["accuracy"][0] < report["teacher"]["accuracy"]
+
+
+def test_the_table_is_shown_and_is_the_one_of_the_page(
+    quick_demo: tuple[Path, "CompletedProcess[str]"], out: Path, report: dict[str, Any]
+) -> None:
+    page = (out / "report.md").read_text()
+    assert "`alignkd demo --quick`" in page
+    for label, accuracy in (
+        ("teacher", report["teacher"]["accuracy"]),
+        ("supervised only", report["students"]["supervised"]["accuracy"][0]),
+        ("Align-KD", report["students"]["align_kd"]["accuracy"][0]),
+    ):
+        cells = next(line for line in page.splitlines() if line.startswith(f"| {label} |")).strip("| ").split(" | ")
+        assert cells[1] == f"{100 * accuracy:.1f}"
+        shown = next(line for line in quick_demo[1].stderr.splitlines() if line.startswith(f"{label}  "))
+        assert shown.removeprefix(label).split() == " ".join(cells[1:]).split()
+
+
+def test_pictures_are_real_and_all_are_on_the_page(out: Path) -> None:
+    pictures = sorted((out / "pictures").glob("*.png"))
+    assert {path.stem for path in pictures} >= {"losses", "attention-position", "attention-count"}
+    page = (out / "report.md").read_text()
+    for path in pictures:
+        assert f"](pictures/{path.name})" in page
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 400
+            assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_students_differ_in_their_losses_only(out: Path) -> None:
+    supervised, align_kd = (yaml.safe_load(file.read_text()) for file in configs(out, "supervised", "align_kd"))
+    losses, others = supervised["train"].pop("losses"), align_kd["train"].pop("losses")
+    assert [losses[term] > 0 for term in TERMS] == [True, False, False, False, False]
+    assert all(others[term] > 0 for term in TERMS)
+    assert supervised["train"].pop("output") != align_kd["train"].pop("output")
+    assert supervised == align_kd
+    # Same weights and same batch: before the first update they cannot differ.
+    first, other = (metrics(out / "students" / name / "seed-0")[0] for name in ("supervised", "align_kd"))
+    assert first["supervised"] == pytest.approx(other["supervised"], rel=1e-6)
+    assert [other[term] is None for term in TERMS] == [False] * 5
+
+
+def configs(out: Path, *names: str) -> list[Path]:
+    return [out / "configs" / f"{name}-seed-0.yaml" for name in names]
+
+
+def test_the_store_verifies(alignkd: Alignkd, out: Path) -> None:
+    finished = alignkd("shards", "verify", out / "stores" / "tqv", "--json")
+    assert finished.returncode == 0
+    assert json.loads(finished.stdout)["num_records"] == len(read(out / "data" / "train" / "conversations.json"))
+
+
+def test_phase_two_needs_no_teacher(alignkd: Alignkd, out: Path, tmp_path: Path) -> None:
+    """The same run without the teacher's checkpoint on the disk: the same losses, to the last bit."""
+    config = yaml.safe_load(configs(out, "align_kd")[0].read_text())
+    config["train"]["output"] = str(tmp_path / "again")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(config))
+    with without(out / "teacher"):
+        finished = alignkd("train", tmp_path / "again.yaml")
+    assert finished.returncode == 0, finished.stderr
+    assert metrics(tmp_path / "again") == metrics(out / "students" / "align_kd" / "seed-0")
+
+
+def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
+    alignkd: Alignkd, out: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    # Paths inside the configurations are absolute, so the copy takes the original's place.
+    shutil.copytree(out, again)
+    with without(out):
+        again.rename(out)
+        try:
+            kept = out / "students" / "supervised" / "seed-0" / "student" / "model.safetensors"
+            (out / "evaluations" / "align_kd-seed-0.json").unlink()
+            (out / "report.json").unlink()
+            before = kept.stat().st_mtime_ns
+            finished = alignkd("demo", "--quick", "--out", out)
+            assert finished.returncode == 0, finished.stderr
+            assert kept.stat().st_mtime_ns == before
+            second = read(out / "report.json")
+        finally:
+            shutil.rmtree(out)
+    assert "nothing left to do" in finished.stderr
+    for part in ("teacher", "students", "settings", "store"):
+        assert second[part] == report[part]
+    assert second["seconds"]["dump tqv"] > report["seconds"]["dump tqv"]
+
+
+def test_other_settings_are_refused_in_one_line(alignkd: Alignkd, out: Path) -> None:
+    finished = alignkd("demo", "--out", out)
+    assert finished.returncode == 1
+    assert len(finished.stderr.splitlines()) == 1
+    assert "steps is 60 there, 700 asked for" in finished.stderr
+    assert "choose another --out" in finished.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(alignkd: Alignkd, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    finished = alignkd("demo", "--quick", "--out", tmp_path)
+    assert finished.returncode == 1
+    assert finished.stderr == f"alignkd: {tmp_path}: not empty and no demo of ours; choose another --out\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,188 @@
+"""Small stores of made-up records; every record is a pure function of its index."""
+
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter, TruncatedLogits
+
+MakeManifest = Callable[..., Manifest]
+MakeRecord = Callable[..., Record]
+WriteStore = Callable[..., Path]
+
+CODECS = Codecs(
+    attention="float16", vision_top="float16", vision_all="float16", logits=LogitsCodec(kind="topk", top_k=3)
+)
+
+
+@pytest.fixture(scope="session")
+def make_manifest() -> MakeManifest:
+    def make(**fields: Any) -> Manifest:
+        defaults: dict[str, Any] = {
+            "fingerprint": {"weights": "w0", "tokenizer": "t0"},
+            "data_fingerprint": {"conversations": "c0"},
+            "shapes": Shapes(num_heads=2, hidden_size=6, vision_tokens=5, vocab_size=40, vision_top_tokens=3),
+            "codecs": CODECS,
+            "num_samples": 10,
+            "shard_size": 4,
+            "seed": 1,
+        }
+        return Manifest(**defaults | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_record() -> MakeRecord:
+    """make_record(manifest, index, ...): every fourth sample is text-only, every two neighbours share an image."""
+
+    def make(manifest: Manifest, index: int, *, text_only: bool | None = None, **fields: Any) -> Record:
+        rng = np.random.default_rng(index)
+        has_image = index % 4 != 3 if text_only is None else not text_only
+        sequence = _sequence(manifest, rng, has_image)
+        name = f"scenes/{index // 2}.png" if has_image else None
+        record: dict[str, Any] = {
+            "key": _sha(f"key {index}"),
+            "id": f"sample-{index % 7}",
+            "index": index,
+            "conversations": [
+                {"from": "human", "value": "чьё это? これは何ですか"},
+                {"from": "gpt", "value": "a" * index},
+            ],
+            "image": name,
+            "image_sha256": None if name is None else _sha(name),
+            **sequence,
+            **_targets(manifest, rng, np.random.default_rng(1000 + index // 2), sequence),
+        }
+        return Record(**record | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_store(make_record: MakeRecord) -> WriteStore:
+    """write_store(path, manifest, ...) writes or completes a store and returns its path."""
+
+    def write(
+        path: Path,
+        manifest: Manifest,
+        *,
+        shards: Collection[int] | None = None,
+        quarantine: Collection[int] = (),
+        record_of: Callable[[int], Record] | None = None,
+    ) -> Path:
+        record_of = record_of or (lambda index: make_record(manifest, index))
+        writer = StoreWriter(path, manifest)
+        for shard in writer.pending_shards() if shards is None else shards:
+            with writer.open_shard(shard) as sink:
+                for index in writer.planned_samples(shard).tolist():
+                    if index in quarantine:
+                        sink.quarantine(index, f"sample-{index % 7}", "image is damaged")
+                    else:
+                        sink.append(record_of(index))
+                sink.commit()
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_store(tmp_path: Path, make_manifest: MakeManifest, write_store: WriteStore) -> Path:
+    """Ten records in three shards, two samples quarantined."""
+    return write_store(tmp_path / "store", make_manifest(), quarantine=(4, 7))
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Record, Record], None]:
+    """assert_same(a, b): every field equal to the bit, dtypes included."""
+    return _assert_same
+
+
+@pytest.fixture(scope="session")
+def tree_bytes() -> Callable[[Path], dict[str, bytes]]:
+    """tree_bytes(folder): every file below it and its content."""
+    return lambda folder: {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def _assert_same(found: Any, expected: Any) -> None:
+    assert found.__dict__.keys() == expected.__dict__.keys()
+    for name, value in expected.__dict__.items():
+        other = getattr(found, name)
+        if isinstance(value, TruncatedLogits):
+            _assert_same(other, value)
+        elif isinstance(value, np.ndarray):
+            assert (other.dtype, other.shape) == (value.dtype, value.shape), name
+            assert other.tobytes() == value.tobytes(), name
+        else:
+            assert other == value, name
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sequence(manifest: Manifest, rng: np.random.Generator, has_image: bool) -> dict[str, NDArray[Any]]:
+    T, P = int(rng.integers(6, 30)), manifest.shapes.vision_tokens
+    at = int(rng.integers(0, T - 2))
+    input_ids = rng.integers(3, manifest.shapes.vocab_size, T).astype(np.int32)
+    labels = np.full(T, -100, np.int32)
+    labels[at + 2 :] = input_ids[at + 2 :]
+    shift = P - 1 if has_image else 0
+    vision = np.arange(at, at + P, dtype=np.int32) if has_image else np.empty(0, np.int32)
+    queries = np.arange(at + P, T + shift, dtype=np.int32) if has_image else np.empty(0, np.int32)
+    if has_image:
+        input_ids[at] = -200
+    supervised = (np.flatnonzero(labels[1:] != -100) + shift).astype(np.int32)
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "vision_positions": vision,
+        "tqv_query_positions": queries,
+        "supervised_positions": supervised,
+    }
+
+
+def _targets(
+    manifest: Manifest, rng: np.random.Generator, image_rng: np.random.Generator, sequence: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
+    shapes, codecs = manifest.shapes, manifest.codecs
+    P, Q = len(sequence["vision_positions"]), len(sequence["tqv_query_positions"])
+    rows, columns = {"tqv": (Q, P), "vqv": (P, P), "tqt": (Q, 2 * Q + 1)}[codecs.attention_pairs]
+    embeddings = image_rng.normal(size=(shapes.vision_tokens, shapes.hidden_size))
+    top = np.sort(rng.permutation(shapes.vision_tokens)[: shapes.vision_top_tokens]).astype(np.uint16)
+    targets: dict[str, Any] = {"logits": _logits(manifest, rng, len(sequence["supervised_positions"]))}
+    if P and codecs.attention != "none":
+        targets["attention"] = rng.random((rows, shapes.num_heads, columns)).astype(codecs.attention)
+    if P and codecs.vision_all != "none":
+        targets["vision_embeddings"] = embeddings.astype(codecs.vision_all)
+    if P and codecs.vision_top != "none":
+        targets["vision_top_index"] = top
+        targets["vision_top_embeddings"] = embeddings[top].astype(codecs.vision_top)
+    return targets
+
+
+def _logits(manifest: Manifest, rng: np.random.Generator, N: int) -> Any:
+    codec, V = manifest.codecs.logits, manifest.shapes.vocab_size
+    values = rng.normal(size=(N, V)) * 3
+    if codec.kind == "none":
+        return None
+    if codec.kind == "full":
+        return values.astype(codec.dtype)
+    assert codec.top_k is not None
+    logprobs = values - np.log(np.exp(values).sum(1, keepdims=True))
+    counts = rng.integers(1, codec.top_k + 2, N)  # the label may add one
+    kept = [np.sort(rng.permutation(V)[:count]) for count in counts]
+    tails = [1 - np.exp(logprobs[n, ids]).sum() for n, ids in enumerate(kept)]
+    return TruncatedLogits(
+        ids=np.concatenate([np.empty(0), *kept]).astype(np.uint16),
+        logprobs=np.concatenate([np.empty(0), *(logprobs[n, ids] for n, ids in enumerate(kept))]).astype(codec.dtype),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        tail_logmass=np.log(np.maximum(np.array(tails), 1e-30)).astype(np.float32),
+    )

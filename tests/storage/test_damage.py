@@ -1,0 +1,187 @@
+"""Every file of a store cut, flipped, deleted, added or copied: deep verification names it, readers refuse it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import CorruptStoreError, Manifest, StoreError, StoreReader, list_shards, verify_store
+from storage.checksum import file_crc32c
+from storage.sealed_json import seal, unseal
+
+MakeManifest = Callable[..., Manifest]
+
+
+@pytest.fixture(scope="module")
+def sound_store(
+    tmp_path_factory: pytest.TempPathFactory, make_manifest: MakeManifest, write_store: Callable[..., Path]
+) -> Path:
+    """A store that no test may leave changed."""
+    path = tmp_path_factory.mktemp("sound") / "store"
+    return write_store(path, make_manifest(num_samples=6, shard_size=3), quarantine=(2,))
+
+
+def files_of(store: Path) -> list[Path]:
+    return sorted(path for path in store.rglob("*") if path.is_file())
+
+
+def problems(store: Path, deep: bool = True) -> list[str]:
+    return [problem.message for problem in verify_store(store, deep=deep).problems]
+
+
+def names(messages: list[str], path: Path) -> bool:
+    return any(str(path) in message for message in messages)
+
+
+def test_a_sound_store_verifies(sound_store: Path) -> None:
+    for deep in (False, True):
+        report = verify_store(sound_store, deep=deep)
+        assert report.ok and report.problems == []
+        assert (report.num_shards, report.num_records) == (2, 5)
+        on_disk = sum(path.stat().st_size for path in (sound_store / "shards").rglob("*") if path.is_file())
+        assert report.num_bytes == on_disk
+
+
+def test_every_flipped_byte_is_found(sound_store: Path) -> None:
+    """In each file the first, the last and a few bytes between, one bit each."""
+    rng = np.random.default_rng(0)
+    for path in files_of(sound_store):
+        sound = path.read_bytes()
+        for at in {0, len(sound) - 1, *rng.integers(0, len(sound), 2).tolist()}:
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << int(rng.integers(8)))]) + sound[at + 1 :])
+            assert names(problems(sound_store), path), (path, at)
+        path.write_bytes(sound)
+    assert problems(sound_store) == []
+
+
+def test_every_truncated_file_is_found(sound_store: Path) -> None:
+    """Also without reading a byte of the payload, and by the reader when the store is opened."""
+    for path in files_of(sound_store):
+        sound = path.read_bytes()
+        for size in (0, len(sound) // 2, len(sound) - 1):
+            path.write_bytes(sound[:size])
+            assert names(problems(sound_store, deep=False), path), (path, size)
+            with pytest.raises(CorruptStoreError, match=path.name):
+                StoreReader(sound_store)
+        path.write_bytes(sound)
+    assert problems(sound_store) == []
+
+
+def test_every_deleted_file_is_found(sound_store: Path) -> None:
+    for path in files_of(sound_store):
+        sound = path.read_bytes()
+        path.unlink()
+        committed = path.parent.name == "commits"
+        found = problems(sound_store, deep=False)
+        assert any("not committed" in message for message in found) if committed else names(found, path)
+        with pytest.raises(StoreError, match="1 of 2 shards committed" if committed else path.name):
+            StoreReader(sound_store)
+        path.write_bytes(sound)
+    assert problems(sound_store) == []
+
+
+def test_a_flip_that_keeps_the_file_system_happy_is_found_on_reading(small_store: Path) -> None:
+    path = small_store / "shards/00000001/attention/c.0.0.0"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    reader = StoreReader(small_store)
+    first = reader.commits[0].num_records
+    with pytest.raises(CorruptStoreError, match=r"store .*, shard 1, array attention, chunk 0: crc32c is \w+, stored"):
+        for place in range(first, first + reader.commits[1].num_records):
+            reader[place]
+
+
+def test_a_deleted_shard_is_found(small_store: Path) -> None:
+    shutil.rmtree(small_store / "shards" / "00000002")
+    assert names(problems(small_store, deep=False), small_store / "shards" / "00000002")
+    with pytest.raises(CorruptStoreError, match=r"shard 2: .*No such file or directory; restore it from a copy"):
+        StoreReader(small_store)
+
+
+def test_a_shard_without_a_commit_does_not_exist(small_store: Path) -> None:
+    (small_store / "commits" / "00000002.json").unlink()
+    assert [info.shard for info in list_shards(small_store) if not info.committed] == [2]
+    assert problems(small_store) == ["shard 2: not committed; run `alignkd dump` again"]
+
+
+def test_a_foreign_file_in_a_shard_is_found(small_store: Path) -> None:
+    path = small_store / "shards/00000000/attention/c.0.0.1"
+    path.write_bytes(b"zarr would read this as a chunk")
+    assert names(problems(small_store), path)
+
+
+@pytest.mark.parametrize("copy", ["00000001", "00000003"])
+def test_a_copied_commit_record_is_refused(small_store: Path, copy: str) -> None:
+    message = "is the record of shard 0"
+    commits = small_store / "commits"
+    shutil.copy(commits / "00000000.json", commits / f"{copy}.json")
+    assert any(message in problem for problem in problems(small_store, deep=False))
+    with pytest.raises(StoreError, match=rf"{copy}.json: {message}"):
+        StoreReader(small_store)
+
+
+def test_a_shard_outside_the_plan_is_refused(small_store: Path) -> None:
+    """As left by a store that once was larger; sealed well, so only the plan tells."""
+    commits = small_store / "commits"
+    (commits / "00000009.json").write_bytes(seal({**unseal(commits / "00000000.json"), "shard": 9}))
+    shutil.copytree(small_store / "shards" / "00000000", small_store / "shards" / "00000009")
+    assert any("shard 9: the plan has 3 shards" in problem for problem in problems(small_store))
+    with pytest.raises(CorruptStoreError, match=r"shard 9: accounts for \d samples, the plan has 0"):
+        StoreReader(small_store)
+
+
+def test_a_commit_that_loses_samples_is_refused(small_store: Path) -> None:
+    path = small_store / "commits" / "00000000.json"
+    path.write_bytes(seal({**unseal(path), "quarantined": [], "num_records": 1}))
+    expected = "shard 0: accounts for 1 samples, the plan has 4"
+    assert any(expected in problem for problem in problems(small_store, deep=False))
+    with pytest.raises(CorruptStoreError, match=expected):
+        StoreReader(small_store)
+
+
+def test_swapped_shards_are_found(
+    tmp_path: Path, make_manifest: MakeManifest, write_store: Callable[..., Path]
+) -> None:
+    """Two shards exchanged with freshly sealed records: sizes and checksums fit, the samples do not."""
+    store = write_store(tmp_path / "store", make_manifest(num_samples=6, shard_size=3))
+    shards, commits = store / "shards", store / "commits"
+    sealed = [unseal(commits / f"0000000{n}.json") for n in (0, 1)]
+    for n in (0, 1):
+        (commits / f"0000000{n}.json").write_bytes(seal({**sealed[1 - n], "shard": n}))
+    (shards / "00000000").rename(shards / "x")
+    (shards / "00000001").rename(shards / "00000000")
+    (shards / "x").rename(shards / "00000001")
+    assert problems(store, deep=False) == []
+    found = problems(store)
+    assert len(found) == 2 and all("the plan says" in message for message in found)
+
+
+def test_a_file_of_another_shard_is_found(
+    tmp_path: Path, make_manifest: MakeManifest, write_store: Callable[..., Path]
+) -> None:
+    """Same size, every chunk's own checksum right: crc32c of the whole file would be the same too."""
+    store = write_store(tmp_path / "store", make_manifest(num_samples=6, shard_size=3))
+    one, other = (store / "shards" / f"0000000{n}" / "keys" / "c.0.0" for n in (0, 1))
+    assert one.stat().st_size == other.stat().st_size and file_crc32c(one) == file_crc32c(other)
+    shutil.copy(one, other)
+    assert names(problems(store), other)
+
+
+def test_verify_of_no_store_reports_it(tmp_path: Path) -> None:
+    report = verify_store(tmp_path, deep=True)
+    assert not report.ok and "is this the folder of a store?" in report.problems[0].message
+
+
+def test_list_shards_counts(small_store: Path) -> None:
+    infos = list_shards(small_store)
+    reader = StoreReader(small_store)
+    assert [info.planned for info in infos] == [4, 4, 2]
+    assert sum(info.num_records for info in infos) == len(reader) == 8
+    assert sum(info.num_quarantined for info in infos) == 2
+    assert sum(info.num_tokens for info in infos) == reader.num_tokens.sum()
+    assert sum(info.num_supervised for info in infos) == reader.num_supervised.sum()
+    on_disk = sum(path.stat().st_size for path in (small_store / "shards").rglob("*") if path.is_file())
+    assert sum(info.num_bytes for info in infos) == on_disk

@@ -1,0 +1,124 @@
+"""The manifest: what is refused, and that the message names both values and the next step."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from storage import Codecs, LogitsCodec, Manifest, Shapes, StoreError, StoreReader, StoreWriter, check_fingerprint
+from storage.manifest import load_manifest
+
+MakeManifest = Callable[..., Manifest]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_shards": 3}, "Extra inputs are not permitted"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"backend": "tar"}, "Input should be 'zarr'"),
+        ({"shapes": Shapes(num_heads=2, hidden_size=6, vision_tokens=5, vocab_size=40)}, "vision_top_tokens is 16"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(make_manifest: MakeManifest, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_manifest(**fields)
+
+
+@pytest.mark.parametrize(("kind", "top_k"), [("topk", None), ("full", 3), ("none", 3)])
+def test_top_k_belongs_to_topk(kind: Any, top_k: int | None) -> None:
+    with pytest.raises(ValidationError, match=f"logits kind {kind} with top_k {top_k}"):
+        LogitsCodec(kind=kind, top_k=top_k)
+
+
+def test_the_hash_is_pinned_and_ignores_who_wrote(make_manifest: MakeManifest) -> None:
+    """Commit records and student checkpoints carry this hash: it must not change between versions."""
+    plain = make_manifest().manifest_hash()
+    assert plain == PINNED
+    assert make_manifest(created_with={"alignkd": "0.2"}).manifest_hash() == plain
+    assert make_manifest(seed=2).manifest_hash() != plain
+
+
+PINNED = "cd36e439c4f11b3a7825fa07434751de4cbd87c29f5348071acc5d7e103026d2"
+
+
+def test_other_settings_are_refused_with_every_difference(tmp_path: Path, make_manifest: MakeManifest) -> None:
+    path = tmp_path / "store"
+    StoreWriter(path, make_manifest())
+    codecs = Codecs(attention="float32", vision_top="float16", vision_all="float16", logits=LogitsCodec(kind="none"))
+    other = make_manifest(seed=7, codecs=codecs, fingerprint={"weights": "w1", "tokenizer": "t0", "dtype": "fp16"})
+    with pytest.raises(StoreError) as caught:
+        StoreWriter(path, other)
+    assert str(caught.value) == (
+        f"store {path} was made with other settings: "
+        "codecs.attention is float16 in the store, float32 asked for; "
+        "codecs.logits.kind is topk in the store, none asked for; "
+        "codecs.logits.top_k is 3 in the store, None asked for; "
+        "fingerprint.dtype is absent in the store, fp16 asked for; "
+        "fingerprint.weights is w0 in the store, w1 asked for; "
+        "seed is 1 in the store, 7 asked for; "
+        "choose another path or delete the store"
+    )
+
+
+def test_another_version_of_the_writer_may_go_on(tmp_path: Path, make_manifest: MakeManifest) -> None:
+    StoreWriter(tmp_path / "store", make_manifest(created_with={"alignkd": "0.1"}))
+    writer = StoreWriter(tmp_path / "store", make_manifest(created_with={"alignkd": "0.2"}))
+    assert writer.pending_shards() == [0, 1, 2]
+    assert load_manifest(tmp_path / "store").created_with == {"alignkd": "0.1"}
+
+
+def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path, make_manifest: MakeManifest) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match=r"holds 'thesis.tex' but no manifest.json, so it is no store; choose another"):
+        StoreWriter(tmp_path, make_manifest())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path, make_manifest: MakeManifest) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/store: Not a directory .* check the folder and run again"):
+        StoreWriter(tmp_path / "file" / "store", make_manifest())
+
+
+def test_a_newer_schema_is_refused_with_both_versions(small_store: Path) -> None:
+    from storage.sealed_json import seal, unseal
+
+    path = small_store / "manifest.json"
+    path.write_bytes(seal({**unseal(path), "schema_version": 2}))
+    with pytest.raises(StoreError, match="schema_version is 2, this alignkd reads 1; use a matching alignkd"):
+        StoreReader(small_store)
+
+
+def test_an_edited_manifest_is_found(small_store: Path) -> None:
+    path = small_store / "manifest.json"
+    document = json.loads(path.read_text())
+    document["fingerprint"]["weights"] = "w9"
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    with pytest.raises(StoreError, match=r"manifest.json: damaged, crc32c is \w{8}, content gives \w{8}"):
+        StoreReader(small_store)
+
+
+def test_commits_of_another_store_are_refused(
+    tmp_path: Path, small_store: Path, make_manifest: MakeManifest, write_store: Callable[..., Path]
+) -> None:
+    other = write_store(tmp_path / "other", make_manifest(seed=5))
+    commit = small_store / "commits" / "00000001.json"
+    commit.write_bytes((other / "commits" / "00000001.json").read_bytes())
+    with pytest.raises(StoreError, match=r"00000001.json: was committed for manifest \w{12}, the store's is \w{12}"):
+        StoreReader(small_store)
+
+
+def test_the_fingerprint_check_names_both_values(small_store: Path) -> None:
+    reader = StoreReader(small_store)
+    check_fingerprint(reader, {"tokenizer": "t0"})
+    check_fingerprint(reader, {})
+    with pytest.raises(StoreError) as caught:
+        check_fingerprint(reader, {"tokenizer": "t1", "template": "v1", "weights": "w0"})
+    assert str(caught.value) == (
+        f"store {small_store} does not fit this student: tokenizer is t0 in the store, t1 in the student; "
+        "template is not recorded in the store, v1 in the student; dump the targets again with the student's settings"
+    )

@@ -1,0 +1,122 @@
+"""A record is checked once, where it is made: what does not fit together is refused with both values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage import Manifest, Record, RecordError, TruncatedLogits
+
+SHA = "0" * 64
+
+
+def base_fields(**changes: Any) -> dict[str, Any]:
+    """Five text tokens around one image of three vision tokens: L = 7."""
+    fields: dict[str, Any] = {
+        "key": SHA,
+        "id": "a",
+        "index": 0,
+        "conversations": [{"from": "human", "value": "x"}],
+        "image": "a.png",
+        "image_sha256": SHA,
+        "input_ids": np.array([1, -200, 5, 6, 7], np.int32),
+        "labels": np.array([-100, -100, -100, 6, 7], np.int32),
+        "vision_positions": np.array([1, 2, 3], np.int32),
+        "tqv_query_positions": np.array([4, 5, 6], np.int32),
+        "supervised_positions": np.array([4, 5], np.int32),
+        "attention": np.zeros((3, 2, 3), np.float32),
+        "vision_top_index": np.array([0, 2], np.uint16),
+        "vision_top_embeddings": np.zeros((2, 4), np.float16),
+        "vision_embeddings": np.zeros((3, 4), np.float16),
+        "logits": np.zeros((2, 9), np.float32),
+    }
+    return fields | changes
+
+
+def int32(*values: int) -> Any:
+    return np.array(values, np.int32)
+
+
+def test_the_unchanged_fields_are_accepted() -> None:
+    assert Record(**base_fields()).sequence_length == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": "xyz"}, "key is 'xyz', expected 64 lower-case hex digits"),
+        ({"image_sha256": None}, "image is 'a.png' but image_sha256 is None"),
+        ({"index": -1}, "index is -1"),
+        ({"conversations": [{"role": "human"}]}, "conversations has a turn"),
+        ({"input_ids": np.array([1, -200, 5, 6, 7])}, "input_ids is int64, expected int32"),
+        ({"input_ids": int32(1, 2, 5, 6, 7)}, r"input_ids holds 0 image tokens \(-200\), image is 'a.png'"),
+        ({"labels": int32(-100, 6)}, r"labels has shape \(2,\), input_ids \(5,\)"),
+        ({"vision_positions": int32()}, r"vision_positions has shape \(0,\)"),
+        ({"tqv_query_positions": int32(4, 5, 7)}, r"tqv_query_positions spans 4..7, expected .* 0..6"),
+        ({"tqv_query_positions": int32(5, 4)}, "rising positions"),
+        ({"supervised_positions": int32(4)}, r"supervised_positions has shape \(1,\), labels supervise 2"),
+        ({"attention": np.zeros((3, 3), np.float32)}, r"attention has shape \(3, 3\), expected 3 dimensions"),
+        ({"attention": np.zeros((3, 2, 3))}, "attention is float64, expected float16 or float32"),
+        ({"attention": np.full((3, 2, 3), np.nan, np.float32)}, "attention has 18 of 18 values that are NaN"),
+        ({"vision_embeddings": np.zeros((2, 4), np.float16)}, r"vision_embeddings has shape \(2, 4\)"),
+        ({"vision_embeddings": np.full((3, 4), np.inf, np.float16)}, "vision_embeddings has 12 of 12"),
+        ({"vision_top_index": None}, "belong together"),
+        ({"vision_top_index": np.array([0, 3], np.uint16)}, "distinct tokens below 3"),
+        ({"vision_top_index": np.array([1, 1], np.uint16)}, "distinct tokens below 3"),
+        ({"vision_top_index": np.array([1], np.uint16)}, r"vision_top_index has shape \(1,\)"),
+        ({"logits": np.zeros((3, 9), np.float32)}, "logits has 3 positions"),
+        ({"logits": np.full((2, 9), -np.inf, np.float32)}, "logits has 18 of 18"),
+        ({"logits": [[0.0]]}, "logits is list"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message) as caught:
+        Record(**base_fields(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def truncated(**changes: Any) -> TruncatedLogits:
+    fields: dict[str, Any] = {
+        "ids": np.array([3, 4, 9], np.uint16),
+        "logprobs": np.log(np.array([0.5, 0.25, 1.0])).astype(np.float32),
+        "offsets": np.array([0, 2, 3]),
+        "tail_logmass": np.array([np.log(0.25), -np.inf], np.float32),
+    }
+    return TruncatedLogits(**fields | changes)
+
+
+def test_a_full_support_has_a_tail_of_minus_infinity() -> None:
+    assert truncated().tail_logmass[1] == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": np.array([0, 3])}, r"offsets has shape \(2,\), tail_logmass \(2,\)"),
+        ({"offsets": np.array([0, 4, 3])}, "offsets must rise"),
+        ({"offsets": np.array([1, 2, 3])}, "offsets must rise"),
+        ({"offsets": np.array([0, 2, 4])}, "they end at 4, ids has 3"),
+        ({"logprobs": np.zeros(3, np.float32)}, "position 0 hold mass 2.25"),
+        ({"logprobs": np.array([-np.inf, 0, 0], np.float32)}, "logprobs has 1 of 3"),
+        ({"tail_logmass": np.array([0, 0], np.float32)}, "position 0 hold mass 1.75"),
+        ({"tail_logmass": np.array([np.nan, 0], np.float32)}, "position 0 hold mass nan"),
+        ({"ids": np.array([3, 4, 9])}, "ids is int64, expected uint16 or uint32"),
+    ],
+)
+def test_entries_and_tail_must_hold_the_whole_mass(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        truncated(**changes)
+
+
+def test_a_renormalised_support_is_refused() -> None:
+    """Dividing by the mass of the kept entries and keeping the true tail counts the tail twice."""
+    with pytest.raises(RecordError, match="log-sum-exp over the whole vocabulary"):
+        truncated(logprobs=np.log(np.array([2 / 3, 1 / 3, 1.0])).astype(np.float32))
+
+
+def test_made_up_records_have_both_kinds(
+    make_manifest: Callable[..., Manifest], make_record: Callable[..., Record]
+) -> None:
+    """The fixtures of this folder must not test text-only samples by name alone."""
+    assert [make_record(make_manifest(), index).has_image for index in range(4)] == [True, True, True, False]

@@ -1,0 +1,150 @@
+"""Our sharding files against zarr-python: whatever is appended in whatever pieces, both read the same array."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import CorruptStoreError
+from storage.backend import WrittenShard
+from storage.columns import COLUMN_BLOCK, Column
+from storage.sharding_layout import ArrayLayout
+from storage.sharding_reader import ShardingFileReader
+from storage.sharding_writer import ShardingFileWriter
+from storage.zarr_backend import ZarrSink, ZarrSource
+
+COLUMNS = (
+    Column("numbers", "g", np.dtype("<i4")),
+    Column("bytes", "g", np.dtype("u1")),
+    Column("wide", "g", np.dtype("<f2"), (3, 5000)),
+    Column("ragged", "g", np.dtype("<f4"), (2, COLUMN_BLOCK), variable_width=True),
+)
+
+
+def write(folder: Path, column: Column, pieces: list[np.ndarray]) -> tuple[WrittenShard, ZarrSource]:
+    folder.mkdir(parents=True)
+    sink = ZarrSink(folder, [column])
+    for piece in pieces:
+        sink.append({column.name: piece})
+    written = sink.close()
+    return written, ZarrSource(folder, [column], written.arrays, "shard 0")
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_both_readers_give_back_what_was_appended(
+    column: Column, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    per_chunk = column.chunk_shape[0]
+    counts = data.draw(st.lists(st.integers(0, 2 * per_chunk + 1), max_size=5))
+    pieces = [piece_of(column, count, rng) for count in counts]
+    folder = tmp_path_factory.mktemp("shard") / "group"
+    written, source = write(folder, column, pieces)
+    width = max([piece.shape[-1] for piece in pieces], default=0) if column.variable_width else None
+    expected = joined(column, pieces, width)
+    assert zarr.open_group(folder, mode="r")[column.name][...].tobytes() == expected.tobytes()
+    start = data.draw(st.integers(0, len(expected)))
+    stop = data.draw(st.integers(start, len(expected)))
+    found = source.read(column.name, start, stop)
+    assert (found.dtype, found.shape) == (expected.dtype, expected[start:stop].shape)
+    assert found.tobytes() == expected[start:stop].tobytes()
+    assert {file.path: file.num_bytes for file in written.files} == {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def piece_of(column: Column, count: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (count, *column.row_shape)
+    if column.variable_width:
+        shape = (*shape[:-1], int(rng.integers(0, 3 * COLUMN_BLOCK)))
+    return rng.integers(0, 100, shape).astype(column.dtype)
+
+
+def joined(column: Column, pieces: list[np.ndarray], width: int | None) -> np.ndarray:
+    if width is not None:
+        pieces = [np.pad(piece, [(0, 0), (0, 0), (0, width - piece.shape[-1])]) for piece in pieces]
+    row_shape = column.row_shape if width is None else (*column.row_shape[:-1], width)
+    return np.concatenate([np.empty((0, *row_shape), column.dtype), *pieces])
+
+
+def test_rows_of_their_own_width_cost_no_padding(tmp_path: Path) -> None:
+    """One wide record among narrow ones: only its own chunks are wide, and each record reads its width."""
+    column = COLUMNS[3]
+    per_chunk = column.chunk_shape[0]
+    narrow = np.ones((per_chunk, 2, 10), np.float32)
+    wide = np.full((per_chunk, 2, 10 * COLUMN_BLOCK), 2, np.float32)
+    written, source = write(tmp_path / "shard", column, [narrow, wide, narrow])
+    chunk_bytes = per_chunk * column.row_bytes + 4
+    index_bytes = 3 * 10 * 16 + 4
+    assert {file.path: file.num_bytes for file in written.files}["ragged/c.0.0.0"] == 12 * chunk_bytes + index_bytes
+    assert (source.read("ragged", 0, per_chunk, 10) == 1).all()
+    across = source.read("ragged", per_chunk - 1, per_chunk + 1, 100)
+    assert (across[0, :, :10] == 1).all() and (across[0, :, 10:] == 0).all() and (across[1] == 2).all()
+
+
+def test_a_writer_holds_one_chunk_whatever_it_writes(tmp_path: Path) -> None:
+    column = Column("attention", "g", np.dtype("<f2"), (8, 144))
+    chunk_bytes = column.chunk_shape[0] * column.row_bytes
+    rows = np.ones((200, 8, 144), np.float16)
+    writer = ShardingFileWriter(tmp_path / "c", column.dtype, column.chunk_shape)
+    writer.append(rows)
+    tracemalloc.start()
+    for _ in range(40):
+        writer.append(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    writer.close()
+    assert writer.num_bytes > 40 * rows.nbytes
+    assert peak < 2 * chunk_bytes + 100_000
+
+
+def damaged_file(tmp_path: Path) -> tuple[Path, ArrayLayout]:
+    path = tmp_path / "c.0"
+    writer = ShardingFileWriter(path, np.dtype("<i4"), (16,))
+    writer.append(np.arange(40, dtype=np.int32))
+    return path, writer.close()
+
+
+def read_all(path: Path, layout: ArrayLayout) -> Any:
+    return ShardingFileReader(path, np.dtype("<i4"), layout, "shard 3, array x").read(0, 40)
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    path, layout = damaged_file(tmp_path)
+    sound = path.read_bytes()
+    assert read_all(path, layout).tolist() == list(range(40))
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << at % 8)]) + sound[at + 1 :])
+        with pytest.raises(CorruptStoreError, match=r"shard 3, array x, chunk (\d|index): crc32c is"):
+            read_all(path, layout)
+
+
+def test_every_truncation_is_found(tmp_path: Path) -> None:
+    path, layout = damaged_file(tmp_path)
+    sound = path.read_bytes()
+    for size in range(len(sound)):
+        path.write_bytes(sound[:size])
+        with pytest.raises(CorruptStoreError, match="shard 3, array x"):
+            read_all(path, layout)
+
+
+def test_a_file_of_other_chunks_is_refused(tmp_path: Path) -> None:
+    """A sound file of the same grid whose chunks have another size is not taken for ours."""
+    path, layout = damaged_file(tmp_path)
+    other = ArrayLayout(layout.shape, (17,))
+    with pytest.raises(CorruptStoreError, match="3 chunks of 72 bytes do not fill 204 bytes"):
+        read_all(path, other)
+
+
+def test_a_missing_file_is_refused_not_read_as_zeros(tmp_path: Path) -> None:
+    path, layout = damaged_file(tmp_path)
+    path.unlink()
+    with pytest.raises(CorruptStoreError, match=r"shard 3, array x: .*No such file or directory; restore"):
+        read_all(path, layout)

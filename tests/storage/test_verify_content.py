@@ -1,0 +1,78 @@
+"""Deep verification of content: a shard whose every checksum is right but whose numbers cannot be."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import storage.record_codec
+import storage.shard_writer
+from storage import Manifest, Record, verify_store
+from storage.columns import OFFSETS, RECORDS
+from storage.record_codec import Rows
+
+Change = Callable[[Rows], None]
+
+
+@contextmanager
+def tampering(monkeypatch: pytest.MonkeyPatch, change: Change) -> Iterator[None]:
+    """Rows changed between encoding and writing, as a bug would."""
+    tables = storage.shard_writer.ShardWriter._tables
+
+    def changed(self: storage.shard_writer.ShardWriter, record: Record, rows: Rows) -> Rows:
+        made = tables(self, record, rows)
+        rows |= made
+        change(rows)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.shard_writer.ShardWriter, "_tables", changed)
+        yield
+
+
+def lower_offsets(rows: Rows) -> None:
+    rows[OFFSETS] = np.zeros_like(rows[OFFSETS])
+
+
+def repeat_index(rows: Rows) -> None:
+    rows[RECORDS] = np.zeros_like(rows[RECORDS])
+
+
+def far_position(rows: Rows) -> None:
+    rows["supervised_positions"] = rows["supervised_positions"] + 1000
+
+
+def nan_attention(rows: Rows) -> None:
+    if "attention" in rows:
+        rows["attention"] = np.full_like(rows["attention"], np.nan)
+
+
+def unnormalised(rows: Rows) -> None:
+    rows["tail_logmass"] = rows["tail_logmass"] + 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lower_offsets, "array input_ids: has"),
+        (repeat_index, "the plan says"),
+        (far_position, "supervised_positions spans"),
+        (nan_attention, "that are NaN"),
+        (unnormalised, "log-sum-exp"),
+    ],
+)
+def test_impossible_numbers_are_named(
+    tmp_path: Path,
+    make_manifest: Callable[..., Manifest],
+    write_store: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Change,
+    message: str,
+) -> None:
+    with tampering(monkeypatch, change):
+        store = write_store(tmp_path / "store", make_manifest(num_samples=3, shard_size=3))
+    assert verify_store(store).ok
+    found = [problem.message for problem in verify_store(store, deep=True).problems]
+    assert any(message in text for text in found), found

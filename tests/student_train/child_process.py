@@ -1,0 +1,52 @@
+"""Runs `train(job)` in a process of its own, which a test may strike at a chosen moment.
+
+Arguments: the job as JSON, and null or [module, function, n, signal]: the process gets the signal when the function is
+called for the n-th time. Exits with 128 + signal when the run was interrupted, 1 with one line on a user's error.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student_train import checkpoint, export, trainer
+from student_train.config import TrainConfig
+from student_train.job import TrainJob
+
+MODULES: dict[str, Any] = {"checkpoint": checkpoint, "export": export, "trainer": trainer}
+
+
+def main(job_json: str, blow_json: str) -> None:
+    torch.set_num_threads(1)
+    blow = json.loads(blow_json)
+    if blow is not None:
+        strike(MODULES[blow[0]], *blow[1:])
+    try:
+        result = trainer.train(job_of(json.loads(job_json)))
+    except ValueError as error:
+        sys.exit(str(error))
+    sys.exit(128 + result.interrupted_by if result.interrupted_by else 0)
+
+
+def job_of(values: dict[str, Any]) -> TrainJob:
+    paths = {name: Path(values[name]) for name in ("images", "store", "vision_config")}
+    return TrainJob(**values | paths | {"train": TrainConfig(**values["train"])})
+
+
+def strike(module: Any, name: str, number: int, signal: int) -> None:
+    original, calls = getattr(module, name), [0]
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal)
+        return original(*args, **kwargs)
+
+    setattr(module, name, struck)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

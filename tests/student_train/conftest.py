@@ -1,0 +1,292 @@
+"""Golden tensors of the original implementation, and small stores dumped by hand from the golden teacher.
+
+The stores are written through `storage` and `vlm` directly, so that what the trainer reads does not depend on the
+code of the other phase.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
+from student_train.config import TrainConfig
+from student_train.job import TrainJob
+from vlm.batch import collate_sequences
+from vlm.checkpoint import load_example_builder, load_model
+from vlm.conversations import sample_key
+from vlm.examples import Example, ExampleBuilder
+from vlm.model import MobileVLM
+from vlm.templates import Turn
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
+IMAGES = GOLDEN.parent / "images"
+CHILD = Path(__file__).parent / "child_process.py"
+Samples = list[dict[str, Any]]
+Dump = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def images_folder() -> Path:
+    return IMAGES
+
+
+@pytest.fixture(scope="session")
+def golden_expected() -> dict[str, dict[str, Any]]:
+    """Every loss term by sample id, computed in float64 from the original implementation's outputs."""
+    return {entry["id"]: entry for entry in json.loads((GOLDEN / "expected.json").read_text())}
+
+
+@pytest.fixture(scope="session")
+def golden_tensors() -> Callable[[str], dict[str, Tensor]]:
+    """The original implementation's tensors of one sample."""
+    return lambda sample_id: load_file(GOLDEN / f"{sample_id}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def v1_samples() -> Samples:
+    """The golden fine-tuning samples: three with an image, one text-only."""
+    samples: Samples = json.loads((GOLDEN / "v1.json").read_text())
+    return samples
+
+
+@pytest.fixture(scope="session")
+def teacher() -> MobileVLM:
+    return load_model(GOLDEN / "teacher", vision_config=GOLDEN / "clip")
+
+
+@pytest.fixture(scope="session")
+def student_builder() -> ExampleBuilder:
+    return load_example_builder(GOLDEN / "student", template="v1", vision_config=GOLDEN / "clip")
+
+
+@pytest.fixture
+def new_student() -> Callable[[], MobileVLM]:
+    return lambda: load_model(GOLDEN / "student", vision_config=GOLDEN / "clip")
+
+
+@pytest.fixture(scope="session")
+def dump(teacher: MobileVLM, student_builder: ExampleBuilder) -> Dump:
+    """dump(path, samples, ...) writes a store of the golden teacher's targets and returns its path."""
+
+    def write(
+        path: Path,
+        samples: Samples,
+        *,
+        codecs: Codecs | None = None,
+        fingerprint: dict[str, str] | None = None,
+        vocab_size: int = 512,
+    ) -> Path:
+        codecs = codecs or exact_codecs()
+        manifest = Manifest(
+            fingerprint={"weights": "golden", **student_builder.fingerprint, **(fingerprint or {})},
+            data_fingerprint={"name": path.name},
+            shapes=Shapes(num_heads=8, hidden_size=128, vision_tokens=144, vocab_size=vocab_size),
+            codecs=codecs,
+            num_samples=len(samples),
+            shard_size=4,
+            seed=0,
+        )
+        writer = StoreWriter(path, manifest)
+        for shard in writer.pending_shards():
+            with writer.open_shard(shard) as sink:
+                for index in writer.planned_samples(shard):
+                    sink.append(_record(teacher, student_builder, samples[index], int(index), codecs))
+                sink.commit()
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def exact_store(dump: Dump, v1_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden fine-tuning samples, every target in float32, logits in full."""
+    return dump(tmp_path_factory.mktemp("stores") / "exact", v1_samples)
+
+
+@pytest.fixture(scope="session")
+def many_samples(v1_samples: Samples) -> Samples:
+    """Ten short samples with images and without."""
+    questions = ["What is this?", "Is it red?", "How many are there?", "Name a color.", "Where is it?"]
+    answers = ["a cup of coffee", "no", "two or three of them", "green", "on the table, to the left"]
+    samples: Samples = []
+    for number in range(10):
+        image = v1_samples[number % 4].get("image")
+        question = questions[number % 5] + f" ({number})"
+        turns = [("human", ("<image>\n" if image else "") + question), ("gpt", answers[(number * 3) % 5])]
+        entry: dict[str, Any] = {"id": f"m-{number}", "conversations": [{"from": f, "value": v} for f, v in turns]}
+        samples.append(entry | ({"image": image} if image else {}))
+    return samples
+
+
+@pytest.fixture(scope="session")
+def many_store(dump: Dump, many_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten samples, every target in float32, logits in full."""
+    return dump(tmp_path_factory.mktemp("stores") / "many", many_samples)
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
+    """make_job(store, **train settings): a short run of the golden student."""
+
+    def make(
+        store: Path, *, images: Path = IMAGES, max_tokens: int | None = None, dtype: Any = "float32", **train: Any
+    ) -> TrainJob:
+        defaults: dict[str, Any] = {"output": tmp_path / "out", "steps": 6, "micro_batch": 2, "learning_rate": 1e-3}
+        return TrainJob(
+            student=GOLDEN / "student",
+            vision_config=GOLDEN / "clip",
+            images=images,
+            store=store,
+            max_tokens=max_tokens,
+            dtype=dtype,
+            train=TrainConfig(**defaults | train),
+        )
+
+    return make
+
+
+@pytest.fixture
+def read_metrics() -> Callable[[Path], list[dict[str, Any]]]:
+    """The lines of a metrics file without what measures time."""
+
+    def read(output: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in ("seconds", "wait_share")} for line in lines]
+
+    return read
+
+
+@pytest.fixture
+def start_child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start_child(job, blow=(module, function, n-th call, signal), **environment) runs `train(job)` elsewhere."""
+    children: list[subprocess.Popen[str]] = []
+
+    def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **environment: str) -> Any:
+        described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
+        command = [sys.executable, str(CHILD), json.dumps(described, default=str), json.dumps(blow)]
+        inherited = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **os.environ}
+        children.append(subprocess.Popen(command, env=inherited | environment, stderr=subprocess.PIPE, text=True))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bit-for-bit comparison with a child process needs the same number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def targets_of(teacher: MobileVLM) -> Callable[..., dict[str, Tensor]]:
+    """The live teacher's targets of one example, float32."""
+    return lambda example, pairs="tqv": _targets(teacher, example, pairs)
+
+
+@pytest.fixture(scope="session")
+def open_store() -> Callable[[Path], StoreReader]:
+    return StoreReader
+
+
+def exact_codecs() -> Codecs:
+    return Codecs(
+        attention="float32",
+        vision_top="float32",
+        vision_all="float32",
+        logits=LogitsCodec(kind="full", dtype="float32"),
+    )
+
+
+@torch.no_grad()
+def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tensor]:
+    batch = collate_sequences([example])
+    vision = None if batch.pixel_values_ICHW is None else teacher.encode_images(batch.pixel_values_ICHW)
+    embeds = teacher.embed(batch, vision)
+    hidden = teacher.hidden_states(embeds)[0, example.positions.supervised_positions]
+    targets = {"logits": teacher.lm_head(hidden)}
+    if vision is not None:
+        rows, cols = (
+            torch.from_numpy(p.astype(np.int64))[None]
+            for p in (example.positions.attention_rows(pairs), example.positions.attention_cols(pairs))
+        )
+        tqv_rows = torch.from_numpy(example.positions.tqv_query_positions.astype(np.int64))[None]
+        tqv_cols = torch.from_numpy(example.positions.vision_positions.astype(np.int64))[None]
+        scores = teacher.first_layer_attention(embeds, tqv_rows, tqv_cols)[0].mean(0).sum(0)
+        targets["attention"] = teacher.first_layer_attention(embeds, rows, cols)[0].transpose(0, 1)
+        targets["vision_embeddings"] = vision[0]
+        targets["vision_top_index"] = scores.argsort(descending=True, stable=True)[:16]
+        targets["vision_top_embeddings"] = vision[0][targets["vision_top_index"]]
+    return targets
+
+
+def _record(teacher: MobileVLM, builder: ExampleBuilder, sample: dict[str, Any], index: int, codecs: Codecs) -> Record:
+    image = sample.get("image")
+    data = (IMAGES / image).read_bytes() if image else None
+    digest = hashlib.sha256(data).hexdigest() if data else None
+    turns = [Turn(turn["from"], turn["value"]) for turn in sample["conversations"]]
+    example = builder.build(turns, data)
+    found = _targets(teacher, example, codecs.attention_pairs)
+    kept = {
+        name: np.ascontiguousarray(found[name].numpy().astype(dtype))
+        for name, codec, dtype in (
+            ("attention", codecs.attention, codecs.attention),
+            ("vision_embeddings", codecs.vision_all, codecs.vision_all),
+            ("vision_top_embeddings", codecs.vision_top, codecs.vision_top),
+            ("vision_top_index", codecs.vision_top, "uint16"),
+        )
+        if codec != "none" and name in found
+    }
+    return Record(
+        key=sample_key(sample["conversations"], digest, "v1"),
+        id=sample["id"],
+        index=index,
+        conversations=sample["conversations"],
+        image=image,
+        image_sha256=digest,
+        input_ids=example.input_ids,
+        labels=example.labels,
+        vision_positions=example.positions.vision_positions,
+        tqv_query_positions=example.positions.tqv_query_positions,
+        supervised_positions=example.positions.supervised_positions,
+        logits=_stored_logits(found["logits"], codecs.logits),
+        **kept,
+    )
+
+
+def _stored_logits(logits_NV: Tensor, codec: LogitsCodec) -> Any:
+    if codec.kind == "none":
+        return None
+    if codec.kind == "full":
+        return logits_NV.numpy().astype(codec.dtype)
+    assert codec.top_k is not None
+    logprobs_NV = logits_NV.double().log_softmax(-1)
+    order_NV = logprobs_NV.argsort(descending=True)
+    ids_NK, tail = order_NV[:, : codec.top_k], order_NV[:, codec.top_k :]
+    return TruncatedLogits(
+        ids=ids_NK.flatten().numpy().astype(np.uint16),
+        logprobs=logprobs_NV.gather(1, ids_NK).flatten().numpy().astype(codec.dtype),
+        offsets=np.arange(len(ids_NK) + 1, dtype=np.int64) * codec.top_k,
+        tail_logmass=logprobs_NV.gather(1, tail).logsumexp(-1).numpy().astype(np.float32),
+    )

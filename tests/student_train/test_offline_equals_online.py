@@ -1,0 +1,85 @@
+"""The point of the whole: training from cached targets is training beside the live teacher."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from storage import SampleOrder
+from student_train.batch import TrainBatch
+from student_train.collate import collate
+from student_train.config import TERMS
+from student_train.counts import GlobalCounts
+from student_train.dataset import CachedDataset
+from student_train.engine import Engine
+from student_train.job import TrainJob
+from student_train.ranks import start_ranks
+from student_train.tally import StepTally
+from student_train.trainer import build_student, open_dataset
+from vlm.model import MobileVLM
+
+STEPS = 6
+
+
+@torch.no_grad()
+def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
+    """The batch with targets from one padded forward pass of the teacher; nothing cached is left in it."""
+    sequences, attention = batch.sequences, batch.attention
+    pixels = sequences.pixel_values_ICHW
+    vision_IPD = None if pixels is None else teacher.encode_images(pixels)
+    embeds_BLD = teacher.embed(sequences, vision_IPD)
+    hidden_BLD = teacher.hidden_states(embeds_BLD)
+    logits_NV = teacher.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
+    if vision_IPD is None or attention is None:
+        return replace(batch, logits=logits_NV)
+    attention_BHRC = teacher.first_layer_attention(embeds_BLD, attention.rows_BR, attention.cols_BC)
+    top_IK = torch.stack(
+        [
+            attention_BHRC[row, :, : attention.num_rows_B[row]]
+            .mean(0)
+            .sum(0)
+            .argsort(descending=True, stable=True)[:16]
+            for row in sequences.image_samples_I.tolist()
+        ]
+    )
+    top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
+    return replace(
+        batch,
+        attention=replace(attention, teacher_BHRC=attention_BHRC),
+        vision_all_IPD=vision_IPD,
+        top_index_IK=top_IK,
+        top_embeddings_IKD=top_IKD,
+        logits=logits_NV,
+    )
+
+
+def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], TrainBatch]) -> list[dict[str, float]]:
+    """Loss terms of STEPS optimiser steps."""
+    ranks = start_ranks()
+    student = build_student(job, dataset.reader)
+    counts = GlobalCounts(dataset.reader, student.model.config, TERMS)
+    engine = Engine(student, job.train, dtype=torch.float32, ranks=ranks)
+    order = SampleOrder(len(dataset), seed=0, global_batch=job.train.micro_batch)
+    lines = []
+    for step in range(STEPS):
+        positions = order.global_batch_indices(step)
+        tally = StepTally(job.train.losses.weights, counts(positions))
+        batch = collate([dataset[int(i)] for i in positions], terms=TERMS, attention_pairs="tqv")
+        engine.backward(tally.add(engine(prepare(batch))))
+        engine.end_micro_batch(1.0)
+        tally.gather(ranks, stop=False)
+        lines.append({name: mean for name, mean in tally.means.items() if mean is not None})
+    return lines
+
+
+def test_every_term_at_every_step(many_store: Path, make_job: Callable[..., TrainJob], teacher: MobileVLM) -> None:
+    job = make_job(many_store, micro_batch=4, learning_rate=1e-4)
+    dataset = open_dataset(job)
+    offline = run(job, dataset, lambda batch: batch)
+    online = run(job, dataset, lambda batch: live_targets(teacher, batch))
+    for step, (cached, live) in enumerate(zip(offline, online, strict=True)):
+        assert cached == pytest.approx(live, rel=1e-6), step
+    # The agreement means something only if the student moved between the steps.
+    assert all(abs(offline[0][term] / offline[-1][term] - 1) > 1e-3 for term in TERMS)

@@ -1,0 +1,229 @@
+"""`train(job)` in one process: learns, resumes, refuses, exports."""
+
+import json
+import logging
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from student_train import trainer
+from student_train.errors import TrainError
+from student_train.job import TrainJob
+from student_train.trainer import train
+from vlm.checkpoint import load_model
+
+MakeJob = Callable[..., TrainJob]
+ReadMetrics = Callable[[Path], list[dict[str, Any]]]
+
+
+def test_a_run_learns_reports_and_exports(many_store: Path, make_job: MakeJob, golden_folder: Path) -> None:
+    job = make_job(many_store, steps=12, micro_batch=5, adapter_init="mean_of_heads")
+    result = train(job)
+    lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["samples_seen"] for line in lines] == [5 * step for step in range(1, 13)]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    weights = job.train.losses.weights
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(weight * line[term] for term, weight in weights.items()), rel=1e-6)
+        assert line["grad_norm"] > 0
+        assert line["seconds"] > 0
+        assert 0 <= line["wait_share"] <= 1
+    assert result.metrics == lines[-1]
+    assert (result.step, result.samples_seen, result.skipped_steps) == (12, 60, 0)
+
+    assert result.student is not None
+    exported = load_model(result.student, vision_config=golden_folder / "clip").state_dict()
+    before = load_model(golden_folder / "student", vision_config=golden_folder / "clip").state_dict()
+    for name, value in exported.items():
+        assert torch.equal(value, before[name]) == ("vision_tower" in name), name
+    assert result.adapters is not None
+    assert load_file(result.adapters)["attn_adapter.weight"].shape == (4, 8, 1, 1)
+
+
+def test_stopped_and_resumed_equals_unbroken(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at step 2 of 5, in another epoch than the end, with accumulation; bit for bit."""
+    settings: dict[str, Any] = {"steps": 5, "micro_batch": 2, "global_batch": 4}
+    train(make_job(many_store, output=tmp_path / "unbroken", **settings))
+    job = make_job(many_store, output=tmp_path / "broken", **settings)
+
+    interrupt_at(2, monkeypatch)
+    stopped = train(job)
+    assert (stopped.interrupted_by, stopped.step, stopped.student) == (signal.SIGINT, 2, None)
+    resumed = train(job)
+    assert (resumed.interrupted_by, resumed.step) == (None, 5)
+    assert read_metrics(tmp_path / "broken") == read_metrics(tmp_path / "unbroken")
+    for name in ("student/model.safetensors", "adapters.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+    again = train(job)
+    assert again.already_finished
+    assert again.metrics == resumed.metrics
+    with pytest.raises(TrainError, match=r"learning_rate was 0\.001, is 0\.002; restore them, or choose another"):
+        train(make_job(many_store, output=tmp_path / "broken", **settings, learning_rate=2e-3))
+
+
+def test_bfloat16_resumes_exactly(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Master weights are float32: rounding them to bfloat16 at a checkpoint would show in the next losses."""
+    train(make_job(many_store, output=tmp_path / "unbroken", steps=4, dtype="bfloat16"))
+    job = make_job(many_store, output=tmp_path / "broken", steps=4, dtype="bfloat16")
+    interrupt_at(2, monkeypatch)
+    train(job)
+    train(job)
+    assert read_metrics(tmp_path / "broken") == read_metrics(tmp_path / "unbroken")
+
+
+def test_offloaded_optimizer_state_learns_the_same(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another kernel, so equal to rounding; resumed on the way, and from one placement to the other."""
+    train(make_job(many_store, output=tmp_path / "device", steps=4))
+    interrupt_at(2, monkeypatch)
+    train(make_job(many_store, output=tmp_path / "host", steps=4, offload_optimizer=True))
+    interrupt_at(1, monkeypatch)
+    train(make_job(many_store, output=tmp_path / "host", steps=4, offload_optimizer=True))
+    train(make_job(many_store, output=tmp_path / "host", steps=4))
+    for offloaded, reference in zip(read_metrics(tmp_path / "host"), read_metrics(tmp_path / "device"), strict=True):
+        assert offloaded == pytest.approx(reference, rel=1e-5)
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before(
+    many_store: Path,
+    make_job: MakeJob,
+    read_metrics: ReadMetrics,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = make_job(many_store, steps=5, checkpoint_every=1, keep_checkpoints=2)
+    interrupt_at(3, monkeypatch)
+    train(job)
+    checkpoints = job.train.output / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000002", "step-00000003"]
+    flip_a_bit(checkpoints / "step-00000003" / "exp_avg.safetensors")
+    with caplog.at_level(logging.WARNING):
+        train(job)
+    assert "step-00000003 is broken (exp_avg.safetensors has crc32c" in caplog.text
+    unbroken = make_job(many_store, output=tmp_path / "unbroken", steps=5)
+    train(unbroken)
+    assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
+
+    for path in checkpoints.iterdir():
+        (path / "weights.safetensors").unlink()
+    (job.train.output / "finished.json").unlink()
+    with pytest.raises(TrainError, match="none of 2 checkpoints is sound"):
+        train(job)
+
+
+def test_another_store_is_refused_at_resume(
+    many_store: Path, dump: Any, many_samples: Any, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(1, monkeypatch)
+    train(make_job(many_store))
+    other = dump(tmp_path / "other", many_samples[:8])
+    with pytest.raises(TrainError, match=r"manifest_hash was \w+, is \w+"):
+        train(make_job(other))
+
+
+def test_adapters_of_an_earlier_stage_are_carried_over(
+    many_store: Path, make_job: MakeJob, golden_folder: Path, tmp_path: Path
+) -> None:
+    """A run that does not train them hands them on as they came."""
+    carried = golden_folder / "adapters.safetensors"
+    result = train(make_job(many_store, steps=1, adapters=carried, preset="supervised"))
+    assert result.adapters is not None
+    for name, value in load_file(carried).items():
+        assert torch.equal(load_file(result.adapters)[name], value)
+    distilled = train(make_job(many_store, steps=1, adapters=carried, output=tmp_path / "distilled"))
+    assert distilled.adapters is not None
+    moved = load_file(distilled.adapters)["attn_adapter.bias"] - load_file(carried)["attn_adapter.bias"]
+    assert 0 < moved.abs().max() < 2e-3
+
+
+def test_text_only_store(dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path) -> None:
+    text_only = [sample for sample in v1_samples if "image" not in sample]
+    result = train(make_job(dump(tmp_path / "store", text_only), steps=2, micro_batch=1))
+    assert result.metrics["attention"] is None
+    assert result.metrics["vision_all"] is None
+    assert result.metrics["supervised"] is not None
+
+
+def test_a_student_that_diverges_is_stopped(
+    many_store: Path, make_job: MakeJob, golden_folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "student"
+    shutil.copytree(golden_folder / "student", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors")
+    job = make_job(many_store, steps=20, micro_batch=1)
+    with pytest.raises(TrainError, match=r"10 steps in a row were skipped, at step 10 the loss is nan"):
+        train(TrainJob(**vars(job) | {"student": broken}))
+    lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [True] * 10
+    assert lines[0]["loss"] is None
+
+
+def test_data_workers_see_the_same_batches(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
+) -> None:
+    for workers in (0, 2):
+        train(make_job(many_store, output=tmp_path / str(workers), steps=3, data_workers=workers))
+    assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "2")
+
+
+def test_an_error_in_a_worker_is_one_line(many_store: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="image cannot be read") as error:
+        train(make_job(many_store, images=tmp_path, data_workers=1, micro_batch=8))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_of_this_run_is_not_replaced(many_store: Path, make_job: MakeJob) -> None:
+    job = make_job(many_store)
+    (job.train.output / "student").mkdir(parents=True)
+    with pytest.raises(TrainError, match="is there already and not of this run; choose another output"):
+        train(job)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(many_store: Path, make_job: MakeJob) -> None:
+    job = make_job(many_store, steps=2, checkpoint_every=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # no file may grow further: as a full disk
+    try:
+        with pytest.raises(TrainError, match=r"step-00000001: cannot be written .*free some space") as error:
+            train(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+    assert not list((job.train.output / "checkpoints").iterdir())
+    assert train(job).step == 2
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process SIGINT while it does optimiser step `step`, once."""
+    original, calls = trainer._optimiser_step, [0]
+
+    def interrupted(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(trainer, "_optimiser_step", interrupted)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

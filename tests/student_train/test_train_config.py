@@ -1,0 +1,102 @@
+"""Settings: presets, relations, learning rate, parameter groups."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from student_train.adapters import Adapters
+from student_train.config import LossConfig, TrainConfig
+from student_train.objective import DistilledStudent
+from student_train.schedule import learning_rate_factor
+from student_train.zero_config import parameter_groups, zero_config
+from vlm.model import MobileVLM
+
+
+def config(**values: Any) -> TrainConfig:
+    return TrainConfig(**{"output": "out", "steps": 10} | values)
+
+
+def test_defaults_are_the_papers_weights() -> None:
+    weights = {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0}
+    assert config().losses.weights == weights == config(preset="paper").losses.weights
+    assert config().losses.logit_direction == "reverse"
+
+
+def test_presets_yield_to_explicit_keys() -> None:
+    assert config(preset="supervised").losses.weights == {"supervised": 1.0}
+    mixed = config(preset="supervised", losses={"logit": 0.5, "logit_direction": "forward"}).losses
+    assert mixed.weights == {"supervised": 1.0, "logit": 0.5}
+    assert mixed.logit_direction == "forward"
+    assert config(preset="supervised", losses=LossConfig(attention=2.0)).losses.weights == {
+        "supervised": 1.0,
+        "attention": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"stepz": 3}, "stepz"),
+        ({"steps": 0}, "steps"),
+        ({"preset": "best"}, "preset"),
+        ({"losses": {"attn": 1.0}}, "attn"),
+        ({"losses": {"attention": -1.0}}, "attention"),
+        ({"losses": {"supervised": 0, "logit": 0}}, "nothing trains the decoder"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+    ],
+)
+def test_what_cannot_be_is_refused(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        config(**values)
+
+
+def test_global_batch_and_accumulation() -> None:
+    assert config(micro_batch=4).global_batch_size(2) == 8
+    assert config(micro_batch=4, global_batch=32).accumulation_steps(2) == 4
+    with pytest.raises(ValueError, match="global_batch 12 is no multiple of micro_batch 4 x 2 devices = 8"):
+        config(micro_batch=4, global_batch=12).global_batch_size(2)
+
+
+def test_learning_rate_warms_up_then_follows_a_cosine_to_nothing() -> None:
+    factors = [learning_rate_factor(step, steps=110, warmup_ratio=10 / 110) for step in range(111)]
+    assert factors[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[110] == pytest.approx(0.0)
+    assert learning_rate_factor(0, steps=5, warmup_ratio=0.0) == 1.0
+    assert learning_rate_factor(4, steps=5, warmup_ratio=1.0) == 1.0
+
+
+@pytest.fixture
+def student(new_student: Callable[[], MobileVLM]) -> DistilledStudent:
+    return DistilledStudent(new_student(), Adapters(heads=(8, 4), hidden_sizes=(128, 64)), LossConfig())
+
+
+def test_parameter_groups_cover_every_trained_parameter_once(student: DistilledStudent) -> None:
+    settings = config(learning_rate=1e-4, projector_learning_rate=1e-3, adapter_learning_rate=1e-2)
+    groups = parameter_groups(student, settings)
+    names = {id(value): name for name, value in student.named_parameters()}
+    by_rate = {group["lr"]: sorted(names[id(value)] for value in group["params"]) for group in groups}
+    trained = sorted(name for name, value in student.named_parameters() if value.requires_grad)
+    assert sorted(name for group in by_rate.values() for name in group) == trained
+    assert all("mm_projector" in name for name in by_rate[1e-3])
+    assert by_rate[1e-2] == sorted(f"adapters.{name}" for name, _ in student.adapters.named_parameters())
+    assert {group["lr"] for group in parameter_groups(student, config(learning_rate=1e-4))} == {1e-4}
+
+
+def test_zero_settings(student: DistilledStudent) -> None:
+    settings = zero_config(student, config(micro_batch=2, global_batch=16, gradient_clip=0.5), torch.bfloat16, 2)
+    assert settings["zero_optimization"]["stage"] == 2
+    assert settings["gradient_accumulation_steps"] == 4
+    assert settings["gradient_clipping"] == 0.5
+    assert settings["bf16"]["enabled"]
+    # A bucket is allocated whole: never larger than the model.
+    assert settings["zero_optimization"]["reduce_bucket_size"] < 10**6
+
+
+def test_output_is_a_path() -> None:
+    assert config().output == Path("out")

@@ -1,0 +1,45 @@
+"""Top-k truncation against the dense distribution in float64."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacher_dump.focus import focus_scores, focus_tokens
+from teacher_dump.truncation import keep_top_k
+
+
+@given(st.integers(0, 5), st.integers(2, 40), st.integers(1, 50), st.floats(0.1, 12.0), st.integers(0, 10**6))
+def test_entries_and_tail_are_the_distribution(num: int, vocab: int, top_k: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num, vocab, generator=generator) * scale
+    labels = torch.randint(vocab, (num,), generator=generator)
+    kept = keep_top_k(logits, labels, top_k)
+    dense = logits.double().log_softmax(-1).numpy()
+    for position in range(num):
+        ids = kept.ids[kept.offsets[position] : kept.offsets[position + 1]]
+        logprobs = kept.logprobs[kept.offsets[position] : kept.offsets[position + 1]]
+        assert len(set(ids.tolist())) == len(ids) and int(labels[position]) in ids
+        assert min(top_k, vocab) <= len(ids) <= min(top_k + 1, vocab)
+        np.testing.assert_allclose(logprobs, dense[position, ids], rtol=1e-5, atol=1e-5)
+        tail = np.delete(np.exp(dense[position]), ids).sum()
+        np.testing.assert_allclose(np.exp(kept.tail_logmass[position].astype(np.float64)), tail, rtol=1e-4, atol=1e-30)
+        left_out = np.delete(dense[position], ids)
+        likeliest_kept = np.sort(dense[position, ids])[::-1][: min(top_k, vocab)]
+        assert not left_out.size or left_out.max() <= likeliest_kept[-1] + 1e-5
+
+
+def test_everything_kept_leaves_no_tail() -> None:
+    kept = keep_top_k(torch.randn(3, 7), torch.tensor([0, 1, 2]), 7)
+    assert np.isneginf(kept.tail_logmass).all() and len(kept.ids) == 21
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 30), st.integers(0, 1000))
+def test_focus_is_equation_2(heads: int, queries: int, tokens: int, seed: int) -> None:
+    attention = torch.rand(heads, queries, tokens, generator=torch.Generator().manual_seed(seed))
+    by_hand = [sum(float(attention[:, q, p].mean()) for q in range(queries)) for p in range(tokens)]
+    np.testing.assert_allclose(focus_scores(attention).numpy(), by_hand, rtol=1e-5)
+    chosen = focus_tokens(attention).tolist()
+    assert len(chosen) == min(16, tokens) == len(set(chosen))
+    scores = focus_scores(attention)
+    assert scores[chosen].tolist() == sorted(scores.tolist(), reverse=True)[: len(chosen)]

@@ -1,0 +1,97 @@
+"""Prompts and label masks, corner cases included."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm.errors import SampleError
+from vlm.templates import IGNORE_LABEL, IMAGE_TOKEN_ID, Turn, tokenize_conversation, tokenize_question
+from vlm.tokenizer import LegacyLlamaTokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
+TOKENIZER = LegacyLlamaTokenizer(GOLDEN / "teacher" / "tokenizer.model")
+
+
+def turns(*values: str) -> list[Turn]:
+    return [Turn(("human", "gpt")[number % 2], value) for number, value in enumerate(values)]
+
+
+def supervised_text(conversation: list[Turn], *, has_image: bool) -> str:
+    tokens = tokenize_conversation(conversation, template="v1", has_image=has_image, tokenizer=TOKENIZER)
+    return TOKENIZER.decode([label for label in tokens.labels if label != IGNORE_LABEL])
+
+
+def test_only_the_answers_are_supervised() -> None:
+    text = supervised_text(turns("<image>\nWhat is it?", "a cup", "And that?", "a spoon"), has_image=True)
+    assert text.split() == ["a", "cup", "a", "spoon"]
+
+
+def test_image_in_the_middle_moves_to_the_head_of_its_turn() -> None:
+    def ids(question: str) -> list[int]:
+        conversation = turns(question, "a cup")
+        return tokenize_conversation(conversation, template="v1", has_image=True, tokenizer=TOKENIZER).input_ids
+
+    assert ids("What <image>is it?") == ids("<image>\nWhat is it?") == ids("What is it?<image>")
+
+
+def test_a_first_turn_that_is_not_the_humans_is_dropped() -> None:
+    with_greeting = [Turn("gpt", "Hello!"), *turns("What is it?", "a cup")]
+    without = turns("What is it?", "a cup")
+    tokenized = [
+        tokenize_conversation(conversation, template="v1", has_image=False, tokenizer=TOKENIZER)
+        for conversation in (with_greeting, without)
+    ]
+    assert tokenized[0] == tokenized[1]
+
+
+def test_a_question_is_the_training_prompt_up_to_the_answer() -> None:
+    conversation = turns("<image>\nWhat is it?", "a cup")
+    training = tokenize_conversation(conversation, template="v1", has_image=True, tokenizer=TOKENIZER)
+    question = tokenize_question(conversation[:1], template="v1", has_image=True, tokenizer=TOKENIZER)
+    first_label = next(number for number, label in enumerate(training.labels) if label != IGNORE_LABEL)
+    assert training.input_ids[:first_label] == question
+
+
+@pytest.mark.parametrize(
+    ("conversation", "has_image", "message"),
+    [
+        ([], False, "empty conversation"),
+        (turns("What is it?", "a cup"), True, "0 <image>"),
+        (turns("<image>\nWhat <image> is it?", "a cup"), True, "2 <image>"),
+        (turns("<image>\nWhat is it?", "a cup"), False, "1 <image>"),
+        ([Turn("human", "a"), Turn("human", "b")], False, "must alternate"),
+        ([Turn("system", "a")], False, "unknown speaker 'system'"),
+        ([Turn("gpt", "a")], False, "no human turn"),
+        (turns("say ' ASSISTANT: '", "ok ASSISTANT: no"), False, "the label mask covers"),
+    ],
+)
+def test_unusable_conversations_are_named(conversation: list[Turn], has_image: bool, message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        tokenize_conversation(conversation, template="v1", has_image=has_image, tokenizer=TOKENIZER)
+
+
+@pytest.mark.parametrize("conversation", [turns("q", "a", "q", "a"), turns("q", "a")])
+def test_plain_takes_one_captioned_image(conversation: list[Turn]) -> None:
+    with pytest.raises(SampleError, match="plain"):
+        tokenize_conversation(conversation, template="plain", has_image=False, tokenizer=TOKENIZER)
+
+
+# The marks of the template itself inside a text are refused above; everything else must survive.
+texts = st.text(min_size=1).filter(lambda text: text.strip() and not any(mark in text for mark in ("</s>", "<", ":")))
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
+def test_labels_repeat_the_input_or_are_ignored(rounds: list[tuple[str, str]]) -> None:
+    values = [value for pair in rounds for value in pair]
+    values[0] = "<image>\n" + values[0]
+    try:
+        tokens = tokenize_conversation(turns(*values), template="v1", has_image=True, tokenizer=TOKENIZER)
+    except SampleError as error:
+        assert "label mask" in str(error)  # what the original would silently mask
+        return
+    assert tokens.input_ids.count(IMAGE_TOKEN_ID) == 1
+    assert all(label in (IGNORE_LABEL, token) for label, token in zip(tokens.labels, tokens.input_ids, strict=True))
+    ends = [number for number, token in enumerate(tokens.input_ids) if token == TOKENIZER.eos_token_id]
+    assert len(ends) == len(rounds) and all(tokens.labels[end] == TOKENIZER.eos_token_id for end in ends)

@@ -32,7 +32,7 @@ class OpenShard:
             CorruptStoreError: a table is damaged.
         """
         self.codec, self.commit = codec, commit
-        label = f"store {store}, shard {commit.shard}"
+        label = f"shard {commit.shard}"
         folder = shard_folder(store, commit.shard)
         backend = get_backend(manifest.backend)
         self.source = backend.open(folder, codec.columns, commit.layouts(), label)

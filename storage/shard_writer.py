@@ -90,6 +90,8 @@ class ShardWriter:
         Raises:
             StoreError: planned samples are missing, the disk gave back other bytes, or it is full.
         """
+        if self.committed is not None:
+            return self.committed
         self._skip_quarantined()
         if self._next < len(self._planned):
             left = [index for index in self._planned[self._next :] if index not in self._quarantined]
@@ -101,9 +103,8 @@ class ShardWriter:
             commit = self._commit_record()
             read_back(self.folder, commit, self.codec.manifest)
             ours = publish(self.store, self.folder, commit)
-        standing = commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
-        self.committed = standing
-        return standing
+        self.committed = commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
+        return self.committed
 
     def _remove_folder(self) -> None:
         remove(self.folder)  # gone already if this writer published it

@@ -23,7 +23,7 @@ class ShardingFileReader:
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], layout: ArrayLayout, label: str) -> None:
-        """Open the file and verify its index. `label` names shard and array in errors.
+        """Open the file and verify its index. `label` names file, shard and array in errors.
 
         Raises:
             CorruptStoreError: the file is missing, cut, or its index is damaged.
@@ -38,7 +38,7 @@ class ShardingFileReader:
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise CorruptStoreError(f"{label}: {path}: {error.strerror}; {REPAIR}") from None
+            raise CorruptStoreError(f"{label}: {error.strerror}; {REPAIR}") from None
         index = self._read_index()
         # chunks lie back to back, so it is enough to know how many come before each row of chunks
         present = np.count_nonzero(index[..., 0] != MISSING, axis=1)

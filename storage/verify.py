@@ -1,6 +1,5 @@
 """`alignkd shards verify`: read a store again and name everything that is not as committed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,10 +95,19 @@ class _ShardChecker:
     def deep(self, commit: CommitRecord) -> list[str]:
         """Bytes first; the meaning of damaged bytes is not looked at."""
         folder = shard_folder(self.path, commit.shard)
-        problems = self._accounting(commit) + file_problems(folder, commit)
-        if not problems:
-            problems = list(self._content_problems(folder, commit))
-        return problems
+        problems = self._accounting(commit) + missing_or_resized(folder, commit)
+        if problems:
+            return problems
+        source = get_backend(self.manifest.backend).open(
+            folder, self.columns, commit.layouts(), f"shard {commit.shard}"
+        )
+        problems = array_problems(source, self.columns, commit)
+        # a damaged chunk says more than a damaged file: one line for each file
+        for problem in file_problems(folder, commit):
+            path = problem.partition(": sha256 is")[0]
+            if not any(named.startswith(f"{path}: ") for named in problems):
+                problems.append(problem)
+        return problems or self._content_problems(folder, commit)
 
     def _accounting(self, commit: CommitRecord) -> list[str]:
         if commit.shard >= self.manifest.num_shards:
@@ -109,17 +117,8 @@ class _ShardChecker:
             return [f"shard {commit.shard}: accounts for {held} samples, the plan has {planned}"]
         return []
 
-    def _content_problems(self, folder: Path, commit: CommitRecord) -> Iterator[str]:
-        backend = get_backend(self.manifest.backend)
-        layouts = commit.layouts()
-        yield from backend.check(folder, self.columns, layouts)
-        label = f"store {self.path}, shard {commit.shard}"
-        damaged = array_problems(backend.open(folder, self.columns, layouts, label), self.columns, commit)
-        yield from damaged
-        if damaged:
-            return
+    def _content_problems(self, folder: Path, commit: CommitRecord) -> list[str]:
+        problems = get_backend(self.manifest.backend).check(folder, self.columns, commit.layouts())
         shard = OpenShard(self.path, self.manifest, RecordCodec(self.manifest), commit)
-        wrong_tables = table_problems(shard, commit)
-        yield from wrong_tables
-        if not wrong_tables:
-            yield from record_problems(shard, commit, self.plan[commit.shard].tolist())
+        problems += table_problems(shard, commit)
+        return problems or record_problems(shard, commit, self.plan[commit.shard].tolist())

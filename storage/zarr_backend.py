@@ -81,8 +81,8 @@ class ZarrSource:
         return file.read(start, stop, width)
 
     def _open(self, column: Column) -> ShardingFileReader:
-        label = f"{self.label}, array {column.name}"
         path = self.folder / data_file(column)
+        label = f"{path}: {self.label}, array {column.name}"
         return ShardingFileReader(path, column.dtype, self.arrays[column.name], label)
 
 

@@ -91,7 +91,7 @@ def _wait_for_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until any process has ended, or a tick has passed."""
     until = time.monotonic() + _TICK_SECONDS
     while time.monotonic() < until and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def _check(command: Command, exit_code: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.demo.models import TEACHER, write_configs
@@ -40,6 +41,7 @@ SCENE_SEED = 77_001
 EVALUATION_SEED = 77_002
 PATCHES_PER_CELL = 4
 GRID = 12
+TOWER_FILE = "tower.safetensors"
 EMPTY_CLASS = 10
 NUM_PATCH_CLASSES = 11
 POSITION_SCALE = 0.3
@@ -278,10 +280,16 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     started = time.time()
     scenes = SceneSet(schedule.scenes, SCENE_SEED, "train", builder)
     report(f"{schedule} drew {schedule.scenes} scenes", started)
-    train_tower(model, scenes, schedule)
+    tower_file = out / TOWER_FILE
+    if tower_file.is_file():  # a run that was stopped goes on with its tower
+        model.model.vision_tower.load_state_dict(load_file(tower_file))
+    else:
+        train_tower(model, scenes, schedule)
+        save_file(model.model.vision_tower.state_dict(), tower_file)
     train_language(model, scenes, builder, schedule)
     model.model.config._attn_implementation = "sdpa"
     save_model(model.half(), out, tokenizer_from=out)
+    tower_file.unlink()
     report(f"held-out accuracy as stored (fp16) {evaluate(model.float(), builder, num=1000)}", started)
 
 

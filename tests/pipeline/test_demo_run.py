@@ -37,7 +37,8 @@ def out(quick_demo: tuple[Path, "CompletedProcess[str]"]) -> Path:
 @pytest.fixture
 def report(out: Path) -> dict[str, Any]:
     """`report.json`."""
-    return read(out / "report.json")
+    found: dict[str, Any] = read(out / "report.json")
+    return found
 
 
 def read(path: Path) -> Any:

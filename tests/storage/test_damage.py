@@ -89,7 +89,7 @@ def test_a_flip_that_keeps_the_file_system_happy_is_found_on_reading(small_store
     path.write_bytes(data)
     reader = StoreReader(small_store)
     first = reader.commits[0].num_records
-    with pytest.raises(CorruptStoreError, match=r"store .*, shard 1, array attention, chunk 0: crc32c is \w+, stored"):
+    with pytest.raises(CorruptStoreError, match=r"c.0.0.0: shard 1, array attention, chunk 0: crc32c is \w+, stored"):
         for place in range(first, first + reader.commits[1].num_records):
             reader[place]
 

@@ -142,6 +142,7 @@ def test_samples_come_in_the_order_of_the_plan(
         with pytest.raises(StoreError, match=f"index {third} appended, the plan's next is none"):
             sink.append(make_record(manifest, third))
         commit = sink.commit()
+        assert sink.commit() is commit
     assert commit.num_records == 2 and [sample.index for sample in commit.quarantined] == [third]
 
 

@@ -95,7 +95,8 @@ def test_offloaded_optimizer_state_learns_the_same(
     train(make_job(many_store, output=tmp_path / "host", steps=4, offload_optimizer=True))
     train(make_job(many_store, output=tmp_path / "host", steps=4))
     for offloaded, reference in zip(read_metrics(tmp_path / "host"), read_metrics(tmp_path / "device"), strict=True):
-        assert offloaded == pytest.approx(reference, rel=1e-5)
+        for name, value in reference.items():
+            assert offloaded[name] == (value if value is None else pytest.approx(value, rel=1e-5)), name
 
 
 def test_a_broken_checkpoint_falls_back_to_the_one_before(

@@ -31,11 +31,11 @@ def test_killed_and_resumed_equals_unbroken(
     ]
     for blow in blows:
         child = start_child(job, blow)
-        _, errors = child.communicate(timeout=120)
+        _, errors = child.communicate(timeout=600)
         assert child.returncode == -signal.SIGKILL, errors
         assert not (job.train.output / "finished.json").exists()
     finishing = start_child(job)
-    _, errors = finishing.communicate(timeout=120)
+    _, errors = finishing.communicate(timeout=600)
     assert finishing.returncode == 0, errors
 
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
@@ -59,7 +59,7 @@ def test_one_rank_two_ranks_one_rank(
     job = make_job(many_store, output=tmp_path / "changing", micro_batch=1, **settings)
 
     first = start_child(job, ("trainer", "_optimiser_step", 2, signal.SIGTERM))
-    first.communicate(timeout=120)
+    first.communicate(timeout=600)
     assert first.returncode == 128 + signal.SIGTERM
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,13 +67,14 @@ def test_one_rank_two_ranks_one_rank(
     blows = [None, ("trainer", "_optimiser_step", 4, signal.SIGTERM)]  # only the second rank hears the signal
     pair = [start_child(job, blows[r], RANK=str(r), LOCAL_RANK=str(r), **place) for r in range(2)]
     for child in pair:
-        _, errors = child.communicate(timeout=120)
+        _, errors = child.communicate(timeout=600)
         assert child.returncode == 128 + signal.SIGTERM, errors
     assert len(read_metrics(job.train.output)) == 6
     train(job)
 
     for changing, reference in zip(read_metrics(job.train.output), read_metrics(alone.train.output), strict=True):
-        assert changing == pytest.approx(reference, rel=2e-5), changing["step"]
+        for name, value in reference.items():
+            assert changing[name] == (value if value is None else pytest.approx(value, rel=2e-5)), name
     weights, expected = (load_file(j.train.output / "student" / "model.safetensors") for j in (job, alone))
     for name, value in expected.items():
         # AdamW turns the sign of a gradient near 0 into a whole step of the learning rate.

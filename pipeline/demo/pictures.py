@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
 from pipeline.demo.attention_maps import AttentionMap
 from pipeline.evaluate import Answer
@@ -31,9 +31,18 @@ GREY, BLUE, GREEN, VERMILION = "#595959", "#0072B2", "#009E73", "#D55E00"
 SKY, ORANGE, PURPLE = "#56B4E9", "#E69F00", "#CC79A7"
 ROW_COLOURS = (GREY, SKY, ORANGE, PURPLE, BLUE, GREEN, VERMILION)
 STYLE: Any = {"font.size": 12, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
-# No attention leaves the scene as it is, the most attention of a picture covers it nearly.
-HEAT = LinearSegmentedColormap.from_list("heat", [to_rgba(VERMILION, 0.0), to_rgba(VERMILION, 0.75)])
+# An even look leaves the scene as it is; more is laid over it in red, less in blue.
+HEAT = LinearSegmentedColormap.from_list(
+    "heat",
+    [
+        (0.0, to_rgba(BLUE, 0.8)),
+        (0.5, to_rgba(BLUE, 0.0)),
+        (0.5, to_rgba(VERMILION, 0.0)),
+        (1.0, to_rgba(VERMILION, 0.8)),
+    ],
+)
 DPI = 150
+MOST_DOUBLINGS = 3.0
 _COLUMNS = 3
 _SMOOTHED_SHARE = 0.04
 
@@ -97,7 +106,7 @@ def _label_axes(axis: Axes, title: str) -> None:
 
 
 def draw_attention(path: Path, answers: Mapping[str, Answer], maps: Mapping[str, AttentionMap]) -> Path:
-    """One question: the scene, and over it what each model's telling word attends to.
+    """One question: the scene, and over it what each model's telling word attends to, relative to an even look.
 
     Args:
         path: the PNG to write.
@@ -105,29 +114,38 @@ def draw_attention(path: Path, answers: Mapping[str, Answer], maps: Mapping[str,
         maps: label -> that model's attention, of the same labels.
     """
     asked, shown = next(iter(answers.values())), next(iter(maps.values()))
-    most = max(float(item.shares_hw.max()) for item in maps.values())
+    ratios = {label: np.log2(item.shares_hw / item.shares_hw.mean()) for label, item in maps.items()}
+    most = min(MOST_DOUBLINGS, max(1.0, *(float(np.abs(ratio_hw).max()) for ratio_hw in ratios.values())))
     with plt.rc_context(STYLE):
         panels = 1 + len(maps)
-        figure, axes = plt.subplots(1, panels, figsize=(2.9 * panels + 1.1, 3.6), layout="constrained")
+        figure, axes = plt.subplots(1, panels, figsize=(2.9 * panels + 1.3, 3.9), layout="constrained")
         figure.suptitle(f"“{asked.question}”", fontsize=16, fontweight="bold")
         axes[0].imshow(shown.pixels_HWC)
         axes[0].set_title(f"the scene\nright answer: {asked.expected}")
-        for axis, (label, item) in zip(axes[1:], maps.items(), strict=True):
-            heat, answer = _draw_map(axis, item, most), answers[label]
+        for axis, (label, ratio_hw) in zip(axes[1:], ratios.items(), strict=True):
+            heat, answer = _draw_map(axis, shown.pixels_HWC, ratio_hw, most), answers[label]
             axis.set_title(f"{label}\nanswers {answer.found or 'nothing'}: {'right' if answer.right else 'wrong'}")
         for axis in axes:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        bar = figure.colorbar(heat, ax=axes, shrink=0.8, aspect=18, pad=0.012, format="{x:.1%}")
-        bar.set_label(f"first-layer attention of\n“{shown.word}” per vision token")
+        bar = figure.colorbar(heat, ax=axes, shrink=0.8, aspect=18, pad=0.012, ticks=MultipleLocator(1))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda doublings, _: _times(doublings)))
+        bar.set_label(f"first-layer attention\nof “{shown.word}” to a place")
         return _save(figure, path)
 
 
-def _draw_map(axis: Axes, item: AttentionMap, most: float) -> AxesImage:
-    height, width, _ = item.pixels_HWC.shape
-    axis.imshow(item.pixels_HWC.mean(axis=2), cmap="gray", vmin=-0.15, vmax=1)
+def _draw_map(axis: Axes, pixels_HWC: NDArray[np.float32], ratio_hw: NDArray[np.float32], most: float) -> AxesImage:
+    height, width, _ = pixels_HWC.shape
+    # Paler than the scene, so that ink and overlay both stay legible.
+    axis.imshow(pixels_HWC.mean(axis=2), cmap="gray", vmin=-0.3, vmax=0.95)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    return axis.imshow(item.shares_hw, cmap=HEAT, vmin=0, vmax=most, interpolation="bicubic", extent=extent)
+    return axis.imshow(ratio_hw, cmap=HEAT, vmin=-most, vmax=most, interpolation="bicubic", extent=extent)
+
+
+def _times(doublings: float) -> str:
+    """-2 -> 1/4 x, 0 -> even, 1 -> 2 x."""
+    factor = 2 ** round(abs(doublings))
+    return "even" if not doublings else f"{factor} x" if doublings > 0 else f"1/{factor} x"
 
 
 def _save(figure: Figure, path: Path) -> Path:

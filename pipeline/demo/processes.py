@@ -1,5 +1,6 @@
 """Runs `alignkd` commands as processes of their own, as a user would type them, and never leaves one behind."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +21,9 @@ ALIGNKD = "pipeline.cli"
 TEACHER_TRAINING = "pipeline.demo.train_teacher"
 _PACKAGES = Path(pipeline.__file__).parents[1]
 _STDERR = 2
+_PR_SET_PDEATHSIG = 1
+# Loaded here, since a forked child should do as little as it can.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _TICK_SECONDS = 0.5
 # A training process finishes its step and writes a checkpoint when it is told to stop.
 _GRACE_SECONDS = 30.0
@@ -78,7 +82,22 @@ def _start(command: Command, logs: ExitStack) -> subprocess.Popen[bytes]:
         command.log.parent.mkdir(parents=True, exist_ok=True)
         output = logs.enter_context(command.log.open("ab"))
     arguments = [sys.executable, "-m", *command.arguments]
-    return subprocess.Popen(arguments, stdout=output, stderr=output, env=_environment(command.threads))
+    return subprocess.Popen(
+        arguments,
+        stdout=output,
+        stderr=output,
+        env=_environment(command.threads),
+        preexec_fn=_stop_when_parent_dies if _LIBC else None,
+    )
+
+
+def _stop_when_parent_dies() -> None:
+    """Runs in the child before the command: Linux sends it SIGTERM when this process is gone, SIGKILL included.
+
+    Else the trainer of a killed demo would go on, and the next demo's trainer would write to the same files.
+    """
+    assert _LIBC is not None
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _environment(threads: int | None) -> Mapping[str, str]:

@@ -14,8 +14,8 @@ class TeacherTraining:
     """Arguments of `pipeline.demo.train_teacher` for `--train-teacher`."""
 
     scenes: int = 30_000
-    tower_steps: int = 2_500
-    steps: int = 6_000
+    tower_steps: int = 2_000
+    steps: int = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)

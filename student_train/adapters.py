@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from student_train.errors import TrainError
 
-AdapterInit = Literal["pytorch", "mean_of_heads"]
+AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
 
 
 class Adapters(nn.Module):
@@ -31,7 +31,9 @@ class Adapters(nn.Module):
 
         "pytorch" is the reference code's (Kaiming uniform, random bias). "mean_of_heads" starts every student head
         at the mean of the teacher's heads with no bias: a target that is a distribution from the first step on, for
-        short runs that cannot afford to learn the mixing first. The projection starts random in both.
+        short runs that cannot afford to learn the mixing first. "grouped_heads" starts each student head at the mean
+        of its own group of neighbouring teacher heads, so that a head with one clear task is not averaged away. The
+        projection starts random in all of them.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -39,6 +41,9 @@ class Adapters(nn.Module):
             self.proj_adapter.reset_parameters()
         if how == "mean_of_heads":
             nn.init.constant_(self.attn_adapter.weight, 1 / self.attn_adapter.in_channels)
+        if how == "grouped_heads":
+            self.attn_adapter.weight.data.copy_(_group_means(*self.attn_adapter.weight.shape[:2])[:, :, None, None])
+        if how != "pytorch":
             nn.init.zeros_(self.attn_adapter.bias)  # type: ignore[arg-type]
 
     def adapt_attention(self, teacher_BHRC: Tensor) -> Tensor:
@@ -77,3 +82,15 @@ class Adapters(nn.Module):
                 f"adapters {path}: expected shapes {wanted}, found {shapes}; they belong to another teacher or student"
             )
         self.load_state_dict(found)
+
+
+def _group_means(num_students: int, num_teachers: int) -> Tensor:
+    """[Hs, Ht] weights: student head s is the mean of the teacher heads t with floor(t * Hs / Ht) = s.
+
+    With more student than teacher heads some groups are empty; such a head starts at the nearest teacher head.
+    """
+    group_of = torch.arange(num_teachers) * num_students // num_teachers
+    weights = (group_of == torch.arange(num_students)[:, None]).float()
+    for head in (weights.sum(dim=1) == 0).nonzero().flatten().tolist():
+        weights[head, head * num_teachers // num_students] = 1.0
+    return weights / weights.sum(dim=1, keepdim=True)

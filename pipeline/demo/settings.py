@@ -57,7 +57,7 @@ class DemoSettings:
     learning_rate: float = 2e-3
     projector_learning_rate: float | None = None
     adapter_learning_rate: float | None = None
-    adapter_init: Literal["pytorch", "mean_of_heads"] = "pytorch"
+    adapter_init: Literal["pytorch", "mean_of_heads", "grouped_heads"] = "pytorch"
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     checkpoint_every: int | None = 250

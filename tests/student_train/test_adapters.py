@@ -62,3 +62,14 @@ def test_mean_of_heads_starts_as_a_distribution() -> None:
     torch.testing.assert_close(
         adapters.adapt_attention(teacher_BHRC), teacher_BHRC.mean(1, keepdim=True).expand(-1, 4, -1, -1)
     )
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [((4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]), ((2, 4), [[1, 0], [1, 0], [0, 1], [0, 1]]), ((1, 1), [[1]])],
+)
+def test_grouped_heads_keep_neighbours_together(heads: tuple[int, int], expected: list[list[float]]) -> None:
+    adapters = Adapters(heads=heads, hidden_sizes=(8, 8))
+    adapters.initialise("grouped_heads", seed=0)
+    torch.testing.assert_close(adapters.attn_adapter.weight[:, :, 0, 0], torch.tensor(expected, dtype=torch.float32))
+    assert not adapters.attn_adapter.bias.any()

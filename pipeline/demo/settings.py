@@ -54,16 +54,16 @@ class DemoSettings:
     )
     steps: int
     micro_batch: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     projector_learning_rate: float | None = None
-    adapter_learning_rate: float | None = None
-    adapter_init: Literal["pytorch", "mean_of_heads", "grouped_heads"] = "pytorch"
+    adapter_learning_rate: float | None = 2e-5
+    adapter_init: Literal["pytorch", "mean_of_heads", "grouped_heads"] = "grouped_heads"
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     checkpoint_every: int | None = 250
     data_workers: int = 0
     losses: Mapping[str, float] = field(
-        default_factory=lambda: {"attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0}
+        default_factory=lambda: {"attention": 2e4, "vision_all": 0.3, "vision_focus": 0.03, "logit": 0.3}
     )
     logit_direction: Literal["reverse", "forward"] = "reverse"
     temperature: float = 1.0

@@ -93,7 +93,11 @@ def run(config: Path, as_json: bool) -> None:
     from pipeline.config import load_run_config
 
     store = load_run_config(config, "run").store.path
-    phases = {"dump": ["dump", str(config)], "verify": ["shards", "verify", str(store)], "train": ["train", str(config)]}
+    phases = {
+        "dump": ["dump", str(config)],
+        "verify": ["shards", "verify", str(store)],
+        "train": ["train", str(config)],
+    }
     reports = {}
     for phase, arguments in phases.items():
         if not as_json:

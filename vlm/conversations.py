@@ -60,19 +60,21 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The JSON values of a `.jsonl` file, blank lines left out."""
-    entries = []
+    """The JSON values of a `.jsonl` file, blank lines left out; InputError names the line of what is broken."""
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                entries.append(json.loads(line))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: broken JSON at line {number} ({error.msg}); mend or re-export the file") from error
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); re-encode the file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return entries
+    return [_json_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _json_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: broken JSON at line {number} ({error.msg}); mend or re-export the file") from error
 
 
 def _sample(index: int, entry: Any) -> Sample:

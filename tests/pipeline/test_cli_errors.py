@@ -90,7 +90,9 @@ def test_a_store_of_another_tokenizer_or_template_is_refused(
     assert not (tmp_path / "out" / "student").exists()
 
 
-def test_no_store_and_ambiguous_records(alignkd: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path) -> None:
+def test_no_store_and_ambiguous_records(
+    alignkd: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path
+) -> None:
     assert "none" in one_line_error(alignkd("shards", "ls", tmp_path / "none"))
     entries = json.loads((golden / "v1.json").read_text())
     for entry in entries:

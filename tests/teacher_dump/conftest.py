@@ -21,7 +21,12 @@ def make_job(golden: Path, golden_images: Path, tmp_path: Path) -> MakeJob:
         data = tmp_path / "data.json"
         samples = json.loads((golden / "v1.json").read_text()) if entries is None else entries
         data.write_text(json.dumps(samples))
-        settings = {"attention": "float32", "vision_top": "float32", "vision_all": "float32", "logits": {"kind": "full"}}
+        settings = {
+            "attention": "float32",
+            "vision_top": "float32",
+            "vision_all": "float32",
+            "logits": {"kind": "full"},
+        }
         return DumpJob(
             conversations=data,
             images=golden_images,

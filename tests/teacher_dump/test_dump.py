@@ -170,9 +170,7 @@ def test_no_usable_sample_at_all_is_an_error(make_job: MakeJob) -> None:
         dump(make_job([]))
 
 
-def test_values_too_large_for_the_codec_are_quarantined(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_too_large_for_the_codec_are_quarantined(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher that gives NaN for one sample: that sample is listed, never stored."""
     import teacher_dump.dump as module
 

@@ -22,7 +22,10 @@ def test_json_and_json_lines_hold_the_same(tmp_path: Path) -> None:
     as_list = load_samples(write(tmp_path, json.dumps(entries)))
     as_lines = load_samples(write(tmp_path, "\n\n".join(map(json.dumps, entries)), "data.jsonl"))
     assert as_list == as_lines
-    assert [(sample.id, sample.image, sample.problem) for sample in as_list] == [("7", "a.png", None), ("#1", None, None)]
+    assert [(sample.id, sample.image, sample.problem) for sample in as_list] == [
+        ("7", "a.png", None),
+        ("#1", None, None),
+    ]
     assert as_list[1].turns[0].speaker == "human"
 
 

@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/alignkd demo $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -130,8 +130,10 @@ def demo(out: Path, quick: bool, seeds: int, ablation: bool, train_teacher: bool
     Example: alignkd demo --out demo-out
     """
     from pipeline.demo.demo import run_demo
+    from pipeline.demo.report import plain_table
 
     report = run_demo(out, quick=quick, seeds=seeds, ablation=ablation, train_teacher=train_teacher)
+    click.echo(f"\n{plain_table(report)}\n\n{out / 'report.md'}", err=as_json)
     if as_json:
         print_json(report)
 

@@ -157,7 +157,8 @@ def save_model(model: MobileVLM, folder: Path, *, tokenizer_from: Path, dtype: t
     """Write `model` in the official layout.
 
     Args:
-        tokenizer_from: checkpoint folder whose tokenizer files are copied.
+        tokenizer_from: checkpoint folder whose tokenizer files are copied, and the vision tower's config if that is
+            a folder inside it.
         dtype: of the saved weights; None keeps the model's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,9 +169,14 @@ def save_model(model: MobileVLM, folder: Path, *, tokenizer_from: Path, dtype: t
     saved_dtype = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     raw: dict[str, Any] = {**model.config.raw, "torch_dtype": saved_dtype}
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    if tokenizer_from.resolve() == folder.resolve():
+        return
     for name in TOKENIZER_FILES:
-        if (tokenizer_from / name).is_file() and tokenizer_from.resolve() != folder.resolve():
+        if (tokenizer_from / name).is_file():
             shutil.copyfile(tokenizer_from / name, folder / name)
+    tower = Path(str(raw.get("mm_vision_tower")))
+    if not tower.is_absolute() and (tokenizer_from / tower / "config.json").is_file():
+        shutil.copytree(tokenizer_from / tower, folder / tower, dirs_exist_ok=True)
 
 
 def _check_weights(folder: Path, model: MobileVLM, weights: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo, or go on with the one in `out`; more seeds or the ablation can be added to a finished one.
 
-    What a person reads goes to stderr, the table included.
+    What happens is told on stderr; showing the table is the caller's.
 
     Args:
         out: folder of everything that the demo writes.

@@ -12,7 +12,6 @@ from pipeline.demo.folder import DemoFolder, StudentPaths, write_json
 from pipeline.demo.processes import available_cores
 from pipeline.demo.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
 from pipeline.demo.settings import ABLATION, SUPERVISED, SUPERVISED_ONLY, Recipe
-from pipeline.demo.steps import say
 from pipeline.evaluate import Evaluation, read_evaluation
 from storage.shard_listing import list_shards
 
@@ -40,14 +39,13 @@ def make_report(
 
 
 def write_report(folder: DemoFolder, report: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
-    """Write `report.json` and `report.md` and show the table.
+    """Write `report.json` and `report.md`.
 
     Args:
         pictures: caption -> file.
     """
     write_json(folder.root / "report.json", report)
     (folder.root / "report.md").write_text(markdown(report, pictures, folder.root), encoding="utf-8")
-    say(f"\n{plain_table(report)}\n\n{folder.root / 'report.md'}")
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:

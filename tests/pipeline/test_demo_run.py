@@ -15,6 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.demo.settings import FULL, QUICK
+
 Alignkd = Callable[..., "CompletedProcess[str]"]
 TERMS = ("supervised", "logit", "attention", "vision_all", "vision_focus")
 
@@ -191,6 +193,11 @@ def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
         finally:
             shutil.rmtree(out)
     assert "nothing left to do" in finished.stderr
+    assert [line.split("  ")[0] for line in finished.stdout.splitlines()[3:6]] == [
+        "teacher",
+        "supervised only",
+        "Align-KD",
+    ]
     for part in ("teacher", "students", "settings", "store"):
         assert second[part] == report[part]
     assert second["seconds"]["dump tqv"] > report["seconds"]["dump tqv"]
@@ -200,7 +207,7 @@ def test_other_settings_are_refused_in_one_line(alignkd: Alignkd, out: Path) -> 
     finished = alignkd("demo", "--out", out)
     assert finished.returncode == 1
     assert len(finished.stderr.splitlines()) == 1
-    assert "steps is 60 there, 700 asked for" in finished.stderr
+    assert f"steps is {QUICK.steps} there, {FULL.steps} asked for" in finished.stderr
     assert "choose another --out" in finished.stderr
 
 

@@ -101,6 +101,14 @@ def test_known_and_relative_vision_towers_need_no_override(checkpoint: Path, gol
     assert (load_config(checkpoint).vision.num_hidden_layers, load_config(checkpoint).vision_tokens) == (24, 144)
 
 
+def test_a_tower_inside_the_checkpoint_is_saved_with_it(checkpoint: Path, golden: Path, tmp_path: Path) -> None:
+    shutil.copytree(golden / "clip", checkpoint / "tower")
+    edit_config(checkpoint, mm_vision_tower="tower")
+    save_model(load_model(checkpoint), tmp_path / "saved", tokenizer_from=checkpoint)
+    again = load_model(tmp_path / "saved").state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in read_weights(checkpoint).items())
+
+
 def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint: Path, golden: Path) -> None:
     edit_config(checkpoint, vocab_size=100)
     with pytest.raises(InputError, match=r"512 pieces, config.json vocab_size 100"):

@@ -18,9 +18,11 @@ def write(tmp_path: Path, text: str, name: str = "data.json") -> Path:
 
 
 def test_json_and_json_lines_hold_the_same(tmp_path: Path) -> None:
-    entries = [GOOD, {"conversations": [{"from": "HUMAN", "value": "hi"}]}]
+    entries = [GOOD, {"conversations": [{"from": "HUMAN", "value": "hi\u2028there"}]}]
     as_list = load_samples(write(tmp_path, json.dumps(entries)))
-    as_lines = load_samples(write(tmp_path, "\n\n".join(map(json.dumps, entries)), "data.jsonl"))
+    as_lines = load_samples(
+        write(tmp_path, "\n\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries), "data.jsonl")
+    )
     assert as_list == as_lines
     assert [(sample.id, sample.image, sample.problem) for sample in as_list] == [
         ("7", "a.png", None),

@@ -72,6 +72,8 @@ def test_no_child_outlives_a_stopped_demo(tmp_path: Path, number: signal.Signals
     mark = tmp_path / "child.pid"
     child = f"import os, pathlib, time; pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(120)"
     parent = (
+        # As on a terminal: a shell that started the tests in the background would have Ctrl-C ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pipeline.demo import processes; processes._GRACE_SECONDS = 1.0; "
         f"processes.run_commands([processes.Command(name='c', arguments=('timeit', '-n1', '-r1', {child!r}))])"
     )

@@ -1,7 +1,8 @@
 """Trains the demo's teacher from nothing: first its vision tower, then the whole model on endless questions.
 
 `python -m pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher` (there with its
-log). The demo's own data set is never used here, nor any held-out handwriting: scenes come from other seeds.
+log). The demo's own data set is never used here: scenes come from other seeds. Held-out handwriting is not trained on;
+the log reports accuracy on it.
 """
 
 import math

@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
+from pipeline.ask_cli import ask
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.data_cli import data
+from pipeline.models import models
 from pipeline.shards_cli import shards
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -23,6 +26,9 @@ def main() -> None:
 
 
 main.add_command(shards)
+main.add_command(models)
+main.add_command(ask)
+main.add_command(data)
 
 
 @main.command()

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from student_train.config import TrainConfig
 from student_train.job import DtypeName, TrainJob
-from teacher_dump.config import StoreConfig, TeacherConfig
+from teacher_dump.config import TeacherConfig
 from teacher_dump.job import DumpJob
+from teacher_dump.store_config import StoreConfig
 from vlm.errors import InputError, one_line
 
 Command = Literal["dump", "train", "run"]
@@ -30,13 +31,14 @@ class DataConfig(_Settings):
 
     Attributes:
         conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
-        images: folder the image paths are relative to.
+        images: folder the image paths are relative to; not needed to train from a store with `inputs: embed`, nor for
+            text alone.
         template: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning).
         max_tokens: samples with more embedded tokens (text + vision) are dropped and listed.
     """
 
     conversations: Path
-    images: Path
+    images: Path | None = None
     template: Literal["plain", "v1"] = "v1"
     max_tokens: int | None = Field(default=2048, ge=1)
 
@@ -66,21 +68,27 @@ class RunConfig(_Settings):
 
     @model_validator(mode="after")
     def _losses_have_targets(self) -> Self:
-        """A loss needs its target stored; said before the teacher runs, not after."""
+        """A loss needs its target stored, in a form that it can use; said before the teacher runs, not after."""
         if self.train is None:
             return self
+        losses = self.train.losses
         kept = {
             "attention": self.store.attention,
             "vision_focus": self.store.vision_top,
             "vision_all": self.store.vision_all,
             "logit": self.store.logits.kind,
         }
-        missing = [term for term in self.train.losses.weights if kept.get(term) == "none"]
-        if missing:
-            raise ValueError(
+        problems = []
+        if missing := [term for term in losses.weights if kept.get(term) == "none"]:
+            problems.append(
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
                 "store the target or set the weight to 0"
             )
+        # without a teacher section the store was dumped by another configuration, which may be all that says its kind
+        if self.teacher is not None or "logits" in self.store.model_fields_set:
+            problems += [f"train.{problem}" for problem in losses.problems_with(self.store.logits.kind, "the store")]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def dump_job(self) -> DumpJob:

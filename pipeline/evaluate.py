@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import Sample, load_samples, read_image_bytes, read_json, read_json_lines
+from vlm.conversations import ConversationFile, Sample, read_image_bytes, read_json, sample_of_entry
 from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import generate_greedy
@@ -121,16 +121,19 @@ def load_questions(conversations: Path) -> list[tuple[Sample, str | None]]:
     Raises:
         InputError: no such file, broken JSON, an empty list, or an entry that is no single question.
     """
-    samples = load_samples(conversations)
-    if not samples:
+    file = ConversationFile(conversations)
+    if not len(file):
         raise InputError(f"{conversations}: no questions in it; give a file with at least one")
-    for sample in samples:
+    questions = []
+    for index in range(len(file)):
+        entry = file.entry(index)
+        sample = sample_of_entry(index, entry)
         try:
             _check_single_question(sample)
         except SampleError as error:
             raise InputError(f"{_where(conversations, sample)}: {error}") from error
-    entries = read_json_lines(conversations) if conversations.suffix == ".jsonl" else read_json(conversations)
-    return [(sample, _question_type(entry)) for sample, entry in zip(samples, entries, strict=True)]
+        questions.append((sample, _question_type(entry)))
+    return questions
 
 
 def _check_single_question(sample: Sample) -> None:

@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.manifest import Manifest
-from storage.record import Record, TruncatedLogits
+from storage.record import (
+    EncodedArray,
+    HiddenStates,
+    Logits,
+    Record,
+    SampledLogits,
+    Target,
+    TruncatedLogits,
+)
 
 TOP_TOKENS = 5
 
@@ -26,21 +34,38 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
         "supervised_positions": record.supervised_positions,
         f"{manifest.codecs.attention_pairs}_attention": None
         if record.attention is None
-        else record.attention.transpose(1, 0, 2),
+        else _floats(record.attention).transpose(1, 0, 2),
         "vision_top_index": record.vision_top_index,
-        "vision_top_embeddings": record.vision_top_embeddings,
-        "vision_embeddings": record.vision_embeddings,
+        "vision_top_embeddings": _floats(record.vision_top_embeddings),
+        "vision_embeddings": _floats(record.vision_embeddings),
     }
-    if isinstance(record.logits, TruncatedLogits):
-        tensors |= {
-            "logit_ids": record.logits.ids,
-            "logit_logprobs": record.logits.logprobs,
-            "logit_offsets": record.logits.offsets,
-            "tail_logmass": record.logits.tail_logmass,
-        }
-    else:
-        tensors["logits"] = record.logits
+    tensors |= _logit_tensors(record.logits)
     return {name: _widened(values) for name, values in tensors.items() if values is not None}
+
+
+def _logit_tensors(logits: Logits | None) -> dict[str, NDArray[Any] | None]:
+    if isinstance(logits, TruncatedLogits):
+        return {
+            "logit_ids": logits.ids,
+            "logit_logprobs": logits.logprobs,
+            "logit_offsets": logits.offsets,
+            "tail_logmass": logits.tail_logmass,
+        }
+    if isinstance(logits, SampledLogits):
+        return {
+            "logit_ids": logits.ids,
+            "logit_draws": logits.counts,
+            "logit_offsets": logits.offsets,
+            "entropy": logits.entropy,
+        }
+    if isinstance(logits, HiddenStates):
+        return {"hidden_states": _floats(logits.states)}
+    return {"logits": logits}
+
+
+def _floats(target: Target | None) -> Any:
+    """An encoded target decoded to float32, others in their own dtype."""
+    return target.decode() if isinstance(target, EncodedArray) else target
 
 
 def summary(record: Record, manifest: Manifest) -> dict[str, Any]:
@@ -67,12 +92,12 @@ def summary(record: Record, manifest: Manifest) -> dict[str, Any]:
 
 
 def supervised_positions(record: Record) -> list[dict[str, Any]]:
-    """For each supervised position the label and the teacher's likeliest tokens with probabilities."""
+    """For each supervised position the label and, where probabilities are stored, the teacher's likeliest tokens."""
     labels = record.labels[1:][record.labels[1:] != -100].tolist()
     rows = []
     for number, (position, label) in enumerate(zip(record.supervised_positions.tolist(), labels, strict=True)):
         row: dict[str, Any] = {"position": position, "label": label}
-        if record.logits is not None:
+        if isinstance(record.logits, np.ndarray | TruncatedLogits):
             ids, probs, tail = _distribution(record.logits, number)
             best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]
             row["top"] = [{"id": int(ids[entry]), "prob": float(probs[entry])} for entry in best]

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from vlm.conversations import read_json
@@ -20,6 +21,14 @@ REQUIRED_KEYS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads mm_projector_type "
     "mm_hidden_size mm_vision_select_layer"
 ).split()
+# Key -> (value when absent, the value whose meaning is implemented): with any other we would be silently wrong.
+SUPPORTED: dict[str, tuple[Any, Any]] = {
+    "mm_projector_type": (None, "ldpnetv2"),
+    "mm_vision_select_feature": ("patch", "patch"),
+    "mm_use_im_start_end": (False, False),
+    "mm_use_im_patch_token": (False, False),
+    "tie_word_embeddings": (False, False),
+}
 # Hub models whose vision config is known, so that a checkpoint loads without the hub.
 KNOWN_VISION_TOWERS: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14-336": {
@@ -35,6 +44,8 @@ KNOWN_VISION_TOWERS: dict[str, dict[str, Any]] = {
         "projection_dim": 768,
     }
 }
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,11 @@ class VLMConfig:
         return int(self.llama.vocab_size)
 
     @property
+    def max_positions(self) -> int:
+        """Longest sequence the language model was made for."""
+        return int(self.llama.max_position_embeddings)
+
+    @property
     def vision_select_layer(self) -> int:
         """Index into the tower's hidden states; -2 skips its last layer."""
         return int(self.raw["mm_vision_select_layer"])
@@ -105,23 +121,45 @@ def load_config(checkpoint: Path, *, vision_config: Path | None = None) -> VLMCo
         InputError: not a MobileVLM V2 checkpoint, or the vision config cannot be found.
     """
     path = checkpoint / "config.json"
-    raw = read_json(path)
+    return parse_config(read_json(path), path=path, vision_config=vision_config)
+
+
+def parse_config(raw: Any, *, path: Path, vision_config: Path | None = None) -> VLMConfig:
+    """The model that the JSON object `raw` describes.
+
+    Args:
+        raw: as the original saves `config.json`.
+        path: where it was read, for messages and for a vision tower beside it.
+        vision_config: folder (or file) with the tower's `config.json`; overrides `mm_vision_tower`.
+
+    Raises:
+        InputError: not a MobileVLM V2 model, a variant that is not supported, or no vision config.
+    """
     if not isinstance(raw, dict) or raw.get("model_type") != "mobilevlm":
         found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
         raise InputError(f"{path}: model_type {found!r}, expected 'mobilevlm'; point at a MobileVLM V2 checkpoint")
     missing = [key for key in REQUIRED_KEYS if key not in raw]
     if missing:
         raise InputError(f"{path}: keys {', '.join(missing)} are missing; copy config.json from the original again")
-    if raw["mm_projector_type"] != "ldpnetv2":
-        raise InputError(f"{path}: mm_projector_type {raw['mm_projector_type']!r}, only 'ldpnetv2' is supported")
-    vision, preprocessor = _vision_config(checkpoint, raw, vision_config)
+    for key, (default, supported) in SUPPORTED.items():
+        if raw.get(key, default) != supported:
+            raise InputError(f"{path}: {key} {raw[key]!r}, only {supported!r} is supported; use an official checkpoint")
+    vision, preprocessor = _vision_config(path.parent, raw, vision_config)
     if vision.hidden_size != raw["mm_hidden_size"]:
         raise InputError(
             f"{path}: mm_hidden_size {raw['mm_hidden_size']}, but the vision config has hidden_size "
             f"{vision.hidden_size}; give the right folder as vision_config"
         )
-    llama = LlamaConfig(**{key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}, attn_implementation="sdpa")
+    settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
+    llama = _build(LlamaConfig, {**settings, "attn_implementation": "sdpa"}, path)
     return VLMConfig(raw=raw, llama=llama, vision=vision, preprocessor=preprocessor)
+
+
+def _build(kind: type[Config], settings: dict[str, Any], path: Path) -> Config:
+    try:
+        return kind(**settings)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{path}: {one_line(error)[:200]}; copy config.json from the original again") from error
 
 
 def _vision_config(
@@ -148,7 +186,9 @@ def _vision_config(
 def _read_vision_config(path: Path) -> tuple[CLIPVisionConfig, dict[str, Any]]:
     file = path / "config.json" if path.is_dir() else path
     config = read_json(file)
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: a JSON {type(config).__name__}, expected a vision tower's config; give its folder")
     config = config.get("vision_config", config)
     preprocessor_file = file.parent / "preprocessor_config.json"
     preprocessor = read_json(preprocessor_file) if preprocessor_file.is_file() else {}
-    return CLIPVisionConfig(**config), preprocessor
+    return _build(CLIPVisionConfig, config, file), preprocessor

@@ -2,13 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlm.errors import InputError, SampleError, one_line
+from vlm.json_index import beyond_limits
+from vlm.json_stream import JsonEntries, ReadProgress
+from vlm.json_window import WINDOW_BYTES
 from vlm.templates import TemplateName, Turn, template_fingerprint
+
+
+class MissingImageError(SampleError):
+    """A sample's image file is not there, or cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +25,7 @@ class Sample:
     Attributes:
         index: position in the file, from 0: the sample's identity within the data set.
         id: the user's id; NOT unique across merged data sets.
-        image: path relative to the image folder, or None for a text-only sample.
+        image: path relative to the image folder, or None for a text-only sample (or where a `problem` hides it).
         turns: the conversation.
         problem: why the entry is unusable, or None.
     """
@@ -34,16 +41,47 @@ class Sample:
         return [{"from": turn.speaker, "value": turn.value} for turn in self.turns]
 
 
-def load_samples(path: Path) -> list[Sample]:
-    """Every entry of a LLaVA-style JSON list or JSON-lines file, malformed entries marked by `problem`.
+class ConversationFile:
+    """The samples of a LLaVA-style JSON list or JSON-lines file, read from the file one by one when asked for.
+
+    What stays in memory is 16 bytes per sample, whatever the file's size. Copies may be pickled to other processes.
+    Malformed entries are samples with a `problem`.
+
+    Args:
+        path: a JSON list; with the suffix `.jsonl` or `.ndjson` one JSON object per line. It must not change.
+        progress: called with bytes read and bytes in all while the file is read through and checked, once.
+        window: bytes read at once in that pass.
 
     Raises:
-        InputError: the file is missing, or no JSON list / JSON lines.
+        InputError: the file is missing, or no JSON list / JSON lines; later, that it has changed.
     """
-    entries = read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
-    if not isinstance(entries, list):
-        raise InputError(f"{path}: a JSON {type(entries).__name__}, expected a list of conversations")
-    return [_sample(index, entry) for index, entry in enumerate(entries)]
+
+    def __init__(self, path: Path, *, progress: ReadProgress | None = None, window: int = WINDOW_BYTES) -> None:
+        self.path = path
+        self._entries = JsonEntries(path, window=window, progress=progress)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, from the same pass; 64 hex digits."""
+        return self._entries.sha256
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        return sample_of_entry(range(len(self))[index], self._entries[index])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def entry(self, index: int) -> Any:
+        """The JSON value that sample `index` was made of."""
+        return self._entries[index]
+
+
+def load_samples(path: Path) -> list[Sample]:
+    """All samples of a small file at once; `ConversationFile` says what is read and refused."""
+    return list(ConversationFile(path))
 
 
 def read_json(path: Path) -> Any:
@@ -55,40 +93,34 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: broken JSON at {where} ({error.msg}); mend or re-export the file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); re-encode the file") from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({beyond_limits(error)}); re-export the file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """The JSON values of a `.jsonl` file, blank lines left out; InputError names the line of what is broken."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a string may hold U+2028
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); re-encode the file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return [_json_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _json_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: broken JSON at line {number} ({error.msg}); mend or re-export the file") from error
-
-
-def _sample(index: int, entry: Any) -> Sample:
+def sample_of_entry(index: int, entry: Any) -> Sample:
+    """The sample that entry number `index` of a file describes."""
     if not isinstance(entry, dict):
         return Sample(index=index, id=f"#{index}", image=None, turns=(), problem="the entry is not a JSON object")
-    sample_id = str(entry.get("id", f"#{index}"))
-    image = entry.get("image")
+    sample_id = _printable(str(entry.get("id", f"#{index}")))
+    image = None
     try:
+        image = _image(entry.get("image"))
         turns = _turns(entry.get("conversations"))
-        if image is not None and (not isinstance(image, str) or not image):
-            raise SampleError(f"'image' is {one_line(repr(image))[:60]}, expected one relative path")
     except SampleError as error:
-        return Sample(index=index, id=sample_id, image=None, turns=(), problem=str(error))
+        return Sample(index=index, id=sample_id, image=image, turns=(), problem=str(error))
     return Sample(index=index, id=sample_id, image=image, turns=turns)
+
+
+def _image(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise SampleError(f"'image' is {one_line(repr(value))[:60]}, expected one relative path")
+    if "\0" in value or _printable(value) != value:
+        raise SampleError(f"'image' is {one_line(repr(value))[:60]}, which no file can be called; mend the path")
+    return value
 
 
 def _turns(value: Any) -> tuple[Turn, ...]:
@@ -98,23 +130,47 @@ def _turns(value: Any) -> tuple[Turn, ...]:
     for number, turn in enumerate(value):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or "from" not in turn:
             raise SampleError(f"turn {number} is not an object with the texts 'from' and 'value'")
+        if _printable(turn["value"]) != turn["value"]:
+            raise SampleError(f"turn {number} holds half a surrogate pair (\\ud800 to \\udfff alone); mend the text")
         turns.append(Turn(str(turn["from"]).lower(), turn["value"]))
     return tuple(turns)
+
+
+def _printable(text: str) -> str:
+    """`text` with surrogates that stand alone escaped: JSON allows them, UTF-8 and so every tokenizer does not."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def open_image(images: Path, image: str) -> BinaryIO:
+    """A sample's image file, open for reading.
+
+    Raises:
+        MissingImageError: no such file, or one that cannot be opened.
+        SampleError: a path that leaves the image folder.
+    """
+    path = images / image
+    try:
+        if not path.resolve().is_relative_to(images.resolve()):
+            raise SampleError(f"image path {image!r} leaves the image folder {images}; use a relative path inside it")
+        return path.open("rb")
+    except OSError as error:
+        raise MissingImageError(f"{path}: image cannot be read ({error.strerror}); restore the file") from error
+    except RuntimeError as error:  # resolve() of Python before 3.13
+        raise MissingImageError(f"{path}: image cannot be read (loop of links); restore the file") from error
 
 
 def read_image_bytes(images: Path, image: str) -> bytes:
     """The bytes of a sample's image file.
 
     Raises:
-        SampleError: no such file, or a path that leaves the image folder.
+        SampleError: as `open_image`; MissingImageError also when reading fails.
     """
-    path = images / image
-    if not path.resolve().is_relative_to(images.resolve()):
-        raise SampleError(f"image path {image!r} leaves the image folder {images}; use a relative path inside it")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SampleError(f"{path}: image cannot be read ({error.strerror}); restore the file") from error
+    with open_image(images, image) as stream:
+        try:
+            return stream.read()
+        except OSError as error:
+            where = images / image
+            raise MissingImageError(f"{where}: image cannot be read ({error.strerror}); restore the file") from error
 
 
 def sample_key(conversations: Sequence[dict[str, str]], image_sha256: str | None, template: TemplateName) -> str:

@@ -24,6 +24,25 @@ class OverlongError(SampleError):
     """The sample has more embedded tokens than `max_tokens`; it is dropped, never truncated."""
 
 
+def is_overlong(num_tokens: int, max_tokens: int) -> bool:
+    """Whether a sample of so many embedded tokens (text + vision) is dropped."""
+    return num_tokens > max_tokens
+
+
+def overlong_error(num_tokens: int, max_tokens: int) -> OverlongError:
+    """Says that a sample is overlong."""
+    return OverlongError(f"{num_tokens} tokens, more than max_tokens {max_tokens}; dropped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A sample without its pixels: `input_ids`, `labels` of T, and the position map of the spliced sequence."""
+
+    input_ids: list[int]
+    labels: list[int]
+    positions: PositionMap
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One tokenised sample.
@@ -65,31 +84,40 @@ class ExampleBuilder:
             "vision_tokens": str(self.vision_tokens),
         }
 
+    def tokenize(self, turns: Sequence[Turn], *, has_image: bool) -> Tokens:
+        """The tokens of a training example of any length; no image is looked at.
+
+        Raises:
+            SampleError: unusable conversation.
+        """
+        tokens = tokenize_conversation(turns, template=self.template, has_image=has_image, tokenizer=self.tokenizer)
+        return self._place(tokens.input_ids, tokens.labels)
+
     def build(self, turns: Sequence[Turn], image_bytes: bytes | None) -> Example:
         """The training example of a conversation.
 
         Raises:
             SampleError: unusable conversation or image. OverlongError: more than `max_tokens`.
         """
-        tokens = tokenize_conversation(
-            turns, template=self.template, has_image=image_bytes is not None, tokenizer=self.tokenizer
-        )
-        return self._example(tokens.input_ids, tokens.labels, image_bytes)
+        return self._example(self.tokenize(turns, has_image=image_bytes is not None), image_bytes)
 
     def build_question(self, turns: Sequence[Turn], image_bytes: bytes | None) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation."""
         input_ids = tokenize_question(
             turns, template=self.template, has_image=image_bytes is not None, tokenizer=self.tokenizer
         )
-        return self._example(input_ids, [IGNORE_LABEL] * len(input_ids), image_bytes)
+        return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), image_bytes)
 
-    def _example(self, input_ids: list[int], labels: list[int], image_bytes: bytes | None) -> Example:
+    def _place(self, input_ids: list[int], labels: list[int]) -> Tokens:
         positions = position_map(input_ids, labels, vision_tokens=self.vision_tokens)
-        if self.max_tokens is not None and positions.length > self.max_tokens:
-            raise OverlongError(f"{positions.length} tokens, more than max_tokens {self.max_tokens}; dropped")
+        return Tokens(input_ids=input_ids, labels=labels, positions=positions)
+
+    def _example(self, tokens: Tokens, image_bytes: bytes | None) -> Example:
+        if self.max_tokens is not None and is_overlong(tokens.positions.length, self.max_tokens):
+            raise overlong_error(tokens.positions.length, self.max_tokens)
         return Example(
-            input_ids=np.asarray(input_ids, np.int32),
-            labels=np.asarray(labels, np.int32),
+            input_ids=np.asarray(tokens.input_ids, np.int32),
+            labels=np.asarray(tokens.labels, np.int32),
             pixel_values=None if image_bytes is None else self.image_processor(image_bytes),
-            positions=positions,
+            positions=tokens.positions,
         )

@@ -1,6 +1,7 @@
-"""Greedy generation with a KV cache, for batches of equal prompt length."""
+"""Greedy generation with a KV cache: token by token for one prompt, in batches of equal length for many."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from vlm.examples import Example
 from vlm.model import MobileVLM
 
 
-@torch.no_grad()
 def generate_greedy(
     model: MobileVLM, prompts: Sequence[Example], *, max_new_tokens: int, eos_token_id: int
 ) -> list[list[int]]:
@@ -27,26 +27,44 @@ def generate_greedy(
         by_length.setdefault(prompt.positions.length, []).append(number)
     answers: list[list[int]] = [[] for _ in prompts]
     for numbers in by_length.values():
-        tokens_BT = _generate_equal(model, [prompts[number] for number in numbers], max_new_tokens, eos_token_id)
-        for number, row in zip(numbers, tokens_BT.tolist(), strict=True):
+        rows = _generate_equal(model, [prompts[number] for number in numbers], max_new_tokens, eos_token_id)
+        for number, row in zip(numbers, rows, strict=True):
             answers[number] = row[: row.index(eos_token_id)] if eos_token_id in row else row
     return answers
 
 
-def _generate_equal(model: MobileVLM, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int) -> Tensor:
-    batch = collate_sequences(prompts).to(model.device)
-    vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
-    inputs_embeds = model.embed(batch, vision)
-    cache = DynamicCache(config=model.config.llama)
+def stream_greedy(model: MobileVLM, prompt: Example, *, max_new_tokens: int, eos_token_id: int) -> Iterator[int]:
+    """The tokens of `generate_greedy` for one prompt, each as soon as it is known."""
+    for next_B in itertools.islice(_next_tokens(model, [prompt]), max_new_tokens):
+        token = int(next_B.item())
+        if token == eos_token_id:
+            return
+        yield token
+
+
+def _generate_equal(
+    model: MobileVLM, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int
+) -> list[list[int]]:
+    """Rows of at most `max_new_tokens` ids; what a row holds after its first end token means nothing."""
     steps: list[Tensor] = []
     finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    for _ in range(max_new_tokens):
-        hidden_BLD = model.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True).last_hidden_state
-        next_B = model.lm_head(hidden_BLD[:, -1]).argmax(dim=-1)
-        next_B = next_B.masked_fill(finished_B, eos_token_id)
+    for next_B in itertools.islice(_next_tokens(model, prompts), max_new_tokens):
         steps.append(next_B)
         finished_B |= next_B == eos_token_id
         if bool(finished_B.all()):
             break
+    return torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
+
+
+@torch.no_grad()
+def _next_tokens(model: MobileVLM, prompts: Sequence[Example]) -> Iterator[Tensor]:
+    """The likeliest next token of each prompt, int64 [B], without end; prompts have one length."""
+    batch = collate_sequences(prompts).to(model.device)
+    vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+    inputs_embeds = model.embed(batch, vision)
+    cache = DynamicCache(config=model.config.llama)
+    while True:
+        hidden_BLD = model.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True).last_hidden_state
+        next_B = model.lm_head(hidden_BLD[:, -1]).argmax(dim=-1)
+        yield next_B
         inputs_embeds = model.model.embed_tokens(next_B[:, None])
-    return torch.stack(steps, dim=1)

@@ -1,20 +1,39 @@
 """Image pre-processing equal to the original: square padding in the mean colour, then CLIP's PIL pipeline."""
 
+import functools
 import hashlib
 import io
 import json
+import logging
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vlm.errors import InputError, SampleError, one_line
+from vlm.image_resize import resize_and_crop, resize_padded
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGE_PROCESSING_VERSION = 1
+RESCALE = 1 / 255
+IMAGE_PROCESSING_VERSION = 2
+MAX_IMAGE_PIXELS = 178_956_970
+"""Width times height of the largest image that is decoded: where Pillow's own defaults, hence the original, stop."""
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+"""Pillow's names of the formats that are read. Not EPS, for which Pillow starts another program."""
+# Greater than a byte: Pillow clips these to 0..255 instead of scaling them.
+_WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_COLOURS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+# Of `preprocessor_config.json`: steps that the original takes and this module always does.
+_STEPS = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+
+# What Pillow has to say of a file ends in the sample's error or changes nothing. Silenced here and once: a filter set
+# around each call is shared with every other thread and may outlive it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -36,15 +55,31 @@ class ImageProcessor:
     def from_preprocessor_config(
         cls, config: dict[str, Any], image_size: int, *, pad_to_square: bool
     ) -> "ImageProcessor":
-        """From CLIP's `preprocessor_config.json`; `image_size` is the vision config's and must agree."""
-        crop = config.get("crop_size", image_size)
-        crop = crop.get("height") if isinstance(crop, dict) else crop
-        if crop != image_size:
-            raise InputError(f"preprocessor_config.json: crop_size {crop}, but the vision tower takes {image_size}")
-        if config.get("resample", 3) != 3:
-            raise InputError(f"preprocessor_config.json: resample {config['resample']}, only 3 (bicubic) is supported")
-        mean, std = config.get("image_mean", CLIP_MEAN), config.get("image_std", CLIP_STD)
-        return cls(image_size, tuple(mean), tuple(std), pad_to_square)
+        """From CLIP's `preprocessor_config.json`; `image_size` is the vision config's and must agree.
+
+        Raises:
+            InputError: a setting asks for other pixels than this pipeline makes.
+        """
+        wanted: dict[str, tuple[Any, ...]] = {
+            **dict.fromkeys(_STEPS, (True,)),
+            "resample": (3,),
+            "rescale_factor": (RESCALE,),
+            "size": (image_size, {"shortest_edge": image_size}),
+            "crop_size": (image_size, {"height": image_size, "width": image_size}),
+        }
+        for key, allowed in wanted.items():
+            if (found := config.get(key, allowed[0])) not in allowed:
+                raise InputError(
+                    f"preprocessor_config.json: {key} is {found}, but the vision tower takes {allowed[0]}; "
+                    "give the config that belongs to it"
+                )
+        colours = {key: tuple(config.get(key, default)) for key, default in _COLOURS.items()}
+        for key, values in colours.items():
+            if len(values) != 3:
+                raise InputError(
+                    f"preprocessor_config.json: {key} has {len(values)} values, the vision tower takes 3 (R, G, B)"
+                )
+        return cls(image_size, colours["image_mean"], colours["image_std"], pad_to_square)
 
     @property
     def fingerprint(self) -> str:
@@ -53,48 +88,76 @@ class ImageProcessor:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, image_bytes: bytes) -> NDArray[np.float32]:
-        """Raises SampleError when the bytes are no complete image."""
+        """Raises SampleError when the bytes are no complete image, or one that is refused (`decode_image`)."""
         return self.process(decode_image(image_bytes))
 
     def process(self, image: Image.Image) -> NDArray[np.float32]:
-        """`pixel_values` of a decoded RGB image."""
+        """`pixel_values` of a decoded RGB image; SampleError when it is so long that nothing of it would be seen."""
+        size = self.image_size
         if self.pad_to_square:
-            image = pad_to_square(image, tuple(int(channel * 255) for channel in self.mean))
-        image = self._resize(image)
+            image = resize_padded(image, size, tuple(int(channel * 255) for channel in self.mean))
+        else:
+            image = resize_and_crop(image, size)
         # The order of roundings is the original's: float64 rescale, then float32 normalisation.
-        pixels = (np.asarray(image) * (1 / 255)).astype(np.float32)
+        pixels = (np.asarray(image) * RESCALE).astype(np.float32)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
-    def _resize(self, image: Image.Image) -> Image.Image:
-        size, (width, height) = self.image_size, image.size
-        scale = size / min(width, height)
-        target = (
-            size if width <= height else int(scale * width),
-            size if height <= width else int(scale * height),
-        )
-        image = image.resize(target, resample=Image.Resampling.BICUBIC)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        return image.crop((left, top, left + size, top + size))
-
 
 def decode_image(image_bytes: bytes) -> Image.Image:
-    """The RGB image in `image_bytes`; SampleError when they are truncated or no image."""
+    """The first frame of an image file as RGB, pixels as stored.
+
+    Raises:
+        SampleError: truncated, no image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
+        InputError: something in this process has told Pillow to accept truncated files.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise InputError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which turns the missing part of a broken image grey without "
+            "a word; set it to False"
+        )
     try:
-        with Image.open(io.BytesIO(image_bytes)) as image:
-            return image.convert("RGB")
+        with Image.open(io.BytesIO(image_bytes), formats=_formats()) as image:
+            _check_pixels(image.size)
+            return _rgb(image)
+    except (SampleError, MemoryError):
+        raise
     except UnidentifiedImageError as error:
-        raise SampleError("not an image file that PIL can read; replace the file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SampleError(f"broken image ({one_line(error)}); replace the file") from error
+        raise SampleError(f"not an image file that can be read ({', '.join(FORMATS)}); replace the file") from error
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"{one_line(error).partition(',')[0]}; shrink the image") from error
+    except Exception as error:  # damaged bytes make the decoders raise nearly anything
+        raise SampleError(f"broken image ({_named(error)}); replace the file") from error
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
-    """The image centred on a square of `color`."""
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new(image.mode, (side, side), color)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow can be built without some
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    """By the header, before anything is decoded."""
+    width, height = size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise SampleError(
+            f"an image of {width} x {height} = {width * height} pixels, more than MAX_IMAGE_PIXELS {MAX_IMAGE_PIXELS}; "
+            "shrink the image"
+        )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    rgb = image.convert("RGB")
+    if image.mode in _WIDE_MODES:
+        values = np.asarray(image)
+        if not np.array_equal(values, np.asarray(rgb.getchannel(0))):
+            raise SampleError(
+                f"{image.mode} pixels from {values.min():g} to {values.max():g}, of which Pillow keeps what is whole "
+                "and within 0 to 255; save the image with 8 bits per channel"
+            )
+    return rgb
+
+
+def _named(error: Exception) -> str:
+    text = one_line(error)[:200]
+    return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"

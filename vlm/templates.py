@@ -28,6 +28,10 @@ ROLE_NAMES = {"human": "USER", "gpt": "ASSISTANT"}
 TEMPLATE_VERSION = 1
 
 
+class LabelMaskError(SampleError):
+    """The original's label mask does not fit the sample: it prints a warning, masks all of it and trains on nothing."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One utterance: `speaker` is "human" or "gpt"."""
@@ -56,6 +60,7 @@ def tokenize_conversation(
 
     Raises:
         SampleError: the conversation is empty, its speakers do not alternate, or `<image>` is missing or doubled.
+        LabelMaskError: the original would train on none of its tokens.
     """
     check_turns(turns, has_image=has_image)
     if template == "plain":
@@ -66,9 +71,14 @@ def tokenize_conversation(
 def tokenize_question(
     turns: Sequence[Turn], *, template: TemplateName, has_image: bool, tokenizer: LegacyLlamaTokenizer
 ) -> list[int]:
-    """Token ids of a prompt that ends where the answer begins; the last turn is the human's."""
+    """Token ids of a prompt that ends where the answer begins; the last turn is the human's.
+
+    Raises:
+        SampleError: as `tokenize_conversation`; template `plain` looks at no text.
+    """
     if template == "plain":
         return tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer) if has_image else [tokenizer.bos_token_id]
+    check_turns(turns, has_image=has_image)
     prompt = _v1_prompt(turns, has_image) + ROLE_NAMES["gpt"] + ":"
     return tokenize_with_image(prompt, tokenizer) if has_image else tokenizer.encode(prompt)
 
@@ -101,17 +111,34 @@ def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[in
 def _tokenize_plain(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
     if not has_image:
         raise SampleError("template 'plain' needs an image (it is for captions); use template 'v1' for text")
-    if len(turns) != 2:
-        raise SampleError(f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns")
+    if [turn.speaker for turn in turns] != ["human", "gpt"]:
+        speakers = ", ".join(turn.speaker for turn in turns)
+        raise SampleError(f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns ({speakers})")
+    if IMAGE_PLACEHOLDER not in turns[0].value:
+        raise SampleError(f"template 'plain' needs {IMAGE_PLACEHOLDER} in the human turn, found it in the gpt turn")
     # The question is dropped: pre-training maps an image straight to its caption.
     input_ids = tokenize_with_image(IMAGE_PLACEHOLDER + turns[1].value + PLAIN_SEPARATOR, tokenizer)
+    _refuse_padding(input_ids, tokenizer)
     num_prompt = len(tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer))
     labels = [IGNORE_LABEL] * num_prompt + input_ids[num_prompt:]
     return TokenizedConversation(input_ids, labels)
 
 
+def _refuse_padding(input_ids: Sequence[int], tokenizer: LegacyLlamaTokenizer) -> None:
+    """The original pads with `<unk>`: one inside a text is neither counted nor attended to."""
+    if found := input_ids.count(tokenizer.unk_token_id):
+        raise LabelMaskError(
+            f"the text holds {found} <unk> (id {tokenizer.unk_token_id}), which the original takes for padding; "
+            "remove it, or the character that the tokenizer does not know"
+        )
+
+
 def _v1_prompt(turns: Sequence[Turn], has_image: bool) -> str:
     if ROLE_NAMES[turns[0].speaker] != "USER":
+        if IMAGE_PLACEHOLDER in turns[0].value:
+            raise SampleError(
+                f"{IMAGE_PLACEHOLDER} is in a gpt turn that comes first and is dropped; give it to the human"
+            )
         turns = turns[1:]  # the original drops a first turn that is not the human's
     if not turns:
         raise SampleError("the conversation has no human turn")
@@ -140,22 +167,27 @@ def _tokenize_v1(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaT
         return tokenize_with_image(text, tokenizer) if has_image else tokenizer.encode(text)
 
     input_ids = encode(prompt)
+    _refuse_padding(input_ids, tokenizer)
     labels = list(input_ids)
-    labels[0] = IGNORE_LABEL
+    _mask(labels, 0, 1)
     # The walk of the original: lengths of separately tokenised rounds, each counted with its own BOS, which stands
     # for the `</s>` that the split removed.
     position = 1
     for round_text in prompt.split(V1_END_OF_TURN):
-        question, answer_mark, _ = round_text.partition(V1_ANSWER)
-        if round_text == "" or round_text.count(V1_ANSWER) != 1:
+        question, *answers = round_text.split(V1_ANSWER)
+        if len(answers) != 1:
             break
-        num_masked = len(encode(question + answer_mark)) - 2
-        labels[position : position + num_masked] = [IGNORE_LABEL] * num_masked
+        _mask(labels, position, position + len(encode(question + V1_ANSWER)) - 2)
         position += len(encode(round_text))
-    labels[position:] = [IGNORE_LABEL] * len(labels[position:])
+    _mask(labels, position, len(labels))
     if position != len(input_ids):
-        raise SampleError(
+        raise LabelMaskError(
             f"the label mask covers {position} of {len(input_ids)} tokens, so the original would train on none; "
-            "remove ' ASSISTANT: ' or '</s>' from the text"
+            "give every question an answer and remove ' ASSISTANT: ' and '</s>' from the texts"
         )
     return TokenizedConversation(input_ids, labels)
+
+
+def _mask(labels: list[int], start: int, stop: int) -> None:
+    for number in range(start, min(stop, len(labels))):
+        labels[number] = IGNORE_LABEL

@@ -1,11 +1,20 @@
 """Reading LLaVA-style data: what is usable, what is named."""
 
+import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from vlm.conversations import load_samples, read_image_bytes, sample_key
+from vlm.conversations import (
+    ConversationFile,
+    MissingImageError,
+    load_samples,
+    open_image,
+    read_image_bytes,
+    sample_key,
+)
 from vlm.errors import InputError, SampleError
 
 GOOD = {"id": 7, "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nhi"}]}
@@ -31,12 +40,33 @@ def test_json_and_json_lines_hold_the_same(tmp_path: Path) -> None:
     assert as_list[1].turns[0].speaker == "human"
 
 
+def test_samples_are_read_by_their_position(tmp_path: Path) -> None:
+    entries = [{**GOOD, "id": "same", "extra": number} for number in range(5)]
+    path = write(tmp_path, json.dumps(entries, indent=1), "data.json")
+    file = ConversationFile(path, window=7)
+    assert len(file) == 5 and file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [file[index] for index in range(5)] == list(file) == load_samples(path)
+    assert [sample.index for sample in file] == [0, 1, 2, 3, 4]  # ids may repeat, positions do not
+    assert file[-1] == file[4] and file.entry(3) == entries[3]
+    with pytest.raises(IndexError):
+        file[5]
+    assert pickle.loads(pickle.dumps(file))[2] == file[2]
+
+
+def test_reading_reports_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps([GOOD] * 20))
+    reported: list[tuple[int, int]] = []
+    ConversationFile(path, window=100, progress=lambda done, total: reported.append((done, total)))
+    size = path.stat().st_size
+    assert len(reported) > size // 100 and reported == sorted(reported) and reported[-1] == (size, size)
+
+
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
         ("[{]", "data.json", r"data.json: broken JSON at line 1, column 3"),
         ('{"a": 1}\n{"a"', "data.jsonl", r"data.jsonl: broken JSON at line 2"),
-        ('{"a": 1}', "data.json", r"a JSON dict, expected a list"),
+        ('{"a": 1}', "data.json", r"a JSON object, expected a list"),
     ],
 )
 def test_broken_files_are_named_with_line(tmp_path: Path, text: str, name: str, message: str) -> None:
@@ -57,12 +87,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({**GOOD, "conversations": [{"value": "hi"}]}, "turn 0"),
         ({**GOOD, "conversations": [{"from": "human", "value": 3}]}, "turn 0"),
         ({**GOOD, "image": ["a.png", "b.png"]}, "one relative path"),
+        ({**GOOD, "image": ""}, "one relative path"),
+        ({**GOOD, "image": "a\0.png"}, "no file can be called"),
+        ({**GOOD, "image": "a\ud800.png"}, "no file can be called"),
+        ({**GOOD, "conversations": [{"from": "human", "value": "half \ud83d"}]}, "turn 0 holds half a surrogate pair"),
     ],
 )
 def test_malformed_entries_are_kept_with_their_problem(tmp_path: Path, entry: object, problem: str) -> None:
     samples = load_samples(write(tmp_path, json.dumps([entry, GOOD])))
     assert samples[0].problem is not None and problem in samples[0].problem
+    assert "\n" not in samples[0].problem and samples[0].problem.encode()
     assert samples[1].problem is None
+
+
+def test_an_id_can_always_be_written_down(tmp_path: Path) -> None:
+    ids = ["half \ud83d", "whole \U0001f680", 7, None]
+    samples = load_samples(write(tmp_path, json.dumps([{**GOOD, "id": sample_id} for sample_id in ids])))
+    assert [sample.id for sample in samples] == ["half \\ud83d", "whole \U0001f680", "7", "None"]
+    assert all(sample.problem is None and sample.id.encode() for sample in samples)
 
 
 def test_images_stay_inside_their_folder(tmp_path: Path) -> None:
@@ -70,8 +112,13 @@ def test_images_stay_inside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     with pytest.raises(SampleError, match="leaves the image folder"):
         read_image_bytes(tmp_path / "images", "../secret")
-    with pytest.raises(SampleError, match=r"a.png: image cannot be read"):
-        read_image_bytes(tmp_path / "images", "a.png")
+    for link in ("a.png", "b.png"):
+        (tmp_path / "images" / link).symlink_to("b.png")
+    (tmp_path / "images" / "folder.png").mkdir()
+    for name in ("none.png", "a.png", "folder.png", "x" * 300):
+        for reads in (read_image_bytes, open_image):
+            with pytest.raises(MissingImageError, match=rf"{name}: image cannot be read \(.*\); restore the file"):
+                reads(tmp_path / "images", name)
 
 
 def test_the_key_follows_all_that_decides_the_input() -> None:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm.errors import SampleError
-from vlm.templates import IGNORE_LABEL, IMAGE_TOKEN_ID, Turn, tokenize_conversation, tokenize_question
+from vlm.templates import (
+    IGNORE_LABEL,
+    IMAGE_TOKEN_ID,
+    LabelMaskError,
+    Turn,
+    tokenize_conversation,
+    tokenize_question,
+)
 from vlm.tokenizer import LegacyLlamaTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
@@ -64,6 +71,7 @@ def test_a_question_is_the_training_prompt_up_to_the_answer() -> None:
         ([Turn("human", "a"), Turn("human", "b")], False, "must alternate"),
         ([Turn("system", "a")], False, "unknown speaker 'system'"),
         ([Turn("gpt", "a")], False, "no human turn"),
+        ([Turn("gpt", "<image>"), *turns("What is it?", "a cup")], True, "<image> is in a gpt turn that comes first"),
         (turns("say ' ASSISTANT: '", "ok ASSISTANT: no"), False, "the label mask covers"),
     ],
 )
@@ -72,10 +80,41 @@ def test_unusable_conversations_are_named(conversation: list[Turn], has_image: b
         tokenize_conversation(conversation, template="v1", has_image=has_image, tokenizer=TOKENIZER)
 
 
-@pytest.mark.parametrize("conversation", [turns("q", "a", "q", "a"), turns("q", "a")])
-def test_plain_takes_one_captioned_image(conversation: list[Turn]) -> None:
-    with pytest.raises(SampleError, match="plain"):
-        tokenize_conversation(conversation, template="plain", has_image=False, tokenizer=TOKENIZER)
+@pytest.mark.parametrize(
+    ("conversation", "has_image", "message"),
+    [
+        (turns("q", "a"), False, "template 'plain' needs an image"),
+        (turns("<image>", "a", "q", "a"), True, r"found 4 turns \(human, gpt, human, gpt\)"),
+        (turns("<image>"), True, r"found 1 turns \(human\)"),
+        ([Turn("gpt", "a"), Turn("human", "<image>")], True, r"found 2 turns \(gpt, human\)"),
+        (turns("q", "a <image>"), True, "needs <image> in the human turn"),
+        (turns("<image>", "a <unk> b <unk>"), True, r"holds 2 <unk> \(id 0\)"),
+    ],
+)
+def test_plain_takes_one_captioned_image(conversation: list[Turn], has_image: bool, message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        tokenize_conversation(conversation, template="plain", has_image=has_image, tokenizer=TOKENIZER)
+
+
+def test_plain_supervises_the_caption_as_it_is_and_the_line_end() -> None:
+    conversation = turns("What is <image> this?", "  a cup \n")
+    tokens = tokenize_conversation(conversation, template="plain", has_image=True, tokenizer=TOKENIZER)
+    assert tokens.input_ids == [1, IMAGE_TOKEN_ID, *TOKENIZER.encode("  a cup \n\n", add_bos=False)]
+    assert tokens.labels == [IGNORE_LABEL, IGNORE_LABEL, *tokens.input_ids[2:]]
+
+
+def test_a_wholly_masked_sample_has_its_own_error() -> None:
+    with pytest.raises(LabelMaskError):
+        tokenize_conversation(turns("What is it?"), template="v1", has_image=False, tokenizer=TOKENIZER)
+    with pytest.raises(SampleError) as other:
+        tokenize_conversation(turns("What is it?"), template="v1", has_image=True, tokenizer=TOKENIZER)
+    assert not isinstance(other.value, LabelMaskError)
+
+
+@pytest.mark.parametrize(("question", "has_image"), [("What is it?", True), ("<image>\nWhat is it?", False)])
+def test_a_question_needs_its_image_in_the_text(question: str, has_image: bool) -> None:
+    with pytest.raises(SampleError, match="<image> in the conversation but"):
+        tokenize_question(turns(question), template="v1", has_image=has_image, tokenizer=TOKENIZER)
 
 
 # The marks of the template itself inside a text are refused above; everything else must survive.

@@ -1,0 +1,87 @@
+"""Cases that are measured side by side, in turn, several times: a ratio compares two figures of the same round."""
+
+import gc
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure: `run` gives bytes and the seconds they took; `against` names the case it is compared to."""
+
+    name: str
+    run: Callable[[], tuple[int, float]]
+    against: str | None = None
+    goal: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians over the rounds; `spread` is the smallest and the largest ratio."""
+
+    case: Case
+    megabytes_per_second: float
+    ratio: float | None
+    spread: tuple[float, float] | None
+
+
+def timed(work: Callable[[], int], clock: Callable[[], float]) -> Callable[[], tuple[int, float]]:
+    """A case's `run` from work that returns the bytes it went through."""
+
+    def run() -> tuple[int, float]:
+        gc.collect()
+        started = clock()
+        size = work()
+        return size, clock() - started
+
+    return run
+
+
+def measure(cases: Sequence[Case], rounds: int) -> list[Measured]:
+    """Run all cases one after the other, `rounds` times."""
+    speeds: dict[str, list[float]] = {case.name: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            size, seconds = case.run()
+            speeds[case.name].append(size / seconds / 1e6)
+    return [_summary(case, speeds) for case in cases]
+
+
+def _summary(case: Case, speeds: dict[str, list[float]]) -> Measured:
+    found = speeds[case.name]
+    if case.against is None:
+        return Measured(case, statistics.median(found), None, None)
+    ratios = [mine / other for mine, other in zip(found, speeds[case.against], strict=True)]
+    return Measured(case, statistics.median(found), statistics.median(ratios), (min(ratios), max(ratios)))
+
+
+def table(title: str, measured: Sequence[Measured], *, markdown: bool) -> str:
+    """The figures as text, or as a markdown table."""
+    header = ("case", "MB/s", "ratio", "lowest..highest", "goal", "compared with")
+    rows = [header, *(_row(found) for found in measured)]
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([f"### {title}", "", lines[0], "|:--|--:|--:|--:|--:|:--|", *lines[1:], ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join([title, *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), ""])
+
+
+def _row(found: Measured) -> tuple[str, ...]:
+    case = found.case
+    ratio = "" if found.ratio is None else f"{found.ratio:.2f}"
+    spread = "" if found.spread is None else f"{found.spread[0]:.2f}..{found.spread[1]:.2f}"
+    goal = "" if case.goal is None else f"{case.goal:.2f}"
+    return case.name, f"{found.megabytes_per_second:.0f}", ratio, spread, goal, case.against or ""
+
+
+def machine() -> str:
+    """The machine in words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = f"{len(models)} x {models[0]}" if models else platform.machine()
+    return f"{name}, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"

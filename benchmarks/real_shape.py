@@ -1,0 +1,219 @@
+"""The real shapes on this machine: a 7B teacher pass, then 1.7B student steps, with random weights.
+
+    python benchmarks/real_shape.py --out DIR [--device cuda] [--teacher MobileVLM_V2-7B] [--student MobileVLM_V2-1.7B]
+
+Each phase is a process of its own, so its peak memory is its own. Checkpoints are written in the official layout
+(about 17 GB of disk at bfloat16), loaded by the code that loads real ones, and the dump is `alignkd dump`'s own
+function. The training loop is the trainer's without checkpoints and export: three float32 tensors per parameter on
+the disk say nothing about memory or speed.
+
+On a CPU with less memory than master weights and AdamW's moments need (12 bytes per trained parameter), the moments
+are kept in memory-mapped files (`--moments disk`): the arithmetic is the same, the steps are slower.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import Tensor
+from vlm.family import official_config
+
+from pipeline.config import RunConfig
+from pipeline.demo.tokenizer import TOKENIZER_MODEL
+from student_train.counts import GlobalCounts
+from student_train.engine import MOMENTS, Engine
+from student_train.loader import micro_batches
+from student_train.ranks import start_ranks
+from student_train.tally import StepTally
+from student_train.trainer import build_student, open_dataset
+from teacher_dump.dump import dump
+from vlm.config import load_config
+from vlm.model import MobileVLM
+
+SHARD_BYTES = 2 << 30
+NOISE = 1 << 20
+QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
+ANSWER = (
+    "It is a {digit}, written by hand; the strokes leave little doubt that it is a {digit}, whatever else they say."
+)
+PHASES = ("checkpoints", "dump", "train")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints, data and store.")
+@click.option("--teacher", default="MobileVLM_V2-7B", show_default=True)
+@click.option("--student", default="MobileVLM_V2-1.7B", show_default=True)
+@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Samples per forward.")
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--moments", type=click.Choice(["memory", "disk"]), help="Default: disk on a CPU, memory on a GPU.")
+@click.option("--phase", type=click.Choice(PHASES), multiple=True, help="Only these; default all.")
+@click.option("--one", type=click.Choice(PHASES), hidden=True)
+def main(**options: Any) -> None:
+    """Peak memory and time of each phase at real shapes."""
+    options["moments"] = options["moments"] or ("disk" if options["device"] == "cpu" else "memory")
+    chosen, one = options.pop("phase") or PHASES, options.pop("one")
+    if one is not None:
+        print(json.dumps(run_phase(one, **options)))
+        return
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    for phase in chosen:
+        command = [sys.executable, __file__, "--one", phase, *sys.argv[1:]]
+        finished = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
+        if finished.returncode:
+            sys.exit(f"phase {phase} ended with {finished.returncode}")
+        report = json.loads(finished.stdout.splitlines()[-1])
+        print(f"{phase}: " + ", ".join(f"{name} {value}" for name, value in report.items()), flush=True)
+
+
+def run_phase(phase: str, *, out: Path, moments: str, teacher: str, student: str, **options: Any) -> dict[str, Any]:
+    """Run one phase in this process; what it measured."""
+    started = time.monotonic()
+    if phase == "checkpoints":
+        found = {name: write_checkpoint(out / name, name) for name in (teacher, student)}
+        write_data(out, options["samples"])
+    elif phase == "dump":
+        found = measure_dump(run_config(out, teacher, student, **options))
+    else:
+        found = measure_train(run_config(out, teacher, student, **options), moments)
+    return {**found, "seconds": round(time.monotonic() - started, 1), **peak_memory()}
+
+
+def run_config(
+    out: Path, teacher: str, student: str, *, samples: int, steps: int, batch: int, device: str
+) -> RunConfig:
+    """The configuration of both phases, as a user would write it."""
+    return RunConfig.model_validate(
+        {
+            "data": {"conversations": out / "data.json", "images": out / "images"},
+            "teacher": {"checkpoint": str(out / teacher), "dtype": "bfloat16", "batch": batch, "device": device},
+            "student": {"checkpoint": str(out / student), "dtype": "bfloat16"},
+            "store": {"path": out / "store", "shard_size": samples},
+            "train": {"output": out / "run", "steps": steps, "micro_batch": batch, "preset": "paper"},
+        }
+    )
+
+
+def measure_dump(config: RunConfig) -> dict[str, Any]:
+    """The teacher pass, loading included."""
+    result = dump(config.dump_job())
+    size = sum(file.stat().st_size for file in config.store.path.rglob("*") if file.is_file())
+    return {
+        "records": result.num_records,
+        "store MB per record": round(size / 1e6 / result.num_records, 2),
+        "dump seconds": round(result.seconds, 1),
+    }
+
+
+def measure_train(config: RunConfig, moments: str) -> dict[str, Any]:
+    """A few optimiser steps; seconds of each, targets and data included."""
+    job, ranks = config.train_job(), start_ranks()
+    dataset = open_dataset(job)
+    student = build_student(job, dataset.reader)
+    counts = GlobalCounts(dataset.reader, student.model.config, job.train.losses.weights)
+    engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
+    trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    from storage import SampleOrder
+
+    order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
+    batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
+    seconds, losses = [], []
+    with tempfile.TemporaryDirectory(dir=job.train.output.parent) as folder:
+        if moments == "disk":
+            moments_on_disk(engine, Path(folder))
+        for step in range(job.train.steps):
+            started = time.monotonic()
+            tally = StepTally(job.train.losses.weights, counts(order.global_batch_indices(step)))
+            engine.backward(tally.add(engine(next(batches))))
+            engine.end_micro_batch(1.0)
+            tally.gather(ranks, stop=False)
+            seconds.append(round(time.monotonic() - started, 1))
+            losses.append(round(tally.loss, 3))
+    return {"trained parameters": trained, "losses": losses, "step seconds": seconds}
+
+
+def moments_on_disk(engine: Engine, folder: Path) -> None:
+    """Put AdamW's moments into memory-mapped files: the kernel keeps of them what memory there is."""
+    optimizer = engine._optimizer
+    for number, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        for kind in MOMENTS:
+            path = folder / f"{kind}-{number}"
+            path.touch()
+            os.truncate(path, flat.numel() * 4)
+            optimizer.optimizer.state[flat][kind] = torch.from_file(str(path), shared=True, size=flat.numel())
+    optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def write_checkpoint(folder: Path, name: str) -> str:
+    """A checkpoint of that shape with random bfloat16 weights, a shard at a time; its size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(official_config(name), indent=2))
+    (folder / "tokenizer.model").write_bytes(TOKENIZER_MODEL.read_bytes())
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in MobileVLM(load_config(folder)).state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    noise = (torch.randn(NOISE, generator=generator) * 0.02).to(torch.bfloat16)
+    weight_map: dict[str, str] = {}
+    pending: dict[str, Tensor] = {}
+    total = number = 0
+    for key, shape in shapes.items():
+        pending[key] = _random(key, shape, noise, generator)
+        total += pending[key].nbytes
+        if sum(value.nbytes for value in pending.values()) >= SHARD_BYTES or key == list(shapes)[-1]:
+            number += 1
+            file = f"model-{number:05d}.safetensors"
+            save_file(pending, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(pending, file)
+            pending = {}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return f"{total / 1e9:.2f} GB"
+
+
+def _random(key: str, shape: tuple[int, ...], noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Norm weights are 1; everything else is the same noise from another start: billions of draws take minutes."""
+    if "norm" in key and key.endswith("weight"):
+        return torch.ones(shape, dtype=torch.bfloat16)
+    size = int(np.prod(shape))
+    shift = int(torch.randint(NOISE, (1,), generator=generator))
+    return noise.roll(shift).repeat(-(-size // NOISE))[:size].reshape(shape)
+
+
+def write_data(out: Path, samples: int) -> None:
+    """Real handwriting with one question each."""
+    digits = load_digits()
+    (out / "images").mkdir(exist_ok=True)
+    entries = []
+    for number in range(samples):
+        picture = Image.fromarray((digits.images[number] * 15).astype(np.uint8)).resize((336, 336))
+        picture.save(out / "images" / f"{number}.png")
+        answer = ANSWER.format(digit=digits.target[number])
+        turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": answer}]
+        entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (out / "data.json").write_text(json.dumps(entries))
+
+
+def peak_memory() -> dict[str, str]:
+    """Most memory that this process held: on the host, and on the GPU if there is one."""
+    found = {"peak host memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"}
+    if torch.cuda.is_available():
+        found["peak GPU memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""How fast stores are read and written and batches handed over, as ratios measured in one run.
+
+    python benchmarks/storage_speed.py [--megabytes 200] [--rounds 5] [--markdown]
+
+Ratios are to a raw memory map of the same bytes (reading, writing) or to a stock DataLoader (hand-off). Everything is
+in the page cache, so this is the cost of the software, not of the disk; writing includes the disk. The folder takes
+about four times `--megabytes`.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import torch
+from handoff_cases import handoff_cases
+from measuring import machine, measure, table
+from store_cases import BACKENDS, read_cases, write_cases, write_store
+from synthetic_records import ATTENTION, RawFile, Records, num_bytes
+
+from storage import StoreReader
+
+SHARDS = 4
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where to write; default temporary.")
+@click.option("--megabytes", type=click.IntRange(min=20), default=200, show_default=True, help="Of records per store.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Medians are of these.")
+@click.option("--attention", type=click.Choice(list(ATTENTION)), multiple=True, default=list(ATTENTION))
+@click.option("--vision-all", is_flag=True, help="Keep the embeddings of all vision tokens too.")
+@click.option("--markdown", is_flag=True, help="Tables for docs/benchmarks.md.")
+def main(
+    folder: Path | None, megabytes: int, rounds: int, attention: tuple[str, ...], vision_all: bool, markdown: bool
+) -> None:
+    """Ratios of our reading, writing and hand-off to the plainest way of moving the same bytes.
+
+    Example: python benchmarks/storage_speed.py --megabytes 100 --rounds 3
+    """
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    print(f"`python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}`".replace(" `", "`"))
+    print(f"\n{machine()}\n", flush=True)
+    for kind in attention:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="alignkd-speed-") as place:
+            run(Path(place), Records(kind, vision_all=vision_all), kind, megabytes, rounds, markdown)
+    print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def run(folder: Path, records: Records, kind: str, megabytes: int, rounds: int, markdown: bool) -> None:
+    """All tables of one kind of record."""
+    some = [num_bytes(records[index]) for index in range(32)]
+    num_samples = megabytes * 1_000_000 * len(some) // sum(some)
+    manifests = {
+        backend: records.manifest(num_samples=num_samples, shard_size=-(-num_samples // SHARDS), backend=backend)
+        for backend in BACKENDS
+    }
+    stores = {backend: folder / backend for backend in BACKENDS}
+    for backend, path in stores.items():
+        write_store(path, manifests[backend], records)
+    order = StoreReader(stores["zarr"]).dataset_index
+    raw = RawFile(folder / "raw", records, order)
+    title = f"attention {kind}, {num_samples} records of {raw.starts[-1] / num_samples / 1e3:.0f} kB"
+    for name, cases, times in (
+        ("Reading", read_cases(stores, raw), rounds),
+        ("Hand-off", handoff_cases(raw, megabytes // 2), rounds),
+        ("Writing", write_cases(folder, manifests, records, order), max(1, rounds // 2)),
+    ):
+        print(table(f"{name}: {title}", measure(cases, times), markdown=markdown), flush=True)
+
+
+if __name__ == "__main__":
+    main()

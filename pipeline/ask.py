@@ -1,0 +1,201 @@
+"""One question to a checkpoint, answered token by token."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from vlm.config import load_config
+from vlm.devices import Quantization, usable_device
+from vlm.errors import InputError, SampleError
+from vlm.examples import Example, ExampleBuilder
+from vlm.generation import stream_greedy
+from vlm.model import MobileVLM
+from vlm.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
+from vlm.tokenizer import LegacyLlamaTokenizer
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+UNFINISHED = "\ufffd"  # what a character whose bytes are not all there yet decodes to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked, of which checkpoint, and how it is run.
+
+    Attributes:
+        checkpoint: folder or hub id.
+        text: the question; None with template `plain`, which captions an image and takes no question.
+        image: an image file, or None.
+        template: prompt template that the checkpoint was trained with.
+        max_new_tokens: the answer is cut here, or earlier where the model's positions end.
+        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        dtype: of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
+        device: torch device; None takes a GPU when there is one.
+        quantization: of the decoder, see `vlm.quantization`.
+    """
+
+    checkpoint: str | Path
+    text: str | None
+    image: Path | None = None
+    template: TemplateName = "v1"
+    max_new_tokens: int = 256
+    vision_config: Path | None = None
+    dtype: DtypeName | None = None
+    device: str | None = None
+    quantization: Quantization = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The answer and what it took.
+
+    Attributes:
+        answer: without blanks around it.
+        stopped: `end` at the model's own end, `max_new_tokens`, or `context` where the model's positions ended.
+        prompt_tokens: positions before the answer, vision tokens included.
+        new_tokens: of the answer, without the end token.
+        load_seconds: reading the checkpoint.
+        first_token_seconds: the prompt's forward pass, vision tower included.
+        seconds: from the prompt to the last token.
+        tokens_per_second: of the tokens after the first; 0 where there are none.
+    """
+
+    answer: str
+    stopped: Literal["end", "max_new_tokens", "context"]
+    prompt_tokens: int
+    new_tokens: int
+    device: str
+    dtype: str
+    quantization: Quantization
+    load_seconds: float
+    first_token_seconds: float
+    seconds: float
+    tokens_per_second: float
+
+
+def ask(question: Question, *, on_text: Callable[[str], None] = lambda text: None) -> Reply:
+    """Answer greedily, with a KV cache.
+
+    Args:
+        on_text: called with each new piece of the answer as soon as it is known.
+
+    Raises:
+        InputError: unusable checkpoint, image or question, or a prompt longer than the model's positions.
+    """
+    started = time.perf_counter()
+    device = usable_device(question.device)
+    dtype = _dtype(question, device)
+    # The prompt first: what is wrong with it is known in a second, the weights take a minute.
+    builder = load_example_builder(
+        question.checkpoint, template=question.template, vision_config=question.vision_config
+    )
+    prompt = _prompt(builder, question)
+    model = load_model(
+        question.checkpoint,
+        vision_config=question.vision_config,
+        dtype=getattr(torch, dtype),
+        device=device,
+        quantization=question.quantization,
+    )
+    room = model.config.max_positions - prompt.positions.length
+    if room < 1:
+        raise InputError(
+            f"the prompt has {prompt.positions.length} tokens, {question.checkpoint} takes "
+            f"{model.config.max_positions}; ask a shorter question"
+        )
+    loaded = time.perf_counter()
+    limit = min(question.max_new_tokens, room)
+    ids, times = _generate(model, prompt, builder.tokenizer, limit, on_text)
+    ended = time.perf_counter()
+    decoding = times[-1] - times[0] if times else 0.0
+    return Reply(
+        answer=builder.tokenizer.decode(ids).strip(),
+        stopped="end" if len(ids) < limit else "max_new_tokens" if limit == question.max_new_tokens else "context",
+        prompt_tokens=prompt.positions.length,
+        new_tokens=len(ids),
+        device=str(device),
+        dtype=dtype,
+        quantization=question.quantization,
+        load_seconds=loaded - started,
+        first_token_seconds=(times[0] if times else ended) - loaded,
+        seconds=ended - loaded,
+        tokens_per_second=(len(times) - 1) / decoding if decoding else 0.0,
+    )
+
+
+class TextStream:
+    """The text of a growing list of tokens, in pieces that only ever append.
+
+    A piece waits while the text ends within a character: byte tokens spell one character by several tokens.
+    """
+
+    def __init__(self, tokenizer: LegacyLlamaTokenizer, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._shown = ""
+
+    def show(self, ids: list[int], *, is_last: bool = False) -> None:
+        """Pass on what `ids` add to the text shown so far."""
+        text = self._tokenizer.decode(ids)
+        if not is_last and text.endswith(UNFINISHED):
+            return
+        if new := text[len(self._shown) :]:
+            self._on_text(new)
+            self._shown = text
+
+
+def _generate(
+    model: MobileVLM, prompt: Example, tokenizer: LegacyLlamaTokenizer, limit: int, on_text: Callable[[str], None]
+) -> tuple[list[int], list[float]]:
+    """Token ids of the answer, and when each was known."""
+    ids: list[int] = []
+    times: list[float] = []
+    stream = TextStream(tokenizer, on_text)
+    for token in stream_greedy(model, prompt, max_new_tokens=limit, eos_token_id=tokenizer.eos_token_id):
+        ids.append(token)
+        times.append(time.perf_counter())
+        stream.show(ids)
+    stream.show(ids, is_last=True)
+    return ids, times
+
+
+def _prompt(builder: ExampleBuilder, question: Question) -> Example:
+    """The prompt as training writes it: the image placeholder is put at the head of the question."""
+    text = question.text
+    if (text is None) != (question.template == "plain"):
+        raise InputError(
+            "template 'plain' captions an image and takes no question; leave the question out, or use template v1"
+            if text is not None
+            else "no question; write it after the options"
+        )
+    if question.template == "plain" and question.image is None:
+        raise InputError("template 'plain' captions an image; give one with --image")
+    if question.image is not None and IMAGE_PLACEHOLDER not in (text or ""):
+        text = f"{IMAGE_PLACEHOLDER}\n{text or ''}"
+    turns = [Turn("human", text or "")]
+    image_bytes = None if question.image is None else _read_image(question.image)
+    try:
+        check_turns(turns, has_image=image_bytes is not None)
+        return builder.build_question(turns, image_bytes)
+    except SampleError as error:
+        raise InputError(f"{question.image or 'the question'}: {error}") from error
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: image cannot be read ({error.strerror}); check the path") from error
+
+
+def _dtype(question: Question, device: torch.device) -> DtypeName:
+    if question.dtype is not None:
+        return question.dtype
+    if device.type == "cpu":
+        return "float32"
+    folder = resolve_checkpoint(question.checkpoint, weights=False)
+    saved = load_config(folder, vision_config=question.vision_config).raw.get("torch_dtype")
+    return saved if saved in ("bfloat16", "float16") else "float32"

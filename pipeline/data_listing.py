@@ -1,0 +1,63 @@
+"""Which samples are dropped and why. Reasons are found again when asked for: nobody keeps a text per sample."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.data_figures import Dropped
+from pipeline.data_scan import Scan, judge_image, judge_text, source_of
+from pipeline.data_table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
+from vlm.conversations import Sample
+from vlm.examples import is_overlong, overlong_error
+
+MENDED = "usable now, though it was not when it was counted"
+
+
+def dropped_samples(scan: Scan, table: SampleTable, limits: Sequence[int], numbers: Iterable[int]) -> Iterator[Dropped]:
+    """What is wrong with each of some samples that are dropped for some limit or for all."""
+    kinds = table.kinds(None)
+    for number in map(int, numbers):
+        file, sample = scan.find(number)
+        tokens = int(table.tokens[number])
+        exceeded = [limit for limit in limits if is_overlong(tokens, limit)]
+        kind = OVERLONG if kinds[number] == KEPT else int(kinds[number])
+        yield Dropped(
+            file=str(file.path),
+            index=sample.index,
+            id=sample.id,
+            source=source_of(sample),
+            kind=KINDS[kind],
+            tokens=tokens if table.counted[number] else None,
+            overlong_for=exceeded,
+            reason=str(overlong_error(tokens, min(exceeded))) if kind == OVERLONG else _reason(scan, sample, kind),
+        )
+
+
+def _reason(scan: Scan, sample: Sample, kind: int) -> str:
+    if kind in {MISSING, OUTSIDE, BROKEN}:
+        return judge_image(scan, sample)[1] or MENDED
+    return judge_text(scan, sample)[2] or MENDED
+
+
+def write_listing(path: Path, scan: Scan, table: SampleTable, limits: Sequence[int]) -> int:
+    """Write every sample that some limit drops as one line of JSON, in their order; returns how many.
+
+    The file is written whole or not at all.
+    """
+    strictest = table.kinds(min(limits, default=None))
+    numbers = np.flatnonzero(strictest != KEPT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            dropped = dropped_samples(scan, table, limits, numbers)
+            for entry in tqdm(dropped, total=len(numbers), desc="list", unit="sample", disable=None):
+                stream.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(numbers)

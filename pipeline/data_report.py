@@ -1,0 +1,95 @@
+"""The figures of `alignkd data stats` as text for a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.data_figures import DataStats, SourceStats
+from pipeline.data_histogram import Histogram
+
+MAX_SOURCES = 30
+BAR_WIDTH = 50
+NOT_LOOKED_AT = "-"
+CHECKS = {
+    "no": "not looked at (no --images)",
+    "opened": "only opened (--no-decode)",
+    "decoded": "decoded",
+}
+
+
+def report_lines(stats: DataStats) -> Iterator[str]:
+    """Table, what is unusable, histogram."""
+    yield from table_lines(stats)
+    yield ""
+    yield (
+        f"{stats.num_images:,} distinct images {CHECKS[stats.images_checked]}; tokens are text + vision tokens with "
+        f"template {stats.template}, over {stats.total.counted:,} samples whose text is usable"
+    )
+    yield from _overlap_lines(stats)
+    yield from _unusable_lines(stats)
+    yield ""
+    yield from histogram_lines(stats.histogram, [limit.max_tokens for limit in stats.total.limits])
+
+
+def table_lines(stats: DataStats) -> list[str]:
+    """One row per source data set, largest first, and their total; small ones beyond `MAX_SOURCES` only counted."""
+    rows = [_cells(source) for source in (*stats.sources[:MAX_SOURCES], stats.total)]
+    header = _header([limit.max_tokens for limit in stats.total.limits])
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in (header, *rows))
+    ]
+    if hidden := stats.sources[MAX_SOURCES:]:
+        samples = sum(source.samples for source in hidden)
+        lines.insert(-1, f"({len(hidden):,} more sources with {samples:,} samples, see --json)")
+    return lines
+
+
+def _header(limits: Sequence[int]) -> list[str]:
+    fixed = ["source", "samples", "text only", "image missing", "image broken", "label mask", "other"]
+    return [*fixed, "mean", "median", "max", *(name for limit in limits for name in (f"> {limit}", f"kept {limit}"))]
+
+
+def _cells(source: SourceStats) -> list[str]:
+    counts = [source.samples, source.text_only, source.image_missing, source.image_broken, source.label_mask]
+    tokens = [source.mean_tokens, source.median_tokens, source.max_tokens]
+    limits = [count for limit in source.limits for count in (limit.overlong, limit.kept)]
+    return [source.source, *map(_number, [*counts, source.other, *tokens, *limits])]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NOT_LOOKED_AT
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def _overlap_lines(stats: DataStats) -> Iterator[str]:
+    """An overlong sample with a broken image stands in two columns; say so, or the row does not add up."""
+    for limit in stats.total.limits:
+        both = (stats.total.image_broken or 0) - limit.image_broken
+        if both:
+            yield f"{both:,} samples with a broken image are overlong for {limit.max_tokens} too, and in both columns"
+
+
+def _unusable_lines(stats: DataStats) -> Iterator[str]:
+    for sample in stats.unusable:
+        yield f"unusable: {sample.file}: sample {sample.id!r} (index {sample.index}): {sample.reason}"
+    if (rest := stats.num_unusable - len(stats.unusable)) > 0:
+        yield f"unusable: {rest:,} more" + (
+            "" if stats.num_listed is not None else "; --list FILE.jsonl names them all"
+        )
+
+
+def histogram_lines(histogram: Histogram, limits: Sequence[int]) -> Iterator[str]:
+    """A bar per bin, and a line where a limit cuts."""
+    if not histogram.counts:
+        yield "no sample has tokens to count"
+        return
+    bins = list(zip(histogram.edges[:-1], histogram.edges[1:], histogram.counts, strict=True))
+    names = [f"{low + 1:,}-{high:,}" for low, high, _ in bins]
+    width, digits, most = max(map(len, names)), len(f"{max(histogram.counts):,}"), max(histogram.counts)
+    yield f"{'tokens'.rjust(width)}  {'samples'.rjust(digits)}"
+    for name, (_, high, count) in zip(names, bins, strict=True):
+        bar = "#" * -(-count * BAR_WIDTH // most)  # at least one mark where there is a sample
+        yield f"{name.rjust(width)}  {f'{count:,}'.rjust(digits)}  {bar}".rstrip()
+        if high in limits and high != histogram.edges[-1]:
+            yield f"{'-' * width}  max_tokens {high:,}"

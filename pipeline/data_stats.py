@@ -1,0 +1,98 @@
+"""What a data set holds and what a dump would use of it, per source data set: the paper's table 2 for any data."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.data_figures import DataStats, FileStats, ImagesChecked
+from pipeline.data_histogram import make_histogram
+from pipeline.data_listing import dropped_samples, write_listing
+from pipeline.data_scan import Scan
+from pipeline.data_summary import summarise
+from pipeline.data_table import KEPT, scan_samples
+from vlm.checkpoint import load_example_builder
+from vlm.conversations import ConversationFile
+from vlm.errors import InputError
+from vlm.templates import TemplateName
+
+NUM_FIRST_UNUSABLE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsJob:
+    """What is counted.
+
+    Attributes:
+        conversations: LLaVA-style JSON lists or JSON lines.
+        images: folder of the images, or None to leave images alone.
+        max_tokens: limits to compare.
+        checkpoint: folder or hub id; its tokenizer, template and number of vision tokens decide the tokens.
+        decode: decode every image, else only open it.
+        workers: processes.
+        listing: JSON lines file for every sample that is dropped for some reason, or None.
+    """
+
+    conversations: tuple[Path, ...]
+    images: Path | None
+    template: TemplateName
+    max_tokens: tuple[int, ...]
+    checkpoint: str
+    vision_config: Path | None = None
+    decode: bool = True
+    workers: int = 1
+    listing: Path | None = None
+
+    @property
+    def images_checked(self) -> ImagesChecked:
+        """How far images are looked at."""
+        if self.images is None:
+            return "no"
+        return "decoded" if self.decode else "opened"
+
+
+def data_stats(job: StatsJob) -> DataStats:
+    """Read the data, count tokens and look at images; no weights are loaded.
+
+    Raises:
+        InputError: a file cannot be read, no such image folder, or an unusable checkpoint.
+    """
+    started = time.monotonic()
+    if job.images is not None and not job.images.is_dir():
+        raise InputError(f"{job.images}: no such image folder; give the folder that the image paths are relative to")
+    builder = load_example_builder(job.checkpoint, template=job.template, vision_config=job.vision_config)
+    files = tuple(open_with_progress(path) for path in job.conversations)
+    scan = Scan(files=files, builder=builder, images=job.images, decode=job.decode)
+    table = scan_samples(scan, job.workers)
+    unusable = np.flatnonzero(table.kinds(None) != KEPT)
+    total, sources = summarise(table, job.max_tokens, job.images_checked)
+    lengths, length_counts = np.unique(table.tokens[table.counted].astype(np.int64), return_counts=True)
+    return DataStats(
+        files=tuple(FileStats(file=str(file.path), samples=len(file), sha256=file.sha256) for file in files),
+        checkpoint=job.checkpoint,
+        template=job.template,
+        images_checked=job.images_checked,
+        num_images=table.num_images,
+        sources=sources,
+        total=total,
+        histogram=make_histogram(lengths, length_counts, job.max_tokens),
+        num_unusable=len(unusable),
+        unusable=tuple(dropped_samples(scan, table, job.max_tokens, unusable[:NUM_FIRST_UNUSABLE])),
+        num_listed=None if job.listing is None else write_listing(job.listing, scan, table, job.max_tokens),
+        seconds=time.monotonic() - started,
+        lengths=lengths,
+        length_counts=length_counts,
+    )
+
+
+def open_with_progress(path: Path) -> ConversationFile:
+    """The file, read through once with a bar on a terminal."""
+    with tqdm(desc=f"read {path.name}", unit="B", unit_scale=True, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return ConversationFile(path, progress=progress)

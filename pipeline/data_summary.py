@@ -1,0 +1,67 @@
+"""From a row per sample to figures per source data set."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data_figures import ImagesChecked, LimitStats, SourceStats
+from pipeline.data_table import (
+    BROKEN,
+    CONVERSATION,
+    KEPT,
+    KINDS,
+    LABEL_MASK,
+    MALFORMED,
+    MISSING,
+    OUTSIDE,
+    OVERLONG,
+    SampleTable,
+)
+
+TOTAL = "total"
+# What a dump without a limit does with each sample, and what one with each limit does.
+Kinds = Mapping[int | None, NDArray[np.uint8]]
+
+
+def summarise(
+    table: SampleTable, limits: Sequence[int], images_checked: ImagesChecked
+) -> tuple[SourceStats, tuple[SourceStats, ...]]:
+    """The figures of all samples, and those of each source data set, largest first."""
+    kinds: Kinds = {limit: table.kinds(limit) for limit in (None, *limits)}
+    order = np.argsort(table.source_of, kind="stable")
+    ends = np.cumsum(np.bincount(table.source_of, minlength=len(table.sources)))
+    groups = zip(table.sources, np.split(order, ends[:-1]), strict=True) if len(table.sources) else ()
+    sources = [_figures(name, rows, table, kinds, images_checked) for name, rows in groups]
+    total = _figures(TOTAL, order, table, kinds, images_checked)
+    return total, tuple(sorted(sources, key=lambda source: (-source.samples, source.source)))
+
+
+def _figures(
+    source: str, rows: NDArray[np.int64], table: SampleTable, kinds: Kinds, images_checked: ImagesChecked
+) -> SourceStats:
+    of_kind = np.bincount(kinds[None][rows], minlength=len(KINDS)).tolist()
+    tokens = table.tokens[rows][table.counted[rows]]
+    malformed = of_kind[MALFORMED]
+    return SourceStats(
+        source=source,
+        samples=len(rows),
+        text_only=len(rows) - int(np.count_nonzero(table.has_image[rows])) - malformed,
+        image_missing=None if images_checked == "no" else of_kind[MISSING],
+        image_broken=of_kind[BROKEN] if images_checked == "decoded" else None,
+        label_mask=of_kind[LABEL_MASK],
+        other=malformed + of_kind[CONVERSATION] + of_kind[OUTSIDE],
+        usable=of_kind[KEPT],
+        counted=len(tokens),
+        mean_tokens=float(tokens.mean()) if len(tokens) else None,
+        median_tokens=float(np.median(tokens)) if len(tokens) else None,
+        max_tokens=int(tokens.max()) if len(tokens) else None,
+        limits=tuple(_limit(limit, kinds[limit][rows]) for limit in kinds if limit is not None),
+    )
+
+
+def _limit(max_tokens: int, kinds: NDArray[np.uint8]) -> LimitStats:
+    of_kind = np.bincount(kinds, minlength=len(KINDS)).tolist()
+    return LimitStats(
+        max_tokens=max_tokens, kept=of_kind[KEPT], overlong=of_kind[OVERLONG], image_broken=of_kind[BROKEN]
+    )

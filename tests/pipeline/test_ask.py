@@ -1,0 +1,172 @@
+"""`alignkd ask` against one full forward pass per token, and the shipped demo teacher on demo questions."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.ask import Question, Reply, TextStream, ask
+from pipeline.cli import main
+from pipeline.demo.dataset import write_dataset
+from pipeline.demo.models import TEACHER_CHECKPOINT
+from pipeline.demo.tokenizer import TOKENIZER_MODEL
+from vlm.batch import collate_sequences
+from vlm.checkpoint import load_example_builder, load_model
+from vlm.errors import InputError
+from vlm.templates import Turn
+from vlm.tokenizer import LegacyLlamaTokenizer
+
+QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 20, "é 象 🙂"]
+
+
+@torch.no_grad()
+def without_cache(checkpoint: Path, clip: Path, text: str, image: Path | None, num_tokens: int) -> tuple[str, int]:
+    """The twin: text and number of tokens, with the whole sequence again for every token."""
+    builder = load_example_builder(checkpoint, template="v1", vision_config=clip)
+    model = load_model(checkpoint, vision_config=clip)
+    image_bytes = None if image is None else image.read_bytes()
+    batch = collate_sequences([builder.build_question([Turn("human", text)], image_bytes)])
+    vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+    embeds_BLD, ids = model.embed(batch, vision), list[int]()
+    while len(ids) < num_tokens:
+        token = model.lm_head(model.hidden_states(embeds_BLD)[:, -1]).argmax(dim=-1)
+        if token.item() == builder.tokenizer.eos_token_id:
+            break
+        ids.append(int(token.item()))
+        embeds_BLD = torch.cat([embeds_BLD, model.model.embed_tokens(token)[:, None]], dim=1)
+    return builder.tokenizer.decode(ids).strip(), len(ids)
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_answers_are_those_of_full_forward_passes(golden: Path, golden_images: Path, name: str) -> None:
+    checkpoint, image = golden / name, golden_images / "chelsea.png"
+    cases: list[tuple[str, Path | None, int]] = [(text.removeprefix("<image>\n"), None, 6) for text in QUESTIONS]
+    cases += [(QUESTIONS[1], image, 8), (QUESTIONS[0], image, 30)]
+    answers = set()
+    for text, picture, num_tokens in cases:
+        pieces: list[str] = []
+        reply = ask(
+            Question(
+                checkpoint=checkpoint,
+                text=text,
+                image=picture,
+                vision_config=golden / "clip",
+                max_new_tokens=num_tokens,
+                device="cpu",
+            ),
+            on_text=pieces.append,
+        )
+        # Training puts the placeholder at the head of the question; the user need not write it.
+        written = text if picture is None or "<image>" in text else f"<image>\n{text}"
+        expected = without_cache(checkpoint, golden / "clip", written, picture, num_tokens)
+        assert (reply.answer, reply.new_tokens) == expected
+        assert "".join(pieces).strip() == reply.answer
+        assert reply.stopped == ("end" if reply.new_tokens < num_tokens else "max_new_tokens")
+        answers.add(reply.answer)
+    assert len(answers) > len(cases) / 2, "answers must depend on the question for the test to say anything"
+
+
+def test_the_shipped_teacher_answers_demo_questions(tmp_path: Path) -> None:
+    files = write_dataset(tmp_path, num_scenes=3, pool="held_out", seed=11, questions_per_scene=3, single_turn=True)
+    entries = [entry for entry in json.loads(files.conversations.read_text()) if "image" in entry]
+    right = 0
+    for entry in entries:
+        question, answer = (turn["value"] for turn in entry["conversations"])
+        asked = question.replace("<image>", "").strip()
+        reply = ask(Question(checkpoint=TEACHER_CHECKPOINT, text=asked, image=files.images / entry["image"]))
+        right += reply.answer == answer
+    assert len(entries) >= 3 and right >= len(entries) - 1, f"{right} of {len(entries)}"
+
+
+@given(ids=st.lists(st.integers(3, 403), max_size=24))
+def test_streamed_pieces_only_append_and_make_the_whole_text(ids: list[int]) -> None:
+    """Most ids of the demo's tokenizer are single bytes: characters come in pieces, and broken ones too."""
+    tokenizer = LegacyLlamaTokenizer(TOKENIZER_MODEL)
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
+    for count in range(1, len(ids) + 1):
+        stream.show(ids[:count])
+        assert not "".join(pieces).endswith("\ufffd")
+    stream.show(ids, is_last=True)
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_a_character_of_several_tokens_comes_as_one_piece() -> None:
+    tokenizer = LegacyLlamaTokenizer(TOKENIZER_MODEL)
+    ids, pieces = tokenizer.encode("a 象!", add_bos=False), list[str]()
+    stream = TextStream(tokenizer, pieces.append)
+    for count in range(1, len(ids) + 1):
+        stream.show(ids[:count])
+    assert len(ids) > 4 and "".join(pieces) == "a 象!"
+    assert [piece for piece in pieces if "象" in piece] == ["象"]
+
+
+def test_generation_ends_where_the_positions_end(golden: Path, tmp_path: Path) -> None:
+    def reply(max_positions: int) -> Reply:
+        raw["max_position_embeddings"] = max_positions
+        (folder / "config.json").write_text(json.dumps(raw))
+        return ask(
+            Question(checkpoint=folder, text="hi", vision_config=golden / "clip", max_new_tokens=9, device="cpu")
+        )
+
+    folder = tmp_path / "student"
+    shutil.copytree(golden / "student", folder)
+    raw = json.loads((folder / "config.json").read_text())
+    free = reply(2048)
+    assert (free.new_tokens, free.stopped) == (9, "max_new_tokens")
+    short = reply(free.prompt_tokens + 4)
+    assert (short.new_tokens, short.stopped) == (4, "context")
+    with pytest.raises(
+        InputError, match=rf"the prompt has {free.prompt_tokens} tokens, .* takes {free.prompt_tokens};"
+    ):
+        reply(free.prompt_tokens)
+
+
+def test_the_command_prints_the_answer_or_json(golden: Path, golden_images: Path) -> None:
+    options = ["--vision-config", str(golden / "clip"), "--image", str(golden_images / "coffee.png")]
+    command = ["ask", str(golden / "student"), "What is it?", *options, "--max-new-tokens", "5", "--device", "cpu"]
+    printed, as_json = CliRunner().invoke(main, command), CliRunner().invoke(main, [*command, "--json"])
+    assert printed.exit_code == as_json.exit_code == 0, (printed.output, as_json.output)
+    report = json.loads(as_json.stdout)
+    assert printed.stdout.strip() == report["answer"]
+    assert report["new_tokens"] == 5 and report["prompt_tokens"] > 144 and report["dtype"] == "float32"
+    assert report["question"]["text"] == "What is it?" and report["tokens_per_second"] > 0
+    assert report["seconds"] >= report["first_token_seconds"] > 0 and report["load_seconds"] > 0
+    half = json.loads(CliRunner().invoke(main, [*command, "--json", "--dtype", "bfloat16"]).stdout)
+    assert half["dtype"] == "bfloat16"
+
+
+def test_template_plain_captions_an_image(golden: Path, golden_images: Path) -> None:
+    options = ["--vision-config", str(golden / "clip"), "--template", "plain", "--max-new-tokens", "4", "--json"]
+    captioned = CliRunner().invoke(
+        main, ["ask", str(golden / "student"), *options, "--image", str(golden_images / "coffee.png")]
+    )
+    report = json.loads(captioned.stdout)
+    assert report["prompt_tokens"] == 1 + 144 and report["new_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["CHECKPOINT"], "no question; write it after the options"),
+        (["CHECKPOINT", "hi", "--template", "plain"], "template 'plain' captions an image and takes no question"),
+        (["CHECKPOINT", "--template", "plain"], "give one with --image"),
+        (["CHECKPOINT", "<image> hi"], "the question: 1 <image> in the conversation but 0 image"),
+        (["CHECKPOINT", "hi", "--image", "none.png"], "none.png: image cannot be read"),
+        (["CHECKPOINT", "hi", "--image", "CHECKPOINT/config.json"], "config.json: "),
+        (["CHECKPOINT", "hi", "--device", "kuda"], "device 'kuda' cannot be used"),
+        (["CHECKPOINT/none", "hi"], "no such checkpoint folder"),
+    ],
+)
+def test_mistakes_are_one_line(golden: Path, arguments: list[str], message: str) -> None:
+    given_arguments: list[Any] = [part.replace("CHECKPOINT", str(golden / "student")) for part in arguments]
+    result = CliRunner().invoke(main, ["ask", *given_arguments, "--vision-config", str(golden / "clip")])
+    assert result.exit_code == 1 and not result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("alignkd: ") and message in line, line

@@ -1,0 +1,72 @@
+"""Relations between the sections of a configuration, refused before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import Command, RunConfig, load_run_config
+from vlm.errors import InputError
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "data": {"conversations": "data.json"},
+    "teacher": {"checkpoint": "teacher"},
+    "student": {"checkpoint": "student"},
+    "store": {"path": "store"},
+    "train": {"output": "out", "steps": 1},
+}
+
+
+def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **changes: Any) -> RunConfig:
+    path = folder / "run.yaml"
+    sections = {name: SECTIONS[name] | changes.get(name, {}) for name in SECTIONS if name not in drop}
+    path.write_text(yaml.safe_dump(sections))
+    return load_run_config(path, command)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"store": {"logits": {"kind": "sampled"}}}, ["train.losses.logit_direction is 'reverse'", "'sampled'"]),
+        (
+            {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"temperature": 2.0}}},
+            ["logit_direction is 'reverse'", "train.losses.temperature is 2.0"],
+        ),
+        ({"store": {"profile": "compact"}, "train": {"losses": {"temperature": 2.0}}}, ["temperature", "'nucleus'"]),
+        ({"train": {"losses": {"temperature": 2.0}}}, ["temperature is 2.0", "'topk'"]),
+        (
+            {"store": {"attention": "none", "logits": {"kind": "sampled"}}},
+            ["weighs attention", "logit_direction is 'reverse'"],
+        ),
+        ({"store": {"profile": "exact", "vision_all": "none"}}, ["store: vision_top is 'from_all'"]),
+        ({"store": {"attention": "flat16"}}, ["store.attention: expected one of", "found 'flat16'"]),
+    ],
+)
+def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"logit_direction": "forward"}}},
+        {"store": {"logits": {"kind": "sampled"}}, "train": {"preset": "supervised"}},
+        {"store": {"profile": "exact"}, "train": {"losses": {"temperature": 2.0}}},
+        {"store": {"profile": "compact", "inputs": "embed", "backend": "webdataset"}},
+    ],
+)
+def test_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = load(tmp_path, **changes)
+    assert config.train_job().images is None and config.dump_job().images is None
+
+
+def test_training_from_a_store_of_another_configuration_is_left_to_the_store(tmp_path: Path) -> None:
+    """What is in the store then stands in its manifest alone."""
+    changes: dict[str, Any] = {"train": {"losses": {"temperature": 2.0}}, "store": {"path": "s3://bucket/store"}}
+    assert load(tmp_path, "train", drop=("teacher",), **changes).train_job().store == "s3://bucket/store"
+    with pytest.raises(InputError, match="temperature"):
+        load(tmp_path, "train", drop=("teacher",), **{**changes, "store": {"logits": {"kind": "topk"}}})

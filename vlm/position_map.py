@@ -70,7 +70,7 @@ def position_map(input_ids: Sequence[int], labels: Sequence[int], *, vision_toke
     length = len(spliced)
     start = int(where[0]) if len(where) else length
     vision = np.arange(start, min(start + vision_tokens, length), dtype=np.int32)
-    text = np.setdiff1d(np.arange(length, dtype=np.int32), vision)
+    text = np.concatenate([np.arange(start, dtype=np.int32), np.arange(start + len(vision), length, dtype=np.int32)])
     supervised = np.flatnonzero(spliced[1:] != IGNORE_LABEL).astype(np.int32)
     return PositionMap(
         length=length,

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import pipeline.data_scan
-import pipeline.data_table
+import pipeline.data.scan
+import pipeline.data.table
 from pipeline.cli import main
-from pipeline.data_figures import SourceStats
-from pipeline.data_histogram import make_histogram
-from pipeline.data_report import report_lines
-from pipeline.data_scan import MALFORMED_ENTRY, NO_FOLDER, TEXT_ONLY
-from pipeline.data_stats import StatsJob, data_stats
-from pipeline.data_summary import summarise
-from pipeline.data_table import KINDS, SampleTable
+from pipeline.data.figures import SourceStats
+from pipeline.data.histogram import make_histogram
+from pipeline.data.report import report_lines
+from pipeline.data.scan import MALFORMED_ENTRY, NO_FOLDER, TEXT_ONLY
+from pipeline.data.stats import StatsJob, data_stats
+from pipeline.data.summary import summarise
+from pipeline.data.table import KINDS, SampleTable
 from teacher_dump.config import TeacherConfig
 from teacher_dump.dump import dump
 from teacher_dump.job import DumpJob
@@ -204,13 +204,13 @@ def test_an_image_is_decoded_once_however_many_samples_show_it(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[int] = Counter()
-    true_decode = pipeline.data_scan.decode_image
+    true_decode = pipeline.data.scan.decode_image
 
     def counting(image_bytes: bytes) -> Image.Image:
         decoded[len(image_bytes)] += 1
         return true_decode(image_bytes)
 
-    monkeypatch.setattr(pipeline.data_scan, "decode_image", counting)
+    monkeypatch.setattr(pipeline.data.scan, "decode_image", counting)
     entries = [entry(str(number), "coco/cut.jpg" if number % 2 else "coco/chelsea.png") for number in range(60)]
     stats = data_stats(make_job(entries))
     # Reasons are found again for the samples that are shown.
@@ -221,7 +221,7 @@ def test_an_image_is_decoded_once_however_many_samples_show_it(
 def test_more_workers_and_more_files_give_the_same(
     make_job: MakeJob, golden_entries: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.data_table, "TEXTS_PER_TASK", 16)  # else a small file is not shared out
+    monkeypatch.setattr(pipeline.data.table, "TEXTS_PER_TASK", 16)  # else a small file is not shared out
     entries = [
         {**sample, "id": f"{number}", "image": f"part{number % 7}/x{number}.png"} if number % 4 == 0 else sample
         for number, sample in enumerate((golden_entries + FAULTY) * 8)

@@ -110,8 +110,13 @@ def test_an_id_can_always_be_written_down(tmp_path: Path) -> None:
 def test_images_stay_inside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "secret").write_text("x")
-    with pytest.raises(SampleError, match="leaves the image folder"):
-        read_image_bytes(tmp_path / "images", "../secret")
+    for outside in ("../secret", "sub/../../secret", str(tmp_path / "secret")):
+        with pytest.raises(SampleError, match="leaves the image folder"):
+            read_image_bytes(tmp_path / "images", outside)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"pixels")
+    (tmp_path / "images" / "coco").symlink_to(tmp_path / "elsewhere")  # how large image sets are put in place
+    assert read_image_bytes(tmp_path / "images", "coco/a.jpg") == b"pixels"
     for link in ("a.png", "b.png"):
         (tmp_path / "images" / link).symlink_to("b.png")
     (tmp_path / "images" / "folder.png").mkdir()

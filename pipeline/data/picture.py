@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.data_figures import DataStats
-from pipeline.data_histogram import shown_length
+from pipeline.data.figures import DataStats
+from pipeline.data.histogram import shown_length
 
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito: colour-blind people tell them apart
 NUM_BINS = 80

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.data_figures import DataStats, FileStats, ImagesChecked
-from pipeline.data_histogram import make_histogram
-from pipeline.data_listing import dropped_samples, write_listing
-from pipeline.data_scan import Scan
-from pipeline.data_summary import summarise
-from pipeline.data_table import KEPT, scan_samples
+from pipeline.data.figures import DataStats, FileStats, ImagesChecked
+from pipeline.data.histogram import make_histogram
+from pipeline.data.listing import dropped_samples, write_listing
+from pipeline.data.scan import Scan
+from pipeline.data.summary import summarise
+from pipeline.data.table import KEPT, scan_samples
 from vlm.checkpoint import load_example_builder
 from vlm.conversations import ConversationFile
 from vlm.errors import InputError

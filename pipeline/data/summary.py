@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data_figures import ImagesChecked, LimitStats, SourceStats
-from pipeline.data_table import (
+from pipeline.data.figures import ImagesChecked, LimitStats, SourceStats
+from pipeline.data.table import (
     BROKEN,
     CONVERSATION,
     KEPT,

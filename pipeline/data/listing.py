@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.data_figures import Dropped
-from pipeline.data_scan import Scan, judge_image, judge_text, source_of
-from pipeline.data_table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
+from pipeline.data.figures import Dropped
+from pipeline.data.scan import Scan, judge_image, judge_text, source_of
+from pipeline.data.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
 from vlm.conversations import Sample
 from vlm.examples import is_overlong, overlong_error
 

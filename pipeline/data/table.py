@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.data_scan import NO_IMAGE_KEY, ImageState, Scan, TextState, scan_images, scan_texts
+from pipeline.data.scan import NO_IMAGE_KEY, ImageState, Scan, TextState, scan_images, scan_texts
 from pipeline.workers import Workers
 from vlm.examples import is_overlong
 

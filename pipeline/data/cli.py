@@ -61,8 +61,8 @@ def stats(
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """
-    from pipeline.data_report import report_lines
-    from pipeline.data_stats import StatsJob, data_stats
+    from pipeline.data.report import report_lines
+    from pipeline.data.stats import StatsJob, data_stats
     from pipeline.workers import usable_cpus
 
     job = StatsJob(
@@ -78,7 +78,7 @@ def stats(
     )
     found = data_stats(job)
     if png is not None:
-        from pipeline.data_picture import draw_lengths
+        from pipeline.data.picture import draw_lengths
 
         draw_lengths(found, png)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data_histogram import Histogram
+from pipeline.data.histogram import Histogram
 
 ImagesChecked = Literal["no", "opened", "decoded"]
 NOTHING = np.zeros(0, np.int64)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.data_figures import DataStats, SourceStats
-from pipeline.data_histogram import Histogram
+from pipeline.data.figures import DataStats, SourceStats
+from pipeline.data.histogram import Histogram
 
 MAX_SOURCES = 30
 BAR_WIDTH = 50

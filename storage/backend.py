@@ -1,19 +1,28 @@
-"""What a physical layout must offer. zarr is the first; a tar layout is one more class.
+"""What a physical layout must offer: one class, one line in the registry.
 
-A shard is a folder of files. A sink is told one record at a time: for each column of `columns.py` the rows
-that this record adds (none for a column it does not name). A source gives row ranges back.
+A shard is a folder of files. A sink takes one record at a time: the rows that the record adds to each column of
+`columns.py` (none for a column it does not name), the shard's tables among them. A source gives a record's rows back.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from storage.byte_files import StoreFiles
 from storage.columns import Column
+from storage.commits import CommitRecord
 from storage.errors import StoreError
+from storage.manifest import Manifest
+from storage.record_codec import ReadRows
+from storage.shard_tables import ShardTables
 from storage.sharding_layout import ArrayLayout
+
+# what a source has verified once, by column or kind of bytes: one byte per chunk, kept by the reader for the process
+Verified = dict[str, bytearray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +36,17 @@ class WrittenFile:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """What a sink put into its folder."""
+    """What a sink put into its folder; `arrays` stays empty where files describe themselves."""
 
-    arrays: dict[str, ArrayLayout]
     files: list[WrittenFile]
+    arrays: dict[str, ArrayLayout] = field(default_factory=dict)
 
 
 class ShardSink(Protocol):
     """Takes the records of one shard, in order, in bounded memory."""
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Add one record's rows of each column."""
+        """Add one record: its rows of each column and of the tables `offsets` (where its rows end) and `records`."""
 
     def close(self) -> WrittenShard:
         """Complete and fsync every file."""
@@ -47,29 +56,79 @@ class ShardSink(Protocol):
 
 
 class ShardSource(Protocol):
-    """Gives back the rows of one shard; safe in threads and after a fork."""
+    """Gives back the records of one shard; safe in threads and after a fork."""
 
-    def read(self, column: str, start: int, stop: int, width: int | None = None) -> NDArray[Any]:
-        """Rows `start:stop` of a column, verified; the first `width` columns where the width varies.
+    def tables(self) -> ShardTables:
+        """The shard's tables, checked.
 
         Raises:
-            CorruptStoreError: naming shard, array and chunk.
+            CorruptStoreError: damaged, or not of this shard.
         """
+
+    def keys(self) -> NDArray[Any]:
+        """The key of each record, uint8 [records, 32]."""
+
+    def ids(self) -> NDArray[Any]:
+        """The ids of all records, UTF-8 one after the other, uint8 [bytes]; `tables().ends("id")` parts them."""
+
+    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+        """Column -> the record's rows of it, verified, in memory of their own; `numbers` is its row of `records`.
+
+        Raises:
+            CorruptStoreError: naming file and place, now or when a column is read.
+        """
+
+    def check_descriptions(self) -> None:
+        """Verify what describes the shard to other software and what `rows` never reads; cheap, once per process.
+
+        Raises:
+            CorruptStoreError: it is not as committed.
+        """
+
+    def damage(self) -> list[str]:
+        """Read every byte again; what is wrong, in words."""
+
+    def structure_problems(self) -> list[str]:
+        """Where the layout and the tables contradict each other, in words; empty if they do not."""
 
 
 class Backend(Protocol):
-    """One physical layout."""
+    """One physical layout.
 
-    def create(self, folder: Path, columns: Sequence[Column]) -> ShardSink:
+    Attributes:
+        files_per_shard: descriptors that an open shard may hold.
+        descriptions: names of files that other software spells; two good copies of a shard may differ in them.
+    """
+
+    files_per_shard: int
+    descriptions: frozenset[str]
+
+    def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> ShardSink:
         """Start a shard in an empty folder."""
 
     def open(
-        self, folder: Path, columns: Sequence[Column], arrays: Mapping[str, ArrayLayout], label: str
+        self,
+        files: StoreFiles,
+        folder: str,
+        manifest: Manifest,
+        columns: Sequence[Column],
+        commit: CommitRecord,
+        verified: Verified | None = None,
     ) -> ShardSource:
-        """Open a shard whose arrays are known from its commit record; `label` names it in errors."""
+        """Open a shard that lies in `folder` of the store.
 
-    def check(self, folder: Path, columns: Sequence[Column], arrays: Mapping[str, ArrayLayout]) -> list[str]:
-        """What is wrong with the layout's own descriptions, in words; empty if nothing is."""
+        Args:
+            verified: remembers across openings what needs no second look; None verifies every byte on every read.
+
+        Raises:
+            CorruptStoreError: its index or description is damaged.
+        """
+
+
+_BACKENDS = {
+    "zarr": ("storage.zarr_backend", "ZarrBackend"),
+    "webdataset": ("storage.webdataset_backend", "WebDatasetBackend"),
+}
 
 
 def get_backend(name: str) -> Backend:
@@ -78,8 +137,8 @@ def get_backend(name: str) -> Backend:
     Raises:
         StoreError: there is none.
     """
-    from storage.zarr_backend import ZarrBackend  # late: a backend imports this module's types
-
-    if name != "zarr":
-        raise StoreError(f"backend is {name!r}, expected zarr")
-    return ZarrBackend()
+    if name not in _BACKENDS:
+        raise StoreError(f"backend is {name!r}, expected one of {', '.join(_BACKENDS)}")
+    module, backend = _BACKENDS[name]
+    made: Backend = getattr(import_module(module), backend)()
+    return made

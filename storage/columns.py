@@ -9,17 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from storage.codec_settings import FROM_ALL
 from storage.codecs import get_codec
 from storage.codecs.base import part_column
-from storage.codecs.truncated_logits import TruncatedLogitsCodec
+from storage.codecs.logits import LogitsArrays, LogitSizes, logits_codec
 from storage.manifest import Manifest
 
 # "record" has one row per record; the others are ragged
-GROUPS = ("text", "id", "token", "vision", "query", "supervised", "entry", "attention", "top", "image")
+GROUPS = ("text", "id", "token", "vision", "query", "supervised", "entry", "attention", "top", "image", "image_bytes")
 OFFSETS = "offsets"
 RECORDS = "records"
 KEYS = "keys"
-RECORD_FIELDS = ("dataset_index", "image_row", "attention_columns")
+# image_row: row of the record's image in the group "image"; image_record: number in the shard of the record that
+# brought it; both -1 without image
+RECORD_FIELDS = ("dataset_index", "image_row", "attention_columns", "image_record")
+IMAGE_BYTES = "image_bytes"
+# schema 1 had neither the last group nor the last field
+_NUM_GROUPS = {1: 10, 2: 11}
+_NUM_FIELDS = {1: 3, 2: 4}
 
 # An inner chunk is the unit of reading and of checksumming: what a record does not need of its first and
 # last chunk is read in vain, while each chunk costs about 2 us of Python. Measured with 32 heads and 144
@@ -59,12 +66,23 @@ class Column:
         return (1 << (rows.bit_length() - 1), *self.row_shape)
 
 
+def groups_of(manifest: Manifest) -> tuple[str, ...]:
+    """The columns of the table `offsets`."""
+    return GROUPS[: _NUM_GROUPS[manifest.schema_version]]
+
+
+def record_fields_of(manifest: Manifest) -> tuple[str, ...]:
+    """The columns of the table `records`."""
+    return RECORD_FIELDS[: _NUM_FIELDS[manifest.schema_version]]
+
+
 def columns_of(manifest: Manifest) -> tuple[Column, ...]:
     """Every array of a shard of this store."""
+    groups, fields = groups_of(manifest), record_fields_of(manifest)
     i8, i4, u1 = np.dtype("<i8"), np.dtype("<i4"), np.dtype("u1")
     columns = [
-        Column(OFFSETS, "record", i8, (len(GROUPS),), labels=GROUPS),
-        Column(RECORDS, "record", i8, (len(RECORD_FIELDS),), labels=RECORD_FIELDS),
+        Column(OFFSETS, "record", i8, (len(groups),), labels=groups),
+        Column(RECORDS, "record", i8, (len(fields),), labels=fields),
         Column(KEYS, "record", u1, (32,)),
         Column("text", "text", u1),
         Column("id", "id", u1),
@@ -74,7 +92,33 @@ def columns_of(manifest: Manifest) -> tuple[Column, ...]:
         Column("tqv_query_positions", "query", i4),
         Column("supervised_positions", "supervised", i4),
     ]
+    if manifest.inputs == "embed":
+        columns.append(Column(IMAGE_BYTES, "image_bytes", u1))
     return (*columns, *_attention_columns(manifest), *_vision_columns(manifest), *_logit_columns(manifest))
+
+
+def logits_codec_of(manifest: Manifest) -> LogitsArrays | None:
+    """The codec of the store's logits, None where it keeps none."""
+    shapes = manifest.shapes
+    sizes = LogitSizes(vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)
+    return logits_codec(manifest.codecs.logits, sizes)
+
+
+def describe_targets(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """For each stored target, by the name of its main column, how to decode it and with which error; JSON-able.
+
+    For readers without this package: attributes of zarr arrays, headers of tar files.
+    """
+    codecs, logits = manifest.codecs, logits_codec_of(manifest)
+    fields = {
+        "attention": codecs.attention,
+        "vision_top_embeddings": codecs.vision_top,
+        "vision_embeddings": codecs.vision_all,
+    }
+    described = {
+        field: get_codec(codec).describe() for field, codec in fields.items() if codec not in ("none", FROM_ALL)
+    }
+    return described if logits is None else described | {logits.arrays()[0][0]: logits.describe()}
 
 
 def _attention_columns(manifest: Manifest) -> list[Column]:
@@ -88,40 +132,23 @@ def _vision_columns(manifest: Manifest) -> list[Column]:
     shapes, codecs = manifest.shapes, manifest.codecs
     K, P, Dt = shapes.vision_top_tokens, shapes.vision_tokens, shapes.hidden_size
     columns = _float_columns("vision_top_embeddings", "top", codecs.vision_top, (K, Dt))
-    if columns:
+    if codecs.vision_top != "none":
         columns.append(Column("vision_top_index", "top", np.dtype("<u2"), (K,)))
     return columns + _float_columns("vision_embeddings", "image", codecs.vision_all, (P, Dt))
 
 
 def _logit_columns(manifest: Manifest) -> list[Column]:
-    kind, V = manifest.codecs.logits.kind, manifest.shapes.vocab_size
-    if kind == "full":
-        return _float_columns("logits", "supervised", manifest.codecs.logits.dtype, (V,))
-    codec = truncated_codec(manifest)
-    if codec is None:
-        return []
-    return [
-        Column("entry_counts", "supervised", np.dtype("<u4")),
-        Column("tail_logmass", "supervised", np.dtype("<f4")),
-        Column("entry_ids", "entry", codec.id_dtype),
-        Column("entry_logprobs", "entry", codec.logprob_dtype),
-    ]
-
-
-def truncated_codec(manifest: Manifest) -> TruncatedLogitsCodec | None:
-    """The codec of truncated logits, None where the store keeps none."""
-    logits = manifest.codecs.logits
-    if logits.top_k is None:
-        return None
-    return TruncatedLogitsCodec(manifest.shapes.vocab_size, logits.top_k, logits.dtype)
+    codec = logits_codec_of(manifest)
+    return [] if codec is None else [Column(*array) for array in codec.arrays()]
 
 
 def _float_columns(
     field: str, group: str, codec: str, row_shape: tuple[int, ...], variable_width: bool = False
 ) -> list[Column]:
-    if codec == "none":
+    if codec in ("none", FROM_ALL):
         return []
+    # of parts beside the values (scales) none has the axis that varies
     return [
-        Column(part_column(field, part), group, dtype, shape, variable_width)
+        Column(part_column(field, part), group, dtype, shape, variable_width and not part)
         for part, (dtype, shape) in get_codec(codec).parts(row_shape).items()
     ]

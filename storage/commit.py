@@ -10,32 +10,35 @@ import time
 from pathlib import Path
 
 from storage.backend import get_backend
+from storage.byte_files import LocalFiles
 from storage.columns import columns_of
 from storage.commits import SHARDS, CommitRecord, commit_path, shard_folder
 from storage.errors import CorruptStoreError, StoreError
 from storage.files import Lock, create_exclusively, drop_from_cache, fsync_path, remove
 from storage.manifest import Manifest
 from storage.sealed_json import seal
-from storage.shard_check import array_problems, file_problems
+from storage.shard_check import file_problems
 
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 
-def read_back(folder: Path, commit: CommitRecord, manifest: Manifest) -> None:
+def read_back(store: Path, folder: Path, commit: CommitRecord, manifest: Manifest) -> None:
     """Compare the finished shard on disk with what was meant to be written.
+
+    Args:
+        folder: where the shard lies now, a folder of the store.
 
     Raises:
         CorruptStoreError: the disk, or this program, wrote something else.
     """
     for entry in commit.files:
         drop_from_cache(folder / entry.path)
-    problems = file_problems(folder, commit)
+    problems = file_problems(store, commit, folder.name)
     if not problems:
-        columns = columns_of(manifest)
-        label = f"shard {commit.shard}"
-        source = get_backend(manifest.backend).open(folder, columns, commit.layouts(), label)
-        problems = array_problems(source, columns, commit)
+        backend = get_backend(manifest.backend)
+        source = backend.open(LocalFiles(store), folder.name, manifest, columns_of(manifest), commit)
+        problems = source.damage()
     if problems:
         raise CorruptStoreError(f"read back wrong after writing: {problems[0]}; check the disk and run again")
 
@@ -52,7 +55,7 @@ def publish(store: Path, folder: Path, commit: CommitRecord) -> bool:
     try:
         fsync_path(store / SHARDS)
         # where locks do not work across machines, the exclusive creation still lets exactly one win
-        return create_exclusively(record, seal(commit.model_dump()), store)
+        return create_exclusively(record, seal(commit.document()), store)
     except BaseException:
         # after the link the shard is committed, whatever failed then
         if not record.exists():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
 FSYNC_THREADS = 16
+COPY_BYTES = 1 << 20
 
 
 def fsync_path(path: Path) -> None:
@@ -86,7 +87,8 @@ def make_temporary_folder(parent: Path, name: str) -> tuple[Path, Lock]:
             return path, lock
 
 
-def _make_draft(parent: Path, name: str) -> tuple[Path, Lock]:
+def make_draft(parent: Path, name: str) -> tuple[Path, Lock]:
+    """A new locked empty file `.tmp-<name>-<pid>-<random>`."""
     while True:
         path = _temporary_path(parent, name)
         path.touch(exist_ok=False)
@@ -103,10 +105,19 @@ def create_exclusively(path: Path, data: bytes, temporary: Path) -> bool:
 
     The name appears only when all bytes are on disk. `temporary` is a folder on the same file system.
     """
-    draft, lock = _make_draft(temporary, path.stem)
+    return copy_exclusively(path, data, temporary)
+
+
+def copy_exclusively(path: Path, source: Path | bytes, temporary: Path) -> bool:
+    """As `create_exclusively`, from bytes or from another file, of which little is in memory at a time."""
+    draft, lock = make_draft(temporary, path.stem)
     try:
         with draft.open("wb") as file:
-            file.write(data)
+            if isinstance(source, bytes):
+                file.write(source)
+            else:
+                with source.open("rb") as original:
+                    shutil.copyfileobj(original, file, COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
         os.link(draft, path)

@@ -1,21 +1,54 @@
-"""What a store promises: the settings that decide its bytes and the fingerprint of who made them."""
+"""What a store promises: the settings that decide its bytes and the fingerprint of who made them.
+
+Schema 2 is written; schema 1 (alignkd 0.1) is read, as the same class with the settings that it had no choice in.
+A manifest may come from a stranger: every size in it is bounded, so that opening a store takes bounded memory.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from storage.byte_files import StoreFiles, open_files
+from storage.codec_settings import Codecs, LogitsCodec
 from storage.errors import StoreError
-from storage.sealed_json import canonical, unseal
+from storage.schema_v1 import check_schema_1, hashed_by_schema_1
+from storage.sealed_json import canonical, unseal_bytes
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "FILE_NAME",
+    "SCHEMA_VERSION",
+    "Codecs",
+    "HasManifest",
+    "LogitsCodec",
+    "Manifest",
+    "Shapes",
+    "check_fingerprint",
+    "check_same_manifest",
+    "load_manifest",
+    "parse_manifest",
+    "read_manifest",
+]
+
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)
 FILE_NAME = "manifest.json"
 # what may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}
 
-FloatCodec = Literal["float32", "float16", "none"]
+MAX_FILE_BYTES = 1 << 20
+# the order of all samples is held in memory, 8 bytes each
+MAX_SAMPLES = 1 << 27
+MAX_SHARDS = 1 << 20
+MAX_SHARD_SIZE = 1 << 20
+# vision embeddings of one image, attention of one token: 256 MiB in float32
+MAX_ROW_VALUES = 1 << 26
+MAX_ATTACHMENTS = 64
+
+AttachmentName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_.]*$", max_length=100)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class _Model(BaseModel):
@@ -25,35 +58,22 @@ class _Model(BaseModel):
 class Shapes(_Model):
     """Sizes of the teacher that give the arrays their shape."""
 
-    num_heads: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    vision_tokens: int = Field(ge=1, le=65536, description="P; 144 for MobileVLM V2")
-    vocab_size: int = Field(ge=1)
-    vision_top_tokens: int = Field(default=16, ge=1, description="tokens of the focus loss (eq. 3)")
-
-
-class LogitsCodec(_Model):
-    """How the logits at supervised positions are kept."""
-
-    kind: Literal["full", "topk", "none"] = "topk"
-    top_k: int | None = Field(default=None, ge=1, description="entries per position, the label may add one")
-    dtype: Literal["float32", "float16"] = "float16"
+    num_heads: int = Field(ge=1, le=1 << 12)
+    hidden_size: int = Field(ge=1, le=1 << 18)
+    vision_tokens: int = Field(ge=1, le=1 << 16, description="P; 144 for MobileVLM V2")
+    vocab_size: int = Field(ge=1, le=1 << 22)
+    vision_top_tokens: int = Field(default=16, ge=1, le=1 << 16, description="tokens of the focus loss (eq. 3)")
 
     @model_validator(mode="after")
-    def _check_top_k(self) -> Self:
-        if (self.kind == "topk") != (self.top_k is not None):
-            raise ValueError(f"logits kind {self.kind} with top_k {self.top_k}: top_k belongs to kind topk")
+    def _check_row_sizes(self) -> Self:
+        for name in ("num_heads", "hidden_size"):
+            values = getattr(self, name) * self.vision_tokens
+            if values > MAX_ROW_VALUES:
+                raise ValueError(
+                    f"shapes.{name} is {getattr(self, name)} and shapes.vision_tokens {self.vision_tokens}: "
+                    f"{values} values in a stored row, at most {MAX_ROW_VALUES} are allowed"
+                )
         return self
-
-
-class Codecs(_Model):
-    """How each target is stored; `none` = not stored."""
-
-    attention: FloatCodec = "float16"
-    attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
-    vision_top: FloatCodec = "float16"
-    vision_all: FloatCodec = "float16"
-    logits: LogitsCodec
 
 
 class Manifest(_Model):
@@ -62,17 +82,22 @@ class Manifest(_Model):
     Attributes:
         fingerprint: all that decided the teacher's outputs: weights, tokenizer, template, ...
         data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
+        backend: physical layout of the shards.
+        inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
+        attachments: store-level files that training needs (tokenizer, lm_head): name -> sha256.
         created_with: versions for the record; the only part that may differ on re-opening.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     fingerprint: dict[str, str]
     data_fingerprint: dict[str, str]
     shapes: Shapes
     codecs: Codecs
-    backend: Literal["zarr"] = "zarr"
-    num_samples: int = Field(ge=1)
-    shard_size: int = Field(ge=1)
+    backend: Literal["zarr", "webdataset"] = "zarr"
+    inputs: Literal["reference", "embed"] = "reference"
+    attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
+    num_samples: int = Field(ge=1, le=MAX_SAMPLES)
+    shard_size: int = Field(ge=1, le=MAX_SHARD_SIZE)
     seed: int = Field(ge=0, lt=2**64)
     created_with: dict[str, str] = Field(default_factory=dict)
 
@@ -83,6 +108,13 @@ class Manifest(_Model):
                 f"shapes.vision_top_tokens is {self.shapes.vision_top_tokens}, above shapes.vision_tokens "
                 f"{self.shapes.vision_tokens}: lower it or set codecs.vision_top to none"
             )
+        if self.num_shards > MAX_SHARDS:
+            raise ValueError(
+                f"num_samples is {self.num_samples} and shard_size {self.shard_size}: {self.num_shards} shards, at "
+                f"most {MAX_SHARDS} are allowed"
+            )
+        if self.schema_version == 1:
+            check_schema_1(self.model_dump(exclude_unset=True))
         return self
 
     @property
@@ -94,38 +126,79 @@ class Manifest(_Model):
         return max(0, min(self.shard_size, self.num_samples - shard * self.shard_size))
 
     def manifest_hash(self) -> str:
-        """sha256 (hex) of everything that decides the store's bytes."""
-        return hashlib.sha256(canonical(self.model_dump(exclude=VOLATILE))).hexdigest()
+        """sha256 (hex) of everything that decides the store's bytes, as its schema version spells it."""
+        if self.schema_version == 1:
+            document = hashed_by_schema_1(self.model_dump(exclude=VOLATILE))
+        else:
+            # without the settings that a kind of logits has not: a new kind must not change the hash of the others
+            document = self.model_dump(exclude=VOLATILE, exclude_none=True)
+        return hashlib.sha256(canonical(document)).hexdigest()
+
+    def check_writable(self) -> None:
+        """Refuse to write by an old schema.
+
+        Raises:
+            StoreError: it has another schema version than this software writes.
+        """
+        if self.schema_version != SCHEMA_VERSION:
+            raise StoreError(
+                f"schema_version is {self.schema_version}, this alignkd writes {SCHEMA_VERSION}; old stores are "
+                "read-only, dump or convert to another path"
+            )
 
 
 class HasManifest(Protocol):
     """A store opened for reading or writing."""
 
-    path: Path
-    manifest: Manifest
+    @property
+    def path(self) -> Path | str:
+        """Where it is."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it promises."""
 
 
-def load_manifest(store: Path) -> Manifest:
+def load_manifest(store: Path | str) -> Manifest:
+    """The manifest of the store at a path or URL; errors as of `read_manifest`."""
+    return read_manifest(open_files(store))
+
+
+def read_manifest(files: StoreFiles) -> Manifest:
     """The manifest of a store.
 
     Raises:
-        StoreError: there is none, it is damaged, or another version of the software wrote it.
+        StoreError: there is none, it is damaged or too large, or another version of the software wrote it.
     """
-    path = store / FILE_NAME
-    document = unseal(path)
-    if (version := document.get("schema_version")) != SCHEMA_VERSION:
+    where = files.label(FILE_NAME)
+    return parse_manifest(unseal_bytes(files.read(FILE_NAME, MAX_FILE_BYTES), where), where)
+
+
+def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
+    """The manifest of a JSON document, of any schema version that can be read.
+
+    Args:
+        document: as `unseal` gives it.
+        where: the file, for messages.
+
+    Raises:
+        StoreError: another version of the software wrote it, or a value is out of bounds.
+    """
+    if (version := document.get("schema_version")) not in READABLE_SCHEMAS or isinstance(version, bool | float):
+        readable = " and ".join(map(str, READABLE_SCHEMAS))
         raise StoreError(
-            f"{path}: schema_version is {version}, this alignkd reads {SCHEMA_VERSION}; use a matching alignkd"
+            f"{where}: schema_version is {version!r:.40}, this alignkd reads {readable}; use a matching alignkd"
         )
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path}: {where}: {first['msg']}; use the alignkd that wrote the store") from None
+        first = error.errors(include_input=False, include_url=False)[0]
+        # keys are a stranger's: one line, of bounded length
+        place = ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()
+        raise StoreError(f"{where}: {place:.200}: {first['msg']:.400}; use the alignkd that wrote the store") from None
 
 
-def check_same_manifest(path: Path, found: Manifest, asked: Manifest) -> None:
+def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
     """Refuse to go on with a store that was made with other settings.
 
     Raises:

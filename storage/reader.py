@@ -2,73 +2,102 @@
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.columns import GROUPS, RECORD_FIELDS
+from storage.attachments import verified_attachment
+from storage.backend import Verified, get_backend
+from storage.byte_files import LocalFiles, StoreFiles, open_files
 from storage.commits import (
+    CommitHead,
     CommitRecord,
     Quarantined,
     committed_shards,
     load_commit,
+    load_commits,
     missing_or_resized,
-    shard_folder,
 )
 from storage.errors import CorruptStoreError, StoreError
-from storage.manifest import Manifest, load_manifest
+from storage.manifest import Manifest, read_manifest
 from storage.open_shard import OpenShard
 from storage.record import Record
 from storage.record_codec import RecordCodec
+from storage.root_hash import root_hash
+from storage.text_tables import IdTable, KeyTable
 
-# each open shard holds up to about 16 file descriptors; 1024 per process is a common limit
-MAX_OPEN_SHARDS = 24
+# an open shard costs descriptors (zarr: a file per column; 1024 per process is a common limit) and its tables
+MAX_OPEN_FILES = 480
+MAX_OPEN_SHARDS = 128
+# asking a network file system for the sizes of many files
+STAT_THREADS = 8
+STAT_BATCH = 256
+_GROUPS = ("token", "vision", "query", "supervised")
 
 
 class StoreReader:
     """The committed records of a store, shard after shard in their written order.
 
-    `reader[i]` verifies the checksum of every chunk it reads. Float targets come in their stored dtype: a
-    float16 target stays float16, so that half the bytes travel and the training device widens them.
+    `reader[i]` verifies the checksum of every byte it reads. Float targets come as they are stored: a float16 target
+    stays float16, a quantised one an `EncodedArray`, so that few bytes travel and the training device widens them.
     Readers can be forked, pickled and shared by threads.
 
     Attributes:
         path: the store's folder.
+        files: where its bytes come from.
         manifest: what the store promises.
-        commits: the commit record of each shard, by shard number.
+        commits: the commit record of each shard, by shard number; loaded when asked for.
         quarantined: samples that could not be cached, with reasons.
     """
 
-    def __init__(self, path: Path, *, allow_incomplete: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str | StoreFiles,
+        *,
+        allow_incomplete: bool = False,
+        verify: Literal["always", "once"] = "always",
+    ) -> None:
         """Open a store and check that all committed files are there in their committed size.
+
+        Args:
+            path: the store's folder or URL.
+            allow_incomplete: read what is committed so far; what is committed later is not seen.
+            verify: `once` verifies a checksum when this process first reads its bytes and then trusts them.
 
         Raises:
             StoreError: no store, or shards of the plan are missing and `allow_incomplete` is not set.
             CorruptStoreError: a file is missing or has another size.
         """
-        self.path = Path(path)
-        self.manifest: Manifest = load_manifest(self.path)
-        manifest_hash = self.manifest.manifest_hash()
-        found = committed_shards(self.path)
+        if verify not in ("always", "once"):
+            raise StoreError(f"verify is {verify!r}, expected 'always' or 'once'")
+        self.files = open_files(path)
+        self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
+        self.manifest: Manifest = read_manifest(self.files)
+        found = committed_shards(self.files)
         if not allow_incomplete and len(found) < self.manifest.num_shards:
             raise StoreError(
-                f"store {self.path}: {len(found)} of {self.manifest.num_shards} shards committed; "
+                f"store {self.files.location}: {len(found)} of {self.manifest.num_shards} shards committed; "
                 "run `alignkd dump` again"
             )
-        self.commits = [load_commit(self.path, shard, manifest_hash) for shard in found]
-        for commit in self.commits:
-            self._check_commit(commit)
-        self.quarantined: list[Quarantined] = list(chain.from_iterable(c.quarantined for c in self.commits))
+        self.commits = CommitLog(self.files, found, self.manifest.manifest_hash())
+        heads = self._checked_heads()
+        self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
         self._codec = RecordCodec(self.manifest)
-        self._starts = [0, *accumulate(commit.num_records for commit in self.commits)]
+        self._starts = [0, *accumulate(head.num_records for head in heads)]
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._once = verify == "once" and self.files.checks_sizes
+        # by place of the shard; also says which shards' descriptions have been looked at
+        self._verified: dict[int, Verified] = {}
+        self._max_open = MAX_OPEN_FILES // get_backend(self.manifest.backend).files_per_shard
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_verified": {}}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -78,53 +107,65 @@ class StoreReader:
 
         Raises:
             IndexError: there is no such position.
-            CorruptStoreError: naming shard, array and chunk.
+            CorruptStoreError: naming shard, file and place.
         """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of a store with {len(self)} records")
         place = bisect_right(self._starts, position) - 1
+        try:
+            return self._shard(place).record(position - self._starts[place])
+        except CorruptStoreError:
+            # a distant store's local copies may be what is damaged
+            self._open.pop(place, None)
+            if not self.files.refresh(self.commits[place].path):
+                raise
         return self._shard(place).record(position - self._starts[place])
 
     @property
     def num_tokens(self) -> NDArray[np.int64]:
         """T of each record: tokens before the image is spliced in, int64 [n]."""
-        return self._lengths[:, GROUPS.index("token")]
+        return self._length("token").astype(np.int64)
 
     @property
     def sequence_lengths(self) -> NDArray[np.int64]:
         """L of each record: tokens with the image's placeholder replaced by P vision tokens, int64 [n]."""
-        return self.num_tokens + self._lengths[:, GROUPS.index("vision")] - self.has_image
+        return self.num_tokens + self._length("vision") - self.has_image
 
     @property
     def num_queries(self) -> NDArray[np.int64]:
         """Q of each record, int64 [n]."""
-        return self._lengths[:, GROUPS.index("query")]
+        return self._length("query").astype(np.int64)
 
     @property
     def num_supervised(self) -> NDArray[np.int64]:
         """N of each record, int64 [n]."""
-        return self._lengths[:, GROUPS.index("supervised")]
+        return self._length("supervised").astype(np.int64)
 
     @property
     def has_image(self) -> NDArray[np.bool_]:
         """Whether each record has an image, bool [n]."""
-        return self._lengths[:, GROUPS.index("vision")] > 0
+        return self._length("vision") > 0
 
     @cached_property
     def dataset_index(self) -> NDArray[np.int64]:
         """Each record's position in the data set, int64 [n]."""
-        column = RECORD_FIELDS.index("dataset_index")
-        return np.concatenate([_NO_INDEX, *(shard.records[:, column] for shard in self._all_shards())])
+        return self._concatenated([shard.tables.field("dataset_index") for shard in self._all_shards()], np.int64)
 
     @cached_property
-    def keys(self) -> list[str]:
+    def keys(self) -> KeyTable:
         """Each record's content hash, hex."""
-        return list(chain.from_iterable(shard.keys() for shard in self._all_shards()))
+        rows = [shard.keys() for shard in self._all_shards()]
+        return KeyTable(np.concatenate([np.empty((0, 32), np.uint8), *rows]))
 
     @cached_property
-    def ids(self) -> list[str]:
+    def ids(self) -> IdTable:
         """Each record's id in the user's data set; may repeat."""
-        return list(chain.from_iterable(shard.ids() for shard in self._all_shards()))
+        texts, lengths = [], []
+        for shard in self._all_shards():
+            texts.append(shard.ids())
+            lengths.append(np.diff(shard.tables.ends("id")))
+        ends = np.concatenate([[0], np.cumsum(self._concatenated(lengths, np.int64))]).astype(np.int64)
+        return IdTable(self._concatenated(texts, np.uint8), ends)
 
     def find(self, *, key: str | None = None, id: str | None = None, index: int | None = None) -> list[int]:
         """Positions of the records with this key, id or data-set index; empty if there are none.
@@ -134,45 +175,113 @@ class StoreReader:
         """
         if sum(value is not None for value in (key, id, index)) != 1:
             raise ValueError(f"find(key={key!r}, id={id!r}, index={index!r}): give exactly one")
-        if index is not None:
-            return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
-        values, wanted = (self.keys, key) if key is not None else (self.ids, id)
-        return [place for place, value in enumerate(values) if value == wanted]
+        if key is not None:
+            return self.keys.find(key)
+        if id is not None:
+            return self.ids.find(id)
+        return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
+
+    def attachment(self, name: str) -> Path:
+        """A store-level file, such as `tokenizer.model`; verified when first asked for.
+
+        Raises:
+            StoreError: the store has none of that name.
+            CorruptStoreError: it is missing or damaged.
+        """
+        if name not in self._attachments:
+            self._attachments[name] = verified_attachment(self.files, self.manifest, name)
+        return self._attachments[name]
+
+    def root_hash(self) -> str:
+        """One hash for all that is committed, 64 hex digits; equal for equal targets (see `storage.root_hash`)."""
+        return root_hash(self.files, self.manifest)
 
     @cached_property
-    def _lengths(self) -> NDArray[np.int64]:
-        """Rows of each record in each group, [n, groups]."""
-        return np.concatenate([_NO_LENGTHS, *(np.diff(s.offsets, axis=0) for s in self._all_shards())])
+    def _attachments(self) -> dict[str, Path]:
+        return {}
 
-    def _all_shards(self) -> Any:
+    def _length(self, group: str) -> NDArray[np.int32]:
+        lengths: NDArray[np.int32] = self._lengths[_GROUPS.index(group)]
+        return lengths
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int32]:
+        """Rows of each record in the groups of `_GROUPS`, int32 [groups, n]."""
+        rows = [
+            np.stack([np.diff(shard.tables.ends(group)).astype(np.int32) for group in _GROUPS])
+            for shard in self._all_shards()
+        ]
+        return np.concatenate([np.empty((len(_GROUPS), 0), np.int32), *rows], axis=1)
+
+    @staticmethod
+    def _concatenated(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *parts])
+
+    def _all_shards(self) -> Iterator[OpenShard]:
         """Every shard once, opened apart from those in use; each closes when the next one comes."""
-        return (OpenShard(self.path, self.manifest, self._codec, commit) for commit in self.commits)
+        return (OpenShard(self.files, self.manifest, self._codec, commit) for commit in self.commits)
 
     def _shard(self, place: int) -> OpenShard:
         shard = self._open.pop(place, None)
         if shard is None:
-            shard = OpenShard(self.path, self.manifest, self._codec, self.commits[place])
+            shard = self._open_shard(place)
         self._open[place] = shard
-        while len(self._open) > MAX_OPEN_SHARDS:
+        while len(self._open) > min(MAX_OPEN_SHARDS, self._max_open):
             # files close with the last reference: a thread that still reads the shard can finish
             self._open.popitem(last=False)
         return shard
 
-    def _check_commit(self, commit: CommitRecord) -> None:
+    def _open_shard(self, place: int) -> OpenShard:
+        verified: Verified = self._verified.get(place, {})
+        shard = OpenShard(self.files, self.manifest, self._codec, self.commits[place], verified if self._once else None)
+        if len(shard) != self._starts[place + 1] - self._starts[place]:
+            raise CorruptStoreError(
+                f"store {self.files.location}, shard {shard.commit.shard}: was replaced; open it anew"
+            )
+        if place not in self._verified:
+            shard.source.check_descriptions()
+            self._verified[place] = verified
+        return shard
+
+    def _checked_heads(self) -> list[CommitHead]:
+        """Few shards at a time are in memory whole."""
+        commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
+        with ThreadPoolExecutor(STAT_THREADS) as pool:
+            heads: list[CommitHead] = []
+            while some := list(islice(commits, STAT_BATCH)):
+                heads += pool.map(self._checked_head, some)
+        return heads
+
+    def _checked_head(self, commit: CommitRecord) -> CommitHead:
+        where = f"store {self.files.location}, shard {commit.shard}"
         planned = self.manifest.planned_size(commit.shard)
         held = commit.num_records + len(commit.quarantined)
         if held != planned:
             raise CorruptStoreError(
-                f"store {self.path}, shard {commit.shard}: accounts for {held} samples, the plan has {planned}; "
-                "delete its commit record and dump again"
+                f"{where}: accounts for {held} samples, the plan has {planned}; delete its commit record and dump again"
             )
-        problems = missing_or_resized(shard_folder(self.path, commit.shard), commit)
+        problems = missing_or_resized(self.files, commit) if self.files.checks_sizes else []
         if problems:
             raise CorruptStoreError(
-                f"store {self.path}, shard {commit.shard}: {problems[0]}; restore it from a copy, or delete its "
-                "commit record and dump again"
+                f"{where}: {problems[0]}; restore it from a copy, or delete its commit record and dump again"
             )
+        return commit.head()
 
 
-_NO_INDEX = np.empty(0, np.int64)
-_NO_LENGTHS = np.empty((0, len(GROUPS)), np.int64)
+class CommitLog(Sequence[CommitRecord]):
+    """The commit records of a store, each loaded and checked when asked for: whole, ten thousand fill the memory."""
+
+    def __init__(self, files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> None:
+        self.files, self.shards, self.manifest_hash = files, np.array(shards, np.int64), manifest_hash
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, place: int) -> CommitRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[CommitRecord]: ...
+    def __getitem__(self, place: int | slice) -> CommitRecord | list[CommitRecord]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        return load_commit(self.files, int(self.shards[place]), self.manifest_hash)

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.codec_settings import FROM_ALL
 from storage.codecs import get_codec
 from storage.codecs.base import part_column
-from storage.columns import KEYS, columns_of, truncated_codec
+from storage.codecs.logits import check_kind
+from storage.codecs.pass_through import decoded, encoded
+from storage.columns import IMAGE_BYTES, KEYS, columns_of, logits_codec_of
 from storage.errors import StoreError, naming
 from storage.manifest import Manifest
-from storage.record import Record, TruncatedLogits
+from storage.record import EncodedArray, Record, Target
 
 Rows = dict[str, NDArray[Any]]
 # column -> the record's rows of it
@@ -20,7 +23,7 @@ ReadRows = Callable[[str], NDArray[Any]]
 
 NO_ROW = -1
 _INT_FIELDS = ("input_ids", "labels", "vision_positions", "tqv_query_positions", "supervised_positions")
-_TARGETS = ("attention", "vision_top_index", "vision_top_embeddings", "vision_embeddings", "logits")
+_OPTIONAL = ("attention", "vision_top_index", "vision_top_embeddings", "vision_embeddings", "logits", "image_bytes")
 
 
 class RecordCodec:
@@ -30,13 +33,16 @@ class RecordCodec:
         self.manifest, self.shapes, self.codecs = manifest, manifest.shapes, manifest.codecs
         self.columns = columns_of(manifest)
         self.by_name = {column.name: column for column in self.columns}
-        self._truncated = truncated_codec(manifest)
+        self._logits = logits_codec_of(manifest)
 
     def encode(self, record: Record, *, with_image: bool) -> Rows:
-        """Rows of every column but the shard's tables; `with_image` adds the all-token embeddings.
+        """Rows of every column but the shard's tables; `with_image` adds what is stored once per image.
+
+        Fields that are an EncodedArray of the store's codec keep their bytes.
 
         Raises:
-            StoreError: the record has not the targets or shapes that the manifest promises.
+            StoreError: the record has not the targets or shapes that the manifest promises, or a field is encoded
+                by another codec.
             RecordError: a codec cannot hold its values.
         """
         rows: Rows = {
@@ -48,7 +54,8 @@ class RecordCodec:
         if record.has_image:
             _expect("vision_positions", record.vision_positions, (self.shapes.vision_tokens,))
         self._encode_attention(record, rows)
-        self._encode_vision(record, rows, with_image)
+        self._encode_vision_top(record, rows)
+        self._encode_image(record, rows, with_image)
         self._encode_logits(record, rows)
         return rows
 
@@ -61,13 +68,16 @@ class RecordCodec:
             "index": table["dataset_index"],
             **text,
             **{name: read(name) for name in _INT_FIELDS},
-            **dict.fromkeys(_TARGETS),
+            **dict.fromkeys(_OPTIONAL),
         }
         if table["attention_columns"] != NO_ROW:
-            fields["attention"] = self._floats(self.codecs.attention, "attention", read)
+            fields["attention"] = _target(self.codecs.attention, "attention", read)
         if text["image"] is not None:
             self._decode_vision(fields, read)
-        fields["logits"] = self._decode_logits(read)
+            if self.manifest.inputs == "embed":
+                fields["image_bytes"] = read(IMAGE_BYTES).tobytes()
+        if self._logits is not None:
+            fields["logits"] = self._logits.decode(read)
         return Record.trusted(fields)
 
     def _encode_attention(self, record: Record, rows: Rows) -> None:
@@ -79,59 +89,62 @@ class RecordCodec:
         attention = record.attention
         assert attention is not None
         Q, P, Ht = len(record.tqv_query_positions), len(record.vision_positions), self.shapes.num_heads
-        shape = {"tqv": (Q, Ht, P), "vqv": (P, Ht, P), "tqt": (len(attention), Ht, attention.shape[2])}
+        shape = {"tqv": (Q, Ht, P), "vqv": (P, Ht, P), "tqt": (attention.shape[0], Ht, attention.shape[2])}
         _expect("attention", attention, shape[pairs])
-        self._put_floats(self.codecs.attention, "attention", attention, rows)
+        _put(self.codecs.attention, "attention", attention, rows)
 
-    def _encode_vision(self, record: Record, rows: Rows, with_image: bool) -> None:
-        K, Dt, P = self.shapes.vision_top_tokens, self.shapes.hidden_size, self.shapes.vision_tokens
-        codec, top = self.codecs.vision_top, record.vision_top_embeddings
-        if self._keeps("vision_top_embeddings", codec, record, top):
-            assert top is not None and record.vision_top_index is not None
-            _expect("vision_top_embeddings", top, (K, Dt))
-            self._put_floats(codec, "vision_top_embeddings", top[None], rows)
-            rows["vision_top_index"] = record.vision_top_index[None]
+    def _encode_vision_top(self, record: Record, rows: Rows) -> None:
+        codec, index = self.codecs.vision_top, record.vision_top_index
+        if not self._keeps("vision_top_embeddings", codec, record, index):
+            return
+        assert index is not None
+        K, Dt, top = self.shapes.vision_top_tokens, self.shapes.hidden_size, record.vision_top_embeddings
+        _expect("vision_top_index", index, (K,))
+        rows["vision_top_index"] = index[None]
+        if codec == FROM_ALL:
+            _check_from_all(record)
+            return
+        if top is None:
+            raise StoreError(f"vision_top_embeddings is absent, the store's codec for it is {codec}; give it")
+        _expect("vision_top_embeddings", top, (K, Dt))
+        _put(codec, "vision_top_embeddings", top, rows, one_row=True)
+
+    def _encode_image(self, record: Record, rows: Rows, with_image: bool) -> None:
         codec, every = self.codecs.vision_all, record.vision_embeddings
         if self._keeps("vision_embeddings", codec, record, every):
             assert every is not None
-            _expect("vision_embeddings", every, (P, Dt))
+            _expect("vision_embeddings", every, (self.shapes.vision_tokens, self.shapes.hidden_size))
             if with_image:
-                self._put_floats(codec, "vision_embeddings", every[None], rows)
+                _put(codec, "vision_embeddings", every, rows, one_row=True)
+        self._check_image_bytes(record)
+        if with_image and record.image_bytes is not None:
+            rows[IMAGE_BYTES] = np.frombuffer(record.image_bytes, np.uint8)
+
+    def _check_image_bytes(self, record: Record) -> None:
+        inputs, present = self.manifest.inputs, record.image_bytes is not None
+        if present != (inputs == "embed" and record.has_image):
+            raise StoreError(
+                f"image_bytes is {'present' if present else 'absent'}, the store's inputs are {inputs} and image is "
+                f"{record.image!r}; give the image's bytes exactly where inputs is embed"
+            )
 
     def _encode_logits(self, record: Record, rows: Rows) -> None:
-        kind, logits = self.codecs.logits.kind, record.logits
-        found = "topk" if isinstance(logits, TruncatedLogits) else "none" if logits is None else "full"
-        if found != kind:
-            raise StoreError(f"logits: the record has {found}, the store keeps {kind}; make them agree")
-        if self._truncated is not None and isinstance(logits, TruncatedLogits):
+        check_kind(record.logits, self.codecs.logits, self._logits)
+        if self._logits is not None:
             with naming("logits"):
-                rows |= self._truncated.encode(logits)
-        elif isinstance(logits, np.ndarray):
-            _expect("logits", logits, (len(record.supervised_positions), self.shapes.vocab_size))
-            self._put_floats(self.codecs.logits.dtype, "logits", logits, rows)
+                rows |= self._logits.encode(record.logits)
 
     def _decode_vision(self, fields: dict[str, Any], read: ReadRows) -> None:
-        if self.codecs.vision_top != "none":
-            embeddings = self._floats(self.codecs.vision_top, "vision_top_embeddings", read)
-            fields["vision_top_embeddings"] = embeddings[0]
-            fields["vision_top_index"] = read("vision_top_index")[0]
-        if self.codecs.vision_all != "none":
-            embeddings = self._floats(self.codecs.vision_all, "vision_embeddings", read)
-            fields["vision_embeddings"] = embeddings[0]
-
-    def _decode_logits(self, read: ReadRows) -> TruncatedLogits | NDArray[Any] | None:
-        logits = self.codecs.logits
-        if logits.kind == "none":
-            return None
-        if self._truncated is None:
-            return self._floats(logits.dtype, "logits", read)
-        arrays = {
-            "entry_counts": read("entry_counts"),
-            "tail_logmass": read("tail_logmass"),
-            "entry_ids": read("entry_ids"),
-            "entry_logprobs": read("entry_logprobs"),
-        }
-        return TruncatedLogits.trusted(self._truncated.decode(arrays))
+        codecs = self.codecs
+        if codecs.vision_all != "none":
+            fields["vision_embeddings"] = _target(codecs.vision_all, "vision_embeddings", read, one_row=True)
+        if codecs.vision_top != "none":
+            index = fields["vision_top_index"] = read("vision_top_index")[0]
+            fields["vision_top_embeddings"] = (
+                fields["vision_embeddings"][index]
+                if codecs.vision_top == FROM_ALL
+                else _target(codecs.vision_top, "vision_top_embeddings", read, one_row=True)
+            )
 
     def _keeps(self, field: str, codec: str, record: Record, values: object, optional: bool = False) -> bool:
         """Whether the record brings the field; refuses one that is missing or that nobody keeps."""
@@ -143,14 +156,38 @@ class RecordCodec:
             f"{record.image!r}; give exactly the targets that the manifest names"
         )
 
-    def _put_floats(self, codec: str, field: str, values: NDArray[Any], rows: Rows) -> None:
-        with naming(field):
-            for part, stored in get_codec(codec).encode(values).items():
-                rows[part_column(field, part)] = stored
 
-    def _floats(self, codec: str, field: str, read: ReadRows) -> NDArray[Any]:
-        chosen = get_codec(codec)
-        return chosen.decode({part: read(part_column(field, part)) for part in chosen.part_names})
+def _put(codec: str, field: str, values: Target, rows: Rows, one_row: bool = False) -> None:
+    """Add a field's stored parts; with `one_row` all of it is one row of its columns."""
+    for part, stored in encoded(codec, field, values).items():
+        rows[part_column(field, part)] = stored[None] if one_row else stored
+
+
+def _target(codec: str, field: str, read: ReadRows, one_row: bool = False) -> Target:
+    names = get_codec(codec).part_names
+    parts = {part: read(part_column(field, part)) for part in names}
+    return decoded(codec, {part: stored[0] for part, stored in parts.items()} if one_row else parts)
+
+
+def _check_from_all(record: Record) -> None:
+    """Refuse focused embeddings that are not rows of all of them, as reading will give.
+
+    Raises:
+        StoreError: they differ, or one is encoded and the other not.
+    """
+    top, every, index = record.vision_top_embeddings, record.vision_embeddings, record.vision_top_index
+    if top is None or every is None or index is None:
+        return
+    rows = every[index]
+    if isinstance(top, EncodedArray) and isinstance(rows, EncodedArray):
+        same = top.same_as(rows)
+    else:
+        same = isinstance(top, np.ndarray) and isinstance(rows, np.ndarray) and np.array_equal(top, rows)
+    if not same:
+        raise StoreError(
+            "vision_top_embeddings are not the rows vision_top_index of vision_embeddings, the store's codec for them "
+            "is from_all; give those rows, or nothing"
+        )
 
 
 def _sample_text(record: Record) -> str:
@@ -163,6 +200,6 @@ def _text_rows(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
 
 
-def _expect(field: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+def _expect(field: str, values: NDArray[Any] | EncodedArray, shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise StoreError(f"{field} has shape {values.shape}, the store expects {shape}")

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.commits import committed_shards, load_commit
-from storage.manifest import load_manifest
+from storage.byte_files import StoreFiles, open_files
+from storage.commits import CommitHead, commit_name, committed_shards, load_heads
+from storage.manifest import read_manifest
+from storage.root_hash import RootHash
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
     """One shard of the plan; without a commit only `shard` and `planned` say something."""
 
@@ -22,34 +24,58 @@ class ShardInfo:
     num_bytes: int = 0
 
 
-def list_shards(path: Path) -> list[ShardInfo]:
+@dataclass(frozen=True, kw_only=True)
+class StoreListing:
+    """Every shard of the plan in order, and the hash of all that is committed (`storage.root_hash`)."""
+
+    shards: list[ShardInfo]
+    root_hash: str
+
+
+def list_shards(path: Path | str) -> list[ShardInfo]:
     """Every shard of the plan, in order.
 
     Raises:
         StoreError: no store, or a commit record that cannot be right.
     """
-    path = Path(path)
-    manifest = load_manifest(path)
-    committed = set(committed_shards(path))
-    manifest_hash = manifest.manifest_hash()
-    return [
-        _info(path, shard, manifest.planned_size(shard), manifest_hash)
-        if shard in committed
-        else ShardInfo(shard=shard, committed=False, planned=manifest.planned_size(shard))
+    return _list(open_files(path), None)
+
+
+def list_store(path: Path | str | StoreFiles) -> StoreListing:
+    """Every shard of the plan, and the store's root hash.
+
+    Raises:
+        StoreError: no store, or a commit record that cannot be right.
+    """
+    files = open_files(path)
+    root = RootHash(read_manifest(files))
+    return StoreListing(shards=_list(files, root), root_hash=root.hexdigest())
+
+
+def _list(files: StoreFiles, root: RootHash | None) -> list[ShardInfo]:
+    manifest = read_manifest(files)
+    shards = [
+        ShardInfo(shard=shard, committed=False, planned=manifest.planned_size(shard))
         for shard in range(manifest.num_shards)
     ]
+    heads = load_heads(files, committed_shards(files), manifest.manifest_hash(), whole=root is not None)
+    for head, document in heads:
+        if root is not None:
+            root.add(document, files.label(commit_name(head.shard)))
+        if head.shard < len(shards):
+            shards[head.shard] = _info(head, manifest.planned_size(head.shard))
+    return shards
 
 
-def _info(path: Path, shard: int, planned: int, manifest_hash: str) -> ShardInfo:
-    commit = load_commit(path, shard, manifest_hash)
+def _info(head: CommitHead, planned: int) -> ShardInfo:
     return ShardInfo(
-        shard=shard,
+        shard=head.shard,
         committed=True,
         planned=planned,
-        num_records=commit.num_records,
-        num_quarantined=len(commit.quarantined),
-        num_tokens=commit.totals.tokens,
-        num_supervised=commit.totals.supervised,
-        num_images=commit.totals.images,
-        num_bytes=commit.totals.bytes,
+        num_records=head.num_records,
+        num_quarantined=len(head.quarantined),
+        num_tokens=head.totals.tokens,
+        num_supervised=head.totals.supervised,
+        num_images=head.totals.images,
+        num_bytes=head.totals.bytes,
     )

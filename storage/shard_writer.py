@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.backend import get_backend
-from storage.columns import GROUPS, OFFSETS, RECORDS
+from storage.columns import OFFSETS, RECORDS
 from storage.commit import publish, read_back
 from storage.commits import ArrayEntry, CommitRecord, FileEntry, Quarantined, Totals, load_commit, shard_name
 from storage.errors import RecordError, StoreError, disk_errors
@@ -29,15 +29,18 @@ class ShardWriter:
         self._planned = planned.tolist()
         self._next = 0
         self._quarantined: dict[int, Quarantined] = {}
-        # image_sha256 -> row of its embeddings; the first sample with an image stores them for all
-        self._images: dict[str, int] = {}
-        self._ends = dict.fromkeys(GROUPS, 0)
+        # image_sha256 -> its row among the shard's images, and the record that stores it for all
+        self._images: dict[str, tuple[int, int]] = {}
+        labels = {column.name: column.labels for column in codec.columns}
+        self._fields = labels[RECORDS]
+        self._ends = dict.fromkeys(labels[OFFSETS], 0)
         self._groups = {column.name: column.group for column in codec.columns}
         with disk_errors(self._name):
             self.folder, self._lock = make_temporary_folder(store, shard_name(shard))
             try:
-                self._sink = get_backend(codec.manifest.backend).create(self.folder, codec.columns)
-                self._sink.append({OFFSETS: np.zeros((1, len(GROUPS)), "<i8")})
+                self._sink = get_backend(codec.manifest.backend).create(
+                    self.folder, shard, codec.manifest, codec.columns
+                )
             except BaseException:
                 self._remove_folder()
                 raise
@@ -101,10 +104,14 @@ class ShardWriter:
             )
         with disk_errors(self._name):
             commit = self._commit_record()
-            read_back(self.folder, commit, self.codec.manifest)
-            ours = publish(self.store, self.folder, commit)
-        self.committed = commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
+            read_back(self.store, self.folder, commit, self.codec.manifest)
+            self.committed = self._publish(commit)
         return self.committed
+
+    def _publish(self, commit: CommitRecord) -> CommitRecord:
+        """Make the verified shard part of the store; the record that stands there then."""
+        ours = publish(self.store, self.folder, commit)
+        return commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
 
     def _remove_folder(self) -> None:
         remove(self.folder)  # gone already if this writer published it
@@ -127,14 +134,20 @@ class ShardWriter:
         """The record's rows of the two tables: where its rows end in each group, and its numbers."""
         added = {self._groups[name]: len(values) for name, values in rows.items()}
         self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
-        image_row = NO_ROW
-        if record.image_sha256 is not None:
-            image_row = self._images.setdefault(record.image_sha256, len(self._images))
-        width = NO_ROW if record.attention is None else record.attention.shape[2]
+        numbers = {"dataset_index": record.index, **self._image_numbers(record)}
+        numbers["attention_columns"] = NO_ROW if record.attention is None else record.attention.shape[2]
         return {
             OFFSETS: np.array([list(self._ends.values())], "<i8"),
-            RECORDS: np.array([[record.index, image_row, width]], "<i8"),
+            RECORDS: np.array([[numbers[field] for field in self._fields]], "<i8"),
         }
+
+    def _image_numbers(self, record: Record) -> dict[str, int]:
+        """Which of the shard's images the record shows, and which record brought it."""
+        sha256 = record.image_sha256
+        if sha256 is None:
+            return {"image_row": NO_ROW, "image_record": NO_ROW}
+        row, source = self._images.setdefault(sha256, (len(self._images), self.num_records))
+        return {"image_row": row, "image_record": source}
 
     def _commit_record(self) -> CommitRecord:
         written = self._sink.close()
@@ -142,6 +155,7 @@ class ShardWriter:
             shard=self.shard,
             manifest_hash=self.manifest_hash,
             num_records=self.num_records,
+            folder=shard_name(self.shard),
             quarantined=tuple(self._quarantined[index] for index in sorted(self._quarantined)),
             arrays={name: ArrayEntry(shape=a.shape, chunk=a.chunk) for name, a in written.arrays.items()},
             files=tuple(FileEntry(path=file.path, bytes=file.num_bytes, sha256=file.sha256) for file in written.files),

@@ -10,7 +10,12 @@ that are not there, so neither writer nor disk pays for them.
 
 from dataclasses import dataclass
 
+from storage.columns import Column
+
 CRC_BYTES = 4
+# file name of every description, and the group's attribute with the crc32c of each array's chunks and of its index
+METADATA = "zarr.json"
+CHECKSUMS = "crc32c"
 MISSING = 2**64 - 1
 Shape = tuple[int, ...]
 
@@ -27,3 +32,8 @@ class ArrayLayout:
         """Number of row blocks and of column blocks."""
         columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
         return -(-self.shape[0] // self.chunk[0]), columns
+
+
+def data_file(column: Column) -> str:
+    """Path of a column's only chunk file, relative to the shard's folder."""
+    return f"{column.name}/{'.'.join(['c'] + ['0'] * (1 + len(column.row_shape)))}"

@@ -23,6 +23,8 @@ class ShardingFileWriter:
         self._width = 0 if variable_width else (chunk[-1] if len(chunk) > 1 else 1)
         self._block = np.zeros(chunk, dtype)
         self._filled = 0
+        # of each chunk and, when closed, of the index; big-endian, so that their hex digits read as numbers
+        self.checksums = bytearray()
         self._index: list[list[tuple[int, int]]] = []
         self._descriptor: int | None = None
 
@@ -51,7 +53,7 @@ class ShardingFileWriter:
             for row, chunks in enumerate(self._index):
                 index[row, : len(chunks)] = chunks
             self._write(index)
-            self._write(_crc_bytes(crc32c(index)))
+            self._write(self._checksum(index))
         self.release()
         return layout
 
@@ -84,8 +86,13 @@ class ShardingFileWriter:
         start = self.num_bytes
         data = np.ascontiguousarray(chunk)
         self._write(data)
-        self._write(_crc_bytes(crc32c(data)))
+        self._write(self._checksum(data))
         return start, self.num_bytes - start
+
+    def _checksum(self, data: NDArray[Any]) -> NDArray[np.uint8]:
+        checksum = crc32c(data)
+        self.checksums += checksum.to_bytes(CRC_BYTES, "big")
+        return np.frombuffer(checksum.to_bytes(CRC_BYTES, "little"), np.uint8)
 
     def _write(self, data: NDArray[Any]) -> None:
         if self._descriptor is None:
@@ -96,7 +103,3 @@ class ShardingFileWriter:
             written = os.write(self._descriptor, view.data)
             self.num_bytes += written
             view = view[written:]
-
-
-def _crc_bytes(checksum: int) -> NDArray[np.uint8]:
-    return np.frombuffer(checksum.to_bytes(CRC_BYTES, "little"), np.uint8)

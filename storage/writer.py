@@ -8,11 +8,16 @@ for shard in writer.pending_shards():
         sink.commit()
 """
 
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.byte_files import as_location
+from storage.attachments import ATTACHMENTS, write_attachments
 from storage.commits import COMMITS, SHARDS, commit_path, committed_shards
 from storage.errors import StoreError, disk_errors
 from storage.files import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
@@ -26,17 +31,35 @@ __all__ = ["ShardWriter", "StoreWriter"]
 
 
 class StoreWriter:
-    """A store opened for writing; the manifest is written by whoever comes first."""
+    """A store opened for writing; the manifest is written by whoever comes first.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    A URL in place of the path gives the writer of distant stores, which has the same methods.
+    """
+
+    def __new__(cls, path: Path | str, *arguments: Any, **options: Any) -> Self:
+        if cls is StoreWriter and isinstance(as_location(path), str):
+            distant = import_module("storage.remote_writer").RemoteStoreWriter
+            made: Self = object.__new__(distant)
+            return made
+        return object.__new__(cls)
+
+    def __init__(
+        self, path: Path | str, manifest: Manifest, attachments: Mapping[str, Path | bytes] | None = None
+    ) -> None:
         """Create the store or go on with it, and clear away what dead writers left.
 
+        Args:
+            attachments: the files that `manifest.attachments` names, as paths or content; those that the store holds
+                already may be left out.
+
         Raises:
-            StoreError: the store has another manifest, or the folder is something else.
+            StoreError: the store has another manifest, the folder is something else, or an attachment is missing
+                or not what the manifest says.
         """
+        manifest.check_writable()
         self.path, self.manifest = Path(path), manifest
         with disk_errors(f"store {self.path}"):
-            _create(self.path, manifest)
+            _create(self.path, manifest, attachments or {})
             remove_leftovers(self.path)
         self.codec = RecordCodec(manifest)
         self._plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
@@ -63,14 +86,15 @@ class StoreWriter:
         return ShardWriter(self.path, self.codec, shard, planned)
 
 
-def _create(path: Path, manifest: Manifest) -> None:
-    """Make the store's folders and manifest, or check those that are there."""
+def _create(path: Path, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
+    """Make the store's folders, attachments and manifest, in this order, or check those that are there."""
     path.mkdir(parents=True, exist_ok=True)
     if not (path / FILE_NAME).exists():
         foreign = [
             entry.name
             for entry in path.iterdir()
-            if entry.name not in (SHARDS, COMMITS, FILE_NAME) and not entry.name.startswith(TEMPORARY_PREFIX)
+            if entry.name not in (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME)
+            and not entry.name.startswith(TEMPORARY_PREFIX)
         ]
         if foreign:
             raise StoreError(
@@ -78,5 +102,7 @@ def _create(path: Path, manifest: Manifest) -> None:
             )
         (path / SHARDS).mkdir(exist_ok=True)
         (path / COMMITS).mkdir(exist_ok=True)
+        write_attachments(path, manifest, attachments)
         create_exclusively(path / FILE_NAME, seal(manifest.model_dump()), path)
     check_same_manifest(path, load_manifest(path), manifest)
+    write_attachments(path, manifest, attachments)

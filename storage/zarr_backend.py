@@ -1,42 +1,44 @@
 """zarr v3 layout: a shard is a zarr group, a column an array in it, an array one sharding file.
 
 Data files are written and read here without zarr-python (50 times faster for ragged rows); the descriptions
-(`zarr.json`) are made by zarr-python, so that any zarr reader opens the folder.
+(`zarr.json`) are made by zarr-python, so that any zarr reader opens the folder. The group's attributes hold the crc32c
+of every chunk: a chunk file carries its own checksums, which say that it is whole, but not that it is this shard's.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from storage.backend import WrittenFile, WrittenShard
+from storage.backend import Verified, WrittenFile, WrittenShard
+from storage.byte_files import StoreFiles
 from storage.checksum import file_sha256
-from storage.columns import Column
+from storage.columns import OFFSETS, Column, describe_targets
+from storage.commits import CommitRecord
 from storage.files import fsync_all
-from storage.sharding_layout import ArrayLayout
-from storage.sharding_reader import ShardingFileReader
+from storage.manifest import Manifest
+from storage.sharding_layout import METADATA, data_file
 from storage.sharding_writer import ShardingFileWriter
-
-METADATA = "zarr.json"
-
-
-def data_file(column: Column) -> str:
-    """Path of a column's only chunk file, relative to the shard's folder."""
-    return f"{column.name}/{'.'.join(['c'] + ['0'] * (1 + len(column.row_shape)))}"
+from storage.zarr_source import ZarrSource
 
 
 class ZarrSink:
     """Writes every column of a shard side by side."""
 
-    def __init__(self, folder: Path, columns: Sequence[Column]) -> None:
-        self.folder, self.columns = folder, columns
+    def __init__(
+        self, folder: Path, columns: Sequence[Column], described: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """`described`: column -> attributes that say how to decode it, for readers without this package."""
+        self.folder, self.columns, self._described = folder, columns, described or {}
         self._files: dict[str, ShardingFileWriter] = {}
         for column in columns:
             (folder / column.name).mkdir()
             path = folder / data_file(column)
             self._files[column.name] = ShardingFileWriter(path, column.dtype, column.chunk_shape, column.variable_width)
+            if column.name == OFFSETS:
+                self._files[OFFSETS].append(np.zeros((1, *column.row_shape), column.dtype))
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         for name, values in rows.items():
@@ -46,7 +48,8 @@ class ZarrSink:
         from storage.zarr_metadata import write_metadata  # late: importing zarr takes 0.2 s
 
         arrays = {name: file.close() for name, file in self._files.items()}
-        write_metadata(self.folder, self.columns, arrays)
+        checksums = {name: file.checksums for name, file in self._files.items()}
+        write_metadata(self.folder, self.columns, arrays, checksums, self._described)
         return WrittenShard(arrays=arrays, files=self._written_files())
 
     def abandon(self) -> None:
@@ -66,47 +69,25 @@ class ZarrSink:
         return files
 
 
-class ZarrSource:
-    """Reads columns of a shard; files are opened when first needed."""
-
-    def __init__(self, folder: Path, columns: Sequence[Column], arrays: Mapping[str, ArrayLayout], label: str) -> None:
-        self.folder, self.arrays, self.label = folder, arrays, label
-        self._columns = {column.name: column for column in columns}
-        self._files: dict[str, ShardingFileReader] = {}
-
-    def read(self, column: str, start: int, stop: int, width: int | None = None) -> NDArray[Any]:
-        file = self._files.get(column)
-        if file is None:
-            file = self._files[column] = self._open(self._columns[column])
-        return file.read(start, stop, width)
-
-    def _open(self, column: Column) -> ShardingFileReader:
-        path = self.folder / data_file(column)
-        label = f"{path}: {self.label}, array {column.name}"
-        return ShardingFileReader(path, column.dtype, self.arrays[column.name], label)
-
-
 class ZarrBackend:
     """See `storage.backend.Backend`."""
 
-    def create(self, folder: Path, columns: Sequence[Column]) -> ZarrSink:
-        return ZarrSink(folder, columns)
+    files_per_shard = 20
+    descriptions = frozenset({METADATA})
+
+    def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> ZarrSink:
+        return ZarrSink(folder, columns, describe_targets(manifest))
 
     def open(
-        self, folder: Path, columns: Sequence[Column], arrays: Mapping[str, ArrayLayout], label: str
+        self,
+        files: StoreFiles,
+        folder: str,
+        manifest: Manifest,
+        columns: Sequence[Column],
+        commit: CommitRecord,
+        verified: Verified | None = None,
     ) -> ZarrSource:
-        return ZarrSource(folder, columns, arrays, label)
-
-    def check(self, folder: Path, columns: Sequence[Column], arrays: Mapping[str, ArrayLayout]) -> list[str]:
-        """Compare each array's shape in its own `zarr.json` with the commit record."""
-        problems = []
-        for column in columns:
-            path = folder / column.name / METADATA
-            found = json.loads(path.read_text()).get("shape")
-            expected = list(arrays[column.name].shape)
-            if found != expected:
-                problems.append(f"{path}: shape is {found}, committed {expected}")
-        return problems
+        return ZarrSource(files, folder, columns, commit, verified)
 
 
 def _described(folder: Path, path: str) -> WrittenFile:

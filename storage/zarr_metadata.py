@@ -2,17 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from storage.columns import Column
-from storage.sharding_layout import ArrayLayout
+from storage.sharding_layout import CHECKSUMS, ArrayLayout
 
 
-def write_metadata(folder: Path, columns: Sequence[Column], arrays: Mapping[str, ArrayLayout]) -> None:
-    """Write `zarr.json` of the group and of every array beside the data files that are already there."""
-    group = zarr.create_group(folder, zarr_format=3)
+def write_metadata(
+    folder: Path,
+    columns: Sequence[Column],
+    arrays: Mapping[str, ArrayLayout],
+    checksums: Mapping[str, bytearray],
+    described: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write `zarr.json` of the group and of every array beside the data files that are already there.
+
+    Args:
+        checksums: crc32c of each array's chunks in file order and of its index, 4 bytes each.
+        described: how to decode an array whose numbers are not the values themselves.
+    """
+    attributes = {CHECKSUMS: {name: data.hex() for name, data in checksums.items()}}
+    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
     for column in columns:
         layout = arrays[column.name]
         group.create_array(
@@ -29,8 +42,13 @@ def write_metadata(folder: Path, columns: Sequence[Column], arrays: Mapping[str,
             compressors=None,
             fill_value=0,
             chunk_key_encoding={"name": "default", "separator": "."},
-            attributes={"labels": list(column.labels)} if column.labels else None,
+            attributes=_attributes(column, described),
         )
+
+
+def _attributes(column: Column, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"labels": list(column.labels)} if column.labels else {}
+    return attributes | ({"target": dict(described[column.name])} if column.name in described else {})
 
 
 def _file_shape(layout: ArrayLayout) -> tuple[int, ...]:

@@ -1,13 +1,19 @@
 """How a target becomes stored arrays. One file per codec; `get_codec` finds one by its manifest name."""
 
 from storage.codecs.base import Codec
+from storage.codecs.bfloat16 import Bfloat16
 from storage.codecs.float16 import Float16
 from storage.codecs.float32 import Float32
+from storage.codecs.int8_channel import Int8Channel
+from storage.codecs.int8_group import Int8Group
+from storage.codecs.sqrt_u8 import SqrtU8
 from storage.errors import StoreError
 
-__all__ = ["Codec", "get_codec"]
+__all__ = ["Codec", "codec_names", "get_codec"]
 
-_CODECS: dict[str, Codec] = {codec.name: codec for codec in (Float16(), Float32())}
+_CODECS: dict[str, Codec] = {
+    codec.name: codec for codec in (Float32(), Float16(), Bfloat16(), SqrtU8(), Int8Channel(), Int8Group())
+}
 
 
 def get_codec(name: str) -> Codec:
@@ -17,5 +23,10 @@ def get_codec(name: str) -> Codec:
         StoreError: there is none.
     """
     if name not in _CODECS:
-        raise StoreError(f"codec is {name!r}, expected one of {', '.join(sorted(_CODECS))}")
+        raise StoreError(f"codec is {name!r}, expected one of {', '.join(_CODECS)}")
     return _CODECS[name]
+
+
+def codec_names(target: str) -> tuple[str, ...]:
+    """The codecs that may store a target (see `Codec.targets`)."""
+    return tuple(name for name, codec in _CODECS.items() if target in codec.targets)

@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Shape
+from storage.codecs.base import Parts, PartShapes, Shape
 from storage.errors import RecordError
 
 
 class Float16:
-    """Relative error at most 2^-11 from 6.1e-5 to 65504, absolute error at most 3e-8 below.
-
-    Decodes to float16: widening is left to the device that uses the values.
-    """
+    """Relative error at most 2^-11 from 6.1e-5 to 65504, absolute error at most 2^-25 below."""
 
     name = "float16"
+    targets = frozenset({"attention", "vision_top", "vision_all", "hidden"})
+    plain = True
     part_names = ("",)
+    shared_parts: frozenset[str] = frozenset()
     dtype = np.dtype("<f2")
 
-    def parts(self, row_shape: Shape) -> dict[str, tuple[np.dtype[Any], Shape]]:
-        return {"": (self.dtype, row_shape)}
+    def parts(self, shape: Shape) -> PartShapes:
+        return {"": (self.dtype, shape)}
 
-    def encode(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def encode(self, values: NDArray[Any]) -> Parts:
         """Round to nearest even.
 
         Raises:
@@ -36,5 +36,11 @@ class Float16:
             raise RecordError(f"float16 holds values up to 65504, found {worst:.6g}; store float32 instead")
         return {"": stored}
 
-    def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float16]:
-        return parts[""]
+    def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return parts[""].astype(np.float32)
+
+    def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
+        return int(np.count_nonzero(~np.isfinite(parts[""])))
+
+    def describe(self) -> dict[str, Any]:
+        return {"codec_id": self.name, "formula": "x", "error_bound": "max(|x| * 2^-11, 2^-25)"}

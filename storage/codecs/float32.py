@@ -6,21 +6,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Shape
+from storage.codecs.base import Parts, PartShapes, Shape
 
 
 class Float32:
-    """Exact for float32 and float16 input; decodes to float32."""
+    """Exact for float32 and float16 input."""
 
     name = "float32"
+    targets = frozenset({"attention", "vision_top", "vision_all", "hidden"})
+    plain = True
     part_names = ("",)
+    shared_parts: frozenset[str] = frozenset()
     dtype = np.dtype("<f4")
 
-    def parts(self, row_shape: Shape) -> dict[str, tuple[np.dtype[Any], Shape]]:
-        return {"": (self.dtype, row_shape)}
+    def parts(self, shape: Shape) -> PartShapes:
+        return {"": (self.dtype, shape)}
 
-    def encode(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def encode(self, values: NDArray[Any]) -> Parts:
         return {"": values.astype(self.dtype, copy=False)}
 
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return parts[""]
+
+    def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
+        return int(np.count_nonzero(~np.isfinite(parts[""])))
+
+    def describe(self) -> dict[str, Any]:
+        return {"codec_id": self.name, "formula": "x", "error_bound": "0"}

@@ -1,10 +1,10 @@
-"""Kept entries of the teacher's distribution: ragged entries per position plus one tail bucket.
+"""`topk` and `nucleus`: kept entries of the teacher's distribution, ragged, plus one tail bucket per position.
 
 Stored per supervised position: the number of entries (uint32) and the tail's log-mass (float32); per entry:
 the id (uint16 while the vocabulary fits, else uint32) and the log-prob.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,55 +12,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.codecs import get_codec
+from storage.codecs.base import Parts, Shape
+from storage.codecs.csr import COUNTS_DTYPE, ENTRY_COUNTS, ENTRY_IDS, check_ids, id_dtype, offsets_of
+from storage.distributions import TruncatedLogits
 from storage.errors import RecordError
-from storage.record import TruncatedLogits
+
+LOGPROBS = "entry_logprobs"
+TAIL = "tail_logmass"
+# of a sum over the vocabulary in float32
+MASS_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TruncatedLogitsCodec:
-    """Codec of `TruncatedLogits` for one vocabulary; `dtype` names the codec of the log-probs."""
+    """Codec of `TruncatedLogits`; ids and tail exact, log-probs with the error of `dtype`.
+
+    Attributes:
+        max_entries: kept per position, the label may add one.
+        min_entries: of `nucleus`; a vocabulary below it is kept whole.
+        mass: of `nucleus`, held by the entries of every position that has fewer than `max_entries`; None for `topk`.
+        dtype: codec of the log-probs.
+    """
 
     vocab_size: int
-    top_k: int
+    max_entries: int
+    min_entries: int = 1
+    mass: float | None = None
     dtype: str
+    value_type = TruncatedLogits
 
     @property
-    def id_dtype(self) -> np.dtype[Any]:
-        return np.dtype("<u2") if self.vocab_size <= 65536 else np.dtype("<u4")
+    def kind(self) -> str:
+        return "topk" if self.mass is None else "nucleus"
 
-    @property
-    def logprob_dtype(self) -> np.dtype[Any]:
-        return get_codec(self.dtype).parts(())[""][0]
+    def arrays(self) -> list[tuple[str, str, np.dtype[Any], Shape]]:
+        return [
+            (ENTRY_COUNTS, "supervised", COUNTS_DTYPE, ()),
+            (TAIL, "supervised", np.dtype("<f4"), ()),
+            (ENTRY_IDS, "entry", id_dtype(self.vocab_size), ()),
+            (LOGPROBS, "entry", get_codec(self.dtype).parts(())[""][0], ()),
+        ]
 
-    def encode(self, logits: TruncatedLogits) -> dict[str, NDArray[Any]]:
-        """Arrays `entry_counts` [N], `tail_logmass` [N], `entry_ids` [E], `entry_logprobs` [E].
-
-        Raises:
-            RecordError: an id outside the vocabulary, or more entries at a position than top-k plus label.
+    def encode(self, logits: TruncatedLogits) -> Parts:
+        """Raises:
+        RecordError: an id outside the vocabulary, a position with too few or too many entries, or with less mass than
+            the settings promise.
         """
         counts = np.diff(logits.offsets)
-        if logits.ids.size and int(logits.ids.max()) >= self.vocab_size:
-            raise RecordError(f"logits hold id {int(logits.ids.max())}, expected below vocab_size {self.vocab_size}")
-        if counts.size and (counts.max() > self.top_k + 1 or counts.min() < 1):
-            raise RecordError(
-                f"logits keep {counts.min()}..{counts.max()} entries per position, expected 1..{self.top_k + 1} "
-                f"(top_k {self.top_k} and the label)"
-            )
+        check_ids(logits.ids, self.vocab_size)
+        self._check_counts(counts)
+        self._check_mass(counts, logits.tail_logmass)
         return {
-            "entry_counts": counts.astype("<u4"),
-            "tail_logmass": logits.tail_logmass.astype("<f4", copy=False),
-            "entry_ids": logits.ids.astype(self.id_dtype, copy=False),
-            "entry_logprobs": get_codec(self.dtype).encode(logits.logprobs)[""],
+            ENTRY_COUNTS: counts.astype(COUNTS_DTYPE),
+            TAIL: logits.tail_logmass.astype("<f4", copy=False),
+            ENTRY_IDS: logits.ids.astype(id_dtype(self.vocab_size), copy=False),
+            LOGPROBS: get_codec(self.dtype).encode(logits.logprobs)[""],
         }
 
-    def decode(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Fields of a `TruncatedLogits`; the caller decides whether to check them again."""
-        counts = arrays["entry_counts"]
-        offsets = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
+    def decode(self, read: Callable[[str], NDArray[Any]]) -> TruncatedLogits:
+        return TruncatedLogits.trusted(
+            {
+                "ids": read(ENTRY_IDS),
+                "logprobs": read(LOGPROBS),
+                "offsets": offsets_of(read(ENTRY_COUNTS)),
+                "tail_logmass": read(TAIL),
+            }
+        )
+
+    def describe(self) -> dict[str, Any]:
         return {
-            "ids": arrays["entry_ids"],
-            "logprobs": arrays["entry_logprobs"],
-            "offsets": offsets,
-            "tail_logmass": arrays["tail_logmass"],
+            "codec_id": self.kind,
+            "values": "natural log of probabilities over the whole vocabulary; the tail is what the entries leave",
+            "max_entries": self.max_entries,
+            "min_entries": self.min_entries,
+            "mass": self.mass,
+            "dtype": self.dtype,
+            "error_bound": get_codec(self.dtype).describe()["error_bound"],
         }
+
+    def _check_counts(self, counts: NDArray[np.int64]) -> None:
+        smallest = min(self.min_entries, self.vocab_size)
+        if counts.size and (counts.max() > self.max_entries + 1 or counts.min() < smallest):
+            settings = f"top_k {self.max_entries}" if self.mass is None else f"max_entries {self.max_entries}"
+            raise RecordError(
+                f"logits keep {counts.min()}..{counts.max()} entries per position, expected "
+                f"{smallest}..{self.max_entries + 1} ({settings} and the label)"
+            )
+
+    def _check_mass(self, counts: NDArray[np.int64], tail_logmass: NDArray[np.float32]) -> None:
+        if self.mass is None:
+            return
+        kept = 1 - np.exp(tail_logmass.astype(np.float64))
+        short = np.flatnonzero((counts < self.max_entries) & (kept < self.mass - MASS_TOLERANCE))
+        if short.size:
+            position = int(short[0])
+            raise RecordError(
+                f"logits at supervised position {position} keep mass {kept[position]:.4f} in {counts[position]} "
+                f"entries, expected mass {self.mass} or {self.max_entries} entries"
+            )

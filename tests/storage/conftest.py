@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter, TruncatedLogits
+from storage import (
+    Codecs,
+    EncodedArray,
+    HiddenStates,
+    LogitsCodec,
+    Manifest,
+    Record,
+    SampledLogits,
+    Shapes,
+    StoreWriter,
+    TruncatedLogits,
+)
+from storage.codecs import get_codec
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -56,6 +68,7 @@ def make_record() -> MakeRecord:
             ],
             "image": name,
             "image_sha256": None if name is None else _sha(name),
+            "image_bytes": name.encode() if name is not None and manifest.inputs == "embed" else None,
             **sequence,
             **_targets(manifest, rng, np.random.default_rng(1000 + index // 2), sequence),
         }
@@ -115,8 +128,10 @@ def _assert_same(found: Any, expected: Any) -> None:
     assert found.__dict__.keys() == expected.__dict__.keys()
     for name, value in expected.__dict__.items():
         other = getattr(found, name)
-        if isinstance(value, TruncatedLogits):
+        if isinstance(value, TruncatedLogits | SampledLogits | HiddenStates):
             _assert_same(other, value)
+        elif isinstance(value, EncodedArray):
+            assert isinstance(other, EncodedArray) and other.same_as(value), name
         elif isinstance(value, np.ndarray):
             assert (other.dtype, other.shape) == (value.dtype, value.shape), name
             assert other.tobytes() == value.tobytes(), name
@@ -159,13 +174,22 @@ def _targets(
     top = np.sort(rng.permutation(shapes.vision_tokens)[: shapes.vision_top_tokens]).astype(np.uint16)
     targets: dict[str, Any] = {"logits": _logits(manifest, rng, len(sequence["supervised_positions"]))}
     if P and codecs.attention != "none":
-        targets["attention"] = rng.random((rows, shapes.num_heads, columns)).astype(codecs.attention)
+        targets["attention"] = _as_stored(codecs.attention, rng.random((rows, shapes.num_heads, columns)))
     if P and codecs.vision_all != "none":
-        targets["vision_embeddings"] = embeddings.astype(codecs.vision_all)
+        targets["vision_embeddings"] = _as_stored(codecs.vision_all, embeddings)
     if P and codecs.vision_top != "none":
         targets["vision_top_index"] = top
-        targets["vision_top_embeddings"] = embeddings[top].astype(codecs.vision_top)
+        from_all = codecs.vision_top == "from_all"
+        targets["vision_top_embeddings"] = (
+            targets["vision_embeddings"][top] if from_all else _as_stored(codecs.vision_top, embeddings[top])
+        )
     return targets
+
+
+def _as_stored(codec: str, values: NDArray[Any]) -> Any:
+    """What a reader will give: floats of a plain codec, else the encoded values."""
+    encoded = EncodedArray.encode(codec, values.astype(np.float32))
+    return encoded.parts[""] if get_codec(codec).plain else encoded
 
 
 def _logits(manifest: Manifest, rng: np.random.Generator, N: int) -> Any:
@@ -175,14 +199,46 @@ def _logits(manifest: Manifest, rng: np.random.Generator, N: int) -> Any:
         return None
     if codec.kind == "full":
         return values.astype(codec.dtype)
-    assert codec.top_k is not None
+    if codec.kind == "hidden":
+        assert codec.dtype is not None
+        return HiddenStates(states=_as_stored(codec.dtype, rng.normal(size=(N, manifest.shapes.hidden_size))))
     logprobs = values - np.log(np.exp(values).sum(1, keepdims=True))
-    counts = rng.integers(1, codec.top_k + 2, N)  # the label may add one
-    kept = [np.sort(rng.permutation(V)[:count]) for count in counts]
+    if codec.kind == "sampled":
+        assert codec.num_draws is not None
+        return _sampled(logprobs, rng, codec.num_draws)
+    return _truncated(logprobs, rng, codec)
+
+
+def _truncated(logprobs: NDArray[np.float64], rng: np.random.Generator, codec: LogitsCodec) -> TruncatedLogits:
+    """Arbitrary entries for `topk`; for `nucleus` the likeliest ones."""
+    N, V = logprobs.shape
+    if codec.top_k is not None:
+        counts = rng.integers(1, codec.top_k + 2, N)  # the label may add one
+        kept = [np.sort(rng.permutation(V)[:count]) for count in counts]
+    else:
+        assert codec.p is not None and codec.min_entries is not None and codec.max_entries is not None
+        order = np.argsort(-logprobs)
+        needed = (np.cumsum(np.exp(np.take_along_axis(logprobs, order, 1)), 1) < codec.p).sum(1) + 1
+        counts = np.clip(needed, codec.min_entries, codec.max_entries)
+        kept = [np.sort(order[n, :count]) for n, count in enumerate(counts)]
     tails = [1 - np.exp(logprobs[n, ids]).sum() for n, ids in enumerate(kept)]
+    assert codec.dtype is not None
     return TruncatedLogits(
         ids=np.concatenate([np.empty(0), *kept]).astype(np.uint16),
         logprobs=np.concatenate([np.empty(0), *(logprobs[n, ids] for n, ids in enumerate(kept))]).astype(codec.dtype),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum([len(ids) for ids in kept])]).astype(np.int64),
         tail_logmass=np.log(np.maximum(np.array(tails), 1e-30)).astype(np.float32),
+    )
+
+
+def _sampled(logprobs: NDArray[np.float64], rng: np.random.Generator, num_draws: int) -> SampledLogits:
+    probs = np.exp(logprobs)
+    draws = [rng.multinomial(num_draws, row / row.sum()) for row in probs]
+    return SampledLogits(
+        ids=np.concatenate([np.empty(0), *(np.flatnonzero(row) for row in draws)]).astype(np.uint16),
+        counts=np.concatenate([np.empty(0), *(row[row > 0] for row in draws)]).astype(
+            np.uint8 if num_draws < 256 else np.uint16
+        ),
+        offsets=np.concatenate([[0], np.cumsum([np.count_nonzero(row) for row in draws])]).astype(np.int64),
+        entropy=-(probs * logprobs).sum(1).astype(np.float32),
     )

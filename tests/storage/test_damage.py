@@ -2,16 +2,22 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from storage import CorruptStoreError, Manifest, StoreError, StoreReader, list_shards, verify_store
-from storage.checksum import file_crc32c
+from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, list_shards, verify_store
 from storage.sealed_json import seal, unseal
 
 MakeManifest = Callable[..., Manifest]
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def make_manifest(request: pytest.FixtureRequest, make_manifest: MakeManifest) -> MakeManifest:
+    return partial(make_manifest, backend=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +26,7 @@ def sound_store(
 ) -> Path:
     """A store that no test may leave changed."""
     path = tmp_path_factory.mktemp("sound") / "store"
-    return write_store(path, make_manifest(num_samples=6, shard_size=3), quarantine=(2,))
+    return write_store(path, make_manifest(num_samples=6, shard_size=3, inputs="embed"), quarantine=(2,))
 
 
 def files_of(store: Path) -> list[Path]:
@@ -44,12 +50,12 @@ def test_a_sound_store_verifies(sound_store: Path) -> None:
         assert report.num_bytes == on_disk
 
 
-def test_every_flipped_byte_is_found(sound_store: Path) -> None:
-    """In each file the first, the last and a few bytes between, one bit each."""
+def test_a_flipped_byte_of_every_file_is_named(sound_store: Path) -> None:
+    """Two places in each file, one bit each; `test_every_flip` has the rest."""
     rng = np.random.default_rng(0)
     for path in files_of(sound_store):
         sound = path.read_bytes()
-        for at in {0, len(sound) - 1, *rng.integers(0, len(sound), 2).tolist()}:
+        for at in {int(rng.integers(len(sound))), len(sound) - 1}:
             path.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << int(rng.integers(8)))]) + sound[at + 1 :])
             assert names(problems(sound_store), path), (path, at)
         path.write_bytes(sound)
@@ -82,16 +88,22 @@ def test_every_deleted_file_is_found(sound_store: Path) -> None:
     assert problems(sound_store) == []
 
 
-def test_a_flip_that_keeps_the_file_system_happy_is_found_on_reading(small_store: Path) -> None:
-    path = small_store / "shards/00000001/attention/c.0.0.0"
-    data = bytearray(path.read_bytes())
-    data[5] ^= 1
-    path.write_bytes(data)
+def test_a_flip_in_a_payload_is_found_on_reading(small_store: Path) -> None:
     reader = StoreReader(small_store)
+    zarr = reader.manifest.backend == "zarr"
+    path = small_store / "shards/00000001" / ("attention/c.0.0.0" if zarr else "00000001.tar")
+    data = bytearray(path.read_bytes())
+    # data of the first member of that name
+    data[5 if zarr else data.index(b".attention.npy") // 512 * 512 + 512 + 128 + 5] ^= 1
+    path.write_bytes(data)
     first = reader.commits[0].num_records
-    with pytest.raises(CorruptStoreError, match=r"c.0.0.0: shard 1, array attention, chunk 0: crc32c is \w+, stored"):
-        for place in range(first, first + reader.commits[1].num_records):
-            reader[place]
+    where = r"c.0.0.0: shard 1, array attention, chunk 0" if zarr else r"tar: shard 1, record \d, member attention"
+    for _ in range(2):
+        with pytest.raises(
+            CorruptStoreError, match=rf"{where}: crc32c is \w+, (stored|indexed) \w+; restore the shard"
+        ):
+            for place in range(first, first + reader.commits[1].num_records):
+                reader[place]
 
 
 def test_a_deleted_shard_is_found(small_store: Path) -> None:
@@ -107,10 +119,19 @@ def test_a_shard_without_a_commit_does_not_exist(small_store: Path) -> None:
     assert problems(small_store) == ["shard 2: not committed; run `alignkd dump` again"]
 
 
-def test_a_foreign_file_in_a_shard_is_found(small_store: Path) -> None:
-    path = small_store / "shards/00000000/attention/c.0.0.1"
-    path.write_bytes(b"zarr would read this as a chunk")
-    assert names(problems(small_store), path)
+def test_a_doubled_file_in_a_shard_is_found(sound_store: Path) -> None:
+    """Under a name that another reader might take for a chunk or a shard; ours never looks at it."""
+    for path in files_of(sound_store / "shards" / "00000000"):
+        double = path.with_name(path.name.replace("0.0", "0.1") if "0.0" in path.name else f"1{path.name}")
+        shutil.copy(path, double)
+        assert problems(sound_store) == [f"{double}: is not part of the committed shard"]
+        assert len(read_all(sound_store)) == 5
+        double.unlink()
+
+
+def read_all(store: Path) -> list[Record]:
+    reader = StoreReader(store)
+    return [reader[place] for place in range(len(reader))]
 
 
 @pytest.mark.parametrize("copy", ["00000001", "00000003"])
@@ -148,26 +169,51 @@ def test_swapped_shards_are_found(
     """Two shards exchanged with freshly sealed records: sizes and checksums fit, the samples do not."""
     store = write_store(tmp_path / "store", make_manifest(num_samples=6, shard_size=3))
     shards, commits = store / "shards", store / "commits"
-    sealed = [unseal(commits / f"0000000{n}.json") for n in (0, 1)]
-    for n in (0, 1):
-        (commits / f"0000000{n}.json").write_bytes(seal({**sealed[1 - n], "shard": n}))
-    (shards / "00000000").rename(shards / "x")
-    (shards / "00000001").rename(shards / "00000000")
-    (shards / "x").rename(shards / "00000001")
+    names_of = [f"{n:08d}" for n in (0, 1)]
+    sealed = [unseal(commits / f"{name}.json") for name in names_of]
+    for n, (name, other) in enumerate(zip(names_of, names_of[::-1], strict=True)):
+        files = [{**entry, "path": entry["path"].replace(other, name)} for entry in sealed[1 - n]["files"]]
+        (commits / f"{name}.json").write_bytes(seal({**sealed[1 - n], "shard": n, "folder": name, "files": files}))
+        for path in (shards / name).glob(f"{name}.*"):  # a tar is named like its shard
+            path.rename(path.with_stem(other))
+    (shards / names_of[0]).rename(shards / "x")
+    (shards / names_of[1]).rename(shards / names_of[0])
+    (shards / "x").rename(shards / names_of[1])
     assert problems(store, deep=False) == []
     found = problems(store)
     assert len(found) == 2 and all("the plan says" in message for message in found)
 
 
 def test_a_file_of_another_shard_is_found(
-    tmp_path: Path, make_manifest: MakeManifest, write_store: Callable[..., Path]
+    tmp_path: Path, make_manifest: MakeManifest, make_record: Callable[..., Record], write_store: Callable[..., Path]
 ) -> None:
-    """Same size, every chunk's own checksum right: crc32c of the whole file would be the same too."""
-    store = write_store(tmp_path / "store", make_manifest(num_samples=6, shard_size=3))
-    one, other = (store / "shards" / f"0000000{n}" / "keys" / "c.0.0" for n in (0, 1))
-    assert one.stat().st_size == other.stat().st_size and file_crc32c(one) == file_crc32c(other)
-    shutil.copy(one, other)
-    assert names(problems(store), other)
+    """Same size, every checksum inside the file right: neither verify nor the reader takes it for the shard's own."""
+    manifest = make_manifest(num_samples=6, shard_size=3)
+    some = make_record(manifest, 0)
+
+    def record_of(index: int) -> Record:
+        attention = None if some.attention is None else some.attention + np.float16(index)
+        key, ids = f"{index:064x}", np.where(some.input_ids > 0, index + 1, some.input_ids)
+        return replace(some, index=index, id=f"{index}", key=key, input_ids=ids, attention=attention)
+
+    store = write_store(tmp_path / "store", manifest, record_of=record_of)
+    compared = 0
+    for one in files_of(store / "shards" / "00000000"):
+        other = Path(str(one).replace("00000000", "00000001"))
+        sound = other.read_bytes()
+        assert len(sound) == one.stat().st_size
+        if sound != one.read_bytes():
+            shutil.copy(one, other)
+            assert names(problems(store), other)
+            with pytest.raises(CorruptStoreError):
+                read_all_and_tables(store)
+            other.write_bytes(sound)
+            compared += 1
+    assert compared >= 2 and problems(store) == []
+
+
+def read_all_and_tables(store: Path) -> None:
+    assert len(StoreReader(store).keys) == len(StoreReader(store).ids) == len(read_all(store))
 
 
 def test_verify_of_no_store_reports_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from storage.files import TEMPORARY_PREFIX
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]
 TreeBytes = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def make_manifest(request: pytest.FixtureRequest, make_manifest: MakeManifest) -> MakeManifest:
+    return partial(make_manifest, backend=request.param)
 
 
 @pytest.fixture

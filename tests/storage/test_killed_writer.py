@@ -19,7 +19,12 @@ WriteStore = Callable[..., Path]
 TreeBytes = Callable[[Path], dict[str, bytes]]
 
 # every call by which a writer changes the disk
-CALLS = ("write", "fsync", "mkdir", "rename", "link", "unlink", "rmdir")
+CALLS = ("write", "writev", "fsync", "mkdir", "rename", "link", "unlink", "rmdir")
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def make_manifest(request: pytest.FixtureRequest, make_manifest: MakeManifest) -> MakeManifest:
+    return partial(make_manifest, backend=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,8 @@ class Disk:
                 self.calls.append(name)
                 if len(self.calls) - 1 == self.die_at:
                     if name == "write":  # a torn write
+                        real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                    if name == "writev":
                         real(arguments[0], arguments[1][: len(arguments[1]) // 2])
                     os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **options)

@@ -1,14 +1,17 @@
 """A record is checked once, where it is made: what does not fit together is refused with both values."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from storage import Manifest, Record, RecordError, TruncatedLogits
+from storage import EncodedArray, HiddenStates, Manifest, Record, RecordError, SampledLogits, TruncatedLogits
 
 SHA = "0" * 64
+IMAGE = b"\x89PNG not really"
+IMAGE_SHA = hashlib.sha256(IMAGE).hexdigest()
 
 
 def base_fields(**changes: Any) -> dict[str, Any]:
@@ -38,8 +41,34 @@ def int32(*values: int) -> Any:
     return np.array(values, np.int32)
 
 
+def encoded(codec: str, *shape: int) -> EncodedArray:
+    return EncodedArray.encode(codec, np.ones(shape, np.float32))
+
+
 def test_the_unchanged_fields_are_accepted() -> None:
     assert Record(**base_fields()).sequence_length == 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_bytes": IMAGE, "image_sha256": IMAGE_SHA},
+        {"attention": encoded("sqrt_u8", 3, 2, 3)},
+        {"vision_embeddings": encoded("int8_channel", 3, 4), "vision_top_embeddings": encoded("bfloat16", 2, 4)},
+        {"vision_top_embeddings": None},
+        {"logits": HiddenStates(states=encoded("int8_group", 2, 4))},
+        {
+            "logits": SampledLogits(
+                ids=np.array([1, 2], np.uint16),
+                counts=np.array([9, 9], np.uint8),
+                offsets=np.array([0, 1, 2]),
+                entropy=np.zeros(2, np.float32),
+            )
+        },
+    ],
+)
+def test_every_form_of_a_target_is_accepted(changes: dict[str, Any]) -> None:
+    Record(**base_fields(**changes))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +97,14 @@ def test_the_unchanged_fields_are_accepted() -> None:
         ({"logits": np.zeros((3, 9), np.float32)}, "logits has 3 positions"),
         ({"logits": np.full((2, 9), -np.inf, np.float32)}, "logits has 18 of 18"),
         ({"logits": [[0.0]]}, "logits is list"),
+        ({"logits": HiddenStates(states=np.zeros((3, 4), np.float16))}, "logits has 3 positions"),
+        ({"attention": encoded("sqrt_u8", 3, 2)}, r"attention has shape \(3, 2\), expected 3 dimensions"),
+        ({"attention": encoded("int8_channel", 3, 2, 3)}, "attention is encoded as int8_channel, which is no encoding"),
+        ({"vision_embeddings": encoded("int8_channel", 2, 4)}, r"vision_embeddings has shape \(2, 4\)"),
+        ({"vision_embeddings": encoded("int8_group", 3, 4)}, "which is no encoding of vision_all"),
+        ({"vision_top_embeddings": encoded("bfloat16", 3, 4)}, r"has shape \(2,\), vision_top_embeddings \(3, 4\)"),
+        ({"vision_top_embeddings": None, "vision_embeddings": None}, "belong together"),
+        ({"image_bytes": IMAGE}, rf"image_bytes \(15 bytes\) have sha256 {IMAGE_SHA[:12]}, image_sha256 is 0000000"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ import pytest
 import storage.reader
 from storage import Manifest, Record, StoreError, StoreReader
 
+MakeManifest = Callable[..., Manifest]
 AssertSame = Callable[[Record, Record], None]
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def make_manifest(request: pytest.FixtureRequest, make_manifest: MakeManifest) -> MakeManifest:
+    return partial(make_manifest, backend=request.param)
 
 
 def test_index_arrays_agree_with_the_records(small_store: Path) -> None:
@@ -26,8 +33,8 @@ def test_index_arrays_agree_with_the_records(small_store: Path) -> None:
     assert reader.num_supervised.tolist() == [len(record.supervised_positions) for record in records]
     assert reader.has_image.tolist() == [record.has_image for record in records]
     assert reader.dataset_index.tolist() == [record.index for record in records]
-    assert reader.keys == [record.key for record in records]
-    assert reader.ids == [record.id for record in records]
+    assert list(reader.keys) == [record.key for record in records]
+    assert list(reader.ids) == [record.id for record in records]
 
 
 def test_index_arrays_do_not_touch_the_payload(small_store: Path) -> None:

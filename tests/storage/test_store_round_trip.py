@@ -20,18 +20,23 @@ AssertSame = Callable[[Record, Record], None]
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
 
-FLOATS = st.sampled_from(["float32", "float16", "none"])
-LOGITS = st.one_of(
-    st.builds(lambda dtype: LogitsCodec(kind="full", dtype=dtype), st.sampled_from(["float32", "float16"])),
-    st.builds(lambda k, d: LogitsCodec(kind="topk", top_k=k, dtype=d), st.integers(1, 4), st.just("float16")),
-    st.just(LogitsCodec(kind="none")),
+FLOATS = ["float32", "float16", "bfloat16"]
+LOGITS = st.sampled_from(
+    [
+        LogitsCodec(kind="full", dtype="float32"),
+        LogitsCodec(kind="topk", top_k=3),
+        LogitsCodec(kind="nucleus", p=0.9, min_entries=1, max_entries=8),
+        LogitsCodec(kind="hidden", dtype="int8_group"),
+        LogitsCodec(kind="sampled", num_draws=20),
+        LogitsCodec(kind="none"),
+    ]
 )
 CODECS = st.builds(
     Codecs,
-    attention=FLOATS,
+    attention=st.sampled_from([*FLOATS, "sqrt_u8", "none"]),
     attention_pairs=st.sampled_from(["tqv", "tqt", "vqv"]),
-    vision_top=FLOATS,
-    vision_all=FLOATS,
+    vision_top=st.sampled_from([*FLOATS, "int8_channel", "from_all", "none"]),
+    vision_all=st.sampled_from([*FLOATS, "int8_channel"]),
     logits=LOGITS,
 )
 
@@ -39,6 +44,9 @@ CODECS = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(
     codecs=CODECS,
+    layout=st.fixed_dictionaries(
+        {"backend": st.sampled_from(["zarr", "webdataset"]), "inputs": st.sampled_from(["reference", "embed"])}
+    ),
     num_samples=st.integers(1, 9),
     shard_size=st.integers(3, 9),
     text_only=st.sets(st.integers(0, 8)),
@@ -51,13 +59,14 @@ def test_every_record_comes_back_to_the_bit(
     write_store: WriteStore,
     assert_same: AssertSame,
     codecs: Codecs,
+    layout: dict[str, str],
     num_samples: int,
     shard_size: int,
     text_only: set[int],
     quarantine: set[int],
     words: list[str],
 ) -> None:
-    manifest = make_manifest(codecs=codecs, num_samples=num_samples, shard_size=shard_size)
+    manifest = make_manifest(codecs=codecs, num_samples=num_samples, shard_size=shard_size, **layout)
 
     def record_of(index: int) -> Record:
         word = words[index % len(words)]

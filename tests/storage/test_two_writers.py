@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
 WriteStore = Callable[..., Path]
 TreeBytes = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def make_manifest(request: pytest.FixtureRequest, make_manifest: MakeManifest) -> MakeManifest:
+    return partial(make_manifest, backend=request.param)
 
 
 def fill(writer: StoreWriter, sink: ShardWriter, make_record: MakeRecord) -> None:

@@ -15,6 +15,7 @@ from student_train.handoff import PackedBatch, unpack
 from student_train.handoff_stream import IN_USE, PREFETCHED, from_workers
 
 BATCH = 8
+FEWEST = 16  # batches, whatever the size: fewer say little
 WORKERS = (1, 2)
 Sample = dict[str, Tensor]
 STOCK, JOINED, BLOCK, OURS = (
@@ -28,7 +29,7 @@ STOCK, JOINED, BLOCK, OURS = (
 def handoff_cases(raw: RawFile, megabytes: int) -> list[Case]:
     """Each way with one and two workers; every byte is copied out as a transfer to a device would do."""
     rows = np.random.default_rng(2).permutation(len(raw))
-    wanted = max(1, megabytes * 1_000_000 // int(raw.starts[-1] / len(raw) * BATCH))
+    wanted = max(FEWEST, megabytes * 1_000_000 // int(raw.starts[-1] / len(raw) * BATCH))
 
     def sample(number: int) -> Sample:
         return {name: torch.from_numpy(array) for name, array in raw.arrays(int(rows[number % len(rows)])).items()}

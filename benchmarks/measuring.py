@@ -1,6 +1,7 @@
 """Cases that are measured side by side, in turn, several times: a ratio compares two figures of the same round."""
 
 import gc
+import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
@@ -73,15 +74,20 @@ def table(title: str, measured: Sequence[Measured], *, markdown: bool) -> str:
 
 def _row(found: Measured) -> tuple[str, ...]:
     case = found.case
-    ratio = "" if found.ratio is None else f"{found.ratio:.2f}"
-    spread = "" if found.spread is None else f"{found.spread[0]:.2f}..{found.spread[1]:.2f}"
+    ratio = "" if found.ratio is None else _short(found.ratio)
+    spread = "" if found.spread is None else f"{_short(found.spread[0])}..{_short(found.spread[1])}"
     goal = "" if case.goal is None else f"{case.goal:.2f}"
     return case.name, f"{found.megabytes_per_second:.0f}", ratio, spread, goal, case.against or ""
 
 
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
+
+
 def machine() -> str:
-    """The machine in words."""
+    """The machine in words, and how busy it was with other work in the minute before."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = f"{len(models)} x {models[0]}" if models else platform.machine()
-    return f"{name}, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {platform.system()}, {versions}, load {os.getloadavg()[0]:.1f}"

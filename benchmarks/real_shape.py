@@ -7,8 +7,8 @@ Each phase is a process of its own, so its peak memory is its own. Checkpoints a
 function. The training loop is the trainer's without checkpoints and export: three float32 tensors per parameter on
 the disk say nothing about memory or speed.
 
-On a CPU with less memory than master weights and AdamW's moments need (12 bytes per trained parameter), the moments
-are kept in memory-mapped files (`--moments disk`): the arithmetic is the same, the steps are slower.
+Master weights and AdamW's moments take 12 bytes per trained parameter. On a CPU they are kept in memory-mapped files
+(`--optimizer-state disk`): the arithmetic is the same, the steps are slower, and 24 GB are enough.
 """
 
 import json
@@ -29,7 +29,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
-from vlm.family import official_config
 
 from pipeline.config import RunConfig
 from pipeline.demo.tokenizer import TOKENIZER_MODEL
@@ -41,6 +40,7 @@ from student_train.tally import StepTally
 from student_train.trainer import build_student, open_dataset
 from teacher_dump.dump import dump
 from vlm.config import load_config
+from vlm.family import official_config
 from vlm.model import MobileVLM
 
 SHARD_BYTES = 2 << 30
@@ -60,12 +60,12 @@ PHASES = ("checkpoints", "dump", "train")
 @click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Samples per forward.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--moments", type=click.Choice(["memory", "disk"]), help="Default: disk on a CPU, memory on a GPU.")
+@click.option("--optimizer-state", type=click.Choice(["memory", "disk"]), help="Default: disk on a CPU.")
 @click.option("--phase", type=click.Choice(PHASES), multiple=True, help="Only these; default all.")
 @click.option("--one", type=click.Choice(PHASES), hidden=True)
 def main(**options: Any) -> None:
     """Peak memory and time of each phase at real shapes."""
-    options["moments"] = options["moments"] or ("disk" if options["device"] == "cpu" else "memory")
+    options["optimizer_state"] = options["optimizer_state"] or ("disk" if options["device"] == "cpu" else "memory")
     chosen, one = options.pop("phase") or PHASES, options.pop("one")
     if one is not None:
         print(json.dumps(run_phase(one, **options)))
@@ -80,7 +80,9 @@ def main(**options: Any) -> None:
         print(f"{phase}: " + ", ".join(f"{name} {value}" for name, value in report.items()), flush=True)
 
 
-def run_phase(phase: str, *, out: Path, moments: str, teacher: str, student: str, **options: Any) -> dict[str, Any]:
+def run_phase(
+    phase: str, *, out: Path, optimizer_state: str, teacher: str, student: str, **options: Any
+) -> dict[str, Any]:
     """Run one phase in this process; what it measured."""
     started = time.monotonic()
     if phase == "checkpoints":
@@ -89,7 +91,7 @@ def run_phase(phase: str, *, out: Path, moments: str, teacher: str, student: str
     elif phase == "dump":
         found = measure_dump(run_config(out, teacher, student, **options))
     else:
-        found = measure_train(run_config(out, teacher, student, **options), moments)
+        found = measure_train(run_config(out, teacher, student, **options), optimizer_state)
     return {**found, "seconds": round(time.monotonic() - started, 1), **peak_memory()}
 
 
@@ -119,7 +121,7 @@ def measure_dump(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def measure_train(config: RunConfig, moments: str) -> dict[str, Any]:
+def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     """A few optimiser steps; seconds of each, targets and data included."""
     job, ranks = config.train_job(), start_ranks()
     dataset = open_dataset(job)
@@ -133,8 +135,8 @@ def measure_train(config: RunConfig, moments: str) -> dict[str, Any]:
     batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
     seconds, losses = [], []
     with tempfile.TemporaryDirectory(dir=job.train.output.parent) as folder:
-        if moments == "disk":
-            moments_on_disk(engine, Path(folder))
+        if state == "disk":
+            optimizer_state_on_disk(engine, Path(folder))
         for step in range(job.train.steps):
             started = time.monotonic()
             tally = StepTally(job.train.losses.weights, counts(order.global_batch_indices(step)))
@@ -146,16 +148,23 @@ def measure_train(config: RunConfig, moments: str) -> dict[str, Any]:
     return {"trained parameters": trained, "losses": losses, "step seconds": seconds}
 
 
-def moments_on_disk(engine: Engine, folder: Path) -> None:
-    """Put AdamW's moments into memory-mapped files: the kernel keeps of them what memory there is."""
+def optimizer_state_on_disk(engine: Engine, folder: Path) -> None:
+    """Put master weights and AdamW's moments into memory-mapped files: the kernel keeps of them what fits."""
     optimizer = engine._optimizer
     for number, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        master = _mapped(folder / f"master-{number}", flat.numel())
+        flat.data = master.copy_(flat.data)
         for kind in MOMENTS:
-            path = folder / f"{kind}-{number}"
-            path.touch()
-            os.truncate(path, flat.numel() * 4)
-            optimizer.optimizer.state[flat][kind] = torch.from_file(str(path), shared=True, size=flat.numel())
+            optimizer.optimizer.state[flat][kind] = _mapped(folder / f"{kind}-{number}", flat.numel())
+    optimizer._link_all_hp_params()  # it holds views of the tensors that were replaced
     optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _mapped(path: Path, size: int) -> Tensor:
+    """Float32 zeros in a new file."""
+    path.touch()
+    os.truncate(path, size * 4)
+    return torch.from_file(str(path), shared=True, size=size)
 
 
 def write_checkpoint(folder: Path, name: str) -> str:

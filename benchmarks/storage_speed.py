@@ -10,18 +10,20 @@ about four times `--megabytes`.
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
 from handoff_cases import handoff_cases
-from measuring import machine, measure, table
+from measuring import Case, machine, measure, table
 from store_cases import BACKENDS, read_cases, write_cases, write_store
 from synthetic_records import ATTENTION, RawFile, Records, num_bytes
 
 from storage import StoreReader
 
 SHARDS = 4
+TABLES = ("reading", "hand-off", "writing")
 
 
 @click.command()
@@ -29,10 +31,17 @@ SHARDS = 4
 @click.option("--megabytes", type=click.IntRange(min=20), default=200, show_default=True, help="Of records per store.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Medians are of these.")
 @click.option("--attention", type=click.Choice(list(ATTENTION)), multiple=True, default=list(ATTENTION))
+@click.option("--only", type=click.Choice(TABLES), multiple=True, default=TABLES, help="Tables to make; default all.")
 @click.option("--vision-all", is_flag=True, help="Keep the embeddings of all vision tokens too.")
 @click.option("--markdown", is_flag=True, help="Tables for docs/benchmarks.md.")
 def main(
-    folder: Path | None, megabytes: int, rounds: int, attention: tuple[str, ...], vision_all: bool, markdown: bool
+    folder: Path | None,
+    megabytes: int,
+    rounds: int,
+    attention: tuple[str, ...],
+    only: tuple[str, ...],
+    vision_all: bool,
+    markdown: bool,
 ) -> None:
     """Ratios of our reading, writing and hand-off to the plainest way of moving the same bytes.
 
@@ -40,16 +49,18 @@ def main(
     """
     torch.set_num_threads(1)
     started = time.monotonic()
-    print(f"`python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}`".replace(" `", "`"))
-    print(f"\n{machine()}\n", flush=True)
+    print(f"{' '.join(['python benchmarks/storage_speed.py', *sys.argv[1:]])}\n\n{machine()}\n", flush=True)
     for kind in attention:
         with tempfile.TemporaryDirectory(dir=folder, prefix="alignkd-speed-") as place:
-            run(Path(place), Records(kind, vision_all=vision_all), kind, megabytes, rounds, markdown)
+            cases = cases_of(Path(place), Records(kind, vision_all=vision_all), megabytes)
+            for name in only:
+                title, make = cases[name]
+                print(table(f"{title}, attention {kind}", measure(make(), rounds), markdown=markdown), flush=True)
     print(f"{time.monotonic() - started:.0f} s in all")
 
 
-def run(folder: Path, records: Records, kind: str, megabytes: int, rounds: int, markdown: bool) -> None:
-    """All tables of one kind of record."""
+def cases_of(folder: Path, records: Records, megabytes: int) -> dict[str, tuple[str, Callable[[], list[Case]]]]:
+    """Stores of these records in both layouts; by table: its title and what makes its cases."""
     some = [num_bytes(records[index]) for index in range(32)]
     num_samples = megabytes * 1_000_000 * len(some) // sum(some)
     manifests = {
@@ -61,13 +72,12 @@ def run(folder: Path, records: Records, kind: str, megabytes: int, rounds: int, 
         write_store(path, manifests[backend], records)
     order = StoreReader(stores["zarr"]).dataset_index
     raw = RawFile(folder / "raw", records, order)
-    title = f"attention {kind}, {num_samples} records of {raw.starts[-1] / num_samples / 1e3:.0f} kB"
-    for name, cases, times in (
-        ("Reading", read_cases(stores, raw), rounds),
-        ("Hand-off", handoff_cases(raw, megabytes // 2), rounds),
-        ("Writing", write_cases(folder, manifests, records, order), max(1, rounds // 2)),
-    ):
-        print(table(f"{name}: {title}", measure(cases, times), markdown=markdown), flush=True)
+    size = f"{num_samples} records of {raw.starts[-1] / num_samples / 1e3:.0f} kB"
+    return {
+        "reading": (f"Reading, {size}", lambda: read_cases(stores, raw)),
+        "hand-off": (f"Hand-off, {size}", lambda: handoff_cases(raw, megabytes // 2)),
+        "writing": (f"Writing, {size}", lambda: write_cases(folder, manifests, records, order)),
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """One micro-batch: what the student reads and what its teacher said about it.
 
-Shape letters: B samples, I of them with an image, R attention rows, C attention columns, Ht teacher heads, P vision
-tokens, K selected vision tokens, Dt teacher hidden size, N supervised positions of the whole batch, V vocabulary.
+Targets stay as stored until they are on the device (`student_train.decode`).
+
+Shape letters: B samples, I of them with an image, P vision tokens, K selected vision tokens, Dt teacher hidden size,
+N supervised positions of the whole batch.
 """
 
 from dataclasses import dataclass, replace
@@ -10,30 +12,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from student_train.losses.sparse_distribution import SparseDistribution
+from student_train.decode import CodedTensor
+from student_train.targets import AttentionTargets, LogitTargets
 from vlm.batch import SequenceBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionTargets:
-    """First-layer attention of the teacher, padded on the right; a text-only sample has 0 rows.
-
-    Attributes:
-        rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
-        num_rows_B, num_cols_B: real rows and columns, plain integers.
-        teacher_BHRC: float16 or float32, 0 where padded.
-    """
-
-    rows_BR: Tensor
-    cols_BC: Tensor
-    num_rows_B: list[int]
-    num_cols_B: list[int]
-    teacher_BHRC: Tensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("rows_BR", "cols_BC", "teacher_BHRC")}
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +30,17 @@ class TrainBatch:
         vision_all_IPD: teacher vision embeddings, one row per image in batch order.
         top_index_IK: int64, the tokens of eq. 2.
         top_embeddings_IKD: teacher vision embeddings at those tokens.
-        logits: full [N, V] or truncated, positions as in `supervised_N`.
+        logits: one of four kinds, positions as in `supervised_N`.
     """
 
     sequences: SequenceBatch
     supervised_N: Tensor
     labels_N: Tensor
     attention: AttentionTargets | None = None
-    vision_all_IPD: Tensor | None = None
+    vision_all_IPD: CodedTensor | None = None
     top_index_IK: Tensor | None = None
-    top_embeddings_IKD: Tensor | None = None
-    logits: Tensor | SparseDistribution | None = None
+    top_embeddings_IKD: CodedTensor | None = None
+    logits: LogitTargets | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on `device`."""

@@ -1,5 +1,8 @@
 """What must fit together before the first step: store, student and settings."""
 
+import json
+from pathlib import Path
+
 from storage import StoreReader, check_fingerprint
 from student_train.config import LossConfig
 from student_train.errors import TrainError
@@ -11,18 +14,31 @@ def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMC
     """Refuse a store made for another student, or one that lacks a target of `losses`.
 
     Raises:
+        InputError: the student's tokenizer gives other ids for a text than the teacher's.
         StoreError: tokenizer, template or image pre-processing differ.
         TrainError: vocabulary, sample length or targets do not fit.
     """
+    if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
+        builder.tokenizer.check_probe(json.loads(probe), f"the store {reader.path}")
     check_fingerprint(reader, builder.fingerprint)
     _check_sizes(reader, builder, student)
     for term, codec_key in TARGET_OF_TERM.items():
         if term in losses.weights:
             _check_target(reader, term, losses.weights[term], codec_key)
-    if "logit" in losses.weights and losses.temperature != 1.0 and _codec(reader, "logits") != "full":
+    if problems := losses.problems_with(_codec(reader, "logits"), f"store {reader.path}"):
+        raise TrainError("; ".join(problems))
+
+
+def check_images(reader: StoreReader, images: Path | None) -> None:
+    """Refuse a run without image folder on a store that only refers to its images.
+
+    Raises:
+        TrainError: naming both settings.
+    """
+    if images is None and reader.manifest.inputs == "reference" and reader.has_image.any():
         raise TrainError(
-            f"losses.temperature is {losses.temperature}, but store {reader.path} keeps logits "
-            f"{_codec(reader, 'logits')!r}, whose tail fits temperature 1.0 only; set it to 1.0 or dump full logits"
+            f"store {reader.path} has inputs 'reference', so its images are read from a folder, but data.images is "
+            "missing; set it, or dump with inputs 'embed'"
         )
 
 

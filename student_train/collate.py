@@ -1,6 +1,6 @@
-"""Examples and records of one micro-batch -> padded tensors."""
+"""Examples and records of one micro-batch -> padded tensors, targets in the bytes of the store."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage import Record, TruncatedLogits
-from student_train.batch import AttentionTargets, TrainBatch
-from student_train.losses.sparse_distribution import SparseDistribution
+from storage.record import EncodedArray, HiddenStates, Record, SampledLogits, Target, TruncatedLogits
+from student_train.batch import TrainBatch
+from student_train.decode import CodedTensor
+from student_train.targets import (
+    AttentionTargets,
+    FullTargets,
+    HiddenTargets,
+    LogitTargets,
+    RaggedEntries,
+    SampledTargets,
+    TruncatedTargets,
+)
 from vlm.batch import collate_sequences, pad_positions
 from vlm.examples import Example
 from vlm.position_map import AttentionPairs
+
+# parts of the same name, one per target -> one array
+Join = Callable[[Sequence[Any]], NDArray[Any]]
 
 
 def collate(
@@ -25,14 +37,15 @@ def collate(
     length = sequences.input_ids_BL.shape[1]
     supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
     with_image = [record for record in records if record.has_image]
+    all_wanted, focus_wanted = (bool(with_image) and term in terms for term in ("vision_all", "vision_focus"))
     return TrainBatch(
         sequences=sequences,
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
         attention=_attention(examples, records, attention_pairs) if "attention" in terms else None,
-        vision_all_IPD=_stack([r.vision_embeddings for r in with_image]) if "vision_all" in terms else None,
-        top_index_IK=_stack([r.vision_top_index for r in with_image]) if "vision_focus" in terms else None,
-        top_embeddings_IKD=_stack([r.vision_top_embeddings for r in with_image]) if "vision_focus" in terms else None,
+        vision_all_IPD=_coded([r.vision_embeddings for r in with_image], np.stack) if all_wanted else None,
+        top_index_IK=_top_index(with_image) if focus_wanted else None,
+        top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
         logits=_logits(records) if "logit" in terms else None,
     )
 
@@ -44,39 +57,76 @@ def _attention(
     cols = [example.positions.attention_cols(pairs) for example in examples]
     if not any(len(row) for row in rows):
         return None
-    rows_BR, cols_BC = pad_positions(rows)[0], pad_positions(cols)[0]
-    targets = [record.attention for record in records]
-    first = next(target for target in targets if target is not None)
-    teacher = np.zeros((len(records), first.shape[1], rows_BR.shape[1], cols_BC.shape[1]), first.dtype)
-    for sample, target in enumerate(targets):
-        if target is not None:
-            teacher[sample, :, : target.shape[0], : target.shape[2]] = target.transpose(1, 0, 2)
     return AttentionTargets(
-        rows_BR=rows_BR,
-        cols_BC=cols_BC,
+        rows_BR=pad_positions(rows)[0],
+        cols_BC=pad_positions(cols)[0],
         num_rows_B=[len(row) for row in rows],
         num_cols_B=[len(col) for col in cols],
-        teacher_BHRC=torch.from_numpy(teacher),
+        coded_BRHC=_coded([record.attention for record in records], _padded),
     )
 
 
-def _stack(arrays: Sequence[NDArray[Any] | None]) -> Tensor | None:
-    """One row per image; index arrays become int64."""
-    if not arrays:
-        return None
-    stacked = np.stack([array for array in arrays if array is not None])
-    return torch.from_numpy(stacked.astype(np.int64) if stacked.dtype.kind == "u" else stacked)
+def _top_index(records: Sequence[Record]) -> Tensor:
+    index = [record.vision_top_index for record in records if record.vision_top_index is not None]
+    return torch.from_numpy(np.stack(index).astype(np.int64))
 
 
-def _logits(records: Sequence[Record]) -> Tensor | SparseDistribution:
-    targets = [record.logits for record in records]
-    truncated = [target for target in targets if isinstance(target, TruncatedLogits)]
-    if not truncated:
-        return torch.from_numpy(np.concatenate([target for target in targets if isinstance(target, np.ndarray)]))
-    num_kept = np.concatenate([np.diff(target.offsets) for target in truncated])
-    return SparseDistribution.from_ragged(
-        np.concatenate([target.ids for target in truncated]),
-        np.concatenate([target.logprobs for target in truncated]),
-        np.concatenate([[0], np.cumsum(num_kept)]),
-        np.concatenate([target.tail_logmass for target in truncated]),
+def _logits(records: Sequence[Record]) -> LogitTargets:
+    """The records of a store all hold the same kind."""
+    kept = [record.logits for record in records]
+    if truncated := [logits for logits in kept if isinstance(logits, TruncatedLogits)]:
+        return TruncatedTargets(
+            entries=_entries(truncated, [logits.logprobs for logits in truncated]),
+            tail_logmass_N=_joined([logits.tail_logmass for logits in truncated]),
+        )
+    if sampled := [logits for logits in kept if isinstance(logits, SampledLogits)]:
+        return SampledTargets(
+            entries=_entries(sampled, [logits.counts for logits in sampled]),
+            entropy_N=_joined([logits.entropy for logits in sampled]),
+            num_draws=max(int(logits.draws_per_position().max(initial=0)) for logits in sampled),
+        )
+    if hidden := [logits.states for logits in kept if isinstance(logits, HiddenStates)]:
+        return HiddenTargets(states=_coded(hidden, np.concatenate))
+    return FullTargets(logits=_coded([logits for logits in kept if isinstance(logits, np.ndarray)], np.concatenate))
+
+
+def _entries(
+    logits: Sequence[TruncatedLogits] | Sequence[SampledLogits], values: Sequence[NDArray[Any]]
+) -> RaggedEntries:
+    counts_N = np.concatenate([np.diff(kept.offsets) for kept in logits])
+    return RaggedEntries(
+        ids_E=_joined([kept.ids for kept in logits]),
+        values_E=_joined(values),
+        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(counts_N)]).astype(np.int64)),
+        widest=int(counts_N.max(initial=0)),
     )
+
+
+def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
+    """Targets of one codec, joined part by part; at least one is there."""
+    there = [_parts(target) for target in targets if target is not None]
+    codec, names = there[0][0], there[0][1].keys()
+    absent = dict.fromkeys(names)
+    every = [absent if target is None else _parts(target)[1] for target in targets]
+    return CodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
+
+
+def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:
+    if isinstance(target, EncodedArray):
+        return target.codec, target.parts
+    return target.dtype.name, {"": target}
+
+
+def _padded(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+    """[B, ...], 0 where a sample has less than the largest, or nothing."""
+    there = [part for part in parts if part is not None]
+    sizes = [max(axis) for axis in zip(*(part.shape for part in there), strict=True)]
+    padded = np.zeros((len(parts), *sizes), there[0].dtype)
+    for sample, part in enumerate(parts):
+        if part is not None:
+            padded[sample][tuple(slice(size) for size in part.shape)] = part
+    return padded
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))

@@ -38,6 +38,23 @@ class LossConfig(_Settings):
             raise ValueError("supervised and logit are both 0, so nothing trains the decoder; set one above 0")
         return self
 
+    def problems_with(self, logits_kind: str, where: str) -> list[str]:
+        """Why the logit loss cannot be computed from a kind of stored logits; a line each, `where` names the store."""
+        if self.logit == 0:
+            return []
+        found, problems = f"but {where} keeps logits {logits_kind!r}", []
+        if logits_kind == "sampled" and self.logit_direction != "forward":
+            problems.append(
+                f"losses.logit_direction is {self.logit_direction!r}, {found}, which estimate 'forward' only; set it "
+                "to 'forward' or dump other logits"
+            )
+        if logits_kind not in ("full", "hidden", "none") and self.temperature != 1.0:
+            problems.append(
+                f"losses.temperature is {self.temperature}, {found}, which fit temperature 1.0 only; set it to 1.0 or "
+                "dump 'hidden' or 'full' logits"
+            )
+        return problems
+
     @property
     def weights(self) -> dict[str, float]:
         """The weights above 0 by term."""

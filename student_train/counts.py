@@ -23,7 +23,7 @@ class GlobalCounts:
         images = reader.has_image.astype(np.int64)
         per_sample = {
             "supervised": reader.num_supervised,
-            "logit": reader.num_supervised,
+            "logit": reader.num_supervised,  # whatever the kind of logits
             "attention": student.num_heads * images * self._attention_pairs(reader, vision_tokens),
             "vision_all": images * vision_tokens * hidden_size,
             "vision_focus": images * reader.manifest.shapes.vision_top_tokens * hidden_size,

@@ -19,10 +19,10 @@ class CachedDataset:
     Args:
         reader: the store.
         builder: the STUDENT's tokenizer, template and image processor.
-        images: folder the records' image paths are relative to.
+        images: folder the records' image paths are relative to; None where the store holds the image files.
     """
 
-    def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path) -> None:
+    def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path | None) -> None:
         self.reader, self.builder, self.images = reader, builder, images
 
     def __len__(self) -> int:
@@ -50,10 +50,14 @@ class CachedDataset:
     def _image_bytes(self, record: Record) -> bytes | None:
         if record.image is None:
             return None
-        data = read_image_bytes(self.images, record.image)
+        if record.image_bytes is not None:
+            data, where = record.image_bytes, f"store {self.reader.path}, image {record.image}"
+        else:
+            assert self.images is not None  # checks.check_images
+            data, where = read_image_bytes(self.images, record.image), str(self.images / record.image)
         if (found := hashlib.sha256(data).hexdigest()) != record.image_sha256:
             raise SampleError(
-                f"{self.images / record.image}: sha256 is {found}, the teacher saw {record.image_sha256}; "
+                f"{where}: sha256 is {found}, the teacher saw {record.image_sha256}; "
                 "restore the file or dump the targets again"
             )
         return data

@@ -71,14 +71,12 @@ class Engine:
         groups = parameter_groups(student, config)
         self._peak_rates = [group["lr"] for group in groups]
         student.to(ranks.device)
-        with _float32_buffers(student):
+        with _buffers_as_they_are(student):
             try:
                 self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                     model=student,
-                    # Offloaded state is updated on the host, where the fused kernel is vectorised.
-                    optimizer=torch.optim.AdamW(
-                        groups, weight_decay=config.weight_decay, fused=config.offload_optimizer or None
-                    ),
+                    # Fused: the other kernels hold copies as large as the master weights, and are slower on a host.
+                    optimizer=torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True),
                     config=zero_config(student, config, dtype, ranks.world_size),
                     dist_init_required=False,
                 )
@@ -169,9 +167,12 @@ def _prepare_deepspeed() -> None:
 
 
 @contextmanager
-def _float32_buffers(module: nn.Module) -> Iterator[None]:
-    """Undo the cast of buffers to half precision: rotary frequencies rounded to bfloat16 put positions off by units."""
-    kept = {name: value for name, value in module.named_buffers() if value.dtype == torch.float32}
+def _buffers_as_they_are(module: nn.Module) -> Iterator[None]:
+    """Undo the cast of buffers to the weights' dtype.
+
+    Rotary frequencies rounded to bfloat16 put positions off by units; the teacher's lm_head has the teacher's dtype.
+    """
+    kept = {name: value for name, value in module.named_buffers() if value.is_floating_point()}
     yield
     for name, value in kept.items():
         owner = module.get_submodule(name.rpartition(".")[0])

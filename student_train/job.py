@@ -20,17 +20,17 @@ class TrainJob:
         student: checkpoint folder (or hub id) in the official layout.
         vision_config: folder with the vision tower's config, overriding the checkpoint's.
         dtype: of the student's weights; master weights and optimiser state are float32.
-        images: folder the samples' image paths are relative to.
+        images: folder the samples' image paths are relative to; None where the store holds the image files.
         template: prompt template; must be the store's.
         max_tokens: most embedded tokens of a sample, or None.
-        store: the teacher's cached targets.
+        store: the teacher's cached targets, a folder or a URL.
         train: optimisation settings.
     """
 
     student: str | Path
-    images: Path
-    store: Path
+    store: Path | str
     train: TrainConfig
+    images: Path | None = None
     template: TemplateName = "v1"
     vision_config: Path | None = None
     dtype: DtypeName = "float32"

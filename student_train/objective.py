@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from student_train.adapters import Adapters
 from student_train.batch import TrainBatch
 from student_train.config import LossConfig
+from student_train.logit_term import logit_term
 from student_train.losses.attention import attention_loss
-from student_train.losses.logit import logit_loss
 from student_train.losses.loss_sum import LossSum
 from student_train.losses.supervised import supervised_loss
 from student_train.losses.vision import vision_all_loss, vision_focus_loss
@@ -27,8 +27,14 @@ class DistilledStudent(nn.Module):
     projector out would have its gradients added to other parameters' of the other ranks.
     """
 
-    def __init__(self, model: MobileVLM, adapters: Adapters, losses: LossConfig) -> None:
+    teacher_lm_head_VD: Tensor | None
+
+    def __init__(
+        self, model: MobileVLM, adapters: Adapters, losses: LossConfig, teacher_lm_head_VD: Tensor | None = None
+    ) -> None:
+        """`teacher_lm_head_VD` [V, Dt] is needed where the store keeps the teacher's hidden states."""
         super().__init__()
+        self.register_buffer("teacher_lm_head_VD", teacher_lm_head_VD, persistent=False)  # frozen, in its own dtype
         self.model, self.adapters, self.losses = model, adapters, losses
         model.requires_grad_(True)
         model.freeze_vision_tower()
@@ -63,12 +69,7 @@ class DistilledStudent(nn.Module):
             terms["supervised"] = supervised_loss(logits_NV, batch.labels_N)
         if self.losses.logit > 0:
             assert batch.logits is not None
-            terms["logit"] = logit_loss(
-                logits_NV,
-                batch.logits,
-                direction=self.losses.logit_direction,
-                temperature=self.losses.temperature,
-            )
+            terms["logit"] = logit_term(logits_NV, batch.logits, self.teacher_lm_head_VD, self.losses)
         return terms
 
     def _attention(self, batch: TrainBatch, embeds_BLD: Tensor) -> LossSum:
@@ -83,12 +84,12 @@ class DistilledStudent(nn.Module):
     def _vision_all(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
         if batch.vision_all_IPD is None:
             return _idle(self.adapters.adapt_vision(self._no_teacher_vision()))
-        return vision_all_loss(self.adapters.adapt_vision(batch.vision_all_IPD), vision_IPD)
+        return vision_all_loss(self.adapters.adapt_vision(batch.vision_all_IPD.decode()), vision_IPD)
 
     def _vision_focus(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
         if batch.top_embeddings_IKD is None or batch.top_index_IK is None:
             return _idle(self.adapters.adapt_vision(self._no_teacher_vision()))
-        adapted_IKD = self.adapters.adapt_vision(batch.top_embeddings_IKD)
+        adapted_IKD = self.adapters.adapt_vision(batch.top_embeddings_IKD.decode())
         return vision_focus_loss(adapted_IKD, vision_IPD, batch.top_index_IK)
 
     def _no_vision(self) -> Tensor:

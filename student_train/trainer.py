@@ -6,11 +6,14 @@ import signal
 from collections.abc import Iterator
 from time import perf_counter
 
+from torch import Tensor
+
 from storage import SampleOrder, StoreReader
 from student_train.adapters import Adapters
 from student_train.batch import TrainBatch
 from student_train.checkpoint import TrainState, check_same_settings, load_checkpoint, save_checkpoint
-from student_train.checks import check_store_fits
+from student_train.checks import check_images, check_store_fits
+from student_train.config import LossConfig
 from student_train.counts import GlobalCounts
 from student_train.dataset import CachedDataset
 from student_train.engine import Engine, StepOutcome
@@ -28,6 +31,7 @@ from student_train.settings import deciding_settings
 from student_train.tally import StepTally
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
+from vlm.teacher_head import LM_HEAD_FILE, read_lm_head
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED_IN_A_ROW = 10
@@ -90,8 +94,9 @@ def open_dataset(job: TrainJob) -> CachedDataset:
     builder = load_example_builder(
         job.student, template=job.template, vision_config=job.vision_config, max_tokens=job.max_tokens
     )
-    shapes = load_config(resolve_checkpoint(job.student), vision_config=job.vision_config)
+    shapes = load_config(resolve_checkpoint(job.student, weights=False), vision_config=job.vision_config)
     check_store_fits(reader, builder, shapes, job.train.losses)
+    check_images(reader, job.images)
     return CachedDataset(reader, builder, job.images)
 
 
@@ -107,7 +112,15 @@ def build_student(job: TrainJob, reader: StoreReader) -> DistilledStudent:
         adapters.initialise(job.train.adapter_init, seed=job.train.seed)
     else:
         adapters.load(job.train.adapters)
-    return DistilledStudent(model, adapters, job.train.losses)
+    return DistilledStudent(model, adapters, job.train.losses, teacher_lm_head(reader, job.train.losses))
+
+
+def teacher_lm_head(reader: StoreReader, losses: LossConfig) -> Tensor | None:
+    """What turns stored hidden states into logits, [V, Dt]; None where the run needs none."""
+    if reader.manifest.codecs.logits.kind != "hidden" or losses.logit == 0:
+        return None
+    shapes = reader.manifest.shapes
+    return read_lm_head(reader.attachment(LM_HEAD_FILE), vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)
 
 
 def _optimiser_step(

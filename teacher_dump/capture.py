@@ -1,7 +1,7 @@
 """One teacher forward and everything a student must learn from it.
 
 Shapes: B samples (I with an image), L positions, R attention rows, C attention columns, P vision tokens, Ht heads,
-Dt hidden size, N supervised positions, V vocabulary.
+Dt hidden size, N supervised positions.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,21 @@ from vlm.position_map import AttentionPairs
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """The teacher's outputs for one sample, on the CPU; the vision fields are None without an image.
+    """The teacher's outputs for one sample; the vision fields are None without an image and on the CPU.
 
     Attributes:
         attention_HRC: float32, layer 0, for the chosen pairs of queries and keys.
         vision_embeddings_PD: projector output, in the teacher's dtype.
         focus_index: int64 [16], eq. 2.
-        logits_NV: at supervised positions, in the teacher's dtype.
-        next_labels_N: int64.
+        hidden_ND: after the final norm, at supervised positions, in the teacher's dtype and on its device: what is kept
+            of the logits is decided there (`distribution.py`).
+        next_labels_N: int64, on the same device.
     """
 
     attention_HRC: Tensor | None
     vision_embeddings_PD: Tensor | None
     focus_index: Tensor | None
-    logits_NV: Tensor
+    hidden_ND: Tensor
     next_labels_N: Tensor
 
 
@@ -44,8 +45,8 @@ def capture(model: MobileVLM, examples: Sequence[Example], pairs: AttentionPairs
     embeds_BLD = model.embed(batch, vision_IPD)
     hidden_BLD = model.hidden_states(embeds_BLD)
     sizes = [len(example.positions.supervised_positions) for example in examples]
-    logits = model.lm_head(hidden_BLD[batch.supervised_mask_BL]).cpu().split(sizes)
-    labels = batch.supervised_labels_N.cpu().split(sizes)
+    hidden = hidden_BLD[batch.supervised_mask_BL].split(sizes)
+    labels = batch.supervised_labels_N.split(sizes)
     attention, focus = _attention(model, examples, embeds_BLD[batch.image_samples_I], pairs)
     image_of = {sample: image for image, sample in enumerate(batch.image_samples_I.tolist())}
     return [
@@ -55,7 +56,7 @@ def capture(model: MobileVLM, examples: Sequence[Example], pairs: AttentionPairs
             if vision_IPD is not None and sample in image_of
             else None,
             focus_index=focus[image_of[sample]] if sample in image_of else None,
-            logits_NV=logits[sample],
+            hidden_ND=hidden[sample],
             next_labels_N=labels[sample],
         )
         for sample in range(len(examples))

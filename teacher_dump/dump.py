@@ -11,14 +11,16 @@ from storage.errors import RecordError
 from storage.reader import StoreReader
 from storage.record import Record
 from storage.writer import ShardWriter, StoreWriter
-from teacher_dump.capture import capture
+from teacher_dump.attachments import make_attachments
+from teacher_dump.capture import Targets, capture
+from teacher_dump.distribution import stored_logits
 from teacher_dump.fingerprint import make_manifest
 from teacher_dump.job import DumpJob, DumpResult
 from teacher_dump.records import make_record
 from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import Sample, load_samples, read_image_bytes, sample_key
+from vlm.conversations import ConversationFile, Sample, read_image_bytes, sample_key
 from vlm.errors import InputError, SampleError
-from vlm.examples import Example, ExampleBuilder
+from vlm.examples import Example, ExampleBuilder, OverlongError
 from vlm.model import MobileVLM
 
 
@@ -27,7 +29,7 @@ class Prepared:
     """A sample ready for the teacher."""
 
     sample: Sample
-    image_sha256: str | None
+    image_bytes: bytes | None
     example: Example
 
 
@@ -39,19 +41,23 @@ def dump(job: DumpJob) -> DumpResult:
         StoreError: the store was made with other settings, or cannot be written.
     """
     started = time.monotonic()
-    samples = load_samples(job.conversations)
-    if not samples:
+    samples = ConversationFile(job.conversations)
+    if not len(samples):
         raise InputError(f"{job.conversations}: no conversations in it; give a file with at least one")
-    if not job.images.is_dir() and any(sample.image for sample in samples):
-        raise InputError(f"{job.images}: no such image folder; set data.images")
+    _check_image_folder(job, samples)
     teacher = job.teacher
     builder = load_example_builder(
         teacher.checkpoint, template=job.template, vision_config=teacher.vision_config, max_tokens=job.max_tokens
     )
     # Shapes come from the model itself, so that the manifest cannot say anything else.
-    model = load_model(teacher.checkpoint, vision_config=teacher.vision_config, dtype=teacher.torch_dtype)
-    model.to(teacher.torch_device)
-    store = StoreWriter(job.store.path, make_manifest(job, model.config, builder, len(samples)))
+    model = load_model(
+        teacher.checkpoint,
+        vision_config=teacher.vision_config,
+        dtype=teacher.torch_dtype,
+        device=teacher.torch_device,
+        quantization=teacher.quantization,
+    )
+    store = _open_store(job, model, builder, samples)
     pending = store.pending_shards()
     run = _Run(job, model, builder, samples, total=sum(len(store.planned_samples(shard)) for shard in pending))
     for shard in pending:
@@ -63,7 +69,7 @@ class _Run:
     """One run over the pending shards: what it needs and what it counts."""
 
     def __init__(
-        self, job: DumpJob, model: MobileVLM, builder: ExampleBuilder, samples: list[Sample], total: int
+        self, job: DumpJob, model: MobileVLM, builder: ExampleBuilder, samples: ConversationFile, total: int
     ) -> None:
         self.job, self.model, self.builder, self.samples = job, model, builder, samples
         self.total, self.done, self.written, self.errors = total, 0, 0, 0
@@ -76,15 +82,30 @@ class _Run:
                 targets = capture(self.model, [item.example for item in batch], self.job.store.attention_pairs)
                 for item, sample_targets in zip(batch, targets, strict=True):
                     with _Quarantine(self, sink, item.sample):
-                        key = sample_key(item.sample.conversations(), item.image_sha256, self.job.template)
-                        self.append(
-                            sink,
-                            make_record(
-                                item.sample, key, item.image_sha256, item.example, sample_targets, self.job.store
-                            ),
-                        )
+                        self.append(sink, self.record(item, sample_targets))
                 self.job.progress(self.done, self.total)
             return sink.commit()
+
+    def record(self, item: Prepared, targets: Targets) -> Record:
+        sample, config = item.sample, self.job.store
+        sha256 = None if item.image_bytes is None else hashlib.sha256(item.image_bytes).hexdigest()
+        logits = stored_logits(
+            self.model.lm_head,
+            targets.hidden_ND,
+            targets.next_labels_N,
+            config.logits.codec(),
+            draw_key=(config.seed, sample.index),
+        )
+        return make_record(
+            sample,
+            item.example,
+            targets,
+            logits,
+            config,
+            key=sample_key(sample.conversations(), sha256, self.job.template),
+            image_sha256=sha256,
+            image_bytes=item.image_bytes,
+        )
 
     def append(self, sink: ShardWriter, record: Record) -> None:
         sink.append(record)
@@ -97,10 +118,25 @@ class _Run:
             with _Quarantine(self, sink, sample):
                 if sample.problem is not None:
                     raise SampleError(sample.problem)
-                image_bytes = None if sample.image is None else read_image_bytes(self.job.images, sample.image)
-                example = self.builder.build(sample.turns, image_bytes)
-                image_sha256 = None if image_bytes is None else hashlib.sha256(image_bytes).hexdigest()
-                yield Prepared(sample, image_sha256, example)
+                image_bytes = self.image_bytes(sample)
+                yield Prepared(sample, image_bytes, self.build(sample, image_bytes))
+
+    def build(self, sample: Sample, image_bytes: bytes | None) -> Example:
+        try:
+            return self.builder.build(sample.turns, image_bytes)
+        except OverlongError:
+            raise
+        except SampleError as error:
+            if image_bytes is None:
+                raise
+            self.builder.tokenize(sample.turns, has_image=True)  # raises it again where the conversation is at fault
+            raise SampleError(f"{sample.image}: {error}") from error
+
+    def image_bytes(self, sample: Sample) -> bytes | None:
+        if sample.image is None:
+            return None
+        assert self.job.images is not None  # _check_image_folder
+        return read_image_bytes(self.job.images, sample.image)
 
 
 class _Quarantine:
@@ -126,6 +162,18 @@ class _Quarantine:
             ) from error
         self.sink.quarantine(sample.index, sample.id, str(error))
         return True
+
+
+def _open_store(job: DumpJob, model: MobileVLM, builder: ExampleBuilder, samples: ConversationFile) -> StoreWriter:
+    attachments = make_attachments(job.store, builder, model)
+    manifest = make_manifest(job, model.config, builder, samples, attachments)
+    return StoreWriter(job.store.path, manifest, attachments=attachments)
+
+
+def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
+    if (job.images is None or not job.images.is_dir()) and any(sample.image for sample in samples):
+        found = "is missing" if job.images is None else f"is {job.images}, which is no folder"
+        raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")
 
 
 def batched(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:

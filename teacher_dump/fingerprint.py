@@ -1,35 +1,43 @@
 """What decided a store's targets, written into its manifest: models, settings and data."""
 
 import hashlib
-from pathlib import Path
+import json
+from collections.abc import Mapping
 
 import torch
 import transformers
 
-from storage.manifest import Codecs, LogitsCodec, Manifest, Shapes
-from teacher_dump.config import StoreConfig
+from storage.manifest import Manifest, Shapes
 from teacher_dump.focus import FOCUS_TOKENS
 from teacher_dump.job import DumpJob
 from vlm.checkpoint import weights_fingerprint
 from vlm.config import VLMConfig
+from vlm.conversations import ConversationFile
 from vlm.examples import ExampleBuilder
 
 # Raise it when the same teacher and data would give other targets.
-CAPTURE_VERSION = "1"
+CAPTURE_VERSION = "2"
 
 
-def make_manifest(job: DumpJob, config: VLMConfig, builder: ExampleBuilder, num_samples: int) -> Manifest:
+def make_manifest(
+    job: DumpJob,
+    config: VLMConfig,
+    builder: ExampleBuilder,
+    samples: ConversationFile,
+    attachments: Mapping[str, bytes],
+) -> Manifest:
     """The manifest of the store that `job` writes."""
     return Manifest(
         fingerprint={
             **builder.fingerprint,
+            "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids()),
             "weights": weights_fingerprint(job.teacher.checkpoint),
             "vision_config": hashlib.sha256(config.vision.to_json_string().encode()).hexdigest(),
-            "dtype": job.teacher.dtype,
+            "dtype": job.teacher.precision,
             "capture": CAPTURE_VERSION,
         },
         data_fingerprint={
-            "conversations": file_sha256(job.conversations),
+            "conversations": samples.sha256,
             "max_tokens": str(job.max_tokens),
         },
         shapes=Shapes(
@@ -39,28 +47,12 @@ def make_manifest(job: DumpJob, config: VLMConfig, builder: ExampleBuilder, num_
             vocab_size=config.vocab_size,
             vision_top_tokens=min(FOCUS_TOKENS, config.vision_tokens),
         ),
-        codecs=make_codecs(job.store),
+        codecs=job.store.codecs(),
         backend=job.store.backend,
-        num_samples=num_samples,
+        inputs=job.store.inputs,
+        attachments={name: hashlib.sha256(content).hexdigest() for name, content in attachments.items()},
+        num_samples=len(samples),
         shard_size=job.store.shard_size,
         seed=job.store.seed,
         created_with={"torch": torch.__version__, "transformers": transformers.__version__},
     )
-
-
-def make_codecs(store: StoreConfig) -> Codecs:
-    """The codecs of the configuration, as the manifest records them."""
-    logits = store.logits
-    return Codecs(
-        attention=store.attention,
-        attention_pairs=store.attention_pairs,
-        vision_top=store.vision_top,
-        vision_all=store.vision_all,
-        logits=LogitsCodec(kind=logits.kind, top_k=logits.kept_entries, dtype=logits.stored_dtype),
-    )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

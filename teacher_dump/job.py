@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacher_dump.config import StoreConfig, TeacherConfig
+from teacher_dump.config import TeacherConfig
+from teacher_dump.store_config import StoreConfig
 from vlm.templates import TemplateName
 
 
@@ -14,13 +15,13 @@ class DumpJob:
 
     Attributes:
         conversations: LLaVA-style JSON or JSON lines.
-        images: folder the samples' image paths are relative to.
+        images: folder the samples' image paths are relative to; None when no sample has an image.
         max_tokens: samples with more embedded tokens are dropped (and listed), or None.
         progress: called as `progress(done, total)` after every batch; the display is the caller's.
     """
 
     conversations: Path
-    images: Path
+    images: Path | None
     template: TemplateName
     max_tokens: int | None
     teacher: TeacherConfig

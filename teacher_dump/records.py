@@ -4,27 +4,33 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.record import FloatArray, Record, TruncatedLogits
+from storage.codec_settings import FROM_ALL
+from storage.record import FloatArray, Logits, Record
 from teacher_dump.capture import Targets
-from teacher_dump.config import LogitsConfig, StoreConfig
-from teacher_dump.truncation import keep_top_k
+from teacher_dump.store_config import StoreConfig
 from vlm.conversations import Sample
 from vlm.examples import Example
 
-LARGEST_UINT16 = 2**16
-
 
 def make_record(
-    sample: Sample, key: str, image_sha256: str | None, example: Example, targets: Targets, config: StoreConfig
+    sample: Sample,
+    example: Example,
+    targets: Targets,
+    logits: Logits | None,
+    config: StoreConfig,
+    *,
+    key: str,
+    image_sha256: str | None,
+    image_bytes: bytes | None,
 ) -> Record:
-    """The record of one sample, holding the targets that `config` keeps.
+    """The record of one sample, holding the targets that `config` keeps, in floats: the store encodes them.
 
     Raises:
-        StoreError: a target is not finite.
+        RecordError: a target is not finite.
     """
-    focus = targets.focus_index
-    embeddings = targets.vision_embeddings_PD
-    keep_top = config.vision_top != "none" and focus is not None and embeddings is not None
+    focus, embeddings = targets.focus_index, targets.vision_embeddings_PD
+    keep_top = config.vision_top != "none" and focus is not None
+    top = embeddings[focus] if embeddings is not None and keep_top and config.vision_top != FROM_ALL else None
     return Record(
         key=key,
         id=sample.id,
@@ -32,6 +38,7 @@ def make_record(
         conversations=sample.conversations(),
         image=sample.image,
         image_sha256=image_sha256,
+        image_bytes=image_bytes if config.inputs == "embed" else None,
         input_ids=example.input_ids,
         labels=example.labels,
         vision_positions=example.positions.vision_positions,
@@ -39,9 +46,9 @@ def make_record(
         supervised_positions=example.positions.supervised_positions,
         attention=_token_major(targets.attention_HRC) if config.attention != "none" else None,
         vision_top_index=_indices(focus) if keep_top else None,
-        vision_top_embeddings=_floats(embeddings[focus]) if keep_top else None,  # type: ignore[index]
+        vision_top_embeddings=_floats(top),
         vision_embeddings=_floats(embeddings) if config.vision_all != "none" else None,
-        logits=_logits(targets, config.logits),
+        logits=logits,
     )
 
 
@@ -56,19 +63,3 @@ def _floats(tensor: Tensor | None) -> NDArray[np.float32] | None:
 
 def _indices(index: Tensor | None) -> NDArray[np.uint16] | None:
     return None if index is None else index.numpy().astype(np.uint16)
-
-
-def _logits(targets: Targets, config: LogitsConfig) -> FloatArray | TruncatedLogits | None:
-    if config.kind == "none":
-        return None
-    top_k = config.kept_entries
-    if top_k is None:
-        return _floats(targets.logits_NV)
-    kept = keep_top_k(targets.logits_NV, targets.next_labels_N, top_k)
-    vocab_size = targets.logits_NV.shape[1]
-    return TruncatedLogits(
-        ids=kept.ids.astype(np.uint16) if vocab_size <= LARGEST_UINT16 else kept.ids.astype(np.uint32),
-        logprobs=kept.logprobs,
-        offsets=kept.offsets,
-        tail_logmass=kept.tail_logmass,
-    )

@@ -36,6 +36,8 @@ def logit_loss(
 
     Raises:
         ValueError: a truncated teacher at a temperature other than 1. The tempered mass of its tail is unknown.
+
+    `hidden_logit.py` and `sampled_logit.py` hold the same loss for the other ways of keeping the teacher.
     """
     if isinstance(teacher, SparseDistribution):
         if temperature != 1.0:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
+from storage.record import HiddenStates, SampledLogits
 from student_train.config import TrainConfig
 from student_train.job import TrainJob
 from vlm.batch import collate_sequences
@@ -27,6 +28,7 @@ from vlm.checkpoint import load_example_builder, load_model
 from vlm.conversations import sample_key
 from vlm.examples import Example, ExampleBuilder
 from vlm.model import MobileVLM
+from vlm.teacher_head import LM_HEAD_FILE, lm_head_bytes
 from vlm.templates import Turn
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
@@ -91,22 +93,28 @@ def dump(teacher: MobileVLM, student_builder: ExampleBuilder) -> Dump:
         codecs: Codecs | None = None,
         fingerprint: dict[str, str] | None = None,
         vocab_size: int = 512,
+        backend: Any = "zarr",
+        inputs: Any = "reference",
     ) -> Path:
         codecs = codecs or exact_codecs()
+        head = {LM_HEAD_FILE: lm_head_bytes(teacher.lm_head.weight)} if codecs.logits.kind == "hidden" else {}
         manifest = Manifest(
             fingerprint={"weights": "golden", **student_builder.fingerprint, **(fingerprint or {})},
             data_fingerprint={"name": path.name},
             shapes=Shapes(num_heads=8, hidden_size=128, vision_tokens=144, vocab_size=vocab_size),
             codecs=codecs,
+            backend=backend,
+            inputs=inputs,
+            attachments={name: hashlib.sha256(content).hexdigest() for name, content in head.items()},
             num_samples=len(samples),
             shard_size=4,
             seed=0,
         )
-        writer = StoreWriter(path, manifest)
+        writer = StoreWriter(path, manifest, attachments=head)
         for shard in writer.pending_shards():
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard):
-                    sink.append(_record(teacher, student_builder, samples[index], int(index), codecs))
+                    sink.append(_record(teacher, student_builder, samples[index], int(index), codecs, inputs))
                 sink.commit()
         return path
 
@@ -145,7 +153,12 @@ def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
     """make_job(store, **train settings): a short run of the golden student."""
 
     def make(
-        store: Path, *, images: Path = IMAGES, max_tokens: int | None = None, dtype: Any = "float32", **train: Any
+        store: Path,
+        *,
+        images: Path | None = IMAGES,
+        max_tokens: int | None = None,
+        dtype: Any = "float32",
+        **train: Any,
     ) -> TrainJob:
         defaults: dict[str, Any] = {"output": tmp_path / "out", "steps": 6, "micro_batch": 2, "learning_rate": 1e-3}
         return TrainJob(
@@ -225,7 +238,7 @@ def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tens
     vision = None if batch.pixel_values_ICHW is None else teacher.encode_images(batch.pixel_values_ICHW)
     embeds = teacher.embed(batch, vision)
     hidden = teacher.hidden_states(embeds)[0, example.positions.supervised_positions]
-    targets = {"logits": teacher.lm_head(hidden)}
+    targets = {"logits": teacher.lm_head(hidden), "hidden": hidden}
     if vision is not None:
         rows, cols = (
             torch.from_numpy(p.astype(np.int64))[None]
@@ -241,20 +254,33 @@ def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tens
     return targets
 
 
-def _record(teacher: MobileVLM, builder: ExampleBuilder, sample: dict[str, Any], index: int, codecs: Codecs) -> Record:
+_FOUND: dict[Any, dict[str, Tensor]] = {}  # one forward pass per sample, however many stores it goes into
+
+
+def _record(
+    teacher: MobileVLM,
+    builder: ExampleBuilder,
+    sample: dict[str, Any],
+    index: int,
+    codecs: Codecs,
+    inputs: str,
+) -> Record:
     image = sample.get("image")
     data = (IMAGES / image).read_bytes() if image else None
     digest = hashlib.sha256(data).hexdigest() if data else None
     turns = [Turn(turn["from"], turn["value"]) for turn in sample["conversations"]]
     example = builder.build(turns, data)
-    found = _targets(teacher, example, codecs.attention_pairs)
+    known = (example.input_ids.tobytes(), digest, codecs.attention_pairs)
+    if known not in _FOUND:
+        _FOUND[known] = _targets(teacher, example, codecs.attention_pairs)
+    found = _FOUND[known]
     kept = {
         name: np.ascontiguousarray(found[name].numpy().astype(dtype))
         for name, codec, dtype in (
-            ("attention", codecs.attention, codecs.attention),
-            ("vision_embeddings", codecs.vision_all, codecs.vision_all),
-            ("vision_top_embeddings", codecs.vision_top, codecs.vision_top),
-            ("vision_top_index", codecs.vision_top, "uint16"),
+            ("attention", codecs.attention, np.float32),
+            ("vision_embeddings", codecs.vision_all, np.float32),
+            ("vision_top_embeddings", codecs.vision_top.removeprefix("from_all") or "none", np.float32),
+            ("vision_top_index", codecs.vision_top, np.uint16),
         )
         if codec != "none" and name in found
     }
@@ -270,23 +296,49 @@ def _record(teacher: MobileVLM, builder: ExampleBuilder, sample: dict[str, Any],
         vision_positions=example.positions.vision_positions,
         tqv_query_positions=example.positions.tqv_query_positions,
         supervised_positions=example.positions.supervised_positions,
-        logits=_stored_logits(found["logits"], codecs.logits),
+        logits=_stored_logits(found, codecs.logits),
+        image_bytes=data if inputs == "embed" else None,
         **kept,
     )
 
 
-def _stored_logits(logits_NV: Tensor, codec: LogitsCodec) -> Any:
+def _stored_logits(found: dict[str, Tensor], codec: LogitsCodec) -> Any:
+    logits_NV = found["logits"]
     if codec.kind == "none":
         return None
     if codec.kind == "full":
-        return logits_NV.numpy().astype(codec.dtype)
-    assert codec.top_k is not None
+        return logits_NV.numpy()
+    if codec.kind == "hidden":
+        return HiddenStates(states=found["hidden"].numpy())
     logprobs_NV = logits_NV.double().log_softmax(-1)
-    order_NV = logprobs_NV.argsort(descending=True)
-    ids_NK, tail = order_NV[:, : codec.top_k], order_NV[:, codec.top_k :]
+    if codec.kind == "sampled":
+        assert codec.num_draws is not None
+        return _sampled(logprobs_NV, codec.num_draws)
+    sorted_NV, order_NV = logprobs_NV.sort(descending=True)
+    kept_NV = torch.arange(sorted_NV.shape[1]) < _num_kept(sorted_NV, codec)[:, None]
     return TruncatedLogits(
-        ids=ids_NK.flatten().numpy().astype(np.uint16),
-        logprobs=logprobs_NV.gather(1, ids_NK).flatten().numpy().astype(codec.dtype),
-        offsets=np.arange(len(ids_NK) + 1, dtype=np.int64) * codec.top_k,
-        tail_logmass=logprobs_NV.gather(1, tail).logsumexp(-1).numpy().astype(np.float32),
+        ids=order_NV[kept_NV].numpy().astype(np.uint16),
+        logprobs=sorted_NV[kept_NV].numpy().astype(np.float32),
+        offsets=np.concatenate([[0], np.cumsum(kept_NV.sum(1).numpy())]).astype(np.int64),
+        tail_logmass=sorted_NV.masked_fill(kept_NV, -torch.inf).logsumexp(-1).numpy().astype(np.float32),
+    )
+
+
+def _num_kept(sorted_logprobs_NV: Tensor, codec: LogitsCodec) -> Tensor:
+    if codec.kind == "topk":
+        return torch.full((len(sorted_logprobs_NV),), codec.top_k)
+    assert codec.p is not None
+    wanted = (sorted_logprobs_NV.exp().cumsum(-1) < codec.p).sum(-1) + 1
+    return wanted.clamp(codec.min_entries, codec.max_entries)
+
+
+def _sampled(logprobs_NV: Tensor, num_draws: int) -> SampledLogits:
+    generator = torch.Generator().manual_seed(0)
+    drawn_ND = torch.multinomial(logprobs_NV.exp(), num_draws, replacement=True, generator=generator).numpy()
+    found = [np.unique(row, return_counts=True) for row in drawn_ND]
+    return SampledLogits(
+        ids=np.concatenate([ids for ids, _ in found]).astype(np.uint16),
+        counts=np.concatenate([counts for _, counts in found]).astype(np.uint16),
+        offsets=np.cumsum([0, *(len(ids) for ids, _ in found)]).astype(np.int64),
+        entropy=-(logprobs_NV.exp() * logprobs_NV).sum(-1).numpy().astype(np.float32),
     )

@@ -1,5 +1,7 @@
 """Store, student and settings that do not fit are refused before the first step, in one line with both values."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from storage import Codecs, LogitsCodec
 from student_train.adapters import Adapters
 from student_train.job import TrainJob
 from student_train.trainer import open_dataset, train
+from vlm.examples import ExampleBuilder
 
 MakeJob = Callable[..., TrainJob]
 
@@ -26,6 +29,19 @@ def refused(job: TrainJob, match: str) -> None:
 def test_fingerprints(part: str, dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path) -> None:
     store = dump(tmp_path / "store", v1_samples[:1], fingerprint={part: "of-somebody-else"})
     refused(make_job(store), rf"{part} is of-somebody-else in the store, .+ in the student")
+
+
+def test_a_tokenizer_that_gives_other_ids(
+    dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path, student_builder: ExampleBuilder
+) -> None:
+    """Whatever the tokenizer files' hashes say: the same texts must become the same ids."""
+    same = student_builder.tokenizer.probe_ids()
+    store = dump(tmp_path / "same", v1_samples[:1], fingerprint={"tokenizer_probe": json.dumps(same)})
+    assert len(open_dataset(make_job(store))) == 1
+    text, ids = next(iter(same.items()))
+    other = {**same, text: [*ids, 29871]}
+    store = dump(tmp_path / "other", v1_samples[:1], fingerprint={"tokenizer_probe": json.dumps(other)})
+    refused(make_job(store), rf"tokenizer\.model: {re.escape(repr(text))} becomes .*29871.* in the store")
 
 
 def test_vocabulary(dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path) -> None:
@@ -56,6 +72,49 @@ def test_temperature_of_truncated_logits(dump: Any, v1_samples: Any, make_job: M
     refused(
         make_job(store, losses={"temperature": 2.0}), r"losses\.temperature is 2\.0, but store .* keeps logits 'topk'"
     )
+
+
+NUCLEUS = {"kind": "nucleus", "p": 0.9, "min_entries": 1, "max_entries": 64}
+
+
+@pytest.mark.parametrize(
+    ("logits", "losses", "named"),
+    [
+        (NUCLEUS, {"temperature": 2.0}, r"losses\.temperature is 2\.0, but store .* keeps logits 'nucleus'"),
+        (
+            {"kind": "sampled", "num_draws": 9},
+            {},
+            r"losses\.logit_direction is 'reverse', but store .* keeps logits 'sampled'.*set it to 'forward'",
+        ),
+        (
+            {"kind": "sampled", "num_draws": 9},
+            {"temperature": 2.0},
+            r"logit_direction is 'reverse'.*; losses\.temperature is 2\.0, .* 'sampled'",
+        ),
+    ],
+)
+def test_losses_that_the_stored_logits_cannot_give(
+    logits: Any, losses: Any, named: str, dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path
+) -> None:
+    store = dump(tmp_path / "store", v1_samples[:1], codecs=Codecs(logits=LogitsCodec(**logits)))
+    refused(make_job(store, losses=losses), named)
+    # Without the logit loss it does not matter what the logits are.
+    assert train(make_job(store, losses={**losses, "logit": 0.0}, steps=1, micro_batch=1)).step == 1
+
+
+def test_image_folder_where_the_store_only_refers_to_images(exact_store: Path, make_job: MakeJob) -> None:
+    refused(make_job(exact_store, images=None), r"inputs 'reference'.*data\.images is missing.*'embed'")
+
+
+def test_lm_head_that_is_damaged(dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path) -> None:
+    store = dump(tmp_path / "store", v1_samples[:1], codecs=Codecs(logits=LogitsCodec(kind="hidden")))
+    head = store / "attachments" / "lm_head.safetensors"
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(data)
+    refused(make_job(store), r"lm_head\.safetensors: sha256 is")
+    head.unlink()
+    refused(make_job(store), r"lm_head\.safetensors")
 
 
 def test_samples_longer_than_max_tokens(exact_store: Path, make_job: MakeJob) -> None:

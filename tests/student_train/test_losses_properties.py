@@ -1,5 +1,7 @@
 """What must hold for every input: padding is invisible, a batch is the sum of its samples, gradients are right."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from student_train.losses.logit import Direction, logit_loss
 from student_train.losses.sparse_distribution import SparseDistribution
 from student_train.losses.supervised import supervised_loss
 from student_train.losses.vision import vision_focus_loss
+from student_train.targets import RaggedEntries, TruncatedTargets
 
 DIRECTIONS: list[Direction] = ["reverse", "forward"]
 
@@ -25,9 +28,13 @@ def truncate(teacher_logits_NV: Tensor, num_kept: list[int]) -> SparseDistributi
         ids.append(order[:keep].numpy())
         logprobs.append(row[order[:keep]].numpy())
         tails.append(float(row[order[keep:]].logsumexp(0)) if keep < len(row) else -np.inf)
-    return SparseDistribution.from_ragged(
-        np.concatenate(ids), np.concatenate(logprobs), np.cumsum([0, *num_kept]), np.array(tails)
+    entries = RaggedEntries(
+        ids_E=torch.from_numpy(np.concatenate(ids).astype(np.uint16)),
+        values_E=torch.from_numpy(np.concatenate(logprobs).astype(np.float32)),
+        offsets=torch.tensor([0, *itertools.accumulate(num_kept)]),
+        widest=max(num_kept),
     )
+    return TruncatedTargets(entries=entries, tail_logmass_N=torch.tensor(tails, dtype=torch.float32)).distribution()
 
 
 def bucketed_by_hand(student_NV: Tensor, teacher_NV: Tensor, num_kept: list[int], direction: Direction) -> Tensor:

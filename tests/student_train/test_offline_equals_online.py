@@ -13,10 +13,12 @@ from student_train.collate import collate
 from student_train.config import TERMS
 from student_train.counts import GlobalCounts
 from student_train.dataset import CachedDataset
+from student_train.decode import CodedTensor
 from student_train.engine import Engine
 from student_train.job import TrainJob
 from student_train.ranks import start_ranks
 from student_train.tally import StepTally
+from student_train.targets import FullTargets
 from student_train.trainer import build_student, open_dataset
 from vlm.model import MobileVLM
 
@@ -32,8 +34,9 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     embeds_BLD = teacher.embed(sequences, vision_IPD)
     hidden_BLD = teacher.hidden_states(embeds_BLD)
     logits_NV = teacher.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
+    live_logits = FullTargets(logits=CodedTensor.plain(logits_NV))
     if vision_IPD is None or attention is None:
-        return replace(batch, logits=logits_NV)
+        return replace(batch, logits=live_logits)
     attention_BHRC = teacher.first_layer_attention(embeds_BLD, attention.rows_BR, attention.cols_BC)
     top_IK = torch.stack(
         [
@@ -47,11 +50,11 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
     return replace(
         batch,
-        attention=replace(attention, teacher_BHRC=attention_BHRC),
-        vision_all_IPD=vision_IPD,
+        attention=replace(attention, coded_BRHC=CodedTensor.plain(attention_BHRC.transpose(1, 2))),
+        vision_all_IPD=CodedTensor.plain(vision_IPD),
         top_index_IK=top_IK,
-        top_embeddings_IKD=top_IKD,
-        logits=logits_NV,
+        top_embeddings_IKD=CodedTensor.plain(top_IKD),
+        logits=live_logits,
     )
 
 

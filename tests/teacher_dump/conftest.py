@@ -7,33 +7,41 @@ from typing import Any
 
 import pytest
 
-from teacher_dump.config import StoreConfig, TeacherConfig
+from storage import Record, StoreReader
+from teacher_dump.config import TeacherConfig
+from teacher_dump.dump import dump
 from teacher_dump.job import DumpJob
+from teacher_dump.store_config import StoreConfig
 
 MakeJob = Callable[..., DumpJob]
 
 
+def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = None, **settings: Any) -> DumpJob:
+    """A dump of `entries` (the golden v1 samples) into folder/store, every target in float32 unless set otherwise."""
+    batch, max_tokens = settings.pop("batch", 3), settings.pop("max_tokens", 2048)
+    data = folder / "data.json"
+    data.write_text(json.dumps(json.loads((golden / "v1.json").read_text()) if entries is None else entries))
+    exact = {"attention": "float32", "vision_top": "float32", "vision_all": "float32", "logits": {"kind": "full"}}
+    return DumpJob(
+        conversations=data,
+        images=images,
+        template="v1",
+        max_tokens=max_tokens,
+        teacher=TeacherConfig(checkpoint=str(golden / "teacher"), vision_config=golden / "clip", batch=batch),
+        store=StoreConfig(**{"path": folder / "store", "shard_size": 2, **exact, **settings}),
+    )
+
+
 @pytest.fixture
 def make_job(golden: Path, golden_images: Path, tmp_path: Path) -> MakeJob:
-    """`make_job(entries=None, **store settings)`: a dump of `entries` (the golden v1 samples) into tmp_path/store."""
+    """`make_job(entries=None, batch=3, max_tokens=2048, **store settings)`: see `make`."""
+    return lambda entries=None, **settings: make(golden, golden_images, tmp_path, entries, **settings)
 
-    def make(entries: list[Any] | None = None, batch: int = 3, max_tokens: int | None = 2048, **store: Any) -> DumpJob:
-        data = tmp_path / "data.json"
-        samples = json.loads((golden / "v1.json").read_text()) if entries is None else entries
-        data.write_text(json.dumps(samples))
-        settings = {
-            "attention": "float32",
-            "vision_top": "float32",
-            "vision_all": "float32",
-            "logits": {"kind": "full"},
-        }
-        return DumpJob(
-            conversations=data,
-            images=golden_images,
-            template="v1",
-            max_tokens=max_tokens,
-            teacher=TeacherConfig(checkpoint=str(golden / "teacher"), vision_config=golden / "clip", batch=batch),
-            store=StoreConfig(**{"path": tmp_path / "store", "shard_size": 2, **settings, **store}),
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def exact_records(golden: Path, golden_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """The golden v1 samples by id, every target in float32, logits in full."""
+    job = make(golden, golden_images, tmp_path_factory.mktemp("exact"))
+    dump(job)
+    reader = StoreReader(job.store.path)
+    return {reader.ids[number]: reader[number] for number in range(len(reader))}

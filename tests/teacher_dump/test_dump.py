@@ -32,6 +32,7 @@ def test_records_equal_the_original_implementation(make_job: MakeJob, golden: Pa
     job = make_job(batch=batch)
     result = dump(job)
     assert (result.num_records, result.shards_written, result.quarantined) == (4, 2, [])
+    assert "tokenizer_probe" in StoreReader(job.store.path).manifest.fingerprint
     assert verify_store(job.store.path, deep=True).ok
     for sample_id, record in by_id(job.store.path).items():
         expected = load_file(golden / f"{sample_id}.safetensors")
@@ -110,7 +111,7 @@ def test_other_settings_on_the_same_store_are_refused_with_both_values(make_job:
 
 BAD_SAMPLES = {
     "missing": ({"image": "none.png"}, "cannot be read"),
-    "truncated": ({"image": "cut.jpg"}, "broken image"),
+    "truncated": ({"image": "cut.jpg"}, "cut.jpg: broken image"),
     "no-image-mark": ({"image": "rocket.jpg", "value": "hi"}, "0 <image>"),
     "doubled-mark": ({"image": "rocket.jpg", "value": "<image> <image>"}, "2 <image>"),
     "mark-without-image": ({"value": "<image>\nhi"}, "1 <image>"),
@@ -180,7 +181,7 @@ def test_values_too_large_for_the_codec_are_quarantined(make_job: MakeJob, monke
         targets = true_capture(model, examples, pairs)
         for example, target in zip(examples, targets, strict=True):
             if len(example.positions.vision_positions) == 0:
-                target.logits_NV[0, 0] = float("nan")
+                target.hidden_ND[0, 0] = float("nan")
         return targets
 
     monkeypatch.setattr(module, "capture", poisoned)

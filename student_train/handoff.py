@@ -1,0 +1,76 @@
+"""A micro-batch as one block of bytes: tensors back to back, then everything else of it.
+
+torch hands every tensor of a batch to another process through a shared file of its own, which costs more than the
+bytes. One block can lie in memory that is used again and again, and is read where it lies.
+"""
+
+import io
+import math
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # a cache line, and more than any dtype needs
+
+
+class PackedBatch:
+    """The layout of one batch as a block.
+
+    The rest of the batch (its dataclasses, dicts, integers, None) is a pickle in which each tensor is named by its
+    place, so new fields need nothing here. It is written and read by processes of one run, never from a file.
+
+    Attributes:
+        rest_start: where the pickle begins, after the last tensor.
+        num_bytes: size of the block.
+    """
+
+    def __init__(self, batch: object) -> None:
+        pickler = _TensorsApart()
+        pickler.dump(batch)
+        self._tensors, self._rest = pickler.tensors, pickler.file.getvalue()
+        self.rest_start = pickler.end
+        self.num_bytes = self.rest_start + len(self._rest)
+
+    def write(self, block_N: Tensor) -> None:
+        """Fill a block, uint8 [at least `num_bytes`]."""
+        for start, tensor in self._tensors:
+            block_N[start : start + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8)
+        block_N[self.rest_start : self.num_bytes] = torch.frombuffer(bytearray(self._rest), dtype=torch.uint8)
+
+
+def unpack(block_N: Tensor, rest_start: int) -> Any:
+    """The batch in a block, uint8 [`num_bytes`]; its tensors ARE the block's memory."""
+    return _TensorsInPlace(block_N, rest_start).load()
+
+
+class _TensorsApart(pickle.Pickler):
+    """Gives each tensor an aligned place in the block instead of pickling it."""
+
+    def __init__(self) -> None:
+        self.file = io.BytesIO()
+        super().__init__(self.file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[tuple[int, Tensor]] = []
+        self.end = 0
+
+    def persistent_id(self, value: Any) -> tuple[int, torch.dtype, tuple[int, ...]] | None:
+        if not isinstance(value, Tensor):
+            return None
+        start = self.end
+        self.tensors.append((start, value))
+        self.end += math.ceil(value.nbytes / ALIGNMENT) * ALIGNMENT
+        return start, value.dtype, tuple(value.shape)
+
+
+class _TensorsInPlace(pickle.Unpickler):
+    """Puts views of the block where `_TensorsApart` left places."""
+
+    def __init__(self, block_N: Tensor, rest_start: int) -> None:
+        super().__init__(io.BytesIO(block_N[rest_start:].numpy().tobytes()))
+        self.block_N = block_N
+
+    def persistent_load(self, place: tuple[int, torch.dtype, tuple[int, ...]]) -> Tensor:
+        start, dtype, shape = place
+        num_bytes = math.prod(shape) * dtype.itemsize
+        return self.block_N[start : start + num_bytes].view(dtype).view(shape)

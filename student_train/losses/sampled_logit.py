@@ -1,0 +1,35 @@
+"""The logit loss from tokens drawn from the teacher: an unbiased estimate of the FORWARD divergence, and of no other.
+
+Random-sampling knowledge distillation (Sparse Logit Sampling, arXiv 2503.16870): the mean over draws of the student's
+log-probability has the teacher's cross-entropy as its expectation. One estimate may be negative; its mean is a
+divergence. The reverse divergence is an expectation over the STUDENT, which no draw of the teacher estimates.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+from student_train.losses.loss_sum import LossSum, accumulable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledDistribution:
+    """Draws at N positions, padded to the most distinct ids of one of them.
+
+    Attributes:
+        ids_NK: int64 token ids, 0 where padded.
+        weights_NK: float32, share of the draws that gave each id; 0 where padded.
+        entropy_N: float32, the teacher's exact entropy in nats.
+    """
+
+    ids_NK: Tensor
+    weights_NK: Tensor
+    entropy_N: Tensor
+
+
+def sampled_logit_loss(student_logits_NV: Tensor, teacher: SampledDistribution) -> LossSum:
+    """Sum over positions of the estimate of KL(teacher || student) in nats, at temperature 1."""
+    student_NV = functional.log_softmax(accumulable(student_logits_NV), dim=-1)
+    cross_entropy_N = -(teacher.weights_NK * student_NV.gather(1, teacher.ids_NK)).sum(dim=-1)
+    return LossSum((cross_entropy_N - teacher.entropy_N).sum(), len(student_logits_NV))

@@ -1,0 +1,137 @@
+"""A micro-batch's targets, as stored, until the losses decode them on their device.
+
+Shape letters: B samples, R attention rows, C attention columns, Ht teacher heads, N supervised positions of the whole
+batch, E entries of all of them, K the most entries of one, V vocabulary, Dt teacher hidden size.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from student_train.decode import CodedTensor
+from student_train.losses.ragged import pad_ragged
+from student_train.losses.sampled_logit import SampledDistribution
+from student_train.losses.sparse_distribution import SparseDistribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTargets:
+    """First-layer attention of the teacher, padded on the right; a text-only sample has 0 rows.
+
+    Attributes:
+        rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
+        num_rows_B, num_cols_B: real rows and columns, plain integers.
+        coded_BRHC: token-major as stored, 0 where padded.
+    """
+
+    rows_BR: Tensor
+    cols_BC: Tensor
+    num_rows_B: list[int]
+    num_cols_B: list[int]
+    coded_BRHC: CodedTensor
+
+    @property
+    def teacher_BHRC(self) -> Tensor:
+        """The attention, decoded."""
+        return self.coded_BRHC.decode().transpose(1, 2)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("rows_BR", "cols_BC", "coded_BRHC")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaggedEntries:
+    """Entries [E] of which position n owns `offsets[n]:offsets[n + 1]`.
+
+    Attributes:
+        ids_E: token ids, uint16 or uint32.
+        values_E: what is kept beside each id, see the users.
+        offsets: int64 [N + 1].
+        widest: K, the most entries of a position; a plain integer, so that padding waits for no accelerator.
+    """
+
+    ids_E: Tensor
+    values_E: Tensor
+    offsets: Tensor
+    widest: int
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """ids int64 [N, K], values [N, K], both 0 where padded, and bool [N, K], False where padded."""
+        # torch can convert its small unsigned integers, but hardly more
+        values_E = self.values_E if self.values_E.is_floating_point() else self.values_E.int()
+        ids_NK, kept_NK = pad_ragged(self.ids_E.long(), self.offsets, self.widest)
+        values_NK, _ = pad_ragged(values_E, self.offsets, self.widest)
+        return ids_NK, values_NK, kept_NK
+
+    def to(self, device: torch.device | str) -> Self:
+        """The entries with every tensor on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("ids_E", "values_E", "offsets")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedTargets:
+    """`topk` and `nucleus`: `entries.values_E` are log-probabilities (float16 or float32), `tail_logmass_N` float32."""
+
+    entries: RaggedEntries
+    tail_logmass_N: Tensor
+
+    def distribution(self) -> SparseDistribution:
+        """Padded, on the device where the targets are."""
+        ids_NK, logprobs_NK, kept_NK = self.entries.padded()
+        return SparseDistribution(
+            ids_NK=ids_NK, logprobs_NK=logprobs_NK.float(), kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, entries=self.entries.to(device), tail_logmass_N=self.tail_logmass_N.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledTargets:
+    """`sampled`: `entries.values_E` counts how often each id was drawn (uint8 or uint16), `entropy_N` is float32."""
+
+    entries: RaggedEntries
+    entropy_N: Tensor
+    num_draws: int
+
+    def distribution(self) -> SampledDistribution:
+        """Padded, on the device where the targets are."""
+        ids_NK, counts_NK, _ = self.entries.padded()
+        return SampledDistribution(
+            ids_NK=ids_NK, weights_NK=counts_NK.float() / self.num_draws, entropy_N=self.entropy_N
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, entries=self.entries.to(device), entropy_N=self.entropy_N.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenTargets:
+    """`hidden`: the teacher's last hidden states [N, Dt], which its lm_head turns into logits."""
+
+    states: CodedTensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, states=self.states.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullTargets:
+    """`full`: the teacher's logits [N, V]."""
+
+    logits: CodedTensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, logits=self.logits.to(device))
+
+
+LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets

@@ -1,0 +1,169 @@
+"""What of the teacher is kept, and how: the configuration's section `store`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from storage.codec_settings import (
+    FROM_ALL,
+    KIND_SETTINGS,
+    MAX_DRAWS,
+    MAX_ENTRIES,
+    PROFILES,
+    Codecs,
+    LogitsCodec,
+    LogitsKind,
+    dtypes_of_kind,
+    profile_codecs,
+)
+from storage.codecs import codec_names
+
+# Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {"dtype": "float32"},
+    "topk": {"top_k": 64, "dtype": "float16"},
+    "nucleus": {"p": 0.98, "min_entries": 8, "max_entries": 1024, "dtype": "float16"},
+    "hidden": {"dtype": "bfloat16"},
+    "sampled": {"num_draws": 50},
+    "none": {},
+}
+SETTINGS = ("top_k", "p", "min_entries", "max_entries", "num_draws", "dtype")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LogitsConfig(_Settings):
+    """How the teacher's distribution at supervised positions is kept; what is not given is that of `DEFAULTS`.
+
+    Attributes:
+        kind: `full` keeps every logit; `topk` the `top_k` likeliest tokens; `nucleus` per position the fewest likeliest
+            tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and the exact
+            mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact for every
+            divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none` nothing.
+        dtype: codec of the logits (`full`), log-probabilities (`topk`, `nucleus`) or states (`hidden`).
+    """
+
+    kind: LogitsKind = "topk"
+    top_k: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
+    p: float | None = Field(default=None, gt=0, le=1)
+    min_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
+    max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
+    num_draws: int | None = Field(default=None, ge=1, le=MAX_DRAWS)
+    dtype: str | None = None
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        problems = []
+        for name, value in self._given().items():
+            if name != "dtype" and name not in KIND_SETTINGS[self.kind]:
+                kinds = " and ".join(kind for kind, names in KIND_SETTINGS.items() if name in names)
+                problems.append(f"{name} {value} with kind {self.kind!r}; {name} belongs to kind {kinds}")
+        allowed = dtypes_of_kind(self.kind)
+        if self.dtype is not None and self.dtype not in allowed:
+            expected = f"expected one of {', '.join(allowed)}" if allowed else "leave it out"
+            problems.append(f"dtype {self.dtype!r} with kind {self.kind!r}; {expected}")
+        settings = self._filled_in()
+        if settings.get("min_entries", 0) > settings.get("max_entries", MAX_ENTRIES):
+            problems.append(f"min_entries is {settings['min_entries']}, above max_entries {settings['max_entries']}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def codec(self) -> LogitsCodec:
+        """The kind with every setting it takes, as the manifest records it."""
+        return LogitsCodec(kind=self.kind, **self._filled_in())
+
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
+
+    def _filled_in(self) -> dict[str, Any]:
+        return {**DEFAULTS[self.kind], **self._given()}
+
+
+def _codec_for(target: str, *more: str) -> AfterValidator:
+    def check(name: str) -> str:
+        names = (*codec_names(target), *more)
+        if name not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _location(path: Path | str) -> Path | str:
+    """A folder, or a URL as it is: as a path it would lose a slash."""
+    return path if isinstance(path, str) and "://" in path else Path(path)
+
+
+class StoreConfig(_Settings):
+    """Where the targets go, which are kept, and how.
+
+    Attributes:
+        path: folder of the store, or the URL of one; created, or gone on with when its manifest is the same.
+        profile: base of the codecs, over which explicit keys win: `exact` loses what 16 bits lose, `compact` takes less
+            than half of its room.
+        backend: physical layout of the shards.
+        inputs: `embed` puts the image files into the store, so that training needs no image folder; `reference` only
+            their paths and hashes.
+        attention: codec of the first layer's attention.
+        attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
+            and vision-query-vision.
+        vision_top, vision_all: codecs of the 16 focused and of all vision embeddings; `vision_top: from_all` keeps the
+            numbers of the 16 and takes their embeddings from `vision_all`.
+        shard_size: samples per shard.
+        seed: of the order in which samples are written, and of the draws of `logits.kind: sampled`.
+        on_error: `quarantine` lists an unusable sample in the store and goes on; `stop` ends the run.
+        max_errors: unusable samples after which a run stops all the same; None for no limit.
+    """
+
+    path: Annotated[Path | str, AfterValidator(_location)]
+    profile: Literal["exact", "compact"] | None = None
+    backend: Literal["zarr", "webdataset"] = "zarr"
+    inputs: Literal["reference", "embed"] = "reference"
+    attention: Annotated[str, _codec_for("attention", "none")] = "float16"
+    attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
+    vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, "none")] = "float16"
+    vision_all: Annotated[str, _codec_for("vision_all", "none")] = "float16"
+    logits: LogitsConfig = LogitsConfig()
+    shard_size: int = Field(default=256, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    on_error: Literal["quarantine", "stop"] = "quarantine"
+    max_errors: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_profile(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("profile") not in PROFILES:
+            return values  # an unknown profile is the field's own error
+        base = profile_codecs(values["profile"])
+        return {**base, **values, "logits": _merged_logits(base["logits"], values.get("logits"))}
+
+    @model_validator(mode="after")
+    def _check_from_all(self) -> Self:
+        if self.vision_top == FROM_ALL and self.vision_all == "none":
+            raise ValueError(
+                "vision_top is 'from_all', but vision_all is 'none' and keeps nothing to take it from; "
+                "choose another codec for one of them"
+            )
+        return self
+
+    def codecs(self) -> Codecs:
+        """The codecs as the manifest records them."""
+        return Codecs(
+            attention=self.attention,
+            attention_pairs=self.attention_pairs,
+            vision_top=self.vision_top,
+            vision_all=self.vision_all,
+            logits=self.logits.codec(),
+        )
+
+
+def _merged_logits(base: dict[str, Any], given: Any) -> Any:
+    """A profile's logits with the settings that are given; another kind shares none of them."""
+    given = given.model_dump(exclude_unset=True) if isinstance(given, LogitsConfig) else given
+    if given is None or (isinstance(given, dict) and given.get("kind", base["kind"]) == base["kind"]):
+        return {**base, **(given or {})}
+    return given

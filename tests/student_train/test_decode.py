@@ -1,0 +1,48 @@
+"""What the device decodes is bit for bit what the host decodes, for every codec that a store may name."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from storage.codecs import codec_names, get_codec
+from student_train.decode import DECODERS, CodedTensor
+
+TARGETS = ("attention", "vision_top", "vision_all", "hidden")
+
+
+def test_every_codec_of_the_store_has_a_decoder() -> None:
+    assert DECODERS.keys() == {name for target in TARGETS for name in codec_names(target)}
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+@given(
+    values=hnp.arrays(
+        np.float32,
+        # up to three groups of 64 channels, the last one shorter; leading axes as of a batch
+        hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=4).flatmap(
+            lambda shape: st.integers(1, 140).map(lambda last: (*shape, last))
+        ),
+        elements=st.floats(0, 1, width=32),
+    ),
+    signed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=25, deadline=None)
+def test_device_equals_host(name: str, values: np.ndarray, signed: bool, seed: int) -> None:
+    if signed and name != "sqrt_u8":
+        values = values * np.random.default_rng(seed).choice([-300.0, 1.0], values.shape).astype(np.float32)
+    codec = get_codec(name)
+    parts = codec.encode(values)
+    coded = CodedTensor(codec=name, parts={part: torch.from_numpy(stored) for part, stored in parts.items()})
+    assert coded.shape == values.shape
+    np.testing.assert_array_equal(coded.decode().float().numpy(), codec.decode(parts))
+
+
+def test_bfloat16_is_read_not_converted() -> None:
+    bits = np.array([[0x3F80, 0xC000, 0x0001]], np.uint16)
+    decoded = CodedTensor(codec="bfloat16", parts={"": torch.from_numpy(bits)}).decode()
+    assert decoded.dtype == torch.bfloat16
+    assert decoded.tolist() == [[1.0, -2.0, 2.0**-133]]

@@ -1,0 +1,214 @@
+"""Micro-batches are the same whoever prepares them, and data workers live and die with the training process."""
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from storage import SampleOrder, StoreReader
+from student_train.batch import TrainBatch
+from student_train.config import TrainConfig
+from student_train.dataset import CachedDataset
+from student_train.errors import TrainError
+from student_train.job import TrainJob
+from student_train.loader import micro_batches
+from student_train.ranks import Ranks
+from student_train.trainer import train
+from vlm.examples import ExampleBuilder
+
+HERE = Path(__file__).parent
+PATIENCE = 180  # seconds after which something hangs; nothing below takes nearly as long
+Batches = Callable[..., Iterator[TrainBatch]]
+MakeJob = Callable[..., TrainJob]
+
+
+@pytest.fixture(scope="module")
+def dataset(many_store: Path, student_builder: ExampleBuilder, images_folder: Path) -> CachedDataset:
+    return CachedDataset(StoreReader(many_store), student_builder, images_folder)
+
+
+@pytest.fixture
+def batches_of(tmp_path: Path) -> Batches:
+    """batches_of(dataset, workers): two micro-batches of 2 samples per optimiser step, of one rank among two."""
+
+    def start(dataset: CachedDataset, workers: int, *, first_step: int = 0, **settings: Any) -> Iterator[TrainBatch]:
+        defaults: dict[str, Any] = {"steps": 6, "micro_batch": 2, "global_batch": 8}
+        config = TrainConfig(output=tmp_path, data_workers=workers, **defaults | settings)
+        order = SampleOrder(len(dataset), config.seed, config.global_batch_size(2))
+        return micro_batches(dataset, order, config, Ranks(1, 2, torch.device("cpu")), first_step=first_step)
+
+    return start
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(dataset: CachedDataset, batches_of: Batches, workers: int) -> None:
+    expected = [_bytes_of(batch) for batch in batches_of(dataset, 0)]
+    assert len(expected) == 12
+    assert [_bytes_of(batch) for batch in batches_of(dataset, workers)] == expected
+    assert [_bytes_of(batch) for batch in batches_of(dataset, workers, first_step=4)] == expected[8:]
+
+
+def test_batches_that_are_kept_stay_what_they_are(dataset: CachedDataset, batches_of: Batches) -> None:
+    """Twelve batches at once are more than there are slots."""
+    kept = list(batches_of(dataset, 1))
+    assert [_bytes_of(batch) for batch in kept] == [_bytes_of(batch) for batch in batches_of(dataset, 0)]
+
+
+def test_larger_and_larger_batches(
+    dump: Any, many_samples: Any, student_builder: ExampleBuilder, batches_of: Batches, tmp_path: Path
+) -> None:
+    """A slot made for short conversations takes long ones."""
+    samples = [dict(sample) for sample in many_samples[:6]]
+    for sample in samples[3:]:
+        question, answer = sample["conversations"]
+        sample["conversations"] = [question, {**answer, "value": answer["value"] * 40}]
+    store = StoreReader(dump(tmp_path / "growing", samples))
+    dataset = CachedDataset(store, student_builder, HERE.parent / "golden" / "images")
+    expected = [_bytes_of(batch) for batch in batches_of(dataset, 0, micro_batch=1, global_batch=2)]
+    assert max(map(len, expected)) > 4 * min(map(len, expected))
+    assert [_bytes_of(batch) for batch in batches_of(dataset, 1, micro_batch=1, global_batch=2)] == expected
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_losses_are_bit_identical(
+    many_store: Path, make_job: MakeJob, read_metrics: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    for workers in (0, 1, 2):
+        train(make_job(many_store, output=tmp_path / str(workers), steps=3, data_workers=workers))
+    assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "1") == read_metrics(tmp_path / "2")
+
+
+def test_workers_end_with_the_iterator(dataset: CachedDataset, batches_of: Batches) -> None:
+    batches = batches_of(dataset, 2)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert handler == signal.SIG_DFL  # none that raises in the middle of something else
+    del batches
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_is_one_line(dataset: CachedDataset, batches_of: Batches) -> None:
+    batches = batches_of(dataset, 2, steps=1000)
+    next(batches)
+    victim = multiprocessing.active_children()[0]
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(TrainError, match=rf"{victim.pid}.*killed from outside.*lower data_workers 2") as error:
+        for _ in batches:
+            pass
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - started < PATIENCE
+
+
+def test_a_killed_worker_ends_training_with_that_line(many_store: Path, make_job: MakeJob) -> None:
+    """The signal comes while the main thread computes; the error comes where it asks for the next batch."""
+
+    others = set(multiprocessing.active_children())
+
+    def kill() -> None:
+        while not (mine := set(multiprocessing.active_children()) - others):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(mine.pop().pid or 0, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TrainError, match="killed from outside"):
+        train(make_job(many_store, steps=1000, data_workers=1))
+    killer.join()
+
+
+def test_killing_the_trainer_leaves_nothing(many_store: Path, golden_folder: Path, images_folder: Path) -> None:
+    command = [sys.executable, HERE / "loader_process.py", many_store, golden_folder / "student"]
+    child = subprocess.Popen(
+        [*map(str, command), str(golden_folder / "clip"), str(images_folder)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    workers = [int(pid) for pid in child.stdout.readline().split()]
+    assert len(workers) == 2
+    assert all(map(_lives, workers))
+    mapped = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in (child.pid, *workers)]
+    shared = {
+        line.split(maxsplit=5)[5] for lines in mapped for line in lines if "/dev/shm/" in line or "/memfd:" in line
+    }
+    assert shared
+    child.kill()
+    child.communicate()
+    _wait_until(lambda: not any(map(_lives, workers)))
+    assert not any(Path(path).exists() for path in shared)
+
+
+def test_workers_outlive_the_first_signals(dataset: CachedDataset, batches_of: Batches) -> None:
+    expected = [_bytes_of(batch) for batch in batches_of(dataset, 0)]
+    batches = batches_of(dataset, 2)
+    found = [_bytes_of(next(batches))]
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(worker.pid or 0, number)
+    assert found + [_bytes_of(batch) for batch in batches] == expected
+
+
+def test_a_signal_to_the_whole_group_is_a_clean_stop(many_store: Path, make_job: MakeJob) -> None:
+    """As torchrun does it: the step in hand is completed with batches of the workers, and saved."""
+    job = make_job(many_store, steps=100_000, data_workers=2)
+    described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
+    child = subprocess.Popen(
+        [sys.executable, str(HERE / "child_process.py"), json.dumps(described, default=str), "null"],
+        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = job.train.output / "metrics.jsonl"
+    _wait_until(lambda: child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 3))
+    os.killpg(child.pid, signal.SIGTERM)
+    _, errors = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    assert len(list((job.train.output / "checkpoints").iterdir())) == 1
+
+
+def _bytes_of(value: Any) -> bytes:
+    """Every tensor and number of a batch, types and shapes included."""
+    if isinstance(value, Tensor):
+        header = f"{value.dtype}{tuple(value.shape)}".encode()
+        return header + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if is_dataclass(value):
+        return b"".join(name.encode() + _bytes_of(part) for name, part in vars(value).items())
+    if isinstance(value, dict):
+        return b"".join(name.encode() + _bytes_of(part) for name, part in value.items())
+    return repr(value).encode()
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that ended but was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -4,11 +4,13 @@ torch's DataLoader runs the processes and keeps the order; only the bytes take a
 shared memory that is chosen in this process, at the moment when the value is asked for.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -22,6 +24,15 @@ from student_train.handoff_worker import become_data_worker, dead_workers_are_on
 # Values that each worker has finished or works on; and those that the caller holds: one in use, one arriving.
 PREFETCHED = 2
 IN_USE = 2
+# Loaders whose iteration has begun; one that a traceback keeps alive would outlast the program.
+_RUNNING: WeakSet[Any] = WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Before `multiprocessing` does it at exit: it sends SIGTERM, whose first one a worker survives, and waits."""
+    for loader in list(_RUNNING):
+        loader.__del__()  # what torch does when nothing refers to it any more: ask the workers to end, and wait
 
 
 def from_workers(make: Callable[[int], Any], numbers: range, workers: int) -> Iterator[Any]:
@@ -47,6 +58,7 @@ def from_workers(make: Callable[[int], Any], numbers: range, workers: int) -> It
     )
     with no_errors_from_child_signals():
         handed_over = iter(loader)
+    _RUNNING.add(handed_over)
     for _ in numbers:
         with dead_workers_are_one_line(workers):
             handed = next(handed_over)

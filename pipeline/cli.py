@@ -11,7 +11,7 @@ import click
 
 from pipeline.ask_cli import ask
 from pipeline.console import clean_errors, json_option, print_json
-from pipeline.data_cli import data
+from pipeline.data.cli import data
 from pipeline.models import models
 from pipeline.shards_cli import shards
 

@@ -78,6 +78,19 @@ class ShardSource(Protocol):
             CorruptStoreError: naming file and place, now or when a column is read.
         """
 
+    def table_bytes(self) -> int:
+        """Bytes of memory that stay in use after `release`, about."""
+
+    def hold(self, limit: int) -> int:
+        """Keep what is small in memory, verified, because many records will be read; bytes kept, at most `limit`.
+
+        Raises:
+            CorruptStoreError: naming file and place.
+        """
+
+    def release(self) -> None:
+        """Close the files and forget what is held; tables stay, and the next read opens the files again."""
+
     def check_descriptions(self) -> None:
         """Verify what describes the shard to other software and what `rows` never reads; cheap, once per process.
 

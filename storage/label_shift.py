@@ -21,8 +21,11 @@ from storage.record import IGNORED_LABEL, Record
 MIN_PAIRS = 64
 # standard errors of the mean difference
 CLEAR = 4.0
-# a teacher above this share of the greatest entropy, log V, says too little to expect anything of it
-VAGUE_ENTROPY = 0.75
+# share of log V: a teacher with more entropy says too little to expect anything of it, and one that is more surprised
+# by a neighbour's label does not predict that either
+VAGUE = 0.75
+# log-probability of what cannot happen: outside the entries where the tail is empty
+FLOOR = -50.0
 
 Outcome = Literal["ok", "shifted", "implausible", "no opinion", "not enough data", "not stored"]
 
@@ -76,15 +79,15 @@ class LabelScores:
         own = answers(found, places, labels, self.vocab_size)
         if isinstance(found, TruncatedLogits):
             self.labels_not_kept += int(np.count_nonzero(~own.kept))
-        self._own.append(own.logprobs)
+        self._own.append(np.maximum(own.logprobs, FLOOR))
         self._entropy.append(entropies(found, self.vocab_size))
         self.positions += len(labels)
         beside = np.flatnonzero(np.diff(record.supervised_positions) == 1)
         for name, at, other in (("next", beside, beside + 1), ("previous", beside + 1, beside)):
-            logprobs = answers(found, at, labels[other], self.vocab_size).logprobs
+            logprobs = np.maximum(answers(found, at, labels[other], self.vocab_size).logprobs, FLOOR)
             differ = labels[at] != labels[other]
             self._neighbours[name].append(logprobs)
-            self._pairs[name].append(np.stack([own.logprobs[at], logprobs], 1)[differ])
+            self._pairs[name].append(np.stack([self._own[-1][at], logprobs], 1)[differ])
 
     def add_all(self, other: "LabelScores") -> None:
         """Take over what another one has collected."""
@@ -101,11 +104,11 @@ class LabelScores:
             return LabelVerdict(outcome="not stored")
         if not self.positions:
             return LabelVerdict(outcome="not enough data")
-        leads = {name: _lead(np.concatenate(pairs)) for name, pairs in self._pairs.items() if pairs}
+        leads = {name: _lead(pairs) for name, pairs in self._pairs.items() if pairs}
         enough = min((sum(map(len, pairs)) for pairs in self._pairs.values()), default=0) >= MIN_PAIRS
         entropy = float(np.concatenate(self._entropy).mean())
         return LabelVerdict(
-            outcome=self._outcome(list(leads.values()), entropy) if enough else "not enough data",
+            outcome=self._outcome(leads, entropy) if enough else "not enough data",
             positions=self.positions,
             perplexity=_perplexity(self._own),
             perplexity_next=_perplexity(self._neighbours["next"]),
@@ -128,12 +131,15 @@ class LabelScores:
             found.append(f"{_blame(verdict)}; the teacher's targets were taken elsewhere, dump them again")
         return found
 
-    def _outcome(self, leads: list[float], entropy: float) -> Outcome:
-        if min(leads) < -CLEAR:
-            return "shifted"
-        if min(leads) > CLEAR:
+    def _outcome(self, leads: dict[str, float], entropy: float) -> Outcome:
+        if min(leads.values()) > CLEAR:
             return "ok"
-        return "no opinion" if entropy > VAGUE_ENTROPY * np.log(self.vocab_size) else "implausible"
+        guessing = self.vocab_size**VAGUE
+        for name, lead in leads.items():
+            # without the second condition a teacher that knows neither may seem to prefer one
+            if lead < -CLEAR and (_perplexity(self._neighbours[name]) or guessing) < guessing:
+                return "shifted"
+        return "no opinion" if entropy > VAGUE * np.log(self.vocab_size) else "implausible"
 
 
 def _blame(verdict: LabelVerdict) -> str:
@@ -149,15 +155,22 @@ def _blame(verdict: LabelVerdict) -> str:
     )
 
 
-def _lead(pairs: NDArray[np.float64]) -> float:
-    """Mean of own minus neighbour's, in standard errors; one nat of spread at least, so that few equal values are not
-    taken for certainty."""
-    if not len(pairs):
+def _lead(records: Sequence[NDArray[np.float64]]) -> float:
+    """Mean of own minus neighbour's, in standard errors.
+
+    The error is that of independent pairs or that of independent records, whichever is larger: tokens repeat within a
+    record. One nat of spread at least, so that few equal values are not taken for certainty.
+    """
+    differences = [pairs[:, 0] - pairs[:, 1] for pairs in records]
+    all_pairs = np.concatenate(differences)
+    if not len(all_pairs):
         return 0.0
-    difference = pairs[:, 0] - pairs[:, 1]
-    return float(difference.mean() / max(float(difference.std()), 1.0) * np.sqrt(len(difference)))
+    mean = all_pairs.mean()
+    of_pairs = max(float(all_pairs.std()), 1.0) * np.sqrt(len(all_pairs))
+    of_records = np.sqrt(sum(float((found - mean).sum()) ** 2 for found in differences))
+    return float(mean * len(all_pairs) / max(of_pairs, float(of_records)))
 
 
 def _perplexity(parts: Sequence[NDArray[np.float64]]) -> float | None:
     values = np.concatenate([np.empty(0), *parts])
-    return float(np.exp(min(-values.mean(), 700.0))) if len(values) else None
+    return float(np.exp(-values.mean())) if len(values) else None

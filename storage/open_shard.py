@@ -10,6 +10,10 @@ from storage.manifest import Manifest
 from storage.record import Record
 from storage.record_codec import RecordCodec
 
+# so many records of an open shard, and this part of all, are read one by one before small columns are read whole
+READS_BEFORE_HOLDING = 8
+PART_BEFORE_HOLDING = 32
+
 
 class OpenShard:
     """Records of one shard.
@@ -17,6 +21,8 @@ class OpenShard:
     Attributes:
         source: the backend's view of it.
         tables: which rows belong to which record.
+        num_bytes: of memory that stays in use after `release`, about.
+        held_bytes: of columns that are in memory until then.
     """
 
     def __init__(
@@ -39,6 +45,10 @@ class OpenShard:
         backend = get_backend(manifest.backend)
         self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit, verified)
         self.tables = self.source.tables()
+        self.num_bytes = self.source.table_bytes()
+        self.held_bytes = 0
+        self._reads = 0
+        self._busy_after = max(READS_BEFORE_HOLDING, len(self.tables) // PART_BEFORE_HOLDING)
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -57,5 +67,25 @@ class OpenShard:
         Raises:
             CorruptStoreError: naming shard, file and place.
         """
+        self._reads += 1
         numbers = self.tables.numbers(number)
         return self.codec.decode(self.source.rows(number, numbers), numbers)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so many records were read that holding small columns pays; true once."""
+        return self._reads == self._busy_after
+
+    def hold(self, limit: int) -> None:
+        """Keep small columns in memory, at most so many bytes.
+
+        Raises:
+            CorruptStoreError: naming shard, file and place.
+        """
+        self._reads += 1
+        self.held_bytes = self.source.hold(limit)
+
+    def release(self) -> None:
+        """Close files and forget held columns; tables stay, and reading goes on as before."""
+        self._reads = self.held_bytes = 0
+        self.source.release()

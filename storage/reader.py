@@ -1,7 +1,7 @@
 """Reading a store: records by position, and their lengths and ids without touching the payload."""
 
+import resource
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -30,11 +30,12 @@ from storage.open_shard import OpenShard
 from storage.record import Record
 from storage.record_codec import RecordCodec
 from storage.root_hash import root_hash
+from storage.shard_cache import ShardCache
 from storage.text_tables import IdTable, KeyTable
 
-# an open shard costs descriptors (zarr: a file per column; 1024 per process is a common limit) and its tables
-MAX_OPEN_FILES = 480
-MAX_OPEN_SHARDS = 128
+# an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
+MAX_OPEN_FILES = 4096
+MAX_OPEN_SHARDS = 256
 # asking a network file system for the sizes of many files
 STAT_THREADS = 8
 STAT_BATCH = 256
@@ -90,14 +91,17 @@ class StoreReader:
         self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
         self._codec = RecordCodec(self.manifest)
         self._starts = [0, *accumulate(head.num_records for head in heads)]
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._once = verify == "once" and self.files.checks_sizes
         # by place of the shard; also says which shards' descriptions have been looked at
         self._verified: dict[int, Verified] = {}
-        self._max_open = MAX_OPEN_FILES // get_backend(self.manifest.backend).files_per_shard
+        self._shards = self._shard_cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_verified": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"} | {"_verified": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = self._shard_cache()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -109,17 +113,24 @@ class StoreReader:
             IndexError: there is no such position.
             CorruptStoreError: naming shard, file and place.
         """
-        if not 0 <= position < len(self):
+        if not 0 <= position < self._starts[-1]:
             raise IndexError(f"position {position} of a store with {len(self)} records")
+        position = int(position)
         place = bisect_right(self._starts, position) - 1
         try:
-            return self._shard(place).record(position - self._starts[place])
+            return self._record(place, position - self._starts[place])
         except CorruptStoreError:
             # a distant store's local copies may be what is damaged
-            self._open.pop(place, None)
+            self._shards.drop(place)
             if not self.files.refresh(self.commits[place].path):
                 raise
-        return self._shard(place).record(position - self._starts[place])
+        return self._record(place, position - self._starts[place])
+
+    def _record(self, place: int, number: int) -> Record:
+        shard = self._shards.get(place, self._open_shard)
+        record = shard.record(number)
+        self._shards.done(place, shard)
+        return record
 
     @property
     def num_tokens(self) -> NDArray[np.int64]:
@@ -221,15 +232,11 @@ class StoreReader:
         """Every shard once, opened apart from those in use; each closes when the next one comes."""
         return (OpenShard(self.files, self.manifest, self._codec, commit) for commit in self.commits)
 
-    def _shard(self, place: int) -> OpenShard:
-        shard = self._open.pop(place, None)
-        if shard is None:
-            shard = self._open_shard(place)
-        self._open[place] = shard
-        while len(self._open) > min(MAX_OPEN_SHARDS, self._max_open):
-            # files close with the last reference: a thread that still reads the shard can finish
-            self._open.popitem(last=False)
-        return shard
+    def _shard_cache(self) -> ShardCache:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        max_files = MAX_OPEN_FILES if allowed == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, allowed // 2)
+        files_per_shard = get_backend(self.manifest.backend).files_per_shard
+        return ShardCache(max(1, min(MAX_OPEN_SHARDS, max_files // files_per_shard)))
 
     def _open_shard(self, place: int) -> OpenShard:
         verified: Verified = self._verified.get(place, {})

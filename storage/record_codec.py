@@ -34,6 +34,11 @@ class RecordCodec:
         self.columns = columns_of(manifest)
         self.by_name = {column.name: column for column in self.columns}
         self._logits = logits_codec_of(manifest)
+        self._stored = {
+            "attention": _StoredTarget(self.codecs.attention, "attention", one_row=False),
+            "vision_embeddings": _StoredTarget(self.codecs.vision_all, "vision_embeddings", one_row=True),
+            "vision_top_embeddings": _StoredTarget(self.codecs.vision_top, "vision_top_embeddings", one_row=True),
+        }
 
     def encode(self, record: Record, *, with_image: bool) -> Rows:
         """Rows of every column but the shard's tables; `with_image` adds what is stored once per image.
@@ -61,7 +66,7 @@ class RecordCodec:
 
     def decode(self, read: ReadRows, table: dict[str, int]) -> Record:
         """The record whose rows `read(column)` gives; `table` is its row of RECORD_FIELDS."""
-        text = json.loads(read("text").tobytes())
+        text = json.loads(read("text").tobytes().decode("utf-8", "surrogatepass"))
         fields: dict[str, Any] = {
             "key": read(KEYS).tobytes().hex(),
             "id": read("id").tobytes().decode("utf-8", "surrogatepass"),
@@ -71,7 +76,7 @@ class RecordCodec:
             **dict.fromkeys(_OPTIONAL),
         }
         if table["attention_columns"] != NO_ROW:
-            fields["attention"] = _target(self.codecs.attention, "attention", read)
+            fields["attention"] = self._stored["attention"].decode(read)
         if text["image"] is not None:
             self._decode_vision(fields, read)
             if self.manifest.inputs == "embed":
@@ -137,13 +142,13 @@ class RecordCodec:
     def _decode_vision(self, fields: dict[str, Any], read: ReadRows) -> None:
         codecs = self.codecs
         if codecs.vision_all != "none":
-            fields["vision_embeddings"] = _target(codecs.vision_all, "vision_embeddings", read, one_row=True)
+            fields["vision_embeddings"] = self._stored["vision_embeddings"].decode(read)
         if codecs.vision_top != "none":
             index = fields["vision_top_index"] = read("vision_top_index")[0]
             fields["vision_top_embeddings"] = (
                 fields["vision_embeddings"][index]
                 if codecs.vision_top == FROM_ALL
-                else _target(codecs.vision_top, "vision_top_embeddings", read, one_row=True)
+                else self._stored["vision_top_embeddings"].decode(read)
             )
 
     def _keeps(self, field: str, codec: str, record: Record, values: object, optional: bool = False) -> bool:
@@ -163,10 +168,18 @@ def _put(codec: str, field: str, values: Target, rows: Rows, one_row: bool = Fal
         rows[part_column(field, part)] = stored[None] if one_row else stored
 
 
-def _target(codec: str, field: str, read: ReadRows, one_row: bool = False) -> Target:
-    names = get_codec(codec).part_names
-    parts = {part: read(part_column(field, part)) for part in names}
-    return decoded(codec, {part: stored[0] for part, stored in parts.items()} if one_row else parts)
+class _StoredTarget:
+    """How a float target is read; worked out once, because names and codecs are the same for every record."""
+
+    def __init__(self, codec: str, field: str, *, one_row: bool) -> None:
+        """`one_row`: all of it is one row of its columns."""
+        self._codec, self._one_row = codec, one_row
+        names = () if codec in ("none", FROM_ALL) else get_codec(codec).part_names
+        self._columns = [(part, part_column(field, part)) for part in names]
+
+    def decode(self, read: ReadRows) -> Target:
+        parts = {part: read(column) for part, column in self._columns}
+        return decoded(self._codec, {part: stored[0] for part, stored in parts.items()} if self._one_row else parts)
 
 
 def _check_from_all(record: Record) -> None:

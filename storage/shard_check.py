@@ -1,12 +1,15 @@
 """What can be wrong with a shard, in words: files, tables, records. Used after writing and by verify."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage.checksum import file_sha256
 from storage.commits import CommitRecord, missing_or_resized
 from storage.errors import StoreError
 from storage.open_shard import OpenShard
+
+READ_THREADS = 4
 
 
 def file_problems(store: Path, commit: CommitRecord, folder: str | None = None) -> list[str]:
@@ -19,8 +22,9 @@ def file_problems(store: Path, commit: CommitRecord, folder: str | None = None) 
     if problems:
         return problems
     place = store / (commit.path if folder is None else folder)
-    for entry in commit.files:
-        found = file_sha256(place / entry.path)
+    with ThreadPoolExecutor(READ_THREADS) as pool:  # the files are read from disk: one waits while another is hashed
+        hashes = list(pool.map(file_sha256, [place / entry.path for entry in commit.files]))
+    for entry, found in zip(commit.files, hashes, strict=True):
         if found != entry.sha256:
             problems.append(f"{place / entry.path}: sha256 is {found[:12]}, committed {entry.sha256[:12]}")
     listed = {place / entry.path for entry in commit.files}

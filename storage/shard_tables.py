@@ -35,6 +35,11 @@ class ShardTables:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tables."""
+        return self.offsets.nbytes + self.records.nbytes
+
     def field(self, name: str) -> NDArray[np.int64]:
         """One column of `records`, int64 [records]."""
         return self.records[:, self.fields.index(name)]

@@ -5,7 +5,7 @@ through a buffer. All of a range is read by one call.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class ShardingFileReader:
         *,
         expected: NDArray[np.uint32] | None = None,
         verified: bytearray | None = None,
+        reopen: Callable[[], ByteFile] | None = None,
     ) -> None:
         """Verify the file's index.
 
@@ -43,26 +44,30 @@ class ShardingFileReader:
             expected: crc32c of each chunk and, last, of the index: binds the file to its shard.
             verified: one byte per chunk, set once its checksum was right; such chunks are not verified again.
                 None verifies every chunk on every read.
+            reopen: opens the file again after `release`.
 
         Raises:
             CorruptStoreError: the file is cut, its index is damaged, or it is not of this shape.
         """
         self.file, self.dtype, self.layout = file, dtype, layout
-        self._expected = None if expected is None else expected.tolist()
-        self._verified = verified
+        # arrays, not lists: the numbers of many shards stay in memory
+        self._expected = None if expected is None else expected.astype("<u4")
+        self._verified, self._reopen = verified, reopen
+        self._size, self._label = 0, ""
         self._chunk_bytes = _product(layout.chunk) * dtype.itemsize
         self._row_bytes = self._chunk_bytes // layout.chunk[0]
         self._row_shape = layout.shape[1:]
         self._whole_rows = layout.chunk[1:] == layout.shape[1:]
-        self._chunks_before = [0]
+        self._chunks_before = np.zeros(1, np.int64)
         if file is None:
             if layout.shape[0]:
                 raise CorruptStoreError(f"an array of {layout.shape[0]} rows has no file; {REPAIR}")
             return
+        self._size, self._label = file.size, file.label
         index = self._read_index(file)
         # chunks lie back to back, so it is enough to know how many come before each row of chunks
         present = np.count_nonzero(index[..., 0] != MISSING, axis=1)
-        self._chunks_before = [0, *np.cumsum(present).tolist()]
+        self._chunks_before = np.concatenate([[0], np.cumsum(present)])
         if self._whole_rows and not present.all():
             raise self._wrong("index", "lacks chunks")
         if self._expected is not None and len(self._expected) != self.num_chunks + 1:
@@ -73,7 +78,17 @@ class ShardingFileReader:
     @property
     def num_chunks(self) -> int:
         """Chunks that are in the file."""
-        return self._chunks_before[-1]
+        return int(self._chunks_before[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the array."""
+        return _product(self.layout.shape) * self.dtype.itemsize
+
+    def release(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._reopen is not None:
+            self.file = None
 
     def read(self, start: int, stop: int, width: int | None = None) -> NDArray[Any]:
         """Rows `start:stop`, only the first `width` columns where the width varies.
@@ -83,7 +98,7 @@ class ShardingFileReader:
         """
         if not 0 <= start <= stop <= self.layout.shape[0]:
             raise self._wrong("index", f"has {self.layout.shape[0]} rows, {start}:{stop} asked for")
-        if not self._whole_rows:
+        if not self._whole_rows or width not in (None, self.layout.shape[-1]):
             return self._read_blocks(start, stop, width)
         rows = np.empty((stop - start, *self._row_shape), self.dtype)
         if rows.size:
@@ -92,10 +107,10 @@ class ShardingFileReader:
 
     def will_need(self, start: int, stop: int) -> None:
         """Announce the rows `start:stop` to the file."""
-        if self.file is not None:
+        if self.num_chunks:
             stored, per_chunk = self._chunk_bytes + CRC_BYTES, self.layout.chunk[0]
-            first = self._chunks_before[start // per_chunk]
-            self.file.will_need(first * stored, (self._chunks_before[-(-stop // per_chunk)] - first) * stored)
+            first, end = self._before(start // per_chunk, -(-stop // per_chunk))
+            self._opened().will_need(first * stored, (end - first) * stored)
 
     def damaged_chunks(self) -> Iterator[CorruptStoreError]:
         """Every chunk read and verified; an error for each that is wrong."""
@@ -118,7 +133,7 @@ class ShardingFileReader:
         skip = start * self._row_bytes - first * self._chunk_bytes
         if self._verified is not None and 0 not in self._verified[first:end]:
             self._fill_trusted(target, first * (self._chunk_bytes + CRC_BYTES) + skip, self._chunk_bytes - skip)
-        elif end - first == 1:
+        elif end - first == 1 and len(target) < self._chunk_bytes:
             chunk = self._read_chunk(first)
             target[:] = chunk[skip : skip + len(target)]
         else:
@@ -126,16 +141,15 @@ class ShardingFileReader:
 
     def _fill_trusted(self, target: Bytes, offset: int, in_first: int) -> None:
         """No checksums: just the wanted bytes, around the checksums between the chunks."""
-        assert self.file is not None
-        size = self._chunk_bytes
+        size, file = self._chunk_bytes, self._opened()
         if len(target) <= in_first:
-            self.file.pread_into([target], offset)
+            file.pread_into([target], offset)
             return
         ignored = _scratch(CRC_BYTES)
         buffers = [target[:in_first]]
         for at in range(in_first, len(target), size):
             buffers += (ignored, target[at : at + size])
-        self.file.pread_into(buffers, offset)
+        file.pread_into(buffers, offset)
 
     def _fill_verified(self, target: Bytes, first: int, end: int, skip: int) -> None:
         """Several chunks at once; a chunk of which a part is wanted goes through the buffer."""
@@ -152,8 +166,7 @@ class ShardingFileReader:
         buffers: list[Bytes] = []
         for place, chunk in enumerate(chunks):
             buffers += (chunk, checksums[place * CRC_BYTES : (place + 1) * CRC_BYTES])
-        assert self.file is not None
-        self.file.pread_into(buffers, first * (size + CRC_BYTES))
+        self._opened().pread_into(buffers, first * (size + CRC_BYTES))
         self._verify_all(chunks, np.frombuffer(checksums.tobytes(), "<u4").tolist(), first)
         if skip:
             target[:at] = chunks[0][skip:]
@@ -163,7 +176,7 @@ class ShardingFileReader:
     def _verify_all(self, chunks: list[Bytes], stored: list[int], first: int) -> None:
         actual = [crc32c(chunk) for chunk in chunks]
         end = first + len(chunks)
-        if actual != stored or (self._expected is not None and actual != self._expected[first:end]):
+        if actual != stored or (self._expected is not None and actual != self._expected[first:end].tolist()):
             for place, chunk in enumerate(chunks):
                 self._verify(chunk, stored[place], first + place)
         if self._verified is not None:
@@ -175,7 +188,7 @@ class ShardingFileReader:
         first, end = start // per_chunk, -(-stop // per_chunk)
         columns = self.layout.shape[-1] if width is None else width
         if width is not None and stop > start:
-            held = min(b - a for a, b in zip(self._before(first, end), self._before(first + 1, end + 1), strict=True))
+            held = int(np.diff(self._chunks_before[first : end + 1]).min())
             if not 0 <= width <= held * step:
                 raise self._wrong("index", f"holds {held * step} columns of rows {start}:{stop}, {width} asked for")
         rows = np.zeros((stop - start, *self.layout.shape[1:-1], columns), self.dtype)
@@ -186,13 +199,14 @@ class ShardingFileReader:
                 self._copy_block(wanted, block, low - block * per_chunk)
         return rows
 
-    def _before(self, start: int, stop: int) -> Sequence[int]:
-        return self._chunks_before[start:stop]
+    def _before(self, *blocks: int) -> list[int]:
+        """How many chunks come before each of these rows of chunks."""
+        return [int(self._chunks_before[block]) for block in blocks]
 
     def _copy_block(self, wanted: NDArray[Any], block: int, skip: int) -> None:
         step, stored = self.layout.chunk[-1], self._chunk_bytes + CRC_BYTES
-        begin = self._chunks_before[block]
-        count = min(self._chunks_before[block + 1] - begin, -(-wanted.shape[-1] // step))
+        begin, end = self._before(block, block + 1)
+        count = min(end - begin, -(-wanted.shape[-1] // step))
         data = self._pread(_scratch(count * stored), begin * stored)
         for place in range(count):
             chunk = data[place * stored : (place + 1) * stored]
@@ -212,7 +226,7 @@ class ShardingFileReader:
         if found != actual:
             raise self._wrong(str(number), f"crc32c is {actual:08x}, stored {found:08x}")
         if self._expected is not None and actual != self._expected[number]:
-            raise self._wrong(str(number), f"crc32c is {actual:08x}, committed {self._expected[number]:08x}")
+            raise self._wrong(str(number), f"crc32c is {actual:08x}, committed {int(self._expected[number]):08x}")
         if self._verified is not None:
             self._verified[number] = 1
 
@@ -225,7 +239,7 @@ class ShardingFileReader:
         if found != actual:
             raise self._wrong("index", f"crc32c is {actual:08x}, stored {found:08x}")
         if self._expected is not None and actual != self._expected[-1]:
-            raise self._wrong("index", f"crc32c is {actual:08x}, committed {self._expected[-1]:08x}")
+            raise self._wrong("index", f"crc32c is {actual:08x}, committed {int(self._expected[-1]):08x}")
         index = data[:-CRC_BYTES].view("<u8").reshape(shape)
         self._check_index(index, file.size - size)
         return index
@@ -239,12 +253,22 @@ class ShardingFileReader:
             raise self._wrong("index", f"{len(present)} chunks of {stored} bytes do not fill {end} bytes")
 
     def _pread(self, buffer: Bytes, offset: int) -> Bytes:
-        assert self.file is not None
-        self.file.pread_into([buffer], offset)
+        self._opened().pread_into([buffer], offset)
         return buffer
 
+    def _opened(self) -> ByteFile:
+        """The file; whoever reads it keeps it open, also if another thread releases it."""
+        file = self.file
+        if file is None:
+            assert self._reopen is not None
+            file = self._reopen()
+            if file.size != self._size:
+                raise self._wrong("index", f"was read from {self._size} bytes, now the file holds {file.size}")
+            self.file = file
+        return file
+
     def _wrong(self, chunk: str, problem: str) -> CorruptStoreError:
-        where = "" if self.file is None else f"{self.file.label}, "
+        where = f"{self._label}, " if self._label else ""
         return CorruptStoreError(f"{where}chunk {chunk}: {problem}; {REPAIR}")
 
 

@@ -1,13 +1,12 @@
 """Writes one zarr sharding file (see `sharding_layout`) as its rows arrive."""
 
-import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.append_file import AppendFile
 from storage.checksum import crc32c
 from storage.sharding_layout import CRC_BYTES, MISSING, ArrayLayout, Shape
 
@@ -18,15 +17,23 @@ class ShardingFileWriter:
     def __init__(self, path: Path, dtype: np.dtype[Any], chunk: Shape, variable_width: bool = False) -> None:
         self.path, self.chunk, self.variable_width = path, chunk, variable_width
         self.num_rows = 0
-        self.num_bytes = 0
-        self.sha256 = hashlib.sha256()
+        self._file = AppendFile(path)
         self._width = 0 if variable_width else (chunk[-1] if len(chunk) > 1 else 1)
         self._block = np.zeros(chunk, dtype)
         self._filled = 0
         # of each chunk and, when closed, of the index; big-endian, so that their hex digits read as numbers
         self.checksums = bytearray()
         self._index: list[list[tuple[int, int]]] = []
-        self._descriptor: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file so far."""
+        return self._file.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of the closed file, hex."""
+        return self._file.sha256.hexdigest()
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add rows; whatever fills a chunk goes to the file at once."""
@@ -52,16 +59,14 @@ class ShardingFileWriter:
             index = np.full((*layout.grid, 2), MISSING, "<u8")
             for row, chunks in enumerate(self._index):
                 index[row, : len(chunks)] = chunks
-            self._write(index)
-            self._write(self._checksum(index))
-        self.release()
+            self._file.append(index)
+            self._file.append(self._checksum(index))
+        self._file.close()
         return layout
 
     def release(self) -> None:
         """Give the file descriptor back; harmless when done twice."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        self._file.release()
 
     def _widen(self, width: int) -> None:
         self._width = max(self._width, width)
@@ -85,21 +90,11 @@ class ShardingFileWriter:
     def _write_chunk(self, chunk: NDArray[Any]) -> tuple[int, int]:
         start = self.num_bytes
         data = np.ascontiguousarray(chunk)
-        self._write(data)
-        self._write(self._checksum(data))
+        self._file.append(data)
+        self._file.append(self._checksum(data))
         return start, self.num_bytes - start
 
-    def _checksum(self, data: NDArray[Any]) -> NDArray[np.uint8]:
+    def _checksum(self, data: NDArray[Any]) -> bytes:
         checksum = crc32c(data)
         self.checksums += checksum.to_bytes(CRC_BYTES, "big")
-        return np.frombuffer(checksum.to_bytes(CRC_BYTES, "little"), np.uint8)
-
-    def _write(self, data: NDArray[Any]) -> None:
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        view = data.reshape(-1).view(np.uint8)
-        self.sha256.update(view.data)
-        while view.size:  # a disk that fills up takes a part first and refuses the rest
-            written = os.write(self._descriptor, view.data)
-            self.num_bytes += written
-            view = view[written:]
+        return checksum.to_bytes(CRC_BYTES, "little")

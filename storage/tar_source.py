@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.backend import Verified
-from storage.byte_files import REPAIR, Bytes, StoreFiles
+from storage.byte_files import REPAIR, ByteFile, Bytes, StoreFiles
 from storage.checksum import crc32c
 from storage.columns import KEYS, OFFSETS, RECORDS, Column
 from storage.commits import CommitRecord, FileEntry
@@ -45,19 +45,22 @@ class TarSource:
         self._arrays = array_columns(columns)
         groups = self._group_numbers(columns)
         self._text_group = groups["text"]
-        self._cuts = [(c.name, groups[c.group], c.dtype, c.row_shape, c.variable_width) for c in self._arrays]
+        self._cuts = [
+            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width) for c in self._arrays
+        ]
         self._by_name = {column.name: column for column in columns}
         tar, self._idx_label = self._entry(f"{name}.tar"), files.label(f"{folder}/{name}.idx")
-        self.index = self._read_index(self._entry(f"{name}.idx"))
+        idx = self._entry(f"{name}.idx")
+        self._idx_bytes = idx.bytes
+        self.index = self._read_index(idx)
         where = f"{self._idx_label}: shard {commit.shard}"
         self._tables = tables_from(columns, self.index.offsets, self.index.records, where)
         if problem := self._problem(tar):
             raise self._wrong(self._idx_label, problem)
-        self._tar = files.open(f"{folder}/{tar.path}", f"shard {commit.shard}", size=tar.bytes, sha256=tar.sha256)
-        if self._tar.size != tar.bytes:
-            raise self._wrong(self._tar.label, f"holds {self._tar.size} bytes, committed {tar.bytes}")
-        self._parts: list[list[int]] = self.index.parts.tolist()
-        self._checksums: list[list[int]] = self.index.part_checksums.tolist()
+        self._entry_of_tar = tar
+        self._tar: ByteFile | None = None
+        self._opened()
+        self._offsets = np.ascontiguousarray(self.index.places["offset"])
         self._verified = None
         if verified is not None:
             self._verified = verified.setdefault(PARTS, bytearray(2 * len(self._tables)))
@@ -73,32 +76,39 @@ class TarSource:
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
         tables = self._tables
-        arrays: Rows = {}
+        arrays = _RecordRows(self, record)
         source = numbers["image_record"]
         if source in (record, NONE):
-            start, _, end = self._parts[record]
+            start, _, end = self.index.parts[record].tolist()
             self._cut(record, self._read(record, start, end), arrays, numbers, own=True, image=True)
         else:
-            start, end, _ = self._parts[record]
+            start, end, _ = self.index.parts[record].tolist()
             self._cut(record, self._read(record, start, end), arrays, numbers, own=True, image=False)
-            _, start, end = self._parts[source]
+            _, start, end = self.index.parts[source].tolist()
             if end > start:
                 buffer = self._read(source, start, end)
                 self._cut(source, buffer, arrays, tables.numbers(source), own=False, image=True)
 
-        def read_rows(name: str) -> NDArray[Any]:
-            found = arrays.get(name)
-            if found is not None:
-                return found
-            if name == KEYS:
-                return self.index.keys[record : record + 1].copy()
-            if name == "id":
-                first, last = tables.ends("id")[record : record + 2].tolist()
-                return self.index.ids[first:last].copy()
-            column = self._by_name[name]
-            return np.empty((0, *column.row_shape), column.dtype)
+        return arrays.__getitem__
 
-        return read_rows
+    def rows_without_member(self, record: int, name: str) -> NDArray[Any]:
+        """A record's rows of a column that is in the index, or that the record does not have."""
+        if name == KEYS:
+            return self.index.keys[record : record + 1].copy()
+        if name == "id":
+            first, last = self._tables.ends("id")[record : record + 2].tolist()
+            return self.index.ids[first:last].copy()
+        column = self._by_name[name]
+        return np.empty((0, *column.row_shape), column.dtype)
+
+    def table_bytes(self) -> int:
+        return 2 * self._idx_bytes
+
+    def hold(self, limit: int) -> int:
+        return 0  # a record is one range of bytes
+
+    def release(self) -> None:
+        self._tar = None
 
     def check_descriptions(self) -> None:
         index = self.index
@@ -108,9 +118,9 @@ class TarSource:
         ):
             data = self._pread(start, end)
             if (found := crc32c(data)) != committed:
-                raise self._wrong(self._tar.label, f"byte {start}: crc32c is {found:08x}, indexed {committed:08x}")
+                raise self._wrong(self._tar_label, f"byte {start}: crc32c is {found:08x}, indexed {committed:08x}")
             if data.tobytes() != expected:
-                raise self._wrong(self._tar.label, f"byte {start}: is no member of this store's shards")
+                raise self._wrong(self._tar_label, f"byte {start}: is no member of this store's shards")
 
     def damage(self) -> list[str]:
         problems = []
@@ -165,7 +175,7 @@ class TarSource:
     def _read(self, record: int, start: int, end: int) -> Bytes:
         """Verified bytes of one or both parts of a record."""
         data = self._pread(start, end)
-        seen, (begin, image, stop) = self._verified, self._parts[record]
+        seen, (begin, image, stop) = self._verified, self.index.parts[record].tolist()
         for part, first, last in ((0, begin, image), (1, image, stop)):
             if start <= first < last <= end and (seen is None or not seen[2 * record + part]):
                 self._verify(record, part, data[first - start : last - start], first)
@@ -174,16 +184,16 @@ class TarSource:
         return data
 
     def _verify(self, record: int, part: int, data: Bytes, start: int) -> None:
-        found, committed = crc32c(data), self._checksums[record][part]
+        found, committed = crc32c(data), int(self.index.part_checksums[record, part])
         if found == committed:
             return
         for name, (offset, size, checksum) in self._members(record):
             if start <= offset < start + len(data):
                 actual = crc32c(data[offset - start : offset - start + size])
                 if actual != checksum:
-                    where = f"{self._tar.label}, record {record}, member {name}"
+                    where = f"{self._tar_label}, record {record}, member {name}"
                     raise self._wrong(where, f"crc32c is {actual:08x}, indexed {checksum:08x}")
-        where = f"{self._tar.label}, record {record}, headers"
+        where = f"{self._tar_label}, record {record}, headers"
         raise self._wrong(where, f"crc32c is {found:08x}, indexed {committed:08x}")
 
     def _members(self, record: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
@@ -192,29 +202,30 @@ class TarSource:
 
     def _cut(self, record: int, data: Bytes, arrays: Rows, numbers: dict[str, int], *, own: bool, image: bool) -> None:
         """Arrays of a record's members; the index was checked, so every one lies within the data."""
-        begin, middle, _ = self._parts[record]
+        begin, middle, _ = self.index.parts[record].tolist()
         start = begin if own else middle
-        places = self.index.places[record].tolist()
+        offsets = self._offsets[record].tolist()
         firsts, lasts = self._tables.offsets[record].tolist(), self._tables.offsets[record + 1].tolist()
         if own:
-            offset, size, _ = places[0]
+            offset, size, _ = self.index.places[record, 0].item()
             text = self._text_group
             arrays["text"] = text_rows(data[offset - start : offset - start + size], lasts[text] - firsts[text])
-        for (name, group, dtype, row_shape, variable), (offset, size, _) in zip(self._cuts, places[1:], strict=True):
+        for (name, group, dtype, row_shape, row_bytes, variable), offset in zip(self._cuts, offsets[1:], strict=True):
             if offset < 0 or not (own if offset < middle else image):
                 continue
-            shape = (lasts[group] - firsts[group], *row_shape)
+            rows = lasts[group] - firsts[group]
+            shape = (rows, *row_shape)
             if variable:
                 shape = (*shape[:-1], numbers["attention_columns"])
             array: NDArray[Any] = np.ndarray(shape, dtype, data, offset - start)
-            arrays[name] = array.copy() if size < COPY_BYTES else array
+            arrays[name] = array.copy() if rows * row_bytes < COPY_BYTES else array
 
     def _frame_problems(self, record: int) -> list[str]:
         """Headers that are not those of the record's arrays; the checksums have been compared before."""
-        start, _, end = self._parts[record]
+        start, _, end = self.index.parts[record].tolist()
         data = self._read(record, start, end)
         problem = frame_problem(self.index, self._tables, self._arrays, record, data)
-        return [f"{self._tar.label}, record {record}: {problem}; {REPAIR}"] if problem else []
+        return [f"{self._tar_label}, record {record}: {problem}; {REPAIR}"] if problem else []
 
     def _closing(self) -> bytes:
         members = int(np.count_nonzero(self.index.places["offset"] >= 0))
@@ -223,8 +234,17 @@ class TarSource:
 
     def _pread(self, start: int, end: int) -> Bytes:
         data = np.empty(end - start, np.uint8)
-        self._tar.pread_into([data], start)
+        (self._tar or self._opened()).pread_into([data], start)
         return data
+
+    def _opened(self) -> ByteFile:
+        """The tar, opened anew after `release`."""
+        entry, path = self._entry_of_tar, f"{self.folder}/{self._entry_of_tar.path}"
+        file = self.files.open(path, f"shard {self.commit.shard}", size=entry.bytes, sha256=entry.sha256)
+        if file.size != entry.bytes:
+            raise self._wrong(file.label, f"holds {file.size} bytes, committed {entry.bytes}")
+        self._tar, self._tar_label = file, file.label
+        return file
 
     def _entry(self, path: str) -> FileEntry:
         for entry in self.commit.files:
@@ -234,3 +254,13 @@ class TarSource:
 
     def _wrong(self, where: str, problem: str) -> CorruptStoreError:
         return CorruptStoreError(f"{where}: {problem}; {REPAIR}")
+
+
+class _RecordRows(Rows):
+    """A record's rows by column; those that are no member of the tar are made when asked for."""
+
+    def __init__(self, source: TarSource, record: int) -> None:
+        self._source, self._record = source, record
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        return self._source.rows_without_member(self._record, name)

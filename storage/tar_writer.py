@@ -1,7 +1,5 @@
 """Writes one tar shard as its records arrive; see `tar_format` and `tar_index`."""
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.append_file import AppendFile, Buffer
 from storage.backend import WrittenFile, WrittenShard
 from storage.checksum import crc32c
 from storage.columns import KEYS, OFFSETS, RECORDS, Column
@@ -30,10 +29,6 @@ from storage.tar_format import (
 )
 from storage.tar_index import IndexBuilder
 
-# write calls take this many pieces at once (IOV_MAX)
-MAX_PIECES = 1024
-Buffer = bytes | NDArray[np.uint8]
-
 
 class TarSink:
     """See `storage.backend.ShardSink`; holds one record and the index in memory."""
@@ -45,14 +40,12 @@ class TarSink:
         self._arrays = array_columns(columns)
         self._index = IndexBuilder(len(self._groups))
         self._opening = opening(manifest)
-        self._sha256 = hashlib.sha256()
-        self._num_bytes = 0
-        self._descriptor: int | None = os.open(folder / self.tar, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._write([self._opening])
+        self._file = AppendFile(folder / self.tar)
+        self._file.append(self._opening)
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         numbers = dict(zip(self._fields, rows[RECORDS][0].tolist(), strict=True))
-        own, image = _Part(self._num_bytes), None
+        own, image = _Part(self._file.num_bytes), None
         own.add(f"{record_name(numbers['dataset_index'])}.json", b"", self._json(rows, numbers))
         for column in self._arrays:
             part = own
@@ -69,28 +62,30 @@ class TarSink:
             checksums=(own.checksum(), image.checksum()),
             places=own.places + image.places,
         )
-        self._write(own.pieces + image.pieces)
+        for piece in own.pieces + image.pieces:
+            self._file.append(piece)
 
     def close(self) -> WrittenShard:
-        index, tail_start = self._index, self._num_bytes
+        index, tail_start = self._index, self._file.num_bytes
         rows = dict(zip(self._groups, index.ends.tolist(), strict=True))
         tail = closing(index.num_records, index.num_members, rows)
-        self._write([tail])
-        tar = WrittenFile(path=self.tar, num_bytes=self._num_bytes, sha256=self._sha256.hexdigest())
-        self.abandon()
+        self._file.append(tail)
         finished = index.finish(len(self._fields), 1 + len(self._arrays), self._opening, tail_start, tail)
-        data = finished.to_bytes()
-        self._descriptor = os.open(self.folder / self.idx, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._write([data])
-        self.abandon()
+        idx = AppendFile(self.folder / self.idx)
+        idx.append(finished.to_bytes())
+        files = [self._file, idx]
+        for file in files:
+            file.close()
         fsync_all([self.folder / self.tar, self.folder / self.idx, self.folder])
-        idx = WrittenFile(path=self.idx, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        return WrittenShard(files=[tar, idx])
+        return WrittenShard(
+            files=[
+                WrittenFile(path=file.path.name, num_bytes=file.num_bytes, sha256=file.sha256.hexdigest())
+                for file in files
+            ]
+        )
 
     def abandon(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        self._file.release()
 
     def _json(self, rows: Mapping[str, NDArray[Any]], numbers: Mapping[str, int]) -> bytes:
         source = numbers["image_record"]
@@ -113,19 +108,6 @@ class TarSink:
         data = np.ascontiguousarray(rows, column.dtype).reshape(-1).view(np.uint8)
         name = f"{record_name(index)}.{array_suffix(column, data)}"
         part.add(name, array_header(column, rows.shape), data)
-
-    def _write(self, pieces: Sequence[Buffer]) -> None:
-        assert self._descriptor is not None
-        waiting = [memoryview(piece) for piece in pieces if len(piece)]  # type: ignore[arg-type]  # arrays are buffers
-        for piece in waiting:
-            self._sha256.update(piece)
-        while waiting:  # a disk that fills up takes a part first and refuses the rest
-            written = os.writev(self._descriptor, waiting[:MAX_PIECES])
-            self._num_bytes += written
-            while waiting and written >= len(waiting[0]):
-                written -= len(waiting.pop(0))
-            if written:
-                waiting[0] = waiting[0][written:]
 
 
 class _Part:

@@ -63,7 +63,7 @@ class ZarrSink:
             data = self._files[column.name]
             if data.num_bytes:
                 path = data_file(column)
-                files.append(WrittenFile(path=path, num_bytes=data.num_bytes, sha256=data.sha256.hexdigest()))
+                files.append(WrittenFile(path=path, num_bytes=data.num_bytes, sha256=data.sha256))
         fsync_all([self.folder / file.path for file in files])
         fsync_all([self.folder, *(self.folder / column.name for column in self.columns)])
         return files

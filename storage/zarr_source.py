@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from storage.sharding_reader import ShardingFileReader, index_bytes
 
 # the group's description grows by 8 digits for each chunk
 MAX_DESCRIPTION_BYTES = 64 << 20
+# what Python takes for one column's entries in the commit record, its layout and its reader
+OBJECT_BYTES = 4 << 10
 
 
 class ZarrSource:
@@ -40,6 +43,8 @@ class ZarrSource:
         self._layouts = self._checked_layouts()
         self._checksums: Any = self._attribute(CHECKSUMS)
         self._open: dict[str, ShardingFileReader] = {}
+        # whole arrays that are in memory; replaced, never changed, because threads read it
+        self._held: dict[str, NDArray[Any]] = {}
         self._tables: ShardTables | None = None
 
     def tables(self) -> ShardTables:
@@ -61,13 +66,15 @@ class ZarrSource:
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
         ranges = self.tables().ranges(record, numbers)
-        by_name, opened, width = self._by_name, self._open, numbers["attention_columns"]
+        by_name, opened, held, width = self._by_name, self._open, self._held, numbers["attention_columns"]
         if not self.files.checks_sizes:
             self._announce(ranges)
 
         def read_rows(name: str) -> NDArray[Any]:
             column = by_name[name]
             start, stop = ranges[column.group]
+            if name in held:
+                return held[name][start:stop].copy()
             file = opened.get(name) or self.file(name)
             return file.read(start, stop, width if column.variable_width else None)
 
@@ -75,7 +82,8 @@ class ZarrSource:
 
     def _announce(self, ranges: Ranges) -> None:
         """Let a distant store fetch every column of a record at once instead of one after the other."""
-        wanted = [c for c in self.columns if c.name not in (OFFSETS, RECORDS) and _length(ranges, c) > 0]
+        not_read = {OFFSETS, RECORDS, *self._held}
+        wanted = [c for c in self.columns if c.name not in not_read and _length(ranges, c) > 0]
         self._open_together(wanted)
         for column in wanted:
             self.file(column.name).will_need(*ranges[column.group])
@@ -89,6 +97,26 @@ class ZarrSource:
             file.will_need(max(0, file.size - size), size)
         for column in new:
             self._open[column.name] = self._open_file(column, files[column.name])
+
+    def table_bytes(self) -> int:
+        chunks = sum(len(data) for data in self._checksums.values()) if self._checksums else 0
+        return self.tables().num_bytes + 2 * chunks + OBJECT_BYTES * len(self.columns)
+
+    def hold(self, limit: int) -> int:
+        columns = [c for c in self.columns if c.name not in (OFFSETS, RECORDS) and not c.variable_width]
+        held: dict[str, NDArray[Any]] = {}
+        for file, name in sorted(((self.file(c.name), c.name) for c in columns), key=lambda found: found[0].num_bytes):
+            limit -= file.num_bytes
+            if limit < 0:
+                break
+            held[name] = file.read(0, file.layout.shape[0])
+        self._held = held
+        return sum(array.nbytes for array in held.values())
+
+    def release(self) -> None:
+        self._held = {}
+        for file in list(self._open.values()):
+            file.release()
 
     def check_descriptions(self) -> None:
         entries = [self._entry(f"{column.name}/{METADATA}") for column in self.columns]
@@ -136,15 +164,19 @@ class ZarrSource:
             layout,
             expected=self._expected(name),
             verified=None if self._verified is None else self._verified.setdefault(name, bytearray()),
+            reopen=self._opener(self._entry(data_file(column)), f", array {name}") if layout.shape[0] else None,
         )
 
     def _open_data(self, column: Column) -> ByteFile:
         return self._open_entry(self._entry(data_file(column)), f", array {column.name}")
 
     def _open_entry(self, entry: FileEntry, what: str = "") -> ByteFile:
-        path = f"{self.folder}/{entry.path}"
-        what = f"shard {self.commit.shard}{what}"
-        return self.files.open(path, what, size=entry.bytes, sha256=entry.sha256)
+        return self._opener(entry, what)()
+
+    def _opener(self, entry: FileEntry, what: str) -> Callable[[], ByteFile]:
+        """Opens a file; holds no reference to the source, which would keep it and its files in a cycle."""
+        path, what = f"{self.folder}/{entry.path}", f"shard {self.commit.shard}{what}"
+        return partial(self.files.open, path, what, size=entry.bytes, sha256=entry.sha256)
 
     def _entry(self, path: str) -> FileEntry:
         entry = self._committed.get(path)

@@ -90,12 +90,12 @@ def test_every_byte_of_tar_and_npy_headers_counts(stores: dict[str, Path]) -> No
     store = stores["webdataset"]
     reader = StoreReader(store)
     reader[0]
-    index = reader._shard(0).source.index  # type: ignore[attr-defined]
+    index = reader._shards.get(0, reader._open_shard).source.index  # type: ignore[attr-defined]
     tar = store / "shards/00000000/00000000.tar"
     data = {at for offset, size, _ in index.places.reshape(-1).tolist() for at in range(offset, offset + size)}
     framing = [at for at in range(index.head_bytes, index.tail_start) if at not in data]
     assert len(framing) > 20_000
-    source = reader._shard(0).source
+    source = reader._shards.get(0, reader._open_shard).source
     for record, (start, image, end) in enumerate(index.parts.tolist()):
         content = source._pread(start, end)  # type: ignore[attr-defined]
         for at in (at for at in framing if start <= at < end):
@@ -110,7 +110,7 @@ def test_every_byte_of_tar_and_npy_headers_counts(stores: dict[str, Path]) -> No
             reader[record]
     for at in (*range(0, index.head_bytes, 7), *range(index.tail_start, index.tar_bytes, 7)):
         with flipped(tar, at), pytest.raises(CorruptStoreError, match=r"tar: shard 0: byte \d+: crc32c is"):
-            reader._shard(0).source.check_descriptions()
+            reader._shards.get(0, reader._open_shard).source.check_descriptions()
 
 
 def test_every_byte_of_a_zarr_description_counts(stores: dict[str, Path], make_manifest: MakeManifest) -> None:

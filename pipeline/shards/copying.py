@@ -1,0 +1,84 @@
+"""`alignkd shards convert` and `alignkd shards merge`: the same records in another store."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from pipeline.console import clean_errors, json_option, print_json
+from pipeline.shards.options import LOCATION, progress_bar
+
+if TYPE_CHECKING:
+    from storage.convert import CopyReport
+
+MAX_NAMED = 10
+Layout = Literal["zarr", "webdataset"]
+
+
+@click.command()
+@click.argument("source", type=LOCATION)
+@click.argument("target", type=LOCATION)
+@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), required=True, help="Layout of TARGET.")
+@json_option
+@clean_errors
+def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bool) -> None:
+    """Write the store SOURCE again as TARGET in another physical layout; nothing is decoded or rounded again.
+
+    Quarantined samples and attachments come along. Stop it any time and run it again: it goes on. Converting back
+    gives the original's bytes.
+
+    Example: alignkd shards convert runs/store runs/store-tar --backend webdataset
+    """
+    from storage.convert import convert_store
+    from storage.manifest import load_manifest
+
+    with progress_bar("convert", load_manifest(source).num_samples, "sample") as done:
+        report = convert_store(source, target, backend, done)
+    if as_json:
+        print_json({"target": str(target), "backend": backend, **asdict(report)})
+    else:
+        click.echo(_line(target, report))
+
+
+@click.command()
+@click.argument("stores", metavar="STORE STORE... TARGET", type=LOCATION, nargs=-1, required=True)
+@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), help="Layout of TARGET; else the first store's.")
+@click.option("--keep-first", is_flag=True, help="Of a record that two stores have keep the first store's.")
+@json_option
+@clean_errors
+def merge(stores: tuple[Path | str, ...], backend: Layout | None, keep_first: bool, as_json: bool) -> None:
+    """Write stores of the same teacher over different data into one new store TARGET.
+
+    Indices of the second store's samples go on where the first's end, and so on. Stores with another teacher or other
+    codecs are refused, records that two stores have both (by key) too, unless --keep-first: then the later ones are
+    listed as quarantined. Stop it any time and run it again: it goes on.
+
+    Example: alignkd shards merge runs/captions runs/dialogs runs/all
+    """
+    from storage.manifest import load_manifest
+    from storage.merge import merge_stores
+
+    if len(stores) < 3:
+        raise click.UsageError("give two stores or more, and the new one")
+    *sources, target = stores
+    total = sum(load_manifest(source).num_samples for source in sources)
+    with progress_bar("merge", total, "sample") as done:
+        report = merge_stores(sources, target, backend=backend, keep_first=keep_first, progress=done)
+    if as_json:
+        print_json({"target": str(target), **asdict(report)})
+        return
+    for duplicate in report.duplicates[:MAX_NAMED]:
+        click.echo(f"left out: sample {duplicate.index} has the key of sample {duplicate.first_index}", err=True)
+    if len(report.duplicates) > MAX_NAMED:
+        click.echo(f"left out: {len(report.duplicates) - MAX_NAMED} more, see --json", err=True)
+    click.echo(_line(target, report))
+
+
+def _line(target: Path | str, report: "CopyReport") -> str:
+    if not report.shards_written:
+        return f"nothing left to do: {target} has all {report.num_shards} shards"
+    return (
+        f"wrote {report.shards_written} of {report.num_shards} shards to {target}: {report.num_records} records, "
+        f"{report.num_quarantined} quarantined"
+    )

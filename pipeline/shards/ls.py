@@ -1,0 +1,74 @@
+"""`alignkd shards ls`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.console import clean_errors, format_bytes, json_option, print_json
+from pipeline.shards.options import STORE
+
+if TYPE_CHECKING:
+    from storage.manifest import Manifest
+    from storage.shard_listing import ShardInfo
+
+
+@click.command()
+@STORE
+@json_option
+@clean_errors
+def ls(store: Path | str, as_json: bool) -> None:
+    """List the shards of STORE.
+
+    Only commit records are read: it is quick for any size of store. --json adds the root hash: equal for two stores of
+    the same targets, however they were written.
+
+    Example: alignkd shards ls runs/store
+    """
+    from storage.byte_files import open_files
+    from storage.manifest import read_manifest
+    from storage.shard_listing import list_shards, list_store
+
+    files = open_files(store)
+    manifest = read_manifest(files)
+    listing = list_store(files) if as_json else None
+    infos = list_shards(store) if listing is None else listing.shards
+    totals: dict[str, Any] = {
+        "shards": len(infos),
+        "committed": sum(info.committed for info in infos),
+        "records": sum(info.num_records for info in infos),
+        "quarantined": sum(info.num_quarantined for info in infos),
+        "bytes": sum(info.num_bytes for info in infos),
+    }
+    if listing is not None:
+        totals["root_hash"] = listing.root_hash
+        shown = manifest.model_dump(mode="json")
+        print_json({"store": str(store), **totals, "manifest": shown, "shard_list": [asdict(info) for info in infos]})
+        return
+    lines = [f"{'shard':>8} {'records':>8} {'listed':>7} {'tokens':>10} {'bytes':>12}", *map(_line, infos)]
+    click.echo("\n".join(lines))
+    click.echo(
+        f"{totals['committed']} of {totals['shards']} shards, {totals['records']} records, "
+        f"{totals['quarantined']} quarantined, {format_bytes(totals['bytes'])}; "
+        f"{manifest.backend}, codecs {codecs_line(manifest)}"
+    )
+
+
+def codecs_line(manifest: "Manifest") -> str:
+    """What is stored how, on one line."""
+    codecs, logits = manifest.codecs, manifest.codecs.logits
+    settings = logits.model_dump(exclude_none=True, exclude={"kind", "dtype"})
+    shown = " ".join([logits.kind, *(f"{name} {value}" for name, value in settings.items()), logits.dtype or ""])
+    return (
+        f"{codecs.attention_pairs} attention {codecs.attention}, vision_top {codecs.vision_top}, "
+        f"vision_all {codecs.vision_all}, logits {shown.strip()}, inputs {manifest.inputs}"
+    )
+
+
+def _line(info: "ShardInfo") -> str:
+    state = "" if info.committed else f"  not committed ({info.planned} planned)"
+    return (
+        f"{info.shard:>8} {info.num_records:>8} {info.num_quarantined:>7} {info.num_tokens:>10} "
+        f"{format_bytes(info.num_bytes):>12}{state}"
+    )

@@ -1,0 +1,74 @@
+"""Arguments that the commands share, and how a record is asked for."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.console import fail
+
+if TYPE_CHECKING:
+    from storage.reader import StoreReader
+    from storage.record import Record
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+MAX_INDICES = 8
+
+
+class Location(click.ParamType[Path | str]):
+    """The folder of a store as a path, or its URL as it is."""
+
+    name = "store"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        from storage.byte_files import as_location
+
+        return as_location(value)
+
+
+LOCATION = Location()
+STORE = click.argument("store", type=LOCATION)
+
+
+def record_options(command: Command) -> Command:
+    """`--id`, `--key` and `--index`: one record of a store."""
+    for option in (
+        click.option("--index", type=int, help="Position of the sample in the data set."),
+        click.option("--key", help="Content hash of the sample."),
+        click.option("--id", "sample_id", help="The user's id of the sample."),
+    ):
+        command = option(command)
+    return command
+
+
+def find_record(reader: "StoreReader", *, sample_id: str | None, key: str | None, index: int | None) -> "Record":
+    """The one record that fits; none or several end the command with what to do."""
+    wanted = {"id": sample_id, "key": key, "index": index}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if len(given) != 1:
+        raise click.UsageError("say which record: one of --id, --key and --index")
+    shown = " ".join(f"--{name} {value}" for name, value in given.items())
+    found = reader.find(id=sample_id, key=key, index=index)
+    if not found:
+        listed = [entry for entry in reader.quarantined if entry.id == sample_id or entry.index == index]
+        why = f"; quarantined: {listed[0].reason}" if listed else "; see `alignkd shards ls` for what is there"
+        fail(f"store {reader.path}: no record with {shown}{why}")
+    if len(found) > 1:
+        indices = ", ".join(str(int(reader.dataset_index[position])) for position in found[:MAX_INDICES])
+        fail(f"store {reader.path}: {len(found)} records with {shown}; choose one with --index ({indices})")
+    return reader[found[0]]
+
+
+@contextmanager
+def progress_bar(what: str, total: int, unit: str = "record") -> Iterator[Callable[[int], object]]:
+    """A bar on stderr of a terminal; gives what to call with the number of units done."""
+    if not sys.stderr.isatty():  # scripts do not pay for the import
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit, disable=None) as bar:
+        yield bar.update

@@ -1,0 +1,92 @@
+"""`alignkd shards show`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.console import clean_errors, fail, json_option, print_json
+from pipeline.shards.options import STORE, find_record, record_options
+
+if TYPE_CHECKING:
+    from pipeline.shards.pieces import Pieces
+    from storage.manifest import Manifest
+    from storage.record import Record
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@STORE
+@record_options
+@click.option("--tokenizer", type=FILE, help="A tokenizer.model, where the store carries none.")
+@click.option("--png", type=FILE, help="Draw the image and what the text looks at to this file.")
+@click.option("--images", type=FILE, help="Folder of the images, where the store does not embed them.")
+@click.option("--head", default="mean", show_default=True, help="Of --png: number of a head, or mean.")
+@click.option("--token", help="Of --png: position of a text query, or its piece; else the mean over queries.")
+@json_option
+@clean_errors
+def show(
+    store: Path | str,
+    sample_id: str | None,
+    key: str | None,
+    index: int | None,
+    tokenizer: Path | None,
+    png: Path | None,
+    images: Path | None,
+    head: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Show one record of STORE: conversation, tokens, positions, targets, what the teacher says at each position.
+
+    Without --id, --key or --index it is the first sample of the data set that is there.
+
+    Example: alignkd shards show runs/store --index 0 --png attention.png --images images
+    """
+    from pipeline.record_view import summary
+    from pipeline.shards.page import page
+    from pipeline.shards.pieces import open_pieces
+    from pipeline.shards.teacher_view import why_no_probabilities
+    from storage.logprobs import open_lm_head
+    from storage.reader import StoreReader
+
+    reader = StoreReader(store, allow_incomplete=True)
+    if sample_id is None and key is None and index is None:
+        index = int(reader.dataset_index.min()) if len(reader) else 0
+    record = find_record(reader, sample_id=sample_id, key=key, index=index)
+    pieces, lm_head = open_pieces(reader, tokenizer), open_lm_head(reader.files, reader.manifest)
+    if png is not None:
+        _draw(record, reader.manifest, pieces, png, images=images, head=head, token=token)
+    seen = summary(record, reader.manifest, pieces, lm_head)
+    if as_json:
+        print_json(seen | ({} if png is None else {"png": str(png)}))
+        return
+    click.echo(page(seen, why_no_probabilities(record, lm_head)))
+    if png is not None:
+        click.echo(f"wrote {png}")
+
+
+def _draw(
+    record: "Record",
+    manifest: "Manifest",
+    pieces: "Pieces",
+    png: Path,
+    *,
+    images: Path | None,
+    head: str,
+    token: str | None,
+) -> None:
+    from pipeline.shards.picture import draw_attention
+
+    if head != "mean" and not head.isdigit():
+        raise click.UsageError(f"--head is {head!r}, expected a number or mean")
+    if record.image is None:
+        fail(f"sample {record.id!r} (index {record.index}) has no image to draw; choose another record")
+    content = record.image_bytes
+    if content is None:
+        if images is None:
+            fail(f"the store has only the path of {record.image}; give the folder of the images (--images)")
+        content = (images / record.image).read_bytes()
+    number = None if head == "mean" else int(head)
+    draw_attention(record, manifest, pieces, content, png, head=number, token=token)

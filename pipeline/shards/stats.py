@@ -1,0 +1,121 @@
+"""`alignkd shards stats`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.console import clean_errors, format_bytes, json_option, print_json
+from pipeline.shards.options import LOCATION, STORE, progress_bar
+from pipeline.shards.verify import attention_line, labels_line
+
+if TYPE_CHECKING:
+    from storage.diff import FieldDifference
+    from storage.reader import StoreReader
+    from storage.sample_errors import StatedErrors
+    from storage.stats import StoreStats
+
+
+@click.command()
+@STORE
+@click.option("--sample", type=click.IntRange(min=0), default=64, show_default=True, help="Records for the errors.")
+@click.option("--exact", type=LOCATION, help="A store of the same data with exact codecs: errors are then measured.")
+@json_option
+@clean_errors
+def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: bool) -> None:
+    """Count what STORE holds: bytes by column and codec, records, tokens, images, quarantined samples by reason.
+
+    For some records, evenly spaced: what each codec states of its error, from the stored scales, and the identities
+    that must hold (rows of attention sum to at most 1, entries and tail to 1, each label is kept). With --exact the
+    errors are measured against the other store.
+
+    Example: alignkd shards stats runs/compact --exact runs/exact
+    """
+    from storage.reader import StoreReader
+    from storage.sample_errors import measured_errors, sampled_positions, stated_errors
+    from storage.stats import store_stats
+
+    reader = StoreReader(store, allow_incomplete=True)
+    with progress_bar("count", len(reader.commits), "shard") as done:
+        counted = store_stats(reader, done)
+    positions = sampled_positions(reader, sample)
+    with progress_bar("sample", len(positions)) as done:
+        stated = stated_errors(reader, positions, done)
+    measured = None
+    if exact is not None:
+        with progress_bar("compare", len(positions)) as done:
+            measured = measured_errors(reader, StoreReader(exact, allow_incomplete=True), sample, done)
+    if as_json:
+        print_json(_document(store, counted, stated, measured))
+        return
+    click.echo("\n".join([*_counts(reader, counted), *_stated(stated), *_measured(measured, exact)]))
+
+
+def _document(
+    store: Path | str, counted: "StoreStats", stated: "StatedErrors", measured: "list[FieldDifference] | None"
+) -> dict[str, Any]:
+    errors = None if measured is None else [asdict(found) for found in measured]
+    return {"store": str(store), **asdict(counted), "stated": asdict(stated), "measured": errors}
+
+
+def _counts(reader: "StoreReader", counted: "StoreStats") -> list[str]:
+    lines = [
+        f"{counted.records} records in {counted.shards} of {reader.manifest.num_shards} shards, "
+        f"{counted.tokens} tokens, {counted.queries} text queries, {counted.supervised} supervised positions",
+    ]
+    if counted.dedup_ratio is not None:
+        lines.append(
+            f"{counted.records_with_image} records with image, {counted.distinct_images} images stored "
+            f"({counted.dedup_ratio:.2f} records per image)"
+        )
+    if counted.entries_per_position is not None:
+        lines.append(f"{counted.entries_per_position:.1f} entries per supervised position")
+    lines.append(f"{'column':<28}{'codec':<20}{'dtype':<7}{'bytes':>12}{'share':>8}")
+    total = max(counted.bytes, 1)
+    lines += [
+        f"{size.column:<28}{size.codec:<20}{size.dtype:<7}{format_bytes(size.num_bytes):>12}"
+        f"{size.num_bytes / total:>8.1%}"
+        for size in counted.columns
+        if size.num_bytes
+    ]
+    lines.append(f"{'padding, headers, indexes':<55}{format_bytes(counted.overhead_bytes):>12}")
+    lines.append(f"{'total':<55}{format_bytes(counted.bytes):>12}")
+    lines.append(f"{counted.quarantined} quarantined")
+    lines += [f"{count:>8} x {reason}" for reason, count in counted.quarantine_reasons]
+    return lines
+
+
+def _stated(stated: "StatedErrors") -> list[str]:
+    if not stated.records:
+        return []
+    lines = [
+        f"of {stated.records} records:",
+        "stated by the codec, from the stored numbers, not measured: |decoded - exact| is at most",
+    ]
+    lines += [
+        f"  {bound.field:<24}{bound.codec:<14}{bound.largest:.3g}, in the mean {bound.mean:.3g}, relative L2 "
+        f"{bound.relative_l2:.3g}"
+        for bound in stated.bounds
+    ]
+    lines.append("known from the store itself:")
+    if stated.largest_mass_error is not None:
+        kept = stated.labels.positions - stated.labels.labels_not_kept
+        lines.append(f"  entries + tail hold mass 1 within {stated.largest_mass_error:.2g}")
+        lines.append(f"  the label is among the entries at {kept} of {stated.labels.positions} positions")
+    return [*lines, f"  {attention_line(stated.attention)}", f"  {labels_line(stated.labels)}"]
+
+
+def _measured(measured: "list[FieldDifference] | None", exact: Path | str | None) -> list[str]:
+    if measured is None:
+        return []
+    if not measured:
+        return [f"measured against {exact}: no record in both"]
+    return [
+        f"measured against {exact}:",
+        *(
+            f"  {found.field:<24}max abs {found.max_abs:.3g}, relative L2 {found.relative_l2 or 0.0:.3g}, "
+            f"{found.beyond} records beyond the stated bounds{f' ({found.note})' if found.note else ''}"
+            for found in measured
+        ),
+    ]

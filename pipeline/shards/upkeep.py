@@ -1,0 +1,91 @@
+"""`alignkd shards gc` and `alignkd shards index`: a store after accidents."""
+
+import re
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipeline.console import clean_errors, format_bytes, json_option, print_json
+from pipeline.shards.options import STORE, progress_bar
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Age(click.ParamType[float]):
+    """`90s`, `30m`, `12h` or `7d` in seconds."""
+
+    name = "age"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
+        if found is None:
+            self.fail(f"{value!r}, expected a number and s, m, h or d, as 12h", param, ctx)
+        return float(found[1]) * _SECONDS[found[2]]
+
+
+@click.command()
+@STORE
+@click.option("--older-than", type=Age(), help="Leave what is younger, as 12h or 7d. [a bucket: 1d]")
+@click.option("--dry-run", is_flag=True, help="Only list, remove nothing.")
+@json_option
+@clean_errors
+def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
+    """Remove what dead writers left in STORE: temporary files, shard folders without a commit record.
+
+    What a live writer holds is never touched, and committed shards are not. Everything removed is listed.
+
+    Example: alignkd shards gc runs/store --dry-run
+    """
+    from storage.gc import collect_garbage
+
+    leftovers = collect_garbage(store, older_than=older_than, dry_run=dry_run)
+    removed = [left for left in leftovers if left.state in ("removed", "found")]
+    freed = sum(left.num_bytes for left in removed)
+    if as_json:
+        shown = [asdict(left) for left in leftovers]
+        print_json({"store": str(store), "dry_run": dry_run, "bytes": freed, "leftovers": shown})
+        return
+    for left in leftovers:
+        click.echo(f"{left.state:<8} {left.kind:<10} {format_bytes(left.num_bytes):>10}  {left.path}")
+    verb = "would be removed" if dry_run else "removed"
+    click.echo(f"{store}: {len(removed)} leftovers {verb}, {format_bytes(freed)}; {len(leftovers) - len(removed)} stay")
+
+
+@click.command()
+@STORE
+@click.option("--rebuild", is_flag=True, help="Write the indexes that are missing or damaged; else only check.")
+@json_option
+@clean_errors
+def index(store: Path | str, rebuild: bool, as_json: bool) -> None:
+    """Check the index of every tar of the webdataset store STORE against one made from the tar, or rebuild it.
+
+    Checksums in a rebuilt index are computed from the tar as it is now. Whether that is the tar that was committed is
+    decided by the sha256 in the commit record: an index that has another one is not written, and named.
+
+    Exits with 1 when an index is not right at the end.
+
+    Example: alignkd shards index --rebuild runs/store
+    """
+    from storage.commits import committed_shards
+    from storage.index_rebuild import rebuild_indexes
+
+    total = len(committed_shards(store)) if isinstance(store, Path) else 0
+    with progress_bar("index", total, "shard") as done:
+        states = rebuild_indexes(store, write=rebuild, on_shard=lambda shard: done(1))
+    counts = Counter(state.state for state in states)
+    sound = counts["sound"] + counts["rebuilt"] == len(states)
+    if as_json:
+        print_json({"store": str(store), "ok": sound, **counts, "shards": [asdict(state) for state in states]})
+    else:
+        for state in states:
+            if state.message:
+                click.echo(f"shard {state.shard} {state.state}: {state.message}", err=True)
+        step = "; run with --rebuild" if counts["repairable"] else ""
+        shown = ", ".join(f"{number} {name}" for name, number in counts.items()) or "no shards"
+        click.echo(f"{store}: indexes made from the tars and compared with the committed sha256: {shown}{step}")
+    sys.exit(0 if sound else 1)

@@ -1,0 +1,122 @@
+"""`alignkd shards verify`."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.console import clean_errors, fail, format_bytes, json_option, print_json
+from pipeline.shards.options import STORE, progress_bar
+
+if TYPE_CHECKING:
+    from storage.attention_sums import AttentionSums
+    from storage.label_shift import LabelVerdict
+    from storage.shard_records import UnreadableRecord
+    from storage.verify import VerifyReport
+
+
+@click.command()
+@STORE
+@click.option("--quick", is_flag=True, help="Only commit records, presence and sizes; do not read the bytes.")
+@click.option("--deep", is_flag=True, help="Also check that what is stored makes sense: labels and attention.")
+@json_option
+@clean_errors
+def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
+    """Read STORE again, every byte of it, and name every shard, record and field that is not as committed.
+
+    --deep also finds what checksums cannot: targets that belong to other positions (the teacher's perplexity of the
+    labels is compared with that of labels shifted by one) and attention that is no probability.
+
+    Exits with 1 when anything is wrong.
+
+    Example: alignkd shards verify runs/store --deep
+    """
+    if quick and deep:
+        raise click.UsageError("--quick and --deep ask for the opposite; give one of them")
+    if isinstance(store, str):
+        fail(f"{store}: only a store in a folder can be verified; copy it to one (`alignkd shards convert`)")
+    report = _verify(store, quick)
+    shards = sorted({problem.shard for problem in report.problems if problem.shard is not None})
+    records = [] if quick else _unreadable(store, shards)
+    problems = [*report.problems]
+    found: dict[str, Any] = {}
+    if deep and not any(problem.shard is None for problem in report.problems):
+        problems, found = _plausibility(store, report, shards)
+    if as_json:
+        shown = {**asdict(report), "problems": [asdict(problem) for problem in problems]}
+        shown["damaged_records"] = [asdict(record) for record in records]
+        findings = {name: asdict(values) for name, values in found.items()}
+        print_json({"store": str(store), "ok": not problems, **shown, **findings})
+    else:
+        for problem in problems:
+            click.echo(" ".join(problem.message.split()), err=True)
+        for record in records:
+            click.echo(f"shard {record.shard}, record {record.record} (index {record.index}) cannot be used")
+        _print_findings(found)
+        verdict = "ok" if not problems else f"{len(problems)} problems"
+        click.echo(
+            f"{store}: {verdict}; {report.num_shards} shards, {report.num_records} records, "
+            f"{format_bytes(report.num_bytes)} {'looked at' if quick else 'read'}"
+        )
+    sys.exit(1 if problems else 0)
+
+
+def _verify(store: Path, quick: bool) -> "VerifyReport":
+    from storage.commits import committed_shards
+    from storage.verify import verify_store
+
+    with progress_bar("verify", len(committed_shards(store)), "shard") as done:
+        return verify_store(store, deep=not quick, on_shard=lambda commit: done(1))
+
+
+def _unreadable(store: Path, shards: list[int]) -> list["UnreadableRecord"]:
+    """The records that damaged shards have lost; a whole shard that cannot be opened is named by its own problem."""
+    if not shards:
+        return []
+    from storage.byte_files import LocalFiles
+    from storage.shard_records import ShardFolder
+
+    folder = ShardFolder(LocalFiles(store))
+    return [record for shard in shards for record in folder.unreadable_records(shard) if record is not None]
+
+
+def _plausibility(store: Path, report: "VerifyReport", damaged: list[int]) -> tuple[list[Any], dict[str, Any]]:
+    from storage.byte_files import LocalFiles
+    from storage.plausibility import check_plausibility
+
+    with progress_bar("look", report.num_records) as done:
+        found = check_plausibility(LocalFiles(store), skip=damaged, progress=done)
+    return [*report.problems, *found.problems], {"labels": found.labels, "attention": found.attention}
+
+
+def _print_findings(found: dict[str, Any]) -> None:
+    if found:
+        click.echo(labels_line(found["labels"]))
+        click.echo(attention_line(found["attention"]))
+
+
+def labels_line(labels: "LabelVerdict") -> str:
+    """The check of labels on one line."""
+    if labels.perplexity is None:
+        return f"labels: {labels.outcome}"
+    beside = [f"{name} {value:.4g}" for name, value in _beside(labels).items() if value is not None]
+    return (
+        f"labels: {labels.outcome}; teacher's perplexity {labels.perplexity:.4g} at {labels.positions} positions"
+        f"{', shifted by one: ' + ', '.join(beside) if beside else ''}"
+    )
+
+
+def attention_line(attention: "AttentionSums") -> str:
+    """The check of attention on one line."""
+    if not attention.rows:
+        return "attention: not stored"
+    return (
+        f"attention: {'ok' if not attention.problems() else 'no probabilities'}; sums of {attention.rows} rows from "
+        f"{attention.smallest_sum:.4f} to {attention.largest_sum:.4f}, lowest value {attention.smallest:.3g}"
+    )
+
+
+def _beside(labels: "LabelVerdict") -> dict[str, float | None]:
+    return {"next": labels.perplexity_next, "previous": labels.perplexity_previous}

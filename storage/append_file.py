@@ -1,0 +1,73 @@
+"""A new file that grows at its end, in large pieces.
+
+Pieces of a few kilobytes cost more than their system calls: the page cache keeps a file in pages of the size it was
+written in, and copying out of small ones takes twice as long. (4 KiB pages 100 us, large ones 40 us for 758 kB.)
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+Buffer = bytes | NDArray[Any]
+
+PIECE_BYTES = 1 << 19
+# after so many bytes the kernel is asked to begin writing them to disk: fsync then has little left to wait for
+WRITE_BACK_BYTES = 8 << 20
+
+
+class AppendFile:
+    """Collects bytes and writes them piece by piece; holds one piece, or what is appended at once, in memory.
+
+    Attributes:
+        num_bytes: appended so far.
+        sha256: of what was written; of everything after `close`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """The file is created with its first piece, exclusively: one to which nothing is appended does not exist."""
+        self.path, self.num_bytes, self.sha256 = path, 0, hashlib.sha256()
+        self._waiting = bytearray()
+        self._descriptor: int | None = None
+        self._written = self._written_back = 0
+
+    def append(self, data: Buffer) -> None:
+        """Add contiguous bytes.
+
+        Raises:
+            OSError: the disk is full, or the file exists already.
+        """
+        if len(data):
+            self._waiting += memoryview(data).cast("B")  # type: ignore[arg-type]  # arrays are buffers
+        if len(self._waiting) >= PIECE_BYTES:
+            self._flush()
+        self.num_bytes = self._written + len(self._waiting)
+
+    def close(self) -> None:
+        """Write the rest, not yet fsynced; raises as `append`."""
+        if self._waiting:
+            self._flush()
+        self.release()
+
+    def release(self) -> None:
+        """Give the file descriptor back; harmless when done twice."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _flush(self) -> None:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self.sha256.update(self._waiting)
+        with memoryview(self._waiting) as view:
+            done = 0
+            while done < len(view):  # a disk that fills up takes a part first and refuses the rest
+                done += os.write(self._descriptor, view[done:])
+        self._written += done
+        self._waiting.clear()
+        if self._written - self._written_back >= WRITE_BACK_BYTES:
+            # Linux starts to write dirty pages that are not wanted any more
+            os.posix_fadvise(self._descriptor, self._written_back, 0, os.POSIX_FADV_DONTNEED)
+            self._written_back = self._written

@@ -1,7 +1,12 @@
-"""Fixtures for every room: the golden cases and a tiny MobileVLM checkpoint."""
+"""Fixtures for every room: the golden cases, a tiny MobileVLM checkpoint, a real S3 service (moto's server)."""
 
 import json
 import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ import pytest
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 GOLDEN = Path(__file__).parent / "golden" / "mobilevlm_v2_tiny"
+KEY_ID, SECRET = "AKIDFORTESTSONLY", "secret/for+tests"
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +34,127 @@ def golden_images() -> Path:
 def golden_expected() -> dict[str, Any]:
     """Loss terms of the original, by sample id."""
     return {case["id"]: case for case in json.loads((GOLDEN / "expected.json").read_text())}
+
+
+_SERVER = """
+import os, sys, threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+import logging
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+print(server.server_port, flush=True)
+# ends with the tests, however they end
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+server.serve_forever()
+"""
+
+
+@dataclass
+class Bucket:
+    """A fresh bucket and a plain client to look into it, past the code under test."""
+
+    name: str
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}/some/store"
+
+    def objects(self) -> dict[str, bytes]:
+        """Every object by its path relative to the store."""
+        keys = [e["Key"] for page in self._pages() for e in page.get("Contents", [])]
+        return {key.removeprefix("some/store/"): self.get(key) for key in keys}
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=self.name, Key=key)["Body"].read())
+
+    def put(self, path: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=f"some/store/{path}", Body=data)
+
+    def delete(self, path: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=f"some/store/{path}")
+
+    def _pages(self) -> Any:
+        return self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+
+
+@pytest.fixture(scope="session")
+def s3_service() -> Iterator[str]:
+    """Endpoint of the S3 service."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def remote_variables() -> Callable[[Path], dict[str, str]]:
+    """remote_variables(folder): credentials as users give them, cache and staging below the folder; empty variables
+    are those of the user's own that must not be seen."""
+
+    def make(folder: Path) -> dict[str, str]:
+        hidden = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_NO_SIGN_REQUEST")
+        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy")
+        return {
+            **dict.fromkeys((*hidden, *proxies), ""),
+            "AWS_ACCESS_KEY_ID": KEY_ID,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(folder / "no-config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(folder / "no-credentials"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "ALIGNKD_CACHE": str(folder / "cache"),
+            "ALIGNKD_CACHE_BLOCK_BYTES": "4096",
+            "ALIGNKD_STAGING": str(folder / "staging"),
+        }
+
+    return make
+
+
+@pytest.fixture
+def remote_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote_variables: Callable[[Path], dict[str, str]]
+) -> None:
+    """The process's environment with `remote_variables`."""
+    for name, value in remote_variables(tmp_path).items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def make_bucket(s3_service: str) -> Callable[[], Bucket]:
+    """make_bucket(): a new bucket."""
+    import botocore.session
+
+    client = botocore.session.Session().create_client(
+        "s3",
+        endpoint_url=s3_service,
+        region_name="us-east-1",
+        aws_access_key_id="somebody",
+        aws_secret_access_key="else",
+    )
+
+    def make() -> Bucket:
+        bucket = Bucket(f"bucket-{uuid.uuid4().hex[:12]}", client)
+        client.create_bucket(Bucket=bucket.name)
+        return bucket
+
+    return make
+
+
+@pytest.fixture
+def s3(s3_service: str, remote_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS_ENDPOINT_URL leads to the service."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_service)
+
+
+@pytest.fixture
+def bucket(s3: None, make_bucket: Callable[[], Bucket]) -> Bucket:
+    """A bucket for one test."""
+    return make_bucket()

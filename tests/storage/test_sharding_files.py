@@ -79,6 +79,15 @@ def joined(column: Column, pieces: list[np.ndarray], width: int | None) -> np.nd
     return np.concatenate([np.empty((0, *row_shape), column.dtype), *pieces])
 
 
+def test_rows_narrower_than_one_whole_block_are_read_in_their_width(tmp_path: Path) -> None:
+    column, rng = COLUMNS[3], np.random.default_rng(0)
+    pieces = [rng.random((3, 2, width)).astype("<f4") for width in (COLUMN_BLOCK, 5, COLUMN_BLOCK)]
+    _, source = write(tmp_path / "group", column, pieces)
+    for number, piece in enumerate(pieces):
+        found = source.read(3 * number, 3 * number + 3, piece.shape[-1])
+        assert found.shape == piece.shape and found.tobytes() == piece.tobytes()
+
+
 def test_rows_of_their_own_width_cost_no_padding(tmp_path: Path) -> None:
     """One wide record among narrow ones: only its own chunks are wide, and each record reads its width."""
     column = COLUMNS[3]

@@ -60,6 +60,7 @@ def test_a_slot_grows_in_one_process_and_is_read_in_another() -> None:
         slot = slots.take()
         assert slot is not None
         if (child := os.fork()) == 0:
+            torch.set_num_threads(1)  # as in torch's data workers: a forked process has no threads to share work with
             slots.writable(slot, num_bytes)[:num_bytes] = torch.arange(num_bytes).to(torch.uint8)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0

@@ -1,20 +1,16 @@
-"""A real S3 service (moto's server in its own process), a web server with ranges, a gateway that breaks things."""
+"""Stores in buckets (service: `tests/conftest.py`), a web server with ranges, a gateway that breaks things."""
 
 import functools
 import hashlib
 import http.client
-import subprocess
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import botocore.session
 import pytest
 
 from storage import Manifest, StoreWriter
@@ -22,114 +18,6 @@ from storage.remote_files import RemoteFiles, open_location
 from storage.remote_settings import RemoteSettings
 
 TOKENIZER = b"a tokenizer" * 1000
-KEY_ID, SECRET = "AKIDFORTESTSONLY", "secret/for+tests"
-
-_SERVER = """
-import os, sys, threading
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
-import logging
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
-print(server.server_port, flush=True)
-# ends with the tests, however they end
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-server.serve_forever()
-"""
-
-
-@dataclass
-class Bucket:
-    """A fresh bucket and a plain client to look into it, past the code under test."""
-
-    name: str
-    client: Any
-
-    @property
-    def url(self) -> str:
-        return f"s3://{self.name}/some/store"
-
-    def objects(self) -> dict[str, bytes]:
-        """Every object by its path relative to the store."""
-        keys = [e["Key"] for page in self._pages() for e in page.get("Contents", [])]
-        return {key.removeprefix("some/store/"): self.get(key) for key in keys}
-
-    def get(self, key: str) -> bytes:
-        return bytes(self.client.get_object(Bucket=self.name, Key=key)["Body"].read())
-
-    def put(self, path: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.name, Key=f"some/store/{path}", Body=data)
-
-    def delete(self, path: str) -> None:
-        self.client.delete_object(Bucket=self.name, Key=f"some/store/{path}")
-
-    def _pages(self) -> Any:
-        return self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
-
-
-@pytest.fixture(scope="session")
-def s3_service() -> Iterator[str]:
-    """Endpoint of the S3 service."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture
-def remote_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials as users give them, and no trace of the user's own."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_NO_SIGN_REQUEST"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    values = {
-        "AWS_ACCESS_KEY_ID": KEY_ID,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "ALIGNKD_CACHE": str(tmp_path / "cache"),
-        "ALIGNKD_CACHE_BLOCK_BYTES": "4096",
-        "ALIGNKD_STAGING": str(tmp_path / "staging"),
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture(scope="session")
-def make_bucket(s3_service: str) -> Callable[[], Bucket]:
-    """make_bucket(): a new bucket."""
-    client = botocore.session.Session().create_client(
-        "s3",
-        endpoint_url=s3_service,
-        region_name="us-east-1",
-        aws_access_key_id="somebody",
-        aws_secret_access_key="else",
-    )
-
-    def make() -> Bucket:
-        bucket = Bucket(f"bucket-{uuid.uuid4().hex[:12]}", client)
-        client.create_bucket(Bucket=bucket.name)
-        return bucket
-
-    return make
-
-
-@pytest.fixture
-def s3(s3_service: str, remote_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AWS_ENDPOINT_URL leads to the service."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_service)
-
-
-@pytest.fixture
-def bucket(s3: None, make_bucket: Callable[[], Bucket]) -> Bucket:
-    """A bucket for one test."""
-    return make_bucket()
 
 
 @dataclass(frozen=True)
@@ -137,11 +25,11 @@ class Stored:
     """One store in a folder and, copied object by object, in a bucket; not to be changed."""
 
     folder: Path
-    bucket: Bucket
+    bucket: Any
 
     @property
     def url(self) -> str:
-        return self.bucket.url
+        return str(self.bucket.url)
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +37,7 @@ def stores(
     tmp_path_factory: pytest.TempPathFactory,
     make_manifest: Callable[..., Manifest],
     write_store: Callable[..., Path],
-    make_bucket: Callable[[], Bucket],
+    make_bucket: Callable[[], Any],
 ) -> Callable[[str], Stored]:
     """stores(backend): five samples in two shards, one quarantined, with an attachment."""
 

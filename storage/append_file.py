@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Buffer = bytes | NDArray[Any]
 
-PIECE_BYTES = 1 << 19
+PIECE_BYTES = 1 << 17
 # after so many bytes the kernel is asked to begin writing them to disk: fsync then has little left to wait for
 WRITE_BACK_BYTES = 8 << 20
 
@@ -26,8 +26,9 @@ class AppendFile:
         sha256: of what was written; of everything after `close`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, piece_bytes: int = PIECE_BYTES) -> None:
         """The file is created with its first piece, exclusively: one to which nothing is appended does not exist."""
+        self._piece_bytes = piece_bytes
         self.path, self.num_bytes, self.sha256 = path, 0, hashlib.sha256()
         self._waiting = bytearray()
         self._descriptor: int | None = None
@@ -39,17 +40,20 @@ class AppendFile:
         Raises:
             OSError: the disk is full, or the file exists already.
         """
-        if len(data):
-            self._waiting += memoryview(data).cast("B")  # type: ignore[arg-type]  # arrays are buffers
-        if len(self._waiting) >= PIECE_BYTES:
+        view = memoryview(data)  # type: ignore[arg-type]  # arrays are buffers
+        if view.nbytes:
+            self._waiting += view.cast("B")
+        if len(self._waiting) >= self._piece_bytes:
             self._flush()
         self.num_bytes = self._written + len(self._waiting)
 
     def close(self) -> None:
         """Write the rest, not yet fsynced; raises as `append`."""
-        if self._waiting:
-            self._flush()
-        self.release()
+        try:
+            if self._waiting:
+                self._flush()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Give the file descriptor back; harmless when done twice."""

@@ -242,10 +242,10 @@ class _Parser:
     def files(self) -> tuple[FileEntry, ...]:
         files = []
         for entry in self._list("files"):
-            fields = self._fields(entry, "files", FileEntry)
-            if not _FILE.fullmatch(fields["path"]) or not _SHA256.fullmatch(fields["sha256"]):
-                raise self._wrong("files", f"has an entry for {fields['path'][:80]!r}, no file of a shard")
-            files.append(FileEntry(**fields))
+            if not _is_file(entry):
+                path = self._fields(entry, "files", FileEntry)["path"]
+                raise self._wrong("files", f"has an entry for {path[:80]!r}, no file of a shard")
+            files.append(FileEntry(**entry))
         return tuple(files)
 
     def _array(self, name: str, entry: Any) -> ArrayEntry:
@@ -253,7 +253,7 @@ class _Parser:
             shape, chunk = tuple(entry["shape"]), tuple(entry["chunk"])
         except (TypeError, KeyError):
             raise self._wrong("arrays", f"describes {name[:80]!r} without shape and chunk") from None
-        sound = len(shape) == len(chunk) > 0 and all(type(n) is int for n in shape + chunk)
+        sound = len(shape) == len(chunk) > 0 and set(map(type, shape + chunk)) == {int}
         if not sound or min(shape) < 0 or min(chunk) < 1 or max(shape + chunk) > MAX_SIZE:
             raise self._wrong("arrays", f"gives {name[:80]!r} shape {str(shape)[:80]} and chunk {str(chunk)[:80]}")
         return ArrayEntry(shape=shape, chunk=chunk)
@@ -283,3 +283,17 @@ class _Parser:
 
     def _wrong(self, field: str, problem: str) -> CorruptStoreError:
         return CorruptStoreError(f"{self.where}: {field} {problem}; delete it and dump again")
+
+
+def _is_file(entry: Any) -> bool:
+    """Whether a JSON value is what a writer says of a file; quick, because a large store has 300,000 of them."""
+    return (
+        type(entry) is dict
+        and len(entry) == 3
+        and type(path := entry.get("path")) is str
+        and type(size := entry.get("bytes")) is int
+        and type(sha256 := entry.get("sha256")) is str
+        and 0 <= size <= MAX_SIZE
+        and _FILE.fullmatch(path) is not None
+        and _SHA256.fullmatch(sha256) is not None
+    )

@@ -22,6 +22,10 @@ class CorruptStoreError(StoreError):
     """Bytes on disk that are not what was committed."""
 
 
+class RemoteError(StoreError):
+    """A remote store that does not answer, or refuses; says nothing about the store's bytes."""
+
+
 @contextlib.contextmanager
 def naming(subject: str) -> Iterator[None]:
     """Put the subject in front of the StoreErrors of a block."""

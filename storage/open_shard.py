@@ -23,6 +23,7 @@ class OpenShard:
         tables: which rows belong to which record.
         num_bytes: of memory that stays in use after `release`, about.
         held_bytes: of columns that are in memory until then.
+        last_read: when it was read last, in the count of whoever keeps it.
     """
 
     def __init__(
@@ -46,8 +47,7 @@ class OpenShard:
         self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit, verified)
         self.tables = self.source.tables()
         self.num_bytes = self.source.table_bytes()
-        self.held_bytes = 0
-        self._reads = 0
+        self.held_bytes = self.last_read = self._reads = 0
         self._busy_after = max(READS_BEFORE_HOLDING, len(self.tables) // PART_BEFORE_HOLDING)
 
     def __len__(self) -> int:
@@ -73,8 +73,8 @@ class OpenShard:
 
     @property
     def is_busy(self) -> bool:
-        """Whether so many records were read that holding small columns pays; true once."""
-        return self._reads == self._busy_after
+        """Whether so many records were read that holding small columns pays."""
+        return self._reads >= self._busy_after and not self.held_bytes
 
     def hold(self, limit: int) -> None:
         """Keep small columns in memory, at most so many bytes.
@@ -82,8 +82,10 @@ class OpenShard:
         Raises:
             CorruptStoreError: naming shard, file and place.
         """
-        self._reads += 1
         self.held_bytes = self.source.hold(limit)
+        if not self.held_bytes:
+            # nothing fits, or the layout has no such columns: ask less often
+            self._reads, self._busy_after = 0, 2 * self._busy_after
 
     def release(self) -> None:
         """Close files and forget held columns; tables stay, and reading goes on as before."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from storage.attention_sums import AttentionSums, attention_sums
 from storage.byte_files import StoreFiles
-from storage.errors import StoreError
+from storage.errors import RemoteError, StoreError
 from storage.label_shift import LabelScores, LabelVerdict
 from storage.lm_head import LmHead
 from storage.logprobs import distribution_of, open_lm_head
@@ -45,6 +45,7 @@ def check_plausibility(
 
     Raises:
         StoreError: no store, or a damaged lm_head.
+        RemoteError: a distant store does not answer, or refuses.
     """
     store = ShardFolder(files)
     lm_head = open_lm_head(files, store.manifest)
@@ -53,6 +54,8 @@ def check_plausibility(
     for shard in [shard for shard in store.shards if shard not in skip]:
         try:
             of_shard, sums = _look(store.open(shard), LabelScores(store.manifest), lm_head, progress)
+        except RemoteError:
+            raise
         except StoreError as error:
             problems.append(Problem(shard=shard, message=str(error)))
             continue

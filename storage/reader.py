@@ -1,6 +1,7 @@
 """Reading a store: records by position, and their lengths and ids without touching the payload."""
 
 import resource
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,9 +37,11 @@ from storage.text_tables import IdTable, KeyTable
 # an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
 MAX_OPEN_FILES = 4096
 MAX_OPEN_SHARDS = 256
-# asking a network file system for the sizes of many files
+# asking a network file system for the sizes of many files; threads cost more than they bring where answers come at once
 STAT_THREADS = 8
 STAT_BATCH = 256
+SLOW_STAT_SECONDS = 1e-4
+SLOW_SHARDS = 4
 _GROUPS = ("token", "vision", "query", "supervised")
 
 
@@ -253,8 +256,15 @@ class StoreReader:
     def _checked_heads(self) -> list[CommitHead]:
         """Few shards at a time are in memory whole."""
         commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
+        heads: list[CommitHead] = []
+        slow = 0  # in a row: a busy machine is slow now and then
+        for commit in commits:
+            started = time.monotonic()
+            heads.append(self._checked_head(commit))
+            slow = slow + 1 if time.monotonic() - started > SLOW_STAT_SECONDS * len(commit.files) else 0
+            if slow == SLOW_SHARDS:
+                break
         with ThreadPoolExecutor(STAT_THREADS) as pool:
-            heads: list[CommitHead] = []
             while some := list(islice(commits, STAT_BATCH)):
                 heads += pool.map(self._checked_head, some)
         return heads

@@ -101,6 +101,14 @@ class BlockFetcher:
         with self._lock:
             return [self._threads().submit(work, argument) for argument in arguments]
 
+    def close(self) -> None:
+        """Wait for what is being fetched and drop what is only asked for; reading again starts anew."""
+        with self._lock:
+            pool = self._pool
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        self._start_anew()
+
     def _fetch(self, block: Block) -> Span:
         span = self.objects.get_range(block.path, block.start, block.stop)
         if len(span.data) == block.stop - block.start:

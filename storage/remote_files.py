@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from storage.block_cache import hashed
 from storage.byte_files import REPAIR, Bytes
@@ -118,6 +118,18 @@ class RemoteFiles:
     def label(self, path: str) -> str:
         return f"{self.location}/{path}"
 
+    def sizes_below(self, folder: str) -> dict[str, int] | None:
+        """Path and length in bytes of every object below a folder, None where nothing can be listed."""
+        raise NotImplementedError
+
+    def sizes(self, paths: Sequence[str]) -> Sequence[int | None]:
+        """`size` of many files, asked for at the same time."""
+        return tuple(ordered(self.blocks, self.size, paths))
+
+    def with_settings(self, settings: RemoteSettings) -> Self:
+        """The same store with nothing cached or kept."""
+        return type(self)(self.objects, settings)
+
     def _keep(self, path: str, data: bytes) -> None:
         self._records[path] = zlib.compress(data, 1)
 
@@ -141,6 +153,9 @@ class S3Files(RemoteFiles):
     def names(self, folder: str) -> list[str]:
         return self._bucket.names(folder)
 
+    def sizes_below(self, folder: str) -> dict[str, int]:
+        return {entry.path: entry.num_bytes for entry in self._bucket.listed(folder)}
+
 
 class HttpFiles(RemoteFiles):
     """A web server cannot be listed: the commit records that the plan promises are asked for, all at once."""
@@ -152,6 +167,9 @@ class HttpFiles(RemoteFiles):
         paths = [commit_name(shard) for shard in range(read_manifest(self).num_shards)]
         found = zip(paths, ordered(self.blocks, self._record_is_there, paths), strict=True)
         return [path.rpartition("/")[2] for path, there in found if there]
+
+    def sizes_below(self, folder: str) -> None:
+        return None
 
     def _record_is_there(self, path: str) -> bool:
         try:

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from storage.errors import StoreError
+from storage.errors import RemoteError, StoreError
 from storage.object_store import AbsentError, Span, check_content_range, parse_location, read_body, whole
-from storage.remote_retry import RemoteError, TransientError, with_retries
+from storage.remote_retry import TransientError, with_retries
 from storage.remote_settings import RemoteSettings
 
 if TYPE_CHECKING:

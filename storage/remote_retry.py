@@ -5,14 +5,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from storage.errors import StoreError
+from storage.errors import RemoteError
 from storage.remote_settings import RemoteSettings
 
 T = TypeVar("T")
-
-
-class RemoteError(StoreError):
-    """A remote store that does not answer, or refuses; says nothing about the store's bytes."""
 
 
 class TransientError(Exception):

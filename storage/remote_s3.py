@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from storage.errors import StoreError
+from storage.errors import RemoteError, StoreError
 from storage.object_store import AbsentError, Listed, Span, check_content_range, parse_location, read_body, whole
-from storage.remote_retry import RemoteError, TransientError, with_retries
+from storage.remote_retry import TransientError, with_retries
 from storage.remote_settings import RemoteSettings
 
 T = TypeVar("T")
@@ -135,13 +135,19 @@ class S3Store:
 
     def _send(self, path: str, operation: str, **arguments: Any) -> Any:
         client = self._connected()
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectTimeoutError,
+            EndpointConnectionError,
+            HTTPClientError,
+        )
 
         try:
             return getattr(client, operation)(**arguments)
         except ClientError as error:
             raise self._translated(error.response, path) from None
-        except (HTTPClientError, OSError) as error:
+        except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, OSError) as error:
             raise TransientError(_reason(error)) from None
         except BotoCoreError as error:
             raise RemoteError(f"{self.subject(path)}: {_reason(error)}; check the AWS_* variables") from None

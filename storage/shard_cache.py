@@ -16,6 +16,8 @@ TABLE_BYTES = 64 << 20
 # small columns of all open shards together, and of one
 HELD_BYTES = 64 << 20
 HELD_BYTES_PER_SHARD = 8 << 20
+# a shard that so many times as many reads as there are open shards went past is not read any more
+IDLE_ROUNDS = 8
 
 
 class ShardCache:
@@ -26,22 +28,22 @@ class ShardCache:
         self._max_open = max_open
         self._known: OrderedDict[int, OpenShard] = OrderedDict()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._table_bytes = 0
+        self._reads = 0
 
     def get(self, place: int, open_shard: Callable[[int], OpenShard]) -> OpenShard:
         """The shard at a place, opened by `open_shard` if it is not known; `done` must follow once it has been read."""
-        shard = self._known.pop(place, None)
+        shard = self._known.get(place)
         if shard is None:
-            shard = open_shard(place)
-            self._table_bytes += shard.num_bytes
-        self._known[place] = shard
-        self._open.pop(place, None)
-        self._open[place] = shard
-        with contextlib.suppress(KeyError):  # another thread took the last one
+            shard = self._known.setdefault(place, open_shard(place))
+            self._bound_tables()
+        self._reads += 1
+        shard.last_read = self._reads
+        with contextlib.suppress(KeyError):  # another thread dropped it, or took the last one
+            for shards in (self._known, self._open):
+                shards[place] = shard
+                shards.move_to_end(place)
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)[1].release()
-            while self._table_bytes > TABLE_BYTES and len(self._known) > 1:
-                self.drop(next(iter(list(self._known))))
         return shard
 
     def done(self, place: int, shard: OpenShard) -> None:
@@ -50,19 +52,26 @@ class ShardCache:
             # another thread released it meanwhile, and the reading may have opened files again
             shard.release()
         elif shard.is_busy:
-            shard.hold(HELD_BYTES_PER_SHARD)
-            self._bound_held()
+            shard.hold(min(HELD_BYTES_PER_SHARD, self._free_held_bytes()))
 
     def drop(self, place: int) -> None:
         """Forget a shard; its files close with the last reference."""
         self._open.pop(place, None)
-        shard = self._known.pop(place, None)
-        if shard is not None:
-            self._table_bytes -= shard.num_bytes
+        self._known.pop(place, None)
 
-    def _bound_held(self) -> None:
-        total = 0
-        for shard in reversed(list(self._open.values())):
-            total += shard.held_bytes
-            if total > HELD_BYTES and shard.held_bytes:
+    def _bound_tables(self) -> None:
+        known = list(self._known.items())
+        surplus = sum(shard.num_bytes for _, shard in known) - TABLE_BYTES
+        for place, shard in known[:-1]:
+            if surplus <= 0:
+                break
+            self.drop(place)
+            surplus -= shard.num_bytes
+
+    def _free_held_bytes(self) -> int:
+        """What may still be held, once shards that are not read any more have given theirs back."""
+        shards = list(self._open.values())
+        for shard in shards:
+            if shard.held_bytes and self._reads - shard.last_read > IDLE_ROUNDS * len(shards):
                 shard.release()
+        return max(0, HELD_BYTES - sum(shard.held_bytes for shard in shards))

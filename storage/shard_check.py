@@ -6,7 +6,7 @@ from pathlib import Path
 
 from storage.checksum import file_sha256
 from storage.commits import CommitRecord, missing_or_resized
-from storage.errors import StoreError
+from storage.errors import RemoteError, StoreError
 from storage.open_shard import OpenShard
 
 READ_THREADS = 4
@@ -43,6 +43,8 @@ def record_problems(shard: OpenShard, commit: CommitRecord, planned: Sequence[in
     for number in range(commit.num_records):
         try:
             shard.record(number).recheck()
+        except RemoteError:
+            raise
         except (StoreError, KeyError, IndexError, ValueError) as error:
             problems.append(f"shard {commit.shard}, record {number} (index {found[number]}): {error}")
     return problems

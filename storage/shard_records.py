@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from storage.byte_files import StoreFiles
 from storage.commits import CommitRecord, committed_shards, load_commit
-from storage.errors import StoreError
+from storage.errors import RemoteError, StoreError
 from storage.manifest import Manifest, read_manifest
 from storage.open_shard import OpenShard
 from storage.record_codec import RecordCodec
@@ -51,15 +51,23 @@ class ShardFolder:
 
     def unreadable_records(self, shard: int) -> Iterator[UnreadableRecord | None]:
         """For each record of a shard what is wrong with it, None where nothing is; nothing at all for a shard that
-        cannot be opened: then none of its records can be read."""
+        cannot be opened: then none of its records can be read.
+
+        Raises:
+            RemoteError: a distant store does not answer, or refuses.
+        """
         try:
             opened = self.open(shard)
             indices = opened.tables.field("dataset_index").tolist()
+        except RemoteError:
+            raise
         except StoreError:
             return
         for number, index in enumerate(indices):
             try:
                 opened.record(number).recheck()
+            except RemoteError:
+                raise
             except (StoreError, KeyError, IndexError, ValueError) as error:
                 yield UnreadableRecord(shard=shard, record=number, index=index, message=" ".join(str(error).split()))
             else:

@@ -1,23 +1,25 @@
 """Writes one zarr sharding file (see `sharding_layout`) as its rows arrive."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.append_file import AppendFile
+from storage.append_file import PIECE_BYTES, AppendFile
 from storage.checksum import crc32c
 from storage.sharding_layout import CRC_BYTES, MISSING, ArrayLayout, Shape
 
 
 class ShardingFileWriter:
-    """Appends rows to one array; holds one row of chunks in memory."""
+    """Appends rows to one array; holds one row of chunks in memory, and one chunk that waits to be written."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], chunk: Shape, variable_width: bool = False) -> None:
         self.path, self.chunk, self.variable_width = path, chunk, variable_width
         self.num_rows = 0
-        self._file = AppendFile(path)
+        # of files of small chunks there are many, and most of a record is not in them
+        self._file = AppendFile(path, min(PIECE_BYTES, math.prod(chunk) * dtype.itemsize))
         self._width = 0 if variable_width else (chunk[-1] if len(chunk) > 1 else 1)
         self._block = np.zeros(chunk, dtype)
         self._filled = 0

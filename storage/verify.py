@@ -1,19 +1,26 @@
 """`alignkd shards verify`: read a store again and name everything that is not as committed."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from storage.attachments import attachments_of, verified_attachment
+from storage.attachments import attachment_path, attachments_of, verified_attachment
 from storage.backend import get_backend
-from storage.byte_files import LocalFiles
-from storage.commits import CommitRecord, committed_shards, load_commit, missing_or_resized
-from storage.errors import StoreError
-from storage.manifest import Manifest, load_manifest
+from storage.byte_files import StoreFiles, open_files
+from storage.commits import CommitRecord, committed_shards, load_commit
+from storage.errors import RemoteError, StoreError
+from storage.manifest import Manifest, read_manifest
 from storage.open_shard import OpenShard
 from storage.order import shard_plan
 from storage.record_codec import RecordCodec
-from storage.shard_check import file_problems, record_problems
+from storage.shard_check import record_problems
+from storage.verify_files import checks_of, files_to_verify
+
+# commit records of a distant store that are fetched at the same time
+COMMIT_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +33,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was looked at and what was wrong with it."""
+    """What was looked at and what was wrong with it; `notes` say what could not be looked at."""
 
     deep: bool
     num_shards: int = 0
     num_records: int = 0
     num_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -40,93 +48,139 @@ class VerifyReport:
 
 
 def verify_store(
-    path: Path, deep: bool = False, on_shard: Callable[[CommitRecord], object] = lambda commit: None
+    location: Path | str | StoreFiles,
+    deep: bool = False,
+    on_shard: Callable[[CommitRecord], object] = lambda commit: None,
 ) -> VerifyReport:
     """Check a store; damage is reported, not raised.
 
     Args:
-        path: the store's folder.
+        location: the store's folder or URL. Files that are given opened are read as they are, through their cache; a
+            URL is read past it, in bounded memory and at most 4 GiB of the staging folder.
         deep: read every byte again and check every record; otherwise only commit records, presence and
             sizes of files.
         on_shard: called after each shard.
 
     Returns:
         The report; numbers count committed shards whose record could be read.
+
+    Raises:
+        RemoteError: a distant store does not answer, or refuses: nothing is known then.
+        StoreError: a location that cannot be right.
     """
-    path = Path(path)
+    if not isinstance(location, Path | str):
+        return _verify(location, deep, on_shard)
+    with files_to_verify(location) if deep else nullcontext(open_files(location)) as files:
+        return _verify(files, deep, on_shard)
+
+
+def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], object]) -> VerifyReport:
     try:
-        manifest = load_manifest(path)
+        manifest = read_manifest(files)
+    except RemoteError:
+        raise
     except StoreError as error:
         return VerifyReport(deep=deep, problems=[Problem(shard=None, message=str(error))])
-    commits, problems = _load_commits(path, manifest)
-    problems += _attachment_problems(path, manifest)
-    checker = _ShardChecker(path, manifest)
+    commits, problems = _load_commits(files, manifest)
+    problems += _attachment_problems(files, manifest, deep or files.checks_sizes)
+    checker = _ShardChecker(files, manifest)
     for commit in commits:
         found = checker.deep(commit) if deep else checker.shallow(commit)
         problems += [Problem(shard=commit.shard, message=message) for message in found]
         on_shard(commit)
+    notes = list(checker.checks.limits) if deep else []
+    if attachments_of(manifest) and not deep and not files.checks_sizes:
+        notes.append("of attachments only the presence was looked at")
     return VerifyReport(
         deep=deep,
         num_shards=len(commits),
         num_records=sum(commit.num_records for commit in commits),
         num_bytes=sum(commit.totals.bytes for commit in commits),
         problems=problems,
+        notes=notes,
     )
 
 
-def _load_commits(path: Path, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:
-    commits, problems = [], []
-    found = committed_shards(path)
-    for shard in sorted(set(range(manifest.num_shards)) - set(found)):
-        message = f"shard {shard}: not committed; run `alignkd dump` again"
-        problems.append(Problem(shard=shard, message=message))
-    manifest_hash = manifest.manifest_hash()
-    for shard in found:
+def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:
+    found, manifest_hash = committed_shards(files), manifest.manifest_hash()
+    problems = [
+        Problem(shard=shard, message=f"shard {shard}: not committed; run `alignkd dump` again")
+        for shard in sorted(set(range(manifest.num_shards)) - set(found))
+    ]
+
+    def load(shard: int) -> CommitRecord | Problem:
         try:
-            commits.append(load_commit(path, shard, manifest_hash))
+            return load_commit(files, shard, manifest_hash)
+        except RemoteError:
+            raise
         except StoreError as error:
-            problems.append(Problem(shard=shard, message=str(error)))
-    return commits, problems
+            return Problem(shard=shard, message=str(error))
+
+    with ThreadPoolExecutor(1 if files.checks_sizes else COMMIT_THREADS) as pool:
+        loaded = list(pool.map(load, found))
+    problems += [entry for entry in loaded if isinstance(entry, Problem)]
+    return [entry for entry in loaded if isinstance(entry, CommitRecord)], problems
 
 
-def _attachment_problems(path: Path, manifest: Manifest) -> list[Problem]:
+def _attachment_problems(files: StoreFiles, manifest: Manifest, read: bool) -> list[Problem]:
     problems = []
     for name in attachments_of(manifest):
-        try:
-            verified_attachment(LocalFiles(path), manifest, name)
-        except StoreError as error:
-            problems.append(Problem(shard=None, message=str(error)))
+        found = _problems_of(partial(_attachment_problem, files, manifest, name, read))
+        problems += [Problem(shard=None, message=message) for message in found]
     return problems
 
 
+def _attachment_problem(files: StoreFiles, manifest: Manifest, name: str, read: bool) -> list[str]:
+    """Raises StoreError for a damaged one; unless it is to be read only its presence counts."""
+    path = attachment_path(name)
+    if read:
+        verified_attachment(files, manifest, name)
+    elif files.size(path) is None:
+        return [f"{files.label(path)}: there is no such object"]
+    return []
+
+
+def _problems_of(work: Callable[[], list[str]]) -> list[str]:
+    """What the work finds, or what it fails with."""
+    try:
+        return work()
+    except RemoteError:
+        raise
+    except StoreError as error:
+        return [str(error)]
+
+
 class _ShardChecker:
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
+        self.files, self.manifest = files, manifest
+        self.checks = checks_of(files)
         self.codec = RecordCodec(manifest)
         self.plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
 
     def shallow(self, commit: CommitRecord) -> list[str]:
-        return self._accounting(commit) + missing_or_resized(self.path, commit)
+        return self._accounting(commit) + self.checks.sizes(commit)
 
     def deep(self, commit: CommitRecord) -> list[str]:
         """Bytes first; the meaning of damaged bytes is not looked at."""
-        problems = self._accounting(commit) + missing_or_resized(self.path, commit)
-        if problems:
+        if problems := self.shallow(commit):
             return problems
-        problems = self._damage(commit)
+        problems = self._all(commit)
+        # bytes may also be damaged on their way from a distant store: only what is so twice is said
+        return self._all(commit) if problems and self.files.refresh(commit.path) else problems
+
+    def _all(self, commit: CommitRecord) -> list[str]:
+        in_files = self.checks.contents(commit)
+        problems = _problems_of(lambda: self._damage(commit))
         # a damaged chunk says more than a damaged file: one line for each file
-        for problem in file_problems(self.path, commit):
+        for problem in in_files:
             path = problem.partition(": sha256 is")[0]
             if not any(named.startswith(f"{path}: ") for named in problems):
                 problems.append(problem)
-        return problems or self._content_problems(commit)
+        return problems or _problems_of(lambda: self._content_problems(commit))
 
     def _damage(self, commit: CommitRecord) -> list[str]:
-        backend, files = get_backend(self.manifest.backend), LocalFiles(self.path)
-        try:
-            return backend.open(files, commit.path, self.manifest, self.codec.columns, commit).damage()
-        except StoreError as error:
-            return [str(error)]
+        backend = get_backend(self.manifest.backend)
+        return backend.open(self.files, commit.path, self.manifest, self.codec.columns, commit).damage()
 
     def _accounting(self, commit: CommitRecord) -> list[str]:
         if commit.shard >= self.manifest.num_shards:
@@ -137,9 +191,6 @@ class _ShardChecker:
         return []
 
     def _content_problems(self, commit: CommitRecord) -> list[str]:
-        try:
-            shard = OpenShard(LocalFiles(self.path), self.manifest, self.codec, commit)
-            problems = shard.source.structure_problems()
-        except StoreError as error:
-            return [str(error)]
+        shard = OpenShard(self.files, self.manifest, self.codec, commit)
+        problems = shard.source.structure_problems()
         return problems or record_problems(shard, commit, self.plan[commit.shard].tolist())

@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.byte_files import as_location
 from storage.attachments import ATTACHMENTS, write_attachments
+from storage.byte_files import as_location
 from storage.commits import COMMITS, SHARDS, commit_path, committed_shards
 from storage.errors import StoreError, disk_errors
 from storage.files import TEMPORARY_PREFIX, create_exclusively, remove_leftovers

@@ -1,17 +1,19 @@
 """`alignkd shards verify`."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import clean_errors, fail, format_bytes, json_option, print_json
+from pipeline.console import clean_errors, format_bytes, json_option, print_json
 from pipeline.shards.options import STORE, progress_bar
 
 if TYPE_CHECKING:
     from storage.attention_sums import AttentionSums
+    from storage.byte_files import StoreFiles
     from storage.label_shift import LabelVerdict
     from storage.shard_records import UnreadableRecord
     from storage.verify import VerifyReport
@@ -29,21 +31,27 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
     --deep also finds what checksums cannot: targets that belong to other positions (the teacher's perplexity of the
     labels is compared with that of labels shifted by one) and attention that is no probability.
 
+    A distant store (s3://, https://) is read past the readers' cache. --quick asks only for the sizes of its files.
+
     Exits with 1 when anything is wrong.
 
     Example: alignkd shards verify runs/store --deep
     """
     if quick and deep:
         raise click.UsageError("--quick and --deep ask for the opposite; give one of them")
-    if isinstance(store, str):
-        fail(f"{store}: only a store in a folder can be verified; copy it to one (`alignkd shards convert`)")
-    report = _verify(store, quick)
-    shards = sorted({problem.shard for problem in report.problems if problem.shard is not None})
-    records = [] if quick else _unreadable(store, shards)
-    problems = [*report.problems]
+    from storage.byte_files import open_files
+    from storage.verify_files import files_to_verify
+
+    records: list[UnreadableRecord] = []
     found: dict[str, Any] = {}
-    if deep and not any(problem.shard is None for problem in report.problems):
-        problems, found = _plausibility(store, report, shards)
+    with nullcontext(open_files(store)) if quick else files_to_verify(store) as files:
+        report = _verify(files, quick)
+        problems = [*report.problems]
+        shards = sorted({problem.shard for problem in problems if problem.shard is not None})
+        if not quick:
+            records = _unreadable(files, shards)
+        if deep and not any(problem.shard is None for problem in problems):
+            problems, found = _plausibility(files, report, shards)
     if as_json:
         shown = {**asdict(report), "problems": [asdict(problem) for problem in problems]}
         shown["damaged_records"] = [asdict(record) for record in records]
@@ -55,6 +63,8 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
         for record in records:
             click.echo(f"shard {record.shard}, record {record.record} (index {record.index}) cannot be used")
         _print_findings(found)
+        for note in report.notes:
+            click.echo(f"note: {note}")
         verdict = "ok" if not problems else f"{len(problems)} problems"
         click.echo(
             f"{store}: {verdict}; {report.num_shards} shards, {report.num_records} records, "
@@ -63,31 +73,30 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
-def _verify(store: Path, quick: bool) -> "VerifyReport":
+def _verify(files: "StoreFiles", quick: bool) -> "VerifyReport":
     from storage.commits import committed_shards
     from storage.verify import verify_store
 
-    with progress_bar("verify", len(committed_shards(store)), "shard") as done:
-        return verify_store(store, deep=not quick, on_shard=lambda commit: done(1))
+    total = len(committed_shards(files)) if sys.stderr.isatty() else 0
+    with progress_bar("verify", total, "shard") as done:
+        return verify_store(files, deep=not quick, on_shard=lambda commit: done(1))
 
 
-def _unreadable(store: Path, shards: list[int]) -> list["UnreadableRecord"]:
+def _unreadable(files: "StoreFiles", shards: list[int]) -> list["UnreadableRecord"]:
     """The records that damaged shards have lost; a whole shard that cannot be opened is named by its own problem."""
     if not shards:
         return []
-    from storage.byte_files import LocalFiles
     from storage.shard_records import ShardFolder
 
-    folder = ShardFolder(LocalFiles(store))
+    folder = ShardFolder(files)
     return [record for shard in shards for record in folder.unreadable_records(shard) if record is not None]
 
 
-def _plausibility(store: Path, report: "VerifyReport", damaged: list[int]) -> tuple[list[Any], dict[str, Any]]:
-    from storage.byte_files import LocalFiles
+def _plausibility(files: "StoreFiles", report: "VerifyReport", damaged: list[int]) -> tuple[list[Any], dict[str, Any]]:
     from storage.plausibility import check_plausibility
 
     with progress_bar("look", report.num_records) as done:
-        found = check_plausibility(LocalFiles(store), skip=damaged, progress=done)
+        found = check_plausibility(files, skip=damaged, progress=done)
     return [*report.problems, *found.problems], {"labels": found.labels, "attention": found.attention}
 
 

@@ -127,7 +127,6 @@ def test_verify_in_three_depths(stores: dict[str, Path], tmp_path: Path, old_sto
     assert run_json("verify", stores["compact"], "--deep")["labels"]["outcome"] == "no opinion"  # random weights
     assert "labels: " in run("verify", old_store, "--deep").stdout
     assert run("verify", old_store, "--deep", "--quick").exit_code == 2
-    assert "in a folder" in one_line(run("verify", "s3://bucket/store"))
 
 
 def test_verify_names_the_records_that_are_lost(stores: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""The files of a store for `verify`: where they are read from, and what can be wrong with those of a shard."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+from storage.byte_files import LocalFiles, StoreFiles, open_files
+from storage.commits import CommitRecord, missing_or_resized
+from storage.errors import StoreError
+from storage.shard_check import file_problems
+
+
+@contextmanager
+def files_to_verify(location: Path | str) -> Iterator[StoreFiles]:
+    """The files of a store as its disk or server keeps them, past what earlier readers have cached of it.
+
+    Raises:
+        StoreError: a location that cannot be right.
+    """
+    files = open_files(location)
+    if isinstance(files, LocalFiles):
+        yield files
+        return
+    from storage.remote_check import fresh_copies
+    from storage.remote_files import RemoteFiles
+
+    with fresh_copies(files) if isinstance(files, RemoteFiles) else nullcontext(files) as fresh:
+        yield fresh
+
+
+class ShardChecks(Protocol):
+    """What can be wrong with the files of shards; `storage.remote_check` has the distant ones."""
+
+    @property
+    def limits(self) -> Sequence[str]:
+        """What cannot be found, in words."""
+
+    def sizes(self, commit: CommitRecord) -> list[str]:
+        """Files that are missing or of another size."""
+
+    def contents(self, commit: CommitRecord) -> list[str]:
+        """Files with another checksum, or that are not the shard's."""
+
+
+class _LocalChecks:
+    limits: tuple[str, ...] = ()
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+
+    def sizes(self, commit: CommitRecord) -> list[str]:
+        return missing_or_resized(self.store, commit)
+
+    def contents(self, commit: CommitRecord) -> list[str]:
+        return file_problems(self.store, commit)
+
+
+def checks_of(files: StoreFiles) -> ShardChecks:
+    """The checks for a store's place.
+
+    Raises:
+        StoreError: files of a kind that nobody can check.
+    """
+    if isinstance(files, LocalFiles):
+        return _LocalChecks(files.root)
+    from storage.remote_check import RemoteChecks
+    from storage.remote_files import RemoteFiles
+
+    if not isinstance(files, RemoteFiles):
+        raise StoreError(f"store {files.location}: nothing here can verify it; copy it to a folder")
+    return RemoteChecks(files)

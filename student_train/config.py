@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from student_train.adapters import AdapterInit
 from student_train.errors import TrainError
-from student_train.losses.logit import Direction
+from student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
 
 Preset = Literal["paper", "supervised"]
 TERMS = ("supervised", "attention", "vision_all", "vision_focus", "logit")
@@ -22,15 +22,25 @@ class _Settings(BaseModel):
 
 
 class LossConfig(_Settings):
-    """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's."""
+    """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
+
+    Attributes:
+        logit_divergence: of the logit loss, formulas in `losses/divergences.py`.
+        logit_mixture: share of the teacher in the mixture of `js` (default 0.5), of the own side in that of
+            `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1); the plain ones have none.
+        temperature: divides both sides' logits in the logit loss.
+        head_chunk_mib: most that the float32 logits of the positions in work at a time take, MiB.
+    """
 
     supervised: float = Field(default=1.0, ge=0)
     attention: float = Field(default=1.0, ge=0)
     vision_all: float = Field(default=1.0, ge=0)
     vision_focus: float = Field(default=0.1, ge=0)
     logit: float = Field(default=1.0, ge=0)
-    logit_direction: Direction = "reverse"
+    logit_divergence: LogitDivergence = "reverse_kl"
+    logit_mixture: float | None = Field(default=None, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0)
+    head_chunk_mib: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
@@ -38,15 +48,24 @@ class LossConfig(_Settings):
             raise ValueError("supervised and logit are both 0, so nothing trains the decoder; set one above 0")
         return self
 
+    @model_validator(mode="after")
+    def _mixture_is_used(self) -> Self:
+        if self.logit_mixture is not None and self.logit_divergence in PLAIN:
+            raise ValueError(
+                f"logit_mixture is {self.logit_mixture}, but logit_divergence {self.logit_divergence!r} mixes nothing; "
+                "leave logit_mixture out or take 'js', 'skewed_reverse_kl' or 'skewed_forward_kl'"
+            )
+        return self
+
     def problems_with(self, logits_kind: str, where: str) -> list[str]:
         """Why the logit loss cannot be computed from a kind of stored logits; a line each, `where` names the store."""
         if self.logit == 0:
             return []
         found, problems = f"but {where} keeps logits {logits_kind!r}", []
-        if logits_kind == "sampled" and self.logit_direction != "forward":
+        if logits_kind == "sampled" and self.logit_divergence != "forward_kl":
             problems.append(
-                f"losses.logit_direction is {self.logit_direction!r}, {found}, which estimate 'forward' only; set it "
-                "to 'forward' or dump other logits"
+                f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which estimate 'forward_kl' only; "
+                "set it to 'forward_kl' or dump other logits"
             )
         if logits_kind not in ("full", "hidden", "none") and self.temperature != 1.0:
             problems.append(
@@ -54,6 +73,11 @@ class LossConfig(_Settings):
                 "dump 'hidden' or 'full' logits"
             )
         return problems
+
+    @property
+    def divergence(self) -> Divergence:
+        """The logit loss's divergence, with its mixture."""
+        return named_divergence(self.logit_divergence, self.logit_mixture)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -6,7 +6,8 @@ shared memory that is chosen in this process, at the moment when the value is as
 
 import atexit
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,6 +66,16 @@ def from_workers(make: Callable[[int], Any], numbers: range, workers: int) -> It
         if isinstance(handed, str):
             raise TrainError(handed)
         yield handed.value(slots)
+
+
+@contextmanager
+def closing_workers(values: Iterator[Any]) -> Iterator[None]:
+    """End the workers behind `values` with the block: an error's traceback would keep them waiting."""
+    try:
+        yield
+    finally:
+        if isinstance(values, Generator):
+            values.close()
 
 
 @dataclass(frozen=True, kw_only=True)

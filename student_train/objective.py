@@ -13,6 +13,7 @@ from student_train.batch import TrainBatch
 from student_train.config import LossConfig
 from student_train.logit_term import logit_term
 from student_train.losses.attention import attention_loss
+from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
 from student_train.losses.loss_sum import LossSum
 from student_train.losses.supervised import supervised_loss
 from student_train.losses.vision import vision_all_loss, vision_focus_loss
@@ -52,8 +53,7 @@ class DistilledStudent(nn.Module):
             embeds_BLD = embeds_BLD + 0.0 * vision_IPD.sum()
 
         hidden_BLD = self.model.hidden_states(embeds_BLD)
-        logits_NV = self.model.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
-        terms = self._next_token_terms(batch, logits_NV)
+        terms = self._next_token_terms(batch, hidden_BLD.flatten(0, 1)[batch.supervised_N])
         # After the decoder: backward then finishes layer 0's weights at the same moment with and without this term.
         if "attention" in weights:
             terms["attention"] = self._attention(batch, embeds_BLD)
@@ -63,14 +63,22 @@ class DistilledStudent(nn.Module):
             terms["vision_focus"] = self._vision_focus(batch, vision_IPD)
         return terms
 
-    def _next_token_terms(self, batch: TrainBatch, logits_NV: Tensor) -> dict[str, LossSum]:
-        terms: dict[str, LossSum] = {}
+    def _next_token_terms(self, batch: TrainBatch, hidden_ND: Tensor) -> dict[str, LossSum]:
+        """The terms on the student's logits, which are never held all at once."""
+        fused: dict[str, HeadTerm] = {}
         if self.losses.supervised > 0:
-            terms["supervised"] = supervised_loss(logits_NV, batch.labels_N)
+            fused["supervised"] = lambda logits_nV, chunk: supervised_loss(logits_nV, batch.labels_N[chunk]).total
         if self.losses.logit > 0:
             assert batch.logits is not None
-            terms["logit"] = logit_term(logits_NV, batch.logits, self.teacher_lm_head_VD, self.losses)
-        return terms
+            fused["logit"] = logit_term(batch.logits, self.teacher_lm_head_VD, self.losses)
+        weights = self.losses.weights  # both terms have the same count, so these are their weights in the total
+        totals = fused_head_losses(
+            hidden_ND,
+            self.model.lm_head.weight,
+            [WeightedTerm(term=term, weight=weights[name]) for name, term in fused.items()],
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+        )
+        return {name: LossSum(total, len(hidden_ND)) for name, total in zip(fused, totals, strict=True)}
 
     def _attention(self, batch: TrainBatch, embeds_BLD: Tensor) -> LossSum:
         targets = batch.attention

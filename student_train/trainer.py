@@ -19,6 +19,7 @@ from student_train.dataset import CachedDataset
 from student_train.engine import Engine, StepOutcome
 from student_train.errors import TrainError
 from student_train.export import adapters_file, check_output, export, read_finished, student_folder
+from student_train.handoff_stream import closing_workers
 from student_train.interrupt import StopSignals
 from student_train.job import TrainJob, TrainResult
 from student_train.loader import micro_batches
@@ -64,7 +65,7 @@ def train(job: TrainJob) -> TrainResult:
     order = SampleOrder(len(dataset), config.seed, config.global_batch_size(ranks.world_size))
     batches = micro_batches(dataset, order, config, ranks, first_step=state.step)
     progress = Progress(done=state.step, steps=config.steps, log_every=config.log_every, show=ranks.is_first)
-    with StopSignals() as signals, progress:
+    with StopSignals() as signals, progress, closing_workers(batches):
         while state.step < config.steps:
             tally = StepTally(config.losses.weights, counts(order.global_batch_indices(state.step)))
             factor = learning_rate_factor(state.step, steps=config.steps, warmup_ratio=config.warmup_ratio)

@@ -19,8 +19,8 @@ from teacher_dump.job import DumpJob, DumpResult
 from teacher_dump.records import make_record
 from vlm.checkpoint import load_example_builder, load_model
 from vlm.conversations import ConversationFile, Sample, read_image_bytes, sample_key
-from vlm.errors import InputError, SampleError
-from vlm.examples import Example, ExampleBuilder, OverlongError
+from vlm.errors import ImageError, InputError, SampleError
+from vlm.examples import Example, ExampleBuilder
 from vlm.model import MobileVLM
 
 
@@ -124,13 +124,8 @@ class _Run:
     def build(self, sample: Sample, image_bytes: bytes | None) -> Example:
         try:
             return self.builder.build(sample.turns, image_bytes)
-        except OverlongError:
-            raise
-        except SampleError as error:
-            if image_bytes is None:
-                raise
-            self.builder.tokenize(sample.turns, has_image=True)  # raises it again where the conversation is at fault
-            raise SampleError(f"{sample.image}: {error}") from error
+        except ImageError as error:
+            raise ImageError(f"{sample.image}: {error}") from error
 
     def image_bytes(self, sample: Sample) -> bytes | None:
         if sample.image is None:

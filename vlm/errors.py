@@ -9,6 +9,10 @@ class SampleError(InputError):
     """One sample of the data set is unusable; a phase may quarantine it and go on."""
 
 
+class ImageError(SampleError):
+    """The bytes of a sample's image are no usable image; the message does not name the file, which is the caller's."""
+
+
 def one_line(text: object) -> str:
     """`text` with every run of white space (line breaks included) made one blank: fit for an error line."""
     return " ".join(str(text).split())

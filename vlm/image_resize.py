@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from vlm.errors import SampleError
+from vlm.errors import ImageError
 
 MAX_CANVAS_PIXELS = 2**29
 """Pixels of the padded square, or of the resized image before its centre is cut out: beyond, the sample is refused."""
@@ -71,7 +71,7 @@ def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _check_canvas(image: Image.Image, pixels: int, what: str) -> None:
     if pixels > MAX_CANVAS_PIXELS:
-        raise SampleError(
+        raise ImageError(
             f"an image of {image.width} x {image.height} pixels is {what}, {pixels} pixels, more than "
             f"MAX_CANVAS_PIXELS {MAX_CANVAS_PIXELS}; crop the image"
         )

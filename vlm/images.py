@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vlm.errors import InputError, SampleError, one_line
+from vlm.errors import ImageError, InputError, one_line
 from vlm.image_resize import resize_and_crop, resize_padded
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -88,11 +88,11 @@ class ImageProcessor:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, image_bytes: bytes) -> NDArray[np.float32]:
-        """Raises SampleError when the bytes are no complete image, or one that is refused (`decode_image`)."""
+        """Raises ImageError when the bytes are no complete image, or one that is refused (`decode_image`)."""
         return self.process(decode_image(image_bytes))
 
     def process(self, image: Image.Image) -> NDArray[np.float32]:
-        """`pixel_values` of a decoded RGB image; SampleError when it is so long that nothing of it would be seen."""
+        """`pixel_values` of a decoded RGB image; ImageError when it is so long that nothing of it would be seen."""
         size = self.image_size
         if self.pad_to_square:
             image = resize_padded(image, size, tuple(int(channel * 255) for channel in self.mean))
@@ -108,7 +108,7 @@ def decode_image(image_bytes: bytes) -> Image.Image:
     """The first frame of an image file as RGB, pixels as stored.
 
     Raises:
-        SampleError: truncated, no image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
+        ImageError: truncated, no image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
         InputError: something in this process has told Pillow to accept truncated files.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -120,14 +120,14 @@ def decode_image(image_bytes: bytes) -> Image.Image:
         with Image.open(io.BytesIO(image_bytes), formats=_formats()) as image:
             _check_pixels(image.size)
             return _rgb(image)
-    except (SampleError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise SampleError(f"not an image file that can be read ({', '.join(FORMATS)}); replace the file") from error
+        raise ImageError(f"not an image file that can be read ({', '.join(FORMATS)}); replace the file") from error
     except Image.DecompressionBombError as error:
-        raise SampleError(f"{one_line(error).partition(',')[0]}; shrink the image") from error
+        raise ImageError(f"{one_line(error).partition(',')[0]}; shrink the image") from error
     except Exception as error:  # damaged bytes make the decoders raise nearly anything
-        raise SampleError(f"broken image ({_named(error)}); replace the file") from error
+        raise ImageError(f"broken image ({_named(error)}); replace the file") from error
 
 
 @functools.cache
@@ -140,7 +140,7 @@ def _check_pixels(size: tuple[int, int]) -> None:
     """By the header, before anything is decoded."""
     width, height = size
     if width * height > MAX_IMAGE_PIXELS:
-        raise SampleError(
+        raise ImageError(
             f"an image of {width} x {height} = {width * height} pixels, more than MAX_IMAGE_PIXELS {MAX_IMAGE_PIXELS}; "
             "shrink the image"
         )
@@ -151,7 +151,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
         values = np.asarray(image)
         if not np.array_equal(values, np.asarray(rgb.getchannel(0))):
-            raise SampleError(
+            raise ImageError(
                 f"{image.mode} pixels from {values.min():g} to {values.max():g}, of which Pillow keeps what is whole "
                 "and within 0 to 255; save the image with 8 bits per channel"
             )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm.conversations import ConversationFile, MissingImageError, Sample, open_image, read_image_bytes
-from vlm.errors import SampleError
+from vlm.errors import ImageError, SampleError
 from vlm.examples import ExampleBuilder
 from vlm.images import decode_image
 from vlm.templates import LabelMaskError
@@ -142,8 +142,8 @@ def judge_image(scan: Scan, sample: Sample) -> tuple[ImageState, str]:
         image = decode_image(image_bytes)
         if max(image.size) > LONG_SIDE:
             scan.builder.image_processor.process(image)
-    except SampleError as error:
-        return ImageState.BROKEN, str(error)
+    except ImageError as error:
+        return ImageState.BROKEN, f"{sample.image}: {error}"
     return ImageState.USABLE, ""
 
 

@@ -33,7 +33,7 @@ class DemoSettings:
         steps, micro_batch, learning_rate, projector_learning_rate, adapter_learning_rate, warmup_ratio,
             weight_decay, adapter_init, checkpoint_every, data_workers: as in the section `train`.
         losses: weight of each distilled term where a recipe has it.
-        logit_direction, temperature: of the logit loss.
+        logit_divergence, temperature: of the logit loss.
         teacher_training: for `--train-teacher`.
     """
 
@@ -65,7 +65,7 @@ class DemoSettings:
     losses: Mapping[str, float] = field(
         default_factory=lambda: {"attention": 2e4, "vision_all": 0.3, "vision_focus": 0.03, "logit": 0.3}
     )
-    logit_direction: Literal["reverse", "forward"] = "reverse"
+    logit_divergence: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
     temperature: float = 1.0
     teacher_training: TeacherTraining = TeacherTraining()
 
@@ -103,7 +103,7 @@ class Recipe:
         return {
             SUPERVISED: 1.0,
             **weights,
-            "logit_direction": settings.logit_direction,
+            "logit_divergence": settings.logit_divergence,
             "temperature": settings.temperature,
         }
 

@@ -6,23 +6,23 @@ outcomes). Partial sums over the kept tokens and supports renormalised on either
 to flee the support, or say nothing about the tail.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from student_train.losses.divergences import Divergence, reverse_kl
 from student_train.losses.loss_sum import LossSum, accumulable
 from student_train.losses.sparse_distribution import SparseDistribution
 
-Direction = Literal["reverse", "forward"]
+# Of a bucket that the teacher gives no mass; finite, see `divergences`.
+NO_MASS = -1e30
 
 
 def logit_loss(
     student_logits_NV: Tensor,
     teacher: Tensor | SparseDistribution,
     *,
-    direction: Direction = "reverse",
+    divergence: Divergence = reverse_kl,
     temperature: float = 1.0,
 ) -> LossSum:
     """Sum over positions of the divergence in nats.
@@ -30,7 +30,7 @@ def logit_loss(
     Args:
         student_logits_NV: the student's logits at N supervised positions.
         teacher: full logits [N, V], or a truncated distribution.
-        direction: "reverse" is KL(student || teacher), the paper's; "forward" is KL(teacher || student).
+        divergence: of `student_train.losses.divergences`; reverse KL is the paper's.
         temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
             gradient does not depend on it (Hinton et al. 2015).
 
@@ -42,23 +42,23 @@ def logit_loss(
     if isinstance(teacher, SparseDistribution):
         if temperature != 1.0:
             raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
-        return _bucketed(accumulable(student_logits_NV), teacher, direction)
+        return _bucketed(accumulable(student_logits_NV), teacher, divergence)
     student_NV = functional.log_softmax(accumulable(student_logits_NV) / temperature, dim=-1)
     teacher_NV = functional.log_softmax(accumulable(teacher) / temperature, dim=-1)
-    divergence_N = _kl(student_NV, teacher_NV, direction).sum(dim=-1)
-    return LossSum(divergence_N.sum() * temperature**2, len(student_logits_NV))
+    total_N = divergence(student_NV, teacher_NV).sum(dim=-1)
+    return LossSum(total_N.sum() * temperature**2, len(student_logits_NV))
 
 
-def _bucketed(logits_NV: Tensor, teacher: SparseDistribution, direction: Direction) -> LossSum:
+def _bucketed(logits_NV: Tensor, teacher: SparseDistribution, divergence: Divergence) -> LossSum:
     student_NV = functional.log_softmax(logits_NV, dim=-1)
     student_NK = student_NV.gather(1, teacher.ids_NK)
-    kept_N = _kl(student_NK, teacher.logprobs_NK, direction).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
+    kept_N = divergence(student_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
     has_tail_N = teacher.kept_NK.sum(dim=-1) < logits_NV.shape[1]
     # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Give it a
     # harmless stand-in before the logarithm and drop it after; masking the result alone would leave 0 * NaN.
     student_tail_N = _tail_logmass(student_NV, teacher, has_tail_N)
-    teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N, 0.0)
-    tail_N = torch.where(has_tail_N, _kl(student_tail_N, teacher_tail_N, direction), 0.0)
+    teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.clamp(min=NO_MASS), 0.0)
+    tail_N = torch.where(has_tail_N, divergence(student_tail_N, teacher_tail_N), 0.0)
     return LossSum((kept_N + tail_N).sum(), len(logits_NV))
 
 
@@ -70,10 +70,3 @@ def _tail_logmass(student_NV: Tensor, teacher: SparseDistribution, has_tail_N: T
     is_kept_NV = torch.zeros(num_positions, vocab_size + 1, dtype=torch.bool, device=student_NV.device)
     is_kept_NV = is_kept_NV.scatter_(1, columns_NK, True)[:, :vocab_size] & has_tail_N[:, None]
     return student_NV.masked_fill(is_kept_NV, -torch.inf).logsumexp(dim=-1)
-
-
-def _kl(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor:
-    """Elementwise KL terms of two tensors of log-probabilities."""
-    if direction == "reverse":
-        return student.exp() * (student - teacher)
-    return teacher.exp() * (teacher - student)

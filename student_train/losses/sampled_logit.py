@@ -6,6 +6,7 @@ divergence. The reverse divergence is an expectation over the STUDENT, which no 
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +27,10 @@ class SampledDistribution:
     ids_NK: Tensor
     weights_NK: Tensor
     entropy_N: Tensor
+
+    def __getitem__(self, positions: slice) -> Self:
+        """The same of some of the positions, without a copy."""
+        return type(self)(**{name: values[positions] for name, values in vars(self).items()})
 
 
 def sampled_logit_loss(student_logits_NV: Tensor, teacher: SampledDistribution) -> LossSum:

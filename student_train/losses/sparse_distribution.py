@@ -1,6 +1,7 @@
 """The teacher's truncated distribution as padded tensors: kept entries and one tail bucket of known mass."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -21,3 +22,7 @@ class SparseDistribution:
     logprobs_NK: Tensor
     kept_NK: Tensor
     tail_logmass_N: Tensor
+
+    def __getitem__(self, positions: slice) -> Self:
+        """The same of some of the positions, without a copy."""
+        return type(self)(**{name: values[positions] for name, values in vars(self).items()})

@@ -42,23 +42,23 @@ def test_terms_of_every_sample_equal_the_original(
     order = SampleOrder(len(reader), 0, 1)
     ids = [reader[int(order.global_batch_indices(step)[0])].id for step in range(num_samples)]
     assert len(set(ids)) == num_samples
-    for direction in ("reverse", "forward"):
-        output = tmp_path / direction
-        changed = {**train, "output": str(output), "losses": {"logit_direction": direction}}
+    for divergence in ("reverse_kl", "forward_kl"):
+        output = tmp_path / divergence
+        changed = {**train, "output": str(output), "losses": {"logit_divergence": divergence}}
         trained = alignkd("train", write_config(data=data, train=changed))
         assert trained.returncode == 0, trained.stderr
         steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         for sample_id, metrics in zip(ids, steps, strict=True):
-            _compare(metrics, expected[sample_id], direction)
+            _compare(metrics, expected[sample_id], divergence)
 
 
-def _compare(metrics: dict[str, Any], expected: dict[str, Any], direction: str) -> None:
+def _compare(metrics: dict[str, Any], expected: dict[str, Any], divergence: str) -> None:
     for term, name in TERMS.items():
-        name = f"{direction}_kl" if term == "logit" else name
+        name = divergence if term == "logit" else name
         if name in expected:
             assert metrics[term] == pytest.approx(expected[name], rel=1e-4), (expected["id"], term)
         else:
             assert not expected["has_image"] and metrics[term] in (0.0, None)
-    if expected["has_image"] and direction == "reverse":
+    if expected["has_image"] and divergence == "reverse_kl":
         total = sum((0.1 if term == "vision_focus" else 1.0) * metrics[term] for term in TERMS)
         assert metrics["loss"] == pytest.approx(total, rel=1e-5)

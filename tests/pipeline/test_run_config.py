@@ -28,16 +28,16 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"store": {"logits": {"kind": "sampled"}}}, ["train.losses.logit_direction is 'reverse'", "'sampled'"]),
+        ({"store": {"logits": {"kind": "sampled"}}}, ["train.losses.logit_divergence is 'reverse_kl'", "'sampled'"]),
         (
             {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"temperature": 2.0}}},
-            ["logit_direction is 'reverse'", "train.losses.temperature is 2.0"],
+            ["logit_divergence is 'reverse_kl'", "train.losses.temperature is 2.0"],
         ),
         ({"store": {"profile": "compact"}, "train": {"losses": {"temperature": 2.0}}}, ["temperature", "'nucleus'"]),
         ({"train": {"losses": {"temperature": 2.0}}}, ["temperature is 2.0", "'topk'"]),
         (
             {"store": {"attention": "none", "logits": {"kind": "sampled"}}},
-            ["weighs attention", "logit_direction is 'reverse'"],
+            ["weighs attention", "logit_divergence is 'reverse_kl'"],
         ),
         ({"store": {"profile": "exact", "vision_all": "none"}}, ["store: vision_top is 'from_all'"]),
         ({"store": {"attention": "flat16"}}, ["store.attention: expected one of", "found 'flat16'"]),
@@ -53,7 +53,7 @@ def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path
 @pytest.mark.parametrize(
     "changes",
     [
-        {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"logit_direction": "forward"}}},
+        {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"logit_divergence": "forward_kl"}}},
         {"store": {"logits": {"kind": "sampled"}}, "train": {"preset": "supervised"}},
         {"store": {"profile": "exact"}, "train": {"losses": {"temperature": 2.0}}},
         {"store": {"profile": "compact", "inputs": "embed", "backend": "webdataset"}},

@@ -84,12 +84,12 @@ NUCLEUS = {"kind": "nucleus", "p": 0.9, "min_entries": 1, "max_entries": 64}
         (
             {"kind": "sampled", "num_draws": 9},
             {},
-            r"losses\.logit_direction is 'reverse', but store .* keeps logits 'sampled'.*set it to 'forward'",
+            r"losses\.logit_divergence is 'reverse_kl', but store .* keeps logits 'sampled'.*set it to 'forward_kl'",
         ),
         (
             {"kind": "sampled", "num_draws": 9},
             {"temperature": 2.0},
-            r"logit_direction is 'reverse'.*; losses\.temperature is 2\.0, .* 'sampled'",
+            r"logit_divergence is 'reverse_kl'.*; losses\.temperature is 2\.0, .* 'sampled'",
         ),
     ],
 )

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from student_train.losses import hidden_logit
+from student_train.losses.divergences import Divergence, forward_kl, reverse_kl
 from student_train.losses.hidden_logit import hidden_logit_loss
-from student_train.losses.logit import Direction, logit_loss
+from student_train.losses.logit import logit_loss
 
 
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("divergence", [reverse_kl, forward_kl])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("num", [0, 1, 7, 16])
 def test_equals_full_logits(
-    direction: Direction, temperature: float, num: int, monkeypatch: pytest.MonkeyPatch
+    divergence: Divergence, temperature: float, num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hidden_logit, "POSITIONS_AT_ONCE", 5)
     torch.manual_seed(num)
     states_ND, lm_head_VD = torch.randn(num, 12), torch.randn(30, 12)
     student_NV = torch.randn(num, 30, requires_grad=True)
-    settings: dict[str, Any] = {"direction": direction, "temperature": temperature}
+    settings: dict[str, Any] = {"divergence": divergence, "temperature": temperature}
     full = logit_loss(student_NV, states_ND @ lm_head_VD.T, **settings)
     hidden = hidden_logit_loss(student_NV, states_ND, lm_head_VD, **settings)
     assert hidden.count == full.count == num

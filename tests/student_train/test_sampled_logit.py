@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from student_train.losses.divergences import forward_kl, reverse_kl
 from student_train.losses.logit import logit_loss
 from student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
 
@@ -22,7 +23,7 @@ def distribution(logits_NV: Tensor, weights_NV: Tensor) -> SampledDistribution:
 def test_weights_equal_to_the_probabilities_give_the_divergence() -> None:
     torch.manual_seed(0)
     teacher_NV, student_NV = torch.randn(6, VOCAB) * 2, torch.randn(6, VOCAB, requires_grad=True)
-    exact = logit_loss(student_NV, teacher_NV, direction="forward")
+    exact = logit_loss(student_NV, teacher_NV, divergence=forward_kl)
     found = sampled_logit_loss(student_NV, distribution(teacher_NV, teacher_NV.softmax(-1)))
     assert found.count == exact.count == 6
     torch.testing.assert_close(found.total.float(), exact.total, rtol=1e-5, atol=1e-6)
@@ -44,12 +45,12 @@ def test_value_and_gradient_are_unbiased(num_draws: int) -> None:
     total = sampled_logit_loss(student_RV, distribution(teacher_V.expand(repeats, VOCAB), weights_RV)).total
 
     exact_1V = student_V[None].clone().requires_grad_()
-    exact = logit_loss(exact_1V, teacher_V[None], direction="forward").total
+    exact = logit_loss(exact_1V, teacher_V[None], divergence=forward_kl).total
     cross_V = -student_V.log_softmax(-1)
     variance = (teacher_V.softmax(-1) * (cross_V - (teacher_V.softmax(-1) * cross_V).sum()).square()).sum() / num_draws
     error = 5 * float(variance / repeats) ** 0.5
     assert total.item() / repeats == pytest.approx(exact.item(), abs=error)
-    reverse = float(logit_loss(student_V[None], teacher_V[None], direction="reverse").total)
+    reverse = float(logit_loss(student_V[None], teacher_V[None], divergence=reverse_kl).total)
     assert abs(exact.item() - reverse) > 5 * error
 
     gradient_V = torch.autograd.grad(total, student_RV)[0].mean(0)

@@ -221,13 +221,13 @@ def hidden_shift(dataset: CachedDataset, logits: HiddenStates, true: Record) -> 
     return (bound(logits.states, states.astype(np.float32)) @ head.abs().double().numpy().T).max(axis=1)
 
 
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_hidden_states_in_float32_equal_full_logits(
-    direction: str, temperature: float, opened: OpenStore, exact: CachedDataset, student: DistilledStudent
+    divergence: str, temperature: float, opened: OpenStore, exact: CachedDataset, student: DistilledStudent
 ) -> None:
     dataset = opened(Codecs(logits=LogitsCodec(kind="hidden", dtype="float32")))
-    settings = {"logit_direction": direction, "temperature": temperature}
+    settings = {"logit_divergence": divergence, "temperature": temperature}
     for positions in ([0], [2], ALL):
         found, expected = (terms_of(student, store, positions, **settings)["logit"] for store in (dataset, exact))
         assert found.count == expected.count
@@ -245,9 +245,9 @@ def test_keeping_every_token_equals_full_logits(
     logits: LogitsCodec, opened: OpenStore, exact: CachedDataset, student: DistilledStudent
 ) -> None:
     dataset = opened(Codecs(logits=logits))
-    for direction in ("reverse", "forward"):
+    for divergence in ("reverse_kl", "forward_kl"):
         found, expected = (
-            terms_of(student, store, ALL, logit_direction=direction)["logit"] for store in (dataset, exact)
+            terms_of(student, store, ALL, logit_divergence=divergence)["logit"] for store in (dataset, exact)
         )
         assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
 
@@ -256,7 +256,7 @@ def test_draws_estimate_the_forward_divergence(
     opened: OpenStore, exact: CachedDataset, student: DistilledStudent
 ) -> None:
     found, expected = (
-        terms_of(student, store, ALL, logit_direction="forward")["logit"]
+        terms_of(student, store, ALL, logit_divergence="forward_kl")["logit"]
         for store in (opened(codecs_of("draws")), exact)
     )
     assert found.mean.item() == pytest.approx(expected.mean.item(), rel=0.05)
@@ -270,7 +270,7 @@ def test_counts_from_the_index_equal_counts_from_batches(
     dataset = opened(codecs_of(name))
     text_only = dataset.reader.find(id="ft-2")
     for positions in (text_only, [0], [1, 3], ALL):
-        terms = terms_of(student, dataset, positions, logit_direction="forward")
+        terms = terms_of(student, dataset, positions, logit_divergence="forward_kl")
         counts = GlobalCounts(dataset.reader, student.model.config, terms)
         assert {term: found.count for term, found in terms.items()} == counts(np.array(positions))
         assert all(found.total.isfinite() for found in terms.values())

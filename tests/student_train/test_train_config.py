@@ -23,14 +23,14 @@ def config(**values: Any) -> TrainConfig:
 def test_defaults_are_the_papers_weights() -> None:
     weights = {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0}
     assert config().losses.weights == weights == config(preset="paper").losses.weights
-    assert config().losses.logit_direction == "reverse"
+    assert config().losses.logit_divergence == "reverse_kl"
 
 
 def test_presets_yield_to_explicit_keys() -> None:
     assert config(preset="supervised").losses.weights == {"supervised": 1.0}
-    mixed = config(preset="supervised", losses={"logit": 0.5, "logit_direction": "forward"}).losses
+    mixed = config(preset="supervised", losses={"logit": 0.5, "logit_divergence": "forward_kl"}).losses
     assert mixed.weights == {"supervised": 1.0, "logit": 0.5}
-    assert mixed.logit_direction == "forward"
+    assert mixed.logit_divergence == "forward_kl"
     assert config(preset="supervised", losses=LossConfig(attention=2.0)).losses.weights == {
         "supervised": 1.0,
         "attention": 2.0,
@@ -100,3 +100,27 @@ def test_zero_settings(student: DistilledStudent) -> None:
 
 def test_output_is_a_path() -> None:
     assert config().output == Path("out")
+
+
+def test_mixture_belongs_to_a_divergence_that_mixes() -> None:
+    assert config(losses={"logit_divergence": "js", "logit_mixture": 0.3}).losses.logit_mixture == 0.3
+    with pytest.raises(
+        ValidationError, match=r"logit_mixture is 0\.3, but logit_divergence 'reverse_kl' mixes nothing"
+    ):
+        config(losses={"logit_mixture": 0.3})
+    for outside in (0.0, 1.0):
+        with pytest.raises(ValidationError, match="logit_mixture"):
+            config(losses={"logit_divergence": "js", "logit_mixture": outside})
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "js", "skewed_reverse_kl", "skewed_forward_kl"])
+def test_draws_give_the_forward_divergence_only(divergence: Any) -> None:
+    (problem,) = LossConfig(logit_divergence=divergence).problems_with("sampled", "store s")
+    assert f"losses.logit_divergence is '{divergence}'" in problem and "\n" not in problem
+    assert LossConfig(logit_divergence="forward_kl").problems_with("sampled", "store s") == []
+
+
+@pytest.mark.parametrize("kind", ["topk", "nucleus"])
+def test_a_truncated_teacher_has_no_temperature(kind: str) -> None:
+    (problem,) = LossConfig(logit_divergence="js", temperature=2.0).problems_with(kind, "store s")
+    assert "losses.temperature is 2.0" in problem and "\n" not in problem

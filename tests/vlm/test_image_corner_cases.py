@@ -268,7 +268,7 @@ for path in sys.argv[1:]:
     with open(path, "rb") as file:
         try:
             found.append(str(decode(file.read()).shape))
-        except images.SampleError as error:
+        except images.ImageError as error:
             found.append(str(error))
 print(json.dumps({"found": found, "grown": peak() - megabytes, "unchanged": before == state()}))
 """

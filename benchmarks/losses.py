@@ -1,0 +1,197 @@
+"""Cross-entropy and logit loss fused with the output head, against logits held in full: time and peak memory.
+
+    python benchmarks/losses.py [--positions 512 --positions 4096] [--kind hidden] [--rounds 3] [--markdown]
+
+Peak is what torch allocates from the student's states to their gradients, beside states, heads and stored targets:
+the allocator's own figure on CUDA, on a CPU the sum of all storages alive, by a dispatch mode. Both ways in one run,
+in turn.
+"""
+
+import statistics
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+from measuring import machine
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from student_train.losses.divergences import MIXED, PLAIN, named_divergence
+from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
+from student_train.losses.hidden_logit import hidden_logit_loss, teacher_logits
+from student_train.losses.logit import logit_loss
+from student_train.losses.sparse_distribution import SparseDistribution
+from student_train.losses.supervised import supervised_loss
+
+TOP_K = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One step's inputs and both ways from states to gradients."""
+
+    hidden_ND: Tensor
+    head_VD: Tensor
+    labels_N: Tensor
+    fused_term: HeadTerm
+    plain_term: Callable[[Tensor], Tensor]
+    chunk_bytes: int
+
+    def fused(self) -> None:
+        """As the objective does it."""
+        terms: list[HeadTerm] = [lambda x, part: supervised_loss(x, self.labels_N[part]).total, self.fused_term]
+        weighted = [WeightedTerm(term=term, weight=1.0) for term in terms]
+        totals = fused_head_losses(self.hidden_ND, self.head_VD, weighted, chunk_bytes=self.chunk_bytes)
+        self._backward(torch.stack(totals).sum())
+
+    def plain(self) -> None:
+        """With [N, V] logits; stored hidden states still in chunks."""
+        logits_NV = self.hidden_ND @ self.head_VD.T
+        self._backward(supervised_loss(logits_NV, self.labels_N).total + self.plain_term(logits_NV))
+
+    def _backward(self, total: Tensor) -> None:
+        torch.autograd.grad(total / len(self.hidden_ND), (self.hidden_ND, self.head_VD))
+
+
+@click.command()
+@click.option("--positions", type=int, multiple=True, default=(512, 1024, 2048, 4096), show_default=True, help="N.")
+@click.option("--kind", type=click.Choice(["hidden", "topk"]), multiple=True, default=("hidden", "topk"))
+@click.option("--divergence", type=click.Choice([*PLAIN, *MIXED]), default="reverse_kl", show_default=True)
+@click.option("--vocabulary", default=32000, show_default=True, help="V.")
+@click.option("--hidden-size", default=2048, show_default=True, help="D, of student and teacher.")
+@click.option("--chunk-mib", default=64, show_default=True, help="losses.head_chunk_mib.")
+@click.option("--rounds", default=3, show_default=True, help="Seconds are medians of these.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--markdown", is_flag=True, help="A table for docs/benchmarks.md.")
+def main(
+    positions: tuple[int, ...],
+    kind: tuple[str, ...],
+    divergence: Any,
+    vocabulary: int,
+    hidden_size: int,
+    chunk_mib: int,
+    rounds: int,
+    dtype: str,
+    markdown: bool,
+) -> None:
+    """Seconds and peak MiB of forward and backward, fused and plain.
+
+    Example: python benchmarks/losses.py --positions 512 --kind topk --rounds 1
+    """
+    print(f"{' '.join(['python benchmarks/losses.py', *sys.argv[1:]])}\n\n{machine()}\n", flush=True)
+    names = ("kind", "N", "plain s", "fused s", "ratio", "plain MiB", "fused MiB", "ratio")
+    print(_line(names, markdown) + ("\n" + _line(["---"] * len(names), markdown) if markdown else ""), flush=True)
+    for name in kind:
+        for num in positions:
+            work = _work(name, num, vocabulary, hidden_size, divergence, getattr(torch, dtype), chunk_mib << 20)
+            plain, fused = (_peak_mib(way) for way in (work.plain, work.fused))
+            times = [(_seconds(work.plain), _seconds(work.fused)) for _ in range(rounds)]
+            plain_s, fused_s = (statistics.median(column) for column in zip(*times, strict=True))
+            cells = [name, num, f"{plain_s:.2f}", f"{fused_s:.2f}", f"{fused_s / plain_s:.2f}"]
+            cells += [f"{plain:.0f}", f"{fused:.0f}", f"{fused / plain:.2f}"]
+            print(_line(cells, markdown), flush=True)
+
+
+def _work(
+    kind: str, num: int, vocabulary: int, width: int, divergence: Any, dtype: torch.dtype, chunk_bytes: int
+) -> Work:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    hidden_ND, states_ND = normal(num, width), normal(num, width)
+    head_VD, teacher_VD = (normal(vocabulary, width) * width**-0.5 for _ in range(2))
+    settings: Any = {"divergence": named_divergence(divergence)}
+    sparse = _truncated(states_ND, teacher_VD) if kind == "topk" else None
+
+    def fused_term(logits_nV: Tensor, part: slice) -> Tensor:
+        teacher = teacher_logits(states_ND[part], teacher_VD) if sparse is None else sparse[part]
+        return logit_loss(logits_nV, teacher, **settings).total
+
+    def plain_term(logits_NV: Tensor) -> Tensor:
+        if sparse is None:
+            return hidden_logit_loss(logits_NV, states_ND, teacher_VD, **settings).total
+        return logit_loss(logits_NV, sparse, **settings).total
+
+    return Work(
+        hidden_ND=hidden_ND.requires_grad_(),
+        head_VD=head_VD.requires_grad_(),
+        labels_N=torch.randint(vocabulary, (num,), generator=generator, device=device),
+        fused_term=fused_term,
+        plain_term=plain_term,
+        chunk_bytes=chunk_bytes,
+    )
+
+
+def _truncated(states_ND: Tensor, head_VD: Tensor) -> SparseDistribution:
+    parts = []
+    for states_nD in states_ND.split(256):
+        sorted_nV, order_nV = teacher_logits(states_nD, head_VD).float().log_softmax(-1).sort(descending=True)
+        parts.append((order_nV[:, :TOP_K].clone(), sorted_nV[:, :TOP_K].clone(), sorted_nV[:, TOP_K:].logsumexp(-1)))
+    ids_NK, logprobs_NK, tail_N = (torch.cat(column) for column in zip(*parts, strict=True))
+    kept_NK = torch.ones_like(ids_NK, dtype=torch.bool)
+    return SparseDistribution(ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=tail_N)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _peak_mib(work: Callable[[], None]) -> float:
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with _LiveBytes() as live:
+        work()
+    return live.peak / 2**20
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of all storages made under it that are alive, and the most of them at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak, self._known = 0, 0, set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            self._note(value, counted=False)  # made before
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            self._note(value, counted=True)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _note(self, value: Any, *, counted: bool) -> None:
+        if not isinstance(value, Tensor) or (storage := value.untyped_storage())._cdata in self._known:
+            return
+        size = storage.nbytes() if counted else 0
+        self._known.add(storage._cdata)
+        self.now += size
+        weakref.finalize(storage, self._forget, storage._cdata, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _line(cells: Any, markdown: bool) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |" if markdown else "".join(f"{cell!s:>11}" for cell in cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Divergences between next-token distributions, one short function each: p the teacher's, q the student's.
+
+Each takes log-probabilities of the same outcomes and gives each outcome's term in nats; their sum is the divergence.
+
+All are f-divergences (Csiszar 1967): never negative, 0 only where p = q, and merging outcomes never raises them. So on
+a truncated teacher's K + 1 outcomes (kept tokens and ONE bucket for all others) they are true divergences, and lower
+bounds of the one over the whole vocabulary. An outcome that the teacher gives no mass must come with a very low finite
+log-probability, not with -inf: 0 * inf is not 0.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LogitDivergence = Literal["reverse_kl", "forward_kl", "js", "skewed_reverse_kl", "skewed_forward_kl"]
+Divergence = Callable[[Tensor, Tensor], Tensor]  # student and teacher log-probabilities -> terms of the same shape
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(q || p) = sum of q (ln q - ln p): Align-KD eq. 6."""
+    return student.exp() * (student - teacher)
+
+
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(p || q) = sum of p (ln p - ln q)."""
+    return teacher.exp() * (teacher - student)
+
+
+def js(student: Tensor, teacher: Tensor, mixture: float) -> Tensor:
+    """b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q: Jensen-Shannon of weight b (arXiv 2306.13649).
+
+    Symmetric and at most ln 2 for b = 1/2; divided by b it tends to forward KL for b to 0, by 1 - b to reverse KL for
+    b to 1.
+    """
+    mixed = _mixed(student, teacher, mixture)
+    return mixture * forward_kl(mixed, teacher) + (1 - mixture) * reverse_kl(student, mixed)
+
+
+def skewed_reverse_kl(student: Tensor, teacher: Tensor, mixture: float) -> Tensor:
+    """KL(q || a q + (1 - a) p): bounded by -ln a, also where the teacher has no mass (arXiv 2402.03898)."""
+    return reverse_kl(student, _mixed(student, teacher, 1 - mixture))
+
+
+def skewed_forward_kl(student: Tensor, teacher: Tensor, mixture: float) -> Tensor:
+    """KL(p || a p + (1 - a) q): bounded by -ln a, also where the student has no mass (arXiv 2402.03898)."""
+    return forward_kl(_mixed(student, teacher, mixture), teacher)
+
+
+def _mixed(student: Tensor, teacher: Tensor, teacher_share: float) -> Tensor:
+    return torch.logaddexp(teacher + math.log(teacher_share), student + math.log1p(-teacher_share))
+
+
+PLAIN: dict[str, Divergence] = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}
+# With the mixture that is taken where none is given: the sources' own.
+MIXED: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
+    "js": (js, 0.5),
+    "skewed_reverse_kl": (skewed_reverse_kl, 0.1),
+    "skewed_forward_kl": (skewed_forward_kl, 0.1),
+}
+
+
+def named_divergence(name: LogitDivergence, mixture: float | None = None) -> Divergence:
+    """The divergence of a name.
+
+    Args:
+        mixture: b of `js`, a of the skewed ones, above 0 and below 1; None takes 0.5 and 0.1. The plain ones have none.
+    """
+    if name in PLAIN:
+        assert mixture is None, (name, mixture)
+        return PLAIN[name]
+    function, default = MIXED[name]
+    share = default if mixture is None else mixture
+    return lambda student, teacher: function(student, teacher, share)

@@ -91,6 +91,14 @@ def test_losses_are_bit_identical(
     assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "1") == read_metrics(tmp_path / "2")
 
 
+@pytest.fixture(autouse=True)
+def _no_handler_of_other_loaders() -> Iterator[None]:
+    """A stock DataLoader, as other tests use one, leaves a handler behind that raises wherever the program is."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
 def test_workers_end_with_the_iterator(dataset: CachedDataset, batches_of: Batches) -> None:
     before = set(multiprocessing.active_children())  # of a failed test whose traceback is kept
     batches = batches_of(dataset, 2)

@@ -22,7 +22,7 @@ from synthetic_records import ATTENTION, RawFile, Records, num_bytes
 
 from storage import StoreReader
 
-SHARDS = 4
+SHARDS = 4  # read across; writing makes one, the size that shards are recommended to have
 TABLES = ("reading", "hand-off", "writing")
 
 
@@ -63,10 +63,13 @@ def cases_of(folder: Path, records: Records, megabytes: int) -> dict[str, tuple[
     """Stores of these records in both layouts; by table: its title and what makes its cases."""
     some = [num_bytes(records[index]) for index in range(32)]
     num_samples = megabytes * 1_000_000 * len(some) // sum(some)
-    manifests = {
-        backend: records.manifest(num_samples=num_samples, shard_size=-(-num_samples // SHARDS), backend=backend)
-        for backend in BACKENDS
-    }
+    manifests, one_shard = (
+        {
+            backend: records.manifest(num_samples=num_samples, shard_size=-(-num_samples // shards), backend=backend)
+            for backend in BACKENDS
+        }
+        for shards in (SHARDS, 1)
+    )
     stores = {backend: folder / backend for backend in BACKENDS}
     for backend, path in stores.items():
         write_store(path, manifests[backend], records)
@@ -76,7 +79,7 @@ def cases_of(folder: Path, records: Records, megabytes: int) -> dict[str, tuple[
     return {
         "reading": (f"Reading, {size}", lambda: read_cases(stores, raw)),
         "hand-off": (f"Hand-off, {size}", lambda: handoff_cases(raw, megabytes // 2)),
-        "writing": (f"Writing, {size}", lambda: write_cases(folder, manifests, records, order)),
+        "writing": (f"Writing, {size}", lambda: write_cases(folder, one_shard, records, order)),
     }
 
 

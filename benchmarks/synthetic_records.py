@@ -139,10 +139,14 @@ class RawFile:
                 self.places.append(here)
                 starts.append(end)
         self.starts = np.array(starts)
-        self.map = np.memmap(path, np.uint8, mode="r")
+        self.map = self.opened()
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def opened(self) -> NDArray[np.uint8]:
+        """The file mapped anew, none of its pages touched yet."""
+        return np.memmap(self.path, np.uint8, mode="r")
 
     def copy(self, position: int) -> NDArray[np.uint8]:
         """One record's bytes in fresh memory: what any reader is measured against."""

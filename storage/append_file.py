@@ -11,9 +11,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from storage.background import Background
+
 Buffer = bytes | NDArray[Any]
 
-PIECE_BYTES = 1 << 17
+PIECE_BYTES = 1 << 18
 # after so many bytes the kernel is asked to begin writing them to disk: fsync then has little left to wait for
 WRITE_BACK_BYTES = 8 << 20
 
@@ -26,9 +28,13 @@ class AppendFile:
         sha256: of what was written; of everything after `close`.
     """
 
-    def __init__(self, path: Path, piece_bytes: int = PIECE_BYTES) -> None:
-        """The file is created with its first piece, exclusively: one to which nothing is appended does not exist."""
-        self._piece_bytes = piece_bytes
+    def __init__(self, path: Path, piece_bytes: int = PIECE_BYTES, background: Background | None = None) -> None:
+        """The file is created with its first piece, exclusively: one to which nothing is appended does not exist.
+
+        Args:
+            background: hashes the pieces while the next ones are made.
+        """
+        self._piece_bytes, self._background = piece_bytes, background
         self.path, self.num_bytes, self.sha256 = path, 0, hashlib.sha256()
         self._waiting = bytearray()
         self._descriptor: int | None = None
@@ -43,15 +49,17 @@ class AppendFile:
         view = memoryview(data)  # type: ignore[arg-type]  # arrays are buffers
         if view.nbytes:
             self._waiting += view.cast("B")
+            self.num_bytes += view.nbytes
         if len(self._waiting) >= self._piece_bytes:
             self._flush()
-        self.num_bytes = self._written + len(self._waiting)
 
     def close(self) -> None:
         """Write the rest, not yet fsynced; raises as `append`."""
         try:
             if self._waiting:
                 self._flush()
+            if self._background is not None:
+                self._background.finish()
         finally:
             self.release()
 
@@ -62,15 +70,18 @@ class AppendFile:
             os.close(descriptor)
 
     def _flush(self) -> None:
+        piece, self._waiting = self._waiting, bytearray()
+        if self._background is None:
+            self.sha256.update(piece)
+        else:
+            self._background.do(lambda: self.sha256.update(piece))
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self.sha256.update(self._waiting)
-        with memoryview(self._waiting) as view:
+        with memoryview(piece) as view:
             done = 0
             while done < len(view):  # a disk that fills up takes a part first and refuses the rest
                 done += os.write(self._descriptor, view[done:])
         self._written += done
-        self._waiting.clear()
         if self._written - self._written_back >= WRITE_BACK_BYTES:
             # Linux starts to write dirty pages that are not wanted any more
             os.posix_fadvise(self._descriptor, self._written_back, 0, os.POSIX_FADV_DONTNEED)

@@ -98,8 +98,12 @@ class ShardSource(Protocol):
             CorruptStoreError: it is not as committed.
         """
 
-    def damage(self) -> list[str]:
-        """Read every byte again; what is wrong, in words."""
+    def damage(self, *, headers: bool = True) -> list[str]:
+        """Read every byte again and compare checksums; what is wrong, in words.
+
+        Args:
+            headers: also look whether what stands between arrays is what a writer writes, where a layout has such.
+        """
 
     def structure_problems(self) -> list[str]:
         """Where the layout and the tables contradict each other, in words; empty if they do not."""

@@ -20,8 +20,8 @@ GROUPS = ("text", "id", "token", "vision", "query", "supervised", "entry", "atte
 OFFSETS = "offsets"
 RECORDS = "records"
 KEYS = "keys"
-# image_row: row of the record's image in the group "image"; image_record: number in the shard of the record that
-# brought it; both -1 without image
+# image_row: row of the record's (first) image in the group "image"; image_record: number in the shard of the record
+# that brought it; both -1 without image. A record of k images has k rows there, and k times its rows of attention.
 RECORD_FIELDS = ("dataset_index", "image_row", "attention_columns", "image_record")
 IMAGE_BYTES = "image_bytes"
 # schema 1 had neither the last group nor the last field

@@ -12,12 +12,12 @@ from pathlib import Path
 from storage.backend import get_backend
 from storage.byte_files import LocalFiles
 from storage.columns import columns_of
-from storage.commits import SHARDS, CommitRecord, commit_path, shard_folder
+from storage.commits import SHARDS, CommitRecord, commit_path, missing_or_resized, shard_folder
 from storage.errors import CorruptStoreError, StoreError
-from storage.files import Lock, create_exclusively, drop_from_cache, fsync_path, remove
+from storage.files import Lock, create_exclusively, fsync_path, read_ahead_anew, remove
 from storage.manifest import Manifest
 from storage.sealed_json import seal
-from storage.shard_check import file_problems
+from storage.shard_check import foreign_files
 
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -33,12 +33,14 @@ def read_back(store: Path, folder: Path, commit: CommitRecord, manifest: Manifes
         CorruptStoreError: the disk, or this program, wrote something else.
     """
     for entry in commit.files:
-        drop_from_cache(folder / entry.path)
-    problems = file_problems(store, commit, folder.name)
+        read_ahead_anew(folder / entry.path)
+    problems = missing_or_resized(store, commit, folder.name) or foreign_files(folder, commit)
     if not problems:
+        # every byte against the crc32c computed before writing; what describes the shard by sha256
         backend = get_backend(manifest.backend)
         source = backend.open(LocalFiles(store), folder.name, manifest, columns_of(manifest), commit)
-        problems = source.damage()
+        source.check_descriptions()
+        problems = source.damage(headers=False)
     if problems:
         raise CorruptStoreError(f"read back wrong after writing: {problems[0]}; check the disk and run again")
 

@@ -34,11 +34,12 @@ def fsync_all(paths: Iterable[Path]) -> None:
         list(pool.map(fsync_path, paths))
 
 
-def drop_from_cache(path: Path) -> None:
-    """Ask the kernel to forget a clean file, so that reading it back asks the disk."""
+def read_ahead_anew(path: Path) -> None:
+    """Ask the kernel to forget a clean file and to fetch it from the disk again, while others are looked at."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(descriptor)
 

@@ -142,8 +142,8 @@ class StoreReader:
 
     @property
     def sequence_lengths(self) -> NDArray[np.int64]:
-        """L of each record: tokens with the image's placeholder replaced by P vision tokens, int64 [n]."""
-        return self.num_tokens + self._length("vision") - self.has_image
+        """L of each record: tokens with each image's placeholder replaced by P vision tokens, int64 [n]."""
+        return self.num_tokens + self._length("vision") - self.num_images
 
     @property
     def num_queries(self) -> NDArray[np.int64]:
@@ -154,6 +154,11 @@ class StoreReader:
     def num_supervised(self) -> NDArray[np.int64]:
         """N of each record, int64 [n]."""
         return self._length("supervised").astype(np.int64)
+
+    @property
+    def num_images(self) -> NDArray[np.int64]:
+        """Images of each record, int64 [n]."""
+        return self._length("vision").astype(np.int64) // self.manifest.shapes.vision_tokens
 
     @property
     def has_image(self) -> NDArray[np.bool_]:

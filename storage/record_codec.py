@@ -13,9 +13,10 @@ from storage.codecs.base import part_column
 from storage.codecs.logits import check_kind
 from storage.codecs.pass_through import decoded, encoded
 from storage.columns import IMAGE_BYTES, KEYS, columns_of, logits_codec_of
-from storage.errors import StoreError, naming
+from storage.errors import CorruptStoreError, StoreError, naming
 from storage.manifest import Manifest
 from storage.record import EncodedArray, Record, Target
+from storage.several_images import joined_rows, pack_files, split_rows, unpack_files, vision_rows
 
 Rows = dict[str, NDArray[Any]]
 # column -> the record's rows of it
@@ -57,7 +58,7 @@ class RecordCodec:
         }
         rows |= {name: getattr(record, name) for name in _INT_FIELDS}
         if record.has_image:
-            _expect("vision_positions", record.vision_positions, (self.shapes.vision_tokens,))
+            _expect("vision_positions", record.vision_positions, (record.num_images * self.shapes.vision_tokens,))
         self._encode_attention(record, rows)
         self._encode_vision_top(record, rows)
         self._encode_image(record, rows, with_image)
@@ -75,15 +76,31 @@ class RecordCodec:
             **{name: read(name) for name in _INT_FIELDS},
             **dict.fromkeys(_OPTIONAL),
         }
+        num_images = 1
+        if isinstance(text["image"], list):
+            num_images = self._num_images(text, len(fields["vision_positions"]))
+            fields |= {name: tuple(text[name]) for name in ("image", "image_sha256")}
         if table["attention_columns"] != NO_ROW:
-            fields["attention"] = self._stored["attention"].decode(read)
+            blocks = 1 if self.codecs.attention_pairs == "tqt" else num_images
+            fields["attention"] = self._stored["attention"].decode(read, blocks)
         if text["image"] is not None:
-            self._decode_vision(fields, read)
+            self._decode_vision(fields, read, num_images)
             if self.manifest.inputs == "embed":
-                fields["image_bytes"] = read(IMAGE_BYTES).tobytes()
+                content = read(IMAGE_BYTES).tobytes()
+                fields["image_bytes"] = content if num_images == 1 else unpack_files(content)
         if self._logits is not None:
             fields["logits"] = self._logits.decode(read)
         return Record.trusted(fields)
+
+    def _num_images(self, text: dict[str, Any], vision_positions: int) -> int:
+        """How many images a record with a list of them has; rows are cut by it."""
+        count = len(text["image"])
+        if count < 2 or vision_positions != count * self.shapes.vision_tokens:
+            raise CorruptStoreError(
+                f"record with {count} images and {vision_positions} vision_positions, each image has "
+                f"{self.shapes.vision_tokens}; restore the shard from a copy, or dump it again"
+            )
+        return count
 
     def _encode_attention(self, record: Record, rows: Rows) -> None:
         pairs = self.codecs.attention_pairs
@@ -93,10 +110,13 @@ class RecordCodec:
             return
         attention = record.attention
         assert attention is not None
-        Q, P, Ht = len(record.tqv_query_positions), len(record.vision_positions), self.shapes.num_heads
-        shape = {"tqv": (Q, Ht, P), "vqv": (P, Ht, P), "tqt": (attention.shape[0], Ht, attention.shape[2])}
-        _expect("attention", attention, shape[pairs])
-        _put(self.codecs.attention, "attention", attention, rows)
+        Ht, P, k = self.shapes.num_heads, self.shapes.vision_tokens, record.num_images
+        if pairs == "tqt":
+            _expect("attention", attention, (attention.shape[0], Ht, attention.shape[-1]))
+        else:
+            R = len(record.tqv_query_positions if pairs == "tqv" else record.vision_positions)
+            _expect("attention", attention, (R, Ht, P) if k == 1 else (k, R, Ht, P))
+        _put(self.codecs.attention, "attention", attention, rows, several=len(attention.shape) == 4)
 
     def _encode_vision_top(self, record: Record, rows: Rows) -> None:
         codec, index = self.codecs.vision_top, record.vision_top_index
@@ -118,12 +138,14 @@ class RecordCodec:
         codec, every = self.codecs.vision_all, record.vision_embeddings
         if self._keeps("vision_embeddings", codec, record, every):
             assert every is not None
-            _expect("vision_embeddings", every, (self.shapes.vision_tokens, self.shapes.hidden_size))
+            shape, k = (self.shapes.vision_tokens, self.shapes.hidden_size), record.num_images
+            _expect("vision_embeddings", every, shape if k == 1 else (k, *shape))
             if with_image:
-                _put(codec, "vision_embeddings", every, rows, one_row=True)
+                _put(codec, "vision_embeddings", every, rows, one_row=k == 1)
         self._check_image_bytes(record)
         if with_image and record.image_bytes is not None:
-            rows[IMAGE_BYTES] = np.frombuffer(record.image_bytes, np.uint8)
+            files = record.image_files
+            rows[IMAGE_BYTES] = np.frombuffer(files[0] if len(files) == 1 else pack_files(files), np.uint8)
 
     def _check_image_bytes(self, record: Record) -> None:
         inputs, present = self.manifest.inputs, record.image_bytes is not None
@@ -139,14 +161,14 @@ class RecordCodec:
             with naming("logits"):
                 rows |= self._logits.encode(record.logits)
 
-    def _decode_vision(self, fields: dict[str, Any], read: ReadRows) -> None:
+    def _decode_vision(self, fields: dict[str, Any], read: ReadRows, num_images: int) -> None:
         codecs = self.codecs
         if codecs.vision_all != "none":
-            fields["vision_embeddings"] = self._stored["vision_embeddings"].decode(read)
+            fields["vision_embeddings"] = self._stored["vision_embeddings"].decode(read, num_images)
         if codecs.vision_top != "none":
             index = fields["vision_top_index"] = read("vision_top_index")[0]
             fields["vision_top_embeddings"] = (
-                fields["vision_embeddings"][index]
+                vision_rows(fields["vision_embeddings"], index)
                 if codecs.vision_top == FROM_ALL
                 else self._stored["vision_top_embeddings"].decode(read)
             )
@@ -162,9 +184,10 @@ class RecordCodec:
         )
 
 
-def _put(codec: str, field: str, values: Target, rows: Rows, one_row: bool = False) -> None:
-    """Add a field's stored parts; with `one_row` all of it is one row of its columns."""
-    for part, stored in encoded(codec, field, values).items():
+def _put(codec: str, field: str, values: Target, rows: Rows, *, one_row: bool = False, several: bool = False) -> None:
+    """Add a field's stored parts; `one_row`: all of it is one row of its columns; `several`: blocks of rows."""
+    parts = encoded(codec, field, values)
+    for part, stored in (joined_rows(parts) if several else parts).items():
         rows[part_column(field, part)] = stored[None] if one_row else stored
 
 
@@ -177,8 +200,11 @@ class _StoredTarget:
         names = () if codec in ("none", FROM_ALL) else get_codec(codec).part_names
         self._columns = [(part, part_column(field, part)) for part in names]
 
-    def decode(self, read: ReadRows) -> Target:
+    def decode(self, read: ReadRows, num_images: int = 1) -> Target:
+        """The target; of several images with a leading axis."""
         parts = {part: read(column) for part, column in self._columns}
+        if num_images > 1:
+            return decoded(self._codec, parts if self._one_row else split_rows(parts, num_images))
         return decoded(self._codec, {part: stored[0] for part, stored in parts.items()} if self._one_row else parts)
 
 
@@ -191,7 +217,7 @@ def _check_from_all(record: Record) -> None:
     top, every, index = record.vision_top_embeddings, record.vision_embeddings, record.vision_top_index
     if top is None or every is None or index is None:
         return
-    rows = every[index]
+    rows = vision_rows(every, index)
     if isinstance(top, EncodedArray) and isinstance(rows, EncodedArray):
         same = top.same_as(rows)
     else:

@@ -27,9 +27,14 @@ def file_problems(store: Path, commit: CommitRecord, folder: str | None = None) 
     for entry, found in zip(commit.files, hashes, strict=True):
         if found != entry.sha256:
             problems.append(f"{place / entry.path}: sha256 is {found[:12]}, committed {entry.sha256[:12]}")
+    return problems + foreign_files(place, commit)
+
+
+def foreign_files(place: Path, commit: CommitRecord) -> list[str]:
+    """Files in the shard's folder that it was not committed with, in words."""
     listed = {place / entry.path for entry in commit.files}
     foreign = sorted(path for path in place.rglob("*") if path.is_file() and path not in listed)
-    return problems + [f"{path}: is not part of the committed shard" for path in foreign]
+    return [f"{path}: is not part of the committed shard" for path in foreign]
 
 
 def record_problems(shard: OpenShard, commit: CommitRecord, planned: Sequence[int]) -> list[str]:

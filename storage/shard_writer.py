@@ -29,8 +29,10 @@ class ShardWriter:
         self._planned = planned.tolist()
         self._next = 0
         self._quarantined: dict[int, Quarantined] = {}
-        # image_sha256 -> its row among the shard's images, and the record that stores it for all
-        self._images: dict[str, tuple[int, int]] = {}
+        # image_sha256 -> its row among the shard's images, and the record that stores it for all; several images of a
+        # record are stored together, once for all records that show the same ones
+        self._images: dict[str | tuple[str, ...], tuple[int, int]] = {}
+        self._num_images = 0
         labels = {column.name: column.labels for column in codec.columns}
         self._fields = labels[RECORDS]
         self._ends = dict.fromkeys(labels[OFFSETS], 0)
@@ -135,7 +137,7 @@ class ShardWriter:
         added = {self._groups[name]: len(values) for name, values in rows.items()}
         self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
         numbers = {"dataset_index": record.index, **self._image_numbers(record)}
-        numbers["attention_columns"] = NO_ROW if record.attention is None else record.attention.shape[2]
+        numbers["attention_columns"] = NO_ROW if record.attention is None else record.attention.shape[-1]
         return {
             OFFSETS: np.array([list(self._ends.values())], "<i8"),
             RECORDS: np.array([[numbers[field] for field in self._fields]], "<i8"),
@@ -146,7 +148,10 @@ class ShardWriter:
         sha256 = record.image_sha256
         if sha256 is None:
             return {"image_row": NO_ROW, "image_record": NO_ROW}
-        row, source = self._images.setdefault(sha256, (len(self._images), self.num_records))
+        if sha256 not in self._images:
+            self._images[sha256] = self._num_images, self.num_records
+            self._num_images += record.num_images
+        row, source = self._images[sha256]
         return {"image_row": row, "image_record": source}
 
     def _commit_record(self) -> CommitRecord:
@@ -163,7 +168,7 @@ class ShardWriter:
                 tokens=self._ends["token"],
                 queries=self._ends["query"],
                 supervised=self._ends["supervised"],
-                images=len(self._images),
+                images=self._num_images,
                 bytes=sum(file.num_bytes for file in written.files),
             ),
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from storage.byte_files import REPAIR, ByteFile, Bytes
 from storage.checksum import crc32c
 from storage.errors import CorruptStoreError
+from storage.recycled import empty
 from storage.sharding_layout import CRC_BYTES, MISSING, ArrayLayout
 
 # bytes read at once when every chunk of a file is verified
@@ -100,7 +101,7 @@ class ShardingFileReader:
             raise self._wrong("index", f"has {self.layout.shape[0]} rows, {start}:{stop} asked for")
         if not self._whole_rows or width not in (None, self.layout.shape[-1]):
             return self._read_blocks(start, stop, width)
-        rows = np.empty((stop - start, *self._row_shape), self.dtype)
+        rows = empty((stop - start, *self._row_shape), self.dtype)
         if rows.size:
             self._fill(rows.reshape(-1).view(np.uint8), start, stop)
         return rows

@@ -8,18 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.append_file import PIECE_BYTES, AppendFile
+from storage.background import Background
 from storage.checksum import crc32c
 from storage.sharding_layout import CRC_BYTES, MISSING, ArrayLayout, Shape
 
+LARGE_CHUNK_BYTES = 1 << 15
+# written at once, sooner than another thread could be told to
+SMALL_PIECE_BYTES = 1 << 16
+
 
 class ShardingFileWriter:
-    """Appends rows to one array; holds one row of chunks in memory, and one chunk that waits to be written."""
+    """Appends rows to one array; holds one row of chunks in memory, and one piece that waits to be written."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], chunk: Shape, variable_width: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dtype: np.dtype[Any],
+        chunk: Shape,
+        variable_width: bool = False,
+        background: Background | None = None,
+    ) -> None:
         self.path, self.chunk, self.variable_width = path, chunk, variable_width
         self.num_rows = 0
         # of files of small chunks there are many, and most of a record is not in them
-        self._file = AppendFile(path, min(PIECE_BYTES, math.prod(chunk) * dtype.itemsize))
+        small = math.prod(chunk) * dtype.itemsize < LARGE_CHUNK_BYTES
+        self._file = AppendFile(path, *((SMALL_PIECE_BYTES, None) if small else (PIECE_BYTES, background)))
         self._width = 0 if variable_width else (chunk[-1] if len(chunk) > 1 else 1)
         self._block = np.zeros(chunk, dtype)
         self._filled = 0
@@ -42,6 +55,9 @@ class ShardingFileWriter:
         while len(rows):
             if self.variable_width:
                 self._widen(rows.shape[-1])
+            elif not self._filled and len(rows) >= len(self._block) and rows.dtype == self._block.dtype:
+                rows = self._append_chunk(rows)  # nothing to wait for: no copy
+                continue
             take = min(len(rows), len(self._block) - self._filled)
             target = self._block[self._filled : self._filled + take]
             (target[..., : rows.shape[-1]] if rows.ndim > 1 else target)[...] = rows[:take]
@@ -69,6 +85,13 @@ class ShardingFileWriter:
     def release(self) -> None:
         """Give the file descriptor back; harmless when done twice."""
         self._file.release()
+
+    def _append_chunk(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Write one chunk of rows; the rest of them."""
+        take = len(self._block)
+        self._index.append([self._write_chunk(rows[:take])])
+        self.num_rows += take
+        return rows[take:]
 
     def _widen(self, width: int) -> None:
         self._width = max(self._width, width)

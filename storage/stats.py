@@ -36,7 +36,7 @@ class StoreStats:
         bytes: of all files of shards; `overhead_bytes` of them are padding, headers, checksums and indexes.
         columns: largest first.
         records_with_image, distinct_images: of each shard, summed: an image is stored once per shard.
-        dedup_ratio: records with image per stored image.
+        dedup_ratio: images shown by records per stored image.
         entries_per_position: kept entries (or distinct draws) per supervised position; None for other logits.
         quarantine_reasons: (reason, how many), names and numbers left out, most frequent first.
     """
@@ -82,6 +82,7 @@ def store_stats(reader: StoreReader, progress: Callable[[int], object] = lambda 
             bytes=commit.totals.bytes,
             entries=tables.rows_of("entry"),
             with_image=int(np.count_nonzero(tables.field("image_row") != NONE)),
+            shown=tables.rows_of("vision") // manifest.shapes.vision_tokens,
         )
         progress(1)
     sizes = [
@@ -99,7 +100,7 @@ def store_stats(reader: StoreReader, progress: Callable[[int], object] = lambda 
         supervised=totals["supervised"],
         records_with_image=totals["with_image"],
         distinct_images=totals["images"],
-        dedup_ratio=totals["with_image"] / totals["images"] if totals["images"] else None,
+        dedup_ratio=totals["shown"] / totals["images"] if totals["images"] else None,
         entries_per_position=totals["entries"] / totals["supervised"] if kept else None,
         bytes=totals["bytes"],
         overhead_bytes=totals["bytes"] - sum(held.values()),

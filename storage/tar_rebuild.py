@@ -79,6 +79,7 @@ class _Rebuild:
         # record name -> number of the record and row of its image
         self._records: dict[str, int] = {}
         self._image_rows: dict[str, int] = {}
+        self._num_images = 0
 
     def run(self) -> TarIndex:
         member = self.tar.at(len(self.opening))
@@ -161,7 +162,8 @@ class _Rebuild:
         data = self.tar.read(member.content, min(member.size, NPY_HEADER)).tobytes()
         found = _NPY_SHAPE.search(data)
         shown = tuple(int(n) for n in found[1].split(b",") if n.strip()) if found else ()
-        shape = shown if shown_shape(column, (1,)) else (1, *shown)
+        # one row is shown without its axis
+        shape = shown if shown_shape(column, (1,)) or len(shown) > len(column.row_shape) else (1, *shown)
         fixed = slice(1, -1 if column.variable_width else None)
         if (
             len(shape) != 1 + len(column.row_shape)
@@ -193,8 +195,10 @@ class _Rebuild:
             raise self.tar.wrong(
                 f"{record.name}.json", f"has image_record {str(source)[:40]!r}, no earlier record's image"
             )
-        if source is not None:
-            self._image_rows.setdefault(source, len(self._image_rows))
+        if source is not None and source not in self._image_rows:
+            self._image_rows[source] = self._num_images
+            image = record.document.get("image")
+            self._num_images += len(image) if isinstance(image, list) else 1
         numbers = {
             "dataset_index": record.document["index"],
             "image_row": NONE if source is None else self._image_rows[source],

@@ -15,6 +15,7 @@ from storage.commits import CommitRecord, FileEntry
 from storage.errors import CorruptStoreError
 from storage.manifest import Manifest
 from storage.record_codec import ReadRows
+from storage.recycled import empty
 from storage.shard_tables import NONE, ShardTables, tables_from
 from storage.tar_check import frame_problem, places_problem
 from storage.tar_format import array_columns, closing, opening, text_rows
@@ -26,6 +27,7 @@ COPY_BYTES = 1 << 14
 PARTS = "parts"
 
 Rows = dict[str, NDArray[Any]]
+_BYTE = np.dtype(np.uint8)
 
 
 class TarSource:
@@ -122,11 +124,11 @@ class TarSource:
             if data.tobytes() != expected:
                 raise self._wrong(self._tar_label, f"byte {start}: is no member of this store's shards")
 
-    def damage(self) -> list[str]:
+    def damage(self, *, headers: bool = True) -> list[str]:
         problems = []
         for record in range(len(self._tables)):
             try:
-                problems += self._frame_problems(record)
+                problems += self._record_problems(record, headers=headers)
             except CorruptStoreError as error:
                 problems.append(str(error))
         try:
@@ -220,10 +222,12 @@ class TarSource:
             array: NDArray[Any] = np.ndarray(shape, dtype, data, offset - start)
             arrays[name] = array.copy() if rows * row_bytes < COPY_BYTES else array
 
-    def _frame_problems(self, record: int) -> list[str]:
-        """Headers that are not those of the record's arrays; the checksums have been compared before."""
+    def _record_problems(self, record: int, *, headers: bool) -> list[str]:
+        """Wrong checksums (raised) and, where they are right, headers that are not those of the record's arrays."""
         start, _, end = self.index.parts[record].tolist()
         data = self._read(record, start, end)
+        if not headers:
+            return []
         problem = frame_problem(self.index, self._tables, self._arrays, record, data)
         return [f"{self._tar_label}, record {record}: {problem}; {REPAIR}"] if problem else []
 
@@ -233,7 +237,7 @@ class TarSource:
         return closing(len(self._tables), members, rows)
 
     def _pread(self, start: int, end: int) -> Bytes:
-        data = np.empty(end - start, np.uint8)
+        data = empty((end - start,), _BYTE)
         (self._tar or self._opened()).pread_into([data], start)
         return data
 

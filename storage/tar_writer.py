@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from storage.append_file import AppendFile, Buffer
 from storage.backend import WrittenFile, WrittenShard
+from storage.background import Background
 from storage.checksum import crc32c
 from storage.columns import KEYS, OFFSETS, RECORDS, Column
 from storage.files import fsync_all
@@ -40,7 +41,8 @@ class TarSink:
         self._arrays = array_columns(columns)
         self._index = IndexBuilder(len(self._groups))
         self._opening = opening(manifest)
-        self._file = AppendFile(folder / self.tar)
+        self._background = Background()
+        self._file = AppendFile(folder / self.tar, background=self._background)
         self._file.append(self._opening)
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
@@ -76,6 +78,7 @@ class TarSink:
         files = [self._file, idx]
         for file in files:
             file.close()
+        self._background.end()
         fsync_all([self.folder / self.tar, self.folder / self.idx, self.folder])
         return WrittenShard(
             files=[
@@ -85,6 +88,7 @@ class TarSink:
         )
 
     def abandon(self) -> None:
+        self._background.end()
         self._file.release()
 
     def _json(self, rows: Mapping[str, NDArray[Any]], numbers: Mapping[str, int]) -> bytes:

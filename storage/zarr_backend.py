@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.backend import Verified, WrittenFile, WrittenShard
+from storage.background import Background
 from storage.byte_files import StoreFiles
 from storage.checksum import file_sha256
 from storage.columns import OFFSETS, Column, describe_targets
@@ -33,10 +34,13 @@ class ZarrSink:
         """`described`: column -> attributes that say how to decode it, for readers without this package."""
         self.folder, self.columns, self._described = folder, columns, described or {}
         self._files: dict[str, ShardingFileWriter] = {}
+        self._background = Background()
         for column in columns:
             (folder / column.name).mkdir()
             path = folder / data_file(column)
-            self._files[column.name] = ShardingFileWriter(path, column.dtype, column.chunk_shape, column.variable_width)
+            self._files[column.name] = ShardingFileWriter(
+                path, column.dtype, column.chunk_shape, column.variable_width, self._background
+            )
             if column.name == OFFSETS:
                 self._files[OFFSETS].append(np.zeros((1, *column.row_shape), column.dtype))
 
@@ -48,11 +52,13 @@ class ZarrSink:
         from storage.zarr_metadata import write_metadata  # late: importing zarr takes 0.2 s
 
         arrays = {name: file.close() for name, file in self._files.items()}
+        self._background.end()
         checksums = {name: file.checksums for name, file in self._files.items()}
         write_metadata(self.folder, self.columns, arrays, checksums, self._described)
         return WrittenShard(arrays=arrays, files=self._written_files())
 
     def abandon(self) -> None:
+        self._background.end()
         for file in self._files.values():
             file.release()
 

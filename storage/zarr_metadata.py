@@ -1,14 +1,18 @@
 """The descriptions of a shard for zarr readers; the one module that imports zarr."""
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import zarr
+from zarr import config
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.storage import MemoryStore
 
 from storage.columns import Column
-from storage.sharding_layout import CHECKSUMS, ArrayLayout
+from storage.sharding_layout import CHECKSUMS, METADATA, ArrayLayout, Shape
 
 
 def write_metadata(
@@ -25,25 +29,37 @@ def write_metadata(
         described: how to decode an array whose numbers are not the values themselves.
     """
     attributes = {CHECKSUMS: {name: data.hex() for name, data in checksums.items()}}
-    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
+    zarr.create_group(folder, zarr_format=3, attributes=attributes)
     for column in columns:
-        layout = arrays[column.name]
-        group.create_array(
-            column.name,
-            shape=layout.shape,
-            dtype=column.dtype,
-            chunks=_file_shape(layout),
-            serializer=ShardingCodec(
-                chunk_shape=layout.chunk,
-                codecs=[BytesCodec(), Crc32cCodec()],
-                index_codecs=[BytesCodec(), Crc32cCodec()],
-            ),
-            filters=None,
-            compressors=None,
-            fill_value=0,
-            chunk_key_encoding={"name": "default", "separator": "."},
-            attributes=_attributes(column, described),
+        document = json.loads(
+            _description(column, arrays[column.name].chunk, json.dumps(_attributes(column, described)))
         )
+        document["shape"] = list(arrays[column.name].shape)
+        document["chunk_grid"]["configuration"]["chunk_shape"] = list(_file_shape(arrays[column.name]))
+        (folder / column.name / METADATA).write_text(json.dumps(document, indent=config.get("json_indent")))
+
+
+@lru_cache(256)
+def _description(column: Column, chunk: Shape, attributes: str) -> str:
+    """What zarr writes for an array of one chunk; shards of a store differ from it, and from each other, in shape."""
+    written: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(written),
+        shape=chunk,
+        dtype=column.dtype,
+        chunks=chunk,
+        serializer=ShardingCodec(
+            chunk_shape=chunk,
+            codecs=[BytesCodec(), Crc32cCodec()],
+            index_codecs=[BytesCodec(), Crc32cCodec()],
+        ),
+        filters=None,
+        compressors=None,
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes=json.loads(attributes),
+    )
+    return str(written[METADATA].to_bytes(), "utf-8")
 
 
 def _attributes(column: Column, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

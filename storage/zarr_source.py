@@ -126,7 +126,7 @@ class ZarrSource:
         for entry, file in zip(entries, files, strict=True):
             self._read_description(entry, file)
 
-    def damage(self) -> list[str]:
+    def damage(self, *, headers: bool = True) -> list[str]:
         problems = []
         for column in self.columns:
             try:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
 from storage.sealed_json import seal, unseal
@@ -189,3 +191,28 @@ def test_planted_members_are_refused(store: Path, planted: bytes, instead: bool)
     with pytest.raises(StoreError, match=r"00000000\.tar: ") as caught:
         rebuild_index(tar)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/"), min_size=1, max_size=99),
+    size=st.integers(0, 2**33 - 1),
+)
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert member_header(name, size) == member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+
+
+@pytest.mark.parametrize("name", ["folder/" + "n" * 96, "é", "n" * 101, "n" * 100])
+def test_long_and_strange_names(name: str) -> None:
+    member = tarfile.TarInfo(name)
+    try:
+        expected = member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    except ValueError:
+        with pytest.raises(StoreError, match="the zarr backend has no such limit"):
+            member_header(name, 0)
+    else:
+        assert member_header(name, 0) == expected
+    with pytest.raises(StoreError, match=r"8589934592 bytes.*no such limit"):
+        member_header("name", 2**33)

@@ -1,11 +1,14 @@
-"""A shard is written with the memory of a few chunks, however large it gets."""
+"""A shard is written with the memory of a few chunks and pieces, however large it gets."""
 
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter
+from storage.append_file import PIECE_BYTES
+from storage.background import MAX_WAITING
 from storage.columns import columns_of
+from storage.sharding_writer import LARGE_CHUNK_BYTES, SMALL_PIECE_BYTES
 
 
 def test_memory_does_not_grow_with_the_shard(
@@ -13,8 +16,11 @@ def test_memory_does_not_grow_with_the_shard(
 ) -> None:
     codecs = Codecs(logits=LogitsCodec(kind="full", dtype="float16"))
     shapes = Shapes(num_heads=8, hidden_size=256, vision_tokens=64, vocab_size=4000)
-    manifest = make_manifest(shapes=shapes, codecs=codecs, num_samples=60, shard_size=60)
-    one_chunk_of_each = sum(c.chunk_shape[0] * c.row_bytes for c in columns_of(manifest))
+    manifest = make_manifest(shapes=shapes, codecs=codecs, num_samples=200, shard_size=200)
+    columns = columns_of(manifest)
+    one_chunk_of_each = sum(c.chunk_shape[0] * c.row_bytes for c in columns)
+    large = sum(c.chunk_shape[0] * c.row_bytes >= LARGE_CHUNK_BYTES for c in columns)
+    bound = one_chunk_of_each + len(columns) * SMALL_PIECE_BYTES + (large + MAX_WAITING) * PIECE_BYTES
     writer = StoreWriter(tmp_path / "store", manifest)
     with writer.open_shard(0) as sink:
         largest = 0
@@ -26,5 +32,4 @@ def test_memory_does_not_grow_with_the_shard(
             largest = max(largest, tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         commit = sink.commit()
-    assert commit.totals.bytes > 5_000_000 > 3 * one_chunk_of_each
-    assert largest < one_chunk_of_each
+    assert largest < bound < commit.totals.bytes / 3

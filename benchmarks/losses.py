@@ -10,22 +10,20 @@ in turn.
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import click
 import torch
+from live_bytes import LiveBytes
 from measuring import machine
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from student_train.losses.divergences import MIXED, PLAIN, named_divergence
 from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from student_train.losses.hidden_logit import hidden_logit_loss, teacher_logits
-from student_train.losses.logit import logit_loss
+from student_train.losses.logit import logit_loss, teacher_logits
 from student_train.losses.sparse_distribution import SparseDistribution
 from student_train.losses.supervised import supervised_loss
 
@@ -118,7 +116,7 @@ def _work(
 
     def plain_term(logits_NV: Tensor) -> Tensor:
         if sparse is None:
-            return hidden_logit_loss(logits_NV, states_ND, teacher_VD, **settings).total
+            return _hidden_loss(logits_NV, states_ND, teacher_VD, settings)
         return logit_loss(logits_NV, sparse, **settings).total
 
     return Work(
@@ -129,6 +127,16 @@ def _work(
         plain_term=plain_term,
         chunk_bytes=chunk_bytes,
     )
+
+
+def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings: Any) -> Tensor:
+    """The teacher's logits some positions at a time, and again for the backward pass: the student's alone are held."""
+
+    def part(logits_nV: Tensor, states_nD: Tensor) -> Tensor:
+        return logit_loss(logits_nV, teacher_logits(states_nD, head_VD), **settings).total
+
+    chunks = zip(logits_NV.split(256), states_ND.split(256), strict=True)
+    return torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def _truncated(states_ND: Tensor, head_VD: Tensor) -> SparseDistribution:
@@ -155,38 +163,9 @@ def _peak_mib(work: Callable[[], None]) -> float:
         torch.cuda.reset_peak_memory_stats()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         work()
     return live.peak / 2**20
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Bytes of all storages made under it that are alive, and the most of them at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak, self._known = 0, 0, set[int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in tree_leaves((args, kwargs)):
-            self._note(value, counted=False)  # made before
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            self._note(value, counted=True)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _note(self, value: Any, *, counted: bool) -> None:
-        if not isinstance(value, Tensor) or (storage := value.untyped_storage())._cdata in self._known:
-            return
-        size = storage.nbytes() if counted else 0
-        self._known.add(storage._cdata)
-        self.now += size
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def _line(cells: Any, markdown: bool) -> str:

@@ -168,9 +168,14 @@ def _mapped(path: Path, size: int) -> Tensor:
 
 
 def write_checkpoint(folder: Path, name: str) -> str:
-    """A checkpoint of that shape with random bfloat16 weights, a shard at a time; its size."""
+    """A checkpoint of a family member's shape; its size."""
+    return write_random_checkpoint(folder, official_config(name))
+
+
+def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
+    """A checkpoint of the shape that `config.json` says, with random bfloat16 weights, a shard at a time; its size."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(official_config(name), indent=2))
+    (folder / "config.json").write_text(json.dumps(raw, indent=2))
     (folder / "tokenizer.model").write_bytes(TOKENIZER_MODEL.read_bytes())
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in MobileVLM(load_config(folder)).state_dict().items()}
@@ -204,16 +209,22 @@ def _random(key: str, shape: tuple[int, ...], noise: Tensor, generator: torch.Ge
 
 def write_data(out: Path, samples: int) -> None:
     """Real handwriting with one question each."""
-    digits = load_digits()
-    (out / "images").mkdir(exist_ok=True)
     entries = []
-    for number in range(samples):
-        picture = Image.fromarray((digits.images[number] * 15).astype(np.uint8)).resize((336, 336))
-        picture.save(out / "images" / f"{number}.png")
-        answer = ANSWER.format(digit=digits.target[number])
+    for number, digit in enumerate(write_digits(out / "images", samples)):
+        answer = ANSWER.format(digit=digit)
         turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": answer}]
         entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     (out / "data.json").write_text(json.dumps(entries))
+
+
+def write_digits(folder: Path, count: int) -> list[int]:
+    """Pictures of handwritten digits, `0.png` and so on; which digits they show."""
+    digits = load_digits()
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        picture = Image.fromarray((digits.images[number] * 15).astype(np.uint8)).resize((336, 336))
+        picture.save(folder / f"{number}.png")
+    return [int(digit) for digit in digits.target[:count]]
 
 
 def peak_memory() -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
+from vlm.conversations import one_or_tuple
 from vlm.devices import Quantization, usable_device
 from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
@@ -29,7 +30,7 @@ class Question:
     Attributes:
         checkpoint: folder or hub id.
         text: the question; None with template `plain`, which captions an image and takes no question.
-        image: an image file, or None.
+        image: an image file, a tuple of several, or None.
         template: prompt template that the checkpoint was trained with.
         max_new_tokens: the answer is cut here, or earlier where the model's positions end.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
@@ -40,7 +41,7 @@ class Question:
 
     checkpoint: str | Path
     text: str | None
-    image: Path | None = None
+    image: Path | tuple[Path, ...] | None = None
     template: TemplateName = "v1"
     max_new_tokens: int = 256
     vision_config: Path | None = None
@@ -163,25 +164,30 @@ def _generate(
 
 
 def _prompt(builder: ExampleBuilder, question: Question) -> Example:
-    """The prompt as training writes it: the image placeholder is put at the head of the question."""
-    text = question.text
+    """The prompt as training writes it: unless it is there, a placeholder per image is put at the head."""
+    text, paths = question.text, _paths(question)
     if (text is None) != (question.template == "plain"):
         raise InputError(
             "template 'plain' captions an image and takes no question; leave the question out, or use template v1"
             if text is not None
             else "no question; write it after the options"
         )
-    if question.template == "plain" and question.image is None:
+    if question.template == "plain" and not paths:
         raise InputError("template 'plain' captions an image; give one with --image")
-    if question.image is not None and IMAGE_PLACEHOLDER not in (text or ""):
-        text = f"{IMAGE_PLACEHOLDER}\n{text or ''}"
+    if IMAGE_PLACEHOLDER not in (text or ""):
+        text = f"{IMAGE_PLACEHOLDER}\n" * len(paths) + (text or "")
     turns = [Turn("human", text or "")]
-    image_bytes = None if question.image is None else _read_image(question.image)
+    files = [_read_image(path) for path in paths]
     try:
-        check_turns(turns, has_image=image_bytes is not None)
-        return builder.build_question(turns, image_bytes)
+        check_turns(turns, num_images=len(files))
+        return builder.build_question(turns, one_or_tuple(files))
     except SampleError as error:
-        raise InputError(f"{question.image or 'the question'}: {error}") from error
+        raise InputError(f"{', '.join(map(str, paths)) or 'the question'}: {error}") from error
+
+
+def _paths(question: Question) -> tuple[Path, ...]:
+    image = question.image
+    return image if isinstance(image, tuple) else () if image is None else (image,)
 
 
 def _read_image(path: Path) -> bytes:

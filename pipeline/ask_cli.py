@@ -12,7 +12,13 @@ from pipeline.console import clean_errors, json_option, print_json
 @click.command()
 @click.argument("checkpoint")
 @click.argument("question", required=False)
-@click.option("--image", type=click.Path(path_type=Path), help="An image file; the question is about it.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="An image file; the question is about it. Several, in the order of their <image> in QUESTION.",
+)
 @click.option("--template", type=click.Choice(["v1", "plain"]), default="v1", show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option(
@@ -25,17 +31,19 @@ from pipeline.console import clean_errors, json_option, print_json
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
 @json_option
 @clean_errors
-def ask(as_json: bool, question: str | None, **settings: Any) -> None:
-    """Ask CHECKPOINT a QUESTION, with or without an image; greedy, so the answer is always the same.
+def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **settings: Any) -> None:
+    """Ask CHECKPOINT a QUESTION, with or without images; greedy, so the answer is always the same.
 
-    Template plain captions an image and takes no question: it is for checkpoints after pre-training.
+    Where QUESTION does not say <image>, the images come first. Template plain captions one image and takes no
+    question: it is for checkpoints after pre-training.
 
     Example: alignkd ask mtgv/MobileVLM_V2-1.7B --image photo.jpg "What is on the table?"
     """
     from pipeline.ask import Question
     from pipeline.ask import ask as answer
 
-    asked = Question(text=question, **settings)
+    image = images if len(images) > 1 else images[0] if images else None
+    asked = Question(text=question, image=image, **settings)
     if as_json:
         print_json({"question": asdict(asked), **asdict(answer(asked))})
         return

@@ -1,22 +1,23 @@
 """The `alignkd` command: parses, calls one public function, prints."""
 
-import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pipeline.ask_cli import ask
-from pipeline.console import clean_errors, json_option, print_json
+from pipeline.configs_cli import configs
+from pipeline.console import clean_errors, json_option, log_to_stderr, print_json
 from pipeline.data.cli import data
+from pipeline.dump_cli import dump
 from pipeline.models import models
+from pipeline.plan_cli import plan
+from pipeline.report_cli import report
 from pipeline.shards_cli import shards
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
-MAX_LISTED = 10
+STAGE = click.option("--stage", help="One stage of a recipe of several.")
 
 
 @click.group()
@@ -29,97 +30,57 @@ main.add_command(shards)
 main.add_command(models)
 main.add_command(ask)
 main.add_command(data)
+main.add_command(dump)
+main.add_command(plan)
+main.add_command(configs)
+main.add_command(report)
 
 
 @main.command()
 @CONFIG
+@STAGE
 @json_option
 @clean_errors
-def dump(config: Path, as_json: bool) -> None:
-    """Phase 1: run the teacher over the data set and write its targets to the store.
-
-    Stop it any time and run it again: only shards that are not committed are computed.
-
-    Example: alignkd dump run.yaml
-    """
-    from pipeline.config import load_run_config
-    from pipeline.phases import run_dump
-
-    result = run_dump(load_run_config(config, "dump"))
-    if as_json:
-        print_json(asdict(result))
-        return
-    for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
-        click.echo(f"quarantined: sample {sample_id!r} (index {index}): {reason}", err=True)
-    if len(result.quarantined) > MAX_LISTED:
-        rest = len(result.quarantined) - MAX_LISTED
-        click.echo(f"quarantined: {rest} more, see `alignkd shards ls --json`", err=True)
-    done = "nothing left to do" if not result.shards_written else f"wrote {result.shards_written} shards"
-    click.echo(
-        f"{done}: {result.num_records} of {result.num_samples} samples in the store, "
-        f"{len(result.quarantined)} quarantined, {result.seconds:.1f} s"
-    )
-
-
-@main.command()
-@CONFIG
-@json_option
-@clean_errors
-def train(config: Path, as_json: bool) -> None:
+def train(config: Path, stage: str | None, as_json: bool) -> None:
     """Phase 2: train a student from the store; the teacher is not needed.
 
-    Stop it any time and run it again: it goes on from the newest checkpoint.
+    Stop it any time and run it again: it goes on from the newest checkpoint. For several processes start it by
+    torchrun or deepspeed, see docs/training.md.
 
     Example: alignkd train run.yaml
     """
-    from pipeline.config import load_run_config
-    from pipeline.phases import run_train
+    from pipeline.phases import is_first_process, run_train
+    from pipeline.recipes import load_stage
+    from pipeline.train_summary import summary
 
-    result = run_train(load_run_config(config, "train"))
-    if as_json:
-        print_json(asdict(result))
-    elif result.already_finished:
-        click.echo(f"nothing left to do: {result.step} steps are done, student in {result.student}")
-    elif result.interrupted_by is None:
-        click.echo(f"trained {result.step} steps on {result.samples_seen} samples; student in {result.student}")
+    log_to_stderr("student_train")
+    result = run_train(load_stage(config, "train", stage))
+    if is_first_process():
+        if as_json:
+            print_json(asdict(result))
+        else:
+            click.echo(summary(result), err=result.interrupted_by is not None)
     if result.interrupted_by is not None:
-        click.echo(f"alignkd: stopped at step {result.step}; run the same command again to go on", err=True)
         sys.exit(128 + result.interrupted_by)
 
 
 @main.command()
 @CONFIG
+@click.option("--launcher", default="", help="Starts the processes of training, as 'torchrun --nproc-per-node 4'.")
 @json_option
 @clean_errors
-def run(config: Path, as_json: bool) -> None:
-    """Dump, verify, train: each phase in a process of its own.
+def run(config: Path, launcher: str, as_json: bool) -> None:
+    """Dump, verify, train: each phase in a process of its own; of a recipe, stage after stage.
+
+    Stages that are finished are not done again.
 
     Example: alignkd run run.yaml
     """
-    from pipeline.config import load_run_config
+    from pipeline.run_stages import run_stages
 
-    store = load_run_config(config, "run").store.path
-    phases = {
-        "dump": ["dump", str(config)],
-        "verify": ["shards", "verify", str(store)],
-        "train": ["train", str(config)],
-    }
-    reports = {}
-    for phase, arguments in phases.items():
-        if not as_json:
-            click.echo(f"alignkd {' '.join(arguments)}")
-        reports[phase] = run_phase(arguments, as_json)
+    reports = run_stages(config, as_json=as_json, launcher=launcher, say=click.echo)
     if as_json:
         print_json(reports)
-
-
-def run_phase(arguments: list[str], as_json: bool) -> Any:
-    """One `alignkd` command as a process of its own; its failure is ours."""
-    command = [sys.executable, "-m", "pipeline.cli", *arguments, *(["--json"] if as_json else [])]
-    finished = subprocess.run(command, check=False, stdout=subprocess.PIPE if as_json else None)
-    if finished.returncode:
-        sys.exit(finished.returncode if finished.returncode > 0 else 128 - finished.returncode)
-    return json.loads(finished.stdout) if as_json else None
 
 
 @main.command()

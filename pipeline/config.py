@@ -14,9 +14,10 @@ from teacher_dump.job import DumpJob
 from teacher_dump.store_config import StoreConfig
 from vlm.errors import InputError, one_line
 
-Command = Literal["dump", "train", "run"]
+Command = Literal["dump", "plan", "train", "run"]
 SECTIONS_OF: dict[Command, tuple[str, ...]] = {
     "dump": ("data", "teacher", "store"),
+    "plan": ("data", "teacher", "store"),
     "train": ("data", "student", "store", "train"),
     "run": ("data", "teacher", "student", "store", "train"),
 }
@@ -119,22 +120,26 @@ class RunConfig(_Settings):
 
 
 def load_run_config(path: Path, command: Command) -> RunConfig:
-    """Read and check a configuration file for `command`.
+    """Read and check a configuration file of one stage for `command`; `pipeline.recipes` reads files of several.
 
     Raises:
         InputError: one line that lists every problem of the file.
     """
-    values = read_yaml(path)
+    config, problems = checked_config(read_yaml(path), command)
+    if config is None or problems:
+        raise refusal(path, problems)
+    return config
+
+
+def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig | None, list[str]]:
+    """The configuration, None where it cannot be made, and every problem with it."""
     missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
     problems = [f"{section}: section is missing, alignkd {command} needs it" for section in missing]
     try:
-        config = RunConfig.model_validate(values)
+        return RunConfig.model_validate(values), problems
     except ValidationError as error:
         listed = [_problem(dict(item)) for item in error.errors() if item["loc"][:1] not in {(m,) for m in missing}]
-        raise _refusal(path, problems + listed) from None
-    if problems:
-        raise _refusal(path, problems)
-    return config
+        return None, problems + listed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -155,7 +160,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refusal(path: Path, problems: list[str]) -> InputError:
+def refusal(path: Path, problems: list[str]) -> InputError:
+    """One line for all problems of a file."""
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
     return InputError(f"{path}: {count}: {'; '.join(problems)}")
 

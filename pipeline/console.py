@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -28,6 +29,19 @@ def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 1."""
     click.echo(f"alignkd: {' '.join(message.split())}", err=True)
     sys.exit(1)
+
+
+def log_to_stderr(package: str) -> None:
+    """Show what a package logs, a line each: steps of a batch job, checkpoints that were broken."""
+    logger = logging.getLogger(package)
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"alignkd: {record.getMessage()}", err=True)
 
 
 def clean_errors(command: Callable[P, R]) -> Callable[P, R]:

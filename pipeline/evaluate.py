@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import ConversationFile, Sample, read_image_bytes, read_json, sample_of_entry
+from vlm.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
 from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import generate_greedy
@@ -25,13 +25,13 @@ class Answer:
 
     Attributes:
         id: the sample's id.
-        image: path relative to the image folder, or None.
+        image: path relative to the image folder, a tuple of several, or None.
         question: without the image placeholder.
         question_type: as the file gives it, or None.
     """
 
     id: str
-    image: str | None
+    image: ImagePaths
     question: str
     question_type: str | None
     expected: str
@@ -74,7 +74,16 @@ class Evaluation:
     def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
         """Inverse of `to_json`."""
         fields = Answer.__dataclass_fields__
-        return cls(tuple(Answer(**{name: entry[name] for name in fields}) for entry in document["answers"]))
+        return cls(
+            tuple(
+                Answer(**{name: _tupled(entry[name]) for name in fields})  # JSON has no tuples
+                for entry in document["answers"]
+            )
+        )
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def evaluate(
@@ -139,7 +148,7 @@ def load_questions(conversations: Path) -> list[tuple[Sample, str | None]]:
 def _check_single_question(sample: Sample) -> None:
     if sample.problem:
         raise SampleError(sample.problem)
-    check_turns(sample.turns, has_image=sample.image is not None)
+    check_turns(sample.turns, num_images=len(sample.images))
     if (speakers := [turn.speaker for turn in sample.turns]) != ["human", "gpt"]:
         raise SampleError(f"turns of {', '.join(speakers)}, expected human, gpt; ask each question in its own entry")
 
@@ -151,8 +160,7 @@ def _question_type(entry: Mapping[str, Any]) -> str | None:
 
 def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images: Path) -> Example:
     try:
-        image_bytes = None if sample.image is None else read_image_bytes(images, sample.image)
-        return builder.build_question(sample.turns[:1], image_bytes)
+        return builder.build_question(sample.turns[:1], read_images(images, sample.image))
     except SampleError as error:
         raise InputError(f"{_where(conversations, sample)}: {error}") from error
 
@@ -160,12 +168,12 @@ def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images
 def _batches(samples: Sequence[Sample], builder: ExampleBuilder, size: int) -> Iterator[list[int]]:
     """Numbers of at most `size` samples, sorted so that prompts of one length stand together."""
 
-    def length(number: int) -> tuple[bool, int]:
-        sample, has_image = samples[number], samples[number].image is not None
+    def length(number: int) -> tuple[int, int]:
+        sample, num_images = samples[number], len(samples[number].images)
         ids = tokenize_question(
-            sample.turns[:1], template=builder.template, has_image=has_image, tokenizer=builder.tokenizer
+            sample.turns[:1], template=builder.template, num_images=num_images, tokenizer=builder.tokenizer
         )
-        return has_image, len(ids)
+        return num_images, len(ids)
 
     order = sorted(range(len(samples)), key=length)
     return (order[start : start + size] for start in range(0, len(order), size))

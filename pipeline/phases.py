@@ -1,35 +1,33 @@
-"""Runs one phase of a configuration, with a progress bar on a terminal and the resolved configuration kept."""
+"""Runs phase 2 of a configuration, whose resolved form is kept beside the output; phase 1 is in `dump_phase`."""
 
 import json
-from dataclasses import replace
+import os
 from pathlib import Path
-
-from tqdm import tqdm
 
 from pipeline.config import RunConfig
 from student_train.job import TrainResult
+from student_train.output import CONFIG, METRICS
 from student_train.trainer import train
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpResult
-
-
-def run_dump(config: RunConfig) -> DumpResult:
-    """Phase 1."""
-    # disable=None: quiet when stderr is not a terminal
-    with tqdm(desc="dump", unit="sample", disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return dump(replace(config.dump_job(), progress=progress))
 
 
 def run_train(config: RunConfig) -> TrainResult:
-    """Phase 2; the resolved configuration is saved as `OUTPUT/config.json`."""
+    """Phase 2; the resolved configuration is saved as `OUTPUT/config.json`.
+
+    By a fresh run at the start; by a resumed one at the end, when its settings have proved to be those of the run.
+    """
     assert config.train is not None
-    save_config(config, config.train.output / "config.json")
-    return train(config.train_job())
+    saved = config.train.output / CONFIG
+    if is_first_process() and not (config.train.output / METRICS).exists():
+        save_config(config, saved)
+    result = train(config.train_job())
+    if is_first_process():
+        save_config(config, saved)
+    return result
+
+
+def is_first_process() -> bool:
+    """Whether this process of a launcher (torchrun, deepspeed) is the one that speaks; alone it always is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -21,7 +21,8 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
     """Every array of a record under its public name; targets that are not stored are left out.
 
     Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P]. Ids, labels,
-    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32.
+    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. Of k > 1 images P is
+    k * P, image by image, and their files are `image_bytes_0`, `image_bytes_1`, ...
     """
     tensors: dict[str, NDArray[Any] | None] = {
         "input_ids": record.input_ids,
@@ -31,16 +32,28 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
         "supervised_positions": record.supervised_positions,
         f"{manifest.codecs.attention_pairs}_attention": None
         if record.attention is None
-        else _floats(record.attention).transpose(1, 0, 2),
+        else heads_first(_floats(record.attention)),
         "vision_top_index": record.vision_top_index,
         "vision_top_embeddings": _floats(record.vision_top_embeddings),
-        "vision_embeddings": _floats(record.vision_embeddings),
+        "vision_embeddings": None
+        if record.vision_embeddings is None
+        else _floats(record.vision_embeddings).reshape(-1, record.vision_embeddings.shape[-1]),
         **_logit_tensors(record.logits),
     }
     widened = {name: _widened(values) for name, values in tensors.items() if values is not None}
-    if record.image_bytes is not None:
-        widened["image_bytes"] = np.frombuffer(record.image_bytes, np.uint8)
-    return widened
+    files = record.image_files
+    names = (
+        [f"image_bytes_{number}" for number in range(len(files))] if len(files) > 1 else ["image_bytes"] * len(files)
+    )
+    return widened | {name: np.frombuffer(file, np.uint8) for name, file in zip(names, files, strict=True)}
+
+
+def heads_first(attention: NDArray[Any]) -> NDArray[Any]:
+    """[R, Ht, C] or, of k images, [k, R, Ht, P] -> [Ht, R, C], the images' columns side by side."""
+    if attention.ndim == 3:
+        return attention.transpose(1, 0, 2)
+    k, rows, heads, columns = attention.shape
+    return attention.transpose(2, 1, 0, 3).reshape(heads, rows, k * columns)
 
 
 def stored_parts(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]]:
@@ -63,6 +76,7 @@ def summary(
         "index": record.index,
         "image": record.image,
         "image_sha256": record.image_sha256,
+        "num_images": record.num_images,
         "conversations": record.conversations,
         "num_tokens": len(record.input_ids),
         "sequence_length": record.sequence_length,
@@ -70,6 +84,7 @@ def summary(
         "input_pieces": [pieces(token) for token in record.input_ids.tolist()],
         "input_supervised": (record.labels != -100).tolist(),
         "vision_positions": _span(record.vision_positions),
+        "vision_spans": [_span(positions) for positions in vision_blocks(record)],
         "num_queries": len(record.tqv_query_positions),
         "supervised": supervised_rows(record, pieces, lm_head),
         "focus": [] if record.vision_top_index is None else record.vision_top_index.tolist(),
@@ -79,6 +94,11 @@ def summary(
             for name, values in export_tensors(record, manifest).items()
         },
     }
+
+
+def vision_blocks(record: Record) -> list[NDArray[np.int32]]:
+    """The vision positions [P] of each image."""
+    return np.split(record.vision_positions, record.num_images) if record.has_image else []
 
 
 def vision_grid(manifest: Manifest) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 Targets stay as stored until they are on the device (`student_train.decode`).
 
-Shape letters: B samples, I of them with an image, P vision tokens, K selected vision tokens, Dt teacher hidden size,
-N supervised positions of the whole batch.
+Shape letters: B samples, S of them with images, I images (as many as S unless a sample has several), P vision tokens,
+K selected vision tokens, Dt teacher hidden size, N supervised positions of the whole batch.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +28,9 @@ class TrainBatch:
         labels_N: int64, the token that follows each of them.
         attention: targets of eq. 1.
         vision_all_IPD: teacher vision embeddings, one row per image in batch order.
-        top_index_IK: int64, the tokens of eq. 2.
-        top_embeddings_IKD: teacher vision embeddings at those tokens.
+        top_index_IK: int64 [S, K], the tokens of eq. 2, counted through the images of their sample.
+        top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
+        first_image_S: int64, number of each sample's first image in the batch; None where no sample has several.
         logits: one of four kinds, positions as in `supervised_N`.
     """
 
@@ -40,6 +41,7 @@ class TrainBatch:
     vision_all_IPD: CodedTensor | None = None
     top_index_IK: Tensor | None = None
     top_embeddings_IKD: CodedTensor | None = None
+    first_image_S: Tensor | None = None
     logits: LogitTargets | None = None
 
     def to(self, device: torch.device | str) -> Self:

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.record import EncodedArray, HiddenStates, Record, SampledLogits, Target, TruncatedLogits
+from storage.record import EncodedArray, HiddenStates, Record, SampledLogits, Target, TruncatedLogits, as_float32
+from storage.several_images import of_each_image
 from student_train.batch import TrainBatch
 from student_train.decode import CodedTensor
 from student_train.targets import (
@@ -24,6 +25,7 @@ from vlm.batch import collate_sequences, pad_positions
 from vlm.examples import Example
 from vlm.position_map import AttentionPairs
 
+_NO_BLOCK = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 # parts of the same name, one per target -> one array
 Join = Callable[[Sequence[Any]], NDArray[Any]]
 
@@ -43,9 +45,10 @@ def collate(
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
         attention=_attention(examples, records, attention_pairs) if "attention" in terms else None,
-        vision_all_IPD=_coded([r.vision_embeddings for r in with_image], np.stack) if all_wanted else None,
+        vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
         top_index_IK=_top_index(with_image) if focus_wanted else None,
         top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
+        first_image_S=_first_images(with_image),
         logits=_logits(records) if "logit" in terms else None,
     )
 
@@ -53,17 +56,38 @@ def collate(
 def _attention(
     examples: Sequence[Example], records: Sequence[Record], pairs: AttentionPairs
 ) -> AttentionTargets | None:
-    rows = [example.positions.attention_rows(pairs) for example in examples]
-    cols = [example.positions.attention_cols(pairs) for example in examples]
+    blocks = [example.positions.attention_blocks(pairs) or [_NO_BLOCK] for example in examples]
+    rows, cols = zip(*(block for of_sample in blocks for block in of_sample), strict=True)
     if not any(len(row) for row in rows):
         return None
+    several = max(map(len, blocks)) > 1
     return AttentionTargets(
         rows_BR=pad_positions(rows)[0],
         cols_BC=pad_positions(cols)[0],
         num_rows_B=[len(row) for row in rows],
         num_cols_B=[len(col) for col in cols],
-        coded_BRHC=_coded([record.attention for record in records], _padded),
+        coded_BRHC=_coded([block for record in records for block in _attention_of_blocks(record, pairs)], _padded),
+        samples_B=torch.from_numpy(np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])) if several else None,
     )
+
+
+def _attention_of_blocks(record: Record, pairs: AttentionPairs) -> Sequence[Target | None]:
+    several = record.num_images > 1 and record.attention is not None and pairs != "tqt"
+    return of_each_image(record.attention) if several and record.attention is not None else [record.attention]
+
+
+def _vision_of_images(records: Sequence[Record]) -> list[Target | None]:
+    """[P, Dt] of every image."""
+    targets: list[Target | None] = []
+    for record in records:
+        every = record.vision_embeddings
+        targets += [every] if every is None or record.num_images == 1 else of_each_image(every)
+    return targets
+
+
+def _first_images(records: Sequence[Record]) -> Tensor | None:
+    counts = np.array([record.num_images for record in records], np.int64)
+    return torch.from_numpy(np.cumsum(counts) - counts) if (counts > 1).any() else None
 
 
 def _top_index(records: Sequence[Record]) -> Tensor:
@@ -103,8 +127,13 @@ def _entries(
 
 
 def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
-    """Targets of one codec, joined part by part; at least one is there."""
+    """Targets of one codec, joined part by part; at least one is there.
+
+    Where they are of several (rows through several images cannot keep a scale per image) all are decoded.
+    """
     there = [_parts(target) for target in targets if target is not None]
+    if len({codec for codec, _ in there}) > 1:
+        return _coded([None if target is None else as_float32(target) for target in targets], join)
     codec, names = there[0][0], there[0][1].keys()
     absent = dict.fromkeys(names)
     every = [absent if target is None else _parts(target)[1] for target in targets]

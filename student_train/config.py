@@ -1,5 +1,6 @@
 """Training settings as a user writes them: unknown keys refused, relations checked at construction."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,6 +31,7 @@ class LossConfig(_Settings):
             `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1); the plain ones have none.
         temperature: divides both sides' logits in the logit loss.
         head_chunk_mib: most that the float32 logits of the positions in work at a time take, MiB.
+        attention_chunk_mib: most that one float32 copy of the attention rows in work at a time takes, MiB.
     """
 
     supervised: float = Field(default=1.0, ge=0)
@@ -41,6 +43,7 @@ class LossConfig(_Settings):
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0)
     head_chunk_mib: int = Field(default=64, ge=1)
+    attention_chunk_mib: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
@@ -90,7 +93,8 @@ class TrainConfig(_Settings):
 
     Attributes:
         output: folder of checkpoints, metrics and the exported student.
-        steps: optimiser steps.
+        steps: optimiser steps; this or `epochs`.
+        epochs: passes over the store instead, rounded up to whole global batches.
         micro_batch: samples per forward pass and device.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the devices.
         learning_rate: peak of the cosine; also of the projector and the adapters unless these are given.
@@ -100,14 +104,18 @@ class TrainConfig(_Settings):
         checkpoint_every: optimiser steps between checkpoints; None writes only the last one.
         keep_checkpoints: newest checkpoints kept.
         offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
+        skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
         preset: base of `losses`, over which its explicit keys win.
         log_every: optimiser steps between lines of progress.
+        tensorboard: write `OUTPUT/tensorboard` beside `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
     output: Path
-    steps: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
     micro_batch: int = Field(default=8, ge=1)
     global_batch: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=4e-5, gt=0)
@@ -120,11 +128,14 @@ class TrainConfig(_Settings):
     checkpoint_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    skip_limit: int = Field(default=10, ge=1)
     adapters: Path | None = None
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
     log_every: int = Field(default=10, ge=1)
+    tensorboard: bool = True
     data_workers: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
@@ -135,6 +146,35 @@ class TrainConfig(_Settings):
         losses = values.get("losses") or {}
         given = losses.model_dump(exclude_unset=True) if isinstance(losses, LossConfig) else losses
         return {**values, "losses": {**PRESETS[values["preset"]], **given}}
+
+    @model_validator(mode="after")
+    def _length_is_given_once(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            found = "neither" if self.steps is None else f"steps {self.steps} and epochs {self.epochs}"
+            raise ValueError(f"give steps or epochs, found {found}")
+        return self
+
+    def optimiser_steps(self, num_samples: int, world_size: int) -> int:
+        """`steps`, or what `epochs` over so many samples come to.
+
+        Raises:
+            TrainError: as `global_batch_size`.
+        """
+        if self.epochs is None:
+            return self.num_steps
+        # 0.1 epochs of 30 samples are 3 samples, not 3.0000000000000004
+        samples = math.ceil(round(self.epochs * num_samples, 6))
+        return math.ceil(samples / self.global_batch_size(world_size))
+
+    def in_steps(self, num_samples: int, world_size: int) -> Self:
+        """The same settings with `steps` in place of `epochs`."""
+        return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
+
+    @property
+    def num_steps(self) -> int:
+        """`steps` of settings that are given in steps, as `in_steps` makes them."""
+        assert self.steps is not None
+        return self.steps
 
     def global_batch_size(self, world_size: int) -> int:
         """Samples per optimiser step.

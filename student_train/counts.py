@@ -20,13 +20,13 @@ class GlobalCounts:
 
     def __init__(self, reader: StoreReader, student: VLMConfig, terms: Iterable[str]) -> None:
         vision_tokens, hidden_size = student.vision_tokens, student.hidden_size
-        images = reader.has_image.astype(np.int64)
+        with_image = reader.has_image.astype(np.int64)
         per_sample = {
             "supervised": reader.num_supervised,
             "logit": reader.num_supervised,  # whatever the kind of logits
-            "attention": student.num_heads * images * self._attention_pairs(reader, vision_tokens),
-            "vision_all": images * vision_tokens * hidden_size,
-            "vision_focus": images * reader.manifest.shapes.vision_top_tokens * hidden_size,
+            "attention": student.num_heads * with_image * self._attention_pairs(reader, vision_tokens),
+            "vision_all": reader.num_images * vision_tokens * hidden_size,
+            "vision_focus": with_image * reader.manifest.shapes.vision_top_tokens * hidden_size,
         }
         self._per_sample = {term: per_sample[term] for term in terms}
 
@@ -37,8 +37,7 @@ class GlobalCounts:
     @staticmethod
     def _attention_pairs(reader: StoreReader, vision_tokens: int) -> NDArray[np.int64]:
         """Attention rows times columns of each sample that has an image."""
-        pairs = reader.manifest.codecs.attention_pairs
+        pairs, vision_of_sample = reader.manifest.codecs.attention_pairs, reader.num_images * vision_tokens
         if pairs == "vqv":
-            return np.full(len(reader), vision_tokens**2)
-        text_tokens = reader.sequence_lengths - vision_tokens
-        return reader.num_queries * (text_tokens if pairs == "tqt" else vision_tokens)
+            return vision_of_sample**2
+        return reader.num_queries * (reader.sequence_lengths - vision_of_sample if pairs == "tqt" else vision_of_sample)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import Record, StoreReader
-from vlm.conversations import read_image_bytes
+from vlm.conversations import ImageFiles, every_one, one_or_tuple, read_image_bytes
 from vlm.errors import SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.templates import Turn
@@ -47,20 +47,21 @@ class CachedDataset:
             _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
         return example, record
 
-    def _image_bytes(self, record: Record) -> bytes | None:
-        if record.image is None:
-            return None
-        if record.image_bytes is not None:
-            data, where = record.image_bytes, f"store {self.reader.path}, image {record.image}"
-        else:
-            assert self.images is not None  # checks.check_images
-            data, where = read_image_bytes(self.images, record.image), str(self.images / record.image)
-        if (found := hashlib.sha256(data).hexdigest()) != record.image_sha256:
-            raise SampleError(
-                f"{where}: sha256 is {found}, the teacher saw {record.image_sha256}; "
-                "restore the file or dump the targets again"
-            )
-        return data
+    def _image_bytes(self, record: Record) -> ImageFiles:
+        """What is read from the folder, or comes with the record, must be what the teacher saw."""
+        embedded, files = record.image_files, []
+        for number, (image, sha256) in enumerate(zip(record.images, every_one(record.image_sha256), strict=True)):
+            if embedded:
+                data, where = embedded[number], f"store {self.reader.path}, image {image}"
+            else:
+                assert self.images is not None  # checks.check_images
+                data, where = read_image_bytes(self.images, image), str(self.images / image)
+            if (found := hashlib.sha256(data).hexdigest()) != sha256:
+                raise SampleError(
+                    f"{where}: sha256 is {found}, the teacher saw {sha256}; restore the file or dump the targets again"
+                )
+            files.append(data)
+        return one_or_tuple(files)
 
 
 def _check_equal(sample: str, field: str, *, found: NDArray[np.int32], stored: NDArray[np.int32]) -> None:

@@ -2,32 +2,20 @@
 
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from storage.sealed_json import seal, unseal
+from storage.sealed_json import seal
 from student_train.checkpoint import TrainState, sync
 from student_train.engine import Engine
 from student_train.errors import TrainError, writing
 from student_train.job import TrainJob
 from student_train.metrics import Metrics
+from student_train.output import FINISHED, adapters_file, student_folder
 from student_train.zero_config import ADAPTER_PREFIX
 from vlm.checkpoint import resolve_checkpoint, save_model
-
-FINISHED = "finished.json"
-
-
-def student_folder(output: Path) -> Path:
-    """Where the trained student is, in the official checkpoint layout."""
-    return output / "student"
-
-
-def adapters_file(output: Path) -> Path:
-    """Where the trained adapters are."""
-    return output / "adapters.safetensors"
 
 
 def check_output(job: TrainJob) -> None:
@@ -58,11 +46,6 @@ def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str,
         (output / ".tmp-adapters").rename(adapters_file(output))
         (output / ".tmp-finished").rename(output / FINISHED)
         sync(output)
-
-
-def read_finished(output: Path) -> dict[str, Any] | None:
-    """What a finished run left, or None."""
-    return unseal(output / FINISHED) if (output / FINISHED).exists() else None
 
 
 def _adapters(engine: Engine) -> dict[str, Tensor]:

@@ -36,7 +36,8 @@ class PackedBatch:
     def write(self, block_N: Tensor) -> None:
         """Fill a block, uint8 [at least `num_bytes`]."""
         for start, tensor in self._tensors:
-            block_N[start : start + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8)
+            # copied in its own dtype: a single element may have any stride, which a view of its bytes refuses
+            block_N[start : start + tensor.nbytes].view(tensor.dtype).copy_(tensor.reshape(-1))
         block_N[self.rest_start : self.num_bytes] = torch.frombuffer(bytearray(self._rest), dtype=torch.uint8)
 
 

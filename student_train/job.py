@@ -49,6 +49,8 @@ class TrainResult:
     Attributes:
         step: optimiser steps done, resumed ones included.
         samples_seen: samples consumed, resumed ones included.
+        samples_by_kind: the same by kind, see `sample_kinds.SampleKinds`.
+        quarantined: samples that the teacher could not use; the store holds nothing of them.
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         metrics: the last line of `metrics.jsonl`.
         student: exported checkpoint folder, None when interrupted.
@@ -59,6 +61,8 @@ class TrainResult:
 
     step: int
     samples_seen: int
+    samples_by_kind: dict[str, int]
+    quarantined: int
     skipped_steps: int
     metrics: dict[str, float | int | bool | None]
     student: Path | None

@@ -36,5 +36,5 @@ def micro_batches(
         except ValueError as error:
             raise TrainError(str(error)) from error
 
-    numbers = range(first_step * per_step, config.steps * per_step)
+    numbers = range(first_step * per_step, config.num_steps * per_step)
     return from_workers(make, numbers, config.data_workers) if config.data_workers else map(make, numbers)

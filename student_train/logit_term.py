@@ -4,8 +4,7 @@ from torch import Tensor
 
 from student_train.config import LossConfig
 from student_train.losses.fused_head import HeadTerm
-from student_train.losses.hidden_logit import teacher_logits
-from student_train.losses.logit import logit_loss
+from student_train.losses.logit import logit_loss, teacher_logits
 from student_train.losses.sampled_logit import sampled_logit_loss
 from student_train.targets import FullTargets, HiddenTargets, LogitTargets, SampledTargets
 

@@ -2,12 +2,18 @@
 
 import json
 import math
+import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from student_train.errors import writing
 
 Metrics = dict[str, float | int | bool | None]
+# What differs between two runs of the same job.
+TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")
 
 
 class MetricsLog:
@@ -38,6 +44,14 @@ class MetricsLog:
         if not self.path.exists():
             return []
         return [line for line in self.path.read_text().splitlines(keepends=False) if line.endswith("}")]
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory that this process has had on the device so far, MiB; of the host where that is the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _json_number(value: float | int | bool | None) -> float | int | bool | None:

@@ -86,7 +86,12 @@ class DistilledStudent(nn.Module):
             conv = self.adapters.attn_adapter
             return _idle(self.adapters.adapt_attention(_zeros_like(conv.weight, (1, conv.in_channels, 1, 1))))
         adapted_BHRC = self.adapters.adapt_attention(targets.teacher_BHRC)
-        student_BHRC = self.model.first_layer_attention(embeds_BLD, targets.rows_BR, targets.cols_BC)
+        chunk_bytes = self.losses.attention_chunk_mib << 20
+        if targets.samples_B is not None:
+            embeds_BLD = embeds_BLD[targets.samples_B]
+        student_BHRC = self.model.first_layer_attention(
+            embeds_BLD, targets.rows_BR, targets.cols_BC, chunk_bytes=chunk_bytes
+        )
         return attention_loss(adapted_BHRC, student_BHRC, targets.num_rows_B, targets.num_cols_B)
 
     def _vision_all(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
@@ -98,7 +103,12 @@ class DistilledStudent(nn.Module):
         if batch.top_embeddings_IKD is None or batch.top_index_IK is None:
             return _idle(self.adapters.adapt_vision(self._no_teacher_vision()))
         adapted_IKD = self.adapters.adapt_vision(batch.top_embeddings_IKD.decode())
-        return vision_focus_loss(adapted_IKD, vision_IPD, batch.top_index_IK)
+        if batch.first_image_S is None:
+            return vision_focus_loss(adapted_IKD, vision_IPD, batch.top_index_IK)
+        index_IK = batch.top_index_IK + vision_IPD.shape[1] * batch.first_image_S[:, None]  # through the whole batch
+        return vision_focus_loss(
+            adapted_IKD.flatten(0, 1)[None], vision_IPD.flatten(0, 1)[None], index_IK.flatten()[None]
+        )
 
     def _no_vision(self) -> Tensor:
         """The projector's output for tower features of zeros: gives its parameters a gradient of zeros."""

@@ -2,8 +2,6 @@
 
 import logging
 import sys
-from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -30,11 +28,7 @@ class Progress:
         elif self.show and step is not None and (step % self.log_every == 0 or step == self.steps):
             logger.info("step %d of %d: %s, %.2f s/step", step, self.steps, text, line["seconds"])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()

@@ -10,14 +10,19 @@ from student_train.job import TrainJob
 from student_train.ranks import Ranks
 from vlm.checkpoint import weights_fingerprint
 
-# Where things are, how often to report and how a global batch is cut up: none of it changes what is learnt.
+# Where things are, how often to report and how the work is cut up: none of it changes what is learnt, but for rounding.
+UNDECISIVE_OF_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
 UNDECISIVE = {
     "output",
+    "epochs",  # `steps` says it
     "micro_batch",
     "global_batch",
     "checkpoint_every",
     "keep_checkpoints",
     "offload_optimizer",
+    "gradient_checkpointing",
+    "skip_limit",
+    "tensorboard",
     "adapters",
     "preset",
     "losses",
@@ -27,17 +32,34 @@ UNDECISIVE = {
 
 
 def deciding_settings(job: TrainJob, reader: StoreReader, ranks: Ranks) -> dict[str, Any]:
-    """Flat name -> value, JSON-able; compared when a run is resumed and kept in its checkpoints."""
+    """Flat name -> value, JSON-able; compared when a run is resumed and kept in its checkpoints.
+
+    The job's length is given in steps.
+    """
     config = job.train
     decided: dict[str, Any] = {
         "manifest_hash": reader.manifest.manifest_hash(),
-        "student_weights": ranks.from_first(weights_fingerprint(job.student) if ranks.is_first else None),
+        **ranks.from_first(starting_point(job) if ranks.is_first else None),
         "dtype": job.dtype,
         "global_batch": config.global_batch_size(ranks.world_size),
-        "adapters_crc32c": _checksum(config.adapters) if config.adapters else None,
     }
     decided |= config.model_dump(mode="json", exclude=UNDECISIVE)
-    return decided | {f"losses.{name}": value for name, value in config.losses.model_dump().items()}
+    losses = config.losses.model_dump(exclude=UNDECISIVE_OF_LOSSES)
+    return decided | {f"losses.{name}": value for name, value in losses.items()}
+
+
+def starting_point(job: TrainJob) -> dict[str, Any]:
+    """What training starts from, by content: the part of the deciding settings that needs no store.
+
+    Raises:
+        TrainError: the adapters cannot be read.
+        InputError: there is no such student.
+    """
+    adapters = job.train.adapters
+    return {
+        "student_weights": weights_fingerprint(job.student),
+        "adapters_crc32c": _checksum(adapters) if adapters else None,
+    }
 
 
 def _checksum(adapters: Path) -> str:

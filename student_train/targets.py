@@ -18,12 +18,16 @@ from student_train.losses.sparse_distribution import SparseDistribution
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTargets:
-    """First-layer attention of the teacher, padded on the right; a text-only sample has 0 rows.
+    """First-layer attention of the teacher in B blocks, padded on the right.
+
+    A sample is one block, of 0 rows if it is text-only; one with several images is a block for each, where the columns
+    are vision tokens.
 
     Attributes:
         rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
         num_rows_B, num_cols_B: real rows and columns, plain integers.
         coded_BRHC: token-major as stored, 0 where padded.
+        samples_B: int64, the sample of each block; None where every sample is one.
     """
 
     rows_BR: Tensor
@@ -31,6 +35,7 @@ class AttentionTargets:
     num_rows_B: list[int]
     num_cols_B: list[int]
     coded_BRHC: CodedTensor
+    samples_B: Tensor | None = None
 
     @property
     def teacher_BHRC(self) -> Tensor:
@@ -40,7 +45,8 @@ class AttentionTargets:
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("rows_BR", "cols_BC", "coded_BRHC")}
-        return replace(self, **moved)
+        samples_B = None if self.samples_B is None else self.samples_B.to(device)
+        return replace(self, **moved, samples_B=samples_B)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 import logging
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -18,15 +19,18 @@ from student_train.counts import GlobalCounts
 from student_train.dataset import CachedDataset
 from student_train.engine import Engine, StepOutcome
 from student_train.errors import TrainError
-from student_train.export import adapters_file, check_output, export, read_finished, student_folder
+from student_train.export import check_output, export
+from student_train.gradient_checkpointing import checkpoint_decoder_layers
 from student_train.handoff_stream import closing_workers
 from student_train.interrupt import StopSignals
 from student_train.job import TrainJob, TrainResult
 from student_train.loader import micro_batches
-from student_train.metrics import Metrics, MetricsLog
+from student_train.metrics import Metrics, peak_memory_mib
 from student_train.objective import DistilledStudent
-from student_train.progress import Progress
-from student_train.ranks import start_ranks
+from student_train.output import adapters_file, read_finished, student_folder
+from student_train.ranks import Ranks, start_ranks
+from student_train.run_log import RunLog
+from student_train.sample_kinds import PREFIX, SampleKinds
 from student_train.schedule import learning_rate_factor
 from student_train.settings import deciding_settings
 from student_train.tally import StepTally
@@ -35,7 +39,6 @@ from vlm.config import load_config
 from vlm.teacher_head import LM_HEAD_FILE, read_lm_head
 
 logger = logging.getLogger(__name__)
-MOST_SKIPPED_IN_A_ROW = 10
 
 
 def train(job: TrainJob) -> TrainResult:
@@ -46,47 +49,50 @@ def train(job: TrainJob) -> TrainResult:
     Raises:
         ValueError: one line on what does not fit: store, student, settings, output, a sample.
     """
-    config, ranks = job.train, start_ranks()
+    ranks = start_ranks()
     check_output(job)
     dataset = open_dataset(job)
-    settings = deciding_settings(job, dataset.reader, ranks)
+    job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
+    config, settings = job.train, deciding_settings(job, dataset.reader, ranks)
+    order = SampleOrder(len(dataset), config.seed, config.global_batch_size(ranks.world_size))
+    kinds = SampleKinds(dataset.reader)
+    ending = _Ending(job, dataset.reader, kinds, order)
     if (finished := read_finished(config.output)) is not None:
         check_same_settings(config.output, finished["settings"], settings)
         logger.info("output %s: all %d steps were done before", config.output, finished["step"])
-        return _result(job, TrainState.of(finished), finished["metrics"], already_finished=True)
+        return ending.result(TrainState.of(finished), finished["metrics"], already_finished=True)
+    if ranks.is_first:
+        _say_what_is_not_there(dataset.reader)
 
     student = build_student(job, dataset.reader)
     counts = GlobalCounts(dataset.reader, student.model.config, config.losses.weights)
     engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
-    checkpoints, log = config.output / "checkpoints", MetricsLog(config.output / "metrics.jsonl")
+    checkpoints = config.output / "checkpoints"
     state = load_checkpoint(checkpoints, engine, settings, ranks)
-    last = log.cut_back(state.step) if ranks.is_first else {}
-
-    order = SampleOrder(len(dataset), config.seed, config.global_batch_size(ranks.world_size))
     batches = micro_batches(dataset, order, config, ranks, first_step=state.step)
-    progress = Progress(done=state.step, steps=config.steps, log_every=config.log_every, show=ranks.is_first)
-    with StopSignals() as signals, progress, closing_workers(batches):
-        while state.step < config.steps:
-            tally = StepTally(config.losses.weights, counts(order.global_batch_indices(state.step)))
-            factor = learning_rate_factor(state.step, steps=config.steps, warmup_ratio=config.warmup_ratio)
+    with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
+        while state.step < config.num_steps:
+            positions = order.global_batch_indices(state.step)
+            tally = StepTally(config.losses.weights, counts(positions))
+            factor = learning_rate_factor(state.step, steps=config.num_steps, warmup_ratio=config.warmup_ratio)
             outcome = _optimiser_step(engine, batches, tally, factor)
             tally.gather(ranks, stop=signals.received > 0)
 
             state = state.after(samples=order.global_batch, skipped=not outcome.applied)
-            if ranks.is_first:
-                last = log.append(_metrics(state, tally, outcome, config.learning_rate * factor))
-                progress.update(last)
+            line = _metrics(state, tally, outcome, config.learning_rate * factor)
+            log.append(line | _throughput(tally, kinds.tokens(positions), ranks) | _prefixed(kinds(positions)))
             _check_not_diverged(state, tally, job)
             due = config.checkpoint_every and state.step % config.checkpoint_every == 0
-            if due or tally.stopped or state.step == config.steps:
+            if due or tally.stopped or state.step == config.num_steps:
+                log.flush()
                 save_checkpoint(checkpoints, engine, state, settings, ranks, keep=config.keep_checkpoints)
             if tally.stopped:
                 break
-    if state.step < config.steps:
-        return _result(job, state, last, interrupted_by=signals.received or signal.SIGTERM)
-    export(job, engine, state, settings, last)
+    if state.step < config.num_steps:
+        return ending.result(state, log.last, interrupted_by=signals.received or signal.SIGTERM)
+    export(job, engine, state, settings, log.last)
     ranks.barrier()
-    return _result(job, state, last)
+    return ending.result(state, log.last)
 
 
 def open_dataset(job: TrainJob) -> CachedDataset:
@@ -113,6 +119,8 @@ def build_student(job: TrainJob, reader: StoreReader) -> DistilledStudent:
         adapters.initialise(job.train.adapter_init, seed=job.train.seed)
     else:
         adapters.load(job.train.adapters)
+    if job.train.gradient_checkpointing:
+        checkpoint_decoder_layers(model)
     return DistilledStudent(model, adapters, job.train.losses, teacher_lm_head(reader, job.train.losses))
 
 
@@ -147,37 +155,66 @@ def _metrics(state: TrainState, tally: StepTally, outcome: StepOutcome, learning
         "learning_rate": learning_rate,
         "grad_norm": outcome.grad_norm,
         "skipped": not outcome.applied,
-        "seconds": tally.seconds,
-        "wait_share": tally.wait_share,
     }
+
+
+def _throughput(tally: StepTally, tokens: int, ranks: Ranks) -> Metrics:
+    """Of the step; the memory is the first rank's."""
+    return {
+        "seconds": tally.seconds,
+        "tokens_per_second": tokens / tally.seconds,
+        "wait_share": tally.wait_share,
+        "peak_memory_mib": peak_memory_mib(ranks.device),
+    }
+
+
+def _prefixed(kinds: Mapping[str, int]) -> Metrics:
+    return {f"{PREFIX}{kind}": count for kind, count in kinds.items()}
+
+
+def _say_what_is_not_there(reader: StoreReader) -> None:
+    """A store holds nothing of a sample that the teacher could not use, so no term can be trained on it."""
+    if reader.quarantined:
+        logger.warning(
+            "store %s: %d samples were quarantined by the teacher pass and are not trained on; "
+            "`alignkd shards ls --json` lists them with the reasons",
+            reader.path,
+            len(reader.quarantined),
+        )
 
 
 def _check_not_diverged(state: TrainState, tally: StepTally, job: TrainJob) -> None:
     # In float16 a finite loss with an overflowing gradient is how the loss scale is found.
     searching_scale = job.dtype == "float16" and math.isfinite(tally.loss)
-    if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW and not searching_scale:
+    if state.skipped_in_a_row >= job.train.skip_limit and not searching_scale:
         raise TrainError(
             f"{state.skipped_in_a_row} steps in a row were skipped, at step {state.step} the loss is {tally.loss} or "
             f"its gradient is not finite; lower learning_rate {job.train.learning_rate} or change dtype {job.dtype}"
         )
 
 
-def _result(
-    job: TrainJob,
-    state: TrainState,
-    metrics: Metrics,
-    *,
-    already_finished: bool = False,
-    interrupted_by: int | None = None,
-) -> TrainResult:
-    output = job.train.output
-    return TrainResult(
-        step=state.step,
-        samples_seen=state.samples_seen,
-        skipped_steps=state.skipped_steps,
-        metrics=metrics,
-        student=student_folder(output) if interrupted_by is None else None,
-        adapters=adapters_file(output) if interrupted_by is None else None,
-        already_finished=already_finished,
-        interrupted_by=interrupted_by,
-    )
+@dataclass(frozen=True)
+class _Ending:
+    """Makes the result of a run, whenever it ends."""
+
+    job: TrainJob
+    reader: StoreReader
+    kinds: SampleKinds
+    order: SampleOrder
+
+    def result(
+        self, state: TrainState, metrics: Metrics, *, already_finished: bool = False, interrupted_by: int | None = None
+    ) -> TrainResult:
+        output = self.job.train.output
+        return TrainResult(
+            step=state.step,
+            samples_seen=state.samples_seen,
+            samples_by_kind=self.kinds.up_to(state.step, self.order),
+            quarantined=len(self.reader.quarantined),
+            skipped_steps=state.skipped_steps,
+            metrics=metrics,
+            student=student_folder(output) if interrupted_by is None else None,
+            adapters=adapters_file(output) if interrupted_by is None else None,
+            already_finished=already_finished,
+            interrupted_by=interrupted_by,
+        )

@@ -1,14 +1,29 @@
 """The store-level files that make a store complete: what training and inspection need of the teacher."""
 
-from teacher_dump.store_config import StoreConfig
+from torch import Tensor
+
+from teacher_dump.job import DumpJob
+from vlm.checkpoint import resolve_checkpoint
+from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
-from vlm.model import MobileVLM
-from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE, lm_head_bytes
+from vlm.teacher_head import LM_HEAD_FILE, LM_HEAD_KEY, TOKENIZER_FILE, lm_head_bytes
+from vlm.weight_sources import weight_sources
 
 
-def make_attachments(store: StoreConfig, builder: ExampleBuilder, model: MobileVLM) -> dict[str, bytes]:
-    """Name -> content: the tokenizer always, and for `hidden` logits the matrix that turns states into logits."""
+def make_attachments(job: DumpJob, builder: ExampleBuilder) -> dict[str, bytes]:
+    """Name -> content: the tokenizer always, and for `hidden` logits the matrix that turns states into logits.
+
+    The matrix comes from the file, in the teacher's dtype: whether a store is complete is known without the teacher.
+    """
     attachments = {TOKENIZER_FILE: builder.tokenizer.model_file.read_bytes()}
-    if store.logits.kind == "hidden":
-        attachments[LM_HEAD_FILE] = lm_head_bytes(model.lm_head.weight)
+    if job.store.logits.kind == "hidden":
+        attachments[LM_HEAD_FILE] = lm_head_bytes(_lm_head(job))
     return attachments
+
+
+def _lm_head(job: DumpJob) -> Tensor:
+    folder = resolve_checkpoint(job.teacher.checkpoint)
+    for source in weight_sources(folder):
+        if LM_HEAD_KEY in source.shapes():
+            return next(tensor for key, tensor in source.tensors() if key == LM_HEAD_KEY).to(job.teacher.torch_dtype)
+    raise InputError(f"{folder}: no {LM_HEAD_KEY} in it, which logits.kind hidden stores; give a whole checkpoint")

@@ -25,7 +25,14 @@ class TeacherConfig(_Settings):
         dtype: of the teacher's weights and arithmetic.
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
             fits a small card; attention and vision targets stay those of `dtype`, logits carry the error.
-        batch: samples per forward pass.
+        token_budget: padded tokens (text + vision) of a forward pass; samples of similar length share one, and a sample
+            that is longer by itself has one of its own.
+        batch: most samples of a forward pass, whatever the budget.
+        window: consecutive samples of a shard that may share forward passes: more means less padding, and more records
+            in memory, because they are written in the order of the plan.
+        data_workers: threads that read, decode and tokenise the samples to come.
+        sanity: what becomes of a teacher that fails the checks before the first shard (`sanity.py`): `stop` ends the
+            run, `warn` says so and goes on, `off` checks nothing.
         device: torch device; None takes a GPU when there is one.
     """
 
@@ -33,7 +40,11 @@ class TeacherConfig(_Settings):
     vision_config: Path | None = None
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
-    batch: int = Field(default=8, ge=1)
+    token_budget: int = Field(default=8192, ge=1)
+    batch: int = Field(default=64, ge=1)
+    window: int = Field(default=128, ge=1)
+    data_workers: int = Field(default=2, ge=1)
+    sanity: Literal["stop", "warn", "off"] = "stop"
     device: str | None = None
 
     @property

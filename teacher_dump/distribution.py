@@ -1,9 +1,11 @@
 """The teacher's next-token distribution as the store keeps it, a few hundred positions at a time.
 
 All logits of a batch are never held: what is kept of them is decided on the teacher's device, and only that leaves it.
+Nothing in `keep_distribution` waits for the device: what is ragged becomes so on the host, in `stored_logits`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,96 +14,103 @@ from torch import Tensor
 
 from storage.codec_settings import LogitsCodec
 from storage.errors import RecordError
-from storage.record import HiddenStates, Logits, SampledLogits, TruncatedLogits
-from teacher_dump.drawing import draw_tokens, uniforms
-from teacher_dump.truncation import KeptEntries, keep_nucleus, keep_top_k
+from storage.record import HiddenStates, Logits, Target
+from teacher_dump.device_codecs import EXTREMES, StoredParts, encode, extremes
+from teacher_dump.drawing import draw_tokens, sampled_logits, uniforms
+from teacher_dump.truncation import keep_nucleus, keep_top_k, truncated_logits
 
 POSITIONS_AT_ONCE = 512
-LARGEST_UINT8, LARGEST_UINT16 = 2**8 - 1, 2**16 - 1
+# bool [N]: whether a logit at the position is NaN or infinite
+NOT_FINITE = "not_finite"
+
+Rows = dict[str, Tensor]
 
 
 @torch.no_grad()
-def stored_logits(
+def keep_distribution(
     lm_head: Callable[[Tensor], Tensor],
     hidden_ND: Tensor,
     labels_N: Tensor,
+    uniforms_ND: Tensor | None,
     codec: LogitsCodec,
-    *,
-    draw_key: tuple[int, int],
-) -> Logits | None:
-    """What `codec` keeps of the distribution at a sample's N supervised positions.
+) -> Rows:
+    """What `codec` keeps of the distribution at N positions of any samples: tensors with a row per position.
 
     Args:
         lm_head: the teacher's, [n, D] -> [n, V].
         hidden_ND: last hidden states after the final norm, on the teacher's device.
         labels_N: int64, the token that follows each position; same device.
-        draw_key: (store.seed, the sample's index in the data set), of `sampled`.
+        uniforms_ND: numbers in [0, 1) for `sampled`; same device.
+    """
+    if codec.kind == "none":
+        return {}
+    if codec.kind == "hidden":
+        return _encoded_rows(hidden_ND, codec)
+    starts = range(0, max(len(hidden_ND), 1), POSITIONS_AT_ONCE)
+    chunks = [slice(start, start + POSITIONS_AT_ONCE) for start in starts]
+    kept = [
+        _keep(lm_head(hidden_ND[rows]), labels_N[rows], None if uniforms_ND is None else uniforms_ND[rows], codec)
+        for rows in chunks
+    ]
+    return {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
+
+
+def draws_of(codec: LogitsCodec, seed: int, samples: list[tuple[int, int]]) -> NDArray[np.float64] | None:
+    """The numbers [N, draws] of samples given as (index in the data set, positions); None if none are needed."""
+    if codec.kind != "sampled":
+        return None
+    assert codec.num_draws is not None
+    numbers = [uniforms(seed, index, positions, codec.num_draws) for index, positions in samples]
+    return np.concatenate([np.empty((0, codec.num_draws)), *numbers])
+
+
+def stored_logits(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec) -> Logits | None:
+    """A record's logits from a sample's rows of what `keep_distribution` gave.
 
     Raises:
         RecordError: the teacher gives NaN or infinity.
     """
-    chunks = _logit_chunks(lm_head, hidden_ND)
-    labels = labels_N.split(POSITIONS_AT_ONCE)
-    match codec.kind:
-        case "none":
-            return None
-        case "hidden":
-            return HiddenStates(states=hidden_ND.float().cpu().numpy())
-        case "full":
-            return np.concatenate([chunk.float().cpu().numpy() for chunk in chunks])
-        case "topk":
-            assert codec.top_k is not None
-            return _truncated(
-                [keep_top_k(chunk, label, codec.top_k) for chunk, label in zip(chunks, labels, strict=True)]
-            )
-        case "nucleus":
-            assert codec.p is not None and codec.min_entries is not None and codec.max_entries is not None
-            bounds = {"min_entries": codec.min_entries, "max_entries": codec.max_entries}
-            return _truncated(
-                [keep_nucleus(chunk, label, p=codec.p, **bounds) for chunk, label in zip(chunks, labels, strict=True)]
-            )
-        case "sampled":
-            assert codec.num_draws is not None
-            return _sampled(chunks, uniforms(*draw_key, len(hidden_ND), codec.num_draws))
+    if codec.kind == "none":
+        return None
+    if codec.kind == "hidden":
+        return HiddenStates(states=_decoded_rows(rows, codec, "hidden states"))
+    if codec.kind == "full":
+        logits = _decoded_rows(rows, codec, "logits")
+        assert isinstance(logits, np.ndarray)  # float32 or float16
+        return logits
+    if bad := int(rows[NOT_FINITE].sum()):
+        size = len(rows[NOT_FINITE])
+        raise RecordError(f"logits at {bad} of {size} supervised positions are NaN or infinite, expected none")
+    return sampled_logits(rows) if codec.kind == "sampled" else truncated_logits(rows)
 
 
-def _logit_chunks(lm_head: Callable[[Tensor], Tensor], hidden_ND: Tensor) -> Iterator[Tensor]:
-    for hidden_nD in hidden_ND.split(POSITIONS_AT_ONCE):
-        logits_nV = lm_head(hidden_nD)
-        if not (finite_nV := logits_nV.isfinite()).all():
-            bad = int((~finite_nV).sum())
-            raise RecordError(f"logits has {bad} of {logits_nV.numel()} values that are NaN or infinite, expected none")
-        yield logits_nV
+def _encoded_rows(values_NX: Tensor, codec: LogitsCodec) -> Rows:
+    """Stored parts with the extremes of each position: one sample's NaN is no other's."""
+    assert codec.dtype is not None
+    return {**encode(codec.dtype, values_NX), EXTREMES: extremes(values_NX.float(), dim=-1)}
 
 
-def _truncated(chunks: Sequence[KeptEntries]) -> TruncatedLogits:
-    return TruncatedLogits(
-        ids=_smallest_ids(np.concatenate([chunk.ids for chunk in chunks])),
-        logprobs=np.concatenate([chunk.logprobs for chunk in chunks]),
-        offsets=_joined_offsets([chunk.offsets for chunk in chunks]),
-        tail_logmass=np.concatenate([chunk.tail_logmass for chunk in chunks]),
-    )
+def _decoded_rows(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec, field: str) -> Target:
+    assert codec.dtype is not None
+    smallest, largest = rows[EXTREMES].min(initial=0), rows[EXTREMES].max(initial=0)
+    parts = {**rows, EXTREMES: np.array([smallest, largest], np.float32)}
+    return StoredParts(codec=codec.dtype, parts=parts).target(field)
 
 
-def _sampled(chunks: Iterator[Tensor], uniforms_ND: NDArray[np.float64]) -> SampledLogits:
-    starts = range(0, max(len(uniforms_ND), 1), POSITIONS_AT_ONCE)
-    drawn = [
-        draw_tokens(chunk, uniforms_ND[start : start + POSITIONS_AT_ONCE])
-        for chunk, start in zip(chunks, starts, strict=True)
-    ]
-    counts = np.concatenate([chunk.counts for chunk in drawn])
-    return SampledLogits(
-        ids=_smallest_ids(np.concatenate([chunk.ids for chunk in drawn])),
-        counts=counts.astype(np.uint8) if uniforms_ND.shape[1] <= LARGEST_UINT8 else counts.astype(np.uint16),
-        offsets=_joined_offsets([chunk.offsets for chunk in drawn]),
-        entropy=np.concatenate([chunk.entropy for chunk in drawn]),
-    )
+def _keep(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec) -> Rows:
+    if codec.kind == "full":
+        return _encoded_rows(logits_NV, codec)
+    is_finite_N = extremes(logits_NV, dim=-1).isfinite().all(dim=-1)
+    return {NOT_FINITE: ~is_finite_N, **_truncated(logits_NV, labels_N, uniforms_ND, codec)}
 
 
-def _smallest_ids(ids: NDArray[np.int64]) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    return ids.astype(np.uint16) if ids.max(initial=0) <= LARGEST_UINT16 else ids.astype(np.uint32)
-
-
-def _joined_offsets(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    counts = np.concatenate([np.diff(part) for part in offsets])
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+def _truncated(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec) -> Rows:
+    if codec.kind == "topk":
+        assert codec.top_k is not None
+        return keep_top_k(logits_NV, labels_N, codec.top_k)
+    if codec.kind == "nucleus":
+        assert codec.p is not None and codec.min_entries is not None and codec.max_entries is not None
+        bounds = {"min_entries": codec.min_entries, "max_entries": codec.max_entries}
+        return keep_nucleus(logits_NV, labels_N, p=codec.p, **bounds)
+    assert uniforms_ND is not None
+    return draw_tokens(logits_NV, uniforms_ND)

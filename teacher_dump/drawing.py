@@ -1,30 +1,18 @@
 """Tokens drawn from the teacher: a pure function of seed, sample and position, whatever the batch or the device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.distributions import SampledLogits
 from teacher_dump.exact_mass import cumulative_mass, integer_mass
 
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnTokens:
-    """Draws at N positions in CSR form.
-
-    Attributes:
-        ids: int64 [E], the distinct tokens of each position, rising.
-        counts: int64 [E], how often each was drawn.
-        offsets: int64 [N + 1].
-        entropy: float32 [N], of the whole distribution, in nats.
-    """
-
-    ids: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    entropy: NDArray[np.float32]
+DRAWN, ENTROPY = "drawn", "entropy"
+LARGEST_UINT8, LARGEST_UINT16 = 2**8 - 1, 2**16 - 1
 
 
 def uniforms(seed: int, sample_index: int, num_positions: int, num_draws: int) -> NDArray[np.float64]:
@@ -38,32 +26,41 @@ def uniforms(seed: int, sample_index: int, num_positions: int, num_draws: int) -
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def draw_tokens(logits_NV: Tensor, uniforms_ND: NDArray[np.float64]) -> DrawnTokens:
+def draw_tokens(logits_NV: Tensor, uniforms_ND: Tensor) -> dict[str, Tensor]:
     """With replacement, at temperature 1, by inverting the cumulative distribution at each uniform number.
 
     Args:
         logits_NV: unnormalised, any float dtype; finite.
-        uniforms_ND: one number in [0, 1) per draw.
+        uniforms_ND: float64 on the same device, one number in [0, 1) per draw.
+
+    Returns:
+        `DRAWN` int32 [N, D] and `ENTROPY` float32 [N], of the whole distribution, in nats.
     """
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     cumulative_NV = cumulative_mass(integer_mass(logprobs_NV))
     total_N1 = cumulative_NV[:, -1:]
-    thresholds_ND = (torch.from_numpy(uniforms_ND).to(logits_NV.device) * total_N1.double()).floor().to(torch.int64)
+    thresholds_ND = (uniforms_ND * total_N1.double()).floor().to(torch.int64)
     # right=True: the first token whose running mass is ABOVE the threshold, so one without mass is never drawn
     drawn_ND = torch.searchsorted(cumulative_NV, thresholds_ND.minimum(total_N1 - 1), right=True)
     exact_NV = logprobs_NV.double()
     entropy_N = -(exact_NV.exp() * exact_NV).sum(dim=-1)
-    return _counted(drawn_ND.cpu().numpy(), entropy_N.float().cpu().numpy())
+    return {DRAWN: drawn_ND.to(torch.int32), ENTROPY: entropy_N.float()}
 
 
-def _counted(drawn_ND: NDArray[np.int64], entropy_N: NDArray[np.float32]) -> DrawnTokens:
-    sorted_ND = np.sort(drawn_ND, axis=1)
+def sampled_logits(table: Mapping[str, NDArray[Any]]) -> SampledLogits:
+    """The record's form of draws: the distinct tokens of each position, rising, and how often each was drawn.
+
+    Raises:
+        RecordError: they are no draws from a distribution.
+    """
+    sorted_ND = np.sort(table[DRAWN], axis=1)
     is_new_ND = np.ones(sorted_ND.shape, np.bool_)
     is_new_ND[:, 1:] = sorted_ND[:, 1:] != sorted_ND[:, :-1]
-    starts_E = np.flatnonzero(is_new_ND)
-    return DrawnTokens(
-        ids=sorted_ND[is_new_ND],
-        counts=np.diff(starts_E, append=sorted_ND.size),
+    ids, starts_E = sorted_ND[is_new_ND], np.flatnonzero(is_new_ND)
+    counts = np.diff(starts_E, append=sorted_ND.size)
+    return SampledLogits(
+        ids=ids.astype(np.uint16 if ids.max(initial=0) <= LARGEST_UINT16 else np.uint32),
+        counts=counts.astype(np.uint8 if sorted_ND.shape[1] <= LARGEST_UINT8 else np.uint16),
         offsets=np.concatenate([[0], np.cumsum(is_new_ND.sum(axis=1))]).astype(np.int64),
-        entropy=entropy_N,
+        entropy=table[ENTROPY],
     )

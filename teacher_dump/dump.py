@@ -1,43 +1,41 @@
-"""The teacher pass: plan, batch, forward, capture, encode, append, commit."""
+"""The teacher pass: plan, prepare, batch, forward, capture, append, commit; each beside the others.
 
-import hashlib
-import itertools
+Threads of `Preparation` are a window ahead, the main thread feeds the device, `ShardThread` writes what comes back.
+"""
+
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
-from storage.commits import CommitRecord
-from storage.errors import RecordError
+from storage.errors import StoreError
+from storage.manifest import load_manifest
 from storage.reader import StoreReader
-from storage.record import Record
-from storage.writer import ShardWriter, StoreWriter
+from storage.writer import StoreWriter
 from teacher_dump.attachments import make_attachments
-from teacher_dump.capture import Targets, capture
-from teacher_dump.distribution import stored_logits
+from teacher_dump.bucketing import length_buckets
+from teacher_dump.capture import Capture
 from teacher_dump.fingerprint import make_manifest
 from teacher_dump.job import DumpJob, DumpResult
-from teacher_dump.records import make_record
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import ConversationFile, Sample, read_image_bytes, sample_key
-from vlm.errors import ImageError, InputError, SampleError
-from vlm.examples import Example, ExampleBuilder
+from teacher_dump.memory_faults import in_halves
+from teacher_dump.preparation import PlannedWindow, Preparation, Prepared, Unusable, Window
+from teacher_dump.sanity import check_teacher
+from teacher_dump.sanity_report import SanityFinding
+from teacher_dump.shard_thread import Done, Finished, Outcome, ShardThread
+from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from vlm.config import load_config
+from vlm.conversations import ConversationFile
+from vlm.errors import InputError, SampleError
+from vlm.examples import ExampleBuilder
 from vlm.model import MobileVLM
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A sample ready for the teacher."""
+def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
+    """Write every shard of the plan that is not committed yet, as far as `job.control` gives them.
 
-    sample: Sample
-    image_bytes: bytes | None
-    example: Example
-
-
-def dump(job: DumpJob) -> DumpResult:
-    """Write every shard of the plan that is not committed yet.
+    Args:
+        model: the teacher of `job`, if the caller has loaded it already.
 
     Raises:
-        InputError: unusable data or checkpoint, or too many unusable samples.
+        InputError: unusable data, checkpoint or teacher, or too many unusable samples.
         StoreError: the store was made with other settings, or cannot be written.
     """
     started = time.monotonic()
@@ -49,147 +47,156 @@ def dump(job: DumpJob) -> DumpResult:
     builder = load_example_builder(
         teacher.checkpoint, template=job.template, vision_config=teacher.vision_config, max_tokens=job.max_tokens
     )
-    # Shapes come from the model itself, so that the manifest cannot say anything else.
-    model = load_model(
+    config = load_config(resolve_checkpoint(teacher.checkpoint), vision_config=teacher.vision_config)
+    attachments = make_attachments(job, builder)
+    manifest = make_manifest(job, config, builder, samples, attachments)
+    # a checkpoint that cannot be loaded must not leave a new store behind, nor a finished store ask for a teacher
+    if model is None and not _exists(job):
+        model = load_teacher(job)
+    store = StoreWriter(job.store.path, manifest, attachments=attachments)
+    run = _Run(job, builder, samples, store)
+    with job.control.over(store) as shards:
+        if store.pending_shards():
+            run.write(model or load_teacher(job), shards)
+    return run.result(time.monotonic() - started)
+
+
+def load_teacher(job: DumpJob) -> MobileVLM:
+    """The teacher on its device; errors as of `load_model`."""
+    teacher = job.teacher
+    return load_model(
         teacher.checkpoint,
         vision_config=teacher.vision_config,
         dtype=teacher.torch_dtype,
         device=teacher.torch_device,
         quantization=teacher.quantization,
     )
-    store = _open_store(job, model, builder, samples)
-    pending = store.pending_shards()
-    run = _Run(job, model, builder, samples, total=sum(len(store.planned_samples(shard)) for shard in pending))
-    for shard in pending:
-        run.write_shard(store, shard)
-    return _result(job, run, len(samples), len(pending), time.monotonic() - started)
 
 
 class _Run:
-    """One run over the pending shards: what it needs and what it counts."""
+    """One run over the shards that the control gives: what it needs and what it counts."""
 
-    def __init__(
-        self, job: DumpJob, model: MobileVLM, builder: ExampleBuilder, samples: ConversationFile, total: int
-    ) -> None:
-        self.job, self.model, self.builder, self.samples = job, model, builder, samples
-        self.total, self.done, self.written, self.errors = total, 0, 0, 0
+    def __init__(self, job: DumpJob, builder: ExampleBuilder, samples: ConversationFile, store: StoreWriter) -> None:
+        self.job, self.builder, self.samples, self.store = job, builder, samples, store
+        self.written = self.shards_written = self.halved = 0
+        self.sanity: tuple[SanityFinding, ...] = ()
 
-    def write_shard(self, store: StoreWriter, shard: int) -> CommitRecord:
-        """One shard, whole or not at all."""
-        with store.open_shard(shard) as sink:
-            planned = [self.samples[index] for index in store.planned_samples(shard)]
-            for batch in batched(self.prepare(planned, sink), self.job.teacher.batch):
-                targets = capture(self.model, [item.example for item in batch], self.job.store.attention_pairs)
-                for item, sample_targets in zip(batch, targets, strict=True):
-                    with _Quarantine(self, sink, item.sample):
-                        self.append(sink, self.record(item, sample_targets))
-                self.job.progress(self.done, self.total)
-            return sink.commit()
+    def write(self, model: MobileVLM, shards: Iterable[int]) -> None:
+        """Every shard, each whole or not at all."""
+        job = self.job
+        capture = Capture(model, job.store)
+        with (
+            Preparation(self.builder, job.images, job.teacher.data_workers, job.control.check) as preparation,
+            ShardThread(job.store, job.conversations, self._note) as writer,
+        ):
+            self._check_teacher(model, preparation)
+            for window in preparation.windows(self._windows(shards)):
+                if window.plan.start == 0:
+                    if job.control.stops.finishing:  # asked ahead: begun is only what is computed
+                        break
+                    writer.begin(self.store.open_shard(window.plan.shard))
+                if window.unusable:
+                    writer.put(list(window.unusable))
+                for outcomes in self._batches(capture, window):
+                    writer.put(outcomes)
+                if window.plan.is_last:
+                    writer.commit()
+            writer.finish()
 
-    def record(self, item: Prepared, targets: Targets) -> Record:
-        sample, config = item.sample, self.job.store
-        sha256 = None if item.image_bytes is None else hashlib.sha256(item.image_bytes).hexdigest()
-        logits = stored_logits(
-            self.model.lm_head,
-            targets.hidden_ND,
-            targets.next_labels_N,
-            config.logits.codec(),
-            draw_key=(config.seed, sample.index),
-        )
-        return make_record(
-            sample,
-            item.example,
-            targets,
-            logits,
-            config,
-            key=sample_key(sample.conversations(), sha256, self.job.template),
-            image_sha256=sha256,
-            image_bytes=item.image_bytes,
-        )
-
-    def append(self, sink: ShardWriter, record: Record) -> None:
-        sink.append(record)
-        self.done += 1
-        self.written += 1
-
-    def prepare(self, planned: list[Sample], sink: ShardWriter) -> Iterator[Prepared]:
-        """Tokens and pixels of each usable sample; the others are quarantined."""
-        for sample in planned:
-            with _Quarantine(self, sink, sample):
-                if sample.problem is not None:
-                    raise SampleError(sample.problem)
-                image_bytes = self.image_bytes(sample)
-                yield Prepared(sample, image_bytes, self.build(sample, image_bytes))
-
-    def build(self, sample: Sample, image_bytes: bytes | None) -> Example:
-        try:
-            return self.builder.build(sample.turns, image_bytes)
-        except ImageError as error:
-            raise ImageError(f"{sample.image}: {error}") from error
-
-    def image_bytes(self, sample: Sample) -> bytes | None:
-        if sample.image is None:
-            return None
-        assert self.job.images is not None  # _check_image_folder
-        return read_image_bytes(self.job.images, sample.image)
-
-
-class _Quarantine:
-    """Context of one sample: an unusable sample is listed in the store, or stops the run if so configured."""
-
-    def __init__(self, run: _Run, sink: ShardWriter, sample: Sample) -> None:
-        self.run, self.sink, self.sample = run, sink, sample
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, SampleError | RecordError):
-            return False
-        config, sample = self.run.job.store, self.sample
-        where = f"{self.run.job.conversations}: sample {sample.id!r} (index {sample.index}): {error}"
-        if config.on_error == "stop":
-            raise InputError(f"{where} (store.on_error is 'stop')") from error
-        self.run.errors += 1
-        self.run.done += 1
-        if config.max_errors is not None and self.run.errors > config.max_errors:
+    def result(self, seconds: float) -> DumpResult:
+        """What is in the store now, and what of it is this run's."""
+        job, is_complete = self.job, not self.store.pending_shards()
+        reader = StoreReader(job.store.path, allow_incomplete=True)
+        quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
+        if is_complete and not len(reader):
+            _, sample_id, reason = quarantined[0]
             raise InputError(
-                f"{where}; {self.run.errors} unusable samples, store.max_errors is {config.max_errors}; mend the data"
-            ) from error
-        self.sink.quarantine(sample.index, sample.id, str(error))
-        return True
+                f"{job.conversations}: none of {len(self.samples)} samples is usable, the first ({sample_id!r}): "
+                f"{reason}"
+            )
+        return DumpResult(
+            num_samples=len(self.samples),
+            num_records=len(reader),
+            written=self.written,
+            quarantined=quarantined,
+            shards_written=self.shards_written,
+            seconds=seconds,
+            halved_batches=self.halved,
+            sanity=self.sanity,
+        )
+
+    def _windows(self, shards: Iterable[int]) -> Iterator[PlannedWindow]:
+        size = self.job.teacher.window
+        for shard in shards:
+            planned = self.store.planned_samples(shard)
+            for start in range(0, len(planned), size):
+                samples = [self.samples[index] for index in planned[start : start + size]]
+                is_last = start + size >= len(planned)
+                yield PlannedWindow(shard=shard, start=start, samples=samples, is_last=is_last)
+
+    def _batches(self, capture: Capture, window: Window) -> Iterator[list[Outcome]]:
+        """The window's samples after the teacher, batch by batch."""
+        teacher, prepared = self.job.teacher, window.prepared
+        capture.begin_window(prepared)
+        lengths = [sample.length for sample in prepared]
+        buckets = length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
+        for bucket in buckets:
+            batch = [prepared[number] for number in bucket]
+            for part, captured in in_halves(capture, batch, self._halve):
+                if captured is None:
+                    yield [_does_not_fit(part[0], capture.model)]
+                    continue
+                yield [
+                    Finished(prepared=sample.without_pixels(), captured=targets)
+                    for sample, targets in zip(part, captured, strict=True)
+                ]
+
+    def _check_teacher(self, model: MobileVLM, preparation: Preparation) -> None:
+        """Before the first shard of a store."""
+        pending, mode = self.store.pending_shards(), self.job.teacher.sanity
+        if mode == "off" or len(pending) < self.store.manifest.num_shards:
+            return
+        planned = (self.samples[index] for shard in pending for index in self.store.planned_samples(shard))
+        self.sanity = tuple(check_teacher(model, planned, preparation.prepare, self.job))
+
+    def _note(self, done: Done) -> None:
+        """In the main thread, often: pass on what was written, and stop if asked to."""
+        control = self.job.control
+        self.written += done.written
+        if done.written or done.errors:
+            control.advance(written=done.written, errors=done.errors, tokens=done.tokens)
+        for commit in done.commits:
+            self.shards_written += 1
+            control.committed(commit)
+        control.check()
+
+    def _halve(self) -> None:
+        self.halved += 1
+        self.job.control.advance(halved=1)
+        if self.halved == 1:
+            self.job.control.notice(
+                "a batch did not fit the device's memory and was halved; lower teacher.token_budget "
+                f"(now {self.job.teacher.token_budget}) if that happens often"
+            )
 
 
-def _open_store(job: DumpJob, model: MobileVLM, builder: ExampleBuilder, samples: ConversationFile) -> StoreWriter:
-    attachments = make_attachments(job.store, builder, model)
-    manifest = make_manifest(job, model.config, builder, samples, attachments)
-    return StoreWriter(job.store.path, manifest, attachments=attachments)
+def _does_not_fit(prepared: Prepared, model: MobileVLM) -> Unusable:
+    reason = SampleError(
+        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; lower data.max_tokens"
+    )
+    return Unusable(place=prepared.place, sample=prepared.sample, reason=reason)
+
+
+def _exists(job: DumpJob) -> bool:
+    """Whether there is a store that can be gone on with; anything else is found out, and said, when it is opened."""
+    try:
+        load_manifest(job.store.path)
+    except StoreError:
+        return False
+    return True
 
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
     if (job.images is None or not job.images.is_dir()) and any(sample.image for sample in samples):
         found = "is missing" if job.images is None else f"is {job.images}, which is no folder"
         raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")
-
-
-def batched(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Consecutive lists of at most `size` items."""
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _result(job: DumpJob, run: _Run, num_samples: int, shards_written: int, seconds: float) -> DumpResult:
-    store = StoreReader(job.store.path)
-    quarantined = [(entry.index, entry.id, entry.reason) for entry in store.quarantined]
-    if not len(store):
-        _, sample_id, reason = quarantined[0]
-        raise InputError(
-            f"{job.conversations}: none of {num_samples} samples is usable, the first ({sample_id!r}): {reason}"
-        )
-    return DumpResult(
-        num_samples=num_samples,
-        num_records=len(store),
-        written=run.written,
-        quarantined=quarantined,
-        shards_written=shards_written,
-        seconds=seconds,
-    )

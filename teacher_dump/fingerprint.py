@@ -16,7 +16,7 @@ from vlm.conversations import ConversationFile
 from vlm.examples import ExampleBuilder
 
 # Raise it when the same teacher and data would give other targets.
-CAPTURE_VERSION = "2"
+CAPTURE_VERSION = "3"
 
 
 def make_manifest(

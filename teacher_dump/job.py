@@ -1,10 +1,11 @@
 """A dump as the pipeline hands it over, and what comes back."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from teacher_dump.config import TeacherConfig
+from teacher_dump.control import DumpControl
+from teacher_dump.sanity_report import SanityFinding
 from teacher_dump.store_config import StoreConfig
 from vlm.templates import TemplateName
 
@@ -17,7 +18,7 @@ class DumpJob:
         conversations: LLaVA-style JSON or JSON lines.
         images: folder the samples' image paths are relative to; None when no sample has an image.
         max_tokens: samples with more embedded tokens are dropped (and listed), or None.
-        progress: called as `progress(done, total)` after every batch; the display is the caller's.
+        control: which shards to take, when to stop, who is told.
     """
 
     conversations: Path
@@ -26,7 +27,7 @@ class DumpJob:
     max_tokens: int | None
     teacher: TeacherConfig
     store: StoreConfig
-    progress: Callable[[int, int], None] = lambda done, total: None
+    control: DumpControl = field(default_factory=DumpControl)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class DumpResult:
         quarantined: (index, id, reason) of every sample the store lists as unusable.
         shards_written: by this run; 0 when there was nothing left to do.
         seconds: wall time of this run.
+        halved_batches: how often a batch did not fit the device and was halved.
+        sanity: what the checks before the first shard found; empty when it was there already.
     """
 
     num_samples: int
@@ -48,3 +51,5 @@ class DumpResult:
     quarantined: list[tuple[int, str, str]]
     shards_written: int
     seconds: float
+    halved_batches: int = 0
+    sanity: tuple[SanityFinding, ...] = ()

@@ -1,65 +1,64 @@
 """From the teacher's outputs to the record that the store keeps."""
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from storage.codec_settings import FROM_ALL
-from storage.record import FloatArray, Logits, Record
-from teacher_dump.capture import Targets
+from storage.encoded import EncodedArray
+from storage.record import Record, Target
+from teacher_dump.capture import FOCUS_INDEX, Captured
+from teacher_dump.device_codecs import StoredParts
+from teacher_dump.distribution import stored_logits
+from teacher_dump.preparation import Prepared
 from teacher_dump.store_config import StoreConfig
-from vlm.conversations import Sample
-from vlm.examples import Example
 
 
-def make_record(
-    sample: Sample,
-    example: Example,
-    targets: Targets,
-    logits: Logits | None,
-    config: StoreConfig,
-    *,
-    key: str,
-    image_sha256: str | None,
-    image_bytes: bytes | None,
-) -> Record:
-    """The record of one sample, holding the targets that `config` keeps, in floats: the store encodes them.
+def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> Record:
+    """The record of one sample, its targets encoded by the codecs of `config`; waits until they are on the host.
 
     Raises:
-        RecordError: a target is not finite.
+        RecordError: a target is not finite, or the codec cannot hold it.
     """
-    focus, embeddings = targets.focus_index, targets.vision_embeddings_PD
-    keep_top = config.vision_top != "none" and focus is not None
-    top = embeddings[focus] if embeddings is not None and keep_top and config.vision_top != FROM_ALL else None
+    sample, example = prepared.sample, prepared.example
+    focus = None if captured.focus is None else captured.focus.wait()
+    index = None if focus is None else focus.pop(FOCUS_INDEX).astype(np.uint16)
+    top = StoredParts(codec=config.vision_top, parts=focus) if focus and config.vision_top != FROM_ALL else None
+    rows = {name: values[captured.logits.rows] for name, values in captured.logits.arrays.wait().items()}
     return Record(
-        key=key,
+        key=prepared.key,
         id=sample.id,
         index=sample.index,
         conversations=sample.conversations(),
         image=sample.image,
-        image_sha256=image_sha256,
-        image_bytes=image_bytes if config.inputs == "embed" else None,
+        image_sha256=prepared.image_sha256,
+        image_bytes=prepared.image_files if config.inputs == "embed" else None,
         input_ids=example.input_ids,
         labels=example.labels,
         vision_positions=example.positions.vision_positions,
         tqv_query_positions=example.positions.tqv_query_positions,
         supervised_positions=example.positions.supervised_positions,
-        attention=_token_major(targets.attention_HRC) if config.attention != "none" else None,
-        vision_top_index=_indices(focus) if keep_top else None,
-        vision_top_embeddings=_floats(top),
-        vision_embeddings=_floats(embeddings) if config.vision_all != "none" else None,
-        logits=logits,
+        attention=_attention(captured, config),
+        vision_top_index=index,
+        vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
+        vision_embeddings=_vision(captured, config),
+        logits=stored_logits(rows, config.logits.codec()),
     )
 
 
-def _token_major(attention_HRC: Tensor | None) -> FloatArray | None:
-    """[Ht, R, C] -> [R, Ht, C]: the rows of one token lie together."""
-    return None if attention_HRC is None else _floats(attention_HRC.transpose(0, 1))
+def _attention(captured: Captured, config: StoreConfig) -> Target | None:
+    if captured.attention is None:
+        return None
+    return StoredParts(codec=config.attention, parts=captured.attention.wait()).target("attention")
 
 
-def _floats(tensor: Tensor | None) -> NDArray[np.float32] | None:
-    return None if tensor is None else np.ascontiguousarray(tensor.float().numpy())
-
-
-def _indices(index: Tensor | None) -> NDArray[np.uint16] | None:
-    return None if index is None else index.numpy().astype(np.uint16)
+def _vision(captured: Captured, config: StoreConfig) -> Target | None:
+    """[P, Dt] of one image, [k, P, Dt] of several."""
+    found = [
+        StoredParts(codec=config.vision_all, parts=image.wait()).target("vision_embeddings")
+        for image in captured.vision
+    ]
+    if len(found) < 2:
+        return found[0] if found else None
+    if isinstance(found[0], EncodedArray):
+        parts = [image.parts for image in found if isinstance(image, EncodedArray)]
+        return EncodedArray(config.vision_all, {name: np.stack([part[name] for part in parts]) for name in parts[0]})
+    return np.stack([image for image in found if isinstance(image, np.ndarray)])

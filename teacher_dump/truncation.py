@@ -1,41 +1,33 @@
 """The teacher's distribution cut down to its likeliest tokens, with the exact mass of what was cut.
 
-The tail's mass comes from the full log-sum-exp in float32 (float64 for the difference), never from rounded entries:
-a truncated teacher is only a distribution together with its tail.
+The tail's mass is summed in float32 over the tokens that are cut, never derived from rounded entries: a truncated
+teacher is only a distribution together with its tail.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_dump.exact_mass import cumulative_mass, integer_mass
+from storage.distributions import TruncatedLogits
+from teacher_dump.exact_mass import ONE, cumulative_mass, integer_mass
+
+# Of a dense table of entries, by name: int32 [N, K] and float [N, K] by falling log-probability, int32 [N] how many
+# of them are kept, float [N] the label's log-probability, NaN where the label is among them, float32 [N].
+IDS, LOGPROBS, COUNTS, LABEL_LOGPROB, TAIL = "ids", "logprobs", "counts", "label_logprob", "tail_logmass"
+LABELS = "labels"
+LARGEST_UINT16 = 2**16 - 1
+ID_BITS = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeptEntries:
-    """Entries of N positions in CSR form.
-
-    Attributes:
-        ids: int64 [E], per position by falling log-probability.
-        logprobs: float32 [E], normalised over the whole vocabulary.
-        offsets: int64 [N + 1].
-        tail_logmass: float32 [N], log of the mass outside the entries; -inf when nothing is outside.
-    """
-
-    ids: NDArray[np.int64]
-    logprobs: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-    tail_logmass: NDArray[np.float32]
-
-
-def keep_top_k(logits_NV: Tensor, labels_N: Tensor, top_k: int) -> KeptEntries:
-    """The `top_k` likeliest tokens of each position and the label's token.
+def keep_top_k(logits_NV: Tensor, labels_N: Tensor, top_k: int) -> dict[str, Tensor]:
+    """The `top_k` likeliest tokens of each position and the label's token, as a dense table on the device.
 
     Args:
-        logits_NV: unnormalised, any float dtype.
+        logits_NV: unnormalised, any float dtype; finite.
         labels_N: int64, the next token of each position.
         top_k: K; K >= V keeps everything.
     """
@@ -45,7 +37,9 @@ def keep_top_k(logits_NV: Tensor, labels_N: Tensor, top_k: int) -> KeptEntries:
     return _keep(logprobs_NV, labels_N, likeliest_NK, counts_N)
 
 
-def keep_nucleus(logits_NV: Tensor, labels_N: Tensor, *, p: float, min_entries: int, max_entries: int) -> KeptEntries:
+def keep_nucleus(
+    logits_NV: Tensor, labels_N: Tensor, *, p: float, min_entries: int, max_entries: int
+) -> dict[str, Tensor]:
     """Per position the fewest likeliest tokens whose mass is at least `p`, and the label's token.
 
     Few where the teacher is sure, many where it is not (the nucleus of Holtzman et al. 2020, but nothing is
@@ -58,37 +52,56 @@ def keep_nucleus(logits_NV: Tensor, labels_N: Tensor, *, p: float, min_entries: 
     """
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     likeliest_NK = _likeliest(logprobs_NV, max_entries)
-    mass_NV = integer_mass(logprobs_NV)
-    covered_NK = cumulative_mass(mass_NV.gather(1, likeliest_NK))
-    wanted_N = p * mass_NV.sum(dim=-1).double()
-    counts_N = (covered_NK < wanted_N[:, None]).sum(dim=-1) + 1
+    covered_NK = cumulative_mass(integer_mass(logprobs_NV.gather(1, likeliest_NK)))
+    counts_N = (covered_NK < p * ONE).sum(dim=-1) + 1
     widest = likeliest_NK.shape[1]
     return _keep(logprobs_NV, labels_N, likeliest_NK, counts_N.clamp(min(min_entries, widest), widest))
 
 
+def truncated_logits(table: Mapping[str, NDArray[Any]]) -> TruncatedLogits:
+    """The record's form of a dense table, or of some rows of it; a label that is not among the entries comes last.
+
+    Raises:
+        RecordError: it is no distribution.
+    """
+    is_new_N = ~np.isnan(table[LABEL_LOGPROB])
+    kept_NK = np.arange(table[IDS].shape[1]) < table[COUNTS][:, None]
+    kept_NK = np.concatenate([kept_NK, is_new_N[:, None]], axis=1)
+    ids = np.concatenate([table[IDS], table[LABELS][:, None]], axis=1)[kept_NK]
+    logprobs = np.concatenate([table[LOGPROBS], table[LABEL_LOGPROB][:, None]], axis=1)[kept_NK]
+    return TruncatedLogits(
+        ids=ids.astype(np.uint16 if ids.max(initial=0) <= LARGEST_UINT16 else np.uint32),
+        logprobs=logprobs,
+        offsets=np.concatenate([[0], np.cumsum(table[COUNTS] + is_new_N)]).astype(np.int64),
+        tail_logmass=table[TAIL],
+    )
+
+
 def _likeliest(logprobs_NV: Tensor, count: int) -> Tensor:
     """Ids of the (at most) `count` likeliest tokens, best first, ties by id: int64 [N, K]."""
-    ids_NK = logprobs_NV.topk(min(count, logprobs_NV.shape[1]), dim=-1).indices.sort(dim=-1).values
-    order_NK = logprobs_NV.gather(1, ids_NK).argsort(dim=-1, descending=True, stable=True)
-    return ids_NK.gather(1, order_NK)
+    found = logprobs_NV.topk(min(count, logprobs_NV.shape[1]), dim=-1, sorted=False)
+    # the bits of numbers that are not positive fall as the numbers rise, as integers too: one sort by both
+    bits_NK = (-found.values.abs()).view(torch.int32).to(torch.int64)
+    return ((bits_NK << ID_BITS) + found.indices).sort(dim=-1).values & ((1 << ID_BITS) - 1)
 
 
-def _keep(logprobs_NV: Tensor, labels_N: Tensor, likeliest_NK: Tensor, counts_N: Tensor) -> KeptEntries:
-    """The first `counts_N` of the likeliest tokens; a label that is not among them is less likely and comes last."""
-    ranks_K = torch.arange(likeliest_NK.shape[1], device=likeliest_NK.device)
-    taken_NK = ranks_K < counts_N[:, None]
-    label_is_new_N = ~(taken_NK & (likeliest_NK == labels_N[:, None])).any(dim=-1)
-    ids_NK = torch.cat([likeliest_NK, labels_N[:, None]], dim=1)
-    taken_NK = torch.cat([taken_NK, label_is_new_N[:, None]], dim=1)
-    # What is not taken is marked in a column of its own, V, which is cut off.
-    vocab_size = logprobs_NV.shape[1]
-    is_kept_NV = torch.zeros(len(ids_NK), vocab_size + 1, dtype=torch.bool, device=ids_NK.device)
-    is_kept_NV = is_kept_NV.scatter_(1, torch.where(taken_NK, ids_NK, vocab_size), True)[:, :vocab_size]
-    tail_N = logprobs_NV.double().masked_fill(is_kept_NV, float("-inf")).logsumexp(dim=-1).float()
-    kept_counts_N = taken_NK.sum(dim=-1).cpu().numpy()
-    return KeptEntries(
-        ids=ids_NK[taken_NK].cpu().numpy(),
-        logprobs=logprobs_NV.gather(1, ids_NK)[taken_NK].cpu().numpy(),
-        offsets=np.concatenate([[0], np.cumsum(kept_counts_N)]).astype(np.int64),
-        tail_logmass=tail_N.cpu().numpy(),
-    )
+def _keep(logprobs_NV: Tensor, labels_N: Tensor, likeliest_NK: Tensor, counts_N: Tensor) -> dict[str, Tensor]:
+    """The first `counts_N` of the likeliest tokens; a label that is not among them is less likely and comes last.
+
+    `logprobs_NV` is used up.
+    """
+    kept_NK = torch.arange(likeliest_NK.shape[1], device=likeliest_NK.device) < counts_N[:, None]
+    label_is_kept_N = (kept_NK & (likeliest_NK == labels_N[:, None])).any(dim=-1)
+    label_logprob_N = logprobs_NV.gather(1, labels_N[:, None])[:, 0]
+    logprobs_NK = logprobs_NV.gather(1, likeliest_NK)
+    # every row cuts as many ids out of the tail; where it keeps fewer, its first one again
+    cut_NK = torch.where(kept_NK, likeliest_NK, likeliest_NK[:, :1])
+    tail_NV = logprobs_NV.scatter_(1, torch.cat([cut_NK, labels_N[:, None]], dim=1), float("-inf"))
+    return {
+        IDS: likeliest_NK.to(torch.int32),
+        LOGPROBS: logprobs_NK,
+        COUNTS: counts_N.to(torch.int32),
+        LABEL_LOGPROB: torch.where(label_is_kept_N, float("nan"), label_logprob_N),
+        LABELS: labels_N.to(torch.int32),
+        TAIL: tail_NV.logsumexp(dim=-1),
+    }

@@ -19,15 +19,16 @@ from vlm.templates import IGNORE_LABEL
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceBatch:
-    """B samples of at most L positions, of which I have an image.
+    """B samples of at most L positions with I images between them.
 
     Attributes:
         input_ids_BL: int64, 0 at vision and padding positions (their embedding is replaced or unused).
         labels_BL: int64, `IGNORE_LABEL` at vision and padding positions.
         vision_mask_BL: bool, True at vision positions.
         lengths_B: int64, real positions per sample.
-        pixel_values_ICHW: float32, or None when no sample has an image.
-        image_samples_I: int64, the batch row of each image, ascending.
+        pixel_values_ICHW: float32, image by image of each sample in turn, or None when no sample has an image.
+        image_samples_I: int64, the batch row of each image, ascending; a sample with several images stands there as
+            often.
     """
 
     input_ids_BL: Tensor
@@ -70,15 +71,15 @@ def collate_sequences(examples: Sequence[Example]) -> SequenceBatch:
         input_ids[row, text] = example.input_ids[is_text]
         labels[row, text] = example.labels[is_text]
         vision_mask[row, example.positions.vision_positions] = True
-    pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
-    has_image = [example.pixel_values is not None for example in examples]
+    pixels = [image for example in examples for image in example.pixels_of_images]
+    num_images = [len(example.pixels_of_images) for example in examples]
     return SequenceBatch(
         input_ids_BL=torch.from_numpy(input_ids),
         labels_BL=torch.from_numpy(labels),
         vision_mask_BL=torch.from_numpy(vision_mask),
         lengths_B=torch.tensor([example.positions.length for example in examples]),
         pixel_values_ICHW=torch.from_numpy(np.stack(pixels)) if pixels else None,
-        image_samples_I=torch.from_numpy(np.flatnonzero(has_image)),
+        image_samples_I=torch.from_numpy(np.repeat(np.arange(num), num_images)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Configuration of a MobileVLM V2 checkpoint: the official `config.json` plus the vision tower's own config."""
+"""Configuration of a checkpoint in MobileVLM's layout: its `config.json` plus the vision tower's own config."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,12 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from vlm.conversations import read_json
 from vlm.errors import InputError, one_line
+from vlm.projector import PROJECTOR_TYPES, is_projector_type, projector_grid
+from vlm.projector_ldp import CHANNEL_STEP
 
-DEFAULT_VISION_GRID = 12
+# The same layout under other names: LLaVA, whose training code MobileVLM's grew out of, in its own repository's form.
+MODEL_TYPES = ("mobilevlm", "llava", "llava_llama")
+DEFAULT_POOLED_GRID = 12
 # What the original saves and what decides our forward pass; anything else in config.json is carried through.
 LLAMA_KEYS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
@@ -23,10 +27,10 @@ REQUIRED_KEYS = (
 ).split()
 # Key -> (value when absent, the value whose meaning is implemented): with any other we would be silently wrong.
 SUPPORTED: dict[str, tuple[Any, Any]] = {
-    "mm_projector_type": (None, "ldpnetv2"),
     "mm_vision_select_feature": ("patch", "patch"),
     "mm_use_im_start_end": (False, False),
     "mm_use_im_patch_token": (False, False),
+    "mm_patch_merge_type": ("flat", "flat"),
     "tie_word_embeddings": (False, False),
 }
 # Hub models whose vision config is known, so that a checkpoint loads without the hub.
@@ -44,6 +48,9 @@ KNOWN_VISION_TOWERS: dict[str, dict[str, Any]] = {
         "projection_dim": 768,
     }
 }
+
+# With any other the original cuts an image into several.
+ASPECT_RATIOS = (None, "pad", "square")
 
 Config = TypeVar("Config")
 
@@ -65,9 +72,20 @@ class VLMConfig:
     preprocessor: dict[str, Any]
 
     @property
+    def projector_type(self) -> str:
+        """One of `vlm.projector.PROJECTOR_TYPES`."""
+        return str(self.raw["mm_projector_type"])
+
+    @property
+    def pooled_grid(self) -> int:
+        """Side of what `ldpnetv2` pools to; 12 in every official checkpoint (`mm_projector_grid` is ours)."""
+        return int(self.raw.get("mm_projector_grid", DEFAULT_POOLED_GRID))
+
+    @property
     def vision_grid(self) -> int:
-        """Side of the projector's pooled grid; 12 in every official checkpoint (`mm_projector_grid` is ours)."""
-        return int(self.raw.get("mm_projector_grid", DEFAULT_VISION_GRID))
+        """Side of the square of vision tokens."""
+        patch_grid = int(self.vision.image_size) // int(self.vision.patch_size)
+        return projector_grid(self.projector_type, patch_grid, self.pooled_grid)
 
     @property
     def vision_tokens(self) -> int:
@@ -118,7 +136,7 @@ def load_config(checkpoint: Path, *, vision_config: Path | None = None) -> VLMCo
         vision_config: folder (or file) with the tower's `config.json`; overrides `mm_vision_tower`.
 
     Raises:
-        InputError: not a MobileVLM V2 checkpoint, or the vision config cannot be found.
+        InputError: not a checkpoint of this layout, or the vision config cannot be found.
     """
     path = checkpoint / "config.json"
     return parse_config(read_json(path), path=path, vision_config=vision_config)
@@ -133,17 +151,10 @@ def parse_config(raw: Any, *, path: Path, vision_config: Path | None = None) -> 
         vision_config: folder (or file) with the tower's `config.json`; overrides `mm_vision_tower`.
 
     Raises:
-        InputError: not a MobileVLM V2 model, a variant that is not supported, or no vision config.
+        InputError: not a model of this layout, a variant that is not supported, or no vision config.
     """
-    if not isinstance(raw, dict) or raw.get("model_type") != "mobilevlm":
-        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"{path}: model_type {found!r}, expected 'mobilevlm'; point at a MobileVLM V2 checkpoint")
-    missing = [key for key in REQUIRED_KEYS if key not in raw]
-    if missing:
-        raise InputError(f"{path}: keys {', '.join(missing)} are missing; copy config.json from the original again")
-    for key, (default, supported) in SUPPORTED.items():
-        if raw.get(key, default) != supported:
-            raise InputError(f"{path}: {key} {raw[key]!r}, only {supported!r} is supported; use an official checkpoint")
+    _check_layout(raw, path)
+    _check_variant(raw, path)
     vision, preprocessor = _vision_config(path.parent, raw, vision_config)
     if vision.hidden_size != raw["mm_hidden_size"]:
         raise InputError(
@@ -152,7 +163,45 @@ def parse_config(raw: Any, *, path: Path, vision_config: Path | None = None) -> 
         )
     settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
     llama = _build(LlamaConfig, {**settings, "attn_implementation": "sdpa"}, path)
+    if raw["mm_projector_type"] == "ldpnet" and llama.hidden_size % CHANNEL_STEP:
+        raise InputError(
+            f"{path}: hidden_size {llama.hidden_size}, but mm_projector_type 'ldpnet' takes multiples of "
+            f"{CHANNEL_STEP}; use an official checkpoint"
+        )
     return VLMConfig(raw=raw, llama=llama, vision=vision, preprocessor=preprocessor)
+
+
+def _check_layout(raw: Any, path: Path) -> None:
+    if not isinstance(raw, dict) or raw.get("model_type") not in MODEL_TYPES:
+        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(
+            f"{path}: model_type {found!r}, expected one of {', '.join(map(repr, MODEL_TYPES))}; point at a MobileVLM "
+            "or LLaVA checkpoint"
+        )
+    if "text_config" in raw:
+        raise InputError(
+            f"{path}: has text_config, so its weights have transformers' own names, expected LLaVA's; take the "
+            "checkpoint that LLaVA's own repository names"
+        )
+    if missing := [key for key in REQUIRED_KEYS if key not in raw]:
+        raise InputError(f"{path}: keys {', '.join(missing)} are missing; copy config.json from the original again")
+
+
+def _check_variant(raw: dict[str, Any], path: Path) -> None:
+    """Refuse settings that mean another computation than ours."""
+    for key, (default, supported) in SUPPORTED.items():
+        if raw.get(key, default) != supported:
+            raise InputError(f"{path}: {key} {raw[key]!r}, only {supported!r} is supported; use an official checkpoint")
+    if not is_projector_type(raw["mm_projector_type"]):
+        raise InputError(
+            f"{path}: mm_projector_type {raw['mm_projector_type']!r}, expected one of {', '.join(PROJECTOR_TYPES)}; "
+            "use an official checkpoint"
+        )
+    if (ratio := raw.get("image_aspect_ratio")) not in ASPECT_RATIOS:
+        raise InputError(
+            f"{path}: image_aspect_ratio {ratio!r}, expected one of {', '.join(map(str, ASPECT_RATIOS))}; checkpoints "
+            "that see an image in several parts are not supported"
+        )
 
 
 def _build(kind: type[Config], settings: dict[str, Any], path: Path) -> Config:

@@ -1,17 +1,22 @@
-"""LLaVA-style data: a JSON list (or JSON lines) of conversations, each with at most one image."""
+"""LLaVA-style data: a JSON list (or JSON lines) of conversations, each with no, one or several images."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from vlm.errors import InputError, SampleError, one_line
 from vlm.json_index import beyond_limits
 from vlm.json_stream import JsonEntries, ReadProgress
 from vlm.json_window import WINDOW_BYTES
 from vlm.templates import TemplateName, Turn, template_fingerprint
+
+# One image as it is, several as a tuple of two or more.
+ImagePaths = str | tuple[str, ...] | None
+ImageFiles = bytes | tuple[bytes, ...] | None
+Item = TypeVar("Item", str, bytes)
 
 
 class MissingImageError(SampleError):
@@ -25,16 +30,22 @@ class Sample:
     Attributes:
         index: position in the file, from 0: the sample's identity within the data set.
         id: the user's id; NOT unique across merged data sets.
-        image: path relative to the image folder, or None for a text-only sample (or where a `problem` hides it).
+        image: path relative to the image folder, a tuple of the paths of several images in the order of their
+            `<image>`, or None for a text-only sample (or where a `problem` hides it).
         turns: the conversation.
         problem: why the entry is unusable, or None.
     """
 
     index: int
     id: str
-    image: str | None
+    image: ImagePaths
     turns: tuple[Turn, ...]
     problem: str | None = None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The paths of all its images."""
+        return every_one(self.image)
 
     def conversations(self) -> list[dict[str, str]]:
         """The conversation as the data set writes it."""
@@ -113,14 +124,27 @@ def sample_of_entry(index: int, entry: Any) -> Sample:
     return Sample(index=index, id=sample_id, image=image, turns=turns)
 
 
-def _image(value: Any) -> str | None:
+def _image(value: Any) -> ImagePaths:
+    """`"image"` is a path, or a list of paths; LLaVA's multi-image data has the list."""
+    paths = value if isinstance(value, list) else [] if value is None else [value]
+    for path in paths:
+        if not isinstance(path, str) or not path:
+            raise SampleError(f"'image' is {one_line(repr(value))[:60]}, expected a relative path or a list of them")
+        if "\0" in path or _printable(path) != path:
+            raise SampleError(f"'image' is {one_line(repr(path))[:60]}, which no file can be called; mend the path")
+    return one_or_tuple(paths)
+
+
+def every_one(value: Item | tuple[Item, ...] | None) -> tuple[Item, ...]:
+    """None, one thing or several, as a tuple."""
     if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise SampleError(f"'image' is {one_line(repr(value))[:60]}, expected one relative path")
-    if "\0" in value or _printable(value) != value:
-        raise SampleError(f"'image' is {one_line(repr(value))[:60]}, which no file can be called; mend the path")
-    return value
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def one_or_tuple(items: Sequence[Item]) -> Item | tuple[Item, ...] | None:
+    """The inverse of `every_one`: a tuple only where there are two or more."""
+    return tuple(items) if len(items) > 1 else items[0] if items else None
 
 
 def _turns(value: Any) -> tuple[Turn, ...]:
@@ -174,7 +198,28 @@ def read_image_bytes(images: Path, image: str) -> bytes:
             raise MissingImageError(f"{where}: image cannot be read ({error.strerror}); restore the file") from error
 
 
-def sample_key(conversations: Sequence[dict[str, str]], image_sha256: str | None, template: TemplateName) -> str:
+def read_images(images: Path | None, image: ImagePaths) -> ImageFiles:
+    """The bytes of a sample's image files, one as it is, several as a tuple in order.
+
+    Args:
+        images: the image folder; not None unless `image` is.
+
+    Raises:
+        SampleError: as `read_image_bytes`.
+    """
+    paths = every_one(image)
+    assert images is not None or not paths
+    return one_or_tuple([read_image_bytes(images, path) for path in paths if images is not None])
+
+
+def image_hashes(files: ImageFiles) -> str | tuple[str, ...] | None:
+    """sha256 (hex) of each image file."""
+    return one_or_tuple([hashlib.sha256(file).hexdigest() for file in every_one(files)])
+
+
+def sample_key(
+    conversations: Sequence[dict[str, str]], image_sha256: str | tuple[str, ...] | None, template: TemplateName
+) -> str:
     """Content hash (64 hex) of all that decides a sample's input: conversation, image bytes, template."""
     content = [list(conversations), image_sha256, template_fingerprint(template)]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

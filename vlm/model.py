@@ -1,4 +1,4 @@
-"""MobileVLM V2: CLIP vision tower -> LDPv2 projector -> LLaMA, with the parameter names of the official checkpoints."""
+"""MobileVLM and its kin: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from transformers import LlamaModel
 from vlm.attention import first_layer_attention
 from vlm.batch import SequenceBatch
 from vlm.config import VLMConfig
-from vlm.projector import LDPv2Projector
+from vlm.projector import build_projector
 from vlm.vision_tower import VisionTower
 
 
@@ -17,7 +17,9 @@ class _Decoder(LlamaModel):  # type: ignore[misc]
     def __init__(self, config: VLMConfig) -> None:
         super().__init__(config.llama)
         self.vision_tower = VisionTower(config.vision, config.vision_select_layer)
-        self.mm_projector = LDPv2Projector(config.vision.hidden_size, config.hidden_size, config.vision_grid)
+        self.mm_projector = build_projector(
+            config.projector_type, config.vision.hidden_size, config.hidden_size, config.pooled_grid
+        )
 
 
 class MobileVLM(nn.Module):
@@ -54,9 +56,11 @@ class MobileVLM(nn.Module):
         hidden_BLD: Tensor = self.model(inputs_embeds=inputs_embeds_BLD, use_cache=False).last_hidden_state
         return hidden_BLD
 
-    def first_layer_attention(self, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor) -> Tensor:
+    def first_layer_attention(
+        self, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor, *, chunk_bytes: int | None = None
+    ) -> Tensor:
         """Layer 0 attention of chosen rows to chosen columns: float32 [B, H, R, C]; see `vlm.attention`."""
-        return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC)
+        return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits [N, V] at the supervised positions of the batch, in row-major order."""

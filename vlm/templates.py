@@ -1,7 +1,7 @@
 """Prompt templates `plain` (pre-training) and `v1` (fine-tuning): text pieces and which of them are supervised.
 
 The label masks are those of the original training code, its corner cases included; the golden samples pin them.
-`IMAGE_TOKEN_ID` stands where the image is, `IGNORE_LABEL` marks positions that are not supervised.
+`IMAGE_TOKEN_ID` stands where an image is, `IGNORE_LABEL` marks positions that are not supervised.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class TokenizedConversation:
-    """`input_ids` [T] with `IMAGE_TOKEN_ID` at the image, `labels` [T] with `IGNORE_LABEL` where not supervised."""
+    """`input_ids` [T] with `IMAGE_TOKEN_ID` at each image, `labels` [T] with `IGNORE_LABEL` where not supervised."""
 
     input_ids: list[int]
     labels: list[int]
@@ -54,22 +54,25 @@ def template_fingerprint(name: TemplateName) -> str:
 
 
 def tokenize_conversation(
-    turns: Sequence[Turn], *, template: TemplateName, has_image: bool, tokenizer: LegacyLlamaTokenizer
+    turns: Sequence[Turn], *, template: TemplateName, num_images: int, tokenizer: LegacyLlamaTokenizer
 ) -> TokenizedConversation:
     """Token ids and labels of one conversation for training.
 
+    Args:
+        num_images: of the sample; the conversation must hold `<image>` as often.
+
     Raises:
-        SampleError: the conversation is empty, its speakers do not alternate, or `<image>` is missing or doubled.
+        SampleError: the conversation is empty, its speakers do not alternate, or `<image>` is missing or too many.
         LabelMaskError: the original would train on none of its tokens.
     """
-    check_turns(turns, has_image=has_image)
+    check_turns(turns, num_images=num_images)
     if template == "plain":
-        return _tokenize_plain(turns, has_image, tokenizer)
-    return _tokenize_v1(turns, has_image, tokenizer)
+        return _tokenize_plain(turns, num_images, tokenizer)
+    return _tokenize_v1(turns, num_images, tokenizer)
 
 
 def tokenize_question(
-    turns: Sequence[Turn], *, template: TemplateName, has_image: bool, tokenizer: LegacyLlamaTokenizer
+    turns: Sequence[Turn], *, template: TemplateName, num_images: int, tokenizer: LegacyLlamaTokenizer
 ) -> list[int]:
     """Token ids of a prompt that ends where the answer begins; the last turn is the human's.
 
@@ -77,13 +80,14 @@ def tokenize_question(
         SampleError: as `tokenize_conversation`; template `plain` looks at no text.
     """
     if template == "plain":
-        return tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer) if has_image else [tokenizer.bos_token_id]
-    check_turns(turns, has_image=has_image)
-    prompt = _v1_prompt(turns, has_image) + ROLE_NAMES["gpt"] + ":"
-    return tokenize_with_image(prompt, tokenizer) if has_image else tokenizer.encode(prompt)
+        _refuse_several(num_images)
+        return tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer) if num_images else [tokenizer.bos_token_id]
+    check_turns(turns, num_images=num_images)
+    prompt = _v1_prompt(turns, num_images) + ROLE_NAMES["gpt"] + ":"
+    return tokenize_with_image(prompt, tokenizer) if num_images else tokenizer.encode(prompt)
 
 
-def check_turns(turns: Sequence[Turn], *, has_image: bool) -> None:
+def check_turns(turns: Sequence[Turn], *, num_images: int) -> None:
     """Refuse what the original would train on wrongly or not at all."""
     if not turns:
         raise SampleError("empty conversation; give at least one human and one gpt turn")
@@ -91,15 +95,15 @@ def check_turns(turns: Sequence[Turn], *, has_image: bool) -> None:
         if turn.speaker not in ROLE_NAMES:
             raise SampleError(f"unknown speaker {turn.speaker!r}; expected 'human' or 'gpt'")
     found = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
-    if found != int(has_image):
+    if found != num_images:
         raise SampleError(
-            f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(has_image)} image; "
+            f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(num_images)} image{'s'[: num_images > 1]}; "
             f"write {IMAGE_PLACEHOLDER} exactly once per image"
         )
 
 
 def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[int]:
-    """Ids of `prompt`, each text around `<image>` encoded on its own, one BOS, `IMAGE_TOKEN_ID` for the image."""
+    """Ids of `prompt`, each text around `<image>` encoded on its own, one BOS, `IMAGE_TOKEN_ID` for each image."""
     first, *rest = (tokenizer.encode(text) for text in prompt.split(IMAGE_PLACEHOLDER))
     ids = list(first)
     for chunk in rest:
@@ -108,9 +112,10 @@ def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[in
     return ids
 
 
-def _tokenize_plain(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
-    if not has_image:
+def _tokenize_plain(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
+    if not num_images:
         raise SampleError("template 'plain' needs an image (it is for captions); use template 'v1' for text")
+    _refuse_several(num_images)
     if [turn.speaker for turn in turns] != ["human", "gpt"]:
         speakers = ", ".join(turn.speaker for turn in turns)
         raise SampleError(f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns ({speakers})")
@@ -124,6 +129,12 @@ def _tokenize_plain(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLla
     return TokenizedConversation(input_ids, labels)
 
 
+def _refuse_several(num_images: int) -> None:
+    """Pre-training drops the question, and with it where the images stood."""
+    if num_images > 1:
+        raise SampleError(f"template 'plain' captions one image, found {num_images}; use template 'v1' for several")
+
+
 def _refuse_padding(input_ids: Sequence[int], tokenizer: LegacyLlamaTokenizer) -> None:
     """The original pads with `<unk>`: one inside a text is neither counted nor attended to."""
     if found := input_ids.count(tokenizer.unk_token_id):
@@ -133,7 +144,7 @@ def _refuse_padding(input_ids: Sequence[int], tokenizer: LegacyLlamaTokenizer) -
         )
 
 
-def _v1_prompt(turns: Sequence[Turn], has_image: bool) -> str:
+def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
     if ROLE_NAMES[turns[0].speaker] != "USER":
         if IMAGE_PLACEHOLDER in turns[0].value:
             raise SampleError(
@@ -147,24 +158,28 @@ def _v1_prompt(turns: Sequence[Turn], has_image: bool) -> str:
         expected = ("USER", "ASSISTANT")[number % 2]
         if ROLE_NAMES[turn.speaker] != expected:
             raise SampleError(f"turn {number} is of {turn.speaker!r}; human and gpt must alternate")
-        value = _image_first(turn.value) if has_image else turn.value
+        value = _image_first(turn.value) if num_images else turn.value
         # An empty value is an open turn in the original: the role alone, nothing after the colon.
         prompt += f"{expected}: {value}" + (" ", V1_END_OF_TURN)[number % 2] if value else f"{expected}:"
     return prompt
 
 
 def _image_first(value: str) -> str:
-    """The original moves `<image>` to the head of its turn, on a line of its own."""
-    if IMAGE_PLACEHOLDER not in value:
+    """The original moves `<image>` to the head of its turn, on a line of its own.
+
+    Several in one turn stay where they are: what the text says of each depends on the place. (The original would make
+    one of them; LLaVA-NeXT's data code, which was made for several, leaves them too.)
+    """
+    if value.count(IMAGE_PLACEHOLDER) != 1:
         return value
     return (IMAGE_PLACEHOLDER + "\n" + value.replace(IMAGE_PLACEHOLDER, "").strip()).strip()
 
 
-def _tokenize_v1(turns: Sequence[Turn], has_image: bool, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
-    prompt = _v1_prompt(turns, has_image)
+def _tokenize_v1(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLlamaTokenizer) -> TokenizedConversation:
+    prompt = _v1_prompt(turns, num_images)
 
     def encode(text: str) -> list[int]:
-        return tokenize_with_image(text, tokenizer) if has_image else tokenizer.encode(text)
+        return tokenize_with_image(text, tokenizer) if num_images else tokenizer.encode(text)
 
     input_ids = encode(prompt)
     _refuse_padding(input_ids, tokenizer)

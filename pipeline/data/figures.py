@@ -32,8 +32,9 @@ class SourceStats:
 
     Attributes:
         text_only: samples without an image.
-        image_missing: samples whose image file is not there; None if nobody looked.
-        image_broken: samples whose image does not decode, of whatever length; None if nobody looked.
+        several_images: samples with more than one.
+        image_missing: samples of which an image file is not there; None if nobody looked.
+        image_broken: samples of which an image does not decode, of whatever length; None if nobody looked.
         label_mask: samples on which the original would train on nothing.
         other: malformed entries, bad conversations, images outside the image folder.
         usable: the rest: what a dump without a limit keeps.
@@ -43,6 +44,7 @@ class SourceStats:
     source: str
     samples: int
     text_only: int
+    several_images: int
     image_missing: int | None
     image_broken: int | None
     label_mask: int

@@ -23,6 +23,8 @@ def report_lines(stats: DataStats) -> Iterator[str]:
         f"{stats.num_images:,} distinct images {CHECKS[stats.images_checked]}; tokens are text + vision tokens with "
         f"template {stats.template}, over {stats.total.counted:,} samples whose text is usable"
     )
+    if several := stats.total.several_images:
+        yield f"{several:,} samples have several images"
     yield from _overlap_lines(stats)
     yield from _unusable_lines(stats)
     yield ""

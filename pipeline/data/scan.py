@@ -19,7 +19,6 @@ from vlm.images import decode_image
 from vlm.templates import LabelMaskError
 
 TEXT_ONLY, NO_FOLDER, MALFORMED_ENTRY = "(text only)", "(no folder)", "(malformed entry)"
-NO_IMAGE_KEY = 0
 # Pixels. After decoding only the size of the canvas can still make an image unusable, and never that of one which is
 # shorter; so the others are spared the resizing.
 LONG_SIDE = 4096
@@ -32,7 +31,7 @@ class TextState(IntEnum):
 
 
 class ImageState(IntEnum):
-    """What a sample's image is good for; `NONE` without one, or where nobody looked."""
+    """What an image, or the worst of a sample's images, is good for; `NONE` without one, or where nobody looked."""
 
     NONE, USABLE, MISSING, OUTSIDE, BROKEN = range(5)
 
@@ -74,13 +73,15 @@ class TextBatch:
     Attributes:
         states: uint8 [samples], `TextState`.
         tokens: int32 [samples], embedded tokens, 0 where the text is unusable.
-        image_keys: uint64 [samples], the same for the same image path, `NO_IMAGE_KEY` where none is looked for.
+        images_of: int32 [samples], images that are looked for: those of samples that are not malformed.
+        image_keys: uint64 [sum of `images_of`], the same for the same image path.
         sources: names of the source data sets that occur.
         source_of: int32 [samples], index into `sources`.
     """
 
     states: NDArray[np.uint8]
     tokens: NDArray[np.int32]
+    images_of: NDArray[np.int32]
     image_keys: NDArray[np.uint64]
     sources: list[str]
     source_of: NDArray[np.int32]
@@ -88,28 +89,31 @@ class TextBatch:
 
 def scan_texts(scan: Scan, numbers: range) -> TextBatch:
     """The texts of consecutive samples."""
-    states, tokens, keys, names = [], [], [], []
+    states, tokens, images_of, names = [], [], [], []
+    keys: list[int] = []
     for number in numbers:
         _, sample = scan.find(number)
         state, length, _ = judge_text(scan, sample)
         states.append(state)
         tokens.append(length)
-        looked_for = sample.image if sample.problem is None else None
-        keys.append(NO_IMAGE_KEY if looked_for is None else image_key(looked_for))
+        looked_for = sample.images if sample.problem is None else ()
+        images_of.append(len(looked_for))
+        keys += map(image_key, looked_for)
         names.append(source_of(sample))
     sources = list(dict.fromkeys(names))
     return TextBatch(
         states=np.array(states, np.uint8),
         tokens=np.array(tokens, np.int32),
+        images_of=np.array(images_of, np.int32),
         image_keys=np.array(keys, np.uint64),
         sources=sources,
         source_of=np.array([sources.index(name) for name in names], np.int32),
     )
 
 
-def scan_images(scan: Scan, numbers: Sequence[int]) -> NDArray[np.uint8]:
-    """`ImageState` of the images of some samples, all of which have one: uint8 [samples]."""
-    return np.array([judge_image(scan, scan.find(number)[1])[0] for number in numbers], np.uint8)
+def scan_images(scan: Scan, places: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+    """`ImageState` of some images, each given by a sample's number and its own among the sample's: uint8 [places]."""
+    return np.array([_judge(scan, (scan.find(number)[1].images[own],))[0] for number, own in places], np.uint8)
 
 
 def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
@@ -117,7 +121,7 @@ def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
     if sample.problem is not None:
         return TextState.MALFORMED, 0, sample.problem
     try:
-        tokens = scan.builder.tokenize(sample.turns, has_image=sample.image is not None)
+        tokens = scan.builder.tokenize(sample.turns, num_images=len(sample.images))
     except LabelMaskError as error:
         return TextState.LABEL_MASK, 0, str(error)
     except SampleError as error:
@@ -126,35 +130,43 @@ def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
 
 
 def judge_image(scan: Scan, sample: Sample) -> tuple[ImageState, str]:
-    """State of a sample's image, and the reason why it is not usable."""
-    if scan.images is None or sample.image is None:
+    """State of a sample's images, and the reason why one is not usable."""
+    return _judge(scan, sample.images)
+
+
+def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str]:
+    """In the order of the dump: all files are there before the first is decoded."""
+    if scan.images is None or not images:
         return ImageState.NONE, ""
     try:
         if not scan.decode:
-            open_image(scan.images, sample.image).close()
+            for image in images:
+                open_image(scan.images, image).close()
             return ImageState.USABLE, ""
-        image_bytes = read_image_bytes(scan.images, sample.image)
+        files = [read_image_bytes(scan.images, image) for image in images]
     except MissingImageError as error:
         return ImageState.MISSING, str(error)
     except SampleError as error:
         return ImageState.OUTSIDE, str(error)
-    try:
-        image = decode_image(image_bytes)
-        if max(image.size) > LONG_SIDE:
-            scan.builder.image_processor.process(image)
-    except ImageError as error:
-        return ImageState.BROKEN, f"{sample.image}: {error}"
+    for number, content in enumerate(files):
+        try:
+            image_rgb = decode_image(content)
+            if max(image_rgb.size) > LONG_SIDE:
+                scan.builder.image_processor.process(image_rgb)
+        except ImageError as error:
+            which = f"image {number + 1} of {len(images)}: " if len(images) > 1 else ""
+            return ImageState.BROKEN, f"{' and '.join(images)}: {which}{error}"
     return ImageState.USABLE, ""
 
 
 def source_of(sample: Sample) -> str:
-    """The source data set: the first folder of the image's path."""
-    if sample.image is None:
+    """The source data set: the first folder of the (first) image's path."""
+    if not sample.images:
         return TEXT_ONLY if sample.problem is None else MALFORMED_ENTRY
-    parts = PurePosixPath(sample.image).parts
+    parts = PurePosixPath(sample.images[0]).parts
     return parts[0] if len(parts) > 1 else NO_FOLDER
 
 
 def image_key(image: str) -> int:
-    """64 bits that stand for an image path; never `NO_IMAGE_KEY`."""
+    """64 bits that stand for an image path; never 0."""
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) or 1

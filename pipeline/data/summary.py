@@ -46,7 +46,8 @@ def _figures(
     return SourceStats(
         source=source,
         samples=len(rows),
-        text_only=len(rows) - int(np.count_nonzero(table.has_image[rows])) - malformed,
+        text_only=len(rows) - int(np.count_nonzero(table.images_of[rows])) - malformed,
+        several_images=int(np.count_nonzero(table.images_of[rows] > 1)),
         image_missing=None if images_checked == "no" else of_kind[MISSING],
         image_broken=of_kind[BROKEN] if images_checked == "decoded" else None,
         label_mask=of_kind[LABEL_MASK],

@@ -1,4 +1,4 @@
-"""One row of small numbers per sample, filled by worker processes: about 17 bytes per sample, no text."""
+"""One row of small numbers per sample, filled by worker processes: about 21 bytes per sample, no text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.data.scan import NO_IMAGE_KEY, ImageState, Scan, TextState, scan_images, scan_texts
+from pipeline.data.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
 from pipeline.workers import Workers
 from vlm.examples import is_overlong
 
@@ -35,8 +35,8 @@ class SampleTable:
     Attributes:
         text_states: uint8, `TextState`.
         tokens: int32, embedded tokens, 0 where the text is unusable.
-        image_states: uint8, `ImageState`.
-        has_image: bool, of entries that are not malformed.
+        image_states: uint8, `ImageState` of the worst of its images.
+        images_of: int32, images of entries that are not malformed.
         sources: names of the source data sets.
         source_of: int32, index into `sources`.
         num_images: distinct image paths.
@@ -45,7 +45,7 @@ class SampleTable:
     text_states: NDArray[np.uint8]
     tokens: NDArray[np.int32]
     image_states: NDArray[np.uint8]
-    has_image: NDArray[np.bool_]
+    images_of: NDArray[np.int32]
     sources: tuple[str, ...]
     source_of: NDArray[np.int32]
     num_images: int
@@ -79,52 +79,70 @@ def scan_samples(scan: Scan, workers: int) -> SampleTable:
     """Look at every text and at every distinct image once; the result is the same for any number of workers."""
     # A process costs a second to start: a small file is done before.
     with Workers(scan, max(1, min(workers, len(scan) // (2 * TEXTS_PER_TASK)))) as pool:
-        states, tokens, keys, sources, source_of = _texts(scan, pool)
-        distinct, first = np.unique(keys, return_index=True)
-        first = first[distinct != NO_IMAGE_KEY]
-        distinct = distinct[distinct != NO_IMAGE_KEY]
-        image_states = _images(scan, pool, first)
-    has_image = keys != NO_IMAGE_KEY
-    states_of_samples = np.full(len(keys), ImageState.NONE, np.uint8)
-    states_of_samples[has_image] = image_states[np.searchsorted(distinct, keys[has_image])]
+        texts = _texts(scan, pool)
+        distinct, first, which = np.unique(texts.image_keys, return_index=True, return_inverse=True)
+        sample_of_image = np.repeat(np.arange(len(scan)), texts.images_of)
+        own_number = np.arange(len(sample_of_image)) - (np.cumsum(texts.images_of) - texts.images_of)[sample_of_image]
+        states_of_distinct = _images(scan, pool, np.stack([sample_of_image, own_number], 1)[first])
     return SampleTable(
-        text_states=states,
-        tokens=tokens,
-        image_states=states_of_samples,
-        has_image=has_image,
-        sources=sources,
-        source_of=source_of,
+        text_states=texts.states,
+        tokens=texts.tokens,
+        image_states=_worst(states_of_distinct[which], sample_of_image, len(scan)),
+        images_of=texts.images_of,
+        sources=tuple(texts.sources),
+        source_of=texts.source_of,
         num_images=len(distinct),
     )
 
 
-def _texts(
-    scan: Scan, pool: Workers[Scan]
-) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint64], tuple[str, ...], NDArray[np.int32]]:
-    """States, tokens, image keys, source names, source of each sample."""
+# a missing file is found before a broken one
+_SEVERITY = (ImageState.NONE, ImageState.USABLE, ImageState.BROKEN, ImageState.OUTSIDE, ImageState.MISSING)
+
+
+def _worst(states: NDArray[np.uint8], sample_of_image: NDArray[np.int64], num_samples: int) -> NDArray[np.uint8]:
+    """The state of the worst image of each sample."""
+    rank_of = np.argsort(np.array(_SEVERITY))  # a permutation's argsort is its inverse
+    worst = np.zeros(num_samples, np.int64)
+    np.maximum.at(worst, sample_of_image, rank_of[states])
+    return np.array(_SEVERITY, np.uint8)[worst]
+
+
+def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
+    """The texts of all samples."""
     states, tokens = np.empty(len(scan), np.uint8), np.empty(len(scan), np.int32)
-    keys, source_of = np.empty(len(scan), np.uint64), np.empty(len(scan), np.int32)
+    images_of, source_of = np.empty(len(scan), np.int32), np.empty(len(scan), np.int32)
+    keys = [np.empty(0, np.uint64)]
     codes: dict[str, int] = {}
     start = 0
     # disable=None: quiet when stderr is not a terminal
     with tqdm(total=len(scan), desc="texts", unit="sample", disable=None) as bar:
         for batch in pool.map(scan_texts, _ranges(len(scan), TEXTS_PER_TASK)):
             rows = slice(start, start + len(batch.states))
-            states[rows], tokens[rows], keys[rows] = batch.states, batch.tokens, batch.image_keys
+            states[rows], tokens[rows], images_of[rows] = batch.states, batch.tokens, batch.images_of
+            keys.append(batch.image_keys)
             renamed = np.array([codes.setdefault(name, len(codes)) for name in batch.sources], np.int32)
             source_of[rows] = renamed[batch.source_of]
             start = rows.stop
             bar.update(len(batch.states))
-    return states, tokens, keys, tuple(codes), source_of
+    return TextBatch(
+        states=states,
+        tokens=tokens,
+        images_of=images_of,
+        image_keys=np.concatenate(keys),
+        sources=list(codes),
+        source_of=source_of,
+    )
 
 
 def _images(scan: Scan, pool: Workers[Scan], first: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """`ImageState` of each distinct image, given the first sample of each."""
+    """`ImageState` of each distinct image, given its first place: number of the sample, its own in the sample."""
     states = np.full(len(first), ImageState.NONE, np.uint8)
     if scan.images is None:
         return states
-    order = np.argsort(first)  # as they stand in the files
-    tasks = (first[order[rows]].tolist() for rows in _slices(len(order), IMAGES_PER_TASK))
+    order = np.lexsort(first.T[::-1])  # as they stand in the files
+    tasks = (
+        [(number, own) for number, own in first[order[rows]].tolist()] for rows in _slices(len(order), IMAGES_PER_TASK)
+    )
     done = 0
     with tqdm(total=len(first), desc="images", unit="image", disable=None) as bar:
         for found in pool.map(scan_images, tasks):

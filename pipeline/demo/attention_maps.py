@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.demo.scenes import CELL_NAMES, COLUMN_NAMES, ROW_NAMES
 from vlm.batch import collate_sequences
 from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import Sample, read_image_bytes
+from vlm.conversations import Sample, read_images
 from vlm.examples import Example, ExampleBuilder
 from vlm.templates import TemplateName
 from vlm.tokenizer import LegacyLlamaTokenizer
@@ -50,7 +50,7 @@ def attention_maps(
     maps = []
     for sample in questions:
         assert sample.image is not None
-        example = builder.build_question(sample.turns[:1], read_image_bytes(images, sample.image))
+        example = builder.build_question(sample.turns[:1], read_images(images, sample.image))
         batch, (word, row) = collate_sequences([example]), telling_position(example, builder.tokenizer)
         assert batch.pixel_values_ICHW is not None
         embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))

@@ -51,7 +51,7 @@ def shown_questions(folder: DemoFolder) -> dict[str, int]:
     data = folder.held_out_set
     shown: dict[str, int] = {}
     for number, (sample, kind) in enumerate(load_questions(data.conversations)):
-        if kind in SHOWN_TYPES and kind not in shown and sample.image and _is_square(data.images / sample.image):
+        if kind in SHOWN_TYPES and kind not in shown and sample.images and _is_square(data.images / sample.images[0]):
             shown[kind] = number
     return {kind: shown[kind] for kind in SHOWN_TYPES if kind in shown}
 

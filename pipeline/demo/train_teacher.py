@@ -226,7 +226,7 @@ def tokenized(turns: Conversation, builder: ExampleBuilder) -> Example:
     tokens = tokenize_conversation(
         [Turn(turn["from"], turn["value"]) for turn in turns],
         template=builder.template,
-        has_image=IMAGE_PLACEHOLDER in turns[0]["value"],
+        num_images=turns[0]["value"].count(IMAGE_PLACEHOLDER),
         tokenizer=builder.tokenizer,
     )
     return Example(

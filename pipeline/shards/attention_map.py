@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.record_view import vision_grid
+from pipeline.record_view import vision_blocks, vision_grid
 from storage.encoded import as_float32
 from storage.manifest import Manifest
 from storage.record import Record
@@ -26,12 +26,19 @@ class AttentionMap:
 
 
 def attention_map(
-    record: Record, manifest: Manifest, pieces: Callable[[int], str], *, head: int | None, token: str | None
+    record: Record,
+    manifest: Manifest,
+    pieces: Callable[[int], str],
+    *,
+    head: int | None,
+    token: str | None,
+    image: int = 0,
 ) -> AttentionMap:
     """The map of one head (None: their mean) and one text query (None: the mean over all).
 
     Args:
         token: position of the query in the spliced sequence, or its piece, the blank's mark left out or not.
+        image: which of the record's images.
 
     Raises:
         InputError: there is no such head or query, or the store keeps no text-query-vision attention.
@@ -43,6 +50,7 @@ def attention_map(
     if head is not None and not 0 <= head < heads:
         raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
     attention = as_float32(record.attention)
+    attention = attention[image] if record.num_images > 1 else attention
     shown = "mean over heads" if head is None else f"head {head}"
     attention = attention.mean(1) if head is None else attention[:, head]
     if token is None:
@@ -55,11 +63,8 @@ def attention_map(
 
 def input_number(record: Record, position: int) -> int:
     """Place in `input_ids` of a text position of the spliced sequence."""
-    return (
-        position
-        - int(np.count_nonzero(record.vision_positions < position))
-        + int(record.has_image and position > int(record.vision_positions[-1]))
-    )
+    images_before = sum(int(positions[-1]) < position for positions in vision_blocks(record))
+    return position - int(np.count_nonzero(record.vision_positions < position)) + images_before
 
 
 def map_extent(

@@ -13,12 +13,13 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     Args:
         note: said in place of what the teacher says.
     """
-    lines = [f"{name:<14}{seen[name]}" for name in ("id", "index", "key", "image", "image_sha256")]
+    lines = [f"{name:<14}{seen[name]}" for name in ("id", "index", "key")]
+    for name in ("image", "image_sha256"):
+        lines += [f"{name:<14}{value}" for value in (seen[name] if seen["num_images"] > 1 else [seen[name]])]
     lines += [f"{turn['from']:>12}: {turn['value']!r}" for turn in seen["conversations"]]
-    vision = seen["vision_positions"]
+    vision = ", ".join(f"{first}..{last}" for first, last in seen["vision_spans"]) or "none"
     lines.append(
-        f"{'sequence':<14}{seen['sequence_length']} positions, vision "
-        f"{'none' if vision is None else f'{vision[0]}..{vision[1]}'}, {seen['num_queries']} text queries, "
+        f"{'sequence':<14}{seen['sequence_length']} positions, vision {vision}, {seen['num_queries']} text queries, "
         f"{len(seen['supervised'])} supervised"
     )
     lines += [f"{'tokens':<14}pieces, those that are learnt in [ ]", *token_lines(seen)]
@@ -28,7 +29,10 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     if seen["focus"]:
         rank = len(seen["focus"])
         lines.append(f"focus (rank of each vision token among the top {rank})")
-        lines += focus_grid(seen["focus"], *seen["vision_grid"])
+        rows, columns = seen["vision_grid"]
+        for number in range(seen["num_images"]):
+            lines += [f"image {number + 1}"] if seen["num_images"] > 1 else []
+            lines += focus_grid(seen["focus"], rows, columns, image=number)
     return "\n".join(lines)
 
 
@@ -41,9 +45,9 @@ def token_lines(seen: dict[str, Any]) -> list[str]:
     )
 
 
-def focus_grid(focus: Sequence[int], rows: int, columns: int) -> list[str]:
-    """The vision tokens as a grid, the rank of the focused ones from 1, a dot for the others."""
-    rank = {token: str(place + 1) for place, token in enumerate(focus)}
+def focus_grid(focus: Sequence[int], rows: int, columns: int, image: int = 0) -> list[str]:
+    """The vision tokens of an image as a grid, the rank of the focused ones from 1, a dot for the others."""
+    rank = {token - image * rows * columns: str(place + 1) for place, token in enumerate(focus)}
     cells = [f"{rank.get(token, '.'):>3}" for token in range(rows * columns)]
     return ["".join(cells[row * columns : (row + 1) * columns]) for row in range(rows)]
 

@@ -81,12 +81,12 @@ def _draw(
 
     if head != "mean" and not head.isdigit():
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")
-    if record.image is None:
+    if not record.has_image:
         fail(f"sample {record.id!r} (index {record.index}) has no image to draw; choose another record")
-    content = record.image_bytes
-    if content is None:
+    files = record.image_files
+    if not files:
         if images is None:
-            fail(f"the store has only the path of {record.image}; give the folder of the images (--images)")
-        content = (images / record.image).read_bytes()
+            fail(f"the store has only the path of {', '.join(record.images)}; give the folder of the images (--images)")
+        files = tuple((images / image).read_bytes() for image in record.images)
     number = None if head == "mean" else int(head)
-    draw_attention(record, manifest, pieces, content, png, head=number, token=token)
+    draw_attention(record, manifest, pieces, files, png, head=number, token=token)

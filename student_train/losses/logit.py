@@ -37,7 +37,7 @@ def logit_loss(
     Raises:
         ValueError: a truncated teacher at a temperature other than 1. The tempered mass of its tail is unknown.
 
-    `hidden_logit.py` and `sampled_logit.py` hold the same loss for the other ways of keeping the teacher.
+    `sampled_logit.py` holds the same loss for a teacher kept as draws.
     """
     if isinstance(teacher, SparseDistribution):
         if temperature != 1.0:
@@ -47,6 +47,14 @@ def logit_loss(
     teacher_NV = functional.log_softmax(accumulable(teacher) / temperature, dim=-1)
     total_N = divergence(student_NV, teacher_NV).sum(dim=-1)
     return LossSum(total_N.sum() * temperature**2, len(student_logits_NV))
+
+
+def teacher_logits(states_ND: Tensor, lm_head_VD: Tensor) -> Tensor:
+    """The teacher's logits [N, V] from its stored last hidden states: exact for every divergence and temperature.
+
+    In the dtype of its lm_head, as those of the live teacher.
+    """
+    return states_ND.to(lm_head_VD.dtype) @ lm_head_VD.T
 
 
 def _bucketed(logits_NV: Tensor, teacher: SparseDistribution, divergence: Divergence) -> LossSum:

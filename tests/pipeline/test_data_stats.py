@@ -142,6 +142,45 @@ def test_figures_and_reasons_are_those_of_the_dump(
     assert_adds_up(stats.total)
 
 
+def test_samples_with_several_images_are_judged_by_the_worst(make_job: MakeJob, tmp_path: Path) -> None:
+    both = "<image><image>\nhi"
+    entries = [
+        entry("good", None, both) | {"image": ["coco/rocket.jpg", "coffee.png"]},
+        entry("first cut", None, both) | {"image": ["coco/cut.jpg", "coco/rocket.jpg"]},
+        entry("second missing", None, both) | {"image": ["coco/cut.jpg", "coco/none.jpg"]},
+        entry("second outside", None, both) | {"image": ["coco/cut.jpg", "../rocket.jpg"]},
+        entry("three marks", None, both + "<image>") | {"image": ["coco/rocket.jpg", "coffee.png"]},
+        entry("one", "coffee.png"),
+        entry("list of one", None) | {"image": ["coffee.png"]},
+        entry("none", None, "hi") | {"image": []},
+    ]
+    job = make_job(entries, listing=tmp_path / "dropped.jsonl", max_tokens=(2048,))
+    stats = data_stats(job)
+    # distinct paths: cut, none, outside, rocket, coffee
+    assert (stats.num_images, stats.total.several_images, stats.total.text_only) == (5, 5, 1)
+    assert (stats.total.image_missing, stats.total.image_broken, stats.total.other) == (1, 1, 2)
+    assert stats.total.usable == 4 and "5 samples have several images" in list(report_lines(stats))
+    assert_adds_up(stats.total)
+    reasons = {line["id"]: line["reason"] for line in read_listing(tmp_path / "dropped.jsonl")}
+    assert "image 1 of 2: broken image" in reasons["first cut"] and "none.jpg" in reasons["second missing"]
+    assert "leaves the image folder" in reasons["second outside"]
+    assert reasons["three marks"].startswith("3 <image> in the conversation but 2 images")
+    result = dump(
+        DumpJob(
+            conversations=job.conversations[0],
+            images=job.images,
+            template="v1",
+            max_tokens=2048,
+            teacher=TeacherConfig(checkpoint=job.checkpoint, vision_config=job.vision_config, sanity="off"),
+            store=StoreConfig(path=tmp_path / "store"),
+        )
+    )
+    assert {sample_id: reason for _, sample_id, reason in result.quarantined} == reasons
+    assert len(stats.lengths) == 3 and stats.length_counts.sum() == 7  # text, one image, two; one has no usable text
+    again = data_stats(replace(job, workers=3))
+    assert replace(again, seconds=0.0).to_json() == replace(stats, seconds=0.0).to_json()
+
+
 def test_every_fault_is_counted_where_it_belongs(make_job: MakeJob, golden_entries: list[Any]) -> None:
     stats = data_stats(make_job(golden_entries + FAULTY))
     sources = {source.source: source for source in stats.sources}
@@ -159,12 +198,12 @@ def test_every_fault_is_counted_where_it_belongs(make_job: MakeJob, golden_entri
         for name, source in sources.items()
     }
     assert found == {
-        "coco": (9, 0, 1, 3, 1, 3),
+        "coco": (10, 0, 1, 3, 1, 4),
         "gqa": (3, 0, 2, 1, 0, 0),
         "..": (1, 0, 0, 0, 0, 1),
         NO_FOLDER: (4, 0, 0, 1, 0, 0),
         TEXT_ONLY: (2, 2, 0, 0, 0, 0),
-        MALFORMED_ENTRY: (2, 0, 0, 0, 0, 2),
+        MALFORMED_ENTRY: (1, 0, 0, 0, 0, 1),
     }
     for source in (*stats.sources, stats.total):
         assert_adds_up(source)
@@ -258,7 +297,7 @@ def test_figures_add_up_and_equal_counting_by_hand(rows: list[tuple[int, int, in
         text_states=columns[0].astype(np.uint8),
         tokens=columns[1].astype(np.int32),
         image_states=columns[2].astype(np.uint8),
-        has_image=columns[2] > 0,
+        images_of=(columns[2] > 0).astype(np.int32),
         sources=("a", "b", "c"),
         source_of=columns[3].astype(np.int32),
         num_images=0,

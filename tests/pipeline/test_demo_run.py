@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from pipeline.demo.settings import FULL, QUICK
+from student_train.metrics import TIMINGS
 
 Alignkd = Callable[..., "CompletedProcess[str]"]
 TERMS = ("supervised", "logit", "attention", "vision_all", "vision_focus")
@@ -50,7 +51,7 @@ def read(path: Path) -> Any:
 def metrics(output: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, timings left out."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("seconds", "wait_share")} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
 @contextmanager

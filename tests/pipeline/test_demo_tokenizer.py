@@ -77,7 +77,7 @@ def test_any_text_survives_the_round_trip(text: str) -> None:
 
 def test_supervised_tokens_are_the_answers_and_their_ends() -> None:
     for turns, with_image in conversations(3, 200):
-        tokenized = tokenize_conversation(turns, template="v1", has_image=with_image, tokenizer=TOKENIZER)
+        tokenized = tokenize_conversation(turns, template="v1", num_images=with_image, tokenizer=TOKENIZER)
         supervised = [TOKENIZER.piece(token) for token in tokenized.labels if token >= 0]
         answers = [turn.value for turn in turns if turn.speaker == "gpt"]
         assert "".join(supervised) == "".join(f"▁{answer}</s>" for answer in answers)
@@ -85,7 +85,7 @@ def test_supervised_tokens_are_the_answers_and_their_ends() -> None:
 
 def test_six_turns_stay_within_75_text_tokens() -> None:
     lengths = [
-        len(tokenize_conversation(turns, template="v1", has_image=True, tokenizer=TOKENIZER).input_ids) - 1
+        len(tokenize_conversation(turns, template="v1", num_images=True, tokenizer=TOKENIZER).input_ids) - 1
         for turns, with_image in conversations(1, 600)
         if with_image and len(turns) == 12
     ]

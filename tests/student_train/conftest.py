@@ -21,8 +21,9 @@ from torch import Tensor
 
 from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
 from storage.record import HiddenStates, SampledLogits
-from student_train.config import TrainConfig
+from student_train.config import TERMS, TrainConfig
 from student_train.job import TrainJob
+from student_train.metrics import TIMINGS
 from vlm.batch import collate_sequences
 from vlm.checkpoint import load_example_builder, load_model
 from vlm.conversations import sample_key
@@ -180,9 +181,15 @@ def read_metrics() -> Callable[[Path], list[dict[str, Any]]]:
 
     def read(output: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in ("seconds", "wait_share")} for line in lines]
+        return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
     return read
+
+
+@pytest.fixture
+def tensorboard_equals_metrics() -> Callable[[Path], None]:
+    """Asserts that TensorBoard, reading a run's folder, shows every figure of metrics.jsonl and no other."""
+    return _check_tensorboard
 
 
 @pytest.fixture
@@ -221,6 +228,21 @@ def targets_of(teacher: MobileVLM) -> Callable[..., dict[str, Tensor]]:
 @pytest.fixture(scope="session")
 def open_store() -> Callable[[Path], StoreReader]:
     return StoreReader
+
+
+def _check_tensorboard(output: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    shown = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    tags = {name: f"loss/{name}" if name in TERMS else f"run/{name}" for name in lines[0]} | {"loss": "loss/total"}
+    for name, tag in tags.items():
+        if name != "step":
+            expected = {line["step"]: float(line[name]) for line in lines if line[name] is not None}
+            assert shown.pop(tag) == pytest.approx(expected, rel=1e-6), name  # stored as float32
+    assert not shown
 
 
 def exact_codecs() -> Codecs:

@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from student_train.losses.divergences import MIXED, named_divergence
 from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from student_train.losses.hidden_logit import teacher_logits
-from student_train.losses.logit import logit_loss
+from student_train.losses.logit import logit_loss, teacher_logits
 from student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
 from student_train.losses.sparse_distribution import SparseDistribution
 from student_train.losses.supervised import supervised_loss

@@ -152,6 +152,19 @@ def test_adapters_of_an_earlier_stage_are_carried_over(
     assert 0 < moved.abs().max() < 2e-3
 
 
+def test_a_run_given_in_epochs_sees_every_sample(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
+) -> None:
+    """And it is the run of as many steps: one goes on where the other stopped."""
+    job = make_job(many_store, steps=None, epochs=1, micro_batch=2, global_batch=4)
+    result = train(job)
+    assert (result.step, result.samples_seen) == (3, 12)  # ten samples, rounded up
+    as_steps = make_job(many_store, steps=3, micro_batch=2, global_batch=4)
+    assert train(as_steps).already_finished
+    with pytest.raises(TrainError, match="steps was 3, is 5"):
+        train(make_job(many_store, steps=None, epochs=2, micro_batch=2, global_batch=4))
+
+
 def test_text_only_store(dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path) -> None:
     text_only = [sample for sample in v1_samples if "image" not in sample]
     result = train(make_job(dump(tmp_path / "store", text_only), steps=2, micro_batch=1))
@@ -168,11 +181,11 @@ def test_a_student_that_diverges_is_stopped(
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"][0, 0] = float("nan")
     save_file(weights, broken / "model.safetensors")
-    job = make_job(many_store, steps=20, micro_batch=1)
-    with pytest.raises(TrainError, match=r"10 steps in a row were skipped, at step 10 the loss is nan"):
+    job = make_job(many_store, steps=20, micro_batch=1, skip_limit=4)
+    with pytest.raises(TrainError, match=r"4 steps in a row were skipped, at step 4 the loss is nan"):
         train(TrainJob(**vars(job) | {"student": broken}))
     lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["skipped"] for line in lines] == [True] * 10
+    assert [line["skipped"] for line in lines] == [True] * 4
     assert lines[0]["loss"] is None
 
 

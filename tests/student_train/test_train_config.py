@@ -42,6 +42,9 @@ def test_presets_yield_to_explicit_keys() -> None:
     [
         ({"stepz": 3}, "stepz"),
         ({"steps": 0}, "steps"),
+        ({"epochs": 1}, "give steps or epochs, found steps 10 and epochs 1"),
+        ({"steps": None}, "give steps or epochs, found neither"),
+        ({"steps": None, "epochs": 0}, "epochs"),
         ({"preset": "best"}, "preset"),
         ({"losses": {"attn": 1.0}}, "attn"),
         ({"losses": {"attention": -1.0}}, "attention"),
@@ -59,6 +62,17 @@ def test_global_batch_and_accumulation() -> None:
     assert config(micro_batch=4, global_batch=32).accumulation_steps(2) == 4
     with pytest.raises(ValueError, match="global_batch 12 is no multiple of micro_batch 4 x 2 devices = 8"):
         config(micro_batch=4, global_batch=12).global_batch_size(2)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_samples", "steps"), [(1, 1024, 4), (1, 1025, 5), (0.1, 30, 1), (0.5, 1024, 2), (3, 1000, 12)]
+)
+def test_epochs_are_whole_global_batches(epochs: float, num_samples: int, steps: int) -> None:
+    settings = config(steps=None, epochs=epochs, micro_batch=16, global_batch=256)
+    assert settings.optimiser_steps(num_samples, 2) == steps
+    resolved = settings.in_steps(num_samples, 2)
+    assert (resolved.num_steps, resolved.epochs) == (steps, None)
+    assert resolved == config(steps=steps, micro_batch=16, global_batch=256)
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine_to_nothing() -> None:

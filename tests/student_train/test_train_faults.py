@@ -17,7 +17,13 @@ ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 
 
 def test_killed_and_resumed_equals_unbroken(
-    many_store: Path, make_job: MakeJob, start_child: Any, one_thread: None, read_metrics: ReadMetrics, tmp_path: Path
+    many_store: Path,
+    make_job: MakeJob,
+    start_child: Any,
+    one_thread: None,
+    read_metrics: ReadMetrics,
+    tensorboard_equals_metrics: Callable[[Path], None],
+    tmp_path: Path,
 ) -> None:
     """kill -9 in a step, between two files of a checkpoint and in the export; bit for bit in the end."""
     settings: dict[str, Any] = {"steps": 7, "micro_batch": 2, "global_batch": 4, "checkpoint_every": 2}
@@ -39,6 +45,7 @@ def test_killed_and_resumed_equals_unbroken(
     assert finishing.returncode == 0, errors
 
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
+    tensorboard_equals_metrics(job.train.output)
     for name in ("student/model.safetensors", "adapters.safetensors"):
         assert (job.train.output / name).read_bytes() == (unbroken.train.output / name).read_bytes()
     assert sorted(path.name for path in job.train.output.iterdir()) == sorted(

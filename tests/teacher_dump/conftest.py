@@ -13,12 +13,14 @@ from teacher_dump.dump import dump
 from teacher_dump.job import DumpJob
 from teacher_dump.store_config import StoreConfig
 
+TEACHER_SETTINGS = ("batch", "token_budget", "window", "data_workers", "sanity", "dtype")
 MakeJob = Callable[..., DumpJob]
 
 
 def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = None, **settings: Any) -> DumpJob:
     """A dump of `entries` (the golden v1 samples) into folder/store, every target in float32 unless set otherwise."""
-    batch, max_tokens = settings.pop("batch", 3), settings.pop("max_tokens", 2048)
+    max_tokens = settings.pop("max_tokens", 2048)
+    given = {name: settings.pop(name) for name in TEACHER_SETTINGS if name in settings}
     data = folder / "data.json"
     data.write_text(json.dumps(json.loads((golden / "v1.json").read_text()) if entries is None else entries))
     exact = {"attention": "float32", "vision_top": "float32", "vision_all": "float32", "logits": {"kind": "full"}}
@@ -27,14 +29,14 @@ def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = N
         images=images,
         template="v1",
         max_tokens=max_tokens,
-        teacher=TeacherConfig(checkpoint=str(golden / "teacher"), vision_config=golden / "clip", batch=batch),
+        teacher=TeacherConfig(checkpoint=str(golden / "teacher"), vision_config=golden / "clip", **{"batch": 3, **given}),
         store=StoreConfig(**{"path": folder / "store", "shard_size": 2, **exact, **settings}),
     )
 
 
 @pytest.fixture
 def make_job(golden: Path, golden_images: Path, tmp_path: Path) -> MakeJob:
-    """`make_job(entries=None, batch=3, max_tokens=2048, **store settings)`: see `make`."""
+    """`make_job(entries=None, max_tokens=2048, **settings of teacher and store)`: see `make`."""
     return lambda entries=None, **settings: make(golden, golden_images, tmp_path, entries, **settings)
 
 

@@ -11,13 +11,14 @@ from storage.codec_settings import LogitsCodec
 from storage.errors import RecordError
 from storage.record import HiddenStates, SampledLogits, TruncatedLogits
 from teacher_dump import distribution
-from teacher_dump.distribution import stored_logits
+from teacher_dump.distribution import draws_of, keep_distribution
+from teacher_dump.distribution import stored_logits as from_rows
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32"},
     "topk": {"top_k": 5},
     "nucleus": {"p": 0.9, "min_entries": 2, "max_entries": 12},
-    "hidden": {},
+    "hidden": {"dtype": "float32"},
     "sampled": {"num_draws": 20},
 }
 NUM, WIDTH, VOCAB = 11, 6, 40
@@ -27,6 +28,14 @@ NUM, WIDTH, VOCAB = 11, 6, 40
 def teacher() -> tuple[Tensor, Tensor, torch.nn.Linear]:
     torch.manual_seed(0)
     return torch.randn(NUM, WIDTH) * 3, torch.randint(VOCAB, (NUM,)), torch.nn.Linear(WIDTH, VOCAB, bias=False)
+
+
+def stored_logits(head: Any, hidden: Tensor, labels: Tensor, codec: LogitsCodec, *, draw_key: tuple[int, int]) -> Any:
+    """What a record of these positions holds."""
+    seed, index = draw_key
+    drawn = draws_of(codec, seed, [(index, len(hidden))])
+    rows = keep_distribution(head, hidden, labels, None if drawn is None else torch.from_numpy(drawn), codec)
+    return from_rows({name: values.numpy() for name, values in rows.items()}, codec)
 
 
 def arrays_of(logits: Any) -> dict[str, np.ndarray]:

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_dump.drawing import draw_tokens, uniforms
+from storage import SampledLogits
+from teacher_dump.drawing import draw_tokens, sampled_logits, uniforms
+
+
+def draw(logits: torch.Tensor, numbers: np.ndarray) -> SampledLogits:
+    table = draw_tokens(logits, torch.from_numpy(numbers))
+    return sampled_logits({name: values.numpy() for name, values in table.items()})
 
 
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 40), st.floats(0.1, 20.0), st.integers(0, 10**6))
@@ -15,7 +21,7 @@ def test_draws_invert_the_cumulative_distribution(num: int, vocab: int, draws: i
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num, vocab, generator=generator) * scale
     numbers = uniforms(seed, 7, num, draws)
-    drawn = draw_tokens(logits, numbers)
+    drawn = draw(logits, numbers)
     dense = logits.double().softmax(-1).numpy()
     for position in range(num):
         entries = slice(int(drawn.offsets[position]), int(drawn.offsets[position + 1]))
@@ -33,7 +39,7 @@ def test_draws_invert_the_cumulative_distribution(num: int, vocab: int, draws: i
 
 def test_many_draws_have_the_teachers_frequencies() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0, 1.0, -30.0]])
-    drawn = draw_tokens(logits, uniforms(3, 0, 1, 200_000))
+    drawn = draw(logits.expand(4, -1), uniforms(3, 0, 4, 50_000))
     found = np.bincount(drawn.ids, drawn.counts, minlength=5) / 200_000
     expected = logits.softmax(-1)[0].numpy()
     assert (np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / 200_000)).all()
@@ -59,9 +65,9 @@ def test_the_stream_never_changes() -> None:
 def test_a_position_draws_the_same_alone_and_among_others() -> None:
     logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(0)) * 3
     numbers = uniforms(0, 0, 20, 40)
-    together = draw_tokens(logits, numbers)
+    together = draw(logits, numbers)
     for start, stop in ((0, 1), (7, 8), (5, 20)):
-        alone = draw_tokens(logits[start:stop], numbers[start:stop])
+        alone = draw(logits[start:stop], numbers[start:stop])
         entries = slice(int(together.offsets[start]), int(together.offsets[stop]))
         np.testing.assert_array_equal(alone.ids, together.ids[entries])
         np.testing.assert_array_equal(alone.counts, together.counts[entries])
@@ -70,5 +76,5 @@ def test_a_position_draws_the_same_alone_and_among_others() -> None:
 
 def test_extreme_numbers_stay_within_the_vocabulary() -> None:
     numbers = np.array([[0.0, 1 - 2.0**-53]])
-    assert draw_tokens(torch.zeros(1, 3), numbers).ids.tolist() == [0, 2]
-    assert draw_tokens(torch.tensor([[-90.0, 5.0, -90.0]]), numbers).ids.tolist() == [1]  # nothing without mass
+    assert draw(torch.zeros(1, 3), numbers).ids.tolist() == [0, 2]
+    assert draw(torch.tensor([[-90.0, 5.0, -90.0]]), numbers).ids.tolist() == [1]  # nothing without mass

@@ -1,6 +1,7 @@
 """The teacher pass as a whole: what lands in the store, what is quarantined, what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from storage import StoreError, StoreReader, TruncatedLogits, verify_store
 from teacher_dump.dump import dump
 from teacher_dump.job import DumpJob
 from vlm.errors import InputError
+from vlm.model import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
 
@@ -171,20 +174,52 @@ def test_no_usable_sample_at_all_is_an_error(make_job: MakeJob) -> None:
         dump(make_job([]))
 
 
-def test_values_too_large_for_the_codec_are_quarantined(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher that gives NaN for one sample: that sample is listed, never stored."""
-    import teacher_dump.dump as module
+def poison(monkeypatch: pytest.MonkeyPatch, value: float, where: str) -> None:
+    """A teacher that gives `value` in one number of one sample: the shortest, ft-2 (the only one without an image)."""
+    true_hidden, true_vision = MobileVLM.hidden_states, MobileVLM.encode_images
 
-    true_capture = module.capture
+    def hidden_states(self: MobileVLM, embeds: Tensor) -> Tensor:
+        hidden = true_hidden(self, embeds)
+        if where == "hidden":
+            hidden[-1, :, 0] = value  # the batch's last row is its shortest sample
+        return hidden
 
-    def poisoned(model, examples, pairs):  # type: ignore[no-untyped-def]
-        targets = true_capture(model, examples, pairs)
-        for example, target in zip(examples, targets, strict=True):
-            if len(example.positions.vision_positions) == 0:
-                target.hidden_ND[0, 0] = float("nan")
-        return targets
+    def encode_images(self: MobileVLM, pixels: Tensor) -> Tensor:
+        vision = true_vision(self, pixels)
+        if where == "vision":
+            vision[0, 7, 3] = value
+        return vision
 
-    monkeypatch.setattr(module, "capture", poisoned)
-    result = dump(make_job())
+    monkeypatch.setattr(MobileVLM, "hidden_states", hidden_states)
+    monkeypatch.setattr(MobileVLM, "encode_images", encode_images)
+
+
+@pytest.mark.parametrize("logits", [{"kind": "full"}, {"kind": "hidden"}, {"kind": "nucleus"}, {"kind": "sampled"}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_with_values_that_are_not_finite_is_listed(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, value: float, logits: dict[str, str]
+) -> None:
+    poison(monkeypatch, value, "hidden")
+    job = make_job(batch=4, shard_size=4, logits=logits, sanity="off")
+    result = dump(job)
     assert [sample_id for _, sample_id, _ in result.quarantined] == ["ft-2"]
-    assert "NaN or infinite" in result.quarantined[0][2]
+    assert "NaN or infinite" in result.quarantined[0][2] and result.num_records == 3
+    assert verify_store(job.store.path, deep=True).ok
+
+
+@pytest.mark.parametrize(
+    ("codec", "value", "reason"),
+    [
+        ("float32", float("nan"), "vision_embeddings has values among its 18432 that are NaN or infinite"),
+        ("float16", 1e5, "float16 holds values up to 65504, found 100000; store float32 instead"),
+        ("int8_channel", 9e6, "int8_channel holds values up to 8.31901e.06, found 9e.06; store bfloat16 instead"),
+    ],
+)
+def test_values_too_large_for_the_codec_are_listed(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, codec: str, value: float, reason: str
+) -> None:
+    poison(monkeypatch, value, "vision")
+    attention = {"attention": "none", "vision_top": "none", "logits": {"kind": "none"}}  # so that nothing else breaks
+    result = dump(make_job(batch=1, vision_all=codec, sanity="off", **attention))
+    assert result.num_records == 1 and len(result.quarantined) == 3
+    assert all(re.search(reason, listed[2]) for listed in result.quarantined)

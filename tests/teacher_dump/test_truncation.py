@@ -4,9 +4,15 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from storage import TruncatedLogits
 from teacher_dump.focus import focus_scores, focus_tokens
-from teacher_dump.truncation import keep_nucleus, keep_top_k
+from teacher_dump.truncation import keep_nucleus, keep_top_k, truncated_logits
+
+
+def in_csr(table: dict[str, Tensor]) -> TruncatedLogits:
+    return truncated_logits({name: values.numpy() for name, values in table.items()})
 
 
 @given(st.integers(0, 5), st.integers(2, 40), st.integers(1, 50), st.floats(0.1, 12.0), st.integers(0, 10**6))
@@ -14,7 +20,7 @@ def test_entries_and_tail_are_the_distribution(num: int, vocab: int, top_k: int,
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num, vocab, generator=generator) * scale
     labels = torch.randint(vocab, (num,), generator=generator)
-    kept = keep_top_k(logits, labels, top_k)
+    kept = in_csr(keep_top_k(logits, labels, top_k))
     dense = logits.double().log_softmax(-1).numpy()
     for position in range(num):
         ids = kept.ids[kept.offsets[position] : kept.offsets[position + 1]]
@@ -30,7 +36,7 @@ def test_entries_and_tail_are_the_distribution(num: int, vocab: int, top_k: int,
 
 
 def test_everything_kept_leaves_no_tail() -> None:
-    kept = keep_top_k(torch.randn(3, 7), torch.tensor([0, 1, 2]), 7)
+    kept = in_csr(keep_top_k(torch.randn(3, 7), torch.tensor([0, 1, 2]), 7))
     assert np.isneginf(kept.tail_logmass).all() and len(kept.ids) == 21
 
 
@@ -60,7 +66,7 @@ def test_nucleus_is_the_smallest_set_of_its_mass(
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num, vocab, generator=generator) * scale
     labels = torch.randint(vocab, (num,), generator=generator)
-    kept = keep_nucleus(logits, labels, p=p, min_entries=least, max_entries=least + more)
+    kept = in_csr(keep_nucleus(logits, labels, p=p, min_entries=least, max_entries=least + more))
     dense = logits.double().log_softmax(-1).numpy()
     for position in range(num):
         entries = slice(int(kept.offsets[position]), int(kept.offsets[position + 1]))
@@ -84,9 +90,13 @@ def test_nucleus_is_the_smallest_set_of_its_mass(
 
 def test_ties_are_kept_by_id_and_the_label_comes_last() -> None:
     logits = torch.zeros(1, 8)
-    kept = keep_nucleus(logits, torch.tensor([6]), p=0.25, min_entries=1, max_entries=8)
+    kept = in_csr(keep_nucleus(logits, torch.tensor([6]), p=0.25, min_entries=1, max_entries=8))
     assert kept.ids.tolist() == [0, 1, 6]
-    sure = keep_nucleus(torch.tensor([[0.0, 30.0, 0.0]]), torch.tensor([1]), p=0.98, min_entries=1, max_entries=3)
+    sure = in_csr(
+        keep_nucleus(torch.tensor([[0.0, 30.0, 0.0]]), torch.tensor([1]), p=0.98, min_entries=1, max_entries=3)
+    )
     assert sure.ids.tolist() == [1]
-    floor = keep_nucleus(torch.tensor([[0.0, 30.0, 5.0]]), torch.tensor([1]), p=0.98, min_entries=2, max_entries=3)
+    floor = in_csr(
+        keep_nucleus(torch.tensor([[0.0, 30.0, 5.0]]), torch.tensor([1]), p=0.98, min_entries=2, max_entries=3)
+    )
     assert floor.ids.tolist() == [1, 2]

@@ -245,8 +245,13 @@ def test_an_unusable_device_is_one_line(checkpoint: Path, golden: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llava"}, "model_type 'llava', expected 'mobilevlm'"),
-        ({"mm_projector_type": "mlp"}, "mm_projector_type 'mlp'"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2', expected one of 'mobilevlm', 'llava', 'llava_llama'"),
+        ({"model_type": "llava", "text_config": {}}, "has text_config, so its weights have transformers' own names"),
+        ({"mm_projector_type": "mlp"}, "mm_projector_type 'mlp', expected one of ldpnetv2, ldpnet, linear, mlp"),
+        ({"mm_projector_type": "mlp0x_gelu"}, "mm_projector_type 'mlp0x_gelu', expected"),
+        ({"mm_projector_type": ["linear"]}, r"mm_projector_type \['linear'\], expected"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres', expected one of None, pad, square"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type 'spatial_unpad', only 'flat' is supported"),
         ({"mm_hidden_size": 99}, "mm_hidden_size 99, but the vision config has hidden_size 32"),
         ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature 'cls_patch', only 'patch' is supported"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end True, only False is supported"),

@@ -10,9 +10,11 @@ import pytest
 from vlm.conversations import (
     ConversationFile,
     MissingImageError,
+    image_hashes,
     load_samples,
     open_image,
     read_image_bytes,
+    read_images,
     sample_key,
 )
 from vlm.errors import InputError, SampleError
@@ -38,6 +40,25 @@ def test_json_and_json_lines_hold_the_same(tmp_path: Path) -> None:
         ("#1", None, None),
     ]
     assert as_list[1].turns[0].speaker == "human"
+
+
+def test_several_images_are_a_tuple_and_one_is_not(tmp_path: Path) -> None:
+    entries = [{**GOOD, "image": image} for image in (["a.png", "b.png"], ["a.png"], [], None)]
+    samples = load_samples(write(tmp_path, json.dumps(entries)))
+    assert [sample.image for sample in samples] == [("a.png", "b.png"), "a.png", None, None]
+    assert [sample.images for sample in samples] == [("a.png", "b.png"), ("a.png",), (), ()]
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    files = [read_images(tmp_path, sample.image) for sample in samples]
+    assert files == [(b"a.png", b"b.png"), b"a.png", None, None]
+    hashes = [image_hashes(file) for file in files]
+    first = hashlib.sha256(b"a.png").hexdigest()
+    assert hashes == [(first, hashlib.sha256(b"b.png").hexdigest()), first, None, None]
+    conversations = samples[0].conversations()
+    keys = {sample_key(conversations, shown, "v1") for shown in [*hashes, (hashes[0] or ())[::-1]]}
+    assert len(keys) == 4  # which images, and in which order
+    with pytest.raises(MissingImageError, match=r"c\.png: image cannot be read"):
+        read_images(tmp_path, ("a.png", "c.png"))
 
 
 def test_samples_are_read_by_their_position(tmp_path: Path) -> None:
@@ -86,8 +107,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({**GOOD, "conversations": []}, "empty conversation"),
         ({**GOOD, "conversations": [{"value": "hi"}]}, "turn 0"),
         ({**GOOD, "conversations": [{"from": "human", "value": 3}]}, "turn 0"),
-        ({**GOOD, "image": ["a.png", "b.png"]}, "one relative path"),
-        ({**GOOD, "image": ""}, "one relative path"),
+        ({**GOOD, "image": ["a.png", 3]}, "a relative path or a list of them"),
+        ({**GOOD, "image": ""}, "a relative path or a list of them"),
+        ({**GOOD, "image": ["a.png", "b\0.png"]}, "'b\\x00.png', which no file can be called"),
         ({**GOOD, "image": "a\0.png"}, "no file can be called"),
         ({**GOOD, "image": "a\ud800.png"}, "no file can be called"),
         ({**GOOD, "conversations": [{"from": "human", "value": "half \ud83d"}]}, "turn 0 holds half a surrogate pair"),

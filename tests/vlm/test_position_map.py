@@ -1,21 +1,19 @@
 """The position map against a splice done by hand."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm.errors import SampleError
-from vlm.position_map import position_map
+from vlm.position_map import AttentionPairs, position_map
 from vlm.templates import IGNORE_LABEL, IMAGE_TOKEN_ID
 
 
-@given(st.data(), st.integers(1, 20), st.integers(1, 9), st.booleans())
-def test_equals_a_splice_by_hand(data: st.DataObject, num_text: int, vision_tokens: int, has_image: bool) -> None:
+@given(st.data(), st.integers(1, 20), st.integers(1, 9), st.integers(0, 4))
+def test_equals_a_splice_by_hand(data: st.DataObject, num_text: int, vision_tokens: int, num_images: int) -> None:
     labels = data.draw(st.lists(st.sampled_from([IGNORE_LABEL, 3, 7]), min_size=num_text, max_size=num_text))
     ids = list(range(10, 10 + num_text))
-    if has_image:
-        at = data.draw(st.integers(0, num_text))
+    for _ in range(num_images):
+        at = data.draw(st.integers(0, len(ids)))
         ids.insert(at, IMAGE_TOKEN_ID)
         labels.insert(at, IGNORE_LABEL)
     got = position_map(ids, labels, vision_tokens=vision_tokens)
@@ -28,7 +26,7 @@ def test_equals_a_splice_by_hand(data: st.DataObject, num_text: int, vision_toke
     vision = [number for number, kind in enumerate(kinds) if kind == "vision"]
     text = [number for number, kind in enumerate(kinds) if kind == "text"]
     supervised = [number for number in range(len(kinds) - 1) if spliced[number + 1] != IGNORE_LABEL]
-    assert got.length == len(kinds)
+    assert (got.length, got.num_images) == (len(kinds), num_images)
     assert got.vision_positions.tolist() == vision
     assert got.text_positions.tolist() == text
     assert got.tqv_query_positions.tolist() == [number for number in text if vision and number > vision[-1]]
@@ -44,9 +42,17 @@ def test_attention_pairs_name_rows_and_columns() -> None:
     assert positions.attention_rows("vqv").tolist() == [1, 2, 3]
 
 
-def test_two_images_are_refused() -> None:
-    with pytest.raises(SampleError, match="2 images"):
-        position_map([IMAGE_TOKEN_ID, 1, IMAGE_TOKEN_ID], [IGNORE_LABEL] * 3, vision_tokens=4)
+def test_an_attention_block_per_image() -> None:
+    positions = position_map([1, IMAGE_TOKEN_ID, 5, IMAGE_TOKEN_ID, 6, 7], [IGNORE_LABEL] * 6, vision_tokens=2)
+    assert positions.vision_positions.tolist() == [1, 2, 4, 5] and positions.tqv_query_positions.tolist() == [6, 7]
+
+    def blocks(pairs: AttentionPairs) -> list[tuple[list[int], list[int]]]:
+        return [(rows.tolist(), cols.tolist()) for rows, cols in positions.attention_blocks(pairs)]
+
+    assert blocks("tqv") == [([6, 7], [1, 2]), ([6, 7], [4, 5])]
+    assert blocks("vqv") == [([1, 2, 4, 5], [1, 2]), ([1, 2, 4, 5], [4, 5])]
+    assert blocks("tqt") == [([6, 7], [0, 3, 6, 7])]
+    assert position_map([1, 5], [IGNORE_LABEL] * 2, vision_tokens=2).attention_blocks("tqv") == []
 
 
 def test_positions_are_int32() -> None:

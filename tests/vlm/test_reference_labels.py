@@ -84,7 +84,7 @@ def twin_plain(turns: list[Turn]) -> Tokens | None:
 
 def ours(turns: list[Turn], *, template: TemplateName, has_image: bool) -> Tokens | SampleError:
     try:
-        tokens = tokenize_conversation(turns, template=template, has_image=has_image, tokenizer=TOKENIZER)
+        tokens = tokenize_conversation(turns, template=template, num_images=has_image, tokenizer=TOKENIZER)
     except SampleError as error:
         return error
     return tokens.input_ids, tokens.labels
@@ -185,8 +185,8 @@ MASKED = [
 def test_what_the_original_masks_wholly_is_a_label_mask_error(turns: list[Turn]) -> None:
     assert twin_v1(turns, has_image=False) is None
     with pytest.raises(LabelMaskError, match="original"):
-        tokenize_conversation(turns, template="v1", has_image=False, tokenizer=TOKENIZER)
-    check_turns(turns, has_image=False)  # nothing but the walk finds them
+        tokenize_conversation(turns, template="v1", num_images=False, tokenizer=TOKENIZER)
+    check_turns(turns, num_images=False)  # nothing but the walk finds them
 
 
 KEPT = [

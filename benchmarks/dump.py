@@ -1,0 +1,351 @@
+"""What the teacher pass costs, against the bare forward passes of the same batches and against the naive way.
+
+    python benchmarks/dump.py [--samples 96] [--hidden 1536] [--layers 12] [--device cpu] [--markdown]
+
+* bare: `model(batch)` (tower, projector, decoder, logits at supervised positions) on the batches of the dump, made
+  ready beforehand; nothing is kept.
+* dump: `alignkd dump`'s own function into a fresh store: reading, decoding, tokenising, forward, targets, encoding,
+  checksums, fsync, reading back, commit. Loading the teacher and hashing its weights are not in it.
+* naive: what a first script does: samples in the order of the file, `output_attentions=True`, logits of every
+  position, one `np.save` per target and sample, all in turn.
+
+Rounds alternate bare and dump, and ratios compare two figures of the same round. On a CPU the dump's threads compete
+with the forward pass for the same cores, so everything beside the forward costs; `--threads` sets torch's threads in
+all cases. Peak memory is that of a process of its own per case, less what it held once the teacher was loaded.
+"""
+
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from measuring import machine
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pipeline.demo.tokenizer import TOKENIZER_MODEL
+from storage.order import shard_plan
+from storage.writer import StoreWriter
+from teacher_dump.bucketing import length_buckets
+from teacher_dump.config import TeacherConfig
+from teacher_dump.control import DumpControl
+from teacher_dump.dump import dump, load_teacher
+from teacher_dump.job import DumpJob
+from teacher_dump.preparation import Preparation, Prepared
+from teacher_dump.store_config import StoreConfig
+from vlm.batch import SequenceBatch, collate_sequences
+from vlm.checkpoint import load_example_builder, new_model, save_model
+from vlm.config import load_config
+from vlm.conversations import ConversationFile
+from vlm.family import official_config
+from vlm.model import MobileVLM
+
+CASES = ("bare", "dump", "naive")
+TOWER = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 256,
+}
+QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
+PHRASES = (
+    "It is a {digit}, written by hand.",
+    "The strokes leave little doubt that it is a {digit}, whatever else they say of it.",
+    "One could take it for something else at first, and at a second look one would not.",
+    "The pen was pressed harder where the line begins and let go where it ends.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One run of a case: wall and processor seconds, samples."""
+
+    seconds: float
+    cpu_seconds: float
+    samples: int
+
+
+@click.command()
+@click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--hidden", type=click.IntRange(min=64), default=1536, show_default=True)
+@click.option("--layers", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--token-budget", type=click.IntRange(min=1), default=4096, show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--profile", type=click.Choice(["exact", "compact"]), multiple=True, help="Default: both.")
+@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=torch.get_num_threads(), show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--naive/--no-naive", default=True, show_default=True)
+@click.option("--markdown", is_flag=True)
+@click.option("--memory-of", type=click.Choice(CASES), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(**options: Any) -> None:
+    """Samples per second of the dump as a share of the bare forward's, and both against the naive way."""
+    torch.set_num_threads(options["threads"])
+    if options["memory_of"] is not None:
+        print(json.dumps(memory_of(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options["folder"] = Path(folder)
+        write_inputs(Path(folder), options)
+        report(options)
+
+
+def report(options: dict[str, Any]) -> None:
+    """Measure and print."""
+    print(f"{machine()}; torch with {options['threads']} threads, {options['device']}, {options['dtype']}")
+    profiles = options["profile"] or ("exact", "compact")
+    bench = Bench(options, profiles[0])
+    parameters = sum(weight.numel() for weight in bench.model.parameters())
+    lengths = [sample.length for sample in bench.prepared]
+    print(
+        f"{parameters / 1e6:.0f} M parameters, {len(lengths)} samples of {min(lengths)}..{max(lengths)} tokens in "
+        f"{len(bench.batches)} batches of at most {options['token_budget']} padded tokens "
+        f"({sum(lengths) / sum(b.input_ids_BL.numel() for b in bench.batches):.0%} of them real)\n"
+    )
+    rows = [("case", "samples/s", "of bare, wall", "lowest..highest", "of bare, processor", "peak memory MiB")]
+    bench.bare()  # warm up
+    for number, profile in enumerate(profiles):
+        bench.profile = profile
+        cases = {"bare": bench.bare, f"dump, {profile}": bench.dump}
+        if options["naive"] and number == 0:
+            cases["naive"] = bench.naive
+        found: dict[str, list[Measured]] = {name: [] for name in cases}
+        for _ in range(options["rounds"]):
+            for name, run in cases.items():
+                found[name].append(run())
+        peaks = {name: peak_memory(options, name, profile) for name in cases}
+        rows += [row_of(name, measured, found["bare"], peaks[name]) for name, measured in found.items()]
+    print(as_table(rows, options["markdown"]))
+
+
+class Bench:
+    """A teacher, its samples made ready, and the three ways to run it."""
+
+    def __init__(self, options: dict[str, Any], profile: str) -> None:
+        self.options, self.profile, self.folder = options, profile, options["folder"]
+        self.model = load_teacher(self.job())
+        builder = load_example_builder(self.folder / "teacher", template="v1")
+        samples = list(ConversationFile(self.folder / "data.json"))
+        with Preparation(builder, self.folder / "images", 2) as preparation:
+            self.prepared = preparation.prepare(samples)
+        self.batches = [self._batch(batch) for batch in self._plan()]
+
+    def job(self) -> DumpJob:
+        """As `alignkd dump` would be given it."""
+        options = self.options
+        return DumpJob(
+            conversations=self.folder / "data.json",
+            images=self.folder / "images",
+            template="v1",
+            max_tokens=2048,
+            teacher=TeacherConfig(
+                checkpoint=str(self.folder / "teacher"),
+                dtype=options["dtype"],
+                device=options["device"],
+                token_budget=options["token_budget"],
+                sanity="off",
+            ),
+            store=StoreConfig(
+                path=self.folder / "store",
+                profile=self.profile,
+                backend=options["backend"],
+                shard_size=options["shard_size"],
+            ),
+        )
+
+    def bare(self) -> Measured:
+        """The forward passes alone."""
+        with measuring(self.options["device"]) as measured, torch.no_grad():
+            for batch in self.batches:
+                self.model(batch.to(self.options["device"]))
+        return measured(len(self.prepared))
+
+    def dump(self) -> Measured:
+        """The dump between opening the store and its last commit."""
+        shutil.rmtree(self.folder / "store", ignore_errors=True)
+        control = _Timed(self.options["device"])
+        result = dump(replace(self.job(), control=control), self.model)
+        assert result.num_records == len(self.prepared), result
+        assert control.measured is not None
+        return control.measured(result.num_records)
+
+    def naive(self) -> Measured:
+        """Everything at once, in turn."""
+        out = self.folder / "naive"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        decoder = self.model.model
+        decoder.set_attn_implementation("eager")  # the only one that gives attention
+        size = max(1, self.options["token_budget"] // max(sample.length for sample in self.prepared))
+        try:
+            with measuring(self.options["device"]) as measured, torch.no_grad():
+                for start in range(0, len(self.prepared), size):
+                    self._save_batch(out, self.prepared[start : start + size])
+        finally:
+            decoder.set_attn_implementation("sdpa")
+        return measured(len(self.prepared))
+
+    def _save_batch(self, out: Path, samples: Sequence[Prepared]) -> None:
+        batch = self._batch(samples).to(self.options["device"])
+        assert batch.pixel_values_ICHW is not None
+        vision = self.model.encode_images(batch.pixel_values_ICHW)
+        embeds = self.model.embed(batch, vision)
+        found = self.model.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
+        logits = self.model.lm_head(found.last_hidden_state)
+        for row, sample in enumerate(samples):
+            at = sample.example.positions
+            attention = found.attentions[0][row][:, at.tqv_query_positions][:, :, at.vision_positions]
+            for name, values in (
+                ("attention", attention),
+                ("vision", vision[row]),
+                ("logits", logits[row][at.supervised_positions]),
+            ):
+                np.save(out / f"{sample.sample.id}.{name}.npy", values.half().cpu().numpy())
+
+    def _plan(self) -> Iterator[list[Prepared]]:
+        """The dump's own batches, shard by shard and window by window."""
+        teacher = self.job().teacher
+        for planned in shard_plan(len(self.prepared), self.options["shard_size"], seed=0):
+            for start in range(0, len(planned), teacher.window):
+                window = [self.prepared[index] for index in planned[start : start + teacher.window]]
+                lengths = [sample.length for sample in window]
+                buckets = length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
+                yield from ([window[number] for number in bucket] for bucket in buckets)
+
+    @staticmethod
+    def _batch(samples: Sequence[Prepared]) -> SequenceBatch:
+        return collate_sequences(
+            [replace(sample.example, pixel_values=sample.pixels[0] if sample.pixels else None) for sample in samples]
+        )
+
+
+class _Timed(DumpControl):
+    """Measures what is between opening the store and its last commit."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device, self.measured = device, None
+
+    @contextmanager
+    def over(self, store: StoreWriter) -> Iterator[Iterator[int]]:
+        with super().over(store) as shards, measuring(self._device) as self.measured:
+            yield shards
+
+
+@contextmanager
+def measuring(device: str) -> Iterator[Callable[[int], Measured]]:
+    """Seconds of a block; gives what makes a `Measured` of the number of samples afterwards."""
+    _synchronize(device)
+    started, cpu = time.perf_counter(), time.process_time()
+    ended: list[float] = []
+    yield lambda samples: Measured(seconds=ended[0], cpu_seconds=ended[1], samples=samples)
+    _synchronize(device)
+    ended += [time.perf_counter() - started, time.process_time() - cpu]
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def memory_of(options: dict[str, Any]) -> float:
+    """Run one case in this process; MiB that it took beyond the loaded teacher and the prepared samples."""
+    bench = Bench(options, options["profile"][0])
+    cuda = options["device"].startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() / 2**20 if cuda else _peak_host_memory()
+    getattr(bench, options["memory_of"])()
+    return (torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_host_memory()) - held
+
+
+def peak_memory(options: dict[str, Any], case: str, profile: str) -> float:
+    """`memory_of` a case, in a process of its own."""
+    given = [f"--{name.replace('_', '-')}={options[name]}" for name in _PASSED_ON]
+    command = [sys.executable, __file__, *given, f"--profile={profile}", f"--memory-of={case.partition(',')[0]}"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return float(finished.stdout.splitlines()[-1])
+
+
+_PASSED_ON = ("samples", "hidden", "layers", "token_budget", "shard_size", "backend", "dtype", "device", "threads")
+_PASSED_ON += ("folder",)
+
+
+def _peak_host_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def row_of(name: str, measured: Sequence[Measured], bare: Sequence[Measured], peak: float) -> tuple[str, ...]:
+    """Medians of a case over the rounds."""
+    rate = statistics.median(run.samples / run.seconds for run in measured)
+    ratios = [b.seconds / run.seconds for run, b in zip(measured, bare, strict=True)]
+    cpu = statistics.median(b.cpu_seconds / run.cpu_seconds for run, b in zip(measured, bare, strict=True))
+    spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
+    return name, f"{rate:.2f}", f"{statistics.median(ratios):.3f}", spread, f"{cpu:.3f}", f"{peak:.0f}"
+
+
+def as_table(rows: Sequence[tuple[str, ...]], markdown: bool) -> str:
+    """Text in columns, or a markdown table."""
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([lines[0], "|:--" + "|--:" * (len(rows[0]) - 1) + "|", *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def write_inputs(folder: Path, options: dict[str, Any]) -> None:
+    """A random teacher and handwritten digits with answers of differing length, every image another."""
+    hidden = options["hidden"]
+    shape = {
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": options["layers"],
+        "num_attention_heads": hidden // 64 if hidden < 2048 else hidden // 128,
+        "mm_hidden_size": TOWER["hidden_size"],
+        "mm_vision_tower": "clip",
+    }
+    shape["num_key_value_heads"] = shape["num_attention_heads"]
+    teacher = folder / "teacher"
+    (teacher / "clip").mkdir(parents=True)
+    (teacher / "config.json").write_text(json.dumps({**official_config("MobileVLM_V2-1.7B"), **shape}))
+    (teacher / "clip" / "config.json").write_text(json.dumps(TOWER))
+    shutil.copyfile(TOKENIZER_MODEL, teacher / "tokenizer.model")
+    model: MobileVLM = new_model(load_config(teacher), seed=0)
+    save_model(model, teacher, tokenizer_from=teacher, dtype=_DTYPES[options["dtype"]])
+    digits, random = load_digits(), np.random.default_rng(0)
+    (folder / "images").mkdir()
+    entries = []
+    for number in range(options["samples"]):
+        pixels = (digits.images[number % len(digits.images)] * 15).astype(np.uint8)
+        Image.fromarray(pixels).convert("RGB").resize((480, 360)).save(folder / "images" / f"{number}.jpg", quality=90)
+        words = [PHRASES[i % len(PHRASES)] for i in range(int(random.integers(1, 5)))]
+        answer = " ".join(words).format(digit=digits.target[number % len(digits.target)])
+        turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": answer}]
+        entries.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(entries))
+
+
+_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What distillation costs: a step of plain fine-tuning, of Align-KD from a store, of Align-KD beside the teacher.
+
+    python benchmarks/train.py [--tokens 512] [--micro-batch 2] [--rounds 8] [--markdown]
+    python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
+        --gradient-checkpointing --micro-batch 16 --vocabulary 32000
+
+All three train the same student on the same batches by the code that users run, each in a process of its own; round
+by round each does one step while the others wait, so that a ratio compares figures of the same moment. Plain
+fine-tuning reads a store without targets. Weights are random in the shape asked for, images are real handwriting,
+texts are as long as `--tokens` allows, and the stores are dumped by `alignkd dump`'s own function.
+
+Memory is the device's own figure on CUDA; on a CPU the sum of all tensors alive, by a dispatch mode, in a step after
+the timed ones.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from measuring import machine
+from real_shape import write_digits, write_random_checkpoint
+
+from pipeline.demo.tokenizer import TOKENIZER_MODEL
+from vlm.checkpoint import load_example_builder
+from vlm.family import MEMBERS, official_config
+from vlm.templates import Turn
+
+VARIANTS = {"supervised": "(a) supervised only", "stored": "(b) from the store", "live": "(c) teacher beside"}
+QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
+SENTENCE = "It is a {digit}, written by hand; the strokes leave little doubt. "
+NO_TARGETS = {"attention": "none", "vision_all": "none", "vision_top": "none", "logits": {"kind": "none"}}
+# hidden size, layers, heads, intermediate size
+SMALL = {"student": (512, 12, 8, 1408), "teacher": (1024, 12, 16, 2816)}
+
+
+@click.command()
+@click.option("--student", default="small", show_default=True, help="small, or a member of the family.")
+@click.option("--teacher", default="small", show_default=True, help="small, or a member of the family.")
+@click.option("--vocabulary", default=4096, show_default=True, help="Of the small models.")
+@click.option("--tokens", default=512, show_default=True, help="Length of every sample, vision tokens included.")
+@click.option("--samples", default=16, show_default=True)
+@click.option("--micro-batch", default=2, show_default=True)
+@click.option("--accumulate", default=1, show_default=True, help="Micro-batches per step.")
+@click.option("--rounds", default=8, show_default=True, help="Timed steps of each; one more warms up.")
+@click.option("--profile", type=click.Choice(["compact", "exact"]), default="compact", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--offload", is_flag=True, help="train.offload_optimizer")
+@click.option("--gradient-checkpointing", is_flag=True, help="train.gradient_checkpointing")
+@click.option("--data-workers", default=1, show_default=True)
+@click.option("--variant", type=click.Choice(list(VARIANTS)), multiple=True, help="Only these; default all.")
+@click.option("--one-at-a-time", is_flag=True, help="One after the other, where one device cannot hold all.")
+@click.option("--out", type=click.Path(path_type=Path), help="Keep checkpoints and stores here; default: nowhere.")
+@click.option("--markdown", is_flag=True, help="A table for docs/benchmarks.md.")
+def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool, **options: Any) -> None:
+    """Seconds and memory of a step, side by side."""
+    print(f"`{' '.join(['python benchmarks/train.py', *sys.argv[1:]])}`\n\n{machine()}\n", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        configs = prepare(folder, **options)
+        found = measure(configs, variant or tuple(VARIANTS), rounds, options["one_at_a_time"])
+    print(table(found, markdown))
+
+
+def prepare(
+    out: Path,
+    *,
+    student: str,
+    teacher: str,
+    vocabulary: int,
+    tokens: int,
+    samples: int,
+    micro_batch: int,
+    accumulate: int,
+    profile: str,
+    dtype: str,
+    offload: bool,
+    gradient_checkpointing: bool,
+    data_workers: int,
+    **_: Any,
+) -> dict[str, Path]:
+    """Checkpoints, data, stores; the configuration of each variant."""
+    out.mkdir(parents=True, exist_ok=True)
+    for role, name in (("student", student), ("teacher", teacher)):
+        if not (out / role).exists():
+            write_model(out / role, role, name, vocabulary)
+    write_data(out, samples, tokens)
+    configs = {}
+    for variant, targets in (("supervised", NO_TARGETS), ("stored", {"profile": profile})):
+        values = {
+            "data": {"conversations": str(out / "data.json"), "images": str(out / "images"), "max_tokens": tokens},
+            "teacher": {"checkpoint": str(out / "teacher"), "dtype": dtype, "sanity": "off"},
+            "student": {"checkpoint": str(out / "student"), "dtype": dtype},
+            "store": {"path": str(out / f"store-{variant}"), "backend": "webdataset", **targets},
+            "train": {
+                "output": str(out / f"run-{variant}"),
+                "steps": 1000,
+                "preset": "supervised" if variant == "supervised" else "paper",
+                "micro_batch": micro_batch,
+                "global_batch": micro_batch * accumulate,
+                "offload_optimizer": offload,
+                "gradient_checkpointing": gradient_checkpointing,
+                "data_workers": data_workers,
+            },
+        }
+        configs[variant] = out / f"{variant}.yaml"
+        configs[variant].write_text(yaml.safe_dump(values))
+        subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", "dump", str(configs[variant])], check=True, stdout=subprocess.DEVNULL
+        )
+    return {**configs, "live": configs["stored"]}
+
+
+def write_model(folder: Path, role: str, name: str, vocabulary: int) -> None:
+    """A checkpoint with random weights."""
+    raw = official_config(MEMBERS[0] if name == "small" else name)
+    if name == "small":
+        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        raw |= dict(zip(keys, SMALL[role], strict=True))
+        raw |= {"num_key_value_heads": raw["num_attention_heads"], "vocab_size": vocabulary, "mm_hidden_size": 256}
+        raw["mm_vision_tower"] = "clip"
+        tower = {"model_type": "clip_vision_model", "hidden_size": 256, "intermediate_size": 1024, "image_size": 336}
+        tower |= {"num_hidden_layers": 6, "num_attention_heads": 4, "patch_size": 14, "hidden_act": "quick_gelu"}
+        (folder / "clip").mkdir(parents=True)
+        (folder / "clip" / "config.json").write_text(json.dumps(tower))
+    write_random_checkpoint(folder, raw)
+
+
+def write_data(out: Path, samples: int, tokens: int) -> None:
+    """Real handwriting; each answer repeats its sentence as often as the length allows."""
+    digits = write_digits(out / "images", samples)
+    builder = load_example_builder(out / "student", template="v1")
+    entries = []
+    for number, digit in enumerate(digits):
+        repeats = 1
+        while length_of(builder, digit, repeats + 1) <= tokens:
+            repeats += 1
+        values = (QUESTION, SENTENCE.format(digit=digit) * repeats)
+        turns = [{"from": who, "value": value} for who, value in zip(("human", "gpt"), values, strict=True)]
+        entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (out / "data.json").write_text(json.dumps(entries))
+
+
+def length_of(builder: Any, digit: int, repeats: int) -> int:
+    turns = [Turn("human", QUESTION), Turn("gpt", SENTENCE.format(digit=digit) * repeats)]
+    return int(builder.tokenize(turns, num_images=1).positions.length)
+
+
+class Variant:
+    """A process of train_variant.py."""
+
+    def __init__(self, name: str, config: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("train_variant.py")), str(config), name]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+
+    def ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        sys.exit(f"a variant ended with {self.process.wait()}")
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(configs: dict[str, Path], names: tuple[str, ...], rounds: int, one_at_a_time: bool) -> dict[str, Any]:
+    """Steps and memory of each variant."""
+    found: dict[str, Any] = {}
+    for group in [(name,) for name in names] if one_at_a_time else [names]:
+        variants = {name: Variant(name, configs[name]) for name in group}
+        found |= {name: {"steps": []} for name in group}
+        for number in range(rounds + 1):
+            for name, variant in variants.items():
+                step = variant.ask("step")
+                if number:
+                    found[name]["steps"].append(step)
+        for name, variant in variants.items():
+            found[name]["memory"] = variant.ask("memory")
+            variant.end()
+    return found
+
+
+def table(found: dict[str, Any], markdown: bool) -> str:
+    """A line per variant; ratios are to the first one, of the same round."""
+    header = (
+        "step",
+        "seconds",
+        "ratio",
+        "lowest..highest",
+        "tokens/s",
+        "waiting",
+        "peak MiB",
+        "ratio",
+        "between steps",
+    )
+    first = next(iter(found.values()))
+    rows = [header]
+    for name, variant in found.items():
+        seconds = [step["seconds"] for step in variant["steps"]]
+        ratios = [mine / step["seconds"] for mine, step in zip(seconds, first["steps"], strict=True)]
+        memory = variant["memory"]
+        rows.append(
+            (
+                VARIANTS[name],
+                f"{statistics.median(seconds):.3f}",
+                f"{statistics.median(ratios):.3f}",
+                f"{min(ratios):.2f}..{max(ratios):.2f}",
+                f"{variant['steps'][0]['tokens'] / statistics.median(seconds):,.0f}",
+                f"{statistics.median(step['wait_share'] for step in variant['steps']):.1%}",
+                f"{memory['peak']:,.0f}",
+                f"{memory['peak'] / first['memory']['peak']:.3f}",
+                f"{memory['held']:,.0f}",
+            )
+        )
+    if markdown:
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([lines[0], "|:--" + "|--:" * (len(header) - 1) + "|", *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+if __name__ == "__main__":
+    main()

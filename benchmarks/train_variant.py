@@ -1,0 +1,146 @@
+"""One way of training, in a process of its own: started by train.py, does a step for every line it reads.
+
+    python benchmarks/train_variant.py CONFIG supervised|stored|live
+
+`live` holds the teacher beside the student and computes its targets in every step; nothing of this is in the package.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from live_bytes import LiveBytes
+from torch import Tensor
+
+from pipeline.config import RunConfig, load_run_config
+from storage import SampleOrder
+from student_train.batch import TrainBatch
+from student_train.counts import GlobalCounts
+from student_train.decode import CodedTensor
+from student_train.engine import Engine, StepOutcome
+from student_train.loader import micro_batches
+from student_train.losses.loss_sum import LossSum
+from student_train.ranks import start_ranks
+from student_train.tally import StepTally
+from student_train.targets import HiddenTargets
+from student_train.trainer import _optimiser_step, build_student, open_dataset
+from vlm.checkpoint import load_model
+from vlm.model import MobileVLM
+
+TOP_TOKENS = 16
+
+
+class WithTeacher:
+    """An engine that asks a living teacher instead of the store."""
+
+    def __init__(self, engine: Engine, config: RunConfig) -> None:
+        assert config.teacher is not None
+        dtype = getattr(torch, config.teacher.dtype)
+        device = engine.ranks.device
+        self.engine = engine
+        self.teacher = load_model(config.teacher.checkpoint, dtype=dtype, device=device).requires_grad_(False)
+        engine.student.teacher_lm_head_VD = self.teacher.lm_head.weight
+
+    def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
+        return self.engine(live_targets(self.teacher, batch.to(self.engine.ranks.device)))
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def end_micro_batch(self, factor: float) -> StepOutcome | None:
+        return self.engine.end_micro_batch(factor)
+
+
+@torch.no_grad()
+def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
+    """The batch with the teacher's targets in place of the stored ones; one image per sample."""
+    sequences, attention = batch.sequences, batch.attention
+    assert sequences.pixel_values_ICHW is not None and attention is not None
+    vision_IPD = teacher.encode_images(sequences.pixel_values_ICHW.to(teacher.lm_head.weight.dtype))
+    embeds_BLD = teacher.embed(sequences, vision_IPD)
+    hidden_ND = teacher.hidden_states(embeds_BLD).flatten(0, 1)[batch.supervised_N]
+    attention_BHRC = teacher.first_layer_attention(
+        embeds_BLD, attention.rows_BR, attention.cols_BC, chunk_bytes=256 << 20
+    )
+    real_BR = torch.arange(attention_BHRC.shape[2], device=embeds_BLD.device) < torch.tensor(
+        attention.num_rows_B, device=embeds_BLD.device
+    ).unsqueeze(1)
+    focus_BC = (attention_BHRC.mean(1) * real_BR[..., None]).sum(1)
+    top_IK = focus_BC.argsort(dim=-1, descending=True, stable=True)[:, :TOP_TOKENS]
+    top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
+    return replace(
+        batch,
+        attention=replace(attention, coded_BRHC=CodedTensor.plain(attention_BHRC.transpose(1, 2))),
+        vision_all_IPD=CodedTensor.plain(vision_IPD),
+        top_index_IK=top_IK,
+        top_embeddings_IKD=CodedTensor.plain(top_IKD),
+        logits=HiddenTargets(states=CodedTensor.plain(hidden_ND)),
+    )
+
+
+class Training:
+    """The trainer's loop, a step at a time, without checkpoints and export."""
+
+    def __init__(self, config: RunConfig, variant: str) -> None:
+        self.ranks, job = start_ranks(), config.train_job()
+        dataset = open_dataset(job)
+        job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
+        student = build_student(job, dataset.reader)
+        self.losses = job.train.losses
+        self.counts = GlobalCounts(dataset.reader, student.model.config, self.losses.weights)
+        self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
+        engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
+        self.engine: Any = WithTeacher(engine, config) if variant == "live" else engine
+        self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0)
+        self.tokens, self.number = dataset.reader.sequence_lengths, 0
+
+    def step(self) -> dict[str, Any]:
+        """What one optimiser step took."""
+        positions = self.order.global_batch_indices(self.number)
+        tally = StepTally(self.losses.weights, self.counts(positions))
+        _optimiser_step(self.engine, self.batches, tally, 1.0)
+        tally.gather(self.ranks, stop=False)
+        self.number += 1
+        tokens = int(self.tokens[positions].sum())
+        return {"seconds": tally.seconds, "wait_share": tally.wait_share, "loss": tally.loss, "tokens": tokens}
+
+    def memory(self) -> dict[str, Any]:
+        """Device memory, MiB: what lies between steps, and the most while one is done."""
+        if torch.cuda.is_available():
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.step()
+            return {"held": held / 2**20, "peak": torch.cuda.max_memory_allocated() / 2**20}
+        with all_live_bytes() as live:
+            held = live.now
+            self.step()
+        return {"held": held / 2**20, "peak": live.peak / 2**20}
+
+
+@contextmanager
+def all_live_bytes() -> Iterator[LiveBytes]:
+    """What is there already counts too: weights, optimizer state and, where it lives here, the teacher."""
+    there = [value for value in gc.get_objects() if isinstance(value, Tensor)]
+    size = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in there}.values())
+    del there
+    with LiveBytes() as live:
+        live.now = live.peak = size
+        yield live
+
+
+def main(config: str, variant: str) -> None:
+    training = Training(load_run_config(Path(config), "train"), variant)
+    answers = {"step": training.step, "memory": training.memory}
+    print(json.dumps({"ready": variant}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answers[line.strip()]()), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

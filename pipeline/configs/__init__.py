@@ -1,0 +1,1 @@
+"""Ready recipes, as files: `alignkd configs` lists and copies them."""

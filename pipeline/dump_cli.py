@@ -1,0 +1,92 @@
+"""`alignkd dump`: one worker of a dump, or what is known of all of them."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.console import clean_errors, json_option, print_json
+
+if TYPE_CHECKING:
+    from teacher_dump.job import DumpResult
+
+MAX_LISTED = 10
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--stage", help="One stage of a recipe of several.")
+@click.option("--worker", metavar="RANK/COUNT", help="Which of several workers this is; launchers say it themselves.")
+@click.option("--status", "store", metavar="STORE", help="Show how far the dump into STORE is, and change nothing.")
+@json_option
+@clean_errors
+def dump(config: Path | None, stage: str | None, worker: str | None, store: str | None, as_json: bool) -> None:
+    """Phase 1: run the teacher over the data set and write its targets to the store.
+
+    Stop it any time and run it again: only shards that are not committed are computed. Ctrl-C finishes the shard in
+    hand, a second one gives it up; SIGTERM ends within 10 seconds. Several workers share a store: docs/running.md.
+
+    Example: alignkd dump run.yaml
+    """
+    if (config is None) == (store is None):
+        raise click.UsageError("give either CONFIG, to run the dump, or --status STORE, to look at one")
+    if store is not None:
+        show_status(store, as_json)
+        return
+    assert config is not None
+    run_worker(config, stage, worker, as_json)
+
+
+def show_status(store: str, as_json: bool) -> None:
+    """Print how far a dump is."""
+    from pipeline.dump_status import dump_status, status_lines
+
+    status = dump_status(store)
+    if as_json:
+        print_json(asdict(status))
+        return
+    for line in status_lines(status):
+        click.echo(line)
+
+
+def run_worker(config: Path, stage: str | None, worker: str | None, as_json: bool) -> None:
+    """Run one worker, print what it did, exit as it ended."""
+    from pipeline.dump_phase import run_dump
+    from pipeline.recipes import load_stage
+    from teacher_dump.stops import DumpStopped
+
+    try:
+        end = run_dump(load_stage(config, "dump", stage), worker)
+    except DumpStopped as stop:
+        click.echo(f"alignkd: {stop}; run the same command again to go on", err=True)
+        sys.exit(128 + stop.signal)
+    if as_json:
+        print_json({"worker": str(end.worker), **asdict(end.result)})
+    else:
+        for line in quarantine_lines(end.result):
+            click.echo(line, err=True)
+        click.echo(result_line(end.result))
+    if end.interrupted_by:
+        click.echo("alignkd: stopped after the shard in hand; run the same command again to go on", err=True)
+        sys.exit(128 + end.interrupted_by)
+
+
+def quarantine_lines(result: "DumpResult") -> Iterator[str]:
+    """The first few unusable samples, and how many more there are."""
+    for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
+        yield f"quarantined: sample {sample_id!r} (index {index}): {reason}"
+    if (rest := len(result.quarantined) - MAX_LISTED) > 0:
+        yield f"quarantined: {rest} more, see `alignkd shards ls --json`"
+
+
+def result_line(result: "DumpResult") -> str:
+    """What a worker did and what the store holds now."""
+    done = "nothing left to do" if not result.shards_written else f"wrote {result.shards_written} shards"
+    halved = f", {result.halved_batches} batches halved for lack of memory" if result.halved_batches else ""
+    return (
+        f"{done}: {result.num_records} of {result.num_samples} samples in the store, "
+        f"{len(result.quarantined)} quarantined{halved}, {result.seconds:.1f} s"
+    )

@@ -1,0 +1,327 @@
+"""What a run will take before anything runs: bytes of the store, memory of both phases, hours; no weights are read."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.data.scan import Scan
+from pipeline.data.stats import open_with_progress
+from pipeline.plan_advice import advice
+from pipeline.plan_choices import (
+    ASSUMED_DISTINCT_DRAWS,
+    ASSUMED_NUCLEUS,
+    bytes_by_codec,
+    bytes_by_profile,
+    plan_manifest,
+)
+from pipeline.plan_devices import (
+    DEVICES,
+    QUANTISED_SHARE,
+    STUDENT_SHARE,
+    TEACHER_SHARE,
+    device_named,
+    forward_flops,
+    hours,
+    training_flops,
+)
+from pipeline.plan_loads import student_load, teacher_load
+from pipeline.plan_memory import Memory, StudentLoad, student_memory, teacher_memory
+from pipeline.plan_models import ModelShapes, config_of
+from pipeline.plan_probe import Probe, entries_in_store, run_probe
+from pipeline.plan_samples import DataSize, assumed_samples, count_samples
+from pipeline.plan_store import StoreSize, store_size
+from storage.order import shard_plan
+from teacher_dump.store_config import StoreConfig
+from vlm.checkpoint import load_example_builder
+from vlm.config import VLMConfig
+from vlm.errors import InputError
+from vlm.examples import ExampleBuilder
+from vlm.hub import resolve_checkpoint
+
+DEVICE_COUNTS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What is asked beside the configuration.
+
+    Attributes:
+        gpu_memory: bytes of each device; None takes those of `device`.
+        disk: bytes there is room for; None takes what is free where the store goes.
+        device: of `DEVICES`, for the memory if that is not given.
+        devices: how many train together, and run the dump side by side.
+        samples, mean_tokens: the data set's size where there is no data to count.
+        supervised_share: of the text tokens after the image, in that case.
+        count: samples to count at least.
+        entries: kept tokens per supervised position, where that is known.
+        probe: samples to run the teacher on, 0 for none.
+    """
+
+    gpu_memory: int | None = None
+    disk: int | None = None
+    device: str = "rtx3090"
+    devices: int = 1
+    samples: int | None = None
+    mean_tokens: float | None = None
+    supervised_share: float = 0.5
+    count: int = 4096
+    entries: float | None = None
+    probe: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """One dump and one training.
+
+    Attributes:
+        name: of the stage, None in a file without stages.
+        entries_per_position: kept tokens per supervised position; `entries_source` says where the figure is from.
+        choices: target -> codec -> bytes of that target over the whole store.
+        profiles: profile -> bytes of the whole store.
+        student: None where the configuration trains nobody.
+        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        hours: device -> phase -> hours on one device.
+        probe: what was measured, if anything.
+        advice: what to change, in order; empty where everything fits.
+    """
+
+    name: str | None
+    data: DataSize
+    store: StoreSize
+    entries_per_position: float
+    entries_source: str
+    choices: Mapping[str, Mapping[str, int]]
+    profiles: Mapping[str, int]
+    teacher: Memory
+    student: Memory | None
+    table: Sequence[Mapping[str, Any]]
+    hours: Mapping[str, Mapping[str, float]]
+    probe: Probe | None
+    gpu_memory: int
+    disk: int | None
+    advice: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+
+    @property
+    def fits_by(self) -> dict[str, bool]:
+        """Whether each part fits."""
+        fits = {
+            "store": self.disk is None or self.store.total <= self.disk,
+            "teacher": self.teacher.fits(self.gpu_memory),
+        }
+        return fits if self.student is None else {**fits, "student": self.student.fits(self.gpu_memory)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Bytes and hours as numbers."""
+        rows = self.data.rows
+        student = self.student
+        return {
+            "stage": self.name,
+            "store_bytes": self.store.total,
+            "store_bytes_by_target": dict(self.store.by_target),
+            "store_bytes_by_codec": {target: dict(sizes) for target, sizes in self.choices.items()},
+            "store_bytes_by_profile": dict(self.profiles),
+            "teacher_memory_bytes": self.teacher.peak,
+            "teacher_memory_by_part": dict(self.teacher.parts),
+            "student_memory_bytes": None if student is None else student.peak,
+            "student_memory_by_part": None if student is None else dict(student.parts),
+            "student_host_bytes": None if student is None else student.host,
+            "student_memory_table": [dict(row) for row in self.table],
+            "hours": {device: dict(phases) for device, phases in self.hours.items()},
+            "fits": all(self.fits_by.values()),
+            "fits_by": self.fits_by,
+            "gpu_memory_bytes": self.gpu_memory,
+            "disk_bytes": self.disk,
+            "recommendation": [dict(step) for step in self.advice],
+            "data": {
+                "samples": self.data.num_samples,
+                "records": round(self.data.num_records),
+                "counted": self.data.counted,
+                "counted_all": self.data.exact,
+                "unusable_share": self.data.unusable / max(1, self.data.counted),
+                "mean_tokens": self.data.mean("length"),
+                "longest": int(rows.length.max(initial=0)),
+                "mean_supervised": self.data.mean("supervised"),
+                "mean_queries": self.data.mean("queries"),
+                "mean_images": self.data.mean("images"),
+            },
+            "entries_per_position": self.entries_per_position,
+            "entries_source": self.entries_source,
+            "measured": None if self.probe is None else asdict(self.probe),
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(
+    config: RunConfig, options: PlanOptions, *, name: str | None = None, student_shapes: ModelShapes | None = None
+) -> Plan:
+    """The plan of one configuration.
+
+    Args:
+        student_shapes: of the student, where its checkpoint does not exist yet.
+
+    Raises:
+        InputError: unusable data, checkpoint or options.
+    """
+    assert config.teacher is not None
+    teacher_config = config_of(config.teacher.checkpoint, config.teacher.vision_config)
+    teacher = ModelShapes.of(config.teacher.checkpoint, teacher_config)
+    builder = _builder(config) if options.samples is None else None
+    data = _data(config, options, teacher, builder)
+    if not len(data.rows):
+        raise InputError(
+            f"{config.data.conversations}: none of {data.counted} counted samples is usable; see `alignkd data stats`"
+        )
+    probe = run_probe(config, options.probe) if options.probe else None
+    entries, source = _entries(config.store, teacher_config, options.entries, probe)
+    manifest = plan_manifest(config, teacher_config, builder, data)
+    attachments = _attachments(config, teacher, builder)
+    device_bytes = options.gpu_memory or device_named(options.device).memory
+    student = student_shapes if config.student is None or student_shapes is not None else shapes_of_student(config)
+    load = None if student is None else student_load(config, data, teacher, devices=options.devices)
+    plan = Plan(
+        name=name,
+        data=data,
+        store=store_size(data, manifest, entries_per_position=entries, attachments=attachments),
+        entries_per_position=entries,
+        entries_source=source,
+        choices=bytes_by_codec(data, manifest, entries, attachments),
+        profiles=bytes_by_profile(data, manifest, teacher, entries, attachments),
+        teacher=teacher_memory(teacher, teacher_load(config, data)),
+        student=None if student is None or load is None else student_memory(student, load),
+        table=() if student is None or load is None else _table(student, load, device_bytes),
+        hours=_hours(config, data, teacher, student),
+        probe=probe,
+        gpu_memory=device_bytes,
+        disk=options.disk if options.disk is not None else free_bytes(config.store.path),
+        advice=(),
+        notes=data.notes,
+    )
+    return advice(plan, config, teacher, student, load)
+
+
+def shapes_of_student(config: RunConfig) -> ModelShapes | None:
+    """Of the section `student`, None without one.
+
+    Raises:
+        InputError: no such checkpoint, or none of ours.
+    """
+    if config.student is None:
+        return None
+    found = config_of(config.student.checkpoint, config.student.vision_config)
+    return ModelShapes.of(config.student.checkpoint, found)
+
+
+def free_bytes(store: Path | str) -> int | None:
+    """Free bytes where a store goes; None for a bucket."""
+    if isinstance(store, str):
+        return None
+    place = store.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _builder(config: RunConfig) -> ExampleBuilder:
+    assert config.teacher is not None
+    teacher = config.teacher
+    return load_example_builder(teacher.checkpoint, template=config.data.template, vision_config=teacher.vision_config)
+
+
+def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: ExampleBuilder | None) -> DataSize:
+    store, data = config.store, config.data
+    if builder is None:
+        if options.mean_tokens is None or options.samples is None:
+            raise InputError("--samples and --mean-tokens belong together; give both, or neither and a data set")
+        return assumed_samples(
+            options.samples,
+            options.mean_tokens,
+            shard_size=store.shard_size,
+            vision_tokens=teacher.size.vision_tokens,
+            supervised_share=options.supervised_share,
+            plain=data.template == "plain",
+        )
+    samples = open_with_progress(data.conversations)
+    if not len(samples):
+        raise InputError(f"{data.conversations}: no conversations in it; give a file with at least one")
+    images = data.images if data.images is not None and data.images.is_dir() else None
+    return count_samples(
+        Scan(files=(samples,), builder=builder, images=images, decode=False),
+        shard_plan(len(samples), store.shard_size, store.seed),
+        max_tokens=data.max_tokens,
+        at_least=options.count,
+        embed=store.inputs == "embed",
+    )
+
+
+def _entries(store: StoreConfig, teacher: VLMConfig, given: float | None, probe: Probe | None) -> tuple[float, str]:
+    """Kept tokens per supervised position, and where the figure is from."""
+    codec = store.logits.codec()
+    if codec.kind not in ("topk", "nucleus", "sampled"):
+        return 0.0, "no tokens are kept one by one"
+    if given is not None:
+        return given, "given"
+    if probe is not None and probe.entries_per_position is not None:
+        return probe.entries_per_position, "measured by the probe"
+    if (found := entries_in_store(store)) is not None:
+        return found, "measured on the store that is there"
+    if codec.kind == "topk":
+        assert codec.top_k is not None
+        return float(min(codec.top_k, teacher.vocab_size)), "arithmetic: top_k"
+    if codec.kind == "sampled":
+        assert codec.num_draws is not None
+        return max(
+            1.0, ASSUMED_DISTINCT_DRAWS * codec.num_draws
+        ), "assumed: a quarter of the draws are different tokens"
+    assert codec.min_entries is not None and codec.max_entries is not None
+    kept = min(max(ASSUMED_NUCLEUS, codec.min_entries), codec.max_entries, teacher.vocab_size)
+    return kept, "assumed: a teacher of 1.2 nats per position; --probe measures it"
+
+
+def _attachments(config: RunConfig, teacher: ModelShapes, builder: ExampleBuilder | None) -> dict[str, int]:
+    """Bytes of the files that the store carries."""
+    assert config.teacher is not None
+    tokenizer = 500_000
+    if builder is not None:
+        tokenizer = (resolve_checkpoint(config.teacher.checkpoint, weights=False) / "tokenizer.model").stat().st_size
+    found = {"tokenizer": tokenizer}
+    if config.store.logits.kind == "hidden":
+        element = 4 if config.teacher.dtype == "float32" else 2
+        found["lm_head"] = element * teacher.size.vocab_size * teacher.size.hidden_size
+    return found
+
+
+def _table(student: ModelShapes, load: StudentLoad, device_bytes: int) -> list[dict[str, Any]]:
+    """The student's memory for 1, 2, 4 and 8 devices, with and without offloading and checkpointing."""
+    rows = []
+    for devices in DEVICE_COUNTS:
+        for offload in (False, True):
+            for checkpointing in (False, True):
+                other = replace(load, devices=devices, offload=offload, gradient_checkpointing=checkpointing)
+                memory = student_memory(student, other)
+                rows.append({"devices": devices, "offload": offload, "gradient_checkpointing": checkpointing,
+                             "bytes": memory.peak, "host_bytes": memory.host,
+                             "fits": memory.fits(device_bytes)})  # fmt: skip
+    return rows
+
+
+def _hours(
+    config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes | None
+) -> dict[str, dict[str, float]]:
+    """Hours of both phases on one device of each kind, by arithmetic."""
+    assert config.teacher is not None
+    shape = {"tokens": data.mean("length"), "images": data.mean("images"), "supervised": data.mean("supervised")}
+    dump = forward_flops(teacher, **shape) * data.num_records
+    share = TEACHER_SHARE * QUANTISED_SHARE[config.teacher.quantization]
+    found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
+    if student is None or config.train is None:
+        return found
+    train = config.train
+    seen = train.optimiser_steps(max(1, round(data.num_records)), 1) * train.global_batch_size(1)
+    step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
+    for name, device in DEVICES.items():
+        found[name]["train"] = hours(step * seen, device, STUDENT_SHARE)
+    return found

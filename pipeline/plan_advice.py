@@ -1,0 +1,111 @@
+"""What to change so that a plan fits: the cheapest steps first, each with what it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.plan_loads import teacher_load
+from pipeline.plan_memory import StudentLoad, student_memory, teacher_memory
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.plan import Plan
+    from pipeline.plan_models import ModelShapes
+
+
+def advice(
+    plan: Plan, config: RunConfig, teacher: ModelShapes, student: ModelShapes | None, load: StudentLoad | None
+) -> Plan:
+    """The plan with its advice."""
+    fits = plan.fits_by
+    steps: list[dict[str, Any]] = []
+    if not fits["store"]:
+        steps.append(_store(plan))
+    if not fits["teacher"]:
+        steps.append(_teacher(plan, config, teacher))
+    if student is not None and load is not None and not fits["student"]:
+        steps.append(_student(plan, student, load))
+    return replace(plan, advice=tuple(steps))
+
+
+def _store(plan: Plan) -> dict[str, Any]:
+    """The richest profile that there is room for."""
+    assert plan.disk is not None
+    for name, size in sorted(plan.profiles.items(), key=lambda item: -item[1]):
+        if size <= plan.disk:
+            return {"for": "store", "set": {"store.profile": name}, "bytes": size}
+    kinds = {target: min(sizes, key=lambda name: sizes[name]) for target, sizes in plan.choices.items() if sizes}
+    least = plan.store.total - sum(
+        plan.store.by_target[target] - plan.choices[target][name] for target, name in kinds.items()
+    )
+    if least <= plan.disk:
+        settings = {f"store.{target}": name for target, name in kinds.items() if target != "logits"}
+        return {"for": "store", "set": {**settings, "store.logits.kind": kinds["logits"]}, "bytes": least}
+    room = int(plan.data.num_samples * plan.disk / least)
+    return {"for": "store", "set": {}, "bytes": least, "say": f"no choice of codecs fits; there is room for {room:,} "
+            "samples: use a part of the data, or more disk"}  # fmt: skip
+
+
+def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, Any]:
+    """The largest token budget that fits, with the mildest quantisation that it needs."""
+    assert config.teacher is not None
+    longest = plan.data.longest(config.data.max_tokens)
+    for quantization in dict.fromkeys([config.teacher.quantization, "int8", "nf4"]):
+        budget = config.teacher.token_budget
+        while True:
+            changed = config.teacher.model_copy(update={"token_budget": budget, "quantization": quantization})
+            other = config.model_copy(update={"teacher": changed})
+            memory = teacher_memory(teacher, teacher_load(other, plan.data))
+            if memory.fits(plan.gpu_memory):
+                chosen: dict[str, Any] = {"teacher.token_budget": budget}
+                if quantization != config.teacher.quantization:
+                    chosen["teacher.quantization"] = quantization
+                return {"for": "teacher", "set": chosen, "bytes": memory.peak}
+            if budget <= longest:
+                break
+            budget = max(longest, budget // 2)
+    return _hopeless(
+        "teacher",
+        "the teacher does not fit, even in 4 bits with one sample at a time; take a device with more memory or a "
+        "smaller teacher",
+    )
+
+
+def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any]:
+    """What costs least time: smaller micro-batches, then checkpointing, then offloading."""
+    for changed in student_choices(load):
+        memory = student_memory(student, changed)
+        if memory.fits(plan.gpu_memory):
+            chosen: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
+            if changed.gradient_checkpointing != load.gradient_checkpointing:
+                chosen["train.gradient_checkpointing"] = True
+            if changed.offload != load.offload:
+                chosen["train.offload_optimizer"] = True
+            return {"for": "student", "set": chosen, "bytes": memory.peak, "host_bytes": memory.host}
+    return _hopeless(
+        "student",
+        "the student does not fit, even with one sample at a time, checkpointing and offloading; take more devices, a "
+        "smaller student or a lower max_tokens",
+    )
+
+
+def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
+    """The same training with less memory, step by step: what costs least time first."""
+    for offload in dict.fromkeys([load.offload, True]):
+        for checkpointing in dict.fromkeys([load.gradient_checkpointing, True]):
+            size = load.micro_batch
+            while size:
+                yield replace(
+                    load,
+                    offload=offload,
+                    gradient_checkpointing=checkpointing,
+                    micro_batch=size,
+                    accumulates=load.accumulates or size < load.micro_batch,
+                )
+                size //= 2
+
+
+def _hopeless(part: str, say: str) -> dict[str, Any]:
+    return {"for": part, "set": {}, "bytes": None, "say": say}

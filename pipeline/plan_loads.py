@@ -1,0 +1,51 @@
+"""From a configuration and counted data to what decides the memory of both phases."""
+
+from pipeline.config import RunConfig
+from pipeline.plan_memory import StudentLoad, TeacherLoad
+from pipeline.plan_models import ModelShapes
+from pipeline.plan_samples import DataSize
+
+
+def teacher_load(config: RunConfig, data: DataSize) -> TeacherLoad:
+    """Of the teacher pass: its fullest batch."""
+    assert config.teacher is not None
+    teacher, rows = config.teacher, data.rows
+    longest, shortest = data.longest(config.data.max_tokens), max(1, int(rows.length.min()))
+    tokens = max(teacher.token_budget, longest)
+    samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
+    per_token = max(1.0, float(rows.length.sum()))
+    return TeacherLoad(
+        dtype=teacher.dtype,
+        quantization=teacher.quantization,
+        tokens=min(tokens, samples * longest),
+        longest=longest,
+        images=samples * max(1, int(rows.images.max())),
+        supervised=round(tokens * float(rows.supervised.sum()) / per_token),
+        queries=round(tokens * float(rows.queries.sum()) / per_token),
+        keeps_logits=config.store.logits.kind not in ("hidden", "none"),
+    )
+
+
+def student_load(config: RunConfig, data: DataSize, teacher: ModelShapes, *, devices: int) -> StudentLoad | None:
+    """Of training: a micro-batch padded to the longest sample; None where the configuration trains nobody."""
+    if config.student is None or config.train is None:
+        return None
+    train, rows = config.train, data.rows
+    limit = config.data.max_tokens
+    whole = train.global_batch or train.micro_batch * devices
+    return StudentLoad(
+        dtype=config.student.dtype,
+        micro_batch=train.micro_batch,
+        length=data.longest(limit),
+        supervised=data.most("supervised", limit),
+        queries=data.most("queries", limit) * int(rows.images.max()) if train.losses.attention > 0 else 0,
+        teacher_heads=teacher.size.num_heads,
+        teacher_hidden=teacher.size.hidden_size,
+        hidden_logits=config.store.logits.kind == "hidden" and train.losses.logit > 0,
+        head_chunk_mib=train.losses.head_chunk_mib,
+        attention_chunk_mib=train.losses.attention_chunk_mib,
+        devices=devices,
+        offload=train.offload_optimizer,
+        gradient_checkpointing=train.gradient_checkpointing,
+        accumulates=whole > train.micro_batch * devices,
+    )

@@ -1,0 +1,78 @@
+"""`alignkd run`: every stage of a file, every phase of a stage, each in a process of its own."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.phase_process import run_alignkd
+from pipeline.recipes import Stage, load_stages
+from student_train.output import CONFIG, read_finished, student_folder
+from student_train.settings import starting_point
+
+LAST = "train"
+
+
+def run_stages(path: Path, *, as_json: bool, launcher: str = "", say: Any = print) -> dict[str, Any]:
+    """Dump, verify and train, stage after stage; what is finished is not done again.
+
+    Args:
+        path: configuration of one stage, or a recipe of several.
+        as_json: collect the reports of all phases.
+        launcher: command line that starts the training's processes, such as `torchrun --nproc-per-node 4`.
+        say: prints a line.
+
+    Returns:
+        Reports by phase; by stage, then phase, for a recipe. Empty without `as_json`.
+
+    Raises:
+        InputError: as `load_stages`.
+    """
+    reports: dict[str, Any] = {}
+    for stage in load_stages(path, "run"):
+        found = _run_stage(path, stage, as_json, shlex.split(launcher), say)
+        reports |= found if stage.name is None else {stage.name: found}
+    return reports if as_json else {}
+
+
+def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say: Any) -> dict[str, Any]:
+    assert stage.config.train is not None
+    output = stage.config.train.output
+    if (finished := finished_before(stage.config)) is not None:
+        if not as_json:
+            name = "" if stage.name is None else f"stage {stage.name}: "
+            say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")
+        return {LAST: {"already_finished": True, **finished}}
+    config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
+    phases = {
+        "dump": ["dump", *config],
+        "verify": ["shards", "verify", str(stage.config.store.path)],
+        LAST: ["train", *config],
+    }
+    reports = {}
+    for phase, arguments in phases.items():
+        before = launcher if phase == LAST else []
+        if not as_json:
+            say(shlex.join([*before, "alignkd", *arguments]))
+        # a launcher speaks on stdout itself, so its phase's report is read from what it leaves
+        found = run_alignkd(arguments, as_json and not before, before)
+        reports[phase] = found if found is not None else finished_before(stage.config)
+    return reports
+
+
+def finished_before(config: RunConfig) -> dict[str, Any] | None:
+    """Where a stage ended that was finished with this very configuration, student and adapters; else None.
+
+    The store may be gone by now. A stage whose configuration has changed is not judged here: its training compares
+    every setting that decides something.
+    """
+    assert config.train is not None
+    finished = read_finished(config.train.output)
+    saved = config.train.output / CONFIG
+    if finished is None or not saved.is_file() or json.loads(saved.read_text()) != config.model_dump(mode="json"):
+        return None
+    start = starting_point(config.train_job())
+    if any(finished["settings"].get(name) != value for name, value in start.items()):
+        return None
+    return {name: finished[name] for name in ("step", "samples_seen", "skipped_steps", "metrics")}

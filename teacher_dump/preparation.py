@@ -1,0 +1,196 @@
+"""Samples made ready for the teacher by threads, a window ahead: files read, text tokenised, images decoded once each.
+
+Decoding, resizing and tokenising release Python's lock, so threads are enough to keep ahead of a teacher.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm.conversations import ImageFiles, Sample, every_one, image_hashes, read_images, sample_key
+from vlm.errors import ImageError, SampleError
+from vlm.examples import Example, ExampleBuilder
+from vlm.images import ImageProcessor
+
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A sample ready for the teacher.
+
+    Attributes:
+        place: in the shard's plan.
+        example: without pixels.
+        pixels: float32 [3, image_size, image_size] of each image; empty once the teacher has seen them.
+        key: content hash of the sample.
+        image_files: the bytes of each image file, one as it is, several as a tuple, or None.
+        image_sha256: of each, likewise.
+    """
+
+    place: int
+    sample: Sample
+    example: Example
+    pixels: tuple[NDArray[np.float32], ...]
+    key: str
+    image_files: ImageFiles
+    image_sha256: str | tuple[str, ...] | None
+
+    @property
+    def image_hashes(self) -> tuple[str, ...]:
+        """sha256 of each image."""
+        return every_one(self.image_sha256)
+
+    @property
+    def length(self) -> int:
+        """Embedded tokens."""
+        return self.example.positions.length
+
+    def without_pixels(self) -> "Prepared":
+        """What the record still needs."""
+        return replace(self, pixels=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unusable:
+    """A sample that cannot be cached, and why."""
+
+    place: int
+    sample: Sample
+    reason: SampleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedWindow:
+    """Consecutive samples of one shard.
+
+    Attributes:
+        shard: number of the shard.
+        start: place of the first sample in the shard's plan; 0 begins a shard.
+        samples: in the order of the plan.
+        is_last: whether the shard ends with them.
+    """
+
+    shard: int
+    start: int
+    samples: Sequence[Sample]
+    is_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A planned window whose samples are ready."""
+
+    plan: PlannedWindow
+    prepared: list[Prepared]
+    unusable: list[Unusable]
+
+
+class Preparation:
+    """Threads that prepare samples; a context manager.
+
+    Args:
+        builder: of the teacher's checkpoint.
+        images: folder the image paths are relative to.
+        num_threads: threads.
+        waiting: called about every `TICK_SECONDS` while samples are waited for; may raise.
+    """
+
+    def __init__(
+        self,
+        builder: ExampleBuilder,
+        images: Path | None,
+        num_threads: int,
+        waiting: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._builder, self._images, self._waiting = builder, images, waiting
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def windows(self, plans: Iterable[PlannedWindow]) -> Iterator[Window]:
+        """Each window in turn; the one after it is being prepared meanwhile."""
+        started: list[tuple[PlannedWindow, list[Future[list[Prepared | Unusable]]]]] = []
+        for plan in plans:
+            started.append((plan, self._start(plan.samples, plan.start)))
+            if len(started) == 2:
+                yield self._finished(*started.pop(0))
+        for plan, futures in started:
+            yield self._finished(plan, futures)
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """The usable ones of some samples, now."""
+        plan = PlannedWindow(shard=0, start=0, samples=samples, is_last=True)
+        return self._finished(plan, self._start(samples, 0)).prepared
+
+    def _finished(self, plan: PlannedWindow, futures: Sequence[Future[list[Prepared | Unusable]]]) -> Window:
+        for future in futures:
+            while not wait([future], timeout=TICK_SECONDS).done:
+                self._waiting()
+        items = sorted((item for future in futures for item in future.result()), key=lambda item: item.place)
+        return Window(
+            plan=plan,
+            prepared=[item for item in items if isinstance(item, Prepared)],
+            unusable=[item for item in items if isinstance(item, Unusable)],
+        )
+
+    def _start(self, samples: Sequence[Sample], start: int) -> list[Future[list[Prepared | Unusable]]]:
+        """Samples that show the same picture are one task: it is read and decoded once."""
+        tasks: defaultdict[object, list[tuple[int, Sample]]] = defaultdict(list)
+        for place, sample in enumerate(samples, start):
+            tasks[sample.image or place].append((place, sample))
+        return [self._pool.submit(self._prepare, members) for members in tasks.values()]
+
+    def _prepare(self, members: Sequence[tuple[int, Sample]]) -> list[Prepared | Unusable]:
+        builder = replace(self._builder, image_processor=_DecodesOnce(**vars(self._builder.image_processor)))
+        found: list[Prepared | Unusable] = []
+        for place, sample in members:
+            try:
+                found.append(self._prepared(place, sample, builder))
+            except SampleError as error:
+                found.append(Unusable(place=place, sample=sample, reason=error))
+        return found
+
+    def _prepared(self, place: int, sample: Sample, builder: ExampleBuilder) -> Prepared:
+        if sample.problem is not None:
+            raise SampleError(sample.problem)
+        files = read_images(self._images, sample.image)
+        try:
+            example = builder.build(sample.turns, files)
+        except ImageError as error:
+            raise ImageError(f"{' and '.join(sample.images)}: {error}") from error
+        hashes = image_hashes(files)
+        return Prepared(
+            place=place,
+            sample=sample,
+            example=replace(example, pixel_values=None),
+            pixels=example.pixels_of_images,
+            key=sample_key(sample.conversations(), hashes, builder.template),
+            image_files=files,
+            image_sha256=hashes,
+        )
+
+
+@dataclass(frozen=True)
+class _DecodesOnce(ImageProcessor):
+    """Remembers the pixels of the files that it has seen."""
+
+    seen: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, compare=False)
+
+    def __call__(self, image_bytes: bytes) -> NDArray[np.float32]:
+        if image_bytes not in self.seen:
+            self.seen[image_bytes] = super().__call__(image_bytes)
+        return self.seen[image_bytes]

@@ -1,0 +1,254 @@
+"""Before the long run: does this teacher see, does it predict the labels where they are, does batching change it?
+
+A blind teacher (a projector that was not loaded, images of other samples) writes a store that looks like any other.
+The first samples of the plan are enough to tell, if the teacher is no random one: one that says nothing about the text
+either (entropy near log V) is not judged. Only what is clearly wrong fails a check.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.label_shift import CLEAR, MIN_PAIRS, VAGUE
+from teacher_dump.bucketing import length_buckets
+from teacher_dump.capture import Capture
+from teacher_dump.distribution import POSITIONS_AT_ONCE
+from teacher_dump.job import DumpJob
+from teacher_dump.memory_faults import in_halves, is_out_of_memory
+from teacher_dump.preparation import Prepared
+from teacher_dump.sanity_report import SanityFinding
+from vlm.conversations import Sample
+from vlm.errors import InputError
+from vlm.model import MobileVLM
+
+SAMPLES_AT_ONCE = 64
+MAX_SAMPLES = 256
+ENOUGH_IMAGES = 64
+MIN_IMAGES = 32
+# standard errors by which the right images must be better than the wrong ones
+SEEING = 2.0
+# relative L2 error of hidden states, a batch against one sample at a time
+ROUNDING = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.1}
+ROUNDING_QUANTIZED = 0.25
+COMPARED = 4
+
+Prepare = Callable[[Sequence[Sample]], list[Prepared]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScores:
+    """Of one sample's N supervised positions: log-probability of the label, entropy, mean differences to neighbours.
+
+    Attributes:
+        own_N: log-probability of the label.
+        entropy_N: of the distribution, nats.
+        beside_N2: log-probability of the next and of the previous position's label; NaN where that is the same token
+            or there is none.
+    """
+
+    own_N: NDArray[np.float64]
+    entropy_N: NDArray[np.float64]
+    beside_N2: NDArray[np.float64]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there are labels, and a finite loss of them; what is not finite is quarantined later."""
+        return len(self.own_N) > 0 and bool(np.isfinite(self.own_N).all() and np.isfinite(self.entropy_N).all())
+
+
+class _Checks:
+    def __init__(self, model: MobileVLM, job: DumpJob) -> None:
+        self.model, self.job = model, job
+        self.capture = Capture(model, job.store)
+
+    def scores(self, samples: Sequence[Prepared]) -> list[LabelScores | None]:
+        """Of each sample; None where one does not fit the device."""
+        teacher = self.job.teacher
+        self.capture.begin_window([])
+        lengths = [sample.length for sample in samples]
+        found: list[LabelScores | None] = [None] * len(samples)
+        for bucket in length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch):
+            self.job.control.check()
+            for numbers, part in in_halves(
+                lambda numbers: self._score([samples[n] for n in numbers]), bucket, _nothing
+            ):
+                for number, scores in zip(numbers, part or [None], strict=True):
+                    found[number] = scores
+        return found
+
+    def _score(self, samples: Sequence[Prepared]) -> list[LabelScores]:
+        states = self.capture.supervised_states(samples)
+        return [self._label_scores(hidden, sample) for hidden, sample in zip(states, samples, strict=True)]
+
+    @torch.no_grad()
+    def _label_scores(self, hidden_ND: Tensor, sample: Prepared) -> LabelScores:
+        wanted_N3 = torch.from_numpy(_labels_and_neighbours(sample)).to(hidden_ND.device)
+        picked, entropies = [torch.empty(0, 3)], [torch.empty(0)]
+        for hidden_nD, wanted_n3 in zip(
+            hidden_ND.split(POSITIONS_AT_ONCE), wanted_N3.split(POSITIONS_AT_ONCE), strict=True
+        ):
+            logprobs_nV = self.model.lm_head(hidden_nD).float().log_softmax(-1)
+            picked.append(logprobs_nV.gather(1, wanted_n3.clamp(min=0)).cpu())
+            entropies.append(-(logprobs_nV.exp() * logprobs_nV).sum(-1).cpu())
+        found = torch.cat(picked).double().numpy()
+        beside = np.where(_labels_and_neighbours(sample)[:, 1:] >= 0, found[:, 1:], np.nan)
+        return LabelScores(own_N=found[:, 0], entropy_N=torch.cat(entropies).double().numpy(), beside_N2=beside)
+
+    def batch(self, samples: Sequence[Prepared]) -> SanityFinding:
+        """Hidden states of samples of differing length, together and one by one."""
+        teacher = self.job.teacher
+        by_length = sorted((sample for sample in samples if _num_labels(sample)), key=lambda sample: sample.length)
+        if len(by_length) < 2:
+            return _finding("batch", None, f"{len(by_length)} samples with labels, 2 are needed")
+        chosen = [by_length[i] for i in np.linspace(0, len(by_length) - 1, min(COMPARED, len(by_length))).astype(int)]
+        self.capture.begin_window([])
+        try:
+            together = self.capture.supervised_states(chosen)
+            alone = [self.capture.supervised_states([sample])[0] for sample in chosen]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return _finding("batch", None, f"{len(chosen)} samples at once do not fit the device")
+        errors = [float((a - b).float().norm() / b.float().norm()) for a, b in zip(together, alone, strict=True)]
+        worst = max((error for error in errors if np.isfinite(error)), default=0.0)  # NaN is that sample's own error
+        limit = ROUNDING[teacher.dtype] if teacher.quantization == "none" else ROUNDING_QUANTIZED
+        figures = f"hidden states of {len(chosen)} samples differ by {worst:.2g} from those of single samples"
+        return _finding("batch", worst <= limit, f"{figures}, {limit:g} at most is rounding", "try teacher.batch 1")
+
+
+def check_teacher(
+    model: MobileVLM, planned: Iterable[Sample], prepare: Prepare, job: DumpJob
+) -> Iterator[SanityFinding]:
+    """All checks over the first samples of the plan.
+
+    Raises:
+        InputError: a check failed and `teacher.sanity` is `stop`.
+    """
+    samples = _first_samples(planned, prepare)
+    checks = _Checks(model, job)
+    scores = dict(zip(range(len(samples)), checks.scores(samples), strict=True))
+    usable = {number: found for number, found in scores.items() if found is not None and found.is_usable}
+    vocab_size = model.config.vocab_size
+    for finding in (
+        checks.batch(samples),
+        judge_labels(list(usable.values()), vocab_size),
+        _check_images(checks, samples, usable, vocab_size),
+    ):
+        if finding.outcome == "failed":
+            line = f"{job.teacher.checkpoint}: teacher check {finding.name!r} failed: {finding.message}"
+            if job.teacher.sanity == "stop":
+                raise InputError(f"{line} (teacher.sanity is 'stop'; 'warn' goes on all the same)")
+            job.control.notice(line)
+        yield finding
+
+
+def judge_labels(scores: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
+    """Is the label of the next or of the previous position clearly likelier than a position's own?"""
+    for side, name in enumerate(("next", "previous")):
+        differences = [found.own_N - found.beside_N2[:, side] for found in scores]
+        differences = [values[~np.isnan(values)] for values in differences]
+        if (pairs := sum(map(len, differences))) < MIN_PAIRS:
+            return _finding("labels", None, f"{pairs} labels with differing neighbours, {MIN_PAIRS} are needed")
+        beside = -np.nanmean(np.concatenate([found.beside_N2[:, side] for found in scores]))
+        own = -np.concatenate([found.own_N for found in scores]).mean()
+        if lead(differences) < -CLEAR and beside < VAGUE * np.log(vocab_size):
+            return _finding(
+                "labels",
+                False,
+                f"loss {own:.3f} of the labels, but {beside:.3f} of those of the {name} position",
+                "off by one; check that tokenizer and template are the teacher's",
+            )
+    return _finding("labels", True, f"loss {own:.3f} of the labels, against {beside:.3f} one position beside")
+
+
+def judge_images(right: Sequence[LabelScores], swapped: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
+    """Are the labels likelier with the right images than with those of other samples?"""
+    if len(right) < MIN_IMAGES:
+        return _finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
+    entropy = np.concatenate([found.entropy_N for found in right]).mean()
+    if entropy > VAGUE * np.log(vocab_size):
+        return _finding("images", None, f"entropy {entropy:.2f} nats, hardly below log V: a teacher that says nothing")
+    gains = np.array([a.own_N.mean() - b.own_N.mean() for a, b in zip(right, swapped, strict=True)])
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
+    figures = (
+        f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
+        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f})"
+    )
+    return _finding(
+        "images", bool(gains.mean() > SEEING * error), figures, "it is blind, or the images belong to other samples"
+    )
+
+
+def lead(differences: Sequence[NDArray[np.float64]]) -> float:
+    """Mean difference in standard errors; tokens of a sample are not independent, so samples are what counts.
+
+    One nat of spread at least, so that few equal values are not taken for certainty.
+    """
+    values = np.concatenate(differences)
+    of_tokens = max(float(values.std()), 1.0) * np.sqrt(len(values))
+    of_samples = np.sqrt(sum(float((found - values.mean()).sum()) ** 2 for found in differences))
+    return float(values.sum() / max(of_tokens, float(of_samples)))
+
+
+def _check_images(
+    checks: _Checks, samples: Sequence[Prepared], scores: dict[int, LabelScores], vocab_size: int
+) -> SanityFinding:
+    """Every sample of one image with the image of the next such sample, the last with the first's."""
+    numbers = list({samples[n].image_hashes: n for n in scores if len(samples[n].image_hashes) == 1}.values())
+    numbers = numbers[:ENOUGH_IMAGES]
+    if len(numbers) < MIN_IMAGES:
+        return judge_images([scores[n] for n in numbers], [], vocab_size)
+    others = numbers[1:] + numbers[:1]
+    swapped = checks.scores(
+        [
+            replace(samples[n], pixels=samples[other].pixels, image_sha256=samples[other].image_sha256)
+            for n, other in zip(numbers, others, strict=True)
+        ]
+    )
+    pairs = [(scores[n], found) for n, found in zip(numbers, swapped, strict=True) if found and found.is_usable]
+    return judge_images([right for right, _ in pairs], [wrong for _, wrong in pairs], vocab_size)
+
+
+def _first_samples(planned: Iterable[Sample], prepare: Prepare) -> list[Prepared]:
+    """The usable ones of the first samples, until enough of them have images of their own."""
+    found: list[Prepared] = []
+    remaining = itertools.islice(planned, MAX_SAMPLES)
+    while samples := list(itertools.islice(remaining, SAMPLES_AT_ONCE)):
+        found += prepare(samples)
+        if len({sample.image_hashes for sample in found if sample.image_hashes}) >= ENOUGH_IMAGES:
+            break
+    return found
+
+
+def _labels_and_neighbours(sample: Prepared) -> NDArray[np.int64]:
+    """[N, 3]: the label, the next and the previous position's; -1 where there is none or it is the same."""
+    positions = sample.example.positions
+    labels, at = positions.next_labels.astype(np.int64), positions.supervised_positions
+    wanted = np.full((len(labels), 3), -1, np.int64)
+    wanted[:, 0] = labels
+    beside = np.flatnonzero((np.diff(at) == 1) & (labels[1:] != labels[:-1]))
+    wanted[beside, 1] = labels[beside + 1]
+    wanted[beside + 1, 2] = labels[beside]
+    return wanted
+
+
+def _num_labels(sample: Prepared) -> int:
+    return len(sample.example.positions.next_labels)
+
+
+def _finding(name: str, passed: bool | None, figures: str, advice: str = "") -> SanityFinding:
+    if passed is None:
+        return SanityFinding(name=name, outcome="not checked", message=figures)
+    if passed:
+        return SanityFinding(name=name, outcome="passed", message=figures)
+    return SanityFinding(name=name, outcome="failed", message=f"{figures}: {advice}")
+
+
+def _nothing() -> None:
+    pass

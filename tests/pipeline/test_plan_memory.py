@@ -1,0 +1,184 @@
+"""Formulas of memory against what torch itself keeps and counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaModel
+
+from pipeline.plan_advice import student_choices
+from pipeline.plan_devices import DEVICES, device_named, forward_flops, training_flops
+from pipeline.plan_memory import (
+    BESIDE_TORCH,
+    ELEMENT,
+    Memory,
+    StudentLoad,
+    TeacherLoad,
+    layer_bytes,
+    student_memory,
+    teacher_memory,
+    trained_parameters,
+)
+from pipeline.plan_models import ModelShapes, config_of
+from student_train.adapters import Adapters
+from student_train.config import LossConfig
+from student_train.objective import DistilledStudent
+from vlm.config import VLMConfig, parse_config
+from vlm.errors import InputError
+from vlm.family import MEMBERS, official_config
+from vlm.model import MobileVLM
+
+GIB = 1 << 30
+TEACHER, STUDENT = "mtgv/MobileVLM_V2-7B", "mtgv/MobileVLM_V2-1.7B"
+
+
+def shapes(name: str) -> ModelShapes:
+    return ModelShapes.of(name, config_of(name, None))
+
+
+def config(**changes: Any) -> VLMConfig:
+    raw = {**official_config("MobileVLM_V2-1.7B"), "vocab_size": 64, "num_hidden_layers": 2, **changes}
+    return parse_config(raw, path=Path("config.json"))
+
+
+def load(**changes: Any) -> StudentLoad:
+    base: dict[str, Any] = {
+        "dtype": "bfloat16", "micro_batch": 8, "length": 512, "supervised": 300, "queries": 300, "teacher_heads": 32,
+        "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 64, "attention_chunk_mib": 64,
+    }  # fmt: skip
+    return StudentLoad(**{**base, **changes})
+
+
+def saved_bytes(decoder: LlamaModel, embeddings: Tensor) -> int:
+    """What a forward pass keeps for the backward one, parameters apart; shared memory counts once."""
+    storages: dict[int, int] = {}
+    kept = []
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)  # alive, so that no other tensor gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        decoder(inputs_embeds=embeddings, use_cache=False)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("hidden", "inner", "heads", "kv_heads"), [(256, 512, 4, 4), (320, 1024, 8, 2), (512, 640, 4, 4)]
+)
+def test_a_layer_keeps_what_torch_keeps(dtype: str, hidden: int, inner: int, heads: int, kv_heads: int) -> None:
+    tokens, counted = 192, {}
+    for layers in (1, 3):
+        made = config(
+            hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads, num_key_value_heads=kv_heads,
+            num_hidden_layers=layers,
+        )  # fmt: skip
+        decoder = LlamaModel(made.llama).to(getattr(torch, dtype))
+        embeddings = torch.randn(1, tokens, hidden).to(getattr(torch, dtype)).requires_grad_()
+        counted[layers] = saved_bytes(decoder, embeddings)
+    per_token = (counted[3] - counted[1]) / 2 / tokens
+    assert layer_bytes(ModelShapes.of("tiny", made).size, dtype) == pytest.approx(per_token, rel=0.01)
+
+
+def test_trained_parameters_are_those_of_the_student_that_is_trained() -> None:
+    made = config(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+    with torch.device("meta"):
+        adapters = Adapters(heads=(32, 4), hidden_sizes=(4096, 64))
+        student = DistilledStudent(MobileVLM(made), adapters, LossConfig(), None)
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    assert trained_parameters(ModelShapes.of("tiny", made), load()) == trained
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_weights_are_those_of_the_models_command(name: str) -> None:
+    model = shapes(name)
+    made = TeacherLoad(dtype="bfloat16", quantization="none", tokens=1, longest=1, images=1, supervised=1, queries=1,
+                       keeps_logits=True)  # fmt: skip
+    assert teacher_memory(model, made).parts["weights"] == model.size.weight_bytes["bfloat16"]
+    student = student_memory(model, load(micro_batch=1, length=1))
+    adapters = (
+        trained_parameters(model, load()) + model.size.parameters["vision_tower"] - model.size.parameters["total"]
+    )
+    assert student.parts["weights"] == 2 * (model.size.parameters["total"] + adapters)
+
+
+def test_the_family_on_a_24_gib_card() -> None:
+    """What the design asks of one card, and that the paper's way (no offloading) needs more."""
+    student, card = shapes(STUDENT), 24 * GIB
+    both = {"offload": True, "gradient_checkpointing": True}
+    short = student_memory(student, load(micro_batch=16, **both))
+    long = student_memory(student, load(micro_batch=4, length=2048, supervised=1800, queries=1800, **both))
+    assert short.peak + BESIDE_TORCH < 12 * GIB and long.peak + BESIDE_TORCH < 20 * GIB
+    assert short.host > 20 * GIB and not student_memory(student, load()).fits(card)
+    teacher = TeacherLoad(dtype="bfloat16", quantization="none", tokens=8192, longest=2048, images=64, supervised=4000,
+                          queries=4000, keeps_logits=True)  # fmt: skip
+    assert 13.2 * GIB < teacher_memory(shapes(TEACHER), teacher).peak < 20 * GIB
+
+
+@given(
+    micro_batch=st.integers(1, 32), length=st.integers(1, 4096), devices=st.integers(1, 64),
+    head=st.sampled_from([1, 64, 512]), queries=st.integers(0, 1000), hidden=st.booleans(),
+)  # fmt: skip
+def test_memory_goes_the_right_way(
+    micro_batch: int, length: int, devices: int, head: int, queries: int, hidden: bool
+) -> None:
+    model = SHAPES
+    given_load = load(micro_batch=micro_batch, length=length, devices=devices, head_chunk_mib=head, queries=queries,
+                      hidden_logits=hidden)  # fmt: skip
+    plain = student_memory(model, given_load)
+    assert plain.peak >= max(plain.parts.values()) and min(plain.parts.values()) >= 0
+    assert student_memory(model, load(**{**vars(given_load), "devices": devices + 1})).peak <= plain.peak
+    assert student_memory(model, load(**{**vars(given_load), "micro_batch": micro_batch + 1})).peak >= plain.peak
+    assert student_memory(model, load(**{**vars(given_load), "accumulates": True})).peak >= plain.peak
+    offloaded = student_memory(model, load(**{**vars(given_load), "offload": True}))
+    assert offloaded.host > 0 == plain.host and offloaded.peak < plain.peak or devices > 4
+    wide = student_memory(model, load(**{**vars(given_load), "dtype": "float32"}))
+    assert wide.parts["weights"] >= 2 * plain.parts["weights"] - 2 * GIB and wide.peak > plain.peak
+
+
+SHAPES = shapes(STUDENT)
+
+
+def test_checkpointing_keeps_a_layers_input_instead_of_its_inside() -> None:
+    tokens, size = 8 * 512, SHAPES.size
+    plain, again = (student_memory(SHAPES, load(gradient_checkpointing=on)).parts for on in (False, True))
+    assert plain["activations"] - again["activations"] == size.num_layers * tokens * (
+        layer_bytes(size, "bfloat16") - ELEMENT["bfloat16"] * size.hidden_size
+    )
+
+
+def test_choices_go_from_cheap_to_dear_and_end() -> None:
+    choices = list(student_choices(load(micro_batch=6)))
+    assert choices[0].micro_batch == 6 and choices[-1].micro_batch == 1
+    assert (choices[-1].offload, choices[-1].gradient_checkpointing) == (True, True)
+    assert len(choices) == len({str(choice) for choice in choices}) == 4 * 3
+    assert all(choice.accumulates for choice in choices if choice.micro_batch < 6)
+
+
+def test_operations_are_those_of_the_shapes() -> None:
+    """6 N of the usual estimate, for a model without an image."""
+    size = SHAPES.size
+    layers = size.parameters["language_model"] - 2 * size.vocab_size * size.hidden_size
+    once = forward_flops(SHAPES, tokens=100, images=0, supervised=0)
+    assert once == pytest.approx(2 * layers * 100, rel=0.01)
+    step = training_flops(SHAPES, tokens=100, images=0, supervised=0, gradient_checkpointing=False)
+    assert step == pytest.approx(3 * once)
+    tower = forward_flops(SHAPES, tokens=0, images=1, supervised=0)
+    counted = SHAPES.size.parameters["vision_tower"] * 23 / 24 * 2 * 577
+    assert tower == pytest.approx(counted, rel=0.25)  # attention, projector, embeddings are no part of the estimate
+
+
+def test_devices_by_name() -> None:
+    assert device_named("RTX3090").memory == 24 * GIB and all(device.teraflops > 10 for device in DEVICES.values())
+    with pytest.raises(InputError, match="device is 'gpu', expected one of t4, v100"):
+        device_named("gpu")
+    assert Memory(parts={}, peak=23 * GIB).fits(24 * GIB) and not Memory(parts={}, peak=24 * GIB).fits(24 * GIB)

@@ -1,0 +1,192 @@
+"""Recipes of several stages: how stages inherit, what they hand over, and a run of two from beginning to end."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from pipeline import run_stages
+from pipeline.cli import main
+from pipeline.configs_cli import recipe_text, recipes
+from pipeline.recipes import load_stage, load_stages
+from vlm.errors import InputError
+
+Alignkd = Callable[..., "CompletedProcess[str]"]
+WriteRecipe = Callable[..., Path]
+
+
+@pytest.fixture
+def write_recipe(write_config: Callable[..., Path], golden: Path, tmp_path: Path) -> WriteRecipe:
+    """write_recipe(first={...}, second={...}): captions, then conversations; a stage's sections changed as given."""
+
+    def write(**changes: Any) -> Path:
+        path = write_config("recipe.yaml")
+        shared = yaml.safe_load(path.read_text())
+        shared["train"] = {"micro_batch": 2, "adapter_init": "mean_of_heads", "tensorboard": False}
+        del shared["store"]["path"]
+        data = {"first": ("plain.json", "plain"), "second": ("v1.json", "v1")}
+        stages = [
+            {
+                "name": name,
+                "data": {"conversations": str(golden / file), "template": template},
+                "store": {"path": str(tmp_path / f"store-{name}")},
+                "train": {"output": str(tmp_path / name), "epochs": 1},
+            }
+            | changes.get(name, {})
+            for name, (file, template) in data.items()
+        ]
+        path.write_text(yaml.safe_dump(shared | {"stages": stages} | changes.get("shared", {})))
+        return path
+
+    return write
+
+
+def test_a_stage_starts_from_what_the_one_before_writes(
+    write_recipe: WriteRecipe, golden: Path, tmp_path: Path
+) -> None:
+    first, second = load_stages(write_recipe(), "run")
+    assert [first.name, second.name] == ["first", "second"]
+    assert first.config.student is not None and first.config.train is not None
+    assert second.config.student is not None and second.config.train is not None
+    assert first.config.student.checkpoint == str(golden / "student") and first.config.train.adapters is None
+    assert second.config.student.checkpoint == str(tmp_path / "first" / "student")
+    assert second.config.train.adapters == tmp_path / "first" / "adapters.safetensors"
+    # what stands beside `stages` holds for both, and a stage's own keys do not hide their neighbours
+    assert second.config.student.vision_config == golden / "clip"
+    assert second.config.train.micro_batch == 2 and second.config.data.images == first.config.data.images
+    assert [stage.config.data.template for stage in (first, second)] == ["plain", "v1"]
+
+
+def test_a_stages_own_keys_win(write_recipe: WriteRecipe, golden: Path, tmp_path: Path) -> None:
+    own = {
+        "student": {"checkpoint": str(golden / "student")},
+        "train": {"output": str(tmp_path / "other"), "steps": 3, "adapters": None, "micro_batch": 1},
+    }
+    config = load_stage(write_recipe(second=own), "train", "second")
+    assert config.student is not None and config.train is not None
+    assert config.student.checkpoint == str(golden / "student")
+    assert (config.train.adapters, config.train.steps, config.train.micro_batch) == (None, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"second": {"train": {"output": "{first}", "steps": 1}}}, "stages first and second: both have train.output"),
+        ({"second": {"name": "first"}}, "stage 2 has name 'first'"),
+        ({"second": {"name": "a/b"}}, "stage 2 has name 'a/b'"),
+        ({"shared": {"stages": {}}}, r"stages is '\{\}', expected a list"),
+        ({"second": {"train": {"output": "x", "epoch": 1}}}, r"stage second: train\.epoch: unknown key .*'epochs'"),
+        (
+            {"first": {"store": {}}, "second": {"data": {"conversations": "x", "template": "v2"}}},
+            r"2 problems: stage first: store\.path: missing; stage second: data\.template: .*'v2'",
+        ),
+    ],
+)
+def test_every_problem_is_one_line_and_names_the_stage(
+    changes: dict[str, Any], named: str, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    text = json.dumps(changes).replace("{first}", str(tmp_path / "first"))
+    with pytest.raises(InputError, match=named) as error:
+        load_stages(write_recipe(**json.loads(text)), "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_stage_is_chosen_by_name(write_recipe: WriteRecipe, write_config: Callable[..., Path]) -> None:
+    recipe, single = write_recipe(), write_config()
+    assert load_stage(recipe, "dump", "second").data.template == "v1"
+    with pytest.raises(InputError, match="has stages first, second; choose one with --stage"):
+        load_stage(recipe, "dump", None)
+    with pytest.raises(InputError, match="no stage 'third'; its stages are first, second"):
+        load_stage(recipe, "dump", "third")
+    with pytest.raises(InputError, match="has no stages, asked for 'first'; leave --stage out"):
+        load_stage(single, "dump", "first")
+    assert [stage.name for stage in load_stages(single, "run")] == [None]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """in_process("run", path): the command and its phases in this process, which has imported everything already."""
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+
+    def phase(arguments: list[str], as_json: bool, launcher: list[str]) -> Any:
+        done = invoke(*arguments, *(["--json"] if as_json else []))
+        if done.exit_code:
+            sys.stderr.write(done.stderr)
+            sys.exit(done.exit_code)
+        return json.loads(done.stdout) if as_json else None
+
+    monkeypatch.setattr(run_stages, "run_alignkd", phase)
+    return invoke
+
+
+def test_a_run_of_two_stages_and_the_same_again(
+    in_process: Callable[..., Result], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe = write_recipe()
+    finished = in_process("run", recipe, "--json")
+    assert finished.exit_code == 0, finished.stderr
+    reports = json.loads(finished.stdout)
+    assert {name: list(found) for name, found in reports.items()} == {
+        name: ["dump", "verify", "train"] for name in ("first", "second")
+    }
+    # Adam's first steps are at most the learning rate each: the second stage went on from the first one's adapters
+    before, after = (load_file(tmp_path / stage / "adapters.safetensors") for stage in ("first", "second"))
+    assert 0 < max(float((after[name] - value).abs().max()) for name, value in before.items()) < 1e-3
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["train"]["adapters"] == str(
+        tmp_path / "first" / "adapters.safetensors"
+    )
+
+    shutil.rmtree(tmp_path / "store-first")  # a finished stage's store may go
+    again = in_process("run", recipe)
+    assert again.exit_code == 0, again.stderr
+    assert re.findall(r"stage (\w+): nothing left to do: (\d+) steps", again.stdout) == [
+        (name, str(reports[name]["train"]["step"])) for name in ("first", "second")
+    ]
+
+    changed = write_recipe(second={"train": {"output": str(tmp_path / "second"), "epochs": 2}})
+    refused = in_process("run", changed)
+    assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
+    assert "steps was 2, is 4; restore them, or choose another output" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3090"])
+def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
+    assert name in recipes()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(name))
+    pretrain, finetune = (stage.config for stage in load_stages(path, "run"))
+    assert [pretrain.data.template, finetune.data.template] == ["plain", "v1"]
+    batches, rates = {256: 2e-5, 128: 4e-5}, {256: 1e-3, 128: None}
+    for config in (pretrain, finetune):
+        train = config.train
+        assert train is not None and train.global_batch is not None
+        assert config.data.max_tokens == (512 if name.startswith("short") else 2048)
+        assert train.learning_rate == batches[train.global_batch]
+        assert train.projector_learning_rate == rates[train.global_batch]
+        assert (train.warmup_ratio, train.weight_decay, train.epochs, train.preset) == (0.03, 0.0, 1.0, "paper")
+        assert train.offload_optimizer == train.gradient_checkpointing == ("rtx" in name)
+        for world_size in (1,) if "rtx" in name else (1, 2, 4, 8):
+            assert train.accumulation_steps(world_size) >= 1
+
+
+def test_a_recipe_is_listed_shown_and_copied_once(alignkd: Alignkd, tmp_path: Path) -> None:
+    listed = json.loads(alignkd("configs", "--json").stdout)
+    assert list(listed) == ["long", "long-rtx3090", "short", "short-rtx3090"] and "24 GB" in listed["short-rtx3090"]
+    copy = tmp_path / "new" / "my.yaml"
+    assert alignkd("configs", "short", "--out", copy).returncode == 0
+    assert copy.read_text() == recipe_text("short")
+    again = alignkd("configs", "short", "--out", copy)
+    assert again.returncode == 1 and "is there already" in again.stderr
+    unknown = alignkd("configs", "shirt")
+    assert unknown.returncode == 1 and "choose one of long, long-rtx3090, short" in unknown.stderr

@@ -1,0 +1,115 @@
+"""`alignkd report` on metrics written here, whose figures are known."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.report import load_runs, running_mean
+from pipeline.report_table import plain_table
+from storage.sealed_json import seal
+from vlm.errors import InputError
+
+Alignkd = Callable[..., Any]
+
+
+def write_run(folder: Path, losses: list[float | None], *, finished: bool = True, **columns: list[Any]) -> Path:
+    """A run whose loss at each step is given; None is a skipped step."""
+    folder.mkdir(parents=True)
+    lines = [
+        {
+            "step": step,
+            "loss": loss,
+            "supervised": loss,
+            "samples_seen": 4 * step,
+            "skipped": loss is None,
+            "seconds": 0.5 * step,
+            "wait_share": 0.01,
+            "tokens_per_second": 1000.0,
+            "peak_memory_mib": 100.0 + step,
+            "samples_one_image": 3,
+            "samples_text_only": 1,
+            **{name: values[step - 1] for name, values in columns.items()},
+        }
+        for step, loss in enumerate(losses, start=1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        (folder / "finished.json").write_bytes(seal({"step": len(losses)}))
+    return folder
+
+
+def test_figures_of_a_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [4.0, None, 2.0, 1.0], attention=[0.5, 0.4, None, 0.2])
+    (run,) = load_runs([folder], smooth=2)
+    assert (run.name, run.state, run.steps, run.samples_seen, run.skipped) == ("run", "finished", 4, 16, 1)
+    assert run.samples_by_kind == {"one_image": 12, "text_only": 4}
+    assert run.curves["loss"] == [(1, 4.0), (3, 3.0), (4, 1.5)]  # a skipped step has no loss
+    assert run.final == pytest.approx({"loss": 1.5, "supervised": 1.5, "attention": 0.3})
+    assert (run.seconds_per_step, run.tokens_per_second, run.wait_share, run.peak_memory_mib) == (
+        1.25,
+        1000.0,
+        0.01,
+        104.0,
+    )
+
+
+def test_half_a_line_of_a_running_run_is_left_alone(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [3.0, 2.0], finished=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.')
+    (run,) = load_runs([folder / "metrics.jsonl"], smooth=1)
+    assert (run.state, run.steps) == ("unfinished", 2)
+
+
+def test_runs_are_named_apart(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name / "out", [1.0]) for name in ("supervised", "align-kd")]
+    assert [run.name for run in load_runs(folders, smooth=1)] == ["supervised/out", "align-kd/out"]
+    with pytest.raises(InputError, match="given twice"):
+        load_runs([folders[0], folders[0] / "metrics.jsonl"], smooth=1)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 1}\n', "[]\n", "no json}\n"])
+def test_what_is_no_run_is_one_line(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: ") as error:
+        load_runs([tmp_path], smooth=1)
+    assert "\n" not in str(error.value)
+
+
+def test_table_has_a_column_per_run_and_a_dash_for_what_a_run_lacks(tmp_path: Path) -> None:
+    supervised = write_run(tmp_path / "a", [2.0, 1.0])
+    distilled = write_run(tmp_path / "b", [2.5, 1.5], attention=[0.3, 0.1])
+    lines = plain_table(load_runs([supervised, distilled], smooth=1)).splitlines()
+    cells = {line[:22].strip(): line[22:].split() for line in lines}
+    assert cells[""] == ["a", "b"]
+    assert cells["loss (weighted sum)"] == ["1", "1.5"]
+    assert cells["attention"] == ["-", "0.1"]
+    assert cells["waiting for data"] == ["1.0%", "1.0%"]
+    assert "logit" not in cells
+
+
+def test_the_command_writes_page_and_picture(alignkd: Alignkd, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [3.0, 2.0, 1.0 + number]) for number, name in enumerate("xy")]
+    done = alignkd("report", *runs, "--out", tmp_path / "page", "--smooth", 1)
+    assert done.returncode == 0, done.stderr
+    assert "loss (weighted sum)" in done.stdout
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert "|  | x | y |" in page and "| loss (weighted sum) | 1 | 2 |" in page and "curves.png" in page
+    with Image.open(tmp_path / "page" / "curves.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20  # something is drawn
+    found = json.loads(alignkd("report", *runs, "--json").stdout)
+    assert [run["final"]["loss"] for run in found] == [running_mean([3.0, 2.0, 1.0 + n], 50)[-1] for n in range(2)]
+
+
+@given(st.lists(st.floats(-1e3, 1e3), max_size=30), st.integers(1, 40))
+def test_running_mean_is_that_of_the_window(values: list[float], window: int) -> None:
+    expected = [np.mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+    assert running_mean(values, window) == pytest.approx(expected, abs=1e-9)

@@ -1,0 +1,233 @@
+"""Signals at a dump, in real processes: what is finished, what is given up, how soon, and the same store in the end."""
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import teacher_dump.stops
+from storage import StoreReader, verify_store
+from storage.byte_files import LocalFiles
+from storage.commits import committed_shards
+from storage.files import TEMPORARY_PREFIX
+from storage.manifest import load_manifest
+from storage.root_hash import root_hash
+from teacher_dump.control import DumpControl
+from teacher_dump.dump import dump
+from teacher_dump.job import DumpJob
+from teacher_dump.status import read_workers
+from teacher_dump.stops import DumpStopped, StopSignals
+
+MakeJob = Callable[..., DumpJob]
+SHARDS = 8
+
+
+def in_child(work: Callable[[StopSignals], object]) -> int:
+    """A forked process in which signals stop the work; it exits as the command does."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            try:
+                with StopSignals() as stops:
+                    work(stops)
+                code = 128 + stops.received if stops.received else 0
+            except DumpStopped as stop:
+                code = 128 + stop.signal
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child: int, seconds: float = 60.0) -> int:
+    """How it ended; an error if it lives longer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"still there after {seconds} s")
+
+
+def run(job: DumpJob) -> Callable[[StopSignals], object]:
+    return lambda stops: dump(replace(job, control=DumpControl(stops=stops, visible=True)))
+
+
+@pytest.fixture
+def job(make_job: MakeJob, golden: Path) -> DumpJob:
+    """Eight shards of four samples, each in a forward pass of its own."""
+    entries = json.loads((golden / "v1.json").read_text())
+    many = [{**entry, "id": f"{number}-{entry['id']}"} for number in range(SHARDS) for entry in entries]
+    return make_job(many, token_budget=1, window=2, sanity="off", shard_size=4, logits={"kind": "topk"})
+
+
+def hash_of(store: Path) -> str:
+    return root_hash(LocalFiles(store), load_manifest(store))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+def committed(store: Path) -> int:
+    return len(committed_shards(store)) if (store / "commits").exists() else 0
+
+
+def in_hand(store: Path) -> bool:
+    return any(store.glob(f"{TEMPORARY_PREFIX}0000*"))
+
+
+@pytest.fixture(scope="module")
+def hashes() -> list[str]:
+    """Of the store that nobody interrupted, once it is known."""
+    return []
+
+
+@pytest.fixture
+def unbroken(job: DumpJob, tmp_path: Path, hashes: list[str]) -> str:
+    if not hashes:
+        dump(replace(job, store=job.store.model_copy(update={"path": tmp_path / "unbroken"})))
+        hashes.append(hash_of(tmp_path / "unbroken"))
+    return hashes[0]
+
+
+def check_resumed(job: DumpJob, unbroken: str) -> None:
+    """What is there is whole, and a run that nobody stops makes it the store of one that nobody stopped."""
+    store = job.store.path
+    assert isinstance(store, Path)
+    if committed(store):
+        StoreReader(store, allow_incomplete=True)
+        assert all("not committed" in problem.message for problem in verify_store(store).problems)
+    dump(job)
+    assert hash_of(store) == unbroken and verify_store(store, deep=True).ok
+    assert not list(store.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_the_first_ctrl_c_finishes_the_shard_and_the_second_gives_it_up(
+    job: DumpJob, unbroken: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = job.store.path
+    assert isinstance(store, Path)
+    child = in_child(run(job))
+    wait_for(lambda: committed(store) >= 1 and in_hand(store))
+    os.kill(child, signal.SIGINT)
+    assert ended(child) == 130
+    said = capfd.readouterr().err
+    assert "alignkd: finishing shard" in said and "Ctrl-C again gives it up" in said
+    before = committed(store)
+    assert 1 <= before < SHARDS and not in_hand(store)
+    assert [worker.state for worker in read_workers(store)] == ["stopped"]
+
+    child = in_child(run(job))
+    wait_for(lambda: in_hand(store))
+    os.kill(child, signal.SIGINT)
+    time.sleep(0.002)
+    os.kill(child, signal.SIGINT)
+    assert ended(child, 10) == 130 and committed(store) <= before + 2
+    check_resumed(job, unbroken)
+
+
+def test_signals_at_random_moments_lose_at_most_the_shard_in_hand(job: DumpJob, unbroken: str) -> None:
+    """SIGTERM and kill -9, again and again on one store; it ends in time and the store never stands wrong."""
+    rng = np.random.default_rng(5)
+    store = job.store.path
+    assert isinstance(store, Path)
+    ends = []
+    for _ in range(5):
+        number = signal.SIGTERM if rng.random() < 0.6 else signal.SIGKILL
+        before = committed(store)
+        child = in_child(run(job))
+        time.sleep(float(rng.uniform(0.05, 0.6)))
+        os.kill(child, number)
+        ends.append(ended(child, 10))
+        assert ends[-1] in (-signal.SIGKILL, 128 + signal.SIGTERM, 0)
+        assert committed(store) >= before
+    assert {-signal.SIGKILL, 128 + signal.SIGTERM} <= set(ends)
+    check_resumed(job, unbroken)
+
+
+def test_sigterm_ends_a_batch_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The main thread is inside C for long and no handler runs: the process ends all the same."""
+    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.3)
+
+    def stuck(stops: StopSignals) -> None:
+        stops.announce = lambda: "a shard is in hand"
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
+
+    child = in_child(stuck)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGTERM)
+    assert ended(child, 10) == 143
+    assert "alignkd: stopped by SIGTERM; run the same command again to go on" in capfd.readouterr().err
+
+
+def test_a_signal_before_the_first_shard_stops_at_once() -> None:
+    def loading(stops: StopSignals) -> None:
+        time.sleep(60)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child = in_child(loading)
+        time.sleep(0.1)
+        os.kill(child, number)
+        assert ended(child, 5) == 128 + number
+
+
+def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools end their processes with SIGTERM: the pipe that the parent listens to must not be the child's too."""
+    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.1)
+
+    def parent(stops: StopSignals) -> None:
+        stops.announce = lambda: ""
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        time.sleep(0.5)
+        stops.check()
+
+    assert ended(in_child(parent)) == 0
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopSignals() as stops:
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+        stops.check()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(KeyboardInterrupt):
+        ctypes.pythonapi.PyErr_SetInterrupt()
+        time.sleep(0.1)
+    threads: list[BaseException] = []
+
+    def elsewhere() -> None:  # handlers can be set in the main thread only; there it does nothing
+        try:
+            with StopSignals() as stops:
+                stops.check()
+        except BaseException as error:
+            threads.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert threads == []

@@ -13,6 +13,7 @@ from pipeline.plan_advice import advice
 from pipeline.plan_choices import (
     ASSUMED_DISTINCT_DRAWS,
     ASSUMED_NUCLEUS,
+    attachments_of,
     bytes_by_codec,
     bytes_by_profile,
     plan_manifest,
@@ -28,7 +29,7 @@ from pipeline.plan_devices import (
     training_flops,
 )
 from pipeline.plan_loads import student_load, teacher_load
-from pipeline.plan_memory import Memory, StudentLoad, student_memory, teacher_memory
+from pipeline.plan_memory import ELEMENT, Memory, StudentLoad, student_memory, teacher_memory
 from pipeline.plan_models import ModelShapes, config_of
 from pipeline.plan_probe import Probe, entries_in_store, run_probe
 from pipeline.plan_samples import DataSize, assumed_samples, count_samples
@@ -39,8 +40,10 @@ from vlm.checkpoint import load_example_builder
 from vlm.config import VLMConfig
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
-from vlm.hub import resolve_checkpoint
+from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
+TYPICAL_TOKENIZER_BYTES = 500_000
+SAFETENSORS_HEADER_BYTES = 88
 DEVICE_COUNTS = (1, 2, 4, 8)
 
 
@@ -178,7 +181,8 @@ def make_plan(
     probe = run_probe(config, options.probe) if options.probe else None
     entries, source = _entries(config.store, teacher_config, options.entries, probe)
     manifest = plan_manifest(config, teacher_config, builder, data)
-    attachments = _attachments(config, teacher, builder)
+    files = _attachments(config, teacher, builder)
+    attachments = attachments_of(files, config.store.logits.kind)
     device_bytes = options.gpu_memory or device_named(options.device).memory
     student = student_shapes if config.student is None or student_shapes is not None else shapes_of_student(config)
     load = None if student is None else student_load(config, data, teacher, devices=options.devices)
@@ -188,8 +192,8 @@ def make_plan(
         store=store_size(data, manifest, entries_per_position=entries, attachments=attachments),
         entries_per_position=entries,
         entries_source=source,
-        choices=bytes_by_codec(data, manifest, entries, attachments),
-        profiles=bytes_by_profile(data, manifest, teacher, entries, attachments),
+        choices=bytes_by_codec(data, manifest, entries),
+        profiles=bytes_by_profile(data, manifest, entries, files),
         teacher=teacher_memory(teacher, teacher_load(config, data)),
         student=None if student is None or load is None else student_memory(student, load),
         table=() if student is None or load is None else _table(student, load, device_bytes),
@@ -282,16 +286,13 @@ def _entries(store: StoreConfig, teacher: VLMConfig, given: float | None, probe:
 
 
 def _attachments(config: RunConfig, teacher: ModelShapes, builder: ExampleBuilder | None) -> dict[str, int]:
-    """Bytes of the files that the store carries."""
+    """Bytes of the files that a store may carry."""
     assert config.teacher is not None
-    tokenizer = 500_000
+    tokenizer = TYPICAL_TOKENIZER_BYTES
     if builder is not None:
-        tokenizer = (resolve_checkpoint(config.teacher.checkpoint, weights=False) / "tokenizer.model").stat().st_size
-    found = {"tokenizer": tokenizer}
-    if config.store.logits.kind == "hidden":
-        element = 4 if config.teacher.dtype == "float32" else 2
-        found["lm_head"] = element * teacher.size.vocab_size * teacher.size.hidden_size
-    return found
+        tokenizer = builder.tokenizer.model_file.stat().st_size
+    head = ELEMENT[config.teacher.dtype] * teacher.size.vocab_size * teacher.size.hidden_size
+    return {TOKENIZER_FILE: tokenizer, LM_HEAD_FILE: head + SAFETENSORS_HEADER_BYTES}
 
 
 def _table(student: ModelShapes, load: StudentLoad, device_bytes: int) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.plan_models import ModelShapes
 from pipeline.plan_samples import DataSize
 from pipeline.plan_store import store_size
 from storage.codec_settings import FROM_ALL, PROFILES, Codecs, profile_codecs
@@ -16,6 +15,7 @@ from teacher_dump.focus import FOCUS_TOKENS
 from teacher_dump.store_config import DEFAULTS
 from vlm.config import VLMConfig
 from vlm.examples import ExampleBuilder
+from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
 # Kept tokens per position where nobody has measured: of a nucleus of 0.98 what it keeps of a distribution of 1.2 nats;
 # of draws the share that are different tokens.
@@ -34,7 +34,7 @@ def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder
     assert config.teacher is not None
     known = {} if builder is None else builder.fingerprint
     probe = [] if builder is None else builder.tokenizer.probe_ids()
-    attachments = ["tokenizer.model", *(["lm_head.safetensors"] if config.store.logits.kind == "hidden" else [])]
+    attachments = attachments_of({TOKENIZER_FILE: 0, LM_HEAD_FILE: 0}, config.store.logits.kind)
     return Manifest(
         fingerprint={
             **known,
@@ -62,14 +62,12 @@ def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder
     )
 
 
-def bytes_by_codec(
-    data: DataSize, manifest: Manifest, entries_per_position: float, attachments: Mapping[str, int]
-) -> dict[str, dict[str, int]]:
+def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: float) -> dict[str, dict[str, int]]:
     """Target -> codec -> bytes of that target over the whole store."""
 
     def sizes(target: str, **changed: Any) -> int:
         other = with_codecs(manifest, **changed)
-        found = store_size(data, other, entries_per_position=entries_per_position, attachments=attachments)
+        found = store_size(data, other, entries_per_position=entries_per_position, attachments={}, overhead=False)
         return found.by_target[target]
 
     attention = {name: sizes("attention", attention=name) for name in codec_names("attention")}
@@ -90,29 +88,32 @@ def bytes_by_codec(
         entries = entries_per_position if settings["kind"] == own else kept.get(name, 0.0)
         settings = manifest.codecs.logits.model_dump(exclude_none=True) if name == own else settings
         other = with_codecs(manifest, logits=settings)
-        found = store_size(data, other, entries_per_position=entries, attachments={})
+        found = store_size(data, other, entries_per_position=entries, attachments={}, overhead=False)
         logits[name] = found.by_target["logits"]
     return {"attention": attention, "vision_top": top, "vision_all": every, "logits": logits}
 
 
 def bytes_by_profile(
-    data: DataSize,
-    manifest: Manifest,
-    teacher: ModelShapes,
-    entries_per_position: float,
-    attachments: Mapping[str, int],
+    data: DataSize, manifest: Manifest, entries_per_position: float, attachments: Mapping[str, int]
 ) -> dict[str, int]:
-    """Profile -> bytes of the whole store."""
+    """Profile -> bytes of the whole store.
+
+    Args:
+        attachments: also those that only some profiles have.
+    """
     sizes = {}
     for name in PROFILES:
         codecs = profile_codecs(name)
-        files = {"tokenizer": attachments.get("tokenizer", 0)}
-        if codecs["logits"]["kind"] == "hidden":
-            files["lm_head"] = attachments.get("lm_head", 2 * teacher.size.vocab_size * teacher.size.hidden_size)
+        files = attachments_of(attachments, codecs["logits"]["kind"])
         other = with_codecs(manifest, **codecs)
         entries = entries_per_position if manifest.codecs.logits.kind == "nucleus" else ASSUMED_NUCLEUS
         sizes[name] = store_size(data, other, entries_per_position=entries, attachments=files).total
     return sizes
+
+
+def attachments_of(files: Mapping[str, int], logits_kind: str) -> dict[str, int]:
+    """Bytes of the files that a store with this kind of logits carries, of those that it may carry."""
+    return {name: size for name, size in files.items() if name != LM_HEAD_FILE or logits_kind == "hidden"}
 
 
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:

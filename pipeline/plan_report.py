@@ -33,9 +33,10 @@ def _data_lines(plan: Plan) -> Iterator[str]:
     data = plan.data
     how = "all of them counted" if data.exact else f"{data.counted:,} counted, the rest by proportion"
     yield (
-        f"data      {data.num_samples:,} samples ({how}), about {data.num_records:,.0f} usable; tokens: mean "
-        f"{data.mean('length'):.0f}, longest counted {int(data.rows.length.max())}; {data.mean('supervised'):.0f} supervised, "
-        f"{data.mean('queries'):.0f} text queries, {data.mean('images'):.2f} images per sample"
+        f"data      {data.num_samples:,} samples ({how}), about {data.num_records:,.0f} usable; "
+        f"{data.mean('length'):.0f} tokens on average, longest counted {int(data.rows.length.max())}; per sample "
+        f"{data.mean('supervised'):.0f} supervised, {data.mean('queries'):.0f} text queries, "
+        f"{data.mean('images'):.2f} images"
     )
     for note in data.notes:
         yield f"          {note}"

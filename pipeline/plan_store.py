@@ -49,16 +49,22 @@ class StoreSize:
 
 
 def store_size(
-    data: DataSize, manifest: Manifest, *, entries_per_position: float, attachments: Mapping[str, int]
+    data: DataSize,
+    manifest: Manifest,
+    *,
+    entries_per_position: float,
+    attachments: Mapping[str, int],
+    overhead: bool = True,
 ) -> StoreSize:
     """What a store of this manifest takes.
 
     Args:
         entries_per_position: kept tokens of `topk`, `nucleus` and `sampled` logits at a supervised position.
         attachments: bytes of the store-level files.
+        overhead: whether indexes, descriptions and commit records count; without them it is quicker.
     """
     counted: dict[str, float] = {}
-    described = _Described(manifest)
+    described = _Described(manifest) if overhead else None
     for shard, planned in enumerate(data.shard_sizes):
         rows = data.rows.of_shard(shard)
         share = data.unusable_bytes * planned / max(1, data.counted)
@@ -123,7 +129,7 @@ def _brings_image(rows: SampleRows) -> NDArray[np.bool_]:
 
 
 def _zarr_shard(
-    manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArray[np.int64]], described: "_Described"
+    manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArray[np.int64]], described: "_Described | None"
 ) -> dict[str, float]:
     sizes = {INPUTS: 0.0, OVERHEAD: 0.0}
     layouts: dict[str, ArrayLayout] = {}
@@ -146,7 +152,8 @@ def _zarr_shard(
         files[data_file(column)] = size
         target = target_of(column, manifest)
         sizes[target] = sizes.get(target, 0) + size
-    sizes[OVERHEAD] += described.bytes(rows, files, layouts, chunks)
+    if described is not None:
+        sizes[OVERHEAD] += described.bytes(rows, files, layouts, chunks)
     return sizes
 
 

@@ -135,7 +135,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": "sqrt_u8",
         "vision_top": FROM_ALL,
         "vision_all": "int8_channel",
-        "logits": {"kind": "nucleus", "p": 0.98, "min_entries": 8, "max_entries": 1024, "dtype": "float16"},
+        "logits": {"kind": "nucleus", "p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"},
     },
 }
 

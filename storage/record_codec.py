@@ -87,7 +87,7 @@ class RecordCodec:
             self._decode_vision(fields, read, num_images)
             if self.manifest.inputs == "embed":
                 content = read(IMAGE_BYTES).tobytes()
-                fields["image_bytes"] = content if num_images == 1 else unpack_files(content)
+                fields["image_bytes"] = content if num_images == 1 else unpack_files(content, num_images)
         if self._logits is not None:
             fields["logits"] = self._logits.decode(read)
         return Record.trusted(fields)
@@ -95,9 +95,10 @@ class RecordCodec:
     def _num_images(self, text: dict[str, Any], vision_positions: int) -> int:
         """How many images a record with a list of them has; rows are cut by it."""
         count = len(text["image"])
-        if count < 2 or vision_positions != count * self.shapes.vision_tokens:
+        hashes = len(text["image_sha256"])
+        if count < 2 or hashes != count or vision_positions != count * self.shapes.vision_tokens:
             raise CorruptStoreError(
-                f"record with {count} images and {vision_positions} vision_positions, each image has "
+                f"record with {count} images, {hashes} hashes and {vision_positions} vision_positions, each image has "
                 f"{self.shapes.vision_tokens}; restore the shard from a copy, or dump it again"
             )
         return count

@@ -22,7 +22,6 @@ Target = FloatArray | EncodedArray
 
 # no image format begins so
 MAGIC = b"\0IMAGES\0"
-MAX_FILES = 1 << 16
 
 
 def every_one(value: Item | tuple[Item, ...] | None) -> tuple[Item, ...]:
@@ -75,17 +74,17 @@ def pack_files(files: Sequence[bytes]) -> bytes:
     return MAGIC + struct.pack(f"<I{len(files)}Q", len(files), *lengths) + b"".join(files)
 
 
-def unpack_files(packed: bytes) -> tuple[bytes, ...]:
-    """The image files again.
+def unpack_files(packed: bytes, count: int) -> tuple[bytes, ...]:
+    """The `count` image files again.
 
     Raises:
-        StoreError: these are no packed files, or some are missing.
+        StoreError: these are not so many packed files, or some bytes are missing.
     """
     begin = len(MAGIC) + 4
-    count = int.from_bytes(packed[len(MAGIC) : begin], "little")
+    found = int.from_bytes(packed[len(MAGIC) : begin], "little")
     table = packed[begin : begin + 8 * count]
-    if not packed.startswith(MAGIC) or count > MAX_FILES or len(table) != 8 * count:
-        raise StoreError(f"image_bytes: {len(packed)} bytes are not several image files; dump the sample again")
+    if not packed.startswith(MAGIC) or found != count or len(table) != 8 * count:
+        raise StoreError(f"image_bytes: {len(packed)} bytes are not {count} image files; dump the sample again")
     lengths = struct.unpack(f"<{count}Q", table)
     start = begin + 8 * count
     if start + sum(lengths) != len(packed):

@@ -6,6 +6,7 @@ from pathlib import Path
 from storage import StoreReader, check_fingerprint
 from student_train.config import LossConfig
 from student_train.errors import TrainError
+from student_train.lengths import same_vision_tokens, sequence_lengths
 from vlm.config import VLMConfig
 from vlm.examples import ExampleBuilder
 
@@ -20,7 +21,7 @@ def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMC
     """
     if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
         builder.tokenizer.check_probe(json.loads(probe), f"the store {reader.path}")
-    check_fingerprint(reader, builder.fingerprint)
+    _check_fingerprint(reader, builder, losses)
     _check_sizes(reader, builder, student)
     for term, codec_key in TARGET_OF_TERM.items():
         if term in losses.weights:
@@ -42,12 +43,28 @@ def check_images(reader: StoreReader, images: Path | None) -> None:
         )
 
 
+POSITIONAL = ("attention", "vision_all", "vision_focus")
 TARGET_OF_TERM = {
     "attention": "attention",
     "vision_all": "vision_all",
     "vision_focus": "vision_top",
     "logit": "logits",
 }
+
+
+def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
+    """Tokens and pixels must be the teacher's; vision tokens need not where no term compares them one by one."""
+    own = builder.fingerprint
+    if not same_vision_tokens(reader, builder.vision_tokens):
+        if weighed := [term for term in POSITIONAL if term in losses.weights]:
+            names = ", ".join(f"losses.{term}" for term in weighed)
+            raise TrainError(
+                f"store {reader.path}: an image is {reader.manifest.shapes.vision_tokens} tokens in the store, "
+                f"{builder.vision_tokens} in the student, so {names} have nothing to compare; set them to 0 "
+                "(supervised and logit losses remain), or take a student with the teacher's projector type"
+            )
+        own = {name: value for name, value in own.items() if name != "vision_tokens"}
+    check_fingerprint(reader, own)
 
 
 def _codec(reader: StoreReader, key: str) -> str:
@@ -71,7 +88,7 @@ def _check_sizes(reader: StoreReader, builder: ExampleBuilder, student: VLMConfi
             f"store {reader.path}: the teacher's vocab_size is {found}, the student's {student.vocab_size}; "
             "teacher and student must share a vocabulary"
         )
-    longest = int(reader.sequence_lengths.max())
+    longest = int(sequence_lengths(reader, builder.vision_tokens).max())
     if builder.max_tokens is not None and longest > builder.max_tokens:
         raise TrainError(
             f"store {reader.path}: its longest sample has {longest} tokens, max_tokens is {builder.max_tokens}; "

@@ -8,7 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.record import EncodedArray, HiddenStates, Record, SampledLogits, Target, TruncatedLogits, as_float32
+from storage.record import (
+    EncodedArray,
+    HiddenStates,
+    Logits,
+    Record,
+    SampledLogits,
+    Target,
+    TruncatedLogits,
+    as_float32,
+)
 from storage.several_images import of_each_image
 from student_train.batch import TrainBatch
 from student_train.decode import CodedTensor
@@ -49,7 +58,7 @@ def collate(
         top_index_IK=_top_index(with_image) if focus_wanted else None,
         top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
         first_image_S=_first_images(with_image),
-        logits=_logits(records) if "logit" in terms else None,
+        logits=logit_targets([record.logits for record in records]) if "logit" in terms else None,
     )
 
 
@@ -95,9 +104,8 @@ def _top_index(records: Sequence[Record]) -> Tensor:
     return torch.from_numpy(np.stack(index).astype(np.int64))
 
 
-def _logits(records: Sequence[Record]) -> LogitTargets:
-    """The records of a store all hold the same kind."""
-    kept = [record.logits for record in records]
+def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
+    """The logits of some records of one store, which all hold the same kind, one after the other."""
     if truncated := [logits for logits in kept if isinstance(logits, TruncatedLogits)]:
         return TruncatedTargets(
             entries=_entries(truncated, [logits.logprobs for logits in truncated]),

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import Record, StoreReader
+from student_train.lengths import same_vision_tokens
 from vlm.conversations import ImageFiles, every_one, one_or_tuple, read_image_bytes
 from vlm.errors import SampleError
 from vlm.examples import Example, ExampleBuilder
@@ -24,6 +25,8 @@ class CachedDataset:
 
     def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path | None) -> None:
         self.reader, self.builder, self.images = reader, builder, images
+        # else only the terms are trained that need no position of the store's, see `checks`
+        self._same_positions = same_vision_tokens(reader, builder.vision_tokens)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -43,8 +46,9 @@ class CachedDataset:
             raise SampleError(f"{name}: {error}") from error
         for field in ("input_ids", "labels"):
             _check_equal(name, field, found=getattr(example, field), stored=getattr(record, field))
-        for field in ("vision_positions", "tqv_query_positions", "supervised_positions"):
-            _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
+        if self._same_positions:
+            for field in ("vision_positions", "tqv_query_positions", "supervised_positions"):
+                _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
         return example, record
 
     def _image_bytes(self, record: Record) -> ImageFiles:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import SampleOrder, StoreReader
+from student_train.lengths import sequence_lengths
 
 PREFIX = "samples_"
 
@@ -16,7 +17,8 @@ class SampleKinds:
     terms at most.
     """
 
-    def __init__(self, reader: StoreReader) -> None:
+    def __init__(self, reader: StoreReader, vision_tokens: int) -> None:
+        """`vision_tokens` are the student's per image."""
         num_images = reader.num_images
         self._is_kind = {
             "one_image": num_images == 1,
@@ -24,7 +26,7 @@ class SampleKinds:
             "text_only": num_images == 0,
             "unsupervised": reader.num_supervised == 0,
         }
-        self._tokens = reader.sequence_lengths
+        self._tokens = sequence_lengths(reader, vision_tokens)
 
     def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
         """Samples by kind among those at these store positions."""

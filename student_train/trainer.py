@@ -55,7 +55,7 @@ def train(job: TrainJob) -> TrainResult:
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
     config, settings = job.train, deciding_settings(job, dataset.reader, ranks)
     order = SampleOrder(len(dataset), config.seed, config.global_batch_size(ranks.world_size))
-    kinds = SampleKinds(dataset.reader)
+    kinds = SampleKinds(dataset.reader, dataset.builder.vision_tokens)
     ending = _Ending(job, dataset.reader, kinds, order)
     if (finished := read_finished(config.output)) is not None:
         check_same_settings(config.output, finished["settings"], settings)

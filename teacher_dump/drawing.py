@@ -10,9 +10,10 @@ from torch import Tensor
 
 from storage.distributions import SampledLogits
 from teacher_dump.exact_mass import cumulative_mass, integer_mass
+from teacher_dump.truncation import smallest_ids
 
 DRAWN, ENTROPY = "drawn", "entropy"
-LARGEST_UINT8, LARGEST_UINT16 = 2**8 - 1, 2**16 - 1
+LARGEST_UINT8 = 2**8 - 1
 
 
 def uniforms(seed: int, sample_index: int, num_positions: int, num_draws: int) -> NDArray[np.float64]:
@@ -59,8 +60,8 @@ def sampled_logits(table: Mapping[str, NDArray[Any]]) -> SampledLogits:
     ids, starts_E = sorted_ND[is_new_ND], np.flatnonzero(is_new_ND)
     counts = np.diff(starts_E, append=sorted_ND.size)
     return SampledLogits(
-        ids=ids.astype(np.uint16 if ids.max(initial=0) <= LARGEST_UINT16 else np.uint32),
-        counts=counts.astype(np.uint8 if sorted_ND.shape[1] <= LARGEST_UINT8 else np.uint16),
+        ids=smallest_ids(ids),
+        counts=counts.astype(np.uint8) if sorted_ND.shape[1] <= LARGEST_UINT8 else counts.astype(np.uint16),
         offsets=np.concatenate([[0], np.cumsum(is_new_ND.sum(axis=1))]).astype(np.int64),
         entropy=table[ENTROPY],
     )

@@ -1,6 +1,9 @@
 """From the teacher's outputs to the record that the store keeps."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.codec_settings import FROM_ALL
 from storage.encoded import EncodedArray
@@ -61,4 +64,5 @@ def _vision(captured: Captured, config: StoreConfig) -> Target | None:
     if isinstance(found[0], EncodedArray):
         parts = [image.parts for image in found if isinstance(image, EncodedArray)]
         return EncodedArray(config.vision_all, {name: np.stack([part[name] for part in parts]) for name in parts[0]})
-    return np.stack([image for image in found if isinstance(image, np.ndarray)])
+    every: NDArray[Any] = np.stack([image for image in found if isinstance(image, np.ndarray)])
+    return every

@@ -1,27 +1,25 @@
 """Before the long run: does this teacher see, does it predict the labels where they are, does batching change it?
 
 A blind teacher (a projector that was not loaded, images of other samples) writes a store that looks like any other.
-The first samples of the plan are enough to tell, if the teacher is no random one: one that says nothing about the text
-either (entropy near log V) is not judged. Only what is clearly wrong fails a check.
+The first samples of the plan are enough to tell; `sanity_report.py` judges.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.label_shift import CLEAR, MIN_PAIRS, VAGUE
 from teacher_dump.bucketing import length_buckets
 from teacher_dump.capture import Capture
 from teacher_dump.distribution import POSITIONS_AT_ONCE
 from teacher_dump.job import DumpJob
 from teacher_dump.memory_faults import in_halves, is_out_of_memory
 from teacher_dump.preparation import Prepared
-from teacher_dump.sanity_report import SanityFinding
+from teacher_dump.sanity_report import MIN_IMAGES, LabelScores, SanityFinding, finding, judge_images, judge_labels
 from vlm.conversations import Sample
 from vlm.errors import InputError
 from vlm.model import MobileVLM
@@ -29,36 +27,12 @@ from vlm.model import MobileVLM
 SAMPLES_AT_ONCE = 64
 MAX_SAMPLES = 256
 ENOUGH_IMAGES = 64
-MIN_IMAGES = 32
-# standard errors by which the right images must be better than the wrong ones
-SEEING = 2.0
 # relative L2 error of hidden states, a batch against one sample at a time
 ROUNDING = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.1}
 ROUNDING_QUANTIZED = 0.25
 COMPARED = 4
 
 Prepare = Callable[[Sequence[Sample]], list[Prepared]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelScores:
-    """Of one sample's N supervised positions: log-probability of the label, entropy, mean differences to neighbours.
-
-    Attributes:
-        own_N: log-probability of the label.
-        entropy_N: of the distribution, nats.
-        beside_N2: log-probability of the next and of the previous position's label; NaN where that is the same token
-            or there is none.
-    """
-
-    own_N: NDArray[np.float64]
-    entropy_N: NDArray[np.float64]
-    beside_N2: NDArray[np.float64]
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether there are labels, and a finite loss of them; what is not finite is quarantined later."""
-        return len(self.own_N) > 0 and bool(np.isfinite(self.own_N).all() and np.isfinite(self.entropy_N).all())
 
 
 class _Checks:
@@ -74,10 +48,9 @@ class _Checks:
         found: list[LabelScores | None] = [None] * len(samples)
         for bucket in length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch):
             self.job.control.check()
-            for numbers, part in in_halves(
-                lambda numbers: self._score([samples[n] for n in numbers]), bucket, _nothing
-            ):
-                for number, scores in zip(numbers, part or [None], strict=True):
+            parts = in_halves(lambda numbers: self._score([samples[n] for n in numbers]), bucket, lambda: None)
+            for numbers, part in parts:
+                for number, scores in zip(numbers, part or (), strict=part is not None):
                     found[number] = scores
         return found
 
@@ -104,7 +77,7 @@ class _Checks:
         teacher = self.job.teacher
         by_length = sorted((sample for sample in samples if _num_labels(sample)), key=lambda sample: sample.length)
         if len(by_length) < 2:
-            return _finding("batch", None, f"{len(by_length)} samples with labels, 2 are needed")
+            return finding("batch", None, f"{len(by_length)} samples with labels, 2 are needed")
         chosen = [by_length[i] for i in np.linspace(0, len(by_length) - 1, min(COMPARED, len(by_length))).astype(int)]
         self.capture.begin_window([])
         try:
@@ -113,12 +86,12 @@ class _Checks:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return _finding("batch", None, f"{len(chosen)} samples at once do not fit the device")
+            return finding("batch", None, f"{len(chosen)} samples at once do not fit the device")
         errors = [float((a - b).float().norm() / b.float().norm()) for a, b in zip(together, alone, strict=True)]
         worst = max((error for error in errors if np.isfinite(error)), default=0.0)  # NaN is that sample's own error
         limit = ROUNDING[teacher.dtype] if teacher.quantization == "none" else ROUNDING_QUANTIZED
         figures = f"hidden states of {len(chosen)} samples differ by {worst:.2g} from those of single samples"
-        return _finding("batch", worst <= limit, f"{figures}, {limit:g} at most is rounding", "try teacher.batch 1")
+        return finding("batch", worst <= limit, f"{figures}, {limit:g} at most is rounding", "try teacher.batch 1")
 
 
 def check_teacher(
@@ -134,66 +107,17 @@ def check_teacher(
     scores = dict(zip(range(len(samples)), checks.scores(samples), strict=True))
     usable = {number: found for number, found in scores.items() if found is not None and found.is_usable}
     vocab_size = model.config.vocab_size
-    for finding in (
+    for found in (
         checks.batch(samples),
         judge_labels(list(usable.values()), vocab_size),
         _check_images(checks, samples, usable, vocab_size),
     ):
-        if finding.outcome == "failed":
-            line = f"{job.teacher.checkpoint}: teacher check {finding.name!r} failed: {finding.message}"
+        if found.outcome == "failed":
+            line = f"{job.teacher.checkpoint}: teacher check {found.name!r} failed: {found.message}"
             if job.teacher.sanity == "stop":
                 raise InputError(f"{line} (teacher.sanity is 'stop'; 'warn' goes on all the same)")
             job.control.notice(line)
-        yield finding
-
-
-def judge_labels(scores: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
-    """Is the label of the next or of the previous position clearly likelier than a position's own?"""
-    for side, name in enumerate(("next", "previous")):
-        differences = [found.own_N - found.beside_N2[:, side] for found in scores]
-        differences = [values[~np.isnan(values)] for values in differences]
-        if (pairs := sum(map(len, differences))) < MIN_PAIRS:
-            return _finding("labels", None, f"{pairs} labels with differing neighbours, {MIN_PAIRS} are needed")
-        beside = -np.nanmean(np.concatenate([found.beside_N2[:, side] for found in scores]))
-        own = -np.concatenate([found.own_N for found in scores]).mean()
-        if lead(differences) < -CLEAR and beside < VAGUE * np.log(vocab_size):
-            return _finding(
-                "labels",
-                False,
-                f"loss {own:.3f} of the labels, but {beside:.3f} of those of the {name} position",
-                "off by one; check that tokenizer and template are the teacher's",
-            )
-    return _finding("labels", True, f"loss {own:.3f} of the labels, against {beside:.3f} one position beside")
-
-
-def judge_images(right: Sequence[LabelScores], swapped: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
-    """Are the labels likelier with the right images than with those of other samples?"""
-    if len(right) < MIN_IMAGES:
-        return _finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
-    entropy = np.concatenate([found.entropy_N for found in right]).mean()
-    if entropy > VAGUE * np.log(vocab_size):
-        return _finding("images", None, f"entropy {entropy:.2f} nats, hardly below log V: a teacher that says nothing")
-    gains = np.array([a.own_N.mean() - b.own_N.mean() for a, b in zip(right, swapped, strict=True)])
-    error = gains.std(ddof=1) / np.sqrt(len(gains))
-    losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
-    figures = (
-        f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
-        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f})"
-    )
-    return _finding(
-        "images", bool(gains.mean() > SEEING * error), figures, "it is blind, or the images belong to other samples"
-    )
-
-
-def lead(differences: Sequence[NDArray[np.float64]]) -> float:
-    """Mean difference in standard errors; tokens of a sample are not independent, so samples are what counts.
-
-    One nat of spread at least, so that few equal values are not taken for certainty.
-    """
-    values = np.concatenate(differences)
-    of_tokens = max(float(values.std()), 1.0) * np.sqrt(len(values))
-    of_samples = np.sqrt(sum(float((found - values.mean()).sum()) ** 2 for found in differences))
-    return float(values.sum() / max(of_tokens, float(of_samples)))
+        yield found
 
 
 def _check_images(
@@ -240,15 +164,3 @@ def _labels_and_neighbours(sample: Prepared) -> NDArray[np.int64]:
 
 def _num_labels(sample: Prepared) -> int:
     return len(sample.example.positions.next_labels)
-
-
-def _finding(name: str, passed: bool | None, figures: str, advice: str = "") -> SanityFinding:
-    if passed is None:
-        return SanityFinding(name=name, outcome="not checked", message=figures)
-    if passed:
-        return SanityFinding(name=name, outcome="passed", message=figures)
-    return SanityFinding(name=name, outcome="failed", message=f"{figures}: {advice}")
-
-
-def _nothing() -> None:
-    pass

@@ -1,7 +1,21 @@
-"""What a check of the teacher came to."""
+"""Judging a teacher from what it says of the labels: pure functions of log-probabilities.
 
+Only what is clearly wrong fails: differences are compared with their standard errors, and a teacher that says nothing
+about the text either (random weights: entropy near log V) is not judged.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.label_shift import CLEAR, MIN_PAIRS, VAGUE
+
+MIN_IMAGES = 32
+# standard errors by which the right images must be better than the wrong ones
+SEEING = 2.0
 
 Outcome = Literal["passed", "failed", "not checked"]
 
@@ -18,3 +32,83 @@ class SanityFinding:
     name: str
     outcome: Outcome
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScores:
+    """Of one sample's N supervised positions: log-probability of the label, entropy, mean differences to neighbours.
+
+    Attributes:
+        own_N: log-probability of the label.
+        entropy_N: of the distribution, nats.
+        beside_N2: log-probability of the next and of the previous position's label; NaN where that is the same token
+            or there is none.
+    """
+
+    own_N: NDArray[np.float64]
+    entropy_N: NDArray[np.float64]
+    beside_N2: NDArray[np.float64]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there are labels, and a finite loss of them; what is not finite is quarantined later."""
+        return len(self.own_N) > 0 and bool(np.isfinite(self.own_N).all() and np.isfinite(self.entropy_N).all())
+
+
+def finding(name: str, passed: bool | None, figures: str, advice: str = "") -> SanityFinding:
+    """A check that passed, failed (with what to do) or, None, could not be made."""
+    if passed is None:
+        return SanityFinding(name=name, outcome="not checked", message=figures)
+    if passed:
+        return SanityFinding(name=name, outcome="passed", message=figures)
+    return SanityFinding(name=name, outcome="failed", message=f"{figures}: {advice}")
+
+
+def judge_labels(scores: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
+    """Is the label of the next or of the previous position clearly likelier than a position's own?"""
+    leads, losses = [], []
+    for side in (0, 1):
+        differences = [found.own_N - found.beside_N2[:, side] for found in scores]
+        differences = [values[~np.isnan(values)] for values in differences]
+        if (pairs := sum(map(len, differences))) < MIN_PAIRS:
+            return finding("labels", None, f"{pairs} labels with differing neighbours, {MIN_PAIRS} are needed")
+        leads.append(lead(differences))
+        losses.append(-float(np.nanmean(np.concatenate([found.beside_N2[:, side] for found in scores]))))
+    own = -float(np.concatenate([found.own_N for found in scores]).mean())
+    worst = int(np.argmin(leads))
+    beside = ("next", "previous")[worst]
+    figures = f"loss {own:.3f} of the labels, {losses[worst]:.3f} of those of the {beside} position"
+    # a teacher that knows neither may seem to prefer one
+    if leads[worst] < -CLEAR and losses[worst] < VAGUE * np.log(vocab_size):
+        return finding("labels", False, figures, "off by one; check that tokenizer and template are the teacher's")
+    return finding("labels", True if leads[worst] > CLEAR else None, figures)
+
+
+def judge_images(right: Sequence[LabelScores], swapped: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
+    """Are the labels likelier with the right images than with those of other samples?"""
+    if len(right) < MIN_IMAGES:
+        return finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
+    entropy = np.concatenate([found.entropy_N for found in right]).mean()
+    if entropy > VAGUE * np.log(vocab_size):
+        return finding("images", None, f"entropy {entropy:.2f} nats, hardly below log V: a teacher that says nothing")
+    gains = np.array([a.own_N.mean() - b.own_N.mean() for a, b in zip(right, swapped, strict=True)])
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
+    figures = (
+        f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
+        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f})"
+    )
+    return finding(
+        "images", bool(gains.mean() > SEEING * error), figures, "it is blind, or the images belong to other samples"
+    )
+
+
+def lead(differences: Sequence[NDArray[np.float64]]) -> float:
+    """Mean difference in standard errors; tokens of a sample are not independent, so samples are what counts.
+
+    One nat of spread at least, so that few equal values are not taken for certainty.
+    """
+    values = np.concatenate(differences)
+    of_tokens = max(float(values.std()), 1.0) * np.sqrt(len(values))
+    of_samples = np.sqrt(sum(float((found - values.mean()).sum()) ** 2 for found in differences))
+    return float(values.sum() / max(of_tokens, float(of_samples)))

@@ -23,7 +23,7 @@ from storage.codecs import codec_names
 DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32"},
     "topk": {"top_k": 64, "dtype": "float16"},
-    "nucleus": {"p": 0.98, "min_entries": 8, "max_entries": 1024, "dtype": "float16"},
+    "nucleus": {"p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"},
     "hidden": {"dtype": "bfloat16"},
     "sampled": {"num_draws": 50},
     "none": {},
@@ -46,7 +46,7 @@ class LogitsConfig(_Settings):
         dtype: codec of the logits (`full`), log-probabilities (`topk`, `nucleus`) or states (`hidden`).
     """
 
-    kind: LogitsKind = "topk"
+    kind: LogitsKind = "nucleus"
     top_k: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     p: float | None = Field(default=None, gt=0, le=1)
     min_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)

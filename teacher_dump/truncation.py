@@ -70,11 +70,16 @@ def truncated_logits(table: Mapping[str, NDArray[Any]]) -> TruncatedLogits:
     ids = np.concatenate([table[IDS], table[LABELS][:, None]], axis=1)[kept_NK]
     logprobs = np.concatenate([table[LOGPROBS], table[LABEL_LOGPROB][:, None]], axis=1)[kept_NK]
     return TruncatedLogits(
-        ids=ids.astype(np.uint16 if ids.max(initial=0) <= LARGEST_UINT16 else np.uint32),
+        ids=smallest_ids(ids),
         logprobs=logprobs,
         offsets=np.concatenate([[0], np.cumsum(table[COUNTS] + is_new_N)]).astype(np.int64),
         tail_logmass=table[TAIL],
     )
+
+
+def smallest_ids(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    """Token ids in 16 bits if they fit."""
+    return ids.astype(np.uint16) if ids.max(initial=0) <= LARGEST_UINT16 else ids.astype(np.uint32)
 
 
 def _likeliest(logprobs_NV: Tensor, count: int) -> Tensor:

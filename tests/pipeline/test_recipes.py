@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from pipeline import run_stages
 from pipeline.cli import main
 from pipeline.configs_cli import recipe_text, recipes
+from pipeline.phase_process import run_alignkd
 from pipeline.recipes import load_stage, load_stages
 from vlm.errors import InputError
 
@@ -158,6 +159,17 @@ def test_a_run_of_two_stages_and_the_same_again(
     refused = in_process("run", changed)
     assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
     assert "steps was 2, is 4; restore them, or choose another output" in refused.stderr
+
+
+@pytest.mark.parametrize(("name", "flags"), [("torchrun", ["-m"]), ("deepspeed", ["--no_local_rank", "--module"])])
+def test_a_launcher_starts_the_module(name: str, flags: list[str], tmp_path: Path) -> None:
+    """A stand-in that writes down what it is asked to start; its chatter does not get into a report."""
+    launcher = tmp_path / name
+    launcher.write_text(f'#!/bin/sh\necho chatter\necho "$@" > {tmp_path}/started\n')
+    launcher.chmod(0o755)
+    run_alignkd(["train", "run.yaml"], False, [str(launcher), "--nproc", "2"])
+    asked = (tmp_path / "started").read_text().split()
+    assert asked == ["--nproc", "2", *flags, "pipeline.cli", "train", "run.yaml"]
 
 
 @pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3090"])

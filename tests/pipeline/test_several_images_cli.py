@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from pipeline.cli import main
+from pipeline.evaluate import Answer, Evaluation
 from storage import StoreReader
 from student_train.config import TrainConfig
 from student_train.job import TrainJob
@@ -119,6 +120,13 @@ def test_a_question_about_two_images(golden: Path, golden_images: Path) -> None:
     too_few = ["ask", golden / "teacher", "<image> it?", "--image", images[0], "--image", images[1], *options]
     refused = CliRunner().invoke(main, list(map(str, too_few)))
     assert refused.exit_code == 1 and "1 <image> in the conversation but 2 images" in refused.stderr
+
+
+def test_answers_about_several_images_come_back_from_json() -> None:
+    said = {"question": "q", "question_type": None, "expected": "a", "found": "a"}
+    answers = tuple(Answer(id="x", image=image, **said) for image in (("a.png", "b.png"), "a.png", None))
+    evaluation = Evaluation(answers)
+    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
 
 
 def test_two_projectors_with_one_number_of_tokens(golden: Path, golden_images: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import Codecs, EncodedArray, LogitsCodec, Manifest, Record, StoreError, StoreReader, verify_store
+from storage.attention_sums import attention_sums
 from storage.codecs import get_codec
 from storage.convert import convert_store
 from storage.diff import diff_stores
@@ -198,25 +199,39 @@ def test_a_store_refuses_blocks_of_another_shape(
         write_store(tmp_path / "s", manifest, record_of=lambda index: replace(flat, index=index))
 
 
-@pytest.mark.parametrize("images", [[], ["b.png"], ["b.png", "c.jpg", "d.png"]])
-def test_rows_are_not_cut_by_a_list_that_does_not_fit_them(make_manifest: Any, make_record: Any, images: Any) -> None:
+@pytest.mark.parametrize(
+    ("images", "num_hashes"), [([], 0), (["b.png"], 1), (["b.png", "c.jpg", "d.png"], 3), (["b.png", "c.jpg"], 1)]
+)
+def test_rows_are_not_cut_by_a_list_that_does_not_fit_them(
+    make_manifest: Any, make_record: Any, images: list[str], num_hashes: int
+) -> None:
     manifest = make_manifest(codecs=STORES["floats"])
     codec, record = RecordCodec(manifest), several(make_record, manifest, 2)
     rows = codec.encode(record, with_image=True)
-    text = json.loads(rows["text"].tobytes()) | {"image": images, "image_sha256": ["0" * 64] * len(images)}
+    text = json.loads(rows["text"].tobytes()) | {"image": images, "image_sha256": ["0" * 64] * num_hashes}
     rows["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
     table = {"dataset_index": record.index, "attention_columns": manifest.shapes.vision_tokens}
-    with pytest.raises(CorruptStoreError, match=rf"{len(images)} images and 10 vision_positions, each image has 5"):
+    with pytest.raises(CorruptStoreError, match=rf"{len(images)} images, {num_hashes} hashes and 10 vision_positions"):
         codec.decode(rows.__getitem__, table)
+
+
+def test_a_row_is_summed_over_the_blocks_of_all_images() -> None:
+    blocks = np.full((3, 4, 2, 5), 0.06, np.float32)  # each block sums to 0.3
+    sums = attention_sums(blocks)
+    assert (sums.rows, sums.above_one) == (8, 0) and sums.largest_sum == pytest.approx(0.9)
+    assert attention_sums(blocks * 1.2).above_one == 8
 
 
 @given(st.lists(st.binary(max_size=40), min_size=2, max_size=6), st.integers(1, 12), st.binary(min_size=1, max_size=9))
 def test_packed_files_come_back_whole_or_not_at_all(files: list[bytes], cut: int, tail: bytes) -> None:
     packed = pack_files(files)
-    assert unpack_files(packed) == tuple(files) and packed.startswith(MAGIC)
+    assert unpack_files(packed, len(files)) == tuple(files) and packed.startswith(MAGIC)
     for damaged in (packed[:-cut], packed + tail, tail + packed):
         with pytest.raises(StoreError, match="image_bytes: "):
-            unpack_files(damaged)
+            unpack_files(damaged, len(files))
+    for count in (len(files) - 1, len(files) + 1):
+        with pytest.raises(StoreError, match=f"bytes are not {count} image files"):
+            unpack_files(packed, count)
 
 
 @pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8_channel"])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from student_train import trainer
 from student_train.errors import TrainError
 from student_train.job import TrainJob
+from student_train.tally import StepTally
 from student_train.trainer import train
 from vlm.checkpoint import load_model
 
@@ -187,6 +188,30 @@ def test_a_student_that_diverges_is_stopped(
     lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [True] * 4
     assert lines[0]["loss"] is None
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_survived(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and AdamW's moments stay what they were, to the bit."""
+    original, calls = StepTally.add, [0]
+
+    def poisoned(self: StepTally, terms: Any) -> torch.Tensor:
+        calls[0] += 1
+        return original(self, terms) * (float("nan") if calls[0] == 3 else 1.0)
+
+    monkeypatch.setattr(StepTally, "add", poisoned)
+    job = make_job(many_store, steps=5, micro_batch=5, skip_limit=2, checkpoint_every=1, keep_checkpoints=5)
+    result = train(job)
+    lines = read_metrics(job.train.output)
+    assert [line["skipped"] for line in lines] == [False, False, True, False, False]
+    assert (result.step, result.skipped_steps, result.samples_seen) == (5, 1, 25)
+    files = {
+        step: [path.read_bytes() for path in sorted((job.train.output / "checkpoints" / step).glob("*.safetensors"))]
+        for step in ("step-00000002", "step-00000003", "step-00000004")
+    }
+    assert len(files["step-00000002"]) == 3
+    assert files["step-00000002"] == files["step-00000003"] != files["step-00000004"]
 
 
 def test_data_workers_see_the_same_batches(

@@ -23,7 +23,7 @@ ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 def random_student(golden_folder: Path, tmp_path: Path) -> Callable[..., Path]:
     """random_student(name, **changes): the golden student's config changed, random weights, the teacher's tower."""
 
-    def write(name: str, **changes: int) -> Path:
+    def write(name: str, **changes: Any) -> Path:
         source, folder = golden_folder / "student", tmp_path / name
         raw = json.loads((source / "config.json").read_text()) | changes
         folder.mkdir()
@@ -79,6 +79,30 @@ def test_grouped_query_attention_is_that_of_the_decoder(
     whole = model.model(inputs_embeds=embeds, use_cache=False, output_attentions=True).attentions[0]
     found = model.first_layer_attention(embeds, rows, cols, chunk_bytes=2000)
     torch.testing.assert_close(found, whole[:, :, 10:20, 3:9], rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_with_other_vision_tokens_learns_from_logits(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, random_student: Callable[..., Path]
+) -> None:
+    """LLaVA's projector makes 576 tokens of an image, the teacher's 144: same answers, other positions."""
+    student = random_student("student", mm_projector_type="mlp2x_gelu")
+    job = make_job(many_store, steps=4, micro_batch=10)
+    refused = (
+        r"an image is 144 tokens in the store, 576 in the student, so losses\.attention, losses\.vision_all, "
+        r"losses\.vision_focus have nothing to compare; set them to 0 "
+    )
+    with pytest.raises(TrainError, match=refused) as error:
+        train(TrainJob(**vars(job) | {"student": student}))
+    assert "\n" not in str(error.value)
+
+    off = {"attention": 0.0, "vision_all": 0.0, "vision_focus": 0.0}
+    job = make_job(many_store, steps=4, micro_batch=10, losses=off)
+    with pytest.raises(TrainError, match=r"longest sample has \d{3} tokens, max_tokens is 300"):
+        train(TrainJob(**vars(job) | {"student": student, "max_tokens": 300}))
+    result = train(TrainJob(**vars(job) | {"student": student}))
+    lines = read_metrics(job.train.output)
+    assert lines[-1]["logit"] < lines[0]["logit"] and lines[-1]["supervised"] < lines[0]["supervised"]
+    assert result.samples_by_kind["one_image"] > 0
 
 
 def test_another_vocabulary_is_refused(

@@ -21,6 +21,7 @@ def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = N
     """A dump of `entries` (the golden v1 samples) into folder/store, every target in float32 unless set otherwise."""
     max_tokens = settings.pop("max_tokens", 2048)
     given = {name: settings.pop(name) for name in TEACHER_SETTINGS if name in settings}
+    surroundings = {name: settings.pop(name) for name in ("control",) if name in settings}
     data = folder / "data.json"
     data.write_text(json.dumps(json.loads((golden / "v1.json").read_text()) if entries is None else entries))
     exact = {"attention": "float32", "vision_top": "float32", "vision_all": "float32", "logits": {"kind": "full"}}
@@ -29,8 +30,11 @@ def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = N
         images=images,
         template="v1",
         max_tokens=max_tokens,
-        teacher=TeacherConfig(checkpoint=str(golden / "teacher"), vision_config=golden / "clip", **{"batch": 3, **given}),
+        teacher=TeacherConfig(
+            checkpoint=str(golden / "teacher"), vision_config=golden / "clip", **{"batch": 3, **given}
+        ),
         store=StoreConfig(**{"path": folder / "store", "shard_size": 2, **exact, **settings}),
+        **surroundings,
     )
 
 

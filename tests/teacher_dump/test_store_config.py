@@ -32,7 +32,7 @@ def test_logits_of_a_profile_yield_key_by_key_within_their_kind() -> None:
     assert config(profile="compact", logits={"p": 0.9}).codecs().logits.model_dump(exclude_none=True) == {
         "kind": "nucleus",
         "p": 0.9,
-        "min_entries": 8,
+        "min_entries": 32,
         "max_entries": 1024,
         "dtype": "float16",
     }
@@ -76,7 +76,7 @@ def test_every_codec_may_be_named(codec: str) -> None:
             {"logits": {"kind": "nucleus", "min_entries": 9, "max_entries": 3}},
             ["min_entries is 9, above max_entries 3"],
         ),
-        ({"logits": {"kind": "nucleus", "max_entries": 3}}, ["min_entries is 8, above max_entries 3"]),
+        ({"logits": {"kind": "nucleus", "max_entries": 3}}, ["min_entries is 32, above max_entries 3"]),
         ({"logits": {"kind": "sampled", "dtype": "float16"}}, ["dtype 'float16'", "leave it out"]),
         ({"logits": {"kind": "sampled", "num_draws": 65536}}, ["num_draws", "65535"]),
         ({"logits": {"kind": "nucleus", "p": 1.5}}, ["logits.p"]),

@@ -1,0 +1,103 @@
+"""`alignkd plan` as users call it: one file, a recipe, no data yet, what it says when something is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cli import main
+from pipeline.plan_cli import parse_bytes
+
+WriteConfig = Callable[..., Path]
+CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
+NO_DATA = ("--samples", "1200000", "--mean-tokens", "240")
+GIB = 1 << 30
+
+
+def plan(config: Path, *options: str) -> Any:
+    found = CliRunner().invoke(main, ["plan", str(config), *options])
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout) if "--json" in options else found.stdout
+
+
+def refused(config: Path, *options: str) -> str:
+    found = CliRunner().invoke(main, ["plan", str(config), *options])
+    assert found.exit_code == 1 and len(found.stderr.splitlines()) == 1, found.output
+    return found.stderr
+
+
+def test_a_plan_holds_what_scripts_ask_for(write_config: WriteConfig) -> None:
+    config = write_config(store={"logits": {"kind": "topk", "top_k": 6}})
+    found = plan(config, "--json", "--gpu-memory", "24GiB", "--disk", "2TB")
+    assert found["store_bytes"] == sum(found["store_bytes_by_target"].values()) > 100_000
+    assert {"attention", "vision_top", "vision_all", "logits", "inputs"} <= found["store_bytes_by_target"].keys()
+    assert 0 < found["teacher_memory_bytes"] < GIB and 0 < found["student_memory_bytes"] < GIB
+    assert found["fits"] is True and found["fits_by"] == {"store": True, "teacher": True, "student": True}
+    assert (found["gpu_memory_bytes"], found["disk_bytes"]) == (24 * GIB, 2 * 10**12)
+    assert found["data"]["samples"] == found["data"]["records"] == 4 and found["data"]["counted_all"]
+    assert {row["devices"] for row in found["student_memory_table"]} == {1, 2, 4, 8}
+    assert found["recommendation"] == [] and found["measured"] is None
+    page = plan(config, "--gpu-memory", "24GiB")
+    assert "everything fits" in page and "(arithmetic)" in page and "assumed for the teacher pass" in page
+
+
+def test_a_configuration_without_student_plans_the_dump_alone(write_config: WriteConfig) -> None:
+    found = plan(write_config(drop=("student", "train")), "--json")
+    assert found["student_memory_bytes"] is None and found["store_bytes"] > 0 and "student" not in found["fits_by"]
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_recipe_can_be_planned_before_there_is_anything(recipe: str) -> None:
+    found = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--gpu-memory", "24GiB", "--disk", "4TB")
+    assert [stage["stage"] for stage in found["stages"]] == ["pretrain", "finetune"]
+    assert found["store_bytes"] == sum(stage["store_bytes"] for stage in found["stages"])
+    assert found["fits"] is ("rtx3090" in recipe), [stage["recommendation"] for stage in found["stages"]]
+    for stage in found["stages"]:
+        assert any("no data was read" in note for note in stage["notes"])
+        for step in stage["recommendation"]:
+            assert step["set"] and step["bytes"] + GIB <= 24 * GIB
+    one = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--stage", "finetune")
+    assert one["stage"] == "finetune" and one["hours"]["rtx3090"]["dump"] > 1
+
+
+def test_advice_followed_makes_it_fit(tmp_path: Path) -> None:
+    import yaml
+
+    recipe = CONFIGS / "short.yaml"
+    options = ("--json", *NO_DATA, "--stage", "finetune", "--gpu-memory", "24GiB", "--disk", "2TB")
+    (step,) = plan(recipe, *options)["recommendation"]
+    values = yaml.safe_load(recipe.read_text())
+    for key, value in step["set"].items():
+        section, name = key.split(".")
+        values[section][name] = value
+    followed = tmp_path / "followed.yaml"
+    followed.write_text(yaml.safe_dump(values))
+    found = plan(followed, *options)
+    assert found["fits"] and found["student_memory_bytes"] == step["bytes"]
+
+
+def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert "teacher: section is missing, alignkd plan needs it" in refused(write_config(drop=("teacher",)))
+    gone = write_config(data={"conversations": str(tmp_path / "none.json")})
+    assert "none.json" in refused(gone)
+    assert "--samples and --mean-tokens belong together" in refused(gone, "--samples", "10")
+    assert "device is 'tpu', expected one of" in refused(write_config(), "--device", "tpu")
+    assert "no stage 'third'" in refused(CONFIGS / "short.yaml", *NO_DATA, "--stage", "third")
+    wrong = CliRunner().invoke(main, ["plan", str(gone), "--disk", "much"])
+    assert wrong.exit_code == 2 and "expected a size as 24GiB or 2TB" in wrong.stderr
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", "K", "M", "G", "T"]), st.booleans(), st.booleans())
+def test_sizes_are_read_as_they_are_written(number: int, prefix: str, binary: bool, lower: bool) -> None:
+    text = f"{number}{prefix}{'i' if binary and prefix else ''}B"
+    scale = (1024 if binary and prefix else 1000) ** ["", "K", "M", "G", "T"].index(prefix)
+    assert parse_bytes(CONTEXT, PARAMETER, text.lower() if lower else text) == number * scale
+
+
+CONTEXT, PARAMETER = click.Context(main), click.Option(["--size"])

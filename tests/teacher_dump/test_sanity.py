@@ -1,0 +1,162 @@
+"""Checks of a teacher before the first shard: the demo's trained one passes, and is stopped when it is made wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.demo.dataset import write_dataset
+from pipeline.demo.models import TEACHER_CHECKPOINT
+from teacher_dump.config import TeacherConfig
+from teacher_dump.control import DumpControl
+from teacher_dump.dump import dump
+from teacher_dump.job import DumpJob
+from teacher_dump.sanity_report import LabelScores, judge_images, judge_labels
+from teacher_dump.store_config import StoreConfig
+from vlm.errors import InputError
+from vlm.model import MobileVLM
+
+NUM_SCENES = 36  # a few more than the check of images needs
+MakeDemoJob = Callable[..., DumpJob]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_dataset(folder, num_scenes=NUM_SCENES, pool="held_out", seed=5, questions_per_scene=3)
+    return folder
+
+
+@pytest.fixture
+def demo_job(scenes: Path, tmp_path: Path) -> MakeDemoJob:
+    """`demo_job(change=None, sanity="stop", heard=[])`: `change` edits the data's entries, `heard` gets the notices."""
+
+    def make(
+        change: Callable[[list[Any]], Any] | None = None, *, sanity: Any = "stop", heard: list[str] | None = None
+    ) -> DumpJob:
+        entries = json.loads((scenes / "conversations.json").read_text())
+        if change is not None:
+            change(entries)
+        data = tmp_path / "data.json"
+        data.write_text(json.dumps(entries))
+        return DumpJob(
+            conversations=data,
+            images=scenes / "images",
+            template="v1",
+            max_tokens=2048,
+            teacher=TeacherConfig(checkpoint=str(TEACHER_CHECKPOINT), sanity=sanity),
+            store=StoreConfig(path=tmp_path / "store", profile="compact", shard_size=8),
+            control=DumpControl(notice=([] if heard is None else heard).append),
+        )
+
+    return make
+
+
+def shuffle_images(entries: list[Any]) -> None:
+    with_image = [entry for entry in entries if "image" in entry]
+    images = [entry["image"] for entry in with_image]
+    for entry, image in zip(with_image, images[3:] + images[:3], strict=True):
+        entry["image"] = image
+
+
+def outcomes(job: DumpJob) -> dict[str, str]:
+    return {found.name: found.outcome for found in dump(job).sanity}
+
+
+def test_a_trained_teacher_passes_every_check_once(demo_job: MakeDemoJob) -> None:
+    job = demo_job()
+    assert outcomes(job) == {"batch": "passed", "labels": "passed", "images": "passed"}
+    (Path(job.store.path) / "commits" / "00000001.json").unlink()
+    assert outcomes(job) == {}  # the store is under way
+
+
+def test_images_of_other_samples_stop_the_run(demo_job: MakeDemoJob) -> None:
+    heard: list[str] = []
+    with pytest.raises(InputError, match=r"teacher check 'images' failed: loss .* belong to other samples") as error:
+        dump(demo_job(shuffle_images, heard=heard))
+    assert "\n" not in str(error.value) and "teacher.sanity is 'stop'" in str(error.value) and heard == []
+
+
+def test_warn_says_so_and_goes_on_off_is_silent(demo_job: MakeDemoJob) -> None:
+    heard: list[str] = []
+    job = demo_job(shuffle_images, sanity="warn", heard=heard)
+    result = dump(job)
+    assert result.num_records == result.num_samples and len(heard) == 1 and "'images' failed" in heard[0]
+    for commit in (Path(job.store.path) / "commits").iterdir():
+        commit.unlink()
+    assert outcomes(demo_job(shuffle_images, sanity="off", heard=heard)) == {} and len(heard) == 1
+
+
+def test_a_blind_teacher(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MobileVLM.encode_images
+    monkeypatch.setattr(MobileVLM, "encode_images", lambda self, pixels: true(self, pixels * 0))
+    with pytest.raises(InputError, match=r"'images' failed: .* it is blind"):
+        dump(demo_job())
+
+
+@pytest.mark.parametrize(("shift", "beside"), [(1, "previous"), (-1, "next")])
+def test_states_taken_one_position_beside(
+    shift: int, beside: str, demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = MobileVLM.hidden_states
+    monkeypatch.setattr(MobileVLM, "hidden_states", lambda self, embeds: true(self, embeds).roll(shift, dims=1))
+    with pytest.raises(InputError, match=rf"'labels' failed: .* of those of the {beside} position: off by one"):
+        dump(demo_job())
+
+
+def test_padding_that_is_seen(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MobileVLM.hidden_states
+
+    def sees_padding(self: MobileVLM, embeds: Tensor) -> Tensor:
+        hidden = true(self, embeds)
+        return hidden + 0.05 * hidden[:, -1:]
+
+    monkeypatch.setattr(MobileVLM, "hidden_states", sees_padding)
+    with pytest.raises(InputError, match=r"'batch' failed: hidden states of 4 samples differ by .* rounding"):
+        dump(demo_job())
+
+
+def test_a_random_teacher_is_not_judged(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: MobileVLM, embeds: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return 0.1 * torch.randn(embeds.shape[1:], generator=generator).expand_as(embeds)
+
+    monkeypatch.setattr(MobileVLM, "hidden_states", forget)
+    assert outcomes(demo_job()) == {"batch": "passed", "labels": "not checked", "images": "not checked"}
+
+
+def test_too_few_images_are_not_judged(demo_job: MakeDemoJob) -> None:
+    def text_and_few_images(entries: list[Any]) -> None:
+        del entries[20:]
+
+    assert outcomes(demo_job(text_and_few_images)) == {"batch": "passed", "labels": "passed", "images": "not checked"}
+
+
+def scores(own: np.ndarray, beside: float, entropy: float) -> LabelScores:
+    return LabelScores(own_N=own, entropy_N=np.full_like(own, entropy), beside_N2=np.full((len(own), 2), beside))
+
+
+def test_chance_alone_never_stops_a_run_that_sees_a_little() -> None:
+    """A gain of 0.3 nats with a spread of 1 over 64 samples is seen; none at all is not."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        noise = random.normal(0.0, 1.0, 64)
+        wrong = [scores(np.full(9, -2.0), -9.0, 0.5) for _ in range(64)]
+        right = [scores(np.full(9, -1.5 + 0.5 * extra), -9.0, 0.5) for extra in noise]
+        assert judge_images(right, wrong, 512).outcome == "passed"
+        assert judge_images(wrong, wrong, 512).outcome == "failed"
+
+
+def test_labels_near_the_edge_are_left_alone() -> None:
+    """A neighbour that is a little likelier, by chance or by repetition, is no proof."""
+    random = np.random.default_rng(1)
+    found = [scores(-3 + random.normal(0, 2, 40), -3.0, 1.0) for _ in range(20)]
+    assert judge_labels(found, 512).outcome == "not checked"
+    assert judge_labels([scores(np.full(40, -6.0), -2.0, 1.0) for _ in range(20)], 512).outcome == "failed"
+    # both unlikely: a teacher that knows neither is none of this check's business
+    assert judge_labels([scores(np.full(40, -9.0), -6.0, 1.0) for _ in range(20)], 512).outcome == "not checked"

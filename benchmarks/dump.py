@@ -1,9 +1,9 @@
 """What the teacher pass costs, against the bare forward passes of the same batches and against the naive way.
 
-    python benchmarks/dump.py [--samples 96] [--hidden 1536] [--layers 12] [--device cpu] [--markdown]
+    python benchmarks/dump.py [--samples 16] [--hidden 1536] [--layers 10] [--device cpu] [--markdown]
 
-* bare: `model(batch)` (tower, projector, decoder, logits at supervised positions) on the batches of the dump, made
-  ready beforehand; nothing is kept.
+* bare: tower, projector and decoder on the batches of the dump, made ready beforehand, and logits at supervised
+  positions where the profile needs them (`compact`; `exact` stores hidden states); nothing is kept.
 * dump: `alignkd dump`'s own function into a fresh store: reading, decoding, tokenising, forward, targets, encoding,
   checksums, fsync, reading back, commit. Loading the teacher and hashing its weights are not in it.
 * naive: what a first script does: samples in the order of the file, `output_attentions=True`, logits of every
@@ -14,8 +14,8 @@ with the forward pass for the same cores, so everything beside the forward costs
 all cases. Peak memory is that of a process of its own per case, less what it held once the teacher was loaded.
 """
 
+import gc
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -82,11 +82,11 @@ class Measured:
 
 
 @click.command()
-@click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--samples", type=click.IntRange(min=2), default=16, show_default=True)
 @click.option("--hidden", type=click.IntRange(min=64), default=1536, show_default=True)
 @click.option("--layers", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--token-budget", type=click.IntRange(min=1), default=4096, show_default=True)
-@click.option("--shard-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--token-budget", type=click.IntRange(min=1), default=2048, show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--profile", type=click.Choice(["exact", "compact"]), multiple=True, help="Default: both.")
 @click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
@@ -94,6 +94,7 @@ class Measured:
 @click.option("--threads", type=click.IntRange(min=1), default=torch.get_num_threads(), show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--naive/--no-naive", default=True, show_default=True)
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Peak memory, a process per case.")
 @click.option("--markdown", is_flag=True)
 @click.option("--memory-of", type=click.Choice(CASES), hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
@@ -121,7 +122,9 @@ def report(options: dict[str, Any]) -> None:
         f"{len(bench.batches)} batches of at most {options['token_budget']} padded tokens "
         f"({sum(lengths) / sum(b.input_ids_BL.numel() for b in bench.batches):.0%} of them real)\n"
     )
-    rows = [("case", "samples/s", "of bare, wall", "lowest..highest", "of bare, processor", "peak memory MiB")]
+    rows: list[tuple[str, ...]] = [
+        ("case", "samples/s", "of bare, wall", "lowest..highest", "of bare, processor", "peak memory MiB")
+    ]
     bench.bare()  # warm up
     for number, profile in enumerate(profiles):
         bench.profile = profile
@@ -132,7 +135,7 @@ def report(options: dict[str, Any]) -> None:
         for _ in range(options["rounds"]):
             for name, run in cases.items():
                 found[name].append(run())
-        peaks = {name: peak_memory(options, name, profile) for name in cases}
+        peaks = {name: peak_memory(options, name, profile) if options["memory"] else None for name in cases}
         rows += [row_of(name, measured, found["bare"], peaks[name]) for name, measured in found.items()]
     print(as_table(rows, options["markdown"]))
 
@@ -176,8 +179,16 @@ class Bench:
         """The forward passes alone."""
         with measuring(self.options["device"]) as measured, torch.no_grad():
             for batch in self.batches:
-                self.model(batch.to(self.options["device"]))
+                self._forward(batch.to(self.options["device"]))
         return measured(len(self.prepared))
+
+    def _forward(self, batch: SequenceBatch) -> None:
+        """`MobileVLM.forward`, without logits where the profile stores hidden states and needs none."""
+        assert batch.pixel_values_ICHW is not None
+        if self.profile == "exact":
+            self.model.hidden_states(self.model.embed(batch, self.model.encode_images(batch.pixel_values_ICHW)))
+        else:
+            self.model(batch)
 
     def dump(self) -> Measured:
         """The dump between opening the store and its last commit."""
@@ -243,7 +254,8 @@ class _Timed(DumpControl):
 
     def __init__(self, device: str) -> None:
         super().__init__()
-        self._device, self.measured = device, None
+        self._device = device
+        self.measured: Callable[[int], Measured] | None = None
 
     @contextmanager
     def over(self, store: StoreWriter) -> Iterator[Iterator[int]]:
@@ -273,6 +285,9 @@ def memory_of(options: dict[str, Any]) -> float:
     cuda = options["device"].startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    else:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
     held = torch.cuda.memory_allocated() / 2**20 if cuda else _peak_host_memory()
     getattr(bench, options["memory_of"])()
     return (torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_host_memory()) - held
@@ -286,21 +301,32 @@ def peak_memory(options: dict[str, Any], case: str, profile: str) -> float:
     return float(finished.stdout.splitlines()[-1])
 
 
-_PASSED_ON = ("samples", "hidden", "layers", "token_budget", "shard_size", "backend", "dtype", "device", "threads")
-_PASSED_ON += ("folder",)
+_PASSED_ON = (
+    *("samples", "hidden", "layers", "token_budget", "shard_size", "backend", "dtype", "device", "threads"),
+    "folder",
+)
 
 
 def _peak_host_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """MiB of anonymous and mapped memory, at most, since the peak was last cleared."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 
-def row_of(name: str, measured: Sequence[Measured], bare: Sequence[Measured], peak: float) -> tuple[str, ...]:
+def row_of(name: str, measured: Sequence[Measured], bare: Sequence[Measured], peak: float | None) -> tuple[str, ...]:
     """Medians of a case over the rounds."""
     rate = statistics.median(run.samples / run.seconds for run in measured)
     ratios = [b.seconds / run.seconds for run, b in zip(measured, bare, strict=True)]
     cpu = statistics.median(b.cpu_seconds / run.cpu_seconds for run, b in zip(measured, bare, strict=True))
     spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
-    return name, f"{rate:.2f}", f"{statistics.median(ratios):.3f}", spread, f"{cpu:.3f}", f"{peak:.0f}"
+    return (
+        name,
+        f"{rate:.2f}",
+        f"{statistics.median(ratios):.3f}",
+        spread,
+        f"{cpu:.3f}",
+        "" if peak is None else f"{peak:.0f}",
+    )
 
 
 def as_table(rows: Sequence[tuple[str, ...]], markdown: bool) -> str:

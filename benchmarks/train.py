@@ -1,11 +1,12 @@
 """What distillation costs: a step of plain fine-tuning, of Align-KD from a store, of Align-KD beside the teacher.
 
-    python benchmarks/train.py [--tokens 512] [--micro-batch 1] [--rounds 8] [--markdown]
+    python benchmarks/train.py [--tokens 512] [--micro-batch 1] [--rounds 6] [--markdown]
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
-        --gradient-checkpointing --micro-batch 16 --vocabulary 32000
+        --gradient-checkpointing --micro-batch 16 --samples 32 --cap-gib 24
 
 All three train the same student on the same batches by the code that users run, each in a process of its own; round
-by round each does one step while the others wait, so that a ratio compares figures of the same moment. Plain
+by round each does one step while the others wait, so that a ratio compares figures of the same moment. "CPU" is the
+processor time of the training process, which other work on a machine lengthens less than a step's seconds. Plain
 fine-tuning reads a store without targets. Weights are random in the shape asked for, images are real handwriting,
 texts are as long as `--tokens` allows, and the stores are dumped by `alignkd dump`'s own function.
 
@@ -43,16 +44,17 @@ SMALL = {"student": (512, 8, 8, 1408), "teacher": (1024, 8, 16, 2816)}
 @click.option("--teacher", default="small", show_default=True, help="small, or a member of the family.")
 @click.option("--vocabulary", default=4096, show_default=True, help="Of the small models.")
 @click.option("--tokens", default=512, show_default=True, help="Length of every sample, vision tokens included.")
-@click.option("--samples", default=8, show_default=True)
+@click.option("--samples", default=4, show_default=True)
 @click.option("--micro-batch", default=1, show_default=True)
 @click.option("--accumulate", default=1, show_default=True, help="Micro-batches per step.")
-@click.option("--rounds", default=8, show_default=True, help="Timed steps of each; one more warms up.")
+@click.option("--rounds", default=6, show_default=True, help="Timed steps of each; one more warms up.")
 @click.option("--profile", type=click.Choice(["compact", "exact"]), default="compact", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--offload", is_flag=True, help="train.offload_optimizer")
 @click.option("--gradient-checkpointing", is_flag=True, help="train.gradient_checkpointing")
 @click.option("--data-workers", default=1, show_default=True)
 @click.option("--variant", type=click.Choice(list(VARIANTS)), multiple=True, help="Only these; default all.")
+@click.option("--cap-gib", type=float, help="CUDA memory that (a) and (b) may use, as of a smaller card.")
 @click.option("--one-at-a-time", is_flag=True, help="One after the other, where one device cannot hold all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep checkpoints and stores here; default: nowhere.")
 @click.option("--markdown", is_flag=True, help="A table for docs/benchmarks.md.")
@@ -62,7 +64,8 @@ def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         configs = prepare(folder, **options)
-        found = measure(configs, variant or tuple(VARIANTS), rounds, options["one_at_a_time"])
+        names = variant or tuple(VARIANTS)
+        found = measure(configs, names, rounds, one_at_a_time=options["one_at_a_time"], cap_gib=options["cap_gib"])
     print(table(found, markdown))
 
 
@@ -153,8 +156,10 @@ def length_of(builder: Any, digit: int, repeats: int) -> int:
 class Variant:
     """A process of train_variant.py."""
 
-    def __init__(self, name: str, config: Path) -> None:
+    def __init__(self, name: str, config: Path, cap_gib: float | None) -> None:
         command = [sys.executable, str(Path(__file__).with_name("train_variant.py")), str(config), name]
+        if cap_gib is not None and name != "live":
+            command.append(str(cap_gib))
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 
@@ -178,11 +183,13 @@ class Variant:
         self.process.wait()
 
 
-def measure(configs: dict[str, Path], names: tuple[str, ...], rounds: int, one_at_a_time: bool) -> dict[str, Any]:
+def measure(
+    configs: dict[str, Path], names: tuple[str, ...], rounds: int, *, one_at_a_time: bool, cap_gib: float | None
+) -> dict[str, Any]:
     """Steps and memory of each variant."""
     found: dict[str, Any] = {}
     for group in [(name,) for name in names] if one_at_a_time else [names]:
-        variants = {name: Variant(name, configs[name]) for name in group}
+        variants = {name: Variant(name, configs[name], cap_gib) for name in group}
         found |= {name: {"steps": []} for name in group}
         for number in range(rounds + 1):
             # there and back: none is always the one that finds the caches as another left them
@@ -198,30 +205,26 @@ def measure(configs: dict[str, Path], names: tuple[str, ...], rounds: int, one_a
 
 def table(found: dict[str, Any], markdown: bool) -> str:
     """A line per variant; ratios are to the first one, of the same round."""
-    header = (
-        "step",
-        "seconds",
-        "ratio",
-        "lowest..highest",
-        "tokens/s",
-        "waiting",
-        "peak MiB",
-        "ratio",
-        "between steps",
-    )
+    header = ("step", "seconds", "ratio", "lowest..highest", "CPU ratio", "lowest..highest")
+    header += ("tokens/s", "waiting", "peak MiB", "ratio", "between steps")
     first = next(iter(found.values()))
     rows = [header]
     for name, variant in found.items():
-        seconds = [step["seconds"] for step in variant["steps"]]
-        ratios = [mine / step["seconds"] for mine, step in zip(seconds, first["steps"], strict=True)]
+        seconds = statistics.median(step["seconds"] for step in variant["steps"])
+        ratios, cpu_ratios = (
+            [mine[clock] / other[clock] for mine, other in zip(variant["steps"], first["steps"], strict=True)]
+            for clock in ("seconds", "cpu_seconds")
+        )
         memory = variant["memory"]
         rows.append(
             (
                 VARIANTS[name],
-                f"{statistics.median(seconds):.3f}",
+                f"{seconds:.3f}",
                 f"{statistics.median(ratios):.3f}",
                 f"{min(ratios):.2f}..{max(ratios):.2f}",
-                f"{variant['steps'][0]['tokens'] / statistics.median(seconds):,.0f}",
+                f"{statistics.median(cpu_ratios):.3f}",
+                f"{min(cpu_ratios):.2f}..{max(cpu_ratios):.2f}",
+                f"{variant['steps'][0]['tokens'] / seconds:,.0f}",
                 f"{statistics.median(step['wait_share'] for step in variant['steps']):.1%}",
                 f"{memory['peak']:,.0f}",
                 f"{memory['peak'] / first['memory']['peak']:.3f}",

@@ -1,6 +1,6 @@
 """One way of training, in a process of its own: started by train.py, does a step for every line it reads.
 
-    python benchmarks/train_variant.py CONFIG supervised|stored|live
+    python benchmarks/train_variant.py CONFIG supervised|stored|live [GiB of CUDA memory that it may use]
 
 `live` holds the teacher beside the student and computes its targets in every step; nothing of this is in the package.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -103,12 +104,16 @@ class Training:
     def step(self) -> dict[str, Any]:
         """What one optimiser step took."""
         positions = self.order.global_batch_indices(self.number)
-        tally = StepTally(self.losses.weights, self.counts(positions))
+        tally, started = StepTally(self.losses.weights, self.counts(positions)), process_time()
         _optimiser_step(self.engine, self.batches, tally, 1.0)
         tally.gather(self.ranks, stop=False)
         self.number += 1
-        tokens = int(self.tokens[positions].sum())
-        return {"seconds": tally.seconds, "wait_share": tally.wait_share, "loss": tally.loss, "tokens": tokens}
+        return {
+            "seconds": tally.seconds,
+            "cpu_seconds": process_time() - started,
+            "wait_share": tally.wait_share,
+            "tokens": int(self.tokens[positions].sum()),
+        }
 
     def memory(self) -> dict[str, Any]:
         """Device memory, MiB: what lies between steps, and the most while one is done."""
@@ -126,7 +131,7 @@ class Training:
 @contextmanager
 def all_live_bytes() -> Iterator[LiveBytes]:
     """What is there already counts too: weights, optimizer state and, where it lives here, the teacher."""
-    there = [value for value in gc.get_objects() if isinstance(value, Tensor)]
+    there = [value for value in gc.get_objects() if issubclass(type(value), Tensor)]
     size = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in there}.values())
     del there
     with LiveBytes() as live:
@@ -134,7 +139,9 @@ def all_live_bytes() -> Iterator[LiveBytes]:
         yield live
 
 
-def main(config: str, variant: str) -> None:
+def main(config: str, variant: str, cap_gib: str = "") -> None:
+    if cap_gib and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(float(cap_gib) * 2**30 / torch.cuda.mem_get_info()[1])
     training = Training(load_run_config(Path(config), "train"), variant)
     answers = {"step": training.step, "memory": training.memory}
     print(json.dumps({"ready": variant}), flush=True)

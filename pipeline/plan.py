@@ -186,15 +186,16 @@ def make_plan(
     device_bytes = options.gpu_memory or device_named(options.device).memory
     student = student_shapes if config.student is None or student_shapes is not None else shapes_of_student(config)
     load = None if student is None else student_load(config, data, teacher, devices=options.devices)
+    store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
     plan = Plan(
         name=name,
         data=data,
-        store=store_size(data, manifest, entries_per_position=entries, attachments=attachments),
+        store=store,
         entries_per_position=entries,
         entries_source=source,
         choices=bytes_by_codec(data, manifest, entries),
         profiles=bytes_by_profile(data, manifest, entries, files),
-        teacher=teacher_memory(teacher, teacher_load(config, data)),
+        teacher=teacher_memory(teacher, teacher_load(config, data, store)),
         student=None if student is None or load is None else student_memory(student, load),
         table=() if student is None or load is None else _table(student, load, device_bytes),
         hours=_hours(config, data, teacher, student),

@@ -57,7 +57,7 @@ def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, A
         while True:
             changed = config.teacher.model_copy(update={"token_budget": budget, "quantization": quantization})
             other = config.model_copy(update={"teacher": changed})
-            memory = teacher_memory(teacher, teacher_load(other, plan.data))
+            memory = teacher_memory(teacher, teacher_load(other, plan.data, plan.store))
             if memory.fits(plan.gpu_memory):
                 chosen: dict[str, Any] = {"teacher.token_budget": budget}
                 if quantization != config.teacher.quantization:

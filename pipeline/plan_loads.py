@@ -4,15 +4,17 @@ from pipeline.config import RunConfig
 from pipeline.plan_memory import StudentLoad, TeacherLoad
 from pipeline.plan_models import ModelShapes
 from pipeline.plan_samples import DataSize
+from pipeline.plan_store import TARGETS, StoreSize
 
 
-def teacher_load(config: RunConfig, data: DataSize) -> TeacherLoad:
+def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> TeacherLoad:
     """Of the teacher pass: its fullest batch."""
     assert config.teacher is not None
     teacher, rows = config.teacher, data.rows
     longest, shortest = data.longest(config.data.max_tokens), max(1, int(rows.length.min()))
     tokens = max(teacher.token_budget, longest)
     samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
+    stored = sum(store.by_target[target] for target in TARGETS)
     per_token = max(1.0, float(rows.length.sum()))
     return TeacherLoad(
         dtype=teacher.dtype,
@@ -22,6 +24,7 @@ def teacher_load(config: RunConfig, data: DataSize) -> TeacherLoad:
         images=samples * max(1, int(rows.images.max())),
         supervised=round(tokens * float(rows.supervised.sum()) / per_token),
         queries=round(tokens * float(rows.queries.sum()) / per_token),
+        stored=round(tokens * stored / (data.num_records * data.mean("length"))),
         keeps_logits=config.store.logits.kind not in ("hidden", "none"),
     )
 

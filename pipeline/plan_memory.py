@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.plan_models import ModelShapes
+from student_train.zero_config import MAX_BUCKET
 from teacher_dump.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
 from teacher_dump.distribution import POSITIONS_AT_ONCE
+from teacher_dump.shard_thread import QUEUE_BATCHES
 from vlm.devices import Quantization
 from vlm.family import ModelSize
 
 BESIDE_TORCH = 1 << 30
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
 # AdamW: float32 master weight and two moments
 OPTIMISER_BYTES = 12
 MIB = 1 << 20
@@ -84,6 +88,7 @@ class TeacherLoad:
         images: shown by the samples of a forward pass, and those kept for others of their window.
         supervised, queries: of all samples of a forward pass, positions with a label next and text positions after the
             image.
+        stored: bytes of the targets of a forward pass as the store keeps them.
         keeps_logits: logits are computed (not where they are kept as hidden states, or not at all).
     """
 
@@ -94,15 +99,19 @@ class TeacherLoad:
     images: int
     supervised: int
     queries: int
+    stored: int
     keeps_logits: bool
 
 
+# batches whose targets wait for the writer: its queue, the one it writes, the one that is computed
+BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
 # bytes per logit in work: the product, float32 log-probabilities, sorted values and their int64 positions, masses
 LOGIT_BYTES = 30
 # float32 copies of a chunk of logits that the losses of the student hold
 HEAD_COPIES = 6
-# float32 copies of the attention rows in work
+# float32 copies of the attention rows in work: of the teacher pass, and of training
 ATTENTION_COPIES = 3
+TRAINED_ATTENTION_COPIES = 2
 
 
 def layer_bytes(size: ModelSize, dtype: str) -> int:
@@ -129,29 +138,34 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     """Training under ZeRO-2 with torch's AdamW."""
     e, trained = ELEMENT[load.dtype], trained_parameters(model, load)
     share = -(-trained // load.devices)
-    largest = model.size.vocab_size * model.size.hidden_size
-    bucket = e * min(50_000_000, trained)
     frozen = model.size.parameters["vision_tower"]
-    weights = e * (trained + frozen) + (2 * largest_head(model, load) if load.hidden_logits else 0)
-    parts = {"weights": weights}
+    weights = e * (trained + frozen) + (2 * teacher_head(model, load) if load.hidden_logits else 0)
+    parts = {"weights": weights, "buckets": e * min(MAX_BUCKET, trained)}
     if load.offload:
-        parts["gradients"] = 2 * e * largest
-        step = 0
+        # the largest parameter's gradient, and its copy on the way to the host
+        parts["gradients"] = 2 * e * model.size.vocab_size * model.size.hidden_size
+        accumulated = step = 0
     else:
         parts["optimiser"] = OPTIMISER_BYTES * share
-        parts["gradients"] = e * share * (2 if load.accumulates else 1)
-        # the gradients as they are, flattened, and in float32 for AdamW
+        parts["gradients"] = e * share
+        accumulated = e * share if load.accumulates else 0
+        # the gradients as they are, flattened, and in float32 for AdamW; buckets are given back before
         step = 2 * e * share + (4 * share if e == 2 else 0)
-    parts["buckets"] = bucket
-    passing = _activations(model, load) | _head(model, load) | _attention(model, load)
-    standing = weights + parts.get("optimiser", 0) + bucket
-    peak = standing + max(parts["gradients"] + sum(passing.values()), step)
-    host = (OPTIMISER_BYTES + 4 + e) * trained if load.offload else 0
-    return Memory(parts={**parts, **passing, "optimiser step": step}, peak=peak, host=host)
+    if accumulated:
+        parts["accumulated gradients"] = accumulated
+    kept, inside = _activations(model, load)
+    head, attention = _head(model, load), _attention(model, load)
+    # losses are through before the layers' turn comes, and gradients come as activations go
+    passing = max(kept + max(inside, head + attention), parts["gradients"])
+    standing = weights + parts.get("optimiser", 0)
+    peak = standing + max(parts["buckets"] + accumulated + passing, step)
+    host = (OPTIMISER_BYTES + 4 + e + (e if load.accumulates else 0)) * trained if load.offload else 0
+    parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
+    return Memory(parts={**parts, "attention loss": attention, "optimiser step": step}, peak=peak, host=host)
 
 
-def largest_head(model: ModelShapes, load: StudentLoad) -> int:
-    """Parameters of the teacher's lm_head, kept in 16 bits."""
+def teacher_head(model: ModelShapes, load: StudentLoad) -> int:
+    """Parameters of the teacher's lm_head, taken to be in 16 bits."""
     return model.size.vocab_size * load.teacher_hidden
 
 
@@ -163,23 +177,25 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     # the residual and the normed input, beside the widest moment of a layer: gate, up and product, or a norm in float32
     widest = max(3 * e * model.size.intermediate_size, 12 * D)
     decoder = load.tokens * (2 * e * D + widest)
-    # rows in work; the columns kept of all of them in float32, and once more while they are encoded
+    # normed input, queries, keys; rows in work; the columns kept of all rows in float32, once more while encoded
     heads = model.size.num_heads
     work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
-    rows = ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
+    rows = 4 * e * D * load.tokens + ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * LOGIT_BYTES if load.keeps_logits else 0
     states = e * D * (load.tokens + load.supervised)
     parts = {
         "weights": weights,
         "vision embeddings": e * D * model.size.vision_tokens * load.images,
         "hidden states": states,
+        "targets in flight": BATCHES_IN_FLIGHT * load.stored,
         "decoder": decoder,
         "vision tower": tower_bytes(model, min(load.images, IMAGES_AT_ONCE), e),
         "attention rows": rows,
         "logits": logits,
     }
     moments = [parts["decoder"], parts["vision tower"], parts["attention rows"], parts["logits"]]
-    return Memory(parts=parts, peak=weights + parts["vision embeddings"] + states + max(moments))
+    standing = [parts["vision embeddings"], states, parts["targets in flight"]]
+    return Memory(parts=parts, peak=weights + sum(standing) + max(moments))
 
 
 def tower_bytes(model: ModelShapes, images: int, element: int) -> int:
@@ -191,37 +207,31 @@ def tower_bytes(model: ModelShapes, images: int, element: int) -> int:
     return images * (max(tower, projector) + pixels)
 
 
-def _activations(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
-    e, D = ELEMENT[load.dtype], model.size.hidden_size
-    tokens = load.micro_batch * load.length
-    layer = layer_bytes(model.size, load.dtype)
-    # beside what is kept, the backward pass of a layer holds gradients of its widest part
-    gradients = tokens * e * (3 * model.size.intermediate_size + 2 * D)
-    embeddings = 2 * tokens * e * D + 8 * tokens * D  # spliced input and output, the last norm's float32
-    kept = model.size.num_layers * (e * D if load.gradient_checkpointing else layer) * tokens
-    again = layer * tokens if load.gradient_checkpointing else 0
-    projector = load.micro_batch * model.vision_patches * e * (model.vision_hidden_size + 4 * D)
-    return {
-        "activations": kept + embeddings + projector,
-        "layer in the backward pass": again + gradients,
-    }
+def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
+    """What the forward pass keeps, and what the backward pass of one layer needs beside it."""
+    e, size = ELEMENT[load.dtype], model.size
+    tokens, layer = load.micro_batch * load.length, layer_bytes(size, load.dtype)
+    kept = size.num_layers * (e * size.hidden_size if load.gradient_checkpointing else layer) * tokens
+    # spliced input, output, the last norm's float32
+    ends = (2 * e + 8) * tokens * size.hidden_size
+    projector = load.micro_batch * model.vision_patches * e * (model.vision_hidden_size + 4 * size.hidden_size)
+    gradients = tokens * e * (3 * size.intermediate_size + 2 * size.hidden_size)
+    return kept + ends + projector, gradients + (layer * tokens if load.gradient_checkpointing else 0)
 
 
-def _head(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
-    positions = load.micro_batch * load.supervised
-    chunk = min(load.head_chunk_mib * MIB, 4 * model.size.vocab_size * positions)
-    gradients = 4 * model.size.vocab_size * model.size.hidden_size + 4 * positions * model.size.hidden_size
-    return {"head and logits": gradients + HEAD_COPIES * chunk}
+def _head(model: ModelShapes, load: StudentLoad) -> int:
+    size, positions = model.size, load.micro_batch * load.supervised
+    chunk = min(load.head_chunk_mib * MIB, 4 * size.vocab_size * positions)
+    return 4 * size.hidden_size * (size.vocab_size + positions) + HEAD_COPIES * chunk
 
 
-def _attention(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
+def _attention(model: ModelShapes, load: StudentLoad) -> int:
     if not load.queries:
-        return {}
+        return 0
     heads, e = model.size.num_heads, ELEMENT[load.dtype]
     whole = 4 * load.micro_batch * heads * load.queries * load.length
-    rows = ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
+    rows = TRAINED_ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
     kept = load.micro_batch * load.queries * model.size.vision_tokens
     # the teacher's rows as decoded, adapted, the student's own, and the difference
     targets = 4 * kept * (load.teacher_heads + 3 * heads)
-    keys = 3 * e * load.micro_batch * load.length * model.size.hidden_size
-    return {"attention loss": rows + targets + keys}
+    return rows + targets + 3 * e * load.micro_batch * load.length * model.size.hidden_size

@@ -69,6 +69,10 @@ class CodedTensor:
         """Shape of the decoded values."""
         return self.parts[""].shape
 
+    def rows(self, rows: slice) -> Self:
+        """Of attention [B, R, H, C], which every codec keeps row by row, some of the rows."""
+        return replace(self, parts={name: part[:, rows] for name, part in self.parts.items()})
+
     def to(self, device: torch.device | str) -> Self:
         """The same bytes on `device`."""
         return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from student_train.adapters import Adapters
+from student_train.attention_term import attention_term
 from student_train.batch import TrainBatch
 from student_train.config import LossConfig
 from student_train.logit_term import logit_term
-from student_train.losses.attention import attention_loss
 from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
 from student_train.losses.loss_sum import LossSum
 from student_train.losses.supervised import supervised_loss
@@ -85,14 +85,13 @@ class DistilledStudent(nn.Module):
         if targets is None:
             conv = self.adapters.attn_adapter
             return _idle(self.adapters.adapt_attention(_zeros_like(conv.weight, (1, conv.in_channels, 1, 1))))
-        adapted_BHRC = self.adapters.adapt_attention(targets.teacher_BHRC)
         chunk_bytes = self.losses.attention_chunk_mib << 20
         if targets.samples_B is not None:
             embeds_BLD = embeds_BLD[targets.samples_B]
         student_BHRC = self.model.first_layer_attention(
             embeds_BLD, targets.rows_BR, targets.cols_BC, chunk_bytes=chunk_bytes
         )
-        return attention_loss(adapted_BHRC, student_BHRC, targets.num_rows_B, targets.num_cols_B)
+        return attention_term(self.adapters, targets, student_BHRC, chunk_bytes=chunk_bytes)
 
     def _vision_all(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
         if batch.vision_all_IPD is None:

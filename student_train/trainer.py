@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -25,14 +25,15 @@ from student_train.handoff_stream import closing_workers
 from student_train.interrupt import StopSignals
 from student_train.job import TrainJob, TrainResult
 from student_train.loader import micro_batches
-from student_train.metrics import Metrics, peak_memory_mib
+from student_train.metrics import Metrics
 from student_train.objective import DistilledStudent
 from student_train.output import adapters_file, read_finished, student_folder
-from student_train.ranks import Ranks, start_ranks
+from student_train.ranks import start_ranks
 from student_train.run_log import RunLog
-from student_train.sample_kinds import PREFIX, SampleKinds
+from student_train.sample_kinds import SampleKinds
 from student_train.schedule import learning_rate_factor
 from student_train.settings import deciding_settings
+from student_train.step_figures import step_figures
 from student_train.tally import StepTally
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
@@ -79,8 +80,16 @@ def train(job: TrainJob) -> TrainResult:
             tally.gather(ranks, stop=signals.received > 0)
 
             state = state.after(samples=order.global_batch, skipped=not outcome.applied)
-            line = _metrics(state, tally, outcome, config.learning_rate * factor)
-            log.append(line | _throughput(tally, kinds.tokens(positions), ranks) | _prefixed(kinds(positions)))
+            figures = step_figures(
+                state,
+                tally,
+                outcome,
+                learning_rate=config.learning_rate * factor,
+                tokens=kinds.tokens(positions),
+                kinds=kinds(positions),
+                device=ranks.device,
+            )
+            log.append(figures)
             _check_not_diverged(state, tally, job)
             due = config.checkpoint_every and state.step % config.checkpoint_every == 0
             if due or tally.stopped or state.step == config.num_steps:
@@ -144,32 +153,6 @@ def _optimiser_step(
         engine.backward(tally.add(engine(batch)))
         outcome = engine.end_micro_batch(learning_rate_factor)
     return outcome
-
-
-def _metrics(state: TrainState, tally: StepTally, outcome: StepOutcome, learning_rate: float) -> Metrics:
-    return {
-        "step": state.step,
-        "loss": tally.loss,
-        **tally.means,
-        "samples_seen": state.samples_seen,
-        "learning_rate": learning_rate,
-        "grad_norm": outcome.grad_norm,
-        "skipped": not outcome.applied,
-    }
-
-
-def _throughput(tally: StepTally, tokens: int, ranks: Ranks) -> Metrics:
-    """Of the step; the memory is the first rank's."""
-    return {
-        "seconds": tally.seconds,
-        "tokens_per_second": tokens / tally.seconds,
-        "wait_share": tally.wait_share,
-        "peak_memory_mib": peak_memory_mib(ranks.device),
-    }
-
-
-def _prefixed(kinds: Mapping[str, int]) -> Metrics:
-    return {f"{PREFIX}{kind}": count for kind, count in kinds.items()}
 
 
 def _say_what_is_not_there(reader: StoreReader) -> None:

@@ -56,6 +56,12 @@ class Captured:
     vision: tuple[HostArrays, ...]
     logits: LogitRows
 
+    def arrive(self) -> None:
+        """Wait until everything is on the host, so that the device's memory is free again."""
+        for arrays in (self.attention, self.focus, *self.vision, self.logits.arrays):
+            if arrays is not None:
+                arrays.wait()
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeenImage:

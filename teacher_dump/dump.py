@@ -142,6 +142,8 @@ class _Run:
         buckets = length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
         for bucket in buckets:
             batch = [prepared[number] for number in bucket]
+            for number in bucket:
+                prepared[number] = prepared[number].without_pixels()  # the window holds them no longer
             for part, captured in in_halves(capture, batch, self._halve):
                 if captured is None:
                     yield [_does_not_fit(part[0], capture.model)]

@@ -158,9 +158,13 @@ class ShardThread:
         self._next_place = 0
 
     def _take(self, outcomes: list[Outcome]) -> None:
-        self._early |= {outcome.place: outcome for outcome in outcomes}
-        while (outcome := self._early.pop(self._next_place, None)) is not None:
+        for outcome in outcomes:
+            if isinstance(outcome, Finished):
+                outcome.captured.arrive()  # samples may wait long for their turn, but not on the device
+            self._early[outcome.place] = outcome
+        while self._next_place in self._early:
             self._check()
+            outcome = self._early.pop(self._next_place)
             self._next_place += 1
             try:
                 self._append(outcome)

@@ -24,8 +24,11 @@ SECONDS_AFTER_CTRL_C = 3.0
 _CLOSED = 0  # no signal has this number
 
 
-class DumpStopped(Exception):  # noqa: N818 - no error: somebody asked for it
+class DumpStopped(BaseException):
     """The shard in hand is given up because of a signal.
+
+    No Exception, like KeyboardInterrupt: code that turns whatever a broken file may raise into a message of its own
+    must not take it for that.
 
     Attributes:
         signal: its number; a process that ends for it has exit code 128 + number.

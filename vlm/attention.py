@@ -5,13 +5,12 @@ the layer's input norm, `W_q`, `W_k` and rotary positions. Nothing else of the m
 is never built.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import rotate_half
+
+from vlm.attention_rows import attention_rows
 
 
 def first_layer_attention(
@@ -30,8 +29,8 @@ def first_layer_attention(
         model: the LLaMA decoder.
         inputs_embeds_BLD: spliced embeddings, right-padded.
         rows_BR, cols_BC: int64 positions in 0..L-1; pad with 0 and mask the result.
-        chunk_bytes: take so few rows at a time (at least one) that their float32 [B, H, r, L] needs at most this, and
-            compute them again in the backward pass instead of keeping them. None takes all rows at once.
+        chunk_bytes: take so few rows at a time (at least one) that their float32 [B, H, r, L] needs at most this; None
+            takes all rows at once. The backward pass computes them again instead of keeping them.
     """
     layer = model.layers[0]
     attention = layer.self_attn
@@ -48,28 +47,7 @@ def first_layer_attention(
     query_BHRd = _rotate(query_BHRd, cos_1Ld[0, rows_BR][:, None], sin_1Ld[0, rows_BR][:, None])
     key_BHLd = key_BHLd.repeat_interleave(query_BHRd.shape[1] // key_BHLd.shape[1], dim=1)
 
-    if chunk_bytes is None:
-        return _probabilities(query_BHRd, key_BHLd, rows_BR, cols_BC, attention.scaling)
-    num_rows = max(1, chunk_bytes // (4 * key_BHLd[..., 0].numel()))
-    parts = [
-        checkpoint(_probabilities, query_BHrd, key_BHLd, rows_Br, cols_BC, attention.scaling, **_RECOMPUTED)
-        for query_BHrd, rows_Br in zip(query_BHRd.split(num_rows, dim=2), rows_BR.split(num_rows, dim=1), strict=True)
-    ]
-    return torch.cat(parts, dim=2)
-
-
-# nothing in here draws random numbers
-_RECOMPUTED: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-
-
-def _probabilities(query_BHRd: Tensor, key_BHLd: Tensor, rows_BR: Tensor, cols_BC: Tensor, scaling: float) -> Tensor:
-    """Softmax over the causal keys, then the columns: float32 [B, H, R, C]."""
-    scores_BHRL: Tensor = (query_BHRd @ key_BHLd.transpose(2, 3)).float() * scaling
-    positions_L = torch.arange(key_BHLd.shape[2], device=key_BHLd.device)
-    future_B1RL = (positions_L > rows_BR[..., None])[:, None]
-    probs_BHRL = scores_BHRL.masked_fill(future_B1RL, float("-inf")).softmax(dim=-1)
-    cols_BHRC = cols_BC[:, None, None, :].expand(-1, probs_BHRL.shape[1], rows_BR.shape[1], -1)
-    return probs_BHRL.gather(3, cols_BHRC)
+    return attention_rows(query_BHRd, key_BHLd, rows_BR, cols_BC, scaling=attention.scaling, chunk_bytes=chunk_bytes)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

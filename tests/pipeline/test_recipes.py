@@ -155,6 +155,14 @@ def test_a_run_of_two_stages_and_the_same_again(
         (name, str(reports[name]["train"]["step"])) for name in ("first", "second")
     ]
 
+    # another student under the same name: the second stage is not taken for finished
+    weights = tmp_path / "first" / "student" / "model.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    replaced = in_process("run", recipe)
+    assert replaced.exit_code == 1 and "student_weights was" in replaced.stderr
+    weights.write_bytes(original)
+
     changed = write_recipe(second={"train": {"output": str(tmp_path / "second"), "epochs": 2}})
     refused = in_process("run", changed)
     assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1

@@ -34,7 +34,7 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
             ["logit_divergence is 'reverse_kl'", "train.losses.temperature is 2.0"],
         ),
         ({"store": {"profile": "compact"}, "train": {"losses": {"temperature": 2.0}}}, ["temperature", "'nucleus'"]),
-        ({"train": {"losses": {"temperature": 2.0}}}, ["temperature is 2.0", "'topk'"]),
+        ({"train": {"losses": {"temperature": 2.0}}}, ["temperature is 2.0", "'nucleus'"]),
         (
             {"store": {"attention": "none", "logits": {"kind": "sampled"}}},
             ["weighs attention", "logit_divergence is 'reverse_kl'"],

@@ -210,7 +210,8 @@ def _bytes_of(value: Any) -> bytes:
     """Every tensor and number of a batch, types and shapes included."""
     if isinstance(value, Tensor):
         header = f"{value.dtype}{tuple(value.shape)}".encode()
-        return header + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        # joined anew: the only element of a tensor may have any stride, which a view of its bytes refuses
+        return header + torch.cat([value.reshape(-1)]).view(torch.uint8).numpy().tobytes()
     if is_dataclass(value):
         return b"".join(name.encode() + _bytes_of(part) for name, part in vars(value).items())
     if isinstance(value, dict):

@@ -200,7 +200,7 @@ def test_a_sample_with_values_that_are_not_finite_is_listed(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, value: float, logits: dict[str, str]
 ) -> None:
     poison(monkeypatch, value, "hidden")
-    job = make_job(batch=4, shard_size=4, logits=logits, sanity="off")
+    job = make_job(batch=4, shard_size=4, logits=logits)
     result = dump(job)
     assert [sample_id for _, sample_id, _ in result.quarantined] == ["ft-2"]
     assert "NaN or infinite" in result.quarantined[0][2] and result.num_records == 3
@@ -220,6 +220,6 @@ def test_values_too_large_for_the_codec_are_listed(
 ) -> None:
     poison(monkeypatch, value, "vision")
     attention = {"attention": "none", "vision_top": "none", "logits": {"kind": "none"}}  # so that nothing else breaks
-    result = dump(make_job(batch=1, vision_all=codec, sanity="off", **attention))
+    result = dump(make_job(batch=1, vision_all=codec, **attention))
     assert result.num_records == 1 and len(result.quarantined) == 3
     assert all(re.search(reason, listed[2]) for listed in result.quarantined)

@@ -33,7 +33,8 @@ SHARDS = 8
 
 
 def in_child(work: Callable[[StopSignals], object]) -> int:
-    """A forked process in which signals stop the work; it exits as the command does."""
+    """A forked process in which signals stop the work, as soon as this returns; it exits as the command does."""
+    ready, tell = os.pipe()
     child = os.fork()
     if not child:
         code = 1
@@ -41,12 +42,16 @@ def in_child(work: Callable[[StopSignals], object]) -> int:
             torch.set_num_threads(1)
             try:
                 with StopSignals() as stops:
+                    os.write(tell, b"1")
                     work(stops)
                 code = 128 + stops.received if stops.received else 0
             except DumpStopped as stop:
                 code = 128 + stop.signal
         finally:
             os._exit(code)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
     return child
 
 
@@ -157,7 +162,9 @@ def test_signals_at_random_moments_lose_at_most_the_shard_in_hand(job: DumpJob, 
         time.sleep(float(rng.uniform(0.05, 0.6)))
         os.kill(child, number)
         ends.append(ended(child, 10))
-        assert ends[-1] in (-signal.SIGKILL, 128 + signal.SIGTERM, 0)
+        # a signal that comes when all is written and the handlers are put back has its usual effect
+        done = committed(store) == SHARDS
+        assert ends[-1] in (-signal.SIGKILL, 128 + signal.SIGTERM, *((0, -signal.SIGTERM) if done else ()))
         assert committed(store) >= before
     assert {-signal.SIGKILL, 128 + signal.SIGTERM} <= set(ends)
     check_resumed(job, unbroken)
@@ -182,7 +189,10 @@ def test_sigterm_ends_a_batch_that_does_not_end(
 
 def test_a_signal_before_the_first_shard_stops_at_once() -> None:
     def loading(stops: StopSignals) -> None:
-        time.sleep(60)
+        try:
+            time.sleep(60)
+        except Exception as error:  # as around the parsing of files, where anything may come
+            raise RuntimeError("taken for a broken file") from error
 
     for number in (signal.SIGINT, signal.SIGTERM):
         child = in_child(loading)

@@ -92,7 +92,7 @@ def test_a_halved_batch_gives_the_same_targets(
     tried = small_device(monkeypatch, room=700)
     heard: list[str] = []
     control = DumpControl(notice=heard.append)
-    job = make_job(batch=4, shard_size=4, path=tmp_path / "halved", sanity="off", control=control)
+    job = make_job(batch=4, shard_size=4, path=tmp_path / "halved", control=control)
     result = dump(job)
     assert tried[0][0] == 4 and result.halved_batches == control.status.halved > 0 and result.num_records == 4
     assert len(heard) == 1 and "lower teacher.token_budget (now 8192)" in heard[0]
@@ -104,7 +104,7 @@ def test_a_halved_batch_gives_the_same_targets(
 
 def test_a_sample_that_does_not_fit_alone_is_listed(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     small_device(monkeypatch, room=300)
-    job = make_job(batch=4, shard_size=4)
+    job = make_job(batch=4, shard_size=4, sanity="stop")
     result = dump(job)  # the checks of the teacher do not fit either, and say so
     assert "not checked" in {found.outcome for found in result.sanity}
     reasons = {sample_id: reason for _, sample_id, reason in result.quarantined}

@@ -93,7 +93,7 @@ def test_each_picture_once_per_window(make_job: MakeJob, entries: list[Any], mon
     monkeypatch.setattr(ImageProcessor, "process", lambda self, image: (decoded.append(1), process(self, image))[1])
     monkeypatch.setattr(MobileVLM, "encode_images", counted_encode)
     monkeypatch.setattr(MobileVLM, "hidden_states", counted_hidden)
-    dump(make_job(entries, shard_size=12, window=12, batch=2, sanity="off"))
+    dump(make_job(entries, shard_size=12, window=12, batch=2))
     assert (sum(forwards), sum(seen), len(decoded)) == (12, 3, 3)
 
 

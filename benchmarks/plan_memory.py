@@ -1,0 +1,170 @@
+"""What `alignkd plan` says of memory against what torch allocates in the same run, counted tensor by tensor on a CPU.
+
+    python benchmarks/plan_memory.py
+
+A teacher pass and a training of random models of a few million parameters, by the code that users run. Every tensor
+that an operation makes is counted until it is gone: what a GPU's allocator would count, the workspaces of its libraries
+apart. On a CPU offloaded state is counted too, so there the prediction is device and host together.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from live_bytes import LiveBytes
+from torch import Tensor
+
+from pipeline.config import RunConfig
+from pipeline.demo.dataset import write_dataset
+from pipeline.plan import PlanOptions, make_plan
+from vlm.checkpoint import new_model, save_model
+from vlm.config import load_config, parse_config
+
+TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "assets" / "teacher"
+MIB = 1 << 20
+
+
+class DeviceBytes(LiveBytes):
+    """Without tensors that are only described: models are built on the meta device before they are loaded."""
+
+    def _note(self, value: Any, *, counted: bool) -> None:
+        if not (isinstance(value, Tensor) and value.is_meta):
+            super()._note(value, counted=counted)
+
+
+@contextmanager
+def peak_of(allocations: LiveBytes, owner: type, *methods: str) -> Iterator[list[int]]:
+    """The most that was allocated during calls of some methods: a list of one number."""
+    found = [0]
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            allocations.peak = allocations.now
+            result = real(*arguments, **options)
+            found[0] = max(found[0], allocations.peak)
+            return result
+
+        return call
+
+    before = {name: getattr(owner, name) for name in methods}
+    for name, real in before.items():
+        setattr(owner, name, counted(real))
+    try:
+        yield found
+    finally:
+        for name, real in before.items():
+            setattr(owner, name, real)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A random model."""
+
+    hidden: int = 512
+    inner: int = 1408
+    layers: int = 8
+    heads: int = 8
+
+
+def random_checkpoint(folder: Path, shape: Shape) -> Path:
+    """A model of this shape with the demo's tower and tokenizer."""
+    raw = {
+        **load_config(TEACHER).raw,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "mm_vision_tower": str(TEACHER / "vision_tower"),
+    }
+    config = parse_config(raw, path=folder / "config.json")
+    save_model(new_model(config, seed=0), folder, tokenizer_from=TEACHER)
+    return folder
+
+
+def run_config(folder: Path, teacher: dict[str, Any], store: dict[str, Any], **sections: dict[str, Any]) -> RunConfig:
+    """A configuration over the demo's pictures in `folder`."""
+    data = write_dataset(folder / "data", num_scenes=70, pool="train", seed=0, questions_per_scene=6)
+    return RunConfig.model_validate(
+        {
+            "data": {"conversations": str(data.conversations), "images": str(data.images), "max_tokens": 512},
+            "teacher": {"checkpoint": str(TEACHER), "sanity": "off", **teacher},
+            "store": {"path": str(folder / "store"), "profile": "compact", **store},
+            **sections,
+        }
+    )
+
+
+def teacher_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
+    """Predicted and counted bytes of a teacher pass."""
+    from teacher_dump.capture import Capture
+    from teacher_dump.dump import dump
+
+    store = settings.pop("store", {})
+    run = run_config(folder, {"checkpoint": str(random_checkpoint(folder / "teacher", shape)), **settings}, store)
+    with DeviceBytes() as allocations, peak_of(allocations, Capture, "__call__") as peak:
+        dump(run.dump_job())
+    return make_plan(run, PlanOptions()).teacher.peak, peak[0]
+
+
+def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
+    """Predicted and counted bytes of two optimiser steps."""
+    from student_train.engine import Engine
+    from student_train.trainer import train
+    from teacher_dump.dump import dump
+
+    student = {"checkpoint": str(random_checkpoint(folder / "student", shape)), "dtype": settings.pop("dtype")}
+    train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **settings}
+    run = run_config(folder, {}, {}, student=student, train=train_section)
+    dump(run.dump_job())
+    methods = ("__call__", "backward", "end_micro_batch")
+    with DeviceBytes() as allocations, peak_of(allocations, Engine, *methods) as peak:
+        train(run.train_job())
+    planned = make_plan(run, PlanOptions()).student
+    assert planned is not None
+    return planned.peak + planned.host, peak[0]
+
+
+CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
+    "teacher, top-k, 8192 tokens": (teacher_case, {"dtype": "bfloat16", "store": {"logits": {"kind": "topk"}}}),
+    "teacher, float32, 2048 tokens": (teacher_case, {"dtype": "float32", "token_budget": 2048}),
+    "student, batch 8": (student_case, {"dtype": "bfloat16", "micro_batch": 8}),
+    "student, batch 32": (student_case, {"dtype": "bfloat16", "micro_batch": 32}),
+    "student, 2 x 8 accumulated": (student_case, {"dtype": "bfloat16", "micro_batch": 8, "global_batch": 16}),
+    "student, checkpointing": (
+        student_case,
+        {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True},
+    ),
+    "student, checkpointing, offload": (
+        student_case,
+        {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True, "offload_optimizer": True},
+    ),
+    "student, float32": (student_case, {"dtype": "float32", "micro_batch": 16}),
+}
+
+
+def main() -> None:
+    """Every case, or one, as a row of a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=list(CASES), help="one case only")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    for name, (case, settings) in CASES.items():
+        if options.case in (None, name):
+            with tempfile.TemporaryDirectory(prefix="alignkd-memory-") as folder:
+                predicted, counted = case(Path(folder), Shape(), **settings)
+            row = {"case": name, "predicted": predicted, "counted": counted, "ratio": predicted / counted}
+            shown = f"| {name} | {predicted / MIB:.0f} MiB | {counted / MIB:.0f} MiB | {predicted / counted:.2f} |"
+            print(json.dumps(row) if options.json else shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()

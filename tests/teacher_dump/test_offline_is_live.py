@@ -1,0 +1,85 @@
+"""What a bucketed, batched, threaded dump stores is what the live teacher gives for each sample by itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from storage import Record, StoreReader
+from teacher_dump.dump import dump
+from teacher_dump.focus import focus_tokens
+from teacher_dump.job import DumpJob
+from vlm.batch import collate_sequences
+from vlm.checkpoint import load_example_builder, load_model
+from vlm.examples import ExampleBuilder
+from vlm.model import MobileVLM
+from vlm.templates import Turn
+
+MakeJob = Callable[..., DumpJob]
+
+
+@pytest.fixture(scope="module")
+def model(golden: Path) -> MobileVLM:
+    return load_model(golden / "teacher", vision_config=golden / "clip")
+
+
+@pytest.fixture(scope="module")
+def builder(golden: Path) -> ExampleBuilder:
+    return load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+
+
+@pytest.fixture
+def entries(golden: Path) -> list[Any]:
+    """The golden samples cut to one, two or all of their turns: many lengths, pictures that come again."""
+    samples = json.loads((golden / "v1.json").read_text())
+    return [
+        {**sample, "id": f"{sample['id']}/{turns}", "conversations": sample["conversations"][:turns]}
+        for turns in (2, 4, 6)
+        for sample in samples
+        if len(sample["conversations"]) >= turns
+    ]
+
+
+@torch.no_grad()
+def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path) -> dict[str, Tensor]:
+    """Targets of one sample alone, by the model's own methods."""
+    file = None if record.image is None else (images / str(record.image)).read_bytes()
+    example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], file)
+    batch = collate_sequences([example])
+    vision_1PD = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+    embeds_1LD = model.embed(batch, vision_1PD)
+    hidden_LD = model.hidden_states(embeds_1LD)[0]
+    found = {"logits": model.lm_head(hidden_LD[torch.from_numpy(example.positions.supervised_positions.astype(int))])}
+    if vision_1PD is not None:
+        rows, cols = (
+            torch.from_numpy(at.astype(int))[None]
+            for at in (example.positions.tqv_query_positions, example.positions.vision_positions)
+        )
+        tqv_HQP = model.first_layer_attention(embeds_1LD, rows, cols)[0]
+        top = focus_tokens(tqv_HQP)
+        found |= {"attention": tqv_HQP.transpose(0, 1), "vision_embeddings": vision_1PD[0]}
+        found |= {"vision_top_index": top, "vision_top_embeddings": vision_1PD[0, top]}
+    return found
+
+
+@pytest.mark.parametrize("batching", [{"batch": 9}, {"token_budget": 700, "window": 5}])
+def test_every_target_of_every_sample(
+    make_job: MakeJob, model: MobileVLM, builder: ExampleBuilder, entries: list[Any], batching: dict[str, int]
+) -> None:
+    job = make_job(entries, shard_size=6, **batching)
+    assert dump(job).num_records == len(entries)
+    reader = StoreReader(job.store.path)
+    assert job.images is not None and len(set(reader.sequence_lengths)) > 4
+    for number in range(len(reader)):
+        record = reader[number]
+        expected = live(model, builder, record, job.images)
+        assert ("attention" in expected) == (record.attention is not None)
+        for name, values in expected.items():
+            stored = np.asarray(getattr(record, name), np.float64)
+            error = np.linalg.norm(stored - values.numpy()) / np.linalg.norm(values.numpy())
+            assert error < 1e-6, (record.id, name)

@@ -102,7 +102,14 @@ def run_config(
     return RunConfig.model_validate(
         {
             "data": {"conversations": out / "data.json", "images": out / "images"},
-            "teacher": {"checkpoint": str(out / teacher), "dtype": "bfloat16", "batch": batch, "device": device},
+            # the checks of a teacher before its first shard would be forward passes of their own
+            "teacher": {
+                "checkpoint": str(out / teacher),
+                "dtype": "bfloat16",
+                "batch": batch,
+                "device": device,
+                "sanity": "off",
+            },
             "student": {"checkpoint": str(out / student), "dtype": "bfloat16"},
             "store": {"path": out / "store", "shard_size": samples},
             "train": {"output": out / "run", "steps": steps, "micro_batch": batch, "preset": "paper"},

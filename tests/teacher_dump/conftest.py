@@ -1,11 +1,12 @@
 """A job over the golden fine-tuning samples."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from storage import Record, StoreReader
 from teacher_dump.config import TeacherConfig
@@ -39,6 +40,15 @@ def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = N
         store=StoreConfig(**{"path": folder / "store", "shard_size": 2, **exact, **settings}),
         **surroundings,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bytes depend on how many threads share a sum; a forked dump has one, so those it is compared with have, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

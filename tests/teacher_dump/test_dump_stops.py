@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +78,14 @@ def job(make_job: MakeJob, golden: Path) -> DumpJob:
     entries = json.loads((golden / "v1.json").read_text())
     many = [{**entry, "id": f"{number}-{entry['id']}"} for number in range(SHARDS) for entry in entries]
     return make_job(many, token_budget=1, window=2, sanity="off", shard_size=4, logits={"kind": "topk"})
+
+
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """A process that a shell has started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def hash_of(store: Path) -> str:
@@ -219,6 +227,7 @@ def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(monkeypatch: pyte
     assert ended(in_child(parent)) == 0
 
 
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopSignals() as stops:

@@ -15,6 +15,7 @@ from pipeline.models import models
 from pipeline.plan_cli import plan
 from pipeline.report_cli import report
 from pipeline.shards_cli import shards
+from pipeline.stem_cli import stem
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 STAGE = click.option("--stage", help="One stage of a recipe of several.")
@@ -34,6 +35,7 @@ main.add_command(dump)
 main.add_command(plan)
 main.add_command(configs)
 main.add_command(report)
+main.add_command(stem)
 
 
 @main.command()

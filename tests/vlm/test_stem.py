@@ -1,0 +1,217 @@
+"""A stem's targets are the live teacher's, op for op: every projector, grouped heads, padding, several images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlm.batch import SequenceBatch, collate_sequences, pad_positions
+from vlm.checkpoint import load_example_builder, load_model, new_model
+from vlm.config import VLMConfig, load_config
+from vlm.conversations import load_samples, read_images
+from vlm.examples import Example
+from vlm.family import family_config
+from vlm.focus import focus_tokens
+from vlm.model import MobileVLM
+from vlm.position_map import AttentionPairs
+from vlm.stem import EMBEDDING_KEY, EmbeddingTable, TeacherStem, stem_shapes, stem_sizes
+
+V1 = ("ft-0", "ft-1", "ft-2", "ft-3")  # ft-2 is text-only
+MIB = 1 << 20
+WHO = ("teacher", "student")
+
+
+@pytest.fixture(scope="module")
+def teacher(golden: Path) -> MobileVLM:
+    return load_model(golden / "teacher", vision_config=golden / "clip")
+
+
+@pytest.fixture(scope="module")
+def student(golden: Path) -> MobileVLM:
+    return load_model(golden / "student", vision_config=golden / "clip")
+
+
+def stem_of(model: MobileVLM, *, lm_head: bool = False) -> TeacherStem:
+    state, shapes = model.state_dict(), stem_shapes(model.config, lm_head=lm_head)
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+    return TeacherStem(model.config, {key: state[key].clone() for key in shapes})
+
+
+def examples_of(golden: Path, images: Path, names: Sequence[str], template: Any = "v1") -> list[Example]:
+    builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
+    samples = {sample.id: sample for sample in load_samples(golden / f"{template}.json")}
+    return [builder.build(samples[name].turns, read_images(images, samples[name].image)) for name in names]
+
+
+def blocks_of(examples: Sequence[Example], pairs: AttentionPairs) -> tuple[list[int], Tensor, Tensor]:
+    """Sample, rows and columns of every attention block of a batch."""
+    found = [
+        (row, *block) for row, example in enumerate(examples) for block in example.positions.attention_blocks(pairs)
+    ]
+    samples, rows, cols = zip(*found, strict=True)
+    return list(samples), pad_positions(rows)[0], pad_positions(cols)[0]
+
+
+@torch.no_grad()
+def live_and_stem(
+    teacher: MobileVLM, stem: TeacherStem, features: Tensor | None, batch: SequenceBatch
+) -> tuple[tuple[Tensor | None, Tensor], tuple[Tensor | None, Tensor]]:
+    """Vision embeddings and first layer's input by the live teacher, and by the stem from features of a tower."""
+    live_vision = None if batch.pixel_values_ICHW is None else teacher.encode_images(batch.pixel_values_ICHW)
+    vision = None if features is None else stem.vision_embeddings(features)
+    text = stem.table.rows(batch.input_ids_BL)
+    return (live_vision, teacher.embed(batch, live_vision)), (vision, stem.embed(text, batch, vision))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("names", [V1, ("ft-2",), ("ft-1", "ft-2")], ids=["mixed", "text only", "one image"])
+@pytest.mark.parametrize("pairs", ["tqv", "tqt", "vqv"])
+def test_targets_equal_the_live_teachers(
+    golden: Path, golden_images: Path, names: Sequence[str], pairs: AttentionPairs, dtype: torch.dtype
+) -> None:
+    """From the STUDENT's tower features, in padded batches."""
+    teacher, student = (load_model(golden / who, vision_config=golden / "clip", dtype=dtype) for who in WHO)
+    examples = examples_of(golden, golden_images, names)
+    batch, pixels = collate_sequences(examples), collate_sequences(examples).pixel_values_ICHW
+    with torch.no_grad():
+        features = None if pixels is None else student.model.vision_tower(pixels)
+    stem = stem_of(teacher)
+    (live_vision, live_embeds), (vision, embeds) = live_and_stem(teacher, stem, features, batch)
+    torch.testing.assert_close(embeds, live_embeds, rtol=0, atol=0)
+    if live_vision is None:
+        assert vision is None
+        return
+    torch.testing.assert_close(vision, live_vision, rtol=0, atol=0)
+    samples, rows, cols = blocks_of(examples, pairs)
+    for chunk_bytes in (None, 1 << 12):
+        with torch.no_grad():
+            live = teacher.first_layer_attention(live_embeds[samples], rows, cols, chunk_bytes=chunk_bytes)
+        found = stem.first_layer_attention(embeds[samples], rows, cols, chunk_bytes=chunk_bytes)
+        torch.testing.assert_close(found, live, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ft-0", "ft-1", "ft-3", "pt-0", "pt-1", "pt-2"])
+def test_targets_equal_the_original_implementation(
+    golden: Path, golden_images: Path, teacher: MobileVLM, student: MobileVLM, name: str
+) -> None:
+    expected = load_file(golden / f"{name}.safetensors")
+    examples = examples_of(golden, golden_images, [name], "plain" if name.startswith("pt") else "v1")
+    batch, stem = collate_sequences(examples), stem_of(teacher)
+    assert batch.pixel_values_ICHW is not None
+    with torch.no_grad():
+        vision = stem.vision_embeddings(student.model.vision_tower(batch.pixel_values_ICHW))
+    embeds = stem.embed(stem.table.rows(batch.input_ids_BL), batch, vision)
+    _, rows, cols = blocks_of(examples, "tqv")
+    attention_HQP = stem.first_layer_attention(embeds, rows, cols)[0]
+    torch.testing.assert_close(vision[0], expected["teacher.vision_embeddings"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention_HQP, expected["teacher.layer0_tqv_attention"], rtol=1e-4, atol=1e-7)
+    assert torch.equal(focus_tokens(attention_HQP), focus_tokens(expected["teacher.layer0_tqv_attention"]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": 2},
+        {"num_key_value_heads": 1, "attention_bias": True, "head_dim": 24},
+        {"mm_projector_type": "ldpnet"},
+        {"mm_projector_type": "linear"},
+        {"mm_projector_type": "mlp2x_gelu", "rope_theta": 5e5},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    ],
+    ids=str,
+)
+def test_other_shapes_of_teachers(golden: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Grouped-query heads, biases, projectors, rotary settings; two images in the first sample, one in the second."""
+    raw = json.loads((golden / "student/config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    config = load_config(tmp_path, vision_config=golden / "clip")
+    teacher = new_model(config, seed=0).eval()
+    batch = random_batch(config, images=[2, 1, 0])
+    assert batch.pixel_values_ICHW is not None
+    with torch.no_grad():
+        features = teacher.model.vision_tower(batch.pixel_values_ICHW)
+    stem = stem_of(teacher)
+    (live_vision, live_embeds), (vision, embeds) = live_and_stem(teacher, stem, features, batch)
+    torch.testing.assert_close(vision, live_vision, rtol=0, atol=0)
+    torch.testing.assert_close(embeds, live_embeds, rtol=0, atol=0)
+    rows = torch.arange(7).repeat(3, 1) + batch.input_ids_BL.shape[1] - 7
+    cols = torch.arange(11).repeat(3, 1)
+    with torch.no_grad():
+        live = teacher.first_layer_attention(live_embeds, rows, cols)
+    assert live.shape[1] == config.num_heads and live.std() > 0
+    torch.testing.assert_close(stem.first_layer_attention(embeds, rows, cols), live, rtol=1e-6, atol=0)
+
+
+def random_batch(config: VLMConfig, images: Sequence[int]) -> SequenceBatch:
+    generator = torch.Generator().manual_seed(1)
+    length = 12 + max(images) * config.vision_tokens
+    mask = torch.zeros(len(images), length, dtype=torch.bool)
+    for row, number in enumerate(images):
+        mask[row, 3 : 3 + number * config.vision_tokens] = True
+    ids = torch.randint(1, config.vocab_size, mask.shape, generator=generator).masked_fill(mask, 0)
+    side = int(config.vision.image_size)
+    return SequenceBatch(
+        input_ids_BL=ids,
+        labels_BL=ids.clone(),
+        vision_mask_BL=mask,
+        lengths_B=torch.full((len(images),), length),
+        pixel_values_ICHW=torch.randn(sum(images), 3, side, side, generator=generator),
+        image_samples_I=torch.repeat_interleave(torch.arange(len(images)), torch.tensor(images)),
+    )
+
+
+def test_logits_of_hidden_states(golden: Path, golden_images: Path, teacher: MobileVLM) -> None:
+    """As a store keeps them (after the final norm), and before it."""
+    stem, (example,) = stem_of(teacher, lm_head=True), examples_of(golden, golden_images, ["ft-1"])
+    batch = collate_sequences([example])
+    before: list[Tensor] = []
+    hook = teacher.model.norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
+    with torch.no_grad():
+        assert batch.pixel_values_ICHW is not None
+        hidden = teacher.hidden_states(teacher.embed(batch, teacher.encode_images(batch.pixel_values_ICHW)))[0]
+        logits = teacher.lm_head(hidden)
+    hook.remove()
+    torch.testing.assert_close(stem.logits(hidden), logits, rtol=0, atol=0)
+    torch.testing.assert_close(stem.logits(before[0][0], normed=False), logits, rtol=0, atol=0)
+
+
+def test_nothing_in_a_stem_can_be_trained_or_cast(teacher: MobileVLM) -> None:
+    stem = stem_of(teacher, lm_head=True)
+    assert not list(stem.parameters()) and not stem.state_dict()
+    owned = {key for key, _ in stem.named_buffers() if not key.startswith("model.rotary_emb.")}
+    assert owned == stem_shapes(teacher.config, lm_head=True).keys() - {EMBEDDING_KEY}
+    assert not stem.vision_embeddings(torch.zeros(1, 576, 32)).requires_grad
+    outer = torch.nn.ModuleDict({"stem": stem})
+    assert not list(outer.parameters()) and not outer.state_dict()
+
+
+@given(st.lists(st.integers(0, 30), min_size=6, max_size=6))
+def test_rows_of_a_batch_are_the_tables(ids: list[int]) -> None:
+    weight_VD = torch.arange(31 * 3, dtype=torch.float32).view(31, 3)
+    ids_BL = torch.tensor(ids).view(2, 3)
+    rows = EmbeddingTable(weight_VD).rows(ids_BL)
+    assert len(rows.rows_UD) == len(set(ids))  # only these travel
+    assert torch.equal(rows.rows_UD[rows.index_BL], weight_VD[ids_BL])
+
+
+def test_sizes_at_the_real_shapes() -> None:
+    """7B in bfloat16: projector 42 MB, W_q and W_k 67 MB, lm_head and embeddings 262 MB each."""
+    config = family_config("mtgv/MobileVLM_V2-7B")
+    found = stem_sizes(config, torch.bfloat16, lm_head=True)
+    shapes = {key: int(np.prod(shape)) * 2 for key, shape in stem_shapes(config, lm_head=True).items()}
+    of = {part: sum(size for key, size in shapes.items() if part in key) for part in ("projector", "q_proj", "k_proj")}
+    assert 41.9e6 < of["projector"] < 42.2e6 and of["q_proj"] + of["k_proj"] == 2 * 2 * 4096 * 4096
+    assert found.device == sum(of.values()) + 2 * 4096
+    assert found.host == 2 * 32000 * 4096 and found.lm_head == found.host + 2 * 4096
+    assert found.total == sum(shapes.values()) and found.device + found.host < 0.4e9
+    without = stem_sizes(config, torch.bfloat16, lm_head=False)
+    assert (without.lm_head, without.device, without.host) == (0, found.device, found.host)
+    assert without.device < 0.45 * 1024 * MIB

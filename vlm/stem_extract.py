@@ -1,0 +1,103 @@
+"""From a teacher's checkpoint to its stem: only the tensors needed are read into memory, whatever the teacher's size.
+
+Every byte of the weight files is hashed once, because the fingerprint that a store's manifest carries covers them all;
+that takes time, but no memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlm.checkpoint import load_example_builder, weights_fingerprint
+from vlm.config import VLMConfig, load_config
+from vlm.errors import InputError
+from vlm.hub import resolve_checkpoint
+from vlm.stem import stem_shapes
+from vlm.stem_file import StemInfo, write_stem
+from vlm.tower_hash import tower_hashes
+from vlm.weight_sources import TOWER_PREFIX, WeightSource, weight_sources
+
+
+def extract_stem(
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    lm_head: bool = False,
+    vision_config: Path | None = None,
+) -> StemInfo:
+    """Write the stem of a checkpoint to the file `out`.
+
+    Args:
+        checkpoint: folder in the official layout, or hub id.
+        dtype: of the stem's tensors; the teacher's own in the dump gives the same targets as the live teacher.
+        lm_head: put `lm_head` and the final norm into it, for stores of hidden states that hold none.
+        vision_config: folder with the vision tower's `config.json`, overriding `mm_vision_tower`.
+
+    Raises:
+        InputError: no usable checkpoint, a tensor that is missing or misshapen, or no such folder for `out`.
+    """
+    if not out.absolute().parent.is_dir() or out.is_dir():
+        raise InputError(f"{out}: {'is a folder' if out.is_dir() else 'its folder does not exist'}; give a file path")
+    folder = resolve_checkpoint(checkpoint)
+    config = load_config(folder, vision_config=vision_config)
+    sources = weight_sources(folder)
+    weights = _read(folder, sources, stem_shapes(config, lm_head=lm_head), dtype)
+    return write_stem(
+        out,
+        weights,
+        fingerprint=teacher_fingerprint(folder, config, vision_config),
+        tower=tower_hashes(_tower(folder, sources), config),
+        config=config,
+    )
+
+
+def teacher_fingerprint(checkpoint: Path, config: VLMConfig, vision_config: Path | None) -> dict[str, str]:
+    """The entries of a store's fingerprint that are the teacher's own.
+
+    Not the template, which is the data's: one stem serves stages of several templates. Not the dtype, which a stem
+    may choose.
+    """
+    builder = load_example_builder(checkpoint, template="v1", vision_config=vision_config)
+    return {
+        **{name: value for name, value in builder.fingerprint.items() if name != "template"},
+        "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids()),
+        "weights": weights_fingerprint(checkpoint),
+        "vision_config": hashlib.sha256(config.vision.to_json_string().encode()).hexdigest(),
+    }
+
+
+def _read(
+    folder: Path, sources: Iterable[WeightSource], shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The wanted tensors, each copied out of the mapped file that holds it."""
+    found: dict[str, Tensor] = {}
+    for source in sources:
+        if not shapes.keys() & source.shapes().keys():
+            continue
+        for key, tensor in source.tensors():  # views: pages of the others are never touched
+            if key in shapes:
+                if tuple(tensor.shape) != shapes[key]:
+                    raise InputError(
+                        f"{folder}: {key} has shape {tuple(tensor.shape)}, config.json says {shapes[key]}; take both "
+                        "from the same checkpoint"
+                    )
+                found[key] = tensor.to(dtype, copy=True).contiguous()
+    if missing := sorted(shapes.keys() - found.keys()):
+        raise InputError(f"{folder}: no {', '.join(missing)} in its weights; give a whole checkpoint")
+    return found
+
+
+def _tower(folder: Path, sources: Iterable[WeightSource]) -> Iterator[tuple[str, Tensor]]:
+    seen = False
+    for source in sources:
+        for key, tensor in source.tensors():
+            if key.startswith(TOWER_PREFIX):
+                seen = True
+                yield key, tensor
+    if not seen:
+        raise InputError(f"{folder}: no vision tower in its weights, nor where mm_vision_tower leads; give a whole one")

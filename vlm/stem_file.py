@@ -1,0 +1,199 @@
+"""A stem as one safetensors file: the tensors by their checkpoint names, and in the metadata whose they are."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from vlm.config import LLAMA_KEYS, VLMConfig
+from vlm.errors import InputError, one_line
+from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
+from vlm.tower_hash import HASHED_DTYPES
+
+METADATA_KEY = "alignkd_stem"
+
+
+class _Described(BaseModel):
+    """The metadata: pydantic, because a file may come from a stranger."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["alignkd stem"] = "alignkd stem"
+    version: Literal[1] = 1
+    dtype: Literal["float32", "bfloat16", "float16"]
+    fingerprint: dict[str, str]
+    tower: dict[str, str]
+    config: dict[str, Any]
+    vision: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemInfo:
+    """Whose stem a file holds.
+
+    Attributes:
+        path: the file.
+        dtype: of the tensors.
+        fingerprint: of the teacher, the entries that a store's manifest has too (`vlm.stem_checks`).
+        tower: dtype -> hash of the vision tower's weights (`vlm.tower_hash`).
+        config: the teacher's.
+        has_lm_head: whether `lm_head` and the final norm are in it.
+        file_bytes: size of the file.
+    """
+
+    path: Path
+    dtype: str
+    fingerprint: Mapping[str, str]
+    tower: Mapping[str, str]
+    config: VLMConfig
+    has_lm_head: bool
+    file_bytes: int
+
+    @property
+    def sizes(self) -> StemSizes:
+        """Bytes on the device and on the host."""
+        return stem_sizes(self.config, HASHED_DTYPES[self.dtype], lm_head=self.has_lm_head)
+
+
+def write_stem(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    fingerprint: Mapping[str, str],
+    tower: Mapping[str, str],
+    config: VLMConfig,
+) -> StemInfo:
+    """Write a stem whole or not at all: under another name, flushed to the disk, then renamed.
+
+    Args:
+        weights: of one dtype, named as `stem_shapes` has them.
+    """
+    (dtype,) = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    described = _Described(
+        dtype=dtype,
+        fingerprint=dict(fingerprint),
+        tower=dict(tower),
+        config=config.raw,
+        vision=json.loads(config.vision.to_json_string(use_diff=False)),
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(dict(weights), temporary, metadata={"format": "pt", METADATA_KEY: described.model_dump_json()})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except SafetensorError as error:  # how a full disk or a missing permission arrives
+        raise InputError(
+            f"{path}: cannot be written ({one_line(error)[:160]}); free space or choose another path"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return read_stem_info(path)
+
+
+def read_stem_info(path: Path) -> StemInfo:
+    """Whose stem a file holds; no tensor is read.
+
+    Raises:
+        InputError: no stem file, a damaged one, or of another version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            shapes = {key: tuple(part.get_shape()) for key, part in found.items()}
+            dtypes = {part.get_dtype() for part in found.values()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
+        ) from error
+    if text is None:
+        raise InputError(f"{path}: safetensors without a stem's metadata; `alignkd stem extract` writes a stem")
+    described = _described(text, path)
+    config = _config(described, path)
+    lm_head = "lm_head.weight" in shapes
+    _check_tensors(path, shapes, dtypes, stem_shapes(config, lm_head=lm_head), described.dtype)
+    return StemInfo(
+        path=path,
+        dtype=described.dtype,
+        fingerprint=described.fingerprint,
+        tower=described.tower,
+        config=config,
+        has_lm_head=lm_head,
+        file_bytes=path.stat().st_size,
+    )
+
+
+def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
+    """The stem of a file on the CPU; the token embeddings stay mapped from it, the rest is read.
+
+    Args:
+        lm_head: False leaves `lm_head` and the final norm in the file.
+
+    Raises:
+        InputError: as `read_stem_info`.
+    """
+    info = read_stem_info(path)
+    wanted = stem_shapes(info.config, lm_head=lm_head and info.has_lm_head)
+    with safe_open(path, "pt") as file:
+        mapped = {key: file.get_tensor(key) for key in wanted}
+    # a copy of all but the table: a file that is replaced later must not change what is trained on
+    return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
+
+
+def _described(text: str, path: Path) -> _Described:
+    try:
+        return _Described.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = one_line(".".join(map(str, first["loc"])))[:80]
+        raise InputError(
+            f"{path}: metadata of another version or damaged ({where}: {one_line(first['msg'])[:120]}); extract the "
+            "stem again"
+        ) from None
+
+
+def _config(described: _Described, path: Path) -> VLMConfig:
+    """As `vlm.config` builds it from a checkpoint."""
+    raw = described.config
+    settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
+    try:
+        config = VLMConfig(
+            raw=raw,
+            llama=LlamaConfig(**settings, attn_implementation="sdpa"),
+            vision=CLIPVisionConfig(**described.vision),
+            preprocessor={},
+        )
+        stem_shapes(config, lm_head=True)
+    except Exception as error:  # a library over damaged values fails in any way
+        raise InputError(
+            f"{path}: config in the metadata is unusable ({one_line(error)[:160]}); extract again"
+        ) from error
+    return config
+
+
+def _check_tensors(
+    path: Path,
+    found: Mapping[str, tuple[int, ...]],
+    dtypes: set[str],
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: str,
+) -> None:
+    differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"{path}: tensor {key[:80]} has shape {found.get(key, 'none')}, its config says "
+            f"{expected.get(key, 'none')}; extract the stem again"
+        )
+    code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    if dtypes != {code}:
+        raise InputError(f"{path}: tensors are {', '.join(sorted(dtypes))}, its metadata says {code}; extract again")

@@ -11,10 +11,10 @@ from pipeline.plan_store import store_size
 from storage.codec_settings import FROM_ALL, PROFILES, Codecs, profile_codecs
 from storage.codecs import codec_names
 from storage.manifest import Manifest, Shapes
-from teacher_dump.focus import FOCUS_TOKENS
 from teacher_dump.store_config import DEFAULTS
 from vlm.config import VLMConfig
 from vlm.examples import ExampleBuilder
+from vlm.focus import FOCUS_TOKENS
 from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
 # Kept tokens per position where nobody has measured: of a nucleus of 0.98 what it keeps of a distribution of 1.2 nats;

@@ -17,11 +17,11 @@ from torch import Tensor
 from storage.codec_settings import FROM_ALL
 from teacher_dump.device_codecs import encode
 from teacher_dump.distribution import draws_of, keep_distribution
-from teacher_dump.focus import focus_tokens
 from teacher_dump.host_copies import HostArrays, HostCopies, batch_to_device, to_device
 from teacher_dump.preparation import Prepared
 from teacher_dump.store_config import StoreConfig
 from vlm.batch import collate_sequences, pad_positions
+from vlm.focus import focus_tokens
 from vlm.model import MobileVLM
 from vlm.position_map import AttentionPairs, PositionMap
 

@@ -8,12 +8,12 @@ import torch
 import transformers
 
 from storage.manifest import Manifest, Shapes
-from teacher_dump.focus import FOCUS_TOKENS
 from teacher_dump.job import DumpJob
 from vlm.checkpoint import weights_fingerprint
 from vlm.config import VLMConfig
 from vlm.conversations import ConversationFile
 from vlm.examples import ExampleBuilder
+from vlm.focus import FOCUS_TOKENS
 
 # Raise it when the same teacher and data would give other targets.
 CAPTURE_VERSION = "3"

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from storage import Record, StoreReader
 from teacher_dump.dump import dump
-from teacher_dump.focus import focus_tokens
 from teacher_dump.job import DumpJob
 from vlm.batch import collate_sequences
 from vlm.checkpoint import load_example_builder, load_model
 from vlm.examples import ExampleBuilder
+from vlm.focus import focus_tokens
 from vlm.model import MobileVLM
 from vlm.templates import Turn
 

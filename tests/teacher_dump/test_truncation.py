@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storage import TruncatedLogits
-from teacher_dump.focus import focus_scores, focus_tokens
 from teacher_dump.truncation import keep_nucleus, keep_top_k, truncated_logits
+from vlm.focus import focus_scores, focus_tokens
 
 
 def in_csr(table: dict[str, Tensor]) -> TruncatedLogits:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from student_train.config import TrainConfig
+from student_train.config import TARGET_OF_TERM, TrainConfig
 from student_train.job import DtypeName, TrainJob
 from teacher_dump.config import TeacherConfig
 from teacher_dump.job import DumpJob
@@ -72,25 +72,33 @@ class RunConfig(_Settings):
         """A loss needs its target stored, in a form that it can use; said before the teacher runs, not after."""
         if self.train is None:
             return self
-        losses = self.train.losses
-        kept = {
-            "attention": self.store.attention,
-            "vision_focus": self.store.vision_top,
-            "vision_all": self.store.vision_all,
-            "logit": self.store.logits.kind,
-        }
+        losses, targets = self.train.losses, self.train.targets
+        weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in losses.weights}
         problems = []
-        if missing := [term for term in losses.weights if kept.get(term) == "none"]:
+        if missing := [term for term, key in weighed.items() if self._is_missing(key)]:
             problems.append(
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
                 "store the target or set the weight to 0"
             )
+        problems += [
+            f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
+            for key in weighed.values()
+            if key != "logits" and getattr(self.store, key) == "stem" and getattr(targets, key) == "stored"
+        ]
         # without a teacher section the store was dumped by another configuration, which may be all that says its kind
         if self.teacher is not None or "logits" in self.store.model_fields_set:
             problems += [f"train.{problem}" for problem in losses.problems_with(self.store.logits.kind, "the store")]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _is_missing(self, key: str) -> bool:
+        """Whether a target is neither stored nor given by the teacher's stem."""
+        assert self.train is not None
+        if key == "logits":
+            return self.store.logits.kind == "none"
+        given = getattr(self.train.targets, key) == "stem" or self.train.stem is not None
+        return getattr(self.store, key) == "none" and not given
 
     def dump_job(self) -> DumpJob:
         """Phase 1 of this configuration."""

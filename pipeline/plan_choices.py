@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.plan_samples import DataSize
 from pipeline.plan_store import store_size
-from storage.codec_settings import FROM_ALL, PROFILES, Codecs, profile_codecs
+from storage.codec_settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, profile_codecs
 from storage.codecs import codec_names
 from storage.manifest import Manifest, Shapes
 from teacher_dump.store_config import DEFAULTS
@@ -73,7 +73,7 @@ def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: flo
     attention = {name: sizes("attention", attention=name) for name in codec_names("attention")}
     top = {name: sizes("vision_top", vision_top=name) for name in codec_names("vision_top")}
     every = {name: sizes("vision_all", vision_all=name) for name in codec_names("vision_all")}
-    if manifest.codecs.vision_all != "none":
+    if manifest.codecs.vision_all not in NOT_STORED:
         top[FROM_ALL] = sizes("vision_top", vision_top=FROM_ALL)
     kept = {
         "topk": DEFAULTS["topk"]["top_k"],
@@ -119,6 +119,6 @@ def attachments_of(files: Mapping[str, int], logits_kind: str) -> dict[str, int]
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:
     """The manifest with other codecs."""
     codecs = {**manifest.codecs.model_dump(exclude_none=True), **changed}
-    if codecs["vision_all"] == "none" and codecs["vision_top"] == FROM_ALL:
+    if codecs["vision_all"] in NOT_STORED and codecs["vision_top"] == FROM_ALL:
         codecs["vision_top"] = "none"
     return manifest.model_copy(update={"codecs": Codecs.model_validate(codecs)})

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.plan_samples import DataSize, SampleRows
+from storage.codec_settings import NOT_STORED
 from storage.columns import OFFSETS, Column, columns_of, describe_targets, groups_of, record_fields_of
 from storage.commits import ArrayEntry, CommitRecord, FileEntry, Totals, shard_name
 from storage.manifest import Manifest
@@ -113,7 +114,7 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
         "query": rows.queries,
         "supervised": rows.supervised,
         "entry": np.rint(rows.supervised * entries_per_position).astype(np.int64),
-        "attention": attention[pairs] if manifest.codecs.attention != "none" else np.zeros_like(rows.tokens),
+        "attention": attention[pairs] if manifest.codecs.attention not in NOT_STORED else np.zeros_like(rows.tokens),
         "top": np.where(has_image, 1, 0),
         "image": np.where(brings, rows.images, 0),
         "image_bytes": np.where(brings, rows.image_bytes, 0),

@@ -11,6 +11,10 @@ from storage.errors import StoreError
 LogitsKind = Literal["full", "topk", "nucleus", "hidden", "sampled", "none"]
 
 FROM_ALL = "from_all"
+# of a target that is not stored because the teacher's stem gives it; of one that is neither stored nor given
+STEM, NONE = "stem", "none"
+NOT_STORED = (NONE, STEM)
+STEM_TARGETS = ("attention", "vision_top", "vision_all")
 LOG_PROB_CODECS = ("float32", "float16")
 # settings that a kind needs beside its dtype; it takes no others
 KIND_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -97,7 +101,7 @@ def _codec_for(target: str, *others: str) -> AfterValidator:
 
 
 class Codecs(BaseModel):
-    """How each target is stored; `none` = not stored.
+    """How each target is stored; `none` = not stored; `stem` = not stored, because the teacher's stem gives it.
 
     Attributes:
         attention: of the first layer's attention.
@@ -110,20 +114,29 @@ class Codecs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    attention: Annotated[str, _codec_for("attention", "none")] = "float16"
+    attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
-    vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, "none")] = "float16"
-    vision_all: Annotated[str, _codec_for("vision_all", "none")] = "float16"
+    vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
+    vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     logits: LogitsCodec
 
     @model_validator(mode="after")
     def _check_from_all(self) -> Self:
-        if self.vision_top == FROM_ALL and self.vision_all == "none":
-            raise ValueError("vision_top is from_all but vision_all is none: keep vision_all or choose another codec")
+        if self.vision_top == FROM_ALL and self.vision_all in NOT_STORED:
+            raise ValueError(
+                f"vision_top is from_all but vision_all is {self.vision_all}: keep vision_all or choose another codec"
+            )
         return self
 
+    @property
+    def from_stem(self) -> tuple[str, ...]:
+        """Targets that the teacher's stem gives, by name."""
+        return tuple(name for name in STEM_TARGETS if getattr(self, name) == STEM)
 
-# Settings by name, as a run's configuration spells them: `exact` rounds to 16 bits, `compact` to 8.
+
+NUCLEUS = {"kind": "nucleus", "p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"}
+# Settings by name, as a run's configuration spells them: `exact` rounds to 16 bits, `compact` to 8, `stem` stores what
+# the teacher's stem cannot give.
 PROFILES: dict[str, dict[str, Any]] = {
     "exact": {
         "attention": "float16",
@@ -135,7 +148,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": "sqrt_u8",
         "vision_top": FROM_ALL,
         "vision_all": "int8_channel",
-        "logits": {"kind": "nucleus", "p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"},
+        "logits": NUCLEUS,
+    },
+    "stem": {
+        **dict.fromkeys(STEM_TARGETS, STEM),
+        "logits": NUCLEUS,
     },
 }
 

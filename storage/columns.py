@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.codec_settings import FROM_ALL
+from storage.codec_settings import FROM_ALL, NOT_STORED
 from storage.codecs import get_codec
 from storage.codecs.base import part_column
 from storage.codecs.logits import LogitsArrays, LogitSizes, logits_codec
@@ -116,7 +116,7 @@ def describe_targets(manifest: Manifest) -> dict[str, dict[str, Any]]:
         "vision_embeddings": codecs.vision_all,
     }
     described = {
-        field: get_codec(codec).describe() for field, codec in fields.items() if codec not in ("none", FROM_ALL)
+        field: get_codec(codec).describe() for field, codec in fields.items() if codec not in (FROM_ALL, *NOT_STORED)
     }
     return described if logits is None else described | {logits.arrays()[0][0]: logits.describe()}
 
@@ -132,7 +132,7 @@ def _vision_columns(manifest: Manifest) -> list[Column]:
     shapes, codecs = manifest.shapes, manifest.codecs
     K, P, Dt = shapes.vision_top_tokens, shapes.vision_tokens, shapes.hidden_size
     columns = _float_columns("vision_top_embeddings", "top", codecs.vision_top, (K, Dt))
-    if codecs.vision_top != "none":
+    if codecs.vision_top not in NOT_STORED:
         columns.append(Column("vision_top_index", "top", np.dtype("<u2"), (K,)))
     return columns + _float_columns("vision_embeddings", "image", codecs.vision_all, (P, Dt))
 
@@ -145,7 +145,7 @@ def _logit_columns(manifest: Manifest) -> list[Column]:
 def _float_columns(
     field: str, group: str, codec: str, row_shape: tuple[int, ...], variable_width: bool = False
 ) -> list[Column]:
-    if codec in ("none", FROM_ALL):
+    if codec in (FROM_ALL, *NOT_STORED):
         return []
     # of parts beside the values (scales) none has the axis that varies
     return [

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from storage.byte_files import StoreFiles, open_files
-from storage.codec_settings import Codecs, LogitsCodec
+from storage.codec_settings import NOT_STORED, Codecs, LogitsCodec
 from storage.errors import StoreError
 from storage.schema_v1 import check_schema_1, hashed_by_schema_1
 from storage.sealed_json import canonical, unseal_bytes
@@ -103,7 +103,7 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
-        if self.codecs.vision_top != "none" and self.shapes.vision_top_tokens > self.shapes.vision_tokens:
+        if self.codecs.vision_top not in NOT_STORED and self.shapes.vision_top_tokens > self.shapes.vision_tokens:
             raise ValueError(
                 f"shapes.vision_top_tokens is {self.shapes.vision_top_tokens}, above shapes.vision_tokens "
                 f"{self.shapes.vision_tokens}: lower it or set codecs.vision_top to none"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codec_settings import FROM_ALL
+from storage.codec_settings import FROM_ALL, NOT_STORED
 from storage.codecs import get_codec
 from storage.codecs.base import part_column
 from storage.codecs.logits import check_kind
@@ -164,9 +164,9 @@ class RecordCodec:
 
     def _decode_vision(self, fields: dict[str, Any], read: ReadRows, num_images: int) -> None:
         codecs = self.codecs
-        if codecs.vision_all != "none":
+        if codecs.vision_all not in NOT_STORED:
             fields["vision_embeddings"] = self._stored["vision_embeddings"].decode(read, num_images)
-        if codecs.vision_top != "none":
+        if codecs.vision_top not in NOT_STORED:
             index = fields["vision_top_index"] = read("vision_top_index")[0]
             fields["vision_top_embeddings"] = (
                 vision_rows(fields["vision_embeddings"], index)
@@ -176,8 +176,8 @@ class RecordCodec:
 
     def _keeps(self, field: str, codec: str, record: Record, values: object, optional: bool = False) -> bool:
         """Whether the record brings the field; refuses one that is missing or that nobody keeps."""
-        present, required = values is not None, codec != "none" and record.has_image
-        if present == required or (optional and codec != "none"):
+        present, required = values is not None, codec not in NOT_STORED and record.has_image
+        if present == required or (optional and codec not in NOT_STORED):
             return present
         raise StoreError(
             f"{field} is {'present' if present else 'absent'}, the store's codec for it is {codec} and image is "
@@ -198,7 +198,7 @@ class _StoredTarget:
     def __init__(self, codec: str, field: str, *, one_row: bool) -> None:
         """`one_row`: all of it is one row of its columns."""
         self._codec, self._one_row = codec, one_row
-        names = () if codec in ("none", FROM_ALL) else get_codec(codec).part_names
+        names = () if codec in (FROM_ALL, *NOT_STORED) else get_codec(codec).part_names
         self._columns = [(part, part_column(field, part)) for part in names]
 
     def decode(self, read: ReadRows, num_images: int = 1) -> Target:

@@ -25,12 +25,13 @@ def attention_term(adapters: Adapters, targets: AttentionTargets, student_BHRC: 
         adapted_BHrC = adapters.adapt_attention(coded_BrHC.decode().transpose(1, 2))
         return attention_loss(adapted_BHrC, student_BHrC, num_rows_B, targets.num_cols_B).total
 
-    num, most_rows, heads, cols = targets.coded_BRHC.shape
+    coded_BRHC = targets.stored_BRHC
+    num, most_rows, heads, cols = coded_BRHC.shape
     at_once = max(1, chunk_bytes // max(1, 4 * num * heads * cols))
     totals = [
         checkpoint(
             part,
-            targets.coded_BRHC.rows(slice(start, start + at_once)),
+            coded_BRHC.rows(slice(start, start + at_once)),
             student_BHRC[:, :, start : start + at_once],
             [min(max(rows - start, 0), at_once) for rows in targets.num_rows_B],
             use_reentrant=False,

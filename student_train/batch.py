@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from student_train.decode import CodedTensor
-from student_train.targets import AttentionTargets, LogitTargets
+from student_train.targets import AttentionTargets, LogitTargets, StemInputs
 from vlm.batch import SequenceBatch
 
 
@@ -32,6 +32,7 @@ class TrainBatch:
         top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
         first_image_S: int64, number of each sample's first image in the batch; None where no sample has several.
         logits: one of four kinds, positions as in `supervised_N`.
+        stem: what the teacher's stem makes the targets from that are not stored; None where it makes none.
     """
 
     sequences: SequenceBatch
@@ -43,6 +44,7 @@ class TrainBatch:
     top_embeddings_IKD: CodedTensor | None = None
     first_image_S: Tensor | None = None
     logits: LogitTargets | None = None
+    stem: StemInputs | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on `device`."""

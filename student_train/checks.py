@@ -12,21 +12,18 @@ from vlm.examples import ExampleBuilder
 
 
 def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig, losses: LossConfig) -> None:
-    """Refuse a store made for another student, or one that lacks a target of `losses`.
+    """Refuse a store made for another student, or with logits that `losses` cannot use.
 
     Raises:
         InputError: the student's tokenizer gives other ids for a text than the teacher's.
         StoreError: tokenizer, template or image pre-processing differ.
-        TrainError: vocabulary, sample length or targets do not fit.
+        TrainError: vocabulary, sample length or logits do not fit.
     """
     if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
         builder.tokenizer.check_probe(json.loads(probe), f"the store {reader.path}")
     _check_fingerprint(reader, builder, losses)
     _check_sizes(reader, builder, student)
-    for term, codec_key in TARGET_OF_TERM.items():
-        if term in losses.weights:
-            _check_target(reader, term, losses.weights[term], codec_key)
-    if problems := losses.problems_with(_codec(reader, "logits"), f"store {reader.path}"):
+    if problems := losses.problems_with(reader.manifest.codecs.logits.kind, f"store {reader.path}"):
         raise TrainError("; ".join(problems))
 
 
@@ -44,12 +41,6 @@ def check_images(reader: StoreReader, images: Path | None) -> None:
 
 
 POSITIONAL = ("attention", "vision_all", "vision_focus")
-TARGET_OF_TERM = {
-    "attention": "attention",
-    "vision_all": "vision_all",
-    "vision_focus": "vision_top",
-    "logit": "logits",
-}
 
 
 def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
@@ -65,19 +56,6 @@ def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: Los
             )
         own = {name: value for name, value in own.items() if name != "vision_tokens"}
     check_fingerprint(reader, own)
-
-
-def _codec(reader: StoreReader, key: str) -> str:
-    codecs = reader.manifest.codecs
-    return str(codecs.logits.kind if key == "logits" else getattr(codecs, key))
-
-
-def _check_target(reader: StoreReader, term: str, weight: float, key: str) -> None:
-    if _codec(reader, key) == "none":
-        raise TrainError(
-            f"losses.{term} is {weight}, but store {reader.path} was dumped with codecs.{key} none; "
-            f"set losses.{term} to 0 or dump again with that target"
-        )
 
 
 def _check_sizes(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig) -> None:

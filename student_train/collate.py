@@ -1,6 +1,7 @@
 """Examples and records of one micro-batch -> padded tensors, targets in the bytes of the store."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from storage.record import (
 from storage.several_images import of_each_image
 from student_train.batch import TrainBatch
 from student_train.decode import CodedTensor
+from student_train.stem_targets import StemLookup
 from student_train.targets import (
     AttentionTargets,
     FullTargets,
@@ -28,9 +30,10 @@ from student_train.targets import (
     LogitTargets,
     RaggedEntries,
     SampledTargets,
+    StemInputs,
     TruncatedTargets,
 )
-from vlm.batch import collate_sequences, pad_positions
+from vlm.batch import SequenceBatch, collate_sequences, pad_positions
 from vlm.examples import Example
 from vlm.position_map import AttentionPairs
 
@@ -40,42 +43,81 @@ Join = Callable[[Sequence[Any]], NDArray[Any]]
 
 
 def collate(
-    samples: Sequence[tuple[Example, Record]], *, terms: Collection[str], attention_pairs: AttentionPairs
+    samples: Sequence[tuple[Example, Record]],
+    *,
+    terms: Collection[str],
+    attention_pairs: AttentionPairs,
+    stem: StemLookup | None = None,
 ) -> TrainBatch:
-    """One micro-batch with the targets that `terms` need."""
+    """One micro-batch with the targets that `terms` need.
+
+    Args:
+        stem: gives some of the targets later, on the device; of those nothing is taken from the records.
+    """
+    given = frozenset() if stem is None else stem.wanted
     examples, records = [example for example, _ in samples], [record for _, record in samples]
     sequences = collate_sequences(examples)
     length = sequences.input_ids_BL.shape[1]
     supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
     with_image = [record for record in records if record.has_image]
-    all_wanted, focus_wanted = (bool(with_image) and term in terms for term in ("vision_all", "vision_focus"))
+    all_wanted, focus_wanted = (
+        bool(with_image) and term in terms and target not in given
+        for term, target in (("vision_all", "vision_all"), ("vision_focus", "vision_top"))
+    )
+    attention = None
+    if "attention" in terms:
+        attention = _attention(examples, None if "attention" in given else records, attention_pairs)
     return TrainBatch(
         sequences=sequences,
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
-        attention=_attention(examples, records, attention_pairs) if "attention" in terms else None,
+        attention=attention,
         vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
         top_index_IK=_top_index(with_image) if focus_wanted else None,
         top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
         first_image_S=_first_images(with_image),
         logits=logit_targets([record.logits for record in records]) if "logit" in terms else None,
+        stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
+    )
+
+
+def _stem_inputs(
+    examples: Sequence[Example],
+    sequences: SequenceBatch,
+    stem: StemLookup,
+    attention: AttentionTargets | None,
+    pairs: AttentionPairs,
+) -> StemInputs:
+    computed_anyway = "attention" in stem.wanted and pairs == "tqv" and attention is not None
+    return StemInputs(
+        text=stem.table.rows(sequences.input_ids_BL),
+        looks=_places(examples, "tqv") if "vision_top" in stem.wanted and not computed_anyway else None,
+        num_images_S=[count for example in examples if (count := example.positions.num_images)],
     )
 
 
 def _attention(
-    examples: Sequence[Example], records: Sequence[Record], pairs: AttentionPairs
+    examples: Sequence[Example], records: Sequence[Record] | None, pairs: AttentionPairs
 ) -> AttentionTargets | None:
+    """None where no sample has a row; without `records` only the places."""
+    places = _places(examples, pairs)
+    if not any(places.num_rows_B):
+        return None
+    if records is None:
+        return places
+    stored = [block for record in records for block in _attention_of_blocks(record, pairs)]
+    return replace(places, coded_BRHC=_coded(stored, _padded))
+
+
+def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTargets:
     blocks = [example.positions.attention_blocks(pairs) or [_NO_BLOCK] for example in examples]
     rows, cols = zip(*(block for of_sample in blocks for block in of_sample), strict=True)
-    if not any(len(row) for row in rows):
-        return None
     several = max(map(len, blocks)) > 1
     return AttentionTargets(
         rows_BR=pad_positions(rows)[0],
         cols_BC=pad_positions(cols)[0],
         num_rows_B=[len(row) for row in rows],
         num_cols_B=[len(col) for col in cols],
-        coded_BRHC=_coded([block for record in records for block in _attention_of_blocks(record, pairs)], _padded),
         samples_B=torch.from_numpy(np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])) if several else None,
     )
 

@@ -1,17 +1,27 @@
 """Training settings as a user writes them: unknown keys refused, relations checked at construction."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from storage.codec_settings import STEM_TARGETS
 from student_train.adapters import AdapterInit
 from student_train.errors import TrainError
 from student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
 
 Preset = Literal["paper", "supervised"]
+TargetSource = Literal["stored", "stem"]
 TERMS = ("supervised", "attention", "vision_all", "vision_focus", "logit")
+# what each distilled term compares with, as `store` and `targets` name it
+TARGET_OF_TERM = {
+    "attention": "attention",
+    "vision_all": "vision_all",
+    "vision_focus": "vision_top",
+    "logit": "logits",
+}
 PRESETS: dict[Preset, dict[str, float]] = {
     "paper": {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0},
     "supervised": {"supervised": 1.0, "attention": 0.0, "vision_all": 0.0, "vision_focus": 0.0, "logit": 0.0},
@@ -20,6 +30,12 @@ PRESETS: dict[Preset, dict[str, float]] = {
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _over(base: Mapping[str, Any], given: Any) -> Any:
+    """The base of a preset or profile with what is given explicitly; what is no mapping is the field's own error."""
+    given = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+    return given if given and not isinstance(given, dict) else {**base, **(given or {})}
 
 
 class LossConfig(_Settings):
@@ -88,6 +104,19 @@ class LossConfig(_Settings):
         return {term: weight for term in TERMS if (weight := float(getattr(self, term))) > 0}
 
 
+class TargetSources(_Settings):
+    """Where each target comes from: `stored` by the store, or computed by the teacher's `stem` in every step.
+
+    None takes what the store keeps from the store, and the rest from the stem. For logits, which must be stored as
+    hidden states then, `stem` takes the `lm_head` of the stem file in place of the store's.
+    """
+
+    attention: TargetSource | None = None
+    vision_top: TargetSource | None = None
+    vision_all: TargetSource | None = None
+    logits: TargetSource | None = None
+
+
 class TrainConfig(_Settings):
     """One training run of a student.
 
@@ -108,6 +137,9 @@ class TrainConfig(_Settings):
         skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
         preset: base of `losses`, over which its explicit keys win.
+        profile: base of `targets`, over which its explicit keys win: `stored` or `stem` for attention and vision.
+        targets: where each target comes from.
+        stem: the teacher's stem, a file of `alignkd stem extract`; None takes the one that the store carries.
         log_every: optimiser steps between lines of progress.
         tensorboard: write `OUTPUT/tensorboard` beside `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process.
@@ -134,6 +166,9 @@ class TrainConfig(_Settings):
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
+    profile: TargetSource | None = None
+    targets: TargetSources = TargetSources()
+    stem: Path | None = None
     log_every: int = Field(default=10, ge=1)
     tensorboard: bool = True
     data_workers: int = Field(default=0, ge=0)
@@ -143,9 +178,14 @@ class TrainConfig(_Settings):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset") not in PRESETS:
             return values  # an unknown preset is the field's own error
-        losses = values.get("losses") or {}
-        given = losses.model_dump(exclude_unset=True) if isinstance(losses, LossConfig) else losses
-        return {**values, "losses": {**PRESETS[values["preset"]], **given}}
+        return {**values, "losses": _over(PRESETS[values["preset"]], values.get("losses"))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_profile(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("profile") not in get_args(TargetSource):
+            return values  # an unknown profile is the field's own error
+        return {**values, "targets": _over(dict.fromkeys(STEM_TARGETS, values["profile"]), values.get("targets"))}
 
     @model_validator(mode="after")
     def _length_is_given_once(self) -> Self:

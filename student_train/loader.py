@@ -10,12 +10,22 @@ from student_train.dataset import CachedDataset
 from student_train.errors import TrainError
 from student_train.handoff_stream import from_workers
 from student_train.ranks import Ranks
+from student_train.stem_targets import StemLookup
 
 
 def micro_batches(
-    dataset: CachedDataset, order: SampleOrder, config: TrainConfig, ranks: Ranks, *, first_step: int
+    dataset: CachedDataset,
+    order: SampleOrder,
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    first_step: int,
+    stem: StemLookup | None = None,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches from optimiser step `first_step` to the last, the same for any `data_workers`.
+
+    Args:
+        stem: gives the targets that are not stored.
 
     Raises:
         TrainError: while iterating, when a sample cannot be used or a worker was killed.
@@ -32,6 +42,7 @@ def micro_batches(
                 [dataset[int(position)] for position in positions],
                 terms=config.losses.weights,
                 attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
+                stem=stem,
             )
         except ValueError as error:
             raise TrainError(str(error)) from error

@@ -17,6 +17,7 @@ from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_l
 from student_train.losses.loss_sum import LossSum
 from student_train.losses.supervised import supervised_loss
 from student_train.losses.vision import vision_all_loss, vision_focus_loss
+from student_train.stem_targets import StemTargets
 from vlm.model import MobileVLM
 
 
@@ -31,12 +32,22 @@ class DistilledStudent(nn.Module):
     teacher_lm_head_VD: Tensor | None
 
     def __init__(
-        self, model: MobileVLM, adapters: Adapters, losses: LossConfig, teacher_lm_head_VD: Tensor | None = None
+        self,
+        model: MobileVLM,
+        adapters: Adapters,
+        losses: LossConfig,
+        teacher_lm_head_VD: Tensor | None = None,
+        stem: StemTargets | None = None,
     ) -> None:
-        """`teacher_lm_head_VD` [V, Dt] is needed where the store keeps the teacher's hidden states."""
+        """What is frozen beside the student.
+
+        Args:
+            teacher_lm_head_VD: [V, Dt], needed where the store keeps the teacher's hidden states.
+            stem: gives the targets that are not stored.
+        """
         super().__init__()
         self.register_buffer("teacher_lm_head_VD", teacher_lm_head_VD, persistent=False)  # frozen, in its own dtype
-        self.model, self.adapters, self.losses = model, adapters, losses
+        self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
         model.requires_grad_(True)
         model.freeze_vision_tower()
         # An adapter without a loss stays as it is, weight decay included.
@@ -47,7 +58,13 @@ class DistilledStudent(nn.Module):
         """Every term with a weight above 0; count 0 where the batch lacks its targets."""
         sequences, weights = batch.sequences, self.losses.weights
         pixels = sequences.pixel_values_ICHW
-        vision_IPD = self._no_vision() if pixels is None else self.model.encode_images(pixels)
+        if pixels is None:
+            vision_IPD = self._no_vision()
+        else:
+            features_IND = self.model.model.vision_tower(pixels)
+            vision_IPD = self.model.model.mm_projector(features_IND)
+            if self.stem is not None:
+                batch = self.stem.fill(batch, features_IND)  # before the decoder, whose activations are not there yet
         embeds_BLD = self.model.embed(sequences, None if pixels is None else vision_IPD)
         if pixels is None:
             embeds_BLD = embeds_BLD + 0.0 * vision_IPD.sum()

@@ -8,6 +8,7 @@ from storage.checksum import file_crc32c
 from student_train.errors import TrainError
 from student_train.job import TrainJob
 from student_train.ranks import Ranks
+from student_train.target_sources import stem_of_run, targets_of_stem
 from vlm.checkpoint import weights_fingerprint
 
 # Where things are, how often to report and how the work is cut up: none of it changes what is learnt, but for rounding.
@@ -26,6 +27,9 @@ UNDECISIVE = {
     "adapters",
     "preset",
     "losses",
+    "profile",  # `targets` says it
+    "targets",
+    "stem",
     "log_every",
     "data_workers",
 }
@@ -45,7 +49,10 @@ def deciding_settings(job: TrainJob, reader: StoreReader, ranks: Ranks) -> dict[
     }
     decided |= config.model_dump(mode="json", exclude=UNDECISIVE)
     losses = config.losses.model_dump(exclude=UNDECISIVE_OF_LOSSES)
-    return decided | {f"losses.{name}": value for name, value in losses.items()}
+    decided |= {f"losses.{name}": value for name, value in losses.items()}
+    if (stem := stem_of_run(reader, config)) is not None:  # its fingerprint is the store's
+        decided |= {f"targets.{name}": f"stem in {stem.dtype}" for name in targets_of_stem(reader, config)}
+    return decided
 
 
 def starting_point(job: TrainJob) -> dict[str, Any]:

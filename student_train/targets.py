@@ -14,6 +14,7 @@ from student_train.decode import CodedTensor
 from student_train.losses.ragged import pad_ragged
 from student_train.losses.sampled_logit import SampledDistribution
 from student_train.losses.sparse_distribution import SparseDistribution
+from vlm.stem import TextRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class AttentionTargets:
     Attributes:
         rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
         num_rows_B, num_cols_B: real rows and columns, plain integers.
-        coded_BRHC: token-major as stored, 0 where padded.
+        coded_BRHC: token-major as stored, 0 where padded; None until the teacher's stem has given it.
         samples_B: int64, the sample of each block; None where every sample is one.
     """
 
@@ -34,19 +35,45 @@ class AttentionTargets:
     cols_BC: Tensor
     num_rows_B: list[int]
     num_cols_B: list[int]
-    coded_BRHC: CodedTensor
+    coded_BRHC: CodedTensor | None = None
     samples_B: Tensor | None = None
 
     @property
     def teacher_BHRC(self) -> Tensor:
         """The attention, decoded."""
-        return self.coded_BRHC.decode().transpose(1, 2)
+        return self.stored_BRHC.decode().transpose(1, 2)
+
+    @property
+    def stored_BRHC(self) -> CodedTensor:
+        """`coded_BRHC`, which is there when the losses are computed."""
+        assert self.coded_BRHC is not None
+        return self.coded_BRHC
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("rows_BR", "cols_BC", "coded_BRHC")}
-        samples_B = None if self.samples_B is None else self.samples_B.to(device)
-        return replace(self, **moved, samples_B=samples_B)
+        there = ((name, getattr(self, name)) for name in ("rows_BR", "cols_BC", "coded_BRHC", "samples_B"))
+        return replace(self, **{name: value.to(device) for name, value in there if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemInputs:
+    """What the teacher's stem needs of a batch with images, beside what the student reads.
+
+    Attributes:
+        text: rows of the teacher's token embeddings.
+        looks: places of text-query-vision attention, where the focus is asked and `TrainBatch.attention` is none of it
+            or of other pairs.
+        num_images_S: images of each sample that has any, plain integers.
+    """
+
+    text: TextRows
+    looks: AttentionTargets | None
+    num_images_S: list[int]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The inputs with every tensor on `device`."""
+        looks = None if self.looks is None else self.looks.to(device)
+        return replace(self, text=self.text.to(device), looks=looks)
 
 
 @dataclass(frozen=True, kw_only=True)

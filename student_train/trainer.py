@@ -33,10 +33,15 @@ from student_train.run_log import RunLog
 from student_train.sample_kinds import SampleKinds
 from student_train.schedule import learning_rate_factor
 from student_train.settings import deciding_settings
+from student_train.stem_targets import StemTargets
 from student_train.step_figures import step_figures
 from student_train.tally import StepTally
+from student_train.target_sources import stem_of_run, targets_of_stem
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
+from vlm.model import MobileVLM
+from vlm.stem_checks import check_same_tower
+from vlm.stem_file import open_stem
 from vlm.teacher_head import LM_HEAD_FILE, read_lm_head
 
 logger = logging.getLogger(__name__)
@@ -70,7 +75,8 @@ def train(job: TrainJob) -> TrainResult:
     engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
     checkpoints = config.output / "checkpoints"
     state = load_checkpoint(checkpoints, engine, settings, ranks)
-    batches = micro_batches(dataset, order, config, ranks, first_step=state.step)
+    stem = None if student.stem is None else student.stem.lookup
+    batches = micro_batches(dataset, order, config, ranks, first_step=state.step, stem=stem)
     with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
         while state.step < config.num_steps:
             positions = order.global_batch_indices(state.step)
@@ -112,6 +118,7 @@ def open_dataset(job: TrainJob) -> CachedDataset:
     )
     shapes = load_config(resolve_checkpoint(job.student, weights=False), vision_config=job.vision_config)
     check_store_fits(reader, builder, shapes, job.train.losses)
+    stem_of_run(reader, job.train)
     check_images(reader, job.images)
     return CachedDataset(reader, builder, job.images)
 
@@ -128,9 +135,31 @@ def build_student(job: TrainJob, reader: StoreReader) -> DistilledStudent:
         adapters.initialise(job.train.adapter_init, seed=job.train.seed)
     else:
         adapters.load(job.train.adapters)
+    stem, head_VD = load_stem(job, reader, model)
+    if head_VD is None:
+        head_VD = teacher_lm_head(reader, job.train.losses)
     if job.train.gradient_checkpointing:
         checkpoint_decoder_layers(model)
-    return DistilledStudent(model, adapters, job.train.losses, teacher_lm_head(reader, job.train.losses))
+    return DistilledStudent(model, adapters, job.train.losses, head_VD, stem)
+
+
+def load_stem(job: TrainJob, reader: StoreReader, student: MobileVLM) -> tuple[StemTargets | None, Tensor | None]:
+    """What gives the targets that the store does not keep, and the teacher's lm_head [V, Dt] if that is the stem's.
+
+    Raises:
+        InputError: the student sees with another vision tower than the stem's teacher; else as `stem_of_run`.
+    """
+    info, wanted = stem_of_run(reader, job.train), targets_of_stem(reader, job.train)
+    if info is None:
+        return None, None
+    if wanted != {"logits"}:
+        check_same_tower(info, student)
+    stem = open_stem(info.path, lm_head="logits" in wanted)
+    head_VD = stem.take_lm_head()
+    if wanted == {"logits"}:
+        return None, head_VD
+    chunk_bytes = job.train.losses.attention_chunk_mib << 20
+    return StemTargets(stem, wanted - {"logits"}, chunk_bytes=chunk_bytes), head_VD
 
 
 def teacher_lm_head(reader: StoreReader, losses: LossConfig) -> Tensor | None:

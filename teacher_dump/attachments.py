@@ -6,18 +6,26 @@ from teacher_dump.job import DumpJob
 from vlm.checkpoint import resolve_checkpoint
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
+from vlm.stem_extract import extracted_bytes
+from vlm.stem_file import STEM_FILE
 from vlm.teacher_head import LM_HEAD_FILE, LM_HEAD_KEY, TOKENIZER_FILE, lm_head_bytes
 from vlm.weight_sources import weight_sources
 
 
 def make_attachments(job: DumpJob, builder: ExampleBuilder) -> dict[str, bytes]:
-    """Name -> content: the tokenizer always, and for `hidden` logits the matrix that turns states into logits.
+    """Name -> content: the tokenizer always, for `hidden` logits the matrix that turns states into logits, and the
+    teacher's stem where it is to give targets that are not stored.
 
-    The matrix comes from the file, in the teacher's dtype: whether a store is complete is known without the teacher.
+    They come from the checkpoint's files, in the teacher's dtype: whether a store is complete is known without the
+    teacher.
     """
-    attachments = {TOKENIZER_FILE: builder.tokenizer.model_file.read_bytes()}
+    teacher, attachments = job.teacher, {TOKENIZER_FILE: builder.tokenizer.model_file.read_bytes()}
     if job.store.logits.kind == "hidden":
         attachments[LM_HEAD_FILE] = lm_head_bytes(_lm_head(job))
+    if job.store.codecs().from_stem:
+        attachments[STEM_FILE] = extracted_bytes(
+            teacher.checkpoint, dtype=teacher.torch_dtype, vision_config=teacher.vision_config
+        )
     return attachments
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.codec_settings import FROM_ALL
+from storage.codec_settings import FROM_ALL, NOT_STORED
 from teacher_dump.device_codecs import encode
 from teacher_dump.distribution import draws_of, keep_distribution
 from teacher_dump.host_copies import HostArrays, HostCopies, batch_to_device, to_device
@@ -150,7 +150,7 @@ class Capture:
             vision_IPD = self.model.encode_images(to_device(stacked_ICHW, self.model.device))
             for image, vision_PD in zip(names, vision_IPD.unbind(), strict=True):
                 parts = None
-                if self.config.vision_all != "none":
+                if self.config.vision_all not in NOT_STORED:
                     parts = self._copies.start(encode(self.config.vision_all, vision_PD))
                 seen[image] = SeenImage(embeddings_PD=vision_PD, parts=parts)
                 if self._uses[image] > 1:
@@ -177,7 +177,7 @@ class Capture:
     ) -> list[tuple[HostArrays | None, HostArrays | None]]:
         """Attention and focus of each sample that has an image; `rows` of the batch."""
         config = self.config
-        keeps_attention, keeps_focus = config.attention != "none", config.vision_top != "none"
+        keeps_attention, keeps_focus = (codec not in NOT_STORED for codec in (config.attention, config.vision_top))
         if not rows or not (keeps_attention or keeps_focus):
             return [(None, None)] * len(rows)
         embeds_ILD = embeds_BLD if len(rows) == len(embeds_BLD) else embeds_BLD[self._indices(np.asarray(rows))]

@@ -6,7 +6,7 @@ batch, D hidden size, I intermediate size, V vocabulary, Ht heads, P vision toke
 
 import torch
 
-from storage.codec_settings import FROM_ALL
+from storage.codec_settings import FROM_ALL, NOT_STORED
 from storage.codecs import get_codec
 from teacher_dump.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
 from teacher_dump.config import TeacherConfig
@@ -60,7 +60,7 @@ def _images(config: VLMConfig, teacher: TeacherConfig, width: int) -> int:
 
 def _attention(config: VLMConfig, store: StoreConfig, tokens: int, longest: int, width: int) -> int:
     """First-layer attention: normed states, queries, keys (and both rotated), a chunk of scores, all probabilities."""
-    if store.attention == "none" and store.vision_top == "none":
+    if store.attention in NOT_STORED and store.vision_top in NOT_STORED:
         return 0
     probabilities = 2 * 4 * tokens * config.num_heads * config.vision_tokens
     scores = min(ATTENTION_BYTES, 4 * tokens * config.num_heads * longest)
@@ -90,4 +90,4 @@ def _stored_per_token(config: VLMConfig, store: StoreConfig) -> int:
 
 
 def _code_bytes(codec: str, values: int) -> int:
-    return 0 if codec == "none" else get_codec(codec).parts((1, values))[""][0].itemsize * values
+    return 0 if codec in NOT_STORED else get_codec(codec).parts((1, values))[""][0].itemsize * values

@@ -54,6 +54,7 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
     if model is None and not _exists(job):
         model = load_teacher(job)
     store = StoreWriter(job.store.path, manifest, attachments=attachments)
+    del attachments  # hundreds of megabytes, where a stem or lm_head is among them
     run = _Run(job, builder, samples, store)
     with job.control.over(store) as shards:
         if store.pending_shards():

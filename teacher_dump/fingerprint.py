@@ -14,6 +14,7 @@ from vlm.config import VLMConfig
 from vlm.conversations import ConversationFile
 from vlm.examples import ExampleBuilder
 from vlm.focus import FOCUS_TOKENS
+from vlm.tower_hash import settings_fingerprint
 
 # Raise it when the same teacher and data would give other targets.
 CAPTURE_VERSION = "3"
@@ -32,7 +33,7 @@ def make_manifest(
             **builder.fingerprint,
             "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids()),
             "weights": weights_fingerprint(job.teacher.checkpoint),
-            "vision_config": hashlib.sha256(config.vision.to_json_string().encode()).hexdigest(),
+            "vision_config": settings_fingerprint(config),
             "dtype": job.teacher.precision,
             "capture": CAPTURE_VERSION,
         },

@@ -10,6 +10,8 @@ from storage.codec_settings import (
     KIND_SETTINGS,
     MAX_DRAWS,
     MAX_ENTRIES,
+    NOT_STORED,
+    NUCLEUS,
     PROFILES,
     Codecs,
     LogitsCodec,
@@ -23,7 +25,7 @@ from storage.codecs import codec_names
 DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32"},
     "topk": {"top_k": 64, "dtype": "float16"},
-    "nucleus": {"p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"},
+    "nucleus": {name: value for name, value in NUCLEUS.items() if name != "kind"},
     "hidden": {"dtype": "bfloat16"},
     "sampled": {"num_draws": 50},
     "none": {},
@@ -104,7 +106,8 @@ class StoreConfig(_Settings):
     Attributes:
         path: folder of the store, or the URL of one; created, or gone on with when its manifest is the same.
         profile: base of the codecs, over which explicit keys win: `exact` loses what 16 bits lose, `compact` takes less
-            than half of its room.
+            than half of its room, `stem` keeps logits alone: the rest follows from the teacher's stem, exactly, for
+            students that share the teacher's vision tower.
         backend: physical layout of the shards.
         inputs: `embed` puts the image files into the store, so that training needs no image folder; `reference` only
             their paths and hashes.
@@ -112,7 +115,8 @@ class StoreConfig(_Settings):
         attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
             and vision-query-vision.
         vision_top, vision_all: codecs of the 16 focused and of all vision embeddings; `vision_top: from_all` keeps the
-            numbers of the 16 and takes their embeddings from `vision_all`.
+            numbers of the 16 and takes their embeddings from `vision_all`. Any of these three may be `stem`: not
+            stored, but computed while training from the stem that the store then carries.
         shard_size: samples per shard.
         seed: of the order in which samples are written, and of the draws of `logits.kind: sampled`.
         on_error: `quarantine` lists an unusable sample in the store and goes on; `stop` ends the run.
@@ -120,13 +124,13 @@ class StoreConfig(_Settings):
     """
 
     path: Annotated[Path | str, AfterValidator(_location)]
-    profile: Literal["exact", "compact"] | None = None
+    profile: Literal["exact", "compact", "stem"] | None = None
     backend: Literal["zarr", "webdataset"] = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
-    attention: Annotated[str, _codec_for("attention", "none")] = "float16"
+    attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
-    vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, "none")] = "float16"
-    vision_all: Annotated[str, _codec_for("vision_all", "none")] = "float16"
+    vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
+    vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     logits: LogitsConfig = LogitsConfig()
     shard_size: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -143,9 +147,9 @@ class StoreConfig(_Settings):
 
     @model_validator(mode="after")
     def _check_from_all(self) -> Self:
-        if self.vision_top == FROM_ALL and self.vision_all == "none":
+        if self.vision_top == FROM_ALL and self.vision_all in NOT_STORED:
             raise ValueError(
-                "vision_top is 'from_all', but vision_all is 'none' and keeps nothing to take it from; "
+                f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and keeps nothing to take it from; "
                 "choose another codec for one of them"
             )
         return self

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,16 @@ def weights_fingerprint(checkpoint: str | Path) -> str:
     sources = weight_sources(folder)
     digest = hashlib.sha256()
     for file in [folder / "config.json", *(source.file for source in sources)]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        found = file.stat()
+        digest.update(_file_digest(file, found.st_size, found.st_mtime_ns))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_digest(file: Path, size: int, modified: int) -> bytes:
+    """A checkpoint is tens of gigabytes, and a run asks for its fingerprint more than once."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def save_model(

@@ -130,6 +130,11 @@ class TeacherStem(nn.Module):
         """The teacher's float32 [B, Ht, R, C], as `vlm.attention` has it."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
+    def take_lm_head(self) -> Tensor | None:
+        """`lm_head` [V, Dt], which is the caller's from now on: the stem holds it no longer, nor the final norm."""
+        head, self.lm_head, self.model.norm = self.lm_head, None, None
+        return None if head is None else head.weight
+
     @torch.no_grad()
     def logits(self, states_ND: Tensor, *, normed: bool = True) -> Tensor:
         """The teacher's logits [N, V] of its last hidden states, which stores keep after the final norm (`normed`)."""

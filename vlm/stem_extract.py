@@ -4,7 +4,6 @@ Every byte of the weight files is hashed once, because the fingerprint that a st
 that takes time, but no memory.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ from vlm.config import VLMConfig, load_config
 from vlm.errors import InputError
 from vlm.hub import resolve_checkpoint
 from vlm.stem import stem_shapes
-from vlm.stem_file import StemInfo, write_stem
-from vlm.tower_hash import tower_hashes
+from vlm.stem_file import StemInfo, StemParts, stem_bytes, write_stem
+from vlm.tower_hash import settings_fingerprint, tower_hashes
 from vlm.weight_sources import TOWER_PREFIX, WeightSource, weight_sources
 
 
@@ -43,13 +42,24 @@ def extract_stem(
     """
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise InputError(f"{out}: {'is a folder' if out.is_dir() else 'its folder does not exist'}; give a file path")
+    return write_stem(out, _parts(checkpoint, dtype, lm_head, vision_config))
+
+
+def extracted_bytes(checkpoint: str | Path, *, dtype: torch.dtype, vision_config: Path | None = None) -> bytes:
+    """The file that `extract_stem` writes, without `lm_head`: the same bytes at every call, for a store to carry.
+
+    Raises:
+        InputError: as `extract_stem`.
+    """
+    return stem_bytes(_parts(checkpoint, dtype, False, vision_config))
+
+
+def _parts(checkpoint: str | Path, dtype: torch.dtype, lm_head: bool, vision_config: Path | None) -> StemParts:
     folder = resolve_checkpoint(checkpoint)
     config = load_config(folder, vision_config=vision_config)
     sources = weight_sources(folder)
-    weights = _read(folder, sources, stem_shapes(config, lm_head=lm_head), dtype)
-    return write_stem(
-        out,
-        weights,
+    return StemParts(
+        weights=_read(folder, sources, stem_shapes(config, lm_head=lm_head), dtype),
         fingerprint=teacher_fingerprint(folder, config, vision_config),
         tower=tower_hashes(_tower(folder, sources), config),
         config=config,
@@ -67,7 +77,7 @@ def teacher_fingerprint(checkpoint: Path, config: VLMConfig, vision_config: Path
         **{name: value for name, value in builder.fingerprint.items() if name != "template"},
         "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids()),
         "weights": weights_fingerprint(checkpoint),
-        "vision_config": hashlib.sha256(config.vision.to_json_string().encode()).hexdigest(),
+        "vision_config": settings_fingerprint(config),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 
@@ -19,6 +19,8 @@ from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_si
 from vlm.tower_hash import HASHED_DTYPES
 
 METADATA_KEY = "alignkd_stem"
+# as a store carries it
+STEM_FILE = "stem.safetensors"
 
 
 class _Described(BaseModel):
@@ -63,30 +65,49 @@ class StemInfo:
         return stem_sizes(self.config, HASHED_DTYPES[self.dtype], lm_head=self.has_lm_head)
 
 
-def write_stem(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    *,
-    fingerprint: Mapping[str, str],
-    tower: Mapping[str, str],
-    config: VLMConfig,
-) -> StemInfo:
+@dataclass(frozen=True, kw_only=True)
+class StemParts:
+    """What a stem file is written from.
+
+    Attributes:
+        weights: of one dtype, named as `stem_shapes` has them.
+        fingerprint, tower, config: as in `StemInfo`.
+    """
+
+    weights: Mapping[str, Tensor]
+    fingerprint: Mapping[str, str]
+    tower: Mapping[str, str]
+    config: VLMConfig
+
+    def metadata(self) -> dict[str, str]:
+        """One entry: safetensors writes several in an order of chance, and the same stem must be the same bytes."""
+        (dtype,) = {str(tensor.dtype).removeprefix("torch.") for tensor in self.weights.values()}
+        vision = json.loads(self.config.vision.to_json_string(use_diff=False))
+        described = _Described(
+            dtype=dtype,  # type: ignore[arg-type]
+            fingerprint=dict(self.fingerprint),
+            tower=dict(self.tower),
+            config=self.config.raw,
+            vision={name: value for name, value in vision.items() if name != "transformers_version"},
+        )
+        return {METADATA_KEY: described.model_dump_json()}
+
+
+def stem_bytes(parts: StemParts) -> bytes:
+    """The content of a stem file."""
+    content: bytes = save(dict(parts.weights), metadata=parts.metadata())
+    return content
+
+
+def write_stem(path: Path, parts: StemParts) -> StemInfo:
     """Write a stem whole or not at all: under another name, flushed to the disk, then renamed.
 
-    Args:
-        weights: of one dtype, named as `stem_shapes` has them.
+    Raises:
+        InputError: it cannot be written.
     """
-    (dtype,) = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
-    described = _Described(
-        dtype=dtype,
-        fingerprint=dict(fingerprint),
-        tower=dict(tower),
-        config=config.raw,
-        vision=json.loads(config.vision.to_json_string(use_diff=False)),
-    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(dict(weights), temporary, metadata={"format": "pt", METADATA_KEY: described.model_dump_json()})
+        save_file(dict(parts.weights), temporary, metadata=parts.metadata())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

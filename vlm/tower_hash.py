@@ -9,6 +9,7 @@ hash: run in bfloat16 the two are one tower, run in float32 they are not.
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,11 +43,21 @@ def tower_hashes(
         if key.startswith(TOWER_PREFIX):
             for name, dtype in wanted.items():
                 digests[name][f"{key} {list(tensor.shape)}"] = _digest(tensor.detach().to("cpu", dtype))
-    settings = {name: getattr(config.vision, name) for name in SETTINGS} | {"select": config.vision_select_layer}
+    settings = tower_settings(config)
     return {
         name: hashlib.sha256(json.dumps([settings, found], sort_keys=True).encode()).hexdigest()
         for name, found in digests.items()
     }
+
+
+def tower_settings(config: VLMConfig) -> dict[str, Any]:
+    """What of a model's configuration decides the tower's features; nothing of the library that reads it."""
+    return {name: getattr(config.vision, name) for name in SETTINGS} | {"select": config.vision_select_layer}
+
+
+def settings_fingerprint(config: VLMConfig) -> str:
+    """sha256 of `tower_settings`."""
+    return hashlib.sha256(json.dumps(tower_settings(config), sort_keys=True).encode()).hexdigest()
 
 
 def running_tower_hash(model: MobileVLM) -> tuple[str, str]:

@@ -33,13 +33,16 @@ from pipeline.plan_memory import ELEMENT, Memory, StudentLoad, student_memory, t
 from pipeline.plan_models import ModelShapes, config_of
 from pipeline.plan_probe import Probe, entries_in_store, run_probe
 from pipeline.plan_samples import DataSize, assumed_samples, count_samples
+from pipeline.plan_stem import StemPlan, sizes_of, stem_bytes_on_disk, stem_flops, takes_from_stem, tower_match
 from pipeline.plan_store import StoreSize, store_size
+from storage.codec_settings import STEM
 from storage.order import shard_plan
 from teacher_dump.store_config import StoreConfig
 from vlm.checkpoint import load_example_builder
 from vlm.config import VLMConfig
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
+from vlm.stem_file import STEM_FILE
 from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
 TYPICAL_TOKENIZER_BYTES = 500_000
@@ -84,6 +87,7 @@ class Plan:
         entries_per_position: kept tokens per supervised position; `entries_source` says where the figure is from.
         choices: target -> codec -> bytes of that target over the whole store.
         profiles: profile -> bytes of the whole store.
+        stem: whether the teacher's stem can give the alignment targets, and what that takes.
         student: None where the configuration trains nobody.
         table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
         hours: device -> phase -> hours on one device.
@@ -98,6 +102,7 @@ class Plan:
     entries_source: str
     choices: Mapping[str, Mapping[str, int]]
     profiles: Mapping[str, int]
+    stem: StemPlan
     teacher: Memory
     student: Memory | None
     table: Sequence[Mapping[str, Any]]
@@ -127,6 +132,7 @@ class Plan:
             "store_bytes_by_target": dict(self.store.by_target),
             "store_bytes_by_codec": {target: dict(sizes) for target, sizes in self.choices.items()},
             "store_bytes_by_profile": dict(self.profiles),
+            "stem": self.stem.to_json(),
             "teacher_memory_bytes": self.teacher.peak,
             "teacher_memory_by_part": dict(self.teacher.parts),
             "student_memory_bytes": None if student is None else student.peak,
@@ -181,12 +187,17 @@ def make_plan(
     probe = run_probe(config, options.probe) if options.probe else None
     entries, source = _entries(config.store, teacher_config, options.entries, probe)
     manifest = plan_manifest(config, teacher_config, builder, data)
-    files = _attachments(config, teacher, builder)
-    attachments = attachments_of(files, config.store.logits.kind)
+    files = _attachments(config, teacher, teacher_config, builder)
+    attachments = attachments_of(files, manifest.codecs)
     device_bytes = options.gpu_memory or device_named(options.device).memory
     student = student_shapes if config.student is None or student_shapes is not None else shapes_of_student(config)
-    load = None if student is None else student_load(config, data, teacher, devices=options.devices)
+    stem_weights = sizes_of(teacher_config, config.teacher).device if takes_from_stem(config) else 0
+    load = None
+    if student is not None:
+        load = student_load(config, data, teacher, devices=options.devices, stem_weights=stem_weights)
     store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
+    profiles = bytes_by_profile(data, manifest, entries, files)
+    stem = _stem(config, data, teacher, teacher_config, student, load, store.total, profiles[STEM])
     plan = Plan(
         name=name,
         data=data,
@@ -194,7 +205,8 @@ def make_plan(
         entries_per_position=entries,
         entries_source=source,
         choices=bytes_by_codec(data, manifest, entries),
-        profiles=bytes_by_profile(data, manifest, entries, files),
+        profiles=profiles,
+        stem=stem,
         teacher=teacher_memory(teacher, teacher_load(config, data, store)),
         student=None if student is None or load is None else student_memory(student, load),
         table=() if student is None or load is None else _table(student, load, device_bytes),
@@ -286,14 +298,51 @@ def _entries(store: StoreConfig, teacher: VLMConfig, given: float | None, probe:
     return kept, "assumed: a teacher of 1.2 nats per position; --probe measures it"
 
 
-def _attachments(config: RunConfig, teacher: ModelShapes, builder: ExampleBuilder | None) -> dict[str, int]:
+def _attachments(
+    config: RunConfig, teacher: ModelShapes, teacher_config: VLMConfig, builder: ExampleBuilder | None
+) -> dict[str, int]:
     """Bytes of the files that a store may carry."""
     assert config.teacher is not None
     tokenizer = TYPICAL_TOKENIZER_BYTES
     if builder is not None:
         tokenizer = builder.tokenizer.model_file.stat().st_size
     head = ELEMENT[config.teacher.dtype] * teacher.size.vocab_size * teacher.size.hidden_size
-    return {TOKENIZER_FILE: tokenizer, LM_HEAD_FILE: head + SAFETENSORS_HEADER_BYTES}
+    return {
+        TOKENIZER_FILE: tokenizer,
+        LM_HEAD_FILE: head + SAFETENSORS_HEADER_BYTES,
+        STEM_FILE: stem_bytes_on_disk(teacher_config, config.teacher, builder),
+    }
+
+
+def _stem(
+    config: RunConfig,
+    data: DataSize,
+    teacher: ModelShapes,
+    teacher_config: VLMConfig,
+    student: ModelShapes | None,
+    load: StudentLoad | None,
+    store_bytes: int,
+    with_stem: int,
+) -> StemPlan:
+    assert config.teacher is not None
+    usable, reason = tower_match(config)
+    shape = {"tokens": data.mean("length"), "images": data.mean("images")}
+    share = 0.0
+    if student is not None and load is not None:
+        supervised = data.mean("supervised")
+        step = training_flops(
+            student, gradient_checkpointing=load.gradient_checkpointing, supervised=supervised, **shape
+        )
+        share = stem_flops(teacher, **shape) / step
+    return StemPlan(
+        usable=usable,
+        reason=reason,
+        used=takes_from_stem(config),
+        sizes=sizes_of(teacher_config, config.teacher),
+        store_bytes=with_stem,
+        saved_bytes=store_bytes - with_stem,
+        operations=share,
+    )
 
 
 def _table(student: ModelShapes, load: StudentLoad, device_bytes: int) -> list[dict[str, Any]]:
@@ -324,6 +373,8 @@ def _hours(
     train = config.train
     seen = train.optimiser_steps(max(1, round(data.num_records)), 1) * train.global_batch_size(1)
     step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
+    if takes_from_stem(config):
+        step += stem_flops(teacher, tokens=shape["tokens"], images=shape["images"])
     for name, device in DEVICES.items():
         found[name]["train"] = hours(step * seen, device, STUDENT_SHARE)
     return found

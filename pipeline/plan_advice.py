@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.plan_loads import teacher_load
 from pipeline.plan_memory import StudentLoad, student_memory, teacher_memory
+from storage.codec_settings import STEM
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -31,12 +32,19 @@ def advice(
 
 
 def _store(plan: Plan) -> dict[str, Any]:
-    """The richest profile that there is room for."""
+    """The stem where it is known to fit the student, else the richest profile that there is room for."""
     assert plan.disk is not None
-    for name, size in sorted(plan.profiles.items(), key=lambda item: -item[1]):
-        if size <= plan.disk:
+    names = sorted(plan.profiles, key=lambda name: -plan.profiles[name])
+    if plan.stem.usable is not False:
+        names = [STEM, *names] if plan.stem.usable else [*(name for name in names if name != STEM), STEM]
+    for name in names:
+        if (size := plan.profiles[name]) <= plan.disk and (name != STEM or plan.stem.usable is not False):
             return {"for": "store", "set": {"store.profile": name}, "bytes": size}
-    kinds = {target: min(sizes, key=lambda name: sizes[name]) for target, sizes in plan.choices.items() if sizes}
+    choices = {
+        target: {name: size for name, size in sizes.items() if name != STEM or plan.stem.usable is not False}
+        for target, sizes in plan.choices.items()
+    }
+    kinds = {target: min(sizes, key=lambda name: sizes[name]) for target, sizes in choices.items() if sizes}
     least = plan.store.total - sum(
         plan.store.by_target[target] - plan.choices[target][name] for target, name in kinds.items()
     )

@@ -8,13 +8,14 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.plan_samples import DataSize
 from pipeline.plan_store import store_size
-from storage.codec_settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, profile_codecs
+from storage.codec_settings import FROM_ALL, NOT_STORED, PROFILES, STEM, Codecs, profile_codecs
 from storage.codecs import codec_names
 from storage.manifest import Manifest, Shapes
 from teacher_dump.store_config import DEFAULTS
 from vlm.config import VLMConfig
 from vlm.examples import ExampleBuilder
 from vlm.focus import FOCUS_TOKENS
+from vlm.stem_file import STEM_FILE
 from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
 # Kept tokens per position where nobody has measured: of a nucleus of 0.98 what it keeps of a distribution of 1.2 nats;
@@ -34,7 +35,7 @@ def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder
     assert config.teacher is not None
     known = {} if builder is None else builder.fingerprint
     probe = [] if builder is None else builder.tokenizer.probe_ids()
-    attachments = attachments_of({TOKENIZER_FILE: 0, LM_HEAD_FILE: 0}, config.store.logits.kind)
+    attachments = attachments_of(dict.fromkeys((TOKENIZER_FILE, LM_HEAD_FILE, STEM_FILE), 0), config.store.codecs())
     return Manifest(
         fingerprint={
             **known,
@@ -70,9 +71,9 @@ def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: flo
         found = store_size(data, other, entries_per_position=entries_per_position, attachments={}, overhead=False)
         return found.by_target[target]
 
-    attention = {name: sizes("attention", attention=name) for name in codec_names("attention")}
-    top = {name: sizes("vision_top", vision_top=name) for name in codec_names("vision_top")}
-    every = {name: sizes("vision_all", vision_all=name) for name in codec_names("vision_all")}
+    attention = {name: sizes("attention", attention=name) for name in (*codec_names("attention"), STEM)}
+    top = {name: sizes("vision_top", vision_top=name) for name in (*codec_names("vision_top"), STEM)}
+    every = {name: sizes("vision_all", vision_all=name) for name in (*codec_names("vision_all"), STEM)}
     if manifest.codecs.vision_all not in NOT_STORED:
         top[FROM_ALL] = sizes("vision_top", vision_top=FROM_ALL)
     kept = {
@@ -103,17 +104,17 @@ def bytes_by_profile(
     """
     sizes = {}
     for name in PROFILES:
-        codecs = profile_codecs(name)
-        files = attachments_of(attachments, codecs["logits"]["kind"])
-        other = with_codecs(manifest, **codecs)
+        other = with_codecs(manifest, **profile_codecs(name))
+        files = attachments_of(attachments, other.codecs)
         entries = entries_per_position if manifest.codecs.logits.kind == "nucleus" else ASSUMED_NUCLEUS
         sizes[name] = store_size(data, other, entries_per_position=entries, attachments=files).total
     return sizes
 
 
-def attachments_of(files: Mapping[str, int], logits_kind: str) -> dict[str, int]:
-    """Bytes of the files that a store with this kind of logits carries, of those that it may carry."""
-    return {name: size for name, size in files.items() if name != LM_HEAD_FILE or logits_kind == "hidden"}
+def attachments_of(files: Mapping[str, int], codecs: Codecs) -> dict[str, int]:
+    """Bytes of the files that a store with these codecs carries, of those that it may carry."""
+    carried = {LM_HEAD_FILE: codecs.logits.kind == "hidden", STEM_FILE: bool(codecs.from_stem)}
+    return {name: size for name, size in files.items() if carried.get(name, True)}
 
 
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:

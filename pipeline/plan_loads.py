@@ -5,6 +5,7 @@ from pipeline.plan_memory import StudentLoad, TeacherLoad
 from pipeline.plan_models import ModelShapes
 from pipeline.plan_samples import DataSize
 from pipeline.plan_store import TARGETS, StoreSize
+from storage.codec_settings import NOT_STORED
 
 
 def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> TeacherLoad:
@@ -16,6 +17,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
     samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
     stored = sum(store.by_target[target] for target in TARGETS)
     per_token = max(1.0, float(rows.length.sum()))
+    computed = config.store.attention not in NOT_STORED or config.store.vision_top not in NOT_STORED
     return TeacherLoad(
         dtype=teacher.dtype,
         quantization=teacher.quantization,
@@ -23,14 +25,20 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
         longest=longest,
         images=samples * max(1, int(rows.images.max())),
         supervised=round(tokens * float(rows.supervised.sum()) / per_token),
-        queries=round(tokens * float(rows.queries.sum()) / per_token),
+        queries=round(tokens * float(rows.queries.sum()) / per_token) if computed else 0,
         stored=round(tokens * stored / (data.num_records * data.mean("length"))),
         keeps_logits=config.store.logits.kind not in ("hidden", "none"),
     )
 
 
-def student_load(config: RunConfig, data: DataSize, teacher: ModelShapes, *, devices: int) -> StudentLoad | None:
-    """Of training: a micro-batch padded to the longest sample; None where the configuration trains nobody."""
+def student_load(
+    config: RunConfig, data: DataSize, teacher: ModelShapes, *, devices: int, stem_weights: int = 0
+) -> StudentLoad | None:
+    """Of training: a micro-batch padded to the longest sample; None where the configuration trains nobody.
+
+    Args:
+        stem_weights: bytes of the teacher's stem on the device, 0 where nothing is taken from it.
+    """
     if config.student is None or config.train is None:
         return None
     train, rows = config.train, data.rows
@@ -51,4 +59,5 @@ def student_load(config: RunConfig, data: DataSize, teacher: ModelShapes, *, dev
         offload=train.offload_optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
         accumulates=whole > train.micro_batch * devices,
+        stem_weights=stem_weights,
     )

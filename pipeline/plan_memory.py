@@ -60,6 +60,7 @@ class StudentLoad:
         offload: gradients, master weights and moments are in host memory.
         gradient_checkpointing: only layer inputs are kept for the backward pass.
         accumulates: more than one micro-batch per optimiser step.
+        stem_weights: bytes of the teacher's stem beside the student.
     """
 
     dtype: str
@@ -76,6 +77,7 @@ class StudentLoad:
     offload: bool = False
     gradient_checkpointing: bool = False
     accumulates: bool = False
+    stem_weights: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class TeacherLoad:
         longest: embedded tokens of a sample.
         images: shown by the samples of a forward pass, and those kept for others of their window.
         supervised, queries: of all samples of a forward pass, positions with a label next and text positions after the
-            image.
+            image; 0 queries where no attention is computed.
         stored: bytes of the targets of a forward pass as the store keeps them.
         keeps_logits: logits are computed (not where they are kept as hidden states, or not at all).
     """
@@ -139,7 +141,7 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     e, trained = ELEMENT[load.dtype], trained_parameters(model, load)
     share = -(-trained // load.devices)
     frozen = model.size.parameters["vision_tower"]
-    weights = e * (trained + frozen) + (2 * teacher_head(model, load) if load.hidden_logits else 0)
+    weights = e * (trained + frozen) + (2 * teacher_head(model, load) if load.hidden_logits else 0) + load.stem_weights
     parts = {"weights": weights, "buckets": e * min(MAX_BUCKET, trained)}
     if load.offload:
         # the largest parameter's gradient, and its copy on the way to the host
@@ -180,7 +182,8 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     # normed input, queries, keys; rows in work; the columns kept of all rows in float32, once more while encoded
     heads = model.size.num_heads
     work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
-    rows = 4 * e * D * load.tokens + ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
+    rows = ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
+    rows += 4 * e * D * load.tokens if load.queries else 0
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * LOGIT_BYTES if load.keeps_logits else 0
     states = e * D * (load.tokens + load.supervised)
     parts = {

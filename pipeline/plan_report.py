@@ -17,6 +17,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield from _store_lines(plan)
     yield ""
+    yield from _stem_lines(plan)
+    yield ""
     yield from _memory_lines("teacher pass", plan.teacher, plan.gpu_memory)
     if plan.student is not None:
         yield ""
@@ -56,6 +58,19 @@ def _store_lines(plan: Plan) -> Iterator[str]:
         yield f"    {target:<11} {shown}"
     profiles = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.profiles.items())
     yield f"    whole store by profile: {profiles}"
+
+
+def _stem_lines(plan: Plan) -> Iterator[str]:
+    stem, known = plan.stem, {True: "usable", False: "NOT usable", None: "not known to be usable"}
+    yield f"stem      {known[stem.usable]}: {stem.reason}"
+    share = f", {stem.operations:.1%} more operations per step" if stem.operations else ""
+    yield (
+        f"  attention and vision targets for 0 bytes: the store then takes {format_bytes(stem.store_bytes)} (profile "
+        f"stem), training {format_bytes(stem.sizes.device)} more on the device and {format_bytes(stem.sizes.host)} on "
+        f"the host{share} (arithmetic)"
+    )
+    if stem.recommended:
+        yield f"  recommended: set store.profile: stem  (saves {format_bytes(stem.saved_bytes)})"
 
 
 def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:

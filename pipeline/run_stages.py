@@ -7,9 +7,11 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.phase_process import run_alignkd
+from pipeline.plan_stem import takes_from_stem, tower_match
 from pipeline.recipes import Stage, load_stages
 from student_train.output import CONFIG, read_finished, student_folder
 from student_train.settings import starting_point
+from vlm.errors import InputError
 
 LAST = "train"
 
@@ -44,6 +46,7 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
             name = "" if stage.name is None else f"stage {stage.name}: "
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")
         return {LAST: {"already_finished": True, **finished}}
+    _check_stem_will_do(stage.config)
     config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
     phases = {
         "dump": ["dump", *config],
@@ -59,6 +62,19 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
         found = run_alignkd(arguments, as_json and not before, before)
         reports[phase] = found if found is not None else finished_before(stage.config)
     return reports
+
+
+def _check_stem_will_do(config: RunConfig) -> None:
+    """Refuse targets from the stem for a student with another vision tower, before the teacher runs for days."""
+    if not takes_from_stem(config):
+        return
+    usable, reason = tower_match(config)
+    if usable is False:
+        left = [f"store.{name}" for name in config.store.codecs().from_stem] or ["train.targets"]
+        raise InputError(
+            f"{', '.join(left)}: targets are to come from the teacher's stem, but {reason}; store them (store.profile "
+            "compact), or take a student with the teacher's tower"
+        )
 
 
 def finished_before(config: RunConfig) -> dict[str, Any] | None:

@@ -41,6 +41,22 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
     return _fetch_with_weights(match["name"], match["revision"], required)
 
 
+def cached_checkpoint(checkpoint: str | Path) -> Path | None:
+    """The folder of a checkpoint whose weights are on this machine, None where they are not; nothing is fetched."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        match = _HUB_ID.fullmatch(str(checkpoint))
+        if match is None:
+            return None
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(match["name"], revision=match["revision"], local_files_only=True))
+        except Exception:  # of the cache: many unrelated classes, all of which say that it is not there
+            return None
+    return folder if _has_weights(folder) else None
+
+
 def resolve_tower(checkpoint: Path, name: str) -> Path | None:
     """The folder with a vision tower's own weights, or None: inside `checkpoint`, a local folder, or of the hub."""
     for folder in (checkpoint / name, Path(name)):

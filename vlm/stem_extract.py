@@ -5,7 +5,7 @@ that takes time, but no memory.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from vlm.checkpoint import load_example_builder, weights_fingerprint
 from vlm.config import VLMConfig, load_config
 from vlm.errors import InputError
+from vlm.examples import ExampleBuilder
 from vlm.hub import resolve_checkpoint
 from vlm.stem import stem_shapes
 from vlm.stem_file import StemInfo, StemParts, stem_bytes, write_stem
 from vlm.tower_hash import settings_fingerprint, tower_hashes
-from vlm.weight_sources import TOWER_PREFIX, WeightSource, weight_sources
+from vlm.weight_sources import WeightSource, tower_tensors, weight_sources
 
 
 def extract_stem(
@@ -61,7 +62,7 @@ def _parts(checkpoint: str | Path, dtype: torch.dtype, lm_head: bool, vision_con
     return StemParts(
         weights=_read(folder, sources, stem_shapes(config, lm_head=lm_head), dtype),
         fingerprint=teacher_fingerprint(folder, config, vision_config),
-        tower=tower_hashes(_tower(folder, sources), config),
+        tower=tower_hashes(tower_tensors(folder, sources), config),
         config=config,
     )
 
@@ -74,11 +75,16 @@ def teacher_fingerprint(checkpoint: Path, config: VLMConfig, vision_config: Path
     """
     builder = load_example_builder(checkpoint, template="v1", vision_config=vision_config)
     return {
-        **{name: value for name, value in builder.fingerprint.items() if name != "template"},
-        "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids()),
+        **builder_entries(builder),
         "weights": weights_fingerprint(checkpoint),
         "vision_config": settings_fingerprint(config),
     }
+
+
+def builder_entries(builder: ExampleBuilder) -> dict[str, str]:
+    """Those of `teacher_fingerprint` that tokenizer and image processor decide."""
+    entries = {name: value for name, value in builder.fingerprint.items() if name != "template"}
+    return {**entries, "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids())}
 
 
 def _read(
@@ -100,14 +106,3 @@ def _read(
     if missing := sorted(shapes.keys() - found.keys()):
         raise InputError(f"{folder}: no {', '.join(missing)} in its weights; give a whole checkpoint")
     return found
-
-
-def _tower(folder: Path, sources: Iterable[WeightSource]) -> Iterator[tuple[str, Tensor]]:
-    seen = False
-    for source in sources:
-        for key, tensor in source.tensors():
-            if key.startswith(TOWER_PREFIX):
-                seen = True
-                yield key, tensor
-    if not seen:
-        raise InputError(f"{folder}: no vision tower in its weights, nor where mm_vision_tower leads; give a whole one")

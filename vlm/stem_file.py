@@ -21,6 +21,8 @@ from vlm.tower_hash import HASHED_DTYPES
 METADATA_KEY = "alignkd_stem"
 # as a store carries it
 STEM_FILE = "stem.safetensors"
+# dtypes as safetensors names them
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 class _Described(BaseModel):
@@ -81,10 +83,10 @@ class StemParts:
 
     def metadata(self) -> dict[str, str]:
         """One entry: safetensors writes several in an order of chance, and the same stem must be the same bytes."""
-        (dtype,) = {str(tensor.dtype).removeprefix("torch.") for tensor in self.weights.values()}
+        (dtype,) = {_name(tensor) for tensor in self.weights.values()}
         vision = json.loads(self.config.vision.to_json_string(use_diff=False))
         described = _Described(
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             fingerprint=dict(self.fingerprint),
             tower=dict(self.tower),
             config=self.config.raw,
@@ -97,6 +99,21 @@ def stem_bytes(parts: StemParts) -> bytes:
     """The content of a stem file."""
     content: bytes = save(dict(parts.weights), metadata=parts.metadata())
     return content
+
+
+def stem_file_bytes(parts: StemParts) -> int:
+    """Size of the file, from shapes alone: the tensors of `parts` may be on the meta device.
+
+    As https://huggingface.co/docs/safetensors describes the format: 8 bytes of length, a JSON header filled up with
+    spaces to a multiple of 8, the tensors back to back.
+    """
+    entries: dict[str, Any] = {"__metadata__": parts.metadata()}
+    end = 0
+    for key, tensor in sorted(parts.weights.items()):
+        start, end = end, end + tensor.nbytes
+        entries[key] = {"dtype": _CODES[_name(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-header // 8) * 8 + end
 
 
 def write_stem(path: Path, parts: StemParts) -> StemInfo:
@@ -170,6 +187,10 @@ def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
     return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
 
 
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _described(text: str, path: Path) -> _Described:
     try:
         return _Described.model_validate_json(text)
@@ -215,6 +236,6 @@ def _check_tensors(
             f"{path}: tensor {key[:80]} has shape {found.get(key, 'none')}, its config says "
             f"{expected.get(key, 'none')}; extract the stem again"
         )
-    code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    code = _CODES[dtype]
     if dtypes != {code}:
         raise InputError(f"{path}: tensors are {', '.join(sorted(dtypes))}, its metadata says {code}; extract again")

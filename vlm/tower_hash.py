@@ -9,6 +9,7 @@ hash: run in bfloat16 the two are one tower, run in float32 they are not.
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vlm.config import VLMConfig
 from vlm.model import MobileVLM
-from vlm.weight_sources import TOWER_PREFIX
+from vlm.weight_sources import TOWER_PREFIX, tower_tensors, weight_sources
 
 HASHED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What of the tower's configuration decides its features.
@@ -65,6 +66,15 @@ def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
     dtype = next(model.model.vision_tower.parameters()).dtype
     name = str(dtype).removeprefix("torch.")
     return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
+
+
+def checkpoint_tower_hash(folder: Path, config: VLMConfig, dtype: str) -> str:
+    """The hash in `dtype` of the tower in a checkpoint's weight files; nothing else of them is read.
+
+    Raises:
+        InputError: the folder has no weights, or no tower among them.
+    """
+    return tower_hashes(tower_tensors(folder, weight_sources(folder)), config, [dtype])[dtype]
 
 
 def _digest(tensor: Tensor) -> str:

@@ -65,6 +65,22 @@ def weight_sources(folder: Path) -> list[WeightSource]:
     ]
 
 
+def tower_tensors(folder: Path, sources: Iterable[WeightSource]) -> Iterator[tuple[str, Tensor]]:
+    """The vision tower's parameters, views of the mapped files.
+
+    Raises:
+        InputError: while iterating, when there are none.
+    """
+    seen = False
+    for source in sources:
+        for key, tensor in source.tensors():
+            if key.startswith(TOWER_PREFIX):
+                seen = True
+                yield key, tensor
+    if not seen:
+        raise InputError(f"{folder}: no vision tower in its weights, nor where mm_vision_tower leads; give a whole one")
+
+
 def check_sources(folder: Path, sources: Iterable[WeightSource], expected: Mapping[str, Shape]) -> None:
     """Refuse weights that are not exactly `expected`.
 

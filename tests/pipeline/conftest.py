@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from vlm.weight_writer import write_weights
+from vlm.weights import read_weights
+
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
 
@@ -55,3 +58,17 @@ def write_config(golden: Path, golden_images: Path, tmp_path: Path) -> WriteConf
         return path
 
     return write
+
+
+@pytest.fixture
+def another_tower(golden: Path, tmp_path: Path) -> Path:
+    """A checkpoint like the golden student's whose vision tower is not the teacher's."""
+    folder = tmp_path / "another-tower"
+    folder.mkdir()
+    for file in (golden / "student").iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    weights = read_weights(golden / "student")
+    key = next(name for name in weights if name.endswith("patch_embedding.weight"))
+    write_weights(weights | {key: weights[key] * 1.01}, folder, dtype=None)
+    return folder

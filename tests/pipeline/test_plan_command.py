@@ -66,6 +66,45 @@ def test_every_recipe_can_be_planned_before_there_is_anything(recipe: str) -> No
     assert one["stage"] == "finetune" and one["hours"]["rtx3090"]["dump"] > 1
 
 
+def test_the_stem_is_recommended_where_the_towers_are_the_same(write_config: WriteConfig, another_tower: Path) -> None:
+    data = ("--samples", "1000", "--mean-tokens", "200")  # with four samples the stem is larger than what it saves
+    config = write_config()
+    found = plan(config, "--json", *data)["stem"]
+    assert found["usable"] is True and found["recommended"] is True and not found["used"]
+    assert 0 < found["operations_share"] < 1
+    page = plan(config, *data)
+    assert "usable: teacher and student share" in page and "recommended: set store.profile: stem" in page
+    whole = plan(config, "--json", *data)
+    short = str(whole["store_bytes_by_profile"]["stem"] + 1)
+    assert plan(config, "--json", *data, "--disk", short)["recommendation"][0]["set"] == {"store.profile": "stem"}
+
+    codecs = dict.fromkeys(("attention", "vision_top", "vision_all"), "stem")
+    chosen = plan(write_config(store=codecs), "--json", *data)
+    assert chosen["stem"]["used"] and not chosen["stem"]["recommended"]
+    assert chosen["student_memory_bytes"] == whole["student_memory_bytes"] + found["device_bytes"]
+    assert chosen["hours"]["l4"]["train"] == pytest.approx(
+        whole["hours"]["l4"]["train"] * (1 + found["operations_share"])
+    )
+
+    found = plan(write_config(student={"checkpoint": str(another_tower)}), "--json", *data)
+    assert found["stem"]["usable"] is False and "weights of the vision towers differ" in found["stem"]["reason"]
+    assert not found["stem"]["recommended"]
+    refused_plan = plan(write_config(student={"checkpoint": str(another_tower)}), "--json", *data, "--disk", short)
+    assert "stem" not in json.dumps(refused_plan["recommendation"])
+    unknown = plan(CONFIGS / "short.yaml", "--json", *data, "--stage", "pretrain")["stem"]
+    assert unknown["usable"] is None and "alignkd train" in unknown["reason"]
+
+
+def test_a_run_with_another_tower_is_refused_before_the_teacher(
+    write_config: WriteConfig, another_tower: Path, tmp_path: Path
+) -> None:
+    config = write_config(store={"attention": "stem"}, student={"checkpoint": str(another_tower)})
+    found = CliRunner().invoke(main, ["run", str(config)])
+    assert found.exit_code == 1 and len(found.stderr.splitlines()) == 1
+    assert "weights of the vision towers differ in float32" in found.stderr and "store.attention" in found.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_advice_followed_makes_it_fit(tmp_path: Path) -> None:
     import yaml
 

@@ -25,6 +25,8 @@ MakeRun = Callable[..., RunConfig]
 CHOICES: dict[str, dict[str, Any]] = {
     "exact": {"profile": "exact"},
     "compact": {"profile": "compact"},
+    "stem": {"profile": "stem"},
+    "stem for attention, hidden": {"attention": "stem", "logits": {"kind": "hidden"}},
     "defaults": {},
     "full": {"logits": {"kind": "full"}, "attention": "float32", "vision_all": "none"},
     "text to text": {"attention_pairs": "tqt", "logits": {"kind": "sampled"}},
@@ -96,6 +98,8 @@ def test_each_codec_is_priced_as_if_it_were_chosen(make_run: MakeRun) -> None:
     for target, name in [("attention", "sqrt_u8"), ("vision_all", "int8_channel"), ("vision_top", "from_all")]:
         chosen = make_plan(make_run(**{target: name}), PlanOptions())
         assert plan.choices[target][name] == chosen.store.by_target[target]
+    for target in ("attention", "vision_all", "vision_top"):
+        assert plan.choices[target]["stem"] == 0
     chosen = make_plan(make_run(logits={"kind": "hidden"}), PlanOptions())
     assert plan.choices["logits"]["hidden"] == chosen.store.by_target["logits"]
     for profile, size in plan.profiles.items():

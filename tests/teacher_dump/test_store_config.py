@@ -61,11 +61,12 @@ def test_every_codec_may_be_named(codec: str) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"profile": "tiny"}, ["profile", "'exact' or 'compact'"]),
+        ({"profile": "tiny"}, ["profile", "'exact', 'compact' or 'stem'"]),
         ({"attention": "int8_channel"}, ["attention", "expected one of float32, float16, bfloat16, sqrt_u8, none"]),
         ({"vision_all": "sqrt_u8"}, ["vision_all", "expected one of float32, float16, bfloat16, int8_channel, none"]),
         ({"vision_top": "from_all", "vision_all": "none"}, ["'from_all'", "vision_all is 'none'"]),
         ({"profile": "exact", "vision_all": "none"}, ["'from_all'", "vision_all is 'none'"]),
+        ({"vision_top": "from_all", "vision_all": "stem"}, ["'from_all'", "vision_all is 'stem'"]),
         ({"backend": "tape"}, ["backend"]),
         ({"inputs": "copy"}, ["inputs"]),
         (

@@ -48,8 +48,13 @@ class Adapters(nn.Module):
 
     def adapt_attention(self, teacher_BHRC: Tensor) -> Tensor:
         """[B, Ht, R, C] -> float32 [B, Hs, R, C]; half-precision weights are applied in float32."""
+        weight_ST, bias_S = self.attention_weights()
+        return functional.conv2d(teacher_BHRC.float(), weight_ST[:, :, None, None], bias_S)
+
+    def attention_weights(self) -> tuple[Tensor, Tensor]:
+        """What `adapt_attention` multiplies and adds: float32 [Hs, Ht] and [Hs]."""
         conv = self.attn_adapter
-        return functional.conv2d(teacher_BHRC.float(), conv.weight.float(), conv.bias.float())  # type: ignore[union-attr]
+        return conv.weight.float().flatten(1), conv.bias.float()  # type: ignore[union-attr]
 
     def adapt_vision(self, teacher_IPD: Tensor) -> Tensor:
         """[I, P, Dt] -> float32 [I, P, Ds]."""

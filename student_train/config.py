@@ -59,7 +59,7 @@ class LossConfig(_Settings):
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0)
     head_chunk_mib: int = Field(default=64, ge=1)
-    attention_chunk_mib: int = Field(default=32, ge=1)
+    attention_chunk_mib: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:

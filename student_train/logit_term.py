@@ -13,8 +13,7 @@ def logit_term(targets: LogitTargets, lm_head_VD: Tensor | None, losses: LossCon
     """Eq. 6 at N supervised positions; `lm_head_VD` is the teacher's, needed by `hidden` alone."""
     divergence, temperature = losses.divergence, losses.temperature
     if isinstance(targets, SampledTargets):  # forward KL at temperature 1: `LossConfig.problems_with`
-        sampled = targets.distribution()
-        return lambda student_nV, chunk: sampled_logit_loss(student_nV, sampled[chunk]).total
+        return lambda student_nV, chunk: sampled_logit_loss(student_nV, targets.distribution(chunk)).total
     if isinstance(targets, HiddenTargets):
         states_ND, head_VD = targets.states.decode(), lm_head_VD
         assert head_VD is not None

@@ -12,10 +12,9 @@ from student_train.adapters import Adapters
 from student_train.attention_term import attention_term
 from student_train.batch import TrainBatch
 from student_train.config import LossConfig
-from student_train.logit_term import logit_term
-from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
+from student_train.head_terms import HEAD_TERMS, head_terms
+from student_train.losses.fused_head import fused_head_losses
 from student_train.losses.loss_sum import LossSum
-from student_train.losses.supervised import supervised_loss
 from student_train.losses.vision import vision_all_loss, vision_focus_loss
 from student_train.stem_targets import StemTargets
 from vlm.model import MobileVLM
@@ -82,20 +81,15 @@ class DistilledStudent(nn.Module):
 
     def _next_token_terms(self, batch: TrainBatch, hidden_ND: Tensor) -> dict[str, LossSum]:
         """The terms on the student's logits, which are never held all at once."""
-        fused: dict[str, HeadTerm] = {}
-        if self.losses.supervised > 0:
-            fused["supervised"] = lambda logits_nV, chunk: supervised_loss(logits_nV, batch.labels_N[chunk]).total
-        if self.losses.logit > 0:
-            assert batch.logits is not None
-            fused["logit"] = logit_term(batch.logits, self.teacher_lm_head_VD, self.losses)
-        weights = self.losses.weights  # both terms have the same count, so these are their weights in the total
         totals = fused_head_losses(
             hidden_ND,
             self.model.lm_head.weight,
-            [WeightedTerm(term=term, weight=weights[name]) for name, term in fused.items()],
+            # all have the same count, so their weights against each other are those in the total
+            head_terms(batch.labels_N, batch.logits, self.teacher_lm_head_VD, self.losses),
             chunk_bytes=self.losses.head_chunk_mib << 20,
         )
-        return {name: LossSum(total, len(hidden_ND)) for name, total in zip(fused, totals, strict=True)}
+        names = [name for name in HEAD_TERMS if name in self.losses.weights]
+        return {name: LossSum(total, len(hidden_ND)) for name, total in zip(names, totals, strict=True)}
 
     def _attention(self, batch: TrainBatch, embeds_BLD: Tensor) -> LossSum:
         targets = batch.attention

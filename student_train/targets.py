@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from student_train.decode import CodedTensor
-from student_train.losses.ragged import pad_ragged
+from student_train.losses.ragged import ragged_places
 from student_train.losses.sampled_logit import SampledDistribution
 from student_train.losses.sparse_distribution import SparseDistribution
 from vlm.stem import TextRows
@@ -92,13 +92,13 @@ class RaggedEntries:
     offsets: Tensor
     widest: int
 
-    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """ids int64 [N, K], values [N, K], both 0 where padded, and bool [N, K], False where padded."""
-        # torch can convert its small unsigned integers, but hardly more
-        values_E = self.values_E if self.values_E.is_floating_point() else self.values_E.int()
-        ids_NK, kept_NK = pad_ragged(self.ids_E.long(), self.offsets, self.widest)
-        values_NK, _ = pad_ragged(values_E, self.offsets, self.widest)
-        return ids_NK, values_NK, kept_NK
+    def padded(self, positions: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some positions ids int64 [n, K], float32 values [n, K], both 0 where padded, and bool, False where so."""
+        start, stop, _ = positions.indices(len(self.offsets) - 1)
+        place_nK, kept_nK = ragged_places(self.offsets[start : stop + 1], self.widest)
+        ids_nK = _taken(self.ids_E, place_nK).long()
+        values_nK = _taken(self.values_E, place_nK).float()
+        return ids_nK.mul_(kept_nK), values_nK.masked_fill_(~kept_nK, 0.0), kept_nK
 
     def to(self, device: torch.device | str) -> Self:
         """The entries with every tensor on `device`."""
@@ -113,11 +113,11 @@ class TruncatedTargets:
     entries: RaggedEntries
     tail_logmass_N: Tensor
 
-    def distribution(self) -> SparseDistribution:
-        """Padded, on the device where the targets are."""
-        ids_NK, logprobs_NK, kept_NK = self.entries.padded()
+    def distribution(self, positions: slice = slice(None)) -> SparseDistribution:
+        """Of some positions, padded, on the device where the targets are."""
+        ids_NK, logprobs_NK, kept_NK = self.entries.padded(positions)
         return SparseDistribution(
-            ids_NK=ids_NK, logprobs_NK=logprobs_NK.float(), kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N
+            ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N[positions]
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -133,11 +133,11 @@ class SampledTargets:
     entropy_N: Tensor
     num_draws: int
 
-    def distribution(self) -> SampledDistribution:
-        """Padded, on the device where the targets are."""
-        ids_NK, counts_NK, _ = self.entries.padded()
+    def distribution(self, positions: slice = slice(None)) -> SampledDistribution:
+        """Of some positions, padded, on the device where the targets are."""
+        ids_NK, counts_NK, _ = self.entries.padded(positions)
         return SampledDistribution(
-            ids_NK=ids_NK, weights_NK=counts_NK.float() / self.num_draws, entropy_N=self.entropy_N
+            ids_NK=ids_NK, weights_NK=counts_NK / self.num_draws, entropy_N=self.entropy_N[positions]
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -168,3 +168,9 @@ class FullTargets:
 
 
 LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets
+
+
+def _taken(values_E: Tensor, place_nK: Tensor) -> Tensor:
+    """`values_E[place_nK]`; torch can convert its unsigned integers, but not index them."""
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(values_E.dtype)
+    return values_E[place_nK] if signed is None else values_E.view(signed)[place_nK].view(values_E.dtype)

@@ -17,7 +17,7 @@ Shape letters: N supervised positions, n of a chunk, V vocabulary, D the student
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -39,8 +39,24 @@ class WeightedTerm:
     weight: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointTerms:
+    """All terms of the loss from one look at a chunk's logits, which they may write over, and their weights."""
+
+    terms: Callable[[Tensor, slice], Sequence[Tensor]]
+    weights: Sequence[float]
+
+    @classmethod
+    def of(cls, terms: Sequence[WeightedTerm]) -> Self:
+        """Terms that each look for themselves and leave the logits as they are."""
+        return cls(
+            terms=lambda logits_nV, chunk: [weighted.term(logits_nV, chunk) for weighted in terms],
+            weights=[weighted.weight for weighted in terms],
+        )
+
+
 def fused_head_losses(
-    hidden_ND: Tensor, lm_head_VD: Tensor, terms: Sequence[WeightedTerm], *, chunk_bytes: int = CHUNK_BYTES
+    hidden_ND: Tensor, lm_head_VD: Tensor, terms: Sequence[WeightedTerm] | JointTerms, *, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, ...]:
     """Every term's sum over N positions, unweighted.
 
@@ -58,10 +74,11 @@ def fused_head_losses(
     Raises:
         ValueError: in the backward pass: incoming gradients that are no common multiple of the weights.
     """
-    assert all(weighted.weight > 0 for weighted in terms), terms
+    joint = terms if isinstance(terms, JointTerms) else JointTerms.of(terms)
+    assert all(weight > 0 for weight in joint.weights), joint
     positions = max(1, chunk_bytes // (max(4, lm_head_VD.element_size()) * len(lm_head_VD)))
     chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
-    totals: tuple[Tensor, ...] = _FusedHead.apply(hidden_ND, lm_head_VD, tuple(terms), chunks, torch.is_grad_enabled())
+    totals: tuple[Tensor, ...] = _FusedHead.apply(hidden_ND, lm_head_VD, joint, chunks, torch.is_grad_enabled())
     return totals
 
 
@@ -71,22 +88,22 @@ class _FusedHead(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         lm_head_VD: Tensor,
-        terms: tuple[WeightedTerm, ...],
+        joint: JointTerms,
         chunks: list[slice],
         grad_enabled: bool,
     ) -> tuple[Tensor, ...]:
         wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[:2]]
-        sums = _Sums(hidden_ND, lm_head_VD, wanted, len(terms))
+        sums = _Sums(hidden_ND, lm_head_VD, wanted, len(joint.weights))
         for chunk in chunks:
             hidden_nD = hidden_ND[chunk]
             logits_nV = accumulable(functional.linear(hidden_nD, lm_head_VD))
             if any(wanted):
-                slopes_nV = _slopes(logits_nV, chunk, terms, sums.totals)
+                slopes_nV = _slopes(logits_nV, chunk, joint, sums.totals)
                 sums.add_gradients(slopes_nV, chunk, hidden_nD, lm_head_VD)
             else:
-                sums.totals += torch.stack([weighted.term(logits_nV, chunk).detach() for weighted in terms])
+                sums.totals += torch.stack([*joint.terms(logits_nV, chunk)]).detach()
         ctx.save_for_backward(sums.hidden_grad_ND, sums.lm_head_grad_VD)
-        ctx.weights, ctx.dtypes = [weighted.weight for weighted in terms], (hidden_ND.dtype, lm_head_VD.dtype)
+        ctx.weights, ctx.dtypes = joint.weights, (hidden_ND.dtype, lm_head_VD.dtype)
         return tuple(total.clone() for total in sums.totals)
 
     @staticmethod
@@ -123,15 +140,14 @@ class _Sums:
             grad_vD += _product(slopes_nv.T, hidden_nD) / scale
 
 
-def _slopes(logits_nV: Tensor, chunk: slice, terms: Sequence[WeightedTerm], totals: Tensor) -> Tensor:
+def _slopes(logits_nV: Tensor, chunk: slice, joint: JointTerms, totals: Tensor) -> Tensor:
     """Gradient of the chunk's weighted loss along its logits; adds the terms to `totals`."""
     # Under gradient checkpointing a hook is active that would run this whole function again for what is saved here.
     own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with torch.enable_grad(), own:
         leaf_nV = logits_nV.detach().requires_grad_()
-        found = torch.stack([weighted.term(leaf_nV, chunk) for weighted in terms])
-        weights = found.new_tensor([weighted.weight for weighted in terms])
-        (slopes_nV,) = torch.autograd.grad(found @ weights, leaf_nV)
+        found = torch.stack([*joint.terms(leaf_nV, chunk)])
+        (slopes_nV,) = torch.autograd.grad(found @ found.new_tensor(joint.weights), leaf_nV)
     totals += found.detach()
     return slopes_nV
 
@@ -154,11 +170,11 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()
 
 
-def _common_factor(incoming: Tensor, weights: list[float]) -> Tensor:
+def _common_factor(incoming: Tensor, weights: Sequence[float]) -> Tensor:
     factors = incoming / incoming.new_tensor(weights)
     if not torch.allclose(factors, factors[:1], rtol=1e-4, atol=0.0, equal_nan=True):
         raise ValueError(
-            f"gradients {incoming.tolist()} arrive at losses that were fused with weights {weights}, which must be "
+            f"gradients {incoming.tolist()} arrive at losses that were fused with weights {[*weights]}, which must be "
             "proportional; fuse them with the weights that they are summed with"
         )
     return factors[0]

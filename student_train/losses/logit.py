@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from student_train.losses.divergences import Divergence, reverse_kl
 from student_train.losses.loss_sum import LossSum, accumulable
+from student_train.losses.outcomes import Outcomes, outcomes
 from student_train.losses.sparse_distribution import SparseDistribution
 
 # Of a bucket that the teacher gives no mass; finite, see `divergences`.
@@ -42,7 +43,8 @@ def logit_loss(
     if isinstance(teacher, SparseDistribution):
         if temperature != 1.0:
             raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
-        return _bucketed(accumulable(student_logits_NV), teacher, divergence)
+        seen = outcomes(accumulable(student_logits_NV), ids_NK=teacher.ids_NK, kept_NK=teacher.kept_NK)
+        return bucketed_loss(seen, teacher, divergence)
     student_NV = functional.log_softmax(accumulable(student_logits_NV) / temperature, dim=-1)
     teacher_NV = functional.log_softmax(accumulable(teacher) / temperature, dim=-1)
     total_N = divergence(student_NV, teacher_NV).sum(dim=-1)
@@ -57,24 +59,14 @@ def teacher_logits(states_ND: Tensor, lm_head_VD: Tensor) -> Tensor:
     return states_ND.to(lm_head_VD.dtype) @ lm_head_VD.T
 
 
-def _bucketed(logits_NV: Tensor, teacher: SparseDistribution, divergence: Divergence) -> LossSum:
-    student_NV = functional.log_softmax(logits_NV, dim=-1)
-    student_NK = student_NV.gather(1, teacher.ids_NK)
-    kept_N = divergence(student_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
-    has_tail_N = teacher.kept_NK.sum(dim=-1) < logits_NV.shape[1]
+def bucketed_loss(student: Outcomes, teacher: SparseDistribution, divergence: Divergence) -> LossSum:
+    """`logit_loss` of a truncated teacher, from what it keeps of the student's distribution."""
+    assert student.logprobs_NK is not None
+    kept_N = divergence(student.logprobs_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
+    has_tail_N = teacher.kept_NK.sum(dim=-1) < student.vocab_size
     # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Give it a
-    # harmless stand-in before the logarithm and drop it after; masking the result alone would leave 0 * NaN.
-    student_tail_N = _tail_logmass(student_NV, teacher, has_tail_N)
+    # harmless stand-in before the divergence and drop it after; masking the result alone would leave 0 * NaN.
+    student_tail_N = torch.where(has_tail_N, student.tail_logmass_N, 0.0)
     teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.clamp(min=NO_MASS), 0.0)
     tail_N = torch.where(has_tail_N, divergence(student_tail_N, teacher_tail_N), 0.0)
-    return LossSum((kept_N + tail_N).sum(), len(logits_NV))
-
-
-def _tail_logmass(student_NV: Tensor, teacher: SparseDistribution, has_tail_N: Tensor) -> Tensor:
-    """Log-mass of the tokens not kept, by log-sum-exp: 1 - sum(kept) would cancel when the tail is small."""
-    num_positions, vocab_size = student_NV.shape
-    # Padded slots point to a column of their own, V, which is cut off: they must not hide the real token 0.
-    columns_NK = torch.where(teacher.kept_NK, teacher.ids_NK, vocab_size)
-    is_kept_NV = torch.zeros(num_positions, vocab_size + 1, dtype=torch.bool, device=student_NV.device)
-    is_kept_NV = is_kept_NV.scatter_(1, columns_NK, True)[:, :vocab_size] & has_tail_N[:, None]
-    return student_NV.masked_fill(is_kept_NV, -torch.inf).logsumexp(dim=-1)
+    return LossSum((kept_N + tail_N).sum(), len(student_tail_N))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
-from torch.nn import functional
 
 from student_train.losses.loss_sum import LossSum, accumulable
+from student_train.losses.outcomes import Outcomes, outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,11 @@ class SampledDistribution:
 
 def sampled_logit_loss(student_logits_NV: Tensor, teacher: SampledDistribution) -> LossSum:
     """Sum over positions of the estimate of KL(teacher || student) in nats, at temperature 1."""
-    student_NV = functional.log_softmax(accumulable(student_logits_NV), dim=-1)
-    cross_entropy_N = -(teacher.weights_NK * student_NV.gather(1, teacher.ids_NK)).sum(dim=-1)
-    return LossSum((cross_entropy_N - teacher.entropy_N).sum(), len(student_logits_NV))
+    return loss_of_draws(outcomes(accumulable(student_logits_NV), ids_NK=teacher.ids_NK), teacher)
+
+
+def loss_of_draws(student: Outcomes, teacher: SampledDistribution) -> LossSum:
+    """The same from what the draws ask of the student's distribution."""
+    assert student.logprobs_NK is not None
+    cross_entropy_N = -(teacher.weights_NK * student.logprobs_NK).sum(dim=-1)
+    return LossSum((cross_entropy_N - teacher.entropy_N).sum(), len(cross_entropy_N))

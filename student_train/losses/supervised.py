@@ -1,12 +1,17 @@
 """Next-token cross-entropy on the data's own labels, the supervised part of eq. 7."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from student_train.losses.loss_sum import LossSum, accumulable
+from student_train.losses.outcomes import Outcomes, outcomes
 
 
 def supervised_loss(logits_NV: Tensor, labels_N: Tensor) -> LossSum:
     """Cross-entropy in nats at supervised positions; `labels_N` int64 holds each position's NEXT token."""
-    total = functional.cross_entropy(accumulable(logits_NV), labels_N, reduction="sum")
-    return LossSum(total, labels_N.numel())
+    return cross_entropy(outcomes(accumulable(logits_NV), labels_N=labels_N))
+
+
+def cross_entropy(student: Outcomes) -> LossSum:
+    """The same from the log-probabilities of the labels."""
+    assert student.label_logprobs_N is not None
+    return LossSum(-student.label_logprobs_N.sum(), len(student.label_logprobs_N))

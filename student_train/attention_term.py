@@ -1,27 +1,54 @@
-"""Eq. 1 on stored targets, some rows at a time: the teacher's attention is never decoded and adapted as a whole."""
+"""Eq. 1 on stored targets, some rows at a time: neither side's attention is ever held as a whole.
+
+Shape letters as in `student_train.targets`; r rows of a chunk, Hs heads of the student.
+"""
 
 from torch import Tensor
 
 from student_train.adapters import Adapters
-from student_train.losses.attention import adapted_attention_loss
+from student_train.losses.attention import attention_loss
+from student_train.losses.fused_attention import fused_attention_loss
 from student_train.losses.loss_sum import LossSum
 from student_train.targets import AttentionTargets
 
 
-def attention_term(adapters: Adapters, targets: AttentionTargets, student_BHRC: Tensor, *, chunk_bytes: int) -> LossSum:
-    """Squared error between adapted teacher and student; each row is decoded and adapted once.
+def attention_term(
+    adapters: Adapters,
+    targets: AttentionTargets,
+    query_BHRd: Tensor,
+    key_BHLd: Tensor,
+    *,
+    scaling: float,
+    chunk_bytes: int,
+) -> LossSum:
+    """Squared error between the adapted teacher's attention and the student's.
 
     Args:
-        student_BHRC: the student's attention at the targets' rows and columns.
-        chunk_bytes: most that a chunk's targets take in float32, but at least one row's.
+        query_BHRd, key_BHLd: the student's, of the targets' rows and of all positions, rotated.
+        scaling: of its scores.
+        chunk_bytes: most that a chunk's attention over all positions, or its targets, take in float32, but at least
+            one row's.
     """
     coded_BRHC = targets.stored_BRHC
-    num, _, heads, cols = coded_BRHC.shape
-    return adapted_attention_loss(
-        student_BHRC,
-        *adapters.attention_weights(),
-        lambda rows: coded_BRHC.rows(rows).decode(),
-        targets.num_rows_B,
-        targets.num_cols_B,
-        rows_at_once=max(1, chunk_bytes // max(1, 4 * num * heads * cols)),
+    num, _, teacher_heads, cols = coded_BRHC.shape
+    heads, length = key_BHLd.shape[1:3]
+    at_once = max(1, chunk_bytes // (4 * num * max(heads * length, teacher_heads * cols)))
+
+    def loss_of(student_BHrC: Tensor, rows: slice, weight_ST: Tensor, bias_S: Tensor) -> Tensor:
+        teacher_BrTC = coded_BRHC.rows(rows).decode().to(weight_ST.dtype)
+        adapted_BrHC = weight_ST @ teacher_BrTC + bias_S[:, None]
+        num_rows_B = [min(max(total - rows.start, 0), at_once) for total in targets.num_rows_B]
+        return attention_loss(adapted_BrHC.transpose(1, 2), student_BHrC, num_rows_B, targets.num_cols_B).total
+
+    total = fused_attention_loss(
+        query_BHRd,
+        key_BHLd,
+        targets.rows_BR,
+        targets.cols_BC,
+        loss_of,
+        adapters.attention_weights(),
+        scaling=scaling,
+        rows_at_once=at_once,
     )
+    pairs = sum(rows * cols for rows, cols in zip(targets.num_rows_B, targets.num_cols_B, strict=True))
+    return LossSum(total, pairs * heads)

@@ -17,6 +17,7 @@ from student_train.losses.fused_head import fused_head_losses
 from student_train.losses.loss_sum import LossSum
 from student_train.losses.vision import vision_all_loss, vision_focus_loss
 from student_train.stem_targets import StemTargets
+from vlm.attention import FirstLayer
 from vlm.model import MobileVLM
 
 
@@ -68,11 +69,12 @@ class DistilledStudent(nn.Module):
         if pixels is None:
             embeds_BLD = embeds_BLD + 0.0 * vision_IPD.sum()
 
-        hidden_BLD = self.model.hidden_states(embeds_BLD)
+        with self.model.watched_first_layer() as first_layer:
+            hidden_BLD = self.model.hidden_states(embeds_BLD)
         terms = self._next_token_terms(batch, hidden_BLD.flatten(0, 1)[batch.supervised_N])
         # After the decoder: backward then finishes layer 0's weights at the same moment with and without this term.
         if "attention" in weights:
-            terms["attention"] = self._attention(batch, embeds_BLD)
+            terms["attention"] = self._attention(batch, first_layer)
         if "vision_all" in weights:
             terms["vision_all"] = self._vision_all(batch, vision_IPD)
         if "vision_focus" in weights:
@@ -91,18 +93,20 @@ class DistilledStudent(nn.Module):
         names = [name for name in HEAD_TERMS if name in self.losses.weights]
         return {name: LossSum(total, len(hidden_ND)) for name, total in zip(names, totals, strict=True)}
 
-    def _attention(self, batch: TrainBatch, embeds_BLD: Tensor) -> LossSum:
+    def _attention(self, batch: TrainBatch, first_layer: FirstLayer) -> LossSum:
         targets = batch.attention
         if targets is None:
             conv = self.adapters.attn_adapter
             return _idle(self.adapters.adapt_attention(_zeros_like(conv.weight, (1, conv.in_channels, 1, 1))))
-        chunk_bytes = self.losses.attention_chunk_mib << 20
-        if targets.samples_B is not None:
-            embeds_BLD = embeds_BLD[targets.samples_B]
-        student_BHRC = self.model.first_layer_attention(
-            embeds_BLD, targets.rows_BR, targets.cols_BC, chunk_bytes=chunk_bytes
+        query_BHRd, key_BHLd = first_layer.rotated(targets.rows_BR, targets.samples_B)
+        return attention_term(
+            self.adapters,
+            targets,
+            query_BHRd,
+            key_BHLd,
+            scaling=first_layer.scaling,
+            chunk_bytes=self.losses.attention_chunk_mib << 20,
         )
-        return attention_term(self.adapters, targets, student_BHRC, chunk_bytes=chunk_bytes)
 
     def _vision_all(self, batch: TrainBatch, vision_IPD: Tensor) -> LossSum:
         if batch.vision_all_IPD is None:

@@ -98,7 +98,8 @@ class RaggedEntries:
         place_nK, kept_nK = ragged_places(self.offsets[start : stop + 1], self.widest)
         ids_nK = _taken(self.ids_E, place_nK).long()
         values_nK = _taken(self.values_E, place_nK).float()
-        return ids_nK.mul_(kept_nK), values_nK.masked_fill_(~kept_nK, 0.0), kept_nK
+        padded_nK = ~kept_nK
+        return ids_nK.masked_fill_(padded_nK, 0), values_nK.masked_fill_(padded_nK, 0.0), kept_nK
 
     def to(self, device: torch.device | str) -> Self:
         """The entries with every tensor on `device`."""

@@ -1,10 +1,12 @@
 """MobileVLM and its kin: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from vlm.attention import first_layer_attention
+from vlm.attention import FirstLayer, first_layer_attention, watched_first_layer
 from vlm.batch import SequenceBatch
 from vlm.config import VLMConfig
 from vlm.projector import build_projector
@@ -61,6 +63,10 @@ class MobileVLM(nn.Module):
     ) -> Tensor:
         """Layer 0 attention of chosen rows to chosen columns: float32 [B, H, R, C]; see `vlm.attention`."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
+
+    def watched_first_layer(self) -> AbstractContextManager[FirstLayer]:
+        """Inside, `hidden_states` leaves layer 0's queries and keys there, with their gradient; see `vlm.attention`."""
+        return watched_first_layer(self.model)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits [N, V] at the supervised positions of the batch, in row-major order."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from student_train.losses.inner_autograd import value_and_gradients
 from student_train.losses.loss_sum import accumulable
 
 CHUNK_BYTES = 64 << 20
@@ -142,13 +143,13 @@ class _Sums:
 
 def _slopes(logits_nV: Tensor, chunk: slice, joint: JointTerms, totals: Tensor) -> Tensor:
     """Gradient of the chunk's weighted loss along its logits; adds the terms to `totals`."""
-    # Under gradient checkpointing a hook is active that would run this whole function again for what is saved here.
-    own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-    with torch.enable_grad(), own:
-        leaf_nV = logits_nV.detach().requires_grad_()
+
+    def weighted(leaf_nV: Tensor) -> Tensor:
         found = torch.stack([*joint.terms(leaf_nV, chunk)])
-        (slopes_nV,) = torch.autograd.grad(found @ found.new_tensor(joint.weights), leaf_nV)
-    totals += found.detach()
+        totals.add_(found.detach())
+        return found @ found.new_tensor(joint.weights)
+
+    _, (slopes_nV,) = value_and_gradients(weighted, [logits_nV])
     return slopes_nV
 
 

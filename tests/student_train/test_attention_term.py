@@ -25,22 +25,42 @@ def targets(request: pytest.FixtureRequest) -> AttentionTargets:
         values[sample, rows:], values[sample, :, :, cols:] = 0, 0
     parts = {name: torch.from_numpy(part) for name, part in get_codec(request.param).encode(values).items()}
     return AttentionTargets(
-        rows_BR=torch.zeros(3, 7, dtype=torch.int64),
-        cols_BC=torch.zeros(3, 5, dtype=torch.int64),
+        rows_BR=torch.arange(5, 12).repeat(3, 1),
+        cols_BC=torch.arange(2, 7).repeat(3, 1),
         num_rows_B=ROWS,
         num_cols_B=COLS,
         coded_BRHC=CodedTensor(codec=request.param, parts=parts),
     )
 
 
+@pytest.fixture
+def adapters() -> Adapters:
+    found = Adapters(heads=(6, 4), hidden_sizes=(1, 1))
+    found.initialise("pytorch", seed=0)
+    return found
+
+
+@pytest.fixture
+def projected() -> tuple[Tensor, Tensor]:
+    """Queries of the rows and keys, 4 heads of size 8."""
+    generator = torch.Generator().manual_seed(1)
+    query, key = (torch.randn(3, 4, length, 8, generator=generator) for length in (7, 12))
+    return query.requires_grad_(), key.requires_grad_()
+
+
+def student_attention(query_BHRd: Tensor, key_BHLd: Tensor) -> Tensor:
+    scores = query_BHRd @ key_BHLd.transpose(2, 3) * 0.3
+    return scores.masked_fill(torch.arange(12) > torch.arange(5, 12)[:, None], -torch.inf).softmax(-1)[..., 2:7]
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 2, 7, 100])
-def test_chunks_change_neither_loss_nor_gradients(targets: AttentionTargets, rows_at_once: int) -> None:
-    adapters = Adapters(heads=(6, 4), hidden_sizes=(1, 1))
-    adapters.initialise("pytorch", seed=0)
-    student = torch.rand(3, 4, 7, 5, requires_grad=True)
-    leaves: list[Tensor] = [student, *adapters.attn_adapter.parameters()]
-    whole = attention_loss(adapters.adapt_attention(targets.teacher_BHRC), student, ROWS, COLS)
-    found = attention_term(adapters, targets, student, chunk_bytes=rows_at_once * 4 * 3 * 6 * 5)
+def test_chunks_change_neither_loss_nor_gradients(
+    targets: AttentionTargets, adapters: Adapters, projected: tuple[Tensor, Tensor], rows_at_once: int
+) -> None:
+    leaves: list[Tensor] = [*projected, *adapters.attn_adapter.parameters()]
+    adapted = adapters.adapt_attention(targets.teacher_BHRC)
+    whole = attention_loss(adapted, student_attention(*projected), ROWS, COLS)
+    found = attention_term(adapters, targets, *projected, scaling=0.3, chunk_bytes=rows_at_once * 4 * 3 * 4 * 12)
     assert found.count == whole.count == 4 * (7 * 4 + 3 * 5)
     torch.testing.assert_close(found.total, whole.total, rtol=1e-6, atol=0.0)
     gradients = (torch.autograd.grad(loss.total, leaves) for loss in (found, whole))
@@ -48,13 +68,33 @@ def test_chunks_change_neither_loss_nor_gradients(targets: AttentionTargets, row
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_padding_may_hold_anything(targets: AttentionTargets) -> None:
-    adapters = Adapters(heads=(6, 4), hidden_sizes=(1, 1))
-    adapters.initialise("pytorch", seed=0)
-    student = torch.rand(3, 4, 7, 5)
-    spoiled = student.clone()
+def test_padding_may_hold_anything(
+    targets: AttentionTargets, adapters: Adapters, projected: tuple[Tensor, Tensor]
+) -> None:
+    coded = CodedTensor.plain(targets.stored_BRHC.decode().float().clone())
+    spoiled = CodedTensor.plain(coded.decode().clone())
     for sample, (rows, cols) in enumerate(zip(ROWS, COLS, strict=True)):
-        spoiled[sample, :, rows:], spoiled[sample, :, :, cols:] = torch.inf, torch.nan
-    sound, found = (attention_term(adapters, targets, x, chunk_bytes=1) for x in (student, spoiled))
+        spoiled.parts[""][sample, rows:], spoiled.parts[""][sample, :, :, cols:] = torch.inf, torch.nan
+    sound, found = (
+        attention_term(adapters, replace(targets, coded_BRHC=x), *projected, scaling=0.3, chunk_bytes=1)
+        for x in (coded, spoiled)
+    )
     assert torch.equal(sound.total, found.total)
-    assert attention_term(adapters, replace(targets, num_rows_B=[0, 0, 0]), student, chunk_bytes=1).count == 0
+    empty = replace(targets, num_rows_B=[0, 0, 0])
+    assert attention_term(adapters, empty, *projected, scaling=0.3, chunk_bytes=1).count == 0
+
+
+def test_padded_queries_may_be_anything(
+    targets: AttentionTargets, adapters: Adapters, projected: tuple[Tensor, Tensor]
+) -> None:
+    """Nothing of them reaches the loss or the gradients of what is real."""
+    query, key = projected
+    spoiled = query.detach().clone()
+    for sample, rows in enumerate(ROWS):
+        spoiled[sample, :, rows:] = 1e3
+    spoiled.requires_grad_()
+    sound, found = (
+        attention_term(adapters, targets, x, key, scaling=0.3, chunk_bytes=1).total for x in (query, spoiled)
+    )
+    assert torch.equal(sound, found)
+    assert torch.equal(*(torch.autograd.grad(total, key)[0] for total in (sound, found)))

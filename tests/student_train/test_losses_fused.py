@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from student_train.losses.divergences import MIXED, named_divergence
 from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
 from student_train.losses.logit import logit_loss, teacher_logits
+from student_train.losses.outcomes import outcomes
 from student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
 from student_train.losses.sparse_distribution import SparseDistribution
 from student_train.losses.supervised import supervised_loss
@@ -364,6 +365,25 @@ def test_peak_memory_does_not_grow_with_the_positions(name: Any) -> None:
     assert many - few <= 3 * gradient_ND  # the gradient of the states, in float32 and in their dtype
     assert many <= 16 * chunk_bytes + 3 * vocab * width * 4 + 3 * 512 * width * 4
     assert peak(512, fused=False) > 4 * many
+
+
+def test_outcomes_take_one_tensor_of_the_logits_size() -> None:
+    """Beside the logits themselves, which it overwrites, only what has the size of the entries."""
+    vocab, positions, entries = 20_000, 50, 8
+    logits_NV = torch.randn(positions, vocab, requires_grad=True)
+    ids_NK = torch.randint(vocab, (positions, entries)).sort(-1).values
+    kept_NK = torch.cat([torch.ones(positions, 1, dtype=torch.bool), ids_NK.diff(dim=-1) > 0], dim=1)
+
+    def peak(*, overwrite: bool) -> int:
+        with LiveBytes() as live:
+            found = outcomes(logits_NV, labels_N=ids_NK[:, 0], ids_NK=ids_NK, kept_NK=kept_NK, overwrite=overwrite)
+            assert found.label_logprobs_N is not None and found.logprobs_NK is not None
+            total = found.label_logprobs_N.sum() + found.logprobs_NK.sum() + found.tail_logmass_N.sum()
+            torch.autograd.grad(total, logits_NV)
+        return live.peak
+
+    assert logits_NV.nbytes < peak(overwrite=False) < 2.1 * logits_NV.nbytes
+    assert peak(overwrite=True) < 0.1 * logits_NV.nbytes
 
 
 def test_the_meter_counts_what_lives() -> None:

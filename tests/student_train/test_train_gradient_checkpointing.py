@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from student_train.attention_term import attention_term
 from student_train.collate import collate
 from student_train.config import TERMS
 from student_train.gradient_checkpointing import checkpoint_decoder_layers
 from student_train.job import TrainJob
+from student_train.losses.fused_attention import fused_attention_loss
 from student_train.objective import DistilledStudent, weighted_total
 from student_train.trainer import build_student, open_dataset, train
 
@@ -74,18 +76,16 @@ def test_attention_in_chunks_gives_the_same_gradients(
     batch = collate([dataset[i] for i in range(4)], terms=job.train.losses.weights, attention_pairs="tqv")
     counts = dict.fromkeys(TERMS, 1)
 
-    def gradients(student: DistilledStudent, chunk_bytes: int | None) -> dict[str, Tensor]:
-        original = student.model.first_layer_attention
+    def gradients(student: DistilledStudent, chunk_bytes: int) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
             patch.setattr(
-                student.model,
-                "first_layer_attention",
-                lambda *args, **_: original(*args, chunk_bytes=chunk_bytes),
+                "student_train.objective.attention_term",
+                lambda *args, **given: attention_term(*args, **given | {"chunk_bytes": chunk_bytes}),
             )
             weighted_total(student(batch), job.train.losses.weights, counts).backward()
         return {name: value.grad for name, value in student.named_parameters() if value.grad is not None}
 
-    expected = gradients(build_student(job, dataset.reader), None)
+    expected = gradients(build_student(job, dataset.reader), 1 << 30)  # all rows at once
     for chunk_bytes in (1, 1 << 20):  # a row at a time, and a few
         found = gradients(build_student(job, dataset.reader), chunk_bytes)
         assert found.keys() == expected.keys()
@@ -94,13 +94,23 @@ def test_attention_in_chunks_gives_the_same_gradients(
 
 
 def test_no_attention_matrix_is_kept(exact_store: Path, make_job: MakeJob) -> None:
-    """Kept are queries, keys and the columns asked for: nothing of size heads x rows x length."""
+    """Kept are gradients of queries and keys: nothing of size heads x rows x length."""
     job = make_job(exact_store)
     model = build_student(job, open_dataset(job).reader).model
     length, rows, heads = 300, 150, model.config.num_heads
     embeds = torch.randn(1, length, model.config.hidden_size, requires_grad=True)
     rows_BR, cols_BC = torch.arange(length - rows, length)[None], torch.arange(4)[None]
     sizes: list[int] = []
+    with model.watched_first_layer() as first_layer:
+        model.hidden_states(embeds)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-        model.first_layer_attention(embeds, rows_BR, cols_BC)
+        fused_attention_loss(
+            *first_layer.rotated(rows_BR),
+            rows_BR,
+            cols_BC,
+            lambda chosen, _: chosen.square().sum(),
+            [],
+            scaling=first_layer.scaling,
+            rows_at_once=rows,
+        )
     assert embeds.numel() <= max(sizes) < heads * rows * length / 5

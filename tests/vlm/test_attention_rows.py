@@ -39,7 +39,12 @@ def test_gradient_equals_that_of_the_full_matrix(golden: Path) -> None:
     model = load_model(golden / "student", vision_config=golden / "clip")
     embeds = torch.randn(1, 12, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     rows, cols = torch.tensor([[8, 11]]), torch.tensor([[2, 3, 4]])
-    model.first_layer_attention(embeds, rows, cols).square().sum().backward()
+    with model.watched_first_layer() as first_layer:
+        model.hidden_states(embeds)
+    query_BHRd, key_BHLd = first_layer.rotated(rows)
+    scores_BHRL = query_BHRd @ key_BHLd.transpose(2, 3) * first_layer.scaling
+    probs_BHRL = scores_BHRL.masked_fill(torch.arange(12) > rows[:, None, :, None], -torch.inf).softmax(-1)
+    probs_BHRL[..., cols[0]].square().sum().backward()
     got = model.model.layers[0].self_attn.q_proj.weight.grad
     twin = copy.deepcopy(model)
     twin.zero_grad()

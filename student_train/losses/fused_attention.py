@@ -1,0 +1,120 @@
+"""A loss of chosen attention rows fused with the attention: of the rows, only a chunk is ever held.
+
+Scores, softmax, the loss on the chosen columns, its slopes along the scores and their products with queries and keys
+are done chunk after chunk of rows IN THE FORWARD PASS, in the memory of the scores; the backward pass only scales the
+gradients. Making the scores again in the backward pass would cost a fourth product of R * L * d per head, and would
+happen when everything that the decoder keeps is still there. `fused_head.py` does the same with the output head.
+
+Shape letters: B samples, H heads, L positions, R rows, r of a chunk, C columns, d size of a head.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from student_train.losses.inner_autograd import value_and_gradients
+from vlm.attention_rows import attention_weights, expanded_columns, row_chunks
+
+# The loss's sum over some rows: attention float32 [B, H, r, C] (float64 of float64), which rows, and its parameters.
+RowsLoss = Callable[..., Tensor]
+
+
+def fused_attention_loss(
+    query_BHRd: Tensor,
+    key_BHLd: Tensor,
+    rows_BR: Tensor,
+    cols_BC: Tensor,
+    loss: RowsLoss,
+    parameters: Sequence[Tensor],
+    *,
+    scaling: float,
+    rows_at_once: int,
+) -> Tensor:
+    """The loss's sum over all rows: a scalar, float32 (float64 for float64 input).
+
+    Args:
+        query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `vlm.attention_rows`.
+        loss: called with each chunk of rows; a sum over them.
+        parameters: what else it is differentiated along, float32 or float64.
+        rows_at_once: rows in a chunk. Beside one float32 [B, H, r, L] a gradient of queries and keys is held, float32.
+    """
+    places = _Places(rows_BR=rows_BR, cols_BC=cols_BC, scaling=scaling, at_once=rows_at_once)
+    total: Tensor = _FusedAttention.apply(query_BHRd, key_BHLd, places, loss, torch.is_grad_enabled(), *parameters)
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Which part of the attention is looked at."""
+
+    rows_BR: Tensor
+    cols_BC: Tensor
+    scaling: float
+    at_once: int
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BHRd: Tensor,
+        key_BHLd: Tensor,
+        places: _Places,
+        loss: RowsLoss,
+        grad_enabled: bool,
+        *parameters: Tensor,
+    ) -> Tensor:
+        gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in (query_BHRd, key_BHLd, *parameters)]
+        total = torch.zeros((), dtype=_summed(query_BHRd), device=query_BHRd.device)
+        for chunk in row_chunks(query_BHRd.shape[2], places.at_once):
+            query_BHrd, rows_Br = query_BHRd[:, :, chunk], places.rows_BR[:, chunk]
+            weights_BHrL, sum_BHr1 = attention_weights(query_BHrd, key_BHLd, rows_Br, places.cols_BC, places.scaling)
+            columns_BHrC = expanded_columns(places.cols_BC, weights_BHrL)
+            chosen_BHrC = weights_BHrL.gather(3, columns_BHrC).div_(sum_BHr1)
+            if not grad_enabled:
+                total += loss(chosen_BHrC, chunk, *parameters)
+                continue
+            value, (slopes_BHrC, *of_parameters) = value_and_gradients(
+                lambda chosen, *leaves, rows=chunk: loss(chosen, rows, *leaves), [chosen_BHrC, *parameters]
+            )
+            total += value
+            # of a softmax, where only the columns are looked at: p_l * (g_l - sum over c of p_c * g_c)
+            weighed_BHrC = slopes_BHrC.mul(chosen_BHrC).mul_(places.scaling)
+            weights_BHrL.mul_(-weighed_BHrC.sum(-1, keepdim=True) / sum_BHr1)
+            slopes_BHrL = weights_BHrL.scatter_add_(3, columns_BHrC, weighed_BHrC)
+            _add_products(slopes_BHrL, query_BHrd, key_BHLd, gradients[0][:, :, chunk], gradients[1])
+            for own, more in zip(gradients[2:], of_parameters, strict=True):
+                own += more
+            del weights_BHrL, slopes_BHrL  # before the next chunk's are made
+        if grad_enabled:
+            ctx.save_for_backward(*gradients)
+            ctx.dtypes = [like.dtype for like in (query_BHRd, key_BHLd, *parameters)]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, *parameters = (
+            torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return query, key, None, None, None, *parameters
+
+
+def _add_products(
+    slopes_BHrL: Tensor, query_BHrd: Tensor, key_BHLd: Tensor, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor
+) -> None:
+    """Add to the gradients of queries and keys what slopes along their scores give."""
+    # no loss scale has come yet that would hold the slopes in float16's range
+    dtype = torch.float32 if key_BHLd.dtype == torch.float16 else key_BHLd.dtype
+    slopes_BHrL, keys = slopes_BHrL.to(dtype), slice(slopes_BHrL.shape[3])
+    query_grad_BHrd += slopes_BHrL @ key_BHLd[:, :, keys].to(dtype)
+    key_grad_BHLd[:, :, keys] += slopes_BHrL.transpose(2, 3) @ query_BHrd.to(dtype)
+
+
+def _summed(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32

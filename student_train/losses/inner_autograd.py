@@ -1,0 +1,17 @@
+"""Gradients while the forward pass is still running, for losses that are fused with what they look at."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def value_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A scalar function of tensors, which it may write over, and its gradients along them."""
+    # Under gradient checkpointing a hook is active that would run the whole forward again for what is saved here.
+    own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), own:
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        value = function(*leaves)
+        gradients = torch.autograd.grad(value, leaves)
+    return value.detach(), [*gradients]

@@ -309,7 +309,7 @@ def test_the_shard_commands_on_a_store_for_the_stem(
     def run(*arguments: object, code: int = 0) -> str:
         done = alignkd("shards", *arguments)
         assert done.returncode == code, done.stderr
-        return str(done.stdout if code == 0 or done.stdout else done.stderr)
+        return str(done.stdout if code == 0 else done.stdout + done.stderr)
 
     assert "attention stem, vision_top stem, vision_all stem" in run("ls", store)
     assert "attention, vision_top, vision_all: the teacher's stem gives them" in run("show", store, "--id", "s2")

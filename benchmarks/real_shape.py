@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
     pending: dict[str, Tensor] = {}
     total = number = 0
     for key, shape in shapes.items():
-        pending[key] = _random(key, shape, noise, generator)
+        pending[key] = _random(key, shape, noise)
         total += pending[key].nbytes
         if sum(value.nbytes for value in pending.values()) >= SHARD_BYTES or key == list(shapes)[-1]:
             number += 1
@@ -205,13 +206,15 @@ def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
     return f"{total / 1e9:.2f} GB"
 
 
-def _random(key: str, shape: tuple[int, ...], noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Norm weights are 1; everything else is the same noise from another start: billions of draws take minutes."""
+def _random(key: str, shape: tuple[int, ...], noise: Tensor) -> Tensor:
+    """Norm weights are 1; everything else is the same noise from another start: billions of draws take minutes.
+
+    The start follows from the name, so models of one shape of tower share the tower, as teacher and student do.
+    """
     if "norm" in key and key.endswith("weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     size = int(np.prod(shape))
-    shift = int(torch.randint(NOISE, (1,), generator=generator))
-    return noise.roll(shift).repeat(-(-size // NOISE))[:size].reshape(shape)
+    return noise.roll(zlib.crc32(key.encode()) % NOISE).repeat(-(-size // NOISE))[:size].reshape(shape)
 
 
 def write_data(out: Path, samples: int) -> None:

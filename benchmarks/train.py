@@ -1,10 +1,11 @@
-"""What distillation costs: a step of plain fine-tuning, of Align-KD from a store, of Align-KD beside the teacher.
+"""What distillation costs: a step of plain fine-tuning, of Align-KD from a store, from the teacher's stem (logits from
+a store), and beside the teacher.
 
     python benchmarks/train.py [--tokens 512] [--micro-batch 1] [--rounds 6] [--markdown]
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
         --gradient-checkpointing --micro-batch 16 --samples 32 --cap-gib 24
 
-All three train the same student on the same batches by the code that users run, each in a process of its own; round
+All four train the same student on the same batches by the code that users run, each in a process of its own; round
 by round each does one step while the others wait, so that a ratio compares figures of the same moment. "CPU" is the
 processor time of the training process, which other work on a machine lengthens less than a step's seconds. Plain
 fine-tuning reads a store without targets. Weights are random in the shape asked for, images are real handwriting,
@@ -31,7 +32,12 @@ from vlm.checkpoint import load_example_builder
 from vlm.family import MEMBERS, official_config
 from vlm.templates import Turn
 
-VARIANTS = {"supervised": "(a) supervised only", "stored": "(b) from the store", "live": "(c) teacher beside"}
+VARIANTS = {
+    "supervised": "(a) supervised only",
+    "stored": "(b) from the store",
+    "live": "(c) teacher beside",
+    "stem": "(d) from the stem",
+}
 QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
 SENTENCE = "It is a {digit}, written by hand; the strokes leave little doubt. "
 NO_TARGETS = {"attention": "none", "vision_all": "none", "vision_top": "none", "logits": {"kind": "none"}}
@@ -93,7 +99,11 @@ def prepare(
             write_model(out / role, role, name, vocabulary)
     write_data(out, samples, tokens)
     configs = {}
-    for variant, targets in (("supervised", NO_TARGETS), ("stored", {"profile": profile})):
+    for variant, targets in (
+        ("supervised", NO_TARGETS),
+        ("stored", {"profile": profile}),
+        ("stem", {"profile": "stem"}),
+    ):
         values = {
             "data": {"conversations": str(out / "data.json"), "images": str(out / "images"), "max_tokens": tokens},
             "teacher": {"checkpoint": str(out / "teacher"), "dtype": dtype, "sanity": "off"},

@@ -1,6 +1,6 @@
 """One way of training, in a process of its own: started by train.py, does a step for every line it reads.
 
-    python benchmarks/train_variant.py CONFIG supervised|stored|live [GiB of CUDA memory that it may use]
+    python benchmarks/train_variant.py CONFIG supervised|stored|stem|live [GiB of CUDA memory that it may use]
 
 `live` holds the teacher beside the student and computes its targets in every step; nothing of this is in the package.
 """
@@ -98,7 +98,8 @@ class Training:
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
         self.engine: Any = WithTeacher(engine, config) if variant == "live" else engine
-        self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0)
+        stem = None if student.stem is None else student.stem.lookup
+        self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0, stem=stem)
         self.tokens, self.number = dataset.reader.sequence_lengths, 0
 
     def step(self) -> dict[str, Any]:

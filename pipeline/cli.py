@@ -90,10 +90,17 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
 @click.option("--quick", is_flag=True, help="Small data set and few steps: shows the way, not the effect.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Students per row.")
 @click.option("--ablation", is_flag=True, help="One row per loss, and other attention pairs in place of tqv.")
+@click.option(
+    "--profile",
+    type=click.Choice(["exact", "compact", "stem"]),
+    help="store.profile of the dump; the demo's own is 16-bit targets with full logits.",
+)
 @click.option("--train-teacher", is_flag=True, help="Train the teacher afresh instead of using the shipped one.")
 @json_option
 @clean_errors
-def demo(out: Path, quick: bool, seeds: int, ablation: bool, train_teacher: bool, as_json: bool) -> None:
+def demo(
+    out: Path, quick: bool, seeds: int, ablation: bool, profile: str | None, train_teacher: bool, as_json: bool
+) -> None:
     """The whole pipeline on real handwriting, on a CPU.
 
     Example: alignkd demo --out demo-out
@@ -101,7 +108,7 @@ def demo(out: Path, quick: bool, seeds: int, ablation: bool, train_teacher: bool
     from pipeline.demo.demo import run_demo
     from pipeline.demo.report import plain_table
 
-    report = run_demo(out, quick=quick, seeds=seeds, ablation=ablation, train_teacher=train_teacher)
+    report = run_demo(out, quick=quick, seeds=seeds, ablation=ablation, profile=profile, train_teacher=train_teacher)
     click.echo(f"\n{plain_table(report)}\n\n{out / 'report.md'}", err=as_json)
     if as_json:
         print_json(report)

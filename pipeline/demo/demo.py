@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,13 @@ Students = dict[Recipe, list[StudentPaths]]
 
 
 def run_demo(
-    out: Path, *, quick: bool = False, seeds: int = 1, ablation: bool = False, train_teacher: bool = False
+    out: Path,
+    *,
+    quick: bool = False,
+    seeds: int = 1,
+    ablation: bool = False,
+    profile: str | None = None,
+    train_teacher: bool = False,
 ) -> dict[str, Any]:
     """Run the demo, or go on with the one in `out`; more seeds or the ablation can be added to a finished one.
 
@@ -38,6 +44,7 @@ def run_demo(
         quick: the small preset.
         seeds: students per row.
         ablation: one row per loss, and other attention pairs.
+        profile: of the stores, in place of the preset's codecs.
         train_teacher: train the teacher afresh instead of taking the shipped one.
 
     Returns:
@@ -49,6 +56,8 @@ def run_demo(
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, found {seeds}; raise it")
     settings, folder, rows = QUICK if quick else FULL, DemoFolder(out.resolve()), recipes(ablation=ablation)
+    if profile is not None:
+        settings = replace(settings, store={"profile": profile})
     begin(folder, {**asdict(settings), "train_teacher": train_teacher})
     students: Students = {row: [folder.student(row.name, seed) for seed in range(seeds)] for row in rows}
     steps = Steps(folder.seconds_file)
@@ -72,7 +81,9 @@ def run_demo(
         evaluate_models(folder, unfinished)
     with steps("pictures", "losses, and where each model looks"):
         pictures = draw_pictures(folder, students)
-    called = {"quick": quick, "seeds": seeds, "ablation": ablation, "train_teacher": train_teacher}
+    called = {
+        "quick": quick, "seeds": seeds, "ablation": ablation, "profile": profile, "train_teacher": train_teacher,
+    }  # fmt: skip
     report = make_report(folder, students, {**called, **asdict(settings)}, steps.seconds)
     write_report(folder, report, pictures)
     return report

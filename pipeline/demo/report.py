@@ -13,6 +13,7 @@ from pipeline.demo.processes import available_cores
 from pipeline.demo.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
 from pipeline.demo.settings import ABLATION, SUPERVISED, SUPERVISED_ONLY, Recipe
 from pipeline.evaluate import Evaluation, read_evaluation
+from storage.attachments import ATTACHMENTS
 from storage.shard_listing import list_shards
 
 LABELS = {recipe.name: recipe.label for recipe in (SUPERVISED_ONLY, *ABLATION)}
@@ -104,6 +105,7 @@ def _setting(report: Mapping[str, Any]) -> list[str]:
         f" --{name.replace('_', '-')}" for name in ("quick", "ablation", "train_teacher") if settings[name]
     )
     command += f" --seeds {settings['seeds']}" if settings["seeds"] > 1 else ""
+    command += f" --profile {settings['profile']}" if settings["profile"] else ""
     where = f"`{command}` on {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}.\n"
     return [text, where]
 
@@ -113,6 +115,7 @@ def _costs(report: Mapping[str, Any]) -> list[str]:
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if name != "total")
     return [
         f"Store: {store['records']} records in {store['shards']} shards, {store['bytes'] / 2**20:.1f} MiB, "
+        f"attachments {store['attachment_bytes'] / 2**20:.1f} MiB, "
         f"{store['quarantined']} quarantined. Time: {steps}; {seconds['total']:.0f} s in all.\n"
     ]
 
@@ -129,6 +132,7 @@ def _store(path: Path) -> dict[str, int]:
         "bytes": sum(shard.num_bytes for shard in shards),
         "shards": len(shards),
         "quarantined": sum(shard.num_quarantined for shard in shards),
+        "attachment_bytes": sum(file.stat().st_size for file in (path / ATTACHMENTS).iterdir()),
     }
 
 

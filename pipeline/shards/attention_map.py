@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.record_view import vision_blocks, vision_grid
+from storage.codec_settings import STEM
 from storage.encoded import as_float32
 from storage.manifest import Manifest
 from storage.record import Record
@@ -45,8 +46,12 @@ def attention_map(
     """
     pairs, heads = manifest.codecs.attention_pairs, manifest.shapes.num_heads
     if record.attention is None or pairs != "tqv":
-        kept = "none" if record.attention is None else f"{pairs} attention"
-        raise InputError(f"sample {record.id!r} has {kept}, --png draws tqv attention; dump with attention_pairs tqv")
+        kept = f"{pairs} attention"
+        if record.attention is None:
+            kept = "none, the teacher's stem gives it in training" if manifest.codecs.attention == STEM else "none"
+        raise InputError(
+            f"sample {record.id!r} has {kept}, --png draws tqv attention; dump it with attention_pairs tqv"
+        )
     if head is not None and not 0 <= head < heads:
         raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
     attention = as_float32(record.attention)

@@ -24,6 +24,8 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     )
     lines += [f"{'tokens':<14}pieces, those that are learnt in [ ]", *token_lines(seen)]
     lines += [f"{name:<24}{target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
+    if seen["from_stem"]:
+        lines.append(f"{'not stored':<24}{', '.join(seen['from_stem'])}: the teacher's stem gives them in training")
     lines += [] if note is None else [note]
     lines += [position_line(row) for row in seen["supervised"]]
     if seen["focus"]:

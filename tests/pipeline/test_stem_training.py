@@ -297,3 +297,36 @@ def test_a_target_that_is_nowhere(write: WriteConfig, golden: Path, tmp_path: Pa
     dumped(stored)
     given = write("given", store={**nothing, **path}, train={"stem": str(stem)})
     assert_same_losses(trained(given), trained(stored))
+
+
+def test_the_shard_commands_on_a_store_for_the_stem(
+    write: WriteConfig, alignkd: Alignkd, tmp_path: Path, golden_images: Path
+) -> None:
+    dumped(write("stored", store={}))
+    dumped(write("stem", store=FROM_STEM))
+    store, stored = tmp_path / "store-stem", tmp_path / "store-stored"
+
+    def run(*arguments: object, code: int = 0) -> str:
+        done = alignkd("shards", *arguments)
+        assert done.returncode == code, done.stderr
+        return str(done.stdout if code == 0 else done.stdout + done.stderr)
+
+    assert "attention stem, vision_top stem, vision_all stem" in run("ls", store)
+    assert "attention, vision_top, vision_all: the teacher's stem gives them" in run("show", store, "--id", "s2")
+    assert json.loads(run("show", store, "--id", "s1", "--json"))["from_stem"] == []  # text alone
+    picture = ("--images", golden_images, "--png", tmp_path / "a.png")
+    assert "the teacher's stem gives it in training" in run("show", store, "--id", "s2", *picture, code=1)
+    assert "attention: not stored" in run("verify", store, "--deep")
+    held = {column["column"] for column in json.loads(run("stats", store, "--json"))["columns"]}
+    assert "input_ids" in held and not [name for name in held if "attention" in name or name.startswith("vision_e")]
+    run("convert", store, tmp_path / "tars", "--backend", "webdataset")
+    assert "equal: 6 records" in run("diff", store, tmp_path / "tars")
+    differing = run("diff", store, stored, code=1)
+    assert "codecs.attention is stem in A, float32 in B" in differing and "only in B" in differing
+    bare = write("tars", store={"path": str(tmp_path / "tars")})
+    assert_same_losses(trained(bare), trained(write("stem", store=FROM_STEM)), relative=0)
+    stem = store / "attachments" / STEM_FILE
+    content = bytearray(stem.read_bytes())
+    content[-1] ^= 1
+    stem.write_bytes(content)
+    assert "stem.safetensors" in run("verify", store, code=1)

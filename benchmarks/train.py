@@ -2,6 +2,9 @@
 a store), and beside the teacher.
 
     python benchmarks/train.py [--tokens 512] [--micro-batch 1] [--rounds 6] [--markdown]
+    python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096
+    python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --no-optimizer \
+        --teacher-layers 1 --samples 1 --variant supervised --variant stored
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
         --gradient-checkpointing --micro-batch 16 --samples 32 --cap-gib 24
 
@@ -13,6 +16,17 @@ texts are as long as `--tokens` allows, and the stores are dumped by `alignkd du
 
 Memory is the device's own figure on CUDA; on a CPU the sum of all tensors alive, by a dispatch mode, in a step after
 the timed ones.
+
+The default pair has the depths of the real one, 24 and 32 layers, at a quarter of its width (heads of 64 instead of
+128), and a quarter of its vocabulary. What distillation adds does not grow with depth: one layer's attention rows, a
+look at the logits, the targets. So the share of the first layer, and of the output head, in all matrix products is that
+of the real student. What is done per number and not per product (softmax, divergence, decoding) weighs four times as
+much as at the real width, so the ratios err upwards. `--layers 8 --teacher-layers 8 --vocabulary 4096` is the student
+of 28 M parameters that earlier figures are of.
+
+`--no-optimizer` leaves out DeepSpeed, AdamW and its state: forward and backward of weights in their own dtype, for
+shapes whose state does not fit. `--teacher-layers` also makes a member of the family shallower: stored targets have
+the same shapes, and the teacher fits where only (a) and (b) are asked for.
 """
 
 import json
@@ -41,14 +55,16 @@ VARIANTS = {
 QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
 SENTENCE = "It is a {digit}, written by hand; the strokes leave little doubt. "
 NO_TARGETS = {"attention": "none", "vision_all": "none", "vision_top": "none", "logits": {"kind": "none"}}
-# hidden size, layers, heads, intermediate size
-SMALL = {"student": (512, 8, 8, 1408), "teacher": (1024, 8, 16, 2816)}
+HEAD_SIZE = 64
 
 
 @click.command()
 @click.option("--student", default="small", show_default=True, help="small, or a member of the family.")
 @click.option("--teacher", default="small", show_default=True, help="small, or a member of the family.")
-@click.option("--vocabulary", default=4096, show_default=True, help="Of the small models.")
+@click.option("--layers", type=int, help="Of the student; default 24 of the small one.")
+@click.option("--teacher-layers", type=int, help="Default 32 of the small one.")
+@click.option("--width", default=512, show_default=True, help="Of the small student; its teacher has twice as much.")
+@click.option("--vocabulary", default=8192, show_default=True, help="Of the small models.")
 @click.option("--tokens", default=512, show_default=True, help="Length of every sample, vision tokens included.")
 @click.option("--samples", default=4, show_default=True)
 @click.option("--micro-batch", default=1, show_default=True)
@@ -58,6 +74,7 @@ SMALL = {"student": (512, 8, 8, 1408), "teacher": (1024, 8, 16, 2816)}
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--offload", is_flag=True, help="train.offload_optimizer")
 @click.option("--gradient-checkpointing", is_flag=True, help="train.gradient_checkpointing")
+@click.option("--no-optimizer", is_flag=True, help="Forward and backward only, by torch alone.")
 @click.option("--data-workers", default=1, show_default=True)
 @click.option("--variant", type=click.Choice(list(VARIANTS)), multiple=True, help="Only these; default all.")
 @click.option("--cap-gib", type=float, help="CUDA memory that (a) and (b) may use, as of a smaller card.")
@@ -71,7 +88,8 @@ def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool
         folder = out or Path(temporary)
         configs = prepare(folder, **options)
         names = variant or tuple(VARIANTS)
-        found = measure(configs, names, rounds, one_at_a_time=options["one_at_a_time"], cap_gib=options["cap_gib"])
+        given = {name: options[name] for name in ("one_at_a_time", "cap_gib", "no_optimizer")}
+        found = measure(configs, names, rounds, **given)
     print(table(found, markdown))
 
 
@@ -80,6 +98,9 @@ def prepare(
     *,
     student: str,
     teacher: str,
+    layers: int | None,
+    teacher_layers: int | None,
+    width: int,
     vocabulary: int,
     tokens: int,
     samples: int,
@@ -94,9 +115,12 @@ def prepare(
 ) -> dict[str, Path]:
     """Checkpoints, data, stores; the configuration of each variant."""
     out.mkdir(parents=True, exist_ok=True)
-    for role, name in (("student", student), ("teacher", teacher)):
+    for role, name, depth, small in (
+        ("student", student, layers, {"num_hidden_layers": 24, "hidden_size": width}),
+        ("teacher", teacher, teacher_layers, {"num_hidden_layers": 32, "hidden_size": 2 * width}),
+    ):
         if not (out / role).exists():
-            write_model(out / role, role, name, vocabulary)
+            write_model(out / role, name, depth, {**small, "vocab_size": vocabulary})
     write_data(out, samples, tokens)
     configs = {}
     for variant, targets in (
@@ -128,18 +152,19 @@ def prepare(
     return {**configs, "live": configs["stored"]}
 
 
-def write_model(folder: Path, role: str, name: str, vocabulary: int) -> None:
-    """A checkpoint with random weights."""
+def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int]) -> None:
+    """A checkpoint with random weights: of a member of the family, or of a small one's shape; `depth` goes first."""
     raw = official_config(MEMBERS[0] if name == "small" else name)
     if name == "small":
-        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        raw |= dict(zip(keys, SMALL[role], strict=True))
-        raw |= {"num_key_value_heads": raw["num_attention_heads"], "vocab_size": vocabulary, "mm_hidden_size": 256}
-        raw["mm_vision_tower"] = "clip"
+        heads = small["hidden_size"] // HEAD_SIZE
+        raw |= {**small, "num_attention_heads": heads, "num_key_value_heads": heads}
+        raw |= {"intermediate_size": small["hidden_size"] * 11 // 4, "mm_hidden_size": 256, "mm_vision_tower": "clip"}
         tower = {"model_type": "clip_vision_model", "hidden_size": 256, "intermediate_size": 1024, "image_size": 336}
         tower |= {"num_hidden_layers": 6, "num_attention_heads": 4, "patch_size": 14, "hidden_act": "quick_gelu"}
         (folder / "clip").mkdir(parents=True)
         (folder / "clip" / "config.json").write_text(json.dumps(tower))
+    if depth is not None:
+        raw["num_hidden_layers"] = depth
     write_random_checkpoint(folder, raw)
 
 
@@ -166,10 +191,12 @@ def length_of(builder: Any, digit: int, repeats: int) -> int:
 class Variant:
     """A process of train_variant.py."""
 
-    def __init__(self, name: str, config: Path, cap_gib: float | None) -> None:
+    def __init__(self, name: str, config: Path, *, cap_gib: float | None, no_optimizer: bool) -> None:
         command = [sys.executable, str(Path(__file__).with_name("train_variant.py")), str(config), name]
         if cap_gib is not None and name != "live":
-            command.append(str(cap_gib))
+            command.append(f"--cap-gib={cap_gib}")
+        if no_optimizer:
+            command.append("--no-optimizer")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 
@@ -194,12 +221,12 @@ class Variant:
 
 
 def measure(
-    configs: dict[str, Path], names: tuple[str, ...], rounds: int, *, one_at_a_time: bool, cap_gib: float | None
+    configs: dict[str, Path], names: tuple[str, ...], rounds: int, *, one_at_a_time: bool, **how: Any
 ) -> dict[str, Any]:
     """Steps and memory of each variant."""
     found: dict[str, Any] = {}
     for group in [(name,) for name in names] if one_at_a_time else [names]:
-        variants = {name: Variant(name, configs[name], cap_gib) for name in group}
+        variants = {name: Variant(name, configs[name], **how) for name in group}
         found |= {name: {"steps": []} for name in group}
         for number in range(rounds + 1):
             # there and back: none is always the one that finds the caches as another left them

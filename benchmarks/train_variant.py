@@ -1,8 +1,9 @@
 """One way of training, in a process of its own: started by train.py, does a step for every line it reads.
 
-    python benchmarks/train_variant.py CONFIG supervised|stored|stem|live [GiB of CUDA memory that it may use]
+    python benchmarks/train_variant.py CONFIG supervised|stored|stem|live [--cap-gib=GIB] [--no-optimizer]
 
-`live` holds the teacher beside the student and computes its targets in every step; nothing of this is in the package.
+`live` holds the teacher beside the student and computes its targets in every step, `--no-optimizer` has no engine, and
+`--cap-gib` is the CUDA memory that it may use; nothing of this is in the package.
 """
 
 import gc
@@ -15,6 +16,7 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
+import click
 import torch
 from live_bytes import LiveBytes
 from torch import Tensor
@@ -22,12 +24,14 @@ from torch import Tensor
 from pipeline.config import RunConfig, load_run_config
 from storage import SampleOrder
 from student_train.batch import TrainBatch
+from student_train.config import TrainConfig
 from student_train.counts import GlobalCounts
 from student_train.decode import CodedTensor
 from student_train.engine import Engine, StepOutcome
 from student_train.loader import micro_batches
 from student_train.losses.loss_sum import LossSum
-from student_train.ranks import start_ranks
+from student_train.objective import DistilledStudent
+from student_train.ranks import Ranks, start_ranks
 from student_train.tally import StepTally
 from student_train.targets import HiddenTargets
 from student_train.trainer import _optimiser_step, build_student, open_dataset
@@ -37,10 +41,38 @@ from vlm.model import MobileVLM
 TOP_TOKENS = 16
 
 
+class NoOptimizer:
+    """An engine that takes gradients, without master weights, moments and steps."""
+
+    def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
+        self.student, self.ranks = student.to(ranks.device, dtype), ranks
+        self._waiting = self._per_step = config.accumulation_steps(ranks.world_size)
+
+    def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
+        batch = batch.to(self.ranks.device)
+        assert batch.sequences.pixel_values_ICHW is not None
+        pixels = batch.sequences.pixel_values_ICHW.to(self.student.model.lm_head.weight.dtype)
+        terms: dict[str, LossSum] = self.student(
+            replace(batch, sequences=replace(batch.sequences, pixel_values_ICHW=pixels))
+        )
+        return terms
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def end_micro_batch(self, _: float) -> StepOutcome | None:
+        self._waiting -= 1
+        if self._waiting:
+            return None
+        self._waiting = self._per_step
+        self.student.zero_grad()
+        return StepOutcome(applied=True, grad_norm=0.0)
+
+
 class WithTeacher:
     """An engine that asks a living teacher instead of the store."""
 
-    def __init__(self, engine: Engine, config: RunConfig) -> None:
+    def __init__(self, engine: Engine | NoOptimizer, config: RunConfig) -> None:
         assert config.teacher is not None
         dtype = getattr(torch, config.teacher.dtype)
         device = engine.ranks.device
@@ -88,7 +120,7 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
 class Training:
     """The trainer's loop, a step at a time, without checkpoints and export."""
 
-    def __init__(self, config: RunConfig, variant: str) -> None:
+    def __init__(self, config: RunConfig, variant: str, *, no_optimizer: bool) -> None:
         self.ranks, job = start_ranks(), config.train_job()
         dataset = open_dataset(job)
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
@@ -96,7 +128,8 @@ class Training:
         self.losses = job.train.losses
         self.counts = GlobalCounts(dataset.reader, student.model.config, self.losses.weights)
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
-        engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
+        make = NoOptimizer if no_optimizer else Engine
+        engine: Any = make(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
         self.engine: Any = WithTeacher(engine, config) if variant == "live" else engine
         stem = None if student.stem is None else student.stem.lookup
         self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0, stem=stem)
@@ -140,10 +173,16 @@ def all_live_bytes() -> Iterator[LiveBytes]:
         yield live
 
 
-def main(config: str, variant: str, cap_gib: str = "") -> None:
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("variant")
+@click.option("--cap-gib", type=float)
+@click.option("--no-optimizer", is_flag=True)
+def main(config: Path, variant: str, cap_gib: float | None, no_optimizer: bool) -> None:
+    """Answer `step` and `memory`."""
     if cap_gib and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(float(cap_gib) * 2**30 / torch.cuda.mem_get_info()[1])
-    training = Training(load_run_config(Path(config), "train"), variant)
+        torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / torch.cuda.mem_get_info()[1])
+    training = Training(load_run_config(config, "train"), variant, no_optimizer=no_optimizer)
     answers = {"step": training.step, "memory": training.memory}
     print(json.dumps({"ready": variant}), flush=True)
     for line in sys.stdin:
@@ -151,4 +190,4 @@ def main(config: str, variant: str, cap_gib: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

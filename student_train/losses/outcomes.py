@@ -77,7 +77,8 @@ class _Outcomes(torch.autograd.Function):
         tail_NV = logits_NV.detach() if overwrite else logits_NV.clone()
         label_N = None if labels_N is None else tail_NV.gather(1, labels_N[:, None])[:, 0]
         logprobs_NK = None if ids_NK is None else tail_NV.gather(1, ids_NK)
-        if kept_NK is not None and ids_NK is not None:  # adds 0 for a padded slot, which may point to a kept token
+        if kept_NK is not None:  # adds 0 for a padded slot, which may point to a kept token
+            assert ids_NK is not None and logprobs_NK is not None
             tail_NV.scatter_add_(1, ids_NK, torch.zeros_like(logprobs_NK).masked_fill_(kept_NK, -torch.inf))
         # a position that keeps every token has -inf here, and 0 / 1 for its softmax
         highest_N1 = tail_NV.amax(-1, keepdim=True).clamp_(min=torch.finfo(tail_NV.dtype).min)
@@ -101,18 +102,16 @@ class _Outcomes(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         tail_NV, sum_N1, logmass_N, labels_N, ids_NK, kept_NK, logprobs_NK = ctx.saved_tensors
         total_N = tail_grad_N.clone()
-        if labels_N is not None:
+        if label_grad_N is not None:
             total_N += label_grad_N
-        if ids_NK is not None:
-            assert grad_NK is not None
+        if grad_NK is not None:
             total_N += grad_NK.sum(-1)
         factor_N1 = (tail_grad_N - logmass_N.exp() * total_N)[:, None] / sum_N1
         slopes_NV = tail_NV.mul_(factor_N1) if ctx.overwrite else tail_NV * factor_N1
-        if kept_NK is not None:  # their share of the softmax is missing in the tail's
+        if kept_NK is not None and grad_NK is not None:  # their share of the softmax is missing in the tail's
             grad_NK = grad_NK - (logprobs_NK.exp() * total_N[:, None]).masked_fill_(~kept_NK, 0.0)
-        if ids_NK is not None:
+        if ids_NK is not None and grad_NK is not None:
             slopes_NV.scatter_add_(1, ids_NK, grad_NK)
-        if labels_N is not None:
-            assert label_grad_N is not None
+        if labels_N is not None and label_grad_N is not None:
             slopes_NV.scatter_add_(1, labels_N[:, None], label_grad_N[:, None])
         return slopes_NV, None, None, None, None

@@ -1,10 +1,12 @@
 """MobileVLM and its kin: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from vlm.attention import first_layer_attention
+from vlm.attention import attention_of_projections, first_layer_attention, keep_projections
 from vlm.batch import SequenceBatch
 from vlm.config import VLMConfig
 from vlm.projector import build_projector
@@ -61,6 +63,16 @@ class MobileVLM(nn.Module):
     ) -> Tensor:
         """Layer 0 attention of chosen rows to chosen columns: float32 [B, H, R, C]; see `vlm.attention`."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
+
+    def keep_projections(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Of `hidden_states`, what `attention_of_projections` needs; see `vlm.attention`."""
+        return keep_projections(self.model)
+
+    def attention_of_projections(
+        self, query_BRE: Tensor, key_BLE: Tensor, rows_BR: Tensor, cols_BC: Tensor, *, chunk_bytes: int | None = None
+    ) -> Tensor:
+        """`first_layer_attention` without making queries and keys once more; see `vlm.attention`."""
+        return attention_of_projections(self.model, query_BRE, key_BLE, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits [N, V] at the supervised positions of the batch, in row-major order."""

@@ -1,6 +1,6 @@
 """What the teacher pass costs, against the bare forward passes of the same batches and against the naive way.
 
-    python benchmarks/dump.py [--samples 16] [--hidden 1536] [--layers 10] [--device cpu] [--markdown]
+    python benchmarks/dump.py [--samples 16] [--hidden 1536] [--layers 10] [--entropy 2] [--device cpu] [--markdown]
 
 * bare: tower, projector and decoder on the batches of the dump, made ready beforehand, and logits at supervised
   positions where the profile needs them (`compact`; `exact` stores hidden states); nothing is kept.
@@ -9,9 +9,14 @@
 * naive: what a first script does: samples in the order of the file, `output_attentions=True`, logits of every
   position, one `np.save` per target and sample, all in turn.
 
+What `compact` stores depends on how sure the teacher is. `--entropy` scales the random `lm_head` until the next token's
+mean entropy at supervised positions is that many nats: 1 to 3 is a trained teacher's; 10, where every position has as
+many entries as it may, the worst case. Given several times, each is measured.
+
 Rounds alternate bare and dump, and ratios compare two figures of the same round. On a CPU the dump's threads compete
 with the forward pass for the same cores, so everything beside the forward costs; `--threads` sets torch's threads in
-all cases. Peak memory is that of a process of its own per case, less what it held once the teacher was loaded.
+all cases. Peak memory is that of a process of its own per case, less what it held once the teacher was loaded,
+and of the random head, with which every position has as many entries as it may.
 """
 
 import gc
@@ -31,11 +36,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from dump_inputs import scale_head, write_inputs
 from measuring import machine
-from PIL import Image
-from sklearn.datasets import load_digits
 
-from pipeline.demo.tokenizer import TOKENIZER_MODEL
 from storage.order import shard_plan
 from storage.writer import StoreWriter
 from teacher_dump.bucketing import length_buckets
@@ -46,30 +49,12 @@ from teacher_dump.job import DumpJob
 from teacher_dump.preparation import Preparation, Prepared
 from teacher_dump.store_config import StoreConfig
 from vlm.batch import SequenceBatch, collate_sequences
-from vlm.checkpoint import load_example_builder, new_model, save_model
-from vlm.config import load_config
+from vlm.checkpoint import load_example_builder
 from vlm.conversations import ConversationFile
-from vlm.family import official_config
-from vlm.model import MobileVLM
 
 CASES = ("bare", "dump", "naive")
-TOWER = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 256,
-}
-QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
-PHRASES = (
-    "It is a {digit}, written by hand.",
-    "The strokes leave little doubt that it is a {digit}, whatever else they say of it.",
-    "One could take it for something else at first, and at a second look one would not.",
-    "The pen was pressed harder where the line begins and let go where it ends.",
-)
+# positions at most that `--entropy` is the mean of
+SCALED_BY = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +73,7 @@ class Measured:
 @click.option("--token-budget", type=click.IntRange(min=1), default=2048, show_default=True)
 @click.option("--shard-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--profile", type=click.Choice(["exact", "compact"]), multiple=True, help="Default: both.")
+@click.option("--entropy", type=click.FloatRange(0.01, 10.3), multiple=True, default=[2.0], show_default=True)
 @click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
@@ -113,22 +99,21 @@ def main(**options: Any) -> None:
 def report(options: dict[str, Any]) -> None:
     """Measure and print."""
     print(f"{machine()}; torch with {options['threads']} threads, {options['device']}, {options['dtype']}")
-    profiles = options["profile"] or ("exact", "compact")
-    bench = Bench(options, profiles[0])
+    bench = Bench(options)
     parameters = sum(weight.numel() for weight in bench.model.parameters())
     lengths = [sample.length for sample in bench.prepared]
     print(
         f"{parameters / 1e6:.0f} M parameters, {len(lengths)} samples of {min(lengths)}..{max(lengths)} tokens in "
         f"{len(bench.batches)} batches of at most {options['token_budget']} padded tokens "
-        f"({sum(lengths) / sum(b.input_ids_BL.numel() for b in bench.batches):.0%} of them real)\n"
+        f"({sum(lengths) / sum(b.input_ids_BL.numel() for b in bench.batches):.0%} of them real)"
     )
     rows: list[tuple[str, ...]] = [
         ("case", "samples/s", "of bare, wall", "lowest..highest", "of bare, processor", "peak memory MiB")
     ]
-    bench.bare()  # warm up
-    for number, profile in enumerate(profiles):
-        bench.profile = profile
-        cases = {"bare": bench.bare, f"dump, {profile}": bench.dump}
+    for number, (profile, nats) in enumerate(_settings(options)):
+        print(bench.set(profile, nats))
+        bench.bare()  # warm up
+        cases = {"bare": bench.bare, f"dump, {profile}, {nats:g} nats": bench.dump}
         if options["naive"] and number == 0:
             cases["naive"] = bench.naive
         found: dict[str, list[Measured]] = {name: [] for name in cases}
@@ -137,20 +122,38 @@ def report(options: dict[str, Any]) -> None:
                 found[name].append(run())
         peaks = {name: peak_memory(options, name, profile) if options["memory"] else None for name in cases}
         rows += [row_of(name, measured, found["bare"], peaks[name]) for name, measured in found.items()]
+    print()
     print(as_table(rows, options["markdown"]))
+
+
+def _settings(options: dict[str, Any]) -> list[tuple[str, float]]:
+    """Profiles and entropies; hidden states, which `exact` stores, are the same whatever comes of them."""
+    profiles, entropies = options["profile"] or ("exact", "compact"), options["entropy"]
+    return [(name, nats) for name in profiles for nats in (entropies if name == "compact" else entropies[:1])]
 
 
 class Bench:
     """A teacher, its samples made ready, and the three ways to run it."""
 
-    def __init__(self, options: dict[str, Any], profile: str) -> None:
-        self.options, self.profile, self.folder = options, profile, options["folder"]
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options, self.folder, self.profile = options, options["folder"], "exact"
         self.model = load_teacher(self.job())
         builder = load_example_builder(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
         with Preparation(builder, self.folder / "images", 2) as preparation:
             self.prepared = preparation.prepare(samples)
         self.batches = [self._batch(batch) for batch in self._plan()]
+
+    @torch.no_grad()
+    def set(self, profile: str, nats: float) -> str:
+        """What the next runs store, of a teacher of this mean entropy; gives the entropy in words."""
+        self.profile, model = profile, self.model
+        batch = self.batches[0].to(self.options["device"])
+        assert batch.pixel_values_ICHW is not None
+        hidden_BLD = model.hidden_states(model.embed(batch, model.encode_images(batch.pixel_values_ICHW)))
+        found_N = scale_head(model, hidden_BLD[batch.supervised_mask_BL][:SCALED_BY], nats)
+        spread = f"{found_N.min():.2f}..{found_N.max():.2f}"
+        return f"{profile}: next token of {found_N.mean():.2f} nats ({spread} at {len(found_N)} supervised positions)"
 
     def job(self) -> DumpJob:
         """As `alignkd dump` would be given it."""
@@ -281,7 +284,8 @@ def _synchronize(device: str) -> None:
 
 def memory_of(options: dict[str, Any]) -> float:
     """Run one case in this process; MiB that it took beyond the loaded teacher and the prepared samples."""
-    bench = Bench(options, options["profile"][0])
+    bench = Bench(options)
+    bench.profile = options["profile"][0]  # of the random head: a forward pass to scale it would leave memory behind
     cuda = options["device"].startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -336,41 +340,6 @@ def as_table(rows: Sequence[tuple[str, ...]], markdown: bool) -> str:
         return "\n".join([lines[0], "|:--" + "|--:" * (len(rows[0]) - 1) + "|", *lines[1:]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def write_inputs(folder: Path, options: dict[str, Any]) -> None:
-    """A random teacher and handwritten digits with answers of differing length, every image another."""
-    hidden = options["hidden"]
-    shape = {
-        "hidden_size": hidden,
-        "intermediate_size": hidden * 11 // 4,
-        "num_hidden_layers": options["layers"],
-        "num_attention_heads": hidden // 64 if hidden < 2048 else hidden // 128,
-        "mm_hidden_size": TOWER["hidden_size"],
-        "mm_vision_tower": "clip",
-    }
-    shape["num_key_value_heads"] = shape["num_attention_heads"]
-    teacher = folder / "teacher"
-    (teacher / "clip").mkdir(parents=True)
-    (teacher / "config.json").write_text(json.dumps({**official_config("MobileVLM_V2-1.7B"), **shape}))
-    (teacher / "clip" / "config.json").write_text(json.dumps(TOWER))
-    shutil.copyfile(TOKENIZER_MODEL, teacher / "tokenizer.model")
-    model: MobileVLM = new_model(load_config(teacher), seed=0)
-    save_model(model, teacher, tokenizer_from=teacher, dtype=_DTYPES[options["dtype"]])
-    digits, random = load_digits(), np.random.default_rng(0)
-    (folder / "images").mkdir()
-    entries = []
-    for number in range(options["samples"]):
-        pixels = (digits.images[number % len(digits.images)] * 15).astype(np.uint8)
-        Image.fromarray(pixels).convert("RGB").resize((480, 360)).save(folder / "images" / f"{number}.jpg", quality=90)
-        words = [PHRASES[i % len(PHRASES)] for i in range(int(random.integers(1, 5)))]
-        answer = " ".join(words).format(digit=digits.target[number % len(digits.target)])
-        turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": answer}]
-        entries.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
-    (folder / "data.json").write_text(json.dumps(entries))
-
-
-_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 if __name__ == "__main__":

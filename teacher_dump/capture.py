@@ -6,6 +6,7 @@ of an image, Ht heads, Dt hidden size, N supervised positions.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from teacher_dump.distribution import draws_of, keep_distribution
 from teacher_dump.host_copies import HostArrays, HostCopies, batch_to_device, to_device
 from teacher_dump.preparation import Prepared
 from teacher_dump.store_config import StoreConfig
+from vlm.attention import FirstLayer
 from vlm.batch import collate_sequences, pad_positions
 from vlm.focus import focus_tokens
 from vlm.model import MobileVLM
@@ -82,6 +84,7 @@ class Capture:
     def __init__(self, model: MobileVLM, config: StoreConfig) -> None:
         self.model, self.config = model, config
         self._codec = config.logits.codec()
+        self._keeps_looks = any(codec not in NOT_STORED for codec in (config.attention, config.vision_top))
         self._copies = HostCopies(model.device)
         self._shared: dict[str, SeenImage] = {}
         self._uses: Counter[str] = Counter()
@@ -98,10 +101,12 @@ class Capture:
         Raises:
             torch.OutOfMemoryError: the batch does not fit the device.
         """
-        images, embeds_BLD, hidden_BLD = self._forward(samples)
-        logits = self._logits(samples, hidden_BLD)
+        with self.model.watched_first_layer() if self._keeps_looks else nullcontext() as first_layer:
+            images, hidden_BLD = self._forward(samples)
         with_image = [row for row, sample in enumerate(samples) if sample.image_hashes]
-        looks = dict(zip(with_image, self._looks(samples, with_image, embeds_BLD, images), strict=True))
+        looks = dict(zip(with_image, self._looks(samples, with_image, first_layer, images), strict=True))
+        del first_layer  # its queries and keys, before the logits come
+        logits = self._logits(samples, hidden_BLD)
         return [
             Captured(
                 attention=looks[row][0] if row in looks else None,
@@ -115,17 +120,17 @@ class Capture:
     @torch.no_grad()
     def supervised_states(self, samples: Sequence[Prepared]) -> list[Tensor]:
         """The last hidden states [N, Dt] of each sample at its supervised positions, from one forward pass."""
-        _, _, hidden_BLD = self._forward(samples)
+        _, hidden_BLD = self._forward(samples)
         counts = [len(sample.example.positions.next_labels) for sample in samples]
         return list(self._supervised(samples, hidden_BLD).split(counts))
 
-    def _forward(self, samples: Sequence[Prepared]) -> tuple[dict[str, SeenImage], Tensor, Tensor]:
-        """Images by hash, spliced embeddings [B, L, Dt], last hidden states [B, L, Dt]."""
+    def _forward(self, samples: Sequence[Prepared]) -> tuple[dict[str, SeenImage], Tensor]:
+        """Images by hash, last hidden states [B, L, Dt]."""
         batch = batch_to_device(collate_sequences([sample.example for sample in samples]), self.model.device)
         images = self._see(samples)
         vision = [images[image].embeddings_PD for sample in samples for image in sample.image_hashes]
         embeds_BLD = self.model.embed(batch, torch.stack(vision) if vision else None)
-        return images, embeds_BLD, self.model.hidden_states(embeds_BLD)
+        return images, self.model.hidden_states(embeds_BLD)
 
     def _supervised(self, samples: Sequence[Prepared], hidden_BLD: Tensor) -> Tensor:
         """Hidden states [N, Dt] at the supervised positions of all samples; found on the host, so nothing waits."""
@@ -173,17 +178,20 @@ class Capture:
         return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
 
     def _looks(
-        self, samples: Sequence[Prepared], rows: Sequence[int], embeds_BLD: Tensor, images: dict[str, SeenImage]
+        self,
+        samples: Sequence[Prepared],
+        rows: Sequence[int],
+        first_layer: FirstLayer | None,
+        images: dict[str, SeenImage],
     ) -> list[tuple[HostArrays | None, HostArrays | None]]:
         """Attention and focus of each sample that has an image; `rows` of the batch."""
         config = self.config
         keeps_attention, keeps_focus = (codec not in NOT_STORED for codec in (config.attention, config.vision_top))
-        if not rows or not (keeps_attention or keeps_focus):
+        if not rows or first_layer is None:
             return [(None, None)] * len(rows)
-        embeds_ILD = embeds_BLD if len(rows) == len(embeds_BLD) else embeds_BLD[self._indices(np.asarray(rows))]
         maps = [samples[row].example.positions for row in rows]
         kinds = {pairs for pairs, kept in ((config.attention_pairs, keeps_attention), ("tqv", keeps_focus)) if kept}
-        probs = {pairs: self._attention(maps, embeds_ILD, pairs) for pairs in kinds}
+        probs = {pairs: self._attention(maps, rows, first_layer, pairs) for pairs in kinds}
         found = []
         for number, (row, positions) in enumerate(zip(rows, maps, strict=True)):
             attention = focus = None
@@ -202,11 +210,19 @@ class Capture:
         top = {} if self.config.vision_top == FROM_ALL else encode(self.config.vision_top, vision_PD[index])
         return self._copies.start({FOCUS_INDEX: index.to(torch.int32), **top})
 
-    def _attention(self, maps: Sequence[PositionMap], embeds_ILD: Tensor, pairs: AttentionPairs) -> list[Tensor]:
-        """Layer 0 attention float32 [Ht, R, C] of each sample."""
+    def _attention(
+        self,
+        maps: Sequence[PositionMap],
+        samples: Sequence[int],
+        first_layer: FirstLayer,
+        pairs: AttentionPairs,
+    ) -> list[Tensor]:
+        """Layer 0 attention float32 [Ht, R, C] of each of the `samples` of the batch."""
         rows, cols = [at.attention_rows(pairs) for at in maps], [at.attention_cols(pairs) for at in maps]
-        probs_IHRC = self.model.first_layer_attention(
-            embeds_ILD, self._padded(rows), self._padded(cols), chunk_bytes=ATTENTION_BYTES
+        every = len(samples) == first_layer.num_samples
+        samples_I = None if every else self._indices(np.asarray(samples))
+        probs_IHRC = first_layer.attention(
+            self._padded(rows), self._padded(cols), samples_I, chunk_bytes=ATTENTION_BYTES
         )
         return [
             probs_HRC[:, : len(row), : len(col)] for probs_HRC, row, col in zip(probs_IHRC, rows, cols, strict=True)

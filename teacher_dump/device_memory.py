@@ -30,7 +30,7 @@ def device_bytes(config: VLMConfig, teacher: TeacherConfig, store: StoreConfig, 
     width = torch.empty(0, dtype=teacher.torch_dtype).element_size()
     tokens, D = max(teacher.token_budget, longest), config.hidden_size
     found = {
-        "sequence": 2 * tokens * D * width,  # spliced embeddings and last hidden states
+        "sequence": 4 * tokens * D * width,  # spliced embeddings, first layer's queries and keys, last hidden states
         "layer": _layer(config, tokens, width),
         "images": _images(config, teacher, width),
         "attention": _attention(config, store, tokens, longest, width),
@@ -59,7 +59,7 @@ def _images(config: VLMConfig, teacher: TeacherConfig, width: int) -> int:
 
 
 def _attention(config: VLMConfig, store: StoreConfig, tokens: int, longest: int, width: int) -> int:
-    """First-layer attention: normed states, queries, keys (and both rotated), a chunk of scores, all probabilities."""
+    """First-layer attention: queries, keys, both rotated and being so, a chunk of scores, all probabilities."""
     if store.attention in NOT_STORED and store.vision_top in NOT_STORED:
         return 0
     probabilities = 2 * 4 * tokens * config.num_heads * config.vision_tokens
@@ -68,10 +68,10 @@ def _attention(config: VLMConfig, store: StoreConfig, tokens: int, longest: int,
 
 
 def _logits(config: VLMConfig, store: StoreConfig, width: int) -> int:
-    """A chunk of positions: logits, float32, log-probabilities, and the work of choosing; draws need it in 64 bits."""
+    """A chunk of positions: logits, float32, probabilities, and the work of choosing; draws need it in 64 bits."""
     if store.logits.kind in ("none", "hidden"):
         return 0
-    per_logit = width + 4 + 4 + (4 * 8 if store.logits.kind == "sampled" else 4)
+    per_logit = width + 4 + 4 + (4 * 8 if store.logits.kind == "sampled" else 8)
     return POSITIONS_AT_ONCE * config.vocab_size * per_logit
 
 

@@ -61,6 +61,19 @@ class FirstLayer:
             query_BLD, key_BLD = query_BLD[samples_B], key_BLD[samples_B]
         return _rotated(self.model, _rows(query_BLD, rows_BR), key_BLD, rows_BR)
 
+    def attention(
+        self, rows_BR: Tensor, cols_BC: Tensor, samples_B: Tensor | None = None, *, chunk_bytes: int | None = None
+    ) -> Tensor:
+        """What `first_layer_attention` gives for these samples, without making queries and keys once more."""
+        queries_keys = self.rotated(rows_BR, samples_B)
+        return attention_rows(*queries_keys, rows_BR, cols_BC, scaling=self.scaling, chunk_bytes=chunk_bytes)
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        assert self.key_BLD is not None
+        return len(self.key_BLD)
+
     @property
     def scaling(self) -> float:
         """Of the scores."""

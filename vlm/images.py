@@ -98,10 +98,21 @@ class ImageProcessor:
             image = resize_padded(image, size, tuple(int(channel * 255) for channel in self.mean))
         else:
             image = resize_and_crop(image, size)
-        # The order of roundings is the original's: float64 rescale, then float32 normalisation.
-        pixels = (np.asarray(image) * RESCALE).astype(np.float32)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+        pixels = np.empty((3, size, size), np.float32)
+        planes = np.asarray(image).transpose(2, 0, 1)
+        for values, plane, out in zip(_pixel_values(self.mean, self.std), planes, pixels, strict=True):
+            np.take(values, plane, out=out, mode="clip")  # nothing to clip: the other modes copy `out`
+        return pixels
+
+
+@functools.cache
+def _pixel_values(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """What each of the 256 values of a channel becomes: float32 [3, 256]."""
+    # the order of roundings is the original's: float64 rescale, then float32 normalisation
+    scaled_256 = (np.arange(256) * RESCALE).astype(np.float32)
+    mean_31, std_31 = np.array(mean, np.float32)[:, None], np.array(std, np.float32)[:, None]
+    values: NDArray[np.float32] = (scaled_256 - mean_31) / std_31
+    return values
 
 
 def decode_image(image_bytes: bytes) -> Image.Image:

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.demo.dataset import write_dataset
 from pipeline.plan import PlanOptions, make_plan
-from vlm.checkpoint import new_model, save_model
+from vlm.checkpoint import load_model, new_model, save_model
 from vlm.config import load_config, parse_config
 
 TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "assets" / "teacher"
@@ -75,7 +75,7 @@ class Shape:
 
 
 def random_checkpoint(folder: Path, shape: Shape) -> Path:
-    """A model of this shape with the demo's tower and tokenizer."""
+    """A model of this shape, random but for the demo's tower, with the demo's tokenizer."""
     raw = {
         **load_config(TEACHER).raw,
         "hidden_size": shape.hidden,
@@ -86,7 +86,9 @@ def random_checkpoint(folder: Path, shape: Shape) -> Path:
         "mm_vision_tower": str(TEACHER / "vision_tower"),
     }
     config = parse_config(raw, path=folder / "config.json")
-    save_model(new_model(config, seed=0), folder, tokenizer_from=TEACHER)
+    model = new_model(config, seed=0)
+    model.model.vision_tower.load_state_dict(load_model(TEACHER).model.vision_tower.state_dict())
+    save_model(model, folder, tokenizer_from=TEACHER)
     return folder
 
 
@@ -122,8 +124,9 @@ def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]
     from teacher_dump.dump import dump
 
     student = {"checkpoint": str(random_checkpoint(folder / "student", shape)), "dtype": settings.pop("dtype")}
-    train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **settings}
-    run = run_config(folder, {}, {}, student=student, train=train_section)
+    own = {name: value for name, value in settings.items() if name != "store"}
+    train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **own}
+    run = run_config(folder, {}, settings.pop("store", {}), student=student, train=train_section)
     dump(run.dump_job())
     methods = ("__call__", "backward", "end_micro_batch")
     with DeviceBytes() as allocations, peak_of(allocations, Engine, *methods) as peak:
@@ -147,6 +150,7 @@ CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
         student_case,
         {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True, "offload_optimizer": True},
     ),
+    "student, from the stem": (student_case, {"dtype": "bfloat16", "micro_batch": 32, "store": {"profile": "stem"}}),
     "student, float32": (student_case, {"dtype": "float32", "micro_batch": 16}),
 }
 

@@ -179,17 +179,19 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     # the residual and the normed input, beside the widest moment of a layer: gate, up and product, or a norm in float32
     widest = max(3 * e * model.size.intermediate_size, 12 * D)
     decoder = load.tokens * (2 * e * D + widest)
-    # normed input, queries, keys; rows in work; the columns kept of all rows in float32, once more while encoded
+    # queries of the rows and keys, being rotated; rows in work; the kept columns of all rows in float32, and encoded
     heads = model.size.num_heads
     work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
     rows = ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
     rows += 4 * e * D * load.tokens if load.queries else 0
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * LOGIT_BYTES if load.keeps_logits else 0
     states = e * D * (load.tokens + load.supervised)
+    keys = model.size.num_key_value_heads * D // heads
     parts = {
         "weights": weights,
         "vision embeddings": e * D * model.size.vision_tokens * load.images,
         "hidden states": states,
+        "first layer's queries and keys": e * (D + keys) * load.tokens if load.queries else 0,
         "targets in flight": BATCHES_IN_FLIGHT * load.stored,
         "decoder": decoder,
         "vision tower": tower_bytes(model, min(load.images, IMAGES_AT_ONCE), e),
@@ -197,7 +199,10 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
         "logits": logits,
     }
     moments = [parts["decoder"], parts["vision tower"], parts["attention rows"], parts["logits"]]
-    standing = [parts["vision embeddings"], states, parts["targets in flight"]]
+    standing = [
+        parts[name]
+        for name in ("vision embeddings", "hidden states", "first layer's queries and keys", "targets in flight")
+    ]
     return Memory(parts=parts, peak=weights + sum(standing) + max(moments))
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,29 +153,22 @@ class LocalFile:
             os.close(self._descriptor)
 
     def pread_into(self, buffers: Buffers, offset: int) -> None:
-        if len(buffers) <= MAX_BUFFERS:
-            self._fill(buffers, offset)
-            return
-        for start in range(0, len(buffers), MAX_BUFFERS):
-            offset = self._fill(buffers[start : start + MAX_BUFFERS], offset)
-
-    def will_need(self, offset: int, size: int) -> None:
-        pass
-
-    def _fill(self, buffers: Buffers, offset: int) -> int:
         end = offset + sum(map(len, buffers))
         while True:
             try:
-                got = os.preadv(self._descriptor, buffers, offset)  # type: ignore[arg-type]  # arrays are buffers
+                got = os.preadv(self._descriptor, buffers[:MAX_BUFFERS], offset)  # type: ignore[arg-type]  # arrays too
             except OSError as error:
                 raise CorruptStoreError(f"{self.label}: {error.strerror}; {REPAIR}") from None
             offset += got
             if offset == end:
-                return end
+                return
             if not got:
                 raise CorruptStoreError(f"{self.label}: the file ends at byte {offset}, expected {end}; {REPAIR}")
             # the kernel gives at most 2 GiB at once, network file systems less
-            buffers = _from(buffers, sum(map(len, buffers)) - (end - offset))
+            buffers = _from(buffers, got)
+
+    def will_need(self, offset: int, size: int) -> None:
+        pass
 
 
 class LocalFiles:
@@ -243,9 +236,9 @@ def read_file(path: Path | str, limit: int) -> bytes:
     return data
 
 
-def _from(buffers: Buffers, done: int) -> list[Bytes]:
+def _from(buffers: Buffers, done: int) -> Buffers:
     """The buffers without their first `done` bytes."""
-    rest = list(buffers)
+    rest: list[Any] = list(buffers)
     while done >= len(rest[0]):
         done -= len(rest.pop(0))
     rest[0] = rest[0][done:]

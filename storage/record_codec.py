@@ -201,15 +201,15 @@ class _StoredTarget:
     def __init__(self, codec: str, field: str, *, one_row: bool) -> None:
         """`one_row`: all of it is one row of its columns."""
         self._codec, self._one_row = codec, one_row
-        names = () if codec in ("none", FROM_ALL) else get_codec(codec).part_names
-        self._columns = [(part, part_column(field, part)) for part in names]
+        stored = codec not in ("none", FROM_ALL)
+        self._columns = [(part, part_column(field, part)) for part in get_codec(codec).part_names] if stored else []
 
     def decode(self, read: ReadRows, num_images: int = 1) -> Target:
         """The target; of several images with a leading axis."""
-        parts = {part: read(column) for part, column in self._columns}
-        if num_images > 1:
-            return decoded(self._codec, parts if self._one_row else split_rows(parts, num_images))
-        return decoded(self._codec, {part: stored[0] for part, stored in parts.items()} if self._one_row else parts)
+        parts, one_row = {}, self._one_row and num_images == 1
+        for part, column in self._columns:
+            parts[part] = read(column)[0] if one_row else read(column)
+        return decoded(self._codec, parts if self._one_row or num_images == 1 else split_rows(parts, num_images))
 
 
 def _check_from_all(record: Record) -> None:

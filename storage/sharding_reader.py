@@ -105,7 +105,7 @@ class ShardingFileReader:
         if not self._whole_rows or width not in (None, self.layout.shape[-1]):
             return self._read_blocks(start, stop, width)
         data = empty(((stop - start) * self._row_bytes,), _BYTE)
-        if data.size:
+        if start < stop:
             self._fill(data, start, stop)
         return np.ndarray((stop - start, *self._row_shape), self.dtype, data)
 

@@ -39,7 +39,7 @@ class ZarrSource:
         self.files, self.folder, self.columns, self.commit = files, folder, columns, commit
         self._by_name = {column.name: column for column in columns}
         groups = (*self._by_name[OFFSETS].labels, "record")
-        self._places = {column.name: (groups.index(column.group), column.variable_width) for column in columns}
+        self.places = {column.name: (groups.index(column.group), column.variable_width) for column in columns}
         self._verified = verified
         self._committed = {entry.path: entry for entry in commit.files}
         self._layouts = self._checked_layouts()
@@ -67,7 +67,7 @@ class ZarrSource:
         return self.file("id").read(0, self.tables().rows_of("id"))
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
-        starts, stops = bounds = self.tables().bounds(record, numbers)
+        starts, stops = bounds = (self._tables or self.tables()).bounds(record, numbers)
         if not self.files.checks_sizes:
             self._announce(self.tables().ranges(record, numbers))
         rows = _RecordRows(self, bounds, numbers["attention_columns"])
@@ -106,7 +106,7 @@ class ZarrSource:
             if limit < 0:
                 break
             if file.layout.shape[0] == num_rows:  # others are refused record by record
-                held.append((column.name, self._places[column.name][0], file.read(0, num_rows)))
+                held.append((column.name, self.places[column.name][0], file.read(0, num_rows)))
         self._held = held
         return sum(array.nbytes for _, _, array in held)
 
@@ -143,11 +143,6 @@ class ZarrSource:
             if (found := self._description(path).get("shape")) != list(layout.shape):
                 problems.append(f"{self._label(path)}: shape is {found}, committed {list(layout.shape)}")
         return problems
-
-    def read(self, name: str, bounds: Bounds, width: int) -> NDArray[Any]:
-        """A record's rows of a column, from its file; `width` where it varies."""
-        (group, variable_width), (starts, stops) = self._places[name], bounds
-        return self.file(name).read(starts[group], stops[group], width if variable_width else None)
 
     def file(self, name: str) -> ShardingFileReader:
         """The open file of a column."""
@@ -249,10 +244,13 @@ class _RecordRows(dict[str, NDArray[Any]]):
     """A record's rows by column; those that were not put into it are read when asked for."""
 
     def __init__(self, source: ZarrSource, bounds: Bounds, width: int) -> None:
-        self._source, self._bounds, self._width = source, bounds, width
+        self._source, self._width = source, width
+        self._starts, self._stops = bounds
 
     def __missing__(self, name: str) -> NDArray[Any]:
-        return self._source.read(name, self._bounds, self._width)
+        group, variable_width = self._source.places[name]
+        width = self._width if variable_width else None
+        return self._source.file(name).read(self._starts[group], self._stops[group], width)
 
 
 def _length(ranges: Ranges, column: Column) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class ZarrSource:
         self._layouts = self._checked_layouts()
         self._checksums: Any = self._attribute(CHECKSUMS)
         self._open: dict[str, ShardingFileReader] = {}
-        # whole arrays that are in memory, with the number of their group; replaced, never changed, because threads read it
-        self._held: list[tuple[str, int, NDArray[Any]]] = []
+        # replaced, never changed, because threads read it
+        self._busy = _BusyColumns([], [])
         self._tables: ShardTables | None = None
 
     def tables(self) -> ShardTables:
@@ -67,17 +67,20 @@ class ZarrSource:
         return self.file("id").read(0, self.tables().rows_of("id"))
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
-        starts, stops = bounds = (self._tables or self.tables()).bounds(record, numbers)
+        starts, stops = bounds = self.tables().bounds(record, numbers)
         if not self.files.checks_sizes:
             self._announce(self.tables().ranges(record, numbers))
-        rows = _RecordRows(self, bounds, numbers["attention_columns"])
-        for name, group, array in self._held:
+        rows, (held, others) = _RecordRows(self, bounds, numbers["attention_columns"]), self._busy
+        for name, group, array in held:
             rows[name] = array[starts[group] : stops[group]].copy()
+        for name, group, file in others:
+            if 0 <= (start := starts[group]) < (stop := stops[group]):
+                rows[name] = file.read(start, stop)
         return rows.__getitem__
 
     def _announce(self, ranges: Ranges) -> None:
         """Let a distant store fetch every column of a record at once instead of one after the other."""
-        not_read = {OFFSETS, RECORDS, *(name for name, _, _ in self._held)}
+        not_read = {OFFSETS, RECORDS, *(name for name, _, _ in self._busy.held)}
         wanted = [c for c in self.columns if c.name not in not_read and _length(ranges, c) > 0]
         self._open_together(wanted)
         for column in wanted:
@@ -98,20 +101,21 @@ class ZarrSource:
         return self.tables().num_bytes + 2 * chunks + OBJECT_BYTES * len(self.columns)
 
     def hold(self, limit: int) -> int:
-        tables, held = self.tables(), []
+        tables, busy = self.tables(), _BusyColumns([], [])
         columns = [c for c in self.columns if c.name not in (OFFSETS, RECORDS) and not c.variable_width]
         for column in sorted(columns, key=lambda column: self.file(column.name).num_bytes):
             file, num_rows = self.file(column.name), tables.rows_of(column.group)
+            group, _ = self.places[column.name]
             limit -= file.num_bytes
-            if limit < 0:
-                break
-            if file.layout.shape[0] == num_rows:  # others are refused record by record
-                held.append((column.name, self.places[column.name][0], file.read(0, num_rows)))
-        self._held = held
-        return sum(array.nbytes for _, _, array in held)
+            if limit >= 0 and file.layout.shape[0] == num_rows:
+                busy.held.append((column.name, group, file.read(0, num_rows)))
+            else:
+                busy.others.append((column.name, group, file))
+        self._busy = busy
+        return sum(array.nbytes for _, _, array in busy.held)
 
     def release(self) -> None:
-        self._held = []
+        self._busy = _BusyColumns([], [])
         for file in list(self._open.values()):
             file.release()
 
@@ -238,6 +242,18 @@ class ZarrSource:
 
     def _wrong(self, problem: str) -> CorruptStoreError:
         return CorruptStoreError(f"{self.files.label(self.folder)}: shard {self.commit.shard}: {problem}; {REPAIR}")
+
+
+class _BusyColumns(NamedTuple):
+    """The columns of a shard from which many records are read, each with the number of its group.
+
+    Attributes:
+        held: whole arrays that are in memory.
+        others: whose rows are read for every record that has some.
+    """
+
+    held: list[tuple[str, int, NDArray[Any]]]
+    others: list[tuple[str, int, ShardingFileReader]]
 
 
 class _RecordRows(dict[str, NDArray[Any]]):

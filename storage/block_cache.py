@@ -17,11 +17,11 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from storage.byte_files import Bytes
+from storage.byte_files import Buffers
 from storage.files import make_temporary_folder, remove, remove_leftovers
 
 # evicting a little more than needed spares looking through the folder for every block
@@ -51,7 +51,7 @@ class BlockCache:
         with self._usage() as usage:
             usage.write(self.num_bytes())
 
-    def read_into(self, group: str, name: str, size: int, buffers: Sequence[Bytes], offset: int) -> bool:
+    def read_into(self, group: str, name: str, size: int, buffers: Buffers, offset: int) -> bool:
         """Fill buffers from a block of `size` bytes; False if it is not cached in that size."""
         try:
             descriptor = os.open(f"{self.blocks}/{group}/{name}", os.O_RDONLY)

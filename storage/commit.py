@@ -14,7 +14,7 @@ from storage.byte_files import LocalFiles
 from storage.columns import columns_of
 from storage.commits import SHARDS, CommitRecord, commit_path, missing_or_resized, shard_folder
 from storage.errors import CorruptStoreError, StoreError
-from storage.files import Lock, create_exclusively, fsync_path, read_ahead_anew, remove
+from storage.files import Lock, create_exclusively, fsync_path, read_anew, remove
 from storage.manifest import Manifest
 from storage.sealed_json import seal
 from storage.shard_check import foreign_files
@@ -33,7 +33,7 @@ def read_back(store: Path, folder: Path, commit: CommitRecord, manifest: Manifes
         CorruptStoreError: the disk, or this program, wrote something else.
     """
     for entry in commit.files:
-        read_ahead_anew(folder / entry.path)
+        read_anew(folder / entry.path)
     problems = missing_or_resized(store, commit, folder.name) or foreign_files(folder, commit)
     if not problems:
         # every byte against the crc32c computed before writing; what describes the shard by sha256

@@ -17,6 +17,8 @@ from pathlib import Path
 TEMPORARY_PREFIX = ".tmp-"
 FSYNC_THREADS = 16
 COPY_BYTES = 1 << 20
+# a longer file is worth being read in order
+FETCHED_BYTES = 1 << 20
 
 
 def fsync_path(path: Path) -> None:
@@ -34,12 +36,17 @@ def fsync_all(paths: Iterable[Path]) -> None:
         list(pool.map(fsync_path, paths))
 
 
-def read_ahead_anew(path: Path) -> None:
-    """Ask the kernel to forget a clean file and to fetch it from the disk again, while others are looked at."""
+def read_anew(path: Path) -> None:
+    """Ask the kernel to forget a clean file, and to fetch a short one from the disk again while others are looked at.
+
+    Fetched in this way a file lies in the page cache in pages of 4 KiB, and copying out of them takes twice as long as
+    out of the large ones that reading from beginning to end makes: a long file is left to whoever reads it so.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        if os.fstat(descriptor).st_size <= FETCHED_BYTES:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(descriptor)
 

@@ -116,9 +116,9 @@ class StoreReader:
             IndexError: there is no such position.
             CorruptStoreError: naming shard, file and place.
         """
+        position = int(position)  # numpy's own numbers are slow to compare
         if not 0 <= position < self._starts[-1]:
             raise IndexError(f"position {position} of a store with {len(self)} records")
-        position = int(position)
         place = bisect_right(self._starts, position) - 1
         try:
             return self._record(place, position - self._starts[place])

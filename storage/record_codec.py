@@ -25,6 +25,8 @@ ReadRows = Callable[[str], NDArray[Any]]
 NO_ROW = -1
 _INT_FIELDS = ("input_ids", "labels", "vision_positions", "tqv_query_positions", "supervised_positions")
 _OPTIONAL = ("attention", "vision_top_index", "vision_top_embeddings", "vision_embeddings", "logits", "image_bytes")
+_ABSENT = dict.fromkeys(_OPTIONAL)
+_JSON = json.JSONDecoder()
 
 
 class RecordCodec:
@@ -67,15 +69,16 @@ class RecordCodec:
 
     def decode(self, read: ReadRows, table: dict[str, int]) -> Record:
         """The record whose rows `read(column)` gives; `table` is its row of RECORD_FIELDS."""
-        text = json.loads(read("text").tobytes().decode("utf-8", "surrogatepass"))
+        text = _parsed(read("text").tobytes().decode("utf-8", "surrogatepass"))
         fields: dict[str, Any] = {
             "key": read(KEYS).tobytes().hex(),
             "id": read("id").tobytes().decode("utf-8", "surrogatepass"),
             "index": table["dataset_index"],
             **text,
-            **{name: read(name) for name in _INT_FIELDS},
-            **dict.fromkeys(_OPTIONAL),
+            **_ABSENT,
         }
+        for name in _INT_FIELDS:
+            fields[name] = read(name)
         num_images = 1
         if isinstance(text["image"], list):
             num_images = self._num_images(text, len(fields["vision_positions"]))
@@ -198,15 +201,15 @@ class _StoredTarget:
     def __init__(self, codec: str, field: str, *, one_row: bool) -> None:
         """`one_row`: all of it is one row of its columns."""
         self._codec, self._one_row = codec, one_row
-        names = () if codec in (FROM_ALL, *NOT_STORED) else get_codec(codec).part_names
-        self._columns = [(part, part_column(field, part)) for part in names]
+        stored = codec not in (FROM_ALL, *NOT_STORED)
+        self._columns = [(part, part_column(field, part)) for part in get_codec(codec).part_names] if stored else []
 
     def decode(self, read: ReadRows, num_images: int = 1) -> Target:
         """The target; of several images with a leading axis."""
-        parts = {part: read(column) for part, column in self._columns}
-        if num_images > 1:
-            return decoded(self._codec, parts if self._one_row else split_rows(parts, num_images))
-        return decoded(self._codec, {part: stored[0] for part, stored in parts.items()} if self._one_row else parts)
+        parts, one_row = {}, self._one_row and num_images == 1
+        for part, column in self._columns:
+            parts[part] = read(column)[0] if one_row else read(column)
+        return decoded(self._codec, parts if self._one_row or num_images == 1 else split_rows(parts, num_images))
 
 
 def _check_from_all(record: Record) -> None:
@@ -233,6 +236,12 @@ def _check_from_all(record: Record) -> None:
 def _sample_text(record: Record) -> str:
     fields = {name: getattr(record, name) for name in ("conversations", "image", "image_sha256")}
     return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _parsed(text: str) -> Any:
+    """As `json.loads`, whose search for white space takes longer than the parsing of what is written without any."""
+    document, end = _JSON.raw_decode(text)
+    return document if end == len(text) else json.loads(text)
 
 
 def _text_rows(text: str) -> NDArray[np.uint8]:

@@ -30,12 +30,14 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _block(size: int) -> NDArray[np.uint8]:
-    blocks: list[NDArray[np.uint8]] | None = getattr(_THREAD, "blocks", None)
-    if blocks is None:
+    try:
+        blocks: list[NDArray[np.uint8]] = _THREAD.blocks
+    except AttributeError:
         blocks = _THREAD.blocks = []
-    for place in reversed(range(len(blocks))):  # what was used last is still in the processor's cache
+    most = 2 * size + GRANULE
+    for place in range(len(blocks) - 1, -1, -1):  # what was used last is still in the processor's cache
         # every array that shows a block's bytes refers to it; 2: the list, the question
-        if size <= len(blocks[place]) <= 2 * size + GRANULE and sys.getrefcount(blocks[place]) == 2:
+        if size <= len(blocks[place]) <= most and sys.getrefcount(blocks[place]) == 2:
             blocks.append(blocks.pop(place))
             return blocks[-1]
     blocks.append(np.empty(-(-size // GRANULE) * GRANULE, np.uint8))

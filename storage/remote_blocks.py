@@ -10,10 +10,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from storage.block_cache import BlockCache, hashed
-from storage.byte_files import Bytes
+from storage.byte_files import Buffers
 from storage.object_store import ObjectStore, Span
 from storage.remote_settings import RemoteSettings
 
@@ -67,7 +65,7 @@ class BlockFetcher:
         coming.add_done_callback(lambda future: self._arrived(block, future))
         return coming
 
-    def read_into(self, block: Block, buffers: Sequence[Bytes], offset: int) -> int:
+    def read_into(self, block: Block, buffers: Buffers, offset: int) -> int:
         """Fill buffers from a block, from `offset` in it; gives the whole file's size, KNOWN for a cached block.
 
         Buffers are filled only if the file reaches to the block's end.
@@ -163,8 +161,8 @@ def group_of(objects: ObjectStore, path: str) -> str:
     return hashed(objects.identity, *path.split("/")[:2])
 
 
-def _copy(data: bytes, buffers: Sequence[Bytes], offset: int) -> None:
-    content = np.frombuffer(data, np.uint8)
+def _copy(data: bytes, buffers: Buffers, offset: int) -> None:
+    content = memoryview(data)
     for buffer in buffers:
         buffer[:] = content[offset : offset + len(buffer)]
         offset += len(buffer)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from storage.block_cache import hashed
-from storage.byte_files import REPAIR, Bytes
+from storage.byte_files import REPAIR, Buffers
 from storage.checksum import file_sha256
 from storage.commits import COMMITS, MAX_COMMIT_BYTES, commit_name
 from storage.errors import CorruptStoreError, StoreError, disk_errors
@@ -187,7 +187,7 @@ class RemoteFile:
         self._files, self._path = files, path
         self._group, self._name = group_of(files.objects, path), hashed(path, identity)
 
-    def pread_into(self, buffers: Sequence[Bytes], offset: int) -> None:
+    def pread_into(self, buffers: Buffers, offset: int) -> None:
         end = offset + sum(map(len, buffers))
         if end > self.size:
             raise CorruptStoreError(f"{self.label}: the file ends at byte {self.size}, expected {end}; {REPAIR}")
@@ -206,7 +206,7 @@ class RemoteFile:
         for block in self._blocks(offset, min(self.size, offset + size))[:MOST_AHEAD]:
             self._files.blocks.want(block)
 
-    def _read_block(self, block: Block, buffers: Sequence[Bytes], offset: int) -> None:
+    def _read_block(self, block: Block, buffers: Buffers, offset: int) -> None:
         try:
             total = self._files.blocks.read_into(block, buffers, offset)
         except AbsentError:
@@ -239,7 +239,7 @@ def ordered(blocks: BlockFetcher, work: Callable[[str], T], arguments: Iterable[
         yield coming.popleft().result()
 
 
-def _take(rest: list[Bytes], count: int) -> list[Bytes]:
+def _take(rest: list[Any], count: int) -> list[Any]:
     """Remove the first `count` bytes of a list of buffers and give them as buffers."""
     taken = []
     while count:

@@ -38,12 +38,11 @@ class ShardCache:
             self._bound_tables()
         self._reads += 1
         shard.last_read = self._reads
-        with contextlib.suppress(KeyError):  # another thread dropped it, or took the last one
-            for shards in (self._known, self._open):
-                shards[place] = shard
-                shards.move_to_end(place)
-            while len(self._open) > self._max_open:
-                self._open.popitem(last=False)[1].release()
+        try:
+            self._known.move_to_end(place)
+            self._open.move_to_end(place)
+        except KeyError:  # it is closed, or another thread dropped it
+            self._reopen(place, shard)
         return shard
 
     def done(self, place: int, shard: OpenShard) -> None:
@@ -58,6 +57,15 @@ class ShardCache:
         """Forget a shard; its files close with the last reference."""
         self._open.pop(place, None)
         self._known.pop(place, None)
+
+    def _reopen(self, place: int, shard: OpenShard) -> None:
+        """Note that a shard may have open files, and close those of the shards that were read longest ago."""
+        with contextlib.suppress(KeyError):  # another thread dropped it, or took the last one
+            for shards in (self._known, self._open):
+                shards[place] = shard
+                shards.move_to_end(place)
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)[1].release()
 
     def _bound_tables(self) -> None:
         known = list(self._known.items())

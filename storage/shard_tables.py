@@ -13,7 +13,9 @@ from storage.errors import CorruptStoreError
 IMAGE_GROUPS = ("image", "image_bytes")
 NONE = -1
 
+# group -> first row and row after the last; and the same as two lists by the group's number, "record" after the others
 Ranges = dict[str, tuple[int, int]]
+Bounds = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +63,23 @@ class ShardTables:
         return dict(zip(self.fields, self.records[record].tolist(), strict=True))
 
     def ranges(self, record: int, numbers: dict[str, int]) -> Ranges:
-        """Group -> first row and row after the last; image rows are those of the record that brought the image."""
-        starts, stops = self.offsets[record].tolist(), self.offsets[record + 1].tolist()
-        ranges = dict(zip(self.groups, zip(starts, stops, strict=True), strict=True))
-        ranges["record"] = (record, record + 1)
+        """`bounds` by group."""
+        starts, stops = self.bounds(record, numbers)
+        return dict(zip((*self.groups, "record"), zip(starts, stops, strict=True), strict=True))
+
+    def bounds(self, record: int, numbers: dict[str, int]) -> Bounds:
+        """A record's rows in each group; image rows are those of the record that brought the image."""
+        starts, stops = self.offsets[record : record + 2].tolist()
         source = numbers.get("image_record")
         if source is None:  # schema 1: one row per image
-            ranges["image"] = (numbers["image_row"], numbers["image_row"] + 1)
-        elif source not in (record, NONE):
-            for group in IMAGE_GROUPS:
-                ends = self.ends(group)
-                ranges[group] = (int(ends[source]), int(ends[source + 1]))
-        return ranges
+            image = self.groups.index("image")
+            starts[image], stops[image] = numbers["image_row"], numbers["image_row"] + 1
+        elif source != record and source != NONE:
+            for group in map(self.groups.index, IMAGE_GROUPS):
+                starts[group], stops[group] = self.offsets[source : source + 2, group].tolist()
+        starts.append(record)
+        stops.append(record + 1)
+        return starts, stops
 
     def problem(self) -> str | None:
         """What no writer writes, in words; nothing outside the shard can be addressed where this is None."""

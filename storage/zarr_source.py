@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from storage.columns import KEYS, OFFSETS, RECORDS, Column
 from storage.commits import CommitRecord, FileEntry
 from storage.errors import CorruptStoreError
 from storage.record_codec import ReadRows
-from storage.shard_tables import Ranges, ShardTables, tables_from
+from storage.shard_tables import Bounds, Ranges, ShardTables, tables_from
 from storage.sharding_layout import CHECKSUMS, METADATA, ArrayLayout, data_file
 from storage.sharding_reader import ShardingFileReader, index_bytes
 
@@ -38,13 +38,15 @@ class ZarrSource:
     ) -> None:
         self.files, self.folder, self.columns, self.commit = files, folder, columns, commit
         self._by_name = {column.name: column for column in columns}
+        groups = (*self._by_name[OFFSETS].labels, "record")
+        self.places = {column.name: (groups.index(column.group), column.variable_width) for column in columns}
         self._verified = verified
         self._committed = {entry.path: entry for entry in commit.files}
         self._layouts = self._checked_layouts()
         self._checksums: Any = self._attribute(CHECKSUMS)
         self._open: dict[str, ShardingFileReader] = {}
-        # whole arrays that are in memory; replaced, never changed, because threads read it
-        self._held: dict[str, NDArray[Any]] = {}
+        # replaced, never changed, because threads read it
+        self._busy = _BusyColumns([], [])
         self._tables: ShardTables | None = None
 
     def tables(self) -> ShardTables:
@@ -65,24 +67,20 @@ class ZarrSource:
         return self.file("id").read(0, self.tables().rows_of("id"))
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
-        ranges = self.tables().ranges(record, numbers)
-        by_name, opened, held, width = self._by_name, self._open, self._held, numbers["attention_columns"]
+        starts, stops = bounds = self.tables().bounds(record, numbers)
         if not self.files.checks_sizes:
-            self._announce(ranges)
-
-        def read_rows(name: str) -> NDArray[Any]:
-            column = by_name[name]
-            start, stop = ranges[column.group]
-            if name in held:
-                return held[name][start:stop].copy()
-            file = opened.get(name) or self.file(name)
-            return file.read(start, stop, width if column.variable_width else None)
-
-        return read_rows
+            self._announce(self.tables().ranges(record, numbers))
+        rows, (held, others) = _RecordRows(self, bounds, numbers["attention_columns"]), self._busy
+        for name, group, array in held:
+            rows[name] = array[starts[group] : stops[group]].copy()
+        for name, group, file in others:
+            if 0 <= (start := starts[group]) < (stop := stops[group]):
+                rows[name] = file.read(start, stop)
+        return rows.__getitem__
 
     def _announce(self, ranges: Ranges) -> None:
         """Let a distant store fetch every column of a record at once instead of one after the other."""
-        not_read = {OFFSETS, RECORDS, *self._held}
+        not_read = {OFFSETS, RECORDS, *(name for name, _, _ in self._busy.held)}
         wanted = [c for c in self.columns if c.name not in not_read and _length(ranges, c) > 0]
         self._open_together(wanted)
         for column in wanted:
@@ -103,18 +101,21 @@ class ZarrSource:
         return self.tables().num_bytes + 2 * chunks + OBJECT_BYTES * len(self.columns)
 
     def hold(self, limit: int) -> int:
+        tables, busy = self.tables(), _BusyColumns([], [])
         columns = [c for c in self.columns if c.name not in (OFFSETS, RECORDS) and not c.variable_width]
-        held: dict[str, NDArray[Any]] = {}
-        for file, name in sorted(((self.file(c.name), c.name) for c in columns), key=lambda found: found[0].num_bytes):
+        for column in sorted(columns, key=lambda column: self.file(column.name).num_bytes):
+            file, num_rows = self.file(column.name), tables.rows_of(column.group)
+            group, _ = self.places[column.name]
             limit -= file.num_bytes
-            if limit < 0:
-                break
-            held[name] = file.read(0, file.layout.shape[0])
-        self._held = held
-        return sum(array.nbytes for array in held.values())
+            if limit >= 0 and file.layout.shape[0] == num_rows:
+                busy.held.append((column.name, group, file.read(0, num_rows)))
+            else:
+                busy.others.append((column.name, group, file))
+        self._busy = busy
+        return sum(array.nbytes for _, _, array in busy.held)
 
     def release(self) -> None:
-        self._held = {}
+        self._busy = _BusyColumns([], [])
         for file in list(self._open.values()):
             file.release()
 
@@ -241,6 +242,31 @@ class ZarrSource:
 
     def _wrong(self, problem: str) -> CorruptStoreError:
         return CorruptStoreError(f"{self.files.label(self.folder)}: shard {self.commit.shard}: {problem}; {REPAIR}")
+
+
+class _BusyColumns(NamedTuple):
+    """The columns of a shard from which many records are read, each with the number of its group.
+
+    Attributes:
+        held: whole arrays that are in memory.
+        others: whose rows are read for every record that has some.
+    """
+
+    held: list[tuple[str, int, NDArray[Any]]]
+    others: list[tuple[str, int, ShardingFileReader]]
+
+
+class _RecordRows(dict[str, NDArray[Any]]):
+    """A record's rows by column; those that were not put into it are read when asked for."""
+
+    def __init__(self, source: ZarrSource, bounds: Bounds, width: int) -> None:
+        self._source, self._width = source, width
+        self._starts, self._stops = bounds
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        group, variable_width = self._source.places[name]
+        width = self._width if variable_width else None
+        return self._source.file(name).read(self._starts[group], self._stops[group], width)
 
 
 def _length(ranges: Ranges, column: Column) -> int:

@@ -20,8 +20,9 @@ def id_dtype(vocab_size: int) -> np.dtype[Any]:
 def offsets_of(counts: NDArray[np.uint32]) -> NDArray[np.int64]:
     """[N] entries per position -> [N + 1] offsets."""
     offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
+    offsets[1:] = counts
+    # of one dtype: numpy's detour for two of them is what takes the time in reading
+    return np.add.accumulate(offsets, out=offsets)
 
 
 def check_ids(ids: NDArray[Any], vocab_size: int) -> None:

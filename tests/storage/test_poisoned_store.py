@@ -15,6 +15,7 @@ import pytest
 import storage.shard_writer
 from storage import Manifest, Record, StoreError, StoreReader, list_shards, verify_store
 from storage.columns import OFFSETS, RECORDS
+from storage.open_shard import READS_BEFORE_HOLDING
 from storage.record_codec import Rows
 from storage.sealed_json import seal, unseal
 from storage.tar_index import TarIndex, parse_index
@@ -278,3 +279,20 @@ def test_absurd_descriptions_are_refused(
     (store / COMMIT).write_bytes(seal(commit))
     if content != '{"attributes": 5}':
         assert_refused(store)
+
+
+def test_a_column_of_fewer_rows_than_its_group_is_refused_also_from_memory(
+    tmp_path: Path, make_manifest: MakeManifest, write_store: WriteStore
+) -> None:
+    """Small columns of a busy shard are in memory; rows that are not there must not become a shorter array."""
+    count = 2 * READS_BEFORE_HOLDING
+    store = write_store(tmp_path / "s", make_manifest(num_samples=count, shard_size=count))
+    document = unseal(store / COMMIT)
+    document["arrays"]["labels"]["shape"][0] -= 1
+    (store / COMMIT).write_bytes(seal(document))
+    reader = StoreReader(store)
+    for _ in range(2):
+        assert [len(reader[place].labels) for place in range(count - 1)] == reader.num_tokens[:-1].tolist()
+        assert all(shard.held_bytes for shard in reader._shards._open.values())
+        with pytest.raises(StoreError, match=r"array labels, chunk index: has \d+ rows, \d+:\d+ asked for"):
+            reader[count - 1]

@@ -48,3 +48,33 @@ def test_gradient_equals_that_of_the_full_matrix(golden: Path) -> None:
     attention[:, :, rows[0]][..., cols[0]].square().sum().backward()
     expected = twin.model.layers[0].self_attn.q_proj.weight.grad
     assert float((got - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+@pytest.mark.parametrize("key_value_heads", [8, 2])
+def test_projections_of_a_forward_pass_give_the_same(golden: Path, key_value_heads: int) -> None:
+    """Also of some samples of its batch, as where others have no image."""
+    config = load_config(golden / "teacher", vision_config=golden / "clip")
+    config.llama.num_key_value_heads = key_value_heads
+    model = new_model(VLMConfig(config.raw, config.llama, config.vision, {}), seed=1)
+    embeds = torch.randn(3, 30, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    rows, cols, some = torch.tensor([[20, 21, 29], [5, 6, 7]]), torch.tensor([[1, 2], [0, 5]]), torch.tensor([0, 2])
+    with torch.no_grad():
+        expected = model.first_layer_attention(embeds[some], rows, cols)
+        alone = model.hidden_states(embeds)
+        with model.keep_projections() as kept:
+            assert torch.equal(model.hidden_states(embeds), alone)
+        query_BRE, key_BLE = kept["query"][some[:, None], rows], kept["key"][some]
+        found = model.attention_of_projections(query_BRE, key_BLE, rows, cols, chunk_bytes=1000)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        before = dict(kept)
+        model.hidden_states(embeds + 1)
+    assert all(kept[name] is values for name, values in before.items())  # nothing is kept afterwards
+
+
+def test_nothing_is_kept_of_a_pass_after_one_that_failed(golden: Path) -> None:
+    model = load_model(golden / "student", vision_config=golden / "clip")
+    embeds = torch.zeros(1, 4, model.config.hidden_size)
+    with pytest.raises(torch.OutOfMemoryError), model.keep_projections() as kept:
+        raise torch.OutOfMemoryError
+    model.hidden_states(embeds)
+    assert kept == {}

@@ -27,8 +27,9 @@ from vlm.model import MobileVLM
 from vlm.position_map import AttentionPairs, PositionMap
 
 IMAGES_AT_ONCE = 16
-# of float32 [B, Ht, r, L], r rows at a time
+# of float32 [B, Ht, r, L], r rows at a time; on a CPU as much as stays in the cache and is not asked of the kernel anew
 ATTENTION_BYTES = 256 << 20
+ATTENTION_BYTES_CPU = 8 << 20
 FOCUS_INDEX = "index"
 
 
@@ -225,7 +226,7 @@ class Capture:
             key_BLE if len(samples) == len(key_BLE) else key_BLE[samples_I],
             rows_IR,
             cols_IC,
-            chunk_bytes=ATTENTION_BYTES,
+            chunk_bytes=ATTENTION_BYTES_CPU if key_BLE.device.type == "cpu" else ATTENTION_BYTES,
         )
         return [
             probs_HRC[:, : len(row), : len(col)] for probs_HRC, row, col in zip(probs_IHRC, rows, cols, strict=True)

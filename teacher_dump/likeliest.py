@@ -61,10 +61,11 @@ def likeliest_tokens(logits_NV: Tensor, labels_N: Tensor, count: int, enough: En
 
 def _on_host(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | None) -> dict[str, Tensor]:
     """Parts of `Likeliest` of few positions."""
-    probs_NV = logits_NV.softmax(dim=-1)
-    found = select(logits_NV.numpy(), probs_NV.numpy(), labels_N.numpy(), count, enough)
-    ids_NK, logits_NK, best_N, rest_N = (torch.from_numpy(values) for values in found)
-    best_logit_N1, best_logprob_N1 = logits_NK[:, :1].clone(), best_N.log()[:, None]
+    smallest_N, probs_NV = logits_NV.amin(dim=-1), logits_NV.softmax(dim=-1)
+    ids_NK, logits_NK = map(torch.from_numpy, select(logits_NV.numpy(), probs_NV.numpy(), count, enough))
+    best_logit_N1, best_N1 = logits_NK[:, :1].clone(), probs_NV.gather(1, ids_NK[:, :1])
+    best_logprob_N1 = best_N1.log()
+    rest_N = probs_NV.scatter_(1, ids_NK, 0).scatter_(1, labels_N[:, None], 0).sum(dim=-1)
     rest_logmass_N = rest_N.log()
     if len(faint := (rest_N < FAINT).nonzero()[:, 0]):
         others_nV = _without(logits_NV[faint] - best_logit_N1[faint], ids_NK[faint], labels_N[faint])
@@ -75,7 +76,7 @@ def _on_host(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | N
         "logprobs_NK": logits_NK.sub_(best_logit_N1).add_(best_logprob_N1),
         "label_logprob_N": (label_logit_N1 - best_logit_N1 + best_logprob_N1)[:, 0],
         "rest_logmass_N": rest_logmass_N,
-        "is_finite_N": best_N.isfinite() & logits_NV.amin(dim=-1).isfinite(),
+        "is_finite_N": best_N1[:, 0].isfinite() & smallest_N.isfinite(),
     }
 
 

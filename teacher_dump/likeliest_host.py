@@ -7,7 +7,7 @@ Shapes: N positions, V vocabulary, K tokens kept, C candidates, G groups of toke
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,33 +39,24 @@ class Enough:
     entries: int
 
 
-class Selected(NamedTuple):
-    """Of N positions: int64 ids, best first, and float32 logits; the probability of the best, and of all others.
-
-    Where fewer than K were enough, the best comes again with a logit of -inf.
-    """
-
-    ids_NK: NDArray[np.int64]
-    logits_NK: Floats
-    best_N: Floats
-    rest_N: Floats
-
-
 def in_order(bits: Integers) -> Integers:
     """Integers in the order of the numbers whose float32 bits are given, and back; 0 and -0 differ."""
     return bits ^ (bits >> 31 & LARGEST_INT32)
 
 
-def select(logits_NV: Floats, probs_NV: Floats, labels_N: NDArray[Any], count: int, enough: Enough | None) -> Selected:
-    """The `count` likeliest tokens of each row, ties by id; the others do not include the label.
+def select(logits_NV: Floats, probs_NV: Floats, count: int, enough: Enough | None) -> tuple[NDArray[np.int64], Floats]:
+    """The likeliest tokens of each row, ties by id: int64 ids [N, K], best first, and their logits.
+
+    Where fewer than K were enough, the best comes again with a logit of -inf.
 
     Args:
-        logits_NV, probs_NV: before and after softmax; `probs_NV` is used up.
+        logits_NV, probs_NV: before and after softmax.
         count: K, 1..V.
     """
     num, vocab = logits_NV.shape
-    is_below_NV = probs_NV < _bounds(probs_NV, count, enough)[:, None]
-    places = np.flatnonzero(~is_below_NV)  # and not `>=`: a row of NaN has candidates, too
+    is_candidate_NV = probs_NV < _bounds(probs_NV, count, enough)[:, None]
+    np.logical_not(is_candidate_NV, out=is_candidate_NV)  # and not `>=`: a row of NaN has candidates, too
+    places = np.flatnonzero(is_candidate_NV)
     starts = np.arange(num) * vocab
     ends_N = places.searchsorted(starts + vocab)
     counts_N = np.diff(ends_N, prepend=0)
@@ -79,11 +70,7 @@ def select(logits_NV: Floats, probs_NV: Floats, labels_N: NDArray[Any], count: i
     ids_NK = keys_NK & ID_MASK
     logits_NK = in_order((~keys_NK >> ID_BITS).astype(np.int32)).view(np.float32)
     logits_NK[np.arange(count) >= counts_N[:, None]] = -np.inf
-    rows_N1 = np.arange(num)[:, None]
-    best_N = probs_NV[rows_N1, ids_NK[:, :1]][:, 0]
-    probs_NV[rows_N1, ids_NK] = 0
-    probs_NV[rows_N1, labels_N[:, None]] = 0
-    return Selected(ids_NK, logits_NK, best_N, probs_NV.sum(axis=1))
+    return ids_NK, logits_NK
 
 
 def _bounds(probs_NV: Floats, count: int, enough: Enough | None) -> Floats:

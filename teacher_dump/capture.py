@@ -28,8 +28,9 @@ from vlm.model import MobileVLM
 from vlm.position_map import AttentionPairs, PositionMap
 
 IMAGES_AT_ONCE = 16
-# of float32 [B, Ht, r, L], r rows at a time
+# of float32 [B, Ht, r, L], r rows at a time; on a CPU as much as stays in the cache and is not asked of the kernel anew
 ATTENTION_BYTES = 256 << 20
+ATTENTION_BYTES_CPU = 8 << 20
 FOCUS_INDEX = "index"
 
 
@@ -222,7 +223,10 @@ class Capture:
         every = len(samples) == first_layer.num_samples
         samples_I = None if every else self._indices(np.asarray(samples))
         probs_IHRC = first_layer.attention(
-            self._padded(rows), self._padded(cols), samples_I, chunk_bytes=ATTENTION_BYTES
+            self._padded(rows),
+            self._padded(cols),
+            samples_I,
+            chunk_bytes=ATTENTION_BYTES_CPU if self.model.device.type == "cpu" else ATTENTION_BYTES,
         )
         return [
             probs_HRC[:, : len(row), : len(col)] for probs_HRC, row, col in zip(probs_IHRC, rows, cols, strict=True)

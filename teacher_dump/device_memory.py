@@ -68,10 +68,10 @@ def _attention(config: VLMConfig, store: StoreConfig, tokens: int, longest: int,
 
 
 def _logits(config: VLMConfig, store: StoreConfig, width: int) -> int:
-    """A chunk of positions: logits, float32, probabilities, and the work of choosing; draws need it in 64 bits."""
+    """A chunk of positions: logits, float32, log-probabilities, and the work of choosing; draws need it in 64 bits."""
     if store.logits.kind in ("none", "hidden"):
         return 0
-    per_logit = width + 4 + 4 + (4 * 8 if store.logits.kind == "sampled" else 8)
+    per_logit = width + 4 + 4 + (4 * 8 if store.logits.kind == "sampled" else 4)
     return POSITIONS_AT_ONCE * config.vocab_size * per_logit
 
 

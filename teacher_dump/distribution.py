@@ -17,13 +17,9 @@ from storage.errors import RecordError
 from storage.record import HiddenStates, Logits, Target
 from teacher_dump.device_codecs import EXTREMES, StoredParts, encode, extremes
 from teacher_dump.drawing import draw_tokens, sampled_logits, uniforms
-from teacher_dump.truncation import keep_nucleus, keep_top_k, truncated_logits
+from teacher_dump.truncation import NOT_FINITE, keep_nucleus, keep_top_k, truncated_logits
 
 POSITIONS_AT_ONCE = 512
-# of logits in float32: on a CPU a few rows take every step from them to what is kept while they are in the cache
-CACHED_BYTES = 8 << 20
-# bool [N]: whether a logit at the position is NaN or infinite
-NOT_FINITE = "not_finite"
 
 Rows = dict[str, Tensor]
 
@@ -48,13 +44,12 @@ def keep_distribution(
         return {}
     if codec.kind == "hidden":
         return _encoded_rows(hidden_ND, codec)
-    kept = []
-    for rows in _chunks(len(hidden_ND), POSITIONS_AT_ONCE):
-        logits_NV, labels_n = lm_head(hidden_ND[rows]), labels_N[rows]
-        uniforms_nD = None if uniforms_ND is None else uniforms_ND[rows]
-        for few in _chunks(len(logits_NV), _rows_at_once(logits_NV)):
-            drawn = None if uniforms_nD is None else uniforms_nD[few]
-            kept.append(_keep(logits_NV[few], labels_n[few], drawn, codec))
+    starts = range(0, max(len(hidden_ND), 1), POSITIONS_AT_ONCE)
+    chunks = [slice(start, start + POSITIONS_AT_ONCE) for start in starts]
+    kept = [
+        _keep(lm_head(hidden_ND[rows]), labels_N[rows], None if uniforms_ND is None else uniforms_ND[rows], codec)
+        for rows in chunks
+    ]
     return {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
 
 
@@ -100,24 +95,9 @@ def _decoded_rows(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec, field: s
     return StoredParts(codec=codec.dtype, parts=parts).target(field)
 
 
-def _chunks(total: int, size: int) -> list[slice]:
-    """At least one, which is empty where there are no rows."""
-    return [slice(start, start + size) for start in range(0, max(total, 1), size)]
-
-
-def _rows_at_once(logits_NV: Tensor) -> int:
-    """All of them on a GPU, where many rows at a time are what makes it fast."""
-    return POSITIONS_AT_ONCE if logits_NV.device.type != "cpu" else max(1, CACHED_BYTES // (4 * logits_NV.shape[1]))
-
-
 def _keep(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec) -> Rows:
     if codec.kind == "full":
         return _encoded_rows(logits_NV, codec)
-    is_finite_N = extremes(logits_NV, dim=-1).isfinite().all(dim=-1)
-    return {NOT_FINITE: ~is_finite_N, **_truncated(logits_NV, labels_N, uniforms_ND, codec)}
-
-
-def _truncated(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec) -> Rows:
     if codec.kind == "topk":
         assert codec.top_k is not None
         return keep_top_k(logits_NV, labels_N, codec.top_k)
@@ -126,4 +106,5 @@ def _truncated(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, 
         bounds = {"min_entries": codec.min_entries, "max_entries": codec.max_entries}
         return keep_nucleus(logits_NV, labels_N, p=codec.p, **bounds)
     assert uniforms_ND is not None
-    return draw_tokens(logits_NV, uniforms_ND)
+    is_finite_N = extremes(logits_NV, dim=-1).isfinite().all(dim=-1)
+    return {NOT_FINITE: ~is_finite_N, **draw_tokens(logits_NV, uniforms_ND)}

@@ -1,75 +1,100 @@
-"""The likeliest tokens of each position, in an order that depends on the numbers alone: best first, ties by id.
+"""The likeliest tokens of each position and the mass of all others: all that truncation needs of a distribution.
 
-torch's `topk` is made for GPUs. On a CPU it takes six times as long over 1024 of 32,000 as numpy does, and which of
-several equal tokens it takes at the cut is its own affair; in bfloat16 there often are some.
+The order depends on the logits alone: best first, ties by id. On a CPU a few passes over rows that stay in the cache
+do it (`likeliest_host.py`); here is what a GPU does, which nothing waits for.
 
-Shapes: N positions, V vocabulary, K tokens kept, C candidates, G groups of a row.
+Shapes: N positions, V vocabulary, K tokens kept.
 """
 
-from typing import TypeVar
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-ID_BITS = 32
-ID_MASK = (1 << ID_BITS) - 1
-# more need fewer numbers to be put in order, but let more candidates through
-GROUPS = 8
-LARGEST_INT32 = 2**31 - 1
+from teacher_dump.device_codecs import extremes
+from teacher_dump.likeliest_host import ID_BITS, ID_MASK, Enough, in_order, select
 
-Integers = TypeVar("Integers", Tensor, NDArray[np.int32])
+# of logits in float32: few rows take every step while they are in the cache
+CACHED_BYTES = 4 << 20
+# below it, probabilities too small for float32 may be a part of the mass that matters
+FAINT = 1e-25
 
 
-def likeliest_tokens(logits_NV: Tensor, count: int) -> Tensor:
-    """Ids of the (at most) `count` likeliest tokens: int64 [N, K]. On a CPU ties at the cut go by id as well.
+@dataclass(frozen=True, kw_only=True)
+class Likeliest:
+    """Of N positions, on the device of their logits. Log-probabilities are natural logs over the whole vocabulary.
+
+    Attributes:
+        ids_NK: int64, best first, ties by id.
+        logprobs_NK: float32 of these; -inf where a row has fewer entries, because they were `Enough`.
+        label_logprob_N: float32 of the next token.
+        rest_logmass_N: float32, log of the mass of all other tokens, the label not among them; -inf without any.
+        is_finite_N: bool, whether all logits are; where they are not, nothing else means anything.
+    """
+
+    ids_NK: Tensor
+    logprobs_NK: Tensor
+    label_logprob_N: Tensor
+    rest_logmass_N: Tensor
+    is_finite_N: Tensor
+
+
+def likeliest_tokens(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | None = None) -> Likeliest:
+    """The (at most) `count` likeliest tokens.
 
     Args:
-        logits_NV: float32; of a row with NaN the ids mean nothing.
+        logits_NV: unnormalised, any float dtype.
+        labels_N: int64, the next token of each position.
         count: K, at least 1.
+        enough: fewer will do where they are; on a GPU every row has as many.
     """
     count = min(count, logits_NV.shape[1])
-    if logits_NV.device.type == "cpu":
-        return torch.from_numpy(_on_host(logits_NV.numpy(), count))
-    return _on_device(logits_NV, count)
+    if logits_NV.device.type != "cpu":
+        return _on_device(logits_NV.float(), labels_N, count)
+    size = max(1, CACHED_BYTES // (4 * logits_NV.shape[1]))
+    parts = [
+        _on_host(logits_nV.float(), labels_n, count, enough)
+        for logits_nV, labels_n in zip(logits_NV.split(size), labels_N.split(size), strict=True)
+    ]
+    return Likeliest(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
-def _on_device(logits_NV: Tensor, count: int) -> Tensor:
-    """Waits for nothing: every row has as many candidates."""
+def _on_host(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | None) -> dict[str, Tensor]:
+    """Parts of `Likeliest` of few positions."""
+    smallest_N, probs_NV = logits_NV.amin(dim=-1), logits_NV.softmax(dim=-1)
+    ids_NK, logits_NK = map(torch.from_numpy, select(logits_NV.numpy(), probs_NV.numpy(), count, enough))
+    best_logit_N1, best_N1 = logits_NK[:, :1].clone(), probs_NV.gather(1, ids_NK[:, :1])
+    best_logprob_N1 = best_N1.log()
+    rest_N = probs_NV.scatter_(1, ids_NK, 0).scatter_(1, labels_N[:, None], 0).sum(dim=-1)
+    rest_logmass_N = rest_N.log()
+    if len(faint := (rest_N < FAINT).nonzero()[:, 0]):
+        others_nV = _without(logits_NV[faint] - best_logit_N1[faint], ids_NK[faint], labels_N[faint])
+        rest_logmass_N[faint] = others_nV.logsumexp(dim=-1) + best_logprob_N1[faint, 0]
+    label_logit_N1 = logits_NV.gather(1, labels_N[:, None])
+    return {
+        "ids_NK": ids_NK,
+        "logprobs_NK": logits_NK.sub_(best_logit_N1).add_(best_logprob_N1),
+        "label_logprob_N": (label_logit_N1 - best_logit_N1 + best_logprob_N1)[:, 0],
+        "rest_logmass_N": rest_logmass_N,
+        "is_finite_N": best_N1[:, 0].isfinite() & smallest_N.isfinite(),
+    }
+
+
+def _on_device(logits_NV: Tensor, labels_N: Tensor, count: int) -> Likeliest:
+    """Which of several equal tokens are taken at the cut is left to torch's `topk`."""
     found = logits_NV.topk(count, dim=-1, sorted=False)
     bits_NK = (found.values + 0.0).view(torch.int32)
-    keys_NK = _falling(bits_NK).to(torch.int64) << ID_BITS | found.indices
-    return keys_NK.sort(dim=-1).values & ID_MASK
+    ids_NK = (~in_order(bits_NK).to(torch.int64) << ID_BITS | found.indices).sort(dim=-1).values & ID_MASK
+    logprobs_NV = logits_NV.log_softmax(dim=-1)
+    return Likeliest(
+        ids_NK=ids_NK,
+        logprobs_NK=logprobs_NV.gather(1, ids_NK),
+        label_logprob_N=logprobs_NV.gather(1, labels_N[:, None])[:, 0],
+        rest_logmass_N=_without(logprobs_NV, ids_NK, labels_N).logsumexp(dim=-1),
+        is_finite_N=extremes(logits_NV, dim=-1).isfinite().all(dim=-1),
+    )
 
 
-def _on_host(logits_NV: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    keys_NK = np.empty((len(logits_NV), count), np.int64)
-    for row, bound in enumerate(_bounds(logits_NV, count)):
-        logits_V = logits_NV[row]
-        ids_C = np.flatnonzero(~(logits_V < bound))  # not `>=`: in a row of NaN, too, there are enough
-        bits_C = (logits_V[ids_C] + np.float32(0)).view(np.int32)
-        keys_C = _falling(bits_C).astype(np.int64) << ID_BITS | ids_C
-        keys_C.sort()
-        keys_NK[row] = keys_C[:count]
-    return keys_NK & ID_MASK
-
-
-def _falling(bits: Integers) -> Integers:
-    """Integers that fall as the numbers rise whose float32 bits are given; 0 and -0 differ, so add 0 to them first."""
-    return ~(bits ^ (bits >> 31 & LARGEST_INT32))
-
-
-def _bounds(logits_NV: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Of each row a number that at least `count` of its tokens reach, the likeliest `count` among them: float32 [N].
-
-    Each group of tokens whose best is among the `count` best of groups has one that reaches the last of these. With
-    twice as many groups as tokens wanted or more, few others do.
-    """
-    num, vocab = logits_NV.shape
-    size = max(1, min(GROUPS, vocab // (2 * count)))
-    num_groups = vocab // size
-    best_NG = logits_NV[:, : size * num_groups].reshape(num, size, num_groups).max(axis=1)
-    cut = num_groups - count
-    bounds_N: NDArray[np.float32] = np.partition(best_NG, cut, axis=1)[:, cut]
-    return bounds_N
+def _without(logprobs_NV: Tensor, ids_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """The same table with -inf for these tokens."""
+    return logprobs_NV.scatter_(1, ids_NK, float("-inf")).scatter_(1, labels_N[:, None], float("-inf"))

@@ -1,0 +1,116 @@
+"""Where the processor time of a teacher pass goes: milliseconds per sample, part by part.
+
+    python benchmarks/dump_parts.py [--hidden 1024] [--layers 8] [--samples 16] [--entropy 2] [--profile compact]
+
+Functions of the package are wrapped with a clock of their thread, and torch has one thread, so a part is what it
+computes, waiting left out. A part within another is not counted twice. What no part is of: threads, queues, opening
+the shard.
+"""
+
+import functools
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from dump import Bench
+from dump_inputs import write_inputs
+from measuring import machine
+
+from storage.shard_writer import ShardWriter
+from teacher_dump import capture, distribution, likeliest, shard_thread
+from teacher_dump.preparation import Preparation
+from vlm import attention, images
+from vlm.model import MobileVLM
+
+FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
+# where a function is looked up, its name, what it does beside the parts within it
+PARTS = (
+    (MobileVLM, "encode_images", "tower and projector"),
+    (MobileVLM, "hidden_states", "decoder"),
+    (MobileVLM, "embed", "splicing"),
+    (capture, "keep_distribution", "lm_head"),
+    (distribution, "keep_nucleus", "nucleus: entries and tail"),
+    (likeliest, "_on_host", "nucleus: softmax, rest"),
+    (likeliest, "select", "nucleus: likeliest tokens"),
+    (attention.FirstLayer, "rotated", "attention: rotation"),
+    (attention, "attention_rows", "attention: rows"),
+    (capture, "encode", "encoding"),
+    (capture, "focus_tokens", "focus"),
+    (capture.Capture, "__call__", "indices and copies"),
+    (Preparation, "_prepare", "reading, tokens, hashes"),
+    (images, "decode_image", "image: decoding"),
+    (images.ImageProcessor, "process", "image: resizing, pixels"),
+    (shard_thread, "make_record", "record"),
+    (ShardWriter, "append", "append"),
+    (ShardWriter, "commit", "commit"),
+)
+
+
+class Clock:
+    """Processor seconds by part, less those of the parts within."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._within = threading.local()
+
+    def watch(self, owner: Any, name: str, part: str) -> None:
+        """Replace a function by one that is timed."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            stack = self._within.__dict__.setdefault("stack", [])
+            stack.append(0.0)
+            started = time.thread_time()
+            try:
+                return function(*arguments, **options)
+            finally:
+                took = time.thread_time() - started
+                self.seconds[part] += took - stack.pop()
+                if stack:
+                    stack[-1] += took
+
+        setattr(owner, name, timed)
+
+
+@click.command()
+@click.option("--samples", type=click.IntRange(min=2), default=16, show_default=True)
+@click.option("--hidden", type=click.IntRange(min=64), default=1024, show_default=True)
+@click.option("--layers", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--token-budget", type=click.IntRange(min=1), default=2048, show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--profile", type=click.Choice(["exact", "compact"]), default="compact", show_default=True)
+@click.option("--entropy", type=click.FloatRange(0.01, 10.3), default=2.0, show_default=True)
+@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+def main(**options: Any) -> None:
+    """A table of parts, the forward pass first."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        options |= {"folder": Path(folder), "device": "cpu", "dtype": "float32"}
+        write_inputs(options["folder"], options)
+        bench = Bench(options)
+        print(f"{machine()}; one thread\n{bench.set(options['profile'], options['entropy'])}\n")
+        bench.dump()  # warm up
+        clock = Clock()
+        for owner, name, part in PARTS:
+            clock.watch(owner, name, part)
+        total = sum(bench.dump().cpu_seconds for _ in range(options["rounds"]))
+    scale = 1000 / (len(bench.prepared) * options["rounds"])
+    beside = {part: seconds for part, seconds in clock.seconds.items() if part not in FORWARD}
+    beside["no part"] = total - sum(clock.seconds.values())
+    rows = [(part, clock.seconds[part]) for part in FORWARD if part in clock.seconds]
+    rows += sorted(beside.items(), key=lambda row: -row[1])
+    rows += [("beside the forward", sum(beside.values())), ("all", total)]
+    print("| part | ms of a sample | share |\n|:--|--:|--:|")
+    for part, seconds in rows:
+        print(f"| {part} | {seconds * scale:.1f} | {seconds / total:.1%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -122,7 +122,10 @@ def test_padding_that_is_seen(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyP
 
 
 def test_a_random_teacher_is_not_judged(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MobileVLM.hidden_states
+
     def forget(self: MobileVLM, embeds: Tensor) -> Tensor:
+        true(self, embeds)  # whose first layer is looked at
         generator = torch.Generator().manual_seed(0)
         return 0.1 * torch.randn(embeds.shape[1:], generator=generator).expand_as(embeds)
 

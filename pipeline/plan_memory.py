@@ -111,7 +111,7 @@ BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
 LOGIT_BYTES = 30
 # float32 copies of a chunk of logits that the losses of the student hold
 HEAD_COPIES = 6
-# float32 copies of the attention rows in work: of the teacher pass, and of training
+# float32 copies of the attention rows in work: of the teacher pass, and of training, where targets of the chunk count
 ATTENTION_COPIES = 3
 TRAINED_ATTENTION_COPIES = 2
 
@@ -240,6 +240,6 @@ def _attention(model: ModelShapes, load: StudentLoad) -> int:
     whole = 4 * load.micro_batch * heads * load.queries * load.length
     rows = TRAINED_ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
     kept = load.micro_batch * load.queries * model.size.vision_tokens
-    # the teacher's rows as decoded, adapted, the student's own, and the difference
-    targets = 4 * kept * (load.teacher_heads + 3 * heads)
-    return rows + targets + 3 * e * load.micro_batch * load.length * model.size.hidden_size
+    # the teacher's rows as they came, float32 at most; queries and keys, rotated, and their gradients in float32
+    targets = 4 * kept * load.teacher_heads
+    return rows + targets + (2 * e + 8) * load.micro_batch * load.length * model.size.hidden_size

@@ -25,8 +25,10 @@ much as at the real width, so the ratios err upwards. `--layers 8 --teacher-laye
 of 28 M parameters that earlier figures are of.
 
 `--no-optimizer` leaves out DeepSpeed, AdamW and its state: forward and backward of weights in their own dtype, for
-shapes whose state does not fit. `--teacher-layers` also makes a member of the family shallower: stored targets have
-the same shapes, and the teacher fits where only (a) and (b) are asked for.
+shapes whose state does not fit. Each process then also does a step of plain fine-tuning before every step of its own:
+processes differ among themselves by more than what is looked for, and "in one process" compares these two.
+`--teacher-layers` also makes a member of the family shallower: stored targets have the same shapes, and the teacher
+fits where (c) is not asked for.
 """
 
 import json
@@ -231,9 +233,10 @@ def measure(
         for number in range(rounds + 1):
             # there and back: none is always the one that finds the caches as another left them
             for name in (*variants,) if number % 2 else reversed(variants):
+                plain = variants[name].ask("plain") if how["no_optimizer"] else None
                 step = variants[name].ask("step")
                 if number:
-                    found[name]["steps"].append(step)
+                    found[name]["steps"].append(step | ({} if plain is None else {"plain": plain["cpu_seconds"]}))
         for name, variant in variants.items():
             found[name]["memory"] = variant.ask("memory")
             variant.end()
@@ -245,6 +248,8 @@ def table(found: dict[str, Any], markdown: bool) -> str:
     header = ("step", "seconds", "ratio", "lowest..highest", "CPU ratio", "lowest..highest")
     header += ("tokens/s", "waiting", "peak MiB", "ratio", "between steps")
     first = next(iter(found.values()))
+    beside = "plain" in first["steps"][0]
+    header += ("CPU ratio in one process", "lowest..highest") if beside else ()
     rows = [header]
     for name, variant in found.items():
         seconds = statistics.median(step["seconds"] for step in variant["steps"])
@@ -253,6 +258,7 @@ def table(found: dict[str, Any], markdown: bool) -> str:
             for clock in ("seconds", "cpu_seconds")
         )
         memory = variant["memory"]
+        own = [step["cpu_seconds"] / step["plain"] for step in variant["steps"]] if beside else []
         rows.append(
             (
                 VARIANTS[name],
@@ -266,6 +272,7 @@ def table(found: dict[str, Any], markdown: bool) -> str:
                 f"{memory['peak']:,.0f}",
                 f"{memory['peak'] / first['memory']['peak']:.3f}",
                 f"{memory['held']:,.0f}",
+                *([f"{statistics.median(own):.3f}", f"{min(own):.2f}..{max(own):.2f}"] if own else []),
             )
         )
     if markdown:

@@ -22,9 +22,9 @@ from live_bytes import LiveBytes
 from torch import Tensor
 
 from pipeline.config import RunConfig, load_run_config
-from storage import SampleOrder
+from storage import SampleOrder, StoreReader
 from student_train.batch import TrainBatch
-from student_train.config import TrainConfig
+from student_train.config import PRESETS, LossConfig, TrainConfig
 from student_train.counts import GlobalCounts
 from student_train.decode import CodedTensor
 from student_train.engine import Engine, StepOutcome
@@ -125,8 +125,9 @@ class Training:
         dataset = open_dataset(job)
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
         student = build_student(job, dataset.reader)
-        self.losses = job.train.losses
-        self.counts = GlobalCounts(dataset.reader, student.model.config, self.losses.weights)
+        self.student, self.losses = student, job.train.losses
+        self.counts = self._counts(dataset.reader)
+        self.reader = dataset.reader
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         make = NoOptimizer if no_optimizer else Engine
         engine: Any = make(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
@@ -148,6 +149,20 @@ class Training:
             "wait_share": tally.wait_share,
             "tokens": int(self.tokens[positions].sum()),
         }
+
+    def plain(self) -> dict[str, Any]:
+        """A step of plain fine-tuning by this process: its memory lies where that of `step` does."""
+        losses, stem = self.losses, self.student.stem
+        self.losses = self.student.losses = LossConfig(**PRESETS["supervised"])
+        counts, self.counts, self.student.stem = self.counts, self._counts(self.reader), None
+        try:
+            return self.step()
+        finally:
+            self.losses = self.student.losses = losses
+            self.counts, self.student.stem = counts, stem
+
+    def _counts(self, reader: StoreReader) -> GlobalCounts:
+        return GlobalCounts(reader, self.student.model.config, self.losses.weights)
 
     def memory(self) -> dict[str, Any]:
         """Device memory, MiB: what lies between steps, and the most while one is done."""
@@ -179,11 +194,11 @@ def all_live_bytes() -> Iterator[LiveBytes]:
 @click.option("--cap-gib", type=float)
 @click.option("--no-optimizer", is_flag=True)
 def main(config: Path, variant: str, cap_gib: float | None, no_optimizer: bool) -> None:
-    """Answer `step` and `memory`."""
+    """Answer `step`, `plain` and `memory`."""
     if cap_gib and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / torch.cuda.mem_get_info()[1])
     training = Training(load_run_config(config, "train"), variant, no_optimizer=no_optimizer)
-    answers = {"step": training.step, "memory": training.memory}
+    answers = {"step": training.step, "plain": training.plain, "memory": training.memory}
     print(json.dumps({"ready": variant}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answers[line.strip()]()), flush=True)

@@ -33,7 +33,7 @@ from pipeline.plan_memory import ELEMENT, Memory, StudentLoad, student_memory, t
 from pipeline.plan_models import ModelShapes, config_of
 from pipeline.plan_probe import Probe, entries_in_store, run_probe
 from pipeline.plan_samples import DataSize, assumed_samples, count_samples
-from pipeline.plan_stem import StemPlan, sizes_of, stem_bytes_on_disk, stem_flops, takes_from_stem, tower_match
+from pipeline.plan_stem import StemPlan, sizes_of, stem_bytes_on_disk, stem_flops, stem_plan, takes_from_stem
 from pipeline.plan_store import StoreSize, store_size
 from storage.codec_settings import STEM
 from storage.order import shard_plan
@@ -197,7 +197,7 @@ def make_plan(
         load = student_load(config, data, teacher, devices=options.devices, stem_weights=stem_weights)
     store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
     profiles = bytes_by_profile(data, manifest, entries, files)
-    stem = _stem(config, data, teacher, teacher_config, student, load, store.total, profiles[STEM])
+    stem = stem_plan(config, data, teacher, teacher_config, student, load, store.total, profiles[STEM])
     plan = Plan(
         name=name,
         data=data,
@@ -312,37 +312,6 @@ def _attachments(
         LM_HEAD_FILE: head + SAFETENSORS_HEADER_BYTES,
         STEM_FILE: stem_bytes_on_disk(teacher_config, config.teacher, builder),
     }
-
-
-def _stem(
-    config: RunConfig,
-    data: DataSize,
-    teacher: ModelShapes,
-    teacher_config: VLMConfig,
-    student: ModelShapes | None,
-    load: StudentLoad | None,
-    store_bytes: int,
-    with_stem: int,
-) -> StemPlan:
-    assert config.teacher is not None
-    usable, reason = tower_match(config)
-    shape = {"tokens": data.mean("length"), "images": data.mean("images")}
-    share = 0.0
-    if student is not None and load is not None:
-        supervised = data.mean("supervised")
-        step = training_flops(
-            student, gradient_checkpointing=load.gradient_checkpointing, supervised=supervised, **shape
-        )
-        share = stem_flops(teacher, **shape) / step
-    return StemPlan(
-        usable=usable,
-        reason=reason,
-        used=takes_from_stem(config),
-        sizes=sizes_of(teacher_config, config.teacher),
-        store_bytes=with_stem,
-        saved_bytes=store_bytes - with_stem,
-        operations=share,
-    )
 
 
 def _table(student: ModelShapes, load: StudentLoad, device_bytes: int) -> list[dict[str, Any]]:

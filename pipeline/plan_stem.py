@@ -6,7 +6,10 @@ from typing import Any
 import torch
 
 from pipeline.config import RunConfig
+from pipeline.plan_devices import training_flops
+from pipeline.plan_memory import StudentLoad
 from pipeline.plan_models import ModelShapes, config_of
+from pipeline.plan_samples import DataSize
 from storage.codec_settings import STEM, STEM_TARGETS
 from student_train.config import TARGET_OF_TERM
 from teacher_dump.config import TORCH_DTYPES, TeacherConfig
@@ -63,6 +66,38 @@ class StemPlan:
             "host_bytes": self.sizes.host,
             "operations_share": self.operations,
         }
+
+
+def stem_plan(
+    config: RunConfig,
+    data: DataSize,
+    teacher: ModelShapes,
+    teacher_config: VLMConfig,
+    student: ModelShapes | None,
+    load: StudentLoad | None,
+    store_bytes: int,
+    with_stem: int,
+) -> StemPlan:
+    """The stem's part of a plan whose store takes `store_bytes`, and `with_stem` by profile stem."""
+    assert config.teacher is not None
+    usable, reason = tower_match(config)
+    shape = {"tokens": data.mean("length"), "images": data.mean("images")}
+    share = 0.0
+    if student is not None and load is not None:
+        supervised = data.mean("supervised")
+        step = training_flops(
+            student, gradient_checkpointing=load.gradient_checkpointing, supervised=supervised, **shape
+        )
+        share = stem_flops(teacher, **shape) / step
+    return StemPlan(
+        usable=usable,
+        reason=reason,
+        used=takes_from_stem(config),
+        sizes=sizes_of(teacher_config, config.teacher),
+        store_bytes=with_stem,
+        saved_bytes=store_bytes - with_stem,
+        operations=share,
+    )
 
 
 def tower_match(config: RunConfig) -> tuple[bool | None, str]:

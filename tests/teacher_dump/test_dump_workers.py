@@ -209,14 +209,15 @@ def test_in_a_bucket_a_living_workers_word_holds_a_shard(bucket: Any) -> None:
 
 
 def said_by_both(say: Callable[[], None], both: threading.Barrier) -> None:
-    """Nobody looks again before both have looked and spoken."""
+    """Nobody speaks before both have looked, and nobody looks again before both have spoken."""
+    both.wait()
     say()
     both.wait()
 
 
 def test_two_that_begin_a_shard_in_a_bucket_at_the_same_moment_do_not_both_keep_it(bucket: Any) -> None:
     objects = S3Store(bucket.url, settings_from_environment())
-    both = threading.Barrier(2)
+    both = threading.Barrier(2, timeout=60)  # a test that waits for ever says nothing
     places = [BucketPlace(objects, f"worker-{name}") for name in "ab"]
     for place in places:
         place._say = partial(said_by_both, place._say, both)  # type: ignore[method-assign]

@@ -1,4 +1,7 @@
-"""What a run will take before anything runs: bytes of the store, memory of both phases, hours; no weights are read."""
+"""What a run will take before anything runs: bytes of the store, memory of both phases, hours.
+
+Of the models' weights only the two vision towers are read, and only where both checkpoints are on this machine.
+"""
 
 import shutil
 from collections.abc import Mapping, Sequence

@@ -84,7 +84,7 @@ class Manifest(_Model):
         data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
         backend: physical layout of the shards.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
-        attachments: store-level files that training needs (tokenizer, lm_head): name -> sha256.
+        attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
         created_with: versions for the record; the only part that may differ on re-opening.
     """
 

@@ -139,7 +139,7 @@ class Engine:
     def load_counters(self, counters: dict[str, float]) -> None:
         """Set what `counters` gave."""
         for state in self._optimizer.optimizer.state.values():
-            state["step"] = torch.tensor(counters["adam_step"])
+            state["step"].fill_(counters["adam_step"])
         for name in SCALER_STATE.keys() & counters.keys():
             setattr(self._optimizer.loss_scaler, name, SCALER_STATE[name](counters[name]))
 
@@ -151,7 +151,9 @@ class Engine:
         """
         inner = self._optimizer.optimizer
         for flat in self._optimizer.single_partition_of_fp32_groups:
-            inner.state[flat] = {"step": torch.tensor(0.0), **{kind: torch.zeros_like(flat) for kind in MOMENTS}}
+            # The fused kernel requires `step` on the device of the parameter.
+            step = torch.zeros((), dtype=torch.float32, device=flat.device)
+            inner.state[flat] = {"step": step, **{kind: torch.zeros_like(flat) for kind in MOMENTS}}
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:

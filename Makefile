@@ -2,7 +2,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-export DS_ACCELERATOR ?= cpu
 WORKERS ?= 2
 
 .PHONY: demo test check format install

@@ -11,6 +11,7 @@ import torch
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import one_or_tuple
+from vlm.device_report import device_report
 from vlm.devices import Quantization, usable_device
 from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
@@ -78,11 +79,17 @@ class Reply:
     tokens_per_second: float
 
 
-def ask(question: Question, *, on_text: Callable[[str], None] = lambda text: None) -> Reply:
+def ask(
+    question: Question,
+    *,
+    on_text: Callable[[str], None] = lambda text: None,
+    on_notice: Callable[[str], None] = lambda text: None,
+) -> Reply:
     """Answer greedily, with a KV cache.
 
     Args:
         on_text: called with each new piece of the answer as soon as it is known.
+        on_notice: called with the line that names the device, and with warnings about it.
 
     Raises:
         InputError: unusable checkpoint, image or question, or a prompt longer than the model's positions.
@@ -95,6 +102,9 @@ def ask(question: Question, *, on_text: Callable[[str], None] = lambda text: Non
         question.checkpoint, template=question.template, vision_config=question.vision_config
     )
     prompt = _prompt(builder, question)
+    line, warnings = device_report(device, getattr(torch, dtype), chosen=question.device is not None)
+    for text in (line, *warnings):
+        on_notice(text)
     model = load_model(
         question.checkpoint,
         vision_config=question.vision_config,

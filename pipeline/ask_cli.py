@@ -44,8 +44,12 @@ def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **setting
 
     image = images if len(images) > 1 else images[0] if images else None
     asked = Question(text=question, image=image, **settings)
+
+    def notice(text: str) -> None:
+        click.echo(f"alignkd: {text}", err=True)
+
     if as_json:
-        print_json({"question": asdict(asked), **asdict(answer(asked))})
+        print_json({"question": asdict(asked), **asdict(answer(asked, on_notice=notice))})
         return
-    answer(asked, on_text=lambda text: click.echo(text, nl=False))
+    answer(asked, on_text=lambda text: click.echo(text, nl=False), on_notice=notice)
     click.echo()

@@ -96,18 +96,37 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
     help="store.profile of the dump; the demo's own is 16-bit targets with full logits.",
 )
 @click.option("--train-teacher", is_flag=True, help="Train the teacher afresh instead of using the shipped one.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="The models are tiny: a GPU gains nothing, and shows that alignkd runs on it.",
+)
 @json_option
 @clean_errors
 def demo(
-    out: Path, quick: bool, seeds: int, ablation: bool, profile: str | None, train_teacher: bool, as_json: bool
+    out: Path,
+    quick: bool,
+    seeds: int,
+    ablation: bool,
+    profile: str | None,
+    train_teacher: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
-    """The whole pipeline on real handwriting, on a CPU.
+    """The whole pipeline on real handwriting, on the CPU.
 
     Example: alignkd demo --out demo-out
     """
     from pipeline.demo.demo import run_demo
     from pipeline.demo.report import plain_table
+    from vlm.devices import hide_gpus, usable_device
 
+    if device == "cpu":
+        hide_gpus()
+    else:
+        usable_device(device)
     report = run_demo(out, quick=quick, seeds=seeds, ablation=ablation, profile=profile, train_teacher=train_teacher)
     click.echo(f"\n{plain_table(report)}\n\n{out / 'report.md'}", err=as_json)
     if as_json:

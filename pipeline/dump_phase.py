@@ -52,7 +52,7 @@ def run_dump(config: RunConfig, worker: str | None = None) -> DumpEnd:
 
         def notice(text: str) -> None:
             with tqdm.external_write_mode():
-                click.echo(text, err=True)
+                click.echo(f"alignkd: {text}", err=True)
 
         control = DumpControl(which, stops=stops, progress=progress, notice=notice, visible=True)
         result = dump(replace(job, teacher=_own_device(job.teacher), control=control))

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+from student_train.ranks import ACCELERATOR, Ranks, accelerator
+
+if accelerator() == "cpu":
+    os.environ[ACCELERATOR] = "cpu"  # read when deepspeed is imported
 
 import deepspeed
 from deepspeed.utils import (
@@ -36,7 +38,6 @@ from student_train.config import TrainConfig
 from student_train.errors import TrainError
 from student_train.losses.loss_sum import LossSum
 from student_train.objective import DistilledStudent
-from student_train.ranks import Ranks
 from student_train.zero_config import parameter_groups, zero_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -3,10 +3,19 @@
 import atexit
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import distributed
+
+from student_train.errors import TrainError
+from vlm.devices import keep_float32_exact, local_cuda_index
+
+# DeepSpeed reads this variable when it is imported, and `engine.py` sets it for that; so the user's value is kept here.
+ACCELERATOR = "DS_ACCELERATOR"
+ASKED_ACCELERATOR = os.environ.get(ACCELERATOR)
+# One of these is set in every process that torchrun or deepspeed starts.
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 
 
 @dataclass(frozen=True)
@@ -41,16 +50,50 @@ class Ranks:
 
 
 def start_ranks() -> Ranks:
-    """Join the process group, once per process."""
-    cuda = torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
+    """Join the process group, once per process.
+
+    Raises:
+        TrainError, InputError: there is no device for this process, or DS_ACCELERATOR asks for another one.
+    """
+    device = training_device()
+    keep_float32_exact()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        _join("nccl" if cuda else "gloo")
+        _join("nccl" if device.type == "cuda" else "gloo")
         atexit.register(_leave)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def accelerator() -> Literal["cpu", "cuda"]:
+    """The kind of device that training uses: a GPU when there is one, the CPU else and where DS_ACCELERATOR is `cpu`.
+
+    DeepSpeed follows the same variable, so its device and this one cannot differ.
+
+    Raises:
+        TrainError: DS_ACCELERATOR names an accelerator that is not there or not supported.
+    """
+    asked, has_cuda = ASKED_ACCELERATOR, torch.cuda.is_available()
+    if asked not in (None, "cpu", "cuda"):
+        raise TrainError(f"{ACCELERATOR} is {asked!r}, training runs on 'cuda' or 'cpu'; unset {ACCELERATOR}")
+    if asked == "cuda" and not has_cuda:
+        raise TrainError(f"{ACCELERATOR} is 'cuda', but torch cannot use CUDA here; unset {ACCELERATOR}")
+    return "cuda" if has_cuda and asked != "cpu" else "cpu"
+
+
+def training_device() -> torch.device:
+    """The device of this process.
+
+    Raises:
+        TrainError: as `accelerator`.
+        InputError: more processes than GPUs.
+    """
+    if accelerator() == "cpu":
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    own_launcher = any(name in os.environ for name in _LAUNCHERS)
+    visible = torch.cuda.device_count()
+    return torch.device("cuda", local_cuda_index(local_rank, visible=visible, own_launcher=own_launcher))
 
 
 def _join(backend: str) -> None:

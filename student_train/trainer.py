@@ -28,7 +28,7 @@ from student_train.loader import micro_batches
 from student_train.metrics import Metrics
 from student_train.objective import DistilledStudent
 from student_train.output import adapters_file, read_finished, student_folder
-from student_train.ranks import start_ranks
+from student_train.ranks import ASKED_ACCELERATOR, Ranks, start_ranks
 from student_train.run_log import RunLog
 from student_train.sample_kinds import SampleKinds
 from student_train.schedule import learning_rate_factor
@@ -39,6 +39,7 @@ from student_train.tally import StepTally
 from student_train.target_sources import stem_of_run, targets_of_stem
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
+from vlm.device_report import device_report
 from vlm.model import MobileVLM
 from vlm.stem_checks import check_same_tower
 from vlm.stem_file import open_stem
@@ -68,6 +69,7 @@ def train(job: TrainJob) -> TrainResult:
         logger.info("output %s: all %d steps were done before", config.output, finished["step"])
         return ending.result(TrainState.of(finished), finished["metrics"], already_finished=True)
     if ranks.is_first:
+        _log_device(job, ranks)
         _say_what_is_not_there(dataset.reader)
 
     student = build_student(job, dataset.reader)
@@ -182,6 +184,14 @@ def _optimiser_step(
         engine.backward(tally.add(engine(batch)))
         outcome = engine.end_micro_batch(learning_rate_factor)
     return outcome
+
+
+def _log_device(job: TrainJob, ranks: Ranks) -> None:
+    """The device of the first process; InputError where it cannot compute in the job's dtype."""
+    line, warnings = device_report(ranks.device, job.torch_dtype, chosen=ASKED_ACCELERATOR is not None)
+    logger.info("%s%s", line, f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
+    for warning in warnings:
+        logger.warning("%s", warning)
 
 
 def _say_what_is_not_there(reader: StoreReader) -> None:

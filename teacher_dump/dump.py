@@ -23,6 +23,7 @@ from teacher_dump.shard_thread import Done, Finished, Outcome, ShardThread
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import ConversationFile
+from vlm.device_report import device_report
 from vlm.errors import InputError, SampleError
 from vlm.examples import ExampleBuilder
 from vlm.model import MobileVLM
@@ -63,13 +64,20 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
 
 
 def load_teacher(job: DumpJob) -> MobileVLM:
-    """The teacher on its device; errors as of `load_model`."""
-    teacher = job.teacher
+    """The teacher on its device, which is reported first.
+
+    Raises:
+        InputError: as `load_model`, and where the device cannot compute in the teacher's dtype.
+    """
+    teacher, device = job.teacher, job.teacher.torch_device
+    line, warnings = device_report(device, teacher.torch_dtype, chosen=teacher.device is not None)
+    for text in (line, *warnings):
+        job.control.notice(text)
     return load_model(
         teacher.checkpoint,
         vision_config=teacher.vision_config,
         dtype=teacher.torch_dtype,
-        device=teacher.torch_device,
+        device=device,
         quantization=teacher.quantization,
     )
 

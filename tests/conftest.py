@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Expected values were computed on a CPU, so every test runs on one, whatever this machine has. Tests with the marker
+# `gpu` start processes with the fixture `gpu_environment`.
+USERS_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 GOLDEN = Path(__file__).parent / "golden" / "mobilevlm_v2_tiny"
 KEY_ID, SECRET = "AKIDFORTESTSONLY", "secret/for+tests"
@@ -34,6 +37,19 @@ def golden_images() -> Path:
 def golden_expected() -> dict[str, Any]:
     """Loss terms of the original, by sample id."""
     return {case["id"]: case for case in json.loads((GOLDEN / "expected.json").read_text())}
+
+
+@pytest.fixture(scope="session")
+def gpu_environment() -> dict[str, str]:
+    """Environment of a process that may use this machine's GPUs; the test is skipped where torch can use none."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    if USERS_DEVICES is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = USERS_DEVICES
+    look = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
+    found = subprocess.run(look, env=environment, capture_output=True, text=True, check=True)
+    if found.stdout.strip() != "True":
+        pytest.skip("torch can use no GPU on this machine")
+    return environment
 
 
 _SERVER = """

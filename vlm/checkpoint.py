@@ -14,7 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vlm.config import VLMConfig, load_config
-from vlm.devices import Quantization, usable_device
+from vlm.devices import Quantization, keep_float32_exact, usable_device
 from vlm.errors import InputError, one_line
 from vlm.examples import ExampleBuilder
 from vlm.hub import TOKENIZER_FILES, resolve_checkpoint
@@ -57,6 +57,7 @@ def load_model(
     folder = resolve_checkpoint(checkpoint)
     config = load_config(folder, vision_config=vision_config)
     target = usable_device(device)
+    keep_float32_exact()
     with torch.device("meta"):
         model = MobileVLM(config)
     sources = weight_sources(folder)

@@ -13,6 +13,7 @@ from pipeline.data.cli import data
 from pipeline.dump_cli import dump
 from pipeline.models import models
 from pipeline.plan_cli import plan
+from pipeline.process import Program
 from pipeline.report_cli import report
 from pipeline.shards_cli import shards
 from pipeline.stem_cli import stem
@@ -21,7 +22,7 @@ CONFIG = click.argument("config", type=click.Path(path_type=Path))
 STAGE = click.option("--stage", help="One stage of a recipe of several.")
 
 
-@click.group()
+@click.group(cls=Program)
 @click.version_option(package_name="alignkd")
 def main() -> None:
     """Offline distillation of vision-language models: run the teacher once, train any number of students."""

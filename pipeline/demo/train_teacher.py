@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.demo.models import TEACHER, write_configs
@@ -36,7 +35,9 @@ from vlm.examples import Example, ExampleBuilder
 from vlm.model import MobileVLM
 from vlm.position_map import position_map
 from vlm.templates import IMAGE_PLACEHOLDER, Turn, tokenize_conversation
+from vlm.tensor_file import save_tensors
 from vlm.vision_tower import VisionTower
+from vlm.weights import iter_weights
 
 SCENE_SEED = 77_001
 EVALUATION_SEED = 77_002
@@ -283,10 +284,10 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     report(f"{schedule} drew {schedule.scenes} scenes", started)
     tower_file = out / TOWER_FILE
     if tower_file.is_file():  # a run that was stopped goes on with its tower
-        model.model.vision_tower.load_state_dict(load_file(tower_file))
+        model.model.vision_tower.load_state_dict(dict(iter_weights(tower_file)))
     else:
         train_tower(model, scenes, schedule)
-        save_file(model.model.vision_tower.state_dict(), tower_file)
+        save_tensors(model.model.vision_tower.state_dict(), tower_file)
     train_language(model, scenes, builder, schedule)
     model.model.config._attn_implementation = "sdpa"
     save_model(model.half(), out, tokenizer_from=out)

@@ -25,7 +25,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     check_is_file_or_absent(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     # not the file's own name with an ending: that may be longer than names can be
-    aside = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}{target.suffix[:32]}")
+    aside = target.with_name(f".part-{os.getpid()}-{uuid.uuid4().hex[:8]}{target.suffix[:32]}")
     try:
         mode = _create(aside, path)
         yield aside

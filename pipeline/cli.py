@@ -45,9 +45,9 @@ main.add_command(stem)
 @json_option
 @clean_errors
 def train(config: Path, stage: str | None, as_json: bool) -> None:
-    """Phase 2: train a student from the store; the teacher is not needed.
+    """Phase 2: train a student from the store.
 
-    Stop it any time and run it again: it goes on from the newest checkpoint. For several processes start it by
+    The teacher is not needed. Stop it any time and run it again: it goes on from the newest checkpoint. For several processes start it by
     torchrun or deepspeed, see docs/training.md.
 
     Example: alignkd train run.yaml
@@ -73,9 +73,9 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
 @json_option
 @clean_errors
 def run(config: Path, launcher: str, as_json: bool) -> None:
-    """Dump, verify, train: each phase in a process of its own; of a recipe, stage after stage.
+    """Dump, verify and train.
 
-    Stages that are finished are not done again.
+    Each phase is a process of its own; the stages of a recipe run one after the other. Stages that are finished are not done again.
 
     Example: alignkd run run.yaml
     """

@@ -75,8 +75,8 @@ def _has_no_reader(descriptor: int) -> bool:
 
 def _forget_output() -> None:
     """Let the interpreter flush what stdout did not take to nowhere; it would print an error of its own."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        if sys.stdout is sys.__stdout__ and sys.stdout.fileno() == 1:
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout is not None and sys.stdout.fileno() == 1:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.close(nowhere)

@@ -164,6 +164,15 @@ def read_stem_info(path: Path) -> StemInfo:
     )
 
 
+def is_stem(path: Path) -> bool:
+    """Whether `path` is a stem file of any version."""
+    try:
+        with open_tensors(path) as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
     """The stem of a file on the CPU; the token embeddings stay mapped from it, the rest is read.
 

@@ -47,8 +47,8 @@ main.add_command(stem)
 def train(config: Path, stage: str | None, as_json: bool) -> None:
     """Phase 2: train a student from the store.
 
-    The teacher is not needed. Stop it any time and run it again: it goes on from the newest checkpoint. For several processes start it by
-    torchrun or deepspeed, see docs/training.md.
+    The teacher is not needed. Stop it any time and run it again: it goes on from the newest checkpoint. For several
+    processes start it by torchrun or deepspeed, see docs/training.md.
 
     Example: alignkd train run.yaml
     """
@@ -75,7 +75,8 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
 def run(config: Path, launcher: str, as_json: bool) -> None:
     """Dump, verify and train.
 
-    Each phase is a process of its own; the stages of a recipe run one after the other. Stages that are finished are not done again.
+    Each phase is a process of its own; the stages of a recipe run one after the other. Stages that are finished are
+    not done again.
 
     Example: alignkd run run.yaml
     """
@@ -87,7 +88,13 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder of the demo: a new one, an empty one, or one to go on with.",
+)
 @click.option("--quick", is_flag=True, help="Small data set and few steps: shows the way, not the effect.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Students per row.")
 @click.option("--ablation", is_flag=True, help="One row per loss, and other attention pairs in place of tqv.")

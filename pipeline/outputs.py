@@ -77,8 +77,11 @@ def claim_file(
     _check_can_be_made(out)
 
 
-def claim_folder(option: str, out: Path, is_ours: IsOurs, *, reads: Iterable[Path], force: bool) -> None:
+def claim_folder(option: str, out: Path, is_ours: IsOurs, *, reads: Iterable[Path], force: bool | None) -> None:
     """Refuse a folder that may not be written to, before any work is done for it.
+
+    Args:
+        force: use a folder that is not ours; None where there is no such option.
 
     Raises:
         InputError: it holds something that is not ours, or is read by the command.
@@ -90,9 +93,8 @@ def claim_folder(option: str, out: Path, is_ours: IsOurs, *, reads: Iterable[Pat
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     if out.exists() and any(out.iterdir()) and not is_ours(out) and not force:
-        raise InputError(
-            f"{option} {out}: not empty and not made by this command; choose another folder, or use --force"
-        )
+        also = "" if force is None else ", or use --force"
+        raise InputError(f"{option} {out}: not empty and not made by this command; choose another folder{also}")
     _check_can_be_made(out / "file")
 
 

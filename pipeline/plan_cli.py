@@ -43,9 +43,9 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
 def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None:
     """Disk, memory and hours that CONFIG will take.
 
-    Before anything runs: bytes of the store, memory of both phases, hours. Counts the data (a random part of it) and reads config.json of the models; of their weights only the vision towers,
-    to compare them, where both checkpoints are on this machine, unless --probe asks for more.
-    How everything is reckoned: docs/plan.md.
+    Shown before anything runs: bytes of the store, memory of both phases, hours. Counts the data (a random part of it)
+    and reads config.json of the models; of their weights only the vision towers, to compare them, where both
+    checkpoints are on this machine, unless --probe asks for more. How everything is reckoned: docs/plan.md.
 
     Example: alignkd plan run.yaml --gpu-memory 24GiB --disk 2TB
     """

@@ -62,8 +62,8 @@ def stats(
 ) -> None:
     """Count samples, tokens and what a dump drops.
 
-    Figures are per source data set, the first folder of the image path. Every sample is tokenised and every image looked at once, as the dump does it. Exits with 0 also when samples are
-    unusable: they are counted and named.
+    Figures are per source data set, the first folder of the image path. Every sample is tokenised and every image
+    looked at once, as the dump does it. Exits with 0 also when samples are unusable: they are counted and named.
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.console import clean_errors
 from pipeline.demo.models import TEACHER, write_configs
 from pipeline.demo.questions import (
     SCENE_QUESTION_TYPES,
@@ -28,6 +29,7 @@ from pipeline.demo.questions import (
     conversation,
 )
 from pipeline.demo.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
+from pipeline.outputs import claim_folder
 from vlm.batch import SequenceBatch, collate_sequences
 from vlm.checkpoint import load_example_builder, new_model, save_model
 from vlm.config import load_config
@@ -296,12 +298,14 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder of the checkpoint.")
 @click.option("--scenes", default=TeacherSchedule.scenes, show_default=True)
 @click.option("--tower-steps", default=TeacherSchedule.tower_steps, show_default=True)
 @click.option("--steps", default=TeacherSchedule.steps, show_default=True)
+@clean_errors
 def main(out: Path, scenes: int, tower_steps: int, steps: int) -> None:
     """Train the demo's teacher from nothing (about an hour on two cores)."""
+    claim_folder("--out", out, lambda folder: (folder / TOWER_FILE).is_file(), reads=(), force=None)
     train_teacher(out, TeacherSchedule(scenes=scenes, tower_steps=tower_steps, steps=steps))
 
 

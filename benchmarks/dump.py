@@ -291,7 +291,7 @@ def memory_of(options: dict[str, Any]) -> float:
         torch.cuda.reset_peak_memory_stats()
     else:
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the peak begins anew
     held = torch.cuda.memory_allocated() / 2**20 if cuda else _peak_host_memory()
     getattr(bench, options["memory_of"])()
     return (torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_host_memory()) - held
@@ -313,7 +313,7 @@ _PASSED_ON = (
 
 def _peak_host_memory() -> float:
     """MiB of anonymous and mapped memory, at most, since the peak was last cleared."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 

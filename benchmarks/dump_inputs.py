@@ -58,8 +58,10 @@ def write_inputs(folder: Path, options: Mapping[str, Any]) -> None:
     shape["num_key_value_heads"] = shape["num_attention_heads"]
     teacher = folder / "teacher"
     (teacher / "clip").mkdir(parents=True)
-    (teacher / "config.json").write_text(json.dumps({**official_config("MobileVLM_V2-1.7B"), **shape}))
-    (teacher / "clip" / "config.json").write_text(json.dumps(TOWER))
+    (teacher / "config.json").write_text(
+        json.dumps({**official_config("MobileVLM_V2-1.7B"), **shape}), encoding="utf-8"
+    )
+    (teacher / "clip" / "config.json").write_text(json.dumps(TOWER), encoding="utf-8")
     shutil.copyfile(TOKENIZER_MODEL, teacher / "tokenizer.model")
     model: MobileVLM = new_model(load_config(teacher), seed=0)
     save_model(model, teacher, tokenizer_from=teacher, dtype=DTYPES[options["dtype"]])
@@ -73,7 +75,7 @@ def write_inputs(folder: Path, options: Mapping[str, Any]) -> None:
         answer = " ".join(words).format(digit=digits.target[number % len(digits.target)])
         turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": answer}]
         entries.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
-    (folder / "data.json").write_text(json.dumps(entries))
+    (folder / "data.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 @torch.no_grad()

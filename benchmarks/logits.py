@@ -78,7 +78,7 @@ def main(
     if scores:
         _show([("learned from", "accuracy, %", "seeds"), *(_score_row(name, scores[name]) for name in scores)])
     out.joinpath("logits.json").write_text(
-        json.dumps({"gradients": [asdict(one) for one in found], "accuracy": scores}, indent=2) + "\n"
+        json.dumps({"gradients": [asdict(one) for one in found], "accuracy": scores}, indent=2) + "\n", encoding="utf-8"
     )
     draw(out / "logits.png", found)
 
@@ -151,15 +151,17 @@ class Demo:
         for recipe, group in students.items():
             for student in group:
                 write_run_config(self.folder, settings, recipe, student)
-                text = student.config.read_text()
+                text = student.config.read_text(encoding="utf-8")
                 place = self.folder.store(recipe.pairs)
-                student.config.write_text(text.replace(f"path: {place}\n", f"path: {place.with_name(store)}\n"))
+                student.config.write_text(
+                    text.replace(f"path: {place}\n", f"path: {place.with_name(store)}\n"), encoding="utf-8"
+                )
         run_commands([alignkd("dump", unfinished[0].config)])
         train_students(unfinished, settings.steps)
         evaluate_models(self.folder, unfinished)
 
     def _accuracy(self, students: Sequence[StudentPaths]) -> list[float]:
-        return [100 * json.loads(student.evaluation.read_text())["accuracy"] for student in students]
+        return [100 * json.loads(student.evaluation.read_text(encoding="utf-8"))["accuracy"] for student in students]
 
 
 def _slug(name: str) -> str:

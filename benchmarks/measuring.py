@@ -86,7 +86,7 @@ def _short(ratio: float) -> str:
 
 def machine() -> str:
     """The machine in words, and how busy it was with other work in the minute before."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = f"{len(models)} x {models[0]}" if models else platform.machine()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"

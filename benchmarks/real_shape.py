@@ -183,7 +183,7 @@ def write_checkpoint(folder: Path, name: str) -> str:
 def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
     """A checkpoint of the shape that `config.json` says, with random bfloat16 weights, a shard at a time; its size."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2))
+    (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
     (folder / "tokenizer.model").write_bytes(TOKENIZER_MODEL.read_bytes())
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in MobileVLM(load_config(folder)).state_dict().items()}
@@ -202,7 +202,7 @@ def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
             weight_map |= dict.fromkeys(pending, file)
             pending = {}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return f"{total / 1e9:.2f} GB"
 
 
@@ -224,7 +224,7 @@ def write_data(out: Path, samples: int) -> None:
         answer = ANSWER.format(digit=digit)
         turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": answer}]
         entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
-    (out / "data.json").write_text(json.dumps(entries))
+    (out / "data.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 def write_digits(folder: Path, count: int) -> list[int]:

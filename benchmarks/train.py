@@ -147,7 +147,7 @@ def prepare(
             },
         }
         configs[variant] = out / f"{variant}.yaml"
-        configs[variant].write_text(yaml.safe_dump(values))
+        configs[variant].write_text(yaml.safe_dump(values), encoding="utf-8")
         subprocess.run(
             [sys.executable, "-m", "pipeline.cli", "dump", str(configs[variant])], check=True, stdout=subprocess.DEVNULL
         )
@@ -164,7 +164,7 @@ def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int
         tower = {"model_type": "clip_vision_model", "hidden_size": 256, "intermediate_size": 1024, "image_size": 336}
         tower |= {"num_hidden_layers": 6, "num_attention_heads": 4, "patch_size": 14, "hidden_act": "quick_gelu"}
         (folder / "clip").mkdir(parents=True)
-        (folder / "clip" / "config.json").write_text(json.dumps(tower))
+        (folder / "clip" / "config.json").write_text(json.dumps(tower), encoding="utf-8")
     if depth is not None:
         raw["num_hidden_layers"] = depth
     write_random_checkpoint(folder, raw)
@@ -182,7 +182,7 @@ def write_data(out: Path, samples: int, tokens: int) -> None:
         values = (QUESTION, SENTENCE.format(digit=digit) * repeats)
         turns = [{"from": who, "value": value} for who, value in zip(("human", "gpt"), values, strict=True)]
         entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
-    (out / "data.json").write_text(json.dumps(entries))
+    (out / "data.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 def length_of(builder: Any, digit: int, repeats: int) -> int:

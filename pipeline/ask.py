@@ -13,7 +13,7 @@ from vlm.config import load_config
 from vlm.conversations import one_or_tuple
 from vlm.device_report import device_report
 from vlm.devices import Quantization, usable_device
-from vlm.errors import InputError, SampleError
+from vlm.errors import InputError, SampleError, unreadable
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import stream_greedy
 from vlm.model import MobileVLM
@@ -204,7 +204,7 @@ def _read_image(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: image cannot be read ({error.strerror}); check the path") from error
+        raise unreadable(path, error, "image cannot be read") from error
 
 
 def _dtype(question: Question, device: torch.device) -> DtypeName:

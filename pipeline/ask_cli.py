@@ -32,10 +32,10 @@ from pipeline.console import clean_errors, json_option, print_json
 @json_option
 @clean_errors
 def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **settings: Any) -> None:
-    """Ask CHECKPOINT a QUESTION, with or without images; greedy, so the answer is always the same.
+    """Ask CHECKPOINT a QUESTION, with or without images.
 
-    Where QUESTION does not say <image>, the images come first. Template plain captions one image and takes no
-    question: it is for checkpoints after pre-training.
+    Decoding is greedy, so the answer is always the same. Where QUESTION does not say <image>, the images come
+    first. Template plain captions one image and takes no question: it is for checkpoints after pre-training.
 
     Example: alignkd ask mtgv/MobileVLM_V2-1.7B --image photo.jpg "What is on the table?"
     """

@@ -13,6 +13,7 @@ from pipeline.data.cli import data
 from pipeline.dump_cli import dump
 from pipeline.models import models
 from pipeline.plan_cli import plan
+from pipeline.process import Program
 from pipeline.report_cli import report
 from pipeline.shards_cli import shards
 from pipeline.stem_cli import stem
@@ -21,7 +22,7 @@ CONFIG = click.argument("config", type=click.Path(path_type=Path))
 STAGE = click.option("--stage", help="One stage of a recipe of several.")
 
 
-@click.group()
+@click.group(cls=Program)
 @click.version_option(package_name="alignkd")
 def main() -> None:
     """Offline distillation of vision-language models: run the teacher once, train any number of students."""
@@ -44,10 +45,10 @@ main.add_command(stem)
 @json_option
 @clean_errors
 def train(config: Path, stage: str | None, as_json: bool) -> None:
-    """Phase 2: train a student from the store; the teacher is not needed.
+    """Phase 2: train a student from the store.
 
-    Stop it any time and run it again: it goes on from the newest checkpoint. For several processes start it by
-    torchrun or deepspeed, see docs/training.md.
+    The teacher is not needed. Stop it any time and run it again: it goes on from the newest checkpoint. For several
+    processes start it by torchrun or deepspeed, see docs/training.md.
 
     Example: alignkd train run.yaml
     """
@@ -72,9 +73,10 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
 @json_option
 @clean_errors
 def run(config: Path, launcher: str, as_json: bool) -> None:
-    """Dump, verify, train: each phase in a process of its own; of a recipe, stage after stage.
+    """Dump, verify and train.
 
-    Stages that are finished are not done again.
+    Each phase is a process of its own; the stages of a recipe run one after the other. Stages that are finished are
+    not done again.
 
     Example: alignkd run run.yaml
     """
@@ -86,7 +88,13 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder of the demo: a new one, an empty one, or one to go on with.",
+)
 @click.option("--quick", is_flag=True, help="Small data set and few steps: shows the way, not the effect.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Students per row.")
 @click.option("--ablation", is_flag=True, help="One row per loss, and other attention pairs in place of tqv.")

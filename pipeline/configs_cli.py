@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from disk.whole_file import write_whole
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.outputs import claim_file, force_option, never
 from vlm.errors import InputError
 
 SUFFIX = ".yaml"
@@ -15,10 +17,13 @@ SUFFIX = ".yaml"
 @click.command()
 @click.argument("name", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the recipe to this file; an existing one is kept.")
+@force_option
 @json_option
 @clean_errors
-def configs(name: str | None, out: Path | None, as_json: bool) -> None:
-    """List the ready recipes; show one, or copy it to edit its paths.
+def configs(name: str | None, out: Path | None, force: bool, as_json: bool) -> None:
+    """List, show or copy the ready recipes.
+
+    A copy is made to have its paths edited: an existing file is replaced with --force alone.
 
     Example: alignkd configs short-rtx3090 --out short.yaml
     """
@@ -35,7 +40,8 @@ def configs(name: str | None, out: Path | None, as_json: bool) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    copy_recipe(text, out)
+    claim_file("--out", out, never, reads=(), force=force)
+    write_whole(out, text)
     click.echo(f"wrote {out}; set its paths, then `alignkd plan {out}` and `alignkd run {out}`")
 
 
@@ -55,20 +61,6 @@ def recipe_text(name: str) -> str:
     if name not in recipes():
         raise InputError(f"{name}: no recipe of that name; choose one of {', '.join(recipes())}")
     return (_folder() / f"{name}{SUFFIX}").read_text(encoding="utf-8")
-
-
-def copy_recipe(text: str, out: Path) -> None:
-    """Write `text` to a new file.
-
-    Raises:
-        InputError: there is a file already.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise InputError(f"{out}: is there already; choose another name, or remove it") from None
 
 
 def _folder() -> Traversable:

@@ -24,10 +24,11 @@ MAX_LISTED = 10
 @json_option
 @clean_errors
 def dump(config: Path | None, stage: str | None, worker: str | None, store: str | None, as_json: bool) -> None:
-    """Phase 1: run the teacher over the data set and write its targets to the store.
+    """Phase 1: write the teacher's targets to a store.
 
-    Stop it any time and run it again: only shards that are not committed are computed. Ctrl-C finishes the shard in
-    hand, a second one gives it up; SIGTERM ends within 10 seconds. Several workers share a store: docs/running.md.
+    The teacher runs over the data set once. Stop it any time and run it again: only shards that are not
+    committed are computed. Ctrl-C finishes the shard in hand, a second one gives it up; SIGTERM ends within 10
+    seconds. Several workers share a store: docs/running.md.
 
     Example: alignkd dump run.yaml
     """

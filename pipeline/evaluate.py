@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from disk.whole_file import write_whole
 from vlm.checkpoint import load_example_builder, load_model
 from vlm.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
 from vlm.errors import InputError, SampleError
@@ -197,10 +198,7 @@ def _where(conversations: Path, sample: Sample) -> str:
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Write the answers and their figures as JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @json_option
 @clean_errors
 def models(checkpoint: str | None, vision_config: Path | None, as_json: bool) -> None:
-    """Shapes, parameters and bytes of the official models, or of CHECKPOINT (its weights are not read).
+    """Shapes and sizes of the official models.
+
+    With CHECKPOINT those of a checkpoint, whose weights are not read.
 
     Example: alignkd models mtgv/MobileVLM_V2-1.7B
     """

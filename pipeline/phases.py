@@ -33,4 +33,4 @@ def is_first_process() -> bool:
 def save_config(config: RunConfig, path: Path) -> None:
     """The configuration with every default filled in, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+    path.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")

@@ -41,11 +41,11 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
 @json_option
 @clean_errors
 def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None:
-    """Bytes of the store, memory of both phases and hours of CONFIG, before anything runs.
+    """Disk, memory and hours that CONFIG will take.
 
-    Counts the data (a random part of it) and reads config.json of the models; of their weights only the vision towers,
-    to compare them, where both checkpoints are on this machine, unless --probe asks for more.
-    How everything is reckoned: docs/plan.md.
+    Shown before anything runs: bytes of the store, memory of both phases, hours. Counts the data (a random part of it)
+    and reads config.json of the models; of their weights only the vision towers, to compare them, where both
+    checkpoints are on this machine, unless --probe asks for more. How everything is reckoned: docs/plan.md.
 
     Example: alignkd plan run.yaml --gpu-memory 24GiB --disk 2TB
     """

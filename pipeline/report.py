@@ -9,7 +9,7 @@ from typing import Any
 
 from storage import StoreError
 from student_train.output import FINISHED, METRICS, read_finished
-from vlm.errors import InputError
+from vlm.errors import InputError, unreadable
 
 LOSSES = ("loss", "supervised", "logit", "attention", "vision_all", "vision_focus")
 KINDS = "samples_"
@@ -105,8 +105,10 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     file = folder / METRICS
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a training run's output folder") from error
+    except OSError as error:
+        raise unreadable(file, error) from error
     # a run that is being written, or was killed, may end in half a line
     whole = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
     try:

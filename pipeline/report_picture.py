@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.picture_file import REPORT, save_picture
 from pipeline.report import LOSSES, Run
 
 COLUMNS = 3
@@ -29,4 +30,4 @@ def draw_curves(runs: Sequence[Run], path: Path, *, smooth: int) -> None:
         if number == 1:
             axes.legend(fontsize="small")
     figure.suptitle(f"mean of {smooth} steps", fontsize="small")
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, REPORT, dpi=110)

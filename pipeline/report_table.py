@@ -1,10 +1,20 @@
 """Runs side by side as a table: one column per run."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pipeline.report import LOSSES, Run
 
+HEADING = "# Training runs"
 NAMES = {"loss": "loss (weighted sum)", "vision_all": "vision, all tokens", "vision_focus": "vision, focus tokens"}
+
+
+def is_report(path: Path) -> bool:
+    """Whether `path` is a page that `markdown_table` made."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HEADING)) == HEADING.encode()
 
 
 def markdown_table(runs: Sequence[Run], *, picture: str, smooth: int) -> str:
@@ -17,7 +27,7 @@ def markdown_table(runs: Sequence[Run], *, picture: str, smooth: int) -> str:
         f"Losses are means over the last {smooth} steps that have the term, curves running means over as many; a term "
         "of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
     )
-    return "\n".join(["# Training runs", "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
+    return "\n".join([HEADING, "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
 
 
 def plain_table(runs: Sequence[Run]) -> str:

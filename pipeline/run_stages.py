@@ -86,7 +86,11 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
     assert config.train is not None
     finished = read_finished(config.train.output)
     saved = config.train.output / CONFIG
-    if finished is None or not saved.is_file() or json.loads(saved.read_text()) != config.model_dump(mode="json"):
+    if (
+        finished is None
+        or not saved.is_file()
+        or json.loads(saved.read_text(encoding="utf-8")) != config.model_dump(mode="json")
+    ):
         return None
     start = starting_point(config.train_job())
     if any(finished["settings"].get(name) != value for name, value in start.items()):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.console import clean_errors, format_bytes, json_option, print_json
+from pipeline.outputs import REPLACES, claim_file, force_option
 
 if TYPE_CHECKING:
     from vlm.stem import StemSizes
@@ -18,28 +19,38 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @click.group()
 def stem() -> None:
-    """The teacher's stem: attention and vision targets for no bytes on disk."""
+    """Alignment targets from the teacher's stem.
+
+    A stem is the few tensors of a teacher that give attention and vision targets for no bytes on disk.
+    """
 
 
 @stem.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--stage", help="One stage of a recipe of several.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help=f"The file to write. {REPLACES}")
 @click.option("--lm-head", is_flag=True, help="With lm_head and final norm, for logits of stored hidden states.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the stem; teacher.dtype by default.")
+@force_option
 @json_option
 @clean_errors
-def extract(config: Path, stage: str | None, out: Path, lm_head: bool, dtype: str | None, as_json: bool) -> None:
-    """Write the stem of CONFIG's teacher: projector, first layer's norm, W_q and W_k, token embeddings.
+def extract(
+    config: Path, stage: str | None, out: Path, lm_head: bool, dtype: str | None, force: bool, as_json: bool
+) -> None:
+    """Write the stem of CONFIG's teacher to a file.
+
+    A stem is projector, first layer's norm, W_q and W_k, and token embeddings.
 
     Example: alignkd stem extract run.yaml --out stem.safetensors
     """
     from pipeline.recipes import load_stage
     from vlm.stem_extract import extract_stem
+    from vlm.stem_file import is_stem
     from vlm.tower_hash import HASHED_DTYPES
 
     teacher = load_stage(config, "dump", stage).teacher
     assert teacher is not None
+    claim_file("--out", out, is_stem, reads=(config, teacher.checkpoint, teacher.vision_config), force=force)
     info = extract_stem(
         teacher.checkpoint,
         out,
@@ -55,7 +66,9 @@ def extract(config: Path, stage: str | None, out: Path, lm_head: bool, dtype: st
 @json_option
 @clean_errors
 def show(file: Path, as_json: bool) -> None:
-    """Whose stem FILE holds and what it takes; no tensor is read.
+    """Show whose stem FILE holds and its size.
+
+    No tensor is read.
 
     Example: alignkd stem show stem.safetensors --json
     """
@@ -72,7 +85,9 @@ def show(file: Path, as_json: bool) -> None:
 @json_option
 @clean_errors
 def size(model: str, vision_config: Path | None, lm_head: bool, dtype: str, as_json: bool) -> None:
-    """What a stem of MODEL would take, from its config.json alone.
+    """Compute the size of a stem of MODEL.
+
+    Its config.json is enough.
 
     Example: alignkd stem size mtgv/MobileVLM_V2-7B
     """

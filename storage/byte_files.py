@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.checksum import file_sha256
-from storage.errors import CorruptStoreError, StoreError
+from storage.errors import CorruptStoreError, StoreError, repair_step
 
 REPAIR = "restore the shard from a copy, or delete its commit record and dump again"
 # what one preadv call takes
@@ -147,7 +147,7 @@ class LocalFile:
             self._descriptor = os.open(path, os.O_RDONLY)
             self.size = os.fstat(self._descriptor).st_size
         except OSError as error:
-            raise CorruptStoreError(f"{label}: {error.strerror}; {REPAIR}") from None
+            raise CorruptStoreError(f"{label}: {error.strerror}; {repair_step(error, REPAIR)}") from None
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -159,7 +159,7 @@ class LocalFile:
             try:
                 got = os.preadv(self._descriptor, buffers[:MAX_BUFFERS], offset)  # type: ignore[arg-type]  # arrays too
             except OSError as error:
-                raise CorruptStoreError(f"{self.label}: {error.strerror}; {REPAIR}") from None
+                raise CorruptStoreError(f"{self.label}: {error.strerror}; {repair_step(error, REPAIR)}") from None
             offset += got
             if offset == end:
                 return
@@ -210,7 +210,8 @@ class LocalFiles:
         try:
             found = file_sha256(self.root / path)
         except OSError as error:
-            raise CorruptStoreError(f"{self.label(path)}: {error.strerror}; restore it from a copy") from None
+            step = repair_step(error, "restore it from a copy")
+            raise CorruptStoreError(f"{self.label(path)}: {error.strerror}; {step}") from None
         if found != sha256:
             raise CorruptStoreError(
                 f"{self.label(path)}: sha256 is {found[:12]}, expected {sha256[:12]}; restore it from a copy"
@@ -231,7 +232,8 @@ def read_file(path: Path | str, limit: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.readall() if size <= limit else b""
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}; is this the folder of a store?") from None
+        step = repair_step(error, "is this the folder of a store?")
+        raise StoreError(f"{path}: {error.strerror}; {step}") from None
     if size > limit:
         raise CorruptStoreError(f"{path}: holds {size} bytes, expected at most {limit}; this is no file of a store")
     return data

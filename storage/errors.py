@@ -1,10 +1,9 @@
 """Errors of the store: each is one line that names the file or field, both values and the next step."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from disk.next_step import is_no_room, next_step, reason
 
 
 class StoreError(ValueError):
@@ -41,6 +40,14 @@ def disk_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        step = "make room" if error.errno in _FULL else "check the folder"
-        where = error.filename or "while writing"
-        raise StoreError(f"{subject}: {error.strerror} ({where}); {step} and run again") from error
+        step = "make room and run again" if is_no_room(error) else next_step(error)
+        raise StoreError(f"{subject}: {reason(error)} ({error.filename or 'while writing'}); {step}") from error
+
+
+def repair_step(error: OSError, repair: str) -> str:
+    """What to do about a file of a store that cannot be read: `repair` where it is gone, not where it may be sound.
+
+    A missing permission or a file server that is away is no damage, and to delete or restore a shard for it does harm.
+    """
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return repair if gone else next_step(error)

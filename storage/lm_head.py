@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import CorruptStoreError
+from storage.errors import CorruptStoreError, repair_step
 from storage.manifest import Manifest
 
 LM_HEAD_FILE = "lm_head.safetensors"
@@ -39,7 +39,10 @@ class LmHead:
             self._weight = np.memmap(path, _DTYPES[str(entry["dtype"])], "r", 8 + size + start, shape)
         except CorruptStoreError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
+        except OSError as error:
+            step = repair_step(error, "restore it from a copy")
+            raise CorruptStoreError(f"{path}: {error.strerror}; {step}") from None
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
             raise CorruptStoreError(f"{path}: no safetensors file with {LM_HEAD_KEY}; restore it from a copy") from None
         self._is_bfloat16 = entry["dtype"] == "BF16"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
+from disk.cache_home import cache_home
 from storage.errors import StoreError
 
 _VARIABLES = {
@@ -36,7 +37,7 @@ class RemoteSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cache_folder: Path = Field(default_factory=lambda: _cache_home() / "alignkd")
+    cache_folder: Path = Field(default_factory=lambda: cache_home() / "alignkd")
     cache_bytes: ByteSize = Field(default=ByteSize(20 << 30), ge=0)
     block_bytes: ByteSize = Field(default=ByteSize(4 << 20), ge=4096, le=256 << 20)
     timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
@@ -65,7 +66,3 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Re
         first = error.errors()[0]
         name = _VARIABLES[str(first["loc"][0])]
         raise StoreError(f"{name} is {first['input']!r}: {first['msg']}; correct or unset it") from None
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -36,7 +36,9 @@ def write_metadata(
         )
         document["shape"] = list(arrays[column.name].shape)
         document["chunk_grid"]["configuration"]["chunk_shape"] = list(_file_shape(arrays[column.name]))
-        (folder / column.name / METADATA).write_text(json.dumps(document, indent=config.get("json_indent")))
+        (folder / column.name / METADATA).write_text(
+            json.dumps(document, indent=config.get("json_indent")), encoding="utf-8"
+        )
 
 
 @lru_cache(256)

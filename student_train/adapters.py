@@ -5,11 +5,11 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.errors import TrainError
+from student_train.errors import TrainError, unreadable
+from vlm.tensor_file import open_tensors, save_tensors
 
 AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
 
@@ -68,7 +68,7 @@ class Adapters(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, float32."""
-        save_file({name: value.float().contiguous() for name, value in self.state_dict().items()}, path)
+        save_tensors({name: value.float().contiguous() for name, value in self.state_dict().items()}, path)
 
     def load(self, path: Path) -> None:
         """Read weights written by `save` or by the reference code's layout.
@@ -77,8 +77,11 @@ class Adapters(nn.Module):
             TrainError: no readable safetensors file, or other names or shapes than this pair of models needs.
         """
         try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as error:
+            with open_tensors(path) as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise unreadable(f"adapters {path}", error) from error
+        except SafetensorError as error:
             raise TrainError(f"adapters {path}: cannot be read ({error}); give a safetensors file") from error
         wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         shapes = {name: tuple(value.shape) for name, value in found.items()}

@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from disk.opening import check_readable
 from storage import StoreError
 from storage.checksum import file_crc32c
 from storage.sealed_json import seal, unseal
 from student_train.engine import MOMENTS, Engine
-from student_train.errors import TrainError, writing
+from student_train.errors import TrainError, unreadable, writing
 from student_train.ranks import Ranks
+from vlm.tensor_file import open_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
@@ -69,7 +69,7 @@ def save_checkpoint(
     for kind, tensors in _tensors(engine):
         gathered = dict(tensors) if ranks.is_first else _discard(tensors)
         if ranks.is_first and not problem:
-            problem = _attempt(target, partial(save_file, gathered, temporary / f"{kind}.safetensors"))
+            problem = _attempt(target, partial(save_tensors, gathered, temporary / f"{kind}.safetensors"))
     if ranks.is_first:
         document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
@@ -102,10 +102,10 @@ def load_checkpoint(folder: Path, engine: Engine, settings: Mapping[str, Any], r
     if found is None:
         return TrainState()
     path, document = found
-    with safe_open(path / "weights.safetensors", "pt") as file:
+    with open_tensors(path / "weights.safetensors") as file:
         engine.load_weights(file.get_tensor)
     for kind in MOMENTS:
-        with safe_open(path / f"{kind}.safetensors", "pt") as file:
+        with open_tensors(path / f"{kind}.safetensors") as file:
             engine.load_moments(kind, file.get_tensor)
     engine.load_counters(document["counters"])
     return TrainState.of(document)
@@ -181,6 +181,7 @@ def _all_checkpoints(folder: Path) -> list[Path]:
 def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     candidates = _all_checkpoints(folder)
     for path in reversed(candidates):
+        _check_can_be_opened(path)
         try:
             return path, _verified(path)
         except (StoreError, TrainError) as error:
@@ -190,6 +191,21 @@ def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             f"{folder}: none of {len(candidates)} checkpoints is sound; restore one, or choose another output"
         )
     return None
+
+
+def _check_can_be_opened(path: Path) -> None:
+    """Stop at a checkpoint without permission or behind a file server that is away: it may be sound and is not skipped.
+
+    Raises:
+        TrainError: a file that is there cannot be opened.
+    """
+    try:
+        for file in path.iterdir():
+            check_readable(file)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return  # damage, which `_verified` names
+    except OSError as error:
+        raise unreadable(error.filename or path, error) from error
 
 
 def _verified(path: Path) -> dict[str, Any]:

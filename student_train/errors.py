@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from disk.next_step import next_step, reason
+
 
 class TrainError(ValueError):
     """A training run that cannot start or go on as asked."""
@@ -13,8 +15,16 @@ class TrainError(ValueError):
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into a TrainError that names `target`."""
+    """Turn a full disk, a read-only folder and the like into a TrainError that names `target` and the next step."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"{target}: cannot be written ({error}); free some space and run again") from error
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(target) else ""
+        raise TrainError(f"{target}: cannot be written ({reason(error)}{where}); {next_step(error)}") from error
+    except SafetensorError as error:  # the cause is not the file system
+        raise TrainError(f"{target}: cannot be written ({' '.join(str(error).split())}); report this") from error
+
+
+def unreadable(what: object, error: OSError) -> TrainError:
+    """The error for a file that the system does not open or read: nothing is known about its content."""
+    return TrainError(f"{what}: cannot be read ({reason(error)}); {next_step(error)}")

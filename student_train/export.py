@@ -4,7 +4,6 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from storage.sealed_json import seal
@@ -16,6 +15,7 @@ from student_train.metrics import Metrics
 from student_train.output import FINISHED, adapters_file, student_folder
 from student_train.zero_config import ADAPTER_PREFIX
 from vlm.checkpoint import resolve_checkpoint, save_model
+from vlm.tensor_file import save_tensors
 
 
 def check_output(job: TrainJob) -> None:
@@ -37,7 +37,7 @@ def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str,
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(output):
         save_model(engine.student.model, temporary, tokenizer_from=resolve_checkpoint(job.student))
-        save_file(adapters, output / ".tmp-adapters")
+        save_tensors(adapters, output / ".tmp-adapters")
         (output / ".tmp-finished").write_bytes(seal({**asdict(state), "settings": settings, "metrics": last}))
         for path in (*temporary.iterdir(), temporary, output / ".tmp-adapters", output / ".tmp-finished"):
             sync(path)

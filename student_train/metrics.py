@@ -29,21 +29,21 @@ class MetricsLog:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             temporary.replace(self.path)
         return kept[-1] if kept else {}
 
     def append(self, values: Mapping[str, float | int | bool | None]) -> Metrics:
         """Write one line, values that JSON has no number for as null; returns what was written."""
         line: Metrics = {name: _json_number(value) for name, value in values.items()}
-        with writing(self.path), self.path.open("a") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
 
     def _complete_lines(self) -> list[str]:
         if not self.path.exists():
             return []
-        return [line for line in self.path.read_text().splitlines(keepends=False) if line.endswith("}")]
+        return [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=False) if line.endswith("}")]
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from storage import StoreReader
 from storage.checksum import file_crc32c
-from student_train.errors import TrainError
+from student_train.errors import unreadable
 from student_train.job import TrainJob
 from student_train.ranks import Ranks
 from student_train.target_sources import stem_of_run, targets_of_stem
@@ -73,6 +73,4 @@ def _checksum(adapters: Path) -> str:
     try:
         return f"{file_crc32c(adapters):08x}"
     except OSError as error:
-        raise TrainError(
-            f"adapters {adapters}: cannot be read ({error.strerror}); give a safetensors file, or leave adapters out"
-        ) from error
+        raise unreadable(f"adapters {adapters}", error) from error

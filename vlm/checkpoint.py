@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from disk.whole_file import write_whole
 from vlm.config import VLMConfig, load_config
 from vlm.devices import Quantization, keep_float32_exact, usable_device
 from vlm.errors import InputError, one_line
@@ -152,7 +153,7 @@ def save_model(
     write_weights(model.state_dict(), folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
     saved_dtype = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     raw: dict[str, Any] = {**model.config.raw, "torch_dtype": saved_dtype}
-    (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / "config.json", json.dumps(raw, indent=2, sort_keys=True) + "\n")
     if tokenizer_from.resolve() == folder.resolve():
         return
     _copy_files(tokenizer_from, folder, (*TOKENIZER_FILES, "generation_config.json"))

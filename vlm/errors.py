@@ -1,5 +1,9 @@
 """Errors a user can cause; each message is one line that says what was found, what was expected and what to do."""
 
+from pathlib import Path
+
+from disk.next_step import next_step, reason
+
 
 class InputError(ValueError):
     """A file, value or configuration of the user's is unusable. The message is one complete line."""
@@ -11,6 +15,15 @@ class SampleError(InputError):
 
 class ImageError(SampleError):
     """The bytes of a sample's image are no usable image; the message does not name the file, which is the caller's."""
+
+
+def unreadable(path: Path, error: OSError, what: str = "cannot be read") -> InputError:
+    """The error for a file that the system does not open or read: nothing is known about its content.
+
+    Args:
+        what: could not be done.
+    """
+    return InputError(f"{path}: {what} ({reason(error)}); {next_step(error)}")
 
 
 def one_line(text: object) -> str:

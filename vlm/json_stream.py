@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import InputError
+from vlm.errors import InputError, unreadable
 from vlm.json_index import EntryIndex, beyond_limits, index_entries
 from vlm.json_window import WINDOW_BYTES, BrokenJsonError, JsonError, NotUtf8Error, line_and_column
 
@@ -95,7 +95,7 @@ class JsonEntries:
             data = os.pread(descriptor, end - start, start)
             version = FileVersion.of(descriptor)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read any more ({error.strerror}); restore the file") from error
+            raise unreadable(self.path, error, "cannot be read any more") from error
         if version != self._version:
             raise self._changed(f"now {version}")
         return data
@@ -129,7 +129,7 @@ def _read_through(path: Path, window: int, progress: ReadProgress | None) -> tup
                 raise _refusal(path, fault) from fault
             now = FileVersion.of(stream.fileno())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise unreadable(path, error) from error
     if now != version or index.num_bytes != version.num_bytes:
         raise InputError(f"{path}: changed while being read, was {version}, now {now}; wait until it is complete")
     return version, index

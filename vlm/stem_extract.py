@@ -39,10 +39,8 @@ def extract_stem(
         vision_config: folder with the vision tower's `config.json`, overriding `mm_vision_tower`.
 
     Raises:
-        InputError: no usable checkpoint, a tensor that is missing or misshapen, or no such folder for `out`.
+        InputError: no usable checkpoint, a tensor that is missing or misshapen, or `out` cannot be written.
     """
-    if not out.absolute().parent.is_dir() or out.is_dir():
-        raise InputError(f"{out}: {'is a folder' if out.is_dir() else 'its folder does not exist'}; give a file path")
     return write_stem(out, _parts(checkpoint, dtype, lm_head, vision_config))
 
 

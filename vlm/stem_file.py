@@ -1,21 +1,21 @@
 """A stem as one safetensors file: the tensors by their checkpoint names, and in the metadata whose they are."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from vlm.config import LLAMA_KEYS, VLMConfig
-from vlm.errors import InputError, one_line
+from vlm.errors import InputError, one_line, unreadable
 from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
+from vlm.tensor_file import open_tensors, save_tensors
 from vlm.tower_hash import HASHED_DTYPES
 
 METADATA_KEY = "alignkd_stem"
@@ -117,23 +117,15 @@ def stem_file_bytes(parts: StemParts) -> int:
 
 
 def write_stem(path: Path, parts: StemParts) -> StemInfo:
-    """Write a stem whole or not at all: under another name, flushed to the disk, then renamed.
+    """Write a stem whole or not at all; missing folders are made.
 
     Raises:
         InputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(dict(parts.weights), temporary, metadata=parts.metadata())
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except SafetensorError as error:  # how a full disk or a missing permission arrives
-        raise InputError(
-            f"{path}: cannot be written ({one_line(error)[:160]}); free space or choose another path"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        save_tensors(parts.weights, path, metadata=parts.metadata())
+    except OSError as error:
+        raise unreadable(path, error, "cannot be written") from error
     return read_stem_info(path)
 
 
@@ -144,12 +136,14 @@ def read_stem_info(path: Path) -> StemInfo:
         InputError: no stem file, a damaged one, or of another version.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             shapes = {key: tuple(part.get_shape()) for key, part in found.items()}
             dtypes = {part.get_dtype() for part in found.values()}
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise unreadable(path, error, "cannot be read as a stem") from error
+    except SafetensorError as error:
         raise InputError(
             f"{path}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
         ) from error
@@ -170,6 +164,15 @@ def read_stem_info(path: Path) -> StemInfo:
     )
 
 
+def is_stem(path: Path) -> bool:
+    """Whether `path` is a stem file of any version."""
+    try:
+        with open_tensors(path) as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
     """The stem of a file on the CPU; the token embeddings stay mapped from it, the rest is read.
 
@@ -181,7 +184,7 @@ def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
     """
     info = read_stem_info(path)
     wanted = stem_shapes(info.config, lm_head=lm_head and info.has_lm_head)
-    with safe_open(path, "pt") as file:
+    with open_tensors(path) as file:
         mapped = {key: file.get_tensor(key) for key in wanted}
     # a copy of all but the table: a file that is replaced later must not change what is trained on
     return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from vlm.errors import InputError, one_line
+from vlm.errors import InputError, one_line, unreadable
+from vlm.tensor_file import open_tensors
 
 TOKENIZER_FILE = "tokenizer.model"
 LM_HEAD_FILE = "lm_head.safetensors"
@@ -26,9 +27,11 @@ def read_lm_head(path: Path, *, vocab_size: int, hidden_size: int) -> Tensor:
         InputError: no safetensors file, or another matrix.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             weight_VD: Tensor = file.get_tensor(LM_HEAD_KEY)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except SafetensorError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)[:200]}); dump the targets again") from error
     if tuple(weight_VD.shape) != (vocab_size, hidden_size):
         raise InputError(

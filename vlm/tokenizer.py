@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from vlm.errors import InputError, SampleError
+from vlm.errors import InputError, SampleError, unreadable
 from vlm.tokenizer_rules import SPECIAL_TOKENS, TokenizerRules, read_rules
 
 PROBE_TEXTS = (
@@ -162,7 +162,10 @@ class LegacyLlamaTokenizer:
 
 def _read_model(file: Path) -> bytes:
     if file.is_file():
-        return file.read_bytes()
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise unreadable(file, error) from error
     if (file.parent / "tokenizer.json").is_file():
         raise InputError(
             f"{file}: no such file, only tokenizer.json, whose fast tokenizer gives other ids than the teacher was "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import InputError, one_line
+from vlm.errors import InputError, one_line, unreadable
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -119,7 +119,9 @@ def _read_object(file: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({one_line(error)}); copy the file again") from error
     if not isinstance(value, dict):
         raise InputError(f"{file}: a JSON {type(value).__name__}, expected an object; copy the file again")

@@ -10,8 +10,10 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+
+from disk.whole_file import write_whole
+from vlm.tensor_file import save_tensors
 
 MAX_SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"
@@ -39,9 +41,7 @@ def write_weights(
     names = _file_names(len(shards))
     for name, keys in zip(names, shards, strict=True):
         tensors = {key: weights[key].detach().to("cpu", dtype or weights[key].dtype).contiguous() for key in keys}
-        # A process that has the old file mapped keeps the old bytes.
-        (folder / name).unlink(missing_ok=True)
-        save_file(tensors, folder / name, metadata=METADATA)
+        save_tensors(tensors, folder / name, metadata=METADATA)  # who has the old file mapped keeps the old bytes
     _write_index(folder, {key: name for name, keys in zip(names, shards, strict=True) for key in keys}, weights, dtype)
     for stale in set(folder.glob("model-*-of-*.safetensors")) | {folder / "model.safetensors"}:
         if stale.name not in names:
@@ -85,7 +85,7 @@ def _write_index(
         return
     total_size = sum(_num_bytes(tensor, dtype) for tensor in weights.values())
     document = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(document, indent=2) + "\n")
+    write_whole(folder / INDEX, json.dumps(document, indent=2) + "\n")
 
 
 def _num_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:

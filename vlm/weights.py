@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from disk.opening import check_readable
 from vlm.conversations import read_json
-from vlm.errors import InputError, one_line
+from vlm.errors import InputError, one_line, unreadable
+from vlm.tensor_file import open_tensors
 
 # In order of preference: where a folder holds both, safetensors win and the `.bin` files are not looked at.
 FORMATS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -39,11 +40,11 @@ def weight_shapes(file: Path) -> dict[str, Shape]:
     """Name -> shape of every tensor of a weight file; no weights are read.
 
     Raises:
-        InputError: broken file, or one that holds more than tensors.
+        InputError: a file that cannot be opened, is broken, or holds more than tensors.
     """
     with _named_errors(file):
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
+            with open_tensors(file) as opened:
                 return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
         return {key: tuple(tensor.shape) for key, tensor in _load_bin(file).items()}
 
@@ -52,11 +53,11 @@ def iter_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a weight file, each a view of the mapped file: copy it to keep it.
 
     Raises:
-        InputError: broken file, or one that holds more than tensors.
+        InputError: a file that cannot be opened, is broken, or holds more than tensors.
     """
     with _named_errors(file):
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
+            with open_tensors(file) as opened:
                 for key in opened.keys():  # noqa: SIM118
                     yield key, opened.get_tensor(key)
         else:
@@ -100,6 +101,10 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _named_errors(file: Path) -> Iterator[None]:
+    try:
+        check_readable(file)
+    except OSError as error:
+        raise unreadable(file, error) from error
     try:
         yield
     except InputError:

@@ -6,6 +6,8 @@ from typing import Literal
 import click
 
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.outputs import REPLACES, claim_file, force_option
+from pipeline.picture_file import DATA_STATS, is_drawn_by
 
 DEFAULT_CHECKPOINT = "mtgv/MobileVLM_V2-1.7B"
 
@@ -37,8 +39,11 @@ def data() -> None:
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
 @click.option("--no-decode", is_flag=True, help="Only open each image, do not decode it.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; as many as CPUs by default.")
-@click.option("--png", type=click.Path(path_type=Path), help="Draw the distribution of tokens to this file.")
+@click.option(
+    "--png", type=click.Path(path_type=Path), help=f"Draw the distribution of tokens to this file. {REPLACES}"
+)
 @click.option("--list", "listing", type=click.Path(path_type=Path), help="JSON lines: every dropped sample and why.")
+@force_option
 @json_option
 @clean_errors
 def stats(
@@ -52,19 +57,26 @@ def stats(
     workers: int | None,
     png: Path | None,
     listing: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Count samples, tokens and what a dump would drop, per source data set (first folder of the image path).
+    """Count samples, tokens and what a dump drops.
 
-    Every sample is tokenised and every image looked at once, as the dump does it. Exits with 0 also when samples are
-    unusable: they are counted and named.
+    Figures are per source data set, the first folder of the image path. Every sample is tokenised and every image
+    looked at once, as the dump does it. Exits with 0 also when samples are unusable: they are counted and named.
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """
+    from pipeline.data.figures import is_listing
     from pipeline.data.report import report_lines
     from pipeline.data.stats import StatsJob, data_stats
     from pipeline.workers import usable_cpus
 
+    reads = (*files, images, checkpoint, vision_config)
+    if listing is not None:
+        claim_file("--list", listing, is_listing, reads=reads, force=force)
+    if png is not None:
+        claim_file("--png", png, is_drawn_by(DATA_STATS), reads=(*reads, listing), force=force)
     job = StatsJob(
         conversations=files,
         images=images,

@@ -1,6 +1,8 @@
 """The figures of `alignkd data stats`, as they are printed and given to scripts."""
 
-from dataclasses import asdict, dataclass, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ from pipeline.data.histogram import Histogram
 
 ImagesChecked = Literal["no", "opened", "decoded"]
 NOTHING = np.zeros(0, np.int64)
+MAX_LINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,17 @@ class Dropped:
     tokens: int | None
     overlong_for: list[int]
     reason: str
+
+
+def is_listing(path: Path) -> bool:
+    """Whether `path` is a list of dropped samples (`pipeline.data.listing`): its first line has their keys."""
+    with path.open("rb") as file:
+        line = file.readline(MAX_LINE_BYTES)
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict) and entry.keys() == {field.name for field in fields(Dropped)}
 
 
 @dataclass(frozen=True, kw_only=True)

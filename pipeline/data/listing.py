@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from disk.whole_file import written_whole
 from pipeline.data.figures import Dropped
 from pipeline.data.scan import Scan, judge_image, judge_text, source_of
 from pipeline.data.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
@@ -50,14 +51,8 @@ def write_listing(path: Path, scan: Scan, table: SampleTable, limits: Sequence[i
     """
     strictest = table.kinds(min(limits, default=None))
     numbers = np.flatnonzero(strictest != KEPT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            dropped = dropped_samples(scan, table, limits, numbers)
-            for entry in tqdm(dropped, total=len(numbers), desc="list", unit="sample", disable=None):
-                stream.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as aside, aside.open("w", encoding="utf-8") as stream:
+        dropped = dropped_samples(scan, table, limits, numbers)
+        for entry in tqdm(dropped, total=len(numbers), desc="list", unit="sample", disable=None):
+            stream.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
     return len(numbers)

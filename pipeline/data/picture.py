@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.data.figures import DataStats
 from pipeline.data.histogram import shown_length
+from pipeline.picture_file import DATA_STATS, save_picture
 
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito: colour-blind people tell them apart
 NUM_BINS = 80
@@ -47,5 +48,4 @@ def draw_lengths(stats: DataStats, path: Path) -> None:
     axes.set_ylabel("samples")
     axes.set_xlim(0, edges[-1])
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, format="png")
+    save_picture(figure, path, DATA_STATS, dpi=DPI)

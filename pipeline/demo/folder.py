@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disk.whole_file import write_whole
 from pipeline.demo.dataset import DatasetFiles
 from pipeline.demo.models import VISION_FOLDER
 from pipeline.demo.settings import AttentionPairs
@@ -153,9 +154,7 @@ def made_once(target: Path, make: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Indented JSON, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

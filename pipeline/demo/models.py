@@ -72,8 +72,8 @@ def write_configs(folder: Path, config: dict[str, Any]) -> None:
     """`config.json`, the vision tower's config and the tokenizer of a checkpoint that has no weights yet."""
     vision = folder / VISION_FOLDER
     vision.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (vision / "config.json").write_text(json.dumps(VISION_TOWER, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (vision / "config.json").write_text(json.dumps(VISION_TOWER, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if TOKENIZER_MODEL.resolve() != (folder / "tokenizer.model").resolve():
         shutil.copyfile(TOKENIZER_MODEL, folder / "tokenizer.model")
 

@@ -77,7 +77,7 @@ def draw_losses(path: Path, metrics: Mapping[str, Sequence[Path]]) -> Path:
 
 def read_curves(file: Path) -> dict[str, NDArray[np.float64]]:
     """Each term that a run had, float64 [steps]; NaN at a skipped step."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     values = {term: [np.nan if line.get(term) is None else line[term] for line in lines] for term in TERM_TITLES}
     curves = {term: np.array(found, dtype=np.float64) for term, found in values.items()}
     return {term: curve for term, curve in curves.items() if not np.isnan(curve).all()}

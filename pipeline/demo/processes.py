@@ -119,7 +119,7 @@ def _check(command: Command, exit_code: int) -> None:
     how = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
     said = "the lines above say why"
     if command.log is not None:
-        lines = command.log.read_text(errors="replace").splitlines()
+        lines = command.log.read_text(errors="replace", encoding="utf-8").splitlines()
         said = f"it said {lines[-1]!r}, see {command.log}" if lines else f"it said nothing, see {command.log}"
     raise InputError(f"{command.name}: ended with {how}: {said}; mend it and run the same command again to go on")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from disk.whole_file import write_whole
 from pipeline.demo.folder import DemoFolder, StudentPaths, write_json
 from pipeline.demo.processes import available_cores
 from pipeline.demo.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
@@ -46,7 +47,7 @@ def write_report(folder: DemoFolder, report: Mapping[str, Any], pictures: Mappin
         pictures: caption -> file.
     """
     write_json(folder.root / "report.json", report)
-    (folder.root / "report.md").write_text(markdown(report, pictures, folder.root), encoding="utf-8")
+    write_whole(folder.root / "report.md", markdown(report, pictures, folder.root))
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -144,7 +145,9 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+            line.partition(":")[2].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
         ]
         if names:
             return names[0]

@@ -21,7 +21,7 @@ class Steps:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @contextmanager
     def __call__(self, name: str, what: str) -> Iterator[None]:

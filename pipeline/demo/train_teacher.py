@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.console import clean_errors
 from pipeline.demo.models import TEACHER, write_configs
 from pipeline.demo.questions import (
     SCENE_QUESTION_TYPES,
@@ -29,6 +29,7 @@ from pipeline.demo.questions import (
     conversation,
 )
 from pipeline.demo.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
+from pipeline.outputs import claim_folder
 from vlm.batch import SequenceBatch, collate_sequences
 from vlm.checkpoint import load_example_builder, new_model, save_model
 from vlm.config import load_config
@@ -36,7 +37,9 @@ from vlm.examples import Example, ExampleBuilder
 from vlm.model import MobileVLM
 from vlm.position_map import position_map
 from vlm.templates import IMAGE_PLACEHOLDER, Turn, tokenize_conversation
+from vlm.tensor_file import save_tensors
 from vlm.vision_tower import VisionTower
+from vlm.weights import iter_weights
 
 SCENE_SEED = 77_001
 EVALUATION_SEED = 77_002
@@ -283,10 +286,10 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     report(f"{schedule} drew {schedule.scenes} scenes", started)
     tower_file = out / TOWER_FILE
     if tower_file.is_file():  # a run that was stopped goes on with its tower
-        model.model.vision_tower.load_state_dict(load_file(tower_file))
+        model.model.vision_tower.load_state_dict(dict(iter_weights(tower_file)))
     else:
         train_tower(model, scenes, schedule)
-        save_file(model.model.vision_tower.state_dict(), tower_file)
+        save_tensors(model.model.vision_tower.state_dict(), tower_file)
     train_language(model, scenes, builder, schedule)
     model.model.config._attn_implementation = "sdpa"
     save_model(model.half(), out, tokenizer_from=out)
@@ -295,12 +298,14 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new checkpoint.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder of the checkpoint.")
 @click.option("--scenes", default=TeacherSchedule.scenes, show_default=True)
 @click.option("--tower-steps", default=TeacherSchedule.tower_steps, show_default=True)
 @click.option("--steps", default=TeacherSchedule.steps, show_default=True)
+@clean_errors
 def main(out: Path, scenes: int, tower_steps: int, steps: int) -> None:
     """Train the demo's teacher from nothing (about an hour on two cores)."""
+    claim_folder("--out", out, lambda folder: (folder / TOWER_FILE).is_file(), reads=(), force=None)
     train_teacher(out, TeacherSchedule(scenes=scenes, tower_steps=tower_steps, steps=steps))
 
 

@@ -23,10 +23,10 @@ Layout = Literal["zarr", "webdataset"]
 @json_option
 @clean_errors
 def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bool) -> None:
-    """Write the store SOURCE again as TARGET in another physical layout; nothing is decoded or rounded again.
+    """Copy SOURCE to TARGET in another layout.
 
-    Quarantined samples and attachments come along. Stop it any time and run it again: it goes on. Converting back
-    gives the original's bytes.
+    Nothing is decoded or rounded again. Quarantined samples and attachments come along. Stop it any time and run it
+    again: it goes on. Converting back gives the original's bytes.
 
     Example: alignkd shards convert runs/store runs/store-tar --backend webdataset
     """
@@ -48,11 +48,11 @@ def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bo
 @json_option
 @clean_errors
 def merge(stores: tuple[Path | str, ...], backend: Layout | None, keep_first: bool, as_json: bool) -> None:
-    """Write stores of the same teacher over different data into one new store TARGET.
+    """Merge stores of one teacher into TARGET.
 
-    Indices of the second store's samples go on where the first's end, and so on. Stores with another teacher or other
-    codecs are refused, records that two stores have both (by key) too, unless --keep-first: then the later ones are
-    listed as quarantined. Stop it any time and run it again: it goes on.
+    The stores hold different data. Indices of the second store's samples go on where the first's end, and so on.
+    Stores with another teacher or other codecs are refused, records that two stores have both (by key) too, unless
+    --keep-first: then the later ones are listed as quarantined. Stop it any time and run it again: it goes on.
 
     Example: alignkd shards merge runs/captions runs/dialogs runs/all
     """

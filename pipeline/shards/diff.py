@@ -24,11 +24,11 @@ MAX_NAMED = 10
 @json_option
 @clean_errors
 def diff(a: Path | str, b: Path | str, tolerance: float | None, ignore: tuple[str, ...], as_json: bool) -> None:
-    """Compare stores A and B record by record, whatever their layouts and codecs.
+    """Compare stores A and B record by record.
 
-    Records are matched by key. Without --tolerance a target must be equal to the bit where both stores keep it by the
-    same codec, and agree within the codecs' stated error bounds where not. Differences between the manifests are shown
-    and do not count.
+    They may have different layouts and codecs. Records are matched by key. Without --tolerance a target must be
+    equal to the bit where both stores keep it by the same codec, and agree within the codecs' stated error bounds
+    where not. Differences between the manifests are shown and do not count.
 
     Exits with 0 when the stores are equal in this sense, with 1 when not.
 

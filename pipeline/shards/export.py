@@ -4,21 +4,35 @@ from pathlib import Path
 
 import click
 
+from disk.whole_file import write_whole
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.outputs import REPLACES, claim_file, force_option
 from pipeline.shards.options import STORE, find_record, record_options
+
+WRITTEN_BY, COMMAND = "written_by", "alignkd shards export"
 
 
 @click.command()
 @STORE
 @record_options
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help=f"A .safetensors file. {REPLACES}")
 @click.option("--raw", is_flag=True, help="Targets as they are stored, not decoded.")
+@force_option
 @json_option
 @clean_errors
 def export(
-    store: Path | str, sample_id: str | None, key: str | None, index: int | None, out: Path, raw: bool, as_json: bool
+    store: Path | str,
+    sample_id: str | None,
+    key: str | None,
+    index: int | None,
+    out: Path,
+    raw: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write one record of STORE as a safetensors file, encoded targets decoded to float32.
+    """Write one record of STORE to a file.
+
+    The file is in the safetensors format; encoded targets are decoded to float32.
 
     With --raw every array is as the store holds it, by the name of its column; the file's metadata say how to decode.
 
@@ -28,21 +42,32 @@ def export(
         raise click.UsageError("say which record: --id, --key or --index")
     import json
 
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from pipeline.record_view import export_tensors, stored_parts
     from storage.columns import describe_targets
     from storage.reader import StoreReader
 
+    claim_file("--out", out, is_exported, reads=(), closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)
     record = find_record(reader, sample_id=sample_id, key=key, index=index)
-    metadata = {"key": record.key, "id": record.id, "index": str(record.index)}
+    metadata = {WRITTEN_BY: COMMAND, "key": record.key, "id": record.id, "index": str(record.index)}
     if raw:
         metadata["codecs"] = json.dumps(describe_targets(reader.manifest))
     tensors = (stored_parts if raw else export_tensors)(record, reader.manifest)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out, metadata=metadata)
+    write_whole(out, save(tensors, metadata=metadata))
     if as_json:
         print_json({"out": str(out), "tensors": {name: list(values.shape) for name, values in tensors.items()}})
     else:
         click.echo(f"wrote {out}: " + ", ".join(f"{name} {list(values.shape)}" for name, values in tensors.items()))
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `path` is a file that this command wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}).get(WRITTEN_BY) == COMMAND
+    except (OSError, SafetensorError):  # no safetensors file
+        return False

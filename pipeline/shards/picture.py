@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.picture_file import SHARDS_SHOW, save_picture
 from pipeline.shards.attention_map import attention_map, is_padded, map_extent
 from pipeline.shards.pieces import Pieces
 from storage.manifest import Manifest
@@ -57,8 +58,7 @@ def draw_attention(
         plain.set_title(f"{record.id} (index {record.index})", fontsize=8, parse_math=False)
         over.set_title(shown.title.replace("\u2581", " "), fontsize=8, parse_math=False)
         figure.colorbar(drawn, ax=over, label="attention", shrink=0.8)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png, dpi=DPI, format="png")
+    save_picture(figure, png, SHARDS_SHOW, dpi=DPI)
 
 
 def _checked(record: Record, files: Sequence[bytes]) -> Sequence[bytes]:

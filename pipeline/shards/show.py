@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.console import clean_errors, fail, json_option, print_json
+from pipeline.outputs import REPLACES, claim_file, force_option
+from pipeline.picture_file import SHARDS_SHOW, is_drawn_by
 from pipeline.shards.options import STORE, find_record, record_options
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ FILE = click.Path(path_type=Path)
 @STORE
 @record_options
 @click.option("--tokenizer", type=FILE, help="A tokenizer.model, where the store carries none.")
-@click.option("--png", type=FILE, help="Draw the image and what the text looks at to this file.")
+@click.option("--png", type=FILE, help=f"Draw the image and what the text looks at to this file. {REPLACES}")
 @click.option("--images", type=FILE, help="Folder of the images, where the store does not embed them.")
 @click.option("--head", default="mean", show_default=True, help="Of --png: number of a head, or mean.")
 @click.option("--token", help="Of --png: position of a text query, or its piece; else the mean over queries.")
+@force_option
 @json_option
 @clean_errors
 def show(
@@ -36,9 +39,12 @@ def show(
     images: Path | None,
     head: str,
     token: str | None,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Show one record of STORE: conversation, tokens, positions, targets, what the teacher says at each position.
+    """Show one record of STORE.
+
+    Conversation, tokens, positions, targets, and the teacher's likeliest tokens at each position.
 
     Without --id, --key or --index it is the first sample of the data set that is there.
 
@@ -51,6 +57,8 @@ def show(
     from storage.logprobs import open_lm_head
     from storage.reader import StoreReader
 
+    if png is not None:
+        claim_file("--png", png, is_drawn_by(SHARDS_SHOW), reads=(images, tokenizer), closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)
     if sample_id is None and key is None and index is None:
         index = int(reader.dataset_index.min()) if len(reader) else 0

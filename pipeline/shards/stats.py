@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @json_option
 @clean_errors
 def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: bool) -> None:
-    """Count what STORE holds: bytes by column and codec, records, tokens, images, quarantined samples by reason.
+    """Count what STORE holds.
+
+    Bytes by column and codec, records, tokens, images, quarantined samples by reason.
 
     For some records, evenly spaced: what each codec states of its error, from the stored scales, and the identities
     that must hold (rows of attention sum to at most 1, entries and tail to 1, each label is kept). With --exact the

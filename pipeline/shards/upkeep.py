@@ -35,9 +35,10 @@ class Age(click.ParamType[float]):
 @json_option
 @clean_errors
 def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
-    """Remove what dead writers left in STORE: temporary files, shard folders without a commit record.
+    """Remove what dead writers left in STORE.
 
-    What a live writer holds is never touched, and committed shards are not. Everything removed is listed.
+    That is temporary files and shard folders without a commit record. What a live writer holds is never touched,
+    and committed shards are not. Everything removed is listed.
 
     Example: alignkd shards gc runs/store --dry-run
     """
@@ -62,10 +63,11 @@ def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool
 @json_option
 @clean_errors
 def index(store: Path | str, rebuild: bool, as_json: bool) -> None:
-    """Check the index of every tar of the webdataset store STORE against one made from the tar, or rebuild it.
+    """Check or rebuild the tar indexes of STORE.
 
-    Checksums in a rebuilt index are computed from the tar as it is now. Whether that is the tar that was committed is
-    decided by the sha256 in the commit record: an index that has another one is not written, and named.
+    The index of every tar of a webdataset store is compared with one made from the tar. Checksums in a rebuilt
+    index are computed from the tar as it is now. Whether that is the tar that was committed is decided by the
+    sha256 in the commit record: an index that has another one is not written, and named.
 
     Exits with 1 when an index is not right at the end.
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @json_option
 @clean_errors
 def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
-    """Read STORE again, every byte of it, and name every shard, record and field that is not as committed.
+    """Read STORE again and name all damage.
+
+    Every byte is read; every shard, record and field that is not as committed is named.
 
     --deep also finds what checksums cannot: targets that belong to other positions (the teacher's perplexity of the
     labels is compared with that of labels shifted by one) and attention that is no probability.

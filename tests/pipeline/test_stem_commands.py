@@ -117,7 +117,7 @@ def test_errors_are_one_line(write_config: WriteConfig, tmp_path: Path) -> None:
     for arguments, message in (
         (("show", tmp_path / "absent"), "cannot be read as a stem"),
         (("show", tmp_path / "text"), "`alignkd stem extract` writes one"),
-        (("extract", config, "--out", tmp_path / "no" / "stem"), "its folder does not exist"),
+        (("extract", config, "--out", tmp_path / "text" / "stem"), "a part of the path is a file"),
         (
             ("extract", write_config("x.yaml", teacher={"checkpoint": "nowhere at all"}), "--out", tmp_path / "a"),
             "nowher",

@@ -101,5 +101,5 @@ def test_a_folder_that_may_not_be_written_is_one_line(
 
     writer = StoreWriter(tmp_path / "store", make_manifest())
     (tmp_path / "store").rename(tmp_path / "moved")
-    with pytest.raises(StoreError, match=r"shard 0 of store .*: No such file or directory .* check the folder and run"):
+    with pytest.raises(StoreError, match=r"shard 0 of store .*: No such file or directory .* check the path"):
         writer.open_shard(0)

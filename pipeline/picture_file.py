@@ -1,0 +1,42 @@
+"""Pictures of commands as PNG files that name the command that drew them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from disk.whole_file import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# the commands that draw
+DATA_STATS = "alignkd data stats"
+SHARDS_SHOW = "alignkd shards show"
+REPORT = "alignkd report"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEAD_BYTES = 4096
+
+
+def save_picture(figure: "Figure", path: Path, command: str, *, dpi: int) -> None:
+    """Write a PNG whole or not at all.
+
+    Args:
+        command: one of the names above; `is_drawn_by` finds it again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with written_whole(path) as aside:
+        figure.savefig(aside, dpi=dpi, format="png", metadata={"Software": command})
+
+
+def is_drawn_by(command: str) -> Callable[[Path], bool]:
+    """Whether a file is a picture that `save_picture` wrote for `command`."""
+
+    def is_drawn(path: Path) -> bool:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        # a tEXt chunk: keyword, zero, text
+        return head.startswith(_SIGNATURE) and b"tEXtSoftware\0" + command.encode() in head
+
+    return is_drawn

@@ -1,0 +1,57 @@
+"""A checkpoint that cannot be opened stops a resumed run; only a damaged one is passed over."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from storage.sealed_json import seal
+from student_train.checkpoint import STATE, load_checkpoint
+from student_train.errors import TrainError, writing
+
+ALONE: Any = SimpleNamespace(is_first=True, from_first=lambda value: value)
+
+
+def make_checkpoint(path: Path) -> None:
+    path.mkdir(parents=True)
+    (path / STATE).write_bytes(seal({"step": 1, "settings": {"is": "another"}, "files": {}}))
+
+
+def test_permission_and_file_servers_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = tmp_path / "checkpoints" / "step-00000002"
+    for step in (1, 2):
+        make_checkpoint(tmp_path / "checkpoints" / f"step-0000000{step}")
+    engine: Any = None
+    opened = os.open
+
+    def refuses(path: Any, *arguments: Any) -> int:
+        if Path(path) == newest / STATE:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuses)
+        with pytest.raises(TrainError, match=r"step-00000002/state\.json: cannot be read \(Permission denied\)"):
+            load_checkpoint(tmp_path / "checkpoints", engine, {}, ALONE)
+    (newest / STATE).unlink()  # damage: the one before it is taken, and refused for its settings
+    with pytest.raises(TrainError, match="is was another"):
+        load_checkpoint(tmp_path / "checkpoints", engine, {}, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        (OSError(28, "No space left on device"), "free some space"),
+        (OSError(30, "Read-only file system"), "mounted read-only"),
+        (FileNotFoundError(2, "No such file or directory", "/gone/weights"), "/gone/weights.*check the path"),
+    ],
+)
+def test_writing_names_the_step_for_its_cause(error: OSError, step: str) -> None:
+    with (
+        pytest.raises(TrainError, match=rf"^out: cannot be written \({error.strerror}.*{step}") as caught,
+        writing(Path("out")),
+    ):
+        raise error
+    assert ("space" in str(caught.value)) == (error.errno == 28)

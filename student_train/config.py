@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from storage.codec_settings import STEM_TARGETS
 from student_train.adapters import AdapterInit
 from student_train.errors import TrainError
 from student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
+from vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 Preset = Literal["paper", "supervised"]
 TargetSource = Literal["stored", "stem"]
@@ -28,17 +28,13 @@ PRESETS: dict[Preset, dict[str, float]] = {
 }
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def _over(base: Mapping[str, Any], given: Any) -> Any:
     """The base of a preset or profile with what is given explicitly; what is no mapping is the field's own error."""
     given = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
-    return given if given and not isinstance(given, dict) else {**base, **(given or {})}
+    return {**base, **(given or {})} if given is None or isinstance(given, dict) else given
 
 
-class LossConfig(_Settings):
+class LossConfig(Settings):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
     Attributes:
@@ -50,16 +46,16 @@ class LossConfig(_Settings):
         attention_chunk_mib: most that one float32 copy of the attention rows in work at a time takes, MiB.
     """
 
-    supervised: float = Field(default=1.0, ge=0)
-    attention: float = Field(default=1.0, ge=0)
-    vision_all: float = Field(default=1.0, ge=0)
-    vision_focus: float = Field(default=0.1, ge=0)
-    logit: float = Field(default=1.0, ge=0)
+    supervised: Amount = 1.0
+    attention: Amount = 1.0
+    vision_all: Amount = 1.0
+    vision_focus: Amount = 0.1
+    logit: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0)
-    head_chunk_mib: int = Field(default=64, ge=1)
-    attention_chunk_mib: int = Field(default=8, ge=1)
+    temperature: Positive = 1.0
+    head_chunk_mib: Count = 64
+    attention_chunk_mib: Count = 8
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
@@ -104,7 +100,7 @@ class LossConfig(_Settings):
         return {term: weight for term in TERMS if (weight := float(getattr(self, term))) > 0}
 
 
-class TargetSources(_Settings):
+class TargetSources(Settings):
     """Where each target comes from: `stored` by the store, or computed by the teacher's `stem` in every step.
 
     None takes what the store keeps from the store, and the rest from the stem. For logits, which must be stored as
@@ -117,7 +113,7 @@ class TargetSources(_Settings):
     logits: TargetSource | None = None
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One training run of a student.
 
     Attributes:
@@ -145,38 +141,38 @@ class TrainConfig(_Settings):
         data_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
-    output: Path
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    micro_batch: int = Field(default=8, ge=1)
-    global_batch: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=4e-5, gt=0)
-    projector_learning_rate: float | None = Field(default=None, gt=0)
-    adapter_learning_rate: float | None = Field(default=None, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    output: UserPath
+    steps: Count | None = None
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    micro_batch: Count = 8
+    global_batch: Count | None = None
+    learning_rate: Positive = 4e-5
+    projector_learning_rate: Positive | None = None
+    adapter_learning_rate: Positive | None = None
+    weight_decay: Amount = 0.0
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    gradient_clip: float = Field(default=1.0, ge=0)
+    gradient_clip: Amount = 1.0
     seed: int = Field(default=0, ge=0, lt=2**63)
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
-    skip_limit: int = Field(default=10, ge=1)
-    adapters: Path | None = None
+    skip_limit: Count = 10
+    adapters: UserPath | None = None
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
     profile: TargetSource | None = None
     targets: TargetSources = TargetSources()
-    stem: Path | None = None
-    log_every: int = Field(default=10, ge=1)
+    stem: UserPath | None = None
+    log_every: Count = 10
     tensorboard: bool = True
-    data_workers: int = Field(default=0, ge=0)
+    data_workers: CountFromZero = 0
 
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+        if not isinstance(values, dict) or values.get("preset") not in tuple(PRESETS):
             return values  # an unknown preset is the field's own error
         return {**values, "losses": _over(PRESETS[values["preset"]], values.get("losses"))}
 

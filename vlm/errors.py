@@ -1,5 +1,7 @@
 """Errors a user can cause; each message is one line that says what was found, what was expected and what to do."""
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """A file, value or configuration of the user's is unusable. The message is one complete line."""
@@ -16,3 +18,8 @@ class ImageError(SampleError):
 def one_line(text: object) -> str:
     """`text` with every run of white space (line breaks included) made one blank: fit for an error line."""
     return " ".join(str(text).split())
+
+
+def tried(path: Path | str) -> str:
+    """A path for a message that it leads to nothing: beside a relative one the absolute path that was tried."""
+    return str(path) if Path(path).is_absolute() else f"{path} (in full {Path(path).absolute()})"

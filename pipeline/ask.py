@@ -12,7 +12,7 @@ from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import one_or_tuple
 from vlm.devices import Quantization, usable_device
-from vlm.errors import InputError, SampleError
+from vlm.errors import InputError, SampleError, tried
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import stream_greedy
 from vlm.model import MobileVLM
@@ -194,7 +194,7 @@ def _read_image(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: image cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{tried(path)}: image cannot be read ({error.strerror}); check the path") from error
 
 
 def _dtype(question: Question, device: torch.device) -> DtypeName:

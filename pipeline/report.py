@@ -9,7 +9,7 @@ from typing import Any
 
 from storage import StoreError
 from student_train.output import FINISHED, METRICS, read_finished
-from vlm.errors import InputError
+from vlm.errors import InputError, tried
 
 LOSSES = ("loss", "supervised", "logit", "attention", "vision_all", "vision_focus")
 KINDS = "samples_"
@@ -106,7 +106,9 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a training run's output folder") from error
+        raise InputError(
+            f"{tried(file)}: cannot be read ({error.strerror}); give a training run's output folder"
+        ) from error
     # a run that is being written, or was killed, may end in half a line
     whole = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
     try:

@@ -231,7 +231,8 @@ def read_file(path: Path | str, limit: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.readall() if size <= limit else b""
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}; is this the folder of a store?") from None
+        full = "" if os.path.isabs(path) else f" (in full {os.path.abspath(path)})"  # noqa: PTH100, PTH117
+        raise StoreError(f"{path}{full}: {error.strerror}; is this the folder of a store?") from None
     if size > limit:
         raise CorruptStoreError(f"{path}: holds {size} bytes, expected at most {limit}; this is no file of a store")
     return data

@@ -10,6 +10,7 @@ from student_train.job import TrainJob
 from student_train.ranks import Ranks
 from student_train.target_sources import stem_of_run, targets_of_stem
 from vlm.checkpoint import weights_fingerprint
+from vlm.errors import tried
 
 # Where things are, how often to report and how the work is cut up: none of it changes what is learnt, but for rounding.
 UNDECISIVE_OF_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
@@ -74,5 +75,5 @@ def _checksum(adapters: Path) -> str:
         return f"{file_crc32c(adapters):08x}"
     except OSError as error:
         raise TrainError(
-            f"adapters {adapters}: cannot be read ({error.strerror}); give a safetensors file, or leave adapters out"
+            f"adapters {tried(adapters)}: cannot be read ({error.strerror}); give a safetensors file, or leave adapters out"
         ) from error

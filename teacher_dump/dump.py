@@ -23,7 +23,7 @@ from teacher_dump.shard_thread import Done, Finished, Outcome, ShardThread
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import ConversationFile
-from vlm.errors import InputError, SampleError
+from vlm.errors import InputError, SampleError, tried
 from vlm.examples import ExampleBuilder
 from vlm.model import MobileVLM
 
@@ -201,5 +201,5 @@ def _exists(job: DumpJob) -> bool:
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
     if (job.images is None or not job.images.is_dir()) and any(sample.image for sample in samples):
-        found = "is missing" if job.images is None else f"is {job.images}, which is no folder"
+        found = "is missing" if job.images is None else f"is {tried(job.images)}, which is no folder"
         raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
 
-from vlm.errors import InputError, SampleError, one_line
+from vlm.errors import InputError, SampleError, one_line, tried
 from vlm.json_index import beyond_limits
 from vlm.json_stream import JsonEntries, ReadProgress
 from vlm.json_window import WINDOW_BYTES
@@ -107,7 +107,7 @@ def read_json(path: Path) -> Any:
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({beyond_limits(error)}); re-export the file") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{tried(path)}: cannot be read ({error.strerror}); check the path") from error
 
 
 def sample_of_entry(index: int, entry: Any) -> Sample:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import InputError
+from vlm.errors import InputError, tried
 from vlm.json_index import EntryIndex, beyond_limits, index_entries
 from vlm.json_window import WINDOW_BYTES, BrokenJsonError, JsonError, NotUtf8Error, line_and_column
 
@@ -129,7 +129,7 @@ def _read_through(path: Path, window: int, progress: ReadProgress | None) -> tup
                 raise _refusal(path, fault) from fault
             now = FileVersion.of(stream.fileno())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{tried(path)}: cannot be read ({error.strerror}); check the path") from error
     if now != version or index.num_bytes != version.num_bytes:
         raise InputError(f"{path}: changed while being read, was {version}, now {now}; wait until it is complete")
     return version, index

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from vlm.config import LLAMA_KEYS, VLMConfig
-from vlm.errors import InputError, one_line
+from vlm.errors import InputError, one_line, tried
 from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
 from vlm.tower_hash import HASHED_DTYPES
 
@@ -151,7 +151,7 @@ def read_stem_info(path: Path) -> StemInfo:
             dtypes = {part.get_dtype() for part in found.values()}
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
+            f"{tried(path)}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
         ) from error
     if text is None:
         raise InputError(f"{path}: safetensors without a stem's metadata; `alignkd stem extract` writes a stem")

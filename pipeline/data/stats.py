@@ -15,7 +15,7 @@ from pipeline.data.summary import summarise
 from pipeline.data.table import KEPT, scan_samples
 from vlm.checkpoint import load_example_builder
 from vlm.conversations import ConversationFile
-from vlm.errors import InputError
+from vlm.errors import InputError, tried
 from vlm.templates import TemplateName
 
 NUM_FIRST_UNUSABLE = 10
@@ -61,7 +61,7 @@ def data_stats(job: StatsJob) -> DataStats:
     """
     started = time.monotonic()
     if job.images is not None and not job.images.is_dir():
-        raise InputError(f"{job.images}: no such image folder; give the folder that the image paths are relative to")
+        raise InputError(f"{tried(job.images)}: no such image folder; give the folder of the image paths")
     builder = load_example_builder(job.checkpoint, template=job.template, vision_config=job.vision_config)
     files = tuple(open_with_progress(path) for path in job.conversations)
     scan = Scan(files=files, builder=builder, images=job.images, decode=job.decode)

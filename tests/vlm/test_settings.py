@@ -1,8 +1,17 @@
 """Paths of a configuration: what is expanded, what is left alone, what is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from storage.errors import StoreError
+from storage.manifest import load_manifest
+from vlm.conversations import ConversationFile
+from vlm.errors import InputError
+from vlm.hub import resolve_checkpoint
 from vlm.settings import expanded
+from vlm.stem_file import read_stem_info
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +63,22 @@ def test_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError) as error:
         expanded(text)
     assert said in str(error.value)
+
+
+def test_a_relative_path_that_leads_nowhere_is_shown_in_full_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    full = re.escape(f"(in full {tmp_path}/a/b)")
+    with pytest.raises(InputError, match=rf"^a/b {full}: cannot be read"):
+        ConversationFile(Path("a/b"))
+    with pytest.raises(InputError, match=rf"^a/b {full}: cannot be read as a stem"):
+        read_stem_info(Path("a/b"))
+    with pytest.raises(InputError, match=rf"^\./a/b {full}: no such"):
+        resolve_checkpoint("./a/b")
+    with pytest.raises(InputError, match=re.escape(f"(tried {tmp_path}/a/b)")):
+        resolve_checkpoint("a/b")
+    with pytest.raises(StoreError, match=re.escape(f"a/manifest.json (in full {tmp_path}/a/manifest.json): No such")):
+        load_manifest(Path("a"))
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}/c: cannot be read")):
+        ConversationFile(tmp_path / "c")

@@ -75,5 +75,6 @@ def _checksum(adapters: Path) -> str:
         return f"{file_crc32c(adapters):08x}"
     except OSError as error:
         raise TrainError(
-            f"adapters {tried(adapters)}: cannot be read ({error.strerror}); give a safetensors file, or leave adapters out"
+            f"adapters {tried(adapters)}: cannot be read ({error.strerror}); give a safetensors file, "
+            "or leave adapters out"
         ) from error

@@ -38,6 +38,11 @@ class LossConfig(Settings):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
     Attributes:
+        supervised: weight of cross-entropy with the labels.
+        attention: weight of the loss on the first layer's attention from text queries to vision tokens.
+        vision_all: weight of the loss on all vision embeddings.
+        vision_focus: weight of the loss on the embeddings of the vision tokens that the teacher attends to most.
+        logit: weight of the loss on the distribution at supervised positions.
         logit_divergence: of the logit loss, formulas in `losses/divergences.py`.
         logit_mixture: share of the teacher in the mixture of `js` (default 0.5), of the own side in that of
             `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1); the plain ones have none.
@@ -105,6 +110,9 @@ class TargetSources(Settings):
 
     None takes what the store keeps from the store, and the rest from the stem. For logits, which must be stored as
     hidden states then, `stem` takes the `lm_head` of the stem file in place of the store's.
+
+    Attributes:
+        attention, vision_top, vision_all, logits: source of this target.
     """
 
     attention: TargetSource | None = None
@@ -123,6 +131,9 @@ class TrainConfig(Settings):
         micro_batch: samples per forward pass and device.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the devices.
         learning_rate: peak of the cosine; also of the projector and the adapters unless these are given.
+        projector_learning_rate: peak for the projector; None is `learning_rate`.
+        adapter_learning_rate: peak for the adapters; None is `learning_rate`.
+        weight_decay: of AdamW.
         warmup_ratio: share of `steps` over which the learning rate rises linearly.
         gradient_clip: largest gradient norm; 0 switches clipping off.
         seed: of the sample order and of fresh adapters.
@@ -132,7 +143,10 @@ class TrainConfig(Settings):
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
+        adapter_init: how fresh adapters start: `pytorch` as in the reference code; `mean_of_heads` each student head at
+            the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
         preset: base of `losses`, over which its explicit keys win.
+        losses: weight of each term, and settings of the logit loss.
         profile: base of `targets`, over which its explicit keys win: `stored` or `stem` for attention and vision.
         targets: where each target comes from.
         stem: the teacher's stem, a file of `alignkd stem extract`; None takes the one that the store carries.

@@ -19,7 +19,7 @@ from storage.codec_settings import (
     profile_codecs,
 )
 from storage.codecs import codec_names
-from vlm.settings import Count, CountFromZero, Settings, UserLocation
+from vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 # Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,12 @@ class LogitsConfig(Settings):
             tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and the exact
             mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact for every
             divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none` nothing.
-        dtype: codec of the logits (`full`), log-probabilities (`topk`, `nucleus`) or states (`hidden`).
+        top_k: tokens of `topk` at each position; 64 unless given.
+        p: mass that the tokens of `nucleus` have at least; 0.98 unless given.
+        min_entries, max_entries: fewest and most tokens of `nucleus` at a position; 32 and 1024 unless given.
+        num_draws: of `sampled`, at each position; 50 unless given.
+        dtype: codec of the logits (`full`, float32 unless given), of the log-probabilities (`topk`, `nucleus`; float16)
+            or of the states (`hidden`; bfloat16).
     """
 
     kind: LogitsKind = "nucleus"
@@ -82,13 +87,7 @@ class LogitsConfig(Settings):
 
 
 def _codec_for(target: str, *more: str) -> AfterValidator:
-    def check(name: str) -> str:
-        names = (*codec_names(target), *more)
-        if name not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
-        return name
-
-    return AfterValidator(check)
+    return AfterValidator(OneOf(*codec_names(target), *more))
 
 
 class StoreConfig(Settings):
@@ -108,6 +107,7 @@ class StoreConfig(Settings):
         vision_top, vision_all: codecs of the 16 focused and of all vision embeddings; `vision_top: from_all` keeps the
             numbers of the 16 and takes their embeddings from `vision_all`. Any of these three may be `stem`: not
             stored, but computed while training from the stem that the store then carries.
+        logits: how the teacher's distribution at supervised positions is kept.
         shard_size: samples per shard.
         seed: of the order in which samples are written, and of the draws of `logits.kind: sampled`.
         on_error: `quarantine` lists an unusable sample in the store and goes on; `stop` ends the run.

@@ -36,6 +36,18 @@ class Settings(BaseModel):
         return {key: value for key, value in values.items() if value is not None or key not in sections}
 
 
+class OneOf:
+    """A validator that takes one of `names`, which are known only when the program runs."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __call__(self, name: str) -> str:
+        if name not in self.names:
+            raise ValueError(f"expected one of {', '.join(self.names)}")
+        return name
+
+
 def described(value: Any) -> str:
     """A value of a configuration file in words: `the number 2024`, `the text 'x'`, `a list`, `nothing`."""
     if value is None:
@@ -100,11 +112,10 @@ def _location(value: Any) -> Path | str:
     return text if "://" in text else Path(text)
 
 
-UserPath = Annotated[Path, BeforeValidator(lambda value: Path(_path_text(value)))]
-# A folder or a URL.
-UserLocation = Annotated[Path | str, BeforeValidator(_location)]
-# A folder or the id of a hub.
-Checkpoint = Annotated[str, BeforeValidator(_path_text)]
+# The titles are what docs/configuration.md calls these types.
+UserPath = Annotated[Path, BeforeValidator(lambda value: Path(_path_text(value))), Field(title="path")]
+UserLocation = Annotated[Path | str, BeforeValidator(_location), Field(title="path or URL")]
+Checkpoint = Annotated[str, BeforeValidator(_path_text), Field(title="path or hub id")]
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountFromZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]

@@ -40,10 +40,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from measuring import machine
 from real_shape import write_digits, write_random_checkpoint
 
+from pipeline.yaml_core import dump_yaml
 from vlm.checkpoint import load_example_builder
 from vlm.family import MEMBERS, official_config
 from vlm.templates import Turn
@@ -147,7 +147,7 @@ def prepare(
             },
         }
         configs[variant] = out / f"{variant}.yaml"
-        configs[variant].write_text(yaml.safe_dump(values), encoding="utf-8")
+        configs[variant].write_text(dump_yaml(values), encoding="utf-8")
         subprocess.run(
             [sys.executable, "-m", "pipeline.cli", "dump", str(configs[variant])], check=True, stdout=subprocess.DEVNULL
         )

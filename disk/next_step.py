@@ -1,6 +1,8 @@
 """What a user can do about an error of the operating system: one next step per cause."""
 
 import errno
+import os
+from pathlib import Path
 
 # Only these are a matter of room; "free some space" beside any other cause sends people the wrong way.
 _NO_ROOM = {
@@ -63,3 +65,8 @@ def reason(error: OSError) -> str:
 def is_no_room(error: OSError) -> bool:
     """Whether the disk is full, or a quota or limit of size is reached."""
     return error.errno in _NO_ROOM
+
+
+def tried(path: os.PathLike[str] | str) -> str:
+    """A path for a message: a relative one is followed by the absolute path that was tried."""
+    return str(path) if Path(path).is_absolute() else f"{path} (in full {Path(path).absolute()})"

@@ -1,20 +1,22 @@
 """The run configuration: one YAML file for both phases, unknown keys refused, all errors at once."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
+from pipeline.config_problems import problem_of
+from pipeline.yaml_core import YamlTextError, parse_yaml
 from student_train.config import TARGET_OF_TERM, TrainConfig
 from student_train.job import DtypeName, TrainJob
 from teacher_dump.config import TeacherConfig
 from teacher_dump.job import DumpJob
 from teacher_dump.store_config import StoreConfig
-from vlm.errors import InputError, one_line
+from vlm.errors import InputError, unreadable
+from vlm.settings import Checkpoint, Count, Settings, UserPath, described
 
 Command = Literal["dump", "plan", "train", "run"]
+MAX_FILE_BYTES = 1 << 20
 SECTIONS_OF: dict[Command, tuple[str, ...]] = {
     "dump": ("data", "teacher", "store"),
     "plan": ("data", "teacher", "store"),
@@ -23,11 +25,7 @@ SECTIONS_OF: dict[Command, tuple[str, ...]] = {
 }
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """The data set.
 
     Attributes:
@@ -38,13 +36,13 @@ class DataConfig(_Settings):
         max_tokens: samples with more embedded tokens (text + vision) are dropped and listed.
     """
 
-    conversations: Path
-    images: Path | None = None
+    conversations: UserPath
+    images: UserPath | None = None
     template: Literal["plain", "v1"] = "v1"
-    max_tokens: int | None = Field(default=2048, ge=1)
+    max_tokens: Count | None = 2048
 
 
-class StudentConfig(_Settings):
+class StudentConfig(Settings):
     """The student.
 
     Attributes:
@@ -53,12 +51,12 @@ class StudentConfig(_Settings):
         dtype: of the weights in training; master weights and optimiser state are float32.
     """
 
-    checkpoint: str
-    vision_config: Path | None = None
+    checkpoint: Checkpoint
+    vision_config: UserPath | None = None
     dtype: DtypeName = "float32"
 
 
-class RunConfig(_Settings):
+class RunConfig(Settings):
     """All sections of a configuration file; a command needs only its own (`SECTIONS_OF`)."""
 
     data: DataConfig
@@ -142,29 +140,43 @@ def load_run_config(path: Path, command: Command) -> RunConfig:
 def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig | None, list[str]]:
     """The configuration, None where it cannot be made, and every problem with it."""
     missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
-    problems = [f"{section}: section is missing, alignkd {command} needs it" for section in missing]
+    problems = [
+        f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
+        for section in missing
+    ]
     try:
         return RunConfig.model_validate(values), problems
     except ValidationError as error:
-        listed = [_problem(dict(item)) for item in error.errors() if item["loc"][:1] not in {(m,) for m in missing}]
+        listed = [
+            problem_of(dict(item), RunConfig)
+            for item in error.errors()
+            if item["loc"][:1] not in {(m,) for m in missing}
+        ]
         return None, problems + listed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file; which YAML, is in docs/configuration.md.
 
     Raises:
-        InputError: no such file, no YAML, or no mapping.
+        InputError: no such file, too large a file, no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise InputError(
+                f"{path}: more than {MAX_FILE_BYTES >> 20} MiB, too large for a configuration; check the path"
+            )
+        values = parse_yaml(content.decode("utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file ({one_line(error)[:200]}); mend it") from error
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except YamlTextError as error:
+        raise InputError(f"{path}: {error}") from error
     if not isinstance(values, dict):
-        found = type(values).__name__
-        raise InputError(f"{path}: holds a {found}, expected sections {', '.join(SECTIONS_OF['run'])}")
+        raise InputError(f"{path}: holds {described(values)}, expected sections {', '.join(SECTIONS_OF['run'])}")
     return values
 
 
@@ -172,30 +184,3 @@ def refusal(path: Path, problems: list[str]) -> InputError:
     """One line for all problems of a file."""
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
     return InputError(f"{path}: {count}: {'; '.join(problems)}")
-
-
-def _problem(error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "configuration"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_suggestion(error['loc'])}"
-    if error["type"] == "missing":
-        return f"{where}: missing"
-    reason = one_line(str(error["msg"]).removeprefix("Value error, "))
-    given = "" if isinstance(error["input"], dict) else f", found {one_line(repr(error['input']))[:80]}"
-    return f"{where}: {reason}{given}"
-
-
-def _suggestion(location: tuple[Any, ...]) -> str:
-    """The nearest known key beside an unknown one, and all of them."""
-    model: type[BaseModel] | None = RunConfig
-    for part in location[:-1]:
-        model = _section_model(model, str(part))
-    known = list(model.model_fields) if model is not None else []
-    nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else f" (known: {', '.join(known)})" if known else ""
-
-
-def _section_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
-    annotation: Any = model.model_fields[key].annotation if model and key in model.model_fields else None
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

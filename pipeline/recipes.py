@@ -117,9 +117,14 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merged(merged[key], value)
-        elif value != {} or key not in merged:
+        elif key not in merged or not _is_empty_section(value, merged[key]):
             merged[key] = value
     return merged
+
+
+def _is_empty_section(value: Any, below: Any) -> bool:
+    """Whether a value is `{}`, or a section whose keys are all commented out."""
+    return value == {} or (value is None and isinstance(below, dict))
 
 
 def _shared_outputs(stages: Sequence[Stage]) -> list[str]:

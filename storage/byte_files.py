@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from disk.next_step import tried
 from storage.checksum import file_sha256
 from storage.errors import CorruptStoreError, StoreError, repair_step
 
@@ -233,7 +234,7 @@ def read_file(path: Path | str, limit: int) -> bytes:
             data = file.readall() if size <= limit else b""
     except OSError as error:
         step = repair_step(error, "is this the folder of a store?")
-        raise StoreError(f"{path}: {error.strerror}; {step}") from None
+        raise StoreError(f"{tried(path)}: {error.strerror}; {step}") from None
     if size > limit:
         raise CorruptStoreError(f"{path}: holds {size} bytes, expected at most {limit}; this is no file of a store")
     return data

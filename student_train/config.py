@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from storage.codec_settings import STEM_TARGETS
 from student_train.adapters import AdapterInit
 from student_train.errors import TrainError
 from student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
+from vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 Preset = Literal["paper", "supervised"]
 TargetSource = Literal["stored", "stem"]
@@ -28,20 +28,21 @@ PRESETS: dict[Preset, dict[str, float]] = {
 }
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def _over(base: Mapping[str, Any], given: Any) -> Any:
     """The base of a preset or profile with what is given explicitly; what is no mapping is the field's own error."""
     given = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
-    return given if given and not isinstance(given, dict) else {**base, **(given or {})}
+    return {**base, **(given or {})} if given is None or isinstance(given, dict) else given
 
 
-class LossConfig(_Settings):
+class LossConfig(Settings):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
     Attributes:
+        supervised: weight of cross-entropy with the labels.
+        attention: weight of the loss on the first layer's attention from text queries to vision tokens.
+        vision_all: weight of the loss on all vision embeddings.
+        vision_focus: weight of the loss on the embeddings of the vision tokens that the teacher attends to most.
+        logit: weight of the loss on the distribution at supervised positions.
         logit_divergence: of the logit loss, formulas in `losses/divergences.py`.
         logit_mixture: share of the teacher in the mixture of `js` (default 0.5), of the own side in that of
             `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1); the plain ones have none.
@@ -50,16 +51,16 @@ class LossConfig(_Settings):
         attention_chunk_mib: most that one float32 copy of the attention rows in work at a time takes, MiB.
     """
 
-    supervised: float = Field(default=1.0, ge=0)
-    attention: float = Field(default=1.0, ge=0)
-    vision_all: float = Field(default=1.0, ge=0)
-    vision_focus: float = Field(default=0.1, ge=0)
-    logit: float = Field(default=1.0, ge=0)
+    supervised: Amount = 1.0
+    attention: Amount = 1.0
+    vision_all: Amount = 1.0
+    vision_focus: Amount = 0.1
+    logit: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0)
-    head_chunk_mib: int = Field(default=64, ge=1)
-    attention_chunk_mib: int = Field(default=8, ge=1)
+    temperature: Positive = 1.0
+    head_chunk_mib: Count = 64
+    attention_chunk_mib: Count = 8
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
@@ -104,11 +105,14 @@ class LossConfig(_Settings):
         return {term: weight for term in TERMS if (weight := float(getattr(self, term))) > 0}
 
 
-class TargetSources(_Settings):
+class TargetSources(Settings):
     """Where each target comes from: `stored` by the store, or computed by the teacher's `stem` in every step.
 
     None takes what the store keeps from the store, and the rest from the stem. For logits, which must be stored as
     hidden states then, `stem` takes the `lm_head` of the stem file in place of the store's.
+
+    Attributes:
+        attention, vision_top, vision_all, logits: source of this target.
     """
 
     attention: TargetSource | None = None
@@ -117,7 +121,7 @@ class TargetSources(_Settings):
     logits: TargetSource | None = None
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One training run of a student.
 
     Attributes:
@@ -127,6 +131,9 @@ class TrainConfig(_Settings):
         micro_batch: samples per forward pass and device.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the devices.
         learning_rate: peak of the cosine; also of the projector and the adapters unless these are given.
+        projector_learning_rate: peak for the projector; None is `learning_rate`.
+        adapter_learning_rate: peak for the adapters; None is `learning_rate`.
+        weight_decay: of AdamW.
         warmup_ratio: share of `steps` over which the learning rate rises linearly.
         gradient_clip: largest gradient norm; 0 switches clipping off.
         seed: of the sample order and of fresh adapters.
@@ -136,7 +143,10 @@ class TrainConfig(_Settings):
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
+        adapter_init: how fresh adapters start: `pytorch` as in the reference code; `mean_of_heads` each student head at
+            the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
         preset: base of `losses`, over which its explicit keys win.
+        losses: weight of each term, and settings of the logit loss.
         profile: base of `targets`, over which its explicit keys win: `stored` or `stem` for attention and vision.
         targets: where each target comes from.
         stem: the teacher's stem, a file of `alignkd stem extract`; None takes the one that the store carries.
@@ -145,38 +155,38 @@ class TrainConfig(_Settings):
         data_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
-    output: Path
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    micro_batch: int = Field(default=8, ge=1)
-    global_batch: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=4e-5, gt=0)
-    projector_learning_rate: float | None = Field(default=None, gt=0)
-    adapter_learning_rate: float | None = Field(default=None, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    output: UserPath
+    steps: Count | None = None
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    micro_batch: Count = 8
+    global_batch: Count | None = None
+    learning_rate: Positive = 4e-5
+    projector_learning_rate: Positive | None = None
+    adapter_learning_rate: Positive | None = None
+    weight_decay: Amount = 0.0
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    gradient_clip: float = Field(default=1.0, ge=0)
+    gradient_clip: Amount = 1.0
     seed: int = Field(default=0, ge=0, lt=2**63)
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
-    skip_limit: int = Field(default=10, ge=1)
-    adapters: Path | None = None
+    skip_limit: Count = 10
+    adapters: UserPath | None = None
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
     profile: TargetSource | None = None
     targets: TargetSources = TargetSources()
-    stem: Path | None = None
-    log_every: int = Field(default=10, ge=1)
+    stem: UserPath | None = None
+    log_every: Count = 10
     tensorboard: bool = True
-    data_workers: int = Field(default=0, ge=0)
+    data_workers: CountFromZero = 0
 
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+        if not isinstance(values, dict) or values.get("preset") not in tuple(PRESETS):
             return values  # an unknown preset is the field's own error
         return {**values, "losses": _over(PRESETS[values["preset"]], values.get("losses"))}
 

@@ -1,22 +1,17 @@
 """What phase 1 is told about the teacher; what of it is kept is in `store_config`."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from vlm.devices import Quantization, usable_device
+from vlm.settings import Checkpoint, Count, Settings, UserPath
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TeacherConfig(_Settings):
+class TeacherConfig(Settings):
     """The teacher and how it is run.
 
     Attributes:
@@ -36,14 +31,14 @@ class TeacherConfig(_Settings):
         device: torch device; None takes a GPU when there is one.
     """
 
-    checkpoint: str
-    vision_config: Path | None = None
+    checkpoint: Checkpoint
+    vision_config: UserPath | None = None
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
-    token_budget: int = Field(default=8192, ge=1)
-    batch: int = Field(default=64, ge=1)
-    window: int = Field(default=128, ge=1)
-    data_workers: int = Field(default=2, ge=1)
+    token_budget: Count = 8192
+    batch: Count = 64
+    window: Count = 128
+    data_workers: Count = 2
     sanity: Literal["stop", "warn", "off"] = "stop"
     device: str | None = None
 

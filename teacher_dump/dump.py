@@ -6,6 +6,7 @@ Threads of `Preparation` are a window ahead, the main thread feeds the device, `
 import time
 from collections.abc import Iterable, Iterator
 
+from disk.next_step import tried
 from storage.errors import StoreError
 from storage.manifest import load_manifest
 from storage.reader import StoreReader
@@ -209,5 +210,5 @@ def _exists(job: DumpJob) -> bool:
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
     if (job.images is None or not job.images.is_dir()) and any(sample.image for sample in samples):
-        found = "is missing" if job.images is None else f"is {job.images}, which is no folder"
+        found = "is missing" if job.images is None else f"is {tried(job.images)}, which is no folder"
         raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")

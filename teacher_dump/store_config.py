@@ -1,9 +1,8 @@
 """What of the teacher is kept, and how: the configuration's section `store`."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from storage.codec_settings import (
     FROM_ALL,
@@ -20,6 +19,7 @@ from storage.codec_settings import (
     profile_codecs,
 )
 from storage.codecs import codec_names
+from vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 # Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -33,11 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 SETTINGS = ("top_k", "p", "min_entries", "max_entries", "num_draws", "dtype")
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LogitsConfig(_Settings):
+class LogitsConfig(Settings):
     """How the teacher's distribution at supervised positions is kept; what is not given is that of `DEFAULTS`.
 
     Attributes:
@@ -45,7 +41,12 @@ class LogitsConfig(_Settings):
             tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and the exact
             mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact for every
             divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none` nothing.
-        dtype: codec of the logits (`full`), log-probabilities (`topk`, `nucleus`) or states (`hidden`).
+        top_k: tokens of `topk` at each position; 64 unless given.
+        p: mass that the tokens of `nucleus` have at least; 0.98 unless given.
+        min_entries, max_entries: fewest and most tokens of `nucleus` at a position; 32 and 1024 unless given.
+        num_draws: of `sampled`, at each position; 50 unless given.
+        dtype: codec of the logits (`full`, float32 unless given), of the log-probabilities (`topk`, `nucleus`; float16)
+            or of the states (`hidden`; bfloat16).
     """
 
     kind: LogitsKind = "nucleus"
@@ -86,21 +87,10 @@ class LogitsConfig(_Settings):
 
 
 def _codec_for(target: str, *more: str) -> AfterValidator:
-    def check(name: str) -> str:
-        names = (*codec_names(target), *more)
-        if name not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
-        return name
-
-    return AfterValidator(check)
+    return AfterValidator(OneOf(*codec_names(target), *more))
 
 
-def _location(path: Path | str) -> Path | str:
-    """A folder, or a URL as it is: as a path it would lose a slash."""
-    return path if isinstance(path, str) and "://" in path else Path(path)
-
-
-class StoreConfig(_Settings):
+class StoreConfig(Settings):
     """Where the targets go, which are kept, and how.
 
     Attributes:
@@ -117,13 +107,14 @@ class StoreConfig(_Settings):
         vision_top, vision_all: codecs of the 16 focused and of all vision embeddings; `vision_top: from_all` keeps the
             numbers of the 16 and takes their embeddings from `vision_all`. Any of these three may be `stem`: not
             stored, but computed while training from the stem that the store then carries.
+        logits: how the teacher's distribution at supervised positions is kept.
         shard_size: samples per shard.
         seed: of the order in which samples are written, and of the draws of `logits.kind: sampled`.
         on_error: `quarantine` lists an unusable sample in the store and goes on; `stop` ends the run.
         max_errors: unusable samples after which a run stops all the same; None for no limit.
     """
 
-    path: Annotated[Path | str, AfterValidator(_location)]
+    path: UserLocation
     profile: Literal["exact", "compact", "stem"] | None = None
     backend: Literal["zarr", "webdataset"] = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
@@ -132,15 +123,15 @@ class StoreConfig(_Settings):
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     logits: LogitsConfig = LogitsConfig()
-    shard_size: int = Field(default=256, ge=1)
+    shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
     on_error: Literal["quarantine", "stop"] = "quarantine"
-    max_errors: int | None = Field(default=None, ge=0)
+    max_errors: CountFromZero | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _apply_profile(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("profile") not in PROFILES:
+        if not isinstance(values, dict) or values.get("profile") not in tuple(PROFILES):
             return values  # an unknown profile is the field's own error
         base = profile_codecs(values["profile"])
         return {**base, **values, "logits": _merged_logits(base["logits"], values.get("logits"))}

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 # Expected values were computed on a CPU, so every test runs on one, whatever this machine has. Tests with the marker
@@ -17,8 +19,44 @@ import pytest
 USERS_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# No test depends on the clock or on luck: examples have no deadline and are the same in every run. To look for new
+# ones: pytest --hypothesis-profile random.
+_EVERYWHERE: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "print_blob": True,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile("fixed", derandomize=True, **_EVERYWHERE)
+hypothesis.settings.register_profile("random", derandomize=False, **_EVERYWHERE)
+hypothesis.settings.load_profile("fixed")
+
+# Seconds after which something that is waited for will never come; on a loaded machine nothing takes nearly as long.
+PATIENCE = 600.0
+WaitUntil = Callable[[Callable[[], Any], str], None]
+
 GOLDEN = Path(__file__).parent / "golden" / "mobilevlm_v2_tiny"
 KEY_ID, SECRET = "AKIDFORTESTSONLY", "secret/for+tests"
+
+
+@pytest.fixture(scope="session")
+def patience() -> float:
+    """Seconds to wait for a child process, or anything else that must come; a limit against hanging, not a measure."""
+    return PATIENCE
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> WaitUntil:
+    """wait_until(condition, what): polls until `condition()` is true; after `PATIENCE` the test fails with `what`."""
+
+    def wait(condition: Callable[[], Any], what: str) -> None:
+        limit = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > limit:
+                pytest.fail(f"waited {PATIENCE:.0f} s in vain for {what}")
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

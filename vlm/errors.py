@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from disk.next_step import next_step, reason
+from disk.next_step import next_step, reason, tried
 
 
 class InputError(ValueError):
@@ -23,7 +23,7 @@ def unreadable(path: Path, error: OSError, what: str = "cannot be read") -> Inpu
     Args:
         what: could not be done.
     """
-    return InputError(f"{path}: {what} ({reason(error)}); {next_step(error)}")
+    return InputError(f"{tried(path)}: {what} ({reason(error)}); {next_step(error)}")
 
 
 def one_line(text: object) -> str:

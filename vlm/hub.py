@@ -7,6 +7,7 @@ network. Only files that are needed are fetched, and weights in one format only:
 import re
 from pathlib import Path
 
+from disk.next_step import tried
 from vlm.errors import InputError, one_line
 from vlm.weights import weight_files
 
@@ -34,7 +35,7 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
         return Path(checkpoint)
     match = _HUB_ID.fullmatch(str(checkpoint))
     if Path(checkpoint).exists() or match is None or match["name"].startswith("."):
-        raise InputError(f"{checkpoint}: no such checkpoint folder; check the path")
+        raise InputError(f"{tried(checkpoint)}: no such checkpoint folder; check the path")
     required = [*CONFIG_FILES, *TOKENIZER_FILES]
     if not weights:
         return _fetch(match["name"], match["revision"], required)
@@ -103,7 +104,7 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # of the network, the hub's answers or the cache: many unrelated classes
-        raise InputError(f"{_spelled(name, revision)}: {_reason(error, revision)}") from error
+        raise InputError(f"{_spelled(name, revision)}: {_reason(error, name, revision)}") from error
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{_spelled(name, revision)}: the hub's cache has no config.json of it in {folder}; "
@@ -112,19 +113,23 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     return folder
 
 
-def _reason(error: Exception, revision: str | None) -> str:
+def _reason(error: Exception, name: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
         return "the model is gated on the hub; ask for access on its page, then `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "neither a local folder nor a model on the hub; check the name, or `hf auth login` if it is private"
+        return (
+            "neither a local folder nor a model on the hub; check the name, or `hf auth login` if it is private "
+            f"(tried {Path(name).absolute()})"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the hub has no revision {revision!r} of it; choose one from its page"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             "neither a local folder nor complete in the hub's cache, and the hub is out of reach "
-            "(or HF_HUB_OFFLINE is set); fetch it once where it is in reach, or give a local folder"
+            "(or HF_HUB_OFFLINE is set); fetch it once where it is in reach, or give a local folder "
+            f"(tried {Path(name).absolute()})"
         )
     return (
         f"not fetched from the hub ({type(error).__name__}: {one_line(error)[:120]}); "

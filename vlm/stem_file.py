@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from disk.next_step import tried
 from vlm.config import LLAMA_KEYS, VLMConfig
 from vlm.errors import InputError, one_line, unreadable
 from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
@@ -145,7 +146,7 @@ def read_stem_info(path: Path) -> StemInfo:
         raise unreadable(path, error, "cannot be read as a stem") from error
     except SafetensorError as error:
         raise InputError(
-            f"{path}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
+            f"{tried(path)}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
         ) from error
     if text is None:
         raise InputError(f"{path}: safetensors without a stem's metadata; `alignkd stem extract` writes a stem")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from disk.next_step import tried
 from pipeline.data.figures import DataStats, FileStats, ImagesChecked
 from pipeline.data.histogram import make_histogram
 from pipeline.data.listing import dropped_samples, write_listing
@@ -61,7 +62,7 @@ def data_stats(job: StatsJob) -> DataStats:
     """
     started = time.monotonic()
     if job.images is not None and not job.images.is_dir():
-        raise InputError(f"{job.images}: no such image folder; give the folder that the image paths are relative to")
+        raise InputError(f"{tried(job.images)}: no such image folder; give the folder of the image paths")
     builder = load_example_builder(job.checkpoint, template=job.template, vision_config=job.vision_config)
     files = tuple(open_with_progress(path) for path in job.conversations)
     scan = Scan(files=files, builder=builder, images=job.images, decode=job.decode)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import yaml
-
 from pipeline.demo.folder import DemoFolder, StudentPaths
 from pipeline.demo.settings import TEMPLATE, DemoSettings, Recipe
+from pipeline.yaml_core import dump_yaml
 
 TRAIN_KEYS = (
     "steps micro_batch learning_rate projector_learning_rate adapter_learning_rate adapter_init warmup_ratio "
@@ -16,7 +15,7 @@ TRAIN_KEYS = (
 def write_run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> None:
     """Write `student.config`, a file for `alignkd dump`, `alignkd train` and `alignkd run`."""
     student.config.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(run_config(folder, settings, recipe, student), sort_keys=False)
+    text = dump_yaml(run_config(folder, settings, recipe, student))
     student.config.write_text(f"# alignkd run {student.config.name}\n{text}", encoding="utf-8")
 
 

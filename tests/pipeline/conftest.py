@@ -19,13 +19,13 @@ WriteConfig = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def alignkd() -> Alignkd:
+def alignkd(patience: float) -> Alignkd:
     """`alignkd("dump", path)`: the finished process, its output as text."""
 
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=patience)
 
     return run
 

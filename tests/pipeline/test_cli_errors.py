@@ -50,7 +50,7 @@ def test_missing_sections_and_files(alignkd: Alignkd, write_config: WriteConfig,
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "holds a list" in one_line_error(alignkd("dump", tmp_path / "list.yaml"))
     (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
-    assert "not a YAML file" in one_line_error(alignkd("dump", tmp_path / "broken.yaml"))
+    assert "broken YAML at line 2, column 2" in one_line_error(alignkd("dump", tmp_path / "broken.yaml"))
 
 
 def test_broken_json_is_named_with_line_and_column(alignkd: Alignkd, write_config: WriteConfig, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_more_workers_and_more_files_give_the_same(
         assert (line["id"], line["reason"]) == (expected["id"], expected["reason"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=30
@@ -334,7 +334,7 @@ def test_figures_add_up_and_equal_counting_by_hand(rows: list[tuple[int, int, in
         assert found.max_tokens == max((row[1] for row in mine if row[0] == 0), default=None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     lengths=st.dictionaries(st.integers(1, 5000), st.integers(1, 9), min_size=1),
     limits=st.sets(st.integers(1, 3000), max_size=3).map(sorted),

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,15 +21,18 @@ def python(code: str, name: str = "child", log: Path | None = None, threads: int
 
 
 def test_at_most_as_many_as_asked_run_side_by_side(tmp_path: Path) -> None:
-    code = "; ".join(
+    """A child waits for a second one beside it, the last of all for the end of the others; a third would be seen."""
+    code = "\n".join(
         (
             "import os, pathlib, time",
             f"folder = pathlib.Path({str(tmp_path)!r})",
+            "count = lambda kind: len(list(folder.glob(f'*.{kind}')))",
             "mine = folder / f'{os.getpid()}.running'",
             "mine.touch()",
-            "time.sleep(0.3)",
-            "count = len(list(folder.glob('*.running')))",
-            "(folder / f'{os.getpid()}.seen').write_text(str(count))",
+            "while count('running') < 2 and count('seen') < 4:",
+            "    time.sleep(0.01)",
+            "time.sleep(0.2)",
+            "(folder / f'{os.getpid()}.seen').write_text(str(count('running')))",
             "mine.unlink()",
         )
     )
@@ -53,24 +55,26 @@ def test_logs_and_threads_reach_the_child(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_one_line_with_what_the_child_said_last(tmp_path: Path) -> None:
-    log = tmp_path / "child.log"
-    failing = python("import os; print('the disk is full', flush=True); os._exit(7)", name="train x", log=log)
-    lasting = python("import time; time.sleep(60)", name="train y", log=tmp_path / "other.log")
-    started = time.monotonic()
+    log, mark = tmp_path / "child.log", tmp_path / "lasting.pid"
+    fail = f"import os, pathlib\nwhile not pathlib.Path({str(mark)!r}).exists(): pass\n"
+    failing = python(f"{fail}print('the disk is full', flush=True); os._exit(7)", name="train x", log=log)
+    lasting = python(sleeping(mark), name="train y", log=tmp_path / "other.log")
     with pytest.raises(InputError) as caught:
         run_commands([failing, lasting], at_once=2)
     message = str(caught.value)
     assert message.startswith("train x: ended with exit code 7: it said 'the disk is full'")
     assert str(log) in message
     assert "\n" not in message
-    assert time.monotonic() - started < 30, "the other child must be told to stop"
+    assert not is_running(int(mark.read_text())), "the other child must be told to stop"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_child_outlives_a_stopped_demo(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_child_outlives_a_stopped_demo(
+    tmp_path: Path, number: signal.Signals, wait_until: Callable[..., None], patience: float
+) -> None:
     mark = tmp_path / "child.pid"
-    child = f"import os, pathlib, time; pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(120)"
+    child = sleeping(mark)
     parent = (
         # As on a terminal: a shell that started the tests in the background would have Ctrl-C ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -79,10 +83,10 @@ def test_no_child_outlives_a_stopped_demo(tmp_path: Path, number: signal.Signals
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", parent], env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: mark.is_file() and mark.read_text() != "")
+    wait_until(mark.is_file, "the child's process id")
     process.send_signal(number)
-    assert process.wait(timeout=30) != 0
-    wait_until(lambda: not is_running(int(mark.read_text())), seconds=10)
+    assert process.wait(timeout=patience) != 0
+    wait_until(lambda: not is_running(int(mark.read_text())), "the child's end")
 
 
 def is_running(pid: int) -> bool:
@@ -91,9 +95,9 @@ def is_running(pid: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Poll `condition`."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+def sleeping(mark: Path) -> str:
+    """Code that leaves its process id in `mark`, whole or not at all, and then sleeps longer than any test waits."""
+    return (
+        f"import os, pathlib, time; draft = pathlib.Path({str(mark)!r} + '.draft'); "
+        f"draft.write_text(str(os.getpid())); draft.rename({str(mark)!r}); time.sleep(7200)"
+    )

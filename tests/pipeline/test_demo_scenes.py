@@ -52,7 +52,7 @@ def test_scenes_draw_handwriting_of_their_pool_only() -> None:
         assert len(drawn) > 400
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), number=st.integers(0, 10**6), pool=st.sampled_from(POOLS))
 def test_a_scene_is_well_formed(seed: int, number: int, pool: Pool) -> None:
     scene = make_scene(seed, number, pool)

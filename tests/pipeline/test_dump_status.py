@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,10 @@ def start(config: Path, *options: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture
 def many(write_config: WriteConfig, golden: Path, tmp_path: Path) -> Path:
-    """A dump that takes a few seconds: 120 samples, each in a forward pass of its own."""
+    """A dump that is not done before somebody looks: 1200 samples, each in a forward pass of its own."""
     entries = json.loads((golden / "v1.json").read_text())
     data = tmp_path / "data.json"
-    data.write_text(json.dumps([{**entry, "id": f"{n}-{entry['id']}"} for n in range(30) for entry in entries]))
+    data.write_text(json.dumps([{**entry, "id": f"{n}-{entry['id']}"} for n in range(300) for entry in entries]))
     return write_config(
         data={"conversations": str(data)},
         teacher={"token_budget": 1, "window": 2, "sanity": "off"},
@@ -46,32 +45,35 @@ def many(write_config: WriteConfig, golden: Path, tmp_path: Path) -> Path:
     )
 
 
-def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(many: Path, tmp_path: Path) -> None:
+def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(
+    many: Path, tmp_path: Path, wait_until: Callable[..., None], patience: float
+) -> None:
     store = tmp_path / "store"
     process = start(many, "--worker", "0/2")
     try:
-        deadline = time.monotonic() + 60
         seen: dict[str, Any] = {}
-        while not seen.get("samples_done") or not seen["workers"] or not seen["workers"][0]["samples"]:
-            assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-            time.sleep(0.05)
-            seen = status(store, "--json") if (store / "manifest.json").exists() else {}
+
+        def is_under_way() -> bool:
+            assert process.poll() is None, process.communicate()
+            seen.update(status(store, "--json") if (store / "manifest.json").exists() else {})
+            return bool(seen.get("samples_done") and seen["workers"] and seen["workers"][0]["samples"])
+
+        wait_until(is_under_way, "a worker with samples")
         (worker,) = seen["workers"]
         assert seen["state"] == worker["state"] == "running" and worker["pid"] == process.pid
-        assert (worker["worker"], seen["samples"], seen["shards"], worker["total"]) == ("0/2", 120, 30, 60)
+        assert (worker["worker"], seen["samples"], seen["shards"], worker["total"]) == ("0/2", 1200, 300, 600)
         assert worker["rate"] > 0 and worker["tokens"] > 0 and seen["seconds_left"] > 0
         page = status(store)
         assert re.search(r": running, \d+\.\d%, .* samples/s, .* left\n", page) and str(process.pid) in page
-        asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=patience)
     finally:
         process.kill()
-    assert process.returncode == 143 and time.monotonic() - asked < 10 and output == ""
+    assert process.returncode == 143 and output == ""
     assert errors.strip() == "alignkd: stopped by SIGTERM; run the same command again to go on"
     after = status(store, "--json")
     assert after["state"] == "stopped" and after["workers"][0]["state"] == "stopped" and after["seconds_left"] is None
-    assert 0 < after["shards_done"] < 30 and after["samples_done"] == 4 * after["shards_done"]
+    assert 0 < after["shards_done"] < 300 and after["samples_done"] == 4 * after["shards_done"]
     assert "nobody is at work; run the same `alignkd dump` again to go on" in status(store)
 
 

@@ -78,6 +78,14 @@ def test_a_stages_own_keys_win(write_recipe: WriteRecipe, golden: Path, tmp_path
     assert (config.train.adapters, config.train.steps, config.train.micro_batch) == (None, 3, 1)
 
 
+@pytest.mark.parametrize("empty", [None, {}])
+def test_an_empty_section_hides_nothing(empty: Any, write_recipe: WriteRecipe, golden: Path, tmp_path: Path) -> None:
+    changes = {"second": {"student": empty, "store": {"path": str(tmp_path / "s"), "logits": empty}}}
+    config = load_stage(write_recipe(**changes), "train", "second")
+    assert config.student is not None and config.student.vision_config == golden / "clip"
+    assert config.store.logits.kind == "full"
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -62,7 +62,7 @@ def dumped(
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in environment.items() if value}
     command = [sys.executable, "-c", BOTH_PHASES, "local.yaml", "distant.yaml"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return found
 

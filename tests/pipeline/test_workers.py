@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,7 @@ def slow(context, task):
 
 if __name__ == "__main__":
     with Workers(None, 2) as workers:
-        for task in workers.map(slow, range(10_000)):
+        for task in workers.map(slow, range(100_000)):
             print(task, flush=True)
 """
 
@@ -68,7 +68,9 @@ def members(group: int) -> set[int]:
     ("how", "starting"),
     [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)],
 )
-def test_nobody_outlives_a_run_that_ends_early(tmp_path: Path, how: signal.Signals, starting: bool) -> None:
+def test_nobody_outlives_a_run_that_ends_early(
+    tmp_path: Path, how: signal.Signals, starting: bool, wait_until: Callable[..., None], patience: float
+) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW_WORK)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -87,19 +89,12 @@ def test_nobody_outlives_a_run_that_ends_early(tmp_path: Path, how: signal.Signa
         assert parent.stdout is not None
         if not starting:
             assert parent.stdout.readline() == "0\n"
-        for _ in range(500):
-            if len(members(parent.pid)) >= 3:
-                break
-            time.sleep(0.01)
-        assert len(members(parent.pid)) >= 3
+        wait_until(lambda: len(members(parent.pid)) >= 3 or parent.poll() is not None, "both workers")
+        assert parent.poll() is None
         # Ctrl-C reaches the whole group, as a terminal sends it; the others only the parent.
         (os.killpg if how == signal.SIGINT else os.kill)(parent.pid, how)
-        _, errors = parent.communicate(timeout=20)
-        for _ in range(100):
-            if not members(parent.pid):
-                break
-            time.sleep(0.1)
-        assert not members(parent.pid)
+        _, errors = parent.communicate(timeout=patience)
+        wait_until(lambda: not members(parent.pid), "the end of all workers")
         assert parent.returncode == -how or (how == signal.SIGINT and parent.returncode in {1, 130})
         assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == (1 if how == signal.SIGINT else 0), (
             errors

@@ -12,7 +12,7 @@ import storage.append_file
 from storage.append_file import AppendFile
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(0, 700), max_size=12), piece=st.integers(1, 500), write_back=st.integers(1, 1000))
 def test_any_portions_give_the_same_file(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], piece: int, write_back: int

@@ -21,7 +21,7 @@ EDGES = np.array(
 ).view(np.float32)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=HELD))
 def test_bits_are_those_of_torch(values: np.ndarray) -> None:
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
@@ -35,7 +35,7 @@ def test_bits_of_edge_cases_are_those_of_torch() -> None:
     assert CODEC.decode(stored).tobytes() == expected.float().numpy().tobytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=HELD))
 def test_error_is_as_documented(values: np.ndarray) -> None:
     exact = values.astype(np.float64)
@@ -43,7 +43,7 @@ def test_error_is_as_documented(values: np.ndarray) -> None:
     assert (error <= np.maximum(np.abs(exact) * 2.0**-8, 2.0**-134)).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float16, SHAPES, elements=st.floats(-65504, 65504, width=16)))
 def test_float16_input_is_rounded_once(values: np.ndarray) -> None:
     assert (CODEC.encode(values)[""] == CODEC.encode(values.astype(np.float32))[""]).all()

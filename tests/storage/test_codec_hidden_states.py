@@ -15,7 +15,7 @@ DTYPES = codec_names("hidden")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     values=hnp.arrays(np.float32, st.tuples(st.integers(0, 4), st.just(70)), elements=st.floats(-100, 100, width=32))
 )

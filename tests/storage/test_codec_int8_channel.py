@@ -18,7 +18,7 @@ HELD = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=HELD))
 def test_error_is_as_documented(values: np.ndarray) -> None:
     stored = CODEC.encode(values)
@@ -29,7 +29,7 @@ def test_error_is_as_documented(values: np.ndarray) -> None:
     assert (scale <= step * (1 + 2.0**-10) + 2.0**-24).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=HELD))
 def test_the_opposite_has_the_opposite_code(values: np.ndarray) -> None:
     stored, opposite = CODEC.encode(values), CODEC.encode(-values)

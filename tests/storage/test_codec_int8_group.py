@@ -20,7 +20,7 @@ HELD = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=HELD))
 def test_error_is_as_documented(values: np.ndarray) -> None:
     stored = CODEC.encode(values)
@@ -34,7 +34,7 @@ def test_error_is_as_documented(values: np.ndarray) -> None:
     assert stored["scale"].shape[1] == -(-values.shape[1] // GROUP)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.sampled_from([5, 64, 70])), elements=HELD))
 def test_rows_are_encoded_one_by_one(values: np.ndarray) -> None:
     whole = EncodedArray.encode("int8_group", values)

@@ -36,7 +36,7 @@ def sampled_logits(draw: st.DrawFn) -> tuple[SampledLogits, int]:
     return logits, num_draws
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sampled_logits(), st.sampled_from([1000, 70_000]))
 def test_draws_come_back(case: tuple[SampledLogits, int], vocab_size: int) -> None:
     logits, num_draws = case

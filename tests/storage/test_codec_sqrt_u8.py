@@ -20,7 +20,7 @@ def float32(values: object) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=PROBABILITIES.map(np.float32)))
 def test_error_is_as_documented(values: np.ndarray) -> None:
     values = np.minimum(values, np.float32(1.001))
@@ -32,7 +32,7 @@ def test_error_is_as_documented(values: np.ndarray) -> None:
     assert (np.abs(CODEC.decode(stored) - a) <= bound).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=PROBABILITIES.map(np.float32)))
 def test_the_scale_is_the_row_maximum_rounded_up(values: np.ndarray) -> None:
     values = np.minimum(values, np.float32(1.001))

@@ -35,7 +35,7 @@ def codec(**settings: Any) -> TruncatedLogitsCodec:
     return TruncatedLogitsCodec(**{"vocab_size": 1000, "max_entries": 3, "dtype": "float32"} | settings)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(truncated_logits(), st.sampled_from([1000, 65536, 65537]), st.sampled_from([None, 0.001]))
 def test_truncated_logits_come_back(logits: TruncatedLogits, vocab_size: int, mass: float | None) -> None:
     stored = codec(vocab_size=vocab_size, mass=mass).encode(logits)
@@ -45,7 +45,7 @@ def test_truncated_logits_come_back(logits: TruncatedLogits, vocab_size: int, ma
         assert (getattr(decoded, name) == getattr(logits, name)).all(), name
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(truncated_logits())
 def test_float16_logprobs_still_hold_the_mass(logits: TruncatedLogits) -> None:
     half = codec(dtype="float16")

@@ -17,14 +17,14 @@ FINITE_16 = st.floats(width=16, allow_nan=False, allow_infinity=False)
 ALL = ("float32", "float16", "bfloat16", "sqrt_u8", "int8_channel", "int8_group")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=FINITE_32))
 def test_float32_keeps_every_bit(values: np.ndarray) -> None:
     codec = get_codec("float32")
     assert codec.decode(codec.encode(values)).tobytes() == values.tobytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float16, SHAPES, elements=FINITE_16))
 def test_float16_keeps_every_bit_of_float16(values: np.ndarray) -> None:
     for name in ("float16", "float32"):
@@ -32,7 +32,7 @@ def test_float16_keeps_every_bit_of_float16(values: np.ndarray) -> None:
         assert codec.decode(codec.encode(values)).astype(np.float16).tobytes() == values.tobytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, SHAPES, elements=st.floats(-65504, 65504, width=32)))
 def test_float16_error_is_as_documented(values: np.ndarray) -> None:
     codec = get_codec("float16")
@@ -42,7 +42,7 @@ def test_float16_error_is_as_documented(values: np.ndarray) -> None:
     assert (error <= np.maximum(np.abs(values.astype(np.float64)) * 2**-11, 2**-25)).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, (2, 3), elements=FINITE_32), st.floats(65536, 2.0**99, width=32))
 def test_float16_refuses_what_overflows(values: np.ndarray, large: float) -> None:
     values[1, 2] = -large
@@ -51,7 +51,7 @@ def test_float16_refuses_what_overflows(values: np.ndarray, large: float) -> Non
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     values=hnp.arrays(np.float32, SHAPES.filter(lambda shape: min(shape) < 6), elements=st.floats(0, 1, width=32)),
 )

@@ -14,7 +14,7 @@ VALUES = np.random.default_rng(0).random((6, 5, 70), np.float32)
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.one_of(st.slices(6), st.lists(st.integers(0, 5)).map(lambda rows: np.array(rows, np.uint16))))
 def test_rows_are_those_of_the_decoded_values(codec: str, rows: slice | np.ndarray) -> None:
     values = VALUES[:, 0]

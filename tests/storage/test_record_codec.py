@@ -73,7 +73,7 @@ def _decode(codec: RecordCodec, rows: list[Any], brought: dict[str | None, int],
     return codec.decode(read, {"dataset_index": record.index, "attention_columns": width})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(chosen=CODECS, inputs=INPUTS, text_only=st.sets(st.integers(0, 3)))
 def test_every_record_comes_back_to_the_bit(
     make_manifest: MakeManifest,
@@ -108,7 +108,7 @@ def in_floats(record: Record, rng: np.random.Generator) -> Record:
     return Record(**record.__dict__ | changes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(chosen=CODECS, inputs=INPUTS, index=st.integers(0, 3))
 def test_floats_come_back_as_their_codecs_give_them(
     make_manifest: MakeManifest, make_record: MakeRecord, chosen: dict[str, Any], inputs: str, index: int

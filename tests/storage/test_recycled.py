@@ -42,7 +42,7 @@ def test_whatever_shows_the_bytes_keeps_them(keep: object) -> None:
     del kept
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     steps=st.lists(st.tuples(st.integers(SIZE // 2, 4 * SIZE), st.integers(0, 5)), max_size=60),
     kept_bytes=st.integers(0, 12 * SIZE),

@@ -42,7 +42,7 @@ def open_file(path: Path) -> LocalFile | None:
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_both_readers_give_back_what_was_appended(
     column: Column, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

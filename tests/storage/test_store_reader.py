@@ -113,7 +113,7 @@ def test_threads_share_a_reader(small_store: Path, monkeypatch: pytest.MonkeyPat
             assert_same(record, expected[place])
 
 
-def test_forked_workers_share_a_reader(small_store: Path) -> None:
+def test_forked_workers_share_a_reader(small_store: Path, patience: float) -> None:
     """As in a data loader: files opened before the fork, parent and children reading at once."""
     reader = StoreReader(small_store)
     expected = [reader[place].input_ids.tolist() for place in range(8)]
@@ -128,7 +128,7 @@ def test_forked_workers_share_a_reader(small_store: Path) -> None:
         worker.start()
     results = [queue.get() for _ in workers] + [[reader[p].input_ids.tolist() for p in list(range(8)) * 5]]
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=patience)
         assert worker.exitcode == 0
     assert all(result == expected * 5 for result in results)
 

@@ -41,7 +41,7 @@ CODECS = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     codecs=CODECS,
     layout=st.fixed_dictionaries(

@@ -193,7 +193,7 @@ def test_planted_members_are_refused(store: Path, planted: bytes, instead: bool)
     assert len(str(caught.value).splitlines()) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     name=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/"), min_size=1, max_size=99),
     size=st.integers(0, 2**33 - 1),

@@ -47,7 +47,7 @@ def copied(path: Path, source: StoreReader, manifest: Manifest) -> StoreReader:
     return StoreReader(path)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     codecs=st.sampled_from([COMPACT, WIDE, BF16]),
     inputs=st.sampled_from(["reference", "embed"]),

@@ -12,7 +12,7 @@ from storage.sharding_layout import METADATA, ArrayLayout
 from storage.zarr_metadata import write_metadata
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(0, 3000),
     row_shape=st.lists(st.integers(1, 300), max_size=2),

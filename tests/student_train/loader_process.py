@@ -27,7 +27,7 @@ class Hanging(CachedDataset):
     def __getitem__(self, position: int) -> Any:
         self.reads += 1
         if self.reads > 4:
-            time.sleep(600)
+            time.sleep(7200)
         return super().__getitem__(position)
 
 

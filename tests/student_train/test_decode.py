@@ -30,7 +30,7 @@ def test_every_codec_of_the_store_has_a_decoder() -> None:
     signed=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_device_equals_host(name: str, values: np.ndarray, signed: bool, seed: int) -> None:
     if signed and name != "sqrt_u8":
         values = values * np.random.default_rng(seed).choice([-300.0, 1.0], values.shape).astype(np.float32)

@@ -39,7 +39,7 @@ def batches() -> st.SearchStrategy[Any]:
     return st.builds(SparseDistribution, **{field.name: inner | sequences for field in fields(SparseDistribution)})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batch=batches(), room=st.integers(0, 100))
 def test_a_batch_comes_back_bit_for_bit_and_in_place(batch: object, room: int) -> None:
     packed = PackedBatch(batch)

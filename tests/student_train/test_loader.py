@@ -30,7 +30,6 @@ from student_train.trainer import train
 from vlm.examples import ExampleBuilder
 
 HERE = Path(__file__).parent
-PATIENCE = 180  # seconds after which something hangs; nothing below takes nearly as long
 Batches = Callable[..., Iterator[TrainBatch]]
 MakeJob = Callable[..., TrainJob]
 
@@ -111,11 +110,11 @@ def test_workers_end_with_the_iterator(dataset: CachedDataset, batches_of: Batch
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_a_program_ends_although_it_still_holds_an_iterator() -> None:
+def test_a_program_ends_although_it_still_holds_an_iterator(patience: float) -> None:
     code = "from student_train.handoff_stream import from_workers; held = from_workers(int, range(100), 2); next(held)"
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=root, timeout=60
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=root, timeout=patience
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -127,12 +126,10 @@ def test_a_killed_worker_is_one_line(dataset: CachedDataset, batches_of: Batches
     victim = (set(multiprocessing.active_children()) - before).pop()
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
-    started = time.monotonic()
     with pytest.raises(TrainError, match=rf"{victim.pid}.*killed from outside.*lower data_workers 2") as error:
         for _ in batches:
             pass
     assert "\n" not in str(error.value)
-    assert time.monotonic() - started < PATIENCE
 
 
 def test_a_killed_worker_ends_training_with_that_line(many_store: Path, make_job: MakeJob) -> None:
@@ -153,7 +150,9 @@ def test_a_killed_worker_ends_training_with_that_line(many_store: Path, make_job
     killer.join()
 
 
-def test_killing_the_trainer_leaves_nothing(many_store: Path, golden_folder: Path, images_folder: Path) -> None:
+def test_killing_the_trainer_leaves_nothing(
+    many_store: Path, golden_folder: Path, images_folder: Path, wait_until: Callable[..., None]
+) -> None:
     command = [sys.executable, HERE / "loader_process.py", many_store, golden_folder / "student"]
     child = subprocess.Popen(
         [*map(str, command), str(golden_folder / "clip"), str(images_folder)],
@@ -172,7 +171,7 @@ def test_killing_the_trainer_leaves_nothing(many_store: Path, golden_folder: Pat
     assert shared
     child.kill()
     child.communicate()
-    _wait_until(lambda: not any(map(_lives, workers)))
+    wait_until(lambda: not any(map(_lives, workers)), "the workers' end")
     assert not any(Path(path).exists() for path in shared)
 
 
@@ -186,7 +185,9 @@ def test_workers_outlive_the_first_signals(dataset: CachedDataset, batches_of: B
     assert found + [_bytes_of(batch) for batch in batches] == expected
 
 
-def test_a_signal_to_the_whole_group_is_a_clean_stop(many_store: Path, make_job: MakeJob) -> None:
+def test_a_signal_to_the_whole_group_is_a_clean_stop(
+    many_store: Path, make_job: MakeJob, wait_until: Callable[..., None], patience: float
+) -> None:
     """As torchrun does it: the step in hand is completed with batches of the workers, and saved."""
     job = make_job(many_store, steps=100_000, data_workers=2)
     described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
@@ -198,9 +199,12 @@ def test_a_signal_to_the_whole_group_is_a_clean_stop(many_store: Path, make_job:
         start_new_session=True,
     )
     metrics = job.train.output / "metrics.jsonl"
-    _wait_until(lambda: child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 3))
+    wait_until(
+        lambda: child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 3),
+        "the first steps",
+    )
     os.killpg(child.pid, signal.SIGTERM)
-    _, errors = child.communicate(timeout=PATIENCE)
+    _, errors = child.communicate(timeout=patience)
     assert child.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert len(list((job.train.output / "checkpoints").iterdir())) == 1
@@ -225,10 +229,3 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)

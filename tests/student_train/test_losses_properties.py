@@ -63,7 +63,7 @@ def test_keeping_every_token_equals_full(divergence: Divergence) -> None:
 
 
 @given(num_kept=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_bucket_equals_dense_formula(divergence: Divergence, num_kept: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -139,7 +139,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     garbage=st.sampled_from([0.0, 1e30, float("inf"), float("nan")]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_attention_batch_is_the_sum_of_its_samples(
     sizes: list[tuple[int, int]], padding: tuple[int, int], garbage: float
 ) -> None:

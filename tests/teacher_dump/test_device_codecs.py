@@ -34,7 +34,7 @@ def values_for(codec: str, shape: tuple[int, ...], seed: int, exponent: int) -> 
 @given(
     st.integers(1, 5), st.integers(1, 4), st.integers(1, 150), st.integers(0, 10**6), st.sampled_from([-60, -20, 0, 8])
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_bytes_are_those_of_the_store(
     codec: str, dtype: torch.dtype, a: int, b: int, c: int, seed: int, exponent: int
 ) -> None:

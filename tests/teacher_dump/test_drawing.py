@@ -16,7 +16,7 @@ def draw(logits: torch.Tensor, numbers: np.ndarray) -> SampledLogits:
 
 
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 40), st.floats(0.1, 20.0), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_draws_invert_the_cumulative_distribution(num: int, vocab: int, draws: int, scale: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num, vocab, generator=generator) * scale

@@ -118,14 +118,19 @@ def many(golden: Path, times: int) -> list[dict[str, Any]]:
     return [{**entry, "id": f"{number}-{entry['id']}"} for number in range(times) for entry in entries]
 
 
-def start_worker(job: DumpJob, worker: Worker) -> int:
-    """One worker in a forked process."""
+def start_worker(job: DumpJob, worker: Worker, *, halts_after: int | None = None) -> int:
+    """One worker in a forked process, which does nothing more after so many shards: it waits to be killed."""
+
+    def progress(status: WorkerStatus) -> None:
+        while halts_after is not None and status.shards_written >= halts_after:
+            signal.pause()
+
     child = os.fork()
     if not child:
         code = 1
         try:
             torch.set_num_threads(1)
-            dump(replace(job, control=DumpControl(worker, visible=True)))
+            dump(replace(job, control=DumpControl(worker, progress=progress, visible=True)))
             code = 0
         finally:
             os._exit(code)
@@ -136,19 +141,25 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def shards_of(store: Path) -> set[int]:
+    """The committed shards; none of a store that is only begun."""
+    return set(committed_shards(store)) if (store / "commits").exists() else set()
+
+
 def hash_of(store: Path) -> str:
     return root_hash(LocalFiles(store), load_manifest(store))
 
 
 def test_two_workers_at_once_one_killed_and_one_that_joins_give_the_bytes_of_one(
-    make_job: MakeJob, golden: Path, tmp_path: Path
+    make_job: MakeJob, golden: Path, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
     job = make_job(many(golden, 8), token_budget=1, sanity="off", logits={"kind": "topk"}, attention="float16")
     dump(job)
     alone = hash_of(tmp_path / "store")
     shared = replace(job, store=job.store.model_copy(update={"path": tmp_path / "shared"}))
-    first, second = (start_worker(shared, Worker(rank=rank, count=2)) for rank in range(2))
-    wait_for(lambda: (tmp_path / "shared" / "commits").exists() and len(committed_shards(tmp_path / "shared")) >= 2)
+    first = start_worker(shared, Worker(rank=0, count=2))
+    second = start_worker(shared, Worker(rank=1, count=2), halts_after=1)
+    wait_until(lambda: {s % 2 for s in shards_of(tmp_path / "shared")} == {0, 1}, "a shard of each worker")
     os.kill(second, signal.SIGKILL)
     third = start_worker(shared, Worker(rank=1, count=2))  # comes back
     assert ended(second) == -signal.SIGKILL and ended(first) == 0 and ended(third) == 0
@@ -158,11 +169,11 @@ def test_two_workers_at_once_one_killed_and_one_that_joins_give_the_bytes_of_one
 
 
 def test_what_a_dead_worker_left_is_finished_by_another_number_of_workers(
-    make_job: MakeJob, golden: Path, tmp_path: Path
+    make_job: MakeJob, golden: Path, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
     job = make_job(many(golden, 6), token_budget=1, sanity="off")
-    child = start_worker(job, Worker(rank=0, count=2))
-    wait_for(lambda: (job.store.path / "commits").exists() and len(committed_shards(job.store.path)) >= 2)
+    child = start_worker(job, Worker(rank=0, count=2), halts_after=2)
+    wait_until(lambda: len(shards_of(job.store.path)) >= 2, "two shards")
     os.kill(child, signal.SIGKILL)
     ended(child)
     status = read_workers(job.store.path)
@@ -215,9 +226,11 @@ def said_by_both(say: Callable[[], None], both: threading.Barrier) -> None:
     both.wait()
 
 
-def test_two_that_begin_a_shard_in_a_bucket_at_the_same_moment_do_not_both_keep_it(bucket: Any) -> None:
+def test_two_that_begin_a_shard_in_a_bucket_at_the_same_moment_do_not_both_keep_it(
+    bucket: Any, patience: float
+) -> None:
     objects = S3Store(bucket.url, settings_from_environment())
-    both = threading.Barrier(2, timeout=60)  # a test that waits for ever says nothing
+    both = threading.Barrier(2, timeout=patience)  # a test that waits for ever says nothing
     places = [BucketPlace(objects, f"worker-{name}") for name in "ab"]
     for place in places:
         place._say = partial(said_by_both, place._say, both)  # type: ignore[method-assign]
@@ -249,10 +262,3 @@ def test_a_status_comes_back_as_it_was_and_anything_else_is_none(status: WorkerS
     assert WorkerStatus.of_json(status.to_json()) == status
     assert WorkerStatus.of_json(noise) is None
     assert WorkerStatus.of_json(status.to_json()[: -len(noise) - 2]) is None
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)

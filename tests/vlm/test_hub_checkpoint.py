@@ -65,7 +65,7 @@ def run_child(code: str, *arguments: str, **environment: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         env={**clean, **environment},
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

@@ -95,7 +95,7 @@ def test_pixels_equal_the_twin(size: tuple[int, int], pad: bool) -> None:
     np.testing.assert_array_equal(pixels, twin(image, 32, pad=pad))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(8, 70), pad=st.booleans())
 def test_pixels_equal_the_twin_at_any_size(width: int, height: int, size: int, pad: bool) -> None:
     image = noise(width, height)

@@ -38,7 +38,7 @@ STYLES: Any = st.fixed_dictionaries(
         "separators": st.sampled_from([(", ", ": "), (",", ":"), (" ,\r\n\t", " : ")]),
     }
 )
-FEWER = settings(max_examples=150, deadline=None)
+FEWER = settings(max_examples=150)
 
 
 def utf8(text: str) -> bytes:

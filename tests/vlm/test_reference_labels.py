@@ -125,7 +125,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[Turn], bool]:
     return [Turn(speakers[number % 2], text) for number, text in enumerate(texts)], has_image
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(conversations())
 def test_v1_equals_the_twin_or_is_refused(case: tuple[list[Turn], bool]) -> None:
     turns, has_image = case
@@ -142,7 +142,6 @@ def test_v1_equals_the_twin_or_is_refused(case: tuple[list[Turn], bool]) -> None
     assert IMAGE_TOKEN_ID not in where.next_labels  # an image in an answer is no label
 
 
-@settings(deadline=None)
 @given(conversations(), st.booleans())
 def test_plain_equals_the_twin_or_is_refused(case: tuple[list[Turn], bool], cut: bool) -> None:
     turns = case[0][:2] if cut else case[0]
@@ -154,7 +153,6 @@ def test_plain_equals_the_twin_or_is_refused(case: tuple[list[Turn], bool], cut:
     assert found == twin_plain(turns)
 
 
-@settings(deadline=None)
 @given(conversations())
 def test_what_the_twin_can_train_on_is_refused_for_a_stated_reason_only(case: tuple[list[Turn], bool]) -> None:
     turns, has_image = case

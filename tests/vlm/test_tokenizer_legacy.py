@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm.errors import InputError, SampleError
@@ -140,14 +140,12 @@ def stripping(tokenizer_folder: FolderMaker) -> LegacyLlamaTokenizer:
     return LegacyLlamaTokenizer(tokenizer_folder(special_tokens_map=PLAIN_MAP))
 
 
-@settings(deadline=None)
 @given(any_text)
 def test_ids_equal_the_twin(stripping: LegacyLlamaTokenizer, text: str) -> None:
     assert LegacyLlamaTokenizer(MODEL).encode(text) == twin(text, stripping=False)
     assert stripping.encode(text) == twin(text, stripping=True)
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(lambda text: "<" not in text))
 def test_any_text_comes_back(text: str) -> None:
     tokenizer = LegacyLlamaTokenizer(MODEL)
@@ -265,7 +263,6 @@ def test_a_probe_survives_json_and_tells_rules_and_models_apart(tokenizer_folder
             other.check_probe(stored, "manifest.json")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(PROBE_TEXTS[:-1]), st.data())
 def test_a_probe_notices_one_changed_id(text: str, data: st.DataObject) -> None:
     tokenizer = LegacyLlamaTokenizer(MODEL)

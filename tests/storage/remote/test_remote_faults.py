@@ -62,7 +62,8 @@ def test_what_passes_is_survived(
     gateway.break_with(kind, in_shards, times=1 if kind in ("silent", "flip") else 2)
     if kind != "flip":  # of a manifest nobody knows the right bytes
         gateway.break_with(kind, small_files, times=0 if kind == "silent" else 2)
-    read_all(open_remote(url), StoreReader(folder), assert_same)
+    waits = {"timeout_seconds": 1, "attempts": 20} if kind == "silent" else {}
+    read_all(open_remote(url, **waits), StoreReader(folder), assert_same)
     assert sum(in_shards(exchange) for exchange in gateway.seen) > 2
 
 

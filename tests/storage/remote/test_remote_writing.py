@@ -288,7 +288,7 @@ def test_large_files_go_in_parts(
     if kind is not None:
         gateway.break_with(kind, lambda exchange: "partNumber=2" in exchange.path, times=1)
         gateway.break_with(kind, lambda exchange: exchange.method == "POST" and "uploadId" in exchange.path, times=1)
-    upload_all(S3Store(bucket.url, settings.model_copy(update={"timeout_seconds": 10})), [large])
+    upload_all(S3Store(bucket.url, settings), [large])
     assert bucket.objects() == {large.path: large.source.read_bytes()}
     assert sum("partNumber=" in exchange.path for exchange in gateway.seen) == 3 + (kind is not None)
 

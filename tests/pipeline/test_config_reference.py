@@ -1,0 +1,53 @@
+"""docs/configuration.md names every key as the models have it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.config import RunConfig
+from pipeline.config_problems import section_model
+from pipeline.config_reference import meanings, tables, with_tables
+from pipeline.configs_cli import recipe_text, recipes
+from pipeline.yaml_core import parse_yaml
+from teacher_dump.store_config import DEFAULTS, LogitsConfig
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def test_the_page_has_the_tables_of_today() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page) == page, "write them again: python -m pipeline.config_reference docs/configuration.md"
+
+
+def models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    found = [section for name in model.model_fields if (section := section_model(model, name)) is not None]
+    return found + [inner for section in found for inner in models(section)]
+
+
+@pytest.mark.parametrize("model", models(RunConfig), ids=lambda model: model.__name__)
+def test_every_key_is_explained_and_stands_in_the_tables(model: type[BaseModel]) -> None:
+    assert set(meanings(model)) == set(model.model_fields)
+    assert all(f"| `{name}` | " in tables() for name in model.model_fields)
+
+
+def test_the_defaults_of_a_kind_of_logits_are_those_that_are_explained() -> None:
+    told = meanings(LogitsConfig)
+    for kind, settings in DEFAULTS.items():
+        for name, value in settings.items():
+            assert re.search(rf"(?<![\w.]){re.escape(str(value))}(?!\w)", told[name]), (kind, name, value)
+
+
+def test_what_the_page_tells_of_yaml() -> None:
+    rows = dict(
+        re.findall(r"^\| `([^`]+)`[^|]*\| (?:the number )?(\S+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert rows["010"] == str(parse_yaml("010"))
+    for text in ("off", "1:30", "2024-01-01"):
+        assert rows[text] == "text" and parse_yaml(text) == text
+
+
+def test_every_recipe_tells_where_relative_paths_start() -> None:
+    for name in recipes():
+        assert "Relative paths start at the folder in which a command is run" in recipe_text(name)

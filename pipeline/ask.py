@@ -16,6 +16,7 @@ from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import stream_greedy
 from vlm.model import MobileVLM
+from vlm.regular_files import read_regular
 from vlm.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
 from vlm.tokenizer import LegacyLlamaTokenizer
 
@@ -192,7 +193,7 @@ def _paths(question: Question) -> tuple[Path, ...]:
 
 def _read_image(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise InputError(f"{path}: image cannot be read ({error.strerror}); check the path") from error
 

@@ -13,6 +13,7 @@ from teacher_dump.config import TeacherConfig
 from teacher_dump.job import DumpJob
 from teacher_dump.store_config import StoreConfig
 from vlm.errors import InputError, one_line
+from vlm.regular_files import read_regular_or_pipe
 
 Command = Literal["dump", "plan", "train", "run"]
 SECTIONS_OF: dict[Command, tuple[str, ...]] = {
@@ -157,7 +158,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: no such file, no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_regular_or_pipe(path).decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from storage.checksum import file_sha256
 from storage.errors import CorruptStoreError, StoreError
+from storage.regular_files import open_regular
 
 REPAIR = "restore the shard from a copy, or delete its commit record and dump again"
 # what one preadv call takes
@@ -144,7 +145,7 @@ class LocalFile:
         self.label = label
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = open_regular(path)
             self.size = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise CorruptStoreError(f"{label}: {error.strerror}; {REPAIR}") from None
@@ -227,7 +228,7 @@ class LocalFiles:
 def read_file(path: Path | str, limit: int) -> bytes:
     """All bytes of a small local file; see `StoreFiles.read`."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - called per shard of a large store
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.readall() if size <= limit else b""
     except OSError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from student_train.errors import TrainError
+from vlm.regular_files import check_regular
 
 AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
 
@@ -77,6 +78,7 @@ class Adapters(nn.Module):
             TrainError: no readable safetensors file, or other names or shapes than this pair of models needs.
         """
         try:
+            check_regular(path)
             found = load_file(path)
         except (OSError, SafetensorError) as error:
             raise TrainError(f"adapters {path}: cannot be read ({error}); give a safetensors file") from error

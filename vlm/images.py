@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vlm.errors import ImageError, InputError, one_line
 from vlm.image_resize import resize_and_crop, resize_padded
+from vlm.known_formats import HEAD_BYTES, known_format
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -134,11 +135,16 @@ def decode_image(image_bytes: bytes) -> Image.Image:
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"not an image file that can be read ({', '.join(FORMATS)}); replace the file") from error
+        raise ImageError(f"not an image file that can be read ({', '.join(FORMATS)}){_instead(image_bytes)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{one_line(error).partition(',')[0]}; shrink the image") from error
     except Exception as error:  # damaged bytes make the decoders raise nearly anything
         raise ImageError(f"broken image ({_named(error)}); replace the file") from error
+
+
+def _instead(data: bytes) -> str:
+    found = known_format(data[:HEAD_BYTES])
+    return "; replace the file" if found is None else f", but {found.name}; {found.step}"
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from vlm.config import LLAMA_KEYS, VLMConfig
 from vlm.errors import InputError, one_line
+from vlm.regular_files import check_regular
 from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
 from vlm.tower_hash import HASHED_DTYPES
 
@@ -144,6 +145,7 @@ def read_stem_info(path: Path) -> StemInfo:
         InputError: no stem file, a damaged one, or of another version.
     """
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118

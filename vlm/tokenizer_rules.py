@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import InputError, one_line
+from vlm.regular_files import read_regular
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -115,10 +116,10 @@ def _content(value: Any) -> str:
 
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`, {} when there is no such file."""
-    if not file.is_file():
+    if not file.exists():
         return {}
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(read_regular(file))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({one_line(error)}); copy the file again") from error
     if not isinstance(value, dict):

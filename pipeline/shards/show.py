@@ -78,6 +78,7 @@ def _draw(
     token: str | None,
 ) -> None:
     from pipeline.shards.picture import draw_attention
+    from vlm.regular_files import read_regular
 
     if head != "mean" and not head.isdigit():
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")
@@ -87,6 +88,6 @@ def _draw(
     if not files:
         if images is None:
             fail(f"the store has only the path of {', '.join(record.images)}; give the folder of the images (--images)")
-        files = tuple((images / image).read_bytes() for image in record.images)
+        files = tuple(read_regular(images / image) for image in record.images)
     number = None if head == "mean" else int(head)
     draw_attention(record, manifest, pieces, files, png, head=number, token=token)

@@ -1,0 +1,81 @@
+"""Opening files that a user names, without waiting for a pipe and without reading a device for ever.
+
+`open()` of a named pipe waits until somebody writes into it, and `/dev/zero` has no end. `storage.regular_files` does
+the same for the files of stores; neither room imports the other.
+"""
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotRegularError(OSError):
+    """The name leads to a pipe, a device or a socket; `strerror` gives which."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading; errors as of `regular_descriptor`."""
+    return os.fdopen(regular_descriptor(path), "rb")
+
+
+def regular_descriptor(path: Path) -> int:
+    """The descriptor of a regular file, open for reading; links are followed.
+
+    Raises:
+        NotRegularError: a pipe, a device or a socket. IsADirectoryError: a folder. OSError: as `open`.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        # a pipe is opened at once, whether or not a process writes into it
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        check_regular(path)  # a socket cannot be opened at all
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+        descriptor = os.open(path, flags)  # a file server holds a lease on the file: the kernel waits until it ends
+    try:
+        _check(os.fstat(descriptor).st_mode, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file; errors as of `open_regular`."""
+    with open_regular(path) as stream:
+        return stream.read()
+
+
+def read_regular_or_pipe(path: Path) -> bytes:
+    """All bytes of a file that may be a pipe, as `<(command)` and `/dev/stdin` are; devices are refused all the same.
+
+    Raises:
+        NotRegularError: a device or a socket. OSError: as `open`.
+    """
+    if stat.S_ISFIFO(path.stat().st_mode):
+        return path.read_bytes()
+    return read_regular(path)
+
+
+def check_regular(path: Path) -> None:
+    """Before a library opens the file itself; errors as of `open_regular`."""
+    _check(path.stat().st_mode, path)
+
+
+def _check(mode: int, path: Path) -> None:
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = next((name for test, name in _KINDS if test(mode)), "something else")
+    raise NotRegularError(errno.EINVAL, f"not a regular file, but {kind}", str(path))

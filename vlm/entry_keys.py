@@ -6,6 +6,7 @@ unusable, unless its value asks for nothing, or for what is done anyway. Every o
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from vlm.errors import SampleError, one_line
@@ -14,15 +15,15 @@ from vlm.templates import V1_SYSTEM
 READ_KEYS = frozenset({"id", "image", "images", "conversations"})
 READ_TURN_KEYS = frozenset({"from", "value"})
 
-_IMAGE = ("an image", "put its path under 'image'")
-_VIDEO = ("a video", "save frames as image files under 'image', or remove the sample")
-_AUDIO = ("a recording", "remove the sample")
-_SYSTEM = ("a system prompt", "the template has its own; put the text into the first human turn, or remove the key")
-_TOOLS = ("a description of tools", "remove the sample, or the key")
-_PREFERENCE = ("an answer of preference data", "write the wanted answer as the last gpt turn and remove the key")
-_OTHER_TURNS = ("another conversation", "keep one of the two")
-_REASONING = ("a part of the answer", "put it into 'value', or remove the key")
-_LOSS = ("which turns are trained on", "all gpt turns are and no human turn is; remove the turn or the key")
+_IMAGE = ("names an image", "put its path under 'image'")
+_VIDEO = ("names a video", "save frames as image files under 'image', or remove the sample")
+_AUDIO = ("names a recording", "remove the sample")
+_SYSTEM = ("is a system prompt", "the template has its own; put the text into the first human turn, or remove the key")
+_TOOLS = ("describes tools", "remove the sample, or the key")
+_PREFERENCE = ("is an answer of preference data", "write the wanted answer as the last gpt turn and remove the key")
+_OTHER_TURNS = ("is a conversation", "keep this one or 'conversations'")
+_REASONING = ("is a part of the answer", "put it into 'value', or remove the key")
+_LOSS = ("decides what is trained on", "every gpt turn is, with weight 1; remove the turn, the sample or the key")
 
 # The keys below in lower case -> what other programs take them for, and what to do.
 _MEANINGS: Mapping[str, tuple[str, str]] = {
@@ -39,9 +40,9 @@ _IMAGE_KEYS = frozenset(
     for ending in ("", "_path", "_paths", "_file", "_files", "_url", "_urls", "_base64")
 )
 _TURN_MEANINGS: Mapping[str, tuple[str, str]] = {
-    **dict.fromkeys(("image", "images", "image_url"), ("an image", "put its path under 'image' of the entry")),
+    **dict.fromkeys(("image", "images", "image_url"), ("names an image", "put its path under 'image' of the entry")),
     **{key: _MEANINGS[key] for key in ("video", "videos", "audio", "audios")},
-    **dict.fromkeys(("tool_calls", "function_call"), ("a call of a tool", "remove the sample")),
+    **dict.fromkeys(("tool_calls", "function_call"), ("is a call of a tool", "remove the sample")),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _REASONING),
 }
 # 1 or true: train on it; 0 or false: do not.
@@ -62,8 +63,8 @@ def check_entry_keys(entry: Mapping[str, Any]) -> None:
     if entry.keys() <= READ_KEYS:
         return
     for key, value in entry.items():
-        if key not in READ_KEYS and (meaning := _meaning(key, value, entry)) is not None:
-            raise SampleError(_refusal(f"key {_shown(key)} is", value, meaning))
+        if (name := _known(key)) and (meaning := _meaning(name, value, entry)) is not None:
+            raise SampleError(_refusal(f"key {_shown(key)}", value, meaning))
 
 
 def check_turn_keys(number: int, turn: Mapping[str, Any]) -> None:
@@ -73,10 +74,10 @@ def check_turn_keys(number: int, turn: Mapping[str, Any]) -> None:
         name = _name(key)
         meaning = _TURN_MEANINGS.get(name)
         if meaning is not None and not _is_nothing(value):
-            raise SampleError(_refusal(f"turn {number}: key {_shown(key)} is", value, meaning))
+            raise SampleError(_refusal(f"turn {number}: key {_shown(key)}", value, meaning))
         # questions are never trained on: on a human turn the key changes nothing, or is only counted
         if is_answer and name in _LOSS_KEYS and not _is_done_anyway(name, value):
-            raise SampleError(_refusal(f"turn {number}: key {_shown(key)} is", value, _LOSS))
+            raise SampleError(_refusal(f"turn {number}: key {_shown(key)}", value, _LOSS))
 
 
 def keys_not_read(entry: Any) -> Iterator[str]:
@@ -85,16 +86,20 @@ def keys_not_read(entry: Any) -> Iterator[str]:
         return
     yield from (key for key in entry if key not in READ_KEYS)
     turns = entry.get("conversations")
-    of_turns = (turn.keys() for turn in turns if isinstance(turn, dict)) if isinstance(turns, list) else ()
-    # a dictionary, because a set has no order
-    yield from (
-        f"conversations[].{key}" for key in dict.fromkeys(k for keys in of_turns for k in keys - READ_TURN_KEYS)
-    )
+    of_turns = [turn for turn in turns if isinstance(turn, dict) and len(turn) > 2] if isinstance(turns, list) else []
+    others = dict.fromkeys(key for turn in of_turns for key in turn if key not in READ_TURN_KEYS)
+    yield from (f"conversations[].{key}" for key in others)
 
 
-def _meaning(key: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What another program would do with the key; None if nothing, or what is done anyway."""
+@lru_cache(maxsize=1024)
+def _known(key: str) -> str:
+    """A further key of an entry as the tables above have it; nothing where none has it."""
     name = _name(key)
+    return name if key not in READ_KEYS and (name in _MEANINGS or name in _IMAGE_KEYS or name in _LOSS_KEYS) else ""
+
+
+def _meaning(name: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What another program would do with the key; None if nothing, or what is done anyway."""
     if name in _LOSS_KEYS:
         return None if _is_done_anyway(name, value) else _LOSS
     if _is_nothing(value):
@@ -102,6 +107,8 @@ def _meaning(key: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str] 
     if name in _IMAGE_KEYS:  # beside an image it tells where that is from
         return None if entry.get("image") or entry.get("images") else _IMAGE
     meaning = _MEANINGS.get(name)
+    if meaning is _OTHER_TURNS and not entry.get("conversations"):  # `neighbour_layouts` names it
+        return None
     return None if meaning is _SYSTEM and str(value).strip() == V1_SYSTEM else meaning
 
 
@@ -122,7 +129,9 @@ def _is_done_anyway(name: str, value: Any) -> bool:
 
 def _refusal(where: str, value: Any, meaning: tuple[str, str]) -> str:
     what, step = meaning
-    return f"{where} {_shown(value)}, elsewhere {what}, which is not read; {step}"
+    # no texts and paths: one reason for all samples can be counted, and is read at a glance
+    found = f" ({value})" if isinstance(value, bool | int | float) else ""
+    return f"{where}{found} is not read, elsewhere it {what}; {step}"
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vlm.errors import InputError, one_line
-from vlm.json_window import BrokenJsonError, JsonError, NotUtf8Error, line_and_column
+from vlm.json_window import BrokenJsonError, JsonError, NotUtf8Error, WrongKindError, line_and_column
 from vlm.known_formats import HEAD_BYTES, KnownFormat, known_format, known_text
 from vlm.regular_files import open_regular
 
@@ -33,8 +33,8 @@ def json_refusal(path: Path, fault: JsonError, *, lines: bool) -> InputError:
 
 
 def _other_format(fault: JsonError, head: bytes) -> KnownFormat | None:
-    if not isinstance(fault, NotUtf8Error | BrokenJsonError):
-        return None
+    if isinstance(fault, WrongKindError):  # JSON, or a table whose first column name is in quotation marks
+        return known_text(head) if fault.reason == "string" else None
     is_at_start = isinstance(fault, BrokenJsonError) and not head[: fault.position].strip(b"\xef\xbb\xbf \t\r\n")
     return known_format(head) or (known_text(head) if is_at_start else None)
 

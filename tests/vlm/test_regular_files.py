@@ -114,7 +114,8 @@ def test_a_device_is_refused_where_it_would_be_read_for_ever(tmp_path: Path) -> 
 
 def test_a_configuration_may_come_through_a_pipe(pipe: Path) -> None:
     """`alignkd dump <(cat run.yaml)`."""
-    writer = threading.Thread(target=lambda: pipe.write_text("data: {conversations: é.json}\n", encoding="utf-8"))
+    text = "data: {conversations: é.json}\n"
+    writer = threading.Thread(target=lambda: pipe.write_text(text, encoding="utf-8"), daemon=True)
     writer.start()
     assert read_yaml(pipe) == {"data": {"conversations": "é.json"}}
     writer.join()

@@ -12,6 +12,7 @@ import pytest
 import storage.regular_files
 from pipeline.ask import Question, ask
 from pipeline.config import read_yaml
+from storage.byte_files import LocalFiles
 from storage.checksum import file_sha256
 from storage.errors import StoreError
 from storage.manifest import load_manifest
@@ -93,9 +94,11 @@ def test_every_input_that_is_opened_by_name(pipe: Path, tmp_path: Path, golden: 
         (lambda: ask(question), InputError),
         (lambda: read_rules(checkpoint), InputError),
         (lambda: load_example_builder(checkpoint, template="v1", vision_config=pipe), InputError),
-        (lambda: read_stem_info(pipe), InputError),
-        (lambda: adapters.load(pipe), ValueError),
+        # a device: safetensors holds the interpreter's lock while it opens, so a pipe would stop the whole test
+        (lambda: read_stem_info(Path("/dev/null")), InputError),
+        (lambda: adapters.load(Path("/dev/null")), ValueError),
         (lambda: load_manifest(tmp_path), StoreError),
+        (lambda: LocalFiles(tmp_path).open("pipe"), StoreError),
         (lambda: file_sha256(pipe), OSError),
     ]
     for number, (action, kind) in enumerate(actions):

@@ -1,22 +1,83 @@
-"""Whether a file can be opened at all, asked before a library that hides the reason opens it."""
+"""Opening files without waiting for a pipe and without reading a device for ever.
+
+`open()` of a named pipe waits until somebody writes into it, and `/dev/zero` has no end. A library that opens a file by
+its name may also hide why the system refused; `check_readable` is called before such a library.
+"""
 
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotRegularError(OSError):
+    """The name leads to a pipe, a device or a socket; `strerror` gives which."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading; errors as of `regular_descriptor`."""
+    return os.fdopen(regular_descriptor(path), "rb")
+
+
+def regular_descriptor(path: os.PathLike[str] | str) -> int:
+    """The descriptor of a regular file, open for reading; links are followed.
+
+    Raises:
+        NotRegularError: a pipe, a device or a socket. IsADirectoryError: a folder. OSError: as `open`.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        # a pipe is opened at once, whether or not a process writes into it
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        check_regular(path)  # a socket cannot be opened at all
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+        descriptor = os.open(path, flags)  # a file server holds a lease on the file: the kernel waits until it ends
+    try:
+        check_is_file(os.fstat(descriptor).st_mode, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file; errors as of `open_regular`."""
+    with open_regular(path) as stream:
+        return stream.read()
+
+
+def open_regular_or_pipe(path: Path) -> BufferedReader:
+    """A file that may be a pipe, as `<(command)` and `/dev/stdin` are; devices are refused all the same.
+
+    Raises:
+        NotRegularError: a device or a socket. OSError: as `open`.
+    """
+    return path.open("rb") if stat.S_ISFIFO(path.stat().st_mode) else open_regular(path)
+
+
+def check_regular(path: os.PathLike[str] | str) -> None:
+    """Before a library opens the file itself; errors as of `regular_descriptor`."""
+    check_is_file(os.stat(path).st_mode, path)
 
 
 def check_readable(path: Path) -> None:
-    """Open a file for reading, read its first byte and close it.
-
-    A pipe that nobody writes to is refused, not waited for.
+    """Open a regular file for reading, read its first byte and close it.
 
     Raises:
         OSError: with errno and file name; it cannot be opened or read, or is not a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = regular_descriptor(path)
     try:
-        check_is_file(os.fstat(descriptor).st_mode, path)
         os.read(descriptor, 1)
     except OSError as error:  # of a descriptor, which has no name
         raise type(error)(error.errno, error.strerror, str(path)) from None
@@ -24,13 +85,15 @@ def check_readable(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_is_file(mode: int, path: Path) -> None:
+def check_is_file(mode: int, path: os.PathLike[str] | str) -> None:
     """Refuse the `st_mode` of a folder, device, pipe or socket.
 
     Raises:
-        OSError: EISDIR or ENODEV, with the file's name.
+        IsADirectoryError, NotRegularError: with the file's name.
     """
+    if stat.S_ISREG(mode):
+        return
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.ENODEV, "Not a regular file", str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    kind = next((name for test, name in _KINDS if test(mode)), "something else")
+    raise NotRegularError(errno.ENODEV, f"not a regular file, but {kind}", os.fspath(path))

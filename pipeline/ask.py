@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from disk.opening import read_regular
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import one_or_tuple
@@ -202,7 +203,7 @@ def _paths(question: Question) -> tuple[Path, ...]:
 
 def _read_image(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise unreadable(path, error, "image cannot be read") from error
 

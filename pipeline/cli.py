@@ -52,12 +52,16 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
 
     Example: alignkd train run.yaml
     """
+    from pipeline.changed_data import changed_data_notice
     from pipeline.phases import is_first_process, run_train
     from pipeline.recipes import load_stage
     from pipeline.train_summary import summary
 
     log_to_stderr("student_train")
-    result = run_train(load_stage(config, "train", stage))
+    settings = load_stage(config, "train", stage)
+    if is_first_process() and (notice := changed_data_notice(settings.data.conversations, settings.store.path)):
+        click.echo(f"alignkd: {notice}", err=True)
+    result = run_train(settings)
     if is_first_process():
         if as_json:
             print_json(asdict(result))

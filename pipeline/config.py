@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
+from disk.opening import open_regular_or_pipe
 from pipeline.config_problems import problem_of
 from pipeline.yaml_core import YamlTextError, parse_yaml
 from student_train.config import TARGET_OF_TERM, TrainConfig
@@ -162,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: no such file, too large a file, no YAML, or no mapping.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular_or_pipe(path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise InputError(

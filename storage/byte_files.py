@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disk.next_step import tried
+from disk.opening import regular_descriptor
 from storage.checksum import file_sha256
 from storage.errors import CorruptStoreError, StoreError, repair_step
 
@@ -145,7 +146,7 @@ class LocalFile:
         self.label = label
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = regular_descriptor(path)
             self.size = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise CorruptStoreError(f"{label}: {error.strerror}; {repair_step(error, REPAIR)}") from None
@@ -229,7 +230,7 @@ class LocalFiles:
 def read_file(path: Path | str, limit: int) -> bytes:
     """All bytes of a small local file; see `StoreFiles.read`."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - called per shard of a large store
+        with os.fdopen(regular_descriptor(path), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.readall() if size <= limit else b""
     except OSError as error:

@@ -6,12 +6,15 @@ was, so such files of one size all have one crc32c. Files of a shard are identif
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+
+from disk.opening import regular_descriptor
 
 READ_BYTES = 1 << 20
 
@@ -23,7 +26,7 @@ def crc32c(buffer: bytes | NDArray[Any], start: int = 0) -> int:
 
 def file_sha256(path: Path) -> str:
     """sha256 of a whole file, hex."""
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(regular_descriptor(path), "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -31,7 +34,7 @@ def file_crc32c(path: Path) -> int:
     """crc32c of a whole file, read a mebibyte at a time."""
     buffer = np.empty(READ_BYTES, np.uint8)
     checksum = 0
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(regular_descriptor(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer.data):
             checksum = crc32c(buffer[:count], checksum)
     return checksum

@@ -4,7 +4,7 @@ Threads of `Preparation` are a window ahead, the main thread feeds the device, `
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from disk.next_step import tried
 from storage.errors import StoreError
@@ -119,11 +119,7 @@ class _Run:
         reader = StoreReader(job.store.path, allow_incomplete=True)
         quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
         if is_complete and not len(reader):
-            _, sample_id, reason = quarantined[0]
-            raise InputError(
-                f"{job.conversations}: none of {len(self.samples)} samples is usable, the first ({sample_id!r}): "
-                f"{reason}"
-            )
+            raise InputError(f"{job.conversations}: none of {len(self.samples)} samples is usable, {_why(quarantined)}")
         return DumpResult(
             num_samples=len(self.samples),
             num_records=len(reader),
@@ -190,6 +186,12 @@ class _Run:
                 "a batch did not fit the device's memory and was halved; lower teacher.token_budget "
                 f"(now {self.job.teacher.token_budget}) if that happens often"
             )
+
+
+def _why(quarantined: Sequence[tuple[int, str, str]]) -> str:
+    _, sample_id, reason = quarantined[0]
+    is_one = len(quarantined) > 1 and all(other == reason for _, _, other in quarantined)
+    return f"all for one reason: {reason}" if is_one else f"the first ({sample_id!r}): {reason}"
 
 
 def _does_not_fit(prepared: Prepared, model: MobileVLM) -> Unusable:

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
 
+from disk.opening import open_regular, read_regular
+from vlm.entry_keys import check_entry_keys, check_turn_keys
 from vlm.errors import InputError, SampleError, one_line, unreadable
 from vlm.json_index import beyond_limits
 from vlm.json_stream import JsonEntries, ReadProgress
 from vlm.json_window import WINDOW_BYTES
+from vlm.known_formats import HEAD_BYTES, known_format
+from vlm.media_marks import check_marks
+from vlm.missing_images import LONGEST_PATH, address_problem, advice
+from vlm.neighbour_layouts import no_conversation, no_turn
 from vlm.templates import TemplateName, Turn, template_fingerprint
 
 # One image as it is, several as a tuple of two or more.
@@ -98,16 +104,23 @@ def load_samples(path: Path) -> list[Sample]:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; InputError names line and column of what is broken."""
     try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{path}: broken JSON at {where} ({error.msg}); mend or re-export the file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); re-encode the file") from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({beyond_limits(error)}); re-export the file") from error
+        data = read_regular(path)
     except OSError as error:
         raise unreadable(path, error) from error
+    try:
+        return json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {_why_no_json(data, error)}") from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({beyond_limits(error)}); re-export the file") from error
+
+
+def _why_no_json(data: bytes, error: json.JSONDecodeError | UnicodeDecodeError) -> str:
+    if (found := known_format(data[:HEAD_BYTES])) is not None:
+        return f"{found.name}, expected JSON; {found.step}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 ({error.reason} at byte {error.start}); re-encode the file"
+    return f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg}); mend or re-export the file"
 
 
 def sample_of_entry(index: int, entry: Any) -> Sample:
@@ -117,21 +130,36 @@ def sample_of_entry(index: int, entry: Any) -> Sample:
     sample_id = _printable(str(entry.get("id", f"#{index}")))
     image = None
     try:
-        image = _image(entry.get("image"))
-        turns = _turns(entry.get("conversations"))
+        image = _image_of(entry)
+        check_entry_keys(entry)
+        turns = _turns(entry)
+        if image is None:
+            check_marks(turns)
     except SampleError as error:
         return Sample(index=index, id=sample_id, image=image, turns=(), problem=str(error))
     return Sample(index=index, id=sample_id, image=image, turns=turns)
 
 
-def _image(value: Any) -> ImagePaths:
-    """`"image"` is a path, or a list of paths; LLaVA's multi-image data has the list."""
+def _image_of(entry: dict[str, Any]) -> ImagePaths:
+    """`"image"` is a path, or a list of paths as in LLaVA's multi-image data; `"images"` means the same."""
+    image = _image("image", entry.get("image"))
+    if "images" not in entry:
+        return image
+    images = _image("images", entry["images"])
+    if image is not None and images is not None and image != images:
+        raise SampleError(
+            f"'image' is {one_line(repr(image))[:60]}, 'images' is {one_line(repr(images))[:60]}; keep one of the two"
+        )
+    return image if images is None else images
+
+
+def _image(key: str, value: Any) -> ImagePaths:
     paths = value if isinstance(value, list) else [] if value is None else [value]
     for path in paths:
         if not isinstance(path, str) or not path:
-            raise SampleError(f"'image' is {one_line(repr(value))[:60]}, expected a relative path or a list of them")
+            raise SampleError(f"{key!r} is {one_line(repr(value))[:60]}, expected a relative path or a list of them")
         if "\0" in path or _printable(path) != path:
-            raise SampleError(f"'image' is {one_line(repr(path))[:60]}, which no file can be called; mend the path")
+            raise SampleError(f"{key!r} is {one_line(repr(path))[:60]}, which no file can be called; mend the path")
     return one_or_tuple(paths)
 
 
@@ -147,13 +175,16 @@ def one_or_tuple(items: Sequence[Item]) -> Item | tuple[Item, ...] | None:
     return tuple(items) if len(items) > 1 else items[0] if items else None
 
 
-def _turns(value: Any) -> tuple[Turn, ...]:
+def _turns(entry: dict[str, Any]) -> tuple[Turn, ...]:
+    value = entry.get("conversations")
     if not isinstance(value, list) or not value:
-        raise SampleError("empty conversation; give at least one human and one gpt turn")
+        raise SampleError(no_conversation(entry))
     turns = []
     for number, turn in enumerate(value):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or "from" not in turn:
-            raise SampleError(f"turn {number} is not an object with the texts 'from' and 'value'")
+            raise SampleError(no_turn(number, turn))
+        if len(turn) > 2:
+            check_turn_keys(number, turn)
         if _printable(turn["value"]) != turn["value"]:
             raise SampleError(f"turn {number} holds half a surrogate pair (\\ud800 to \\udfff alone); mend the text")
         turns.append(Turn(str(turn["from"]).lower(), turn["value"]))
@@ -173,15 +204,22 @@ def open_image(images: Path, image: str) -> BinaryIO:
 
     Raises:
         MissingImageError: no such file, or one that cannot be opened.
-        SampleError: a path that leaves the image folder.
+        SampleError: a path that leaves the image folder, or no path but an address or an image's content.
     """
+    if len(image) > LONGEST_PATH:
+        raise SampleError(address_problem(image))
     path, named = images / image, PurePath(image)
     if named.is_absolute() or ".." in named.parts:
         raise SampleError(f"image path {image!r} leaves the image folder {images}; use a relative path inside it")
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as error:
-        raise MissingImageError(f"{path}: image cannot be read ({error.strerror}); restore the file") from error
+        if problem := address_problem(image):
+            raise SampleError(problem) from error
+        step = (
+            advice(images, image) if isinstance(error, FileNotFoundError | NotADirectoryError) else "restore the file"
+        )
+        raise MissingImageError(f"{path}: image cannot be read ({error.strerror}); {step}") from error
 
 
 def read_image_bytes(images: Path, image: str) -> bytes:

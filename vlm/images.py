@@ -6,15 +6,17 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from vlm.errors import ImageError, InputError, one_line
 from vlm.image_resize import resize_and_crop, resize_padded
+from vlm.known_formats import HEAD_BYTES, known_format
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,6 +31,9 @@ _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOURS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
 # Of `preprocessor_config.json`: steps that the original takes and this module always does.
 _STEPS = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+
+_ORIENTATIONS = range(1, 9)
+T = TypeVar("T")
 
 # What Pillow has to say of a file ends in the sample's error or changes nothing. Silenced here and once: a filter set
 # around each call is shared with every other thread and may outlive it.
@@ -122,6 +127,18 @@ def decode_image(image_bytes: bytes) -> Image.Image:
         ImageError: truncated, no image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
         InputError: something in this process has told Pillow to accept truncated files.
     """
+    return _decoded(image_bytes, _rgb)
+
+
+def decode_with_orientation(image_bytes: bytes) -> tuple[Image.Image, int]:
+    """The same, and the EXIF orientation that viewers turn the image by: 1 where it stays as stored.
+
+    Of TIFF it is 1 always: Pillow turns those itself.
+    """
+    return _decoded(image_bytes, lambda image: (_rgb(image), _orientation(image)))
+
+
+def _decoded(image_bytes: bytes, read: Callable[[Image.Image], T]) -> T:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which turns the missing part of a broken image grey without "
@@ -130,15 +147,20 @@ def decode_image(image_bytes: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(image_bytes), formats=_formats()) as image:
             _check_pixels(image.size)
-            return _rgb(image)
+            return read(image)
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"not an image file that can be read ({', '.join(FORMATS)}); replace the file") from error
+        raise ImageError(f"not an image file that can be read ({', '.join(FORMATS)}){_instead(image_bytes)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{one_line(error).partition(',')[0]}; shrink the image") from error
     except Exception as error:  # damaged bytes make the decoders raise nearly anything
         raise ImageError(f"broken image ({_named(error)}); replace the file") from error
+
+
+def _instead(data: bytes) -> str:
+    found = known_format(data[:HEAD_BYTES])
+    return "; replace the file" if found is None else f", but {found.name}; {found.step}"
 
 
 @functools.cache
@@ -167,6 +189,17 @@ def _rgb(image: Image.Image) -> Image.Image:
                 "and within 0 to 255; save the image with 8 bits per channel"
             )
     return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of a decoded image; damaged EXIF data turn nothing, in viewers neither."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged bytes make the parser raise nearly anything
+        return 1
+    return found if found in _ORIENTATIONS else 1
 
 
 def _named(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import json
 import operator
 import os
-import stat
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from disk.opening import NotRegularError, open_regular, regular_descriptor
 from vlm.errors import InputError, unreadable
 from vlm.json_index import EntryIndex, beyond_limits, index_entries
-from vlm.json_window import WINDOW_BYTES, BrokenJsonError, JsonError, NotUtf8Error, line_and_column
+from vlm.json_refusals import json_refusal
+from vlm.json_window import WINDOW_BYTES, JsonError
 
 LINES_SUFFIXES = (".jsonl", ".ndjson")
 # Called with bytes read so far and bytes in all.
@@ -102,7 +103,7 @@ class JsonEntries:
 
     def _open(self) -> int:
         if self._descriptor is None:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = regular_descriptor(self.path)
             weakref.finalize(self, os.close, descriptor)
             self._descriptor = descriptor
         return self._descriptor
@@ -118,34 +119,18 @@ def is_json_lines(path: Path) -> bool:
 
 def _read_through(path: Path, window: int, progress: ReadProgress | None) -> tuple[FileVersion, EntryIndex]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and cannot be read twice
-            raise InputError(f"{path}: not a regular file; give a JSON file")
-        with path.open("rb", buffering=0) as stream:
+        with open_regular(path) as stream:  # a pipe would be waited for, and cannot be read twice
             version = FileVersion.of(stream.fileno())
             report = None if progress is None else (lambda done: progress(done, version.num_bytes))
             try:
                 index = index_entries(stream, lines=is_json_lines(path), window=window, progress=report)
             except JsonError as fault:
-                raise _refusal(path, fault) from fault
+                raise json_refusal(path, fault, lines=is_json_lines(path)) from fault
             now = FileVersion.of(stream.fileno())
+    except NotRegularError as error:
+        raise InputError(f"{path}: {error.strerror}; give a JSON file") from error
     except OSError as error:
         raise unreadable(path, error) from error
     if now != version or index.num_bytes != version.num_bytes:
         raise InputError(f"{path}: changed while being read, was {version}, now {now}; wait until it is complete")
     return version, index
-
-
-def _refusal(path: Path, fault: JsonError) -> InputError:
-    """`fault` as one line for users."""
-    if isinstance(fault, NotUtf8Error):
-        return InputError(f"{path}: not UTF-8 ({fault.reason} at byte {fault.position}); re-encode the file")
-    if isinstance(fault, BrokenJsonError):
-        if path.stat().st_size == 0:
-            return InputError(f"{path}: the file is empty; give a JSON list of conversations")
-        with path.open("rb") as stream:
-            line, column = line_and_column(stream, fault.position)
-        where = f"line {line}, column {column}"
-        return InputError(f"{path}: broken JSON at {where} ({fault.reason}); mend or re-export the file")
-    if is_json_lines(path):
-        return InputError(f"{path}: a JSON list, expected one object per line; rename it to .json")
-    return InputError(f"{path}: a JSON {fault.reason}, expected a list of conversations; JSON lines end in .jsonl")

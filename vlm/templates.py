@@ -24,6 +24,12 @@ V1_END_OF_TURN = "</s>"
 V1_ANSWER = " ASSISTANT: "
 PLAIN_SEPARATOR = "\n"
 ROLE_NAMES = {"human": "USER", "gpt": "ASSISTANT"}
+# What other layouts call them.
+_OTHER_SPEAKERS = {
+    **dict.fromkeys(("user", "question", "prompter", "usr"), "human"),
+    **dict.fromkeys(("assistant", "chatgpt", "bot", "bing", "bard", "model", "answer", "ai"), "gpt"),
+}
+_SYSTEM_SPEAKERS = ("system", "developer")
 # Part of the fingerprint: raise it when the bytes of a prompt or of a label mask change.
 TEMPLATE_VERSION = 1
 
@@ -93,13 +99,22 @@ def check_turns(turns: Sequence[Turn], *, num_images: int) -> None:
         raise SampleError("empty conversation; give at least one human and one gpt turn")
     for turn in turns:
         if turn.speaker not in ROLE_NAMES:
-            raise SampleError(f"unknown speaker {turn.speaker!r}; expected 'human' or 'gpt'")
+            raise SampleError(f"unknown speaker {turn.speaker!r}, {_expected_speaker(turn.speaker)}")
     found = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
     if found != num_images:
         raise SampleError(
             f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(num_images)} image{'s'[: num_images > 1]}; "
             f"write {IMAGE_PLACEHOLDER} exactly once per image"
         )
+
+
+def _expected_speaker(found: str) -> str:
+    if found in _SYSTEM_SPEAKERS:
+        return (
+            "expected 'human' or 'gpt'; the template has its own system prompt, put the text into the first human turn"
+        )
+    wanted = _OTHER_SPEAKERS.get(found)
+    return f"expected {wanted!r}; rename it" if wanted else "expected 'human' or 'gpt'"
 
 
 def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from disk.opening import read_regular
 from vlm.errors import InputError, one_line, unreadable
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -115,10 +116,10 @@ def _content(value: Any) -> str:
 
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`, {} when there is no such file."""
-    if not file.is_file():
+    if not file.exists():
         return {}
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(read_regular(file))
     except OSError as error:
         raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:

@@ -109,6 +109,10 @@ class DataStats:
     Attributes:
         images_checked: `decoded`, `opened` or `no`.
         num_images: distinct image paths.
+        num_turned: of them, images whose EXIF orientation is not 1; None unless they were decoded.
+        keys_not_read: samples with a key that is not read, by the key; those of turns as `conversations[].KEY`.
+        marks: usable samples without an image, by a mark such as `<video>` that is kept as text.
+        text_reasons: samples whose text is unusable, by the reason.
         sources: largest first.
         histogram: of the tokens of all counted samples.
         num_unusable: samples that are dropped whatever the limit.
@@ -122,6 +126,10 @@ class DataStats:
     template: str
     images_checked: ImagesChecked
     num_images: int
+    num_turned: int | None
+    keys_not_read: dict[str, int]
+    marks: dict[str, int]
+    text_reasons: dict[str, int]
     sources: tuple[SourceStats, ...]
     total: SourceStats
     histogram: Histogram

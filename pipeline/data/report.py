@@ -1,11 +1,12 @@
 """The figures of `alignkd data stats` as text for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.data.figures import DataStats, SourceStats
 from pipeline.data.histogram import Histogram
 
 MAX_SOURCES = 30
+MAX_NAMES = 15
 BAR_WIDTH = 50
 NOT_LOOKED_AT = "-"
 CHECKS = {
@@ -26,6 +27,7 @@ def report_lines(stats: DataStats) -> Iterator[str]:
     if several := stats.total.several_images:
         yield f"{several:,} samples have several images"
     yield from _overlap_lines(stats)
+    yield from _notice_lines(stats)
     yield from _unusable_lines(stats)
     yield ""
     yield from histogram_lines(stats.histogram, [limit.max_tokens for limit in stats.total.limits])
@@ -72,7 +74,27 @@ def _overlap_lines(stats: DataStats) -> Iterator[str]:
             yield f"{both:,} samples with a broken image are overlong for {limit.max_tokens} too, and in both columns"
 
 
+def _notice_lines(stats: DataStats) -> Iterator[str]:
+    if stats.num_turned:
+        yield (
+            f"{stats.num_turned:,} images have an EXIF orientation other than 1; they are read as stored, not turned "
+            "(docs/inputs.md)"
+        )
+    if stats.marks:
+        yield f"kept as plain text in samples without an image: {_counts(stats.marks)}"
+    if stats.keys_not_read:
+        yield f"keys not read: {_counts(stats.keys_not_read)}"
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(found.items())[:MAX_NAMES])
+    return f"{shown}, and {len(found) - MAX_NAMES:,} more, see --json" if len(found) > MAX_NAMES else shown
+
+
 def _unusable_lines(stats: DataStats) -> Iterator[str]:
+    if stats.num_unusable > 1 and stats.num_unusable in stats.text_reasons.values():
+        yield f"unusable: {stats.num_unusable:,} samples, all for one reason: {next(iter(stats.text_reasons))}"
+        return
     for sample in stats.unusable:
         yield f"unusable: {sample.file}: sample {sample.id!r} (index {sample.index}): {sample.reason}"
     if (rest := stats.num_unusable - len(stats.unusable)) > 0:

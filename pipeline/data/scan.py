@@ -8,14 +8,23 @@ from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm.conversations import ConversationFile, MissingImageError, Sample, open_image, read_image_bytes
+from pipeline.data.notes import Notes
+from vlm.conversations import (
+    ConversationFile,
+    MissingImageError,
+    Sample,
+    open_image,
+    read_image_bytes,
+    sample_of_entry,
+)
 from vlm.errors import ImageError, SampleError
 from vlm.examples import ExampleBuilder
-from vlm.images import decode_image
+from vlm.images import decode_with_orientation
 from vlm.templates import LabelMaskError
 
 TEXT_ONLY, NO_FOLDER, MALFORMED_ENTRY = "(text only)", "(no folder)", "(malformed entry)"
@@ -62,8 +71,18 @@ class Scan:
 
     def find(self, number: int) -> tuple[ConversationFile, Sample]:
         """The sample of that number, and its file."""
+        file, index = self._place(number)
+        return file, file[index]
+
+    def entry(self, number: int) -> tuple[Any, Sample]:
+        """The JSON value of that number, and the sample that it is."""
+        file, index = self._place(number)
+        entry = file.entry(index)
+        return entry, sample_of_entry(index, entry)
+
+    def _place(self, number: int) -> tuple[ConversationFile, int]:
         file = bisect_right(self.ends, number)
-        return self.files[file], self.files[file][number - (self.ends[file - 1] if file else 0)]
+        return self.files[file], number - (self.ends[file - 1] if file else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +96,7 @@ class TextBatch:
         image_keys: uint64 [sum of `images_of`], the same for the same image path.
         sources: names of the source data sets that occur.
         source_of: int32 [samples], index into `sources`.
+        notes: what else was noticed in them.
     """
 
     states: NDArray[np.uint8]
@@ -85,15 +105,18 @@ class TextBatch:
     image_keys: NDArray[np.uint64]
     sources: list[str]
     source_of: NDArray[np.int32]
+    notes: Notes
 
 
 def scan_texts(scan: Scan, numbers: range) -> TextBatch:
     """The texts of consecutive samples."""
     states, tokens, images_of, names = [], [], [], []
     keys: list[int] = []
+    notes = Notes()
     for number in numbers:
-        _, sample = scan.find(number)
-        state, length, _ = judge_text(scan, sample)
+        entry, sample = scan.entry(number)
+        state, length, reason = judge_text(scan, sample)
+        notes.note(entry, sample, reason)
         states.append(state)
         tokens.append(length)
         looked_for = sample.images if sample.problem is None else ()
@@ -108,12 +131,17 @@ def scan_texts(scan: Scan, numbers: range) -> TextBatch:
         image_keys=np.array(keys, np.uint64),
         sources=sources,
         source_of=np.array([sources.index(name) for name in names], np.int32),
+        notes=notes,
     )
 
 
 def scan_images(scan: Scan, places: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
-    """`ImageState` of some images, each given by a sample's number and its own among the sample's: uint8 [places]."""
-    return np.array([_judge(scan, (scan.find(number)[1].images[own],))[0] for number, own in places], np.uint8)
+    """Of some images, each given by a sample's number and its own among the sample's: uint8 [places, 2].
+
+    The columns are `ImageState` and the EXIF orientation, 0 where the image was not decoded.
+    """
+    found = (_judge(scan, (scan.find(number)[1].images[own],)) for number, own in places)
+    return np.array([(state, orientation) for state, _, orientation in found], np.uint8).reshape(-1, 2)
 
 
 def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
@@ -131,32 +159,33 @@ def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
 
 def judge_image(scan: Scan, sample: Sample) -> tuple[ImageState, str]:
     """State of a sample's images, and the reason why one is not usable."""
-    return _judge(scan, sample.images)
+    return _judge(scan, sample.images)[:2]
 
 
-def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str]:
-    """In the order of the dump: all files are there before the first is decoded."""
+def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str, int]:
+    """State, reason and orientation (of the last image), in the order of the dump: all files are read, then decoded."""
+    orientation = 0
     if scan.images is None or not images:
-        return ImageState.NONE, ""
+        return ImageState.NONE, "", orientation
     try:
         if not scan.decode:
             for image in images:
                 open_image(scan.images, image).close()
-            return ImageState.USABLE, ""
+            return ImageState.USABLE, "", orientation
         files = [read_image_bytes(scan.images, image) for image in images]
     except MissingImageError as error:
-        return ImageState.MISSING, str(error)
+        return ImageState.MISSING, str(error), orientation
     except SampleError as error:
-        return ImageState.OUTSIDE, str(error)
+        return ImageState.OUTSIDE, str(error), orientation
     for number, content in enumerate(files):
         try:
-            image_rgb = decode_image(content)
+            image_rgb, orientation = decode_with_orientation(content)
             if max(image_rgb.size) > LONG_SIDE:
                 scan.builder.image_processor.process(image_rgb)
         except ImageError as error:
             which = f"image {number + 1} of {len(images)}: " if len(images) > 1 else ""
-            return ImageState.BROKEN, f"{' and '.join(images)}: {which}{error}"
-    return ImageState.USABLE, ""
+            return ImageState.BROKEN, f"{' and '.join(images)}: {which}{error}", orientation
+    return ImageState.USABLE, "", orientation
 
 
 def source_of(sample: Sample) -> str:

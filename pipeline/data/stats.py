@@ -11,6 +11,7 @@ from disk.next_step import tried
 from pipeline.data.figures import DataStats, FileStats, ImagesChecked
 from pipeline.data.histogram import make_histogram
 from pipeline.data.listing import dropped_samples, write_listing
+from pipeline.data.notes import most_frequent
 from pipeline.data.scan import Scan
 from pipeline.data.summary import summarise
 from pipeline.data.table import KEPT, scan_samples
@@ -76,6 +77,10 @@ def data_stats(job: StatsJob) -> DataStats:
         template=job.template,
         images_checked=job.images_checked,
         num_images=table.num_images,
+        num_turned=table.num_turned if job.images_checked == "decoded" else None,
+        keys_not_read=most_frequent(table.notes.keys),
+        marks=most_frequent(table.notes.marks),
+        text_reasons=most_frequent(table.notes.reasons),
         sources=sources,
         total=total,
         histogram=make_histogram(lengths, length_counts, job.max_tokens),

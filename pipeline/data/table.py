@@ -1,12 +1,13 @@
 """One row of small numbers per sample, filled by worker processes: about 21 bytes per sample, no text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.data.notes import Notes
 from pipeline.data.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
 from pipeline.workers import Workers
 from vlm.examples import is_overlong
@@ -40,6 +41,8 @@ class SampleTable:
         sources: names of the source data sets.
         source_of: int32, index into `sources`.
         num_images: distinct image paths.
+        num_turned: of them, images that viewers turn by their EXIF orientation.
+        notes: what else was noticed in the texts.
     """
 
     text_states: NDArray[np.uint8]
@@ -49,6 +52,8 @@ class SampleTable:
     sources: tuple[str, ...]
     source_of: NDArray[np.int32]
     num_images: int
+    num_turned: int = 0
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def counted(self) -> NDArray[np.bool_]:
@@ -83,15 +88,17 @@ def scan_samples(scan: Scan, workers: int) -> SampleTable:
         distinct, first, which = np.unique(texts.image_keys, return_index=True, return_inverse=True)
         sample_of_image = np.repeat(np.arange(len(scan)), texts.images_of)
         own_number = np.arange(len(sample_of_image)) - (np.cumsum(texts.images_of) - texts.images_of)[sample_of_image]
-        states_of_distinct = _images(scan, pool, np.stack([sample_of_image, own_number], 1)[first])
+        found = _images(scan, pool, np.stack([sample_of_image, own_number], 1)[first])
     return SampleTable(
         text_states=texts.states,
         tokens=texts.tokens,
-        image_states=_worst(states_of_distinct[which], sample_of_image, len(scan)),
+        image_states=_worst(found[which, 0], sample_of_image, len(scan)),
         images_of=texts.images_of,
         sources=tuple(texts.sources),
         source_of=texts.source_of,
         num_images=len(distinct),
+        num_turned=int(np.count_nonzero(found[:, 1] > 1)),
+        notes=texts.notes,
     )
 
 
@@ -113,6 +120,7 @@ def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
     images_of, source_of = np.empty(len(scan), np.int32), np.empty(len(scan), np.int32)
     keys = [np.empty(0, np.uint64)]
     codes: dict[str, int] = {}
+    notes = Notes()
     start = 0
     # disable=None: quiet when stderr is not a terminal
     with tqdm(total=len(scan), desc="texts", unit="sample", disable=None) as bar:
@@ -122,6 +130,7 @@ def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
             keys.append(batch.image_keys)
             renamed = np.array([codes.setdefault(name, len(codes)) for name in batch.sources], np.int32)
             source_of[rows] = renamed[batch.source_of]
+            notes.add(batch.notes)
             start = rows.stop
             bar.update(len(batch.states))
     return TextBatch(
@@ -131,12 +140,14 @@ def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
         image_keys=np.concatenate(keys),
         sources=list(codes),
         source_of=source_of,
+        notes=notes,
     )
 
 
 def _images(scan: Scan, pool: Workers[Scan], first: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """`ImageState` of each distinct image, given its first place: number of the sample, its own in the sample."""
-    states = np.full(len(first), ImageState.NONE, np.uint8)
+    """`scan_images` of each distinct image, given its first place: number of the sample, its own in the sample."""
+    states = np.zeros((len(first), 2), np.uint8)
+    states[:, 0] = ImageState.NONE
     if scan.images is None:
         return states
     order = np.lexsort(first.T[::-1])  # as they stand in the files

@@ -85,6 +85,7 @@ def _draw(
     head: str,
     token: str | None,
 ) -> None:
+    from disk.opening import read_regular
     from pipeline.shards.picture import draw_attention
 
     if head != "mean" and not head.isdigit():
@@ -95,6 +96,6 @@ def _draw(
     if not files:
         if images is None:
             fail(f"the store has only the path of {', '.join(record.images)}; give the folder of the images (--images)")
-        files = tuple((images / image).read_bytes() for image in record.images)
+        files = tuple(read_regular(images / image) for image in record.images)
     number = None if head == "mean" else int(head)
     draw_attention(record, manifest, pieces, files, png, head=number, token=token)

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
+import pipeline.data.notes
 import pipeline.data.scan
 import pipeline.data.table
 from pipeline.cli import main
@@ -247,18 +248,57 @@ def test_an_image_is_decoded_once_however_many_samples_show_it(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[int] = Counter()
-    true_decode = pipeline.data.scan.decode_image
+    true_decode = pipeline.data.scan.decode_with_orientation
 
-    def counting(image_bytes: bytes) -> Image.Image:
+    def counting(image_bytes: bytes) -> tuple[Image.Image, int]:
         decoded[len(image_bytes)] += 1
         return true_decode(image_bytes)
 
-    monkeypatch.setattr(pipeline.data.scan, "decode_image", counting)
+    monkeypatch.setattr(pipeline.data.scan, "decode_with_orientation", counting)
     entries = [entry(str(number), "coco/cut.jpg" if number % 2 else "coco/chelsea.png") for number in range(60)]
     stats = data_stats(make_job(entries))
     # Reasons are found again for the samples that are shown.
     assert sorted(decoded.values()) == [1, 1 + len(stats.unusable)] and stats.num_images == 2
     assert (stats.total.image_broken, stats.total.usable) == (30, 30)
+
+
+def test_keys_marks_and_orientations_are_counted(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = make_job([])
+    assert job.images is not None
+    exif = Image.Exif()
+    for orientation, name in ((1, "upright.jpg"), (6, "turned.jpg"), (8, "turned.png"), (6, "turned.tiff")):
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.new("RGB", (30, 20), "red").save(job.images / name, exif=exif)
+    weighed = [{"from": "human", "value": "How do I use <video> in HTML?", "weight": 0}, {"from": "gpt", "value": "ho"}]
+    entries = [
+        *(entry(name, name) | {"source": "x", "height": 20} for name in ("upright.jpg", "turned.jpg", "turned.png")),
+        entry("turned.tiff", "turned.tiff"),
+        entry("again", "turned.jpg") | {"source": "x"},
+        {"id": "tag", "conversations": weighed},
+        entry("film", None, "hi") | {"video": "a.mp4"},
+    ]
+    stats = data_stats(make_job(entries))
+    assert stats.keys_not_read == {"source": 4, "height": 3, "conversations[].weight": 1, "video": 1}
+    assert stats.marks == {"<video>": 1} and list(stats.text_reasons.values()) == [1]
+    assert (stats.num_images, stats.num_turned, stats.num_unusable) == (4, 2, 1)
+    lines = list(report_lines(stats))
+    assert "keys not read: source 4, height 3, conversations[].weight 1, video 1" in lines
+    assert "kept as plain text in samples without an image: <video> 1" in lines
+    assert any(line.startswith("2 images have an EXIF orientation other than 1; they are read as") for line in lines)
+    assert json.loads(json.dumps(stats.to_json()))["keys_not_read"]["source"] == 4
+    assert data_stats(make_job(entries, decode=False)).num_turned is None
+    monkeypatch.setattr(pipeline.data.notes, "MAX_NAMES", 2)
+    assert data_stats(make_job(entries)).keys_not_read == {"source": 4, "height": 3, "(others)": 2}
+
+
+def test_one_reason_for_every_unusable_sample_is_said_once(make_job: MakeJob) -> None:
+    turns = [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "ho"}]
+    lines = list(report_lines(data_stats(make_job([{"conversations": turns}] * 20))))
+    assert [line for line in lines if line.startswith("unusable")] == [
+        "unusable: 20 samples, all for one reason: unknown speaker 'user', expected 'human'; rename it"
+    ]
 
 
 def test_more_workers_and_more_files_give_the_same(

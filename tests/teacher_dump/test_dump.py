@@ -167,9 +167,16 @@ def test_overlong_samples_are_dropped_not_cut(make_job: MakeJob) -> None:
     assert max(StoreReader(job.store.path).sequence_lengths) <= 300
 
 
-def test_no_usable_sample_at_all_is_an_error(make_job: MakeJob) -> None:
-    with pytest.raises(InputError, match="none of 1 samples is usable"):
+def test_no_usable_sample_at_all_is_an_error(make_job: MakeJob, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of 1 samples is usable, the first \('empty'\): empty conversation"):
         dump(make_job([bad_entry("empty")]))
+    with pytest.raises(InputError, match=r"none of 2 samples is usable, the first \('empty'\): empty conversation"):
+        dump(make_job([bad_entry("empty"), bad_entry("mark-without-image")], path=tmp_path / "two"))
+    films = [
+        bad_entry("empty") | {"conversations": [{"from": "human", "value": "a"}], "video": f"{n}.mp4"} for n in "ab"
+    ]
+    with pytest.raises(InputError, match=r"none of 2 samples is usable, all for one reason: key 'video' is not read"):
+        dump(make_job(films, path=tmp_path / "films"))
     with pytest.raises(InputError, match="no conversations in it"):
         dump(make_job([]))
 

@@ -1,0 +1,192 @@
+"""Keys that other programs act on are refused by name; keys that ask for nothing are no fault; the rest is counted."""
+
+from typing import Any
+
+import pytest
+
+from vlm.conversations import sample_of_entry
+from vlm.entry_keys import keys_not_read
+from vlm.media_marks import marks_in
+from vlm.templates import V1_SYSTEM, Turn
+
+HUMAN, GPT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}
+TEXT: dict[str, Any] = {"id": "a", "conversations": [HUMAN, GPT]}
+
+
+def problem_of(entry: dict[str, Any]) -> str:
+    problem = sample_of_entry(0, entry).problem or ""
+    assert "\n" not in problem and len(problem) < 300
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"image_path": "a.png"},
+            "key 'image_path' is not read, elsewhere it names an image; put its path under 'imag",
+        ),
+        ({"img": ["a.png"]}, "names an image"),
+        ({"Image": "a.png"}, "key 'Image' is not read, elsewhere it names an image"),
+        ({"image-url": "https://x/a.png", "image": None}, "names an image"),
+        ({"video": "a.mp4"}, "key 'video' is not read, elsewhere it names a video"),
+        ({"videos": ["a.mp4"], "image": "a.png"}, "names a video"),
+        ({"audio": "a.wav"}, "names a recording"),
+        ({"system": "Be brief."}, "is a system prompt; the template has its own"),
+        ({"system_prompt": "Be brief."}, "is a system prompt"),
+        ({"tools": "[{}]"}, "describes tools"),
+        ({"chosen": GPT}, "is an answer of preference data"),
+        (
+            {"messages": [{"role": "user"}]},
+            "key 'messages' is not read, elsewhere it is a conversation; keep this one or",
+        ),
+        ({"weight": 0}, "key 'weight' (0) is not read, elsewhere it decides what is trained on"),
+        ({"loss": False}, "key 'loss' (False)"),
+        ({"weight": 0.5}, "key 'weight' (0.5)"),
+        ({"loss_mask": [0, 1]}, "key 'loss_mask' is not read"),
+    ],
+)
+def test_a_key_that_means_something_elsewhere_is_named(keys: dict[str, Any], said: str) -> None:
+    assert said in problem_of({**TEXT, **keys})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_refused"),
+    [
+        ("loss", False, True),
+        ("loss", True, False),
+        ("loss", None, False),
+        ("weight", 0, True),
+        ("weight", 1, False),
+        ("weight", 1.0, False),
+        ("weight", 2, True),
+        ("train", False, True),
+        ("masked", True, True),
+        ("masked", False, False),
+        ("loss_mask", 0, True),
+        ("loss_scale", [1.0], True),
+        ("image", "a.png", True),
+        ("images", [], False),
+        ("reasoning_content", "since", True),
+        ("reasoning_content", " ", False),
+        ("tool_calls", [{}], True),
+        ("markdown", "ho", False),
+    ],
+)
+def test_keys_of_answers(key: str, value: Any, is_refused: bool) -> None:
+    problem = problem_of({**TEXT, "conversations": [HUMAN, {**GPT, key: value}]})
+    assert (f"turn 1: key '{key}'" in problem) == is_refused and bool(problem) == is_refused
+
+
+def test_a_question_is_not_trained_on_whatever_its_weight() -> None:
+    for value in (0, 1, False, True, None):
+        assert not problem_of({**TEXT, "conversations": [{**HUMAN, "weight": value}, {**GPT, "weight": 1}]})
+    assert "turn 0: key 'video'" in problem_of({**TEXT, "conversations": [{**HUMAN, "video": "a.mp4"}, GPT]})
+
+
+def test_keys_that_ask_for_nothing_or_for_what_is_done_are_no_fault() -> None:
+    harmless = {"video": None, "videos": [], "audio": "", "system": " ", "tools": {}, "weight": 1, "loss": True}
+    for key, value in harmless.items():
+        assert not problem_of({**TEXT, key: value}), key
+    assert not problem_of({**TEXT, "system": V1_SYSTEM})
+    # where an image comes from, beside the image
+    assert not problem_of({**TEXT, "image": "a.png", "image_url": "https://x/a.png", "image_path": "/data/a.png"})
+
+
+def test_entries_of_public_data_sets_are_read() -> None:
+    for extra in (
+        {"data_source": "ai2d"},
+        {"source": "x", "height": 480, "width": 640, "height_list": [480], "width_list": [640], "length": 9},
+        {"url": "https://x/a.jpg", "blip_caption": "a"},
+        {
+            "question_id": 3,
+            "domain": {"ct": True},
+            "metadata": {},
+            "task_name": "x",
+            "bbox": [0, 0, 1, 1],
+            "mask": "m.png",
+        },
+        {"model": "gpt-4v", "language": "en", "title": None, "custom_instruction": False, "system_prompt": None},
+    ):
+        sample = sample_of_entry(0, {**TEXT, "image": "coco/a.jpg", **extra})
+        assert sample.problem is None and sample.image == "coco/a.jpg", sample.problem
+
+
+def test_images_is_another_name_of_image() -> None:
+    def read(**keys: Any) -> tuple[Any, str]:
+        sample = sample_of_entry(0, {**TEXT, **keys})
+        return sample.image, sample.problem or ""
+
+    assert read(images=["a.png"]) == read(images="a.png") == read(image=None, images=["a.png"]) == ("a.png", "")
+    assert read(images=["a.png", "b.png"]) == (("a.png", "b.png"), "")
+    assert read(image="a.png", images=["a.png"]) == read(image="a.png", images=None) == ("a.png", "")
+    assert read(images=[]) == read(images=None) == (None, "")
+    assert "'image' is 'a.png', 'images' is 'b.png'; keep one" in read(image="a.png", images=["b.png"])[1]
+    assert "'images' is [{'bytes': ''}], expected a relative path" in read(images=[{"bytes": ""}])[1]
+
+
+def test_every_other_key_can_be_counted() -> None:
+    entry = {**TEXT, "images": [], "source": 1, "system": None, "conversations": [{**HUMAN, "w": 1}, {**GPT, "w": 0}]}
+    assert list(keys_not_read(entry)) == ["source", "system", "conversations[].w"]
+    for malformed in ("text", {"conversations": 3}, {"conversations": ["text"]}):
+        assert not list(keys_not_read(malformed))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "no 'conversations', but 'messages'; call it 'conversations'; w",
+        ),
+        ({"conversation": [HUMAN]}, "no 'conversations', but 'conversation'; call it 'conversations'"),
+        ({"conversatons": [HUMAN]}, "no 'conversations', but 'conversatons'; call it 'conversations'"),
+        (
+            {"instruction": "a", "input": "", "output": "b"},
+            "'instruction' and 'output'; write them as a human and a gpt",
+        ),
+        ({"question": "a", "answer": "b"}, "'question' and 'answer'"),
+        ({"caption": "a dog"}, "no 'conversations', but 'caption'"),
+        ({"x": 1}, "empty conversation: no 'conversations' among the keys ('id', 'x')"),
+        (
+            {"conversations": '[{"from": "human"}]'},
+            "'conversations' is a text, expected a list of turns; if it is JSON",
+        ),
+        ({"conversations": {"from": ["human"], "value": ["a"]}}, "'conversations' is an object with 'from', 'value'"),
+        ({"conversations": 3}, "'conversations' is 3, expected a list of turns"),
+        ({"conversations": [{"role": "user", "content": "a"}]}, "turn 0 has 'role' and 'content'; write 'from' and"),
+    ],
+)
+def test_layouts_of_other_programs_are_named(entry: dict[str, Any], said: str) -> None:
+    assert said in problem_of({"id": "a", **entry})
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("<video>\nWhat happens?", "<video>"),
+        ("<video> What happens?", "<video>"),
+        ("What happens?\n <audio> ", "<audio>"),
+        ("<img>a/b.jpg</img> What?", "<img>a/b.jpg</img>"),
+        ("What? <|image|>", "<|image|>"),
+        ("<|vision_start|><|image_pad|><|vision_end|>What?", "<|vision_start|>"),
+        ("Compare <image_1> with <image_2>.", "<image_1>"),
+        ("<IMG_CONTEXT>", "<IMG_CONTEXT>"),
+        ("How do I use <video> in HTML?", ""),
+        ("<video>\n<source src='a.mp4'>\n</video>\nWhy does it not play?", ""),
+        ('<img src="a.png"> is not shown', ""),
+        ("if a<b and c>d", ""),
+    ],
+)
+def test_marks_of_other_programs_in_samples_without_image(text: str, mark: str) -> None:
+    entry = {**TEXT, "conversations": [{"from": "human", "value": text}, GPT]}
+    problem = problem_of(entry)
+    assert (f"turn 0 holds {mark!r}" in problem) if mark else not problem
+    # with an image the count of <image> decides, and an answer may speak of tags
+    assert not problem_of({**entry, "image": "a.png"})
+    assert not problem_of({**TEXT, "conversations": [HUMAN, {"from": "gpt", "value": text}]})
+
+
+def test_marks_that_are_kept_as_text_can_be_counted() -> None:
+    turns = [Turn("human", "How do I use <video> or <img> in HTML? <video>"), Turn("gpt", "<audio> <b>")]
+    assert marks_in(turns) == {"<video>", "<img>", "<audio>"}

@@ -67,7 +67,7 @@ def open_regular_or_pipe(path: Path) -> BufferedReader:
 
 def check_regular(path: os.PathLike[str] | str) -> None:
     """Before a library opens the file itself; errors as of `regular_descriptor`."""
-    check_is_file(os.stat(path).st_mode, path)
+    check_is_file(Path(path).stat().st_mode, path)
 
 
 def check_readable(path: Path) -> None:

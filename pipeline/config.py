@@ -124,6 +124,7 @@ class RunConfig(_Settings):
             max_tokens=self.data.max_tokens,
             store=self.store.path,
             train=self.train,
+            configuration=self.model_dump(mode="json"),
         )
 
 

@@ -1,15 +1,17 @@
 """`alignkd run`: every stage of a file, every phase of a stage, each in a process of its own."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.phase_process import run_alignkd
 from pipeline.plan_stem import takes_from_stem, tower_match
 from pipeline.recipes import Stage, load_stages
-from student_train.output import CONFIG, read_finished, student_folder
+from student_train.claim import check_output
+from student_train.output import read_configuration, read_finished, student_folder
 from student_train.settings import starting_point
 from vlm.errors import InputError
 
@@ -46,6 +48,7 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
             name = "" if stage.name is None else f"stage {stage.name}: "
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")
         return {LAST: {"already_finished": True, **finished}}
+    check_output(output)
     _check_stem_will_do(stage.config)
     config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
     phases = {
@@ -85,10 +88,17 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
     """
     assert config.train is not None
     finished = read_finished(config.train.output)
-    saved = config.train.output / CONFIG
-    if finished is None or not saved.is_file() or json.loads(saved.read_text()) != config.model_dump(mode="json"):
+    if finished is None or _kept_configuration(config.train.output) != config:
         return None
     start = starting_point(config.train_job())
     if any(finished["settings"].get(name) != value for name, value in start.items()):
         return None
     return {name: finished[name] for name in ("step", "samples_seen", "skipped_steps", "metrics")}
+
+
+def _kept_configuration(output: Path) -> RunConfig | None:
+    """What the run was configured as; an earlier version's lacks settings that are new, which have their defaults."""
+    try:
+        return RunConfig.model_validate(read_configuration(output))
+    except ValidationError:
+        return None

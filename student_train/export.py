@@ -10,21 +10,12 @@ from torch import Tensor
 from storage.sealed_json import seal
 from student_train.checkpoint import TrainState, sync
 from student_train.engine import Engine
-from student_train.errors import TrainError, writing
+from student_train.errors import writing
 from student_train.job import TrainJob
 from student_train.metrics import Metrics
 from student_train.output import FINISHED, adapters_file, student_folder
 from student_train.zero_config import ADAPTER_PREFIX
 from vlm.checkpoint import resolve_checkpoint, save_model
-
-
-def check_output(job: TrainJob) -> None:
-    """Refuse an output folder whose `student` this run did not write: finishing would replace it."""
-    output, target = job.train.output, student_folder(job.train.output)
-    if target.exists() and not (output / "checkpoints").is_dir():
-        raise TrainError(f"output {output}: {target} is there already and not of this run; choose another output")
-    if output.exists() and not output.is_dir():
-        raise TrainError(f"output {output} is a file, expected a folder; choose another output")
 
 
 def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics) -> None:

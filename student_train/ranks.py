@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from student_train.launcher import MeetingPoint, joining, meeting_point
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -41,21 +43,27 @@ class Ranks:
 
 
 def start_ranks() -> Ranks:
-    """Join the process group, once per process."""
+    """Join the process group, once per process.
+
+    Raises:
+        TrainError: the launcher's environment cannot be right, or the other processes are not to be found.
+    """
+    place = meeting_point(os.environ)
     cuda = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        _join("nccl" if cuda else "gloo")
+        _join("nccl" if cuda else "gloo", place)
         atexit.register(_leave)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
 
 
-def _join(backend: str) -> None:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        distributed.init_process_group(backend)
+def _join(backend: str, place: MeetingPoint | None) -> None:
+    if place is not None:
+        with joining(place):
+            distributed.init_process_group(backend)
     else:  # alone: an in-process store needs no port, so two runs on a machine cannot collide
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 

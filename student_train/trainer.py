@@ -14,12 +14,13 @@ from student_train.adapters import Adapters
 from student_train.batch import TrainBatch
 from student_train.checkpoint import TrainState, check_same_settings, load_checkpoint, save_checkpoint
 from student_train.checks import check_images, check_store_fits
+from student_train.claim import claimed
 from student_train.config import LossConfig
 from student_train.counts import GlobalCounts
 from student_train.dataset import CachedDataset
 from student_train.engine import Engine, StepOutcome
 from student_train.errors import TrainError
-from student_train.export import check_output, export
+from student_train.export import export
 from student_train.gradient_checkpointing import checkpoint_decoder_layers
 from student_train.handoff_stream import closing_workers
 from student_train.interrupt import StopSignals
@@ -28,7 +29,7 @@ from student_train.loader import micro_batches
 from student_train.metrics import Metrics
 from student_train.objective import DistilledStudent
 from student_train.output import adapters_file, read_finished, student_folder
-from student_train.ranks import start_ranks
+from student_train.ranks import Ranks, start_ranks
 from student_train.run_log import RunLog
 from student_train.sample_kinds import SampleKinds
 from student_train.schedule import learning_rate_factor
@@ -56,7 +57,11 @@ def train(job: TrainJob) -> TrainResult:
         ValueError: one line on what does not fit: store, student, settings, output, a sample.
     """
     ranks = start_ranks()
-    check_output(job)
+    with claimed(job.train.output, ranks, configuration=job.configuration):
+        return _train(job, ranks)
+
+
+def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
     dataset = open_dataset(job)
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
     config, settings = job.train, deciding_settings(job, dataset.reader, ranks)
@@ -83,7 +88,7 @@ def train(job: TrainJob) -> TrainResult:
             tally = StepTally(config.losses.weights, counts(positions))
             factor = learning_rate_factor(state.step, steps=config.num_steps, warmup_ratio=config.warmup_ratio)
             outcome = _optimiser_step(engine, batches, tally, factor)
-            tally.gather(ranks, stop=signals.received > 0)
+            tally.gather(ranks, stop=signals.asked)
 
             state = state.after(samples=order.global_batch, skipped=not outcome.applied)
             figures = step_figures(

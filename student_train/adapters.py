@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from student_train.errors import TrainError
+from vlm.finite import check_finite
 
 AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
 
@@ -75,6 +76,7 @@ class Adapters(nn.Module):
 
         Raises:
             TrainError: no readable safetensors file, or other names or shapes than this pair of models needs.
+            InputError: values that are not finite.
         """
         try:
             found = load_file(path)
@@ -86,6 +88,8 @@ class Adapters(nn.Module):
             raise TrainError(
                 f"adapters {path}: expected shapes {wanted}, found {shapes}; they belong to another teacher or student"
             )
+        for name, value in found.items():
+            check_finite(value, name, path)
         self.load_state_dict(found)
 
 

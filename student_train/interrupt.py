@@ -24,7 +24,7 @@ _CLOSED = 0  # no signal has this number
 
 
 class StopSignals:
-    """While entered, the first signal is remembered; a second wish to end, told by any signal, ends the process at once.
+    """While entered, the first signal is remembered, and a second wish to end ends the process at once.
 
     Attributes:
         received: number of the signal, 0 while there was none.

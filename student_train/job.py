@@ -59,7 +59,7 @@ class TrainResult:
         metrics: the last line of `metrics.jsonl`.
         student: exported checkpoint folder, None when interrupted.
         adapters: exported adapters, None when interrupted.
-        already_finished: nothing was done, an earlier run had finished.
+        already_finished: nothing was trained, an earlier run had finished.
         interrupted_by: number of the signal that ended the run early, or None. A command exits with 128 + this.
     """
 

@@ -88,10 +88,11 @@ def joining(place: MeetingPoint) -> Iterator[None]:
 
 
 class LauncherWatch:
-    """Notices that the launcher which started this process has died, which DeepSpeed's does on SIGTERM (DeepSpeed#4098).
+    """Notices that the launcher which started this process has died, as DeepSpeed's does on SIGTERM.
 
-    Of torchrun that is this process's parent. DeepSpeed's command starts one more process on each machine, which
-    outlives it, and that one starts the ranks; on several machines the command is not on this one.
+    It does not pass the signal on (DeepSpeed#4098). torchrun is this process's parent. DeepSpeed's command starts one
+    more process on each machine, which outlives it, and that one starts the ranks; where there are several machines
+    the command may run on another one.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """When a checkpoint is due: after so many steps, after so many minutes, and at the end."""
 
-import time
+from time import monotonic
 
 from student_train.config import TrainConfig
 from student_train.tally import StepTally
@@ -14,13 +14,13 @@ class CheckpointTimes:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self._config, self._last = config, time.monotonic()
+        self._config, self._last = config, monotonic()
 
     @property
     def time_is_up(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; the first rank's decides, see `StepTally.gather`."""
         minutes = self._config.checkpoint_minutes
-        return bool(minutes) and time.monotonic() - self._last >= 60 * (minutes or 0)
+        return bool(minutes) and monotonic() - self._last >= 60 * (minutes or 0)
 
     def is_due(self, step: int, tally: StepTally) -> bool:
         """Whether all ranks are to write a checkpoint after `step`, whose tally is gathered."""
@@ -30,4 +30,4 @@ class CheckpointTimes:
 
     def written(self) -> None:
         """Begin to count again."""
-        self._last = time.monotonic()
+        self._last = monotonic()

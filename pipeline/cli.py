@@ -1,6 +1,7 @@
 """The `alignkd` command: parses, calls one public function, prints."""
 
 import sys
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,10 +64,12 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
         click.echo(f"alignkd: {notice}", err=True)
     result = run_train(settings)
     if is_first_process():
-        if as_json:
-            print_json(asdict(result))
-        else:
-            click.echo(summary(result), err=result.interrupted_by is not None)
+        # a closed terminal is a reason to stop, and then nobody can be told
+        with suppress(OSError) if result.interrupted_by is not None else nullcontext():
+            if as_json:
+                print_json(asdict(result))
+            else:
+                click.echo(summary(result), err=result.interrupted_by is not None)
     if result.interrupted_by is not None:
         sys.exit(128 + result.interrupted_by)
 

@@ -123,6 +123,7 @@ class RunConfig(Settings):
             max_tokens=self.data.max_tokens,
             store=self.store.path,
             train=self.train,
+            configuration=self.model_dump(mode="json"),
         )
 
 

@@ -26,7 +26,7 @@ def run_alignkd(arguments: Sequence[str], as_json: bool, launcher: Sequence[str]
     command = [*_module_starter(launcher), "pipeline.cli", *arguments, *(["--json"] if as_json else [])]
     # launchers speak on stdout, where only the report belongs
     process = subprocess.Popen(command, stdout=subprocess.PIPE if as_json else sys.stderr if launcher else None)
-    with _signals_for(process):
+    with _signals_for(process, bool(launcher)):
         output, _ = process.communicate()
     if process.returncode:
         sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)
@@ -42,16 +42,19 @@ def _module_starter(launcher: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Ctrl-C reaches the child from the terminal, as it does us: only wait. SIGTERM comes to us alone: pass it on."""
+def _signals_for(process: "subprocess.Popen[bytes]", has_launcher: bool) -> Iterator[None]:
+    """Ctrl-C reaches the child from the terminal, as it does us: only wait. Others may come to us alone: pass them on.
+
+    A launcher is told SIGTERM whatever came: torchrun would die of SIGUSR1 and leave its processes.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM if has_launcher else number)
 
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-    }
+    before: dict[signal.Signals, Any] = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:  # nohup keeps its meaning
+            before[number] = signal.signal(number, pass_on)
     try:
         yield
     finally:

@@ -1,12 +1,13 @@
 """A recipe: a configuration of several stages, each of which starts from what the one before has trained."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Command, RunConfig, checked_config, read_yaml, refusal
+from pipeline.output_place import output_problems
 from student_train.output import adapters_file, student_folder
 from vlm.errors import InputError
 
@@ -61,7 +62,7 @@ def load_stages(path: Path, command: Command, *, only: str | None = None) -> lis
         problems += [problem if name is None else f"stage {name}: {problem}" for problem in found]
         if config is not None:
             stages.append(Stage(name=name, config=config))
-    problems += _shared_outputs(stages)
+    problems += output_problems({stage.name: stage.config for stage in stages})
     if problems:
         raise refusal(path, problems)
     return stages
@@ -125,17 +126,3 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 def _is_empty_section(value: Any, below: Any) -> bool:
     """Whether a value is `{}`, or a section whose keys are all commented out."""
     return value == {} or (value is None and isinstance(below, dict))
-
-
-def _shared_outputs(stages: Sequence[Stage]) -> list[str]:
-    problems, owners = [], dict[Path, str | None]()
-    for stage in stages:
-        if stage.config.train is None:
-            continue
-        output = stage.config.train.output
-        if output in owners:
-            problems.append(
-                f"stages {owners[output]} and {stage.name}: both have train.output {output}; give each its own"
-            )
-        owners[output] = stage.name
-    return problems

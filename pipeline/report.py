@@ -1,5 +1,6 @@
 """Training runs as `alignkd report` sees them: what their output folders say, nothing recomputed."""
 
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -110,15 +111,26 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise unreadable(file, error) from error
     # a run that is being written, or was killed, may end in half a line
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    whole = [(number, line) for number, line in enumerate(text.splitlines(keepends=True), 1) if line.endswith("}\n")]
     try:
-        lines: list[dict[str, Any]] = [json.loads(line) for line in whole]
+        lines: list[dict[str, Any]] = [json.loads(line) for _, line in whole]
         if not lines:
             raise InputError(f"{file}: holds no step yet; wait for the run's first one")
         assert all({"step", "samples_seen", "loss"} <= line.keys() for line in lines)
     except (json.JSONDecodeError, AssertionError, AttributeError) as error:
         raise InputError(f"{file}: is no metrics file of a training run; give its output folder") from error
+    _check_order(file, [(number, line["step"]) for (number, _), line in zip(whole, lines, strict=True)])
     return lines
+
+
+def _check_order(file: Path, steps: Sequence[tuple[int, Any]]) -> None:
+    """Refuse what two runs at once wrote; (line number, step) of each line."""
+    for (_, before), (number, step) in itertools.pairwise(steps):
+        if not isinstance(step, int) or step <= before:
+            raise InputError(
+                f"{file}: line {number} has step {step} after step {before}; several runs wrote it at once, and their "
+                "figures cannot be told apart: train again into another output"
+            )
 
 
 def _is_finished(folder: Path) -> bool:

@@ -1,15 +1,18 @@
 """`alignkd run`: every stage of a file, every phase of a stage, each in a process of its own."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.phase_process import run_alignkd
 from pipeline.plan_stem import takes_from_stem, tower_match
 from pipeline.recipes import Stage, load_stages
-from student_train.output import CONFIG, read_finished, student_folder
+from student_train.claim import check_output
+from student_train.export import is_exported
+from student_train.output import read_configuration, read_finished, student_folder
 from student_train.settings import starting_point
 from vlm.errors import InputError
 
@@ -41,11 +44,13 @@ def run_stages(path: Path, *, as_json: bool, launcher: str = "", say: Any = prin
 def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say: Any) -> dict[str, Any]:
     assert stage.config.train is not None
     output = stage.config.train.output
-    if (finished := finished_before(stage.config)) is not None:
+    finished = finished_before(stage.config)
+    if finished is not None and is_exported(output):
         if not as_json:
             name = "" if stage.name is None else f"stage {stage.name}: "
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")
         return {LAST: {"already_finished": True, **finished}}
+    check_output(output)
     _check_stem_will_do(stage.config)
     config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
     phases = {
@@ -53,6 +58,8 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
         "verify": ["shards", "verify", str(stage.config.store.path)],
         LAST: ["train", *config],
     }
+    if finished is not None:  # its student is made again from the last checkpoint: no teacher is needed for that
+        phases = {LAST: phases[LAST]}
     reports = {}
     for phase, arguments in phases.items():
         before = launcher if phase == LAST else []
@@ -78,21 +85,24 @@ def _check_stem_will_do(config: RunConfig) -> None:
 
 
 def finished_before(config: RunConfig) -> dict[str, Any] | None:
-    """Where a stage ended that was finished with this very configuration, student and adapters; else None.
+    """Where a stage ended that was finished with this very configuration and from the same weights; else None.
 
     The store may be gone by now. A stage whose configuration has changed is not judged here: its training compares
     every setting that decides something.
     """
     assert config.train is not None
     finished = read_finished(config.train.output)
-    saved = config.train.output / CONFIG
-    if (
-        finished is None
-        or not saved.is_file()
-        or json.loads(saved.read_text(encoding="utf-8")) != config.model_dump(mode="json")
-    ):
+    if finished is None or _kept_configuration(config.train.output) != config:
         return None
     start = starting_point(config.train_job())
     if any(finished["settings"].get(name) != value for name, value in start.items()):
         return None
     return {name: finished[name] for name in ("step", "samples_seen", "skipped_steps", "metrics")}
+
+
+def _kept_configuration(output: Path) -> RunConfig | None:
+    """What the run was configured as; an earlier version's lacks settings that are new, which have their defaults."""
+    try:
+        return RunConfig.model_validate(read_configuration(output))
+    except ValidationError:
+        return None

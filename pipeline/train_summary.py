@@ -17,7 +17,9 @@ def summary(result: TrainResult) -> str:
     if result.interrupted_by is not None:
         return f"alignkd: stopped at step {result.step}; run the same command again to go on"
     kinds = ", ".join(f"{result.samples_by_kind[kind]} {words}" for kind, words in SHOWN.items())
-    lines = [f"trained {result.step} steps on {result.samples_seen} samples ({kinds}); student in {result.student}"]
+    applied = result.step - result.skipped_steps
+    steps = f"{applied} of {result.step} steps" if result.skipped_steps else f"{applied} steps"
+    lines = [f"trained {steps} on {result.samples_seen} samples ({kinds}); student in {result.student}"]
     if result.skipped_steps:
         lines.append(f"skipped: {result.skipped_steps} steps whose loss or gradient was not finite")
     if result.quarantined:

@@ -64,7 +64,7 @@ class Lock:
         A path that was replaced between opening and locking counts as gone.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = _open_for_locking(path)
         except FileNotFoundError:
             return None
         try:
@@ -82,7 +82,19 @@ class Lock:
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
+            with contextlib.suppress(OSError):  # closing alone would leave it to a forked child
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def _open_for_locking(path: Path) -> int:
+    """NFS grants an exclusive lock only on a descriptor that may write; of a folder there is none such."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return os.open(path, os.O_RDONLY)
 
 
 def make_temporary_folder(parent: Path, name: str) -> tuple[Path, Lock]:

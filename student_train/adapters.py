@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from student_train.errors import TrainError, unreadable
+from vlm.finite import check_finite
 from vlm.tensor_file import open_tensors, save_tensors
 
 AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
@@ -75,6 +76,7 @@ class Adapters(nn.Module):
 
         Raises:
             TrainError: no readable safetensors file, or other names or shapes than this pair of models needs.
+            InputError: values that are not finite.
         """
         try:
             with open_tensors(path) as file:
@@ -89,6 +91,8 @@ class Adapters(nn.Module):
             raise TrainError(
                 f"adapters {path}: expected shapes {wanted}, found {shapes}; they belong to another teacher or student"
             )
+        for name, value in found.items():
+            check_finite(value, name, path)
         self.load_state_dict(found)
 
 

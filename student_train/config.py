@@ -137,7 +137,8 @@ class TrainConfig(Settings):
         warmup_ratio: share of `steps` over which the learning rate rises linearly.
         gradient_clip: largest gradient norm; 0 switches clipping off.
         seed: of the sample order and of fresh adapters.
-        checkpoint_every: optimiser steps between checkpoints; None writes only the last one.
+        checkpoint_every: optimiser steps between checkpoints; None leaves them to `checkpoint_minutes`.
+        checkpoint_minutes: most minutes of training without a checkpoint; None or 0 sets no limit.
         keep_checkpoints: newest checkpoints kept.
         offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
@@ -168,6 +169,7 @@ class TrainConfig(Settings):
     gradient_clip: Amount = 1.0
     seed: int = Field(default=0, ge=0, lt=2**63)
     checkpoint_every: Count | None = None
+    checkpoint_minutes: Amount | None = 30.0
     keep_checkpoints: Count = 2
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False

@@ -2,12 +2,14 @@
 
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from storage.sealed_json import seal
 from student_train.checkpoint import TrainState, sync
+from student_train.config import TrainConfig
 from student_train.engine import Engine
 from student_train.errors import TrainError, writing
 from student_train.job import TrainJob
@@ -15,21 +17,43 @@ from student_train.metrics import Metrics
 from student_train.output import FINISHED, adapters_file, student_folder
 from student_train.zero_config import ADAPTER_PREFIX
 from vlm.checkpoint import resolve_checkpoint, save_model
+from vlm.errors import InputError
+from vlm.finite import is_finite
 from vlm.tensor_file import save_tensors
+from vlm.weights import weight_files
 
 
-def check_output(job: TrainJob) -> None:
-    """Refuse an output folder whose `student` this run did not write: finishing would replace it."""
-    output, target = job.train.output, student_folder(job.train.output)
-    if target.exists() and not (output / "checkpoints").is_dir():
-        raise TrainError(f"output {output}: {target} is there already and not of this run; choose another output")
-    if output.exists() and not output.is_dir():
-        raise TrainError(f"output {output} is a file, expected a folder; choose another output")
+def is_exported(output: Path) -> bool:
+    """Whether student and adapters of a finished run are still there; converters move or change them in place."""
+    student = student_folder(output)
+    try:
+        return adapters_file(output).is_file() and (student / "config.json").is_file() and bool(weight_files(student))
+    except InputError:
+        return False
+
+
+def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None:
+    """Refuse to train a finished run again, where what is to be exported once more is not in a checkpoint.
+
+    Raises:
+        TrainError: the newest sound checkpoint is not that of the last step.
+    """
+    if state.step < config.num_steps:
+        newest = f"the newest is of step {state.step}" if state.step else "there is none"
+        raise TrainError(
+            f"output {config.output}: finished, but its student or adapters are gone, and so is the checkpoint of step "
+            f"{config.num_steps} to export them from ({newest}); restore them, or train into another output"
+        )
 
 
 def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics) -> None:
-    """Write student, adapters and, last of all, the mark that the run is finished; called by ALL ranks."""
+    """Write student, adapters and, last of all, the mark that the run is finished; called by ALL ranks.
+
+    Raises:
+        TrainError: no step changed the student, or the last ones left weights that are not finite.
+    """
     adapters = _adapters(engine)
+    _check_worth(job, engine, state)
     if not engine.ranks.is_first:
         return
     output, target = job.train.output, student_folder(job.train.output)
@@ -46,6 +70,23 @@ def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str,
         (output / ".tmp-adapters").rename(adapters_file(output))
         (output / ".tmp-finished").rename(output / FINISHED)
         sync(output)
+
+
+def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
+    """The same on every rank: all hold the same weights."""
+    output = job.train.output
+    if state.skipped_steps == state.step:
+        raise TrainError(
+            f"output {output}: none of {state.step} steps changed the student, because no loss or gradient was finite; "
+            f"nothing is exported; check the store, lower learning_rate {job.train.learning_rate} or change dtype "
+            f"{job.dtype}, and train into another output"
+        )
+    for name, value in engine.student.state_dict().items():
+        if not is_finite(value):
+            raise TrainError(
+                f"output {output}: after step {state.step} {name} is not finite; nothing is exported; lower "
+                f"learning_rate {job.train.learning_rate} or change dtype {job.dtype}, and train into another output"
+            )
 
 
 def _adapters(engine: Engine) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from student_train.errors import TrainError
 from student_train.handoff import PackedBatch, unpack
 from student_train.handoff_slots import SharedSlots
 from student_train.handoff_worker import become_data_worker, dead_workers_are_one_line, no_errors_from_child_signals
+from student_train.shared_memory import check_shared_memory
 
 # Values that each worker has finished or works on; and those that the caller holds: one in use, one arriving.
 PREFETCHED = 2
@@ -43,8 +44,9 @@ def from_workers(make: Callable[[int], Any], numbers: range, workers: int) -> It
     all values are kept.
 
     Raises:
-        TrainError: while iterating, when `make` raised one or a worker was killed.
+        TrainError: while iterating, when `make` raised one, a worker was killed, or /dev/shm has no room for them.
     """
+    check_shared_memory(workers)
     slots = SharedSlots(PREFETCHED * workers + IN_USE)
     loader = DataLoader(
         _HandedOver(make, slots),

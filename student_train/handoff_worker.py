@@ -16,10 +16,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def become_data_worker(worker: int, parent: int) -> None:
     """To be called in a fresh worker process whose parent is the process `parent`.
 
-    Ctrl-C and a launcher's SIGTERM go to every process of a group; the worker outlives the first one, because the
-    training process asks it for the rest of the step in hand. It dies with the training process, however that dies.
+    Ctrl-C, a closed terminal and the signals of launchers and batch systems go to every process of a group; the worker
+    outlives the first one, because the training process asks it for the rest of the step in hand. It dies with the
+    training process, however that dies.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # inherited: the training process would take this one's signals for its own
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if sys.platform == "linux":  # elsewhere torch's worker looks for its parent every few seconds
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

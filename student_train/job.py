@@ -1,8 +1,9 @@
 """A training run as the pipeline hands it over, and what comes back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +26,8 @@ class TrainJob:
         max_tokens: most embedded tokens of a sample, or None.
         store: the teacher's cached targets, a folder or a URL.
         train: optimisation settings.
+        configuration: the whole configuration of the run, JSON-able, which is kept as `OUTPUT/run.json`; decides
+            nothing.
     """
 
     student: str | Path
@@ -35,6 +38,7 @@ class TrainJob:
     vision_config: Path | None = None
     dtype: DtypeName = "float32"
     max_tokens: int | None = None
+    configuration: Mapping[str, Any] | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,7 +59,7 @@ class TrainResult:
         metrics: the last line of `metrics.jsonl`.
         student: exported checkpoint folder, None when interrupted.
         adapters: exported adapters, None when interrupted.
-        already_finished: nothing was done, an earlier run had finished.
+        already_finished: nothing was trained, an earlier run had finished.
         interrupted_by: number of the signal that ended the run early, or None. A command exits with 128 + this.
     """
 

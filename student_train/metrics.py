@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from student_train.errors import writing
+from student_train.errors import TrainError, writing
 
 Metrics = dict[str, float | int | bool | None]
 # What differs between two runs of the same job.
@@ -23,9 +23,19 @@ class MetricsLog:
         self.path = path
 
     def cut_back(self, step: int) -> Metrics:
-        """Drop everything after `step`, which a resumed run writes again; returns the last line kept, {} if none."""
-        lines = [json.loads(line) for line in self._complete_lines()]
-        kept = [line for line in lines if line["step"] <= step]
+        """Drop everything after `step`, which a resumed run writes again; returns the last line kept, {} if none.
+
+        Raises:
+            TrainError: a line that is no step's, or the file cannot be written.
+        """
+        try:
+            lines = [json.loads(line) for line in self._complete_lines()]
+            kept = [line for line in lines if line["step"] <= step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainError(
+                f"{self.path}: damaged ({type(error).__name__}: {error}); restore it, or move it away to go on without "
+                "the figures so far"
+            ) from error
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_suffix(".tmp")

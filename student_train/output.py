@@ -1,13 +1,16 @@
 """What a run leaves in its output folder, by name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from storage.sealed_json import unseal
 
 METRICS = "metrics.jsonl"
-CONFIG = "config.json"
+CONFIG = "run.json"  # no model has a file of this name
+EARLIER_CONFIG = "config.json"  # the name that earlier versions gave it
 FINISHED = "finished.json"
+SECTIONS = {"data", "store", "train"}
 
 
 def student_folder(output: Path) -> Path:
@@ -23,3 +26,15 @@ def adapters_file(output: Path) -> Path:
 def read_finished(output: Path) -> dict[str, Any] | None:
     """What a finished run left (its state, deciding settings and last metrics), or None."""
     return unseal(output / FINISHED) if (output / FINISHED).exists() else None
+
+
+def read_configuration(output: Path) -> dict[str, Any] | None:
+    """The resolved configuration that a run kept, also one of an earlier version; None where there is none."""
+    for name in (CONFIG, EARLIER_CONFIG):
+        try:
+            document = json.loads((output / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(document, dict) and document.keys() >= SECTIONS:  # a model's config.json has none of them
+            return document
+    return None

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -19,7 +20,11 @@ class Progress:
         self._bar = tqdm(total=steps, initial=done, unit="step") if bar else None
 
     def update(self, line: Metrics) -> None:
-        """Show the metrics of one step."""
+        """Show the metrics of one step; nobody may be there to see them, when a terminal was closed."""
+        with suppress(OSError):
+            self._show(line)
+
+    def _show(self, line: Metrics) -> None:
         step, loss = line["step"], line["loss"]
         text = f"loss {loss:.4f}" if loss is not None else "skipped: loss or gradient not finite"
         if self._bar is not None:
@@ -31,4 +36,5 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()

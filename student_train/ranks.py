@@ -9,13 +9,12 @@ import torch
 from torch import distributed
 
 from student_train.errors import TrainError
+from student_train.launcher import DEEPSPEED, TORCHRUN, MeetingPoint, joining, meeting_point
 from vlm.devices import keep_float32_exact, local_cuda_index
 
 # DeepSpeed reads this variable when it is imported, and `engine.py` sets it for that; so the user's value is kept here.
 ACCELERATOR = "DS_ACCELERATOR"
 ASKED_ACCELERATOR = os.environ.get(ACCELERATOR)
-# One of these is set in every process that torchrun or deepspeed starts.
-_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,16 @@ def start_ranks() -> Ranks:
     """Join the process group, once per process.
 
     Raises:
-        TrainError, InputError: there is no device for this process, or DS_ACCELERATOR asks for another one.
+        TrainError, InputError: the launcher's environment cannot be right, the other processes are not to be found, or
+            there is no device for this process.
     """
+    place = meeting_point(os.environ)
     device = training_device()
     keep_float32_exact()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        _join("nccl" if device.type == "cuda" else "gloo")
+        _join("nccl" if device.type == "cuda" else "gloo", place)
         atexit.register(_leave)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
 
@@ -91,14 +92,15 @@ def training_device() -> torch.device:
     if accelerator() == "cpu":
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    own_launcher = any(name in os.environ for name in _LAUNCHERS)
+    own_launcher = TORCHRUN in os.environ or DEEPSPEED in os.environ
     visible = torch.cuda.device_count()
     return torch.device("cuda", local_cuda_index(local_rank, visible=visible, own_launcher=own_launcher))
 
 
-def _join(backend: str) -> None:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        distributed.init_process_group(backend)
+def _join(backend: str, place: MeetingPoint | None) -> None:
+    if place is not None:
+        with joining(place):
+            distributed.init_process_group(backend)
     else:  # alone: an in-process store needs no port, so two runs on a machine cannot collide
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 

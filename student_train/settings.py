@@ -19,6 +19,7 @@ UNDECISIVE = {
     "micro_batch",
     "global_batch",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "offload_optimizer",
     "gradient_checkpointing",

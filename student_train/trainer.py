@@ -13,13 +13,15 @@ from storage import SampleOrder, StoreReader
 from student_train.adapters import Adapters
 from student_train.batch import TrainBatch
 from student_train.checkpoint import TrainState, check_same_settings, load_checkpoint, save_checkpoint
+from student_train.checkpoint_times import CheckpointTimes
 from student_train.checks import check_images, check_store_fits
+from student_train.claim import claimed
 from student_train.config import LossConfig
 from student_train.counts import GlobalCounts
 from student_train.dataset import CachedDataset
 from student_train.engine import Engine, StepOutcome
 from student_train.errors import TrainError
-from student_train.export import check_output, export
+from student_train.export import check_export_can_be_repeated, export, is_exported
 from student_train.gradient_checkpointing import checkpoint_decoder_layers
 from student_train.handoff_stream import closing_workers
 from student_train.interrupt import StopSignals
@@ -57,7 +59,11 @@ def train(job: TrainJob) -> TrainResult:
         ValueError: one line on what does not fit: store, student, settings, output, a sample.
     """
     ranks = start_ranks()
-    check_output(job)
+    with claimed(job.train.output, ranks, configuration=job.configuration):
+        return _train(job, ranks)
+
+
+def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
     dataset = open_dataset(job)
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
     config, settings = job.train, deciding_settings(job, dataset.reader, ranks)
@@ -67,7 +73,9 @@ def train(job: TrainJob) -> TrainResult:
     if (finished := read_finished(config.output)) is not None:
         check_same_settings(config.output, finished["settings"], settings)
         logger.info("output %s: all %d steps were done before", config.output, finished["step"])
-        return ending.result(TrainState.of(finished), finished["metrics"], already_finished=True)
+        if is_exported(config.output):
+            return ending.result(TrainState.of(finished), finished["metrics"], already_finished=True)
+        logger.warning("output %s: its student or adapters are gone; exporting them again", config.output)
     if ranks.is_first:
         _log_device(job, ranks)
         _say_what_is_not_there(dataset.reader)
@@ -77,15 +85,18 @@ def train(job: TrainJob) -> TrainResult:
     engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
     checkpoints = config.output / "checkpoints"
     state = load_checkpoint(checkpoints, engine, settings, ranks)
+    if finished is not None:
+        check_export_can_be_repeated(config, state)
     stem = None if student.stem is None else student.stem.lookup
     batches = micro_batches(dataset, order, config, ranks, first_step=state.step, stem=stem)
+    times = CheckpointTimes(config)
     with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
         while state.step < config.num_steps:
             positions = order.global_batch_indices(state.step)
             tally = StepTally(config.losses.weights, counts(positions))
             factor = learning_rate_factor(state.step, steps=config.num_steps, warmup_ratio=config.warmup_ratio)
             outcome = _optimiser_step(engine, batches, tally, factor)
-            tally.gather(ranks, stop=signals.received > 0)
+            tally.gather(ranks, stop=signals.asked, time_is_up=times.time_is_up)
 
             state = state.after(samples=order.global_batch, skipped=not outcome.applied)
             figures = step_figures(
@@ -99,17 +110,18 @@ def train(job: TrainJob) -> TrainResult:
             )
             log.append(figures)
             _check_not_diverged(state, tally, job)
-            due = config.checkpoint_every and state.step % config.checkpoint_every == 0
-            if due or tally.stopped or state.step == config.num_steps:
+            if times.is_due(state.step, tally):
                 log.flush()
                 save_checkpoint(checkpoints, engine, state, settings, ranks, keep=config.keep_checkpoints)
+                times.written()
             if tally.stopped:
                 break
     if state.step < config.num_steps:
         return ending.result(state, log.last, interrupted_by=signals.received or signal.SIGTERM)
-    export(job, engine, state, settings, log.last)
+    last = log.last if finished is None else finished["metrics"]
+    export(job, engine, state, settings, last)
     ranks.barrier()
-    return ending.result(state, log.last)
+    return ending.result(state, last, already_finished=finished is not None)
 
 
 def open_dataset(job: TrainJob) -> CachedDataset:

@@ -18,6 +18,7 @@ from vlm.config import VLMConfig, load_config
 from vlm.devices import Quantization, keep_float32_exact, usable_device
 from vlm.errors import InputError, one_line
 from vlm.examples import ExampleBuilder
+from vlm.finite import check_finite, is_finite
 from vlm.hub import TOKENIZER_FILES, resolve_checkpoint
 from vlm.images import ImageProcessor
 from vlm.model import MobileVLM
@@ -53,7 +54,7 @@ def load_model(
 
     Raises:
         InputError: no checkpoint, keys that are unknown, missing or misshapen (all listed), no such device, no room
-            on it, or no bitsandbytes.
+            on it, weights that are not finite, or no bitsandbytes.
     """
     folder = resolve_checkpoint(checkpoint)
     config = load_config(folder, vision_config=vision_config)
@@ -174,12 +175,17 @@ def _read(
     sources: Sequence[WeightSource], quantizer: Quantizer, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Every tensor that the quantizer leaves, copied out of its file: the file may be replaced afterwards."""
-    return {
-        key: tensor.to(device, dtype, copy=True)
-        for source in sources
-        for key, tensor in source.tensors()
-        if not quantizer.take(key, tensor)
-    }
+    weights: dict[str, Tensor] = {}
+    for source in sources:
+        for key, tensor in source.tensors():
+            if quantizer.take(key, tensor):
+                check_finite(tensor, key, source.file)
+                continue
+            weights[key] = tensor.to(device, dtype, copy=True)
+            if not is_finite(weights[key]):
+                check_finite(tensor, key, source.file)
+                raise InputError(f"{source.file}: {key} does not fit {dtype}; choose dtype bfloat16 or float32")
+    return weights
 
 
 def _materialise_buffers(model: MobileVLM, device: torch.device) -> None:

@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vlm.batch import collate_sequences
+from vlm.errors import InputError
 from vlm.examples import Example
+from vlm.finite import is_finite
 from vlm.model import MobileVLM
 
 
@@ -18,6 +20,9 @@ def generate_greedy(
     """The most likely continuation of each prompt, without the final `eos_token_id`.
 
     Prompts may differ in length: those of equal length share a batch, so nothing is padded.
+
+    Raises:
+        InputError: logits that are not finite; of them no token is the likeliest.
 
     Returns:
         One list of at most `max_new_tokens` token ids per prompt, in the order of `prompts`.
@@ -65,6 +70,12 @@ def _next_tokens(model: MobileVLM, prompts: Sequence[Example]) -> Iterator[Tenso
     cache = DynamicCache(config=model.config.llama)
     while True:
         hidden_BLD = model.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True).last_hidden_state
-        next_B = model.lm_head(hidden_BLD[:, -1]).argmax(dim=-1)
+        logits_BV = model.lm_head(hidden_BLD[:, -1])
+        if not is_finite(logits_BV):
+            raise InputError(
+                f"the logits are not finite (NaN or infinity) in {str(logits_BV.dtype).removeprefix('torch.')}; the "
+                "checkpoint's training diverged, or its values do not fit: try dtype float32"
+            )
+        next_B = logits_BV.argmax(dim=-1)
         yield next_B
         inputs_embeds = model.model.embed_tokens(next_B[:, None])

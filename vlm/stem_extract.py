@@ -15,6 +15,7 @@ from vlm.checkpoint import load_example_builder, weights_fingerprint
 from vlm.config import VLMConfig, load_config
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
+from vlm.finite import check_finite
 from vlm.hub import resolve_checkpoint
 from vlm.stem import stem_shapes
 from vlm.stem_file import StemInfo, StemParts, stem_bytes, write_stem
@@ -39,7 +40,7 @@ def extract_stem(
         vision_config: folder with the vision tower's `config.json`, overriding `mm_vision_tower`.
 
     Raises:
-        InputError: no usable checkpoint, a tensor that is missing or misshapen, or `out` cannot be written.
+        InputError: no usable checkpoint, a tensor that is missing, misshapen or not finite, or no folder for `out`.
     """
     return write_stem(out, _parts(checkpoint, dtype, lm_head, vision_config))
 
@@ -100,6 +101,7 @@ def _read(
                         f"{folder}: {key} has shape {tuple(tensor.shape)}, config.json says {shapes[key]}; take both "
                         "from the same checkpoint"
                     )
+                check_finite(tensor, key, source.file)
                 found[key] = tensor.to(dtype, copy=True).contiguous()
     if missing := sorted(shapes.keys() - found.keys()):
         raise InputError(f"{folder}: no {', '.join(missing)} in its weights; give a whole checkpoint")

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from pipeline.ask import Question, Reply, TextStream, ask
 from pipeline.cli import main
@@ -149,6 +150,20 @@ def test_template_plain_captions_an_image(golden: Path, golden_images: Path) -> 
     )
     report = json.loads(captioned.stdout)
     assert report["prompt_tokens"] == 1 + 144 and report["new_tokens"] == 4
+
+
+def test_logits_that_are_not_finite_are_one_line(golden: Path, tmp_path: Path) -> None:
+    """The weights are finite, what is computed from them is not."""
+    shutil.copytree(golden / "student", tmp_path / "student")
+    weights = load_file(tmp_path / "student" / "model.safetensors")
+    weights["lm_head.weight"].fill_(3e38)
+    save_file(weights, tmp_path / "student" / "model.safetensors")
+    result = CliRunner().invoke(
+        main, ["ask", str(tmp_path / "student"), "What?", "--vision-config", str(golden / "clip")]
+    )
+    assert result.exit_code == 1 and not result.stdout.strip()
+    (line,) = result.stderr.strip().splitlines()
+    assert "the logits are not finite (NaN or infinity) in float32" in line and "try dtype float32" in line
 
 
 @pytest.mark.parametrize(

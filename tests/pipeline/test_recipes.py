@@ -152,7 +152,7 @@ def test_a_run_of_two_stages_and_the_same_again(
     # Adam's first steps are at most the learning rate each: the second stage went on from the first one's adapters
     before, after = (load_file(tmp_path / stage / "adapters.safetensors") for stage in ("first", "second"))
     assert 0 < max(float((after[name] - value).abs().max()) for name, value in before.items()) < 1e-3
-    assert json.loads((tmp_path / "second" / "config.json").read_text())["train"]["adapters"] == str(
+    assert json.loads((tmp_path / "second" / "run.json").read_text())["train"]["adapters"] == str(
         tmp_path / "first" / "adapters.safetensors"
     )
 

@@ -84,6 +84,16 @@ def test_what_is_no_run_is_one_line(content: str | None, tmp_path: Path) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("steps", "named"), [([1, 2, 2, 3], "line 3 has step 2 after step 2"), ([1, 2, 3, 1], "line 4 has")]
+)
+def test_what_two_runs_wrote_at_once_is_refused(steps: list[int], named: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [1.0] * len(steps), step=steps)
+    with pytest.raises(InputError, match=rf"metrics\.jsonl: {named}.*train again into another output") as error:
+        load_runs([tmp_path / "run"], smooth=1)
+    assert "\n" not in str(error.value)
+
+
 def test_table_has_a_column_per_run_and_a_dash_for_what_a_run_lacks(tmp_path: Path) -> None:
     supervised = write_run(tmp_path / "a", [2.0, 1.0])
     distilled = write_run(tmp_path / "b", [2.5, 1.5], attention=[0.3, 0.1])

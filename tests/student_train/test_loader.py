@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from student_train.batch import TrainBatch
 from student_train.config import TrainConfig
 from student_train.dataset import CachedDataset
 from student_train.errors import TrainError
+from student_train.handoff_stream import from_workers
 from student_train.job import TrainJob
 from student_train.loader import micro_batches
 from student_train.ranks import Ranks
@@ -180,9 +182,25 @@ def test_workers_outlive_the_first_signals(dataset: CachedDataset, batches_of: B
     batches = batches_of(dataset, 2)
     found = [_bytes_of(next(batches))]
     for worker in multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(worker.pid or 0, number)
     assert found + [_bytes_of(batch) for batch in batches] == expected
+
+
+def test_no_room_for_workers_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As in a container with a full /dev/shm; nothing is begun that would fail once more when it is thrown away."""
+    small = SimpleNamespace(f_bavail=3, f_frsize=4096, f_blocks=16)
+    monkeypatch.setattr(os, "statvfs", lambda _: small)
+    needed = 14 * os.sysconf("SC_PAGE_SIZE")
+    with pytest.raises(TrainError) as error:
+        next(from_workers(lambda number: number, range(2), 2))
+    assert str(error.value).startswith(
+        f"/dev/shm: 12288 bytes are free, 2 data workers need {needed}; set train.data_w"
+    )
+    assert "docker run --shm-size" in str(error.value) and "\n" not in str(error.value)
+    small.f_bavail = 14 * os.sysconf("SC_PAGE_SIZE") // 4096
+    assert list(from_workers(lambda number: number, range(2), 2)) == [0, 1]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_signal_to_the_whole_group_is_a_clean_stop(

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from student_train import trainer
+from storage.files import remove
+from student_train import checkpoint_times, trainer
+from student_train.config import TrainConfig
 from student_train.errors import TrainError
 from student_train.job import TrainJob
+from student_train.output import student_folder
 from student_train.tally import StepTally
 from student_train.trainer import train
 from vlm.checkpoint import load_model
@@ -180,10 +184,10 @@ def test_a_student_that_diverges_is_stopped(
     broken = tmp_path / "student"
     shutil.copytree(golden_folder / "student", broken)
     weights = load_file(broken / "model.safetensors")
-    weights["lm_head.weight"][0, 0] = float("nan")
+    weights["lm_head.weight"].fill_(1e38)  # finite, which is all that can be asked of a file
     save_file(weights, broken / "model.safetensors")
     job = make_job(many_store, steps=20, micro_batch=1, skip_limit=4)
-    with pytest.raises(TrainError, match=r"4 steps in a row were skipped, at step 4 the loss is nan"):
+    with pytest.raises(TrainError, match=r"4 steps in a row were skipped, at step 4 the loss is (nan|inf)"):
         train(TrainJob(**vars(job) | {"student": broken}))
     lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [True] * 4
@@ -214,6 +218,105 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_survived(
     assert files["step-00000002"] == files["step-00000003"] != files["step-00000004"]
 
 
+def test_a_run_in_which_no_step_was_applied_exports_nothing(
+    many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StepTally.add
+    monkeypatch.setattr(StepTally, "add", lambda self, terms: original(self, terms) * float("nan"))
+    job = make_job(many_store, steps=2)
+    for _ in range(2):  # the second time from the checkpoint of the last step
+        with pytest.raises(TrainError, match=r"none of 2 steps changed the student.*lower learning_rate 0\.001"):
+            train(job)
+    assert not student_folder(job.train.output).exists() and not (job.train.output / "finished.json").exists()
+
+
+def test_weights_that_the_last_step_broke_are_not_exported(
+    many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss is computed from them any more, so no skipped step tells."""
+    original = trainer.save_checkpoint
+
+    def broken(folder: Path, engine: Any, *others: Any, **settings: Any) -> None:
+        original(folder, engine, *others, **settings)
+        engine.student.model.lm_head.weight.data[0, 0] = float("inf")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", broken)
+    with pytest.raises(TrainError, match=r"after step 1 model\.lm_head\.weight is not finite; nothing is exported"):
+        train(make_job(many_store, steps=1))
+
+
+@pytest.mark.parametrize("gone", ["student", "student/model.safetensors", "adapters.safetensors"])
+def test_what_is_gone_of_a_finished_run_is_exported_again(
+    gone: str, finished_run: TrainJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished_run.train.output, output)
+    job = replace(finished_run, train=finished_run.train.model_copy(update={"output": output}))
+    before = {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    remove(output / gone)
+    result = train(job)
+    assert "its student or adapters are gone; exporting them again" in caplog.text
+    assert (result.already_finished, result.step, result.student) == (True, 2, student_folder(output))
+    after = {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    volatile = {path for path in before.keys() | after.keys() if path.parts[0] in ("run.lock", "tensorboard")}
+    assert {path: after[path] for path in after.keys() - volatile} == {
+        path: before[path] for path in before.keys() - volatile
+    }
+
+
+def test_without_the_last_checkpoint_a_finished_run_is_not_trained_again(
+    finished_run: TrainJob, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished_run.train.output, output)
+    shutil.rmtree(output / "student")
+    remove(output / "checkpoints" / "step-00000002")
+    job = replace(finished_run, train=finished_run.train.model_copy(update={"output": output}))
+    with pytest.raises(TrainError, match=r"checkpoint of step 2 to export them from \(the newest is of step 1\)"):
+        train(job)
+    shutil.rmtree(output / "checkpoints")
+    with pytest.raises(TrainError, match=r"checkpoint of step 2 to export them from \(there is none\); restore them"):
+        train(job)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_every_signal_that_ends_a_job_gives_a_checkpoint(
+    number: signal.Signals, many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(1, monkeypatch, number)
+    job = make_job(many_store, steps=3, micro_batch=1)
+    assert train(job).interrupted_by == number
+    assert [path.name for path in (job.train.output / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoint_is_written_when_the_time_is_up(
+    many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes 16 minutes per step."""
+    original, minutes = trainer._optimiser_step, [-16]
+
+    def step(*args: Any) -> Any:
+        minutes[0] += 16
+        return original(*args)
+
+    monkeypatch.setattr(trainer, "_optimiser_step", step)
+    monkeypatch.setattr(checkpoint_times, "monotonic", lambda: 60.0 * max(0, minutes[0]))
+    job = make_job(many_store, steps=4, micro_batch=1)
+    train(job)
+    steps = sorted(path.name for path in (job.train.output / "checkpoints").iterdir())
+    assert steps == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_metrics_file_is_one_line(many_store: Path, make_job: MakeJob) -> None:
+    job = make_job(many_store, steps=1)
+    job.train.output.mkdir()
+    (job.train.output / "run.lock").touch()
+    (job.train.output / "metrics.jsonl").write_text('{"step": 1}{"step": 1}\n')
+    with pytest.raises(TrainError, match=r"metrics\.jsonl: damaged \(JSONDecodeError.*move it away") as error:
+        train(job)
+    assert "\n" not in str(error.value)
+
+
 def test_data_workers_see_the_same_batches(
     many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:
@@ -231,7 +334,7 @@ def test_an_error_in_a_worker_is_one_line(many_store: Path, make_job: MakeJob, t
 def test_a_folder_that_is_not_of_this_run_is_not_replaced(many_store: Path, make_job: MakeJob) -> None:
     job = make_job(many_store)
     (job.train.output / "student").mkdir(parents=True)
-    with pytest.raises(TrainError, match="is there already and not of this run; choose another output"):
+    with pytest.raises(TrainError, match=r"holds student, but no training run \(run\.lock\); choose a folder"):
         train(job)
 
 
@@ -249,14 +352,29 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(many_store: Pat
     assert train(job).step == 2
 
 
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process SIGINT while it does optimiser step `step`, once."""
+@pytest.fixture(scope="module")
+def finished_run(many_store: Path, golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """A run of two steps with a checkpoint of each, to be copied."""
+    config = TrainConfig(output=tmp_path_factory.mktemp("finished"), steps=2, micro_batch=1, checkpoint_every=1)
+    job = TrainJob(
+        student=golden_folder / "student",
+        vision_config=golden_folder / "clip",
+        images=golden_folder.parent / "images",
+        store=many_store,
+        train=config,
+    )
+    train(job)
+    return job
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals = signal.SIGINT) -> None:
+    """Send this process a signal while it does optimiser step `step`, once."""
     original, calls = trainer._optimiser_step, [0]
 
     def interrupted(*args: Any) -> Any:
         calls[0] += 1
         if calls[0] == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return original(*args)
 
     monkeypatch.setattr(trainer, "_optimiser_step", interrupted)

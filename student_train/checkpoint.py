@@ -9,7 +9,8 @@ frozen vision tower comes from the student's own checkpoint, whose hash is among
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from student_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
+WEIGHTS = "weights"
+# Of a file of tensors, which is in host memory while it is gathered from all ranks: as large as the largest tensors.
+PART_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,9 @@ def save_checkpoint(
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f".tmp-{target.name}"
     problem = _attempt(target, lambda: _make_afresh(temporary)) if ranks.is_first else None
-    for kind, tensors in _tensors(engine):
-        gathered = dict(tensors) if ranks.is_first else _discard(tensors)
+    for name, tensors in _parts(engine):
         if ranks.is_first and not problem:
-            problem = _attempt(target, partial(save_file, gathered, temporary / f"{kind}.safetensors"))
+            problem = _attempt(target, partial(save_file, tensors, temporary / name))
     if ranks.is_first:
         document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
@@ -82,33 +85,53 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, engine: Engine, settings: Mapping[str, Any], ranks: Ranks) -> TrainState:
-    """Bring the engine to the newest sound checkpoint; a fresh state if there is none at all.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A sound checkpoint on the disk; nothing of its tensors is in memory.
+
+    Attributes:
+        path: its folder.
+        document: `state.json`.
+    """
+
+    path: Path
+    document: Mapping[str, Any]
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run was."""
+        return TrainState.of(self.document)
+
+
+def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint | None:
+    """The newest sound checkpoint of a run, the same on ALL ranks; None if there is none at all.
 
     Raises:
         TrainError: every checkpoint is broken, or they belong to a run with other settings.
     """
-    found, problem = None, None
+    found: Checkpoint | None = None
+    problem: str | None = None
     if ranks.is_first:
         try:
             found = _newest_sound(folder)
             if found:
-                check_same_settings(folder.parent, found[1]["settings"], settings)
+                check_same_settings(folder.parent, found.document["settings"], settings)
         except TrainError as error:
             problem = str(error)
     found, problem = ranks.from_first((found, problem))
     if problem:
         raise TrainError(problem)
-    if found is None:
-        return TrainState()
-    path, document = found
-    with safe_open(path / "weights.safetensors", "pt") as file:
-        engine.load_weights(file.get_tensor)
+    return found
+
+
+def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
+    """Bring the engine to a checkpoint."""
+    with _Parts(found.path, WEIGHTS) as parts:
+        engine.load_weights(parts.tensor)
     for kind in MOMENTS:
-        with safe_open(path / f"{kind}.safetensors", "pt") as file:
-            engine.load_moments(kind, file.get_tensor)
-    engine.load_counters(document["counters"])
-    return TrainState.of(document)
+        with _Parts(found.path, kind) as parts:
+            engine.load_moments(kind, parts.tensor)
+    engine.load_counters(found.document["counters"])
 
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -125,18 +148,48 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
         )
 
 
-def _tensors(engine: Engine) -> Iterable[tuple[str, Iterable[tuple[str, Tensor]]]]:
-    """The files of a checkpoint one after the other: at no time is more than one of them in memory."""
-    yield "weights", engine.master_weights()
-    for kind in MOMENTS:
-        yield kind, engine.moments(kind)
+def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The files of a checkpoint by name, one after the other: at no time is more than one of them in memory."""
+    for kind in (WEIGHTS, *MOMENTS):
+        tensors = engine.master_weights() if kind == WEIGHTS else engine.moments(kind)
+        for number, part in enumerate(_of_some_size(tensors)):
+            yield f"{kind}-{number:03}.safetensors", part
 
 
-def _discard(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Take part in gathering, which is collective, without keeping what the first rank writes."""
-    for _ in tensors:
-        pass
-    return {}
+def _of_some_size(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of at most PART_BYTES, or of one that is larger."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if part and sum(other.nbytes for other in part.values()) + tensor.nbytes > PART_BYTES:
+            yield part
+            part = {}
+        part[name] = tensor
+    if part:
+        yield part
+
+
+class _Parts:
+    """All files of one kind of a checkpoint, each open as long as the block lasts."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        # One file per kind is how version 0.1 wrote them.
+        self._paths = [*folder.glob(f"{kind}.safetensors"), *folder.glob(f"{kind}-*.safetensors")]
+        self._stack = ExitStack()
+        self._file_of: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        for path in self._paths:
+            file = self._stack.enter_context(safe_open(path, "pt"))
+            self._file_of |= dict.fromkeys(file.keys(), file)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its parameter's name."""
+        found: Tensor = self._file_of[name].get_tensor(name)
+        return found
 
 
 def _attempt(target: Path, write: Callable[[], None]) -> str | None:
@@ -178,11 +231,11 @@ def _all_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _newest_sound(folder: Path) -> Checkpoint | None:
     candidates = _all_checkpoints(folder)
     for path in reversed(candidates):
         try:
-            return path, _verified(path)
+            return Checkpoint(path=path, document=_verified(path))
         except (StoreError, TrainError) as error:
             logger.warning("checkpoint %s is broken (%s); trying the one before", path, error)
     if candidates:

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from vlm.config import LLAMA_KEYS, VLMConfig
 from vlm.errors import InputError, one_line
-from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
+from vlm.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, TeacherStem, stem_shapes, stem_sizes
 from vlm.tower_hash import HASHED_DTYPES
 
 METADATA_KEY = "alignkd_stem"
@@ -185,6 +185,12 @@ def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
         mapped = {key: file.get_tensor(key) for key in wanted}
     # a copy of all but the table: a file that is replaced later must not change what is trained on
     return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
+
+
+def open_table(info: StemInfo) -> EmbeddingTable:
+    """The token embeddings of a stem alone, mapped from its file."""
+    with safe_open(info.path, "pt") as file:
+        return EmbeddingTable(file.get_tensor(EMBEDDING_KEY))
 
 
 def _name(tensor: Tensor) -> str:

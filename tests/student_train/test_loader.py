@@ -112,7 +112,7 @@ def test_workers_end_with_the_iterator(dataset: CachedDataset, batches_of: Batch
 
 
 def test_a_program_ends_although_it_still_holds_an_iterator() -> None:
-    code = "from student_train.handoff_stream import from_workers; held = from_workers(int, range(100), 2); next(held)"
+    code = "from student_train.handoff_stream import FromWorkers; held = FromWorkers(int, range(100), 2); next(held)"
     root = Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=root, timeout=60

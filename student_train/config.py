@@ -133,6 +133,8 @@ class TrainConfig(_Settings):
         checkpoint_every: optimiser steps between checkpoints; None writes only the last one.
         keep_checkpoints: newest checkpoints kept.
         offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        float32_gradients: add up the gradients of micro-batches in float32, also where weights have 16 bits. False adds
+            in the weights' dtype, which takes less of the device where the optimiser is offloaded.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
@@ -160,6 +162,7 @@ class TrainConfig(_Settings):
     checkpoint_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     offload_optimizer: bool = False
+    float32_gradients: bool = True
     gradient_checkpointing: bool = False
     skip_limit: int = Field(default=10, ge=1)
     adapters: Path | None = None
@@ -235,3 +238,7 @@ class TrainConfig(_Settings):
     def accumulation_steps(self, world_size: int) -> int:
         """Micro-batches per device and optimiser step."""
         return self.global_batch_size(world_size) // (self.micro_batch * world_size)
+
+    def accumulates(self, world_size: int) -> bool:
+        """Whether an optimiser step has more than one micro-batch per device."""
+        return self.accumulation_steps(world_size) > 1

@@ -21,6 +21,7 @@ UNDECISIVE = {
     "checkpoint_every",
     "keep_checkpoints",
     "offload_optimizer",
+    "float32_gradients",
     "gradient_checkpointing",
     "skip_limit",
     "tensorboard",

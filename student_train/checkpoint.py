@@ -9,20 +9,19 @@ frozen vision tower comes from the student's own checkpoint, whose hash is among
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from storage import StoreError
 from storage.checksum import file_crc32c
 from storage.sealed_json import seal, unseal
+from student_train.checkpoint_parts import Parts, in_parts
 from student_train.engine import MOMENTS, Engine
 from student_train.errors import TrainError, writing
 from student_train.ranks import Ranks
@@ -30,8 +29,6 @@ from student_train.ranks import Ranks
 logger = logging.getLogger(__name__)
 STATE = "state.json"
 WEIGHTS = "weights"
-# Of a file of tensors, which is in host memory while it is gathered from all ranks: as large as the largest tensors.
-PART_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +123,10 @@ def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> 
 
 def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
     """Bring the engine to a checkpoint."""
-    with _Parts(found.path, WEIGHTS) as parts:
+    with Parts(found.path, WEIGHTS) as parts:
         engine.load_weights(parts.tensor)
     for kind in MOMENTS:
-        with _Parts(found.path, kind) as parts:
+        with Parts(found.path, kind) as parts:
             engine.load_moments(kind, parts.tensor)
     engine.load_counters(found.document["counters"])
 
@@ -152,44 +149,7 @@ def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The files of a checkpoint by name, one after the other: at no time is more than one of them in memory."""
     for kind in (WEIGHTS, *MOMENTS):
         tensors = engine.master_weights() if kind == WEIGHTS else engine.moments(kind)
-        for number, part in enumerate(_of_some_size(tensors)):
-            yield f"{kind}-{number:03}.safetensors", part
-
-
-def _of_some_size(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in groups of at most PART_BYTES, or of one that is larger."""
-    part: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if part and sum(other.nbytes for other in part.values()) + tensor.nbytes > PART_BYTES:
-            yield part
-            part = {}
-        part[name] = tensor
-    if part:
-        yield part
-
-
-class _Parts:
-    """All files of one kind of a checkpoint, each open as long as the block lasts."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        # One file per kind is how version 0.1 wrote them.
-        self._paths = [*folder.glob(f"{kind}.safetensors"), *folder.glob(f"{kind}-*.safetensors")]
-        self._stack = ExitStack()
-        self._file_of: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        for path in self._paths:
-            file = self._stack.enter_context(safe_open(path, "pt"))
-            self._file_of |= dict.fromkeys(file.keys(), file)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor by its parameter's name."""
-        found: Tensor = self._file_of[name].get_tensor(name)
-        return found
+        yield from in_parts(kind, tensors)
 
 
 def _attempt(target: Path, write: Callable[[], None]) -> str | None:

@@ -9,7 +9,7 @@ import logging
 import torch
 
 logger = logging.getLogger(__name__)
-ROUNDED_MIB = 64
+ROUNDED_MIB = 1
 SETTING = "pinned_max_round_threshold_mb"
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from storage.checksum import file_crc32c
 from storage.sealed_json import seal, unseal
-from student_train import checkpoint, trainer
+from student_train import checkpoint_parts, trainer
 from student_train.errors import TrainError
 from student_train.job import TrainJob
 from student_train.tally import StepTally
@@ -136,7 +136,7 @@ def test_a_checkpoint_in_parts_and_one_of_version_0_1_are_the_same_run(
 ) -> None:
     """Tensors go into files of bounded size, so that only so much is gathered at a time; 0.1 had one file per kind."""
     train(make_job(many_store, output=tmp_path / "unbroken", steps=3))
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 500_000)
+    monkeypatch.setattr(checkpoint_parts, "PART_BYTES", 500_000)
     for name in ("parts", "one-file"):
         interrupt_at(1, monkeypatch)
         train(make_job(many_store, output=tmp_path / name, steps=3))

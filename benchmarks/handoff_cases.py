@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from student_train.handoff import PackedBatch, unpack
-from student_train.handoff_stream import IN_USE, PREFETCHED, from_workers
+from student_train.handoff_stream import IN_USE, PREFETCHED, FromWorkers
 
 BATCH = 8
 FEWEST = 16  # batches, whatever the size: fewer say little
@@ -49,7 +49,7 @@ def handoff_cases(raw: RawFile, megabytes: int) -> list[Case]:
             yield unpack(block_N, rest_start)
 
     def ours(numbers: range, workers: int) -> Iterable[Any]:
-        return from_workers(batch, numbers, workers)
+        return FromWorkers(batch, numbers, workers)
 
     alone = "hand-off: none, read in the training process"
     cases = [Case(alone, _timed(lambda numbers, workers: map(batch, numbers), wanted, 0))]

@@ -133,14 +133,14 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     """A few optimiser steps; seconds of each, targets and data included."""
     job, ranks = config.train_job(), start_ranks()
     dataset = open_dataset(job)
-    student = build_student(job, dataset.reader)
-    counts = GlobalCounts(dataset.reader, student.model.config, job.train.losses.weights)
-    engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
-    trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     from storage import SampleOrder
 
     order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
     batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
+    student = build_student(job, dataset.reader)
+    counts = GlobalCounts(dataset.reader, student.model.config, job.train.losses.weights)
+    engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
+    trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     seconds, losses = [], []
     with tempfile.TemporaryDirectory(dir=job.train.output.parent) as folder:
         if state == "disk":

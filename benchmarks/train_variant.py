@@ -33,6 +33,7 @@ from student_train.losses.loss_sum import LossSum
 from student_train.objective import DistilledStudent
 from student_train.ranks import Ranks, start_ranks
 from student_train.tally import StepTally
+from student_train.target_sources import stem_lookup
 from student_train.targets import HiddenTargets
 from student_train.trainer import _optimiser_step, build_student, open_dataset
 from vlm.checkpoint import load_model
@@ -124,16 +125,16 @@ class Training:
         self.ranks, job = start_ranks(), config.train_job()
         dataset = open_dataset(job)
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
+        self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
+        stem = stem_lookup(dataset.reader, job.train)
+        self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0, stem=stem)
         student = build_student(job, dataset.reader)
         self.student, self.losses = student, job.train.losses
-        self.counts = self._counts(dataset.reader)
         self.reader = dataset.reader
-        self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
+        self.counts = self._counts(dataset.reader)
         make = NoOptimizer if no_optimizer else Engine
         engine: Any = make(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
         self.engine: Any = WithTeacher(engine, config) if variant == "live" else engine
-        stem = None if student.stem is None else student.stem.lookup
-        self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0, stem=stem)
         self.tokens, self.number = dataset.reader.sequence_lengths, 0
 
     def step(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from pipeline.plan_devices import (
     hours,
     training_flops,
 )
+from pipeline.plan_host import machine_memory
 from pipeline.plan_loads import student_load, teacher_load
 from pipeline.plan_memory import ELEMENT, Memory, StudentLoad, student_memory, teacher_memory
 from pipeline.plan_models import ModelShapes, config_of
@@ -59,6 +60,7 @@ class PlanOptions:
 
     Attributes:
         gpu_memory: bytes of each device; None takes those of `device`.
+        host_memory: bytes of the machine's own memory; None takes this machine's.
         disk: bytes there is room for; None takes what is free where the store goes.
         device: of `DEVICES`, for the memory if that is not given.
         devices: how many train together, and run the dump side by side.
@@ -70,6 +72,7 @@ class PlanOptions:
     """
 
     gpu_memory: int | None = None
+    host_memory: int | None = None
     disk: int | None = None
     device: str = "rtx3090"
     devices: int = 1
@@ -112,6 +115,7 @@ class Plan:
     hours: Mapping[str, Mapping[str, float]]
     probe: Probe | None
     gpu_memory: int
+    host_memory: int
     disk: int | None
     advice: Sequence[Mapping[str, Any]]
     notes: Sequence[str]
@@ -123,7 +127,13 @@ class Plan:
             "store": self.disk is None or self.store.total <= self.disk,
             "teacher": self.teacher.fits(self.gpu_memory),
         }
-        return fits if self.student is None else {**fits, "student": self.student.fits(self.gpu_memory)}
+        if self.student is None:
+            return fits
+        return {
+            **fits,
+            "student": self.student.fits(self.gpu_memory),
+            "student_host": self.student.host <= self.host_memory,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Bytes and hours as numbers."""
@@ -141,11 +151,13 @@ class Plan:
             "student_memory_bytes": None if student is None else student.peak,
             "student_memory_by_part": None if student is None else dict(student.parts),
             "student_host_bytes": None if student is None else student.host,
+            "student_host_by_part": None if student is None else dict(student.host_parts),
             "student_memory_table": [dict(row) for row in self.table],
             "hours": {device: dict(phases) for device, phases in self.hours.items()},
             "fits": all(self.fits_by.values()),
             "fits_by": self.fits_by,
             "gpu_memory_bytes": self.gpu_memory,
+            "host_memory_bytes": self.host_memory,
             "disk_bytes": self.disk,
             "recommendation": [dict(step) for step in self.advice],
             "data": {
@@ -192,13 +204,13 @@ def make_plan(
     manifest = plan_manifest(config, teacher_config, builder, data)
     files = _attachments(config, teacher, teacher_config, builder)
     attachments = attachments_of(files, manifest.codecs)
+    store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
     device_bytes = options.gpu_memory or device_named(options.device).memory
     student = student_shapes if config.student is None or student_shapes is not None else shapes_of_student(config)
     stem_weights = sizes_of(teacher_config, config.teacher).device if takes_from_stem(config) else 0
     load = None
     if student is not None:
-        load = student_load(config, data, teacher, devices=options.devices, stem_weights=stem_weights)
-    store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
+        load = student_load(config, data, store, teacher, devices=options.devices, stem_weights=stem_weights)
     profiles = bytes_by_profile(data, manifest, entries, files)
     stem = stem_plan(config, data, teacher, teacher_config, student, load, store.total, profiles[STEM])
     plan = Plan(
@@ -216,6 +228,7 @@ def make_plan(
         hours=_hours(config, data, teacher, student),
         probe=probe,
         gpu_memory=device_bytes,
+        host_memory=machine_memory() if options.host_memory is None else options.host_memory,
         disk=options.disk if options.disk is not None else free_bytes(config.store.path),
         advice=(),
         notes=data.notes,

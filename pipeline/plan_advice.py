@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.console import format_bytes
 from pipeline.plan_loads import teacher_load
 from pipeline.plan_memory import StudentLoad, student_memory, teacher_memory
 from storage.codec_settings import STEM
@@ -26,7 +27,7 @@ def advice(
         steps.append(_store(plan))
     if not fits["teacher"]:
         steps.append(_teacher(plan, config, teacher))
-    if student is not None and load is not None and not fits["student"]:
+    if student is not None and load is not None and not (fits["student"] and fits["student_host"]):
         steps.append(_student(plan, student, load))
     return replace(plan, advice=tuple(steps))
 
@@ -82,16 +83,26 @@ def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, A
 
 
 def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any]:
-    """What costs least time: smaller micro-batches, then checkpointing, then offloading."""
-    for changed in student_choices(load):
-        memory = student_memory(student, changed)
-        if memory.fits(plan.gpu_memory):
-            chosen: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
-            if changed.gradient_checkpointing != load.gradient_checkpointing:
-                chosen["train.gradient_checkpointing"] = True
-            if changed.offload != load.offload:
-                chosen["train.offload_optimizer"] = True
-            return {"for": "student", "set": chosen, "bytes": memory.peak, "host_bytes": memory.host}
+    """What costs least time: smaller micro-batches, then checkpointing, then offloading, then sums in 16 bits.
+
+    Where the host lacks memory: no offloading, then fewer data workers.
+    """
+    on_host = []
+    for start in _starts(load):
+        for changed in student_choices(start):
+            memory = student_memory(student, changed)
+            if not memory.fits(plan.gpu_memory):
+                continue
+            if memory.host <= plan.host_memory:
+                return {"for": "student", "set": _changes(load, changed), "bytes": memory.peak,
+                        "host_bytes": memory.host}  # fmt: skip
+            on_host.append(memory.host)
+    if on_host:
+        return _hopeless(
+            "student",
+            f"training that fits the device takes {format_bytes(min(on_host))} of host memory at least; take a machine "
+            "with more, more devices or a smaller student",
+        )
     return _hopeless(
         "student",
         "the student does not fit, even with one sample at a time, checkpointing and offloading; take more devices, a "
@@ -99,20 +110,45 @@ def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, A
     )
 
 
+def _starts(load: StudentLoad) -> Iterator[StudentLoad]:
+    """The load, without offloading, and each with fewer data workers."""
+    for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
+        for offload in dict.fromkeys([load.offload, False]):
+            yield replace(load, offload=offload, data_workers=workers)
+
+
+def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
+    """The settings by which one load differs from another; the micro-batch in any case."""
+    settings = {"gradient_checkpointing": "gradient_checkpointing", "offload": "offload_optimizer",
+                "float32_gradients": "float32_gradients", "data_workers": "data_workers"}  # fmt: skip
+    found: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
+    for field, setting in settings.items():
+        if (value := getattr(changed, field)) != getattr(load, field):
+            found[f"train.{setting}"] = value
+    return found
+
+
 def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The same training with less memory, step by step: what costs least time first."""
-    for offload in dict.fromkeys([load.offload, True]):
+    """The same training with less device memory, step by step: what costs least time first."""
+    own = load.float32_gradients
+    for offload, float32 in dict.fromkeys([(load.offload, own), (True, own), (True, False)]):
         for checkpointing in dict.fromkeys([load.gradient_checkpointing, True]):
-            size = load.micro_batch
-            while size:
+            for size in _halvings(load.micro_batch):
                 yield replace(
                     load,
                     offload=offload,
+                    float32_gradients=float32,
                     gradient_checkpointing=checkpointing,
                     micro_batch=size,
                     accumulates=load.accumulates or size < load.micro_batch,
+                    batch_bytes=load.batch_bytes * size // load.micro_batch,
                 )
-                size //= 2
+
+
+def _halvings(size: int) -> Iterator[int]:
+    while size:
+        yield size
+        size //= 2
 
 
 def _hopeless(part: str, say: str) -> dict[str, Any]:

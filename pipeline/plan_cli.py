@@ -29,6 +29,9 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
 @click.option(
     "--gpu-memory", callback=parse_bytes, help="Memory of each device, as 24GiB; that of --device by default."
 )
+@click.option(
+    "--host-memory", callback=parse_bytes, help="Memory of the machine that trains, as 32GiB; of this one by default."
+)
 @click.option("--disk", callback=parse_bytes, help="Room for the store, as 2TB; what is free there by default.")
 @click.option("--device", default="rtx3090", show_default=True, help="Of the table of devices that is printed.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="That train together.")

@@ -1,7 +1,7 @@
 """From a configuration and counted data to what decides the memory of both phases."""
 
 from pipeline.config import RunConfig
-from pipeline.plan_memory import StudentLoad, TeacherLoad
+from pipeline.plan_memory import ELEMENT, StudentLoad, TeacherLoad
 from pipeline.plan_models import ModelShapes
 from pipeline.plan_samples import DataSize
 from pipeline.plan_store import TARGETS, StoreSize
@@ -32,7 +32,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
 
 
 def student_load(
-    config: RunConfig, data: DataSize, teacher: ModelShapes, *, devices: int, stem_weights: int = 0
+    config: RunConfig, data: DataSize, store: StoreSize, teacher: ModelShapes, *, devices: int, stem_weights: int = 0
 ) -> StudentLoad | None:
     """Of training: a micro-batch padded to the longest sample; None where the configuration trains nobody.
 
@@ -44,10 +44,11 @@ def student_load(
     train, rows = config.train, data.rows
     limit = config.data.max_tokens
     whole = train.global_batch or train.micro_batch * devices
+    longest = data.longest(limit)
     return StudentLoad(
         dtype=config.student.dtype,
         micro_batch=train.micro_batch,
-        length=data.longest(limit),
+        length=longest,
         supervised=data.most("supervised", limit),
         queries=data.most("queries", limit) * int(rows.images.max()) if train.losses.attention > 0 else 0,
         teacher_heads=teacher.size.num_heads,
@@ -60,4 +61,15 @@ def student_load(
         gradient_checkpointing=train.gradient_checkpointing,
         accumulates=whole > train.micro_batch * devices,
         stem_weights=stem_weights,
+        float32_gradients=train.float32_gradients,
+        data_workers=train.data_workers,
+        batch_bytes=train.micro_batch * _prepared_bytes(data, store, teacher, longest, from_stem=stem_weights > 0),
     )
+
+
+def _prepared_bytes(data: DataSize, store: StoreSize, teacher: ModelShapes, longest: int, *, from_stem: bool) -> int:
+    """Of a sample as data workers hand it over: pixels in float32, targets as stored, token embeddings for the stem."""
+    pixels = int(data.rows.images.max()) * 4 * 3 * teacher.size.image_size**2
+    targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
+    rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * longest if from_stem else 0
+    return pixels + round(targets * longest / max(1.0, data.mean("length"))) + rows

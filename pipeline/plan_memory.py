@@ -5,11 +5,13 @@ allocator (`BESIDE_TORCH`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipeline.plan_host import group_sizes, host_bytes
 from pipeline.plan_models import ModelShapes
-from student_train.zero_config import MAX_BUCKET
+from student_train.zero_config import MAX_BUCKET, sums_in_float32
 from teacher_dump.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
+from teacher_dump.config import TORCH_DTYPES
 from teacher_dump.distribution import POSITIONS_AT_ONCE
 from teacher_dump.shard_thread import QUEUE_BATCHES
 from vlm.devices import Quantization
@@ -31,12 +33,14 @@ class Memory:
     Attributes:
         parts: part -> bytes, in the order of reading.
         peak: most at one time.
-        host: bytes of host memory that offloading takes, all devices of the machine together.
+        host: bytes of host memory, all processes of the machine together; 0 where it is not planned.
+        host_parts: part -> bytes of it, as `parts`.
     """
 
     parts: Mapping[str, int]
     peak: int
     host: int = 0
+    host_parts: Mapping[str, int] = field(default_factory=dict)
 
     def fits(self, device_bytes: int) -> bool:
         """Whether a device of that size holds it."""
@@ -61,6 +65,9 @@ class StudentLoad:
         gradient_checkpointing: only layer inputs are kept for the backward pass.
         accumulates: more than one micro-batch per optimiser step.
         stem_weights: bytes of the teacher's stem beside the student.
+        float32_gradients: as in `train`.
+        data_workers: processes of each device that prepare batches.
+        batch_bytes: of a micro-batch as it is prepared.
     """
 
     dtype: str
@@ -78,6 +85,19 @@ class StudentLoad:
     gradient_checkpointing: bool = False
     accumulates: bool = False
     stem_weights: int = 0
+    float32_gradients: bool = True
+    data_workers: int = 0
+    batch_bytes: int = 0
+
+    @property
+    def element(self) -> int:
+        """Bytes of a weight."""
+        return ELEMENT[self.dtype]
+
+    @property
+    def sums_in_float32(self) -> bool:
+        """Whether gradients are added up in a float32 buffer on the device."""
+        return sums_in_float32(self.float32_gradients, TORCH_DTYPES[self.dtype], self.offload, self.accumulates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +152,7 @@ def layer_bytes(size: ModelSize, dtype: str) -> int:
 
 def trained_parameters(model: ModelShapes, load: StudentLoad) -> int:
     """All but the frozen vision tower, and the two adapters."""
-    adapters = (load.teacher_heads + 1) * model.size.num_heads + (load.teacher_hidden + 1) * model.size.hidden_size
-    return model.size.parameters["total"] - model.size.parameters["vision_tower"] + adapters
+    return sum(group_sizes(model, load))
 
 
 def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
@@ -143,27 +162,32 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     frozen = model.size.parameters["vision_tower"]
     weights = e * (trained + frozen) + (2 * teacher_head(model, load) if load.hidden_logits else 0) + load.stem_weights
     parts = {"weights": weights, "buckets": e * min(MAX_BUCKET, trained)}
-    if load.offload:
-        # the largest parameter's gradient, and its copy on the way to the host
-        parts["gradients"] = 2 * e * model.size.vocab_size * model.size.hidden_size
-        accumulated = step = 0
-    else:
+    # the largest parameter's gradient, and its copy: on the way to the host, or to where gradients are added up
+    passing_by = 2 * e * model.size.vocab_size * model.size.hidden_size
+    if not load.offload:
         parts["optimiser"] = OPTIMISER_BYTES * share
+    if load.sums_in_float32:
+        parts["gradients"], accumulated = passing_by, 4 * share  # one flat buffer, which AdamW reads as it is
+        step = accumulated
+    elif load.offload:
+        parts["gradients"], accumulated, step = passing_by, 0, 0
+    else:
         parts["gradients"] = e * share
         accumulated = e * share if load.accumulates else 0
         # the gradients as they are, flattened, and in float32 for AdamW; buckets are given back before
         step = 2 * e * share + (4 * share if e == 2 else 0)
     if accumulated:
-        parts["accumulated gradients"] = accumulated
+        parts["sums of gradients"] = accumulated
     kept, inside = _activations(model, load)
     head, attention = _head(model, load), _attention(model, load)
     # losses are through before the layers' turn comes, and gradients come as activations go
     passing = max(kept + max(inside, head + attention), parts["gradients"])
     standing = weights + parts.get("optimiser", 0)
     peak = standing + max(parts["buckets"] + accumulated + passing, step)
-    host = (OPTIMISER_BYTES + 4 + e + (e if load.accumulates else 0)) * trained if load.offload else 0
+    host_parts, host = host_bytes(model, load)
     parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
-    return Memory(parts={**parts, "attention loss": attention, "optimiser step": step}, peak=peak, host=host)
+    parts |= {"attention loss": attention, "optimiser step": step}
+    return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
 
 
 def teacher_head(model: ModelShapes, load: StudentLoad) -> int:

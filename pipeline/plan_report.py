@@ -23,6 +23,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.student is not None:
         yield ""
         yield from _memory_lines("training", plan.student, plan.gpu_memory)
+        yield from _host_lines(plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
         yield ""
         yield from _student_table(plan)
     yield ""
@@ -74,14 +75,23 @@ def _stem_lines(plan: Plan) -> Iterator[str]:
 
 
 def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:
-    host = f", and {format_bytes(memory.host)} of host memory" if memory.host else ""
     yield (
-        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic){host}; with "
+        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic); with "
         f"{format_bytes(BESIDE_TORCH)} beside torch on {format_bytes(device)}: {_fits(memory.fits(device))}"
     )
-    for part, size in memory.parts.items():
-        if size:
-            yield f"  {part:<26} {format_bytes(size):>10}"
+    yield from _part_lines(memory.parts)
+
+
+def _host_lines(memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
+    yield (
+        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic), of {format_bytes(host)}: "
+        f"{_fits(fits)}"
+    )
+    yield from _part_lines(memory.host_parts)
+
+
+def _part_lines(parts: Mapping[str, int]) -> Iterator[str]:
+    return (f"  {part:<34} {format_bytes(size):>10}" for part, size in parts.items() if size)
 
 
 def _student_table(plan: Plan) -> Iterator[str]:

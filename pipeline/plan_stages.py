@@ -42,6 +42,7 @@ def summary(plans: Sequence[Plan]) -> dict[str, Any]:
         "store_bytes_by_target": targets,
         "teacher_memory_bytes": max(stage["teacher_memory_bytes"] for stage in stages),
         "student_memory_bytes": max(trained, default=None),
+        "student_host_bytes": max((stage["student_host_bytes"] or 0 for stage in stages), default=0) or None,
         "fits": all(stage["fits"] for stage in stages) and (disk is None or total <= disk),
         "stages": stages,
     }

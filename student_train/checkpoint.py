@@ -9,7 +9,7 @@ frozen vision tower comes from the student's own checkpoint, whose hash is among
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,15 @@ from disk.opening import check_readable
 from storage import StoreError
 from storage.checksum import file_crc32c
 from storage.sealed_json import seal, unseal
+from student_train.checkpoint_parts import Parts, in_parts
 from student_train.engine import MOMENTS, Engine
 from student_train.errors import TrainError, unreadable, writing
 from student_train.ranks import Ranks
-from vlm.tensor_file import open_tensors, save_tensors
+from vlm.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,9 @@ def save_checkpoint(
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f".tmp-{target.name}"
     problem = _attempt(target, lambda: _make_afresh(temporary)) if ranks.is_first else None
-    for kind, tensors in _tensors(engine):
-        gathered = dict(tensors) if ranks.is_first else _discard(tensors)
+    for name, tensors in _parts(engine):
         if ranks.is_first and not problem:
-            problem = _attempt(target, partial(save_tensors, gathered, temporary / f"{kind}.safetensors"))
+            problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
     if ranks.is_first:
         document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
@@ -82,33 +83,53 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, engine: Engine, settings: Mapping[str, Any], ranks: Ranks) -> TrainState:
-    """Bring the engine to the newest sound checkpoint; a fresh state if there is none at all.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A sound checkpoint on the disk; nothing of its tensors is in memory.
+
+    Attributes:
+        path: its folder.
+        document: `state.json`.
+    """
+
+    path: Path
+    document: Mapping[str, Any]
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run was."""
+        return TrainState.of(self.document)
+
+
+def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint | None:
+    """The newest sound checkpoint of a run, the same on ALL ranks; None if there is none at all.
 
     Raises:
         TrainError: every checkpoint is broken, or they belong to a run with other settings.
     """
-    found, problem = None, None
+    found: Checkpoint | None = None
+    problem: str | None = None
     if ranks.is_first:
         try:
             found = _newest_sound(folder)
             if found:
-                check_same_settings(folder.parent, found[1]["settings"], settings)
+                check_same_settings(folder.parent, found.document["settings"], settings)
         except TrainError as error:
             problem = str(error)
     found, problem = ranks.from_first((found, problem))
     if problem:
         raise TrainError(problem)
-    if found is None:
-        return TrainState()
-    path, document = found
-    with open_tensors(path / "weights.safetensors") as file:
-        engine.load_weights(file.get_tensor)
+    return found
+
+
+def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
+    """Bring the engine to a checkpoint."""
+    with Parts(found.path, WEIGHTS) as parts:
+        engine.load_weights(parts.tensor)
     for kind in MOMENTS:
-        with open_tensors(path / f"{kind}.safetensors") as file:
-            engine.load_moments(kind, file.get_tensor)
-    engine.load_counters(document["counters"])
-    return TrainState.of(document)
+        with Parts(found.path, kind) as parts:
+            engine.load_moments(kind, parts.tensor)
+    engine.load_counters(found.document["counters"])
 
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -125,18 +146,11 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
         )
 
 
-def _tensors(engine: Engine) -> Iterable[tuple[str, Iterable[tuple[str, Tensor]]]]:
-    """The files of a checkpoint one after the other: at no time is more than one of them in memory."""
-    yield "weights", engine.master_weights()
-    for kind in MOMENTS:
-        yield kind, engine.moments(kind)
-
-
-def _discard(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Take part in gathering, which is collective, without keeping what the first rank writes."""
-    for _ in tensors:
-        pass
-    return {}
+def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The files of a checkpoint by name, one after the other: at no time is more than one of them in memory."""
+    for kind in (WEIGHTS, *MOMENTS):
+        tensors = engine.master_weights() if kind == WEIGHTS else engine.moments(kind)
+        yield from in_parts(kind, tensors)
 
 
 def _attempt(target: Path, write: Callable[[], None]) -> str | None:
@@ -178,12 +192,12 @@ def _all_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _newest_sound(folder: Path) -> Checkpoint | None:
     candidates = _all_checkpoints(folder)
     for path in reversed(candidates):
         _check_can_be_opened(path)
         try:
-            return path, _verified(path)
+            return Checkpoint(path=path, document=_verified(path))
         except (StoreError, TrainError) as error:
             logger.warning("checkpoint %s is broken (%s); trying the one before", path, error)
     if candidates:

@@ -141,6 +141,8 @@ class TrainConfig(Settings):
         checkpoint_minutes: most minutes of training without a checkpoint; None or 0 sets no limit.
         keep_checkpoints: newest checkpoints kept.
         offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        float32_gradients: add up the gradients of micro-batches in float32, also where weights have 16 bits. False adds
+            in the weights' dtype, which takes less of the device where the optimiser is offloaded.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
@@ -172,6 +174,7 @@ class TrainConfig(Settings):
     checkpoint_minutes: Amount | None = 30.0
     keep_checkpoints: Count = 2
     offload_optimizer: bool = False
+    float32_gradients: bool = True
     gradient_checkpointing: bool = False
     skip_limit: Count = 10
     adapters: UserPath | None = None
@@ -247,3 +250,7 @@ class TrainConfig(Settings):
     def accumulation_steps(self, world_size: int) -> int:
         """Micro-batches per device and optimiser step."""
         return self.global_batch_size(world_size) // (self.micro_batch * world_size)
+
+    def accumulates(self, world_size: int) -> bool:
+        """Whether an optimiser step has more than one micro-batch per device."""
+        return self.accumulation_steps(world_size) > 1

@@ -38,6 +38,7 @@ from student_train.config import TrainConfig
 from student_train.errors import TrainError
 from student_train.losses.loss_sum import LossSum
 from student_train.objective import DistilledStudent
+from student_train.pinned_memory import may_pin
 from student_train.zero_config import parameter_groups, zero_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -69,6 +70,7 @@ class Engine:
     def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
         _prepare_deepspeed()
         self.student, self.ranks = student, ranks
+        pin_memory = config.offload_optimizer and may_pin(ranks.device)
         groups = parameter_groups(student, config)
         self._peak_rates = [group["lr"] for group in groups]
         student.to(ranks.device)
@@ -78,7 +80,7 @@ class Engine:
                     model=student,
                     # Fused: the other kernels hold copies as large as the master weights, and are slower on a host.
                     optimizer=torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True),
-                    config=zero_config(student, config, dtype, ranks.world_size),
+                    config=zero_config(student, config, dtype, ranks.world_size, pin_memory=pin_memory),
                     dist_init_required=False,
                 )
             except ValueError as error:

@@ -6,7 +6,7 @@ shared memory that is chosen in this process, at the moment when the value is as
 
 import atexit
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,11 +34,22 @@ _RUNNING: WeakSet[Any] = WeakSet()
 def _end_workers() -> None:
     """Before `multiprocessing` does it at exit: it sends SIGTERM, whose first one a worker survives, and waits."""
     for loader in list(_RUNNING):
-        loader.__del__()  # what torch does when nothing refers to it any more: ask the workers to end, and wait
+        _end(loader)
 
 
-def from_workers(make: Callable[[int], Any], numbers: range, workers: int) -> Iterator[Any]:
-    """`make(number)` for each number in order, made by `workers` processes that are forked at the first `next`.
+def _end(loader: Any) -> None:
+    """What torch does when nothing refers to a loader any more: ask its workers to end, and wait."""
+    if loader in _RUNNING:
+        _RUNNING.discard(loader)
+        loader.__del__()
+
+
+class FromWorkers(Iterator[Any]):
+    """`make(number)` for each number in order, made by `workers` processes.
+
+    They are forked here, at construction, and begin at once. A forked process keeps the memory that its parent had
+    then: every page that the parent writes later exists twice, or more. So whoever needs much memory starts the workers
+    before it has that memory.
 
     Tensors lie in memory shared with a worker; they stay what they are as long as any of them is referenced, also when
     all values are kept.
@@ -46,37 +57,51 @@ def from_workers(make: Callable[[int], Any], numbers: range, workers: int) -> It
     Raises:
         TrainError: while iterating, when `make` raised one, a worker was killed, or /dev/shm has no room for them.
     """
-    check_shared_memory(workers)
-    slots = SharedSlots(PREFETCHED * workers + IN_USE)
-    loader = DataLoader(
-        _HandedOver(make, slots),
-        batch_size=None,
-        # Runs in this process, whenever a worker is asked for one more value: without a free slot, because the caller
-        # keeps many, that value takes torch's way.
-        sampler=((number, slots.take()) for number in numbers),
-        num_workers=workers,
-        prefetch_factor=PREFETCHED,
-        multiprocessing_context="fork",  # slots are inherited, not sent
-        worker_init_fn=partial(become_data_worker, parent=os.getpid()),
-    )
-    with no_errors_from_child_signals():
-        handed_over = iter(loader)
-    _RUNNING.add(handed_over)
-    for _ in numbers:
-        with dead_workers_are_one_line(workers):
-            handed = next(handed_over)
+
+    def __init__(self, make: Callable[[int], Any], numbers: range, workers: int) -> None:
+        check_shared_memory(workers)
+        self._workers, self._slots = workers, SharedSlots(PREFETCHED * workers + IN_USE)
+        slots = self._slots
+        loader = DataLoader(
+            _HandedOver(make, slots),
+            batch_size=None,
+            # Runs in this process, whenever a worker is asked for one more value: without a free slot, because the
+            # caller keeps many, that value takes torch's way.
+            sampler=((number, slots.take()) for number in numbers),
+            num_workers=workers,
+            prefetch_factor=PREFETCHED,
+            multiprocessing_context="fork",  # slots are inherited, not sent
+            worker_init_fn=partial(become_data_worker, parent=os.getpid()),
+        )
+        with no_errors_from_child_signals():
+            self._handed_over: Any = iter(loader)
+        _RUNNING.add(self._handed_over)
+
+    def __next__(self) -> Any:
+        with dead_workers_are_one_line(self._workers):
+            handed = next(self._handed_over, None)
+        if handed is None:
+            raise StopIteration
         if isinstance(handed, str):
             raise TrainError(handed)
-        yield handed.value(slots)
+        return handed.value(self._slots)
+
+    def close(self) -> None:
+        """End the workers, and wait until they are gone; there is no next value."""
+        running, self._handed_over = self._handed_over, iter(())
+        _end(running)
 
 
 @contextmanager
-def closing_workers(values: Iterator[Any]) -> Iterator[None]:
+def closing_workers(values: Iterator[Any], *, only_after_an_error: bool = False) -> Iterator[None]:
     """End the workers behind `values` with the block: an error's traceback would keep them waiting."""
     try:
         yield
+    except BaseException:
+        only_after_an_error = False
+        raise
     finally:
-        if isinstance(values, Generator):
+        if isinstance(values, FromWorkers) and not only_after_an_error:
             values.close()
 
 

@@ -8,7 +8,7 @@ from student_train.collate import collate
 from student_train.config import TrainConfig
 from student_train.dataset import CachedDataset
 from student_train.errors import TrainError
-from student_train.handoff_stream import from_workers
+from student_train.handoff_stream import FromWorkers
 from student_train.ranks import Ranks
 from student_train.stem_targets import StemLookup
 
@@ -23,6 +23,8 @@ def micro_batches(
     stem: StemLookup | None = None,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches from optimiser step `first_step` to the last, the same for any `data_workers`.
+
+    Data workers are forked by this call: before a model and optimiser state are there, which they would keep.
 
     Args:
         stem: gives the targets that are not stored.
@@ -48,4 +50,4 @@ def micro_batches(
             raise TrainError(str(error)) from error
 
     numbers = range(first_step * per_step, config.num_steps * per_step)
-    return from_workers(make, numbers, config.data_workers) if config.data_workers else map(make, numbers)
+    return FromWorkers(make, numbers, config.data_workers) if config.data_workers else map(make, numbers)

@@ -22,6 +22,7 @@ UNDECISIVE = {
     "checkpoint_minutes",
     "keep_checkpoints",
     "offload_optimizer",
+    "float32_gradients",
     "gradient_checkpointing",
     "skip_limit",
     "tensorboard",

@@ -36,15 +36,13 @@ class StemLookup:
 class StemTargets(nn.Module):
     """The stem as a part of the trained module: frozen, moved to its device, never an optimiser's or a checkpoint's.
 
-    Attributes:
-        lookup: the part that stays on the host.
+    Its embedding table stays on the host and is used where batches are prepared, as a `StemLookup`.
     """
 
     def __init__(self, stem: TeacherStem, wanted: frozenset[str], *, chunk_bytes: int) -> None:
         """`chunk_bytes`: most that the float32 attention rows in work at a time take, but at least one row's."""
         super().__init__()
-        self.stem, self.chunk_bytes = stem, chunk_bytes
-        self.lookup = StemLookup(wanted=wanted, table=stem.table)
+        self.stem, self.wanted, self.chunk_bytes = stem, wanted, chunk_bytes
 
     @torch.no_grad()
     def fill(self, batch: TrainBatch, features_IND: Tensor) -> TrainBatch:
@@ -53,7 +51,7 @@ class StemTargets(nn.Module):
         Args:
             features_IND: the frozen tower's [I, patches, D_vision], which the student's projector takes too.
         """
-        inputs, wanted = batch.stem, self.lookup.wanted
+        inputs, wanted = batch.stem, self.wanted
         if inputs is None:
             return batch
         vision_IPD = self.stem.vision_embeddings(features_IND)

@@ -6,8 +6,9 @@ from storage import StoreReader
 from storage.codec_settings import NOT_STORED, STEM
 from student_train.config import TARGET_OF_TERM, TrainConfig
 from student_train.errors import TrainError
+from student_train.stem_targets import StemLookup
 from vlm.stem_checks import check_stem_of_teacher
-from vlm.stem_file import STEM_FILE, StemInfo, read_stem_info
+from vlm.stem_file import STEM_FILE, StemInfo, open_table, read_stem_info
 from vlm.teacher_head import LM_HEAD_FILE
 
 
@@ -46,6 +47,20 @@ def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
             "targets.logits to 'stored'"
         )
     return info
+
+
+def stem_lookup(reader: StoreReader, config: TrainConfig) -> StemLookup | None:
+    """What preparing batches needs of the stem; None where no target comes from it.
+
+    It needs no model: data workers start with it before there is one. The table is mapped from the file, so they share
+    its memory.
+
+    Raises:
+        As `stem_of_run`.
+    """
+    wanted = targets_of_stem(reader, config) - {"logits"}
+    info = stem_of_run(reader, config) if wanted else None
+    return None if info is None else StemLookup(wanted=wanted, table=open_table(info))
 
 
 def _stem_path(reader: StoreReader, config: TrainConfig) -> Path:

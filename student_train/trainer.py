@@ -12,7 +12,7 @@ from torch import Tensor
 from storage import SampleOrder, StoreReader
 from student_train.adapters import Adapters
 from student_train.batch import TrainBatch
-from student_train.checkpoint import TrainState, check_same_settings, load_checkpoint, save_checkpoint
+from student_train.checkpoint import TrainState, check_same_settings, find_checkpoint, load_checkpoint, save_checkpoint
 from student_train.checkpoint_times import CheckpointTimes
 from student_train.checks import check_images, check_store_fits
 from student_train.claim import claimed
@@ -38,7 +38,7 @@ from student_train.settings import deciding_settings
 from student_train.stem_targets import StemTargets
 from student_train.step_figures import step_figures
 from student_train.tally import StepTally
-from student_train.target_sources import stem_of_run, targets_of_stem
+from student_train.target_sources import stem_lookup, stem_of_run, targets_of_stem
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.device_report import device_report
@@ -80,15 +80,20 @@ def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
         _log_device(job, ranks)
         _say_what_is_not_there(dataset.reader)
 
-    student = build_student(job, dataset.reader)
-    counts = GlobalCounts(dataset.reader, student.model.config, config.losses.weights)
-    engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
     checkpoints = config.output / "checkpoints"
-    state = load_checkpoint(checkpoints, engine, settings, ranks)
+    found = find_checkpoint(checkpoints, settings, ranks)
+    state = TrainState() if found is None else found.state
     if finished is not None:
         check_export_can_be_repeated(config, state)
-    stem = None if student.stem is None else student.stem.lookup
+    # Before there is a model: data workers are forked here and would keep what this process writes to later.
+    stem = stem_lookup(dataset.reader, config)
     batches = micro_batches(dataset, order, config, ranks, first_step=state.step, stem=stem)
+    with closing_workers(batches, only_after_an_error=True):
+        student = build_student(job, dataset.reader)
+        counts = GlobalCounts(dataset.reader, student.model.config, config.losses.weights)
+        engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
+        if found is not None:
+            load_checkpoint(found, engine)
     times = CheckpointTimes(config)
     with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
         while state.step < config.num_steps:

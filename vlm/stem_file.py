@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from disk.next_step import tried
 from vlm.config import LLAMA_KEYS, VLMConfig
 from vlm.errors import InputError, one_line, unreadable
-from vlm.stem import EMBEDDING_KEY, StemSizes, TeacherStem, stem_shapes, stem_sizes
+from vlm.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, TeacherStem, stem_shapes, stem_sizes
 from vlm.tensor_file import open_tensors, save_tensors
 from vlm.tower_hash import HASHED_DTYPES
 
@@ -189,6 +189,12 @@ def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
         mapped = {key: file.get_tensor(key) for key in wanted}
     # a copy of all but the table: a file that is replaced later must not change what is trained on
     return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
+
+
+def open_table(info: StemInfo) -> EmbeddingTable:
+    """The token embeddings of a stem alone, mapped from its file."""
+    with open_tensors(info.path) as file:
+        return EmbeddingTable(file.get_tensor(EMBEDDING_KEY))
 
 
 def _name(tensor: Tensor) -> str:

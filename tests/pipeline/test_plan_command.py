@@ -34,16 +34,19 @@ def refused(config: Path, *options: str) -> str:
 
 def test_a_plan_holds_what_scripts_ask_for(write_config: WriteConfig) -> None:
     config = write_config(store={"logits": {"kind": "topk", "top_k": 6}})
-    found = plan(config, "--json", "--gpu-memory", "24GiB", "--disk", "2TB")
+    found = plan(config, "--json", "--gpu-memory", "24GiB", "--host-memory", "32GB", "--disk", "2TB")
     assert found["store_bytes"] == sum(found["store_bytes_by_target"].values()) > 100_000
     assert {"attention", "vision_top", "vision_all", "logits", "inputs"} <= found["store_bytes_by_target"].keys()
     assert 0 < found["teacher_memory_bytes"] < GIB and 0 < found["student_memory_bytes"] < GIB
-    assert found["fits"] is True and found["fits_by"] == {"store": True, "teacher": True, "student": True}
-    assert (found["gpu_memory_bytes"], found["disk_bytes"]) == (24 * GIB, 2 * 10**12)
+    assert found["fits"] is True and found["fits_by"] == dict.fromkeys(
+        ("store", "teacher", "student", "student_host"), True
+    )
+    sizes = (found["gpu_memory_bytes"], found["host_memory_bytes"], found["disk_bytes"])
+    assert sizes == (24 * GIB, 32 * 10**9, 2 * 10**12)
     assert found["data"]["samples"] == found["data"]["records"] == 4 and found["data"]["counted_all"]
     assert {row["devices"] for row in found["student_memory_table"]} == {1, 2, 4, 8}
     assert found["recommendation"] == [] and found["measured"] is None
-    page = plan(config, "--gpu-memory", "24GiB")
+    page = plan(config, "--gpu-memory", "24GiB", "--host-memory", "32GB")
     assert "everything fits" in page and "(arithmetic)" in page and "assumed for the teacher pass" in page
 
 
@@ -54,7 +57,8 @@ def test_a_configuration_without_student_plans_the_dump_alone(write_config: Writ
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_recipe_can_be_planned_before_there_is_anything(recipe: str) -> None:
-    found = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--gpu-memory", "24GiB", "--disk", "4TB")
+    found = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--gpu-memory", "24GiB", "--host-memory", "30GiB",
+                 "--disk", "4TB")  # fmt: skip
     assert [stage["stage"] for stage in found["stages"]] == ["pretrain", "finetune"]
     assert found["store_bytes"] == sum(stage["store_bytes"] for stage in found["stages"])
     assert found["fits"] is ("rtx3090" in recipe), [stage["recommendation"] for stage in found["stages"]]
@@ -109,7 +113,18 @@ def test_advice_followed_makes_it_fit(tmp_path: Path) -> None:
     import yaml
 
     recipe = CONFIGS / "short.yaml"
-    options = ("--json", *NO_DATA, "--stage", "finetune", "--gpu-memory", "24GiB", "--disk", "2TB")
+    options = (
+        "--json",
+        *NO_DATA,
+        "--stage",
+        "finetune",
+        "--gpu-memory",
+        "24GiB",
+        "--host-memory",
+        "32GB",
+        "--disk",
+        "2TB",
+    )
     (step,) = plan(recipe, *options)["recommendation"]
     values = yaml.safe_load(recipe.read_text())
     for key, value in step["set"].items():
@@ -119,6 +134,32 @@ def test_advice_followed_makes_it_fit(tmp_path: Path) -> None:
     followed.write_text(yaml.safe_dump(values))
     found = plan(followed, *options)
     assert found["fits"] and found["student_memory_bytes"] == step["bytes"]
+
+
+def test_a_host_that_is_too_small_is_said_before(tmp_path: Path) -> None:
+    import yaml
+
+    recipe = CONFIGS / "short-rtx3090.yaml"
+    options = ("--json", *NO_DATA, "--stage", "finetune", "--gpu-memory", "24GiB", "--disk", "2TB")
+    found = plan(recipe, *options, "--host-memory", "24GiB")
+    assert found["fits"] is False and found["fits_by"]["student"] and not found["fits_by"]["student_host"]
+    (step,) = found["recommendation"]
+    assert step["for"] == "student" and not step["set"] and "of host memory at least" in step["say"]
+    page = plan(recipe, *options[1:], "--host-memory", "24GiB")
+    assert "of host memory at most (arithmetic), of 24.0 GiB: DOES NOT FIT" in page
+    # a device that holds the optimiser's state needs no offloading
+    larger = ("--gpu-memory", "80GiB", "--host-memory", "24GiB")
+    (step,) = plan(recipe, *options, *larger)["recommendation"]
+    assert step["set"] == {"train.micro_batch": 16, "train.offload_optimizer": False}
+    values = yaml.safe_load(recipe.read_text())
+    values["train"]["offload_optimizer"] = False
+    followed = tmp_path / "followed.yaml"
+    followed.write_text(yaml.safe_dump(values))
+    found = plan(followed, *options, *larger)
+    assert found["fits"] and found["student_host_bytes"] == step["host_bytes"]
+    # the same where a batch system allows less than the machine has
+    few = plan(recipe, *options, "--host-memory", str(plan(recipe, *options)["student_host_bytes"] - 2**20))
+    assert few["recommendation"][0]["set"] == {"train.micro_batch": 8}
 
 
 def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaModel
 
+from pipeline import plan_host
 from pipeline.plan_advice import student_choices
 from pipeline.plan_devices import DEVICES, device_named, forward_flops, training_flops
+from pipeline.plan_host import offloaded_bytes
 from pipeline.plan_memory import (
     BESIDE_TORCH,
     ELEMENT,
@@ -24,15 +26,21 @@ from pipeline.plan_memory import (
     trained_parameters,
 )
 from pipeline.plan_models import ModelShapes, config_of
+from student_train import engine as engine_module
 from student_train.adapters import Adapters
-from student_train.config import LossConfig
+from student_train.config import LossConfig, TrainConfig
+from student_train.engine import MOMENTS
 from student_train.objective import DistilledStudent
+from student_train.pinned_memory import may_pin, pinned_bytes
+from student_train.ranks import start_ranks
+from vlm.checkpoint import load_model
 from vlm.config import VLMConfig, parse_config
 from vlm.errors import InputError
 from vlm.family import MEMBERS, official_config
 from vlm.model import MobileVLM
 
 GIB = 1 << 30
+MIB = 1 << 20
 TEACHER, STUDENT = "mtgv/MobileVLM_V2-7B", "mtgv/MobileVLM_V2-1.7B"
 
 
@@ -118,7 +126,7 @@ def test_the_family_on_a_24_gib_card() -> None:
     short = student_memory(student, load(micro_batch=16, **both))
     long = student_memory(student, load(micro_batch=4, length=2048, supervised=1800, queries=1800, **both))
     assert short.peak + BESIDE_TORCH < 12 * GIB and long.peak + BESIDE_TORCH < 20 * GIB
-    assert short.host > 20 * GIB and not student_memory(student, load()).fits(card)
+    assert 25 * GIB < short.host < 28 * GIB and not student_memory(student, load()).fits(card)
     teacher = TeacherLoad(dtype="bfloat16", quantization="none", tokens=8192, longest=2048, images=64, supervised=4000,
                           queries=4000, stored=30_000_000, keeps_logits=True)  # fmt: skip
     assert 13.2 * GIB < teacher_memory(shapes(TEACHER), teacher).peak < 20 * GIB
@@ -140,7 +148,8 @@ def test_memory_goes_the_right_way(
     assert student_memory(model, load(**{**vars(given_load), "micro_batch": micro_batch + 1})).peak >= plain.peak
     assert student_memory(model, load(**{**vars(given_load), "accumulates": True})).peak >= plain.peak
     offloaded = student_memory(model, load(**{**vars(given_load), "offload": True}))
-    assert offloaded.host > 0 == plain.host and (offloaded.peak < plain.peak or devices > 4)
+    assert offloaded.host >= plain.host > 0 and (offloaded.peak < plain.peak or devices > 4)
+    assert sum(offloaded.host_parts.values()) >= offloaded.host > max(offloaded.host_parts.values())
     wide = student_memory(model, load(**{**vars(given_load), "dtype": "float32"}))
     assert wide.parts["weights"] >= 2 * plain.parts["weights"] - 2 * GIB and wide.peak > plain.peak
 
@@ -160,7 +169,8 @@ def test_choices_go_from_cheap_to_dear_and_end() -> None:
     choices = list(student_choices(load(micro_batch=6)))
     assert choices[0].micro_batch == 6 and choices[-1].micro_batch == 1
     assert (choices[-1].offload, choices[-1].gradient_checkpointing) == (True, True)
-    assert len(choices) == len({str(choice) for choice in choices}) == 4 * 3
+    assert choices[0].float32_gradients and not choices[-1].float32_gradients
+    assert len(choices) == len({str(choice) for choice in choices}) == 6 * 3
     assert all(choice.accumulates for choice in choices if choice.micro_batch < 6)
 
 
@@ -182,3 +192,72 @@ def test_devices_by_name() -> None:
     with pytest.raises(InputError, match="device is 'gpu', expected one of t4, v100"):
         device_named("gpu")
     assert Memory(parts={}, peak=23 * GIB).fits(24 * GIB) and not Memory(parts={}, peak=24 * GIB).fits(24 * GIB)
+
+
+def test_offloaded_parts_are_the_buffers_of_a_real_engine(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every buffer that DeepSpeed pins, by size, and the moments, which it does not know of."""
+    accelerator = engine_module.deepspeed.accelerator.get_accelerator()
+    pinned: list[int] = []
+
+    def note(tensor: Tensor, **_: Any) -> Tensor:
+        pinned.append(tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(accelerator, "pin_memory", note)
+    monkeypatch.setattr(engine_module, "may_pin", lambda device: True)
+    settings = TrainConfig(output=tmp_path, steps=1, micro_batch=1, global_batch=2, offload_optimizer=True)
+    for in_float32 in (True, False):
+        pinned.clear()
+        model = load_model(golden / "student", vision_config=golden / "clip", dtype=torch.bfloat16)
+        adapters = Adapters(heads=(8, model.config.num_heads), hidden_sizes=(128, model.config.hidden_size))
+        student = DistilledStudent(model, adapters, LossConfig(), None)
+        train = settings.model_copy(update={"float32_gradients": in_float32})
+        optimizer = engine_module.Engine(student, train, dtype=torch.bfloat16, ranks=start_ranks())._optimizer
+        if not in_float32:  # made for each parameter when its first gradient arrives
+            for parameter in optimizer.param_dict.values():
+                parameter.grad = torch.zeros_like(parameter)
+                optimizer.async_accumulate_grad_in_cpu_via_gpu(parameter)
+        shapes = ModelShapes.of("golden", model.config)
+        planned = load(
+            offload=True, accumulates=True, float32_gradients=in_float32, teacher_heads=8, teacher_hidden=128
+        )
+        with monkeypatch.context() as exact:
+            exact.setattr(plan_host, "pinned_bytes", int)
+            parts = offloaded_bytes(shapes, planned)
+        moments = [state[kind].nbytes for state in optimizer.optimizer.state.values() for kind in MOMENTS]
+        assert parts.pop("moments of AdamW") == pytest.approx(sum(moments), abs=64)  # groups are of even length
+        assert sum(parts.values()) == pytest.approx(sum(pinned), abs=128)
+        assert ("sums of gradients" in parts) is not in_float32
+        taken = offloaded_bytes(shapes, planned)
+        if in_float32:
+            assert sum(taken.values()) - taken["moments of AdamW"] == sum(map(pinned_bytes, pinned))
+
+
+@given(st.integers(0, 1 << 34))
+def test_pinned_memory_is_rounded_up_only_where_it_is_small(num_bytes: int) -> None:
+    taken = pinned_bytes(num_bytes)
+    assert num_bytes <= taken <= max(2 * num_bytes, 1) and taken - num_bytes < MIB
+    assert pinned_bytes(taken) == taken
+
+
+def test_rounding_is_bounded_once_and_a_users_own_threshold_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch before 2.13 refuses the setting; then nothing is pinned, and the user is told."""
+    held = ["expandable_segments:True"]
+    monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: held[-1])
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", held.append)
+    cuda = torch.device("cuda", 0)
+    assert may_pin(cuda) and may_pin(cuda) and not may_pin(torch.device("cpu"))
+    assert held == ["expandable_segments:True", "expandable_segments:True,pinned_max_round_threshold_mb:1"]
+    held[:] = ["pinned_max_round_threshold_mb:512"]
+    assert may_pin(cuda) and len(held) == 1
+
+    def refuse(settings: str) -> None:
+        raise ValueError(f"Unrecognized key '{settings}' in CUDA allocator config.")
+
+    held[:] = [""]
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", refuse)
+    assert not may_pin(cuda)
+    monkeypatch.delattr(torch._C, "_accelerator_setAllocatorSettings")
+    assert not may_pin(cuda)

@@ -190,8 +190,13 @@ def test_the_tower_runs_once_and_the_stem_is_no_part_of_the_result(
     calls = []
     student.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     from student_train.collate import collate
+    from student_train.target_sources import stem_lookup
 
-    student(collate([dataset[0], dataset[1]], terms=TERMS, attention_pairs="tqv", stem=student.stem.lookup))
+    student(
+        collate(
+            [dataset[0], dataset[1]], terms=TERMS, attention_pairs="tqv", stem=stem_lookup(dataset.reader, job.train)
+        )
+    )
     assert calls == [1]
     trained(config)
     out = job.train.output

@@ -24,7 +24,6 @@ from student_train.batch import TrainBatch
 from student_train.config import TrainConfig
 from student_train.dataset import CachedDataset
 from student_train.errors import TrainError
-from student_train.handoff_stream import from_workers
 from student_train.job import TrainJob
 from student_train.loader import micro_batches
 from student_train.ranks import Ranks
@@ -113,7 +112,7 @@ def test_workers_end_with_the_iterator(dataset: CachedDataset, batches_of: Batch
 
 
 def test_a_program_ends_although_it_still_holds_an_iterator(patience: float) -> None:
-    code = "from student_train.handoff_stream import from_workers; held = from_workers(int, range(100), 2); next(held)"
+    code = "from student_train.handoff_stream import FromWorkers; held = FromWorkers(int, range(100), 2); next(held)"
     root = Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=root, timeout=patience
@@ -193,13 +192,13 @@ def test_no_room_for_workers_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.setattr(os, "statvfs", lambda _: small)
     needed = 14 * os.sysconf("SC_PAGE_SIZE")
     with pytest.raises(TrainError) as error:
-        next(from_workers(lambda number: number, range(2), 2))
+        FromWorkers(lambda number: number, range(2), 2)
     assert str(error.value).startswith(
         f"/dev/shm: 12288 bytes are free, 2 data workers need {needed}; set train.data_w"
     )
     assert "docker run --shm-size" in str(error.value) and "\n" not in str(error.value)
     small.f_bavail = 14 * os.sysconf("SC_PAGE_SIZE") // 4096
-    assert list(from_workers(lambda number: number, range(2), 2)) == [0, 1]
+    assert list(FromWorkers(lambda number: number, range(2), 2)) == [0, 1]
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import resource
 import shutil
 import signal
@@ -14,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from storage.checksum import file_crc32c
 from storage.files import remove
-from student_train import checkpoint_times, trainer
+from storage.sealed_json import seal, unseal
+from student_train import checkpoint_parts, checkpoint_times, trainer
 from student_train.config import TrainConfig
 from student_train.errors import TrainError
 from student_train.job import TrainJob
@@ -117,19 +120,40 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
     train(job)
     checkpoints = job.train.output / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000002", "step-00000003"]
-    flip_a_bit(checkpoints / "step-00000003" / "exp_avg.safetensors")
+    flip_a_bit(checkpoints / "step-00000003" / "exp_avg-000.safetensors")
     with caplog.at_level(logging.WARNING):
         train(job)
-    assert "step-00000003 is broken (exp_avg.safetensors has crc32c" in caplog.text
+    assert "step-00000003 is broken (exp_avg-000.safetensors has crc32c" in caplog.text
     unbroken = make_job(many_store, output=tmp_path / "unbroken", steps=5)
     train(unbroken)
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
 
     for path in checkpoints.iterdir():
-        (path / "weights.safetensors").unlink()
+        (path / "weights-000.safetensors").unlink()
     (job.train.output / "finished.json").unlink()
     with pytest.raises(TrainError, match="none of 2 checkpoints is sound"):
         train(job)
+
+
+def test_a_checkpoint_in_parts_and_one_of_version_0_1_are_the_same_run(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors go into files of bounded size, so that only so much is gathered at a time; 0.1 had one file per kind."""
+    train(make_job(many_store, output=tmp_path / "unbroken", steps=3))
+    monkeypatch.setattr(checkpoint_parts, "PART_BYTES", 500_000)
+    for name in ("parts", "one-file"):
+        interrupt_at(1, monkeypatch)
+        train(make_job(many_store, output=tmp_path / name, steps=3))
+        (folder,) = (tmp_path / name / "checkpoints").iterdir()
+        weights = sorted(folder.glob("weights-*.safetensors"))
+        held = [tensor.nbytes for path in weights for tensor in load_file(path).values()]
+        assert len(weights) > 3
+        assert max(path.stat().st_size for path in weights) < max(500_000, *held) + 10_000
+        if name == "one-file":
+            in_one_file_per_kind(folder)
+            assert len(list(folder.iterdir())) == 4
+        train(make_job(many_store, output=tmp_path / name, steps=3))
+        assert read_metrics(tmp_path / name) == read_metrics(tmp_path / "unbroken")
 
 
 def test_another_store_is_refused_at_resume(
@@ -331,6 +355,28 @@ def test_an_error_in_a_worker_is_one_line(many_store: Path, make_job: MakeJob, t
     assert "\n" not in str(error.value)
 
 
+def test_workers_start_before_the_model_and_end_with_a_refused_start(
+    many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker keeps the pages that its parent had when it was forked: weights and moments must come later."""
+    others, seen = set(multiprocessing.active_children()), []
+    original = trainer.build_student
+
+    def looking(*arguments: Any) -> Any:
+        seen.append(len(set(multiprocessing.active_children()) - others))
+        return original(*arguments)
+
+    def refusing(*arguments: Any, **options: Any) -> Any:
+        raise TrainError("no such device")
+
+    monkeypatch.setattr(trainer, "build_student", looking)
+    monkeypatch.setattr(trainer, "Engine", refusing)
+    with pytest.raises(TrainError, match="no such device"):
+        train(make_job(many_store, data_workers=2))
+    assert seen == [2]
+    assert set(multiprocessing.active_children()) <= others
+
+
 def test_a_folder_that_is_not_of_this_run_is_not_replaced(many_store: Path, make_job: MakeJob) -> None:
     job = make_job(many_store)
     (job.train.output / "student").mkdir(parents=True)
@@ -378,6 +424,20 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: signal.Sign
         return original(*args)
 
     monkeypatch.setattr(trainer, "_optimiser_step", interrupted)
+
+
+def in_one_file_per_kind(folder: Path) -> None:
+    """A checkpoint as version 0.1 wrote it."""
+    document = unseal(folder / "state.json")
+    for kind in ("weights", "exp_avg", "exp_avg_sq"):
+        parts = sorted(folder.glob(f"{kind}-*.safetensors"))
+        save_file(
+            {name: tensor for part in parts for name, tensor in load_file(part).items()}, folder / f"{kind}.safetensors"
+        )
+        for part in parts:
+            part.unlink()
+    files = {path.name: [path.stat().st_size, file_crc32c(path)] for path in folder.glob("*.safetensors")}
+    (folder / "state.json").write_bytes(seal({**document, "files": files}))
 
 
 def flip_a_bit(path: Path) -> None:

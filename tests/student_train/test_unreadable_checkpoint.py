@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from storage.sealed_json import seal
-from student_train.checkpoint import STATE, load_checkpoint
+from student_train.checkpoint import STATE, find_checkpoint
 from student_train.errors import TrainError, writing
 
 ALONE: Any = SimpleNamespace(is_first=True, from_first=lambda value: value)
@@ -23,7 +23,6 @@ def test_permission_and_file_servers_are_no_damage(tmp_path: Path, monkeypatch: 
     newest = tmp_path / "checkpoints" / "step-00000002"
     for step in (1, 2):
         make_checkpoint(tmp_path / "checkpoints" / f"step-0000000{step}")
-    engine: Any = None
     opened = os.open
 
     def refuses(path: Any, *arguments: Any) -> int:
@@ -34,10 +33,10 @@ def test_permission_and_file_servers_are_no_damage(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuses)
         with pytest.raises(TrainError, match=r"step-00000002/state\.json: cannot be read \(Permission denied\)"):
-            load_checkpoint(tmp_path / "checkpoints", engine, {}, ALONE)
+            find_checkpoint(tmp_path / "checkpoints", {}, ALONE)
     (newest / STATE).unlink()  # damage: the one before it is taken, and refused for its settings
     with pytest.raises(TrainError, match="is was another"):
-        load_checkpoint(tmp_path / "checkpoints", engine, {}, ALONE)
+        find_checkpoint(tmp_path / "checkpoints", {}, ALONE)
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,8 @@ def current_place() -> Place:
             via = f"{name.rpartition(LIBRARIES)[2]} {frame.f_code.co_name}"
         frame = frame.f_back
     return Place(OUTSIDE, "", via, 0)
+
+
+def asked_by_the_project() -> bool:
+    """Whether the caller's caller is a function of the project."""
+    return sys._getframe(2).f_code.co_filename.startswith(ROOMS)

@@ -14,8 +14,8 @@ from typing import Any, Self
 import pretend_streams
 import torch
 from device_rules import COPIES, check_devices, operation, waits_for
-from places import Place, current_place
-from torch import Tensor
+from places import Place, asked_by_the_project, current_place
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -28,8 +28,6 @@ NAME = "pretend"
 def register() -> torch.device:
     """Make the device known to torch, once per process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=pretend_streams)
-    # a module's parameters cannot take on the type of tensors of another device, so `to` puts new ones in their place
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     return torch.device(NAME, 0)
 
 
@@ -88,8 +86,8 @@ class PretendTensor(torch.Tensor):
 
     @property
     def is_cuda(self) -> bool:
-        """So that code for CUDA is what runs."""
-        return True
+        """The project takes its way for CUDA; torch and DeepSpeed would look for the card."""
+        return asked_by_the_project()
 
     @property
     def data(self) -> Tensor:
@@ -148,6 +146,15 @@ def pretend_device() -> Iterator[torch.device]:
     """A context in which tensors can be made on the device."""
     with _PythonData(), _Operations():
         yield register()
+
+
+def move(module: nn.Module) -> None:
+    """`module.to(device)` from the host: its parameters stay the same objects, though their type becomes another."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module.to(register())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
 def is_ours(value: object) -> bool:

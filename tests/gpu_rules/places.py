@@ -18,7 +18,7 @@ OUTSIDE = "outside"
 class Place:
     """A function of the project and, in `via`, the library function it called, if one; `line` is the project's.
 
-    `file` is `OUTSIDE` where no function of the project is on the stack, as in the backward pass of a built-in
+    A comprehension or lambda counts as the function around it, as Python 3.12 has it. `file` is `OUTSIDE` where no function of the project is on the stack, as in the backward pass of a built-in
     operation: autograd runs it, and the stack tells nothing of the forward pass.
     """
 
@@ -34,12 +34,14 @@ class Place:
 def current_place() -> Place:
     """The innermost function of the project that is being executed in this thread."""
     frame: FrameType | None = sys._getframe(1)
-    via = ""
+    via, line = "", 0
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(ROOMS):
-            return Place(str(Path(name).relative_to(ROOT)), frame.f_code.co_name, via, frame.f_lineno)
-        if not via and LIBRARIES in name and not any(part in name for part in MACHINERY):
+        if name.startswith(ROOMS) and not frame.f_code.co_name.startswith("<"):
+            return Place(str(Path(name).relative_to(ROOT)), frame.f_code.co_name, via, line or frame.f_lineno)
+        if name.startswith(ROOMS) and not line:
+            line = frame.f_lineno
+        if not via and not line and LIBRARIES in name and not any(part in name for part in MACHINERY):
             via = f"{name.rpartition(LIBRARIES)[2]} {frame.f_code.co_name}"
         frame = frame.f_back
     return Place(OUTSIDE, "", via, 0)

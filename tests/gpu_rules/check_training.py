@@ -5,23 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 from golden_jobs import STORES, GoldenJobs, batch_of
 from known_waits import MICRO_BATCH, unknown, unmet
 from pretend_device import LOG, PretendTensor, Wait, move, pretend_device
 from torch import Tensor
 
+from student_train.batch import TrainBatch
 from student_train.job import TrainJob
-from student_train.objective import weighted_total
+from student_train.objective import DistilledStudent, weighted_total
 from student_train.trainer import build_student, open_dataset
 
-GOLDEN, SEVERAL, TEXT = ("ft-0", "ft-1", "ft-2", "ft-3"), ("two", "ft-1"), ("ft-3",)
+ONE, SEVERAL, TEXT = ("ft-0", "ft-2"), ("two", "ft-2", "ft-1"), ("ft-2",)
 # Largest relative differences to the CPU's terms, and of a gradient's norm. The ways differ (sums in another order,
 # products given in float32), the arithmetic does not. Measured: 2e-7 and 1e-6, 5e-4 and 2e-2.
 BOUNDS = {"float32": (1e-6, 1e-5), "bfloat16": (2e-3, 5e-2)}
 CASES = [
-    *((kind, "float32", GOLDEN) for kind in STORES),
-    *((kind, "bfloat16", GOLDEN) for kind in STORES),
+    *((kind, "float32", ONE) for kind in STORES),
+    *((kind, "bfloat16", ONE) for kind in STORES),
     ("compact", "float32", SEVERAL),
     ("compact", "float32", TEXT),
     ("stem", "float32", SEVERAL),
@@ -43,8 +43,7 @@ def test_terms_and_gradients_are_the_cpus(
     kind: str, dtype: str, ids: tuple[str, ...], jobs: GoldenJobs, found: dict[str, Any]
 ) -> None:
     job = jobs.train_job(kind, "never", dtype=dtype, gradient_checkpointing=dtype == "bfloat16")
-    here = one_micro_batch(job, ids, pretend=False)
-    there = one_micro_batch(job, ids, pretend=True)
+    here, there = one_micro_batch(job, ids)
     found[f"{kind} {dtype} {ids}"] = there
     terms, gradients = differences(here, there)
     print(f"{kind} {dtype} {ids}: terms {terms:.1e}, gradients {gradients:.1e}")
@@ -61,22 +60,23 @@ def test_every_known_wait_is_still_met(found: dict[str, Any]) -> None:
     assert unmet(waits, MICRO_BATCH) == [], "take what is not met any more off the list in known_waits.py"
 
 
-def one_micro_batch(job: TrainJob, ids: tuple[str, ...], *, pretend: bool) -> Outcome:
-    """Forward and backward of a fresh student."""
-    torch.manual_seed(0)
+def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outcome]:
+    """Forward and backward of a fresh student, on the CPU and on the pretend device."""
     dataset = open_dataset(job)
     student = build_student(job, dataset.reader)
-    batch, weights = batch_of(dataset, student, ids), job.train.losses.weights
-    ones = dict.fromkeys(weights, 1)
-    if not pretend:
-        terms = student(batch)
-        weighted_total(terms, weights, ones).backward()
-    else:
-        with pretend_device() as device:
-            move(student)
-            LOG.clear()
-            terms = student(batch.to(device))
-            weighted_total(terms, weights, ones).backward()
+    batch = batch_of(dataset, student, ids)
+    here = forward_and_backward(student, batch)
+    student.zero_grad()
+    with pretend_device() as device:
+        move(student)
+        LOG.clear()
+        return here, forward_and_backward(student, batch.to(device))
+
+
+def forward_and_backward(student: DistilledStudent, batch: TrainBatch) -> Outcome:
+    """One micro-batch, its terms weighted as in training, but not divided by counts."""
+    terms, weights = student(batch), student.losses.weights
+    weighted_total(terms, weights, dict.fromkeys(weights, 1)).backward()
     gradients = {name: on_host(value.grad) for name, value in student.named_parameters() if value.grad is not None}
     return Outcome({name: float(on_host(term.total)) for name, term in terms.items()}, gradients, LOG.waits.copy())
 

@@ -1,8 +1,12 @@
-"""What the checks of this folder share. Only `test_in_a_process_of_its_own.py` is a test of the suite."""
+"""What the checks of this folder share. Only `test_in_a_process_of_its_own.py` is a test of the suite.
+
+The fixtures import what they need when they are asked for: nothing here touches torch in the process of other tests.
+"""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +16,16 @@ sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> "GoldenJobs":
-    """Dumps and trainings of the golden pair, on the CPU and on the pretend device."""
+def registered() -> torch.device:
+    """The pretend device; before the first backward pass, when autograd counts the devices."""
+    from pretend_device import register
+
+    return register()
+
+
+@pytest.fixture(scope="session")
+def jobs(registered: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`GoldenJobs`: dumps and trainings of the golden pair, on the CPU and on the pretend device."""
     from golden_jobs import GoldenJobs
 
     return GoldenJobs(tmp_path_factory.mktemp("gpu_rules"))
@@ -26,7 +38,7 @@ def found() -> dict[str, object]:
 
 
 @pytest.fixture
-def device() -> Iterator[torch.device]:
+def device(registered: torch.device) -> Iterator[torch.device]:
     """The pretend device, its log empty."""
     from pretend_device import LOG, pretend_device
 

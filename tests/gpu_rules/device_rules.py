@@ -9,13 +9,12 @@ The rules are CUDA's as torch applies them:
 * An operation whose result the host needs, as a number or as a shape, waits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from places import current_place
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 COPIES = {"_to_copy", "copy_", "copy", "set_", "lift_fresh"}
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
@@ -36,6 +35,24 @@ def operation(func: Any) -> str:
     return str(func._schema.name).rpartition("::")[2]
 
 
+def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of an operation, those in lists, too."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value, {})
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """The function of each value in the arguments, or in the result, of an operation."""
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(function, one) for one in value)
+    if isinstance(value, dict):
+        return {name: mapped(function, one) for name, one in value.items()}
+    return function(value)
+
+
 def check_devices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_ours: Any) -> None:
     """Refuse what CUDA refuses.
 
@@ -45,7 +62,7 @@ def check_devices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_
     Raises:
         MixedDevicesError: names operation, shapes of the tensors of the host, and place.
     """
-    name, tensors = operation(func), [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    name, tensors = operation(func), [*tensors_in(args, kwargs)]
     hosts = [tensor for tensor in tensors if not is_ours(tensor)]
     if name in COPIES or not hosts or len(hosts) == len(tensors):
         return
@@ -61,7 +78,7 @@ def check_devices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_
 def waits_for(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_ours: Any) -> Iterator[str]:
     """Why the host waits for the device in this operation; copies are judged where they are made."""
     name = operation(func)
-    if not any(is_ours(leaf) for leaf in tree_leaves((args, dict(kwargs)))):
+    if not any(map(is_ours, tensors_in(args, kwargs))):
         return
     if name in WAITING:
         yield name
@@ -79,4 +96,4 @@ def _writes_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], hosts:
     """Whether one of the tensors of the host is written."""
     given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
     written = [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return any(leaf is host for leaf in tree_leaves(written) for host in hosts)
+    return any(tensor is host for tensor in tensors_in(written, {}) for host in hosts)

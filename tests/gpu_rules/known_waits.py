@@ -69,7 +69,7 @@ MICRO_BATCH = [
     Known("vlm/batch.py", "to", "to the device", 7, COPIES),
     Known("student_train/batch.py", "to", "to the device", 4, COPIES),
     Known("student_train/targets.py", "to", "to the device", 9, COPIES),
-    Known("student_train/decode.py", "to", "to the device", 6, COPIES),
+    Known("student_train/decode.py", "to", "to the device", 7, COPIES),
     Known("vlm/stem.py", "to", "to the device", 3, COPIES),
     Known(
         "student_train/losses/attention.py",
@@ -115,5 +115,9 @@ AROUND = [
 LOADING = [
     Known("vlm/checkpoint.py", "_read", "to the device", None, "the teacher's weights"),
     Known("vlm/checkpoint.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
-    Known("teacher_dump/sanity.py", "_figures", "to the device", None, "once, before the first shard"),
+]
+SANITY = [
+    Known("teacher_dump/sanity.py", "_label_scores", "to the device", None, "a sample's labels"),
+    Known("teacher_dump/sanity.py", "_label_scores", "to the host", None, "log-probabilities of a sample's labels"),
+    Known("teacher_dump/sanity.py", "batch", "_local_scalar_dense", None, "differences of hidden states"),
 ]

@@ -13,13 +13,12 @@ from typing import Any, Self
 
 import pretend_streams
 import torch
-from device_rules import COPIES, check_devices, operation, waits_for
+from device_rules import check_devices, mapped, operation, tensors_in, waits_for
 from places import Place, asked_by_the_project, current_place
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NAME = "pretend"
 
@@ -166,7 +165,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One operation: judged, then computed on the host."""
     name, asked = operation(func), kwargs.get("device")
     goes_to = None if asked is None else torch.device(asked).type
-    if not any(map(is_ours, tree_leaves((args, dict(kwargs))))) and goes_to != NAME:
+    if not any(map(is_ours, tensors_in(args, kwargs))) and goes_to != NAME:
         return _on_host(func, args, kwargs)
     LOG.operations[name] += 1
     pretend_streams.queue_work()
@@ -190,19 +189,22 @@ def _on_host(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, stays: bool) -> Any:
-    """The operation on the values; results are on the device where it `stays` there."""
-    ours = {id(leaf.host): leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, PretendTensor)}
+    """The operation on the values; results are on the device where it `stays` there.
+
+    A result of an operation in place is the tensor that was given. A view has a wrapper of its own: what both share is
+    the memory behind `host`.
+    """
+    assert torch.Tag.inplace_view not in func.tags, f"{func}: shape and strides of a wrapper cannot be changed in place"
+    ours = {id(tensor.host): tensor for tensor in tensors_in(args, kwargs) if isinstance(tensor, PretendTensor)}
     on_host = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
-    found = _kernel(func)(*tree_map(_values, tuple(args)), **tree_map(_values, on_host))
+    found = _kernel(func)(*mapped(_values, args), **mapped(_values, on_host))
 
     def result(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return ours.get(id(value)) if id(value) in ours else PretendTensor(value) if stays else value
 
-    wrapped = tree_map(result, found)
-    # no storage is behind the tensors that were made here, and none is copied: `host` is what they share
-    return return_and_correct_aliasing(func, args, kwargs, wrapped) if ours and operation(func) not in COPIES else wrapped
+    return mapped(result, found)
 
 
 def _values(value: Any) -> Any:

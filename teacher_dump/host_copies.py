@@ -1,7 +1,7 @@
 """From the device to the host without waiting: the copies run beside the next forward pass, on a stream of their own.
 
-On a CPU there is nothing to copy. A device with streams (CUDA) needs page-locked memory, which torch keeps and reuses by
-itself. Nothing here names CUDA, so `tests/gpu_rules` runs this code with the strictest streams there can be.
+On a CPU there is nothing to copy. A device with streams (CUDA) needs page-locked memory, which torch keeps and reuses
+by itself. Nothing here names CUDA, so `tests/gpu_rules` runs this code with the strictest streams there can be.
 """
 
 from collections.abc import Mapping

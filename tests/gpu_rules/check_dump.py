@@ -16,9 +16,11 @@ from storage.diff import diff_stores
 from teacher_dump.capture import Capture
 from teacher_dump.dump import dump
 from teacher_dump.host_copies import HostArrays, HostCopies
+from vlm.errors import InputError
 
-# Largest difference of a float of any field: one step of a stored format where the device rounds to the other side.
-BOUNDS = {"attention": 1e-2, "vision": 5e-2, "logits": 1e-2}
+# Largest difference of a float: one step of the stored format where the sum on the device rounds to the other side.
+# Measured: 1.6e-4, 1e-3 and 4e-3. Fields that are no floats, such as ids and the numbers of the 16, are equal.
+BOUNDS = {"attention": 1e-3, "vision": 4e-3, "logits": 1e-2}
 
 
 @pytest.mark.parametrize("kind", STORES)
@@ -34,7 +36,6 @@ def test_a_dump_is_that_of_the_cpu(
     assert verify_store(Path(job.store.path), deep=True).ok
     assert len(there) == len(here) == len(jobs.samples)
     report = diff_stores(here, there, tolerance=math.inf)
-    print(kind, [(field.field, field.max_abs, field.note) for field in report.fields], len(forwards))
     for field in report.fields:
         assert field.max_abs is not None and field.max_abs <= BOUNDS[field.field.split(".")[0].split("_")[0]], field
     known = [HIDDEN_STATES, *LOADING, *(SANITY if job.teacher.sanity != "off" else [])]
@@ -58,7 +59,9 @@ def test_copies_that_are_not_waited_for_hold_nothing(device: torch.device, monke
 
 def test_sources_that_are_not_kept_are_found(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     real = HostArrays.__init__
-    monkeypatch.setattr(HostArrays, "__init__", lambda self, copies, sources=None, event=None: real(self, copies, None, event))
+    monkeypatch.setattr(
+        HostArrays, "__init__", lambda self, copies, sources=None, event=None: real(self, copies, None, event)
+    )
     arrays = copied(device)
     with pytest.raises(RaceError, match=r"source freed before the copy of teacher_dump/host_copies.py:\d+ start ended"):
         arrays.wait()
@@ -78,9 +81,11 @@ def test_copies_that_do_not_wait_for_the_work_are_found(device: torch.device, mo
         copied(device)
 
 
-def test_a_dump_that_does_not_wait_fails(jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_that_does_not_wait_fails(
+    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(HostArrays, "wait", lambda self: {name: value.numpy() for name, value in self._copies.items()})
     job = jobs.dump_job("compact", device.type)
     store: Any = job.store.model_copy(update={"path": jobs.folder / "early"})
-    with pytest.raises(Exception, match="NaN|none of 5 samples is usable"):
+    with pytest.raises(InputError, match=r"none of 5 samples is usable.*NaN or infinite"):
         dump(type(job)(**{**vars(job), "store": store}))

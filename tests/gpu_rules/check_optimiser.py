@@ -74,7 +74,7 @@ def test_offloaded_state(
 def test_a_step_of_adamw_on_the_host_is_found(
     method: str, jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it once was: fused AdamW wants its step where the parameters are, and torch itself checks that on CUDA only."""
+    """As it once was: fused AdamW requires its step on the device of the parameters, as torch checks on CUDA alone."""
     real = getattr(Engine, method)
 
     def faulty(engine: Engine, *arguments: Any) -> None:

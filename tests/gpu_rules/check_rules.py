@@ -26,10 +26,16 @@ MIXED: dict[str, Callable[[torch.device], Any]] = {
     "gather": lambda at: numbers(3, 2, device=at).gather(1, torch.zeros(3, 1, dtype=torch.int64)),
     "embedding": lambda at: torch.nn.functional.embedding(torch.zeros(2, dtype=torch.int64), numbers(3, 2, device=at)),
     "index of the device into the host": lambda at: numbers(3)[torch.zeros(2, dtype=torch.int64, device=at)],
-    "values of the host": lambda at: numbers(3, device=at).index_put_((torch.zeros(1, dtype=torch.int64, device=at),), numbers(1)),
-    "a number of the host in a matrix product": lambda at: torch.addmm(numbers(), numbers(2, 2, device=at), numbers(2, 2, device=at)),
+    "values of the host": lambda at: numbers(3, device=at).index_put_(
+        (torch.zeros(1, dtype=torch.int64, device=at),), numbers(1)
+    ),
+    "a number of the host in a matrix product": lambda at: torch.addmm(
+        numbers(), numbers(2, 2, device=at), numbers(2, 2, device=at)
+    ),
     "a number of the host that is written": lambda at: numbers().add_(numbers(device=at)),
-    "a list": lambda at: torch._foreach_add([numbers(3, device=at), numbers(3, device=at)], [numbers(3, device=at), numbers(3)]),
+    "a list": lambda at: torch._foreach_add(
+        [numbers(3, device=at), numbers(3, device=at)], [numbers(3, device=at), numbers(3)]
+    ),
     "a list and a number of the host": lambda at: torch._foreach_mul([numbers(3, device=at)], numbers()),
     "lists of numbers": lambda at: torch._foreach_add([numbers(device=at)], [numbers()]),
 }

@@ -17,7 +17,7 @@ from student_train.trainer import build_student, open_dataset
 
 ONE, SEVERAL, TEXT = ("ft-0", "ft-2"), ("two", "ft-2", "ft-1"), ("ft-2",)
 # Largest relative differences to the CPU's terms, and of a gradient's norm. The ways differ (sums in another order,
-# products given in float32), the arithmetic does not. Measured: 2e-7 and 1e-6, 5e-4 and 2e-2.
+# products given in float32), the arithmetic does not. Measured: 2e-7 and 9e-7, 7e-4 and 2e-2.
 BOUNDS = {"float32": (1e-6, 1e-5), "bfloat16": (2e-3, 5e-2)}
 CASES = [
     *((kind, "float32", ONE) for kind in STORES),
@@ -38,7 +38,12 @@ class Outcome:
     waits: Counter[Wait]
 
 
-@pytest.mark.parametrize(("kind", "dtype", "ids"), CASES, ids=lambda value: "+".join(value) if isinstance(value, tuple) else value)
+def named(value: str | tuple[str, ...]) -> str:
+    """A parameter in a test's name."""
+    return value if isinstance(value, str) else "+".join(value)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "ids"), CASES, ids=named)
 def test_terms_and_gradients_are_the_cpus(
     kind: str, dtype: str, ids: tuple[str, ...], jobs: GoldenJobs, found: dict[str, Any]
 ) -> None:
@@ -46,9 +51,8 @@ def test_terms_and_gradients_are_the_cpus(
     here, there = one_micro_batch(job, ids)
     found[f"{kind} {dtype} {ids}"] = there
     terms, gradients = differences(here, there)
-    print(f"{kind} {dtype} {ids}: terms {terms:.1e}, gradients {gradients:.1e}")
     assert here.gradients.keys() == there.gradients.keys()
-    assert (terms, gradients) <= BOUNDS[dtype] and gradients <= BOUNDS[dtype][1]
+    assert terms <= BOUNDS[dtype][0] and gradients <= BOUNDS[dtype][1]
     assert unknown(there.waits, MICRO_BATCH, 1) == []
 
 

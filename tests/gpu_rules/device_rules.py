@@ -2,8 +2,8 @@
 
 The rules are CUDA's as torch applies them:
 
-* All tensors of an operation are on one device. A 0-dim tensor of the host may be read by a pointwise operation, whose
-  kernel takes it as a number. It may not be read by any other, such as the fused and `_foreach` kernels of an optimiser.
+* All tensors of an operation are on one device. A pointwise operation may read a 0-dim tensor of the host, which its
+  kernel takes as a number. No other may, such as the fused and the `_foreach` kernels of an optimiser.
 * An index of the host may index a tensor of the device: torch copies the index, and waits.
 * Copies may cross. The host waits for one unless it is `non_blocking` and the memory of the host is page-locked.
 * An operation whose result the host needs, as a number or as a shape, waits.

@@ -54,7 +54,7 @@ class GoldenJobs:
         self.store = cache(self._store)
 
     def dump_job(self, kind: str, device: str) -> DumpJob:
-        """A teacher pass; that of `compact` begins with the teacher's checks, whose verdict on random weights is ignored."""
+        """A teacher pass; that of `compact` begins with the teacher's checks, whose verdict is ignored."""
         return DumpJob(
             conversations=self.data,
             images=IMAGES,
@@ -118,4 +118,3 @@ def train_on_device(job: TrainJob, monkeypatch: Any) -> None:
     monkeypatch.setattr(trainer, "build_student", built)
     monkeypatch.setattr(trainer, "start_ranks", ranks)
     trainer.train(job)
-

@@ -1,7 +1,7 @@
 """Every moment at which the host waits for the device, as far as known: where, how often at most, and why.
 
-A wait that is not listed fails the checks, as does a line here that is never met. A wait costs what the device could have
-had queued meanwhile: nothing at the end of a step, much in the middle of a forward pass.
+A wait that is not listed fails the checks, as does a line here that is never met. A wait costs what the device could
+have had queued meanwhile: nothing at the end of a step, much in the middle of a forward pass.
 """
 
 from collections.abc import Mapping, Sequence

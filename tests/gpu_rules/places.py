@@ -18,8 +18,9 @@ OUTSIDE = "outside"
 class Place:
     """A function of the project and, in `via`, the library function it called, if one; `line` is the project's.
 
-    A comprehension or lambda counts as the function around it, as Python 3.12 has it. `file` is `OUTSIDE` where no function of the project is on the stack, as in the backward pass of a built-in
-    operation: autograd runs it, and the stack tells nothing of the forward pass.
+    A comprehension or lambda counts as the function around it, as Python 3.12 has it. `file` is `OUTSIDE` where no
+    function of the project is on the stack, as in the backward pass of a built-in operation: autograd runs it, and
+    the stack shows nothing of the forward pass.
     """
 
     file: str

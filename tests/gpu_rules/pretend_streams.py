@@ -71,7 +71,6 @@ class Stream:
             raise RaceError(f"copy before the work queued so far is done at {current_place()}")
         self._in_flight.append(copy)
 
-
     def _still_in_flight(self) -> "tuple[_Copy, ...]":
         self._in_flight = [copy for copy in self._in_flight if not copy.has_arrived]
         return tuple(self._in_flight)

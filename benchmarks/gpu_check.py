@@ -115,8 +115,8 @@ def run(step: Step, options: argparse.Namespace, limit: float) -> dict[str, Any]
             process.wait()
             ended = f"stopped after {limit:.0f} s"
     found = json.loads(result.read_text()) if result.exists() else {"ok": False, "figures": {}}
-    if process.returncode != 0 or not result.exists():
-        found |= {"ok": False, "problem": f"{ended}; {last_line(log)}"}
+    if process.returncode != 0:
+        found = {"problem": f"{ended}; {last_line(log)}", **found, "ok": False}
     return {"name": step.name, "ok": found.pop("ok"), "seconds": round(time.monotonic() - began, 1), **found}
 
 

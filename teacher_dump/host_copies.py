@@ -1,6 +1,7 @@
 """From the device to the host without waiting: the copies run beside the next forward pass, on a stream of their own.
 
-On a CPU there is nothing to copy. The CUDA path needs page-locked memory, which torch keeps and reuses by itself.
+On a CPU there is nothing to copy. A device with streams (CUDA) needs page-locked memory, which torch keeps and reuses
+by itself. Nothing here names CUDA, so `tests/gpu_rules` runs this code with the strictest streams there can be.
 """
 
 from collections.abc import Mapping
@@ -34,15 +35,15 @@ class HostCopies:
     """Starts copies from one device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._device, self._module = device, _module_with_streams(device)
+        self._stream = None if self._module is None else self._module.Stream(device)
 
     def start(self, tensors: Mapping[str, Tensor]) -> HostArrays:
         """Copies of tensors as they will be when the work queued so far is done."""
-        if self._stream is None:
+        if self._stream is None or self._module is None:
             return HostArrays({name: tensor.cpu() for name, tensor in tensors.items()})
-        self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())
-        with torch.cuda.stream(self._stream):
+        self._stream.wait_event(self._module.current_stream(self._device).record_event())
+        with self._module.stream(self._stream):
             copies = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
                 for name, tensor in tensors.items()
@@ -52,7 +53,7 @@ class HostCopies:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device, without waiting where page-locked memory allows it."""
-    if device.type == "cuda":
+    if _module_with_streams(device) is not None:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -65,3 +66,11 @@ def batch_to_device(batch: SequenceBatch, device: torch.device) -> SequenceBatch
         if isinstance(value := getattr(batch, field.name), Tensor)
     }
     return replace(batch, **moved)
+
+
+def _module_with_streams(device: torch.device) -> Any:
+    """torch's module of a device that copies beside its other work, such as `torch.cuda`; None of any other device."""
+    if device.type == "cpu":  # whose module has streams in name alone
+        return None
+    module = torch.get_device_module(device)
+    return module if hasattr(module, "Stream") else None

@@ -1,0 +1,136 @@
+"""Whether the project computes on this machine's GPU what it computes on a CPU; correctness first, one step at a time.
+
+    python benchmarks/gpu_check.py [--device cuda] [--seconds 540] [--out DIR] [--steps 0-4]
+    python benchmarks/gpu_check.py --tiny --device cpu
+
+One JSON line per step on stdout, as soon as it is known: `name`, `ok`, `seconds`, `figures`, and `problem` where there
+is one. Each step is a process of its own with a time limit of its own, so that one that hangs or is killed costs the
+others nothing; what it wrote is in DIR/NAME.log. A step that no longer fits `--seconds` is skipped: `ok` is null. The
+exit code is 1 when a step failed. Golden models and samples are those of `tests/golden`; nothing is downloaded.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parent
+LEAST_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the module in `gpu_steps` and the seconds after which it is stopped."""
+
+    name: str
+    limit: int
+
+
+STEPS = (
+    Step("environment", 90),
+    Step("device_rules", 90),
+    Step("dumps", 150),
+    Step("trainings", 240),
+    Step("waits", 90),
+)
+
+
+def main() -> None:
+    """Every step asked for."""
+    options = parse()
+    deadline = time.monotonic() + options.seconds
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for step in options.steps:
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
+            line = {
+                "name": step.name,
+                "ok": None,
+                "seconds": 0.0,
+                "figures": {},
+                "problem": f"skipped, {left:.0f} s left",
+            }
+        else:
+            line = run(step, options, min(step.limit, left))
+        lines.append(line)
+        print(json.dumps(line), flush=True)
+    sys.exit(any(line["ok"] is False for line in lines))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="less of everything: to try the steps themselves")
+    parser.add_argument("--seconds", type=float, default=540.0, help="for all steps together")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="stores, outputs and logs; a new temporary folder by default"
+    )
+    parser.add_argument("--steps", type=chosen, default=STEPS, help="such as 2, 0-4 or 0,3 (default: all)")
+    options = parser.parse_args()
+    options.out = options.out or Path(tempfile.mkdtemp(prefix="alignkd-gpu-"))
+    if options.out.exists() and any(options.out.iterdir()):
+        parser.error(f"{options.out} is not empty; give a new folder")
+    return options
+
+
+def chosen(text: str) -> tuple[Step, ...]:
+    """Steps by number."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if unknown := numbers - set(range(len(STEPS))):
+        raise argparse.ArgumentTypeError(f"no step {min(unknown)}; steps are 0 to {len(STEPS) - 1}")
+    return tuple(step for number, step in enumerate(STEPS) if number in numbers)
+
+
+def run(step: Step, options: argparse.Namespace, limit: float) -> dict[str, Any]:
+    """The line of a step that ran in a process of its own, whatever became of it."""
+    result, log = options.out / f"{step.name}.json", options.out / f"{step.name}.log"
+    result.unlink(missing_ok=True)
+    given = {"device": options.device, "tiny": options.tiny, "out": str(options.out), "result": str(result)}
+    began = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpu_steps", step.name, json.dumps(given)],
+            env={**os.environ, **paths(), "HF_HUB_OFFLINE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(limit)
+            ended = f"ended with exit code {process.returncode}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            ended = f"stopped after {limit:.0f} s"
+    found = json.loads(result.read_text()) if result.exists() else {"ok": False, "figures": {}}
+    if process.returncode != 0:
+        found = {"problem": f"{ended}; {last_line(log)}", **found, "ok": False}
+    return {"name": step.name, "ok": found.pop("ok"), "seconds": round(time.monotonic() - began, 1), **found}
+
+
+def paths() -> dict[str, str]:
+    """The project's own modules before installed ones."""
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent), *([before] if before else [])])}
+
+
+def last_line(log: Path) -> str:
+    """Of what a step wrote."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{log}: {lines[-1][:300]}" if lines else f"{log} is empty"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Step 2: the golden teacher dumped on the device and on the CPU; and three dumps, one stopped and resumed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpu_steps.check import Check
+from gpu_steps.golden import STORES, dump_job, samples
+from storage import Record, StoreReader, verify_store
+from storage.commits import CommitRecord
+from storage.diff import diff_stores
+from storage.record import as_float32
+from teacher_dump.control import DumpControl
+from teacher_dump.dump import dump, load_teacher
+
+# Largest difference of a float. Raw targets as float32 gives them; encoded ones by a step of their format more.
+BOUNDS: Mapping[str, Mapping[str, float]] = {
+    "raw": {"attention": 1e-5, "vision": 1e-3, "logits": 1e-4},
+    "": {"attention": 1e-3, "vision": 4e-3, "logits": 1e-2},
+}
+TIE = 1e-5
+
+
+class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
+    pass
+
+
+class StopsAfterOneShard(DumpControl):
+    """Ends the run when a shard is committed."""
+
+    def committed(self, commit: CommitRecord) -> None:
+        """The run ends here."""
+        super().committed(commit)
+        raise Stopped
+
+
+def run(check: Check) -> None:
+    """Every kind; then the same store three times."""
+    folder = check.out / "dumps"
+    teacher = load_teacher(dump_job(folder, "raw", check.device))
+    check.figures["tf32_convolutions"] = torch.backends.cudnn.allow_tf32  # once the product has set what it sets
+    del teacher
+    for kind in ("raw", "compact") if check.tiny else STORES:
+        compare(check, folder, kind)
+    three_times(check, folder)
+
+
+def compare(check: Check, folder: Path, kind: str) -> None:
+    """A dump on the device against one on the CPU."""
+    here, there = (
+        dump_job(folder, kind, device, f"{kind}-{place}")
+        for device, place in (("cpu", "here"), (check.device, "there"))
+    )
+    for job in (here, there):
+        dump(job)
+        check.expect(verify_store(Path(job.store.path), deep=True).ok, f"{job.store.path} does not verify")
+    a, b = StoreReader(here.store.path), StoreReader(there.store.path)
+    report = diff_stores(a, b, tolerance=math.inf, ignore=("vision_top_index", "vision_top_embeddings"))
+    check.expect(
+        report.matched == len(a) == len(b), f"{kind}: {report.matched} records in common of {len(a)}, {len(b)}"
+    )
+    bounds = BOUNDS.get(kind, BOUNDS[""])
+    for found in report.fields:
+        if found.max_abs is None:
+            check.expect(kind == "sampled" or "logits" in found.field, f"{kind}: {found.field} differs: {found.note}")
+            check.figures[f"{kind}_{found.field}"] = found.note or f"differs in {found.records} records"
+        else:
+            bound = bounds[found.field.split(".")[0].split("_")[0]]
+            check.at_most(f"{kind}_{found.field}", found.max_abs, bound)
+    if kind == "raw":
+        numbers = [number for number in range(len(a)) if not same_focus(a[number], b[number])]
+        check.expect(not numbers, f"{kind}: the 16 tokens of records {numbers} differ, and not by ties")
+
+
+def same_focus(a: Record, b: Record) -> bool:
+    """Whether the same 16 tokens were kept, but for those of equal score (eq. 2)."""
+    if a.vision_top_index is None or b.vision_top_index is None:
+        return a.vision_top_index is b.vision_top_index
+    score_P = as_float32(a.attention).mean(axis=1).sum(axis=0)
+    scores = (score_P[index.astype(np.int64)] for index in (a.vision_top_index, b.vision_top_index))
+    first_K, second_K = scores
+    return bool(np.abs(first_K - second_K).max() <= TIE)
+
+
+def three_times(check: Check, folder: Path) -> None:
+    """Equal root hashes: two dumps, and one that was stopped after a shard and resumed."""
+    hashes = []
+    for name in ("first", "second", "resumed"):
+        job = dump_job(folder, "compact", check.device, name)
+        if name == "resumed":
+            try:
+                dump(replace(job, control=StopsAfterOneShard()))
+                check.expect(False, "a dump that should have been stopped was not")
+            except Stopped:
+                pass
+            done = len(StoreReader(job.store.path, allow_incomplete=True))
+            check.figures["records_when_stopped"] = done
+            check.expect(
+                0 < done < len(samples()), f"{done} of {len(samples())} records were there when it was stopped"
+            )
+        dump(job)
+        hashes.append(StoreReader(job.store.path).root_hash())
+    check.figures["root_hash"] = hashes[0]
+    check.expect(len(set(hashes)) == 1, f"three dumps of the same have root hashes {hashes}")

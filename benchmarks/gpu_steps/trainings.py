@@ -1,0 +1,104 @@
+"""Step 3: short trainings of the golden student: settings against each other, resumed against unbroken, device
+against CPU.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpu_steps.check import Check
+from gpu_steps.golden import dump_job, train_job
+from student_train import trainer
+from student_train.job import TrainJob
+from teacher_dump.dump import dump
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "offload": {"offload_optimizer": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "micro_batches": {"micro_batch": 1, "global_batch": 2},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+# Largest relative difference of a step's loss to the plain run's, or of the plain run's to the CPU's.
+BOUNDS = {"offload": 1e-5, "checkpointing": 1e-4, "micro_batches": 1e-4, "bfloat16": 0.1}
+TO_CPU, RESUMED = 1e-4, 1e-4
+
+
+class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
+    pass
+
+
+def run(check: Check) -> None:
+    """Every variant, the resumed run, and the same run on the CPU."""
+    folder = check.out / "trainings"
+    steps = 4 if check.tiny else 20
+    dump(dump_job(folder, "compact", "cpu", "store"))
+    losses = {name: losses_of(variant(folder, name, steps)) for name in VARIANTS}
+    check.figures["loss"] = [losses["plain"][0], losses["plain"][-1]]
+    check.expect(losses["plain"][-1] < losses["plain"][0], "the loss does not fall")
+    for name, bound in BOUNDS.items():
+        check.at_most(f"{name}_to_plain", largest(losses[name], losses["plain"]), bound)
+    again = losses_of(variant(folder, "plain", steps, "again"))
+    check.figures["repeats_to_the_bit"] = again == losses["plain"]
+    resumed = resume(check, folder, steps)
+    check.figures["resumes_to_the_bit"] = resumed == losses["plain"]
+    check.at_most("resumed_to_plain", largest(resumed, losses["plain"]), RESUMED)
+    check.at_most("plain_to_cpu", largest(losses["plain"], on_cpu(folder, steps)), TO_CPU)
+
+
+def variant(folder: Path, name: str, steps: int, output: str | None = None) -> TrainJob:
+    """A training of so many steps with a checkpoint half way."""
+    settings = {"steps": steps, "checkpoint_every": steps // 2, **VARIANTS[name]}
+    return train_job(folder / "store", folder / (output or name), **settings)
+
+
+def losses_of(job: TrainJob) -> list[float]:
+    """The loss of each step."""
+    trainer.train(job)
+    lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
+    return [float(line["loss"]) for line in lines]
+
+
+def largest(found: list[float], expected: list[float]) -> float:
+    """Largest relative difference of a step; infinite where there are not as many."""
+    if len(found) != len(expected):
+        return math.inf
+    return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+
+
+def resume(check: Check, folder: Path, steps: int) -> list[float]:
+    """The losses of a run that was broken off a step after its checkpoint and started again."""
+    job, real = variant(folder, "plain", steps, "resumed"), trainer._check_not_diverged
+
+    def broken(state: Any, *others: Any) -> None:
+        real(state, *others)
+        if state.step == steps // 2 + 1:
+            raise Stopped
+
+    trainer._check_not_diverged = broken
+    try:
+        trainer.train(job)
+        check.expect(False, "a training that should have been broken off was not")
+    except Stopped:
+        pass
+    finally:
+        trainer._check_not_diverged = real
+    return losses_of(job)
+
+
+def on_cpu(folder: Path, steps: int) -> list[float]:
+    """The plain run in a process that has no GPU."""
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "gpu_steps.trainings", str(folder), str(steps)]
+    subprocess.run(command, env=hidden, check=True, stdout=subprocess.DEVNULL)
+    losses: list[float] = json.loads((folder / "on-cpu.json").read_text())
+    return losses
+
+
+if __name__ == "__main__":
+    where, number = Path(sys.argv[1]), int(sys.argv[2])
+    (where / "on-cpu.json").write_text(json.dumps(losses_of(variant(where, "plain", number, "on-cpu"))))

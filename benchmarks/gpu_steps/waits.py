@@ -1,0 +1,80 @@
+"""Step 4: where the host waits for the device in a step and in a dump, as CUDA itself notices it, against the list.
+
+The list is that of `tests/gpu_rules/known_waits.py`, which a pretend device is held to wherever the tests run.
+"""
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_steps.check import Check
+from gpu_steps.golden import dump_job, train_job
+from student_train.objective import weighted_total
+from student_train.trainer import build_student, open_dataset
+from teacher_dump.dump import dump, load_teacher
+
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "gpu_rules"))
+
+
+def run(check: Check) -> None:
+    """A dump and a micro-batch with every wait noted."""
+    if check.device != "cuda":
+        check.figures["not_applicable"] = "only CUDA notices that its host waits"
+        return
+    from known_waits import HIDDEN_STATES, LOADING, MICRO_BATCH
+
+    folder = check.out / "waits"
+    job = dump_job(folder, "compact", check.device, "store")
+    teacher = load_teacher(job)
+    with noticed() as waits:
+        dump(job, teacher)
+    compare(check, "dump", waits, [HIDDEN_STATES, *LOADING])
+    with noticed() as waits:
+        micro_batch(folder, check.device)
+    compare(check, "micro-batch", waits, [*MICRO_BATCH, *LOADING])
+
+
+def micro_batch(folder: Path, device: str) -> None:
+    """Forward and backward of the golden samples."""
+    from student_train.collate import collate
+
+    job = train_job(folder / "store", folder / "never", steps=1)
+    dataset = open_dataset(job)
+    torch.cuda.set_sync_debug_mode("default")
+    student = build_student(job, dataset.reader).to(device)
+    torch.cuda.set_sync_debug_mode("warn")
+    weights = job.train.losses.weights
+    batch = collate([dataset[number] for number in range(len(dataset))], terms=weights, attention_pairs="tqv")
+    weighted_total(student(batch.to(device)), weights, dict.fromkeys(weights, 1)).backward()
+
+
+@contextmanager
+def noticed() -> Iterator[Counter[Any]]:
+    """Places at which the host waited."""
+    from places import current_place
+
+    waits: Counter[Any] = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *others, **more: (
+            waits.update([current_place()]) if "synchronizing CUDA" in str(message) else None
+        )
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def compare(check: Check, what: str, waits: Counter[Any], known: list[Any]) -> None:
+    """Every place is one of the list."""
+    check.figures[what] = {str(place): count for place, count in waits.items()}
+    listed = {(entry.file, entry.function) for entry in known}
+    others = [str(place) for place in waits if (place.file, place.function) not in listed]
+    check.expect(not others, f"{what}: waits that are not listed: {', '.join(others)}")

@@ -1,0 +1,109 @@
+"""`train(job)` with DeepSpeed's ZeRO-2 and fused AdamW on the pretend device, whole and resumed."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from device_rules import MixedDevicesError
+from golden_jobs import GoldenJobs, train_on_device
+from known_waits import AROUND, MICRO_BATCH, STEP, unknown, unmet
+from pretend_device import LOG
+
+from student_train import trainer
+from student_train.engine import Engine
+from student_train.metrics import TIMINGS
+from student_train.trainer import train
+
+STEPS = 4
+
+
+class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _pretend_accelerator() -> None:
+    from pretend_accelerator import use_pretend_accelerator
+
+    use_pretend_accelerator()
+
+
+@pytest.fixture(scope="module")
+def on_cpu(jobs: GoldenJobs) -> list[dict[str, Any]]:
+    """The figures of every step of an unbroken run on the CPU."""
+    job = jobs.train_job("compact", "on-cpu")
+    train(job)
+    return figures(job.train.output)
+
+
+def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
+    jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.train_job("compact", "on-device")
+    train_on_device(job, monkeypatch)
+    assert_close(figures(job.train.output), on_cpu)
+    waits = Counter({wait: count for wait, count in LOG.waits.items() if not any(k.is_of(wait) for k in MICRO_BATCH)})
+    assert unknown(waits, [*STEP, *AROUND], STEPS) == []
+    assert unmet(waits, [*STEP, *AROUND]) == []
+
+
+def test_a_resumed_run_goes_on(
+    jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.train_job("compact", "resumed")
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "_check_not_diverged", stop_at(3))
+        with pytest.raises(Stopped):
+            train_on_device(job, patched)
+    train_on_device(job, monkeypatch)
+    assert_close(figures(job.train.output), on_cpu)
+
+
+def test_offloaded_state(
+    jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.train_job("compact", "offloaded", offload_optimizer=True)
+    train_on_device(job, monkeypatch)
+    assert_close(figures(job.train.output), on_cpu)
+
+
+def test_a_step_of_adamw_on_the_host_is_found(
+    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it once was: fused AdamW requires its step on the device of the parameters, as torch checks on CUDA alone."""
+    real = Engine._create_moments
+
+    def faulty(engine: Engine) -> None:
+        real(engine)
+        for state in engine._optimizer.optimizer.state.values():
+            state["step"] = torch.tensor(0.0)
+
+    monkeypatch.setattr(Engine, "_create_moments", faulty)
+    with pytest.raises(MixedDevicesError, match=r"_fused_adamw_.*\[\(\)\], at student_train/engine.py:\d+ end_micro"):
+        train_on_device(jobs.train_job("compact", "faulty"), monkeypatch)
+
+
+def stop_at(step: int) -> Any:
+    """In place of `_check_not_diverged`: ends the run in this step, after its update."""
+
+    def check(state: Any, *others: Any) -> None:
+        if state.step == step:
+            raise Stopped
+
+    return check
+
+
+def figures(output: Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` keeps of each step, without times."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """The same steps, losses within rounding."""
+    assert [line["step"] for line in found] == [line["step"] for line in expected] == list(range(1, STEPS + 1))
+    for there, here in zip(found, expected, strict=True):
+        assert there == pytest.approx(here, rel=2e-5)

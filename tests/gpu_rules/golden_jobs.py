@@ -1,0 +1,120 @@
+"""The golden pair of models at work, in every kind of store that training reads differently."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pretend_device import move, register
+
+from student_train import trainer
+from student_train.batch import TrainBatch
+from student_train.collate import collate
+from student_train.config import TrainConfig
+from student_train.dataset import CachedDataset
+from student_train.job import TrainJob
+from student_train.objective import DistilledStudent
+from student_train.ranks import Ranks, start_ranks
+from teacher_dump.config import TeacherConfig
+from teacher_dump.dump import dump
+from teacher_dump.job import DumpJob
+from teacher_dump.store_config import StoreConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
+IMAGES = GOLDEN.parent / "images"
+STORES: dict[str, dict[str, Any]] = {
+    "compact": {"profile": "compact"},
+    "exact": {"profile": "exact"},
+    "stem": {"profile": "stem"},
+    "full": {"profile": "compact", "logits": {"kind": "full"}},
+    "topk": {"profile": "compact", "logits": {"kind": "topk"}},
+    "sampled": {"profile": "compact", "logits": {"kind": "sampled"}},
+    "from_all": {"profile": "compact", "vision_top": "from_all"},
+}
+TWO_IMAGES = {
+    "id": "two",
+    "image": ["coffee.png", "chelsea.png"],
+    "conversations": [
+        {"from": "human", "value": "Is <image> like <image>?"},
+        {"from": "gpt", "value": "no, not at all"},
+    ],
+}
+
+
+class GoldenJobs:
+    """Jobs in a folder of their own; a store of the CPU is made once for each kind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.samples = [*json.loads((GOLDEN / "v1.json").read_text()), TWO_IMAGES]
+        self.data = folder / "data.json"
+        self.data.write_text(json.dumps(self.samples))
+        self.store = cache(self._store)
+
+    def dump_job(self, kind: str, device: str) -> DumpJob:
+        """A teacher pass; that of `compact` begins with the teacher's checks, whose verdict is ignored."""
+        return DumpJob(
+            conversations=self.data,
+            images=IMAGES,
+            template="v1",
+            max_tokens=2048,
+            teacher=TeacherConfig(
+                checkpoint=str(GOLDEN / "teacher"),
+                vision_config=GOLDEN / "clip",
+                dtype="float32",
+                batch=3,
+                sanity="warn" if kind == "compact" else "off",
+                device=device,
+            ),
+            store=StoreConfig(path=self.folder / f"{kind}-{device}", shard_size=3, **STORES[kind]),
+        )
+
+    def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:
+        """A training of four steps of two micro-batches each from the CPU's store, in a folder `name`."""
+        dtype, losses = settings.pop("dtype", "float32"), {}
+        if kind == "sampled":
+            losses = {"losses": {"logit_divergence": "forward_kl"}}
+        given = {"steps": 4, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 2}
+        return TrainJob(
+            student=GOLDEN / "student",
+            vision_config=GOLDEN / "clip",
+            images=IMAGES,
+            store=self.store(kind),
+            dtype=dtype,
+            train=TrainConfig(output=self.folder / name, tensorboard=False, **given, **losses, **settings),
+        )
+
+    def _store(self, kind: str) -> Path:
+        job = self.dump_job(kind, "cpu")
+        dump(job)
+        return Path(job.store.path)
+
+
+def batch_of(dataset: CachedDataset, student: DistilledStudent, ids: Sequence[str]) -> TrainBatch:
+    """A micro-batch of these samples, on the host."""
+    places = {sample_id: place for place, sample_id in enumerate(dataset.reader.ids)}
+    return collate(
+        [dataset[places[sample_id]] for sample_id in ids],
+        terms=student.losses.weights,
+        attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
+        stem=None if student.stem is None else student.stem.lookup,
+    )
+
+
+def train_on_device(job: TrainJob, monkeypatch: Any) -> None:
+    """`train(job)` on the pretend device: only which device a rank has is another."""
+    real = trainer.build_student
+
+    def built(*arguments: Any) -> DistilledStudent:
+        student = real(*arguments)
+        move(student)
+        return student
+
+    def ranks() -> Ranks:
+        return replace(start_ranks(), device=register())
+
+    monkeypatch.setattr(trainer, "build_student", built)
+    monkeypatch.setattr(trainer, "start_ranks", ranks)
+    trainer.train(job)

@@ -1,0 +1,123 @@
+"""Every moment at which the host waits for the device, as far as known: where, how often at most, and why.
+
+A wait that is not listed fails the checks, as does a line here that is never met. A wait costs what the device could
+have had queued meanwhile: nothing at the end of a step, much in the middle of a forward pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from places import OUTSIDE
+from pretend_device import Wait
+
+
+@dataclass(frozen=True)
+class Known:
+    """Waits of one function.
+
+    Attributes:
+        file, function: of the project; `OUTSIDE` in the backward pass of torch's own operations.
+        reason: as the rules name it.
+        most: times per unit (a micro-batch, a step, a batch of the teacher); None for as many as there are tensors.
+        why: it is there.
+        via: beginning of the library's path, where the project called one.
+    """
+
+    file: str
+    function: str
+    reason: str
+    most: int | None
+    why: str
+    via: str = ""
+
+    def is_of(self, wait: Wait) -> bool:
+        """Whether it is this wait; the line does not matter."""
+        place = wait.place
+        return (self.file, self.function, self.reason) == (place.file, place.function, wait.reason) and (
+            place.via.startswith(self.via) if self.via else not place.via
+        )
+
+
+def unknown(waits: Mapping[Wait, int], known: Sequence[Known], units: int) -> list[str]:
+    """What is not listed, or happens more often than listed, each with file and line."""
+    found = []
+    for entry in known:
+        own = {wait: count for wait, count in waits.items() if entry.is_of(wait)}
+        if entry.most is not None and sum(own.values()) > entry.most * units:
+            lines = ", ".join(map(str, own))
+            found.append(f"{sum(own.values())} waits in {units} units, listed are {entry.most} each: {lines}")
+    listed = [wait for wait in waits if any(entry.is_of(wait) for entry in known)]
+    return found + [f"{count} waits that are not listed: {wait}" for wait, count in waits.items() if wait not in listed]
+
+
+def unmet(waits: Mapping[Wait, int], known: Sequence[Known]) -> list[Known]:
+    """Lines that name no wait that was seen."""
+    return [entry for entry in known if not any(entry.is_of(wait) for wait in waits)]
+
+
+HIDDEN_STATES = Known(
+    "vlm/model.py",
+    "hidden_states",
+    "_local_scalar_dense",
+    1,
+    "transformers looks whether positions are those of packed sequences, once per pass of a decoder",
+    via="transformers/masking_utils.py",
+)
+COPIES = "stored targets go up one by one, each copied by pageable memory, before the forward pass begins"
+MICRO_BATCH = [
+    HIDDEN_STATES,
+    Known("vlm/batch.py", "to", "to the device", 7, COPIES),
+    Known("student_train/batch.py", "to", "to the device", 4, COPIES),
+    Known("student_train/targets.py", "to", "to the device", 9, COPIES),
+    Known("student_train/decode.py", "to", "to the device", 7, COPIES),
+    Known("vlm/stem.py", "to", "to the device", 3, COPIES),
+    Known(
+        "student_train/losses/attention.py",
+        "_length_mask",
+        "numbers to the device",
+        2,
+        "lengths of the padding mask, made anew for every chunk of attention rows; here one chunk",
+    ),
+    Known(
+        "student_train/losses/fused_head.py",
+        "weighted",
+        "numbers to the device",
+        1,
+        "weights of the terms, for every chunk of positions; here one chunk",
+    ),
+    Known("student_train/losses/fused_head.py", "_common_factor", "numbers to the device", 1, "the weights again"),
+    Known(
+        "student_train/losses/fused_head.py",
+        "_common_factor",
+        "allclose",
+        1,
+        "gradients that do not fit the fused weights are refused before they are used",
+    ),
+    Known(OUTSIDE, "", "masked_scatter_backward", 1, "of the splice of vision embeddings; torch counts the mask"),
+]
+DEEPSPEED = "deepspeed/runtime/"
+STEP = [
+    Known("student_train/engine.py", "end_micro_batch", "numbers to the device", 3, "gradient norm", via=DEEPSPEED),
+    Known("student_train/engine.py", "end_micro_batch", "_local_scalar_dense", 4, "gradient norm", via=DEEPSPEED),
+    Known("student_train/engine.py", "end_micro_batch", "_local_scalar_dense", 1, "gradient norm, for the log"),
+    Known("student_train/tally.py", "gather", "_local_scalar_dense", 5, "loss terms, for the log"),
+    Known("student_train/ranks.py", "sum", "numbers to the device", 1, "sums over ranks"),
+    Known("student_train/ranks.py", "sum", "tolist", 1, "sums over ranks"),
+]
+AROUND = [
+    Known("student_train/trainer.py", "train", "to the device", None, "the student, before the first step"),
+    Known("student_train/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
+    Known("student_train/engine.py", "moments", "to the host", None, "a checkpoint"),
+    Known("student_train/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
+    Known("student_train/export.py", "_adapters", "to the host", None, "the adapters"),
+    Known("vlm/weight_writer.py", "write_weights", "to the host", None, "the exported student"),
+]
+LOADING = [
+    Known("vlm/checkpoint.py", "_read", "to the device", None, "the teacher's weights"),
+    Known("vlm/checkpoint.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
+]
+SANITY = [
+    Known("teacher_dump/sanity.py", "_label_scores", "to the device", None, "a sample's labels"),
+    Known("teacher_dump/sanity.py", "_label_scores", "to the host", None, "log-probabilities of a sample's labels"),
+    Known("teacher_dump/sanity.py", "batch", "_local_scalar_dense", None, "differences of hidden states"),
+]

@@ -1,0 +1,50 @@
+"""`benchmarks/gpu_check.py` without a GPU: its steps run, and what fails or is skipped is reported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def gpu_check(*arguments: str | Path, prelude: str = "") -> tuple[int, list[dict[str, Any]], str]:
+    """Exit code, lines of output and errors; `prelude` changes the module first."""
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_check\n{prelude}\ngpu_check.main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    ended = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
+
+
+def test_the_device_rules_hold_on_a_cpu(tmp_path: Path) -> None:
+    exit_code, (line,), _ = gpu_check("--tiny", "--device", "cpu", "--steps", "1", "--out", tmp_path / "out")
+    assert exit_code == 0 and line["ok"] and "problem" not in line
+    assert line["figures"]["codec_arrays"] > 0 and line["figures"]["losses_float32_head"] < 1e-5
+
+
+def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    prelude = "gpu_check.STEPS = (gpu_check.Step('absent', 60), gpu_check.Step('environment', 0.01))"
+    exit_code, (absent, late), _ = gpu_check("--device", "cpu", "--steps", "0,1", "--out", tmp_path, prelude=prelude)
+    assert exit_code == 1
+    assert (absent["name"], absent["ok"]) == ("absent", False)
+    assert absent["problem"] == "ModuleNotFoundError: No module named 'gpu_steps.absent'"
+    assert (late["name"], late["ok"]) == ("environment", False)
+    assert late["problem"].startswith("stopped after 0 s; ")
+
+
+def test_what_does_not_fit_the_time_is_reported_as_skipped(tmp_path: Path) -> None:
+    exit_code, lines, _ = gpu_check("--device", "cpu", "--seconds", "1", "--out", tmp_path)
+    assert exit_code == 0
+    assert [line["name"] for line in lines] == ["environment", "device_rules", "dumps", "trainings", "waits"]
+    assert all(line["ok"] is None and line["problem"].startswith("skipped, ") for line in lines)
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(["--steps", "0-9"], "no step 5"), ([], "is not empty")])
+def test_usage(arguments: list[str], named: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    exit_code, lines, errors = gpu_check("--out", tmp_path, *arguments)
+    assert exit_code == 2 and not lines and named in errors and (tmp_path / "mine").exists()

@@ -24,6 +24,7 @@ from student_train.batch import TrainBatch
 from student_train.config import TrainConfig
 from student_train.dataset import CachedDataset
 from student_train.errors import TrainError
+from student_train.handoff_stream import FromWorkers
 from student_train.job import TrainJob
 from student_train.loader import micro_batches
 from student_train.ranks import Ranks

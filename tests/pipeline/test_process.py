@@ -1,14 +1,17 @@
 """The process around a command: readers that end early, full and closed streams, locales, users without a home."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 # commands that start in a fraction of a second
 COMMANDS = (["--help"], ["shards", "ls", "--help"], ["configs", "--json"], ["configs", "short"])
 LATIN = "en_US.ISO-8859-1"
@@ -78,6 +81,13 @@ def test_names_and_texts_beyond_a_latin_1_locale(latin: dict[str, str], tmp_path
     assert (code, error) == (0, "") and "нет 日本.yaml" in shown and out.is_file()
     code, shown, error = finish("shards", "ls", tmp_path / "нет", **latin)
     assert code == 1 and "нет" in error and error.count("\n") == 1
+    ZipFile(GOLDEN / "store_v1" / "topk.zip").extractall(tmp_path / "да")
+    store = next(path.parent for path in (tmp_path / "да").rglob("manifest.json"))
+    code, shown, error = finish("shards", "ls", store, "--json", **latin)
+    assert (code, error) == (0, "") and json.loads(shown)["store"] == str(store)
+    # the user's own choice is kept: names are read as the locale has them, and nothing fails
+    code, shown, error = finish("shards", "ls", store, "--json", PYTHONUTF8="0", **latin)
+    assert (code, error) == (0, "") and json.loads(shown)["store"] == str(store).encode().decode("latin-1")
 
 
 @pytest.mark.parametrize("name", ["é нет", "\udcff"])

@@ -163,6 +163,15 @@ def test_a_run_of_two_stages_and_the_same_again(
         (name, str(reports[name]["train"]["step"])) for name in ("first", "second")
     ]
 
+    # the last stage's student is gone: made again without the teacher
+    exported = (tmp_path / "second" / "student" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "second" / "student")
+    made_again = in_process("run", recipe)
+    assert made_again.exit_code == 0, made_again.stderr
+    assert "alignkd dump" not in made_again.stdout and "alignkd train" in made_again.stdout
+    assert "nothing left to do: 2 steps are done, student in" in made_again.stdout
+    assert (tmp_path / "second" / "student" / "model.safetensors").read_bytes() == exported
+
     # another student under the same name: the second stage is not taken for finished
     weights = tmp_path / "first" / "student" / "model.safetensors"
     original = weights.read_bytes()

@@ -389,7 +389,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(many_store: Pat
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # no file may grow further: as a full disk
     try:
-        with pytest.raises(TrainError, match=r"step-00000001: cannot be written .*free some space") as error:
+        with pytest.raises(
+            TrainError, match=r"step-00000001: cannot be written .File too large .*allows no larger file"
+        ) as error:
             train(job)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -105,12 +105,14 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         if child == 0:
             os.read(go[0], 1)
             os._exit(0)
-    with claimed(tmp_path, start_ranks()):
-        pass
-    os.write(go[1], b"x")
-    os.waitpid(child, 0)
-    for end in go:
-        os.close(end)
+    try:
+        with claimed(tmp_path, start_ranks()):
+            pass
+    finally:
+        os.write(go[1], b"x")
+        os.waitpid(child, 0)
+        for end in go:
+            os.close(end)
 
 
 def test_every_rank_ends_when_the_first_is_refused(tmp_path: Path) -> None:

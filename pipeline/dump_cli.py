@@ -1,6 +1,5 @@
 """`alignkd dump`: one worker of a dump, or what is known of all of them."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,8 @@ def dump(config: Path | None, stage: str | None, worker: str | None, store: str 
     """Phase 1: run the teacher over the data set and write its targets to the store.
 
     Stop it any time and run it again: only shards that are not committed are computed. Ctrl-C finishes the shard in
-    hand, a second one gives it up; SIGTERM ends within 10 seconds. Several workers share a store: docs/running.md.
+    hand, a second one gives it up; SIGTERM and SIGHUP end within 10 seconds. Several workers share a store:
+    docs/running.md.
 
     Example: alignkd dump run.yaml
     """
@@ -56,13 +56,13 @@ def run_worker(config: Path, stage: str | None, worker: str | None, as_json: boo
     """Run one worker, print what it did, exit as it ended."""
     from pipeline.dump_phase import run_dump
     from pipeline.recipes import load_stage
-    from teacher_dump.stops import DumpStopped
+    from teacher_dump.stops import DumpStopped, end_process
 
     try:
         end = run_dump(load_stage(config, "dump", stage), worker)
     except DumpStopped as stop:
         click.echo(f"alignkd: {stop}; run the same command again to go on", err=True)
-        sys.exit(128 + stop.signal)
+        end_process(128 + stop.signal)
     if as_json:
         print_json({"worker": str(end.worker), **asdict(end.result)})
     else:
@@ -71,7 +71,7 @@ def run_worker(config: Path, stage: str | None, worker: str | None, as_json: boo
         click.echo(result_line(end.result))
     if end.interrupted_by:
         click.echo("alignkd: stopped after the shard in hand; run the same command again to go on", err=True)
-        sys.exit(128 + end.interrupted_by)
+        end_process(128 + end.interrupted_by)
 
 
 def quarantine_lines(result: "DumpResult") -> Iterator[str]:

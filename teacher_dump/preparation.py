@@ -119,7 +119,8 @@ class Preparation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        # what still runs is not needed any more, and may be inside a read that does not return
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def windows(self, plans: Iterable[PlannedWindow]) -> Iterator[Window]:
         """Each window in turn; the one after it is being prepared meanwhile."""

@@ -6,6 +6,7 @@ from typing import Literal
 import click
 
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.interrupts import ends_on_interrupt
 
 DEFAULT_CHECKPOINT = "mtgv/MobileVLM_V2-1.7B"
 
@@ -22,8 +23,10 @@ def token_limits(context: click.Context, parameter: click.Parameter, value: str)
 
 
 @click.group()
-def data() -> None:
+@click.pass_context
+def data(context: click.Context) -> None:
     """Inspect training data."""
+    context.with_resource(ends_on_interrupt())
 
 
 @data.command()

@@ -186,11 +186,15 @@ def test_sigterm_ends_a_batch_that_does_not_end(
     """The main thread is inside C for long and no handler runs: the process ends all the same."""
     monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.3)
 
+    begun, begin = os.pipe()
+
     def stuck(stops: StopSignals) -> None:
         stops.announce = lambda: "a shard is in hand"
+        os.write(begin, b"1")
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 
     child = in_child(stuck)
+    os.read(begun, 1)
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 143
     assert "alignkd: stopped by SIGTERM; run the same command again to go on" in capfd.readouterr().err

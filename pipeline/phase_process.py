@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
 
 def run_alignkd(arguments: Sequence[str], as_json: bool, launcher: Sequence[str] = ()) -> Any:
     """The command's report with `as_json`, else None. Where it fails, this process ends with its exit code.
@@ -45,18 +43,14 @@ def _module_starter(launcher: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Ctrl-C reaches the child from the terminal, as it does us: only wait. SIGTERM comes to us alone: pass it on.
-
-    So do the signals of batch systems and of a closed terminal, unless this process was started to ignore them.
-    """
+    """Ctrl-C reaches the child from the terminal, as it does us: only wait. SIGTERM comes to us alone: pass it on."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    heard = [number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        **{number: signal.signal(number, pass_on) for number in heard},
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
     }
     try:
         yield

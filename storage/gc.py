@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from storage.byte_files import LocalFiles, as_location
-from storage.commits import COMMITS, SHARDS, committed_shards, load_heads
+from storage.commits import SHARDS, WRITTEN, committed_shards, load_heads
 from storage.files import TEMPORARY_PREFIX, locked_if_free, remove
 from storage.manifest import read_manifest
 
@@ -59,7 +59,7 @@ def _local(store: Path, older_than: float, dry_run: bool) -> Iterator[Leftover]:
     named = _named(store)
     yield from (_handle(store, path, "temporary", older_than, dry_run) for path in _temporary(store))
     for path in folders:
-        if f"{SHARDS}/{path.name}" not in named and path.exists():
+        if f"{SHARDS}/{path.name}" not in named and WRITTEN.fullmatch(path.name) and path.exists():
             yield _handle(store, path, "folder", older_than, dry_run)
 
 
@@ -71,7 +71,7 @@ def _handle(
         state: Literal["removed", "found", "in use", "young"] = "found"
         if lock is None:
             state = "in use"
-        elif kind == "folder" and (store / COMMITS / f"{path.name}.json").exists():
+        elif kind == "folder" and f"{SHARDS}/{path.name}" in _named(store, int(path.name.partition("-")[0])):
             state = "in use"  # committed since the listing; its writer has just let go
         elif age < older_than:
             state = "young"
@@ -83,11 +83,12 @@ def _handle(
     )
 
 
-def _named(store: Path) -> set[str]:
-    """Folders that commit records name."""
+def _named(store: Path, shard: int | None = None) -> set[str]:
+    """Folders that commit records name; `shard` looks at its record alone."""
     files = LocalFiles(store)
     manifest_hash = read_manifest(files).manifest_hash()
-    return {head.path for head, _ in load_heads(files, committed_shards(files), manifest_hash)}
+    shards = [number for number in committed_shards(files) if shard in (None, number)]
+    return {head.path for head, _ in load_heads(files, shards, manifest_hash)}
 
 
 def _temporary(store: Path) -> list[Path]:

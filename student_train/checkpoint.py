@@ -28,6 +28,8 @@ from student_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
+# settings that checkpoints of earlier versions do not state
+NOT_OF_OLD_CHECKPOINTS = {"num_records"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
     """Refuse to continue a run under other settings; TrainError names each with both values."""
     differing = [
         f"{name} was {found.get(name)}, is {asked.get(name)}"
-        for name in sorted({*found, *asked})
+        for name in sorted({*found, *asked} - (NOT_OF_OLD_CHECKPOINTS - {*found}))
         if found.get(name) != asked.get(name)
     ]
     if differing:

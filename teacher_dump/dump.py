@@ -5,6 +5,7 @@ Threads of `Preparation` are a window ahead, the main thread feeds the device, `
 
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from storage.errors import StoreError
 from storage.manifest import load_manifest
@@ -16,20 +17,23 @@ from teacher_dump.capture import Capture
 from teacher_dump.fingerprint import make_manifest
 from teacher_dump.job import DumpJob, DumpResult
 from teacher_dump.memory_faults import in_halves
-from teacher_dump.preparation import PlannedWindow, Preparation, Prepared, Unusable, Window
+from teacher_dump.preparation import DoesNotFitError, PlannedWindow, Preparation, Prepared, Unusable, Window
+from teacher_dump.retry import may_be_retried, shards_to_retry
 from teacher_dump.sanity import check_teacher
 from teacher_dump.sanity_report import SanityFinding
 from teacher_dump.shard_thread import Done, Finished, Outcome, ShardThread
 from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import ConversationFile
-from vlm.errors import InputError, SampleError
+from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
 from vlm.model import MobileVLM
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
     """Write every shard of the plan that is not committed yet, as far as `job.control` gives them.
+
+    With `job.retry_unusable` also committed ones again, of which more samples are usable now.
 
     Args:
         model: the teacher of `job`, if the caller has loaded it already.
@@ -56,6 +60,8 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
     store = StoreWriter(job.store.path, manifest, attachments=attachments)
     del attachments  # hundreds of megabytes, where a stem or lm_head is among them
     run = _Run(job, builder, samples, store)
+    if job.retry_unusable:
+        run.retry()
     with job.control.over(store) as shards:
         if store.pending_shards():
             run.write(model or load_teacher(job), shards)
@@ -104,6 +110,19 @@ class _Run:
                     writer.commit()
             writer.finish()
 
+    def retry(self) -> None:
+        """Take the shards for pending that list samples which can be prepared now."""
+        job = self.job
+        with Preparation(self.builder, job.images, job.teacher.data_workers, job.control.check) as preparation:
+            found = list(shards_to_retry(self.store, self.samples, preparation.prepare))
+        usable = sum(count for _, _, count in found)
+        shards = [shard for shard, _, count in found if count]
+        job.control.notice(
+            f"{usable} of {sum(listed for _, listed, _ in found)} unusable samples can be prepared now; "
+            f"{len(shards)} committed shards are done again"
+        )
+        self.store.redo(shards)
+
     def result(self, seconds: float) -> DumpResult:
         """What is in the store now, and what of it is this run's."""
         job, is_complete = self.job, not self.store.pending_shards()
@@ -120,6 +139,7 @@ class _Run:
             num_records=len(reader),
             written=self.written,
             quarantined=quarantined,
+            retryable=sum(may_be_retried(reason) for _, _, reason in quarantined),
             shards_written=self.shards_written,
             seconds=seconds,
             halved_batches=self.halved,
@@ -184,8 +204,8 @@ class _Run:
 
 
 def _does_not_fit(prepared: Prepared, model: MobileVLM) -> Unusable:
-    reason = SampleError(
-        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; lower data.max_tokens"
+    reason = DoesNotFitError(
+        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; free it or take a larger device"
     )
     return Unusable(place=prepared.place, sample=prepared.sample, reason=reason)
 
@@ -200,6 +220,16 @@ def _exists(job: DumpJob) -> bool:
 
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
-    if (job.images is None or not job.images.is_dir()) and any(sample.image for sample in samples):
-        found = "is missing" if job.images is None else f"is {job.images}, which is no folder"
+    folder = job.images
+    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.image for sample in samples):
+        found = "is missing"
+        if folder is not None:
+            found = f"is {folder}, which is {'an empty folder; is it mounted?' if folder.is_dir() else 'no folder'}"
         raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return next(folder.iterdir(), None) is None
+    except OSError:  # a folder that may be entered but not listed
+        return False

@@ -11,6 +11,7 @@ from vlm.errors import InputError, SampleError, one_line
 from vlm.json_index import beyond_limits
 from vlm.json_stream import JsonEntries, ReadProgress
 from vlm.json_window import WINDOW_BYTES
+from vlm.patience import patient
 from vlm.templates import TemplateName, Turn, template_fingerprint
 
 # One image as it is, several as a tuple of two or more.
@@ -184,11 +185,13 @@ def open_image(images: Path, image: str) -> BinaryIO:
         raise MissingImageError(f"{path}: image cannot be read ({error.strerror}); restore the file") from error
 
 
+@patient
 def read_image_bytes(images: Path, image: str) -> bytes:
     """The bytes of a sample's image file.
 
     Raises:
         SampleError: as `open_image`; MissingImageError also when reading fails.
+        TransientReadError: the file system does not answer, for about a minute.
     """
     with open_image(images, image) as stream:
         try:

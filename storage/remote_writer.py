@@ -24,6 +24,7 @@ from storage.commits import (
     commit_name,
     load_commit,
 )
+from storage.droppings import is_dropping
 from storage.errors import StoreError, disk_errors
 from storage.files import remove_leftovers
 from storage.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, check_same_manifest, read_manifest
@@ -117,8 +118,8 @@ class RemoteShardWriter(ShardWriter):
 def _create(objects: S3Store, files: S3Files, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
     """Bring attachments and manifest into the bucket, in this order, or check those that are there."""
     if objects.size(FILE_NAME) is None:
-        foreign = sorted(set(objects.names("")) - {SHARDS, COMMITS, ATTACHMENTS, FILE_NAME})
-        if foreign:
+        found = set(objects.names("")) - {SHARDS, COMMITS, ATTACHMENTS, FILE_NAME}
+        if foreign := sorted(name for name in found if not is_dropping(name)):
             raise StoreError(
                 f"{files.location} holds {foreign[0]!r} but no {FILE_NAME}, so it is no store; choose another prefix"
             )

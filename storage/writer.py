@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from storage.attachments import ATTACHMENTS, write_attachments
 from storage.byte_files import LocalFiles, StoreFiles, as_location
 from storage.commits import COMMITS, SHARDS, commit_name, committed_shards, load_commit
+from storage.droppings import is_dropping
 from storage.errors import StoreError, disk_errors
 from storage.files import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
 from storage.manifest import FILE_NAME, Manifest, check_same_manifest, load_manifest
@@ -123,6 +124,7 @@ def _create(path: Path, manifest: Manifest, attachments: Mapping[str, Path | byt
             for entry in path.iterdir()
             if entry.name not in (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME)
             and not entry.name.startswith(TEMPORARY_PREFIX)
+            and not is_dropping(entry.name)
         ]
         if foreign:
             raise StoreError(

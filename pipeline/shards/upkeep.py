@@ -35,7 +35,8 @@ class Age(click.ParamType[float]):
 @json_option
 @clean_errors
 def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
-    """Remove what dead writers left in STORE: temporary files, shard folders without a commit record.
+    """Remove what dead writers left in STORE (temporary files, shard folders without a commit record), and what
+    desktops, file servers and editors leave in every folder (.DS_Store, ._*, Thumbs.db, .nfs*, *~ and their like).
 
     What a live writer holds is never touched, and committed shards are not. Everything removed is listed.
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.attachments import ATTACHMENTS, attachment_path, attachments_of
+from storage.byte_files import check_location
 from storage.checksum import file_sha256
 from storage.commits import (
     COMMITS,
@@ -28,7 +29,7 @@ from storage.droppings import is_dropping
 from storage.errors import StoreError, disk_errors
 from storage.files import remove_leftovers
 from storage.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, check_same_manifest, read_manifest
-from storage.object_store import AbsentError, parse_location
+from storage.object_store import AbsentError
 from storage.order import shard_plan
 from storage.record_codec import RecordCodec
 from storage.remote_files import S3Files
@@ -61,8 +62,7 @@ class RemoteStoreWriter(StoreWriter):
         """
         manifest.check_writable()
         settings = settings or settings_from_environment()
-        if parse_location(str(path)).scheme != "s3":
-            raise StoreError(f"store {path}: can only be read; write to a folder or to s3://BUCKET/PREFIX")
+        check_location(path, writing=True)
         self.objects = S3Store(str(path), settings)
         self.files = S3Files(self.objects, settings)
         self._redone = {}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from storage.byte_files import check_location
 from storage.errors import StoreError
 from storage.manifest import load_manifest
 from storage.reader import StoreReader
@@ -27,6 +28,7 @@ from vlm.config import load_config
 from vlm.conversations import ConversationFile
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
+from vlm.memory_faults import may_be_out_of_memory, memory_line
 from vlm.model import MobileVLM
 
 
@@ -39,10 +41,24 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
         model: the teacher of `job`, if the caller has loaded it already.
 
     Raises:
-        InputError: unusable data, checkpoint or teacher, or too many unusable samples.
+        InputError: unusable data, checkpoint or teacher, too many unusable samples, or no memory left.
         StoreError: the store was made with other settings, or cannot be written.
     """
+    try:
+        return _dump(job, model)
+    except (RuntimeError, MemoryError) as error:
+        if not may_be_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{memory_line(error)}; free memory, lower teacher.token_budget (now {job.teacher.token_budget}), "
+            f"teacher.batch or teacher.window, or set teacher.quantization (now {job.teacher.quantization}); "
+            "`alignkd plan CONFIG` shows what fits"
+        ) from error
+
+
+def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     started = time.monotonic()
+    check_location(job.store.path, writing=True)
     samples = ConversationFile(job.conversations)
     if not len(samples):
         raise InputError(f"{job.conversations}: no conversations in it; give a file with at least one")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from storage.byte_files import LocalFiles, as_location
+from storage.byte_files import LocalFiles, as_location, check_location
 from storage.commits import SHARDS, WRITTEN, committed_shards, load_heads
 from storage.droppings import removable_droppings
 from storage.files import TEMPORARY_PREFIX, locked_if_free, remove
@@ -51,6 +51,7 @@ def collect_garbage(location: Path | str, *, older_than: float | None = None, dr
         StoreError: no store, or a commit record that cannot be read: nothing is removed then.
     """
     place = as_location(location)
+    check_location(place)
     if isinstance(place, str):
         return _distant(place, DISTANT_AGE_SECONDS if older_than is None else older_than, dry_run)
     return list(_local(place, older_than or 0.0, dry_run))

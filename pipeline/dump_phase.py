@@ -31,17 +31,18 @@ class DumpEnd:
     interrupted_by: int
 
 
-def run_dump(config: RunConfig, worker: str | None = None) -> DumpEnd:
+def run_dump(config: RunConfig, worker: str | None = None, *, retry_unusable: bool = False) -> DumpEnd:
     """Phase 1.
 
     Args:
         worker: `RANK/COUNT`; None takes it from the launcher's environment, or is alone.
+        retry_unusable: also do shards again whose unusable samples can be read by now.
 
     Raises:
         DumpStopped: a signal made it give up the shard in hand.
     """
     which = worker_of(os.environ, worker)
-    job = config.dump_job()
+    job = replace(config.dump_job(), retry_unusable=retry_unusable)
     # disable=None: quiet when stderr is not a terminal
     with StopSignals() as stops, tqdm(desc=_bar_name(which), unit="sample", disable=None) as bar:
 

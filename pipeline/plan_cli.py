@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.interrupts import ends_on_interrupt
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)B?", re.IGNORECASE)
 
@@ -57,7 +58,8 @@ def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None
     from pipeline.plan_stages import plan_stages, summary
 
     options["probe"] = options["probe"] or 0
-    plans = plan_stages(config, stage, PlanOptions(**options))
+    with ends_on_interrupt():
+        plans = plan_stages(config, stage, PlanOptions(**options))
     if as_json:
         print_json(plans[0].to_json() if len(plans) == 1 else summary(plans))
         return

@@ -53,7 +53,8 @@ def run_probe(config: RunConfig, num_samples: int) -> Probe:
     device = config.teacher.torch_device
     ended: list[float] = []
     control = DumpControl(progress=lambda status: ended.append(time.monotonic()))
-    with tempfile.TemporaryDirectory(prefix="alignkd-probe-") as folder:
+    # a dump that is cut off may still write a moment longer
+    with tempfile.TemporaryDirectory(prefix="alignkd-probe-", ignore_cleanup_errors=True) as folder:
         data = _some_samples(config, num_samples, Path(folder) / "probe.jsonl")
         store = config.store.model_copy(update={"path": Path(folder) / "store", "max_errors": None})
         teacher = config.teacher.model_copy(update={"sanity": "off"})

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.plan import Plan, PlanOptions, make_plan, shapes_of_student
 from pipeline.plan_models import ModelShapes
 from pipeline.recipes import load_stages
+from storage.byte_files import check_location
 
 
 def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan]:
@@ -14,9 +15,12 @@ def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan
 
     Raises:
         InputError: what the file, the data or the checkpoints lack.
+        StoreError: a store where none can be written.
     """
     if only is not None:
         load_stages(path, "plan", only=only)  # says so when there is none of that name
+    for stage in load_stages(path, "plan"):
+        check_location(stage.config.store.path, writing=True)
     plans = []
     before: ModelShapes | None = None
     for stage in load_stages(path, "plan"):

@@ -2,6 +2,7 @@
 
 import click
 
+from pipeline.interrupts import ends_on_interrupt
 from pipeline.shards.copying import convert, merge
 from pipeline.shards.diff import diff
 from pipeline.shards.export import export
@@ -13,8 +14,10 @@ from pipeline.shards.verify import verify
 
 
 @click.group()
-def shards() -> None:
+@click.pass_context
+def shards(context: click.Context) -> None:
     """Inspect, compare, convert and repair stores."""
+    context.with_resource(ends_on_interrupt())
 
 
 for command in (ls, show, stats, verify, diff, convert, export, merge, gc, index):

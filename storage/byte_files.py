@@ -5,6 +5,7 @@ a location with another scheme is opened by the module that `_SCHEMES` names, im
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,28 @@ _SCHEMES: dict[str, str] = {
     "http": "storage.remote_files",
     "https": "storage.remote_files",
 }
+
+
+_WRITTEN = ("s3",)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
+# of other tools: a path that begins so is one of their URLs that has lost a slash
+_ELSEWHERE = (
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "wasb",
+    "wasbs",
+    "hdfs",
+    "oss",
+    "hf",
+    "ftp",
+    "sftp",
+    "file",
+    *_SCHEMES,
+)
+_PLACES = "a folder, s3://BUCKET/PREFIX or, to read only, http(s)://HOST/PATH; mount or copy the place to a folder"
 
 
 class ByteFile(Protocol):
@@ -118,17 +141,35 @@ def open_files(location: "Path | str | StoreFiles") -> StoreFiles:
     """
     if isinstance(location, Path):
         location = as_location(location)
+    if not isinstance(location, Path | str):
+        return location
+    check_location(location)
     if isinstance(location, Path):
         return LocalFiles(location)
-    if not isinstance(location, str):
-        return location
     scheme, separator, _ = location.partition("://")
     if not separator:
         return LocalFiles(Path(location))
-    if scheme not in _SCHEMES:
-        raise StoreError(f"{location}: scheme is {scheme}, expected a folder or one of {', '.join(_SCHEMES)}")
     files: StoreFiles = import_module(_SCHEMES[scheme]).open_location(location)
     return files
+
+
+def check_location(location: Path | str, *, writing: bool = False) -> None:
+    """Refuse a place where no store can be, before anything is loaded for it; nothing is asked over the network.
+
+    Args:
+        writing: the store is to be written.
+
+    Raises:
+        StoreError: a scheme that nobody implements, or one that is only read.
+    """
+    scheme, separator, rest = str(location).partition(":/")
+    if not separator or not _SCHEME.fullmatch(scheme) or not (rest.startswith("/") or scheme in _ELSEWHERE):
+        return
+    host = re.split(r"[?#]", rest.lstrip("/").rpartition("@")[2])[0]  # without a password or a token
+    if scheme not in _SCHEMES:
+        raise StoreError(f"store {scheme}://{host}: scheme is {scheme}, expected {_PLACES}")
+    if writing and scheme not in _WRITTEN:
+        raise StoreError(f"store {scheme}://{host}: can only be read; write to a folder or to s3://BUCKET/PREFIX")
 
 
 def as_location(path: Path | str) -> Path | str:

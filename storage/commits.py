@@ -21,6 +21,8 @@ SHARDS = "shards"
 MAX_COMMIT_BYTES = 16 << 20
 MAX_SIZE = 2**62
 
+# names that writers give to folders of shards; no other folder is a leftover of theirs
+WRITTEN = re.compile(r"\d{8,}(-[0-9a-f-]{1,90})?")
 _FOLDER = re.compile(r"[0-9a-f-]{1,100}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

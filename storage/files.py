@@ -150,6 +150,24 @@ def copy_exclusively(path: Path, source: Path | bytes, temporary: Path) -> bool:
     return True
 
 
+def replace_durably(path: Path, data: bytes, temporary: Path) -> None:
+    """Put a complete, durable file in the place of another: at every moment one of them stands there whole.
+
+    `temporary` is a folder on the same file system.
+    """
+    draft, lock = make_draft(temporary, path.stem)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+        lock.release()
+    fsync_path(path.parent)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
     if path.is_dir():

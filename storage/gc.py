@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from storage.byte_files import LocalFiles, as_location
-from storage.commits import COMMITS, SHARDS, committed_shards, load_heads
+from storage.byte_files import LocalFiles, as_location, check_location
+from storage.commits import SHARDS, WRITTEN, committed_shards, load_heads
+from storage.droppings import removable_droppings
 from storage.files import TEMPORARY_PREFIX, locked_if_free, remove
 from storage.manifest import read_manifest
+from storage.verify_files import local_droppings
 
 DISTANT_AGE_SECONDS = 24 * 3600.0
 
@@ -19,13 +21,14 @@ class Leftover:
     """One thing in a store that belongs to no commit.
 
     Attributes:
-        kind: `temporary` file or folder of a writer, shard `folder` without a commit record, `upload` never completed.
+        kind: `temporary` file or folder of a writer, shard `folder` without a commit record, `upload` never completed,
+            `foreign` file or folder of a desktop, a file server or an editor (`storage.droppings`).
         path: relative to the store.
         age_seconds: since anything in it was last written.
         state: `removed`, `found` (dry run), `in use` by a live writer, or too `young`.
     """
 
-    kind: Literal["temporary", "folder", "upload"]
+    kind: Literal["temporary", "folder", "upload", "foreign"]
     path: str
     num_bytes: int
     age_seconds: float
@@ -48,30 +51,36 @@ def collect_garbage(location: Path | str, *, older_than: float | None = None, dr
         StoreError: no store, or a commit record that cannot be read: nothing is removed then.
     """
     place = as_location(location)
+    check_location(place)
     if isinstance(place, str):
         return _distant(place, DISTANT_AGE_SECONDS if older_than is None else older_than, dry_run)
     return list(_local(place, older_than or 0.0, dry_run))
 
 
 def _local(store: Path, older_than: float, dry_run: bool) -> Iterator[Leftover]:
-    """Folders are listed before commit records are read: what is committed in between is then known as such."""
+    """Leftovers, then droppings.
+
+    Folders are listed before commit records are read: what is committed in between is then known as such.
+    """
     folders = [path for path in _entries(store / SHARDS) if path.is_dir()]
     named = _named(store)
     yield from (_handle(store, path, "temporary", older_than, dry_run) for path in _temporary(store))
     for path in folders:
-        if f"{SHARDS}/{path.name}" not in named and path.exists():
+        if f"{SHARDS}/{path.name}" not in named and WRITTEN.fullmatch(path.name) and path.exists():
             yield _handle(store, path, "folder", older_than, dry_run)
+    for name in removable_droppings(local_droppings(store)):
+        yield _handle(store, store / name, "foreign", older_than, dry_run)
 
 
 def _handle(
-    store: Path, path: Path, kind: Literal["temporary", "folder"], older_than: float, dry_run: bool
+    store: Path, path: Path, kind: Literal["temporary", "folder", "foreign"], older_than: float, dry_run: bool
 ) -> Leftover:
     num_bytes, age = _size_and_age(path)
     with locked_if_free(path) as lock:
         state: Literal["removed", "found", "in use", "young"] = "found"
         if lock is None:
             state = "in use"
-        elif kind == "folder" and (store / COMMITS / f"{path.name}.json").exists():
+        elif kind == "folder" and f"{SHARDS}/{path.name}" in _named(store, int(path.name.partition("-")[0])):
             state = "in use"  # committed since the listing; its writer has just let go
         elif age < older_than:
             state = "young"
@@ -83,11 +92,12 @@ def _handle(
     )
 
 
-def _named(store: Path) -> set[str]:
-    """Folders that commit records name."""
+def _named(store: Path, shard: int | None = None) -> set[str]:
+    """Folders that commit records name; `shard` looks at its record alone."""
     files = LocalFiles(store)
     manifest_hash = read_manifest(files).manifest_hash()
-    return {head.path for head, _ in load_heads(files, committed_shards(files), manifest_hash)}
+    shards = [number for number in committed_shards(files) if shard in (None, number)]
+    return {head.path for head, _ in load_heads(files, shards, manifest_hash)}
 
 
 def _temporary(store: Path) -> list[Path]:

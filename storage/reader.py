@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from storage.attachments import verified_attachment
 from storage.backend import Verified, get_backend
 from storage.byte_files import LocalFiles, StoreFiles, open_files
+from storage.checksum import crc32c
 from storage.commits import (
     CommitHead,
     CommitRecord,
@@ -90,7 +91,7 @@ class StoreReader:
                 "run `alignkd dump` again"
             )
         self.commits = CommitLog(self.files, found, self.manifest.manifest_hash())
-        heads = self._checked_heads()
+        heads, self._identities = self._checked_heads()
         self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
         self._codec = RecordCodec(self.manifest)
         self._starts = [0, *accumulate(head.num_records for head in heads)]
@@ -125,7 +126,7 @@ class StoreReader:
         except CorruptStoreError:
             # a distant store's local copies may be what is damaged
             self._shards.drop(place)
-            if not self.files.refresh(self.commits[place].path):
+            if not self.files.refresh(self._commit(place).path):
                 raise
         return self._record(place, position - self._starts[place])
 
@@ -238,7 +239,8 @@ class StoreReader:
 
     def _all_shards(self) -> Iterator[OpenShard]:
         """Every shard once, opened apart from those in use; each closes when the next one comes."""
-        return (OpenShard(self.files, self.manifest, self._codec, commit) for commit in self.commits)
+        places = range(len(self.commits))
+        return (OpenShard(self.files, self.manifest, self._codec, self._commit(place)) for place in places)
 
     def _shard_cache(self) -> ShardCache:
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -248,20 +250,31 @@ class StoreReader:
 
     def _open_shard(self, place: int) -> OpenShard:
         verified: Verified = self._verified.get(place, {})
-        shard = OpenShard(self.files, self.manifest, self._codec, self.commits[place], verified if self._once else None)
-        if len(shard) != self._starts[place + 1] - self._starts[place]:
-            raise CorruptStoreError(
-                f"store {self.files.location}, shard {shard.commit.shard}: was replaced; open it anew"
-            )
+        commit = self._commit(place)
+        shard = OpenShard(self.files, self.manifest, self._codec, commit, verified if self._once else None)
         if place not in self._verified:
             shard.source.check_descriptions()
             self._verified[place] = verified
         return shard
 
-    def _checked_heads(self) -> list[CommitHead]:
-        """Few shards at a time are in memory whole."""
+    def _commit(self, place: int) -> CommitRecord:
+        """The commit record of a shard, which is loaded when asked for: it must be the one that was there at first.
+
+        Raises:
+            StoreError: it is another one, so that lengths, ids and order of this reader are not the shard's.
+        """
+        commit = self.commits[place]
+        if _identity(commit) != self._identities[place]:
+            raise StoreError(
+                f"store {self.files.location}, shard {commit.shard}: was done again since this process opened the "
+                "store; run the same command again"
+            )
+        return commit
+
+    def _checked_heads(self) -> tuple[list[CommitHead], list[int]]:
+        """The head of each commit record, and what tells it from another; few are in memory whole at a time."""
         commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
-        heads: list[CommitHead] = []
+        heads: list[tuple[CommitHead, int]] = []
         slow = 0  # in a row: a busy machine is slow now and then
         for commit in commits:
             started = time.monotonic()
@@ -272,9 +285,9 @@ class StoreReader:
         with ThreadPoolExecutor(STAT_THREADS) as pool:
             while some := list(islice(commits, STAT_BATCH)):
                 heads += pool.map(self._checked_head, some)
-        return heads
+        return [head for head, _ in heads], [identity for _, identity in heads]
 
-    def _checked_head(self, commit: CommitRecord) -> CommitHead:
+    def _checked_head(self, commit: CommitRecord) -> tuple[CommitHead, int]:
         where = f"store {self.files.location}, shard {commit.shard}"
         planned = self.manifest.planned_size(commit.shard)
         held = commit.num_records + len(commit.quarantined)
@@ -287,7 +300,12 @@ class StoreReader:
             raise CorruptStoreError(
                 f"{where}: {problems[0]}; restore it from a copy, or delete its commit record and dump again"
             )
-        return commit.head()
+        return commit.head(), _identity(commit)
+
+
+def _identity(commit: CommitRecord) -> int:
+    """Differs between two commits of a shard; small, because there are as many as shards."""
+    return crc32c(" ".join([commit.folder, *(entry.sha256 for entry in commit.files)]).encode())
 
 
 class CommitLog(Sequence[CommitRecord]):

@@ -10,9 +10,11 @@ import numpy as np
 from pydantic import ByteSize
 
 from storage.commits import SHARDS, CommitRecord, FileEntry
+from storage.droppings import is_dropping
 from storage.errors import RemoteError, StoreError, disk_errors
 from storage.files import make_temporary_folder, remove, remove_leftovers
 from storage.remote_files import RemoteFiles
+from storage.shard_check import FOREIGN
 
 READ_THREADS = 4
 PIECE_BYTES = 4 << 20
@@ -77,8 +79,12 @@ class RemoteChecks:
         known = {f"{commit.path}/{entry.path}" for entry in commit.files}
         foreign = sorted((self._listed or {}).get(commit.path, {}).keys() - known)
         return [problem for problem in problems if problem] + [
-            f"{self.files.label(path)}: is not part of the committed shard" for path in foreign
+            f"{self.files.label(path)}: {FOREIGN}" for path in foreign if not is_dropping(path)
         ]
+
+    def droppings(self) -> list[str]:
+        """Paths of what observers left, where the store can be listed."""
+        return sorted(path for path in self.files.sizes_below("") or () if is_dropping(path))
 
     @property
     def limits(self) -> Sequence[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from storage.commits import SHARDS, committed_shards, load_heads
+from storage.commits import SHARDS, WRITTEN, committed_shards, load_heads
+from storage.droppings import is_dropping, removable_droppings
 from storage.errors import StoreError
 from storage.manifest import read_manifest
 from storage.object_store import AbsentError, parse_location
@@ -23,14 +24,15 @@ class RemoteLeftover:
     """One removable thing.
 
     Attributes:
-        kind: a `folder` of objects, or a multipart `upload` whose parts are stored but no object.
+        kind: a `folder` of objects, a multipart `upload` whose parts are stored but no object, or a `foreign` object of
+            a desktop, a file server or an editor (`storage.droppings`).
         path: relative to the store.
         num_bytes: 0 for an upload, whose parts are not counted.
         age_seconds: since its youngest object was written, or the upload begun, by the service's clock.
         upload_id: of an upload.
     """
 
-    kind: Literal["folder", "upload"]
+    kind: Literal["folder", "upload", "foreign"]
     path: str
     num_bytes: int
     age_seconds: float
@@ -38,7 +40,7 @@ class RemoteLeftover:
 
 
 def remote_leftovers(location: str, settings: RemoteSettings | None = None) -> list[RemoteLeftover]:
-    """Everything below `shards/` that no commit record names, by path.
+    """Everything below `shards/` that no commit record names, and droppings anywhere, by path.
 
     Commit records are read after the listing, so that a shard committed meanwhile is not taken for a leftover.
 
@@ -53,7 +55,8 @@ def remote_leftovers(location: str, settings: RemoteSettings | None = None) -> l
     manifest_hash = read_manifest(files).manifest_hash()
     named = {head.path for head, _ in load_heads(files, committed_shards(files), manifest_hash)}
     return sorted(
-        [left for left in folders if left.path not in named] + uploads, key=lambda left: (left.path, left.kind)
+        [left for left in folders if left.path not in named] + uploads + _droppings(objects),
+        key=lambda left: (left.path, left.kind),
     )
 
 
@@ -66,6 +69,8 @@ def remove_remote_leftovers(
         if left.upload_id is not None:
             with suppress(AbsentError):
                 objects.send(left.path, "abort_multipart_upload", **objects.key(left.path), UploadId=left.upload_id)
+        elif left.kind == "foreign":
+            objects.delete([left.path])
         else:
             objects.delete([entry.path for entry in objects.listed(left.path)])
 
@@ -81,6 +86,8 @@ def _folders(objects: S3Store) -> list[RemoteLeftover]:
     found: dict[str, RemoteLeftover] = {}
     for entry in objects.listed(SHARDS):
         folder = "/".join(entry.path.split("/")[:2])
+        if not WRITTEN.fullmatch(folder.rpartition("/")[2]) or is_dropping(entry.path):
+            continue
         before = found.get(folder)
         age = (now - entry.modified).total_seconds()
         found[folder] = RemoteLeftover(
@@ -90,6 +97,21 @@ def _folders(objects: S3Store) -> list[RemoteLeftover]:
             age_seconds=min(age, before.age_seconds) if before else age,
         )
     return list(found.values())
+
+
+def _droppings(objects: S3Store) -> list[RemoteLeftover]:
+    """Objects, one by one: a bucket has no folders."""
+    now = datetime.now(UTC)
+    return [
+        RemoteLeftover(
+            kind="foreign",
+            path=entry.path,
+            num_bytes=entry.num_bytes,
+            age_seconds=(now - entry.modified).total_seconds(),
+        )
+        for entry in objects.listed("")
+        if removable_droppings([entry.path])
+    ]
 
 
 def _uploads(objects: S3Store) -> Iterable[RemoteLeftover]:

@@ -79,8 +79,13 @@ def put_and_look(store: S3Store, path: str, data: bytes) -> bool:
     """As `put_if_absent` for services without conditional writes: look, put, look again; the last writer wins."""
     with suppress(AbsentError):
         return store.get(path, max(len(data), 1 << 24)) == data
-    store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data))
+    put(store, path, data)
     return store.get(path, max(len(data), 1 << 24)) == data
+
+
+def put(store: S3Store, path: str, data: bytes) -> None:
+    """Write a small object, in place of what may be there; the service does it in one step."""
+    store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data))
 
 
 def remote_sha256(store: S3Store, path: str, size: int) -> str:

@@ -7,16 +7,15 @@ readers never look at and `gc` removes (`remote_leftovers`).
 """
 
 import tempfile
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.attachments import ATTACHMENTS, attachment_path, attachments_of
+from storage.byte_files import check_location
 from storage.checksum import file_sha256
 from storage.commits import (
     COMMITS,
@@ -24,20 +23,20 @@ from storage.commits import (
     CommitRecord,
     FileEntry,
     commit_name,
-    committed_shards,
     load_commit,
-    shard_name,
 )
+from storage.droppings import is_dropping
 from storage.errors import StoreError, disk_errors
 from storage.files import remove_leftovers
 from storage.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, check_same_manifest, read_manifest
-from storage.object_store import AbsentError, parse_location
+from storage.object_store import AbsentError
 from storage.order import shard_plan
 from storage.record_codec import RecordCodec
 from storage.remote_files import S3Files
 from storage.remote_s3 import S3Store, UnsupportedError
 from storage.remote_settings import RemoteSettings, settings_from_environment
-from storage.remote_upload import Upload, keeps_existing, put_and_look, put_if_absent, remote_sha256, upload_all
+from storage.remote_upload import Upload, keeps_existing, put, put_and_look, put_if_absent, remote_sha256, upload_all
+from storage.replace import successor
 from storage.sealed_json import seal
 from storage.shard_writer import ShardWriter
 from storage.writer import StoreWriter
@@ -63,10 +62,10 @@ class RemoteStoreWriter(StoreWriter):
         """
         manifest.check_writable()
         settings = settings or settings_from_environment()
-        if parse_location(str(path)).scheme != "s3":
-            raise StoreError(f"store {path}: can only be read; write to a folder or to s3://BUCKET/PREFIX")
+        check_location(path, writing=True)
         self.objects = S3Store(str(path), settings)
         self.files = S3Files(self.objects, settings)
+        self._redone = {}
         self.path, self.manifest = self.objects.location, manifest  # type: ignore[assignment]  # a URL is no Path
         self.staging = settings.staging_folder
         with disk_errors(f"staging folder {self.staging}"):
@@ -78,27 +77,21 @@ class RemoteStoreWriter(StoreWriter):
         self.codec = RecordCodec(manifest)
         self._plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
 
-    def pending_shards(self) -> list[int]:
-        return sorted(set(range(len(self._plan))) - set(committed_shards(self.files)))
-
     def open_shard(self, shard: int) -> "RemoteShardWriter":
-        planned = self.planned_samples(shard)
-        if self.objects.size(commit_name(shard)) is not None:
-            raise StoreError(f"shard {shard} of store {self.files.location} is committed already; take a pending one")
-        return RemoteShardWriter(self, shard, planned)
+        return RemoteShardWriter(self, shard, self.planned_samples(shard), replaces=self._replaces(shard))
 
 
 class RemoteShardWriter(ShardWriter):
     """A shard that is completed in the staging folder and published by uploading."""
 
-    def __init__(self, writer: RemoteStoreWriter, shard: int, planned: NDArray[np.int64]) -> None:
-        super().__init__(writer.staging, writer.codec, shard, planned)
+    def __init__(self, writer: RemoteStoreWriter, shard: int, planned: NDArray[np.int64], *, replaces: bool) -> None:
+        super().__init__(writer.staging, writer.codec, shard, planned, replaces=replaces)
         self._name = f"shard {shard} of store {writer.files.location}"
         self._writer = writer
 
     def _publish(self, commit: CommitRecord) -> CommitRecord:
         objects = self._writer.objects
-        ours = replace(commit, folder=f"{shard_name(self.shard)}-{uuid.uuid4().hex[:8]}")
+        ours = successor(commit)
         paths = [f"{ours.path}/{entry.path}" for entry in commit.files]
         try:
             upload_all(objects, [self._upload(path, entry) for path, entry in zip(paths, commit.files, strict=True)])
@@ -107,6 +100,9 @@ class RemoteShardWriter(ShardWriter):
             raise
         # from here on the record may stand even if an error says otherwise: then the upload stays
         record, name = seal(ours.document()), commit_name(self.shard)
+        if self.replaces:  # readers that have the predecessor open go on with its objects, until `gc`
+            put(objects, name, record)
+            return ours
         if self._writer.exclusive:
             if put_if_absent(objects, name, record):
                 return ours
@@ -122,8 +118,8 @@ class RemoteShardWriter(ShardWriter):
 def _create(objects: S3Store, files: S3Files, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
     """Bring attachments and manifest into the bucket, in this order, or check those that are there."""
     if objects.size(FILE_NAME) is None:
-        foreign = sorted(set(objects.names("")) - {SHARDS, COMMITS, ATTACHMENTS, FILE_NAME})
-        if foreign:
+        found = set(objects.names("")) - {SHARDS, COMMITS, ATTACHMENTS, FILE_NAME}
+        if foreign := sorted(name for name in found if not is_dropping(name)):
             raise StoreError(
                 f"{files.location} holds {foreign[0]!r} but no {FILE_NAME}, so it is no store; choose another prefix"
             )

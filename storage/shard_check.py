@@ -6,10 +6,12 @@ from pathlib import Path
 
 from storage.checksum import file_sha256
 from storage.commits import CommitRecord, missing_or_resized
+from storage.droppings import is_dropping
 from storage.errors import RemoteError, StoreError
 from storage.open_shard import OpenShard
 
 READ_THREADS = 4
+FOREIGN = "is not part of the committed shard; move it out of the store, or delete it if nobody needs it"
 
 
 def file_problems(store: Path, commit: CommitRecord, folder: str | None = None) -> list[str]:
@@ -31,10 +33,11 @@ def file_problems(store: Path, commit: CommitRecord, folder: str | None = None) 
 
 
 def foreign_files(place: Path, commit: CommitRecord) -> list[str]:
-    """Files in the shard's folder that it was not committed with, in words."""
+    """Files in the shard's folder that it was not committed with, but for droppings, in words."""
     listed = {place / entry.path for entry in commit.files}
-    foreign = sorted(path for path in place.rglob("*") if path.is_file() and path not in listed)
-    return [f"{path}: is not part of the committed shard" for path in foreign]
+    found = (path for path in place.rglob("*") if path.is_file() and path not in listed)
+    foreign = sorted(path for path in found if not is_dropping(path.relative_to(place).as_posix()))
+    return [f"{path}: {FOREIGN}" for path in foreign]
 
 
 def record_problems(shard: OpenShard, commit: CommitRecord, planned: Sequence[int]) -> list[str]:

@@ -15,13 +15,17 @@ from storage.errors import RecordError, StoreError, disk_errors
 from storage.files import make_temporary_folder, remove
 from storage.record import Record
 from storage.record_codec import NO_ROW, RecordCodec, Rows
+from storage.replace import publish_successor, successor
 
 
 class ShardWriter:
     """One shard being written: append every planned sample in order or quarantine it, then commit."""
 
-    def __init__(self, store: Path, codec: RecordCodec, shard: int, planned: NDArray[np.int64]) -> None:
-        self.store, self.codec, self.shard = store, codec, shard
+    def __init__(
+        self, store: Path, codec: RecordCodec, shard: int, planned: NDArray[np.int64], *, replaces: bool = False
+    ) -> None:
+        """`replaces`: the shard is committed already, and this one is to take its place."""
+        self.store, self.codec, self.shard, self.replaces = store, codec, shard, replaces
         self.manifest_hash = codec.manifest.manifest_hash()
         self._name = f"shard {shard} of store {store}"
         self.num_records = 0
@@ -112,6 +116,10 @@ class ShardWriter:
 
     def _publish(self, commit: CommitRecord) -> CommitRecord:
         """Make the verified shard part of the store; the record that stands there then."""
+        if self.replaces:
+            commit = successor(commit)
+            publish_successor(self.store, self.folder, commit)
+            return commit
         ours = publish(self.store, self.folder, commit)
         return commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
 

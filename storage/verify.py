@@ -11,6 +11,7 @@ from storage.attachments import attachment_path, attachments_of, verified_attach
 from storage.backend import get_backend
 from storage.byte_files import StoreFiles, open_files
 from storage.commits import CommitRecord, committed_shards, load_commit
+from storage.droppings import removable_droppings
 from storage.errors import RemoteError, StoreError
 from storage.manifest import Manifest, read_manifest
 from storage.open_shard import OpenShard
@@ -89,6 +90,7 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
         problems += [Problem(shard=commit.shard, message=message) for message in found]
         on_shard(commit)
     notes = list(checker.checks.limits) if deep else []
+    notes += _dropping_notes(files, checker.checks.droppings())
     if attachments_of(manifest) and not deep and not files.checks_sizes:
         notes.append("of attachments only the presence was looked at")
     return VerifyReport(
@@ -99,6 +101,15 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
         problems=problems,
         notes=notes,
     )
+
+
+def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
+    """One line, however many there are."""
+    if not paths:
+        return []
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    step = f"`alignkd shards gc {files.location}` removes them" if removable_droppings(paths) else "they do no harm"
+    return [f"left by a desktop, file server or editor, no part of the store: {files.label(paths[0])}{more}; {step}"]
 
 
 def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:

@@ -1,5 +1,6 @@
 """The files of a store for `verify`: where they are read from, and what can be wrong with those of a shard."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Protocol
 
 from storage.byte_files import LocalFiles, StoreFiles, open_files
 from storage.commits import CommitRecord, missing_or_resized
+from storage.droppings import is_dropping
 from storage.errors import StoreError
 from storage.shard_check import file_problems
 
@@ -42,6 +44,9 @@ class ShardChecks(Protocol):
     def contents(self, commit: CommitRecord) -> list[str]:
         """Files with another checksum, or that are not the shard's."""
 
+    def droppings(self) -> list[str]:
+        """Paths, relative to the store, of what observers left (`storage.droppings`)."""
+
 
 class _LocalChecks:
     limits: tuple[str, ...] = ()
@@ -54,6 +59,20 @@ class _LocalChecks:
 
     def contents(self, commit: CommitRecord) -> list[str]:
         return file_problems(self.store, commit)
+
+    def droppings(self) -> list[str]:
+        return local_droppings(self.store)
+
+
+def local_droppings(store: Path) -> list[str]:
+    """Paths of what observers left anywhere in a store's folder; a link is not followed."""
+    found = []
+    for folder, folders, files in os.walk(store):
+        where = Path(folder).relative_to(store)
+        left = [name for name in (*folders, *files) if is_dropping(name)]
+        found += [(where / name).as_posix() for name in left]
+        folders[:] = [name for name in folders if name not in left]
+    return sorted(found)
 
 
 def checks_of(files: StoreFiles) -> ShardChecks:

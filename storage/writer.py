@@ -8,7 +8,7 @@ for shard in writer.pending_shards():
         sink.commit()
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.attachments import ATTACHMENTS, write_attachments
-from storage.byte_files import as_location
-from storage.commits import COMMITS, SHARDS, commit_path, committed_shards
+from storage.byte_files import LocalFiles, StoreFiles, as_location
+from storage.commits import COMMITS, SHARDS, commit_name, committed_shards, load_commit
+from storage.droppings import is_dropping
 from storage.errors import StoreError, disk_errors
 from storage.files import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
 from storage.manifest import FILE_NAME, Manifest, check_same_manifest, load_manifest
@@ -58,6 +59,8 @@ class StoreWriter:
         """
         manifest.check_writable()
         self.path, self.manifest = Path(path), manifest
+        self.files: StoreFiles = LocalFiles(self.path)
+        self._redone: dict[int, str] = {}
         with disk_errors(f"store {self.path}"):
             _create(self.path, manifest, attachments or {})
             remove_leftovers(self.path)
@@ -65,8 +68,30 @@ class StoreWriter:
         self._plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
 
     def pending_shards(self) -> list[int]:
-        """Shards of the plan without a commit record, rising."""
-        return sorted(set(range(len(self._plan))) - set(committed_shards(self.path)))
+        """Shards of the plan that are to be written, rising: those without a commit record, and those of `redo`."""
+        committed = set(committed_shards(self.files))
+        return [shard for shard in range(len(self._plan)) if shard not in committed or self._is_to_redo(shard)]
+
+    def is_pending(self, shard: int) -> bool:
+        """Whether one shard is to be written, as things stand now."""
+        return self.files.size(commit_name(shard)) is None or self._is_to_redo(shard)
+
+    def redo(self, shards: Iterable[int]) -> None:
+        """Take committed shards for pending until somebody has done them again.
+
+        Until then readers see them as they are. One that was committed by somebody else since this call counts as done.
+
+        Raises:
+            StoreError: a commit record that is absent or cannot be right.
+        """
+        self._redone |= {shard: self._folder(shard) for shard in shards}
+
+    def _folder(self, shard: int) -> str:
+        return load_commit(self.files, shard, self.manifest.manifest_hash()).folder
+
+    def _is_to_redo(self, shard: int) -> bool:
+        """Whether a committed shard is one of `redo` and still the one that was to be done again."""
+        return shard in self._redone and self._folder(shard) == self._redone[shard]
 
     def planned_samples(self, shard: int) -> NDArray[np.int64]:
         """Data-set indices of a shard in the order in which they must be appended, int64 [samples]."""
@@ -81,9 +106,13 @@ class StoreWriter:
             StoreError: the shard is not in the plan, or committed already.
         """
         planned = self.planned_samples(shard)
-        if commit_path(self.path, shard).exists():
-            raise StoreError(f"shard {shard} of store {self.path} is committed already; take a pending one")
-        return ShardWriter(self.path, self.codec, shard, planned)
+        return ShardWriter(self.path, self.codec, shard, planned, replaces=self._replaces(shard))
+
+    def _replaces(self, shard: int) -> bool:
+        """Whether a shard to be written is committed; StoreError if it is not to be written."""
+        if not self.is_pending(shard):
+            raise StoreError(f"shard {shard} of store {self.files.location} is committed already; take a pending one")
+        return self.files.size(commit_name(shard)) is not None
 
 
 def _create(path: Path, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
@@ -95,6 +124,7 @@ def _create(path: Path, manifest: Manifest, attachments: Mapping[str, Path | byt
             for entry in path.iterdir()
             if entry.name not in (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME)
             and not entry.name.startswith(TEMPORARY_PREFIX)
+            and not is_dropping(entry.name)
         ]
         if foreign:
             raise StoreError(

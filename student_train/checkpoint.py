@@ -30,6 +30,8 @@ from vlm.tensor_file import save_tensors
 logger = logging.getLogger(__name__)
 STATE = "state.json"
 WEIGHTS = "weights"
+# settings that checkpoints of earlier versions do not state
+NOT_OF_OLD_CHECKPOINTS = {"num_records"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
     """Refuse to continue a run under other settings; TrainError names each with both values."""
     differing = [
         f"{name} was {found.get(name)}, is {asked.get(name)}"
-        for name in sorted({*found, *asked})
+        for name in sorted({*found, *asked} - (NOT_OF_OLD_CHECKPOINTS - {*found}))
         if found.get(name) != asked.get(name)
     ]
     if differing:

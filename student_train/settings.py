@@ -45,6 +45,7 @@ def deciding_settings(job: TrainJob, reader: StoreReader, ranks: Ranks) -> dict[
     config = job.train
     decided: dict[str, Any] = {
         "manifest_hash": reader.manifest.manifest_hash(),
+        "num_records": len(reader),  # shards may have been done again, with samples that were unusable before
         **ranks.from_first(starting_point(job) if ranks.is_first else None),
         "dtype": job.dtype,
         "global_batch": config.global_batch_size(ranks.world_size),

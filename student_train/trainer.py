@@ -27,6 +27,7 @@ from student_train.handoff_stream import closing_workers
 from student_train.interrupt import StopSignals
 from student_train.job import TrainJob, TrainResult
 from student_train.loader import micro_batches
+from student_train.memory_faults import naming_memory_settings
 from student_train.metrics import Metrics
 from student_train.objective import DistilledStudent
 from student_train.output import adapters_file, read_finished, student_folder
@@ -50,6 +51,7 @@ from vlm.teacher_head import LM_HEAD_FILE, read_lm_head
 logger = logging.getLogger(__name__)
 
 
+@naming_memory_settings
 def train(job: TrainJob) -> TrainResult:
     """Train a student from a store, or go on where an earlier call of the same job stopped.
 

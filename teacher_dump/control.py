@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from storage.byte_files import open_files
-from storage.commits import CommitRecord, commit_name
+from storage.commits import CommitRecord
 from storage.errors import StoreError
 from storage.writer import StoreWriter
 from teacher_dump.status import StatusPlace, WorkerStatus, status_place
@@ -116,8 +115,7 @@ class DumpControl:
             self.stops.announce = None
 
     def _shards(self, store: StoreWriter) -> Iterator[int]:
-        files = open_files(store.path)
-        is_committed = lambda shard: files.size(commit_name(shard)) is not None  # noqa: E731
+        is_committed = lambda shard: not store.is_pending(shard)  # noqa: E731
         self.began = time.monotonic()
         self._rate = _Rate()
         for shard in shards_to_write(self.worker, self._place, store.pending_shards, is_committed):

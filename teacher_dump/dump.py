@@ -5,8 +5,10 @@ Threads of `Preparation` are a window ahead, the main thread feeds the device, `
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from disk.next_step import tried
+from storage.byte_files import check_location
 from storage.errors import StoreError
 from storage.manifest import load_manifest
 from storage.reader import StoreReader
@@ -17,7 +19,8 @@ from teacher_dump.capture import Capture
 from teacher_dump.fingerprint import make_manifest
 from teacher_dump.job import DumpJob, DumpResult
 from teacher_dump.memory_faults import in_halves
-from teacher_dump.preparation import PlannedWindow, Preparation, Prepared, Unusable, Window
+from teacher_dump.preparation import DoesNotFitError, PlannedWindow, Preparation, Prepared, Unusable, Window
+from teacher_dump.retry import may_be_retried, shards_to_retry
 from teacher_dump.sanity import check_teacher
 from teacher_dump.sanity_report import SanityFinding
 from teacher_dump.shard_thread import Done, Finished, Outcome, ShardThread
@@ -25,22 +28,39 @@ from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
 from vlm.config import load_config
 from vlm.conversations import ConversationFile
 from vlm.device_report import device_report
-from vlm.errors import InputError, SampleError
+from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
+from vlm.memory_faults import may_be_out_of_memory, memory_line
 from vlm.model import MobileVLM
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
     """Write every shard of the plan that is not committed yet, as far as `job.control` gives them.
 
+    With `job.retry_unusable` also committed ones again, of which more samples are usable now.
+
     Args:
         model: the teacher of `job`, if the caller has loaded it already.
 
     Raises:
-        InputError: unusable data, checkpoint or teacher, or too many unusable samples.
+        InputError: unusable data, checkpoint or teacher, too many unusable samples, or no memory left.
         StoreError: the store was made with other settings, or cannot be written.
     """
+    try:
+        return _dump(job, model)
+    except (RuntimeError, MemoryError) as error:
+        if not may_be_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{memory_line(error)}; free memory, lower teacher.token_budget (now {job.teacher.token_budget}), "
+            f"teacher.batch or teacher.window, or set teacher.quantization (now {job.teacher.quantization}); "
+            "`alignkd plan CONFIG` shows what fits"
+        ) from error
+
+
+def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     started = time.monotonic()
+    check_location(job.store.path, writing=True)
     samples = ConversationFile(job.conversations)
     if not len(samples):
         raise InputError(f"{job.conversations}: no conversations in it; give a file with at least one")
@@ -58,6 +78,8 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
     store = StoreWriter(job.store.path, manifest, attachments=attachments)
     del attachments  # hundreds of megabytes, where a stem or lm_head is among them
     run = _Run(job, builder, samples, store)
+    if job.retry_unusable:
+        run.retry()
     with job.control.over(store) as shards:
         if store.pending_shards():
             run.write(model or load_teacher(job), shards)
@@ -113,6 +135,19 @@ class _Run:
                     writer.commit()
             writer.finish()
 
+    def retry(self) -> None:
+        """Take the shards for pending that list samples which can be prepared now."""
+        job = self.job
+        with Preparation(self.builder, job.images, job.teacher.data_workers, job.control.check) as preparation:
+            found = list(shards_to_retry(self.store, self.samples, preparation.prepare))
+        usable = sum(count for _, _, count in found)
+        shards = [shard for shard, _, count in found if count]
+        job.control.notice(
+            f"{usable} of {sum(listed for _, listed, _ in found)} unusable samples can be prepared now; "
+            f"{len(shards)} committed shards are done again"
+        )
+        self.store.redo(shards)
+
     def result(self, seconds: float) -> DumpResult:
         """What is in the store now, and what of it is this run's."""
         job, is_complete = self.job, not self.store.pending_shards()
@@ -125,6 +160,7 @@ class _Run:
             num_records=len(reader),
             written=self.written,
             quarantined=quarantined,
+            retryable=sum(may_be_retried(reason) for _, _, reason in quarantined),
             shards_written=self.shards_written,
             seconds=seconds,
             halved_batches=self.halved,
@@ -195,8 +231,8 @@ def _why(quarantined: Sequence[tuple[int, str, str]]) -> str:
 
 
 def _does_not_fit(prepared: Prepared, model: MobileVLM) -> Unusable:
-    reason = SampleError(
-        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; lower data.max_tokens"
+    reason = DoesNotFitError(
+        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; free it or take a larger device"
     )
     return Unusable(place=prepared.place, sample=prepared.sample, reason=reason)
 
@@ -211,6 +247,18 @@ def _exists(job: DumpJob) -> bool:
 
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
-    if (job.images is None or not job.images.is_dir()) and any(sample.image for sample in samples):
-        found = "is missing" if job.images is None else f"is {tried(job.images)}, which is no folder"
+    folder = job.images
+    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.image for sample in samples):
+        found = "is missing"
+        if folder is not None:
+            found = (
+                f"is {tried(folder)}, which is {'an empty folder; is it mounted?' if folder.is_dir() else 'no folder'}"
+            )
         raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return next(folder.iterdir(), None) is None
+    except OSError:  # a folder that may be entered but not listed
+        return False

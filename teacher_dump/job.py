@@ -18,6 +18,7 @@ class DumpJob:
         conversations: LLaVA-style JSON or JSON lines.
         images: folder the samples' image paths are relative to; None when no sample has an image.
         max_tokens: samples with more embedded tokens are dropped (and listed), or None.
+        retry_unusable: also do those committed shards again whose unusable samples can be read by now.
         control: which shards to take, when to stop, who is told.
     """
 
@@ -27,6 +28,7 @@ class DumpJob:
     max_tokens: int | None
     teacher: TeacherConfig
     store: StoreConfig
+    retry_unusable: bool = False
     control: DumpControl = field(default_factory=DumpControl)
 
 
@@ -39,6 +41,7 @@ class DumpResult:
         num_records: in the store now.
         written: records that this run added.
         quarantined: (index, id, reason) of every sample the store lists as unusable.
+        retryable: how many of them have a reason that can go away, such as a missing file (`retry_unusable`).
         shards_written: by this run; 0 when there was nothing left to do.
         seconds: wall time of this run.
         halved_batches: how often a batch did not fit the device and was halved.
@@ -49,6 +52,7 @@ class DumpResult:
     num_records: int
     written: int
     quarantined: list[tuple[int, str, str]]
+    retryable: int
     shards_written: int
     seconds: float
     halved_batches: int = 0

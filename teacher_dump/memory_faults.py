@@ -5,11 +5,10 @@ from typing import TypeVar
 
 import torch
 
+from vlm.memory_faults import is_out_of_memory, may_be_out_of_memory
+
 T = TypeVar("T")
 R = TypeVar("R")
-
-# What torch says where it raises a plain RuntimeError instead of OutOfMemoryError.
-_MESSAGES = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
 
 
 def in_halves(
@@ -22,6 +21,9 @@ def in_halves(
 
     Args:
         halved: called each time a batch is halved.
+
+    Raises:
+        RuntimeError: any other fault; also one that only may be for lack of memory, where a single item shows it.
     """
     results = _within_memory(compute, items)
     if results is not None or len(items) == 1:
@@ -37,14 +39,20 @@ def _within_memory(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequenc
     try:
         return compute(items)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        # a verdict about a sample needs certainty; less will do for trying again with fewer
+        if not (is_out_of_memory(error) if len(items) == 1 else may_be_out_of_memory(error)):
             raise
+        _check_device(error)
     # here and not above: the error's frames hold the tensors of the attempt
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no room on the device."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _MESSAGES)
+def _check_device(error: RuntimeError) -> None:
+    """Raise the error if the device is broken: then everything fails, and no sample is to blame."""
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            raise error from None

@@ -3,6 +3,7 @@
 Decoding, resizing and tokenising release Python's lock, so threads are enough to keep ahead of a teacher.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,12 +15,24 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm.conversations import ImageFiles, Sample, every_one, image_hashes, read_images, sample_key
-from vlm.errors import ImageError, SampleError
+from vlm.conversations import (
+    ImageFiles,
+    MissingImageError,
+    Sample,
+    every_one,
+    image_hashes,
+    read_images,
+    sample_key,
+)
+from vlm.errors import ImageError, InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.images import ImageProcessor
 
 TICK_SECONDS = 0.5
+
+
+class DoesNotFitError(SampleError):
+    """A sample for which the device has no room, even alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +124,7 @@ class Preparation:
         waiting: Callable[[], object] = lambda: None,
     ) -> None:
         self._builder, self._images, self._waiting = builder, images, waiting
+        self._folder_id = None if images is None else _inode(images)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
 
     def __enter__(self) -> Self:
@@ -119,7 +133,8 @@ class Preparation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        # what still runs is not needed any more, and may be inside a read that does not return
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def windows(self, plans: Iterable[PlannedWindow]) -> Iterator[Window]:
         """Each window in turn; the one after it is being prepared meanwhile."""
@@ -167,7 +182,11 @@ class Preparation:
     def _prepared(self, place: int, sample: Sample, builder: ExampleBuilder) -> Prepared:
         if sample.problem is not None:
             raise SampleError(sample.problem)
-        files = read_images(self._images, sample.image)
+        try:
+            files = read_images(self._images, sample.image)
+        except MissingImageError:
+            self._check_image_folder()
+            raise
         try:
             example = builder.build(sample.turns, files)
         except ImageError as error:
@@ -182,6 +201,28 @@ class Preparation:
             image_files=files,
             image_sha256=hashes,
         )
+
+    def _check_image_folder(self) -> None:
+        """Before a file is called missing: a folder that was unmounted lacks them all.
+
+        Raises:
+            InputError: the folder cannot be read any more, or is another one.
+        """
+        assert self._images is not None
+        if (found := _inode(self._images)) != self._folder_id:
+            raise InputError(
+                f"data.images {self._images}: {'cannot be read' if found is None else 'is another folder'} since the "
+                "dump began, so its files cannot be called missing; mount it again and run the same command again"
+            )
+
+
+def _inode(folder: Path) -> int | None:
+    """Of a folder that can be read; the folder under a mount point has another one than what is mounted there."""
+    try:
+        os.scandir(folder).close()
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from teacher_dump.bucketing import length_buckets
 from teacher_dump.capture import Capture
 from teacher_dump.distribution import POSITIONS_AT_ONCE
 from teacher_dump.job import DumpJob
-from teacher_dump.memory_faults import in_halves, is_out_of_memory
+from teacher_dump.memory_faults import in_halves
 from teacher_dump.preparation import Prepared
 from teacher_dump.sanity_report import MIN_IMAGES, LabelScores, SanityFinding, finding, judge_images, judge_labels
 from vlm.conversations import Sample
 from vlm.errors import InputError
+from vlm.memory_faults import may_be_out_of_memory
 from vlm.model import MobileVLM
 
 SAMPLES_AT_ONCE = 64
@@ -84,7 +85,7 @@ class _Checks:
             together = self.capture.supervised_states(chosen)
             alone = [self.capture.supervised_states([sample])[0] for sample in chosen]
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not may_be_out_of_memory(error):
                 raise
             return finding("batch", None, f"{len(chosen)} samples at once do not fit the device")
         errors = [float((a - b).float().norm() / b.float().norm()) for a, b in zip(together, alone, strict=True)]

@@ -16,11 +16,15 @@ from storage.commits import CommitRecord
 from storage.errors import RecordError
 from storage.shard_writer import ShardWriter
 from teacher_dump.capture import Captured
-from teacher_dump.preparation import Prepared, Unusable
+from teacher_dump.preparation import DoesNotFitError, Prepared, Unusable
 from teacher_dump.records import make_record
+from teacher_dump.retry import with_advice
 from teacher_dump.store_config import StoreConfig
-from vlm.errors import InputError, SampleError
+from vlm.conversations import MissingImageError
+from vlm.errors import ImageError, InputError, SampleError
 
+# reasons that may go away while the store stays the same
+RETRYABLE = (MissingImageError, ImageError, DoesNotFitError)
 QUEUE_BATCHES = 4
 TICK_SECONDS = 0.5
 # for a commit that is under way when the run is stopped
@@ -180,6 +184,7 @@ class ShardThread:
     def _quarantine(self, outcome: Outcome, error: Exception) -> None:
         """List an unusable sample in the store, or stop the run if so configured."""
         sample = outcome.sample if isinstance(outcome, Unusable) else outcome.prepared.sample
+        reason = with_advice(str(error)) if isinstance(error, RETRYABLE) else str(error)
         where = f"{self._where}: sample {sample.id!r} (index {sample.index}): {error}"
         if self._config.on_error == "stop":
             raise InputError(f"{where} (store.on_error is 'stop')") from error
@@ -189,7 +194,7 @@ class ShardThread:
             raise InputError(
                 f"{where}; {self._num_errors} unusable samples, store.max_errors is {limit}; mend the data"
             ) from error
-        self._sinks[0].quarantine(sample.index, sample.id, str(error))
+        self._sinks[0].quarantine(sample.index, sample.id, reason)
 
     def _commit(self) -> None:
         self._check()

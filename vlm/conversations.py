@@ -17,6 +17,7 @@ from vlm.known_formats import HEAD_BYTES, known_format
 from vlm.media_marks import check_marks
 from vlm.missing_images import LONGEST_PATH, address_problem, advice
 from vlm.neighbour_layouts import no_conversation, no_turn
+from vlm.patience import patient
 from vlm.templates import TemplateName, Turn, template_fingerprint
 
 # One image as it is, several as a tuple of two or more.
@@ -222,11 +223,13 @@ def open_image(images: Path, image: str) -> BinaryIO:
         raise MissingImageError(f"{path}: image cannot be read ({error.strerror}); {step}") from error
 
 
+@patient
 def read_image_bytes(images: Path, image: str) -> bytes:
     """The bytes of a sample's image file.
 
     Raises:
         SampleError: as `open_image`; MissingImageError also when reading fails.
+        TransientReadError: the file system does not answer, for about a minute.
     """
     with open_image(images, image) as stream:
         try:

@@ -6,6 +6,7 @@ from typing import Literal
 import click
 
 from pipeline.console import clean_errors, json_option, print_json
+from pipeline.interrupts import ends_on_interrupt
 from pipeline.outputs import REPLACES, claim_file, force_option
 from pipeline.picture_file import DATA_STATS, is_drawn_by
 
@@ -24,8 +25,10 @@ def token_limits(context: click.Context, parameter: click.Parameter, value: str)
 
 
 @click.group()
-def data() -> None:
+@click.pass_context
+def data(context: click.Context) -> None:
     """Inspect training data."""
+    context.with_resource(ends_on_interrupt())
 
 
 @data.command()

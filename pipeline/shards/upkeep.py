@@ -37,8 +37,9 @@ class Age(click.ParamType[float]):
 def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
     """Remove what dead writers left in STORE.
 
-    That is temporary files and shard folders without a commit record. What a live writer holds is never touched,
-    and committed shards are not. Everything removed is listed.
+    That is temporary files and shard folders without a commit record. Files that desktops, file servers and
+    editors leave in every folder go too (.DS_Store, ._*, Thumbs.db, .nfs*, *~ and the like). What a live writer
+    holds is never touched, and committed shards are not. Everything removed is listed.
 
     Example: alignkd shards gc runs/store --dry-run
     """

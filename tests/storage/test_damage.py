@@ -11,6 +11,7 @@ import pytest
 
 from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, list_shards, verify_store
 from storage.sealed_json import seal, unseal
+from storage.shard_check import FOREIGN
 
 MakeManifest = Callable[..., Manifest]
 
@@ -124,7 +125,7 @@ def test_a_doubled_file_in_a_shard_is_found(sound_store: Path) -> None:
     for path in files_of(sound_store / "shards" / "00000000"):
         double = path.with_name(path.name.replace("0.0", "0.1") if "0.0" in path.name else f"1{path.name}")
         shutil.copy(path, double)
-        assert problems(sound_store) == [f"{double}: is not part of the committed shard"]
+        assert problems(sound_store) == [f"{double}: {FOREIGN}"]
         assert len(read_all(sound_store)) == 5
         double.unlink()
 

@@ -12,6 +12,7 @@ from storage import StoreReader, verify_store
 from storage.errors import RemoteError
 from storage.plausibility import check_plausibility
 from storage.remote_files import RemoteFiles
+from storage.shard_check import FOREIGN
 from storage.shard_records import ShardFolder
 from storage.verify_files import files_to_verify
 
@@ -100,9 +101,7 @@ def test_what_belongs_to_no_shard_is_named_or_the_blindness_is(copy: Copy) -> No
     copy.put(foreign, b"?")
     report = verify_store(copy.url, deep=True)
     if copy.url.startswith("s3:"):
-        assert [problem.message for problem in report.problems] == [
-            f"{copy.url}/{foreign}: is not part of the committed shard"
-        ]
+        assert [problem.message for problem in report.problems] == [f"{copy.url}/{foreign}: {FOREIGN}"]
         assert report.notes == []
     else:
         assert report.ok and report.notes[0].startswith("a web server cannot be listed")

@@ -1,0 +1,54 @@
+"""A training without memory ends with one line that names the settings which take less."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import torch
+
+from student_train import trainer
+from student_train.config import TrainConfig
+from student_train.errors import TrainError
+from student_train.job import TrainJob
+from student_train.memory_faults import naming_memory_settings
+
+
+@dataclass
+class Job:
+    train: TrainConfig
+
+
+def run(error: BaseException, **settings: Any) -> None:
+    @naming_memory_settings
+    def train(job: TrainJob) -> None:
+        raise error
+
+    train(cast(TrainJob, Job(TrainConfig.model_validate({"output": "out", "steps": 1, **settings}))))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"),
+        MemoryError(),
+    ],
+)
+def test_the_line_names_what_is_not_set_yet(error: BaseException) -> None:
+    with pytest.raises(TrainError) as stopped:
+        run(error, micro_batch=4, offload_optimizer=True)
+    message = str(stopped.value)
+    assert "memory is used up" in message and "lower train.micro_batch (now 4;" in message and "\n" not in message
+    assert "set train.gradient_checkpointing to true" in message and "offload_optimizer" not in message
+    assert message.endswith("`alignkd plan CONFIG` shows what fits")
+    with pytest.raises(
+        TrainError, match=r"\); set train\.gradient_checkpointing|up; set train\.gradient_checkpointing"
+    ):
+        run(error, micro_batch=1)
+
+
+def test_other_errors_pass_and_training_is_covered() -> None:
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert hasattr(trainer.train, "__wrapped__")

@@ -29,9 +29,9 @@ def dump(
 ) -> None:
     """Phase 1: write the teacher's targets to a store.
 
-    The teacher runs over the data set once. Stop it any time and run it again: only shards that are not committed are computed. Ctrl-C finishes the shard in
-    hand, a second one gives it up; SIGTERM and SIGHUP end within 10 seconds. Several workers share a store:
-    docs/running.md.
+    The teacher runs over the data set once. Stop it any time and run it again: only shards that are not
+    committed are computed. Ctrl-C finishes the shard in hand, a second one gives it up; SIGTERM and SIGHUP end
+    within 10 seconds. Several workers share a store: docs/running.md.
 
     Samples whose image is missing or broken are listed in the store. Restore the files, then run the command once more
     with --retry-unusable: the shards of these samples are done again, one after the other.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from vlm.weight_writer import write_weights
 from vlm.weights import read_weights
@@ -26,6 +27,20 @@ def alignkd(patience: float) -> Alignkd:
         command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=patience)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def alignkd_here() -> Alignkd:
+    """The same in this process, which has imported everything already: an exception that a command lets through is the
+    test's. What only a process of its own can show (its start, its signals, all of its stderr) takes `alignkd`."""
+    from pipeline.cli import main
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        given = list(map(str, arguments))
+        done = CliRunner().invoke(main, given, catch_exceptions=False)
+        return subprocess.CompletedProcess(given, done.exit_code, done.stdout, done.stderr)
 
     return run
 

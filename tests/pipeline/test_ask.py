@@ -173,7 +173,10 @@ def test_logits_that_are_not_finite_are_one_line(golden: Path, tmp_path: Path) -
         (["CHECKPOINT", "hi", "--template", "plain"], "template 'plain' captions an image and takes no question"),
         (["CHECKPOINT", "--template", "plain"], "give one with --image"),
         (["CHECKPOINT", "<image> hi"], "the question: 1 <image> in the conversation but 0 image"),
-        (["CHECKPOINT", "hi", "--image", "none.png"], "none.png: image cannot be read"),
+        (
+            ["CHECKPOINT", "hi", "--image", "none.png"],
+            "image cannot be read (No such file or directory); check the path",
+        ),
         (["CHECKPOINT", "hi", "--image", "CHECKPOINT/config.json"], "config.json: "),
         (["CHECKPOINT", "hi", "--device", "kuda"], "device 'kuda' cannot be used"),
         (["CHECKPOINT/none", "hi"], "no such checkpoint folder"),

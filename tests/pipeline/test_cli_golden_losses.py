@@ -26,7 +26,7 @@ NO_LEARNING = 1e-30
 
 @pytest.mark.parametrize(("template", "num_samples"), [("plain", 3), ("v1", 4)])
 def test_terms_of_every_sample_equal_the_original(
-    alignkd: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path, template: str, num_samples: int
+    alignkd_here: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path, template: str, num_samples: int
 ) -> None:
     data = {"conversations": str(golden / f"{template}.json"), "template": template}
     expected = {entry["id"]: entry for entry in json.loads((golden / "expected.json").read_text())}
@@ -36,7 +36,7 @@ def test_terms_of_every_sample_equal_the_original(
         "learning_rate": NO_LEARNING,
         "adapters": str(golden / "adapters.safetensors"),
     }
-    dumped = alignkd("dump", write_config(data=data))
+    dumped = alignkd_here("dump", write_config(data=data))
     assert dumped.returncode == 0, dumped.stderr
     reader = StoreReader(tmp_path / "store")
     order = SampleOrder(len(reader), 0, 1)
@@ -45,7 +45,7 @@ def test_terms_of_every_sample_equal_the_original(
     for divergence in ("reverse_kl", "forward_kl"):
         output = tmp_path / divergence
         changed = {**train, "output": str(output), "losses": {"logit_divergence": divergence}}
-        trained = alignkd("train", write_config(data=data, train=changed))
+        trained = alignkd_here("train", write_config(data=data, train=changed))
         assert trained.returncode == 0, trained.stderr
         steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         for sample_id, metrics in zip(ids, steps, strict=True):

@@ -19,15 +19,20 @@ V1 = ["ft-0", "ft-1", "ft-2", "ft-3"]
 
 @pytest.mark.parametrize(("template", "sample_ids"), [("plain", PLAIN), ("v1", V1)])
 def test_exported_targets_equal_the_original(
-    alignkd: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path, template: str, sample_ids: list[str]
+    alignkd_here: Alignkd,
+    write_config: WriteConfig,
+    golden: Path,
+    tmp_path: Path,
+    template: str,
+    sample_ids: list[str],
 ) -> None:
     config = write_config(data={"conversations": str(golden / f"{template}.json"), "template": template})
-    dumped = alignkd("dump", config, "--json")
+    dumped = alignkd_here("dump", config, "--json")
     assert dumped.returncode == 0, dumped.stderr
     assert json.loads(dumped.stdout)["num_records"] == len(sample_ids)
     for sample_id in sample_ids:
         out = tmp_path / f"{sample_id}.safetensors"
-        exported = alignkd("shards", "export", tmp_path / "store", "--id", sample_id, "--out", out)
+        exported = alignkd_here("shards", "export", tmp_path / "store", "--id", sample_id, "--out", out)
         assert exported.returncode == 0, exported.stderr
         got, expected = load_file(out), load_file(golden / f"{sample_id}.safetensors")
         for name in ("input_ids", "labels", "supervised_positions"):
@@ -46,7 +51,9 @@ def test_exported_targets_equal_the_original(
         assert got["vision_top_index"].shape == (16,) and got["vision_top_embeddings"].shape == (16, 128)
 
 
-def test_run_then_shards_then_nothing_left(alignkd: Alignkd, write_config: WriteConfig, tmp_path: Path) -> None:
+def test_run_then_shards_then_nothing_left(
+    alignkd: Alignkd, alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path
+) -> None:
     config = write_config(store={"logits": {"kind": "topk", "top_k": 6}, "attention": "float16"})
     finished = alignkd("run", config, "--json")
     assert finished.returncode == 0, finished.stderr
@@ -56,37 +63,39 @@ def test_run_then_shards_then_nothing_left(alignkd: Alignkd, write_config: Write
     listing = json.loads(alignkd("shards", "ls", store, "--json").stdout)
     assert (listing["records"], listing["committed"]) == (4, 1)
     assert listing["manifest"]["codecs"]["logits"]["top_k"] == 6
-    shown = json.loads(alignkd("shards", "show", store, "--index", "1", "--json").stdout)
+    shown = json.loads(alignkd_here("shards", "show", store, "--index", "1", "--json").stdout)
     assert shown["id"] == "ft-1" and shown["num_queries"] == 121 and len(shown["supervised"]) == 45
     assert all(len(row["top"]) == 5 and 0 < row["tail_mass"] < 1 for row in shown["supervised"])
-    page = alignkd("shards", "show", store, "--id", "ft-1").stdout
+    page = alignkd_here("shards", "show", store, "--id", "ft-1").stdout
     assert "What color are its eyes?" in page and "121 text queries, 45 supervised" in page
     out = tmp_path / "one.safetensors"
-    assert alignkd("shards", "export", store, "--key", shown["key"], "--out", out).returncode == 0
+    assert alignkd_here("shards", "export", store, "--key", shown["key"], "--out", out).returncode == 0
     tensors = load_file(out)
     assert {"logit_ids", "logit_logprobs", "logit_offsets", "tail_logmass"} <= tensors.keys()
     assert tensors["logit_offsets"].shape == (46,) and tensors["tail_logmass"].shape == (45,)
     assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
-    again = alignkd("run", config)
+    again = alignkd_here("run", config)
     assert again.returncode == 0 and again.stdout.startswith("nothing left to do: 2 steps are done")
 
 
 def test_the_teacher_can_be_deleted_between_the_phases(
-    alignkd: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path
+    alignkd_here: Alignkd, write_config: WriteConfig, golden: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(golden / "teacher", tmp_path / "teacher")
     config = write_config(teacher={"checkpoint": str(tmp_path / "teacher")})
-    assert alignkd("dump", config).returncode == 0
+    assert alignkd_here("dump", config).returncode == 0
     shutil.rmtree(tmp_path / "teacher")
-    trained = alignkd("train", config)
+    trained = alignkd_here("train", config)
     assert trained.returncode == 0, trained.stderr
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     terms = {"step", "loss", "supervised", "attention", "vision_focus", "vision_all", "logit", "samples_seen"}
     assert len(lines) == 2 and all(terms <= json.loads(line).keys() for line in lines)
 
 
-def test_damage_is_named_and_the_exit_code_says_so(alignkd: Alignkd, write_config: WriteConfig, tmp_path: Path) -> None:
-    assert alignkd("dump", write_config()).returncode == 0
+def test_damage_is_named_and_the_exit_code_says_so(
+    alignkd: Alignkd, alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    assert alignkd_here("dump", write_config()).returncode == 0
     store = tmp_path / "store"
     victim = max((store / "shards").rglob("c*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     data = bytearray(victim.read_bytes())
@@ -95,8 +104,8 @@ def test_damage_is_named_and_the_exit_code_says_so(alignkd: Alignkd, write_confi
     checked = alignkd("shards", "verify", store)
     assert checked.returncode == 1 and len(checked.stderr.splitlines()) == 1 and "crc32c is" in checked.stderr
     assert str(victim) in checked.stderr
-    assert alignkd("shards", "verify", store, "--quick").returncode == 0  # sizes are right: only reading finds it
-    report = json.loads(alignkd("shards", "verify", store, "--json").stdout)
+    assert alignkd_here("shards", "verify", store, "--quick").returncode == 0  # sizes are right: only reading finds it
+    report = json.loads(alignkd_here("shards", "verify", store, "--json").stdout)
     assert not report["ok"] and report["problems"]
 
 

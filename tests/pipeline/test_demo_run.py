@@ -157,8 +157,8 @@ def configs(out: Path, *names: str) -> list[Path]:
     return [out / "configs" / f"{name}-seed-0.yaml" for name in names]
 
 
-def test_the_store_verifies(alignkd: Alignkd, out: Path) -> None:
-    finished = alignkd("shards", "verify", out / "stores" / "tqv", "--json")
+def test_the_store_verifies(alignkd_here: Alignkd, out: Path) -> None:
+    finished = alignkd_here("shards", "verify", out / "stores" / "tqv", "--json")
     assert finished.returncode == 0
     assert json.loads(finished.stdout)["num_records"] == len(read(out / "data" / "train" / "conversations.json"))
 
@@ -204,17 +204,17 @@ def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
     assert second["seconds"]["dump tqv"] > report["seconds"]["dump tqv"]
 
 
-def test_other_settings_are_refused_in_one_line(alignkd: Alignkd, out: Path) -> None:
-    finished = alignkd("demo", "--out", out)
+def test_other_settings_are_refused_in_one_line(alignkd_here: Alignkd, out: Path) -> None:
+    finished = alignkd_here("demo", "--out", out)
     assert finished.returncode == 1
     assert len(finished.stderr.splitlines()) == 1
     assert f"steps is {QUICK.steps} there, {FULL.steps} asked for" in finished.stderr
     assert "choose another --out" in finished.stderr
 
 
-def test_a_folder_of_something_else_is_left_alone(alignkd: Alignkd, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(alignkd_here: Alignkd, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("three years of work")
-    finished = alignkd("demo", "--quick", "--out", tmp_path)
+    finished = alignkd_here("demo", "--quick", "--out", tmp_path)
     assert finished.returncode == 1
     assert finished.stderr == f"alignkd: {tmp_path}: not empty and no demo of ours; choose another --out\n"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -65,6 +65,6 @@ def test_losses_on_the_demos_data_are_those_of_stored_targets(tmp_path: Path) ->
     assert all(abs(stem[0][term] / stem[-1][term] - 1) > 1e-2 for term in ("attention", "vision_all", "logit"))
 
 
-def test_an_unknown_profile(alignkd: Callable[..., Any], tmp_path: Path) -> None:
-    finished = alignkd("demo", "--profile", "tiny", "--out", tmp_path / "out")
+def test_an_unknown_profile(alignkd_here: Callable[..., Any], tmp_path: Path) -> None:
+    finished = alignkd_here("demo", "--profile", "tiny", "--out", tmp_path / "out")
     assert finished.returncode == 2 and "'exact', 'compact', 'stem'" in finished.stderr

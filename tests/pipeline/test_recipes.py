@@ -217,13 +217,13 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
             assert train.accumulation_steps(world_size) >= 1
 
 
-def test_a_recipe_is_listed_shown_and_copied_once(alignkd: Alignkd, tmp_path: Path) -> None:
-    listed = json.loads(alignkd("configs", "--json").stdout)
+def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_path: Path) -> None:
+    listed = json.loads(alignkd_here("configs", "--json").stdout)
     assert list(listed) == ["long", "long-rtx3090", "short", "short-rtx3090"] and "24 GB" in listed["short-rtx3090"]
     copy = tmp_path / "new" / "my.yaml"
-    assert alignkd("configs", "short", "--out", copy).returncode == 0
+    assert alignkd_here("configs", "short", "--out", copy).returncode == 0
     assert copy.read_text() == recipe_text("short")
-    again = alignkd("configs", "short", "--out", copy)
+    again = alignkd_here("configs", "short", "--out", copy)
     assert again.returncode == 1 and "is there already" in again.stderr
-    unknown = alignkd("configs", "shirt")
+    unknown = alignkd_here("configs", "shirt")
     assert unknown.returncode == 1 and "choose one of long, long-rtx3090, short" in unknown.stderr

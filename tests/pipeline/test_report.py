@@ -106,16 +106,16 @@ def test_table_has_a_column_per_run_and_a_dash_for_what_a_run_lacks(tmp_path: Pa
     assert "logit" not in cells
 
 
-def test_the_command_writes_page_and_picture(alignkd: Alignkd, tmp_path: Path) -> None:
+def test_the_command_writes_page_and_picture(alignkd_here: Alignkd, tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, [3.0, 2.0, 1.0 + number]) for number, name in enumerate("xy")]
-    done = alignkd("report", *runs, "--out", tmp_path / "page", "--smooth", 1)
+    done = alignkd_here("report", *runs, "--out", tmp_path / "page", "--smooth", 1)
     assert done.returncode == 0, done.stderr
     assert "loss (weighted sum)" in done.stdout
     page = (tmp_path / "page" / "report.md").read_text()
     assert "|  | x | y |" in page and "| loss (weighted sum) | 1 | 2 |" in page and "curves.png" in page
     with Image.open(tmp_path / "page" / "curves.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20  # something is drawn
-    found = json.loads(alignkd("report", *runs, "--json").stdout)
+    found = json.loads(alignkd_here("report", *runs, "--json").stdout)
     assert [run["final"]["loss"] for run in found] == [running_mean([3.0, 2.0, 1.0 + n], 50)[-1] for n in range(2)]
 
 

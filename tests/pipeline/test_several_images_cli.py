@@ -50,7 +50,9 @@ def run(*arguments: object) -> Any:
     return result
 
 
-def test_dump_look_and_train(alignkd: Alignkd, write_config: WriteConfig, tmp_path: Path, golden_images: Path) -> None:
+def test_dump_look_and_train(
+    alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path, golden_images: Path
+) -> None:
     (tmp_path / "data.json").write_text(json.dumps(ENTRIES))
     config = write_config(
         data={"conversations": str(tmp_path / "data.json")},
@@ -64,7 +66,7 @@ def test_dump_look_and_train(alignkd: Alignkd, write_config: WriteConfig, tmp_pa
         },
         train={"steps": 2, "micro_batch": 4, "gradient_checkpointing": True, "data_workers": 1},
     )
-    dumped = alignkd("dump", config, "--json")
+    dumped = alignkd_here("dump", config, "--json")
     assert dumped.returncode == 0, dumped.stderr
     report = json.loads(dumped.stdout)
     assert report["num_records"] == 4
@@ -94,7 +96,7 @@ def test_dump_look_and_train(alignkd: Alignkd, write_config: WriteConfig, tmp_pa
     run("shards", "convert", path, tmp_path / "other", "--backend", "zarr")
     assert json.loads(run("shards", "diff", path, tmp_path / "other", "--json").stdout)["equal"]
 
-    trained = alignkd("train", config)
+    trained = alignkd_here("train", config)
     assert trained.returncode == 0, trained.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2

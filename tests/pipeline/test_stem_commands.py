@@ -36,11 +36,11 @@ def run(*arguments: object) -> Result:
 
 @pytest.mark.parametrize("codecs", CODECS)
 def test_an_extracted_stem_gives_what_a_dumped_store_holds(
-    alignkd: Alignkd, write_config: WriteConfig, golden: Path, golden_images: Path, tmp_path: Path, codecs: str
+    alignkd_here: Alignkd, write_config: WriteConfig, golden: Path, golden_images: Path, tmp_path: Path, codecs: str
 ) -> None:
     """From the student's features: float32 to 1e-6, other codecs within the bound that each states."""
     config = write_config(store={**CODECS[codecs], "logits": {"kind": "hidden", "dtype": "float32"}})
-    dumped = alignkd("dump", config)
+    dumped = alignkd_here("dump", config)
     assert dumped.returncode == 0, dumped.stderr
     done = run("extract", config, "--out", tmp_path / "stem.safetensors", "--lm-head")
     assert done.exit_code == 0, done.output

@@ -305,14 +305,14 @@ def test_a_target_that_is_nowhere(write: WriteConfig, golden: Path, tmp_path: Pa
 
 
 def test_the_shard_commands_on_a_store_for_the_stem(
-    write: WriteConfig, alignkd: Alignkd, tmp_path: Path, golden_images: Path
+    write: WriteConfig, alignkd_here: Alignkd, tmp_path: Path, golden_images: Path
 ) -> None:
     dumped(write("stored", store={}))
     dumped(write("stem", store=FROM_STEM))
     store, stored = tmp_path / "store-stem", tmp_path / "store-stored"
 
     def run(*arguments: object, code: int = 0) -> str:
-        done = alignkd("shards", *arguments)
+        done = alignkd_here("shards", *arguments)
         assert done.returncode == code, done.stderr
         return str(done.stdout if code == 0 else done.stdout + done.stderr)
 

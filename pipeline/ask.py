@@ -97,7 +97,7 @@ def ask(
     """
     started = time.perf_counter()
     device = usable_device(question.device)
-    dtype = _dtype(question, device)
+    dtype = question.dtype or dtype_on(device, question.checkpoint, question.vision_config)
     # The prompt first: what is wrong with it is known in a second, the weights take a minute.
     builder = load_example_builder(
         question.checkpoint, template=question.template, vision_config=question.vision_config
@@ -208,11 +208,14 @@ def _read_image(path: Path) -> bytes:
         raise unreadable(path, error, "image cannot be read") from error
 
 
-def _dtype(question: Question, device: torch.device) -> DtypeName:
-    if question.dtype is not None:
-        return question.dtype
+def dtype_on(device: torch.device, checkpoint: str | Path, vision_config: Path | None = None) -> DtypeName:
+    """What a checkpoint is run in where nobody says: its own dtype on a GPU, float32 on a CPU.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
     if device.type == "cpu":
         return "float32"
-    folder = resolve_checkpoint(question.checkpoint, weights=False)
-    saved = load_config(folder, vision_config=question.vision_config).raw.get("torch_dtype")
+    folder = resolve_checkpoint(checkpoint, weights=False)
+    saved = load_config(folder, vision_config=vision_config).raw.get("torch_dtype")
     return saved if saved in ("bfloat16", "float16") else "float32"

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from disk.whole_file import write_whole
+from pipeline.ask import dtype_on
 from vlm.checkpoint import load_example_builder, load_model
 from vlm.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
+from vlm.devices import usable_device
 from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import generate_greedy
@@ -96,24 +98,28 @@ def evaluate(
     vision_config: Path | None = None,
     max_new_tokens: int = 16,
     batch: int = 128,
+    device: str | None = None,
 ) -> Evaluation:
     """Ask a checkpoint every question of a LLaVA-style file of single turns.
 
     Args:
-        checkpoint: folder in the official layout; run in float32 on the CPU.
+        checkpoint: folder in the official layout; run in its own dtype on a GPU, in float32 on a CPU.
         conversations: each entry has one human and one gpt turn; `question_types`, one per turn, is optional.
         images: folder the image paths are relative to.
         template: prompt template that the checkpoint was trained with.
         vision_config: overrides the checkpoint's `mm_vision_tower`.
         max_new_tokens: an answer is cut here.
         batch: questions that are answered together at most.
+        device: torch device; None takes a GPU when there is one.
 
     Raises:
-        InputError: unusable checkpoint or file, an entry of several turns, or an image that cannot be read.
+        InputError: unusable checkpoint, device or file, an entry of several turns, or an image that cannot be read.
     """
     questions = load_questions(conversations)
     builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
-    model = load_model(checkpoint, vision_config=vision_config, dtype=torch.float32)
+    place = usable_device(device)
+    dtype = getattr(torch, dtype_on(place, checkpoint, vision_config))
+    model = load_model(checkpoint, vision_config=vision_config, dtype=dtype, device=place)
     answers: dict[int, Answer] = {}
     for numbers in _batches([sample for sample, _ in questions], builder, batch):
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]

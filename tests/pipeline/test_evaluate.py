@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import evaluate as evaluate_module
 from pipeline.demo.dataset import DatasetFiles, write_dataset
 from pipeline.demo.models import STUDENT, write_configs
 from pipeline.evaluate import evaluate, read_evaluation, write_evaluation
@@ -162,3 +163,30 @@ def test_a_file_without_questions_is_refused(checkpoint: Path, tmp_path: Path) -
     (tmp_path / "none.json").write_text("[]")
     with pytest.raises(InputError, match=r"none\.json: no questions in it"):
         evaluate(checkpoint, tmp_path / "none.json", tmp_path, template="v1")
+
+
+def test_a_gpu_runs_the_checkpoints_own_dtype_and_a_cpu_float32(
+    checkpoint: Path, questions: DatasetFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: what would be loaded, and where."""
+    asked = []
+
+    class LoadedError(Exception):
+        pass
+
+    def load(*_: Any, **options: Any) -> None:
+        asked.append((options["device"].type, options["dtype"]))
+        raise LoadedError
+
+    monkeypatch.setattr(evaluate_module, "load_model", load)
+    monkeypatch.setattr(evaluate_module, "usable_device", lambda name: torch.device(name or "cuda"))
+    raw = json.loads((checkpoint / "config.json").read_text())
+    for saved in ("float16", "bfloat16", "float32"):
+        (checkpoint / "config.json").write_text(json.dumps({**raw, "torch_dtype": saved}))
+        for device in ("cpu", "cuda:1", None):
+            with pytest.raises(LoadedError):
+                evaluate(checkpoint, questions.conversations, questions.images, template="v1", device=device)
+    (checkpoint / "config.json").write_text(json.dumps(raw))
+    cpu = ("cpu", torch.float32)
+    halves = [[cpu, ("cuda", dtype), ("cuda", dtype)] for dtype in (torch.float16, torch.bfloat16, torch.float32)]
+    assert asked == [case for cases in halves for case in cases]

@@ -60,6 +60,9 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Re
         StoreError: a variable that cannot be right.
     """
     given = {field: environment[name] for field, name in _VARIABLES.items() if environment.get(name)}
+    for field in given.keys() & {"cache_folder", "staging_folder"}:
+        # A shell expands `~` in an assignment, an `ENV` line of a container file does not.
+        given[field] = os.path.expanduser(given[field])  # noqa: PTH111 (an unknown user stays as written)
     try:
         return RemoteSettings.model_validate(given)
     except ValidationError as error:

@@ -27,7 +27,7 @@ def test_what_comes_to_us_alone_is_passed_on(name: str, has_launcher: bool, phas
     """To a launcher always as SIGTERM, which it passes on to its own processes."""
     with _signals_for(phase, has_launcher):
         os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
-        output, _ = phase.communicate(timeout=60)
+        output, _ = phase.communicate(timeout=600)
     assert str(output).strip() == ("TERM" if has_launcher else name) and phase.returncode == 7
 
 

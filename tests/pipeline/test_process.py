@@ -27,7 +27,7 @@ def start(*arguments: object, stdout: int, stderr: int, **environment: str | Non
 
 def finish(*arguments: object, **environment: str | None) -> tuple[int, str, str]:
     process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -43,7 +43,7 @@ def closed_pipe() -> Iterator[int]:
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_a_reader_that_ends_early_is_no_error(arguments: list[str], closed_pipe: int) -> None:
     process = start(*arguments, stdout=closed_pipe, stderr=subprocess.PIPE)
-    assert process.communicate(timeout=120)[1] == b""
+    assert process.communicate(timeout=600)[1] == b""
     assert process.returncode == 128 + 13
 
 
@@ -51,7 +51,7 @@ def test_a_reader_that_ends_early_is_no_error(arguments: list[str], closed_pipe:
 def test_a_full_stdout_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         process = start(*arguments, stdout=full.fileno(), stderr=subprocess.PIPE)
-    message = process.communicate(timeout=120)[1].decode()
+    message = process.communicate(timeout=600)[1].decode()
     assert process.returncode == 1
     assert message.startswith("alignkd: output: No space left on device; free some space")
     assert message.count("\n") == 1
@@ -62,7 +62,7 @@ def test_closed_streams_and_a_stderr_that_nobody_reads(closed_pipe: int) -> None
     done = subprocess.run(command, shell=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stderr) == (0, b"")
     process = start("shards", "ls", "/nowhere", stdout=subprocess.PIPE, stderr=closed_pipe)
-    assert process.communicate(timeout=120)[0] == b"" and process.returncode == 1
+    assert process.communicate(timeout=600)[0] == b"" and process.returncode == 1
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_no_stream_is_too_narrow_for_a_name(tmp_path: Path, name: str) -> None:
             stderr=subprocess.PIPE,
             PYTHONIOENCODING=encoding,
         )
-        shown, error = process.communicate(timeout=120)
+        shown, error = process.communicate(timeout=600)
         assert process.returncode == 0 and target.is_file(), error
         assert b"wrote" in shown and b"Traceback" not in error
 

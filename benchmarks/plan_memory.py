@@ -25,6 +25,7 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.demo.dataset import write_dataset
 from pipeline.plan import PlanOptions, make_plan
+from pipeline.plan_host import offloaded_of
 from vlm.checkpoint import load_model, new_model, save_model
 from vlm.config import load_config, parse_config
 
@@ -117,25 +118,61 @@ def teacher_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]
     return make_plan(run, PlanOptions()).teacher.peak, peak[0]
 
 
+def student_run(folder: Path, shape: Shape, settings: dict[str, Any]) -> RunConfig:
+    """Two optimiser steps of a random student, on a store that is still to be dumped."""
+    student = {"checkpoint": str(random_checkpoint(folder / "student", shape)), "dtype": settings.pop("dtype")}
+    own = {name: value for name, value in settings.items() if name != "store"}
+    train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **own}
+    return run_config(folder, {}, settings.pop("store", {}), student=student, train=train_section)
+
+
 def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """Predicted and counted bytes of two optimiser steps."""
     from student_train.engine import Engine
     from student_train.trainer import train
     from teacher_dump.dump import dump
 
-    student = {"checkpoint": str(random_checkpoint(folder / "student", shape)), "dtype": settings.pop("dtype")}
-    own = {name: value for name, value in settings.items() if name != "store"}
-    train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **own}
-    run = run_config(folder, {}, settings.pop("store", {}), student=student, train=train_section)
+    run = student_run(folder, shape, settings)
     dump(run.dump_job())
     methods = ("__call__", "backward", "end_micro_batch")
     with DeviceBytes() as allocations, peak_of(allocations, Engine, *methods) as peak:
         train(run.train_job())
     planned = make_plan(run, PlanOptions()).student
     assert planned is not None
-    return planned.peak + planned.host, peak[0]
+    return planned.peak + offloaded_of(planned.host_parts), peak[0]
 
 
+def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
+    """Predicted and measured memory of a training and its data workers, a checkpoint included.
+
+    On a CPU the device's memory is the host's, so both are predicted. What the process takes before it trains is
+    measured, in place of the plan's assumption for a process with CUDA.
+    """
+    from process_memory import Peak, family_bytes
+
+    from pipeline.plan_host import PROCESS_BYTES
+    from student_train.trainer import train
+    from teacher_dump.dump import dump
+
+    run = student_run(folder, shape, settings)
+    if os.fork() == 0:  # so that this process does not hold what the dump leaves in memory
+        dump(run.dump_job())
+        os._exit(0)
+    os.wait()
+    planned, before = make_plan(run, PlanOptions()).student, family_bytes()
+    assert planned is not None
+    with Peak() as peak:
+        train(run.train_job())
+    return planned.peak + planned.host - PROCESS_BYTES + before, peak.bytes
+
+
+OFFLOADED = {
+    "dtype": "bfloat16",
+    "micro_batch": 8,
+    "global_batch": 16,
+    "gradient_checkpointing": True,
+    "offload_optimizer": True,
+}
 CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
     "teacher, top-k, 8192 tokens": (teacher_case, {"dtype": "bfloat16", "store": {"logits": {"kind": "topk"}}}),
     "teacher, float32, 2048 tokens": (teacher_case, {"dtype": "float32", "token_budget": 2048}),
@@ -152,6 +189,10 @@ CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
     ),
     "student, from the stem": (student_case, {"dtype": "bfloat16", "micro_batch": 32, "store": {"profile": "stem"}}),
     "student, float32": (student_case, {"dtype": "float32", "micro_batch": 16}),
+    "student, 2 x 8, offload": (student_case, {**OFFLOADED, "float32_gradients": True}),
+    "student, 2 x 8, offload, sums in 16 bits": (student_case, {**OFFLOADED, "float32_gradients": False}),
+    "processes, 2 x 8, offload, no data workers": (host_case, OFFLOADED),
+    "processes, 2 x 8, offload, 2 data workers": (host_case, {**OFFLOADED, "data_workers": 2}),
 }
 
 
@@ -164,7 +205,7 @@ def main() -> None:
     for name, (case, settings) in CASES.items():
         if options.case in (None, name):
             with tempfile.TemporaryDirectory(prefix="alignkd-memory-") as folder:
-                predicted, counted = case(Path(folder), Shape(), **settings)
+                predicted, counted = case(Path(folder), Shape(), **dict(settings))
             row = {"case": name, "predicted": predicted, "counted": counted, "ratio": predicted / counted}
             shown = f"| {name} | {predicted / MIB:.0f} MiB | {counted / MIB:.0f} MiB | {predicted / counted:.2f} |"
             print(json.dumps(row) if options.json else shown, flush=True)

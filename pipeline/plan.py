@@ -132,7 +132,7 @@ class Plan:
         return {
             **fits,
             "student": self.student.fits(self.gpu_memory),
-            "student_host": self.student.host <= self.host_memory,
+            "student_host": self.student.fits_host(self.host_memory),
         }
 
     def to_json(self) -> dict[str, Any]:

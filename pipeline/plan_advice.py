@@ -93,14 +93,15 @@ def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, A
             memory = student_memory(student, changed)
             if not memory.fits(plan.gpu_memory):
                 continue
-            if memory.host <= plan.host_memory:
+            if memory.fits_host(plan.host_memory):
                 return {"for": "student", "set": _changes(load, changed), "bytes": memory.peak,
                         "host_bytes": memory.host}  # fmt: skip
             on_host.append(memory.host)
     if on_host:
         return _hopeless(
             "student",
-            f"training that fits the device takes {format_bytes(min(on_host))} of host memory at least; take a machine "
+            f"training that fits the device takes {format_bytes(min(on_host))} of host memory at least, and the system "
+            "1 GiB; take a machine "
             "with more, more devices or a smaller student",
         )
     return _hopeless(

@@ -7,6 +7,7 @@ the buffers of a real engine. docs/plan.md explains every part.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 # Python, torch and CUDA's libraries and context of one training process: assumed; 0.4 GiB of it is measured on a CPU.
 PROCESS_BYTES = 2 << 30
+# For the system and everything else that runs.
+BESIDE_TRAINING = 1 << 30
 # What a data worker has for itself: measured, docs/plan.md.
 WORKER_BYTES = 192 * MIB
 # Limits that a batch system or a container sets: cgroup v2, v1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_ALWAYS = ("processes", "data workers", "batches", "a file of a checkpoint", "the student while it is loaded")
 
 
 def machine_memory() -> int:
@@ -71,6 +75,11 @@ def offloaded_bytes(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
     return parts
 
 
+def offloaded_of(parts: Mapping[str, int]) -> int:
+    """The part of `host_bytes` that is there because of `offload_optimizer`."""
+    return sum(size for name, size in parts.items() if name not in _ALWAYS)
+
+
 def host_bytes(model: ModelShapes, load: StudentLoad) -> tuple[dict[str, int], int]:
     """Parts of the host memory, and the most that is there at one time."""
     trained, frozen = sum(group_sizes(model, load)), model.size.parameters["vision_tower"]
@@ -78,13 +87,11 @@ def host_bytes(model: ModelShapes, load: StudentLoad) -> tuple[dict[str, int], i
     written = load.devices * min(4 * trained, max(PART_BYTES, 4 * _largest(model.size)))
     loaded = load.devices * load.element * (trained + frozen)
     waiting = (PREFETCHED * load.data_workers + IN_USE) * load.batch_bytes
-    standing = {
-        "processes": load.devices * PROCESS_BYTES,
-        "data workers": load.devices * load.data_workers * WORKER_BYTES,
-        "batches": load.devices * waiting,
-    }
-    peak = sum(standing.values()) + max(loaded, sum(state.values()) + written)
-    return {**state, **standing, "a file of a checkpoint": written, "the student while it is loaded": loaded}, peak
+    workers = load.devices * load.data_workers * WORKER_BYTES
+    standing = load.devices * (PROCESS_BYTES + waiting) + workers
+    peak = standing + max(loaded, sum(state.values()) + written)
+    always = (load.devices * PROCESS_BYTES, workers, load.devices * waiting, written, loaded)
+    return state | dict(zip(_ALWAYS, always, strict=True)), peak
 
 
 def _largest(size: ModelSize) -> int:

@@ -7,7 +7,7 @@ allocator (`BESIDE_TORCH`).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.plan_host import group_sizes, host_bytes
+from pipeline.plan_host import BESIDE_TRAINING, group_sizes, host_bytes
 from pipeline.plan_models import ModelShapes
 from student_train.zero_config import MAX_BUCKET, sums_in_float32
 from teacher_dump.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
@@ -45,6 +45,10 @@ class Memory:
     def fits(self, device_bytes: int) -> bool:
         """Whether a device of that size holds it."""
         return self.peak + BESIDE_TORCH <= device_bytes
+
+    def fits_host(self, host_bytes: int) -> bool:
+        """Whether a machine of that much memory holds it."""
+        return self.host + BESIDE_TRAINING <= host_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +187,10 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     # losses are through before the layers' turn comes, and gradients come as activations go
     passing = max(kept + max(inside, head + attention), parts["gradients"])
     standing = weights + parts.get("optimiser", 0)
-    peak = standing + max(parts["buckets"] + accumulated + passing, step)
+    # sums are there before the first backward pass if there was one before, else from the first full bucket on
+    meets_activations = load.accumulates or trained > MAX_BUCKET
+    on_the_way = parts["buckets"] + (accumulated + passing if meets_activations else max(accumulated, passing))
+    peak = standing + max(on_the_way, step)
     host_parts, host = host_bytes(model, load)
     parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
     parts |= {"attention loss": attention, "optimiser step": step}

@@ -6,6 +6,7 @@ from pipeline.console import format_bytes
 from pipeline.dump_status import duration
 from pipeline.plan import Plan
 from pipeline.plan_devices import STUDENT_SHARE, TEACHER_SHARE
+from pipeline.plan_host import BESIDE_TRAINING
 from pipeline.plan_memory import BESIDE_TORCH, Memory
 
 
@@ -84,8 +85,8 @@ def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:
 
 def _host_lines(memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
     yield (
-        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic), of {format_bytes(host)}: "
-        f"{_fits(fits)}"
+        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; of CUDA's share assumed); with "
+        f"{format_bytes(BESIDE_TRAINING)} for the system on {format_bytes(host)}: {_fits(fits)}"
     )
     yield from _part_lines(memory.host_parts)
 

@@ -146,7 +146,7 @@ def test_a_host_that_is_too_small_is_said_before(tmp_path: Path) -> None:
     (step,) = found["recommendation"]
     assert step["for"] == "student" and not step["set"] and "of host memory at least" in step["say"]
     page = plan(recipe, *options[1:], "--host-memory", "24GiB")
-    assert "of host memory at most (arithmetic), of 24.0 GiB: DOES NOT FIT" in page
+    assert "for the system on 24.0 GiB: DOES NOT FIT" in page
     # a device that holds the optimiser's state needs no offloading
     larger = ("--gpu-memory", "80GiB", "--host-memory", "24GiB")
     (step,) = plan(recipe, *options, *larger)["recommendation"]
@@ -158,7 +158,7 @@ def test_a_host_that_is_too_small_is_said_before(tmp_path: Path) -> None:
     found = plan(followed, *options, *larger)
     assert found["fits"] and found["student_host_bytes"] == step["host_bytes"]
     # the same where a batch system allows less than the machine has
-    few = plan(recipe, *options, "--host-memory", str(plan(recipe, *options)["student_host_bytes"] - 2**20))
+    few = plan(recipe, *options, "--host-memory", str(plan(recipe, *options)["student_host_bytes"] + GIB - 2**20))
     assert few["recommendation"][0]["set"] == {"train.micro_batch": 8}
 
 

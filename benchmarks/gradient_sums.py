@@ -1,0 +1,75 @@
+"""How far the sum of many gradients by the real engine is off, against a float64 sum of the same gradients.
+
+    python benchmarks/gradient_sums.py
+
+The gradients themselves are bfloat16; what differs is the dtype that they are added up in (`train.float32_gradients`).
+"""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import torch
+from torch import Tensor, nn
+
+from student_train.config import TrainConfig
+from student_train.engine import Engine
+from student_train.objective import DistilledStudent
+from student_train.ranks import start_ranks
+
+WIDTH, ROWS = 256, 4
+
+
+class TwoLayers(nn.Module):
+    """Large enough for a gradient with many different magnitudes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, rows_ND: Tensor) -> Tensor:
+        """A loss, float32."""
+        loss: Tensor = self.model(rows_ND).float().square().sum()
+        return loss
+
+
+def relative_error(micro_batches: int, *, float32_gradients: bool, offload: bool) -> float:
+    """Norm of the difference between the engine's sum and a float64 sum, over the norm of the latter."""
+    torch.manual_seed(0)
+    module = TwoLayers()
+    config = TrainConfig(
+        output=Path(), steps=1, micro_batch=1, global_batch=micro_batches, gradient_clip=0,
+        offload_optimizer=offload, float32_gradients=float32_gradients,
+    )  # fmt: skip
+    engine = Engine(cast(DistilledStudent, module), config, dtype=torch.bfloat16, ranks=start_ranks())
+    optimizer, summed = engine._optimizer, list[Tensor]()
+    step = optimizer._optimizer_step
+
+    def note(group: int) -> Any:
+        summed.append(optimizer.single_partition_of_fp32_groups[group].grad.double())
+        return step(group)
+
+    optimizer._optimizer_step = note
+    exact = torch.zeros(sum(parameter.numel() for parameter in module.parameters()), dtype=torch.float64)
+    for _ in range(micro_batches):
+        rows_ND = torch.randn(ROWS, WIDTH).to(torch.bfloat16)
+        own = torch.autograd.grad(module(rows_ND) / micro_batches, list(module.parameters()))
+        exact += torch.cat([gradient.flatten() for gradient in own]).double()
+        engine.backward(engine._deepspeed(rows_ND) / micro_batches)
+        engine.end_micro_batch(1.0)
+    return float((summed[0][: len(exact)] - exact).norm() / exact.norm())
+
+
+def main() -> None:
+    """A row per number of micro-batches."""
+    print("| micro-batches | float32, device | float32, offloaded | bfloat16, device | bfloat16, offloaded |")
+    print("|--:|--:|--:|--:|--:|")
+    for count in (1, 4, 16, 64):
+        found = [relative_error(count, float32_gradients=f, offload=o) for f in (True, False) for o in (False, True)]
+        print(f"| {count} | " + " | ".join(f"{error:.1e}" for error in found) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

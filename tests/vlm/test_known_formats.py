@@ -42,7 +42,7 @@ def sqlite() -> bytes:
 
 
 FILES: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
-    "gzip": (gzip.compress(JSON), "gzip, expected a JSON list .*; unpack it with gunzip"),
+    "gzip": (gzip.compress(JSON, mtime=0), "gzip, expected a JSON list .*; unpack it with gunzip"),
     "xz": (lzma.compress(JSON), "xz, .* unxz"),
     "bzip2": (bz2.compress(JSON), "bzip2, .* bunzip2"),
     "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", "zstd, .* unzstd"),
@@ -93,7 +93,7 @@ def test_a_configuration_of_another_format_is_named(tmp_path: Path, name: str) -
     ("data", "said"),
     [
         (LFS, "but a pointer of Git LFS, not the file; fetch the file with git lfs pull"),
-        (gzip.compress(b"pixels"), "but gzip; unpack it with gunzip"),
+        (gzip.compress(b"pixels", mtime=0), "but gzip; unpack it with gunzip"),
         (b"%PDF-1.7", "but PDF; save the page as PNG"),
         (b"\0\0\0\x20ftypisom", "but a video; save the wanted frame as PNG"),
         (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "but SVG; draw it as PNG"),

@@ -108,6 +108,8 @@ class Engine:
         self._deepspeed.step()
         if not boundary:
             return None
+        if self._optimizer.overflow:
+            self._forget_sums()
         return StepOutcome(not self._optimizer.overflow, float(self._deepspeed.get_global_grad_norm()))
 
     def master_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -145,6 +147,15 @@ class Engine:
             state["step"].fill_(counters["adam_step"])
         for name in SCALER_STATE.keys() & counters.keys():
             setattr(self._optimizer.loss_scaler, name, SCALER_STATE[name](counters[name]))
+
+    def _forget_sums(self) -> None:
+        """Drop the gradients of a step that was skipped.
+
+        DeepSpeed 0.19.8 keeps them where the optimiser is offloaded and sums are float32: one gradient that is not
+        finite would be part of every later step.
+        """
+        sums = self._optimizer.averaged_gradients
+        sums.update(dict.fromkeys(sums))
 
     def _create_moments(self) -> None:
         """Give AdamW the zeros it would create in its first step.

@@ -31,7 +31,6 @@ from pipeline.plan_devices import (
     hours,
     training_flops,
 )
-from pipeline.plan_host import machine_memory
 from pipeline.plan_loads import student_load, teacher_load
 from pipeline.plan_memory import ELEMENT, Memory, StudentLoad, student_memory, teacher_memory
 from pipeline.plan_models import ModelShapes, config_of
@@ -44,6 +43,7 @@ from storage.order import shard_plan
 from teacher_dump.store_config import StoreConfig
 from vlm.checkpoint import load_example_builder
 from vlm.config import VLMConfig
+from vlm.device_report import host_memory
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
 from vlm.stem_file import STEM_FILE
@@ -228,7 +228,7 @@ def make_plan(
         hours=_hours(config, data, teacher, student),
         probe=probe,
         gpu_memory=device_bytes,
-        host_memory=machine_memory() if options.host_memory is None else options.host_memory,
+        host_memory=host_memory() if options.host_memory is None else options.host_memory,
         disk=options.disk if options.disk is not None else free_bytes(config.store.path),
         advice=(),
         notes=data.notes,

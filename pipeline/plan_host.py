@@ -6,9 +6,7 @@ the buffers of a real engine. docs/plan.md explains every part.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.plan_models import ModelShapes
@@ -27,21 +25,7 @@ PROCESS_BYTES = 2 << 30
 BESIDE_TRAINING = 1 << 30
 # What a data worker has for itself: measured, docs/plan.md.
 WORKER_BYTES = 192 * MIB
-# Limits that a batch system or a container sets: cgroup v2, v1.
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _ALWAYS = ("processes", "data workers", "batches", "a file of a checkpoint", "the student while it is loaded")
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory, or of the part that this process may have."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for place in _LIMITS:
-        try:
-            text = Path(place).read_text().strip()
-        except OSError:
-            continue
-        found += [int(text)] if text.isdigit() else []  # "max": no limit
-    return min(found)
 
 
 def adapter_parameters(model: ModelShapes, load: StudentLoad) -> int:

@@ -106,13 +106,15 @@ def _locked(output: Path) -> Lock | None:
     if lock is None:
         raise TrainError(f"output {output} is in use: {_holder(path)}; stop it first, or choose another output")
     began = datetime.now().astimezone().isoformat(timespec="seconds")
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": began}) + "\n")
+    path.write_text(
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": began}) + "\n", encoding="utf-8"
+    )
     return lock
 
 
 def _holder(path: Path) -> str:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         return f"process {document['pid']} on host {document['host']} trains there since {document['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has the lock and is about to write its name
         return "another process trains there"

@@ -116,7 +116,9 @@ def _is_other(before: int | None, now: int | None) -> bool:
 def _parent_of(process: int) -> int | None:
     """Linux only; the name in the second field may hold blanks and parentheses."""
     try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+        )
     except (OSError, ValueError, IndexError):
         return None
 

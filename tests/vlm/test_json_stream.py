@@ -204,7 +204,7 @@ def test_a_byte_order_mark_is_skipped_and_hashed(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")  # opening it would wait for a writer
     for path, said in (
-        (tmp_path, "cannot be read .Is a directory.; check"),
+        (tmp_path, "cannot be read .Is a directory.; it is a folder"),
         (tmp_path / "pipe.json", "but a pipe; give"),
     ):
         with pytest.raises(InputError, match=said):

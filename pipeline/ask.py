@@ -17,6 +17,7 @@ from vlm.devices import Quantization, usable_device
 from vlm.errors import InputError, SampleError, unreadable
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import stream_greedy
+from vlm.memory_faults import memory_errors
 from vlm.model import MobileVLM
 from vlm.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
 from vlm.tokenizer import LegacyLlamaTokenizer
@@ -121,7 +122,8 @@ def ask(
         )
     loaded = time.perf_counter()
     limit = min(question.max_new_tokens, room)
-    ids, times = _generate(model, prompt, builder.tokenizer, limit, on_text)
+    with memory_errors("choose a smaller --dtype, --quantization int8 or nf4, or --device cpu"):
+        ids, times = _generate(model, prompt, builder.tokenizer, limit, on_text)
     ended = time.perf_counter()
     decoding = times[-1] - times[0] if times else 0.0
     return Reply(

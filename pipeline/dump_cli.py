@@ -95,8 +95,9 @@ def result_line(result: "DumpResult", config: object = "CONFIG") -> str:
     """What a worker of a configuration did and what the store holds now."""
     from teacher_dump.retry import COMMAND
 
-    done = "nothing left to do" if not result.shards_written else f"wrote {result.shards_written} shards"
-    retry = ""
+    done, retry = f"wrote {result.shards_written} shards", ""
+    if not result.shards_written:
+        done = "every shard is committed" if result.retryable else "nothing left to do"
     if result.retryable:
         command = COMMAND.replace("CONFIG", shlex.quote(str(config)))
         retry = f" ({result.retryable} of them can be tried again when their files are restored: `{command}`)"

@@ -17,6 +17,7 @@ from vlm.devices import usable_device
 from vlm.errors import InputError, SampleError
 from vlm.examples import Example, ExampleBuilder
 from vlm.generation import generate_greedy
+from vlm.memory_faults import memory_errors
 from vlm.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns, tokenize_question
 
 QUESTION_TYPES_KEY = "question_types"
@@ -123,9 +124,10 @@ def evaluate(
     answers: dict[int, Answer] = {}
     for numbers in _batches([sample for sample, _ in questions], builder, batch):
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
-        found = generate_greedy(
-            model, prompts, max_new_tokens=max_new_tokens, eos_token_id=builder.tokenizer.eos_token_id
-        )
+        with memory_errors(f"lower the batch (now {batch}), or take the device cpu"):
+            found = generate_greedy(
+                model, prompts, max_new_tokens=max_new_tokens, eos_token_id=builder.tokenizer.eos_token_id
+            )
         for number, ids in zip(numbers, found, strict=True):
             answers[number] = _answer(*questions[number], builder.tokenizer.decode(ids))
     return Evaluation(tuple(answers[number] for number in range(len(questions))))

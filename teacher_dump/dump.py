@@ -30,7 +30,7 @@ from vlm.conversations import ConversationFile
 from vlm.device_report import device_report
 from vlm.errors import InputError
 from vlm.examples import ExampleBuilder
-from vlm.memory_faults import may_be_out_of_memory, memory_line
+from vlm.memory_faults import memory_errors
 from vlm.model import MobileVLM
 
 
@@ -46,16 +46,12 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
         InputError: unusable data, checkpoint or teacher, too many unusable samples, or no memory left.
         StoreError: the store was made with other settings, or cannot be written.
     """
-    try:
+    teacher = job.teacher
+    with memory_errors(
+        f"free memory, lower teacher.token_budget (now {teacher.token_budget}), teacher.batch or teacher.window, or "
+        f"set teacher.quantization (now {teacher.quantization}); `alignkd plan CONFIG` shows what fits"
+    ):
         return _dump(job, model)
-    except (RuntimeError, MemoryError) as error:
-        if not may_be_out_of_memory(error):
-            raise
-        raise InputError(
-            f"{memory_line(error)}; free memory, lower teacher.token_budget (now {job.teacher.token_budget}), "
-            f"teacher.batch or teacher.window, or set teacher.quantization (now {job.teacher.quantization}); "
-            "`alignkd plan CONFIG` shows what fits"
-        ) from error
 
 
 def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:

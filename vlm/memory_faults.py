@@ -5,8 +5,10 @@ late, page-locked host memory, NCCL and other kinds of devices raise a plain Run
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from vlm.errors import one_line
+from vlm.errors import InputError, one_line
 
 _CERTAIN = re.compile(
     r"out[ _]?of[ _]?(device[ _]|host[ _])?memory"  # CUDA, HIP, XPU, MPS, NCCL, Triton; their error codes
@@ -50,3 +52,14 @@ def memory_line(error: BaseException) -> str:
     text = one_line(error)[:160]
     where = "host memory is used up" if isinstance(error, MemoryError) else "memory is used up"
     return f"{where} ({text})" if text else where
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Turn a lack of memory inside the block into an InputError that ends with `advice`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not may_be_out_of_memory(error):
+            raise
+        raise InputError(f"{memory_line(error)}; {advice}") from error

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.memory_faults import is_out_of_memory, may_be_out_of_memory, memory_line
+from vlm.errors import InputError
+from vlm.memory_faults import is_out_of_memory, may_be_out_of_memory, memory_errors, memory_line
 
 CERTAIN = (
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
@@ -75,3 +76,11 @@ def test_classes_of_their_own_are_known_too() -> None:
     assert is_out_of_memory(of_torch.value) and is_out_of_memory(of_numpy.value)
     assert memory_line(of_numpy.value).startswith("host memory is used up (Unable to allocate")
     assert memory_line(MemoryError()) == "host memory is used up"
+
+
+def test_lack_of_memory_is_one_line_with_the_next_step() -> None:
+    message = r"memory is used up \(CUDA error: out of memory\); lower the batch"
+    with pytest.raises(InputError, match=message), memory_errors("lower the batch"):
+        raise RuntimeError("CUDA error: out of memory")
+    with pytest.raises(RuntimeError, match="illegal"), memory_errors("lower the batch"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -371,9 +371,10 @@ def test_workers_start_before_the_model_and_end_with_a_refused_start(
 
     monkeypatch.setattr(trainer, "build_student", looking)
     monkeypatch.setattr(trainer, "Engine", refusing)
-    with pytest.raises(TrainError, match="no such device"):
+    with pytest.raises(TrainError, match="no such device") as refused:
         train(make_job(many_store, data_workers=2))
     assert seen == [2]
+    assert refused.tb is not None  # it still leads to the batches
     assert set(multiprocessing.active_children()) <= others
 
 

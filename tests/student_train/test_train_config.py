@@ -103,13 +103,34 @@ def test_parameter_groups_cover_every_trained_parameter_once(student: DistilledS
 
 
 def test_zero_settings(student: DistilledStudent) -> None:
-    settings = zero_config(student, config(micro_batch=2, global_batch=16, gradient_clip=0.5), torch.bfloat16, 2)
+    made = config(micro_batch=2, global_batch=16, gradient_clip=0.5)
+    settings = zero_config(student, made, torch.bfloat16, 2, pin_memory=False)
     assert settings["zero_optimization"]["stage"] == 2
     assert settings["gradient_accumulation_steps"] == 4
     assert settings["gradient_clipping"] == 0.5
     assert settings["bf16"]["enabled"]
     # A bucket is allocated whole: never larger than the model.
     assert settings["zero_optimization"]["reduce_bucket_size"] < 10**6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offload", "global_batch", "float32"),
+    [
+        (torch.bfloat16, True, 4, True),
+        (torch.bfloat16, False, 2, True),  # takes less of the device than the way through 16 bits
+        (torch.bfloat16, True, 2, False),  # nothing to add up
+        (torch.float32, True, 4, False),
+    ],
+)
+def test_sums_of_gradients_are_float32_where_there_is_a_sum(
+    student: DistilledStudent, dtype: torch.dtype, offload: bool, global_batch: int, float32: bool
+) -> None:
+    made = config(micro_batch=2, global_batch=global_batch, offload_optimizer=offload)
+    settings = zero_config(student, made, dtype, 1, pin_memory=True)
+    assert (settings.get("data_types") == {"grad_accum_dtype": "fp32"}) is float32
+    assert settings["zero_optimization"].get("offload_optimizer", {}).get("pin_memory", False) is offload
+    asked_not_to = made.model_copy(update={"float32_gradients": False})
+    assert "data_types" not in zero_config(student, asked_not_to, dtype, 1, pin_memory=False)
 
 
 def test_output_is_a_path() -> None:

@@ -12,12 +12,25 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def gpu_check(*arguments: str | Path, prelude: str = "") -> tuple[int, list[dict[str, Any]], str]:
+WITHOUT_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def gpu_check(
+    *arguments: str | Path, prelude: str = "", environment: dict[str, str] = WITHOUT_GPU
+) -> tuple[int, list[dict[str, Any]], str]:
     """Exit code, lines of output and errors; `prelude` changes the module first."""
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_check\n{prelude}\ngpu_check.main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    ended = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
+
+
+@pytest.mark.gpu
+def test_this_machines_gpu_computes_what_a_cpu_computes(tmp_path: Path, gpu_environment: dict[str, str]) -> None:
+    arguments = ("--tiny", "--device", "cuda", "--out", tmp_path / "out")
+    exit_code, lines, errors = gpu_check(*arguments, environment=gpu_environment)
+    assert exit_code == 0, errors
+    assert [line["ok"] for line in lines] == [True] * 5, lines
 
 
 def test_the_device_rules_hold_on_a_cpu(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ _WRONG_TYPE = {
     "model_type": "a section with keys of its own",
     "dict_type": "a section with keys of its own",
 }
+# What a message lists of the keys of a section.
+SHOWN_KEYS = 12
 _LIMITS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -84,13 +86,17 @@ def _number_in(text: str) -> str:
 
 
 def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
-    """The nearest known key beside an unknown one, or all of them."""
+    """The nearest known key beside an unknown one, or the first of all."""
     model: type[BaseModel] | None = root
     for part in location[:-1]:
         model = section_model(model, str(part))
     known = list(model.model_fields) if model is not None else []
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else f" (known: {', '.join(known)})" if known else ""
+    if nearest or not known:
+        return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    shown = ", ".join(known[:SHOWN_KEYS])
+    more = f" and {len(known) - SHOWN_KEYS} more, see docs/configuration.md" if len(known) > SHOWN_KEYS else ""
+    return f" (known: {shown}{more})"
 
 
 def section_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:

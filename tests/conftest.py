@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,10 @@ import pytest
 # `gpu` start processes with the fixture `gpu_environment`.
 USERS_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# Signals have their default effect in tests, also where the tests were started with `nohup`, which switches SIGHUP off.
+for _number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(_number, signal.SIG_DFL)
 
 # No test depends on the clock or on luck: examples have no deadline and are the same in every run. To look for new
 # ones: pytest --hypothesis-profile random.

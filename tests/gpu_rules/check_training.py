@@ -68,7 +68,7 @@ def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outco
     """Forward and backward of a fresh student, on the CPU and on the pretend device."""
     dataset = open_dataset(job)
     student = build_student(job, dataset.reader)
-    batch = batch_of(dataset, student, ids)
+    batch = batch_of(dataset, job.train, ids)
     here = forward_and_backward(student, batch)
     student.zero_grad()
     with pretend_device() as device:

@@ -15,8 +15,8 @@ from student_train.collate import collate
 from student_train.config import TrainConfig
 from student_train.dataset import CachedDataset
 from student_train.job import TrainJob
-from student_train.objective import DistilledStudent
 from student_train.ranks import Ranks, start_ranks
+from student_train.target_sources import stem_lookup
 from teacher_dump.config import TeacherConfig
 from teacher_dump.dump import dump
 from teacher_dump.job import DumpJob
@@ -92,14 +92,14 @@ class GoldenJobs:
         return Path(job.store.path)
 
 
-def batch_of(dataset: CachedDataset, student: DistilledStudent, ids: Sequence[str]) -> TrainBatch:
+def batch_of(dataset: CachedDataset, config: TrainConfig, ids: Sequence[str]) -> TrainBatch:
     """A micro-batch of these samples, on the host."""
     places = {sample_id: place for place, sample_id in enumerate(dataset.reader.ids)}
     return collate(
         [dataset[places[sample_id]] for sample_id in ids],
-        terms=student.losses.weights,
+        terms=config.losses.weights,
         attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
-        stem=None if student.stem is None else student.stem.lookup,
+        stem=stem_lookup(dataset.reader, config),
     )
 
 

@@ -105,7 +105,8 @@ STEP = [
     Known("student_train/ranks.py", "sum", "tolist", 1, "sums over ranks"),
 ]
 AROUND = [
-    Known("student_train/trainer.py", "train", "to the device", None, "the student, before the first step"),
+    Known("student_train/trainer.py", "_train", "to the device", None, "the student, before the first step"),
+    Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are exported are looked at once"),
     Known("student_train/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
     Known("student_train/engine.py", "moments", "to the host", None, "a checkpoint"),
     Known("student_train/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
@@ -113,6 +114,7 @@ AROUND = [
     Known("vlm/weight_writer.py", "write_weights", "to the host", None, "the exported student"),
 ]
 LOADING = [
+    Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are not finite are refused"),
     Known("vlm/checkpoint.py", "_read", "to the device", None, "the teacher's weights"),
     Known("vlm/checkpoint.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
 ]

@@ -162,7 +162,8 @@ def test_logits_that_are_not_finite_are_one_line(golden: Path, tmp_path: Path) -
         main, ["ask", str(tmp_path / "student"), "What?", "--vision-config", str(golden / "clip")]
     )
     assert result.exit_code == 1 and not result.stdout.strip()
-    (line,) = result.stderr.strip().splitlines()
+    device, line = result.stderr.strip().splitlines()
+    assert device.startswith("alignkd: device cpu (")
     assert "the logits are not finite (NaN or infinity) in float32" in line and "try dtype float32" in line
 
 

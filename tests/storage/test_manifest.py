@@ -76,7 +76,7 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path, make_mani
 
 def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path, make_manifest: MakeManifest) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"file/store: Not a directory .* check the folder and run again"):
+    with pytest.raises(StoreError, match=r"file/store: Not a directory .* a part of the path is a file, not a folder"):
         StoreWriter(tmp_path / "file" / "store", make_manifest())
 
 

@@ -145,6 +145,9 @@ def test_a_staging_folder_that_cannot_be_made_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNKD_STAGING", str(tmp_path / "file" / "staging"))
-    with pytest.raises(ValueError, match=r"^staging folder .*check the folder"), files_to_verify(stored.url):
+    with (
+        pytest.raises(ValueError, match=r"^staging folder .*a part of the path is a file"),
+        files_to_verify(stored.url),
+    ):
         pass
     assert verify_store(stored.url).ok

@@ -15,6 +15,7 @@ from student_train.collate import collate
 from student_train.config import TrainConfig
 from student_train.dataset import CachedDataset
 from student_train.job import TrainJob
+from student_train.objective import DistilledStudent
 from student_train.ranks import Ranks, start_ranks
 from student_train.target_sources import stem_lookup
 from teacher_dump.config import TeacherConfig

@@ -146,7 +146,7 @@ def test_a_staging_folder_that_cannot_be_made_is_one_line(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNKD_STAGING", str(tmp_path / "file" / "staging"))
     with (
-        pytest.raises(ValueError, match=r"^staging folder .*a part of the path is a file"),
+        pytest.raises(ValueError, match=r"^staging folder .*is a file, not a folder"),
         files_to_verify(stored.url),
     ):
         pass

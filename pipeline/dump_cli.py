@@ -88,7 +88,7 @@ def quarantine_lines(result: "DumpResult") -> Iterator[str]:
     for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
         yield f"quarantined: sample {sample_id!r} (index {index}): {reason}"
     if (rest := len(result.quarantined) - MAX_LISTED) > 0:
-        yield f"quarantined: {rest} more, see `alignkd shards ls --json`"
+        yield f"quarantined: {rest} more, see `alignkd shards ls STORE --unusable`"
 
 
 def result_line(result: "DumpResult", config: object = "CONFIG") -> str:

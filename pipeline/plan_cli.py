@@ -9,6 +9,7 @@ import click
 from pipeline.console import clean_errors, json_option, print_json
 from pipeline.interrupts import ends_on_interrupt
 
+SMALLEST_SIZE = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)B?", re.IGNORECASE)
 
 
@@ -21,7 +22,10 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
         raise click.BadParameter(f"{value!r}, expected a size as 24GiB or 2TB")
     number, prefix, binary = match.groups()
     scale: int = (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " ")
-    return round(float(number) * scale)
+    size = round(float(number) * scale)
+    if size < SMALLEST_SIZE:
+        raise click.BadParameter(f"{value!r} is {size} bytes; write the unit, as 24GiB or 2TB")
+    return size
 
 
 @click.command()
@@ -34,8 +38,10 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
     "--host-memory", callback=parse_bytes, help="Memory of the machine that trains, as 32GiB; of this one by default."
 )
 @click.option("--disk", callback=parse_bytes, help="Room for the store, as 2TB; what is free there by default.")
-@click.option("--device", default="rtx3090", show_default=True, help="Of the table of devices that is printed.")
-@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="That train together.")
+@click.option("--device", default="rtx3090", show_default=True, help="A device of the table that is printed.")
+@click.option(
+    "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that train together."
+)
 @click.option("--samples", type=click.IntRange(min=1), help="Number of samples, where there is no data yet.")
 @click.option("--mean-tokens", type=click.FloatRange(min=1), help="With --samples: mean of text and vision tokens.")
 @click.option("--supervised-share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="With --samples.")
@@ -49,7 +55,7 @@ def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None
 
     Shown before anything runs: bytes of the store, memory of both phases, hours. Counts the data (a random part of it)
     and reads config.json of the models; of their weights only the vision towers, to compare them, where both
-    checkpoints are on this machine, unless --probe asks for more. How everything is reckoned: docs/plan.md.
+    checkpoints are on this machine, unless --probe asks for more. How each figure is computed: docs/plan.md.
 
     Example: alignkd plan run.yaml --gpu-memory 24GiB --disk 2TB
     """

@@ -1,10 +1,11 @@
 """`alignkd shards ls`: what each shard of a store holds, from its commit records alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.byte_files import StoreFiles, open_files
-from storage.commits import CommitHead, commit_name, committed_shards, load_heads
+from storage.commits import CommitHead, Quarantined, commit_name, committed_shards, load_heads
 from storage.manifest import read_manifest
 from storage.root_hash import RootHash
 
@@ -39,6 +40,19 @@ def list_shards(path: Path | str) -> list[ShardInfo]:
         StoreError: no store, or a commit record that cannot be right.
     """
     return _list(open_files(path), None)
+
+
+def list_unusable(path: Path | str | StoreFiles) -> Iterator[tuple[int, Quarantined]]:
+    """(shard, sample) of every sample that the teacher pass could not use, with its reason.
+
+    Raises:
+        StoreError: no store, or a commit record that cannot be right.
+    """
+    files = open_files(path)
+    manifest_hash = read_manifest(files).manifest_hash()
+    for head, _ in load_heads(files, committed_shards(files), manifest_hash, whole=False):
+        for sample in head.quarantined:
+            yield head.shard, sample
 
 
 def list_store(path: Path | str | StoreFiles) -> StoreListing:

@@ -141,6 +141,11 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
         for name in sorted({*found, *asked} - (NOT_OF_OLD_CHECKPOINTS - {*found}))
         if found.get(name) != asked.get(name)
     ]
+    if len(differing) == 1 and differing[0].startswith("num_records "):
+        raise TrainError(
+            f"output {output} was begun when the store had {found.get('num_records')} samples, now it has "
+            f"{asked.get('num_records')} (`dump --retry-unusable` adds samples); choose another output"
+        )
     if differing:
         raise TrainError(
             f"output {output} was begun with other settings: {'; '.join(differing)}; "

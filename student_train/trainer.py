@@ -218,9 +218,10 @@ def _say_what_is_not_there(reader: StoreReader) -> None:
     if reader.quarantined:
         logger.warning(
             "store %s: %d samples were quarantined by the teacher pass and are not trained on; "
-            "`alignkd shards ls --json` lists them with the reasons",
+            "`alignkd shards ls %s --unusable` lists them with the reasons",
             reader.path,
             len(reader.quarantined),
+            reader.path,
         )
 
 

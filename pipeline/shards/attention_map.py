@@ -46,12 +46,13 @@ def attention_map(
     """
     pairs, heads = manifest.codecs.attention_pairs, manifest.shapes.num_heads
     if record.attention is None or pairs != "tqv":
-        kept = f"{pairs} attention"
-        if record.attention is None:
-            kept = "none, the teacher's stem gives it in training" if manifest.codecs.attention == STEM else "none"
-        raise InputError(
-            f"sample {record.id!r} has {kept}, --png draws tqv attention; dump it with attention_pairs tqv"
-        )
+        if record.attention is not None:
+            found, step = f"{pairs} attention", "dump it with store.attention_pairs tqv"
+        elif manifest.codecs.attention == STEM:
+            found, step = "no stored attention (store.attention is stem)", "dump it with store.profile compact"
+        else:
+            found, step = "no attention", "dump it with store.attention float16 or sqrt_u8"
+        raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
     if head is not None and not 0 <= head < heads:
         raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
     attention = as_float32(record.attention)

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @STORE
+@click.option("--unusable", is_flag=True, help="List the samples that the teacher pass could not use, and why.")
 @json_option
 @clean_errors
-def ls(store: Path | str, as_json: bool) -> None:
+def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     """List the shards of STORE.
 
-    Only commit records are read: it is quick for any size of store. --json adds the root hash: equal for two stores of
-    the same targets, however they were written.
+    Only commit records are read, so it is quick for a store of any size. --json adds the root hash: it is equal
+    for two stores of the same targets, however they were written.
 
-    Example: alignkd shards ls runs/store
+    Example: alignkd shards ls runs/store --unusable
     """
+    if unusable:
+        print_unusable(store, as_json)
+        return
     from storage.byte_files import open_files
     from storage.manifest import read_manifest
     from storage.shard_listing import list_shards, list_store
@@ -53,6 +57,20 @@ def ls(store: Path | str, as_json: bool) -> None:
         f"{totals['quarantined']} quarantined, {format_bytes(totals['bytes'])}; "
         f"{manifest.backend}, codecs {codecs_line(manifest)}"
     )
+
+
+def print_unusable(store: Path | str, as_json: bool) -> None:
+    """One line, or one JSON object, for each sample that the teacher pass could not use."""
+    from storage.shard_listing import list_unusable
+
+    listed = ({"shard": shard, **asdict(sample)} for shard, sample in list_unusable(store))
+    if as_json:
+        print_json(list(listed))
+        return
+    count = 0
+    for count, entry in enumerate(listed, 1):  # noqa: B007
+        click.echo(f"shard {entry['shard']}, sample {entry['id']!r} (index {entry['index']}): {entry['reason']}")
+    click.echo(f"{count} unusable samples")
 
 
 def codecs_line(manifest: "Manifest") -> str:

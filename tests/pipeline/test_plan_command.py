@@ -173,10 +173,18 @@ def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path
     assert wrong.exit_code == 2 and "expected a size as 24GiB or 2TB" in wrong.stderr
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["", "K", "M", "G", "T"]), st.booleans(), st.booleans())
+def test_a_size_without_its_unit_is_refused() -> None:
+    """`--gpu-memory 24` is 24 bytes, on which nothing fits."""
+    assert parse_bytes(CONTEXT, PARAMETER, "1.5GB") == 1_500_000_000
+    for text in ("24", "0", "24B"):
+        with pytest.raises(click.BadParameter, match=f"'{text}' is .* bytes; write the unit, as 24GiB or 2TB"):
+            parse_bytes(CONTEXT, PARAMETER, text)
+
+
+@given(st.integers(1050, 10**6), st.sampled_from(["K", "M", "G", "T"]), st.booleans(), st.booleans())
 def test_sizes_are_read_as_they_are_written(number: int, prefix: str, binary: bool, lower: bool) -> None:
-    text = f"{number}{prefix}{'i' if binary and prefix else ''}B"
-    scale = (1024 if binary and prefix else 1000) ** ["", "K", "M", "G", "T"].index(prefix)
+    text = f"{number}{prefix}{'i' if binary else ''}B"
+    scale = (1024 if binary else 1000) ** ["", "K", "M", "G", "T"].index(prefix)
     assert parse_bytes(CONTEXT, PARAMETER, text.lower() if lower else text) == number * scale
 
 

@@ -80,5 +80,5 @@ def test_training_takes_the_host_memory_that_was_planned(
     monkeypatch.setattr(Engine, "end_micro_batch", step)
     trainer.train(run.train_job())
     assert grown[1] - grown[0] == pytest.approx(state, rel=0.15)
-    # What its parent had when it was forked, and what it needs itself; forked after the engine, it had all of the state.
+    # What its parent had when it was forked, and what it needs itself; a later fork would have all of the state.
     assert 0 < worker[0] < grown[0] + 0.5 * state

@@ -75,6 +75,16 @@ def test_ls_and_its_root_hash(stores: dict[str, Path], old_store: Path) -> None:
     assert "4 records, 1 quarantined" in shown and "logits topk top_k 3 float16" in shown
 
 
+def test_ls_lists_unusable_samples_with_their_reasons(stores: dict[str, Path], old_store: Path) -> None:
+    (sample,) = StoreReader(old_store).quarantined
+    found = run_json("ls", old_store, "--unusable")
+    assert found == [{"shard": 0, "index": sample.index, "id": sample.id, "reason": sample.reason}]
+    line, total = run("ls", old_store, "--unusable").stdout.splitlines()
+    assert line == f"shard 0, sample {sample.id!r} (index {sample.index}): {sample.reason}"
+    assert total == "1 unusable samples"
+    assert run("ls", stores["compact"], "--unusable").stdout == "0 unusable samples\n"
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_show_tells_pieces_and_probabilities(stores: dict[str, Path], golden: Path, name: str) -> None:
     seen = run_json("show", stores[name], "--id", "ft-1")

@@ -1,5 +1,6 @@
 """`alignkd run`: every stage of a file, every phase of a stage, each in a process of its own."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pipeline.plan_stem import takes_from_stem, tower_match
 from pipeline.recipes import Stage, load_stages
 from student_train.claim import check_output
 from student_train.export import is_exported
+from student_train.launcher import meeting_point
 from student_train.output import read_configuration, read_finished, student_folder
 from student_train.settings import starting_point
 from vlm.errors import InputError
@@ -32,8 +34,10 @@ def run_stages(path: Path, *, as_json: bool, launcher: str = "", say: Any = prin
         Reports by phase; by stage, then phase, for a recipe. Empty without `as_json`.
 
     Raises:
-        InputError: as `load_stages`.
+        InputError: as `load_stages`. TrainError: variables of a launcher that cannot be right.
     """
+    if not launcher:
+        meeting_point(os.environ)  # training would refuse the variables after the teacher has run
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say)

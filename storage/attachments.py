@@ -44,7 +44,7 @@ def write_attachments(store: Path, manifest: Manifest, given: Mapping[str, Path 
         source = given[name]
         found = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_sha256(source)
         if found != sha256:
-            raise StoreError(f"attachment {name}: sha256 is {found[:12]}, the manifest says {sha256[:12]}")
+            raise StoreError(f"attachment {name}: sha256 is {found[:12]}, expected {sha256[:12]} by the manifest")
         target.unlink(missing_ok=True)  # damaged
         target.parent.mkdir(exist_ok=True)
         copy_exclusively(target, source, store)

@@ -18,6 +18,7 @@ from disk.next_step import tried
 from disk.opening import regular_descriptor
 from storage.checksum import file_sha256
 from storage.errors import CorruptStoreError, StoreError, repair_step
+from storage.object_store import parse_location
 
 REPAIR = "restore the shard from a copy, or delete its commit record and dump again"
 # what one preadv call takes
@@ -160,7 +161,7 @@ def check_location(location: Path | str, *, writing: bool = False) -> None:
         writing: the store is to be written.
 
     Raises:
-        StoreError: a scheme that nobody implements, or one that is only read.
+        StoreError: a scheme that nobody implements, one that is only read, or a URL without a bucket or a host.
     """
     scheme, separator, rest = str(location).partition(":/")
     if not separator or not _SCHEME.fullmatch(scheme) or not (rest.startswith("/") or scheme in _ELSEWHERE):
@@ -170,6 +171,7 @@ def check_location(location: Path | str, *, writing: bool = False) -> None:
         raise StoreError(f"store {scheme}://{host}: scheme is {scheme}, expected {_PLACES}")
     if writing and scheme not in _WRITTEN:
         raise StoreError(f"store {scheme}://{host}: can only be read; write to a folder or to s3://BUCKET/PREFIX")
+    parse_location(f"{scheme}://{rest.lstrip('/')}")
 
 
 def as_location(path: Path | str) -> Path | str:

@@ -162,7 +162,7 @@ def _put_attachment(objects: S3Store, path: str, source: Path | bytes, sha256: s
             source.write_bytes(content)
         if (found := file_sha256(source)) != sha256:
             raise StoreError(
-                f"attachment {path.rpartition('/')[2]}: sha256 is {found[:12]}, the manifest says {sha256[:12]}"
+                f"attachment {path.rpartition('/')[2]}: sha256 is {found[:12]}, expected {sha256[:12]} by the manifest"
             )
         upload_all(objects, [Upload(source=source, path=path, num_bytes=source.stat().st_size, sha256=sha256)])
 

@@ -108,7 +108,11 @@ def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
     if not paths:
         return []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    step = f"`alignkd shards gc {files.location}` removes them" if removable_droppings(paths) else "they do no harm"
+    removable = sum(bool(removable_droppings([path])) for path in paths)
+    step = "they do no harm"
+    if removable:
+        which = "them" if removable == len(paths) else f"{removable} of them"
+        step = f"`alignkd shards gc {files.location}` removes {which}"
     return [f"left by a desktop, file server or editor, no part of the store: {files.label(paths[0])}{more}; {step}"]
 
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from storage.droppings import is_dropping
 from storage.files import Lock
 from student_train.errors import TrainError, writing
 from student_train.output import CONFIG, METRICS, read_configuration
@@ -24,7 +25,6 @@ LOCK = "run.lock"
 # What a folder may hold before its first run: the run's own configuration file, logs that a batch system opens first,
 # and what file systems and desktops leave. None of it can be mistaken for a checkpoint, and no run writes such names.
 BESIDE = (".yaml", ".yml", ".log", ".out", ".err")
-DROPPINGS = ("lost+found",)
 LISTED = 3
 
 
@@ -53,17 +53,22 @@ def claimed(output: Path, ranks: Ranks, *, configuration: Mapping[str, Any] | No
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that holds anything but a training run.
+    """Refuse a folder that holds anything but a training run, or lies in the output of another one.
 
     Raises:
         TrainError: it names what was found.
     """
+    owner = next((folder for folder in output.resolve().parents if (folder / LOCK).exists()), None)
+    if owner is not None:
+        raise TrainError(
+            f"output {output} lies in {owner}, the output of another training run; choose a folder outside of it"
+        )
     if not output.is_dir():
         if output.exists() or output.is_symlink():
             raise TrainError(f"output {output} is no folder; choose another output")
         return
     names = sorted(path.name for path in output.iterdir())
-    foreign = [name for name in names if not (name.startswith(".") or name.endswith(BESIDE) or name in DROPPINGS)]
+    foreign = [name for name in names if not (name.startswith(".") or name.endswith(BESIDE) or is_dropping(name))]
     if foreign and LOCK not in names and read_configuration(output) is None:
         more = f" and {len(foreign) - LISTED} more" if len(foreign) > LISTED else ""
         raise TrainError(

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from storage.sealed_json import seal
@@ -19,17 +20,25 @@ from student_train.zero_config import ADAPTER_PREFIX
 from vlm.checkpoint import resolve_checkpoint, save_model
 from vlm.errors import InputError
 from vlm.finite import is_finite
-from vlm.tensor_file import save_tensors
+from vlm.tensor_file import open_tensors, save_tensors
 from vlm.weights import weight_files
 
 
 def is_exported(output: Path) -> bool:
-    """Whether student and adapters of a finished run are still there; converters move or change them in place."""
+    """Whether student and adapters of a finished run are there and can be opened.
+
+    Converters move them or change them in place. The headers of safetensors files are read, which shows a file that
+    was cut; the values are not.
+    """
     student = student_folder(output)
     try:
-        return adapters_file(output).is_file() and (student / "config.json").is_file() and bool(weight_files(student))
-    except InputError:
+        for file in (adapters_file(output), *weight_files(student)):
+            if file.suffix == ".safetensors":
+                with open_tensors(file):
+                    pass
+    except (InputError, OSError, SafetensorError):
         return False
+    return all((student / name).is_file() for name in ("config.json", "tokenizer.model"))
 
 
 def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None:
@@ -65,11 +74,19 @@ def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str,
         (output / ".tmp-finished").write_bytes(seal({**asdict(state), "settings": settings, "metrics": last}))
         for path in (*temporary.iterdir(), temporary, output / ".tmp-adapters", output / ".tmp-finished"):
             sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         temporary.rename(target)
         (output / ".tmp-adapters").rename(adapters_file(output))
         (output / ".tmp-finished").rename(output / FINISHED)
         sync(output)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one and not what it leads to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:

@@ -40,6 +40,9 @@ def meeting_point(environment: Mapping[str, str]) -> MeetingPoint | None:
     Raises:
         TrainError: variables that cannot be right, all named.
     """
+    local = environment.get("LOCAL_RANK", "0")
+    if _number(local) is None:
+        raise TrainError(f"LOCAL_RANK={local} in the environment, expected a number from 0; {_UNSET}")
     found = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if name in environment}
     if not found:
         return None
@@ -50,9 +53,6 @@ def meeting_point(environment: Mapping[str, str]) -> MeetingPoint | None:
     rank, world_size = _number(found["RANK"]), _number(found["WORLD_SIZE"])
     if rank is None or world_size is None or rank >= world_size:
         raise TrainError(f"{where} in the environment, expected numbers with 0 <= RANK < WORLD_SIZE; {_UNSET}")
-    local = environment.get("LOCAL_RANK", "0")
-    if _number(local) is None:
-        raise TrainError(f"LOCAL_RANK={local} in the environment, expected a number from 0; {_UNSET}")
     if world_size == 1:
         return None
     host, port = environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")

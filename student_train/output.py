@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from storage.errors import CorruptStoreError
 from storage.sealed_json import unseal
+from student_train.errors import TrainError
 
 METRICS = "metrics.jsonl"
 CONFIG = "run.json"  # no model has a file of this name
@@ -24,8 +26,20 @@ def adapters_file(output: Path) -> Path:
 
 
 def read_finished(output: Path) -> dict[str, Any] | None:
-    """What a finished run left (its state, deciding settings and last metrics), or None."""
-    return unseal(output / FINISHED) if (output / FINISHED).exists() else None
+    """What a finished run left (its state, deciding settings and last metrics), or None.
+
+    Raises:
+        TrainError: the file is damaged.
+    """
+    if not (output / FINISHED).exists():
+        return None
+    try:
+        return unseal(output / FINISHED)
+    except CorruptStoreError as error:
+        raise TrainError(
+            f"{output / FINISHED}: damaged ({error}); remove it and run the same command again: the student is "
+            "exported from the last checkpoint"
+        ) from error
 
 
 def read_configuration(output: Path) -> dict[str, Any] | None:

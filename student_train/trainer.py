@@ -77,7 +77,6 @@ def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
         logger.info("output %s: all %d steps were done before", config.output, finished["step"])
         if is_exported(config.output):
             return ending.result(TrainState.of(finished), finished["metrics"], already_finished=True)
-        logger.warning("output %s: its student or adapters are gone; exporting them again", config.output)
     if ranks.is_first:
         _log_device(job, ranks)
         _say_what_is_not_there(dataset.reader)
@@ -87,6 +86,9 @@ def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
     state = TrainState() if found is None else found.state
     if finished is not None:
         check_export_can_be_repeated(config, state)
+        logger.warning("output %s: its student or adapters are gone; exporting them again", config.output)
+    elif found is not None and ranks.is_first:
+        logger.info("output %s: resuming at step %d of %d", config.output, state.step, config.num_steps)
     # Before there is a model: data workers are forked here and would keep what this process writes to later.
     stem = stem_lookup(dataset.reader, config)
     batches = micro_batches(dataset, order, config, ranks, first_step=state.step, stem=stem)

@@ -5,6 +5,7 @@ unusable, unless its value asks for nothing, or for what is done anyway. Every o
 `alignkd data stats`. docs/inputs.md has the table.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -17,17 +18,22 @@ READ_TURN_KEYS = frozenset({"from", "value"})
 
 _IMAGE = ("names an image", "put its path under 'image'")
 _VIDEO = ("names a video", "save frames as image files under 'image', or remove the sample")
+_FRAMES = ("names frames of a video", "put their paths under 'image'")
 _AUDIO = ("names a recording", "remove the sample")
 _SYSTEM = ("is a system prompt", "the template has its own; put the text into the first human turn, or remove the key")
 _TOOLS = ("describes tools", "remove the sample, or the key")
 _PREFERENCE = ("is an answer of preference data", "write the wanted answer as the last gpt turn and remove the key")
 _OTHER_TURNS = ("is a conversation", "keep this one or 'conversations'")
 _REASONING = ("is a part of the answer", "put it into 'value', or remove the key")
-_LOSS = ("decides what is trained on", "every gpt turn is, with weight 1; remove the turn, the sample or the key")
+_LOSS = (
+    "decides what is trained on",
+    "every gpt turn is trained on, with weight 1; remove the turn, the sample or the key",
+)
 
 # The keys below in lower case -> what other programs take them for, and what to do.
 _MEANINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("video", "videos", "video_path", "video_paths", "video_file", "video_url", "video_urls"), _VIDEO),
+    **dict.fromkeys(("frame", "frames", "video_frames"), _FRAMES),
     **dict.fromkeys(("audio", "audios", "audio_path", "audio_paths", "audio_file", "audio_url", "audio_urls"), _AUDIO),
     **dict.fromkeys(("system", "system_prompt", "system_message"), _SYSTEM),
     **dict.fromkeys(("tools", "functions"), _TOOLS),
@@ -38,7 +44,10 @@ _IMAGE_KEYS = frozenset(
     f"{name}{ending}"
     for name in ("image", "images", "img", "imgs", "picture", "pictures")
     for ending in ("", "_path", "_paths", "_file", "_files", "_url", "_urls", "_base64")
-)
+) | {"pixel_values"}
+# Names of files of any kind; only the name of a picture is taken for an image.
+_FILE_KEYS = frozenset(("file_name", "filename"))
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TURN_MEANINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("image", "images", "image_url"), ("names an image", "put its path under 'image' of the entry")),
     **{key: _MEANINGS[key] for key in ("video", "videos", "audio", "audios")},
@@ -50,8 +59,9 @@ _TRAINED = frozenset(
     ("loss", "weight", "train", "training", "trainable", "loss_mask", "loss_weight", "loss_scale", "sample_weight")
 )
 # The other way round.
-_MASKED = frozenset(("masked", "mask_loss", "ignore_loss"))
+_MASKED = frozenset(("masked", "mask_loss", "ignore_loss", "ignore", "skip"))
 _LOSS_KEYS = _TRAINED | _MASKED
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def check_entry_keys(entry: Mapping[str, Any]) -> None:
@@ -95,7 +105,8 @@ def keys_not_read(entry: Any) -> Iterator[str]:
 def _known(key: str) -> str:
     """A further key of an entry as the tables above have it; nothing where none has it."""
     name = _name(key)
-    return name if key not in READ_KEYS and (name in _MEANINGS or name in _IMAGE_KEYS or name in _LOSS_KEYS) else ""
+    is_known = any(name in keys for keys in (_MEANINGS, _IMAGE_KEYS, _FILE_KEYS, _LOSS_KEYS))
+    return name if key not in READ_KEYS and is_known else ""
 
 
 def _meaning(name: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -104,7 +115,9 @@ def _meaning(name: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str]
         return None if _is_done_anyway(name, value) else _LOSS
     if _is_nothing(value):
         return None
-    if name in _IMAGE_KEYS:  # beside an image it tells where that is from
+    if name in _FILE_KEYS and not str(value).lower().endswith(_PICTURES):
+        return None
+    if name in _IMAGE_KEYS or name in _FILE_KEYS:  # beside an image it tells where that is from
         return None if entry.get("image") or entry.get("images") else _IMAGE
     meaning = _MEANINGS.get(name)
     if meaning is _OTHER_TURNS and not entry.get("conversations"):  # `neighbour_layouts` names it
@@ -113,7 +126,8 @@ def _meaning(name: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str]
 
 
 def _name(key: str) -> str:
-    return key.lower().replace("-", "_")
+    """`imageUrl`, `image-url` and `IMAGE_URL` are one name."""
+    return _HUMP.sub("_", key).lower().replace("-", "_")
 
 
 def _is_nothing(value: Any) -> bool:

@@ -13,6 +13,7 @@ from vlm.templates import Turn
 # No text that people write holds these: tokens of Qwen-VL, Phi, Llama, InternVL, LLaVA and of interleaved data.
 _TOKEN = re.compile(
     r"<\|(?:image|img|video|audio|vision)[\w-]*\|>|<img>[^<]*</img>|<image[ _-]?\d+>"
+    r"|<(?:Image|IMAGE|Video|VIDEO|Audio|AUDIO)>"
     r"|<(?:IMG_CONTEXT|ImageHere|ImageFeature|im_patch|im_start|image_placeholder|image_pad|video_placeholder)>"
 )
 _TAG = r"<(?P<tag>video|audio|img|speech)>"

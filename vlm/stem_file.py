@@ -243,7 +243,7 @@ def _check_tensors(
     if differing:
         key = differing[0]
         raise InputError(
-            f"{path}: tensor {key[:80]} has shape {found.get(key, 'none')}, its config says "
+            f"{path}: tensor {key[:80]} has shape {found.get(key, 'none')}, expected "
             f"{expected.get(key, 'none')}; extract the stem again"
         )
     code = _CODES[dtype]

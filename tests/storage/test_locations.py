@@ -25,6 +25,12 @@ def test_a_scheme_of_others_is_named_with_what_is_supported(location: str, writi
         StoreReader(as_location(location))
 
 
+@pytest.mark.parametrize("location", ["s3://", "s3://B_AD/x"])
+def test_a_url_without_a_bucket_is_refused(location: str) -> None:
+    with pytest.raises(StoreError, match="is no bucket name; expected s3://BUCKET/PREFIX"):
+        check_location(location)
+
+
 def test_a_web_server_is_only_read() -> None:
     check_location("https://host/store")
     with pytest.raises(StoreError, match=r"store https://host/store: can only be read; write to a folder or to s3://"):

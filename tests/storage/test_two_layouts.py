@@ -168,7 +168,7 @@ def test_a_store_without_its_attachments_is_not_begun(tmp_path: Path, make_manif
     manifest, contents = attached(make_manifest, a__model=b"one")
     for contents_given, message in (
         ({}, "a.model: is missing or damaged"),
-        ({"a.model": b"two"}, r"attachment a.model: sha256 is \w+, the manifest says"),
+        ({"a.model": b"two"}, r"attachment a.model: sha256 is \w+, expected "),
         ({**contents, "b": b""}, r"attachment 'b' is given, the manifest names \['a.model'\]"),
     ):
         with pytest.raises(StoreError, match=message):

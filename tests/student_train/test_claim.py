@@ -37,7 +37,9 @@ def test_a_checkpoint_of_somebody_else_is_named_and_left_as_it_is(tmp_path: Path
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["run.yaml", "slurm-1.out", "train.log", ".DS_Store", ".nfs01", "lost+found/"])
+@pytest.mark.parametrize(
+    "name", ["run.yaml", "slurm-1.out", "train.log", ".DS_Store", ".nfs01", "lost+found/", "Thumbs.db", "@eaDir/"]
+)
 def test_logs_the_configuration_and_droppings_may_be_there_first(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.mkdir() if name.endswith("/") else path.touch()
@@ -47,6 +49,16 @@ def test_logs_the_configuration_and_droppings_may_be_there_first(name: str, tmp_
         check_output(tmp_path)
     (tmp_path / LOCK).touch()
     check_output(tmp_path)
+
+
+def test_the_output_of_another_run_holds_no_second_one(tmp_path: Path) -> None:
+    """Whoever removes the first run would remove the second one."""
+    with claimed(tmp_path / "first", start_ranks()):
+        pass
+    inside = tmp_path / "first" / "checkpoints" / "second"
+    with pytest.raises(TrainError, match=f"second lies in {tmp_path / 'first'}, the output of another training run"):
+        check_output(inside)
+    check_output(tmp_path / "second")
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

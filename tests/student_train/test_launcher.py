@@ -51,6 +51,12 @@ def test_what_cannot_be_right_is_one_line(changes: dict[str, str | None], named:
     assert "\n" not in str(error.value)
 
 
+def test_a_local_rank_alone_is_checked_too() -> None:
+    assert meeting_point({"LOCAL_RANK": "1"}) is None
+    with pytest.raises(TrainError, match="LOCAL_RANK=abc in the environment, expected a number from 0"):
+        meeting_point({"LOCAL_RANK": "abc"})
+
+
 def test_who_waits_is_told_where(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(launcher, "SECONDS_UNTIL_TOLD", 0.0)
     told = threading.Event()

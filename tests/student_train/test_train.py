@@ -269,7 +269,21 @@ def test_weights_that_the_last_step_broke_are_not_exported(
         train(make_job(many_store, steps=1))
 
 
-@pytest.mark.parametrize("gone", ["student", "student/model.safetensors", "adapters.safetensors"])
+def take_away(output: Path, gone: str) -> None:
+    """Remove a file or folder; `NAME cut` leaves its first bytes, `NAME away` a link that leads nowhere."""
+    name, _, how = gone.partition(" ")
+    content = (output / name).read_bytes()[:100] if how == "cut" else b""
+    remove(output / name)
+    if how == "cut":
+        (output / name).write_bytes(content)
+    if how == "away":
+        (output / name).symlink_to(output / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["student", "student/tokenizer.model", "student/model.safetensors cut", "adapters.safetensors", "student away"],
+)
 def test_what_is_gone_of_a_finished_run_is_exported_again(
     gone: str, finished_run: TrainJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,7 +291,7 @@ def test_what_is_gone_of_a_finished_run_is_exported_again(
     shutil.copytree(finished_run.train.output, output)
     job = replace(finished_run, train=finished_run.train.model_copy(update={"output": output}))
     before = {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    remove(output / gone)
+    take_away(output, gone)
     result = train(job)
     assert "its student or adapters are gone; exporting them again" in caplog.text
     assert (result.already_finished, result.step, result.student) == (True, 2, student_folder(output))

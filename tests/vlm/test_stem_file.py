@@ -217,11 +217,14 @@ def rewrite(path: Path, tensors: Any = lambda t: t, **metadata: Any) -> None:
         ({"format": None}, "safetensors without a stem's metadata"),
         ({"dtype": "bfloat16"}, "tensors are F32, its metadata says BF16"),
         ({"config": {}}, "config in the metadata is unusable"),
-        ({"tensors": lambda t: {k: v for k, v in t.items() if "q_proj" not in k}}, "q_proj.weight has shape none, its"),
-        ({"tensors": lambda t: t | {"more": torch.ones(2)}}, r"tensor more has shape \(2,\), its config says none"),
+        (
+            {"tensors": lambda t: {k: v for k, v in t.items() if "q_proj" not in k}},
+            "q_proj.weight has shape none",
+        ),
+        ({"tensors": lambda t: t | {"more": torch.ones(2)}}, r"tensor more has shape \(2,\), expected none"),
         (
             {"tensors": lambda t: t | {EMBEDDING_KEY: torch.ones(3, 128)}},
-            r"has shape \(3, 128\), its config says \(512,",
+            r"has shape \(3, 128\), expected \(512,",
         ),
     ],
     ids=lambda value: str(value)[:30],

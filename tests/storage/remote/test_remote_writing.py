@@ -347,7 +347,7 @@ def test_attachments(bucket: Any, make_manifest: MakeManifest, open_remote: Call
     manifest = make_manifest(attachments={"a.model": hashlib.sha256(content).hexdigest()})
     with pytest.raises(StoreError, match=r"attachments/a.model: is missing, and the store needs it"):
         StoreWriter(bucket.url, manifest)
-    with pytest.raises(StoreError, match=r"attachment a.model: sha256 is \w{12}, the manifest says \w{12}"):
+    with pytest.raises(StoreError, match=r"attachment a.model: sha256 is \w{12}, expected \w{12} by the manifest"):
         StoreWriter(bucket.url, manifest, {"a.model": b"other"})
     assert bucket.objects() == {}
     bucket.put("attachments/a.model", b"of another run")

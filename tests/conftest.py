@@ -20,9 +20,10 @@ import pytest
 USERS_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Signals have their default effect in tests, also where the tests were started with `nohup`, which switches SIGHUP off.
+# Signals have their default effect in tests. `nohup` switches SIGHUP off, and a shell SIGINT where it starts with `&`.
 for _number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test depends on the clock or on luck: examples have no deadline and are the same in every run. To look for new
 # ones: pytest --hypothesis-profile random.

@@ -159,7 +159,7 @@ def parse_config(raw: Any, *, path: Path, vision_config: Path | None = None) -> 
     if vision.hidden_size != raw["mm_hidden_size"]:
         raise InputError(
             f"{path}: mm_hidden_size {raw['mm_hidden_size']}, but the vision config has hidden_size "
-            f"{vision.hidden_size}; give the right folder as vision_config"
+            f"{vision.hidden_size}; give the right folder as vision_config (of a command: --vision-config)"
         )
     settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
     llama = _build(LlamaConfig, {**settings, "attn_implementation": "sdpa"}, path)
@@ -227,7 +227,8 @@ def _vision_config(
     except (OSError, ValueError) as error:
         raise InputError(
             f"{checkpoint / 'config.json'}: the config of vision tower {name!r} is neither known, nor a local folder, "
-            f"nor on the hub ({one_line(error)[:120]}); give its folder as vision_config"
+            f"nor on the hub ({one_line(error)[:120]}); give its folder as vision_config "
+            "(of a command: --vision-config)"
         ) from error
     return getattr(config, "vision_config", config), {}
 

@@ -30,7 +30,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         mode = _create(aside, path)
         yield aside
         aside.chmod(mode)
-        _flush(aside)
+        fsync_path(aside)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
@@ -66,7 +66,8 @@ def _create(aside: Path, path: Path) -> int:
         os.close(descriptor)
 
 
-def _flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -73,7 +73,7 @@ def claim_file(
         if _same(out, read) or (replaced and not ours and read.is_dir() and _is_in(out, read)):
             raise InputError(f"{option} {out}: is among what the command reads ({read}); choose another path")
     if replaced and not ours and not force:
-        raise InputError(f"{option} {out}: is there already; choose another path, remove it, or replace it by --force")
+        raise InputError(f"{option} {out}: exists already; choose another path, remove it, or replace it by --force")
     _check_can_be_made(out)
 
 

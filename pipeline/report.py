@@ -129,7 +129,7 @@ def _check_order(file: Path, steps: Sequence[tuple[int, Any]]) -> None:
         if not isinstance(step, int) or step <= before:
             raise InputError(
                 f"{file}: line {number} has step {step} after step {before}; several runs wrote it at once, and their "
-                "figures cannot be told apart: train again into another output"
+                "figures cannot be separated: train again into another output"
             )
 
 

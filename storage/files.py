@@ -14,20 +14,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from disk.whole_file import fsync_path as fsync_path
+
 TEMPORARY_PREFIX = ".tmp-"
 FSYNC_THREADS = 16
 COPY_BYTES = 1 << 20
 # a longer file is worth being read in order
 FETCHED_BYTES = 1 << 20
-
-
-def fsync_path(path: Path) -> None:
-    """Force a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_all(paths: Iterable[Path]) -> None:

@@ -7,7 +7,6 @@ frozen vision tower comes from the student's own checkpoint, whose hash is among
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from disk.opening import check_readable
+from disk.whole_file import fsync_path
 from storage import StoreError
 from storage.checksum import file_crc32c
 from storage.sealed_json import seal, unseal
@@ -179,20 +179,11 @@ def _commit(temporary: Path, target: Path, document: dict[str, Any]) -> None:
     files = {path.name: [path.stat().st_size, file_crc32c(path)] for path in sorted(temporary.iterdir())}
     (temporary / STATE).write_bytes(seal({**document, "files": files}))
     for path in (*temporary.iterdir(), temporary):
-        sync(path)
+        fsync_path(path)
     if target.exists():  # only a broken one can be: a sound one would have been resumed from
         shutil.rmtree(target)
     temporary.rename(target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_path(target.parent)
 
 
 def _all_checkpoints(folder: Path) -> list[Path]:

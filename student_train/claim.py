@@ -65,7 +65,7 @@ def check_output(output: Path) -> None:
         )
     if not output.is_dir():
         if output.exists() or output.is_symlink():
-            raise TrainError(f"output {output} is no folder; choose another output")
+            raise TrainError(f"output {output} is not a folder; choose another output")
         return
     names = sorted(path.name for path in output.iterdir())
     foreign = [name for name in names if not (name.startswith(".") or name.endswith(BESIDE) or is_dropping(name))]

@@ -8,8 +8,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from disk.whole_file import fsync_path
 from storage.sealed_json import seal
-from student_train.checkpoint import TrainState, sync
+from student_train.checkpoint import TrainState
 from student_train.config import TrainConfig
 from student_train.engine import Engine
 from student_train.errors import TrainError, writing
@@ -73,12 +74,12 @@ def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str,
         save_tensors(adapters, output / ".tmp-adapters")
         (output / ".tmp-finished").write_bytes(seal({**asdict(state), "settings": settings, "metrics": last}))
         for path in (*temporary.iterdir(), temporary, output / ".tmp-adapters", output / ".tmp-finished"):
-            sync(path)
+            fsync_path(path)
         _remove(target)
         temporary.rename(target)
         (output / ".tmp-adapters").rename(adapters_file(output))
         (output / ".tmp-finished").rename(output / FINISHED)
-        sync(output)
+        fsync_path(output)
 
 
 def _remove(folder: Path) -> None:

@@ -27,7 +27,7 @@ class TeacherConfig(Settings):
             in memory, because they are written in the order of the plan.
         data_workers: threads that read, decode and tokenise the samples to come.
         sanity: what becomes of a teacher that fails the checks before the first shard (`sanity.py`): `stop` ends the
-            run, `warn` says so and goes on, `off` checks nothing.
+            run, `warn` prints a warning and continues, `off` checks nothing.
         device: torch device; None takes a GPU when there is one.
     """
 

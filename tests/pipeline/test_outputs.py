@@ -97,7 +97,7 @@ def test_a_strangers_file_is_replaced_by_force_alone(
     for content in (b"{}\n", b"\x89PNG\r\n\x1a\n of somebody", weights(place).read_bytes()):
         stranger.write_bytes(content)
         for command in commands:
-            refused(*command, why="is there already")
+            refused(*command, why="exists already")
         assert stranger.read_bytes() == content
     assert run(*export, "--force").exit_code == 0 and stranger.read_bytes() != content
 
@@ -122,9 +122,9 @@ def test_the_same_command_twice_replaces_its_own(
         assert picture.info["Software"] == "alignkd data stats"
     assert "none.png" in listing.read_text(encoding="utf-8")
     # another command's picture is a stranger's
-    refused("shards", "show", place / "store", "--index", 0, "--png", png, why="is there already")
+    refused("shards", "show", place / "store", "--index", 0, "--png", png, why="exists already")
     (place / "page" / "curves.png").write_bytes(b"mine")
-    refused("report", place / "run", "--out", place / "page", why="curves.png: is there already")
+    refused("report", place / "run", "--out", place / "page", why="curves.png: exists already")
     refused("report", place / "run", "--out", place / "images", why="not empty and not made by this command")
     assert run("report", place / "run", "--out", place / "images", "--force").exit_code == 0
 

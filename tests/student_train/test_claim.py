@@ -65,7 +65,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     for name in ("file", "lost"):
-        with pytest.raises(TrainError, match=f"{name} is no folder; choose another output"):
+        with pytest.raises(TrainError, match=f"{name} is not a folder; choose another output"):
             check_output(tmp_path / name)
     check_output(tmp_path / "new")
     assert not (tmp_path / "new").exists()

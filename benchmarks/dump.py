@@ -39,18 +39,18 @@ import torch
 from dump_inputs import scale_head, write_inputs
 from measuring import machine
 
-from storage.order import shard_plan
-from storage.writer import StoreWriter
-from teacher_dump.bucketing import length_buckets
-from teacher_dump.config import TeacherConfig
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump, load_teacher
-from teacher_dump.job import DumpJob
-from teacher_dump.preparation import Preparation, Prepared
-from teacher_dump.store_config import StoreConfig
-from vlm.batch import SequenceBatch, collate_sequences
-from vlm.checkpoint import load_example_builder
-from vlm.conversations import ConversationFile
+from alignkd.storage.schema.order import shard_plan
+from alignkd.storage.write.store import StoreWriter
+from alignkd.teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump, load_teacher
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.preparation import Preparation, Prepared
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
+from alignkd.vlm.weights.checkpoint import load_example_builder
 
 CASES = ("bare", "dump", "naive")
 # positions at most that `--entropy` is the mean of

@@ -16,11 +16,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pipeline.demo.tokenizer import TOKENIZER_MODEL
-from vlm.checkpoint import new_model, save_model
-from vlm.config import load_config
-from vlm.family import official_config
-from vlm.model import MobileVLM
+from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.model.sizes import official_config
+from alignkd.vlm.weights.checkpoint import new_model, save_model
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOWER = {

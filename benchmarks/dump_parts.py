@@ -21,11 +21,14 @@ from dump import Bench
 from dump_inputs import write_inputs
 from measuring import machine
 
-from storage.shard_writer import ShardWriter
-from teacher_dump import capture, distribution, likeliest, shard_thread
-from teacher_dump.preparation import Preparation
-from vlm import attention, images
-from vlm.model import MobileVLM
+from alignkd.storage.write.shard import ShardWriter
+from alignkd.teacher_dump.operation import shard_thread
+from alignkd.teacher_dump.preparation import Preparation
+from alignkd.teacher_dump.targets import capture, distribution
+from alignkd.teacher_dump.targets import most_likely as likeliest
+from alignkd.vlm.inputs import images
+from alignkd.vlm.model import attention
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
 # where a function is looked up, its name, what it does beside the parts within it

@@ -123,7 +123,9 @@ def run(step: Step, options: argparse.Namespace, limit: float) -> dict[str, Any]
 def paths() -> dict[str, str]:
     """The project's own modules before installed ones."""
     before = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent), *([before] if before else [])])}
+    return {
+        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent / "src"), *([before] if before else [])])
+    }
 
 
 def last_line(log: Path) -> str:

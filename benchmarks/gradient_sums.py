@@ -14,10 +14,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 from torch import Tensor, nn
 
-from student_train.config import TrainConfig
-from student_train.engine import Engine
-from student_train.objective import DistilledStudent
-from student_train.ranks import start_ranks
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.objective.objective import DistilledStudent
 
 WIDTH, ROWS = 256, 4
 

@@ -11,8 +11,8 @@ from synthetic_records import RawFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from student_train.handoff import PackedBatch, unpack
-from student_train.handoff_stream import IN_USE, PREFETCHED, FromWorkers
+from alignkd.student_train.data.handoff.block import PackedBatch, unpack
+from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED, FromWorkers
 
 BATCH = 8
 FEWEST = 16  # batches, whatever the size: fewer say little

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage import LogitsCodec
-from storage.codecs.logits import LogitSizes, logits_codec
-from student_train.collate import logit_targets
-from student_train.config import LossConfig
-from student_train.logit_term import logit_term
-from teacher_dump.distribution import draws_of, keep_distribution, stored_logits
+from alignkd.storage import LogitsCodec
+from alignkd.storage.logits.registry import LogitSizes, logits_codec
+from alignkd.student_train.config import LossConfig
+from alignkd.student_train.data.collate import logit_targets
+from alignkd.student_train.objective.logit_term import logit_term
+from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution, stored_logits
 
 LOSSES = LossConfig(supervised=0, attention=0, vision_all=0, vision_focus=0, logit=1)
 

@@ -26,15 +26,15 @@ from logit_cases import CHOICES, Found, Positions, as_rows, compare, synthetic
 from logit_picture import draw
 from measuring import machine
 
-from pipeline.demo.demo import alignkd, evaluate_models, make_students, make_teacher, write_data
-from pipeline.demo.folder import DemoFolder, StudentPaths
-from pipeline.demo.processes import run_commands
-from pipeline.demo.run_config import write_run_config
-from pipeline.demo.settings import FULL, SUPERVISED_ONLY, TEMPLATE, DemoSettings, Recipe
-from pipeline.demo.training import train_students
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import load_samples, read_images
+from alignkd.pipeline.demo.demo import alignkd, evaluate_models, make_students, make_teacher, write_data
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
+from alignkd.pipeline.demo.processes import run_commands
+from alignkd.pipeline.demo.run_config import write_run_config
+from alignkd.pipeline.demo.settings import FULL, SUPERVISED_ONLY, TEMPLATE, DemoSettings, Recipe
+from alignkd.pipeline.demo.training import train_students
+from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 ENTROPIES = (0.3, 1.0, 3.0, 5.7)
 # on the demo's vocabulary of a few hundred pieces the larger ones keep everything

@@ -21,11 +21,11 @@ from measuring import machine
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from student_train.losses.divergences import MIXED, PLAIN, named_divergence
-from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from student_train.losses.logit import logit_loss, teacher_logits
-from student_train.losses.sparse_distribution import SparseDistribution
-from student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.divergences import MIXED, PLAIN, named_divergence
+from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
+from alignkd.student_train.losses.logit import logit_loss, teacher_logits
+from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.supervised import supervised_loss
 
 TOP_K = 64
 

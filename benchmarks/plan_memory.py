@@ -22,12 +22,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from live_bytes import LiveBytes
 from torch import Tensor
 
-from pipeline.config import RunConfig
-from pipeline.demo.dataset import write_dataset
-from pipeline.plan import PlanOptions, make_plan
-from pipeline.plan_host import offloaded_of
-from vlm.checkpoint import load_model, new_model, save_model
-from vlm.config import load_config, parse_config
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.pipeline.plan.host import offloaded_of
+from alignkd.pipeline.plan.plan import PlanOptions, make_plan
+from alignkd.vlm.model.config import load_config, parse_config
+from alignkd.vlm.weights.checkpoint import load_model, new_model, save_model
 
 TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "assets" / "teacher"
 MIB = 1 << 20
@@ -108,8 +108,8 @@ def run_config(folder: Path, teacher: dict[str, Any], store: dict[str, Any], **s
 
 def teacher_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """Predicted and counted bytes of a teacher pass."""
-    from teacher_dump.capture import Capture
-    from teacher_dump.dump import dump
+    from alignkd.teacher_dump.dump import dump
+    from alignkd.teacher_dump.targets.capture import Capture
 
     store = settings.pop("store", {})
     run = run_config(folder, {"checkpoint": str(random_checkpoint(folder / "teacher", shape)), **settings}, store)
@@ -128,9 +128,9 @@ def student_run(folder: Path, shape: Shape, settings: dict[str, Any]) -> RunConf
 
 def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """Predicted and counted bytes of two optimiser steps."""
-    from student_train.engine import Engine
-    from student_train.trainer import train
-    from teacher_dump.dump import dump
+    from alignkd.student_train.engine.engine import Engine
+    from alignkd.student_train.trainer import train
+    from alignkd.teacher_dump.dump import dump
 
     run = student_run(folder, shape, settings)
     dump(run.dump_job())
@@ -150,9 +150,9 @@ def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """
     from process_memory import Peak, family_bytes
 
-    from pipeline.plan_host import PROCESS_BYTES
-    from student_train.trainer import train
-    from teacher_dump.dump import dump
+    from alignkd.pipeline.plan.host import PROCESS_BYTES
+    from alignkd.student_train.trainer import train
+    from alignkd.teacher_dump.dump import dump
 
     run = student_run(folder, shape, settings)
     if os.fork() == 0:  # so that this process does not hold what the dump leaves in memory

@@ -31,18 +31,18 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pipeline.config import RunConfig
-from pipeline.demo.tokenizer import TOKENIZER_MODEL
-from student_train.counts import GlobalCounts
-from student_train.engine import MOMENTS, Engine
-from student_train.loader import micro_batches
-from student_train.ranks import start_ranks
-from student_train.tally import StepTally
-from student_train.trainer import build_student, open_dataset
-from teacher_dump.dump import dump
-from vlm.config import load_config
-from vlm.family import official_config
-from vlm.model import MobileVLM
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.student_train.data.loader import micro_batches
+from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.engine import MOMENTS, Engine
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.teacher_dump.dump import dump
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.model.sizes import official_config
 
 SHARD_BYTES = 2 << 30
 NOISE = 1 << 20
@@ -133,7 +133,7 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     """A few optimiser steps; seconds of each, targets and data included."""
     job, ranks = config.train_job(), start_ranks()
     dataset = open_dataset(job)
-    from storage import SampleOrder
+    from alignkd.storage import SampleOrder
 
     order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
     batches = micro_batches(dataset, order, job.train, ranks, first_step=0)

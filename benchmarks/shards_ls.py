@@ -20,11 +20,11 @@ import click
 from measuring import machine
 from synthetic_records import Records
 
-from storage import StoreWriter
-from storage.commits import commit_path, shard_name
-from storage.sealed_json import seal, unseal
+from alignkd.storage import StoreWriter
+from alignkd.storage.schema.commit_record import commit_path, shard_name
+from alignkd.storage.schema.sealed_json import seal, unseal
 
-LIST = (sys.executable, "-m", "pipeline.cli", "shards", "ls")
+LIST = (sys.executable, "-m", "alignkd.pipeline.cli", "shards", "ls")
 Seconds = tuple[float, float]
 
 
@@ -74,7 +74,7 @@ def make_store(store: Path, shards: int) -> int:
 
 def run(*command: str) -> None:
     """A command whose output nobody reads."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 

@@ -20,7 +20,7 @@ from measuring import Case, machine, measure, table
 from store_cases import BACKENDS, read_cases, write_cases, write_store
 from synthetic_records import ATTENTION, RawFile, Records, num_bytes
 
-from storage import StoreReader
+from alignkd.storage import StoreReader
 
 SHARDS = 4  # read across; writing makes one, the size that shards are recommended to have
 TABLES = ("reading", "hand-off", "writing")

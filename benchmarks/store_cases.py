@@ -13,9 +13,9 @@ from measuring import Case, timed
 from numpy.typing import NDArray
 from synthetic_records import RawFile, Records, arrays_of, num_bytes
 
-from storage import StoreReader, StoreWriter
-from storage.columns import OFFSETS, columns_of
-from storage.manifest import Manifest
+from alignkd.storage import StoreReader, StoreWriter
+from alignkd.storage.schema.columns import OFFSETS, columns_of
+from alignkd.storage.schema.manifest import Manifest
 
 BACKENDS = ("zarr", "webdataset")
 STOCK_RECORDS = 64  # zarr-python is slow enough to be measured on these

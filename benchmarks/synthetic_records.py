@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, TruncatedLogits
-from storage.encoded import EncodedArray
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, TruncatedLogits
+from alignkd.storage.record.encoded import EncodedArray
 
 HEADS, HIDDEN, TOKENS, TOP, VOCABULARY, TOP_K = 32, 4096, 144, 16, 32000, 64
 ATTENTION = {"u8": "sqrt_u8", "f16": "float16"}

@@ -43,10 +43,10 @@ import click
 from measuring import machine
 from real_shape import write_digits, write_random_checkpoint
 
-from pipeline.yaml_core import dump_yaml
-from vlm.checkpoint import load_example_builder
-from vlm.family import MEMBERS, official_config
-from vlm.templates import Turn
+from alignkd.pipeline.config.yaml_core import dump_yaml
+from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.model.sizes import MEMBERS, official_config
+from alignkd.vlm.weights.checkpoint import load_example_builder
 
 VARIANTS = {
     "supervised": "(a) supervised only",
@@ -149,7 +149,9 @@ def prepare(
         configs[variant] = out / f"{variant}.yaml"
         configs[variant].write_text(dump_yaml(values), encoding="utf-8")
         subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", "dump", str(configs[variant])], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "alignkd.pipeline.cli", "dump", str(configs[variant])],
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
     return {**configs, "live": configs["stored"]}
 

@@ -21,23 +21,23 @@ import torch
 from live_bytes import LiveBytes
 from torch import Tensor
 
-from pipeline.config import RunConfig, load_run_config
-from storage import SampleOrder, StoreReader
-from student_train.batch import TrainBatch
-from student_train.config import PRESETS, LossConfig, TrainConfig
-from student_train.counts import GlobalCounts
-from student_train.decode import CodedTensor
-from student_train.engine import Engine, StepOutcome
-from student_train.loader import micro_batches
-from student_train.losses.loss_sum import LossSum
-from student_train.objective import DistilledStudent
-from student_train.ranks import Ranks, start_ranks
-from student_train.tally import StepTally
-from student_train.target_sources import stem_lookup
-from student_train.targets import HiddenTargets
-from student_train.trainer import _optimiser_step, build_student, open_dataset
-from vlm.checkpoint import load_model
-from vlm.model import MobileVLM
+from alignkd.pipeline.config.run_config import RunConfig, load_run_config
+from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.config import PRESETS, LossConfig, TrainConfig
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.loader import micro_batches
+from alignkd.student_train.data.targets import HiddenTargets
+from alignkd.student_train.distributed.ranks import Ranks, start_ranks
+from alignkd.student_train.engine.engine import Engine, StepOutcome
+from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.objective.target_sources import stem_lookup
+from alignkd.student_train.trainer import _optimiser_step, build_student, open_dataset
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_model
 
 TOP_TOKENS = 16
 

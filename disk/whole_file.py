@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from disk.opening import check_is_file
+from alignkd.disk.opening import check_is_file
 
 
 @contextmanager

@@ -8,19 +8,19 @@ from typing import Literal
 
 import torch
 
-from disk.opening import read_regular
-from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
-from vlm.config import load_config
-from vlm.conversations import one_or_tuple
-from vlm.device_report import device_report
-from vlm.devices import Quantization, usable_device
-from vlm.errors import InputError, SampleError, unreadable
-from vlm.examples import Example, ExampleBuilder
-from vlm.generation import stream_greedy
-from vlm.memory_faults import memory_errors
-from vlm.model import MobileVLM
-from vlm.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
-from vlm.tokenizer import LegacyLlamaTokenizer
+from alignkd.disk.opening import read_regular
+from alignkd.vlm.data.conversations import one_or_tuple
+from alignkd.vlm.errors import InputError, SampleError, unreadable
+from alignkd.vlm.hardware.device_report import device_report
+from alignkd.vlm.hardware.devices import Quantization, usable_device
+from alignkd.vlm.hardware.memory_faults import memory_errors
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.generation import stream_greedy
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 UNFINISHED = "\ufffd"  # what a character whose bytes are not all there yet decodes to
@@ -39,7 +39,7 @@ class Question:
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
         dtype: of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
         device: torch device; None takes a GPU when there is one.
-        quantization: of the decoder, see `vlm.quantization`.
+        quantization: of the decoder, see `alignkd.vlm.model.quantization`.
     """
 
     checkpoint: str | Path

@@ -6,9 +6,9 @@ file is hashed, because a size or a time would not notice that the configuration
 
 from pathlib import Path
 
-from storage.checksum import file_sha256
-from storage.errors import StoreError
-from storage.manifest import load_manifest
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.checksum import file_sha256
+from alignkd.storage.schema.manifest import load_manifest
 
 
 def changed_data_notice(conversations: Path, store: Path | str) -> str | None:

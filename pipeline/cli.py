@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from pipeline.ask_cli import ask
-from pipeline.configs_cli import configs
-from pipeline.console import clean_errors, json_option, log_to_stderr, print_json
-from pipeline.data.cli import data
-from pipeline.dump_cli import dump
-from pipeline.models import models
-from pipeline.plan_cli import plan
-from pipeline.process import Program
-from pipeline.report_cli import report
-from pipeline.shards_cli import shards
-from pipeline.stem_cli import stem
+from alignkd.pipeline.commands.ask import ask
+from alignkd.pipeline.commands.configs import configs
+from alignkd.pipeline.commands.data import data
+from alignkd.pipeline.commands.dump import dump
+from alignkd.pipeline.commands.models import models
+from alignkd.pipeline.commands.plan import plan
+from alignkd.pipeline.commands.report import report
+from alignkd.pipeline.commands.shards import shards
+from alignkd.pipeline.commands.stem import stem
+from alignkd.pipeline.console import clean_errors, json_option, log_to_stderr, print_json
+from alignkd.pipeline.runs.process import Program
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 STAGE = click.option("--stage", help="One stage of a recipe of several.")
@@ -53,12 +53,12 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
 
     Example: alignkd train run.yaml
     """
-    from pipeline.changed_data import changed_data_notice
-    from pipeline.phases import is_first_process, run_train
-    from pipeline.recipes import load_stage
-    from pipeline.train_summary import summary
+    from alignkd.pipeline.changed_data import changed_data_notice
+    from alignkd.pipeline.config.recipes import load_stage
+    from alignkd.pipeline.runs.phases import is_first_process, run_train
+    from alignkd.pipeline.runs.train_summary import summary
 
-    log_to_stderr("student_train")
+    log_to_stderr("alignkd.student_train")
     settings = load_stage(config, "train", stage)
     if is_first_process() and (notice := changed_data_notice(settings.data.conversations, settings.store.path)):
         click.echo(f"alignkd: {notice}", err=True)
@@ -87,7 +87,7 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
 
     Example: alignkd run run.yaml
     """
-    from pipeline.run_stages import run_stages
+    from alignkd.pipeline.runs.stages import run_stages
 
     reports = run_stages(config, as_json=as_json, launcher=launcher, say=click.echo)
     if as_json:
@@ -134,9 +134,9 @@ def demo(
 
     Example: alignkd demo --out demo-out
     """
-    from pipeline.demo.demo import run_demo
-    from pipeline.demo.report import plain_table
-    from vlm.devices import hide_gpus, usable_device
+    from alignkd.pipeline.demo.demo import run_demo
+    from alignkd.pipeline.demo.report import plain_table
+    from alignkd.vlm.hardware.devices import hide_gpus, usable_device
 
     if device == "cpu":
         hide_gpus()

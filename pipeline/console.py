@@ -15,7 +15,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
-from disk.next_step import next_step, reason
+from alignkd.disk.next_step import next_step, reason
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,7 +99,7 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn what a user can cause into one line and an exit code: a traceback would be a bug of ours.
 
     Every domain error of the rooms below is a ValueError with a complete message; a full disk, a missing
-    permission and the like are OSErrors, whose next step is that of `disk.next_step`.
+    permission and the like are OSErrors, whose next step is that of `alignkd.disk.next_step`.
     """
 
     @functools.wraps(command)
@@ -121,8 +121,7 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def is_domain_error(error: ValueError) -> bool:
     """Whether `error` is one of our own classes, with a message made for users, and no accident inside a library."""
-    rooms = ("pipeline.", "teacher_dump.", "student_train.", "vlm.", "storage.")
-    return type(error).__module__.startswith(rooms)
+    return type(error).__module__.startswith("alignkd.")
 
 
 def format_bytes(count: int) -> str:

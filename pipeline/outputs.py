@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
-from disk.whole_file import check_is_file_or_absent
-from vlm.errors import InputError
+from alignkd.disk.whole_file import check_is_file_or_absent
+from alignkd.vlm.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 IsOurs = Callable[[Path], bool]

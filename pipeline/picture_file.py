@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from disk.whole_file import written_whole
+from alignkd.disk.whole_file import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,15 +4,15 @@ Knows no torch and no model. Start at `record.py` (the logical record), then `ma
 promises), `writer.py` / `reader.py` (the interface) and `sharding_layout.py` (the bytes).
 """
 
-from storage.codec_settings import PROFILES, profile_codecs
-from storage.errors import CorruptStoreError, RecordError, StoreError
-from storage.manifest import Codecs, LogitsCodec, Manifest, Shapes, check_fingerprint
-from storage.order import SampleOrder, permutation
-from storage.reader import StoreReader
-from storage.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
-from storage.shard_listing import ShardInfo, list_shards
-from storage.verify import Problem, VerifyReport, verify_store
-from storage.writer import ShardWriter, StoreWriter
+from alignkd.storage.codecs.settings import PROFILES, profile_codecs
+from alignkd.storage.errors import CorruptStoreError, RecordError, StoreError
+from alignkd.storage.read.listing import ShardInfo, list_shards
+from alignkd.storage.read.store import StoreReader
+from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
+from alignkd.storage.schema.manifest import Codecs, LogitsCodec, Manifest, Shapes, check_fingerprint
+from alignkd.storage.schema.order import SampleOrder, permutation
+from alignkd.storage.tools.verify.verify import Problem, VerifyReport, verify_store
+from alignkd.storage.write.store import ShardWriter, StoreWriter
 
 __all__ = [
     "PROFILES",

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from disk.next_step import is_no_room, next_step, reason
+from alignkd.disk.next_step import is_no_room, next_step, reason
 
 
 class StoreError(ValueError):

@@ -6,11 +6,11 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
-from storage.codec_settings import STEM_TARGETS
-from student_train.adapters import AdapterInit
-from student_train.errors import TrainError
-from student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
-from vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
+from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
+from alignkd.student_train.objective.adapters import AdapterInit
+from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 Preset = Literal["paper", "supervised"]
 TargetSource = Literal["stored", "stem"]

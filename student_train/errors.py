@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from disk.next_step import next_step, reason
+from alignkd.disk.next_step import next_step, reason
 
 
 class TrainError(ValueError):

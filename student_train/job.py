@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from student_train.config import TrainConfig
-from vlm.templates import TemplateName
+from alignkd.student_train.config import TrainConfig
+from alignkd.vlm.inputs.templates import TemplateName
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.errors import CorruptStoreError
-from storage.sealed_json import unseal
-from student_train.errors import TrainError
+from alignkd.storage.errors import CorruptStoreError
+from alignkd.storage.schema.sealed_json import unseal
+from alignkd.student_train.errors import TrainError
 
 METRICS = "metrics.jsonl"
 CONFIG = "run.json"  # no model has a file of this name

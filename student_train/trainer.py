@@ -9,44 +9,50 @@ from time import perf_counter
 
 from torch import Tensor
 
-from storage import SampleOrder, StoreReader
-from student_train.adapters import Adapters
-from student_train.batch import TrainBatch
-from student_train.checkpoint import TrainState, check_same_settings, find_checkpoint, load_checkpoint, save_checkpoint
-from student_train.checkpoint_times import CheckpointTimes
-from student_train.checks import check_images, check_store_fits
-from student_train.claim import claimed
-from student_train.config import LossConfig
-from student_train.counts import GlobalCounts
-from student_train.dataset import CachedDataset
-from student_train.engine import Engine, StepOutcome
-from student_train.errors import TrainError
-from student_train.export import check_export_can_be_repeated, export, is_exported
-from student_train.gradient_checkpointing import checkpoint_decoder_layers
-from student_train.handoff_stream import closing_workers
-from student_train.interrupt import StopSignals
-from student_train.job import TrainJob, TrainResult
-from student_train.loader import micro_batches
-from student_train.memory_faults import naming_memory_settings
-from student_train.metrics import Metrics
-from student_train.objective import DistilledStudent
-from student_train.output import adapters_file, read_finished, student_folder
-from student_train.ranks import ASKED_ACCELERATOR, Ranks, start_ranks
-from student_train.run_log import RunLog
-from student_train.sample_kinds import SampleKinds
-from student_train.schedule import learning_rate_factor
-from student_train.settings import deciding_settings
-from student_train.stem_targets import StemTargets
-from student_train.step_figures import step_figures
-from student_train.tally import StepTally
-from student_train.target_sources import stem_lookup, stem_of_run, targets_of_stem
-from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
-from vlm.config import load_config
-from vlm.device_report import device_report
-from vlm.model import MobileVLM
-from vlm.stem_checks import check_same_tower
-from vlm.stem_file import open_stem
-from vlm.teacher_head import LM_HEAD_FILE, read_lm_head
+from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.config import LossConfig
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.handoff.stream import closing_workers
+from alignkd.student_train.data.loader import micro_batches
+from alignkd.student_train.data.sample_kinds import SampleKinds
+from alignkd.student_train.data.stem_targets import StemTargets
+from alignkd.student_train.distributed.interrupt import StopSignals
+from alignkd.student_train.distributed.ranks import ASKED_ACCELERATOR, Ranks, start_ranks
+from alignkd.student_train.engine.engine import Engine, StepOutcome
+from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
+from alignkd.student_train.engine.memory_faults import naming_memory_settings
+from alignkd.student_train.engine.schedule import learning_rate_factor
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob, TrainResult
+from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.metrics.log import RunLog
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.objective.target_sources import stem_lookup, stem_of_run, targets_of_stem
+from alignkd.student_train.output import adapters_file, read_finished, student_folder
+from alignkd.student_train.run.checkpoint import (
+    TrainState,
+    check_same_settings,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from alignkd.student_train.run.checkpoint_times import CheckpointTimes
+from alignkd.student_train.run.checks import check_images, check_store_fits
+from alignkd.student_train.run.claim import claimed
+from alignkd.student_train.run.export import check_export_can_be_repeated, export, is_exported
+from alignkd.student_train.run.settings import deciding_settings
+from alignkd.student_train.run.step_figures import step_figures
+from alignkd.vlm.hardware.device_report import device_report
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.stem.checks import check_same_tower
+from alignkd.vlm.stem.file import open_stem
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_lm_head
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from teacher_dump.job import DumpJob
-from vlm.checkpoint import resolve_checkpoint
-from vlm.errors import InputError
-from vlm.examples import ExampleBuilder
-from vlm.stem_extract import extracted_bytes
-from vlm.stem_file import STEM_FILE
-from vlm.teacher_head import LM_HEAD_FILE, LM_HEAD_KEY, TOKENIZER_FILE, lm_head_bytes
-from vlm.weight_sources import weight_sources
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.stem.extract import extracted_bytes
+from alignkd.vlm.stem.file import STEM_FILE
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, LM_HEAD_KEY, TOKENIZER_FILE, lm_head_bytes
+from alignkd.vlm.weights.checkpoint import resolve_checkpoint
+from alignkd.vlm.weights.sources import weight_sources
 
 
 def make_attachments(job: DumpJob, builder: ExampleBuilder) -> dict[str, bytes]:

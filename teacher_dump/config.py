@@ -4,8 +4,8 @@ from typing import Literal
 
 import torch
 
-from vlm.devices import Quantization, usable_device
-from vlm.settings import Checkpoint, Count, Settings, UserPath
+from alignkd.vlm.hardware.devices import Quantization, usable_device
+from alignkd.vlm.settings import Checkpoint, Count, Settings, UserPath
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -6,14 +6,14 @@ batch, D hidden size, I intermediate size, V vocabulary, Ht heads, P vision toke
 
 import torch
 
-from storage.codec_settings import FROM_ALL, NOT_STORED
-from storage.codecs import get_codec
-from teacher_dump.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
-from teacher_dump.config import TeacherConfig
-from teacher_dump.distribution import POSITIONS_AT_ONCE
-from teacher_dump.shard_thread import QUEUE_BATCHES
-from teacher_dump.store_config import StoreConfig
-from vlm.config import VLMConfig
+from alignkd.storage.codecs import get_codec
+from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
+from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
+from alignkd.vlm.model.config import VLMConfig
 
 # scores in the model's dtype (counted as float32), in float32, masked, softmaxed
 _SCORE_COPIES = 4

@@ -7,31 +7,31 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from disk.next_step import tried
-from storage.byte_files import check_location
-from storage.errors import StoreError
-from storage.manifest import load_manifest
-from storage.reader import StoreReader
-from storage.writer import StoreWriter
-from teacher_dump.attachments import make_attachments
-from teacher_dump.bucketing import length_buckets
-from teacher_dump.capture import Capture
-from teacher_dump.fingerprint import make_manifest
-from teacher_dump.job import DumpJob, DumpResult
-from teacher_dump.memory_faults import in_halves
-from teacher_dump.preparation import DoesNotFitError, PlannedWindow, Preparation, Prepared, Unusable, Window
-from teacher_dump.retry import may_be_retried, shards_to_retry
-from teacher_dump.sanity import check_teacher
-from teacher_dump.sanity_report import SanityFinding
-from teacher_dump.shard_thread import Done, Finished, Outcome, ShardThread
-from vlm.checkpoint import load_example_builder, load_model, resolve_checkpoint
-from vlm.config import load_config
-from vlm.conversations import ConversationFile
-from vlm.device_report import device_report
-from vlm.errors import InputError
-from vlm.examples import ExampleBuilder
-from vlm.memory_faults import memory_errors
-from vlm.model import MobileVLM
+from alignkd.disk.next_step import tried
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.source import check_location
+from alignkd.storage.read.store import StoreReader
+from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.write.store import StoreWriter
+from alignkd.teacher_dump.attachments import make_attachments
+from alignkd.teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.fingerprint import make_manifest
+from alignkd.teacher_dump.job import DumpJob, DumpResult
+from alignkd.teacher_dump.operation.memory_faults import in_halves
+from alignkd.teacher_dump.operation.retry import may_be_retried, shards_to_retry
+from alignkd.teacher_dump.operation.shard_thread import Done, Finished, Outcome, ShardThread
+from alignkd.teacher_dump.preparation import DoesNotFitError, PlannedWindow, Preparation, Prepared, Unusable, Window
+from alignkd.teacher_dump.sanity import check_teacher
+from alignkd.teacher_dump.sanity_report import SanityFinding
+from alignkd.teacher_dump.targets.capture import Capture
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.device_report import device_report
+from alignkd.vlm.hardware.memory_faults import memory_errors
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:

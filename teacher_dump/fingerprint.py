@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 import transformers
 
-from storage.manifest import Manifest, Shapes
-from teacher_dump.job import DumpJob
-from vlm.checkpoint import weights_fingerprint
-from vlm.config import VLMConfig
-from vlm.conversations import ConversationFile
-from vlm.examples import ExampleBuilder
-from vlm.focus import FOCUS_TOKENS
-from vlm.tower_hash import settings_fingerprint
+from alignkd.storage.schema.manifest import Manifest, Shapes
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.model.focus import FOCUS_TOKENS
+from alignkd.vlm.weights.checkpoint import weights_fingerprint
+from alignkd.vlm.weights.tower_hash import settings_fingerprint
 
 # Raise it when the same teacher and data would give other targets.
 CAPTURE_VERSION = "4"

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from teacher_dump.config import TeacherConfig
-from teacher_dump.control import DumpControl
-from teacher_dump.sanity_report import SanityFinding
-from teacher_dump.store_config import StoreConfig
-from vlm.templates import TemplateName
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.sanity_report import SanityFinding
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.inputs.templates import TemplateName
 
 
 @dataclass(frozen=True, kw_only=True)

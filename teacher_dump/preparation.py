@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm.conversations import (
+from alignkd.vlm.data.conversations import (
     ImageFiles,
     MissingImageError,
     Sample,
@@ -24,9 +24,9 @@ from vlm.conversations import (
     read_images,
     sample_key,
 )
-from vlm.errors import ImageError, InputError, SampleError
-from vlm.examples import Example, ExampleBuilder
-from vlm.images import ImageProcessor
+from alignkd.vlm.errors import ImageError, InputError, SampleError
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.images import ImageProcessor
 
 TICK_SECONDS = 0.5
 

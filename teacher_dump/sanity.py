@@ -13,17 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_dump.bucketing import length_buckets
-from teacher_dump.capture import Capture
-from teacher_dump.distribution import POSITIONS_AT_ONCE
-from teacher_dump.job import DumpJob
-from teacher_dump.memory_faults import in_halves
-from teacher_dump.preparation import Prepared
-from teacher_dump.sanity_report import MIN_IMAGES, LabelScores, SanityFinding, finding, judge_images, judge_labels
-from vlm.conversations import Sample
-from vlm.errors import InputError
-from vlm.memory_faults import may_be_out_of_memory
-from vlm.model import MobileVLM
+from alignkd.teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.memory_faults import in_halves
+from alignkd.teacher_dump.preparation import Prepared
+from alignkd.teacher_dump.sanity_report import (
+    MIN_IMAGES,
+    LabelScores,
+    SanityFinding,
+    finding,
+    judge_images,
+    judge_labels,
+)
+from alignkd.teacher_dump.targets.capture import Capture
+from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 SAMPLES_AT_ONCE = 64
 MAX_SAMPLES = 256

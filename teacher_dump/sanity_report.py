@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.label_shift import CLEAR, MIN_PAIRS, VAGUE
+from alignkd.storage.tools.verify.label_shift import CLEAR, MIN_PAIRS, VAGUE
 
 MIN_IMAGES = 32
 # standard errors by which the right images must be better than the wrong ones

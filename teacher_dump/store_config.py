@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from storage.codec_settings import (
+from alignkd.storage.codecs import codec_names
+from alignkd.storage.codecs.settings import (
     FROM_ALL,
     KIND_SETTINGS,
     MAX_DRAWS,
@@ -18,8 +19,7 @@ from storage.codec_settings import (
     dtypes_of_kind,
     profile_codecs,
 )
-from storage.codecs import codec_names
-from vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
+from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 # Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
 DEFAULTS: dict[str, dict[str, Any]] = {

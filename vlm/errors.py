@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from disk.next_step import next_step, reason, tried
+from alignkd.disk.next_step import next_step, reason, tried
 
 
 class InputError(ValueError):

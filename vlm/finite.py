@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm.errors import InputError
+from alignkd.vlm.errors import InputError
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from vlm.errors import InputError
+from alignkd.vlm.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from vlm.errors import one_line
+from alignkd.vlm.errors import one_line
 
 MAX_COUNT = 2**31 - 1
 # Far below the largest float32, so that a setting times a loss or a gradient stays finite.

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.storage.record.encoded import EncodedArray
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.targets import RaggedEntries
+from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
+from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
+from alignkd.teacher_dump.targets.drawing import DRAWN, ENTROPY, draw_tokens, uniforms
+from alignkd.teacher_dump.targets.most_likely import _on_device, likeliest_tokens
 from gpu_steps.check import Check
-from storage.codecs import codec_names, get_codec
-from storage.encoded import EncodedArray
-from student_train.decode import CodedTensor
-from student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from student_train.losses.logit import logit_loss
-from student_train.losses.supervised import supervised_loss
-from student_train.targets import RaggedEntries
-from teacher_dump.device_codecs import StoredParts, encode
-from teacher_dump.drawing import DRAWN, ENTROPY, draw_tokens, uniforms
-from teacher_dump.likeliest import _on_device, likeliest_tokens
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODECS = sorted(
@@ -50,7 +50,7 @@ def arrays(tiny: bool) -> Iterator[Tensor]:
 
 
 def codecs(check: Check, device: torch.device) -> None:
-    """Encoding gives the bytes of `storage.codecs`, decoding its values."""
+    """Encoding gives the bytes of `alignkd.storage.codecs`, decoding its values."""
     compared = 0
     for values in arrays(check.tiny):
         for name, dtype in ((name, dtype) for name in CODECS for dtype in DTYPES):

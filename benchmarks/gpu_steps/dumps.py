@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alignkd.storage import Record, StoreReader, verify_store
+from alignkd.storage.record.record import as_float32
+from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.tools.compare.diff import diff_stores
+from alignkd.teacher_dump.dump import dump, load_teacher
+from alignkd.teacher_dump.operation.control import DumpControl
 from gpu_steps.check import Check
 from gpu_steps.golden import STORES, dump_job, samples
-from storage import Record, StoreReader, verify_store
-from storage.commits import CommitRecord
-from storage.diff import diff_stores
-from storage.record import as_float32
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump, load_teacher
 
 # Largest difference of a float. Raw targets as float32 gives them; encoded ones by a step of their format more.
 BOUNDS: Mapping[str, Mapping[str, float]] = {

@@ -18,10 +18,10 @@ def run(check: Check) -> None:
     if check.device == "cuda" and not torch.cuda.is_available():
         check.expect(False, f"no usable GPU; torch {torch.__version__} is built for CUDA {torch.version.cuda}")
         return
-    import student_train.engine
-    from student_train.ranks import start_ranks
+    import alignkd.student_train.engine.engine
+    from alignkd.student_train.distributed.ranks import start_ranks
 
-    assert student_train.engine.deepspeed is not None
+    assert alignkd.student_train.engine.engine.deepspeed is not None
     ranks = start_ranks()
     check.figures["rank_device"] = str(ranks.device)
     check.expect(ranks.device.type == check.device, f"ranks train on {ranks.device}, expected {check.device}")

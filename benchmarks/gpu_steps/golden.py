@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from student_train.config import TrainConfig
-from student_train.job import TrainJob
-from teacher_dump.config import TeacherConfig
-from teacher_dump.job import DumpJob
-from teacher_dump.store_config import StoreConfig
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.job import TrainJob
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import StoreConfig
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"

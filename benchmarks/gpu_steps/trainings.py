@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alignkd.student_train import trainer
+from alignkd.student_train.job import TrainJob
+from alignkd.teacher_dump.dump import dump
 from gpu_steps.check import Check
 from gpu_steps.golden import dump_job, train_job
-from student_train import trainer
-from student_train.job import TrainJob
-from teacher_dump.dump import dump
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from alignkd.student_train.objective.objective import weighted_total
+from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.teacher_dump.dump import dump, load_teacher
 from gpu_steps.check import Check
 from gpu_steps.golden import dump_job, train_job
-from student_train.objective import weighted_total
-from student_train.trainer import build_student, open_dataset
-from teacher_dump.dump import dump, load_teacher
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "gpu_rules"))
 
@@ -42,7 +42,7 @@ def run(check: Check) -> None:
 
 def micro_batch(folder: Path, device: str) -> None:
     """Forward and backward of the golden samples."""
-    from student_train.collate import collate
+    from alignkd.student_train.data.collate import collate
 
     job = train_job(folder / "store", folder / "never", steps=1)
     dataset = open_dataset(job)

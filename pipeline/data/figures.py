@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.histogram import Histogram
+from alignkd.pipeline.data.histogram import Histogram
 
 ImagesChecked = Literal["no", "opened", "decoded"]
 NOTHING = np.zeros(0, np.int64)
@@ -83,7 +83,7 @@ class Dropped:
 
 
 def is_listing(path: Path) -> bool:
-    """Whether `path` is a list of dropped samples (`pipeline.data.listing`): its first line has their keys."""
+    """Whether `path` is a list of dropped samples (`alignkd.pipeline.data.listing`): its first line has their keys."""
     with path.open("rb") as file:
         line = file.readline(MAX_LINE_BYTES)
     try:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from disk.whole_file import written_whole
-from pipeline.data.figures import Dropped
-from pipeline.data.scan import Scan, judge_image, judge_text, source_of
-from pipeline.data.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
-from vlm.conversations import Sample
-from vlm.examples import is_overlong, overlong_error
+from alignkd.disk.whole_file import written_whole
+from alignkd.pipeline.data.figures import Dropped
+from alignkd.pipeline.data.scan import Scan, judge_image, judge_text, source_of
+from alignkd.pipeline.data.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.inputs.examples import is_overlong, overlong_error
 
 MENDED = "usable now, though it was not when it was counted"
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm.conversations import Sample
-from vlm.entry_keys import keys_not_read
-from vlm.errors import one_line
-from vlm.media_marks import marks_in
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.entry_keys import keys_not_read
+from alignkd.vlm.data.media_marks import marks_in
+from alignkd.vlm.errors import one_line
 
 # A file whose keys are ids must not fill the memory.
 MAX_NAMES = 1000

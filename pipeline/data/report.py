@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.data.figures import DataStats, SourceStats
-from pipeline.data.histogram import Histogram
+from alignkd.pipeline.data.figures import DataStats, SourceStats
+from alignkd.pipeline.data.histogram import Histogram
 
 MAX_SOURCES = 30
 MAX_NAMES = 15

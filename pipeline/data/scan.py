@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.notes import Notes
-from vlm.conversations import (
+from alignkd.pipeline.data.notes import Notes
+from alignkd.vlm.data.conversations import (
     ConversationFile,
     MissingImageError,
     Sample,
@@ -22,10 +22,10 @@ from vlm.conversations import (
     read_image_bytes,
     sample_of_entry,
 )
-from vlm.errors import ImageError, SampleError
-from vlm.examples import ExampleBuilder
-from vlm.images import decode_with_orientation
-from vlm.templates import LabelMaskError
+from alignkd.vlm.errors import ImageError, SampleError
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.images import decode_with_orientation
+from alignkd.vlm.inputs.templates import LabelMaskError
 
 TEXT_ONLY, NO_FOLDER, MALFORMED_ENTRY = "(text only)", "(no folder)", "(malformed entry)"
 # Pixels. After decoding only the size of the canvas can still make an image unusable, and never that of one which is

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from disk.next_step import tried
-from pipeline.data.figures import DataStats, FileStats, ImagesChecked
-from pipeline.data.histogram import make_histogram
-from pipeline.data.listing import dropped_samples, write_listing
-from pipeline.data.notes import most_frequent
-from pipeline.data.scan import Scan
-from pipeline.data.summary import summarise
-from pipeline.data.table import KEPT, scan_samples
-from vlm.checkpoint import load_example_builder
-from vlm.conversations import ConversationFile
-from vlm.errors import InputError
-from vlm.templates import TemplateName
+from alignkd.disk.next_step import tried
+from alignkd.pipeline.data.figures import DataStats, FileStats, ImagesChecked
+from alignkd.pipeline.data.histogram import make_histogram
+from alignkd.pipeline.data.listing import dropped_samples, write_listing
+from alignkd.pipeline.data.notes import most_frequent
+from alignkd.pipeline.data.scan import Scan
+from alignkd.pipeline.data.summary import summarise
+from alignkd.pipeline.data.table import KEPT, scan_samples
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.templates import TemplateName
+from alignkd.vlm.weights.checkpoint import load_example_builder
 
 NUM_FIRST_UNUSABLE = 10
 

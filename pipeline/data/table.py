@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.data.notes import Notes
-from pipeline.data.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
-from pipeline.workers import Workers
-from vlm.examples import is_overlong
+from alignkd.pipeline.data.notes import Notes
+from alignkd.pipeline.data.process_pool import Workers
+from alignkd.pipeline.data.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
+from alignkd.vlm.inputs.examples import is_overlong
 
 TEXTS_PER_TASK = 256
 IMAGES_PER_TASK = 32

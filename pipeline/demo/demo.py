@@ -8,19 +8,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.demo.dataset import write_dataset
-from pipeline.demo.folder import DemoFolder, StudentPaths, begin, made_once
-from pipeline.demo.illustrate import draw_pictures
-from pipeline.demo.models import TEACHER_CHECKPOINT, write_student
-from pipeline.demo.processes import ALIGNKD, TEACHER_TRAINING, Command, run_commands
-from pipeline.demo.report import make_report, write_report
-from pipeline.demo.run_config import write_run_config
-from pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings, Recipe, recipes
-from pipeline.demo.steps import Steps
-from pipeline.demo.training import train_students
-from pipeline.evaluate import evaluate, write_evaluation
-from vlm.checkpoint import load_model
-from vlm.errors import InputError
+from alignkd.pipeline.demo.evaluate import evaluate, write_evaluation
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin, made_once
+from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
+from alignkd.pipeline.demo.pictures.illustrate import draw_pictures
+from alignkd.pipeline.demo.processes import ALIGNKD, TEACHER_TRAINING, Command, run_commands
+from alignkd.pipeline.demo.report import make_report, write_report
+from alignkd.pipeline.demo.run_config import write_run_config
+from alignkd.pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings, Recipe, recipes
+from alignkd.pipeline.demo.steps import Steps
+from alignkd.pipeline.demo.training import train_students
+from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.weights.checkpoint import load_model
 
 Students = dict[Recipe, list[StudentPaths]]
 """Each row of the table with its students, one per seed."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disk.whole_file import write_whole
-from pipeline.demo.dataset import DatasetFiles
-from pipeline.demo.models import VISION_FOLDER
-from pipeline.demo.settings import AttentionPairs
-from vlm.conversations import read_json
-from vlm.errors import InputError
+from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.demo.models import VISION_FOLDER
+from alignkd.pipeline.demo.settings import AttentionPairs
+from alignkd.pipeline.demo.world.dataset import DatasetFiles
+from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.errors import InputError
 
 _ABSENT = "absent"
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.demo.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE
-from vlm.checkpoint import new_model, save_model
-from vlm.config import load_config
-from vlm.model import MobileVLM
+from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import new_model, save_model
 
 TEACHER_CHECKPOINT = Path(__file__).parent / "assets" / "teacher"
 VISION_FOLDER = "vision_tower"

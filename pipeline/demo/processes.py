@@ -14,12 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-import pipeline
-from vlm.errors import InputError
+import alignkd
+from alignkd.vlm.errors import InputError
 
-ALIGNKD = "pipeline.cli"
-TEACHER_TRAINING = "pipeline.demo.train_teacher"
-_PACKAGES = Path(pipeline.__file__).parents[1]
+ALIGNKD = "alignkd.pipeline.cli"
+TEACHER_TRAINING = "alignkd.pipeline.demo.train_teacher"
+_PACKAGES = Path(alignkd.__file__).parents[1]
 _STDERR = 2
 _PR_SET_PDEATHSIG = 1
 # Loaded here, since a forked child should do as little as it can.

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from disk.whole_file import write_whole
-from pipeline.demo.folder import DemoFolder, StudentPaths, write_json
-from pipeline.demo.processes import available_cores
-from pipeline.demo.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
-from pipeline.demo.settings import ABLATION, SUPERVISED, SUPERVISED_ONLY, Recipe
-from pipeline.evaluate import Evaluation, read_evaluation
-from storage.attachments import ATTACHMENTS
-from storage.shard_listing import list_shards
+from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.demo.evaluate import Evaluation, read_evaluation
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, write_json
+from alignkd.pipeline.demo.processes import available_cores
+from alignkd.pipeline.demo.settings import ABLATION, SUPERVISED, SUPERVISED_ONLY, Recipe
+from alignkd.pipeline.demo.world.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
+from alignkd.storage.read.listing import list_shards
+from alignkd.storage.schema.attachments import ATTACHMENTS
 
 LABELS = {recipe.name: recipe.label for recipe in (SUPERVISED_ONLY, *ABLATION)}
 QUESTION_TYPES = (*SCENE_QUESTION_TYPES, *TEXT_QUESTION_TYPES)

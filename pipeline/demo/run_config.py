@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pipeline.demo.folder import DemoFolder, StudentPaths
-from pipeline.demo.settings import TEMPLATE, DemoSettings, Recipe
-from pipeline.yaml_core import dump_yaml
+from alignkd.pipeline.config.yaml_core import dump_yaml
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
+from alignkd.pipeline.demo.settings import TEMPLATE, DemoSettings, Recipe
 
 TRAIN_KEYS = (
     "steps micro_batch learning_rate projector_learning_rate adapter_learning_rate adapter_init warmup_ratio "

@@ -11,7 +11,7 @@ SUPERVISED, ALIGN_KD = "supervised", "align_kd"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTraining:
-    """Arguments of `pipeline.demo.train_teacher` for `--train-teacher`."""
+    """Arguments of `alignkd.pipeline.demo.train_teacher` for `--train-teacher`."""
 
     scenes: int = 30_000
     tower_steps: int = 2_000

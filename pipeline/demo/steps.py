@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.demo.folder import write_json
+from alignkd.pipeline.demo.folder import write_json
 
 
 def say(line: str) -> None:

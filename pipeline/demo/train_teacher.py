@@ -1,8 +1,8 @@
 """Trains the demo's teacher from nothing: first its vision tower, then the whole model on endless questions.
 
-`python -m pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher` (there with its
-log). The demo's own data set is never used here: scenes come from other seeds. Held-out handwriting is not trained on;
-the log reports accuracy on it.
+`python -m alignkd.pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher`
+(there with its log). The demo's own data set is never used here: scenes come from other seeds.
+Held-out handwriting is not trained on; the log reports accuracy on it.
 """
 
 import math
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.console import clean_errors
-from pipeline.demo.models import TEACHER, write_configs
-from pipeline.demo.questions import (
+from alignkd.pipeline.console import clean_errors
+from alignkd.pipeline.demo.models import TEACHER, write_configs
+from alignkd.pipeline.demo.world.questions import (
     SCENE_QUESTION_TYPES,
     TEXT_QUESTION_TYPES,
     Conversation,
@@ -28,18 +28,18 @@ from pipeline.demo.questions import (
     ask_text,
     conversation,
 )
-from pipeline.demo.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
-from pipeline.outputs import claim_folder
-from vlm.batch import SequenceBatch, collate_sequences
-from vlm.checkpoint import load_example_builder, new_model, save_model
-from vlm.config import load_config
-from vlm.examples import Example, ExampleBuilder
-from vlm.model import MobileVLM
-from vlm.position_map import position_map
-from vlm.templates import IMAGE_PLACEHOLDER, Turn, tokenize_conversation
-from vlm.tensor_file import save_tensors
-from vlm.vision_tower import VisionTower
-from vlm.weights import iter_weights
+from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
+from alignkd.pipeline.outputs import claim_folder
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.position_map import position_map
+from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, Turn, tokenize_conversation
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.model.vision_tower import VisionTower
+from alignkd.vlm.weights.checkpoint import load_example_builder, new_model, save_model
+from alignkd.vlm.weights.files import iter_weights
+from alignkd.vlm.weights.tensor_file import save_tensors
 
 SCENE_SEED = 77_001
 EVALUATION_SEED = 77_002

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from pipeline.demo.folder import StudentPaths
-from pipeline.demo.processes import ALIGNKD, Command, available_cores, run_commands
-from pipeline.demo.steps import say
+from alignkd.pipeline.demo.folder import StudentPaths
+from alignkd.pipeline.demo.processes import ALIGNKD, Command, available_cores, run_commands
+from alignkd.pipeline.demo.steps import say
 
 # One student alone gains little from more threads: its matrices are small.
 MOST_AT_ONCE = 8

@@ -1,1 +1,1 @@
-"""The commands of `alignkd shards`, one file for one or two of them; `pipeline.shards_cli` puts them together."""
+"""The commands of `alignkd shards`, one file for one or two of them; `commands/shards.py` groups them."""

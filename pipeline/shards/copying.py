@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from pipeline.console import clean_errors, json_option, print_json
-from pipeline.shards.options import LOCATION, progress_bar
+from alignkd.pipeline.console import clean_errors, json_option, print_json
+from alignkd.pipeline.shards.options import LOCATION, progress_bar
 
 if TYPE_CHECKING:
-    from storage.convert import CopyReport
+    from alignkd.storage.tools.convert import CopyReport
 
 MAX_NAMED = 10
 Layout = Literal["zarr", "webdataset"]
@@ -30,8 +30,8 @@ def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bo
 
     Example: alignkd shards convert runs/store runs/store-tar --backend webdataset
     """
-    from storage.convert import convert_store
-    from storage.manifest import load_manifest
+    from alignkd.storage.schema.manifest import load_manifest
+    from alignkd.storage.tools.convert import convert_store
 
     with progress_bar("convert", load_manifest(source).num_samples, "sample") as done:
         report = convert_store(source, target, backend, done)
@@ -56,8 +56,8 @@ def merge(stores: tuple[Path | str, ...], backend: Layout | None, keep_first: bo
 
     Example: alignkd shards merge runs/captions runs/dialogs runs/all
     """
-    from storage.manifest import load_manifest
-    from storage.merge import merge_stores
+    from alignkd.storage.schema.manifest import load_manifest
+    from alignkd.storage.tools.merge import merge_stores
 
     if len(stores) < 3:
         raise click.UsageError("give two stores or more, and the new one")

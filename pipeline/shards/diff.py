@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.console import clean_errors, json_option, print_json
-from pipeline.shards.options import LOCATION, progress_bar
+from alignkd.pipeline.console import clean_errors, json_option, print_json
+from alignkd.pipeline.shards.options import LOCATION, progress_bar
 
 if TYPE_CHECKING:
-    from storage.diff import DiffReport, FieldDifference
+    from alignkd.storage.tools.compare.diff import DiffReport, FieldDifference
 
 MAX_NAMED = 10
 
@@ -34,8 +34,8 @@ def diff(a: Path | str, b: Path | str, tolerance: float | None, ignore: tuple[st
 
     Example: alignkd shards diff runs/exact runs/compact --ignore logits
     """
-    from storage.diff import diff_stores
-    from storage.reader import StoreReader
+    from alignkd.storage.read.store import StoreReader
+    from alignkd.storage.tools.compare.diff import diff_stores
 
     first, second = StoreReader(a, allow_incomplete=True), StoreReader(b, allow_incomplete=True)
     with progress_bar("compare", min(len(first), len(second))) as done:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from disk.whole_file import write_whole
-from pipeline.console import clean_errors, json_option, print_json
-from pipeline.outputs import REPLACES, claim_file, force_option
-from pipeline.shards.options import STORE, find_record, record_options
+from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.console import clean_errors, json_option, print_json
+from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.shards.options import STORE, find_record, record_options
 
 WRITTEN_BY, COMMAND = "written_by", "alignkd shards export"
 
@@ -44,9 +44,9 @@ def export(
 
     from safetensors.numpy import save
 
-    from pipeline.record_view import export_tensors, stored_parts
-    from storage.columns import describe_targets
-    from storage.reader import StoreReader
+    from alignkd.pipeline.shards.view.record_view import export_tensors, stored_parts
+    from alignkd.storage.read.store import StoreReader
+    from alignkd.storage.schema.columns import describe_targets
 
     claim_file("--out", out, is_exported, reads=(), closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import clean_errors, format_bytes, json_option, print_json
-from pipeline.shards.options import STORE
+from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.shards.options import STORE
 
 if TYPE_CHECKING:
-    from storage.manifest import Manifest
-    from storage.shard_listing import ShardInfo
+    from alignkd.storage.read.listing import ShardInfo
+    from alignkd.storage.schema.manifest import Manifest
 
 
 @click.command()
@@ -30,9 +30,9 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     if unusable:
         print_unusable(store, as_json)
         return
-    from storage.byte_files import open_files
-    from storage.manifest import read_manifest
-    from storage.shard_listing import list_shards, list_store
+    from alignkd.storage.files.source import open_files
+    from alignkd.storage.read.listing import list_shards, list_store
+    from alignkd.storage.schema.manifest import read_manifest
 
     files = open_files(store)
     manifest = read_manifest(files)
@@ -61,7 +61,7 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
 
 def print_unusable(store: Path | str, as_json: bool) -> None:
     """One line, or one JSON object, for each sample that the teacher pass could not use."""
-    from storage.shard_listing import list_unusable
+    from alignkd.storage.read.listing import list_unusable
 
     listed = ({"shard": shard, **asdict(sample)} for shard, sample in list_unusable(store))
     if as_json:

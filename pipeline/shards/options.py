@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.console import fail
+from alignkd.pipeline.console import fail
 
 if TYPE_CHECKING:
-    from storage.reader import StoreReader
-    from storage.record import Record
+    from alignkd.storage.read.store import StoreReader
+    from alignkd.storage.record.record import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MAX_INDICES = 8
@@ -24,7 +24,7 @@ class Location(click.ParamType[Path | str]):
     name = "store"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        from storage.byte_files import as_location
+        from alignkd.storage.files.source import as_location
 
         return as_location(value)
 

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.console import clean_errors, fail, json_option, print_json
-from pipeline.outputs import REPLACES, claim_file, force_option
-from pipeline.picture_file import SHARDS_SHOW, is_drawn_by
-from pipeline.shards.options import STORE, find_record, record_options
+from alignkd.pipeline.console import clean_errors, fail, json_option, print_json
+from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.picture_file import SHARDS_SHOW, is_drawn_by
+from alignkd.pipeline.shards.options import STORE, find_record, record_options
 
 if TYPE_CHECKING:
-    from pipeline.shards.pieces import Pieces
-    from storage.manifest import Manifest
-    from storage.record import Record
+    from alignkd.pipeline.shards.view.pieces import Pieces
+    from alignkd.storage.record.record import Record
+    from alignkd.storage.schema.manifest import Manifest
 
 FILE = click.Path(path_type=Path)
 
@@ -50,12 +50,12 @@ def show(
 
     Example: alignkd shards show runs/store --index 0 --png attention.png --images images
     """
-    from pipeline.record_view import summary
-    from pipeline.shards.page import page
-    from pipeline.shards.pieces import open_pieces
-    from pipeline.shards.teacher_view import why_no_probabilities
-    from storage.logprobs import open_lm_head
-    from storage.reader import StoreReader
+    from alignkd.pipeline.shards.view.page import page
+    from alignkd.pipeline.shards.view.pieces import open_pieces
+    from alignkd.pipeline.shards.view.record_view import summary
+    from alignkd.pipeline.shards.view.teacher_view import why_no_probabilities
+    from alignkd.storage.read.logprobs import open_lm_head
+    from alignkd.storage.read.store import StoreReader
 
     if png is not None:
         claim_file("--png", png, is_drawn_by(SHARDS_SHOW), reads=(images, tokenizer), closed=[store], force=force)
@@ -85,8 +85,8 @@ def _draw(
     head: str,
     token: str | None,
 ) -> None:
-    from disk.opening import read_regular
-    from pipeline.shards.picture import draw_attention
+    from alignkd.disk.opening import read_regular
+    from alignkd.pipeline.shards.view.picture import draw_attention
 
     if head != "mean" and not head.isdigit():
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")

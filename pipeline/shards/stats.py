@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import clean_errors, format_bytes, json_option, print_json
-from pipeline.shards.options import LOCATION, STORE, progress_bar
-from pipeline.shards.verify import attention_line, labels_line
+from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
+from alignkd.pipeline.shards.verify import attention_line, labels_line
 
 if TYPE_CHECKING:
-    from storage.diff import FieldDifference
-    from storage.reader import StoreReader
-    from storage.sample_errors import StatedErrors
-    from storage.stats import StoreStats
+    from alignkd.storage.read.store import StoreReader
+    from alignkd.storage.tools.compare.diff import FieldDifference
+    from alignkd.storage.tools.compare.sample_errors import StatedErrors
+    from alignkd.storage.tools.stats import StoreStats
 
 
 @click.command()
@@ -34,9 +34,9 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
 
     Example: alignkd shards stats runs/compact --exact runs/exact
     """
-    from storage.reader import StoreReader
-    from storage.sample_errors import measured_errors, sampled_positions, stated_errors
-    from storage.stats import store_stats
+    from alignkd.storage.read.store import StoreReader
+    from alignkd.storage.tools.compare.sample_errors import measured_errors, sampled_positions, stated_errors
+    from alignkd.storage.tools.stats import store_stats
 
     reader = StoreReader(store, allow_incomplete=True)
     with progress_bar("count", len(reader.commits), "shard") as done:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.console import clean_errors, format_bytes, json_option, print_json
-from pipeline.shards.options import STORE, progress_bar
+from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.shards.options import STORE, progress_bar
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -43,7 +43,7 @@ def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool
 
     Example: alignkd shards gc runs/store --dry-run
     """
-    from storage.gc import collect_garbage
+    from alignkd.storage.tools.gc import collect_garbage
 
     leftovers = collect_garbage(store, older_than=older_than, dry_run=dry_run)
     removed = [left for left in leftovers if left.state in ("removed", "found")]
@@ -74,8 +74,8 @@ def index(store: Path | str, rebuild: bool, as_json: bool) -> None:
 
     Example: alignkd shards index --rebuild runs/store
     """
-    from storage.commits import committed_shards
-    from storage.index_rebuild import rebuild_indexes
+    from alignkd.storage.schema.commit_record import committed_shards
+    from alignkd.storage.tools.index_rebuild import rebuild_indexes
 
     total = len(committed_shards(store)) if isinstance(store, Path) else 0
     with progress_bar("index", total, "shard") as done:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import clean_errors, format_bytes, json_option, print_json
-from pipeline.shards.options import STORE, progress_bar
+from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.shards.options import STORE, progress_bar
 
 if TYPE_CHECKING:
-    from storage.attention_sums import AttentionSums
-    from storage.byte_files import StoreFiles
-    from storage.label_shift import LabelVerdict
-    from storage.shard_records import UnreadableRecord
-    from storage.verify import VerifyReport
+    from alignkd.storage.files.source import StoreFiles
+    from alignkd.storage.read.shard_records import UnreadableRecord
+    from alignkd.storage.tools.verify.attention_sums import AttentionSums
+    from alignkd.storage.tools.verify.label_shift import LabelVerdict
+    from alignkd.storage.tools.verify.verify import VerifyReport
 
 
 @click.command()
@@ -41,8 +41,8 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
     """
     if quick and deep:
         raise click.UsageError("--quick and --deep ask for the opposite; give one of them")
-    from storage.byte_files import open_files
-    from storage.verify_files import files_to_verify
+    from alignkd.storage.files.source import open_files
+    from alignkd.storage.tools.verify.files import files_to_verify
 
     records: list[UnreadableRecord] = []
     found: dict[str, Any] = {}
@@ -76,8 +76,8 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
 
 
 def _verify(files: "StoreFiles", quick: bool) -> "VerifyReport":
-    from storage.commits import committed_shards
-    from storage.verify import verify_store
+    from alignkd.storage.schema.commit_record import committed_shards
+    from alignkd.storage.tools.verify.verify import verify_store
 
     total = len(committed_shards(files)) if sys.stderr.isatty() else 0
     with progress_bar("verify", total, "shard") as done:
@@ -88,14 +88,14 @@ def _unreadable(files: "StoreFiles", shards: list[int]) -> list["UnreadableRecor
     """The records that damaged shards have lost; a whole shard that cannot be opened is named by its own problem."""
     if not shards:
         return []
-    from storage.shard_records import ShardFolder
+    from alignkd.storage.read.shard_records import ShardFolder
 
     folder = ShardFolder(files)
     return [record for shard in shards for record in folder.unreadable_records(shard) if record is not None]
 
 
 def _plausibility(files: "StoreFiles", report: "VerifyReport", damaged: list[int]) -> tuple[list[Any], dict[str, Any]]:
-    from storage.plausibility import check_plausibility
+    from alignkd.storage.tools.verify.plausibility import check_plausibility
 
     with progress_bar("look", report.num_records) as done:
         found = check_plausibility(files, skip=damaged, progress=done)

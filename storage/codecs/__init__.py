@@ -1,13 +1,13 @@
 """How a target becomes stored arrays. One file per codec; `get_codec` finds one by its manifest name."""
 
-from storage.codecs.base import Codec
-from storage.codecs.bfloat16 import Bfloat16
-from storage.codecs.float16 import Float16
-from storage.codecs.float32 import Float32
-from storage.codecs.int8_channel import Int8Channel
-from storage.codecs.int8_group import Int8Group
-from storage.codecs.sqrt_u8 import SqrtU8
-from storage.errors import StoreError
+from alignkd.storage.codecs.base import Codec
+from alignkd.storage.codecs.bfloat16 import Bfloat16
+from alignkd.storage.codecs.float16 import Float16
+from alignkd.storage.codecs.float32 import Float32
+from alignkd.storage.codecs.int8_channel import Int8Channel
+from alignkd.storage.codecs.int8_group import Int8Group
+from alignkd.storage.codecs.sqrt_u8 import SqrtU8
+from alignkd.storage.errors import StoreError
 
 __all__ = ["Codec", "codec_names", "get_codec"]
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Parts, PartShapes, Shape
-from storage.errors import RecordError
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.errors import RecordError
 
 LARGEST = float.fromhex("0x1.FEp127")  # 3.39e38
 _INFINITY = 0x7F80  # bits of +inf; what is above, the sign apart, is NaN

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Parts, PartShapes, Shape
-from storage.errors import RecordError
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.errors import RecordError
 
 
 class Float16:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape
 
 
 class Float32:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import RecordError
+from alignkd.storage.errors import RecordError
 
 DTYPE = np.dtype("<f2")
 LARGEST = 65504.0

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Parts, PartShapes, Shape
-from storage.codecs.half_scale import DTYPE, int8_scale, invalid_int8, invalid_scales, to_int8
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.codecs.half_scale import DTYPE, int8_scale, invalid_int8, invalid_scales, to_int8
 
 
 class Int8Channel:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs.base import Parts, PartShapes, Shape
-from storage.codecs.half_scale import DTYPE, half_at_least, invalid_scales
-from storage.errors import RecordError
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.codecs.half_scale import DTYPE, half_at_least, invalid_scales
+from alignkd.storage.errors import RecordError
 
 STEPS = 255
 # what a softmax in 16 bits may give instead of 1

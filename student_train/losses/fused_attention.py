@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student_train.losses.inner_autograd import value_and_gradients
-from vlm.attention_rows import attention_weights, expanded_columns, row_chunks
+from alignkd.student_train.losses.inner_autograd import value_and_gradients
+from alignkd.vlm.model.attention_rows import attention_weights, expanded_columns, row_chunks
 
 # The loss's sum over some rows: attention float32 [B, H, r, C] (float64 of float64), which rows, and its parameters.
 RowsLoss = Callable[..., Tensor]
@@ -37,7 +37,7 @@ def fused_attention_loss(
     """The loss's sum over all rows: a scalar, float32 (float64 for float64 input).
 
     Args:
-        query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `vlm.attention_rows`.
+        query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `alignkd.vlm.model.attention_rows`.
         loss: called with each chunk of rows; a sum over them.
         parameters: what else it is differentiated along, float32 or float64.
         rows_at_once: rows in a chunk. Beside one float32 [B, H, r, L] a gradient of queries and keys is held, float32.

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from student_train.losses.inner_autograd import value_and_gradients
-from student_train.losses.loss_sum import accumulable
+from alignkd.student_train.losses.inner_autograd import value_and_gradients
+from alignkd.student_train.losses.loss_sum import accumulable
 
 CHUNK_BYTES = 64 << 20
 # A term's sum over a chunk: logits [n, V] in float32 (or float64) and which of the N positions they are.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.losses.divergences import Divergence, reverse_kl
-from student_train.losses.loss_sum import LossSum, accumulable
-from student_train.losses.outcomes import Outcomes, outcomes
-from student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.divergences import Divergence, reverse_kl
+from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.outcomes import Outcomes, outcomes
+from alignkd.student_train.losses.sparse_distribution import SparseDistribution
 
 # Of a bucket that the teacher gives no mass; finite, see `divergences`.
 NO_MASS = -1e30
@@ -31,7 +31,7 @@ def logit_loss(
     Args:
         student_logits_NV: the student's logits at N supervised positions.
         teacher: full logits [N, V], or a truncated distribution.
-        divergence: of `student_train.losses.divergences`; reverse KL is the paper's.
+        divergence: of `alignkd.student_train.losses.divergences`; reverse KL is the paper's.
         temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
             gradient does not depend on it (Hinton et al. 2015).
 

@@ -10,8 +10,8 @@ from typing import Self
 
 from torch import Tensor
 
-from student_train.losses.loss_sum import LossSum, accumulable
-from student_train.losses.outcomes import Outcomes, outcomes
+from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 
 
 @dataclass(frozen=True, kw_only=True)

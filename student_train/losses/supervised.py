@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from student_train.losses.loss_sum import LossSum, accumulable
-from student_train.losses.outcomes import Outcomes, outcomes
+from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 
 
 def supervised_loss(logits_NV: Tensor, labels_N: Tensor) -> LossSum:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.loss_sum import LossSum, accumulable
 
 
 def vision_all_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from disk.cache_home import cache_home, has_home
-from storage.remote_settings import settings_from_environment
+from alignkd.disk.cache_home import cache_home, has_home
+from alignkd.storage.remote.settings import settings_from_environment
 
 
 @pytest.fixture

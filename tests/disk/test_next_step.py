@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from disk.next_step import is_no_room, next_step, reason
-from disk.opening import check_readable
+from alignkd.disk.next_step import is_no_room, next_step, reason
+from alignkd.disk.opening import check_readable
 
 ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PERMISSION = {errno.EACCES, errno.EPERM}

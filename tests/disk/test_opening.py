@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from disk.opening import open_regular
-from pipeline.ask import Question, ask
-from pipeline.config import read_yaml
-from storage.byte_files import LocalFiles
-from storage.checksum import file_sha256
-from storage.errors import StoreError
-from storage.manifest import load_manifest
-from student_train.adapters import Adapters
-from vlm.checkpoint import load_example_builder
-from vlm.conversations import load_samples, open_image, read_image_bytes, read_json
-from vlm.errors import InputError
-from vlm.stem_file import read_stem_info
-from vlm.tokenizer_rules import read_rules
+from alignkd.disk.opening import open_regular
+from alignkd.pipeline.ask import Question, ask
+from alignkd.pipeline.config.run_config import read_yaml
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.checksum import file_sha256
+from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.schema.manifest import load_manifest
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.vlm.data.conversations import load_samples, open_image, read_image_bytes, read_json
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.tokenizer_rules import read_rules
+from alignkd.vlm.stem.file import read_stem_info
+from alignkd.vlm.weights.checkpoint import load_example_builder
 
 SAFETY_SECONDS = 60
 

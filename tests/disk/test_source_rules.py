@@ -28,14 +28,14 @@ def is_import(node: ast.AST) -> bool:
 
 
 def test_one_module_writes_safetensors_files() -> None:
-    """`save_file` makes files of mode 0600 that only their owner can read; `vlm.tensor_file` mends it for all."""
-    for name, allowed in (("save_file", {"vlm/tensor_file.py"}), ("serialize_file", set())):
+    """`save_file` makes files of mode 0600 that only their owner can read; `vlm/weights/tensor_file.py` mends it."""
+    for name, allowed in (("save_file", {"vlm/weights/tensor_file.py"}), ("serialize_file", set())):
         found = {path for path, tree in trees(name) if mentions(tree, name)}
         assert found == allowed, name
 
 
 def test_nobody_makes_temporary_files_that_keep_their_mode() -> None:
-    """`mkstemp` and `NamedTemporaryFile` make 0600 too: for a file that is renamed into place, `disk.whole_file`."""
+    """`mkstemp` and `NamedTemporaryFile` make 0600 too: for a file that is renamed into place, `disk/whole_file.py`."""
     for name in ("mkstemp", "NamedTemporaryFile"):
         assert not [path for path, tree in trees(name) if mentions(tree, name)], name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from disk.whole_file import write_whole, written_whole
+from alignkd.disk.whole_file import write_whole, written_whole
 
 
 @contextmanager

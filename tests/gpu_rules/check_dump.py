@@ -11,12 +11,12 @@ from known_waits import HIDDEN_STATES, LOADING, SANITY, unknown, unmet
 from pretend_device import LOG
 from pretend_streams import Event, RaceError, Stream
 
-from storage import StoreReader, verify_store
-from storage.diff import diff_stores
-from teacher_dump.capture import Capture
-from teacher_dump.dump import dump
-from teacher_dump.host_copies import HostArrays, HostCopies
-from vlm.errors import InputError
+from alignkd.storage import StoreReader, verify_store
+from alignkd.storage.tools.compare.diff import diff_stores
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.targets.capture import Capture
+from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
+from alignkd.vlm.errors import InputError
 
 # Largest difference of a float: one step of the stored format where the sum on the device rounds to the other side.
 # Measured: 1.6e-4, 1e-3 and 4e-3. Fields that are no floats, such as ids and the numbers of the 16, are equal.
@@ -63,7 +63,9 @@ def test_sources_that_are_not_kept_are_found(device: torch.device, monkeypatch: 
         HostArrays, "__init__", lambda self, copies, sources=None, event=None: real(self, copies, None, event)
     )
     arrays = copied(device)
-    with pytest.raises(RaceError, match=r"source freed before the copy of teacher_dump/host_copies.py:\d+ start ended"):
+    with pytest.raises(
+        RaceError, match=r"source freed before the copy of teacher_dump/targets/host_copies.py:\d+ start ended"
+    ):
         arrays.wait()
 
 

@@ -12,10 +12,10 @@ from golden_jobs import GoldenJobs, train_on_device
 from known_waits import AROUND, MICRO_BATCH, STEP, unknown, unmet
 from pretend_device import LOG
 
-from student_train import trainer
-from student_train.engine import Engine
-from student_train.metrics import TIMINGS
-from student_train.trainer import train
+from alignkd.student_train import trainer
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.metrics.file import TIMINGS
+from alignkd.student_train.trainer import train
 
 STEPS = 4
 
@@ -82,7 +82,9 @@ def test_a_step_of_adamw_on_the_host_is_found(
             state["step"] = torch.tensor(0.0)
 
     monkeypatch.setattr(Engine, "_create_moments", faulty)
-    with pytest.raises(MixedDevicesError, match=r"_fused_adamw_.*\[\(\)\], at student_train/engine.py:\d+ end_micro"):
+    with pytest.raises(
+        MixedDevicesError, match=r"_fused_adamw_.*\[\(\)\], at student_train/engine/engine.py:\d+ end_micro"
+    ):
         train_on_device(jobs.train_job("compact", "faulty"), monkeypatch)
 
 

@@ -134,7 +134,7 @@ def test_gradients_and_views_are_those_of_the_cpu(device: torch.device) -> None:
 
 
 def test_a_wait_of_the_project_is_named_by_file_and_line(device: torch.device) -> None:
-    from student_train.losses.attention import _length_mask
+    from alignkd.student_train.losses.attention import _length_mask
 
     _length_mask([1, 2], 3, numbers(1, device=device))
     (wait,) = LOG.waits

@@ -10,10 +10,10 @@ from known_waits import MICRO_BATCH, unknown, unmet
 from pretend_device import LOG, PretendTensor, Wait, move, pretend_device
 from torch import Tensor
 
-from student_train.batch import TrainBatch
-from student_train.job import TrainJob
-from student_train.objective import DistilledStudent, weighted_total
-from student_train.trainer import build_student, open_dataset
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
+from alignkd.student_train.trainer import build_student, open_dataset
 
 ONE, SEVERAL, TEXT = ("ft-0", "ft-2"), ("two", "ft-2", "ft-1"), ("ft-2",)
 # Largest relative differences to the CPU's terms, and of a gradient's norm. The ways differ (sums in another order,

@@ -9,19 +9,19 @@ from typing import Any
 
 from pretend_device import move, register
 
-from student_train import trainer
-from student_train.batch import TrainBatch
-from student_train.collate import collate
-from student_train.config import TrainConfig
-from student_train.dataset import CachedDataset
-from student_train.job import TrainJob
-from student_train.objective import DistilledStudent
-from student_train.ranks import Ranks, start_ranks
-from student_train.target_sources import stem_lookup
-from teacher_dump.config import TeacherConfig
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.store_config import StoreConfig
+from alignkd.student_train import trainer
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.distributed.ranks import Ranks, start_ranks
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.target_sources import stem_lookup
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import StoreConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"

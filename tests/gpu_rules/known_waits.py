@@ -56,7 +56,7 @@ def unmet(waits: Mapping[Wait, int], known: Sequence[Known]) -> list[Known]:
 
 
 HIDDEN_STATES = Known(
-    "vlm/model.py",
+    "vlm/model/mobilevlm.py",
     "hidden_states",
     "_local_scalar_dense",
     1,
@@ -66,11 +66,11 @@ HIDDEN_STATES = Known(
 COPIES = "stored targets go up one by one, each copied by pageable memory, before the forward pass begins"
 MICRO_BATCH = [
     HIDDEN_STATES,
-    Known("vlm/batch.py", "to", "to the device", 7, COPIES),
-    Known("student_train/batch.py", "to", "to the device", 4, COPIES),
-    Known("student_train/targets.py", "to", "to the device", 9, COPIES),
-    Known("student_train/decode.py", "to", "to the device", 7, COPIES),
-    Known("vlm/stem.py", "to", "to the device", 3, COPIES),
+    Known("vlm/inputs/batch.py", "to", "to the device", 7, COPIES),
+    Known("student_train/data/batch.py", "to", "to the device", 4, COPIES),
+    Known("student_train/data/targets.py", "to", "to the device", 9, COPIES),
+    Known("student_train/data/decode.py", "to", "to the device", 7, COPIES),
+    Known("vlm/stem/stem.py", "to", "to the device", 3, COPIES),
     Known(
         "student_train/losses/attention.py",
         "_length_mask",
@@ -97,26 +97,30 @@ MICRO_BATCH = [
 ]
 DEEPSPEED = "deepspeed/runtime/"
 STEP = [
-    Known("student_train/engine.py", "end_micro_batch", "numbers to the device", 3, "gradient norm", via=DEEPSPEED),
-    Known("student_train/engine.py", "end_micro_batch", "_local_scalar_dense", 4, "gradient norm", via=DEEPSPEED),
-    Known("student_train/engine.py", "end_micro_batch", "_local_scalar_dense", 1, "gradient norm, for the log"),
-    Known("student_train/tally.py", "gather", "_local_scalar_dense", 5, "loss terms, for the log"),
-    Known("student_train/ranks.py", "sum", "numbers to the device", 1, "sums over ranks"),
-    Known("student_train/ranks.py", "sum", "tolist", 1, "sums over ranks"),
+    Known(
+        "student_train/engine/engine.py", "end_micro_batch", "numbers to the device", 3, "gradient norm", via=DEEPSPEED
+    ),
+    Known(
+        "student_train/engine/engine.py", "end_micro_batch", "_local_scalar_dense", 4, "gradient norm", via=DEEPSPEED
+    ),
+    Known("student_train/engine/engine.py", "end_micro_batch", "_local_scalar_dense", 1, "gradient norm, for the log"),
+    Known("student_train/objective/tally.py", "gather", "_local_scalar_dense", 5, "loss terms, for the log"),
+    Known("student_train/distributed/ranks.py", "sum", "numbers to the device", 1, "sums over ranks"),
+    Known("student_train/distributed/ranks.py", "sum", "tolist", 1, "sums over ranks"),
 ]
 AROUND = [
     Known("student_train/trainer.py", "_train", "to the device", None, "the student, before the first step"),
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are exported are looked at once"),
-    Known("student_train/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
-    Known("student_train/engine.py", "moments", "to the host", None, "a checkpoint"),
-    Known("student_train/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
-    Known("student_train/export.py", "_adapters", "to the host", None, "the adapters"),
-    Known("vlm/weight_writer.py", "write_weights", "to the host", None, "the exported student"),
+    Known("student_train/engine/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
+    Known("student_train/engine/engine.py", "moments", "to the host", None, "a checkpoint"),
+    Known("student_train/engine/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
+    Known("student_train/run/export.py", "_adapters", "to the host", None, "the adapters"),
+    Known("vlm/weights/writer.py", "write_weights", "to the host", None, "the exported student"),
 ]
 LOADING = [
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are not finite are refused"),
-    Known("vlm/checkpoint.py", "_read", "to the device", None, "the teacher's weights"),
-    Known("vlm/checkpoint.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
+    Known("vlm/weights/checkpoint.py", "_read", "to the device", None, "the teacher's weights"),
+    Known("vlm/weights/checkpoint.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
 ]
 SANITY = [
     Known("teacher_dump/sanity.py", "_label_scores", "to the device", None, "a sample's labels"),

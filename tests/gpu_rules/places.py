@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[1] / "src" / "alignkd"
 ROOMS = tuple(f"{ROOT / room}{os.sep}" for room in ("vlm", "storage", "teacher_dump", "student_train", "pipeline"))
 LIBRARIES = f"site-packages{os.sep}"
 MACHINERY = (str(HERE), f"{LIBRARIES}torch{os.sep}")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from vlm.weight_writer import write_weights
-from vlm.weights import read_weights
+from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.writer import write_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
@@ -24,8 +24,8 @@ def alignkd(patience: float) -> Alignkd:
     """`alignkd("dump", path)`: the finished process, its output as text."""
 
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-m", "alignkd.pipeline.cli", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
         return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=patience)
 
     return run
@@ -35,7 +35,7 @@ def alignkd(patience: float) -> Alignkd:
 def alignkd_here() -> Alignkd:
     """The same in this process, which has imported everything already: an exception that a command lets through is the
     test's. What only a process of its own can show (its start, its signals, all of its stderr) takes `alignkd`."""
-    from pipeline.cli import main
+    from alignkd.pipeline.cli import main
 
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         given = list(map(str, arguments))

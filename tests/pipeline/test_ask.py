@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.ask import Question, Reply, TextStream, ask
-from pipeline.cli import main
-from pipeline.demo.dataset import write_dataset
-from pipeline.demo.models import TEACHER_CHECKPOINT
-from pipeline.demo.tokenizer import TOKENIZER_MODEL
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.errors import InputError
-from vlm.templates import Turn
-from vlm.tokenizer import LegacyLlamaTokenizer
+from alignkd.pipeline.ask import Question, Reply, TextStream, ask
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
+from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 20, "é 象 🙂"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import pipeline.phases
-from pipeline.changed_data import changed_data_notice
-from pipeline.cli import main
-from storage import Codecs, LogitsCodec, Manifest, Shapes, StoreWriter
-from vlm.errors import InputError
+import alignkd.pipeline.runs.phases
+from alignkd.pipeline.changed_data import changed_data_notice
+from alignkd.pipeline.cli import main
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Shapes, StoreWriter
+from alignkd.vlm.errors import InputError
 
 MakeStore = Callable[..., Path]
 DATA = '[{"id": "a"}]'
@@ -65,7 +65,7 @@ def test_train_gives_the_line_once(
     def trained(config: object) -> None:
         raise InputError("training began")
 
-    monkeypatch.setattr(pipeline.phases, "run_train", trained)
+    monkeypatch.setattr(alignkd.pipeline.runs.phases, "run_train", trained)
     make_store(conversations="0" * 64)
     for rank, lines in (("0", 2), ("1", 1)):
         ended = CliRunner().invoke(main, ["train", str(write_config())], env={"RANK": rank})

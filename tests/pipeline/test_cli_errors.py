@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
+from alignkd.pipeline.cli import main
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
@@ -86,7 +86,7 @@ def test_a_store_of_another_tokenizer_or_template_is_refused(
     assert "template" in one_line_error(alignkd_here("train", write_config(data={"template": "plain"})))
     other = tmp_path / "student"
     shutil.copytree(golden / "student", other)
-    from pipeline.demo.tokenizer import TOKENIZER_MODEL
+    from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
 
     shutil.copyfile(TOKENIZER_MODEL, other / "tokenizer.model")
     message = one_line_error(alignkd_here("train", write_config(student={"checkpoint": str(other)})))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage import SampleOrder, StoreReader
+from alignkd.storage import SampleOrder, StoreReader
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

@@ -110,6 +110,7 @@ def test_damage_is_named_and_the_exit_code_says_so(
 
 
 def test_shards_start_without_torch() -> None:
-    code = "import sys, pipeline.cli, pipeline.shards_cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    names = "alignkd.pipeline.cli, alignkd.pipeline.commands.shards"
+    code = f"import sys, {names}; print('torch' in sys.modules, 'transformers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.split() == ["False", "False"]

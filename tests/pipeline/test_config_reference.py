@@ -6,19 +6,21 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import RunConfig
-from pipeline.config_problems import section_model
-from pipeline.config_reference import meanings, tables, with_tables
-from pipeline.configs_cli import recipe_text, recipes
-from pipeline.yaml_core import parse_yaml
-from teacher_dump.store_config import DEFAULTS, LogitsConfig
+from alignkd.pipeline.commands.configs import recipe_text, recipes
+from alignkd.pipeline.config.problems import section_model
+from alignkd.pipeline.config.reference import meanings, tables, with_tables
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.yaml_core import parse_yaml
+from alignkd.teacher_dump.store_config import DEFAULTS, LogitsConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def test_the_page_has_the_tables_of_today() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert with_tables(page) == page, "write them again: python -m pipeline.config_reference docs/configuration.md"
+    assert with_tables(page) == page, (
+        "write them again: python -m alignkd.pipeline.config.reference docs/configuration.md"
+    )
 
 
 def models(model: type[BaseModel]) -> list[type[BaseModel]]:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import RunConfig, checked_config, load_run_config
-from pipeline.config_problems import section_model
-from vlm.errors import InputError
-from vlm.settings import MAX_COUNT
+from alignkd.pipeline.config.problems import section_model
+from alignkd.pipeline.config.run_config import RunConfig, checked_config, load_run_config
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.settings import MAX_COUNT
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "data": {"conversations": "data.json"},

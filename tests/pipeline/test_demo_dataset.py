@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.demo.dataset import DatasetFiles, write_dataset
-from pipeline.demo.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
-from pipeline.demo.scenes import make_scene
-from vlm.conversations import load_samples
-from vlm.errors import InputError
+from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.pipeline.demo.world.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
+from alignkd.pipeline.demo.world.scenes import make_scene
+from alignkd.vlm.data.conversations import load_samples
+from alignkd.vlm.errors import InputError
 
 NUM_SCENES = 400
 

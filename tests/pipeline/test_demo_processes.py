@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.demo.processes import Command, run_commands
-from vlm.errors import InputError
+from alignkd.pipeline.demo.processes import Command, run_commands
+from alignkd.vlm.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -78,10 +78,10 @@ def test_no_child_outlives_a_stopped_demo(
     parent = (
         # As on a terminal: a shell that started the tests in the background would have Ctrl-C ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from pipeline.demo import processes; processes._GRACE_SECONDS = 1.0; "
+        "from alignkd.pipeline.demo import processes; processes._GRACE_SECONDS = 1.0; "
         f"processes.run_commands([processes.Command(name='c', arguments=('timeit', '-n1', '-r1', {child!r}))])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     process = subprocess.Popen([sys.executable, "-c", parent], env=environment, stderr=subprocess.DEVNULL)
     wait_until(mark.is_file, "the child's process id")
     process.send_signal(number)

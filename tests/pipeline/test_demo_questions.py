@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from pipeline.demo.questions import (
+from alignkd.pipeline.demo.world.questions import (
     SCENE_QUESTION_TYPES,
     TEXT_QUESTION_TYPES,
     Question,
@@ -16,8 +16,8 @@ from pipeline.demo.questions import (
     scene_stream,
     text_questions,
 )
-from pipeline.demo.scenes import make_scene
-from vlm.errors import InputError
+from alignkd.pipeline.demo.world.scenes import make_scene
+from alignkd.vlm.errors import InputError
 
 NUM_SCENES = 1500
 ROWS = {"top": 0, "middle": 1, "bottom": 2}

@@ -8,19 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.demo.attention_maps import attention_maps, telling_position
-from pipeline.demo.dataset import write_dataset
-from pipeline.demo.folder import DemoFolder, begin, made_once
-from pipeline.demo.models import TEACHER, write_configs
-from pipeline.demo.report import gap_recovered, plain_table, table
-from pipeline.demo.settings import FULL, recipes
-from student_train.config import LossConfig
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model, new_model, save_model
-from vlm.config import load_config
-from vlm.conversations import load_samples, read_image_bytes
-from vlm.errors import InputError
-from vlm.templates import Turn
+from alignkd.pipeline.demo.folder import DemoFolder, begin, made_once
+from alignkd.pipeline.demo.models import TEACHER, write_configs
+from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, telling_position
+from alignkd.pipeline.demo.report import gap_recovered, plain_table, table
+from alignkd.pipeline.demo.settings import FULL, recipes
+from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.student_train.config import LossConfig
+from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
 
 REPORT: dict[str, Any] = {
     "teacher": {"accuracy": 0.9, "by_type": {"sum": 0.8, "position": 1.0}},

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.demo.settings import FULL, QUICK
-from student_train.metrics import TIMINGS
+from alignkd.pipeline.demo.settings import FULL, QUICK
+from alignkd.student_train.metrics.file import TIMINGS
 
 Alignkd = Callable[..., "CompletedProcess[str]"]
 TERMS = ("supervised", "logit", "attention", "vision_all", "vision_focus")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from pipeline.demo.scenes import (
+from alignkd.pipeline.demo.world.scenes import (
     CELL_PX,
     EMPTY,
     Pool,
@@ -20,7 +20,7 @@ from pipeline.demo.scenes import (
     make_scene,
     pool_instances,
 )
-from vlm.errors import InputError
+from alignkd.vlm.errors import InputError
 
 POOLS: tuple[Pool, ...] = get_args(Pool)
 

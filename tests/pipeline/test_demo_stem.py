@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RunConfig
-from pipeline.demo import demo
-from pipeline.demo.dataset import write_dataset
-from pipeline.demo.models import TEACHER_CHECKPOINT, write_student
-from storage import StoreReader
-from student_train.config import TERMS
-from student_train.trainer import train
-from teacher_dump.dump import dump
-from vlm.checkpoint import load_model
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.demo import demo
+from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
+from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.storage import StoreReader
+from alignkd.student_train.config import TERMS
+from alignkd.student_train.trainer import train
+from alignkd.teacher_dump.dump import dump
+from alignkd.vlm.weights.checkpoint import load_model
 
 STEPS = 6
 

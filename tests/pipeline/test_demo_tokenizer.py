@@ -10,12 +10,12 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.demo.questions import conversation, scene_questions, text_questions
-from pipeline.demo.scenes import CELL_NAMES, make_scene
-from pipeline.demo.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE, demo_corpus, train_tokenizer
-from vlm.errors import InputError
-from vlm.templates import V1_SYSTEM, Turn, tokenize_conversation
-from vlm.tokenizer import LegacyLlamaTokenizer
+from alignkd.pipeline.demo.world.questions import conversation, scene_questions, text_questions
+from alignkd.pipeline.demo.world.scenes import CELL_NAMES, make_scene
+from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE, demo_corpus, train_tokenizer
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.templates import V1_SYSTEM, Turn, tokenize_conversation
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 QUESTION_WORDS = (
     "what which how many digit digits is are there the of sum row column left center right top middle bottom "

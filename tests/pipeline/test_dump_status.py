@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import main
-from pipeline.dump_status import duration
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.runs.dump_status import duration
 
 WriteConfig = Callable[..., Path]
 
@@ -27,8 +27,8 @@ def status(store: Path, *options: str) -> Any:
 
 
 def start(config: Path, *options: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "pipeline.cli", "dump", str(config), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    command = [sys.executable, "-m", "alignkd.pipeline.cli", "dump", str(config), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -92,7 +92,7 @@ def test_a_complete_store_has_no_workers_and_a_killed_one_is_dead(write_config: 
     (store / "commits" / "00000000.json").unlink()
     child = os.fork()
     if not child:
-        from teacher_dump.status import FolderPlace, WorkerStatus
+        from alignkd.teacher_dump.operation.status import FolderPlace, WorkerStatus
 
         place = FolderPlace(store / ".status", "worker")
         place.write(WorkerStatus(worker="0/1", shards=(0,), in_hand=2, rate=1.0, message="none"))
@@ -114,7 +114,7 @@ def test_wrong_use_is_told_apart(tmp_path: Path) -> None:
 
 def test_status_starts_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom pipeline.cli import main\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom alignkd.pipeline.cli import main\n"
         f"CliRunner().invoke(main, ['dump', '--status', {str(tmp_path)!r}])\nprint('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

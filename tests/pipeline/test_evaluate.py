@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import evaluate as evaluate_module
-from pipeline.demo.dataset import DatasetFiles, write_dataset
-from pipeline.demo.models import STUDENT, write_configs
-from pipeline.evaluate import evaluate, read_evaluation, write_evaluation
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model, new_model, save_model
-from vlm.config import load_config
-from vlm.conversations import load_samples, read_image_bytes
-from vlm.errors import InputError
+from alignkd.pipeline.demo import evaluate as evaluate_module
+from alignkd.pipeline.demo.evaluate import evaluate, read_evaluation, write_evaluation
+from alignkd.pipeline.demo.models import STUDENT, write_configs
+from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
 
 MAX_NEW_TOKENS = 4
 

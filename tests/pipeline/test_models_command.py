@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.cli import main
-from vlm.checkpoint import load_model
-from vlm.config import VLMConfig
-from vlm.errors import InputError
-from vlm.family import MEMBERS, family_config, model_size, official_config
+from alignkd.pipeline.cli import main
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.model.sizes import MEMBERS, family_config, model_size, official_config
+from alignkd.vlm.weights.checkpoint import load_model
 
 # Bytes of config.json, and GB of the bfloat16 weight files, as the hub shows them for each repository.
 PUBLISHED = {

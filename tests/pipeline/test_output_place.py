@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.recipes import load_stages
-from vlm.errors import InputError
+from alignkd.pipeline.config.recipes import load_stages
+from alignkd.vlm.errors import InputError
 
 
 def load(folder: Path, stages: list[dict[str, Any]] | None = None, **changes: Any) -> None:

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from pipeline.cli import main
-from pipeline.outputs import claim_file, claim_folder, never
-from vlm.errors import InputError
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.outputs import claim_file, claim_folder, never
+from alignkd.vlm.errors import InputError
 
 WriteConfig = Callable[..., Path]
 GOLDEN = Path(__file__).parents[1] / "golden"

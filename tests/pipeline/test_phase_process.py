@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.phase_process import _signals_for
+from alignkd.pipeline.runs.phase_process import _signals_for
 
 PHASE = 'for s in TERM HUP USR1 USR2; do trap "echo $s; exit 7" $s; done; echo ready; while :; do sleep .02; done'
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli import main
-from pipeline.plan_cli import parse_bytes
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.commands.plan import parse_bytes
 
 WriteConfig = Callable[..., Path]
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"

@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from pipeline import plan_host
-from pipeline.config import load_run_config
-from pipeline.plan import PlanOptions, make_plan
-from student_train import trainer
-from student_train.engine import Engine
-from teacher_dump.dump import dump
-from vlm.checkpoint import load_model, new_model, save_model
-from vlm.config import load_config, parse_config
+from alignkd.pipeline.config.run_config import load_run_config
+from alignkd.pipeline.plan import host as plan_host
+from alignkd.pipeline.plan.plan import PlanOptions, make_plan
+from alignkd.student_train import trainer
+from alignkd.student_train.engine.engine import Engine
+from alignkd.teacher_dump.dump import dump
+from alignkd.vlm.model.config import load_config, parse_config
+from alignkd.vlm.weights.checkpoint import load_model, new_model, save_model
 
 WriteConfig = Callable[..., Path]
 

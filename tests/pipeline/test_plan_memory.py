@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaModel
 
-from pipeline import plan_host
-from pipeline.plan_advice import student_choices
-from pipeline.plan_devices import DEVICES, device_named, forward_flops, training_flops
-from pipeline.plan_host import offloaded_bytes
-from pipeline.plan_memory import (
+from alignkd.pipeline.plan import host as plan_host
+from alignkd.pipeline.plan.advice import student_choices
+from alignkd.pipeline.plan.devices import DEVICES, device_named, forward_flops, training_flops
+from alignkd.pipeline.plan.host import offloaded_bytes
+from alignkd.pipeline.plan.memory import (
     BESIDE_TORCH,
     ELEMENT,
     Memory,
@@ -25,19 +25,19 @@ from pipeline.plan_memory import (
     teacher_memory,
     trained_parameters,
 )
-from pipeline.plan_models import ModelShapes, config_of
-from student_train import engine as engine_module
-from student_train.adapters import Adapters
-from student_train.config import LossConfig, TrainConfig
-from student_train.engine import MOMENTS
-from student_train.objective import DistilledStudent
-from student_train.pinned_memory import may_pin, pinned_bytes
-from student_train.ranks import start_ranks
-from vlm.checkpoint import load_model
-from vlm.config import VLMConfig, parse_config
-from vlm.errors import InputError
-from vlm.family import MEMBERS, official_config
-from vlm.model import MobileVLM
+from alignkd.pipeline.plan.models import ModelShapes, config_of
+from alignkd.student_train.config import LossConfig, TrainConfig
+from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine import engine as engine_module
+from alignkd.student_train.engine.engine import MOMENTS
+from alignkd.student_train.engine.pinned_memory import may_pin, pinned_bytes
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.config import VLMConfig, parse_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.model.sizes import MEMBERS, official_config
+from alignkd.vlm.weights.checkpoint import load_model
 
 GIB = 1 << 30
 MIB = 1 << 20

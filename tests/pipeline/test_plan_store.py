@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import DataConfig, RunConfig
-from pipeline.demo.dataset import DatasetFiles, write_dataset
-from pipeline.plan import Plan, PlanOptions, make_plan
-from pipeline.plan_samples import assumed_samples
-from teacher_dump.config import TeacherConfig
-from teacher_dump.dump import dump
-from teacher_dump.store_config import StoreConfig
+from alignkd.pipeline.config.run_config import DataConfig, RunConfig
+from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.pipeline.plan.plan import Plan, PlanOptions, make_plan
+from alignkd.pipeline.plan.samples import assumed_samples
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.store_config import StoreConfig
 
 ASSETS = Path(__file__).parents[2] / "pipeline" / "demo" / "assets"
 TEACHER = ASSETS / "teacher"

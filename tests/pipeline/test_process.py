@@ -19,8 +19,8 @@ LATIN = "en_US.ISO-8859-1"
 
 def start(*arguments: object, stdout: int, stderr: int, **environment: str | None) -> "subprocess.Popen[bytes]":
     """`alignkd` with the environment changed as given; None removes a variable."""
-    merged = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "pipeline.cli", *map(os.fsencode, map(str, arguments))]
+    merged = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment}
+    command = [sys.executable, "-m", "alignkd.pipeline.cli", *map(os.fsencode, map(str, arguments))]
     kept = {name: value for name, value in merged.items() if value is not None}
     return subprocess.Popen(command, stdout=stdout, stderr=stderr, env=kept)
 
@@ -58,8 +58,8 @@ def test_a_full_stdout_is_one_line(arguments: list[str]) -> None:
 
 
 def test_closed_streams_and_a_stderr_that_nobody_reads(closed_pipe: int) -> None:
-    command = f"{sys.executable} -m pipeline.cli configs >&-"
-    done = subprocess.run(command, shell=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = f"{sys.executable} -m alignkd.pipeline.cli configs >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     assert (done.returncode, done.stderr) == (0, b"")
     process = start("shards", "ls", "/nowhere", stdout=subprocess.PIPE, stderr=closed_pipe)
     assert process.communicate(timeout=600)[0] == b"" and process.returncode == 1
@@ -114,14 +114,14 @@ import pwd, sys
 def nobody(uid): raise KeyError(uid)
 pwd.getpwuid = nobody
 sys.argv = ["alignkd", "configs"]
-from pipeline.cli import main
+from alignkd.pipeline.cli import main
 try:
     main()
 finally:
     import os
     print(os.environ["XDG_CACHE_HOME"], os.environ["MPLCONFIGDIR"], file=sys.stderr)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path)}
     for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
         environment.pop(name, None)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -134,7 +134,7 @@ finally:
 def test_a_log_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
-    from pipeline.console import log_to_stderr
+    from alignkd.pipeline.console import log_to_stderr
 
     def gone(*arguments: object, **options: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
@@ -145,7 +145,7 @@ def test_a_log_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_pipe_to_another_process_is_not_taken_for_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.console import clean_errors
+    from alignkd.pipeline.console import clean_errors
 
     @clean_errors
     def command() -> None:

@@ -14,12 +14,12 @@ import yaml
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from pipeline import run_stages
-from pipeline.cli import main
-from pipeline.configs_cli import recipe_text, recipes
-from pipeline.phase_process import run_alignkd
-from pipeline.recipes import load_stage, load_stages
-from vlm.errors import InputError
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.commands.configs import recipe_text, recipes
+from alignkd.pipeline.config.recipes import load_stage, load_stages
+from alignkd.pipeline.runs import stages as run_stages
+from alignkd.pipeline.runs.phase_process import run_alignkd
+from alignkd.vlm.errors import InputError
 
 Alignkd = Callable[..., "CompletedProcess[str]"]
 WriteRecipe = Callable[..., Path]
@@ -194,7 +194,7 @@ def test_a_launcher_starts_the_module(name: str, flags: list[str], tmp_path: Pat
     launcher.chmod(0o755)
     run_alignkd(["train", "run.yaml"], False, [str(launcher), "--nproc", "2"])
     asked = (tmp_path / "started").read_text().split()
-    assert asked == ["--nproc", "2", *flags, "pipeline.cli", "train", "run.yaml"]
+    assert asked == ["--nproc", "2", *flags, "alignkd.pipeline.cli", "train", "run.yaml"]
 
 
 @pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3090"])

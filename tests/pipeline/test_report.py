@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.report import load_runs, running_mean
-from pipeline.report_table import plain_table
-from storage.sealed_json import seal
-from vlm.errors import InputError
+from alignkd.pipeline.report.load import load_runs, running_mean
+from alignkd.pipeline.report.table import plain_table
+from alignkd.storage.schema.sealed_json import seal
+from alignkd.vlm.errors import InputError
 
 Alignkd = Callable[..., Any]
 

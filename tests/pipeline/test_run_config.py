@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import Command, RunConfig, load_run_config
-from vlm.errors import InputError
+from alignkd.pipeline.config.run_config import Command, RunConfig, load_run_config
+from alignkd.vlm.errors import InputError
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "data": {"conversations": "data.json"},

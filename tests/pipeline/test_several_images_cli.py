@@ -11,19 +11,19 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from pipeline.cli import main
-from pipeline.evaluate import Answer, Evaluation
-from storage import StoreReader
-from student_train.config import TrainConfig
-from student_train.job import TrainJob
-from student_train.trainer import train
-from teacher_dump.config import TeacherConfig
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.store_config import LogitsConfig, StoreConfig
-from vlm.checkpoint import new_model
-from vlm.config import load_config
-from vlm.weights import read_weights
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.demo.evaluate import Answer, Evaluation
+from alignkd.storage import StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import train
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import LogitsConfig, StoreConfig
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.weights.checkpoint import new_model
+from alignkd.vlm.weights.files import read_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

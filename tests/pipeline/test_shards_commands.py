@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline.cli import main
-from pipeline.shards_cli import shards
-from storage import Record, StoreReader, StoreWriter, as_float32
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.commands.shards import shards
+from alignkd.storage import Record, StoreReader, StoreWriter, as_float32
 
 ROOT = Path(__file__).parents[2]
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,9 +35,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images
         data = {"conversations": str(golden / "v1.json"), "images": str(golden_images), "template": "v1"}
         sections = {"data": data, "teacher": model, "store": {"path": str(folder / name), **store}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(sections))
-    dump = "import sys; from pipeline.cli import main; [main(['dump', n], standalone_mode=False) for n in sys.argv[1:]]"
+    dump = "import sys; from alignkd.pipeline.cli import main\n"
+    dump += "[main(['dump', n], standalone_mode=False) for n in sys.argv[1:]]"
     command = [sys.executable, "-c", dump, *(f"{name}.yaml" for name in KINDS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)
     return {name: folder / name for name in KINDS}
 
@@ -251,7 +252,7 @@ def test_documents_name_every_command() -> None:
 
 LOOKING = """
 import sys
-from pipeline.cli import main
+from alignkd.pipeline.cli import main
 store, out = sys.argv[1:]
 for command in (["ls", store], ["show", store, "--index", "0"], ["stats", store], ["verify", store],
                 ["diff", store, store], ["export", store, "--index", "0", "--out", out + "/x.safetensors"],

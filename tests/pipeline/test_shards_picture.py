@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.shards.attention_map import attention_map, input_number, is_padded, map_extent
-from storage import Record
-from vlm.errors import InputError
-from vlm.images import ImageProcessor
+from alignkd.pipeline.shards.view.attention_map import attention_map, input_number, is_padded, map_extent
+from alignkd.storage import Record
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.images import ImageProcessor
 
 GRID, SIDE = 12, 336
 
@@ -45,7 +45,7 @@ def test_a_spot_is_seen_by_the_patch_that_is_drawn_over_it(size: tuple[int, int]
 
 
 def test_the_map_of_a_head_and_of_a_token() -> None:
-    from storage import Codecs, LogitsCodec, Manifest, Shapes
+    from alignkd.storage import Codecs, LogitsCodec, Manifest, Shapes
 
     P, heads = 6, 2
     manifest = Manifest(
@@ -82,7 +82,7 @@ def test_the_map_of_a_head_and_of_a_token() -> None:
 
 
 def test_golden_fingerprint_is_recognised(golden: Path) -> None:
-    from storage.manifest import Manifest
+    from alignkd.storage.schema.manifest import Manifest
 
     processor = ImageProcessor(336)
     manifest = Manifest.model_construct(fingerprint={"image_processor": processor.fingerprint})

@@ -16,12 +16,12 @@ import yaml
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
-from pipeline.cli import main
+from alignkd.pipeline.cli import main
 
 ROOT = Path(__file__).parents[2]
 BOTH_PHASES = """
 import sys
-from pipeline.cli import main
+from alignkd.pipeline.cli import main
 for config in sys.argv[1:]:
     main(["dump", config], standalone_mode=False)
     main(["train", config], standalone_mode=False)
@@ -59,7 +59,7 @@ def dumped(
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(sections))
     environment = {**os.environ, **remote_variables(folder), "AWS_ENDPOINT_URL": s3_service}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     environment = {name: value for name, value in environment.items() if value}
     command = [sys.executable, "-c", BOTH_PHASES, "local.yaml", "distant.yaml"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -183,7 +183,7 @@ def test_what_goes_wrong_is_one_line_without_secrets(
     lines.append(one_line(run("shards", *command, dumped.url)))
     assert "403" in lines[1] and "check the AWS_* variables" in lines[1]
     if command == ["verify", "--deep"]:  # repeated as any failing request: once is enough here
-        monkeypatch.setattr("storage.remote_retry.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("alignkd.storage.remote.retry.time.sleep", lambda seconds: None)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         lines.append(one_line(run("shards", *command, dumped.url)))
         assert "no connection, 7 attempts" in lines[2]

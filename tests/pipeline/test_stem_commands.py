@@ -11,16 +11,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pipeline.stem_cli import stem
-from storage import StoreReader
-from storage.error_bounds import error_bound
-from storage.record import as_float32
-from vlm.batch import collate_sequences, pad_positions
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import load_samples, read_images
-from vlm.focus import focus_tokens
-from vlm.stem_checks import check_same_tower, check_stem_of_teacher
-from vlm.stem_file import open_stem, read_stem_info
+from alignkd.pipeline.commands.stem import stem
+from alignkd.storage import StoreReader
+from alignkd.storage.record.record import as_float32
+from alignkd.storage.tools.compare.error_bounds import error_bound
+from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
+from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
+from alignkd.vlm.stem.file import open_stem, read_stem_info
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

@@ -11,19 +11,19 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from pipeline.config import load_run_config
-from storage import StoreReader, verify_store
-from storage.columns import columns_of
-from student_train.config import TERMS
-from student_train.errors import TrainError
-from student_train.job import TrainJob
-from student_train.trainer import build_student, open_dataset, train
-from teacher_dump.dump import dump
-from vlm.errors import InputError
-from vlm.stem import stem_shapes
-from vlm.stem_extract import extract_stem
-from vlm.stem_file import STEM_FILE, read_stem_info
-from vlm.weights import read_weights
+from alignkd.pipeline.config.run_config import load_run_config
+from alignkd.storage import StoreReader, verify_store
+from alignkd.storage.schema.columns import columns_of
+from alignkd.student_train.config import TERMS
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import build_student, open_dataset, train
+from alignkd.teacher_dump.dump import dump
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.stem.extract import extract_stem
+from alignkd.vlm.stem.file import STEM_FILE, read_stem_info
+from alignkd.vlm.stem.stem import stem_shapes
+from alignkd.vlm.weights.files import read_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
@@ -189,8 +189,8 @@ def test_the_tower_runs_once_and_the_stem_is_no_part_of_the_result(
     assert not [name for name in student.state_dict() if "stem" in name]
     calls = []
     student.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    from student_train.collate import collate
-    from student_train.target_sources import stem_lookup
+    from alignkd.student_train.data.collate import collate
+    from alignkd.student_train.objective.target_sources import stem_lookup
 
     student(
         collate(
@@ -217,7 +217,7 @@ def test_resumed_and_unbroken_runs(write: WriteConfig, tmp_path: Path) -> None:
     class StoppedError(Exception):
         pass
 
-    from student_train import trainer
+    from alignkd.student_train import trainer
 
     original, calls = trainer.save_checkpoint, []
 

@@ -12,16 +12,16 @@ from typing import NoReturn
 import pytest
 import torch
 
-import pipeline.dump_phase  # here once, not in every forked process
-import pipeline.interrupts
-import pipeline.plan
-import storage.files
-import storage.shard_check
-import teacher_dump.preparation
-import teacher_dump.stops
-from pipeline.cli import main
-from storage import StoreWriter
-from teacher_dump.stops import HANG_UPS
+import alignkd.pipeline.plan.plan
+import alignkd.pipeline.runs.dump  # here once, not in every forked process
+import alignkd.pipeline.runs.interrupts
+import alignkd.storage.files.exclusive
+import alignkd.storage.tools.verify.shard
+import alignkd.teacher_dump.operation.stops
+import alignkd.teacher_dump.preparation
+from alignkd.pipeline.cli import main
+from alignkd.storage import StoreWriter
+from alignkd.teacher_dump.operation.stops import HANG_UPS
 
 WriteConfig = Callable[..., Path]
 # a process that needs longer never ends: the tests set the watches to a fraction of a second
@@ -47,9 +47,9 @@ class Blocked:
 
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Blocked:
-    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.3)
-    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_CTRL_C", 0.3)
-    monkeypatch.setattr(pipeline.interrupts, "SECONDS_AFTER_CTRL_C", 0.3)
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.3)
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_CTRL_C", 0.3)
+    monkeypatch.setattr(alignkd.pipeline.runs.interrupts, "SECONDS_AFTER_CTRL_C", 0.3)
     return Blocked()
 
 
@@ -90,7 +90,7 @@ def test_a_dump_ends_while_an_image_is_being_read(
     number: signal.Signals, write_config: WriteConfig, blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the checks of the teacher, before the first shard: one Ctrl-C is enough."""
-    monkeypatch.setattr(teacher_dump.preparation, "read_images", blocked)
+    monkeypatch.setattr(alignkd.teacher_dump.preparation, "read_images", blocked)
     child = start("dump", write_config())
     blocked.wait()
     os.kill(child, number)
@@ -100,7 +100,7 @@ def test_a_dump_ends_while_an_image_is_being_read(
 def test_a_dump_ends_while_a_commit_waits_for_the_disk(
     write_config: WriteConfig, blocked: Blocked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(storage.files, "fsync_path", blocked)
+    monkeypatch.setattr(alignkd.storage.files.exclusive, "fsync_path", blocked)
     # the manifest, too, is forced to disk: it is there already
     config = write_config(teacher={"sanity": "off"})
     monkeypatch.setattr(StoreWriter, "__init__", _without_fsync(StoreWriter.__init__))
@@ -113,11 +113,14 @@ def test_a_dump_ends_while_a_commit_waits_for_the_disk(
 
 def _without_fsync(work: Callable[..., None]) -> Callable[..., None]:
     def patched(*arguments: object, **options: object) -> None:
-        before, storage.files.fsync_path = storage.files.fsync_path, lambda path: None
+        before, alignkd.storage.files.exclusive.fsync_path = (
+            alignkd.storage.files.exclusive.fsync_path,
+            lambda path: None,
+        )
         try:
             work(*arguments, **options)
         finally:
-            storage.files.fsync_path = before
+            alignkd.storage.files.exclusive.fsync_path = before
 
     return patched
 
@@ -128,8 +131,8 @@ def test_ctrl_c_ends_a_probe_and_a_verification(
 ) -> None:
     config = write_config(teacher={"sanity": "off"})
     main(["dump", str(config)], standalone_mode=False)
-    monkeypatch.setattr(teacher_dump.preparation, "read_images", blocked)
-    monkeypatch.setattr(storage.shard_check, "file_sha256", blocked)
+    monkeypatch.setattr(alignkd.teacher_dump.preparation, "read_images", blocked)
+    monkeypatch.setattr(alignkd.storage.tools.verify.shard, "file_sha256", blocked)
     for command in (["plan", config, "--probe", 2], ["shards", "verify", tmp_path / "store"]):
         child = start(*command)
         blocked.wait()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import main
+from alignkd.pipeline.cli import main
 
 WriteConfig = Callable[..., Path]
 

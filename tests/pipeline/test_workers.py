@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workers import Workers
-from vlm.errors import InputError
+from alignkd.pipeline.data.process_pool import Workers
+from alignkd.vlm.errors import InputError
 
 
 def refuse_seven(context: int, task: int) -> int:
@@ -38,7 +38,7 @@ def test_a_killed_worker_is_one_line_not_a_hang() -> None:
 
 SLOW_WORK = """
 import time
-from pipeline.workers import Workers
+from alignkd.pipeline.data.process_pool import Workers
 
 def slow(context, task):
     time.sleep(0.2)
@@ -73,7 +73,7 @@ def test_nobody_outlives_a_run_that_ends_early(
 ) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW_WORK)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         env=environment,

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.yaml_core import MAX_VALUES, YamlTextError, dump_yaml, parse_yaml
+from alignkd.pipeline.config.yaml_core import MAX_VALUES, YamlTextError, dump_yaml, parse_yaml
 
 # YAML 1.2.2, sections 10.2 and 10.3; beside most of the texts stands what YAML 1.1 makes of it.
 CORE: dict[str, Any] = {

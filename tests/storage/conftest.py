@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from storage import (
+from alignkd.storage import (
     Codecs,
     EncodedArray,
     HiddenStates,
@@ -21,7 +21,7 @@ from storage import (
     StoreWriter,
     TruncatedLogits,
 )
-from storage.codecs import get_codec
+from alignkd.storage.codecs import get_codec
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]

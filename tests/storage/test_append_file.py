@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import storage.append_file
-from storage.append_file import AppendFile
+import alignkd.storage.files.append
+from alignkd.storage.files.append import AppendFile
 
 
 @settings(max_examples=30)
@@ -20,7 +20,7 @@ def test_any_portions_give_the_same_file(
     portions = [np.random.default_rng(n).integers(0, 256, size, np.uint8) for n, size in enumerate(sizes)]
     path = tmp_path_factory.mktemp("append") / "file"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage.append_file, "WRITE_BACK_BYTES", write_back)
+        patch.setattr(alignkd.storage.files.append, "WRITE_BACK_BYTES", write_back)
         file, end = AppendFile(path, piece), 0
         for number, portion in enumerate(portions):
             file.append(portion.tobytes() if number % 2 else portion)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.block_cache import BlockCache, hashed
+from alignkd.storage.remote.block_cache import BlockCache, hashed
 
 BLOCK = 1000
 

@@ -2,7 +2,7 @@
 
 tests/golden/codecs/NAME.json holds values (float32, hex), each stored part and the decoded values. If this fails, a
 store written before would be read as something else: that needs a new schema version (`SCHEMA_VERSION` in
-storage/manifest.py), under which the old bytes are still decoded in the old way. The files are written anew by
+storage/schema/manifest.py), under which the old bytes are still decoded in the old way. The files are written anew by
 `python tests/storage/test_codec_golden_bytes.py` from the repository's root.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import EncodedArray, SampledLogits, TruncatedLogits
-from storage.codecs import get_codec
-from storage.codecs.base import Parts
-from storage.codecs.sampled_logits import SampledLogitsCodec
-from storage.codecs.truncated_logits import TruncatedLogitsCodec
+from alignkd.storage import EncodedArray, SampledLogits, TruncatedLogits
+from alignkd.storage.codecs import get_codec
+from alignkd.storage.codecs.base import Parts
+from alignkd.storage.logits.sampled import SampledLogitsCodec
+from alignkd.storage.logits.truncated import TruncatedLogitsCodec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "codecs"
 ADVICE = "stored bytes changed: this needs a new schema version (see the head of this file)"

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage import EncodedArray, HiddenStates, LogitsCodec, RecordError, StoreError, as_float32
-from storage.codecs import codec_names, get_codec
-from storage.codecs.hidden_states import HiddenStatesCodec
-from storage.codecs.logits import LogitSizes, logits_codec
+from alignkd.storage import EncodedArray, HiddenStates, LogitsCodec, RecordError, StoreError, as_float32
+from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.storage.logits.hidden_states import HiddenStatesCodec
+from alignkd.storage.logits.registry import LogitSizes, logits_codec
 
 DTYPES = codec_names("hidden")
 

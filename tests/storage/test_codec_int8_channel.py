@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage import EncodedArray, RecordError
-from storage.codecs import get_codec
+from alignkd.storage import EncodedArray, RecordError
+from alignkd.storage.codecs import get_codec
 
 CODEC = get_codec("int8_channel")
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=8)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage import EncodedArray, RecordError
-from storage.codecs import get_codec
-from storage.codecs.int8_group import GROUP
+from alignkd.storage import EncodedArray, RecordError
+from alignkd.storage.codecs import get_codec
+from alignkd.storage.codecs.int8_group import GROUP
 
 CODEC = get_codec("int8_group")
 # lengths around the borders of groups

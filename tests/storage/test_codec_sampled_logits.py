@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import RecordError, SampledLogits
-from storage.codecs.sampled_logits import SampledLogitsCodec
+from alignkd.storage import RecordError, SampledLogits
+from alignkd.storage.logits.sampled import SampledLogitsCodec
 
 FIELDS = ("ids", "counts", "offsets", "entropy")
 

@@ -5,9 +5,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from storage import PROFILES, Codecs, LogitsCodec, StoreError, profile_codecs
-from storage.codec_settings import DEFAULT_DTYPES, KIND_SETTINGS, LogitsKind, dtypes_of_kind
-from storage.codecs import codec_names
+from alignkd.storage import PROFILES, Codecs, LogitsCodec, StoreError, profile_codecs
+from alignkd.storage.codecs import codec_names
+from alignkd.storage.codecs.settings import DEFAULT_DTYPES, KIND_SETTINGS, LogitsKind, dtypes_of_kind
 
 EXAMPLES: dict[str, Any] = {"top_k": 4, "p": 0.9, "min_entries": 2, "max_entries": 8, "num_draws": 50}
 

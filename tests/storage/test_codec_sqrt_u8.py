@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage import RecordError
-from storage.codecs import get_codec
+from alignkd.storage import RecordError
+from alignkd.storage.codecs import get_codec
 
 CODEC = get_codec("sqrt_u8")
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=8)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage import LogitsCodec, RecordError, TruncatedLogits
-from storage.codecs.logits import LogitSizes, logits_codec
-from storage.codecs.truncated_logits import TruncatedLogitsCodec
+from alignkd.storage import LogitsCodec, RecordError, TruncatedLogits
+from alignkd.storage.logits.registry import LogitSizes, logits_codec
+from alignkd.storage.logits.truncated import TruncatedLogitsCodec
 
 FIELDS = ("ids", "logprobs", "offsets", "tail_logmass")
 

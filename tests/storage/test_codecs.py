@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage import RecordError, StoreError
-from storage.codecs import codec_names, get_codec
+from alignkd.storage import RecordError, StoreError
+from alignkd.storage.codecs import codec_names, get_codec
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=6)
 FINITE_32 = st.floats(width=32, allow_nan=False, allow_infinity=False)

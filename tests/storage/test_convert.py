@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from storage import Codecs, LogitsCodec, StoreError, StoreReader, StoreWriter, verify_store
-from storage.convert import convert_store
-from storage.diff import diff_stores
+from alignkd.storage import Codecs, LogitsCodec, StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage.tools.compare.diff import diff_stores
+from alignkd.storage.tools.convert import convert_store
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
 V1 = Path(__file__).parents[1] / "golden" / "store_v1"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, list_shards, verify_store
-from storage.sealed_json import seal, unseal
-from storage.shard_check import FOREIGN
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, list_shards, verify_store
+from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.storage.tools.verify.shard import FOREIGN
 
 MakeManifest = Callable[..., Manifest]
 

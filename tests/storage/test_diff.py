@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import Codecs, EncodedArray, LogitsCodec, Record, StoreReader
-from storage.codecs import get_codec
-from storage.convert import convert_store
-from storage.diff import DiffReport, diff_stores
+from alignkd.storage import Codecs, EncodedArray, LogitsCodec, Record, StoreReader
+from alignkd.storage.codecs import get_codec
+from alignkd.storage.tools.compare.diff import DiffReport, diff_stores
+from alignkd.storage.tools.convert import convert_store
 
 
 def compare(a: Path, b: Path, **options: Any) -> DiffReport:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from storage import StoreError, StoreReader, StoreWriter, verify_store
-from storage.droppings import is_dropping
-from storage.gc import collect_garbage
-from storage.shard_check import FOREIGN
+from alignkd.storage import StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.tools.gc import collect_garbage
+from alignkd.storage.tools.verify.shard import FOREIGN
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
 DROPPINGS = (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import EncodedArray, RecordError, StoreError, as_float32
+from alignkd.storage import EncodedArray, RecordError, StoreError, as_float32
 
 LOSSY = ("bfloat16", "sqrt_u8", "int8_channel", "int8_group")
 VALUES = np.random.default_rng(0).random((6, 5, 70), np.float32)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import EncodedArray, StoreError
-from storage.codecs import codec_names, get_codec
-from storage.error_bounds import error_bound
+from alignkd.storage import EncodedArray, StoreError
+from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.storage.tools.compare.error_bounds import error_bound
 
 CODECS = sorted({name for target in ("attention", "vision_all", "hidden") for name in codec_names(target)})
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
-from storage.byte_files import LocalFiles
-from storage.commits import load_commit
-from storage.sealed_json import unseal_bytes
-from storage.tar_index import parse_index
-from storage.zarr_source import ZarrSource
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
+from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.layouts.tar.index import parse_index
+from alignkd.storage.layouts.zarr.reader import ZarrSource
+from alignkd.storage.schema.commit_record import load_commit
+from alignkd.storage.schema.sealed_json import unseal_bytes
 
 MakeManifest = Callable[..., Manifest]
 STRIDE = 499

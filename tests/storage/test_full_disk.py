@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import Manifest, StoreError, StoreReader
-from storage.files import TEMPORARY_PREFIX
+from alignkd.storage import Manifest, StoreError, StoreReader
+from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]
@@ -97,7 +97,7 @@ def test_a_refused_write_commits_nothing_half(
 def test_a_folder_that_may_not_be_written_is_one_line(
     tmp_path: Path, make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage import StoreWriter
+    from alignkd.storage import StoreWriter
 
     writer = StoreWriter(tmp_path / "store", make_manifest())
     (tmp_path / "store").rename(tmp_path / "moved")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from storage import StoreError, StoreWriter, verify_store
-from storage.gc import Leftover, collect_garbage
+from alignkd.storage import StoreError, StoreWriter, verify_store
+from alignkd.storage.tools.gc import Leftover, collect_garbage
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
 
@@ -55,7 +55,7 @@ def test_a_live_writer_goes_on(tmp_path: Path, make_manifest: Any, make_record: 
 
 def test_a_killed_writer_leaves_what_gc_takes(tmp_path: Path, small_store: Path) -> None:
     code = (
-        "import os, sys, pathlib; from storage.files import make_temporary_folder;"
+        "import os, sys, pathlib; from alignkd.storage.files.exclusive import make_temporary_folder;"
         "folder, lock = make_temporary_folder(pathlib.Path(sys.argv[1]), '00000000');"
         "(folder / 'data').write_bytes(bytes(100)); print('ready', flush=True); sys.stdin.read()"
     )

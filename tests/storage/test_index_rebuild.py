@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from storage import StoreError, verify_store
-from storage.index_rebuild import rebuild_indexes
-from storage.tar_format import BLOCK, NPY_HEADER
+from alignkd.storage import StoreError, verify_store
+from alignkd.storage.layouts.tar.format import BLOCK, NPY_HEADER
+from alignkd.storage.tools.index_rebuild import rebuild_indexes
 
 
 @pytest.fixture

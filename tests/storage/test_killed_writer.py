@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import Manifest, StoreReader, StoreWriter, verify_store
-from storage.files import TEMPORARY_PREFIX
+from alignkd.storage import Manifest, StoreReader, StoreWriter, verify_store
+from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import StoreError, StoreReader
-from storage.byte_files import as_location, check_location, open_files
+from alignkd.storage import StoreError, StoreReader
+from alignkd.storage.files.source import as_location, check_location, open_files
 
 FOREIGN = ("gs://b/s", "az://b/s", "abfss://c@account.dfs/s", "hdfs://name:9000/s", "ftp://h/s", "file:///data/s", "S3://b/s",
            "gs:/b/s", "hf://datasets/a/b")  # fmt: skip

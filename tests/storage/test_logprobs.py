@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from storage import CorruptStoreError, HiddenStates, SampledLogits, TruncatedLogits
-from storage.lm_head import BLOCK_ROWS, LM_HEAD_KEY, LmHead
-from storage.logprobs import answers, distribution_of, entropies
+from alignkd.storage import CorruptStoreError, HiddenStates, SampledLogits, TruncatedLogits
+from alignkd.storage.read.lm_head import BLOCK_ROWS, LM_HEAD_KEY, LmHead
+from alignkd.storage.read.logprobs import answers, distribution_of, entropies
 
 N, V, Dt = 7, 40, 6
 

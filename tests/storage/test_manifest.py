@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from storage import Codecs, LogitsCodec, Manifest, Shapes, StoreError, StoreReader, StoreWriter, check_fingerprint
-from storage.manifest import load_manifest
+from alignkd.storage import (
+    Codecs,
+    LogitsCodec,
+    Manifest,
+    Shapes,
+    StoreError,
+    StoreReader,
+    StoreWriter,
+    check_fingerprint,
+)
+from alignkd.storage.schema.manifest import load_manifest
 
 MakeManifest = Callable[..., Manifest]
 
@@ -81,7 +90,7 @@ def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path, make_manifes
 
 
 def test_a_newer_schema_is_refused_with_both_versions(small_store: Path) -> None:
-    from storage.sealed_json import seal, unseal
+    from alignkd.storage.schema.sealed_json import seal, unseal
 
     path = small_store / "manifest.json"
     path.write_bytes(seal({**unseal(path), "schema_version": 3}))

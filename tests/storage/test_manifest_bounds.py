@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from storage import Manifest, StoreError
-from storage.manifest import MAX_FILE_BYTES, load_manifest, parse_manifest
-from storage.sealed_json import seal
+from alignkd.storage import Manifest, StoreError
+from alignkd.storage.schema.manifest import MAX_FILE_BYTES, load_manifest, parse_manifest
+from alignkd.storage.schema.sealed_json import seal
 
 MakeManifest = Callable[..., Manifest]
 SHA = "0" * 64
@@ -112,8 +112,8 @@ def test_a_huge_or_hostile_file_is_refused_in_bounded_memory(tmp_path: Path, con
 LOAD = """
 import resource, sys
 from pathlib import Path
-from storage import StoreError
-from storage.manifest import load_manifest
+from alignkd.storage import StoreError
+from alignkd.storage.schema.manifest import load_manifest
 resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = resident()
 try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from storage import Record, StoreError, StoreReader, verify_store
-from storage.merge import merge_stores
+from alignkd.storage import Record, StoreError, StoreReader, verify_store
+from alignkd.storage.tools.merge import merge_stores
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from storage import (
+from alignkd.storage import (
     Codecs,
     EncodedArray,
     HiddenStates,
@@ -22,9 +22,9 @@ from storage import (
     TruncatedLogits,
     verify_store,
 )
-from storage.byte_files import LocalFiles
-from storage.lm_head import LM_HEAD_FILE, LM_HEAD_KEY
-from storage.plausibility import PlausibilityReport, check_plausibility
+from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.read.lm_head import LM_HEAD_FILE, LM_HEAD_KEY
+from alignkd.storage.tools.verify.plausibility import PlausibilityReport, check_plausibility
 
 V = 40
 RNG = np.random.default_rng(5)
@@ -174,8 +174,8 @@ def test_entries_without_the_label_are_named_however_few(write_told: WriteTold, 
         ids[first] = [token for token in range(V) if token != labels[0]][: logits.offsets[1]]
         return Record(**{**record.__dict__, "logits": TruncatedLogits(**{**logits.__dict__, "ids": ids})})
 
-    from storage.label_shift import LabelScores
-    from storage.reader import StoreReader
+    from alignkd.storage.read.store import StoreReader
+    from alignkd.storage.tools.verify.label_shift import LabelScores
 
     reader = StoreReader(write_told("topk", samples=2))
     scores = LabelScores(reader.manifest)

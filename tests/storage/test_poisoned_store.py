@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import storage.shard_writer
-from storage import Manifest, Record, StoreError, StoreReader, list_shards, verify_store
-from storage.columns import OFFSETS, RECORDS
-from storage.open_shard import READS_BEFORE_HOLDING
-from storage.record_codec import Rows
-from storage.sealed_json import seal, unseal
-from storage.tar_index import TarIndex, parse_index
+import alignkd.storage.write.shard
+from alignkd.storage import Manifest, Record, StoreError, StoreReader, list_shards, verify_store
+from alignkd.storage.layouts.rows import Rows
+from alignkd.storage.layouts.tar.index import TarIndex, parse_index
+from alignkd.storage.read.shard import READS_BEFORE_HOLDING
+from alignkd.storage.schema.columns import OFFSETS, RECORDS
+from alignkd.storage.schema.sealed_json import seal, unseal
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]
@@ -158,9 +158,9 @@ def test_absurd_tables_are_refused(
     change: Callable[[Rows], None],
 ) -> None:
     """Written by a program that checks nothing, with every checksum right."""
-    tables = storage.shard_writer.ShardWriter._tables
+    tables = alignkd.storage.write.shard.ShardWriter._tables
 
-    def changed(self: storage.shard_writer.ShardWriter, record: Record, rows: Rows) -> Rows:
+    def changed(self: alignkd.storage.write.shard.ShardWriter, record: Record, rows: Rows) -> Rows:
         made = tables(self, record, rows)
         change(made)
         return made
@@ -168,11 +168,14 @@ def test_absurd_tables_are_refused(
     manifest = make_manifest(backend=backend, num_samples=3, shard_size=3)
     codecs = manifest.codecs.model_copy(update={"attention_pairs": pairs})
     with monkeypatch.context() as patch:
-        patch.setattr(storage.shard_writer.ShardWriter, "_tables", changed)
-        patch.setattr(storage.shard_writer, "read_back", lambda *_: None)
+        patch.setattr(alignkd.storage.write.shard.ShardWriter, "_tables", changed)
+        patch.setattr(alignkd.storage.write.shard, "read_back", lambda *_: None)
         if backend == "webdataset":  # names of members come from the tables too
-            patch.setattr("storage.tar_writer.record_name", lambda index: f"{abs(index):09d}"[:12])
-            patch.setattr("storage.tar_writer.TarSink._json", lambda self, rows, numbers: b"{" + rows["text"].tobytes())
+            patch.setattr("alignkd.storage.layouts.tar.writer.record_name", lambda index: f"{abs(index):09d}"[:12])
+            patch.setattr(
+                "alignkd.storage.layouts.tar.writer.TarSink._json",
+                lambda self, rows, numbers: b"{" + rows["text"].tobytes(),
+            )
         store = write_store(tmp_path / "s", manifest.model_copy(update={"codecs": codecs}))
     if pairs == "tqv" and change in (TABLES["width"], TABLES["narrow"]):
         return  # the width is the manifest's there, the number only says whether there is attention
@@ -248,7 +251,7 @@ def test_absurd_tar_indices_are_refused(
 def test_absurd_counts_in_a_tar_index_are_refused(
     tmp_path: Path, make_manifest: MakeManifest, write_store: WriteStore, at: int, value: int
 ) -> None:
-    from storage.checksum import crc32c
+    from alignkd.storage.files.checksum import crc32c
 
     store = write_store(tmp_path / "s", make_manifest(backend="webdataset", num_samples=1, shard_size=1))
     data = bytearray((store / "shards/00000000/00000000.idx").read_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import EncodedArray, HiddenStates, Manifest, Record, RecordError, SampledLogits, TruncatedLogits
+from alignkd.storage import EncodedArray, HiddenStates, Manifest, Record, RecordError, SampledLogits, TruncatedLogits
 
 SHA = "0" * 64
 IMAGE = b"\x89PNG not really"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storage import (
+from alignkd.storage import (
     Codecs,
     EncodedArray,
     HiddenStates,
@@ -21,10 +21,10 @@ from storage import (
     TruncatedLogits,
     as_float32,
 )
-from storage.codec_settings import FROM_ALL
-from storage.codecs import codec_names, get_codec
-from storage.columns import GROUPS, RECORD_FIELDS, columns_of, describe_targets
-from storage.record_codec import NO_ROW, RecordCodec
+from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.storage.codecs.settings import FROM_ALL
+from alignkd.storage.layouts.rows import NO_ROW, RecordCodec
+from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, columns_of, describe_targets
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storage import recycled
-from storage.recycled import empty
+from alignkd.storage.files import buffers as recycled
+from alignkd.storage.files.buffers import empty
 
 BYTE = np.dtype(np.uint8)
 SIZE = recycled.SMALLEST

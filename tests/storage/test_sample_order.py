@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import SampleOrder, permutation
-from storage.order import WRITE_EPOCH, shard_plan
+from alignkd.storage import SampleOrder, permutation
+from alignkd.storage.schema.order import WRITE_EPOCH, shard_plan
 
 
 def test_the_permutation_is_pinned() -> None:

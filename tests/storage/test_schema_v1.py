@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import Record, StoreError, StoreReader, StoreWriter, TruncatedLogits, verify_store
-from storage.manifest import load_manifest, parse_manifest
+from alignkd.storage import Record, StoreError, StoreReader, StoreWriter, TruncatedLogits, verify_store
+from alignkd.storage.schema.manifest import load_manifest, parse_manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "store_v1"
 NUM_SAMPLES, QUARANTINED = 5, 1

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import Codecs, EncodedArray, LogitsCodec, Manifest, Record, StoreError, StoreReader, verify_store
-from storage.attention_sums import attention_sums
-from storage.codecs import get_codec
-from storage.convert import convert_store
-from storage.diff import diff_stores
-from storage.errors import CorruptStoreError, RecordError
-from storage.index_rebuild import rebuild_indexes
-from storage.record_codec import RecordCodec
-from storage.several_images import MAGIC, pack_files, unpack_files, vision_rows
-from storage.stats import store_stats
+from alignkd.storage import Codecs, EncodedArray, LogitsCodec, Manifest, Record, StoreError, StoreReader, verify_store
+from alignkd.storage.codecs import get_codec
+from alignkd.storage.errors import CorruptStoreError, RecordError
+from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.record.images import MAGIC, pack_files, unpack_files, vision_rows
+from alignkd.storage.tools.compare.diff import diff_stores
+from alignkd.storage.tools.convert import convert_store
+from alignkd.storage.tools.index_rebuild import rebuild_indexes
+from alignkd.storage.tools.stats import store_stats
+from alignkd.storage.tools.verify.attention_sums import attention_sums
 
 TOP3 = LogitsCodec(kind="topk", top_k=3)
 STORES = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import storage.reader
-import storage.shard_cache
-from storage import CorruptStoreError, Manifest, Record, StoreReader
+import alignkd.storage.read.shard_cache
+import alignkd.storage.read.store
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreReader
 
 AssertSame = Callable[[Record, Record], None]
 SHARDS, PER_SHARD = 3, 12
@@ -53,7 +53,7 @@ def test_held_columns_are_bounded(store: Path, monkeypatch: pytest.MonkeyPatch, 
     for place in range(len(reader)):
         reader[place]
     one = max(shard.held_bytes for shard in reader._shards._open.values())
-    monkeypatch.setattr(storage.shard_cache, "HELD_BYTES", one)
+    monkeypatch.setattr(alignkd.storage.read.shard_cache, "HELD_BYTES", one)
     reader = StoreReader(store)
     for place in range(len(reader)):
         assert_same(reader[place], expected[place])
@@ -78,7 +78,7 @@ def test_damage_in_what_will_be_held_is_found(store: Path) -> None:
 
 def test_tables_stay_when_files_close(store: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame) -> None:
     expected = first_reads(store)
-    monkeypatch.setattr(storage.reader, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(alignkd.storage.read.store, "MAX_OPEN_SHARDS", 1)
     reader, before = StoreReader(store), open_files()
     seen = [reader[place * PER_SHARD] for place in range(SHARDS)] and dict(reader._shards._known)
     for place in (*range(len(reader)), *range(0, len(reader), 5)):
@@ -89,7 +89,7 @@ def test_tables_stay_when_files_close(store: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tables_are_bounded(store: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame) -> None:
     expected = first_reads(store)
-    monkeypatch.setattr(storage.shard_cache, "TABLE_BYTES", 1)
+    monkeypatch.setattr(alignkd.storage.read.shard_cache, "TABLE_BYTES", 1)
     reader, before = StoreReader(store), open_files()
     for place in range(0, len(reader), 5):
         assert_same(reader[place], expected[place])
@@ -98,7 +98,7 @@ def test_tables_are_bounded(store: Path, monkeypatch: pytest.MonkeyPatch, assert
 
 
 def test_a_file_that_was_cut_while_closed_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.reader, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(alignkd.storage.read.store, "MAX_OPEN_SHARDS", 1)
     reader = StoreReader(store)
     reader[0], reader[PER_SHARD]
     name = "input_ids/c.0" if reader.manifest.backend == "zarr" else "00000000.tar"

@@ -10,15 +10,15 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import CorruptStoreError
-from storage.append_file import PIECE_BYTES
-from storage.backend import WrittenShard
-from storage.byte_files import LocalFile, LocalFiles
-from storage.columns import COLUMN_BLOCK, Column
-from storage.sharding_layout import ArrayLayout, data_file
-from storage.sharding_reader import ShardingFileReader
-from storage.sharding_writer import ShardingFileWriter
-from storage.zarr_backend import ZarrSink
+from alignkd.storage import CorruptStoreError
+from alignkd.storage.files.append import PIECE_BYTES
+from alignkd.storage.files.source import LocalFile, LocalFiles
+from alignkd.storage.layouts.protocol import WrittenShard
+from alignkd.storage.layouts.zarr.backend import ZarrSink
+from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout, data_file
+from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
+from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
+from alignkd.storage.schema.columns import COLUMN_BLOCK, Column
 
 COLUMNS = (
     Column("numbers", "g", np.dtype("<i4")),

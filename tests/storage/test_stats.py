@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import Codecs, EncodedArray, LogitsCodec, Record, StoreReader, as_float32
-from storage.record_codec import RecordCodec
-from storage.sample_errors import measured_errors, sampled_positions, stated_errors
-from storage.stats import general_reason, store_stats
+from alignkd.storage import Codecs, EncodedArray, LogitsCodec, Record, StoreReader, as_float32
+from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.tools.compare.sample_errors import measured_errors, sampled_positions, stated_errors
+from alignkd.storage.tools.stats import general_reason, store_stats
 
 CASES: dict[str, dict[str, Any]] = {
     "compact": {

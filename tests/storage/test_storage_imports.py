@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import storage
+import alignkd.storage
 
-ROOM = Path(storage.__file__).parent
+ROOM = Path(alignkd.storage.__file__).parent
 
 
-@pytest.mark.parametrize(("package", "module"), [("zarr", "zarr_metadata.py"), ("google_crc32c", "checksum.py")])
+@pytest.mark.parametrize(("package", "module"), [("zarr", "metadata.py"), ("google_crc32c", "checksum.py")])
 def test_one_module_imports_it(package: str, module: str) -> None:
     pattern = re.compile(rf"^\s*(import|from) {package}\b", re.MULTILINE)
     assert [path.name for path in ROOM.rglob("*.py") if pattern.search(path.read_text())] == [module]
@@ -20,7 +20,7 @@ def test_one_module_imports_it(package: str, module: str) -> None:
 
 def test_looking_at_a_store_loads_neither_torch_nor_zarr(small_store: Path) -> None:
     code = (
-        "import sys, pathlib; from storage import *; path = pathlib.Path(sys.argv[1]); list_shards(path);"
+        "import sys, pathlib; from alignkd.storage import *; path = pathlib.Path(sys.argv[1]); list_shards(path);"
         "StoreReader(path)[0]; assert verify_store(path, deep=True).ok;"
         "print([name for name in ('torch', 'zarr', 'transformers', 'asyncio') if name in sys.modules])"
     )

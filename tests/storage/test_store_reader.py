@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import storage.reader
-from storage import Manifest, Record, StoreError, StoreReader
+import alignkd.storage.read.store
+from alignkd.storage import Manifest, Record, StoreError, StoreReader
 
 MakeManifest = Callable[..., Manifest]
 AssertSame = Callable[[Record, Record], None]
@@ -81,7 +81,7 @@ def test_open_files_are_bounded(
     write_store: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(storage.reader, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(alignkd.storage.read.store, "MAX_OPEN_SHARDS", 2)
     reader = StoreReader(write_store(tmp_path / "store", make_manifest(num_samples=16, shard_size=2)))
     before = open_files()
     for place in range(len(reader)):
@@ -104,7 +104,7 @@ def test_a_pickled_reader_reads_on(small_store: Path, assert_same: AssertSame) -
 
 
 def test_threads_share_a_reader(small_store: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame) -> None:
-    monkeypatch.setattr(storage.reader, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(alignkd.storage.read.store, "MAX_OPEN_SHARDS", 1)
     reader = StoreReader(small_store)
     expected = [reader[place] for place in range(8)]
     places = np.random.default_rng(0).integers(0, 8, 400).tolist()

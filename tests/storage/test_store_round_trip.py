@@ -12,8 +12,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, StoreWriter
-from storage.columns import GROUPS, columns_of
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, StoreWriter
+from alignkd.storage.schema.columns import GROUPS, columns_of
 
 WriteStore = Callable[..., Path]
 AssertSame = Callable[[Record, Record], None]

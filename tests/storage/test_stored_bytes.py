@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import (
+from alignkd.storage import (
     Codecs,
     EncodedArray,
     LogitsCodec,

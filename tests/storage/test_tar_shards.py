@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
-from storage.sealed_json import seal, unseal
-from storage.tar_format import image_suffix, member_header, npy_header
-from storage.tar_rebuild import rebuild_index
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
+from alignkd.storage.layouts.tar.format import image_suffix, member_header, npy_header
+from alignkd.storage.layouts.tar.rebuild import rebuild_index
+from alignkd.storage.schema.sealed_json import seal, unseal
 
 MakeManifest = Callable[..., Manifest]
 TAR = "shards/00000000/00000000.tar"

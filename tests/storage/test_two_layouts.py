@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import (
+from alignkd.storage import (
     Codecs,
     CorruptStoreError,
     LogitsCodec,
@@ -20,8 +20,8 @@ from storage import (
     StoreWriter,
     verify_store,
 )
-from storage.sealed_json import seal, unseal
-from storage.shard_listing import list_store
+from alignkd.storage.read.listing import list_store
+from alignkd.storage.schema.sealed_json import seal, unseal
 
 MakeManifest = Callable[..., Manifest]
 BACKENDS = ("zarr", "webdataset")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import storage.commit
-from storage import Manifest, Record, ShardWriter, StoreError, StoreReader, StoreWriter, verify_store
-from storage.commits import shard_folder
-from storage.files import TEMPORARY_PREFIX, Lock, make_temporary_folder
+import alignkd.storage.write.publish
+from alignkd.storage import Manifest, Record, ShardWriter, StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, Lock, make_temporary_folder
+from alignkd.storage.schema.commit_record import shard_folder
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -100,7 +100,7 @@ def test_a_dead_writers_folder_is_replaced(
 def test_a_living_writers_folder_is_waited_for_not_replaced(
     tmp_path: Path, make_manifest: MakeManifest, write_store: WriteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.commit, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(alignkd.storage.write.publish, "PATIENCE_SECONDS", 0.2)
     manifest = make_manifest(num_samples=3, shard_size=3)
     StoreWriter(tmp_path / "store", manifest)
     held = shard_folder(tmp_path / "store", 0)

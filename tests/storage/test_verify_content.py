@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import storage.record_codec
-import storage.shard_writer
-from storage import Manifest, Record, verify_store
-from storage.columns import OFFSETS, RECORDS
-from storage.record_codec import Rows
+import alignkd.storage.layouts.rows
+import alignkd.storage.write.shard
+from alignkd.storage import Manifest, Record, verify_store
+from alignkd.storage.layouts.rows import Rows
+from alignkd.storage.schema.columns import OFFSETS, RECORDS
 
 Change = Callable[[Rows], None]
 
@@ -19,16 +19,16 @@ Change = Callable[[Rows], None]
 @contextmanager
 def tampering(monkeypatch: pytest.MonkeyPatch, change: Change) -> Iterator[None]:
     """Rows changed between encoding and writing, as a bug would."""
-    tables = storage.shard_writer.ShardWriter._tables
+    tables = alignkd.storage.write.shard.ShardWriter._tables
 
-    def changed(self: storage.shard_writer.ShardWriter, record: Record, rows: Rows) -> Rows:
+    def changed(self: alignkd.storage.write.shard.ShardWriter, record: Record, rows: Rows) -> Rows:
         made = tables(self, record, rows)
         rows |= made
         change(rows)
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.shard_writer.ShardWriter, "_tables", changed)
+        patch.setattr(alignkd.storage.write.shard.ShardWriter, "_tables", changed)
         yield
 
 

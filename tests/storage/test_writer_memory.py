@@ -4,11 +4,11 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter
-from storage.append_file import PIECE_BYTES
-from storage.background import MAX_WAITING
-from storage.columns import columns_of
-from storage.sharding_writer import LARGE_CHUNK_BYTES, SMALL_PIECE_BYTES
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter
+from alignkd.storage.files.append import PIECE_BYTES
+from alignkd.storage.files.background import MAX_WAITING
+from alignkd.storage.layouts.zarr.chunk_writer import LARGE_CHUNK_BYTES, SMALL_PIECE_BYTES
+from alignkd.storage.schema.columns import columns_of
 
 
 def test_memory_does_not_grow_with_the_shard(

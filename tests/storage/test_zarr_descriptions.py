@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from storage.columns import Column
-from storage.sharding_layout import METADATA, ArrayLayout
-from storage.zarr_metadata import write_metadata
+from alignkd.storage.layouts.zarr.chunk_file import METADATA, ArrayLayout
+from alignkd.storage.layouts.zarr.metadata import write_metadata
+from alignkd.storage.schema.columns import Column
 
 
 @settings(max_examples=25)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from student_train import checkpoint, export, trainer
-from student_train.config import TrainConfig
-from student_train.job import TrainJob
+from alignkd.student_train import trainer
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.run import checkpoint, export
 
 MODULES: dict[str, Any] = {"checkpoint": checkpoint, "export": export, "trainer": trainer}
 

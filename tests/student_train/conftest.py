@@ -19,18 +19,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
-from storage.record import HiddenStates, SampledLogits
-from student_train.config import TERMS, TrainConfig
-from student_train.job import TrainJob
-from student_train.metrics import TIMINGS
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import sample_key
-from vlm.examples import Example, ExampleBuilder
-from vlm.model import MobileVLM
-from vlm.teacher_head import LM_HEAD_FILE, lm_head_bytes
-from vlm.templates import Turn
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
+from alignkd.storage.record.record import HiddenStates, SampledLogits
+from alignkd.student_train.config import TERMS, TrainConfig
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.metrics.file import TIMINGS
+from alignkd.vlm.data.conversations import sample_key
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
@@ -200,7 +200,7 @@ def start_child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **environment: str) -> Any:
         described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
         command = [sys.executable, str(CHILD), json.dumps(described, default=str), json.dumps(blow)]
-        inherited = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **os.environ}
+        inherited = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src"), **os.environ}
         children.append(subprocess.Popen(command, env=inherited | environment, stderr=subprocess.PIPE, text=True))
         return children[-1]
 

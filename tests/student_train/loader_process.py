@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from storage import SampleOrder, StoreReader
-from student_train.config import TrainConfig
-from student_train.dataset import CachedDataset
-from student_train.loader import micro_batches
-from student_train.ranks import Ranks
-from vlm.checkpoint import load_example_builder
+from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.loader import micro_batches
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.vlm.weights.checkpoint import load_example_builder
 
 
 class Hanging(CachedDataset):

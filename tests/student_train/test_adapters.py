@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from student_train.adapters import Adapters
+from alignkd.student_train.objective.adapters import Adapters
 
 
 def fresh(seed: int = 0) -> Adapters:

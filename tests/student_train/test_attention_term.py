@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage.codecs import get_codec
-from student_train.adapters import Adapters
-from student_train.attention_term import attention_term
-from student_train.decode import CodedTensor
-from student_train.losses.attention import attention_loss
-from student_train.targets import AttentionTargets
+from alignkd.storage.codecs import get_codec
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.targets import AttentionTargets
+from alignkd.student_train.losses.attention import attention_loss
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.attention_term import attention_term
 
 ROWS, COLS = [7, 0, 3], [4, 0, 5]
 

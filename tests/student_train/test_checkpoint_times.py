@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from student_train import checkpoint_times
-from student_train.checkpoint_times import CheckpointTimes
-from student_train.config import TrainConfig
-from student_train.ranks import Ranks
-from student_train.tally import StepTally
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.run import checkpoint_times
+from alignkd.student_train.run.checkpoint_times import CheckpointTimes
 
 
 class LocalRanks(Ranks):

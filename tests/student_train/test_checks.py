@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from storage import Codecs, LogitsCodec
-from student_train.adapters import Adapters
-from student_train.job import TrainJob
-from student_train.trainer import open_dataset, train
-from vlm.examples import ExampleBuilder
+from alignkd.storage import Codecs, LogitsCodec
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.trainer import open_dataset, train
+from alignkd.vlm.inputs.examples import ExampleBuilder
 
 MakeJob = Callable[..., TrainJob]
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from student_train.claim import LOCK, check_output, claimed
-from student_train.errors import TrainError
-from student_train.job import TrainJob
-from student_train.output import CONFIG, METRICS, read_configuration
-from student_train.ranks import Ranks, start_ranks
-from student_train.trainer import train
+from alignkd.student_train.distributed.ranks import Ranks, start_ranks
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.output import CONFIG, METRICS, read_configuration
+from alignkd.student_train.run.claim import LOCK, check_output, claimed
+from alignkd.student_train.trainer import train
 
 OF_A_RUN = {"data": {}, "store": {"path": "store"}, "train": {"steps": 1}}
 

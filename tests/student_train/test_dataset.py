@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from storage import StoreReader
-from student_train.dataset import CachedDataset
-from vlm.checkpoint import load_example_builder
-from vlm.errors import SampleError
-from vlm.examples import ExampleBuilder
+from alignkd.storage import StoreReader
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.weights.checkpoint import load_example_builder
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage.codecs import codec_names, get_codec
-from student_train.decode import DECODERS, CodedTensor
+from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.student_train.data.decode import DECODERS, CodedTensor
 
 TARGETS = ("attention", "vision_top", "vision_all", "hidden")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train.losses.fused_attention import fused_attention_loss
+from alignkd.student_train.losses.fused_attention import fused_attention_loss
 
 NUM, HEADS, LENGTH, SIZE = 2, 3, 11, 4
 ROWS = torch.tensor([[0, 5, 10, 10, 7], [3, 4, 0, 0, 0]])  # padded with 0, and a row twice

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from student_train.config import TrainConfig
-from student_train.engine import Engine
-from student_train.job import TrainJob
-from student_train.objective import DistilledStudent
-from student_train.ranks import start_ranks
-from student_train.tally import StepTally
-from student_train.trainer import train
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.trainer import train
 
 MICRO_BATCHES, WIDTH = 16, 64
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from student_train.handoff import ALIGNMENT, PackedBatch, unpack
-from student_train.handoff_slots import SharedSlots
-from student_train.losses.sparse_distribution import SparseDistribution
-from vlm.batch import SequenceBatch
+from alignkd.student_train.data.handoff.block import ALIGNMENT, PackedBatch, unpack
+from alignkd.student_train.data.handoff.slots import SharedSlots
+from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.vlm.inputs.batch import SequenceBatch
 
 # torch has few operations for uint16 and uint32: what is done to them here must be among these
 DTYPES = "uint8 int8 bool uint16 uint32 float16 bfloat16 float32 int32 int64".split()

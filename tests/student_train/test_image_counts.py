@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter
-from student_train.adapters import Adapters
-from student_train.collate import collate
-from student_train.config import TERMS, LossConfig
-from student_train.counts import GlobalCounts
-from student_train.dataset import CachedDataset
-from student_train.losses.loss_sum import LossSum
-from student_train.objective import DistilledStudent
-from vlm.conversations import Sample, image_hashes, read_images, sample_key, sample_of_entry
-from vlm.errors import SampleError
-from vlm.examples import ExampleBuilder
-from vlm.model import MobileVLM
-from vlm.position_map import AttentionPairs
-from vlm.templates import IMAGE_TOKEN_ID
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter
+from alignkd.student_train.config import TERMS, LossConfig
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_key, sample_of_entry
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.position_map import AttentionPairs
+from alignkd.vlm.inputs.templates import IMAGE_TOKEN_ID
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 P = 144
 EXACT = {"attention": "float32", "vision_top": "float32", "vision_all": "float32"}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from student_train.interrupt import ENDING, StopSignals
+from alignkd.student_train.distributed.interrupt import ENDING, StopSignals
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 CHILD = """
 import signal, sys
 sys.path.insert(0, {root!r})
-from student_train import interrupt
+from alignkd.student_train.distributed import interrupt
 interrupt.SECONDS_OF_ONE_WISH = {{True: float(sys.argv[1]), False: float(sys.argv[2])}}
 if len(sys.argv) > 3:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -32,7 +32,12 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: object) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", CHILD.format(root=str(Path(__file__).parents[2])), *map(str, arguments)]
+        command = [
+            sys.executable,
+            "-c",
+            CHILD.format(root=str(Path(__file__).parents[2] / "src")),
+            *map(str, arguments),
+        ]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(child)
         assert child.stdout is not None and child.stdout.readline() == "ready\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from student_train import launcher
-from student_train.errors import TrainError
-from student_train.launcher import LauncherWatch, MeetingPoint, joining, meeting_point
+from alignkd.student_train.distributed import launcher
+from alignkd.student_train.distributed.launcher import LauncherWatch, MeetingPoint, joining, meeting_point
+from alignkd.student_train.errors import TrainError
 
 PLACE = MeetingPoint(rank=0, world_size=2, host="127.0.0.1", port=1)
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "there", "MASTER_PORT": "29500"}
@@ -99,7 +99,7 @@ def test_a_port_in_use_and_others_that_do_not_come_are_one_line() -> None:
 ANCESTORS = """
 import os, sys
 sys.path.insert(0, {root!r})
-from student_train.launcher import LauncherWatch
+from alignkd.student_train.distributed.launcher import LauncherWatch
 watch = LauncherWatch(dict({variables!r}))
 print(os.getpid(), watch.is_gone(), flush=True)
 sys.stdin.readline()
@@ -119,7 +119,7 @@ print(watch.is_gone(), flush=True)
 )
 def test_a_launcher_that_dies_is_noticed(variables: dict[str, str], generations: int, noticed: bool) -> None:
     """Shells stand for the launcher's processes; the outermost one is killed."""
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[2] / "src")
     command = [sys.executable, "-c", ANCESTORS.format(root=root, variables=variables)]
     for _ in range(generations):
         command = ["sh", "-c", '"$@"; exit', "launcher", *command]

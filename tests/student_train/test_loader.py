@@ -19,17 +19,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage import SampleOrder, StoreReader
-from student_train.batch import TrainBatch
-from student_train.config import TrainConfig
-from student_train.dataset import CachedDataset
-from student_train.errors import TrainError
-from student_train.handoff_stream import FromWorkers
-from student_train.job import TrainJob
-from student_train.loader import micro_batches
-from student_train.ranks import Ranks
-from student_train.trainer import train
-from vlm.examples import ExampleBuilder
+from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.handoff.stream import FromWorkers
+from alignkd.student_train.data.loader import micro_batches
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import train
+from alignkd.vlm.inputs.examples import ExampleBuilder
 
 HERE = Path(__file__).parent
 Batches = Callable[..., Iterator[TrainBatch]]
@@ -113,7 +113,8 @@ def test_workers_end_with_the_iterator(dataset: CachedDataset, batches_of: Batch
 
 
 def test_a_program_ends_although_it_still_holds_an_iterator(patience: float) -> None:
-    code = "from student_train.handoff_stream import FromWorkers; held = FromWorkers(int, range(100), 2); next(held)"
+    code = "from alignkd.student_train.data.handoff.stream import FromWorkers\n"
+    code += "held = FromWorkers(int, range(100), 2); next(held)"
     root = Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=root, timeout=patience
@@ -158,7 +159,7 @@ def test_killing_the_trainer_leaves_nothing(
     command = [sys.executable, HERE / "loader_process.py", many_store, golden_folder / "student"]
     child = subprocess.Popen(
         [*map(str, command), str(golden_folder / "clip"), str(images_folder)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -211,7 +212,7 @@ def test_a_signal_to_the_whole_group_is_a_clean_stop(
     described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
     child = subprocess.Popen(
         [sys.executable, str(HERE / "child_process.py"), json.dumps(described, default=str), "null"],
-        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

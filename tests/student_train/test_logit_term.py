@@ -2,11 +2,11 @@
 
 import torch
 
-from student_train.config import LossConfig
-from student_train.decode import CodedTensor
-from student_train.logit_term import logit_term
-from student_train.losses.logit import logit_loss
-from student_train.targets import HiddenTargets
+from alignkd.student_train.config import LossConfig
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.targets import HiddenTargets
+from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.objective.logit_term import logit_term
 
 
 def test_hidden_states_become_logits_in_the_dtype_of_the_teachers_head() -> None:

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from student_train.losses.divergences import MIXED, named_divergence
-from student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from student_train.losses.logit import logit_loss, teacher_logits
-from student_train.losses.outcomes import outcomes
-from student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
-from student_train.losses.sparse_distribution import SparseDistribution
-from student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.divergences import MIXED, named_divergence
+from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
+from alignkd.student_train.losses.logit import logit_loss, teacher_logits
+from alignkd.student_train.losses.outcomes import outcomes
+from alignkd.student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
+from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.supervised import supervised_loss
 
 N, V, D = 4, 7, 3
 NUM_KEPT = {"topk": [3] * N, "nucleus": [1, V, 4, 2]}

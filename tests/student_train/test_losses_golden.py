@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train.adapters import Adapters
-from student_train.losses.attention import attention_loss
-from student_train.losses.divergences import PLAIN
-from student_train.losses.logit import logit_loss
-from student_train.losses.supervised import supervised_loss
-from student_train.losses.vision import vision_all_loss, vision_focus_loss
+from alignkd.student_train.losses.attention import attention_loss
+from alignkd.student_train.losses.divergences import PLAIN
+from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.vision import vision_all_loss, vision_focus_loss
+from alignkd.student_train.objective.adapters import Adapters
 
 WITH_IMAGE = ["pt-0", "pt-1", "pt-2", "ft-0", "ft-1", "ft-3"]
 ALL = [*WITH_IMAGE, "ft-2"]

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from student_train.losses.attention import attention_loss
-from student_train.losses.divergences import Divergence, forward_kl, reverse_kl
-from student_train.losses.logit import logit_loss
-from student_train.losses.sparse_distribution import SparseDistribution
-from student_train.losses.supervised import supervised_loss
-from student_train.losses.vision import vision_focus_loss
-from student_train.targets import RaggedEntries, TruncatedTargets
+from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
+from alignkd.student_train.losses.attention import attention_loss
+from alignkd.student_train.losses.divergences import Divergence, forward_kl, reverse_kl
+from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.vision import vision_focus_loss
 
 DIVERGENCES: list[Divergence] = [reverse_kl, forward_kl]
 

@@ -6,11 +6,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from student_train import trainer
-from student_train.config import TrainConfig
-from student_train.errors import TrainError
-from student_train.job import TrainJob
-from student_train.memory_faults import naming_memory_settings
+from alignkd.student_train import trainer
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.engine.memory_faults import naming_memory_settings
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
 
 
 @dataclass

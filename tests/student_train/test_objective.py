@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from storage import Codecs, LogitsCodec, StoreReader
-from student_train.adapters import Adapters
-from student_train.collate import collate
-from student_train.config import TERMS, LossConfig
-from student_train.counts import GlobalCounts
-from student_train.dataset import CachedDataset
-from student_train.losses.loss_sum import LossSum
-from student_train.objective import DistilledStudent, weighted_total
-from vlm.examples import ExampleBuilder
-from vlm.model import MobileVLM
+from alignkd.storage import Codecs, LogitsCodec, StoreReader
+from alignkd.student_train.config import TERMS, LossConfig
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 NewStudent = Callable[[], MobileVLM]
 

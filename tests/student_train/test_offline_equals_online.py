@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from storage import SampleOrder
-from student_train.batch import TrainBatch
-from student_train.collate import collate
-from student_train.config import TERMS
-from student_train.counts import GlobalCounts
-from student_train.dataset import CachedDataset
-from student_train.decode import CodedTensor
-from student_train.engine import Engine
-from student_train.job import TrainJob
-from student_train.ranks import start_ranks
-from student_train.tally import StepTally
-from student_train.targets import FullTargets
-from student_train.trainer import build_student, open_dataset
-from vlm.model import MobileVLM
+from alignkd.storage import SampleOrder
+from alignkd.student_train.config import TERMS
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.targets import FullTargets
+from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 STEPS = 6
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train.config import LossConfig
-from student_train.head_terms import head_terms
-from student_train.logit_term import logit_term
-from student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from student_train.losses.outcomes import Outcomes, outcomes
-from student_train.losses.supervised import supervised_loss
-from student_train.targets import LogitTargets, RaggedEntries, SampledTargets, TruncatedTargets
+from alignkd.student_train.config import LossConfig
+from alignkd.student_train.data.targets import LogitTargets, RaggedEntries, SampledTargets, TruncatedTargets
+from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
+from alignkd.student_train.losses.outcomes import Outcomes, outcomes
+from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.objective.head_terms import head_terms
+from alignkd.student_train.objective.logit_term import logit_term
 
 N, V = 4, 7
 # padded slots point to a kept token, to one that is not kept and to none at all; the last position keeps every token

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from student_train import ranks
-from student_train.errors import TrainError
-from student_train.ranks import accelerator, start_ranks, training_device
-from vlm.errors import InputError
+from alignkd.student_train.distributed import ranks
+from alignkd.student_train.distributed.ranks import accelerator, start_ranks, training_device
+from alignkd.student_train.errors import TrainError
+from alignkd.vlm.errors import InputError
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import SampleOrder, StoreReader
-from student_train.job import TrainJob
-from student_train.sample_kinds import SampleKinds
-from student_train.trainer import train
-from vlm.examples import ExampleBuilder, Tokens
-from vlm.templates import IGNORE_LABEL
+from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.data.sample_kinds import SampleKinds
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import train
+from alignkd.vlm.inputs.examples import ExampleBuilder, Tokens
+from alignkd.vlm.inputs.templates import IGNORE_LABEL
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

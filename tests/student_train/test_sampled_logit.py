@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train.losses.divergences import forward_kl, reverse_kl
-from student_train.losses.logit import logit_loss
-from student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
+from alignkd.student_train.losses.divergences import forward_kl, reverse_kl
+from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
 
 VOCAB = 9
 

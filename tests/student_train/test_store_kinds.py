@@ -10,21 +10,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from storage import Codecs, LogitsCodec, StoreReader, StoreWriter
-from storage.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
-from student_train.adapters import Adapters
-from student_train.collate import collate
-from student_train.config import TERMS, LossConfig
-from student_train.counts import GlobalCounts
-from student_train.dataset import CachedDataset
-from student_train.decode import CodedTensor
-from student_train.job import TrainJob
-from student_train.losses.loss_sum import LossSum
-from student_train.objective import DistilledStudent
-from student_train.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
-from student_train.trainer import open_dataset, teacher_lm_head, train
-from vlm.examples import ExampleBuilder
-from vlm.model import MobileVLM
+from alignkd.storage import Codecs, LogitsCodec, StoreReader, StoreWriter
+from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
+from alignkd.student_train.config import TERMS, LossConfig
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.trainer import open_dataset, teacher_lm_head, train
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., TrainJob]
 OpenStore = Callable[..., CachedDataset]

@@ -15,17 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from storage.checksum import file_crc32c
-from storage.files import remove
-from storage.sealed_json import seal, unseal
-from student_train import checkpoint_parts, checkpoint_times, trainer
-from student_train.config import TrainConfig
-from student_train.errors import TrainError
-from student_train.job import TrainJob
-from student_train.output import student_folder
-from student_train.tally import StepTally
-from student_train.trainer import train
-from vlm.checkpoint import load_model
+from alignkd.storage.files.checksum import file_crc32c
+from alignkd.storage.files.exclusive import remove
+from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.student_train import trainer
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.output import student_folder
+from alignkd.student_train.run import checkpoint_parts, checkpoint_times
+from alignkd.student_train.trainer import train
+from alignkd.vlm.weights.checkpoint import load_model
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from student_train.adapters import Adapters
-from student_train.config import LossConfig, TrainConfig
-from student_train.objective import DistilledStudent
-from student_train.schedule import learning_rate_factor
-from student_train.zero_config import parameter_groups, zero_config
-from vlm.model import MobileVLM
+from alignkd.student_train.config import LossConfig, TrainConfig
+from alignkd.student_train.engine.schedule import learning_rate_factor
+from alignkd.student_train.engine.zero_config import parameter_groups, zero_config
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 
 def config(**values: Any) -> TrainConfig:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from student_train.job import TrainJob
-from student_train.trainer import train
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import train
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train.attention_term import attention_term
-from student_train.collate import collate
-from student_train.config import TERMS
-from student_train.gradient_checkpointing import checkpoint_decoder_layers
-from student_train.job import TrainJob
-from student_train.losses.fused_attention import fused_attention_loss
-from student_train.objective import DistilledStudent, weighted_total
-from student_train.trainer import build_student, open_dataset, train
+from alignkd.student_train.config import TERMS
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.losses.fused_attention import fused_attention_loss
+from alignkd.student_train.objective.attention_term import attention_term
+from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
+from alignkd.student_train.trainer import build_student, open_dataset, train
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
@@ -79,7 +79,7 @@ def test_attention_in_chunks_gives_the_same_gradients(
     def gradients(student: DistilledStudent, chunk_bytes: int) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
             patch.setattr(
-                "student_train.objective.attention_term",
+                "alignkd.student_train.objective.objective.attention_term",
                 lambda *args, **given: attention_term(*args, **given | {"chunk_bytes": chunk_bytes}),
             )
             weighted_total(student(batch), job.train.losses.weights, counts).backward()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from student_train.metrics import MetricsLog
+from alignkd.student_train.metrics.file import MetricsLog
 
 
 def test_cut_back_drops_later_and_torn_lines(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from student_train.errors import TrainError
-from student_train.job import TrainJob
-from student_train.trainer import train
-from vlm.checkpoint import new_model, save_model
-from vlm.config import load_config
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import train
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.weights.checkpoint import new_model, save_model
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

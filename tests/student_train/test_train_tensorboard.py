@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from student_train import trainer
-from student_train.job import TrainJob
-from student_train.trainer import train
+from alignkd.student_train import trainer
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.trainer import train
 
 MakeJob = Callable[..., TrainJob]
 

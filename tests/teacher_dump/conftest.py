@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from storage import Record, StoreReader
-from teacher_dump.config import TeacherConfig
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.store_config import StoreConfig
+from alignkd.storage import Record, StoreReader
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import StoreConfig
 
 TEACHER_SETTINGS = ("batch", "token_budget", "window", "data_workers", "sanity", "dtype")
 MakeJob = Callable[..., DumpJob]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.bucketing import length_buckets
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=60)
 

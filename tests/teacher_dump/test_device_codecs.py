@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.codecs import codec_names, get_codec
-from storage.encoded import EncodedArray
-from storage.errors import RecordError
-from teacher_dump.device_codecs import StoredParts, encode
+from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.storage.errors import RecordError
+from alignkd.storage.record.encoded import EncodedArray
+from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 
 NAMES = sorted(set(codec_names("attention")) | set(codec_names("vision_all")) | set(codec_names("hidden")))
 

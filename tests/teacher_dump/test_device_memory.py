@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from teacher_dump.capture import Capture
-from teacher_dump.config import TeacherConfig
-from teacher_dump.device_memory import device_bytes
-from teacher_dump.preparation import Preparation, Prepared
-from teacher_dump.store_config import StoreConfig
-from vlm.checkpoint import load_example_builder, new_model
-from vlm.config import VLMConfig, load_config
-from vlm.conversations import Sample
-from vlm.family import family_config
-from vlm.templates import Turn
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.device_memory import device_bytes
+from alignkd.teacher_dump.preparation import Preparation, Prepared
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.capture import Capture
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.model.config import VLMConfig, load_config
+from alignkd.vlm.model.sizes import family_config
+from alignkd.vlm.weights.checkpoint import load_example_builder, new_model
 
 NUM = 8
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage.codec_settings import LogitsCodec
-from storage.errors import RecordError
-from storage.record import HiddenStates, SampledLogits, TruncatedLogits
-from teacher_dump import distribution
-from teacher_dump.distribution import draws_of, keep_distribution
-from teacher_dump.distribution import stored_logits as from_rows
+from alignkd.storage.codecs.settings import LogitsCodec
+from alignkd.storage.errors import RecordError
+from alignkd.storage.record.record import HiddenStates, SampledLogits, TruncatedLogits
+from alignkd.teacher_dump.targets import distribution
+from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
+from alignkd.teacher_dump.targets.distribution import stored_logits as from_rows
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32"},

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import SampledLogits
-from teacher_dump.drawing import draw_tokens, sampled_logits, uniforms
+from alignkd.storage import SampledLogits
+from alignkd.teacher_dump.targets.drawing import draw_tokens, sampled_logits, uniforms
 
 
 def draw(logits: torch.Tensor, numbers: np.ndarray) -> SampledLogits:

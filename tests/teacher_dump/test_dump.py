@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from storage import StoreError, StoreReader, TruncatedLogits, verify_store
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from vlm.errors import InputError
-from vlm.model import MobileVLM
+from alignkd.storage import StoreError, StoreReader, TruncatedLogits, verify_store
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from storage import Record, StoreError, StoreReader, verify_store
-from storage.record import HiddenStates, SampledLogits, TruncatedLogits, as_float32
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from vlm.errors import InputError
-from vlm.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE, read_lm_head
+from alignkd.storage import Record, StoreError, StoreReader, verify_store
+from alignkd.storage.record.record import HiddenStates, SampledLogits, TruncatedLogits, as_float32
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE, read_lm_head
 
 MakeJob = Callable[..., DumpJob]
 BACKENDS = ["zarr", "webdataset"]

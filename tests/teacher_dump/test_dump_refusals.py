@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from storage import StoreError
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from vlm.checkpoint import weights_fingerprint
+from alignkd.storage import StoreError
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.weights.checkpoint import weights_fingerprint
 
 MakeJob = Callable[..., DumpJob]
 

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-import teacher_dump.stops
-from storage import StoreReader, verify_store
-from storage.byte_files import LocalFiles
-from storage.commits import committed_shards
-from storage.files import TEMPORARY_PREFIX
-from storage.manifest import load_manifest
-from storage.root_hash import root_hash
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.status import read_workers
-from teacher_dump.stops import HANG_UPS, DumpStopped, StopSignals
+import alignkd.teacher_dump.operation.stops
+from alignkd.storage import StoreReader, verify_store
+from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
+from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.read.root_hash import root_hash
+from alignkd.storage.schema.commit_record import committed_shards
+from alignkd.storage.schema.manifest import load_manifest
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.operation.status import read_workers
+from alignkd.teacher_dump.operation.stops import HANG_UPS, DumpStopped, StopSignals
 
 MakeJob = Callable[..., DumpJob]
 SHARDS = 8
@@ -184,7 +184,7 @@ def test_sigterm_ends_a_batch_that_does_not_end(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The main thread is inside C for long and no handler runs: the process ends all the same."""
-    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.3)
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.3)
 
     begun, begin = os.pipe()
 
@@ -219,8 +219,8 @@ def test_a_signal_before_the_first_shard_stops_at_once() -> None:
 @pytest.mark.parametrize("number", STOPPING)
 def test_the_watch_goes_on_when_the_block_is_left(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's end, which waits for threads, is part of what a signal bounds."""
-    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.05)
-    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_CTRL_C", 0.05)
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.05)
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_CTRL_C", 0.05)
 
     def left(stops: StopSignals) -> None:
         with pytest.raises(DumpStopped), StopSignals():
@@ -260,7 +260,7 @@ def test_a_hang_up_that_is_ignored_stays_so() -> None:
 
 def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools end their processes with SIGTERM: the pipe that the parent listens to must not be the child's too."""
-    monkeypatch.setattr(teacher_dump.stops, "SECONDS_AFTER_SIGTERM", 0.1)
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.1)
 
     def parent(stops: StopSignals) -> None:
         stops.announce = lambda: ""

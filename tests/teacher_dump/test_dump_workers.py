@@ -16,18 +16,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.byte_files import LocalFiles
-from storage.commits import committed_shards
-from storage.manifest import load_manifest
-from storage.remote_s3 import S3Store
-from storage.remote_settings import settings_from_environment
-from storage.root_hash import root_hash
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.status import FOLDER, BucketPlace, FolderPlace, WorkerStatus, read_workers
-from teacher_dump.workers import Worker, shards_to_write, worker_of
-from vlm.errors import InputError
+from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.read.root_hash import root_hash
+from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.remote.settings import settings_from_environment
+from alignkd.storage.schema.commit_record import committed_shards
+from alignkd.storage.schema.manifest import load_manifest
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.operation.status import FOLDER, BucketPlace, FolderPlace, WorkerStatus, read_workers
+from alignkd.teacher_dump.operation.workers import Worker, shards_to_write, worker_of
+from alignkd.vlm.errors import InputError
 
 MakeJob = Callable[..., DumpJob]
 ARRAY = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_MAX": "40"}

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage import Record, StoreReader
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.examples import ExampleBuilder
-from vlm.focus import focus_tokens
-from vlm.model import MobileVLM
-from vlm.templates import Turn
+from alignkd.storage import Record, StoreReader
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 MakeJob = Callable[..., DumpJob]
 

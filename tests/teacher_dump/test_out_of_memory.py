@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storage import StoreReader, as_float32, verify_store
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.memory_faults import in_halves
-from vlm.errors import InputError
-from vlm.model import MobileVLM
+from alignkd.storage import StoreReader, as_float32, verify_store
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.operation.memory_faults import in_halves
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
 

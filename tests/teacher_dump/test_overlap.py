@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storage import StoreError, StoreReader, StoreWriter
-from storage.shard_writer import ShardWriter
-from teacher_dump import shard_thread
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.preparation import Unusable
-from teacher_dump.shard_thread import ShardThread
-from teacher_dump.store_config import StoreConfig
-from vlm.conversations import Sample
-from vlm.errors import InputError, SampleError
-from vlm.images import ImageProcessor
-from vlm.model import MobileVLM
+from alignkd.storage import StoreError, StoreReader, StoreWriter
+from alignkd.storage.write.shard import ShardWriter
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation import shard_thread
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.operation.shard_thread import ShardThread
+from alignkd.teacher_dump.preparation import Unusable
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.images import ImageProcessor
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
 ANSWERS = ["yes", "two cups of coffee on a table", "green", "it is to the left of the other one, as far as one can see"]
@@ -142,7 +142,7 @@ def test_a_complete_store_asks_for_no_teacher(
 ) -> None:
     job = make_job(entries, shard_size=12)
     assert dump(job).shards_written == 1
-    monkeypatch.setattr("teacher_dump.dump.load_model", lambda *arguments, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("alignkd.teacher_dump.dump.load_model", lambda *arguments, **options: pytest.fail("loaded"))
     assert dump(job).shards_written == 0
 
 

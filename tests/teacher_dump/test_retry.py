@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-import storage.replace
-import vlm.conversations
-import vlm.patience
-from storage import StoreError, StoreReader, StoreWriter, verify_store
-from storage.gc import collect_garbage
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.retry import COMMAND
-from vlm.conversations import read_image_bytes
-from vlm.errors import InputError
-from vlm.patience import PAUSES, TransientReadError
+import alignkd.storage.write.replace
+import alignkd.vlm.data.conversations
+import alignkd.vlm.patience
+from alignkd.storage import StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage.tools.gc import collect_garbage
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.operation.retry import COMMAND
+from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.patience import PAUSES, TransientReadError
 
 MakeJob = Callable[..., DumpJob]
 
@@ -95,9 +95,9 @@ def test_a_killed_retry_leaves_the_old_shard_or_the_new_one(
     away.rename(image)
     old, store = StoreReader(job.store.path).root_hash(), job.store.path
     steps = [
-        (storage.replace, "fsync_path"),
-        (storage.replace, "replace_durably"),
-        (storage.replace, "_remove_unnamed"),
+        (alignkd.storage.write.replace, "fsync_path"),
+        (alignkd.storage.write.replace, "replace_durably"),
+        (alignkd.storage.write.replace, "_remove_unnamed"),
     ]
     for place, (module, step) in enumerate(steps):
         child = os.fork()
@@ -148,13 +148,13 @@ def test_two_that_redo_a_shard_write_it_once_and_others_see_it_throughout(make: 
 
 def failing(times: int, number: int) -> Callable[..., Any]:
     """`open_image` that fails so many times first."""
-    true, left = vlm.conversations.open_image, [times]
+    true, left = alignkd.vlm.data.conversations.open_image, [times]
 
     def open_image(images: Path, image: str) -> Any:
         if left[0]:
             left[0] -= 1
             error = OSError(number, os.strerror(number))
-            raise vlm.conversations.MissingImageError(
+            raise alignkd.vlm.data.conversations.MissingImageError(
                 f"{images / image}: {error.strerror}; restore the file"
             ) from error
         return true(images, image)
@@ -167,22 +167,22 @@ def test_a_fault_that_passes_is_waited_for_and_one_that_stays_stops_the_dump_wit
     make: MakeJob, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(vlm.patience.time, "sleep", waited.append)
+    monkeypatch.setattr(alignkd.vlm.patience.time, "sleep", waited.append)
     job = make(shard_size=4, data_workers=1)
-    monkeypatch.setattr(vlm.conversations, "open_image", failing(10**6, number))
+    monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(10**6, number))
     with pytest.raises(TransientReadError, match=rf"{os.strerror(number)}: 7 attempts in \d+ s; run the same command"):
         dump(job)
     assert waited[: len(PAUSES)] == list(PAUSES)
     assert StoreWriter(job.store.path, StoreReader(job.store.path, allow_incomplete=True).manifest).pending_shards()
-    monkeypatch.setattr(vlm.conversations, "open_image", failing(len(PAUSES), number))
+    monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(len(PAUSES), number))
     assert dump(job).quarantined == []
 
 
 def test_a_missing_file_is_not_waited_for(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vlm.patience.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(alignkd.vlm.patience.time, "sleep", lambda seconds: pytest.fail("waited"))
     for number in (errno.ENOENT, errno.EACCES, errno.EISDIR):
-        monkeypatch.setattr(vlm.conversations, "open_image", failing(1, number))
-        with pytest.raises(vlm.conversations.MissingImageError):
+        monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(1, number))
+        with pytest.raises(alignkd.vlm.data.conversations.MissingImageError):
             read_image_bytes(images, "coffee.png")
 
 
@@ -191,7 +191,7 @@ def test_an_unmounted_image_folder_stops_the_dump(
 ) -> None:
     """Every file of it is missing; not one may be listed as unusable for that."""
     job = make(shard_size=4)
-    true = vlm.conversations.open_image
+    true = alignkd.vlm.data.conversations.open_image
 
     def unmounting(folder: Path, image: str) -> Any:
         if not (tmp_path / "unmounted").exists():
@@ -199,7 +199,7 @@ def test_an_unmounted_image_folder_stops_the_dump(
             images.mkdir()
         return true(folder, image)
 
-    monkeypatch.setattr(vlm.conversations, "open_image", unmounting)
+    monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", unmounting)
     with pytest.raises(InputError, match="is another folder since the dump began"):
         dump(job)
     with pytest.raises(InputError, match="which is an empty folder; is it mounted"):

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.demo.dataset import write_dataset
-from pipeline.demo.models import TEACHER_CHECKPOINT
-from teacher_dump.config import TeacherConfig
-from teacher_dump.control import DumpControl
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.sanity_report import LabelScores, judge_images, judge_labels
-from teacher_dump.store_config import StoreConfig
-from vlm.errors import InputError
-from vlm.model import MobileVLM
+from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
+from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.sanity_report import LabelScores, judge_images, judge_labels
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.mobilevlm import MobileVLM
 
 NUM_SCENES = 36  # a few more than the check of images needs
 MakeDemoJob = Callable[..., DumpJob]

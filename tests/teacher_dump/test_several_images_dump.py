@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from storage import Record, StoreReader, verify_store
-from storage.encoded import EncodedArray, as_float32
-from storage.error_bounds import error_bound
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import read_image_bytes
-from vlm.examples import ExampleBuilder
-from vlm.model import MobileVLM
-from vlm.templates import IMAGE_TOKEN_ID
+from alignkd.storage import Record, StoreReader, verify_store
+from alignkd.storage.record.encoded import EncodedArray, as_float32
+from alignkd.storage.tools.compare.error_bounds import error_bound
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.templates import IMAGE_TOKEN_ID
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 MakeJob = Callable[..., DumpJob]
 P, TOP = 144, 16

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from storage.codec_settings import PROFILES
-from storage.codecs import codec_names
-from teacher_dump.store_config import DEFAULTS, LogitsConfig, StoreConfig
+from alignkd.storage.codecs import codec_names
+from alignkd.storage.codecs.settings import PROFILES
+from alignkd.teacher_dump.store_config import DEFAULTS, LogitsConfig, StoreConfig
 
 
 def config(**values: Any) -> StoreConfig:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storage import TruncatedLogits
-from teacher_dump.truncation import keep_nucleus, keep_top_k, truncated_logits
-from vlm.focus import focus_scores, focus_tokens
+from alignkd.storage import TruncatedLogits
+from alignkd.teacher_dump.targets.truncation import keep_nucleus, keep_top_k, truncated_logits
+from alignkd.vlm.model.focus import focus_scores, focus_tokens
 
 
 def in_csr(table: dict[str, Tensor]) -> TruncatedLogits:

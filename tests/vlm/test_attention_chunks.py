@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.attention_rows import attention_rows
+from alignkd.vlm.model.attention_rows import attention_rows
 
 NUM, HEADS, LENGTH, SIZE = 2, 3, 11, 4
 ROWS = torch.tensor([[0, 5, 10, 10, 7], [3, 4, 0, 0, 0]])  # padded with 0, and a row twice

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.checkpoint import load_model, new_model
-from vlm.config import VLMConfig, load_config
-from vlm.model import MobileVLM
+from alignkd.vlm.model.config import VLMConfig, load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_model, new_model
 
 
 def full_attention(model: MobileVLM, embeds_BLD: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm.checkpoint import load_example_builder, load_model, weights_fingerprint
-from vlm.config import load_config
-from vlm.errors import InputError
-from vlm.weight_sources import TOWER_PREFIX
-from vlm.weights import read_weights
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, weights_fingerprint
+from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.sources import TOWER_PREFIX
 
 
 @pytest.fixture

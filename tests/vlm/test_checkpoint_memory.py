@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.config import load_config
-from vlm.model import MobileVLM
-from vlm.weight_writer import write_weights
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.writer import write_weights
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
 # Anonymous memory only: pages of the mapped weight files belong to the page cache and go when they are needed.
 CHILD = """
 import ctypes, gc, json, sys, threading, torch
 from pathlib import Path
-from vlm.checkpoint import load_model, save_model
-from vlm.weights import read_weights
+from alignkd.vlm.weights.checkpoint import load_model, save_model
+from alignkd.vlm.weights.files import read_weights
 torch.set_num_threads(1)
 folder, clip, out = map(Path, sys.argv[1:])
 
@@ -82,7 +82,7 @@ def peaks(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, f
     assert 380e6 < num_bytes(weights) < 450e6
     assert len(write_weights(weights, folder, dtype=None, max_shard_bytes=100_000_000)) >= 4
     command = [sys.executable, "-c", CHILD, str(folder), str(golden / "clip"), str(folder / "saved")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

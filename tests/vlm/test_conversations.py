@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.conversations import (
+from alignkd.vlm.data.conversations import (
     ConversationFile,
     MissingImageError,
     image_hashes,
@@ -17,7 +17,7 @@ from vlm.conversations import (
     read_images,
     sample_key,
 )
-from vlm.errors import InputError, SampleError
+from alignkd.vlm.errors import InputError, SampleError
 
 GOOD = {"id": 7, "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nhi"}]}
 

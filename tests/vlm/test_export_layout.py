@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from vlm.checkpoint import load_model, save_model
-from vlm.weight_writer import write_weights
-from vlm.weights import read_weights, weight_files
+from alignkd.vlm.weights.checkpoint import load_model, save_model
+from alignkd.vlm.weights.files import read_weights, weight_files
+from alignkd.vlm.weights.writer import write_weights
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm.checkpoint import load_model
-from vlm.errors import InputError
-from vlm.finite import check_finite, is_finite
-from vlm.stem_extract import extract_stem
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.finite import check_finite, is_finite
+from alignkd.vlm.stem.extract import extract_stem
+from alignkd.vlm.weights.checkpoint import load_model
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import load_samples, read_image_bytes
-from vlm.examples import Example
-from vlm.generation import generate_greedy
-from vlm.model import MobileVLM
-from vlm.position_map import position_map
-from vlm.templates import IGNORE_LABEL
+from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.inputs.examples import Example
+from alignkd.vlm.inputs.position_map import position_map
+from alignkd.vlm.inputs.templates import IGNORE_LABEL
+from alignkd.vlm.model.generation import generate_greedy
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 
 def without_cache(model: MobileVLM, prompt: Example, num_tokens: int) -> list[int]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm.batch import collate_sequences, pad_positions
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import Sample, load_samples, read_image_bytes
-from vlm.examples import Example
-from vlm.model import MobileVLM
+from alignkd.vlm.data.conversations import Sample, load_samples, read_image_bytes
+from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
+from alignkd.vlm.inputs.examples import Example
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 SAMPLES = ["pt-0", "pt-1", "pt-2", "ft-0", "ft-1", "ft-2", "ft-3"]
 

@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm.checkpoint import load_model
-from vlm.errors import InputError
-from vlm.hub import resolve_checkpoint
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.hub import resolve_checkpoint
 
 FIRST, SECOND, HALF = "1" * 40, "2" * 40, "3" * 40
 # One child answers every request: importing torch takes longer than loading these models.
 LOAD = """
 import hashlib, json, sys, torch
 from pathlib import Path
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.hub import resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.hub import resolve_checkpoint
 torch.set_num_threads(1)
 answers = {}
 for checkpoint in json.loads(sys.argv[1]):
@@ -44,7 +44,7 @@ print(json.dumps(answers))
 
 FETCH = """
 import json, sys
-from vlm.hub import resolve_checkpoint
+from alignkd.vlm.weights.hub import resolve_checkpoint
 name, other = json.loads(sys.argv[1])
 answers = {"without weights": [f.name for f in resolve_checkpoint(name, weights=False).iterdir()]}
 answers[name] = [f.name for f in resolve_checkpoint(name).iterdir()]
@@ -59,7 +59,7 @@ print(json.dumps(answers))
 def run_child(code: str, *arguments: str, **environment: str) -> dict[str, Any]:
     """The JSON object that `code` prints; the hub's settings are read at import, so it needs a process of its own."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from vlm.errors import InputError, SampleError
-from vlm.images import MAX_IMAGE_PIXELS, ImageProcessor, decode_image
+from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.images import MAX_IMAGE_PIXELS, ImageProcessor, decode_image
 
 # Pillow's remarks on damaged files; that they are quiet outside of pytest is tested in a child process.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -255,7 +255,7 @@ def test_threads_decode_the_same_pixels() -> None:
 CHILD = """
 import json, resource, sys, warnings
 from PIL import Image, ImageFile
-import vlm.images as images
+import alignkd.vlm.inputs.images as images
 
 def state():
     return repr((Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, warnings.filters))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm.errors import InputError, SampleError
-from vlm.images import CLIP_MEAN, CLIP_STD, ImageProcessor
+from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.images import CLIP_MEAN, CLIP_STD, ImageProcessor
 
 PROCESSOR = ImageProcessor(image_size=32)
 SIZES = [
@@ -107,7 +107,7 @@ def test_pixels_equal_the_twin_at_any_size(width: int, height: int, size: int, p
 def test_strips_of_any_height_give_the_same_pixels(
     monkeypatch: pytest.MonkeyPatch, pad: bool, strip_pixels: int
 ) -> None:
-    monkeypatch.setattr("vlm.image_resize._STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr("alignkd.vlm.inputs.image_resize._STRIP_PIXELS", strip_pixels)
     for size in SIZES:
         image = noise(*size)
         pixels = ImageProcessor(32, pad_to_square=pad).process(image)

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vlm.errors import InputError
-from vlm.json_index import index_entries
-from vlm.json_stream import JsonEntries
-from vlm.json_window import BrokenJsonError, JsonError, NotUtf8Error, WrongKindError, line_and_column
+from alignkd.vlm.data.json.index import index_entries
+from alignkd.vlm.data.json.stream import JsonEntries
+from alignkd.vlm.data.json.window import BrokenJsonError, JsonError, NotUtf8Error, WrongKindError, line_and_column
+from alignkd.vlm.errors import InputError
 
 TEXTS = st.text(st.sampled_from('aé\u2028🚀"\\/\n[]{},: \x7f\ud83d\udd25') | st.characters(), max_size=12)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**30, -0.0, 1e-300])
@@ -277,7 +277,7 @@ def test_other_processes_read_the_same(tmp_path: Path) -> None:
 PEAK_MEMORY = """
     import sys
     from pathlib import Path
-    from vlm.json_stream import JsonEntries
+    from alignkd.vlm.data.json.stream import JsonEntries
 
     def peak_bytes():
         # not ru_maxrss: that starts with what the process which started this one had
@@ -306,7 +306,7 @@ def test_memory_is_the_index_whatever_the_file(tmp_path: Path, name: str, megaby
     num_bytes = (tmp_path / name).stat().st_size
     assert num_bytes > megabytes * 10**6
     command = [sys.executable, "-c", textwrap.dedent(PEAK_MEMORY), str(tmp_path / name)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     num_entries, num_turns, indexed, iterated = map(int, printed.split())
     assert (num_entries, num_turns) == (blocks * per_block, 4 * blocks * per_block)

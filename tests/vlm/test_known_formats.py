@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.conversations import load_samples, read_json
-from vlm.errors import ImageError, InputError
-from vlm.images import decode_image
+from alignkd.vlm.data.conversations import load_samples, read_json
+from alignkd.vlm.errors import ImageError, InputError
+from alignkd.vlm.inputs.images import decode_image
 
 JSON = b'[{"id": 1, "conversations": []}]'
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"

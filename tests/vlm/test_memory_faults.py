@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.errors import InputError
-from vlm.memory_faults import is_out_of_memory, may_be_out_of_memory, memory_errors, memory_line
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.memory_faults import is_out_of_memory, may_be_out_of_memory, memory_errors, memory_line
 
 CERTAIN = (
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",

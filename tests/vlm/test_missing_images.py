@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.conversations import MissingImageError, open_image, read_image_bytes
-from vlm.errors import SampleError
+from alignkd.vlm.data.conversations import MissingImageError, open_image, read_image_bytes
+from alignkd.vlm.errors import SampleError
 
 COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "café.png"), unicodedata.normalize("NFD", "café.png")
 

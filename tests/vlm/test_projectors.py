@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.batch import collate_sequences
-from vlm.checkpoint import load_example_builder, load_model, new_model, save_model
-from vlm.config import load_config
-from vlm.conversations import load_samples, read_images
-from vlm.errors import InputError
-from vlm.family import model_size
-from vlm.projector import build_projector, is_projector_type, projector_grid
-from vlm.projector_ldp import LDPProjector, squeezed_channels
-from vlm.weights import read_weights
+from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.projector import build_projector, is_projector_type, projector_grid
+from alignkd.vlm.model.projector_ldp import LDPProjector, squeezed_channels
+from alignkd.vlm.model.sizes import model_size
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.files import read_weights
 
 TYPES = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp1x_gelu": 576, "mlp2x_gelu": 576, "mlp3x_gelu": 576}
 Weights = dict[str, Tensor]

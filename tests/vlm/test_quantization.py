@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storage.manifest import load_manifest
-from teacher_dump.config import TeacherConfig
-from teacher_dump.dump import dump
-from teacher_dump.job import DumpJob
-from teacher_dump.store_config import StoreConfig
-from vlm.batch import SequenceBatch, collate_sequences
-from vlm.checkpoint import load_example_builder, load_model, save_model
-from vlm.config import load_config
-from vlm.conversations import load_samples, read_image_bytes
-from vlm.errors import InputError
-from vlm.model import MobileVLM
-from vlm.quantization import FULL_PRECISION, quantizable, quantized_bytes
-from vlm.weights import read_weights
+from alignkd.storage.schema.manifest import load_manifest
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.model.quantization import FULL_PRECISION, quantizable, quantized_bytes
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, save_model
+from alignkd.vlm.weights.files import read_weights
 
 KINDS = ["int8", "nf4"]
 needs_bitsandbytes = pytest.mark.skipif(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from vlm.errors import SampleError
-from vlm.position_map import position_map
-from vlm.templates import (
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.position_map import position_map
+from alignkd.vlm.inputs.templates import (
     IGNORE_LABEL,
     IMAGE_TOKEN_ID,
     V1_SYSTEM,
@@ -23,7 +23,7 @@ from vlm.templates import (
     check_turns,
     tokenize_conversation,
 )
-from vlm.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 TOKENIZER = LegacyLlamaTokenizer(
     Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"

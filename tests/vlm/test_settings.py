@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import StoreError
-from storage.manifest import load_manifest
-from vlm.conversations import ConversationFile
-from vlm.errors import InputError
-from vlm.hub import resolve_checkpoint
-from vlm.settings import expanded
-from vlm.stem_file import read_stem_info
+from alignkd.storage.errors import StoreError
+from alignkd.storage.schema.manifest import load_manifest
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.settings import expanded
+from alignkd.vlm.stem.file import read_stem_info
+from alignkd.vlm.weights.hub import resolve_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.batch import SequenceBatch, collate_sequences, pad_positions
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.conversations import Sample, read_images, sample_of_entry
-from vlm.errors import ImageError, SampleError
-from vlm.examples import Example, ExampleBuilder
-from vlm.model import MobileVLM
-from vlm.templates import IGNORE_LABEL, IMAGE_TOKEN_ID
+from alignkd.vlm.data.conversations import Sample, read_images, sample_of_entry
+from alignkd.vlm.errors import ImageError, SampleError
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.templates import IGNORE_LABEL, IMAGE_TOKEN_ID
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 P = 144
 SAMPLES = [

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlm.batch import SequenceBatch, collate_sequences, pad_positions
-from vlm.checkpoint import load_example_builder, load_model, new_model
-from vlm.config import VLMConfig, load_config
-from vlm.conversations import load_samples, read_images
-from vlm.examples import Example
-from vlm.family import family_config
-from vlm.focus import focus_tokens
-from vlm.model import MobileVLM
-from vlm.position_map import AttentionPairs
-from vlm.stem import EMBEDDING_KEY, EmbeddingTable, TeacherStem, stem_shapes, stem_sizes
+from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
+from alignkd.vlm.inputs.examples import Example
+from alignkd.vlm.inputs.position_map import AttentionPairs
+from alignkd.vlm.model.config import VLMConfig, load_config
+from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.model.sizes import family_config
+from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, TeacherStem, stem_shapes, stem_sizes
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model
 
 V1 = ("ft-0", "ft-1", "ft-2", "ft-3")  # ft-2 is text-only
 MIB = 1 << 20

@@ -14,18 +14,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vlm.checkpoint import load_model, weights_fingerprint
-from vlm.config import load_config
-from vlm.errors import InputError
-from vlm.model import MobileVLM
-from vlm.stem import EMBEDDING_KEY, stem_shapes
-from vlm.stem_checks import check_same_tower, check_stem_of_teacher
-from vlm.stem_extract import extract_stem
-from vlm.stem_file import METADATA_KEY, StemInfo, open_stem, read_stem_info
-from vlm.tower_hash import running_tower_hash, tower_hashes
-from vlm.weight_sources import TOWER_PREFIX
-from vlm.weight_writer import write_weights
-from vlm.weights import read_weights
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.config import load_config
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
+from alignkd.vlm.stem.extract import extract_stem
+from alignkd.vlm.stem.file import METADATA_KEY, StemInfo, open_stem, read_stem_info
+from alignkd.vlm.stem.stem import EMBEDDING_KEY, stem_shapes
+from alignkd.vlm.weights.checkpoint import load_model, weights_fingerprint
+from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.sources import TOWER_PREFIX
+from alignkd.vlm.weights.tower_hash import running_tower_hash, tower_hashes
+from alignkd.vlm.weights.writer import write_weights
 
 Extract = Callable[..., StemInfo]
 
@@ -104,7 +104,7 @@ def test_a_tower_of_its_own_checkpoint_is_found(extract: Extract, golden: Path, 
 MEMORY = """
 import ctypes, sys, threading, torch
 from pathlib import Path
-from vlm.stem_extract import extract_stem
+from alignkd.vlm.stem.extract import extract_stem
 torch.set_num_threads(1)
 def anonymous():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -137,7 +137,7 @@ def test_the_rest_of_the_teacher_is_never_in_memory(golden: Path, teacher_copy: 
     write_weights(large, teacher_copy, dtype=torch.float16)
     total = sum(tensor.nbytes for tensor in large.values())
     command = [sys.executable, "-c", MEMORY, str(teacher_copy), str(golden / "clip"), str(tmp_path / "stem")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     stem = (tmp_path / "stem").stat().st_size

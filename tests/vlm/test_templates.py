@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm.errors import SampleError
-from vlm.templates import (
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.templates import (
     IGNORE_LABEL,
     IMAGE_TOKEN_ID,
     LabelMaskError,
@@ -15,7 +15,7 @@ from vlm.templates import (
     tokenize_conversation,
     tokenize_question,
 )
-from vlm.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 TOKENIZER = LegacyLlamaTokenizer(GOLDEN / "teacher" / "tokenizer.model")

@@ -14,8 +14,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm.errors import InputError, SampleError
-from vlm.tokenizer import PROBE_TEXTS, LegacyLlamaTokenizer
+from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.tokenizer import PROBE_TEXTS, LegacyLlamaTokenizer
 
 MODEL = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
 PIECES = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))

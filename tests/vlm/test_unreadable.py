@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from storage.byte_files import LocalFiles
-from storage.errors import StoreError
-from storage.lm_head import LmHead
-from vlm.checkpoint import load_example_builder, load_model
-from vlm.errors import InputError
-from vlm.stem_file import read_stem_info
-from vlm.teacher_head import lm_head_bytes, read_lm_head
-from vlm.tokenizer import LegacyLlamaTokenizer
-from vlm.tokenizer_rules import read_rules
-from vlm.weights import iter_weights, read_weights, weight_shapes
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.inputs.tokenizer_rules import read_rules
+from alignkd.vlm.stem.file import read_stem_info
+from alignkd.vlm.stem.teacher_head import lm_head_bytes, read_lm_head
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.files import iter_weights, read_weights, weight_shapes
 
 NOBODY = 65534
 
@@ -91,8 +91,8 @@ def test_other_causes_have_their_own_step(
     def fails(path: Path, *arguments: object) -> None:
         raise OSError(error.errno, error.strerror, str(path))
 
-    monkeypatch.setattr("vlm.tensor_file.check_readable", fails)
-    monkeypatch.setattr("vlm.weights.check_readable", fails)
+    monkeypatch.setattr("alignkd.vlm.weights.tensor_file.check_readable", fails)
+    monkeypatch.setattr("alignkd.vlm.weights.files.check_readable", fails)
     for read in (lambda: load_model(folder, vision_config=golden / "clip"), lambda: read_stem_info(folder / "stem")):
         with pytest.raises(InputError, match=f"{error.strerror}.*{step}"):
             read()

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from storage import Manifest, StoreWriter
-from storage.remote_files import RemoteFiles, open_location
-from storage.remote_settings import RemoteSettings
+from alignkd.storage import Manifest, StoreWriter
+from alignkd.storage.remote.files import RemoteFiles, open_location
+from alignkd.storage.remote.settings import RemoteSettings
 
 TOKENIZER = b"a tokenizer" * 1000
 

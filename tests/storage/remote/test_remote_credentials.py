@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from storage import Manifest, Record, StoreError, StoreReader, StoreWriter
+from alignkd.storage import Manifest, Record, StoreError, StoreReader, StoreWriter
 
 TOKEN = "session+token/for+tests=="
 
@@ -85,7 +85,7 @@ def test_without_the_clients_the_extra_is_named(package: str, location: str) -> 
 import sys
 sys.modules["{package}"] = None
 import storage
-assert "botocore.session" not in sys.modules and "storage.remote_files" not in sys.modules
+assert "botocore.session" not in sys.modules and "alignkd.storage.remote.files" not in sys.modules
 try:
     storage.StoreReader("{location}")
 except storage.StoreError as error:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from storage import CorruptStoreError, Record, StoreError, StoreReader
-from storage.remote_files import RemoteFiles
-from storage.remote_retry import RemoteError
+from alignkd.storage import CorruptStoreError, Record, StoreError, StoreReader
+from alignkd.storage.remote.files import RemoteFiles
+from alignkd.storage.remote.retry import RemoteError
 
 OpenRemote = Callable[..., RemoteFiles]
 AssertSame = Callable[[Record, Record], None]

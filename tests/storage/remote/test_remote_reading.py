@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from storage import Manifest, Record, StoreError, StoreReader
-from storage.object_store import parse_location
-from storage.remote_files import RemoteFiles
-from storage.root_hash import root_hash
+from alignkd.storage import Manifest, Record, StoreError, StoreReader
+from alignkd.storage.read.root_hash import root_hash
+from alignkd.storage.remote.files import RemoteFiles
+from alignkd.storage.remote.objects import parse_location
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]

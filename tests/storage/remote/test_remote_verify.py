@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from storage import StoreReader, verify_store
-from storage.errors import RemoteError
-from storage.plausibility import check_plausibility
-from storage.remote_files import RemoteFiles
-from storage.shard_check import FOREIGN
-from storage.shard_records import ShardFolder
-from storage.verify_files import files_to_verify
+from alignkd.storage import StoreReader, verify_store
+from alignkd.storage.errors import RemoteError
+from alignkd.storage.read.shard_records import ShardFolder
+from alignkd.storage.remote.files import RemoteFiles
+from alignkd.storage.tools.verify.files import files_to_verify
+from alignkd.storage.tools.verify.plausibility import check_plausibility
+from alignkd.storage.tools.verify.shard import FOREIGN
 
 OpenRemote = Callable[..., RemoteFiles]
 

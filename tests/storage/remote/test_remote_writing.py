@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-import storage.remote_upload
-from storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, StoreWriter
-from storage.remote_leftovers import remote_leftovers, remove_remote_leftovers
-from storage.remote_s3 import S3Store
-from storage.remote_settings import RemoteSettings
-from storage.remote_upload import Upload, upload_all
-from storage.remote_writer import RemoteStoreWriter
-from storage.root_hash import root_hash
+import alignkd.storage.remote.upload
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, StoreWriter
+from alignkd.storage.read.root_hash import root_hash
+from alignkd.storage.remote.leftovers import remote_leftovers, remove_remote_leftovers
+from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.remote.settings import RemoteSettings
+from alignkd.storage.remote.upload import Upload, upload_all
+from alignkd.storage.remote.writer import RemoteStoreWriter
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -278,7 +278,7 @@ def large(tmp_path: Path) -> Upload:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest parts that S3 takes."""
-    monkeypatch.setattr(storage.remote_upload, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(alignkd.storage.remote.upload, "PART_BYTES", 5 << 20)
 
 
 @pytest.mark.parametrize("kind", [None, "lost", 503])

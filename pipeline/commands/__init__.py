@@ -1,0 +1,1 @@
+"""The commands of `alignkd`: each file parses options, calls one public function and prints the result."""

@@ -1,0 +1,106 @@
+"""A problem of a configuration in plain words: where, what was expected, what was found, the next step."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from alignkd.vlm.errors import one_line
+from alignkd.vlm.settings import COMPLETE, described
+
+# What pydantic's types of errors expect, by type; a limit is that of the error's context.
+_WRONG_TYPE = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "model_type": "a section with keys of its own",
+    "dict_type": "a section with keys of its own",
+}
+# What a message lists of the keys of a section.
+SHOWN_KEYS = 12
+_LIMITS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def problem_of(error: Mapping[str, Any], root: type[BaseModel]) -> str:
+    """One of pydantic's errors as one line.
+
+    Args:
+        error: an item of `ValidationError.errors()`.
+        root: the model that was validated, whose keys are suggested for unknown ones.
+    """
+    where = ".".join(map(str, error["loc"])) or "configuration"
+    return f"{where}: {_reason(error, root)}"
+
+
+def _reason(error: Mapping[str, Any], root: type[BaseModel]) -> str:
+    kind, value, context = str(error["type"]), error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key{_suggestion(error['loc'], root)}"
+    if kind == "missing":
+        return "missing"
+    if kind == COMPLETE:
+        return one_line(error["msg"])
+    if kind in _WRONG_TYPE:
+        return f"expected {_WRONG_TYPE[kind]}, found {described(value)}{_next_step(kind, value)}"
+    if kind in _LIMITS:
+        name, words = _LIMITS[kind]
+        return f"expected {words} {context[name]:.16g}, found {value}"[:120]
+    if kind == "finite_number":
+        return f"expected a finite number, found {value}"
+    if kind == "literal_error":
+        return f"expected {context['expected']}, found {_value(value)}"
+    reason = one_line(str(error["msg"]).removeprefix("Value error, "))
+    return reason if isinstance(value, dict) else f"{reason}, found {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    """A value of the right kind, or any other in words."""
+    return one_line(repr(value))[:80] if isinstance(value, str) else described(value)
+
+
+def _next_step(kind: str, value: Any) -> str:
+    if kind == "string_type" and isinstance(value, int | float):
+        return "; put it in quotes"
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; write {value:.0f}"
+    if kind in ("int_type", "float_type") and isinstance(value, str):
+        return _number_in(value)
+    return ""
+
+
+def _number_in(text: str) -> str:
+    """The number that a text was meant to be: one in quotes, or with the underscores of YAML 1.1."""
+    plain = text.strip().replace("_", "")
+    try:
+        float(plain)
+    except ValueError:
+        return ""
+    return f"; write {plain} without {'underscores' if '_' in text else 'quotes'}" if plain[-1:].isdigit() else ""
+
+
+def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
+    """The nearest known key beside an unknown one, or the first of all."""
+    model: type[BaseModel] | None = root
+    for part in location[:-1]:
+        model = section_model(model, str(part))
+    known = list(model.model_fields) if model is not None else []
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if nearest or not known:
+        return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    shown = ", ".join(known[:SHOWN_KEYS])
+    more = f" and {len(known) - SHOWN_KEYS} more, see docs/configuration.md" if len(known) > SHOWN_KEYS else ""
+    return f" (known: {shown}{more})"
+
+
+def section_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """The model of a key that holds a section, None for any other."""
+    annotation: Any = model.model_fields[key].annotation if model and key in model.model_fields else None
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

@@ -1,0 +1,188 @@
+"""The run configuration: one YAML file for both phases, unknown keys refused, all errors at once."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ValidationError, model_validator
+
+from alignkd.disk.opening import open_regular_or_pipe
+from alignkd.pipeline.config.problems import problem_of
+from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
+from alignkd.student_train.config import TARGET_OF_TERM, TrainConfig
+from alignkd.student_train.job import DtypeName, TrainJob
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.errors import InputError, unreadable
+from alignkd.vlm.settings import Checkpoint, Count, Settings, UserPath, described
+
+Command = Literal["dump", "plan", "train", "run"]
+MAX_FILE_BYTES = 1 << 20
+SECTIONS_OF: dict[Command, tuple[str, ...]] = {
+    "dump": ("data", "teacher", "store"),
+    "plan": ("data", "teacher", "store"),
+    "train": ("data", "student", "store", "train"),
+    "run": ("data", "teacher", "student", "store", "train"),
+}
+
+
+class DataConfig(Settings):
+    """The data set.
+
+    Attributes:
+        conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
+        images: folder the image paths are relative to; not needed to train from a store with `inputs: embed`, nor for
+            text alone.
+        template: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning).
+        max_tokens: samples with more embedded tokens (text + vision) are dropped and listed.
+    """
+
+    conversations: UserPath
+    images: UserPath | None = None
+    template: Literal["plain", "v1"] = "v1"
+    max_tokens: Count | None = 2048
+
+
+class StudentConfig(Settings):
+    """The student.
+
+    Attributes:
+        checkpoint: folder in the official layout, or hub id.
+        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        dtype: of the weights in training; master weights and optimiser state are float32.
+    """
+
+    checkpoint: Checkpoint
+    vision_config: UserPath | None = None
+    dtype: DtypeName = "float32"
+
+
+class RunConfig(Settings):
+    """All sections of a configuration file; a command needs only its own (`SECTIONS_OF`)."""
+
+    data: DataConfig
+    teacher: TeacherConfig | None = None
+    student: StudentConfig | None = None
+    store: StoreConfig
+    train: TrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _losses_have_targets(self) -> Self:
+        """A loss needs its target stored, in a form that it can use; said before the teacher runs, not after."""
+        if self.train is None:
+            return self
+        losses, targets = self.train.losses, self.train.targets
+        weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in losses.weights}
+        problems = []
+        if missing := [term for term, key in weighed.items() if self._is_missing(key)]:
+            problems.append(
+                f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
+                "store the target or set the weight to 0"
+            )
+        problems += [
+            f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
+            for key in weighed.values()
+            if key != "logits" and getattr(self.store, key) == "stem" and getattr(targets, key) == "stored"
+        ]
+        # without a teacher section the store was dumped by another configuration, which may be all that says its kind
+        if self.teacher is not None or "logits" in self.store.model_fields_set:
+            problems += [f"train.{problem}" for problem in losses.problems_with(self.store.logits.kind, "the store")]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _is_missing(self, key: str) -> bool:
+        """Whether a target is neither stored nor given by the teacher's stem."""
+        assert self.train is not None
+        if key == "logits":
+            return self.store.logits.kind == "none"
+        given = getattr(self.train.targets, key) == "stem" or self.train.stem is not None
+        return getattr(self.store, key) == "none" and not given
+
+    def dump_job(self) -> DumpJob:
+        """Phase 1 of this configuration."""
+        assert self.teacher is not None
+        return DumpJob(
+            conversations=self.data.conversations,
+            images=self.data.images,
+            template=self.data.template,
+            max_tokens=self.data.max_tokens,
+            teacher=self.teacher,
+            store=self.store,
+        )
+
+    def train_job(self) -> TrainJob:
+        """Phase 2 of this configuration."""
+        assert self.student is not None and self.train is not None
+        return TrainJob(
+            student=self.student.checkpoint,
+            vision_config=self.student.vision_config,
+            dtype=self.student.dtype,
+            images=self.data.images,
+            template=self.data.template,
+            max_tokens=self.data.max_tokens,
+            store=self.store.path,
+            train=self.train,
+            configuration=self.model_dump(mode="json"),
+        )
+
+
+def load_run_config(path: Path, command: Command) -> RunConfig:
+    """Read and check a configuration file of one stage for `command`; `recipes.py` reads files of several stages.
+
+    Raises:
+        InputError: one line that lists every problem of the file.
+    """
+    config, problems = checked_config(read_yaml(path), command)
+    if config is None or problems:
+        raise refusal(path, problems)
+    return config
+
+
+def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig | None, list[str]]:
+    """The configuration, None where it cannot be made, and every problem with it."""
+    missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
+    problems = [
+        f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
+        for section in missing
+    ]
+    try:
+        return RunConfig.model_validate(values), problems
+    except ValidationError as error:
+        listed = [
+            problem_of(dict(item), RunConfig)
+            for item in error.errors()
+            if item["loc"][:1] not in {(m,) for m in missing}
+        ]
+        return None, problems + listed
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; which YAML, is in docs/configuration.md.
+
+    Raises:
+        InputError: no such file, too large a file, no YAML, or no mapping.
+    """
+    try:
+        with open_regular_or_pipe(path) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise InputError(
+                f"{path}: more than {MAX_FILE_BYTES >> 20} MiB, too large for a configuration; check the path"
+            )
+        values = parse_yaml(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except YamlTextError as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {described(values)}, expected sections {', '.join(SECTIONS_OF['run'])}")
+    return values
+
+
+def refusal(path: Path, problems: list[str]) -> InputError:
+    """One line for all problems of a file."""
+    count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+    return InputError(f"{path}: {count}: {'; '.join(problems)}")

@@ -1,0 +1,214 @@
+"""Right answers of a checkpoint on single questions: greedy generation, exact match after stripping blanks."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.ask import dtype_on
+from alignkd.vlm.data.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
+from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.hardware.devices import usable_device
+from alignkd.vlm.hardware.memory_faults import memory_errors
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns, tokenize_question
+from alignkd.vlm.model.generation import generate_greedy
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+
+QUESTION_TYPES_KEY = "question_types"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One question with the right answer and the model's.
+
+    Attributes:
+        id: the sample's id.
+        image: path relative to the image folder, a tuple of several, or None.
+        question: without the image placeholder.
+        question_type: as the file gives it, or None.
+    """
+
+    id: str
+    image: ImagePaths
+    question: str
+    question_type: str | None
+    expected: str
+    found: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the model's answer is the right one, to the letter."""
+        return self.found == self.expected
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint answered; every figure is counted from `answers`, in the order of the file."""
+
+    answers: tuple[Answer, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0..1."""
+        return sum(answer.right for answer in self.answers) / len(self.answers)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Questions of each type, in the order of their first appearance; untyped questions are left out."""
+        return dict(Counter(answer.question_type for answer in self.answers if answer.question_type is not None))
+
+    @property
+    def by_type(self) -> dict[str, float]:
+        """Share of right answers of each type, 0..1."""
+        right = Counter(answer.question_type for answer in self.answers if answer.right)
+        return {name: right[name] / count for name, count in self.counts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures and answers; `from_json` reads the answers back and counts again."""
+        answers = [{**asdict(answer), "right": answer.right} for answer in self.answers]
+        return {"accuracy": self.accuracy, "by_type": self.by_type, "counts": self.counts, "answers": answers}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
+        """Inverse of `to_json`."""
+        fields = Answer.__dataclass_fields__
+        return cls(
+            tuple(
+                Answer(**{name: _tupled(entry[name]) for name in fields})  # JSON has no tuples
+                for entry in document["answers"]
+            )
+        )
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def evaluate(
+    checkpoint: Path,
+    conversations: Path,
+    images: Path,
+    *,
+    template: TemplateName,
+    vision_config: Path | None = None,
+    max_new_tokens: int = 16,
+    batch: int = 128,
+    device: str | None = None,
+) -> Evaluation:
+    """Ask a checkpoint every question of a LLaVA-style file of single turns.
+
+    Args:
+        checkpoint: folder in the official layout; run in its own dtype on a GPU, in float32 on a CPU.
+        conversations: each entry has one human and one gpt turn; `question_types`, one per turn, is optional.
+        images: folder the image paths are relative to.
+        template: prompt template that the checkpoint was trained with.
+        vision_config: overrides the checkpoint's `mm_vision_tower`.
+        max_new_tokens: an answer is cut here.
+        batch: questions that are answered together at most.
+        device: torch device; None takes a GPU when there is one.
+
+    Raises:
+        InputError: unusable checkpoint, device or file, an entry of several turns, or an image that cannot be read.
+    """
+    questions = load_questions(conversations)
+    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
+    place = usable_device(device)
+    dtype = getattr(torch, dtype_on(place, checkpoint, vision_config))
+    model = load_model(checkpoint, vision_config=vision_config, dtype=dtype, device=place)
+    answers: dict[int, Answer] = {}
+    for numbers in _batches([sample for sample, _ in questions], builder, batch):
+        prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
+        with memory_errors(f"lower the batch (now {batch}), or take the device cpu"):
+            found = generate_greedy(
+                model, prompts, max_new_tokens=max_new_tokens, eos_token_id=builder.tokenizer.eos_token_id
+            )
+        for number, ids in zip(numbers, found, strict=True):
+            answers[number] = _answer(*questions[number], builder.tokenizer.decode(ids))
+    return Evaluation(tuple(answers[number] for number in range(len(questions))))
+
+
+def load_questions(conversations: Path) -> list[tuple[Sample, str | None]]:
+    """The single-turn samples of a file, each with its question type if the file gives it.
+
+    Raises:
+        InputError: no such file, broken JSON, an empty list, or an entry that is no single question.
+    """
+    file = ConversationFile(conversations)
+    if not len(file):
+        raise InputError(f"{conversations}: no questions in it; give a file with at least one")
+    questions = []
+    for index in range(len(file)):
+        entry = file.entry(index)
+        sample = sample_of_entry(index, entry)
+        try:
+            _check_single_question(sample)
+        except SampleError as error:
+            raise InputError(f"{_where(conversations, sample)}: {error}") from error
+        questions.append((sample, _question_type(entry)))
+    return questions
+
+
+def _check_single_question(sample: Sample) -> None:
+    if sample.problem:
+        raise SampleError(sample.problem)
+    check_turns(sample.turns, num_images=len(sample.images))
+    if (speakers := [turn.speaker for turn in sample.turns]) != ["human", "gpt"]:
+        raise SampleError(f"turns of {', '.join(speakers)}, expected human, gpt; ask each question in its own entry")
+
+
+def _question_type(entry: Mapping[str, Any]) -> str | None:
+    types = entry.get(QUESTION_TYPES_KEY)
+    return str(types[0]) if isinstance(types, list) and types else None
+
+
+def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images: Path) -> Example:
+    try:
+        return builder.build_question(sample.turns[:1], read_images(images, sample.image))
+    except SampleError as error:
+        raise InputError(f"{_where(conversations, sample)}: {error}") from error
+
+
+def _batches(samples: Sequence[Sample], builder: ExampleBuilder, size: int) -> Iterator[list[int]]:
+    """Numbers of at most `size` samples, sorted so that prompts of one length stand together."""
+
+    def length(number: int) -> tuple[int, int]:
+        sample, num_images = samples[number], len(samples[number].images)
+        ids = tokenize_question(
+            sample.turns[:1], template=builder.template, num_images=num_images, tokenizer=builder.tokenizer
+        )
+        return num_images, len(ids)
+
+    order = sorted(range(len(samples)), key=length)
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _answer(sample: Sample, question_type: str | None, text: str) -> Answer:
+    question, answer = (turn.value for turn in sample.turns)
+    return Answer(
+        id=sample.id,
+        image=sample.image,
+        question=question.replace(IMAGE_PLACEHOLDER, "").strip(),
+        question_type=question_type,
+        expected=answer.strip(),
+        found=text.strip(),
+    )
+
+
+def _where(conversations: Path, sample: Sample) -> str:
+    return f"{conversations}: sample {sample.id!r} (index {sample.index})"
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write the answers and their figures as JSON, whole or not at all."""
+    write_whole(path, json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `write_evaluation` wrote."""
+    return Evaluation.from_json(read_json(path))

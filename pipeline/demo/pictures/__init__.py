@@ -1,0 +1,1 @@
+"""The pictures of the demo: attention maps and example predictions."""

@@ -1,0 +1,82 @@
+"""Where a model looks when it reads a question: first-layer attention from one word to the picture.
+
+Shapes: P vision tokens, a grid of h x w of them over the square that the model sees, H heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignkd.pipeline.demo.world.scenes import CELL_NAMES, COLUMN_NAMES, ROW_NAMES
+from alignkd.vlm.data.conversations import Sample, read_images
+from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.templates import TemplateName
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+
+# Words that say which part of the picture, or which digit, is asked about; the last one of a question counts.
+TELLING_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
+_LAST_WORD = "?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMap:
+    """One model's attention for one question.
+
+    Attributes:
+        word: the text token that looks.
+        pixels_HWC: the picture as the model sees it, float32 0..1.
+        shares_hw: attention to each vision token, mean over heads, float32; sums to at most 1.
+    """
+
+    word: str
+    pixels_HWC: NDArray[np.float32]
+    shares_hw: NDArray[np.float32]
+
+
+@torch.no_grad()
+def attention_maps(
+    checkpoint: Path, questions: Sequence[Sample], images: Path, *, template: TemplateName, vision_config: Path | None
+) -> list[AttentionMap]:
+    """The attention of a checkpoint for each of `questions`, which all have an image."""
+    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
+    model = load_model(checkpoint, vision_config=vision_config)
+    maps = []
+    for sample in questions:
+        assert sample.image is not None
+        example = builder.build_question(sample.turns[:1], read_images(images, sample.image))
+        batch, (word, row) = collate_sequences([example]), telling_position(example, builder.tokenizer)
+        assert batch.pixel_values_ICHW is not None
+        embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+        columns_BC = torch.from_numpy(example.positions.vision_positions).long()[None]
+        probs_BHRC = model.first_layer_attention(embeds_BLD, torch.tensor([[row]]), columns_BC)
+        side = model.config.vision_grid
+        shares_hw = probs_BHRC[0, :, 0].mean(dim=0).reshape(side, side).numpy()
+        maps.append(AttentionMap(word=word, pixels_HWC=_pixels(example, builder), shares_hw=shares_hw))
+    return maps
+
+
+def telling_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple[str, int]:
+    """The question's telling word and its position in the spliced sequence; the question mark if it has none."""
+    words = [tokenizer.piece(int(token)).strip("\u2581") for token in example.input_ids if token >= 0]
+    positions = example.positions.text_positions
+    for wanted in (TELLING_WORDS, {_LAST_WORD}):
+        found = [number for number, word in enumerate(words) if word in wanted]
+        if found:
+            return words[found[-1]], int(positions[found[-1]])
+    return words[-1], int(positions[-1])
+
+
+def _pixels(example: Example, builder: ExampleBuilder) -> NDArray[np.float32]:
+    """The pixel values before normalisation."""
+    assert example.pixel_values is not None
+    processor = builder.image_processor
+    mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
+    pixels_HWC: NDArray[np.float32] = np.clip(example.pixel_values.transpose(1, 2, 0) * std + mean, 0, 1)
+    return pixels_HWC

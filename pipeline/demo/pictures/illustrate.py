@@ -1,0 +1,62 @@
+"""Chooses what the demo's pictures show and has them drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
+from alignkd.pipeline.demo.pictures.attention_maps import attention_maps
+from alignkd.pipeline.demo.pictures.pictures import draw_attention, draw_losses
+from alignkd.pipeline.demo.settings import EVERYTHING, SUPERVISED_ONLY, TEMPLATE, Recipe
+
+# Of each the first held-out question about three rows, whatever the answers: nothing is picked for its looks.
+SHOWN_TYPES = ("position", "count", "sum", "exists")
+
+
+def draw_pictures(folder: DemoFolder, students: Mapping[Recipe, Sequence[StudentPaths]]) -> dict[str, Path]:
+    """Caption -> PNG: the losses of every row, then where teacher, supervised and Align-KD student look."""
+    metrics = {row.label: [student.metrics for student in group] for row, group in students.items()}
+    pictures = {"Losses": draw_losses(folder.picture("losses"), metrics)}
+    numbers = shown_questions(folder)
+    questions = [sample for sample, _ in load_questions(folder.held_out_set.conversations)]
+    models = {"teacher": (folder.teacher, folder.teacher_evaluation)}
+    for row in (SUPERVISED_ONLY, EVERYTHING):
+        student = students[row][0]
+        models[f"student, {row.label}"] = (student.checkpoint, student.evaluation)
+    asked = [questions[number] for number in numbers.values()]
+    maps = {
+        label: attention_maps(
+            checkpoint,
+            asked,
+            folder.held_out_set.images,
+            template=TEMPLATE,
+            vision_config=folder.vision_config,
+        )
+        for label, (checkpoint, _) in models.items()
+    }
+    answers = {label: read_evaluation(file).answers for label, (_, file) in models.items()}
+    for place, (kind, number) in enumerate(numbers.items()):
+        pictures[f"Where the models look: {kind}"] = draw_attention(
+            folder.picture(f"attention-{kind}"),
+            {label: given[number] for label, given in answers.items()},
+            {label: found[place] for label, found in maps.items()},
+        )
+    return pictures
+
+
+def shown_questions(folder: DemoFolder) -> dict[str, int]:
+    """Type -> number (in the file) of the first held-out question of that type about a square picture."""
+    data = folder.held_out_set
+    shown: dict[str, int] = {}
+    for number, (sample, kind) in enumerate(load_questions(data.conversations)):
+        if kind in SHOWN_TYPES and kind not in shown and sample.images and _is_square(data.images / sample.images[0]):
+            shown[kind] = number
+    return {kind: shown[kind] for kind in SHOWN_TYPES if kind in shown}
+
+
+def _is_square(image: Path) -> bool:
+    """A picture of three rows; one of two is padded before the models see it."""
+    with Image.open(image) as picture:
+        return picture.width == picture.height

@@ -1,0 +1,1 @@
+"""The synthetic data set of the demo: scenes of handwritten digits, questions, tokenizer."""

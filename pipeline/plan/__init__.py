@@ -1,0 +1,1 @@
+"""`alignkd plan`: estimates of disk, memory and time before anything runs."""

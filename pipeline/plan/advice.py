@@ -1,0 +1,156 @@
+"""What to change so that a plan fits: the cheapest steps first, each with what it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from alignkd.pipeline.console import format_bytes
+from alignkd.pipeline.plan.loads import teacher_load
+from alignkd.pipeline.plan.memory import StudentLoad, student_memory, teacher_memory
+from alignkd.storage.codecs.settings import STEM
+
+if TYPE_CHECKING:
+    from alignkd.pipeline.config.run_config import RunConfig
+    from alignkd.pipeline.plan.models import ModelShapes
+    from alignkd.pipeline.plan.plan import Plan
+
+
+def advice(
+    plan: Plan, config: RunConfig, teacher: ModelShapes, student: ModelShapes | None, load: StudentLoad | None
+) -> Plan:
+    """The plan with its advice."""
+    fits = plan.fits_by
+    steps: list[dict[str, Any]] = []
+    if not fits["store"]:
+        steps.append(_store(plan))
+    if not fits["teacher"]:
+        steps.append(_teacher(plan, config, teacher))
+    if student is not None and load is not None and not (fits["student"] and fits["student_host"]):
+        steps.append(_student(plan, student, load))
+    return replace(plan, advice=tuple(steps))
+
+
+def _store(plan: Plan) -> dict[str, Any]:
+    """The stem where it is known to fit the student, else the richest profile that there is room for."""
+    assert plan.disk is not None
+    names = sorted(plan.profiles, key=lambda name: -plan.profiles[name])
+    if plan.stem.usable is not False:
+        names = [STEM, *names] if plan.stem.usable else [*(name for name in names if name != STEM), STEM]
+    for name in names:
+        if (size := plan.profiles[name]) <= plan.disk and (name != STEM or plan.stem.usable is not False):
+            return {"for": "store", "set": {"store.profile": name}, "bytes": size}
+    choices = {
+        target: {name: size for name, size in sizes.items() if name != STEM or plan.stem.usable is not False}
+        for target, sizes in plan.choices.items()
+    }
+    kinds = {target: min(sizes, key=lambda name: sizes[name]) for target, sizes in choices.items() if sizes}
+    least = plan.store.total - sum(
+        plan.store.by_target[target] - plan.choices[target][name] for target, name in kinds.items()
+    )
+    if least <= plan.disk:
+        settings = {f"store.{target}": name for target, name in kinds.items() if target != "logits"}
+        return {"for": "store", "set": {**settings, "store.logits.kind": kinds["logits"]}, "bytes": least}
+    room = int(plan.data.num_samples * plan.disk / least)
+    return {"for": "store", "set": {}, "bytes": least, "say": f"no choice of codecs fits; there is room for {room:,} "
+            "samples: use a part of the data, or more disk"}  # fmt: skip
+
+
+def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, Any]:
+    """The largest token budget that fits, with the mildest quantisation that it needs."""
+    assert config.teacher is not None
+    longest = plan.data.longest(config.data.max_tokens)
+    for quantization in dict.fromkeys([config.teacher.quantization, "int8", "nf4"]):
+        budget = config.teacher.token_budget
+        while True:
+            changed = config.teacher.model_copy(update={"token_budget": budget, "quantization": quantization})
+            other = config.model_copy(update={"teacher": changed})
+            memory = teacher_memory(teacher, teacher_load(other, plan.data, plan.store))
+            if memory.fits(plan.gpu_memory):
+                chosen: dict[str, Any] = {"teacher.token_budget": budget}
+                if quantization != config.teacher.quantization:
+                    chosen["teacher.quantization"] = quantization
+                return {"for": "teacher", "set": chosen, "bytes": memory.peak}
+            if budget <= longest:
+                break
+            budget = max(longest, budget // 2)
+    return _hopeless(
+        "teacher",
+        "the teacher does not fit, even in 4 bits with one sample at a time; take a device with more memory or a "
+        "smaller teacher",
+    )
+
+
+def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any]:
+    """What costs least time: smaller micro-batches, then checkpointing, then offloading, then sums in 16 bits.
+
+    Where the host lacks memory: no offloading, then fewer data workers.
+    """
+    on_host = []
+    for start in _starts(load):
+        for changed in student_choices(start):
+            memory = student_memory(student, changed)
+            if not memory.fits(plan.gpu_memory):
+                continue
+            if memory.fits_host(plan.host_memory):
+                return {"for": "student", "set": _changes(load, changed), "bytes": memory.peak,
+                        "host_bytes": memory.host}  # fmt: skip
+            on_host.append(memory.host)
+    if on_host:
+        return _hopeless(
+            "student",
+            f"training that fits the device takes {format_bytes(min(on_host))} of host memory at least, and the system "
+            "1 GiB; take a machine "
+            "with more, more devices or a smaller student",
+        )
+    return _hopeless(
+        "student",
+        "the student does not fit, even with one sample at a time, checkpointing and offloading; take more devices, a "
+        "smaller student or a lower max_tokens",
+    )
+
+
+def _starts(load: StudentLoad) -> Iterator[StudentLoad]:
+    """The load, without offloading, and each with fewer data workers."""
+    for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
+        for offload in dict.fromkeys([load.offload, False]):
+            yield replace(load, offload=offload, data_workers=workers)
+
+
+def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
+    """The settings by which one load differs from another; the micro-batch in any case."""
+    settings = {"gradient_checkpointing": "gradient_checkpointing", "offload": "offload_optimizer",
+                "float32_gradients": "float32_gradients", "data_workers": "data_workers"}  # fmt: skip
+    found: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
+    for field, setting in settings.items():
+        if (value := getattr(changed, field)) != getattr(load, field):
+            found[f"train.{setting}"] = value
+    return found
+
+
+def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
+    """The same training with less device memory, step by step: what costs least time first."""
+    own = load.float32_gradients
+    for offload, float32 in dict.fromkeys([(load.offload, own), (True, own), (True, False)]):
+        for checkpointing in dict.fromkeys([load.gradient_checkpointing, True]):
+            for size in _halvings(load.micro_batch):
+                yield replace(
+                    load,
+                    offload=offload,
+                    float32_gradients=float32,
+                    gradient_checkpointing=checkpointing,
+                    micro_batch=size,
+                    accumulates=load.accumulates or size < load.micro_batch,
+                    batch_bytes=load.batch_bytes * size // load.micro_batch,
+                )
+
+
+def _halvings(size: int) -> Iterator[int]:
+    while size:
+        yield size
+        size //= 2
+
+
+def _hopeless(part: str, say: str) -> dict[str, Any]:
+    return {"for": part, "set": {}, "bytes": None, "say": say}

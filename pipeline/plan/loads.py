@@ -1,0 +1,75 @@
+"""From a configuration and counted data to what decides the memory of both phases."""
+
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.memory import ELEMENT, StudentLoad, TeacherLoad
+from alignkd.pipeline.plan.models import ModelShapes
+from alignkd.pipeline.plan.samples import DataSize
+from alignkd.pipeline.plan.store import TARGETS, StoreSize
+from alignkd.storage.codecs.settings import NOT_STORED
+
+
+def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> TeacherLoad:
+    """Of the teacher pass: its fullest batch."""
+    assert config.teacher is not None
+    teacher, rows = config.teacher, data.rows
+    longest, shortest = data.longest(config.data.max_tokens), max(1, int(rows.length.min()))
+    tokens = max(teacher.token_budget, longest)
+    samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
+    stored = sum(store.by_target[target] for target in TARGETS)
+    per_token = max(1.0, float(rows.length.sum()))
+    computed = config.store.attention not in NOT_STORED or config.store.vision_top not in NOT_STORED
+    return TeacherLoad(
+        dtype=teacher.dtype,
+        quantization=teacher.quantization,
+        tokens=min(tokens, samples * longest),
+        longest=longest,
+        images=samples * max(1, int(rows.images.max())),
+        supervised=round(tokens * float(rows.supervised.sum()) / per_token),
+        queries=round(tokens * float(rows.queries.sum()) / per_token) if computed else 0,
+        stored=round(tokens * stored / (data.num_records * data.mean("length"))),
+        keeps_logits=config.store.logits.kind not in ("hidden", "none"),
+    )
+
+
+def student_load(
+    config: RunConfig, data: DataSize, store: StoreSize, teacher: ModelShapes, *, devices: int, stem_weights: int = 0
+) -> StudentLoad | None:
+    """Of training: a micro-batch padded to the longest sample; None where the configuration trains nobody.
+
+    Args:
+        stem_weights: bytes of the teacher's stem on the device, 0 where nothing is taken from it.
+    """
+    if config.student is None or config.train is None:
+        return None
+    train, rows = config.train, data.rows
+    limit = config.data.max_tokens
+    whole = train.global_batch or train.micro_batch * devices
+    longest = data.longest(limit)
+    return StudentLoad(
+        dtype=config.student.dtype,
+        micro_batch=train.micro_batch,
+        length=longest,
+        supervised=data.most("supervised", limit),
+        queries=data.most("queries", limit) * int(rows.images.max()) if train.losses.attention > 0 else 0,
+        teacher_heads=teacher.size.num_heads,
+        teacher_hidden=teacher.size.hidden_size,
+        hidden_logits=config.store.logits.kind == "hidden" and train.losses.logit > 0,
+        head_chunk_mib=train.losses.head_chunk_mib,
+        attention_chunk_mib=train.losses.attention_chunk_mib,
+        devices=devices,
+        offload=train.offload_optimizer,
+        gradient_checkpointing=train.gradient_checkpointing,
+        accumulates=whole > train.micro_batch * devices,
+        stem_weights=stem_weights,
+        float32_gradients=train.float32_gradients,
+        data_workers=train.data_workers,
+        batch_bytes=train.micro_batch * _prepared_bytes(data, store, teacher, longest, from_stem=stem_weights > 0),
+    )
+
+
+def _prepared_bytes(data: DataSize, store: StoreSize, teacher: ModelShapes, longest: int, *, from_stem: bool) -> int:
+    """Of a sample as data workers hand it over: pixels in float32, targets as stored, token embeddings for the stem."""
+    pixels = int(data.rows.images.max()) * 4 * 3 * teacher.size.image_size**2
+    targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
+    rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * longest if from_stem else 0
+    return pixels + round(targets * longest / max(1.0, data.mean("length"))) + rows

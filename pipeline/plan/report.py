@@ -1,0 +1,145 @@
+"""A plan as text: what is arithmetic, what was measured, what was assumed, and what to change."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from alignkd.pipeline.console import format_bytes
+from alignkd.pipeline.plan.devices import STUDENT_SHARE, TEACHER_SHARE
+from alignkd.pipeline.plan.host import BESIDE_TRAINING
+from alignkd.pipeline.plan.memory import BESIDE_TORCH, Memory
+from alignkd.pipeline.plan.plan import Plan
+from alignkd.pipeline.runs.dump_status import duration
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """Everything, part by part."""
+    if plan.name is not None:
+        yield f"stage {plan.name}"
+    yield from _data_lines(plan)
+    yield ""
+    yield from _store_lines(plan)
+    yield ""
+    yield from _stem_lines(plan)
+    yield ""
+    yield from _memory_lines("teacher pass", plan.teacher, plan.gpu_memory)
+    if plan.student is not None:
+        yield ""
+        yield from _memory_lines("training", plan.student, plan.gpu_memory)
+        yield from _host_lines(plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
+        yield ""
+        yield from _student_table(plan)
+    yield ""
+    yield from _hour_lines(plan)
+    yield ""
+    yield from _advice_lines(plan)
+
+
+def _data_lines(plan: Plan) -> Iterator[str]:
+    data = plan.data
+    how = "all of them counted" if data.exact else f"{data.counted:,} counted, the rest by proportion"
+    yield (
+        f"data      {data.num_samples:,} samples ({how}), about {data.num_records:,.0f} usable; "
+        f"{data.mean('length'):.0f} tokens on average, longest counted {int(data.rows.length.max())}; per sample "
+        f"{data.mean('supervised'):.0f} supervised, {data.mean('queries'):.0f} text queries, "
+        f"{data.mean('images'):.2f} images"
+    )
+    for note in data.notes:
+        yield f"          {note}"
+
+
+def _store_lines(plan: Plan) -> Iterator[str]:
+    room = "" if plan.disk is None else f", room for {format_bytes(plan.disk)}: {_fits(plan.fits_by['store'])}"
+    yield f"store     {format_bytes(plan.store.total)} (arithmetic){room}"
+    per_sample = max(1.0, plan.data.num_records)
+    for target, size in plan.store.by_target.items():
+        yield f"  {target:<12} {format_bytes(size):>10}  {format_bytes(round(size / per_sample)):>10} per sample"
+    if plan.entries_per_position:
+        yield f"  {plan.entries_per_position:.1f} kept tokens per supervised position ({plan.entries_source})"
+    yield "  by codec"
+    for target, sizes in plan.choices.items():
+        shown = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
+        yield f"    {target:<11} {shown}"
+    profiles = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.profiles.items())
+    yield f"    whole store by profile: {profiles}"
+
+
+def _stem_lines(plan: Plan) -> Iterator[str]:
+    stem, known = plan.stem, {True: "usable", False: "NOT usable", None: "not known to be usable"}
+    yield f"stem      {known[stem.usable]}: {stem.reason}"
+    share = f", {stem.operations:.1%} more operations per step" if stem.operations else ""
+    yield (
+        f"  attention and vision targets for 0 bytes: the store then takes {format_bytes(stem.store_bytes)} (profile "
+        f"stem), training {format_bytes(stem.sizes.device)} more on the device and {format_bytes(stem.sizes.host)} on "
+        f"the host{share} (arithmetic)"
+    )
+    if stem.recommended:
+        yield f"  recommended: set store.profile: stem  (saves {format_bytes(stem.saved_bytes)})"
+
+
+def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:
+    yield (
+        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic); with "
+        f"{format_bytes(BESIDE_TORCH)} beside torch on {format_bytes(device)}: {_fits(memory.fits(device))}"
+    )
+    yield from _part_lines(memory.parts)
+
+
+def _host_lines(memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
+    yield (
+        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; of CUDA's share assumed); with "
+        f"{format_bytes(BESIDE_TRAINING)} for the system on {format_bytes(host)}: {_fits(fits)}"
+    )
+    yield from _part_lines(memory.host_parts)
+
+
+def _part_lines(parts: Mapping[str, int]) -> Iterator[str]:
+    return (f"  {part:<34} {format_bytes(size):>10}" for part, size in parts.items() if size)
+
+
+def _student_table(plan: Plan) -> Iterator[str]:
+    yield "training on n devices (ZeRO-2), memory of each"
+    header = ["devices", "plain", "checkpointing", "offload", "both"]
+    yield "  " + "  ".join(f"{cell:>13}" for cell in header)
+    for count in dict.fromkeys(row["devices"] for row in plan.table):
+        rows = [row for row in plan.table if row["devices"] == count]
+        yield "  " + "  ".join([f"{count:>13}", *(f"{_cell(row):>13}" for row in _ordered(rows))])
+
+
+def _ordered(rows: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    return sorted(rows, key=lambda row: (bool(row["offload"]), bool(row["gradient_checkpointing"])))
+
+
+def _cell(row: Mapping[str, object]) -> str:
+    return f"{format_bytes(int(str(row['bytes'])))}{'' if row['fits'] else ' !'}"
+
+
+def _hour_lines(plan: Plan) -> Iterator[str]:
+    yield (
+        f"hours     on one device, arithmetic: {TEACHER_SHARE:.0%} of the data sheet's rate assumed for the teacher "
+        f"pass, {STUDENT_SHARE:.0%} for training"
+    )
+    for device, phases in plan.hours.items():
+        yield f"  {device:<10} " + "  ".join(f"{phase} {duration(3600 * hours):>9}" for phase, hours in phases.items())
+    if plan.probe is not None:
+        probe = plan.probe
+        seconds = plan.data.num_samples / max(probe.samples_per_second, 1e-9)
+        yield (
+            f"  measured on {probe.device}: {probe.samples_per_second:.2f} samples/s over {probe.samples} samples: "
+            f"dump {duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
+            + ("" if probe.device_memory_bytes is None else f"; {format_bytes(probe.device_memory_bytes)} allocated")
+        )
+
+
+def _advice_lines(plan: Plan) -> Iterator[str]:
+    if all(plan.fits_by.values()):
+        yield "everything fits"
+        return
+    for step in plan.advice:
+        if "say" in step:
+            yield f"{step['for']}: {step['say']}"
+            continue
+        settings = ", ".join(f"{key}: {value}" for key, value in step["set"].items())
+        yield f"{step['for']}: set {settings}  (then {format_bytes(step['bytes'])})"
+
+
+def _fits(yes: bool) -> str:
+    return "fits" if yes else "DOES NOT FIT"

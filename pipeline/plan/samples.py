@@ -1,0 +1,248 @@
+"""How many rows every sample brings to every array of a store: what its size follows from.
+
+Counted from the data itself by the dump's own tokenizer and templates, for the first shards of the plan: each of them
+is a random draw from the whole data set, so a few thousand samples say within about a percent what all will take.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from alignkd.pipeline.data.process_pool import Workers, usable_cpus
+from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.inputs.examples import is_overlong
+
+SAMPLES_PER_TASK = 128
+SHA256 = "0" * 64
+# shares of `--samples N --mean-tokens T`, where nothing is known of the data: bytes of UTF-8 per token of LLaVA's
+# conversations, tokens of the system prompt before an image
+BYTES_PER_TOKEN = 4.0
+TOKENS_BEFORE_IMAGE = 36
+TYPICAL_ID_BYTES = 12
+TYPICAL_FIELDS_BYTES = 220
+TYPICAL_IMAGE_BYTES = 90_000
+TYPICAL_REASON_BYTES = 150
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleRows:
+    """What each sample that gets a record brings; int64 [samples] in the order of the plan.
+
+    Attributes:
+        shard: which shard it is in.
+        text: bytes of its conversation and image paths as the store keeps them.
+        id: bytes of the user's id.
+        tokens: ids before splicing.
+        length: embedded tokens.
+        images: of this sample.
+        queries: text positions after the last image.
+        supervised: positions with a label next.
+        image: stands for its images; 0 without one.
+        image_bytes: of their files, 0 where nobody looked.
+    """
+
+    shard: NDArray[np.int64]
+    text: NDArray[np.int64]
+    id: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    length: NDArray[np.int64]
+    images: NDArray[np.int64]
+    queries: NDArray[np.int64]
+    supervised: NDArray[np.int64]
+    image: NDArray[np.int64]
+    image_bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def of_shard(self, shard: int) -> Self:
+        """The samples of one shard."""
+        rows = self.shard == shard
+        return type(self)(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSize:
+    """A data set as far as it was counted.
+
+    Attributes:
+        num_samples: in all of it.
+        shard_sizes: planned samples of the counted shards.
+        rows: of the counted samples that get a record.
+        unusable: counted samples that get none, `unusable_bytes` what listing them takes.
+        exact: every sample was counted.
+        notes: what was not looked at, or assumed.
+    """
+
+    num_samples: int
+    shard_sizes: tuple[int, ...]
+    rows: SampleRows
+    unusable: int
+    unusable_bytes: int
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> int:
+        """Samples looked at."""
+        return sum(self.shard_sizes)
+
+    @property
+    def num_records(self) -> float:
+        """Records of the whole store, about."""
+        return self.num_samples * len(self.rows) / max(1, self.counted)
+
+    def longest(self, max_tokens: int | None) -> int:
+        """Most embedded tokens of a sample; where not all were counted there may be one as long as allowed."""
+        counted = int(self.rows.length.max(initial=1))
+        return counted if self.exact or max_tokens is None else max(counted, max_tokens)
+
+    def most(self, name: str, max_tokens: int | None) -> int:
+        """Most text positions of a kind (`queries`, `supervised`) of a sample; a longer sample may have more."""
+        more = self.longest(max_tokens) - int(self.rows.length.max(initial=1))
+        return int(getattr(self.rows, name).max(initial=0)) + more
+
+    def mean(self, name: str) -> float:
+        """Mean of a column of `rows`."""
+        values = getattr(self.rows, name)
+        return float(values.mean()) if len(values) else 0.0
+
+
+def count_samples(
+    scan: Scan, plan: Sequence[NDArray[np.int64]], *, max_tokens: int | None, at_least: int, embed: bool
+) -> DataSize:
+    """Count the first shards of a plan, so many that they hold `at_least` samples.
+
+    Args:
+        scan: the data and how to tokenise it; images are opened, never decoded.
+        plan: data-set indices of every shard.
+        embed: whether the sizes of image files matter.
+    """
+    shards = [*_first_shards(plan, at_least)]
+    counting = _Counting(scan=scan, max_tokens=max_tokens, embed=embed)
+    numbers = [(shard, int(index)) for shard in shards for index in plan[shard]]
+    tasks = [numbers[start : start + SAMPLES_PER_TASK] for start in range(0, len(numbers), SAMPLES_PER_TASK)]
+    found: list[tuple[int, ...]] = []
+    # disable=None: quiet when stderr is not a terminal
+    with (
+        Workers(counting, min(usable_cpus(), max(1, len(tasks) // 8))) as pool,
+        tqdm(total=len(numbers), desc="count", unit="sample", disable=None) as bar,
+    ):
+        for rows in pool.map(_count, tasks):
+            found += rows
+            bar.update(SAMPLES_PER_TASK)
+    usable = [row for row in found if len(row) > 1]
+    columns = np.array(usable, np.int64).reshape(len(usable), len(fields(SampleRows))).T
+    return DataSize(
+        num_samples=sum(map(len, plan)),
+        shard_sizes=tuple(len(plan[shard]) for shard in shards),
+        rows=SampleRows(**{item.name: column for item, column in zip(fields(SampleRows), columns, strict=True)}),
+        unusable=len(found) - len(usable),
+        unusable_bytes=sum(row[0] for row in found if len(row) == 1),
+        exact=len(shards) == len(plan),
+        notes=() if scan.images is not None else ("images were not looked at",),
+    )
+
+
+def assumed_samples(
+    num_samples: int, mean_tokens: float, *, shard_size: int, vision_tokens: int, supervised_share: float, plain: bool
+) -> DataSize:
+    """A data set of which only its size is known: every sample has one image and the mean length.
+
+    Args:
+        mean_tokens: embedded tokens (text + vision).
+        supervised_share: of the text tokens after the image.
+        plain: no system prompt stands before the image.
+    """
+    text = max(2, round(mean_tokens) - vision_tokens)
+    before = 1 if plain else min(TOKENS_BEFORE_IMAGE, text // 2)
+    queries = text - before
+    shards = -(-num_samples // shard_size)
+    size = min(shard_size, num_samples)
+    row = [0, round(BYTES_PER_TOKEN * text) + TYPICAL_FIELDS_BYTES, TYPICAL_ID_BYTES, text + 1, text + vision_tokens, 1,
+           queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES]  # fmt: skip
+    columns = np.tile(np.array(row, np.int64)[:, None], size)
+    rows = {item.name: column.copy() for item, column in zip(fields(SampleRows), columns, strict=True)}
+    rows["image"] = np.arange(1, size + 1)
+    return DataSize(
+        num_samples=num_samples,
+        shard_sizes=(size,),
+        rows=SampleRows(**rows),
+        unusable=0,
+        unusable_bytes=0,
+        exact=shards == 1,
+        notes=(
+            f"no data was read: every sample is assumed to have one image, {text + vision_tokens} tokens and "
+            f"{supervised_share:.0%} of the {queries} text tokens after the image supervised",
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counting:
+    """What a worker process needs."""
+
+    scan: Scan
+    max_tokens: int | None
+    embed: bool
+
+
+def _count(counting: _Counting, numbers: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """The columns of `SampleRows` of each usable sample; of the others one number, the bytes of their entry."""
+    return [_row(counting, shard, counting.scan.find(index)[1]) for shard, index in numbers]
+
+
+def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
+    scan = counting.scan
+    state, length, reason = judge_text(scan, sample)
+    image_state = judge_image(scan, sample)[0] if state == TextState.USABLE else ImageState.NONE
+    broken = image_state not in (ImageState.NONE, ImageState.USABLE)
+    overlong = counting.max_tokens is not None and is_overlong(length, counting.max_tokens)
+    if state != TextState.USABLE or broken or overlong:
+        return (len(sample.id.encode("utf-8", "replace")) + (len(reason.encode()) or TYPICAL_REASON_BYTES),)
+    tokens = scan.builder.tokenize(sample.turns, num_images=len(sample.images))
+    positions = tokens.positions
+    return (
+        shard,
+        len(_stored_text(sample)),
+        len(sample.id.encode("utf-8", "surrogatepass")),
+        len(tokens.input_ids),
+        positions.length,
+        positions.num_images,
+        len(positions.tqv_query_positions),
+        len(positions.supervised_positions),
+        image_key("\0".join(sample.images)) >> 1 if sample.images else 0,  # 63 bits
+        sum(_file_sizes(scan.images, sample)) if counting.embed else 0,
+    )
+
+
+def _stored_text(sample: Sample) -> bytes:
+    hashes = [SHA256] * len(sample.images)
+    stored = {
+        "conversations": sample.conversations(),
+        "image": sample.image,
+        "image_sha256": hashes if len(hashes) > 1 else hashes[0] if hashes else None,
+    }
+    text = json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _file_sizes(folder: Path | None, sample: Sample) -> Iterator[int]:
+    for path in sample.images:
+        yield (folder / path).stat().st_size if folder is not None else TYPICAL_IMAGE_BYTES
+
+
+def _first_shards(plan: Sequence[NDArray[np.int64]], at_least: int) -> Iterator[int]:
+    counted = 0
+    for number, shard in enumerate(plan):
+        if counted >= at_least:
+            return
+        counted += len(shard)
+        yield number

@@ -1,0 +1,1 @@
+"""`alignkd report`: the metrics of finished runs as a table and as a picture."""

@@ -1,0 +1,71 @@
+"""Runs side by side as a table: one column per run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignkd.pipeline.report.load import LOSSES, Run
+
+HEADING = "# Training runs"
+NAMES = {"loss": "loss (weighted sum)", "vision_all": "vision, all tokens", "vision_focus": "vision, focus tokens"}
+
+
+def is_report(path: Path) -> bool:
+    """Whether `path` is a page that `markdown_table` made."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HEADING)) == HEADING.encode()
+
+
+def markdown_table(runs: Sequence[Run], *, picture: str, smooth: int) -> str:
+    """A page: table, picture, and what the figures are."""
+    rows = _rows(runs)
+    width = len(runs)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, f"|:--|{'--:|' * width}")
+    note = (
+        f"Losses are means over the last {smooth} steps that have the term, curves running means over as many; a term "
+        "of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
+    )
+    return "\n".join([HEADING, "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
+
+
+def plain_table(runs: Sequence[Run]) -> str:
+    """The same table for a terminal."""
+    rows = _rows(runs)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rows(runs: Sequence[Run]) -> list[list[str]]:
+    terms = [term for term in LOSSES if any(term in run.final for run in runs)]
+    kinds = sorted({kind for run in runs for kind in run.samples_by_kind})
+    figures: list[tuple[str, Callable[[Run], str]]] = [
+        ("state", lambda run: run.state),
+        ("steps", lambda run: f"{run.steps:,}"),
+        ("samples seen", lambda run: f"{run.samples_seen:,}"),
+        *((f"samples {kind.replace('_', ' ')}", _kind(kind)) for kind in kinds),
+        ("skipped steps", lambda run: str(run.skipped)),
+        *((NAMES.get(term, term), _final(term)) for term in terms),
+        ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
+        ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),
+        ("waiting for data", lambda run: _number(run.wait_share, ".1%")),
+        ("peak memory, MiB", lambda run: _number(run.peak_memory_mib, ",.0f")),
+    ]
+    return [["", *(run.name for run in runs)], *([label, *(cell(run) for run in runs)] for label, cell in figures)]
+
+
+def _kind(kind: str) -> Callable[[Run], str]:
+    return lambda run: _number(run.samples_by_kind.get(kind), ",d")
+
+
+def _final(term: str) -> Callable[[Run], str]:
+    return lambda run: _number(run.final.get(term), ".4g")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

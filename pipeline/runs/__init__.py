@@ -1,0 +1,1 @@
+"""Dump and training as processes: stages, signals, status."""

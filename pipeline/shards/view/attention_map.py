@@ -1,0 +1,125 @@
+"""What a text query looks at, and where on the image that is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.pipeline.shards.view.record_view import vision_blocks, vision_grid
+from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.record.encoded import as_float32
+from alignkd.storage.record.record import Record
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.vlm.errors import InputError
+
+# sides of vision towers that are looked for
+SIDES = range(14, 1025, 2)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionMap:
+    """Attention of one query, or the mean over all, on the grid of vision tokens, float32 [rows, columns]."""
+
+    values: NDArray[np.float32]
+    title: str
+
+
+def attention_map(
+    record: Record,
+    manifest: Manifest,
+    pieces: Callable[[int], str],
+    *,
+    head: int | None,
+    token: str | None,
+    image: int = 0,
+) -> AttentionMap:
+    """The map of one head (None: their mean) and one text query (None: the mean over all).
+
+    Args:
+        token: position of the query in the spliced sequence, or its piece, the blank's mark left out or not.
+        image: which of the record's images.
+
+    Raises:
+        InputError: there is no such head or query, or the store keeps no text-query-vision attention.
+    """
+    pairs, heads = manifest.codecs.attention_pairs, manifest.shapes.num_heads
+    if record.attention is None or pairs != "tqv":
+        if record.attention is not None:
+            found, step = f"{pairs} attention", "dump it with store.attention_pairs tqv"
+        elif manifest.codecs.attention == STEM:
+            found, step = "no stored attention (store.attention is stem)", "dump it with store.profile compact"
+        else:
+            found, step = "no attention", "dump it with store.attention float16 or sqrt_u8"
+        raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
+    if head is not None and not 0 <= head < heads:
+        raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
+    attention = as_float32(record.attention)
+    attention = attention[image] if record.num_images > 1 else attention
+    shown = "mean over heads" if head is None else f"head {head}"
+    attention = attention.mean(1) if head is None else attention[:, head]
+    if token is None:
+        values, title = attention.mean(0), f"mean over {len(attention)} text queries, {shown}"
+    else:
+        row, piece = _query(record, pieces, token)
+        values, title = attention[row], f"{piece} @{record.tqv_query_positions[row]}, {shown}"
+    return AttentionMap(values=values.reshape(vision_grid(manifest)), title=title)
+
+
+def input_number(record: Record, position: int) -> int:
+    """Place in `input_ids` of a text position of the spliced sequence."""
+    images_before = sum(int(positions[-1]) < position for positions in vision_blocks(record))
+    return position - int(np.count_nonzero(record.vision_positions < position)) + images_before
+
+
+def map_extent(
+    width: int, height: int, *, padded: bool = True, image_size: int = 336
+) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top edge of the map in pixels of the image (y downwards, pixel edges at 0).
+
+    A padded image lies in the middle of a square of its longer side, the padding rounded down on the left and top; an
+    image that is not padded gives the tower its central square, of which the resized version is cut.
+    """
+    if padded:
+        side = max(width, height)
+        left, top = -((side - width) // 2), -((side - height) // 2)
+        return float(left), float(left + side), float(top + side), float(top)
+    short = min(width, height)
+    scale = short / image_size
+    cut = [(int(image_size * length / short) - image_size) // 2 * scale for length in (width, height)]
+    return cut[0], cut[0] + short, cut[1] + short, cut[1]
+
+
+def is_padded(manifest: Manifest) -> tuple[bool, int]:
+    """Whether the teacher saw padded images, and the tower's side, found by the processor's fingerprint; padded to 336,
+    as MobileVLM V2 does, where it is an unusual one."""
+    from alignkd.vlm.inputs.images import ImageProcessor
+
+    wanted = manifest.fingerprint.get("image_processor")
+    for padded in (True, False):
+        for side in SIDES:
+            if ImageProcessor(side, pad_to_square=padded).fingerprint == wanted:
+                return padded, side
+    return True, 336
+
+
+def _query(record: Record, pieces: Callable[[int], str], token: str) -> tuple[int, str]:
+    """Row of the attention, and the query's piece."""
+    positions = record.tqv_query_positions.tolist()
+    found: list[Any] = [pieces(int(record.input_ids[input_number(record, position)])) for position in positions]
+    if token.lstrip("@").isdigit() and int(token.lstrip("@")) in positions:
+        row = positions.index(int(token.lstrip("@")))
+        return row, found[row]
+    rows = [row for row, piece in enumerate(found) if token in (piece, piece.lstrip("\u2581"))]
+    if not rows:
+        raise InputError(
+            f"--token is {token!r}, no text query of sample {record.id!r}; queries are at positions "
+            f"{positions[0]}..{positions[-1]}: {' '.join(found)[:200]}"
+            if positions
+            else f"--token is {token!r}, but sample {record.id!r} has no text query"
+        )
+    if len(rows) > 1:
+        places = ", ".join(str(positions[row]) for row in rows[:8])
+        raise InputError(f"--token {token!r} is at {len(rows)} positions; choose one of them ({places})")
+    return rows[0], found[rows[0]]

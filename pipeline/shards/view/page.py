@@ -1,0 +1,66 @@
+"""A record as a page of text for a terminal."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH = 110
+
+
+def page(seen: dict[str, Any], note: str | None = None) -> str:
+    """The summary of a record (`alignkd.pipeline.shards.view.record_view.summary`) as text.
+
+    Args:
+        note: said in place of what the teacher says.
+    """
+    lines = [f"{name:<14}{seen[name]}" for name in ("id", "index", "key")]
+    for name in ("image", "image_sha256"):
+        lines += [f"{name:<14}{value}" for value in (seen[name] if seen["num_images"] > 1 else [seen[name]])]
+    lines += [f"{turn['from']:>12}: {turn['value']!r}" for turn in seen["conversations"]]
+    vision = ", ".join(f"{first}..{last}" for first, last in seen["vision_spans"]) or "none"
+    lines.append(
+        f"{'sequence':<14}{seen['sequence_length']} positions, vision {vision}, {seen['num_queries']} text queries, "
+        f"{len(seen['supervised'])} supervised"
+    )
+    lines += [f"{'tokens':<14}pieces, those that are learnt in [ ]", *token_lines(seen)]
+    lines += [f"{name:<24}{target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
+    if seen["from_stem"]:
+        lines.append(f"{'not stored':<24}{', '.join(seen['from_stem'])}: the teacher's stem gives them in training")
+    lines += [] if note is None else [note]
+    lines += [position_line(row) for row in seen["supervised"]]
+    if seen["focus"]:
+        rank = len(seen["focus"])
+        lines.append(f"focus (rank of each vision token among the top {rank})")
+        rows, columns = seen["vision_grid"]
+        for number in range(seen["num_images"]):
+            lines += [f"image {number + 1}"] if seen["num_images"] > 1 else []
+            lines += focus_grid(seen["focus"], rows, columns, image=number)
+    return "\n".join(lines)
+
+
+def token_lines(seen: dict[str, Any]) -> list[str]:
+    """The pieces of the input, wrapped; supervised ones in brackets."""
+    pairs = zip(seen["input_pieces"], seen["input_supervised"], strict=True)
+    words = " ".join(f"[{piece}]" if learnt else piece for piece, learnt in pairs)
+    return textwrap.wrap(
+        words, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def focus_grid(focus: Sequence[int], rows: int, columns: int, image: int = 0) -> list[str]:
+    """The vision tokens of an image as a grid, the rank of the focused ones from 1, a dot for the others."""
+    rank = {token - image * rows * columns: str(place + 1) for place, token in enumerate(focus)}
+    cells = [f"{rank.get(token, '.'):>3}" for token in range(rows * columns)]
+    return ["".join(cells[row * columns : (row + 1) * columns]) for row in range(rows)]
+
+
+def position_line(row: dict[str, Any]) -> str:
+    """One supervised position: its label and what the teacher says."""
+    head = f"  @{row['position']:<5} label {row['label_piece']:<14}"
+    if "top" in row:
+        best = "  ".join(f"{entry['piece']} {entry['prob']:.3f}" for entry in row["top"])
+        return f"{head} p {row['label_prob']:.3f}  tail {row['tail_mass']:.1e}  top  {best}"
+    if "draws" in row:
+        best = "  ".join(f"{entry['piece']} {entry['count']}x" for entry in row["draws"])
+        return f"{head} entropy {row['entropy']:.3f}  {row['distinct']} of {row['num_draws']} draws differ  {best}"
+    return head.rstrip()

@@ -1,0 +1,78 @@
+"""The images of a record with the teacher's first-layer attention over them, as a PNG."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from alignkd.pipeline.picture_file import SHARDS_SHOW, save_picture
+from alignkd.pipeline.shards.view.attention_map import attention_map, is_padded, map_extent
+from alignkd.pipeline.shards.view.pieces import Pieces
+from alignkd.storage.record.images import every_one
+from alignkd.storage.record.record import Record
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.images import decode_image
+
+DPI = 150
+OPACITY = 0.55
+
+
+def draw_attention(
+    record: Record,
+    manifest: Manifest,
+    pieces: Pieces,
+    files: Sequence[bytes],
+    png: Path,
+    *,
+    head: int | None,
+    token: str | None,
+) -> None:
+    """Write each image, and beside it the image under the attention map; see `attention_map`. One scale for all.
+
+    Args:
+        files: the bytes of each image file.
+
+    Raises:
+        InputError: there is no such head or query, or no such attention in the store.
+        SampleError: the image cannot be read, or is not the one that the teacher saw.
+    """
+    images = [np.asarray(decode_image(content)) for content in _checked(record, files)]
+    maps = [attention_map(record, manifest, pieces, head=head, token=token, image=n) for n in range(len(images))]
+    brightest = max(float(shown.values.max()) for shown in maps)
+    padded, side = is_padded(manifest)
+    figure = Figure(figsize=(8, 4 * len(images)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for image, shown, (plain, over) in zip(images, maps, figure.subplots(len(images), 2, squeeze=False), strict=True):
+        for axes in (plain, over):
+            _draw_image(axes, image)
+        extent = map_extent(image.shape[1], image.shape[0], padded=padded, image_size=side)
+        style: Any = {"cmap": "inferno", "alpha": OPACITY, "interpolation": "nearest", "vmin": 0, "vmax": brightest}
+        drawn = over.imshow(shown.values, extent=extent, **style)
+        over.set_xlim(0, image.shape[1])
+        over.set_ylim(image.shape[0], 0)
+        plain.set_title(f"{record.id} (index {record.index})", fontsize=8, parse_math=False)
+        over.set_title(shown.title.replace("\u2581", " "), fontsize=8, parse_math=False)
+        figure.colorbar(drawn, ax=over, label="attention", shrink=0.8)
+    save_picture(figure, png, SHARDS_SHOW, dpi=DPI)
+
+
+def _checked(record: Record, files: Sequence[bytes]) -> Sequence[bytes]:
+    for image, sha256, content in zip(record.images, every_one(record.image_sha256), files, strict=True):
+        if (found := hashlib.sha256(content).hexdigest()) != sha256:
+            raise SampleError(
+                f"image {image}: sha256 is {found[:12]}, the teacher saw {sha256[:12]}; "
+                "give the folder with the original images"
+            )
+    return files
+
+
+def _draw_image(axes: Any, image: np.ndarray[Any, Any]) -> None:
+    """Pixel edges at whole numbers, as `map_extent` counts."""
+    axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+    axes.set_xticks([])
+    axes.set_yticks([])

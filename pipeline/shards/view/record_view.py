@@ -1,0 +1,143 @@
+"""A stored record as other programs read it: named tensors, stored parts, a JSON summary."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.pipeline.shards.view.pieces import Pieces
+from alignkd.pipeline.shards.view.teacher_view import supervised_rows
+from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.storage.record.encoded import EncodedArray
+from alignkd.storage.record.record import HiddenStates, Logits, Record, SampledLogits, Target, TruncatedLogits
+from alignkd.storage.schema.manifest import Manifest
+
+# of a record's stored columns, text that is better read elsewhere
+_TEXT_COLUMNS = ("keys", "id", "text")
+
+
+def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Every array of a record under its public name; targets that are not stored are left out.
+
+    Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P]. Ids, labels,
+    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. Of k > 1 images P is
+    k * P, image by image, and their files are `image_bytes_0`, `image_bytes_1`, ...
+    """
+    tensors: dict[str, NDArray[Any] | None] = {
+        "input_ids": record.input_ids,
+        "labels": record.labels,
+        "vision_positions": record.vision_positions,
+        "tqv_query_positions": record.tqv_query_positions,
+        "supervised_positions": record.supervised_positions,
+        f"{manifest.codecs.attention_pairs}_attention": None
+        if record.attention is None
+        else heads_first(_floats(record.attention)),
+        "vision_top_index": record.vision_top_index,
+        "vision_top_embeddings": _floats(record.vision_top_embeddings),
+        "vision_embeddings": None
+        if record.vision_embeddings is None
+        else _floats(record.vision_embeddings).reshape(-1, record.vision_embeddings.shape[-1]),
+        **_logit_tensors(record.logits),
+    }
+    widened = {name: _widened(values) for name, values in tensors.items() if values is not None}
+    files = record.image_files
+    names = (
+        [f"image_bytes_{number}" for number in range(len(files))] if len(files) > 1 else ["image_bytes"] * len(files)
+    )
+    return widened | {name: np.frombuffer(file, np.uint8) for name, file in zip(names, files, strict=True)}
+
+
+def heads_first(attention: NDArray[Any]) -> NDArray[Any]:
+    """[R, Ht, C] or, of k images, [k, R, Ht, P] -> [Ht, R, C], the images' columns side by side."""
+    if attention.ndim == 3:
+        return attention.transpose(1, 0, 2)
+    k, rows, heads, columns = attention.shape
+    return attention.transpose(2, 1, 0, 3).reshape(heads, rows, k * columns)
+
+
+def stored_parts(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Every array of a record as the store holds it, by column: rows first, encoded, bfloat16 as uint16 bits.
+
+    What is stored once per record or image has one row. How to decode:
+        `storage.schema.columns.describe_targets`.
+    """
+    rows = RecordCodec(manifest).encode(record, with_image=True)
+    return {name: np.ascontiguousarray(values) for name, values in rows.items() if name not in _TEXT_COLUMNS}
+
+
+def summary(
+    record: Record, manifest: Manifest, pieces: Pieces | None = None, lm_head: LmHead | None = None
+) -> dict[str, Any]:
+    """The record as JSON: identity, conversation, tokens, positions, shapes of the targets, what the teacher says."""
+    pieces = pieces or Pieces(None)
+    return {
+        "key": record.key,
+        "id": record.id,
+        "index": record.index,
+        "image": record.image,
+        "image_sha256": record.image_sha256,
+        "num_images": record.num_images,
+        "conversations": record.conversations,
+        "num_tokens": len(record.input_ids),
+        "sequence_length": record.sequence_length,
+        "input_ids": record.input_ids.tolist(),
+        "input_pieces": [pieces(token) for token in record.input_ids.tolist()],
+        "input_supervised": (record.labels != -100).tolist(),
+        "vision_positions": _span(record.vision_positions),
+        "vision_spans": [_span(positions) for positions in vision_blocks(record)],
+        "num_queries": len(record.tqv_query_positions),
+        "supervised": supervised_rows(record, pieces, lm_head),
+        "focus": [] if record.vision_top_index is None else record.vision_top_index.tolist(),
+        "vision_grid": list(vision_grid(manifest)),
+        "targets": {
+            name: {"shape": list(values.shape), "dtype": str(values.dtype)}
+            for name, values in export_tensors(record, manifest).items()
+        },
+        "from_stem": list(manifest.codecs.from_stem) if record.has_image else [],
+    }
+
+
+def vision_blocks(record: Record) -> list[NDArray[np.int32]]:
+    """The vision positions [P] of each image."""
+    return np.split(record.vision_positions, record.num_images) if record.has_image else []
+
+
+def vision_grid(manifest: Manifest) -> tuple[int, int]:
+    """Rows and columns of the vision tokens: a square, or the flattest rectangle that they fill."""
+    tokens = manifest.shapes.vision_tokens
+    rows = next(side for side in range(int(tokens**0.5), 0, -1) if tokens % side == 0)
+    return rows, tokens // rows
+
+
+def _logit_tensors(logits: Logits | None) -> dict[str, NDArray[Any] | None]:
+    if isinstance(logits, TruncatedLogits):
+        return {
+            "logit_ids": logits.ids,
+            "logit_logprobs": logits.logprobs,
+            "logit_offsets": logits.offsets,
+            "tail_logmass": logits.tail_logmass,
+        }
+    if isinstance(logits, SampledLogits):
+        return {
+            "logit_ids": logits.ids,
+            "logit_draws": logits.counts,
+            "logit_offsets": logits.offsets,
+            "entropy": logits.entropy,
+        }
+    if isinstance(logits, HiddenStates):
+        return {"hidden_states": _floats(logits.states)}
+    return {"logits": logits}
+
+
+def _floats(target: Target | None) -> Any:
+    """An encoded target decoded to float32, others in their own dtype."""
+    return target.decode() if isinstance(target, EncodedArray) else target
+
+
+def _widened(values: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(values, np.int64 if values.dtype.kind in "iu" else values.dtype)
+
+
+def _span(positions: NDArray[np.int32]) -> list[int] | None:
+    return [int(positions[0]), int(positions[-1])] if len(positions) else None

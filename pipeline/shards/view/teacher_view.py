@@ -1,0 +1,84 @@
+"""What the teacher says at supervised positions, for every kind of logits a store may keep."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.pipeline.shards.view.pieces import Pieces
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.storage.read.logprobs import distribution_of, log_normalisers
+from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
+from alignkd.storage.record.record import IGNORED_LABEL, Record
+
+TOP_TOKENS = 5
+
+
+def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> list[dict[str, Any]]:
+    """For each supervised position the label and the teacher's likeliest tokens.
+
+    `top` has id, piece and probability, `label_prob` and `tail_mass` go with it; of a `sampled` store `draws` has id,
+    piece and number of draws, beside the teacher's `entropy`. Neither where nothing is stored, or hidden states without
+    their lm_head.
+    """
+    labels = record.labels[1:][record.labels[1:] != IGNORED_LABEL].tolist()
+    rows = [
+        {"position": position, "label": label, "label_piece": pieces(label)}
+        for position, label in zip(record.supervised_positions.tolist(), labels, strict=True)
+    ]
+    if (found := distribution_of(record.logits, lm_head)) is None:
+        return rows
+    if isinstance(found, SampledLogits):
+        told = _drawn(found, pieces)
+    else:
+        entries = _kept(found) if isinstance(found, TruncatedLogits) else _all(found)
+        told = (_likeliest(*entry, label, pieces) for entry, label in zip(entries, labels, strict=True))
+    return [row | more for row, more in zip(rows, told, strict=True)]
+
+
+def why_no_probabilities(record: Record, lm_head: LmHead | None) -> str | None:
+    """Why `supervised_rows` tells labels only, in words; None where it tells more."""
+    if record.logits is None:
+        return "logits are not stored"
+    if isinstance(record.logits, HiddenStates) and lm_head is None:
+        return "hidden states are stored without lm_head.safetensors: no probabilities can be told"
+    return None
+
+
+Entries = tuple[NDArray[Any], NDArray[np.float64], float]
+
+
+def _kept(found: TruncatedLogits) -> Iterator[Entries]:
+    """Ids, their probabilities and the mass outside them, position by position."""
+    for start, stop, tail in zip(found.offsets, found.offsets[1:], found.tail_logmass, strict=False):
+        yield found.ids[start:stop], np.exp(found.logprobs[start:stop].astype(np.float64)), float(np.exp(tail))
+
+
+def _all(found: NDArray[Any]) -> Iterator[Entries]:
+    ids = np.arange(found.shape[1])
+    for row, normaliser in zip(found, log_normalisers(found), strict=True):
+        yield ids, np.exp(row.astype(np.float64) - normaliser), 0.0
+
+
+def _likeliest(
+    ids: NDArray[Any], probs: NDArray[np.float64], tail: float, label: int, pieces: Pieces
+) -> dict[str, Any]:
+    best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]
+    return {
+        "top": [{"id": int(ids[at]), "piece": pieces(int(ids[at])), "prob": float(probs[at])} for at in best],
+        "label_prob": float(probs[ids == label].sum()),
+        "tail_mass": tail,
+    }
+
+
+def _drawn(found: SampledLogits, pieces: Pieces) -> Iterator[dict[str, Any]]:
+    for start, stop, entropy in zip(found.offsets, found.offsets[1:], found.entropy, strict=False):
+        ids, counts = found.ids[start:stop], found.counts[start:stop]
+        best = np.argsort(-counts.astype(np.int64), kind="stable")[:TOP_TOKENS]
+        yield {
+            "draws": [{"id": int(ids[at]), "piece": pieces(int(ids[at])), "count": int(counts[at])} for at in best],
+            "distinct": len(ids),
+            "num_draws": int(counts.sum()),
+            "entropy": float(entropy),
+        }

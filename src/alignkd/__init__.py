@@ -1,0 +1,1 @@
+"""Offline distillation of vision-language models from cached targets."""

@@ -1,0 +1,1 @@
+"""Files of a store: exclusive creation, append, checksums, reading of ranges."""

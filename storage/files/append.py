@@ -1,0 +1,88 @@
+"""A new file that grows at its end, in large pieces.
+
+Pieces of a few kilobytes cost more than their system calls: the page cache keeps a file in pages of the size it was
+written in, and copying out of small ones takes twice as long. (4 KiB pages 100 us, large ones 40 us for 758 kB.)
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from alignkd.storage.files.background import Background
+
+Buffer = bytes | NDArray[Any]
+
+PIECE_BYTES = 1 << 18
+# after so many bytes the kernel is asked to begin writing them to disk: fsync then has little left to wait for
+WRITE_BACK_BYTES = 8 << 20
+
+
+class AppendFile:
+    """Collects bytes and writes them piece by piece; holds one piece, or what is appended at once, in memory.
+
+    Attributes:
+        num_bytes: appended so far.
+        sha256: of what was written; of everything after `close`.
+    """
+
+    def __init__(self, path: Path, piece_bytes: int = PIECE_BYTES, background: Background | None = None) -> None:
+        """The file is created with its first piece, exclusively: one to which nothing is appended does not exist.
+
+        Args:
+            background: hashes the pieces while the next ones are made.
+        """
+        self._piece_bytes, self._background = piece_bytes, background
+        self.path, self.num_bytes, self.sha256 = path, 0, hashlib.sha256()
+        self._waiting = bytearray()
+        self._descriptor: int | None = None
+        self._written = self._written_back = 0
+
+    def append(self, data: Buffer) -> None:
+        """Add contiguous bytes.
+
+        Raises:
+            OSError: the disk is full, or the file exists already.
+        """
+        view = memoryview(data)  # type: ignore[arg-type]  # arrays are buffers
+        if view.nbytes:
+            self._waiting += view.cast("B")
+            self.num_bytes += view.nbytes
+        if len(self._waiting) >= self._piece_bytes:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the rest, not yet fsynced; raises as `append`."""
+        try:
+            if self._waiting:
+                self._flush()
+            if self._background is not None:
+                self._background.finish()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give the file descriptor back; harmless when done twice."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _flush(self) -> None:
+        piece, self._waiting = self._waiting, bytearray()
+        if self._background is None:
+            self.sha256.update(piece)
+        else:
+            self._background.do(lambda: self.sha256.update(piece))
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with memoryview(piece) as view:
+            done = 0
+            while done < len(view):  # a disk that fills up takes a part first and refuses the rest
+                done += os.write(self._descriptor, view[done:])
+        self._written += done
+        if self._written - self._written_back >= WRITE_BACK_BYTES:
+            # Linux starts to write dirty pages that are not wanted any more
+            os.posix_fadvise(self._descriptor, self._written_back, 0, os.POSIX_FADV_DONTNEED)
+            self._written_back = self._written

@@ -1,0 +1,1 @@
+"""Layouts of a shard on disk: zarr, and webdataset (tar)."""

@@ -1,0 +1,161 @@
+"""What a physical layout must offer: one class, one line in the registry.
+
+A shard is a folder of files. A sink takes one record at a time: the rows that the record adds to each column of
+`columns.py` (none for a column it does not name), the shard's tables among them. A source gives a record's rows back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.rows import ReadRows
+from alignkd.storage.layouts.tables import ShardTables
+from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
+from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.schema.manifest import Manifest
+
+# what a source has verified once, by column or kind of bytes: one byte per chunk, kept by the reader for the process
+Verified = dict[str, bytearray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenFile:
+    """A finished, fsynced file of a shard; the path is relative to the shard's folder."""
+
+    path: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenShard:
+    """What a sink put into its folder; `arrays` stays empty where files describe themselves."""
+
+    files: list[WrittenFile]
+    arrays: dict[str, ArrayLayout] = field(default_factory=dict)
+
+
+class ShardSink(Protocol):
+    """Takes the records of one shard, in order, in bounded memory."""
+
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Add one record: its rows of each column and of the tables `offsets` (where its rows end) and `records`."""
+
+    def close(self) -> WrittenShard:
+        """Complete and fsync every file."""
+
+    def abandon(self) -> None:
+        """Give resources back; the caller removes the folder."""
+
+
+class ShardSource(Protocol):
+    """Gives back the records of one shard; safe in threads and after a fork."""
+
+    def tables(self) -> ShardTables:
+        """The shard's tables, checked.
+
+        Raises:
+            CorruptStoreError: damaged, or not of this shard.
+        """
+
+    def keys(self) -> NDArray[Any]:
+        """The key of each record, uint8 [records, 32]."""
+
+    def ids(self) -> NDArray[Any]:
+        """The ids of all records, UTF-8 one after the other, uint8 [bytes]; `tables().ends("id")` parts them."""
+
+    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+        """Column -> the record's rows of it, verified, in memory of their own; `numbers` is its row of `records`.
+
+        Raises:
+            CorruptStoreError: naming file and place, now or when a column is read.
+        """
+
+    def table_bytes(self) -> int:
+        """Bytes of memory that stay in use after `release`, about."""
+
+    def hold(self, limit: int) -> int:
+        """Keep what is small in memory, verified, because many records will be read; bytes kept, at most `limit`.
+
+        Raises:
+            CorruptStoreError: naming file and place.
+        """
+
+    def release(self) -> None:
+        """Close the files and forget what is held; tables stay, and the next read opens the files again."""
+
+    def check_descriptions(self) -> None:
+        """Verify what describes the shard to other software and what `rows` never reads; cheap, once per process.
+
+        Raises:
+            CorruptStoreError: it is not as committed.
+        """
+
+    def damage(self, *, headers: bool = True) -> list[str]:
+        """Read every byte again and compare checksums; what is wrong, in words.
+
+        Args:
+            headers: also look whether what stands between arrays is what a writer writes, where a layout has such.
+        """
+
+    def structure_problems(self) -> list[str]:
+        """Where the layout and the tables contradict each other, in words; empty if they do not."""
+
+
+class Backend(Protocol):
+    """One physical layout.
+
+    Attributes:
+        files_per_shard: descriptors that an open shard may hold.
+        descriptions: names of files that other software spells; two good copies of a shard may differ in them.
+    """
+
+    files_per_shard: int
+    descriptions: frozenset[str]
+
+    def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> ShardSink:
+        """Start a shard in an empty folder."""
+
+    def open(
+        self,
+        files: StoreFiles,
+        folder: str,
+        manifest: Manifest,
+        columns: Sequence[Column],
+        commit: CommitRecord,
+        verified: Verified | None = None,
+    ) -> ShardSource:
+        """Open a shard that lies in `folder` of the store.
+
+        Args:
+            verified: remembers across openings what needs no second look; None verifies every byte on every read.
+
+        Raises:
+            CorruptStoreError: its index or description is damaged.
+        """
+
+
+_BACKENDS = {
+    "zarr": ("alignkd.storage.layouts.zarr.backend", "ZarrBackend"),
+    "webdataset": ("alignkd.storage.layouts.tar.backend", "WebDatasetBackend"),
+}
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if name not in _BACKENDS:
+        raise StoreError(f"backend is {name!r}, expected one of {', '.join(_BACKENDS)}")
+    module, backend = _BACKENDS[name]
+    made: Backend = getattr(import_module(module), backend)()
+    return made

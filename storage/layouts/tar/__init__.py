@@ -1,0 +1,1 @@
+"""The layout `webdataset`: a tar file of .npy members and an index file."""

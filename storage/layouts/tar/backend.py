@@ -1,0 +1,33 @@
+"""WebDataset layout: a shard is one tar of plain files, and an index that makes it randomly readable."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.protocol import Verified
+from alignkd.storage.layouts.tar.reader import TarSource
+from alignkd.storage.layouts.tar.writer import TarSink
+from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.commit_record import CommitRecord, shard_name
+from alignkd.storage.schema.manifest import Manifest
+
+
+class WebDatasetBackend:
+    """See `layouts.protocol.Backend`; file names follow the shard's number, so that tars can be moved together."""
+
+    files_per_shard = 1
+    descriptions: frozenset[str] = frozenset()
+
+    def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> TarSink:
+        return TarSink(folder, shard_name(shard), manifest, columns)
+
+    def open(
+        self,
+        files: StoreFiles,
+        folder: str,
+        manifest: Manifest,
+        columns: Sequence[Column],
+        commit: CommitRecord,
+        verified: Verified | None = None,
+    ) -> TarSource:
+        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit, verified)

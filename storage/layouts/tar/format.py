@@ -1,0 +1,177 @@
+"""The members of one tar shard (WebDataset layout), as pure functions of what they hold.
+
+    __store__/manifest.json                 the manifest, without what may differ between writers
+    000000017.json                          key, id, index, image_record, conversations, image, image_sha256
+    000000017.input_ids.npy                 one array for each column that the record has; .npy version 1.0
+    000000017.attention.npy
+    000000017.vision_embeddings.npy         columns of the image come last, and only in the record that brings the image
+    000000017.jpg                           the image file's bytes, where the store embeds them; several of one record
+                                            are one .bin (`several_images.pack_files`)
+    __end__/counts.json                     what the shard holds, to tell a whole tar from one cut between members
+
+Members of a record are consecutive. `image_record` is the name (`000000017`) of the record that holds the image's
+arrays and bytes, null without an image. Readers that follow the WebDataset convention skip names that begin with
+`__x__/`. Headers are ustar with time, owner and mode fixed, npy headers 128 bytes long: array data begins at a multiple
+of 64, and the same records give the same bytes.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.errors import StoreError
+from alignkd.storage.layouts.tables import IMAGE_GROUPS
+from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.manifest import VOLATILE, Manifest
+from alignkd.storage.schema.sealed_json import canonical
+
+BLOCK = 512
+NPY_HEADER = 128
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+MANIFEST_MEMBER = "__store__/manifest.json"
+COUNTS_MEMBER = "__end__/counts.json"
+END = bytes(2 * BLOCK)
+# fields of a ustar header; a longer name is cut in two by tarfile
+_NAME_BYTES = 100
+_SIZE_FIELD, _CHECKSUM_FIELD = slice(124, 136), slice(148, 156)
+JSON = "json"
+IMAGE_BYTES = "image_bytes"
+# stored in the JSON member and in the index, not as arrays
+NOT_ARRAYS = (OFFSETS, RECORDS, KEYS, "id", "text")
+# one row for each record or image: shown to other readers without the axis of length one (several images have it)
+ONE_ROW_GROUPS = ("top", "image")
+
+_MAGIC_NUMBERS = (
+    ("jpg", re.compile(rb"\xff\xd8\xff")),
+    ("png", re.compile(rb"\x89PNG\r\n\x1a\n")),
+    ("gif", re.compile(rb"GIF8[79]a")),
+    ("webp", re.compile(rb"RIFF....WEBP", re.DOTALL)),
+    ("tif", re.compile(rb"II\*\x00|MM\x00\*")),
+    ("bmp", re.compile(rb"BM")),
+)
+IMAGE_SUFFIXES = (*(suffix for suffix, _ in _MAGIC_NUMBERS), "bin")
+
+
+def aligned(offset: int) -> int:
+    """The next multiple of a tar block."""
+    return -(-offset // BLOCK) * BLOCK
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The 512 bytes before a member's content.
+
+    Raises:
+        StoreError: ustar cannot hold the size or the name.
+    """
+    encoded = name.encode("ascii", "replace")
+    if len(encoded) > _NAME_BYTES or not name.isascii() or not 0 <= size < 1 << 33:
+        return _tarfile_header(name, size)
+    # all else is the same for every member; tarfile takes ten times as long to spell it again
+    header = bytearray(_tarfile_header("", 0))
+    header[: len(encoded)] = encoded
+    header[_SIZE_FIELD] = b"%011o\0" % size
+    header[_CHECKSUM_FIELD] = b" " * 8
+    header[_CHECKSUM_FIELD] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@lru_cache(1)
+def _tarfile_header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    try:
+        return member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    except ValueError as error:
+        raise StoreError(f"member {name} of {size} bytes: {error}; the zarr backend has no such limit") from None
+
+
+def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
+    """Header of an .npy file, version 1.0, in the one spelling that this layout uses."""
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
+    size = NPY_HEADER - len(NPY_MAGIC) - 2
+    if len(text) >= size:
+        raise StoreError(f"an array of shape {tuple(shape)} has too long a description for the tar layout")
+    return NPY_MAGIC + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n"
+
+
+def shown_shape(column: Column, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a record's rows as other readers see it."""
+    return shape[1:] if column.group in ONE_ROW_GROUPS and shape[0] == 1 else shape
+
+
+def array_columns(columns: Sequence[Column]) -> list[Column]:
+    """Columns that become members, in the order of members: those of the image last, its file's bytes at the end."""
+    arrays = [column for column in columns if column.name not in NOT_ARRAYS]
+    return sorted(arrays, key=lambda column: IMAGE_GROUPS.index(column.group) + 1 if is_image(column) else 0)
+
+
+def is_image(column: Column) -> bool:
+    """Whether only the record that brings an image has these rows."""
+    return column.group in IMAGE_GROUPS
+
+
+def record_name(index: int) -> str:
+    """What all members of a record begin with; `index` is its position in the data set."""
+    return f"{index:09d}"
+
+
+def array_suffix(column: Column, data: bytes | NDArray[np.uint8]) -> str:
+    """What follows a record's name; an image's bytes are recognised by how they begin."""
+    return image_suffix(bytes(data[:16])) if column.name == IMAGE_BYTES else f"{column.name}.npy"
+
+
+def array_header(column: Column, shape: tuple[int, ...]) -> bytes:
+    """What stands between a member's tar header and its data."""
+    return b"" if column.name == IMAGE_BYTES else npy_header(column.dtype, shown_shape(column, shape))
+
+
+def image_suffix(beginning: bytes) -> str:
+    """File name suffix of an image file that begins with these bytes; `bin` for an unknown kind."""
+    return next((suffix for suffix, magic in _MAGIC_NUMBERS if magic.match(beginning)), "bin")
+
+
+def json_head(*, key: str, id: str, index: int, image_record: int | None) -> bytes:
+    """How a record's JSON member begins: the fields that the shard's tables hold, up to and with the comma.
+
+    `image_record` is the index of the record that brought the image.
+    """
+    shown = None if image_record is None else record_name(image_record)
+    head = {"key": key, "id": id, "index": index, "image_record": shown}
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":"))
+    # data sets hold lone surrogates now and then; the store keeps what it was given
+    return text[:-1].encode("utf-8", "surrogatepass") + b","
+
+
+def json_member(head: bytes, text: bytes) -> bytes:
+    """The JSON member: the head and the fields of the column `text`, one object."""
+    return head + text[1:]
+
+
+def text_rows(member: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
+    """The `length` bytes of the column `text` again, from the JSON member's bytes."""
+    rows = np.empty(length, np.uint8)
+    if length:
+        rows[0] = ord("{")
+        rows[1:] = member[len(member) - length + 1 :]
+    return rows
+
+
+def opening(manifest: Manifest) -> bytes:
+    """All that comes before the first record."""
+    return _whole_member(MANIFEST_MEMBER, canonical(manifest.model_dump(exclude=VOLATILE)))
+
+
+def closing(num_records: int, num_members: int, rows: Mapping[str, int]) -> bytes:
+    """All that comes after the last record; `rows` in each group."""
+    counts = {"num_records": num_records, "num_members": num_members, "rows": dict(rows)}
+    return _whole_member(COUNTS_MEMBER, canonical(counts)) + END
+
+
+def _whole_member(name: str, content: bytes) -> bytes:
+    return member_header(name, len(content)) + content + bytes(aligned(len(content)) - len(content))

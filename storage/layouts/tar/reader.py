@@ -1,0 +1,270 @@
+"""Reading a tar shard: a record is one range of bytes, checked as a whole and cut into arrays by the index."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.errors import CorruptStoreError
+from alignkd.storage.files.buffers import empty
+from alignkd.storage.files.checksum import crc32c
+from alignkd.storage.files.source import REPAIR, ByteFile, Bytes, StoreFiles
+from alignkd.storage.layouts.protocol import Verified
+from alignkd.storage.layouts.rows import ReadRows
+from alignkd.storage.layouts.tables import NONE, ShardTables, tables_from
+from alignkd.storage.layouts.tar.check import frame_problem, places_problem
+from alignkd.storage.layouts.tar.format import array_columns, closing, opening, text_rows
+from alignkd.storage.layouts.tar.index import MAX_BYTES, TarIndex, parse_index
+from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
+from alignkd.storage.schema.manifest import Manifest
+
+# smaller arrays are copied out of the range that was read, so that keeping one does not keep a megabyte
+COPY_BYTES = 1 << 14
+# which parts of records were verified: key of `Verified`
+PARTS = "parts"
+
+Rows = dict[str, NDArray[Any]]
+_BYTE = np.dtype(np.uint8)
+
+
+class TarSource:
+    """See `alignkd.storage.layouts.protocol.ShardSource`."""
+
+    def __init__(
+        self,
+        files: StoreFiles,
+        folder: str,
+        name: str,
+        manifest: Manifest,
+        columns: Sequence[Column],
+        commit: CommitRecord,
+        verified: Verified | None = None,
+    ) -> None:
+        self.files, self.folder, self.manifest, self.columns, self.commit = files, folder, manifest, columns, commit
+        self._arrays = array_columns(columns)
+        groups = self._group_numbers(columns)
+        self._text_group = groups["text"]
+        self._cuts = [
+            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width) for c in self._arrays
+        ]
+        self._by_name = {column.name: column for column in columns}
+        tar, self._idx_label = self._entry(f"{name}.tar"), files.label(f"{folder}/{name}.idx")
+        idx = self._entry(f"{name}.idx")
+        self._idx_bytes = idx.bytes
+        self.index = self._read_index(idx)
+        where = f"{self._idx_label}: shard {commit.shard}"
+        self._tables = tables_from(columns, self.index.offsets, self.index.records, where)
+        if problem := self._problem(tar):
+            raise self._wrong(self._idx_label, problem)
+        self._entry_of_tar = tar
+        self._tar: ByteFile | None = None
+        self._opened()
+        self._offsets = np.ascontiguousarray(self.index.places["offset"])
+        self._verified = None
+        if verified is not None:
+            self._verified = verified.setdefault(PARTS, bytearray(2 * len(self._tables)))
+
+    def tables(self) -> ShardTables:
+        return self._tables
+
+    def keys(self) -> NDArray[Any]:
+        return self.index.keys.copy()
+
+    def ids(self) -> NDArray[Any]:
+        return self.index.ids.copy()
+
+    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+        tables = self._tables
+        arrays = _RecordRows(self, record)
+        source = numbers["image_record"]
+        if source in (record, NONE):
+            start, _, end = self.index.parts[record].tolist()
+            self._cut(record, self._read(record, start, end), arrays, numbers, own=True, image=True)
+        else:
+            start, end, _ = self.index.parts[record].tolist()
+            self._cut(record, self._read(record, start, end), arrays, numbers, own=True, image=False)
+            _, start, end = self.index.parts[source].tolist()
+            if end > start:
+                buffer = self._read(source, start, end)
+                self._cut(source, buffer, arrays, tables.numbers(source), own=False, image=True)
+
+        return arrays.__getitem__
+
+    def rows_without_member(self, record: int, name: str) -> NDArray[Any]:
+        """A record's rows of a column that is in the index, or that the record does not have."""
+        if name == KEYS:
+            return self.index.keys[record : record + 1].copy()
+        if name == "id":
+            first, last = self._tables.ends("id")[record : record + 2].tolist()
+            return self.index.ids[first:last].copy()
+        column = self._by_name[name]
+        return np.empty((0, *column.row_shape), column.dtype)
+
+    def table_bytes(self) -> int:
+        return 2 * self._idx_bytes
+
+    def hold(self, limit: int) -> int:
+        return 0  # a record is one range of bytes
+
+    def release(self) -> None:
+        self._tar = None
+
+    def check_descriptions(self) -> None:
+        index = self.index
+        for start, end, committed, expected in (
+            (0, index.head_bytes, index.head_checksum, opening(self.manifest)),
+            (index.tail_start, index.tar_bytes, index.tail_checksum, self._closing()),
+        ):
+            data = self._pread(start, end)
+            if (found := crc32c(data)) != committed:
+                raise self._wrong(self._tar_label, f"byte {start}: crc32c is {found:08x}, indexed {committed:08x}")
+            if data.tobytes() != expected:
+                raise self._wrong(self._tar_label, f"byte {start}: is no member of this store's shards")
+
+    def damage(self, *, headers: bool = True) -> list[str]:
+        problems = []
+        for record in range(len(self._tables)):
+            try:
+                problems += self._record_problems(record, headers=headers)
+            except CorruptStoreError as error:
+                problems.append(str(error))
+        try:
+            self.check_descriptions()
+        except CorruptStoreError as error:
+            problems.append(str(error))
+        return problems
+
+    def structure_problems(self) -> list[str]:
+        return []  # the index was compared with the tables when it was opened
+
+    def _read_index(self, entry: FileEntry) -> TarIndex:
+        path, what = f"{self.folder}/{entry.path}", f"shard {self.commit.shard}"
+        file = self.files.open(path, what, size=entry.bytes, sha256=entry.sha256)
+        if not file.size == entry.bytes <= MAX_BYTES:
+            raise self._wrong(self._idx_label, f"holds {file.size} bytes, committed {entry.bytes}")
+        content = np.empty(file.size, np.uint8)
+        file.pread_into([content], 0)
+        data = content.tobytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry.sha256:
+            # what is wrong inside says more
+            parse_index(data, self._idx_label)
+            raise self._wrong(self._idx_label, f"sha256 is {found[:12]}, committed {entry.sha256[:12]}")
+        index = parse_index(data, self._idx_label)
+        shapes = {column.name: column.row_shape for column in self.columns}
+        expected = (*shapes[OFFSETS], *shapes[RECORDS], 1 + len(self._arrays), self.commit.num_records)
+        held = (index.offsets.shape[1], index.records.shape[1], index.places.shape[1], len(index.records))
+        if held != expected:
+            raise self._wrong(self._idx_label, f"has groups, fields, members, records {held}, expected {expected}")
+        return index
+
+    @staticmethod
+    def _group_numbers(columns: Sequence[Column]) -> dict[str, int]:
+        [labels] = [column.labels for column in columns if column.name == OFFSETS]
+        return {group: number for number, group in enumerate(labels)}
+
+    def _problem(self, tar: FileEntry) -> str | None:
+        index = self.index
+        if index.tar_bytes != tar.bytes:
+            return f"describes a tar of {index.tar_bytes} bytes, committed {tar.bytes}"
+        if len(index.ids) != self._tables.rows_of("id"):
+            return f"holds {len(index.ids)} bytes of ids, offsets say {self._tables.rows_of('id')}"
+        return places_problem(index, self._tables, self._arrays)
+
+    def _read(self, record: int, start: int, end: int) -> Bytes:
+        """Verified bytes of one or both parts of a record."""
+        data = self._pread(start, end)
+        seen, (begin, image, stop) = self._verified, self.index.parts[record].tolist()
+        for part, first, last in ((0, begin, image), (1, image, stop)):
+            if start <= first < last <= end and (seen is None or not seen[2 * record + part]):
+                self._verify(record, part, data[first - start : last - start], first)
+                if seen is not None:
+                    seen[2 * record + part] = 1
+        return data
+
+    def _verify(self, record: int, part: int, data: Bytes, start: int) -> None:
+        found, committed = crc32c(data), int(self.index.part_checksums[record, part])
+        if found == committed:
+            return
+        for name, (offset, size, checksum) in self._members(record):
+            if start <= offset < start + len(data):
+                actual = crc32c(data[offset - start : offset - start + size])
+                if actual != checksum:
+                    where = f"{self._tar_label}, record {record}, member {name}"
+                    raise self._wrong(where, f"crc32c is {actual:08x}, indexed {checksum:08x}")
+        where = f"{self._tar_label}, record {record}, headers"
+        raise self._wrong(where, f"crc32c is {found:08x}, indexed {committed:08x}")
+
+    def _members(self, record: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
+        names = ("json", *(column.name for column in self._arrays))
+        return zip(names, self.index.places[record].tolist(), strict=True)
+
+    def _cut(self, record: int, data: Bytes, arrays: Rows, numbers: dict[str, int], *, own: bool, image: bool) -> None:
+        """Arrays of a record's members; the index was checked, so every one lies within the data."""
+        begin, middle, _ = self.index.parts[record].tolist()
+        start = begin if own else middle
+        offsets = self._offsets[record].tolist()
+        firsts, lasts = self._tables.offsets[record].tolist(), self._tables.offsets[record + 1].tolist()
+        if own:
+            offset, size, _ = self.index.places[record, 0].item()
+            text = self._text_group
+            arrays["text"] = text_rows(data[offset - start : offset - start + size], lasts[text] - firsts[text])
+        for (name, group, dtype, row_shape, row_bytes, variable), offset in zip(self._cuts, offsets[1:], strict=True):
+            if offset < 0 or not (own if offset < middle else image):
+                continue
+            rows = lasts[group] - firsts[group]
+            shape = (rows, *row_shape)
+            if variable:
+                shape = (*shape[:-1], numbers["attention_columns"])
+            array: NDArray[Any] = np.ndarray(shape, dtype, data, offset - start)
+            arrays[name] = array.copy() if rows * row_bytes < COPY_BYTES else array
+
+    def _record_problems(self, record: int, *, headers: bool) -> list[str]:
+        """Wrong checksums (raised) and, where they are right, headers that are not those of the record's arrays."""
+        start, _, end = self.index.parts[record].tolist()
+        data = self._read(record, start, end)
+        if not headers:
+            return []
+        problem = frame_problem(self.index, self._tables, self._arrays, record, data)
+        return [f"{self._tar_label}, record {record}: {problem}; {REPAIR}"] if problem else []
+
+    def _closing(self) -> bytes:
+        members = int(np.count_nonzero(self.index.places["offset"] >= 0))
+        rows = dict(zip(self._tables.groups, self._tables.offsets[-1].tolist(), strict=True))
+        return closing(len(self._tables), members, rows)
+
+    def _pread(self, start: int, end: int) -> Bytes:
+        data = empty((end - start,), _BYTE)
+        (self._tar or self._opened()).pread_into([data], start)
+        return data
+
+    def _opened(self) -> ByteFile:
+        """The tar, opened anew after `release`."""
+        entry, path = self._entry_of_tar, f"{self.folder}/{self._entry_of_tar.path}"
+        file = self.files.open(path, f"shard {self.commit.shard}", size=entry.bytes, sha256=entry.sha256)
+        if file.size != entry.bytes:
+            raise self._wrong(file.label, f"holds {file.size} bytes, committed {entry.bytes}")
+        self._tar, self._tar_label = file, file.label
+        return file
+
+    def _entry(self, path: str) -> FileEntry:
+        for entry in self.commit.files:
+            if entry.path == path:
+                return entry
+        raise self._wrong(self.files.label(self.folder), f"the commit record has no {path}")
+
+    def _wrong(self, where: str, problem: str) -> CorruptStoreError:
+        return CorruptStoreError(f"{where}: {problem}; {REPAIR}")
+
+
+class _RecordRows(Rows):
+    """A record's rows by column; those that are no member of the tar are made when asked for."""
+
+    def __init__(self, source: TarSource, record: int) -> None:
+        self._source, self._record = source, record
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        return self._source.rows_without_member(self._record, name)

@@ -1,0 +1,39 @@
+"""The bytes of one zarr v3 sharding file, written append-only and read with pread.
+
+Layout (zarr core spec, codec `sharding_indexed`, index at the end): inner chunks of a fixed shape, each
+little-endian bytes and their crc32c (4 bytes); then for every chunk of the grid, in C order, (offset, bytes)
+as two uint64, all ones for a chunk that is not there (= zeros); then the crc32c of that index.
+
+Our chunk grid spans rows and, for arrays whose width varies, blocks of columns: padding columns are chunks
+that are not there, so neither writer nor disk pays for them.
+"""
+
+from dataclasses import dataclass
+
+from alignkd.storage.schema.columns import Column
+
+CRC_BYTES = 4
+# file name of every description, and the group's attribute with the crc32c of each array's chunks and of its index
+METADATA = "zarr.json"
+CHECKSUMS = "crc32c"
+MISSING = 2**64 - 1
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Shape of a finished array and of its inner chunks, same number of dimensions, rows first."""
+
+    shape: Shape
+    chunk: Shape
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of row blocks and of column blocks."""
+        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
+        return -(-self.shape[0] // self.chunk[0]), columns
+
+
+def data_file(column: Column) -> str:
+    """Path of a column's only chunk file, relative to the shard's folder."""
+    return f"{column.name}/{'.'.join(['c'] + ['0'] * (1 + len(column.row_shape)))}"

@@ -1,0 +1,1 @@
+"""Codecs of the teacher's output distributions."""

@@ -1,0 +1,95 @@
+"""`alignkd shards ls`: what each shard of a store holds, from its commit records alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.storage.files.source import StoreFiles, open_files
+from alignkd.storage.read.root_hash import RootHash
+from alignkd.storage.schema.commit_record import CommitHead, Quarantined, commit_name, committed_shards, load_heads
+from alignkd.storage.schema.manifest import read_manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """One shard of the plan; without a commit only `shard` and `planned` say something."""
+
+    shard: int
+    committed: bool
+    planned: int
+    num_records: int = 0
+    num_quarantined: int = 0
+    num_tokens: int = 0
+    num_supervised: int = 0
+    num_images: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreListing:
+    """Every shard of the plan in order, and the hash of all that is committed (`alignkd.storage.read.root_hash`)."""
+
+    shards: list[ShardInfo]
+    root_hash: str
+
+
+def list_shards(path: Path | str) -> list[ShardInfo]:
+    """Every shard of the plan, in order.
+
+    Raises:
+        StoreError: no store, or a commit record that cannot be right.
+    """
+    return _list(open_files(path), None)
+
+
+def list_unusable(path: Path | str | StoreFiles) -> Iterator[tuple[int, Quarantined]]:
+    """(shard, sample) of every sample that the teacher pass could not use, with its reason.
+
+    Raises:
+        StoreError: no store, or a commit record that cannot be right.
+    """
+    files = open_files(path)
+    manifest_hash = read_manifest(files).manifest_hash()
+    for head, _ in load_heads(files, committed_shards(files), manifest_hash, whole=False):
+        for sample in head.quarantined:
+            yield head.shard, sample
+
+
+def list_store(path: Path | str | StoreFiles) -> StoreListing:
+    """Every shard of the plan, and the store's root hash.
+
+    Raises:
+        StoreError: no store, or a commit record that cannot be right.
+    """
+    files = open_files(path)
+    root = RootHash(read_manifest(files))
+    return StoreListing(shards=_list(files, root), root_hash=root.hexdigest())
+
+
+def _list(files: StoreFiles, root: RootHash | None) -> list[ShardInfo]:
+    manifest = read_manifest(files)
+    shards = [
+        ShardInfo(shard=shard, committed=False, planned=manifest.planned_size(shard))
+        for shard in range(manifest.num_shards)
+    ]
+    heads = load_heads(files, committed_shards(files), manifest.manifest_hash(), whole=root is not None)
+    for head, document in heads:
+        if root is not None:
+            root.add(document, files.label(commit_name(head.shard)))
+        if head.shard < len(shards):
+            shards[head.shard] = _info(head, manifest.planned_size(head.shard))
+    return shards
+
+
+def _info(head: CommitHead, planned: int) -> ShardInfo:
+    return ShardInfo(
+        shard=head.shard,
+        committed=True,
+        planned=planned,
+        num_records=head.num_records,
+        num_quarantined=len(head.quarantined),
+        num_tokens=head.totals.tokens,
+        num_supervised=head.totals.supervised,
+        num_images=head.totals.images,
+        num_bytes=head.totals.bytes,
+    )

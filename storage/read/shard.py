@@ -1,0 +1,93 @@
+"""One shard opened for reading: its tables in memory, its records read as they are asked for."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.protocol import ShardSource, Verified, get_backend
+from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.record.record import Record
+from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.schema.manifest import Manifest
+
+# so many records of an open shard, and this part of all, are read one by one before small columns are read whole
+READS_BEFORE_HOLDING = 8
+PART_BEFORE_HOLDING = 32
+
+
+class OpenShard:
+    """Records of one shard.
+
+    Attributes:
+        source: the backend's view of it.
+        tables: which rows belong to which record.
+        num_bytes: of memory that stays in use after `release`, about.
+        held_bytes: of columns that are in memory until then.
+        last_read: when it was read last, in the count of whoever keeps it.
+    """
+
+    def __init__(
+        self,
+        files: StoreFiles,
+        manifest: Manifest,
+        codec: RecordCodec,
+        commit: CommitRecord,
+        verified: Verified | None = None,
+    ) -> None:
+        """Read the tables.
+
+        Args:
+            verified: what needs no second verification; None verifies every byte on every read.
+
+        Raises:
+            CorruptStoreError: a table is damaged.
+        """
+        self.codec, self.commit = codec, commit
+        backend = get_backend(manifest.backend)
+        self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit, verified)
+        self.tables = self.source.tables()
+        self.num_bytes = self.source.table_bytes()
+        self.held_bytes = self.last_read = self._reads = 0
+        self._busy_after = max(READS_BEFORE_HOLDING, len(self.tables) // PART_BEFORE_HOLDING)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def keys(self) -> NDArray[np.uint8]:
+        """The key of each record, uint8 [records, 32]."""
+        return self.source.keys()
+
+    def ids(self) -> NDArray[np.uint8]:
+        """The ids of all records one after the other, uint8 [bytes]."""
+        return self.source.ids()
+
+    def record(self, number: int) -> Record:
+        """The record at a place in the shard, verified.
+
+        Raises:
+            CorruptStoreError: naming shard, file and place.
+        """
+        self._reads += 1
+        numbers = self.tables.numbers(number)
+        return self.codec.decode(self.source.rows(number, numbers), numbers)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so many records were read that holding small columns pays."""
+        return self._reads >= self._busy_after and not self.held_bytes
+
+    def hold(self, limit: int) -> None:
+        """Keep small columns in memory, at most so many bytes.
+
+        Raises:
+            CorruptStoreError: naming shard, file and place.
+        """
+        self.held_bytes = self.source.hold(limit)
+        if not self.held_bytes:
+            # nothing fits, or the layout has no such columns: ask less often
+            self._reads, self._busy_after = 0, 2 * self._busy_after
+
+    def release(self) -> None:
+        """Close files and forget held columns; tables stay, and reading goes on as before."""
+        self._reads = self.held_bytes = 0
+        self.source.release()

@@ -1,0 +1,327 @@
+"""Reading a store: records by position, and their lengths and ids without touching the payload."""
+
+import resource
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.errors import CorruptStoreError, StoreError
+from alignkd.storage.files.checksum import crc32c
+from alignkd.storage.files.source import LocalFiles, StoreFiles, open_files
+from alignkd.storage.layouts.protocol import Verified, get_backend
+from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.read.root_hash import root_hash
+from alignkd.storage.read.shard import OpenShard
+from alignkd.storage.read.shard_cache import ShardCache
+from alignkd.storage.read.text_tables import IdTable, KeyTable
+from alignkd.storage.record.record import Record
+from alignkd.storage.schema.attachments import verified_attachment
+from alignkd.storage.schema.commit_record import (
+    CommitHead,
+    CommitRecord,
+    Quarantined,
+    committed_shards,
+    load_commit,
+    load_commits,
+    missing_or_resized,
+)
+from alignkd.storage.schema.manifest import Manifest, read_manifest
+
+# an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
+MAX_OPEN_FILES = 4096
+MAX_OPEN_SHARDS = 256
+# asking a network file system for the sizes of many files; threads cost more than they bring where answers come at once
+STAT_THREADS = 8
+STAT_BATCH = 256
+SLOW_STAT_SECONDS = 1e-4
+SLOW_SHARDS = 4
+_GROUPS = ("token", "vision", "query", "supervised")
+
+
+class StoreReader:
+    """The committed records of a store, shard after shard in their written order.
+
+    `reader[i]` verifies the checksum of every byte it reads. Float targets come as they are stored: a float16 target
+    stays float16, a quantised one an `EncodedArray`, so that few bytes travel and the training device widens them.
+    Readers can be forked, pickled and shared by threads.
+
+    Attributes:
+        path: the store's folder.
+        files: where its bytes come from.
+        manifest: what the store promises.
+        commits: the commit record of each shard, by shard number; loaded when asked for.
+        quarantined: samples that could not be cached, with reasons.
+    """
+
+    def __init__(
+        self,
+        path: Path | str | StoreFiles,
+        *,
+        allow_incomplete: bool = False,
+        verify: Literal["always", "once"] = "always",
+    ) -> None:
+        """Open a store and check that all committed files are there in their committed size.
+
+        Args:
+            path: the store's folder or URL.
+            allow_incomplete: read what is committed so far; what is committed later is not seen.
+            verify: `once` verifies a checksum when this process first reads its bytes and then trusts them.
+
+        Raises:
+            StoreError: no store, or shards of the plan are missing and `allow_incomplete` is not set.
+            CorruptStoreError: a file is missing or has another size.
+        """
+        if verify not in ("always", "once"):
+            raise StoreError(f"verify is {verify!r}, expected 'always' or 'once'")
+        self.files = open_files(path)
+        self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
+        self.manifest: Manifest = read_manifest(self.files)
+        found = committed_shards(self.files)
+        if not allow_incomplete and len(found) < self.manifest.num_shards:
+            raise StoreError(
+                f"store {self.files.location}: {len(found)} of {self.manifest.num_shards} shards committed; "
+                "run `alignkd dump` again"
+            )
+        self.commits = CommitLog(self.files, found, self.manifest.manifest_hash())
+        heads, self._identities = self._checked_heads()
+        self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
+        self._codec = RecordCodec(self.manifest)
+        self._starts = [0, *accumulate(head.num_records for head in heads)]
+        self._once = verify == "once" and self.files.checks_sizes
+        # by place of the shard; also says which shards' descriptions have been looked at
+        self._verified: dict[int, Verified] = {}
+        self._shards = self._shard_cache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"} | {"_verified": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = self._shard_cache()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, position: int) -> Record:
+        """The record at a position, 0 to `len(self) - 1`.
+
+        Raises:
+            IndexError: there is no such position.
+            CorruptStoreError: naming shard, file and place.
+        """
+        position = int(position)  # numpy's own numbers are slow to compare
+        if not 0 <= position < self._starts[-1]:
+            raise IndexError(f"position {position} of a store with {len(self)} records")
+        place = bisect_right(self._starts, position) - 1
+        try:
+            return self._record(place, position - self._starts[place])
+        except CorruptStoreError:
+            # a distant store's local copies may be what is damaged
+            self._shards.drop(place)
+            if not self.files.refresh(self._commit(place).path):
+                raise
+        return self._record(place, position - self._starts[place])
+
+    def _record(self, place: int, number: int) -> Record:
+        shard = self._shards.get(place, self._open_shard)
+        record = shard.record(number)
+        self._shards.done(place, shard)
+        return record
+
+    @property
+    def num_tokens(self) -> NDArray[np.int64]:
+        """T of each record: tokens before the image is spliced in, int64 [n]."""
+        return self._length("token").astype(np.int64)
+
+    @property
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """L of each record: tokens with each image's placeholder replaced by P vision tokens, int64 [n]."""
+        return self.num_tokens + self._length("vision") - self.num_images
+
+    @property
+    def num_queries(self) -> NDArray[np.int64]:
+        """Q of each record, int64 [n]."""
+        return self._length("query").astype(np.int64)
+
+    @property
+    def num_supervised(self) -> NDArray[np.int64]:
+        """N of each record, int64 [n]."""
+        return self._length("supervised").astype(np.int64)
+
+    @property
+    def num_images(self) -> NDArray[np.int64]:
+        """Images of each record, int64 [n]."""
+        return self._length("vision").astype(np.int64) // self.manifest.shapes.vision_tokens
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """Whether each record has an image, bool [n]."""
+        return self._length("vision") > 0
+
+    @cached_property
+    def dataset_index(self) -> NDArray[np.int64]:
+        """Each record's position in the data set, int64 [n]."""
+        return self._concatenated([shard.tables.field("dataset_index") for shard in self._all_shards()], np.int64)
+
+    @cached_property
+    def keys(self) -> KeyTable:
+        """Each record's content hash, hex."""
+        rows = [shard.keys() for shard in self._all_shards()]
+        return KeyTable(np.concatenate([np.empty((0, 32), np.uint8), *rows]))
+
+    @cached_property
+    def ids(self) -> IdTable:
+        """Each record's id in the user's data set; may repeat."""
+        texts, lengths = [], []
+        for shard in self._all_shards():
+            texts.append(shard.ids())
+            lengths.append(np.diff(shard.tables.ends("id")))
+        ends = np.concatenate([[0], np.cumsum(self._concatenated(lengths, np.int64))]).astype(np.int64)
+        return IdTable(self._concatenated(texts, np.uint8), ends)
+
+    def find(self, *, key: str | None = None, id: str | None = None, index: int | None = None) -> list[int]:
+        """Positions of the records with this key, id or data-set index; empty if there are none.
+
+        Raises:
+            ValueError: not exactly one of the three is given.
+        """
+        if sum(value is not None for value in (key, id, index)) != 1:
+            raise ValueError(f"find(key={key!r}, id={id!r}, index={index!r}): give exactly one")
+        if key is not None:
+            return self.keys.find(key)
+        if id is not None:
+            return self.ids.find(id)
+        return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
+
+    def attachment(self, name: str) -> Path:
+        """A store-level file, such as `tokenizer.model`; verified when first asked for.
+
+        Raises:
+            StoreError: the store has none of that name.
+            CorruptStoreError: it is missing or damaged.
+        """
+        if name not in self._attachments:
+            self._attachments[name] = verified_attachment(self.files, self.manifest, name)
+        return self._attachments[name]
+
+    def root_hash(self) -> str:
+        """One hash for all that is committed, 64 hex digits; equal for equal targets (see `read/root_hash.py`)."""
+        return root_hash(self.files, self.manifest)
+
+    @cached_property
+    def _attachments(self) -> dict[str, Path]:
+        return {}
+
+    def _length(self, group: str) -> NDArray[np.int32]:
+        lengths: NDArray[np.int32] = self._lengths[_GROUPS.index(group)]
+        return lengths
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int32]:
+        """Rows of each record in the groups of `_GROUPS`, int32 [groups, n]."""
+        rows = [
+            np.stack([np.diff(shard.tables.ends(group)).astype(np.int32) for group in _GROUPS])
+            for shard in self._all_shards()
+        ]
+        return np.concatenate([np.empty((len(_GROUPS), 0), np.int32), *rows], axis=1)
+
+    @staticmethod
+    def _concatenated(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *parts])
+
+    def _all_shards(self) -> Iterator[OpenShard]:
+        """Every shard once, opened apart from those in use; each closes when the next one comes."""
+        places = range(len(self.commits))
+        return (OpenShard(self.files, self.manifest, self._codec, self._commit(place)) for place in places)
+
+    def _shard_cache(self) -> ShardCache:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        max_files = MAX_OPEN_FILES if allowed == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, allowed // 2)
+        files_per_shard = get_backend(self.manifest.backend).files_per_shard
+        return ShardCache(max(1, min(MAX_OPEN_SHARDS, max_files // files_per_shard)))
+
+    def _open_shard(self, place: int) -> OpenShard:
+        verified: Verified = self._verified.get(place, {})
+        commit = self._commit(place)
+        shard = OpenShard(self.files, self.manifest, self._codec, commit, verified if self._once else None)
+        if place not in self._verified:
+            shard.source.check_descriptions()
+            self._verified[place] = verified
+        return shard
+
+    def _commit(self, place: int) -> CommitRecord:
+        """The commit record of a shard, which is loaded when asked for: it must be the one that was there at first.
+
+        Raises:
+            StoreError: it is another one, so that lengths, ids and order of this reader are not the shard's.
+        """
+        commit = self.commits[place]
+        if _identity(commit) != self._identities[place]:
+            raise StoreError(
+                f"store {self.files.location}, shard {commit.shard}: was done again since this process opened the "
+                "store; run the same command again"
+            )
+        return commit
+
+    def _checked_heads(self) -> tuple[list[CommitHead], list[int]]:
+        """The head of each commit record, and what tells it from another; few are in memory whole at a time."""
+        commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
+        heads: list[tuple[CommitHead, int]] = []
+        slow = 0  # in a row: a busy machine is slow now and then
+        for commit in commits:
+            started = time.monotonic()
+            heads.append(self._checked_head(commit))
+            slow = slow + 1 if time.monotonic() - started > SLOW_STAT_SECONDS * len(commit.files) else 0
+            if slow == SLOW_SHARDS:
+                break
+        with ThreadPoolExecutor(STAT_THREADS) as pool:
+            while some := list(islice(commits, STAT_BATCH)):
+                heads += pool.map(self._checked_head, some)
+        return [head for head, _ in heads], [identity for _, identity in heads]
+
+    def _checked_head(self, commit: CommitRecord) -> tuple[CommitHead, int]:
+        where = f"store {self.files.location}, shard {commit.shard}"
+        planned = self.manifest.planned_size(commit.shard)
+        held = commit.num_records + len(commit.quarantined)
+        if held != planned:
+            raise CorruptStoreError(
+                f"{where}: accounts for {held} samples, the plan has {planned}; delete its commit record and dump again"
+            )
+        problems = missing_or_resized(self.files, commit) if self.files.checks_sizes else []
+        if problems:
+            raise CorruptStoreError(
+                f"{where}: {problems[0]}; restore it from a copy, or delete its commit record and dump again"
+            )
+        return commit.head(), _identity(commit)
+
+
+def _identity(commit: CommitRecord) -> int:
+    """Differs between two commits of a shard; small, because there are as many as shards."""
+    return crc32c(" ".join([commit.folder, *(entry.sha256 for entry in commit.files)]).encode())
+
+
+class CommitLog(Sequence[CommitRecord]):
+    """The commit records of a store, each loaded and checked when asked for: whole, ten thousand fill the memory."""
+
+    def __init__(self, files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> None:
+        self.files, self.shards, self.manifest_hash = files, np.array(shards, np.int64), manifest_hash
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, place: int) -> CommitRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[CommitRecord]: ...
+    def __getitem__(self, place: int | slice) -> CommitRecord | list[CommitRecord]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        return load_commit(self.files, int(self.shards[place]), self.manifest_hash)

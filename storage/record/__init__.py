@@ -1,0 +1,1 @@
+"""The cached targets of one sample, and the checks that every record passes."""

@@ -1,0 +1,233 @@
+"""One sample's cached targets, as everybody outside `storage` sees them.
+
+Shape letters: T input_ids before splicing, L sequence after splicing, k images, P vision tokens of each, Q text queries
+that can see every image, N supervised positions, R and C attention rows and columns, Ht heads of the teacher, Dt its
+hidden size, V vocabulary, K selected vision tokens (16).
+
+What belongs to ONE image is as it is; of several, paths, hashes and bytes are tuples, and arrays have a leading axis k.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.errors import RecordError
+from alignkd.storage.record.checks import FLOATS, check_array, check_finite, check_hex, check_positions, check_target
+from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits, unchecked
+from alignkd.storage.record.encoded import EncodedArray, FloatArray, as_float32
+from alignkd.storage.record.images import every_one
+
+__all__ = [
+    "EncodedArray",
+    "FloatArray",
+    "HiddenStates",
+    "Logits",
+    "Record",
+    "SampledLogits",
+    "Target",
+    "TruncatedLogits",
+    "as_float32",
+]
+
+IMAGE_TOKEN = -200
+IGNORED_LABEL = -100
+
+Target = FloatArray | EncodedArray
+Logits = FloatArray | TruncatedLogits | HiddenStates | SampledLogits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """All that the student needs of one sample. Checked once, here, where data enters.
+
+    Attributes:
+        key: content hash of conversation, image bytes and template; 64 lower-case hex digits.
+        id: the user's id; need not be unique.
+        index: position of the sample in the data set.
+        conversations: turns, each `{"from": "human" | "gpt", "value": text}`.
+        image: path relative to the image folder; a tuple of the paths of k > 1 images; None for a text-only sample.
+        image_sha256: of the image file's bytes, or of each; None exactly where `image` is.
+        image_bytes: the image file's bytes, or each one's, where the store embeds them, else None.
+        input_ids: int32 [T], -200 where an image is.
+        labels: int32 [T], -100 where not supervised.
+        vision_positions: int32 [k * P], or [0] for text only; like all positions in the spliced sequence.
+        tqv_query_positions: int32 [Q], text positions after the last vision token.
+        supervised_positions: int32 [N], positions whose NEXT token has a label.
+        attention: probabilities [R, Ht, C] of the first decoder layer; `tqv` has R = Q and C = P. Of k > 1 images
+            [k, R, Ht, P], a block of columns for each, where the columns are vision tokens.
+        vision_top_index: uint16 [K], the vision tokens with the highest focus score, counted through all images.
+        vision_top_embeddings: projector output at those tokens [K, Dt]; may be left out where `vision_embeddings`
+            has them.
+        vision_embeddings: projector output [P, Dt], of k > 1 images [k, P, Dt].
+        logits: unnormalised logits [N, V], the kept entries of the distribution, hidden states or draws.
+
+    Targets are float16 or float32, or an EncodedArray of the store's codec; one that the store does not keep, or
+    that a text-only sample lacks, is None.
+    """
+
+    key: str
+    id: str
+    index: int
+    conversations: list[dict[str, str]]
+    image: str | tuple[str, ...] | None
+    image_sha256: str | tuple[str, ...] | None
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    vision_positions: NDArray[np.int32]
+    tqv_query_positions: NDArray[np.int32]
+    supervised_positions: NDArray[np.int32]
+    attention: Target | None = None
+    vision_top_index: NDArray[np.uint16] | None = None
+    vision_top_embeddings: Target | None = None
+    vision_embeddings: Target | None = None
+    logits: Logits | None = None
+    image_bytes: bytes | tuple[bytes, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field against the others.
+
+        Raises:
+            RecordError: naming the field and both values.
+        """
+        self._check_text()
+        self._check_sequence()
+        self._check_attention()
+        self._check_vision()
+        self._check_logits()
+
+    @classmethod
+    def trusted(cls, fields: dict[str, Any]) -> "Record":
+        """A record from fields that a checksum already vouches for: no checks, for the reading path."""
+        return unchecked(cls, fields)
+
+    def recheck(self) -> None:
+        """Every check of the constructor, also of the logits: for records that were only trusted so far.
+
+        Raises:
+            RecordError: naming the field and both values.
+        """
+        self.__post_init__()
+        if isinstance(self.logits, TruncatedLogits | HiddenStates | SampledLogits):
+            self.logits.__post_init__()
+
+    @property
+    def has_image(self) -> bool:
+        return self.image is not None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The paths of all images."""
+        return every_one(self.image)
+
+    @property
+    def image_files(self) -> tuple[bytes, ...]:
+        """The bytes of each image file where the store embeds them, else none."""
+        return every_one(self.image_bytes)
+
+    @property
+    def num_images(self) -> int:
+        """k."""
+        return len(self.images)
+
+    @property
+    def sequence_length(self) -> int:
+        """L: tokens after each image placeholder is replaced by the vision tokens."""
+        return len(self.input_ids) - self.num_images + len(self.vision_positions)
+
+    def _check_text(self) -> None:
+        check_hex("key", self.key)
+        if (self.image is None) != (self.image_sha256 is None):
+            raise RecordError(f"image is {self.image!r} but image_sha256 is {self.image_sha256!r}: give both")
+        hashes = every_one(self.image_sha256)
+        if len(hashes) != self.num_images or (isinstance(self.image, tuple) and self.num_images < 2):
+            raise RecordError(
+                f"image names {self.num_images} images, image_sha256 has {len(hashes)}: give one as it is, or a tuple "
+                "of two or more"
+            )
+        for sha256 in hashes:
+            check_hex("image_sha256", sha256)
+        self._check_image_bytes(hashes)
+        if self.index < 0:
+            raise RecordError(f"index is {self.index}, expected 0 or more")
+        for turn in self.conversations:
+            if set(turn) != {"from", "value"} or not all(isinstance(text, str) for text in turn.values()):
+                raise RecordError(f"conversations has a turn {turn!r}, expected texts 'from' and 'value'")
+
+    def _check_image_bytes(self, hashes: tuple[str, ...]) -> None:
+        if self.image_bytes is None:
+            return
+        if len(self.image_files) != len(hashes):
+            raise RecordError(f"image_bytes holds {len(self.image_files)} files, image_sha256 {len(hashes)} hashes")
+        for content, sha256 in zip(self.image_files, hashes, strict=True):
+            if (found := hashlib.sha256(content).hexdigest()) != sha256:
+                raise RecordError(
+                    f"image_bytes ({len(content)} bytes) have sha256 {found[:12]}, image_sha256 is {sha256[:12]}"
+                )
+
+    def _check_sequence(self) -> None:
+        for name in _SEQUENCE_FIELDS:
+            check_array(name, getattr(self, name), (np.int32,), 1)
+        if self.labels.shape != self.input_ids.shape:
+            raise RecordError(f"labels has shape {self.labels.shape}, input_ids {self.input_ids.shape}")
+        images = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN))
+        if images != self.num_images:
+            raise RecordError(f"input_ids holds {images} image tokens ({IMAGE_TOKEN}), image is {self.image!r}")
+        vision = len(self.vision_positions)
+        if (vision > 0) != self.has_image or vision % max(images, 1):
+            raise RecordError(f"vision_positions has shape {self.vision_positions.shape}, image is {self.image!r}")
+        for name in _POSITION_FIELDS:
+            check_positions(name, getattr(self, name), self.sequence_length)
+        supervised = int(np.count_nonzero(self.labels[1:] != IGNORED_LABEL))
+        if len(self.supervised_positions) != supervised:
+            raise RecordError(
+                f"supervised_positions has shape {self.supervised_positions.shape}, labels supervise {supervised}"
+            )
+
+    def _check_attention(self) -> None:
+        if self.attention is None:
+            return
+        several = self.num_images > 1 and len(self.attention.shape) == 4
+        check_target("attention", "attention", self.attention, 4 if several else 3)
+        if several and self.attention.shape[0] != self.num_images:
+            raise RecordError(f"attention has shape {self.attention.shape}, of {self.num_images} images")
+
+    def _check_vision(self) -> None:
+        P, every = len(self.vision_positions), self.vision_embeddings
+        if every is not None:
+            k = max(self.num_images, 1)
+            check_target("vision_embeddings", "vision_all", every, 2 if k == 1 else 3)
+            if not P or every.shape[:-1] != ((P,) if k == 1 else (k, P // k)):
+                raise RecordError(f"vision_embeddings has shape {every.shape}, vision_positions ({P},), images {k}")
+        index, embeddings = self.vision_top_index, self.vision_top_embeddings
+        if index is None and embeddings is None:
+            return
+        if index is None or (embeddings is None and every is None):
+            raise RecordError("vision_top_index and vision_top_embeddings belong together, one is missing")
+        check_array("vision_top_index", index, (np.uint16,), 1)
+        if len(np.unique(index)) != len(index) or (index >= P).any():
+            raise RecordError(f"vision_top_index holds {index.tolist()}, expected distinct tokens below {P}")
+        if embeddings is not None:
+            check_target("vision_top_embeddings", "vision_top", embeddings, 2)
+            if len(index) != embeddings.shape[0]:
+                raise RecordError(f"vision_top_index has shape {index.shape}, vision_top_embeddings {embeddings.shape}")
+
+    def _check_logits(self) -> None:
+        if self.logits is None:
+            return
+        if isinstance(self.logits, TruncatedLogits | HiddenStates | SampledLogits):
+            positions = self.logits.num_positions
+        else:
+            check_array("logits", self.logits, FLOATS, 2)
+            check_finite("logits", self.logits)
+            positions = len(self.logits)
+        if positions != len(self.supervised_positions):
+            raise RecordError(
+                f"logits has {positions} positions, supervised_positions {self.supervised_positions.shape}"
+            )
+
+
+_POSITION_FIELDS = ("vision_positions", "tqv_query_positions", "supervised_positions")
+_SEQUENCE_FIELDS = ("input_ids", "labels", *_POSITION_FIELDS)

@@ -1,0 +1,1 @@
+"""Stores in a bucket or behind a web server."""

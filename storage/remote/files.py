@@ -1,0 +1,252 @@
+"""The files of a remote store, for readers: small ones whole, shard files in blocks through the cache."""
+
+import os
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from alignkd.storage.errors import CorruptStoreError, StoreError, disk_errors
+from alignkd.storage.files.checksum import file_sha256
+from alignkd.storage.files.source import REPAIR, Buffers
+from alignkd.storage.remote.block_cache import hashed
+from alignkd.storage.remote.blocks import KNOWN, Block, BlockFetcher, group_of
+from alignkd.storage.remote.http import HttpStore
+from alignkd.storage.remote.objects import AbsentError, ObjectStore, parse_location
+from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
+from alignkd.storage.schema.commit_record import COMMITS, MAX_COMMIT_BYTES, commit_name
+from alignkd.storage.schema.manifest import read_manifest
+
+T = TypeVar("T")
+# small files fetched ahead of the one asked for; bounds memory
+LOOK_AHEAD = 64
+# blocks of one read that are fetched at the same time; bounds memory
+MOST_AHEAD = 16
+DOWNLOAD_BYTES = 8 << 20
+
+
+def open_location(location: str, settings: RemoteSettings | None = None) -> "RemoteFiles":
+    """The files of the store at an s3://, http:// or https:// URL.
+
+    Raises:
+        StoreError: a URL that cannot be right, or one with credentials in it.
+    """
+    settings = settings or settings_from_environment()
+    if parse_location(location).scheme == "s3":
+        return S3Files(S3Store(location, settings), settings)
+    return HttpFiles(HttpStore(location, settings), settings)
+
+
+class RemoteFiles:
+    """See `alignkd.storage.files.source.StoreFiles`; pickles without its connections."""
+
+    checks_sizes = False
+
+    def __init__(self, objects: ObjectStore, settings: RemoteSettings) -> None:
+        self.objects, self.settings = objects, settings
+        self.blocks = BlockFetcher(objects, settings)
+        # commit records as first read, compressed: they are needed whenever a shard is opened again
+        self._records: dict[str, bytes] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": {}}
+
+    @property
+    def location(self) -> str:
+        return self.objects.location
+
+    def open(self, path: str, what: str = "", *, size: int | None = None, sha256: str | None = None) -> "RemoteFile":
+        label = f"{self.label(path)}: {what}" if what else self.label(path)
+        if size is None and (size := self.size(path)) is None:
+            raise CorruptStoreError(f"{label}: there is no such object; {REPAIR}")
+        return RemoteFile(self, path, label, size, f"{size} {sha256}")
+
+    def read(self, path: str, limit: int) -> bytes:
+        if (kept := self._records.get(path)) is not None:
+            return zlib.decompress(kept)
+        try:
+            data = self.objects.get(path, limit)
+        except AbsentError:
+            raise StoreError(f"{self.label(path)}: there is no such object; is this the URL of a store?") from None
+        if path.startswith(f"{COMMITS}/"):
+            self._keep(path, data)
+        return data
+
+    def read_many(self, paths: Sequence[str], limit: int) -> Iterator[bytes]:
+        return ordered(self.blocks, lambda path: self.read(path, limit), paths)
+
+    def size(self, path: str) -> int | None:
+        return self.objects.size(path)
+
+    def names(self, folder: str) -> list[str]:
+        """See `list`."""
+        raise NotImplementedError
+
+    def list(self, folder: str) -> list[str]:
+        if folder == COMMITS:
+            self._records = {}
+        return self.names(folder)
+
+    def fetch(self, path: str, sha256: str) -> Path:
+        """A copy under its checksum in the cache folder, outside of the cache's bound."""
+        copy = self.settings.cache_folder / "attachments" / sha256 / Path(path).name
+        with disk_errors(f"{self.label(path)}: copy in {copy.parent}"):
+            if copy.exists() and file_sha256(copy) == sha256:
+                return copy
+            copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = copy.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            try:
+                self._download(path, draft)
+                if (found := file_sha256(draft)) != sha256:
+                    raise CorruptStoreError(
+                        f"{self.label(path)}: sha256 is {found[:12]}, expected {sha256[:12]}; restore it from a copy"
+                    )
+                draft.rename(copy)
+            finally:
+                draft.unlink(missing_ok=True)
+        return copy
+
+    def refresh(self, folder: str) -> bool:
+        self.blocks.forget(group_of(self.objects, folder))
+        return True
+
+    def label(self, path: str) -> str:
+        return f"{self.location}/{path}"
+
+    def sizes_below(self, folder: str) -> dict[str, int] | None:
+        """Path and length in bytes of every object below a folder, None where nothing can be listed."""
+        raise NotImplementedError
+
+    def sizes(self, paths: Sequence[str]) -> Sequence[int | None]:
+        """`size` of many files, asked for at the same time."""
+        return tuple(ordered(self.blocks, self.size, paths))
+
+    def with_settings(self, settings: RemoteSettings) -> Self:
+        """The same store with nothing cached or kept."""
+        return type(self)(self.objects, settings)
+
+    def _keep(self, path: str, data: bytes) -> None:
+        self._records[path] = zlib.compress(data, 1)
+
+    def _download(self, path: str, target: Path) -> None:
+        try:
+            total = self.objects.get_range(path, 0, 1).total
+            with target.open("wb") as file:
+                for start in range(0, total, DOWNLOAD_BYTES):
+                    file.write(self.objects.get_range(path, start, min(total, start + DOWNLOAD_BYTES)).data)
+        except AbsentError:
+            raise CorruptStoreError(f"{self.label(path)}: there is no such object; restore it from a copy") from None
+
+
+class S3Files(RemoteFiles):
+    """A bucket can be listed."""
+
+    def __init__(self, objects: S3Store, settings: RemoteSettings) -> None:
+        super().__init__(objects, settings)
+        self._bucket = objects
+
+    def names(self, folder: str) -> list[str]:
+        return self._bucket.names(folder)
+
+    def sizes_below(self, folder: str) -> dict[str, int]:
+        return {entry.path: entry.num_bytes for entry in self._bucket.listed(folder)}
+
+
+class HttpFiles(RemoteFiles):
+    """A web server cannot be listed: the commit records that the plan promises are asked for, all at once."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the commit records; other folders seem empty."""
+        if folder != COMMITS:
+            return []
+        paths = [commit_name(shard) for shard in range(read_manifest(self).num_shards)]
+        found = zip(paths, ordered(self.blocks, self._record_is_there, paths), strict=True)
+        return [path.rpartition("/")[2] for path, there in found if there]
+
+    def sizes_below(self, folder: str) -> None:
+        return None
+
+    def _record_is_there(self, path: str) -> bool:
+        try:
+            self._keep(path, self.objects.get(path, MAX_COMMIT_BYTES))
+        except AbsentError:
+            return False
+        return True
+
+
+class RemoteFile:
+    """One file of a remote store, read block by block; see `alignkd.storage.files.source.ByteFile`."""
+
+    def __init__(self, files: RemoteFiles, path: str, label: str, size: int, identity: str) -> None:
+        self.label, self.size = label, size
+        self._files, self._path = files, path
+        self._group, self._name = group_of(files.objects, path), hashed(path, identity)
+
+    def pread_into(self, buffers: Buffers, offset: int) -> None:
+        end = offset + sum(map(len, buffers))
+        if end > self.size:
+            raise CorruptStoreError(f"{self.label}: the file ends at byte {self.size}, expected {end}; {REPAIR}")
+        blocks = self._blocks(offset, end)
+        rest = list(buffers)
+        for number, block in enumerate(blocks):
+            # one more for each that is done
+            first_ahead = number + MOST_AHEAD - 1 if number else 1
+            for ahead in blocks[first_ahead : number + MOST_AHEAD]:
+                self._files.blocks.want(ahead)
+            first, last = max(offset, block.start), min(end, block.stop)
+            self._read_block(block, _take(rest, last - first), first - block.start)
+
+    def will_need(self, offset: int, size: int) -> None:
+        # far more than a record is a scan: it would only push itself out of a small cache
+        for block in self._blocks(offset, min(self.size, offset + size))[:MOST_AHEAD]:
+            self._files.blocks.want(block)
+
+    def _read_block(self, block: Block, buffers: Buffers, offset: int) -> None:
+        try:
+            total = self._files.blocks.read_into(block, buffers, offset)
+        except AbsentError:
+            raise CorruptStoreError(f"{self.label}: there is no such object; {REPAIR}") from None
+        if total not in (KNOWN, self.size):
+            raise CorruptStoreError(f"{self.label}: holds {total} bytes, committed {self.size}; {REPAIR}")
+
+    def _blocks(self, start: int, stop: int) -> list[Block]:
+        """The blocks that cover a range; the range itself where nothing is cached."""
+        settings = self._files.settings
+        step = int(settings.block_bytes)
+        bounds = [(at, min(at + step, self.size)) for at in range(start - start % step, stop, step)]
+        if not settings.cached:
+            bounds = [(max(start, low), min(stop, high)) for low, high in bounds]
+        return [self._block(low, high) for low, high in bounds]
+
+    def _block(self, start: int, stop: int) -> Block:
+        name = f"{self._name}-{start}-{stop}"
+        return Block(path=self._path, start=start, stop=stop, group=self._group, name=name)
+
+
+def ordered(blocks: BlockFetcher, work: Callable[[str], T], arguments: Iterable[str]) -> Iterator[T]:
+    """Results of a function in the order of its arguments, computed by threads a bounded number ahead."""
+    rest = iter(arguments)
+    coming: deque[Future[T]] = deque()
+    while True:
+        coming += blocks.run_all(work, list(islice(rest, LOOK_AHEAD - len(coming))))
+        if not coming:
+            return
+        yield coming.popleft().result()
+
+
+def _take(rest: list[Any], count: int) -> list[Any]:
+    """Remove the first `count` bytes of a list of buffers and give them as buffers."""
+    taken = []
+    while count:
+        head = rest.pop(0)
+        if len(head) > count:
+            rest.insert(0, head[count:])
+            head = head[:count]
+        taken.append(head)
+        count -= len(head)
+    return taken

@@ -1,0 +1,1 @@
+"""What a store states about itself: manifest, columns, plan of shards, commit records."""

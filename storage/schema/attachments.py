@@ -1,0 +1,70 @@
+"""Store-level files, such as the teacher's tokenizer: on disk and verified before the manifest that names them."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignkd.storage.errors import CorruptStoreError, StoreError
+from alignkd.storage.files.checksum import file_sha256
+from alignkd.storage.files.exclusive import copy_exclusively
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.schema.manifest import Manifest
+
+ATTACHMENTS = "attachments"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
+
+
+def attachment_path(name: str) -> str:
+    """Path of an attachment relative to the store.
+
+    Raises:
+        StoreError: a name that could lead elsewhere.
+    """
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"attachment is {name!r}, expected a name of a-z, 0-9, '_' and '.'")
+    return f"{ATTACHMENTS}/{name}"
+
+
+def write_attachments(store: Path, manifest: Manifest, given: Mapping[str, Path | bytes]) -> None:
+    """Bring every file that the manifest names into the store, durably; what is there in good order stays.
+
+    Raises:
+        StoreError: one is neither given nor there, or is not what the manifest promises.
+    """
+    named = attachments_of(manifest)
+    if unknown := sorted(given.keys() - named.keys()):
+        raise StoreError(f"attachment {unknown[0]!r} is given, the manifest names {sorted(named) or 'none'}")
+    for name, sha256 in named.items():
+        target = store / attachment_path(name)
+        if target.exists() and file_sha256(target) == sha256:
+            continue
+        if name not in given:
+            raise StoreError(f"{target}: is missing or damaged, and the store needs it; give it to the writer again")
+        source = given[name]
+        found = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_sha256(source)
+        if found != sha256:
+            raise StoreError(f"attachment {name}: sha256 is {found[:12]}, expected {sha256[:12]} by the manifest")
+        target.unlink(missing_ok=True)  # damaged
+        target.parent.mkdir(exist_ok=True)
+        copy_exclusively(target, source, store)
+        if (found := file_sha256(target)) != sha256:
+            raise CorruptStoreError(f"{target}: read back with sha256 {found[:12]}, written {sha256[:12]}")
+
+
+def verified_attachment(files: StoreFiles, manifest: Manifest, name: str) -> Path:
+    """An attachment of a store, verified.
+
+    Raises:
+        StoreError: the store has none of that name.
+        CorruptStoreError: it is missing or damaged.
+    """
+    if name not in (named := attachments_of(manifest)):
+        raise StoreError(f"store {files.location} has no attachment {name!r}, it has {sorted(named) or 'none'}")
+    return files.fetch(attachment_path(name), named[name])
+
+
+def attachments_of(manifest: Manifest) -> dict[str, str]:
+    """Name -> sha256; a store of schema 1 has none."""
+    named: dict[str, str] = getattr(manifest, "attachments", {})
+    return named

@@ -1,0 +1,301 @@
+"""Commit records: the only proof that a shard exists. Readers list these, never the shard files.
+
+A record is checked in two steps, because a store may have ten thousand shards: `CommitHead` is what listing
+and counting need, `CommitRecord` adds every array and file.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkd.storage.errors import CorruptStoreError, StoreError
+from alignkd.storage.files.source import LocalFiles, StoreFiles
+from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
+from alignkd.storage.schema.sealed_json import unseal_bytes
+
+COMMITS = "commits"
+SHARDS = "shards"
+# one shard's record; a shard of 1024 samples with every column needs about 10 KB
+MAX_COMMIT_BYTES = 16 << 20
+MAX_SIZE = 2**62
+
+# names that writers give to folders of shards; no other folder is a leftover of theirs
+WRITTEN = re.compile(r"\d{8,}(-[0-9a-f-]{1,90})?")
+_FOLDER = re.compile(r"[0-9a-f-]{1,100}")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"\d{8,}\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One file of a shard; the path is relative to the shard's folder, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayEntry:
+    """Shape of a stored array and of its inner chunks (zarr)."""
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+
+    def layout(self) -> ArrayLayout:
+        return ArrayLayout(self.shape, self.chunk)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """A sample that could not be cached, and why; counted, never silently dropped."""
+
+    index: int
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sums over the shard's records; `images` distinct ones, `bytes` of all its files."""
+
+    tokens: int
+    queries: int
+    supervised: int
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitHead:
+    """What a shard holds, without its files.
+
+    Attributes:
+        folder: name of its folder in `shards/`; where folders cannot be renamed each writer takes its own.
+    """
+
+    shard: int
+    manifest_hash: str
+    num_records: int
+    quarantined: tuple[Quarantined, ...]
+    totals: Totals
+    folder: str
+
+    @property
+    def path(self) -> str:
+        """The shard's folder relative to the store."""
+        return f"{SHARDS}/{self.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord(CommitHead):
+    """Everything that a reader must find true of a shard."""
+
+    arrays: Mapping[str, ArrayEntry]
+    files: tuple[FileEntry, ...]
+
+    def layouts(self) -> dict[str, ArrayLayout]:
+        return {name: entry.layout() for name, entry in self.arrays.items()}
+
+    def head(self) -> CommitHead:
+        """The record without what is large."""
+        return CommitHead(**{name: getattr(self, name) for name in CommitHead.__dataclass_fields__})
+
+    def document(self) -> dict[str, Any]:
+        """What is sealed in `commits/`."""
+        return asdict(self)
+
+
+def shard_name(shard: int) -> str:
+    return f"{shard:08d}"
+
+
+def shard_folder(store: Path, shard: int) -> Path:
+    """Where a shard that is renamed into place goes."""
+    return store / SHARDS / shard_name(shard)
+
+
+def commit_name(shard: int) -> str:
+    """Path of a commit record relative to the store."""
+    return f"{COMMITS}/{shard_name(shard)}.json"
+
+
+def commit_path(store: Path, shard: int) -> Path:
+    return store / commit_name(shard)
+
+
+def committed_shards(store: Path | StoreFiles) -> list[int]:
+    """Numbers of the committed shards, rising; other files in the folder are not commits."""
+    files = LocalFiles(store) if isinstance(store, Path) else store
+    numbers = [int(name[:-5]) for name in files.list(COMMITS) if _NAME.fullmatch(name)]
+    return sorted(number for number in numbers if number < MAX_SIZE)
+
+
+def load_commit(store: Path | StoreFiles, shard: int, manifest_hash: str) -> CommitRecord:
+    """The commit record of a shard.
+
+    Raises:
+        StoreError: it is absent, or belongs to another store or another shard.
+        CorruptStoreError: it is damaged, or holds what no writer writes.
+    """
+    files = LocalFiles(store) if isinstance(store, Path) else store
+    name = commit_name(shard)
+    return parse_commit(files.read(name, MAX_COMMIT_BYTES), files.label(name), shard, manifest_hash)
+
+
+def load_commits(files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> Iterator[CommitRecord]:
+    """The commit records of many shards; raises as `load_commit`."""
+    for shard, data in zip(shards, _read_all(files, shards), strict=True):
+        yield parse_commit(data, files.label(commit_name(shard)), shard, manifest_hash)
+
+
+def load_heads(
+    files: StoreFiles, shards: Sequence[int], manifest_hash: str, *, whole: bool = True
+) -> Iterator[tuple[CommitHead, dict[str, Any]]]:
+    """As `load_commits`, quicker: the head, and the document with its arrays and files unchecked.
+
+    Args:
+        whole: whether the document shall have arrays and files at all; most of the time goes into parsing them.
+    """
+    left_out = () if whole else ("arrays", "files")
+    for shard, data in zip(shards, _read_all(files, shards), strict=True):
+        where = files.label(commit_name(shard))
+        document = _document(data, where, shard, manifest_hash, left_out)
+        yield CommitHead(**_Parser(where, document).head()), document
+
+
+def parse_commit(data: bytes, where: str, shard: int, manifest_hash: str) -> CommitRecord:
+    """The commit record in a file's bytes; `where` names the file; raises as `load_commit`."""
+    parser = _Parser(where, _document(data, where, shard, manifest_hash))
+    parser.only("shard", "manifest_hash", "num_records", "quarantined", "totals", "folder", "arrays", "files")
+    return CommitRecord(**parser.head(), arrays=parser.arrays(), files=parser.files())
+
+
+def missing_or_resized(store: Path | StoreFiles, commit: CommitRecord, folder: str | None = None) -> list[str]:
+    """Files of a shard that are not there or not as long as committed, in words.
+
+    Args:
+        folder: where the shard lies relative to the store, if not where it was committed to.
+    """
+    files = LocalFiles(store) if isinstance(store, Path) else store
+    folder = commit.path if folder is None else folder
+    problems = []
+    for entry in commit.files:
+        path = f"{folder}/{entry.path}"
+        size = files.size(path)
+        if size is None:
+            problems.append(f"{files.label(path)}: No such file or directory")
+        elif size != entry.bytes:
+            problems.append(f"{files.label(path)}: holds {size} bytes, committed {entry.bytes}")
+    return problems
+
+
+def _read_all(files: StoreFiles, shards: Sequence[int]) -> Iterator[bytes]:
+    return files.read_many([commit_name(shard) for shard in shards], MAX_COMMIT_BYTES)
+
+
+def _document(data: bytes, where: str, shard: int, manifest_hash: str, left_out: Sequence[str] = ()) -> dict[str, Any]:
+    document = unseal_bytes(data, where, left_out)
+    if (found := document.get("shard")) != shard:
+        raise StoreError(f"{where}: is the record of shard {found}, expected {shard}; delete the copy")
+    if (other := document.get("manifest_hash")) != manifest_hash:
+        raise StoreError(
+            f"{where}: was committed for manifest {str(other)[:12]}, the store's is {manifest_hash[:12]}; "
+            "delete the record and dump again"
+        )
+    return document
+
+
+class _Parser:
+    """Turns a document into checked values; anything odd is one line that names file and field."""
+
+    def __init__(self, where: str, document: dict[str, Any]) -> None:
+        self.where, self.document = where, document
+        # commits of schema 1 do not name their folder
+        document.setdefault("folder", shard_name(document["shard"]))
+
+    def only(self, *names: str) -> None:
+        if unknown := sorted(self.document.keys() - set(names)):
+            raise self._wrong(unknown[0], "is not a field of a commit record")
+
+    def head(self) -> dict[str, Any]:
+        document = self.document
+        quarantined = [self._fields(entry, "quarantined", Quarantined) for entry in self._list("quarantined")]
+        if not isinstance(document["folder"], str) or not _FOLDER.fullmatch(document["folder"]):
+            raise self._wrong("folder", f"is {str(document['folder'])[:40]!r}, expected digits, a-f and '-'")
+        return {
+            "shard": document["shard"],
+            "manifest_hash": document["manifest_hash"],
+            "num_records": self._size("num_records", document.get("num_records")),
+            "quarantined": tuple(Quarantined(**entry) for entry in quarantined),
+            "totals": Totals(**self._fields(document.get("totals"), "totals", Totals)),
+            "folder": document["folder"],
+        }
+
+    def arrays(self) -> dict[str, ArrayEntry]:
+        arrays = self.document.get("arrays")
+        if not isinstance(arrays, dict):
+            raise self._wrong("arrays", "is no object")
+        return {name: self._array(name, entry) for name, entry in arrays.items()}
+
+    def files(self) -> tuple[FileEntry, ...]:
+        files = []
+        for entry in self._list("files"):
+            if not _is_file(entry):
+                path = self._fields(entry, "files", FileEntry)["path"]
+                raise self._wrong("files", f"has an entry for {path[:80]!r}, no file of a shard")
+            files.append(FileEntry(**entry))
+        return tuple(files)
+
+    def _array(self, name: str, entry: Any) -> ArrayEntry:
+        try:
+            shape, chunk = tuple(entry["shape"]), tuple(entry["chunk"])
+        except (TypeError, KeyError):
+            raise self._wrong("arrays", f"describes {name[:80]!r} without shape and chunk") from None
+        sound = len(shape) == len(chunk) > 0 and set(map(type, shape + chunk)) == {int}
+        if not sound or min(shape) < 0 or min(chunk) < 1 or max(shape + chunk) > MAX_SIZE:
+            raise self._wrong("arrays", f"gives {name[:80]!r} shape {str(shape)[:80]} and chunk {str(chunk)[:80]}")
+        return ArrayEntry(shape=shape, chunk=chunk)
+
+    def _list(self, name: str) -> list[Any]:
+        values = self.document.get(name)
+        if not isinstance(values, list):
+            raise self._wrong(name, "is no list")
+        return values
+
+    def _fields(self, entry: Any, name: str, kind: type) -> dict[str, Any]:
+        """A JSON object with exactly the fields of a dataclass of texts and sizes."""
+        types = kind.__annotations__
+        if not isinstance(entry, dict) or entry.keys() != types.keys():
+            raise self._wrong(name, f"holds {str(entry)[:80]}, expected {', '.join(types)}")
+        for field, value in entry.items():
+            if types[field] is int:
+                self._size(f"{name}.{field}", value)
+            elif not isinstance(value, str):
+                raise self._wrong(f"{name}.{field}", f"is {str(value)[:80]}, expected a text")
+        return entry
+
+    def _size(self, name: str, value: Any) -> int:
+        if type(value) is not int or not 0 <= value <= MAX_SIZE:
+            raise self._wrong(name, f"is {str(value)[:80]}, expected a number from 0")
+        return value
+
+    def _wrong(self, field: str, problem: str) -> CorruptStoreError:
+        return CorruptStoreError(f"{self.where}: {field} {problem}; delete it and dump again")
+
+
+def _is_file(entry: Any) -> bool:
+    """Whether a JSON value is what a writer says of a file; quick, because a large store has 300,000 of them."""
+    return (
+        type(entry) is dict
+        and len(entry) == 3
+        and type(path := entry.get("path")) is str
+        and type(size := entry.get("bytes")) is int
+        and type(sha256 := entry.get("sha256")) is str
+        and 0 <= size <= MAX_SIZE
+        and _FILE.fullmatch(path) is not None
+        and _SHA256.fullmatch(sha256) is not None
+    )

@@ -1,0 +1,251 @@
+"""What a store promises: the settings that decide its bytes and the fingerprint of who made them.
+
+Schema 2 is written; schema 1 (alignkd 0.1) is read, as the same class with the settings that it had no choice in.
+A manifest may come from a stranger: every size in it is bounded, so that opening a store takes bounded memory.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from alignkd.storage.codecs.settings import NOT_STORED, Codecs, LogitsCodec
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.source import StoreFiles, open_files
+from alignkd.storage.schema.schema_v1 import check_schema_1, hashed_by_schema_1
+from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
+
+__all__ = [
+    "FILE_NAME",
+    "SCHEMA_VERSION",
+    "Codecs",
+    "HasManifest",
+    "LogitsCodec",
+    "Manifest",
+    "Shapes",
+    "check_fingerprint",
+    "check_same_manifest",
+    "load_manifest",
+    "parse_manifest",
+    "read_manifest",
+]
+
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)
+FILE_NAME = "manifest.json"
+# what may differ between two runs that write the same bytes
+VOLATILE = {"created_with"}
+
+MAX_FILE_BYTES = 1 << 20
+# the order of all samples is held in memory, 8 bytes each
+MAX_SAMPLES = 1 << 27
+MAX_SHARDS = 1 << 20
+MAX_SHARD_SIZE = 1 << 20
+# vision embeddings of one image, attention of one token: 256 MiB in float32
+MAX_ROW_VALUES = 1 << 26
+MAX_ATTACHMENTS = 64
+
+AttachmentName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_.]*$", max_length=100)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shapes(_Model):
+    """Sizes of the teacher that give the arrays their shape."""
+
+    num_heads: int = Field(ge=1, le=1 << 12)
+    hidden_size: int = Field(ge=1, le=1 << 18)
+    vision_tokens: int = Field(ge=1, le=1 << 16, description="P; 144 for MobileVLM V2")
+    vocab_size: int = Field(ge=1, le=1 << 22)
+    vision_top_tokens: int = Field(default=16, ge=1, le=1 << 16, description="tokens of the focus loss (eq. 3)")
+
+    @model_validator(mode="after")
+    def _check_row_sizes(self) -> Self:
+        for name in ("num_heads", "hidden_size"):
+            values = getattr(self, name) * self.vision_tokens
+            if values > MAX_ROW_VALUES:
+                raise ValueError(
+                    f"shapes.{name} is {getattr(self, name)} and shapes.vision_tokens {self.vision_tokens}: "
+                    f"{values} values in a stored row, at most {MAX_ROW_VALUES} are allowed"
+                )
+        return self
+
+
+class Manifest(_Model):
+    """Written once when a store is made; every commit carries its hash.
+
+    Attributes:
+        fingerprint: all that decided the teacher's outputs: weights, tokenizer, template, ...
+        data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
+        backend: physical layout of the shards.
+        inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
+        attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
+        created_with: versions for the record; the only part that may differ on re-opening.
+    """
+
+    schema_version: Literal[1, 2] = 2
+    fingerprint: dict[str, str]
+    data_fingerprint: dict[str, str]
+    shapes: Shapes
+    codecs: Codecs
+    backend: Literal["zarr", "webdataset"] = "zarr"
+    inputs: Literal["reference", "embed"] = "reference"
+    attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
+    num_samples: int = Field(ge=1, le=MAX_SAMPLES)
+    shard_size: int = Field(ge=1, le=MAX_SHARD_SIZE)
+    seed: int = Field(ge=0, lt=2**64)
+    created_with: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        if self.codecs.vision_top not in NOT_STORED and self.shapes.vision_top_tokens > self.shapes.vision_tokens:
+            raise ValueError(
+                f"shapes.vision_top_tokens is {self.shapes.vision_top_tokens}, above shapes.vision_tokens "
+                f"{self.shapes.vision_tokens}: lower it or set codecs.vision_top to none"
+            )
+        if self.num_shards > MAX_SHARDS:
+            raise ValueError(
+                f"num_samples is {self.num_samples} and shard_size {self.shard_size}: {self.num_shards} shards, at "
+                f"most {MAX_SHARDS} are allowed"
+            )
+        if self.schema_version == 1:
+            check_schema_1(self.model_dump(exclude_unset=True))
+        return self
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_size)
+
+    def planned_size(self, shard: int) -> int:
+        """Samples that the plan gives to a shard; 0 outside the plan."""
+        return max(0, min(self.shard_size, self.num_samples - shard * self.shard_size))
+
+    def manifest_hash(self) -> str:
+        """sha256 (hex) of everything that decides the store's bytes, as its schema version spells it."""
+        if self.schema_version == 1:
+            document = hashed_by_schema_1(self.model_dump(exclude=VOLATILE))
+        else:
+            # without the settings that a kind of logits has not: a new kind must not change the hash of the others
+            document = self.model_dump(exclude=VOLATILE, exclude_none=True)
+        return hashlib.sha256(canonical(document)).hexdigest()
+
+    def check_writable(self) -> None:
+        """Refuse to write by an old schema.
+
+        Raises:
+            StoreError: it has another schema version than this software writes.
+        """
+        if self.schema_version != SCHEMA_VERSION:
+            raise StoreError(
+                f"schema_version is {self.schema_version}, this alignkd writes {SCHEMA_VERSION}; old stores are "
+                "read-only, dump or convert to another path"
+            )
+
+
+class HasManifest(Protocol):
+    """A store opened for reading or writing."""
+
+    @property
+    def path(self) -> Path | str:
+        """Where it is."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it promises."""
+
+
+def load_manifest(store: Path | str) -> Manifest:
+    """The manifest of the store at a path or URL; errors as of `read_manifest`."""
+    return read_manifest(open_files(store))
+
+
+def read_manifest(files: StoreFiles) -> Manifest:
+    """The manifest of a store.
+
+    Raises:
+        StoreError: there is none, it is damaged or too large, or another version of the software wrote it.
+    """
+    where = files.label(FILE_NAME)
+    return parse_manifest(unseal_bytes(files.read(FILE_NAME, MAX_FILE_BYTES), where), where)
+
+
+def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
+    """The manifest of a JSON document, of any schema version that can be read.
+
+    Args:
+        document: as `unseal` gives it.
+        where: the file, for messages.
+
+    Raises:
+        StoreError: another version of the software wrote it, or a value is out of bounds.
+    """
+    if (version := document.get("schema_version")) not in READABLE_SCHEMAS or isinstance(version, bool | float):
+        readable = " and ".join(map(str, READABLE_SCHEMAS))
+        raise StoreError(
+            f"{where}: schema_version is {version!r:.40}, this alignkd reads {readable}; use a matching alignkd"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        # keys are a stranger's: one line, of bounded length
+        place = ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()
+        raise StoreError(f"{where}: {place:.200}: {first['msg']:.400}; use the alignkd that wrote the store") from None
+
+
+def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
+    """Refuse to go on with a store that was made with other settings.
+
+    Raises:
+        StoreError: one line naming each differing field with both values.
+    """
+    stored = _flatten(found.model_dump(exclude=VOLATILE))
+    wanted = _flatten(asked.model_dump(exclude=VOLATILE))
+    differing = [
+        f"{name} is {stored.get(name, 'absent')} in the store, {wanted.get(name, 'absent')} asked for"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name, _ABSENT) != wanted.get(name, _ABSENT)
+    ]
+    if differing:
+        raise StoreError(
+            f"store {path} was made with other settings: {'; '.join(differing)}; "
+            "choose another path or delete the store"
+        )
+
+
+def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
+    """Refuse a store whose teacher saw other inputs than this student will.
+
+    Args:
+        store: an opened store.
+        expected: name -> value for the parts that must agree, e.g. tokenizer, template, image_processor.
+
+    Raises:
+        StoreError: one line naming each differing part with both values.
+    """
+    found = store.manifest.fingerprint
+    differing = [
+        f"{name} is {found.get(name, 'not recorded')} in the store, {value} in the student"
+        for name, value in expected.items()
+        if found.get(name) != value
+    ]
+    if differing:
+        raise StoreError(
+            f"store {store.path} does not fit this student: {'; '.join(differing)}; "
+            "dump the targets again with the student's settings"
+        )
+
+
+_ABSENT = object()
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,1 @@
+"""Comparison of the targets of two stores."""

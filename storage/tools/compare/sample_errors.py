@@ -1,0 +1,157 @@
+"""How far a store's targets are from the exact ones: measured where another store has those, else what is stated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.read.logprobs import distribution_of, open_lm_head
+from alignkd.storage.read.store import StoreReader
+from alignkd.storage.record.distributions import HiddenStates, TruncatedLogits
+from alignkd.storage.record.encoded import EncodedArray, as_float32
+from alignkd.storage.record.record import Record, Target
+from alignkd.storage.tools.compare.diff import FieldDifference, compare_fields
+from alignkd.storage.tools.compare.error_bounds import error_bound
+from alignkd.storage.tools.compare.matching import match_records
+from alignkd.storage.tools.verify.attention_sums import AttentionSums, attention_sums
+from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedBound:
+    """What a codec promises of one field, evaluated from the stored numbers of the sampled records.
+
+    Attributes:
+        largest, mean: of the bound on |decoded - exact|, over the values.
+        relative_l2: norm of the bounds over the norm of the decoded values: the error cannot be larger.
+    """
+
+    field: str
+    codec: str
+    largest: float
+    mean: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedErrors:
+    """What the sampled records of a store tell by themselves.
+
+    Attributes:
+        records: sampled.
+        bounds: of every target.
+        attention: sums of its rows.
+        labels: what the teacher thinks of them; `topk` and `nucleus` keep each label.
+        largest_mass_error: |mass of entries and tail - 1|, largest; None for other logits.
+    """
+
+    records: int
+    bounds: list[StatedBound]
+    attention: AttentionSums
+    labels: LabelVerdict
+    largest_mass_error: float | None
+
+
+def sampled_positions(reader: StoreReader, count: int) -> list[int]:
+    """Up to `count` positions, evenly spaced over the store."""
+    if not len(reader):
+        return []
+    chosen = np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(np.int64))
+    return [int(position) for position in chosen]
+
+
+def stated_errors(
+    reader: StoreReader, positions: list[int], progress: Callable[[int], object] = lambda records: None
+) -> StatedErrors:
+    """Evaluate bounds and identities; nothing here is a measured error.
+
+    Raises:
+        CorruptStoreError: a record is damaged.
+    """
+    lm_head = open_lm_head(reader.files, reader.manifest)
+    attention, labels, masses = AttentionSums(), LabelScores(reader.manifest), []
+    sums: dict[str, _BoundSum] = {}
+    for position in positions:
+        record = reader[position]
+        for name, target in targets_of(record).items():
+            sums.setdefault(name, _BoundSum()).add(target)
+        if record.attention is not None:
+            attention = attention + attention_sums(record.attention)
+        if (found := distribution_of(record.logits, lm_head)) is not None:
+            labels.add(record, found)
+        if isinstance(record.logits, TruncatedLogits):
+            masses.append(_mass_error(record.logits))
+        progress(1)
+    return StatedErrors(
+        records=len(positions),
+        bounds=[total.result(name) for name, total in sums.items()],
+        attention=attention,
+        labels=labels.verdict(),
+        largest_mass_error=max(masses, default=None),
+    )
+
+
+def measured_errors(
+    reader: StoreReader, exact: StoreReader, count: int, progress: Callable[[int], object] = lambda records: None
+) -> list[FieldDifference]:
+    """Compare up to `count` records that both stores have, evenly spaced; norms are those of the exact store.
+
+    Of each field: the largest difference, the relative L2 difference, and in how many records it is beyond the sum of
+    the two codecs' stated bounds.
+
+    Raises:
+        CorruptStoreError: a record is damaged.
+    """
+    pairs = match_records(exact, reader).pairs
+    chosen = pairs[np.unique(np.linspace(0, max(len(pairs) - 1, 0), min(count, len(pairs))).astype(np.int64))]
+    found = compare_fields(exact, reader, chosen, progress=progress)
+    return [difference for difference in found if difference.max_abs is not None]
+
+
+def targets_of(record: Record) -> dict[str, Target]:
+    """The float targets of a record by name, those of its logits included."""
+    found: dict[str, Target | None] = {
+        "attention": record.attention,
+        "vision_top_embeddings": record.vision_top_embeddings,
+        "vision_embeddings": record.vision_embeddings,
+    }
+    if isinstance(record.logits, TruncatedLogits):
+        found["logits.logprobs"] = record.logits.logprobs
+    elif isinstance(record.logits, HiddenStates):
+        found["logits.hidden_states"] = record.logits.states
+    elif isinstance(record.logits, np.ndarray):
+        found["logits"] = record.logits
+    return {name: target for name, target in found.items() if target is not None}
+
+
+class _BoundSum:
+    def __init__(self) -> None:
+        self.codec, self.count = "", 0
+        self.largest = self.total = self.squares = self.norm = 0.0
+
+    def add(self, target: Target) -> None:
+        bound, values = error_bound(target).astype(np.float64), as_float32(target).astype(np.float64)
+        self.codec = target.codec if isinstance(target, EncodedArray) else str(target.dtype)
+        self.count += bound.size
+        self.largest = max(self.largest, float(bound.max(initial=0.0)))
+        self.total += float(bound.sum())
+        self.squares += float((bound**2).sum())
+        self.norm += float((values**2).sum())
+
+    def result(self, name: str) -> StatedBound:
+        return StatedBound(
+            field=name,
+            codec=self.codec,
+            largest=self.largest,
+            mean=self.total / max(self.count, 1),
+            relative_l2=float(np.sqrt(self.squares / self.norm)) if self.norm else 0.0,
+        )
+
+
+def _mass_error(logits: TruncatedLogits) -> float:
+    ends = np.concatenate([[0.0], np.cumsum(np.exp(logits.logprobs.astype(np.float64)))])
+    tail = np.exp(logits.tail_logmass.astype(np.float64))
+    mass: NDArray[Any] = ends[logits.offsets[1:]] - ends[logits.offsets[:-1]] + tail
+    return float(np.abs(mass - 1).max(initial=0.0))

@@ -1,0 +1,121 @@
+"""The same records in another physical layout, bit for bit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.source import open_files
+from alignkd.storage.read.store import StoreReader
+from alignkd.storage.record.record import Record
+from alignkd.storage.schema.commit_record import Quarantined
+from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
+from alignkd.storage.write.store import StoreWriter
+
+Progress = Callable[[int], object]
+Sample = Callable[[int], Record | Quarantined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyReport:
+    """What was written; a run that goes on counts only its own."""
+
+    shards_written: int
+    num_shards: int
+    num_records: int
+    num_quarantined: int
+
+
+def convert_store(
+    source: Path | str,
+    target: Path | str,
+    backend: Literal["zarr", "webdataset"],
+    progress: Progress = lambda samples: None,
+) -> CopyReport:
+    """Write the store at `source` again at `target`.
+
+    Targets are passed through as they are stored, the plan stays the same, quarantined samples and attachments too: all
+    but the layout (and an old schema version) is equal. Stopped any time, the same call goes on.
+
+    Args:
+        progress: called with the number of samples that are done since the last call.
+
+    Raises:
+        StoreError: the source is incomplete or damaged, or the target is something else.
+    """
+    check_other_place(target, [source])
+    reader = StoreReader(source)
+    manifest = converted_manifest(reader.manifest, backend)
+    attachments = {name: reader.attachment(name) for name in manifest.attachments}
+    writer = StoreWriter(target, manifest, attachments)
+    return copy_samples(writer, samples_of(reader), progress)
+
+
+def converted_manifest(manifest: Manifest, backend: str) -> Manifest:
+    """The manifest with another backend, in the schema version that is written."""
+    document = manifest.model_dump() | {"backend": backend, "schema_version": SCHEMA_VERSION}
+    return Manifest.model_validate(document)
+
+
+def samples_of(reader: StoreReader) -> Sample:
+    """Data-set index -> the sample's record, or why there is none."""
+    positions = positions_by_index(reader)
+    quarantined = {entry.index: entry for entry in reader.quarantined}
+
+    def sample(index: int) -> Record | Quarantined:
+        position = int(positions[index])
+        return quarantined[index] if position < 0 else reader[position]
+
+    return sample
+
+
+def positions_by_index(reader: StoreReader) -> NDArray[np.int64]:
+    """Position in the store of each sample of the plan, -1 where it is quarantined, int64 [num_samples]."""
+    positions = np.full(reader.manifest.num_samples, -1, np.int64)
+    positions[reader.dataset_index] = np.arange(len(reader))
+    return positions
+
+
+def copy_samples(writer: StoreWriter, sample: Sample, progress: Progress) -> CopyReport:
+    """Fill every shard of the plan that is not committed yet."""
+    pending = writer.pending_shards()
+    records = quarantined = 0
+    progress(writer.manifest.num_samples - sum(map(writer.manifest.planned_size, pending)))
+    for shard in pending:
+        with writer.open_shard(shard) as sink:
+            for index in writer.planned_samples(shard).tolist():
+                found = sample(index)
+                if isinstance(found, Quarantined):
+                    sink.quarantine(index, found.id, found.reason)
+                else:
+                    sink.append(found)
+                progress(1)
+            commit = sink.commit()
+        records, quarantined = records + commit.num_records, quarantined + len(commit.quarantined)
+    return CopyReport(
+        shards_written=len(pending),
+        num_shards=writer.manifest.num_shards,
+        num_records=records,
+        num_quarantined=quarantined,
+    )
+
+
+def check_other_place(target: Path | str, sources: list[Path | str]) -> None:
+    """Refuse to write into a store that is read.
+
+    Raises:
+        StoreError: the target is one of the sources.
+    """
+    for source in sources:
+        if _place(source) == _place(target):
+            raise StoreError(f"store {target} is read and written at once; choose another path for the new store")
+
+
+def _place(location: Path | str) -> str:
+    files = open_files(location)
+    root: Path | None = getattr(files, "root", None)
+    return files.location.rstrip("/") if root is None else str(root.resolve())

@@ -1,0 +1,1 @@
+"""Checks of stored bytes, of records, and of the plausibility of targets."""

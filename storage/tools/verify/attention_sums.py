@@ -1,0 +1,74 @@
+"""Sums of attention rows: over the keys that are stored, probabilities of one query cannot exceed 1."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignkd.storage.record.encoded import as_float32
+from alignkd.storage.record.record import Target
+from alignkd.storage.tools.compare.error_bounds import error_bound
+
+# a softmax that its device rounds to bfloat16: 2^-8 relative in every term
+SOFTMAX_ROUNDING = 2**-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSums:
+    """Over rows (one query and head each).
+
+    Attributes:
+        rows: looked at.
+        smallest: value.
+        smallest_sum, largest_sum: of a row.
+        negative: values below 0 by more than the codec's bound.
+        above_one: rows whose sum is above 1 by more than the codec's bounds and the rounding of a softmax allow.
+    """
+
+    rows: int = 0
+    smallest: float = np.inf
+    smallest_sum: float = np.inf
+    largest_sum: float = -np.inf
+    negative: int = 0
+    above_one: int = 0
+
+    def __add__(self, other: "AttentionSums") -> "AttentionSums":
+        return AttentionSums(
+            rows=self.rows + other.rows,
+            smallest=min(self.smallest, other.smallest),
+            smallest_sum=min(self.smallest_sum, other.smallest_sum),
+            largest_sum=max(self.largest_sum, other.largest_sum),
+            negative=self.negative + other.negative,
+            above_one=self.above_one + other.above_one,
+        )
+
+    def problems(self) -> list[str]:
+        """What is wrong, in words."""
+        found = []
+        if self.negative:
+            found.append(
+                f"attention has {self.negative} negative values, the lowest {self.smallest:.3g}, expected none"
+            )
+        if self.above_one:
+            found.append(
+                f"attention sums to up to {self.largest_sum:.4f} in {self.above_one} of {self.rows} rows, expected at "
+                "most 1: these are no probabilities; dump the targets again"
+            )
+        return found
+
+
+def attention_sums(attention: Target) -> AttentionSums:
+    """Of one record's attention [R, Ht, C], or of several images [k, R, Ht, P]: blocks of the same rows."""
+    values, bound = as_float32(attention), error_bound(attention)
+    if not values.size:
+        return AttentionSums()
+    keys = (0, -1) if values.ndim == 4 else -1
+    sums = values.sum(keys, dtype=np.float64)
+    allowed = 1 + SOFTMAX_ROUNDING + bound.sum(keys, dtype=np.float64)
+    return AttentionSums(
+        rows=sums.size,
+        smallest=float(values.min()),
+        smallest_sum=float(sums.min()),
+        largest_sum=float(sums.max()),
+        negative=int(np.count_nonzero(values < -bound)),
+        above_one=int(np.count_nonzero(sums > allowed)),
+    )

@@ -1,0 +1,87 @@
+"""Is a store's content plausible? What checksums cannot see: targets that are intact but belong to other positions.
+
+Labels: the teacher must find the label of a position likelier than its neighbour's (`label_shift.py`). Attention:
+probabilities of one query are not negative and sum to at most 1 (`attention_sums.py`).
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from alignkd.storage.errors import RemoteError, StoreError
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.storage.read.logprobs import distribution_of, open_lm_head
+from alignkd.storage.read.shard import OpenShard
+from alignkd.storage.read.shard_records import ShardFolder
+from alignkd.storage.tools.verify.attention_sums import AttentionSums, attention_sums
+from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
+from alignkd.storage.tools.verify.verify import Problem
+
+# supervised positions of a shard whose labels are looked up; with hidden states each costs a product with the lm_head
+MAX_POSITIONS = 4096
+MAX_HIDDEN_POSITIONS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlausibilityReport:
+    """What was found in all shards together, and what is wrong by shard."""
+
+    labels: LabelVerdict
+    attention: AttentionSums
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check_plausibility(
+    files: StoreFiles,
+    *,
+    skip: Collection[int] = (),
+    progress: Callable[[int], object] = lambda records: None,
+) -> PlausibilityReport:
+    """Both checks over every shard that can be read; a shard is judged by itself where it has enough positions.
+
+    Args:
+        skip: shards that are known to be damaged.
+        progress: called with the number of records that are done since the last call.
+
+    Raises:
+        StoreError: no store, or a damaged lm_head.
+        RemoteError: a distant store does not answer, or refuses.
+    """
+    store = ShardFolder(files)
+    lm_head = open_lm_head(files, store.manifest)
+    labels, attention = LabelScores(store.manifest), AttentionSums()
+    problems: list[Problem] = []
+    for shard in [shard for shard in store.shards if shard not in skip]:
+        try:
+            of_shard, sums = _look(store.open(shard), LabelScores(store.manifest), lm_head, progress)
+        except RemoteError:
+            raise
+        except StoreError as error:
+            problems.append(Problem(shard=shard, message=str(error)))
+            continue
+        found = [*of_shard.problems(), *sums.problems()]
+        problems += [Problem(shard=shard, message=f"shard {shard}: {line}") for line in found]
+        labels.add_all(of_shard)
+        attention = attention + sums
+    if not problems:  # too few positions in each shard may be enough together
+        problems += [Problem(shard=None, message=f"store {files.location}: {line}") for line in labels.problems()]
+    verdict = labels.verdict()
+    if store.manifest.codecs.logits.kind == "hidden" and lm_head is None:
+        verdict = LabelVerdict(outcome="not stored")
+    return PlausibilityReport(labels=verdict, attention=attention, problems=problems)
+
+
+def _look(
+    shard: OpenShard, labels: LabelScores, lm_head: LmHead | None, progress: Callable[[int], object]
+) -> tuple[LabelScores, AttentionSums]:
+    """Attention of every record, labels of evenly spaced ones."""
+    sums, total = AttentionSums(), shard.tables.rows_of("supervised")
+    stride = -(-total // (MAX_POSITIONS if lm_head is None else MAX_HIDDEN_POSITIONS)) or 1
+    for number in range(len(shard)):
+        record = shard.record(number)
+        if record.attention is not None:
+            sums = sums + attention_sums(record.attention)
+        if number % stride == 0 and (found := distribution_of(record.logits, lm_head)) is not None:
+            labels.add(record, found)
+        progress(1)
+    return labels, sums

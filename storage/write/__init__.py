@@ -1,0 +1,1 @@
+"""Writing a store: shards in a temporary folder, published by a commit record."""

@@ -1,0 +1,1 @@
+"""From a store and the data to batches on the device."""

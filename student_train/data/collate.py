@@ -1,0 +1,211 @@
+"""Examples and records of one micro-batch -> padded tensors, targets in the bytes of the store."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignkd.storage.record.images import of_each_image
+from alignkd.storage.record.record import (
+    EncodedArray,
+    HiddenStates,
+    Logits,
+    Record,
+    SampledLogits,
+    Target,
+    TruncatedLogits,
+    as_float32,
+)
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.stem_targets import StemLookup
+from alignkd.student_train.data.targets import (
+    AttentionTargets,
+    FullTargets,
+    HiddenTargets,
+    LogitTargets,
+    RaggedEntries,
+    SampledTargets,
+    StemInputs,
+    TruncatedTargets,
+)
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
+from alignkd.vlm.inputs.examples import Example
+from alignkd.vlm.inputs.position_map import AttentionPairs
+
+_NO_BLOCK = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+# parts of the same name, one per target -> one array
+Join = Callable[[Sequence[Any]], NDArray[Any]]
+
+
+def collate(
+    samples: Sequence[tuple[Example, Record]],
+    *,
+    terms: Collection[str],
+    attention_pairs: AttentionPairs,
+    stem: StemLookup | None = None,
+) -> TrainBatch:
+    """One micro-batch with the targets that `terms` need.
+
+    Args:
+        stem: gives some of the targets later, on the device; of those nothing is taken from the records.
+    """
+    given = frozenset() if stem is None else stem.wanted
+    examples, records = [example for example, _ in samples], [record for _, record in samples]
+    sequences = collate_sequences(examples)
+    length = sequences.input_ids_BL.shape[1]
+    supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
+    with_image = [record for record in records if record.has_image]
+    all_wanted, focus_wanted = (
+        bool(with_image) and term in terms and target not in given
+        for term, target in (("vision_all", "vision_all"), ("vision_focus", "vision_top"))
+    )
+    attention = None
+    if "attention" in terms:
+        attention = _attention(examples, None if "attention" in given else records, attention_pairs)
+    return TrainBatch(
+        sequences=sequences,
+        supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
+        labels_N=sequences.supervised_labels_N,
+        attention=attention,
+        vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
+        top_index_IK=_top_index(with_image) if focus_wanted else None,
+        top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
+        first_image_S=_first_images(with_image),
+        logits=logit_targets([record.logits for record in records]) if "logit" in terms else None,
+        stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
+    )
+
+
+def _stem_inputs(
+    examples: Sequence[Example],
+    sequences: SequenceBatch,
+    stem: StemLookup,
+    attention: AttentionTargets | None,
+    pairs: AttentionPairs,
+) -> StemInputs:
+    computed_anyway = "attention" in stem.wanted and pairs == "tqv" and attention is not None
+    return StemInputs(
+        text=stem.table.rows(sequences.input_ids_BL),
+        looks=_places(examples, "tqv") if "vision_top" in stem.wanted and not computed_anyway else None,
+        num_images_S=[count for example in examples if (count := example.positions.num_images)],
+    )
+
+
+def _attention(
+    examples: Sequence[Example], records: Sequence[Record] | None, pairs: AttentionPairs
+) -> AttentionTargets | None:
+    """None where no sample has a row; without `records` only the places."""
+    places = _places(examples, pairs)
+    if not any(places.num_rows_B):
+        return None
+    if records is None:
+        return places
+    stored = [block for record in records for block in _attention_of_blocks(record, pairs)]
+    return replace(places, coded_BRHC=_coded(stored, _padded))
+
+
+def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTargets:
+    blocks = [example.positions.attention_blocks(pairs) or [_NO_BLOCK] for example in examples]
+    rows, cols = zip(*(block for of_sample in blocks for block in of_sample), strict=True)
+    several = max(map(len, blocks)) > 1
+    return AttentionTargets(
+        rows_BR=pad_positions(rows)[0],
+        cols_BC=pad_positions(cols)[0],
+        num_rows_B=[len(row) for row in rows],
+        num_cols_B=[len(col) for col in cols],
+        samples_B=torch.from_numpy(np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])) if several else None,
+    )
+
+
+def _attention_of_blocks(record: Record, pairs: AttentionPairs) -> Sequence[Target | None]:
+    several = record.num_images > 1 and record.attention is not None and pairs != "tqt"
+    return of_each_image(record.attention) if several and record.attention is not None else [record.attention]
+
+
+def _vision_of_images(records: Sequence[Record]) -> list[Target | None]:
+    """[P, Dt] of every image."""
+    targets: list[Target | None] = []
+    for record in records:
+        every = record.vision_embeddings
+        targets += [every] if every is None or record.num_images == 1 else of_each_image(every)
+    return targets
+
+
+def _first_images(records: Sequence[Record]) -> Tensor | None:
+    counts = np.array([record.num_images for record in records], np.int64)
+    return torch.from_numpy(np.cumsum(counts) - counts) if (counts > 1).any() else None
+
+
+def _top_index(records: Sequence[Record]) -> Tensor:
+    index = [record.vision_top_index for record in records if record.vision_top_index is not None]
+    return torch.from_numpy(np.stack(index).astype(np.int64))
+
+
+def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
+    """The logits of some records of one store, which all hold the same kind, one after the other."""
+    if truncated := [logits for logits in kept if isinstance(logits, TruncatedLogits)]:
+        return TruncatedTargets(
+            entries=_entries(truncated, [logits.logprobs for logits in truncated]),
+            tail_logmass_N=_joined([logits.tail_logmass for logits in truncated]),
+        )
+    if sampled := [logits for logits in kept if isinstance(logits, SampledLogits)]:
+        return SampledTargets(
+            entries=_entries(sampled, [logits.counts for logits in sampled]),
+            entropy_N=_joined([logits.entropy for logits in sampled]),
+            num_draws=max(int(logits.draws_per_position().max(initial=0)) for logits in sampled),
+        )
+    if hidden := [logits.states for logits in kept if isinstance(logits, HiddenStates)]:
+        return HiddenTargets(states=_coded(hidden, np.concatenate))
+    return FullTargets(logits=_coded([logits for logits in kept if isinstance(logits, np.ndarray)], np.concatenate))
+
+
+def _entries(
+    logits: Sequence[TruncatedLogits] | Sequence[SampledLogits], values: Sequence[NDArray[Any]]
+) -> RaggedEntries:
+    counts_N = np.concatenate([np.diff(kept.offsets) for kept in logits])
+    return RaggedEntries(
+        ids_E=_joined([kept.ids for kept in logits]),
+        values_E=_joined(values),
+        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(counts_N)]).astype(np.int64)),
+        widest=int(counts_N.max(initial=0)),
+    )
+
+
+def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
+    """Targets of one codec, joined part by part; at least one is there.
+
+    Where they are of several (rows through several images cannot keep a scale per image) all are decoded.
+    """
+    there = [_parts(target) for target in targets if target is not None]
+    if len({codec for codec, _ in there}) > 1:
+        return _coded([None if target is None else as_float32(target) for target in targets], join)
+    codec, names = there[0][0], there[0][1].keys()
+    absent = dict.fromkeys(names)
+    every = [absent if target is None else _parts(target)[1] for target in targets]
+    return CodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
+
+
+def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:
+    if isinstance(target, EncodedArray):
+        return target.codec, target.parts
+    return target.dtype.name, {"": target}
+
+
+def _padded(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+    """[B, ...], 0 where a sample has less than the largest, or nothing."""
+    there = [part for part in parts if part is not None]
+    sizes = [max(axis) for axis in zip(*(part.shape for part in there), strict=True)]
+    padded = np.zeros((len(parts), *sizes), there[0].dtype)
+    for sample, part in enumerate(parts):
+        if part is not None:
+            padded[sample][tuple(slice(size) for size in part.shape)] = part
+    return padded
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))

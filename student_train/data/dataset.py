@@ -1,0 +1,81 @@
+"""From a record of the store to a training example: tokenised again and compared, never trusted blindly."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage import Record, StoreReader
+from alignkd.student_train.data.lengths import same_vision_tokens
+from alignkd.vlm.data.conversations import ImageFiles, every_one, one_or_tuple, read_image_bytes
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.templates import Turn
+
+
+class CachedDataset:
+    """The samples of a store as the student reads them, with the teacher's targets.
+
+    Args:
+        reader: the store.
+        builder: the STUDENT's tokenizer, template and image processor.
+        images: folder the records' image paths are relative to; None where the store holds the image files.
+    """
+
+    def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path | None) -> None:
+        self.reader, self.builder, self.images = reader, builder, images
+        # else only the terms are trained that need no position of the store's, see `checks`
+        self._same_positions = same_vision_tokens(reader, builder.vision_tokens)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, position: int) -> tuple[Example, Record]:
+        """Example and record at a position of the store.
+
+        Raises:
+            SampleError: the image is gone or changed, or the student tokenises the conversation differently.
+        """
+        record = self.reader[position]
+        name = f"sample {record.id!r} (index {record.index})"
+        turns = [Turn(turn["from"], turn["value"]) for turn in record.conversations]
+        try:
+            example = self.builder.build(turns, self._image_bytes(record))
+        except SampleError as error:
+            raise SampleError(f"{name}: {error}") from error
+        for field in ("input_ids", "labels"):
+            _check_equal(name, field, found=getattr(example, field), stored=getattr(record, field))
+        if self._same_positions:
+            for field in ("vision_positions", "tqv_query_positions", "supervised_positions"):
+                _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
+        return example, record
+
+    def _image_bytes(self, record: Record) -> ImageFiles:
+        """What is read from the folder, or comes with the record, must be what the teacher saw."""
+        embedded, files = record.image_files, []
+        for number, (image, sha256) in enumerate(zip(record.images, every_one(record.image_sha256), strict=True)):
+            if embedded:
+                data, where = embedded[number], f"store {self.reader.path}, image {image}"
+            else:
+                assert self.images is not None  # checks.check_images
+                data, where = read_image_bytes(self.images, image), str(self.images / image)
+            if (found := hashlib.sha256(data).hexdigest()) != sha256:
+                raise SampleError(
+                    f"{where}: sha256 is {found}, the teacher saw {sha256}; restore the file or dump the targets again"
+                )
+            files.append(data)
+        return one_or_tuple(files)
+
+
+def _check_equal(sample: str, field: str, *, found: NDArray[np.int32], stored: NDArray[np.int32]) -> None:
+    if np.array_equal(found, stored):
+        return
+    if len(found) != len(stored):
+        difference = f"{len(found)} values in the student, {len(stored)} in the store"
+    else:
+        where = int(np.flatnonzero(found != stored)[0])
+        difference = f"{found[where]} at position {where} in the student, {stored[where]} in the store"
+    raise SampleError(
+        f"{sample}: {field} differs: {difference}; dump the targets again with the student's tokenizer and template"
+    )

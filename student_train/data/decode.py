@@ -1,0 +1,82 @@
+"""Targets as the store keeps them, decoded on the device that trains: what crosses the bus is what lies on the disk.
+
+One formula per codec, that of the codec's docstring in `storage/codecs`; tests hold them equal to the host's decoding.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from alignkd.storage.codecs.int8_group import GROUP
+
+Parts = Mapping[str, Tensor]
+
+
+def _as_they_are(parts: Parts) -> Tensor:
+    return parts[""]
+
+
+def _bfloat16(parts: Parts) -> Tensor:
+    return parts[""].view(torch.bfloat16)
+
+
+def _sqrt_u8(parts: Parts) -> Tensor:
+    root = parts[""] * (1 / 255)
+    return root.square_().mul_(parts["scale"].float()[..., None])
+
+
+def _int8_channel(parts: Parts) -> Tensor:
+    return parts[""] * parts["scale"].float()[..., None, :]
+
+
+def _int8_group(parts: Parts) -> Tensor:
+    steps, scale = parts[""], parts["scale"].float()
+    return steps * scale.repeat_interleave(GROUP, dim=-1)[..., : steps.shape[-1]]
+
+
+DECODERS: dict[str, Callable[[Parts], Tensor]] = {
+    "float32": _as_they_are,
+    "float16": _as_they_are,
+    "bfloat16": _bfloat16,
+    "sqrt_u8": _sqrt_u8,
+    "int8_channel": _int8_channel,
+    "int8_group": _int8_group,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedTensor:
+    """Float values in the stored parts of a codec, with any number of leading batch axes.
+
+    Attributes:
+        codec: name of the codec.
+        parts: part name -> tensor; the part "" has the shape of the values. bfloat16 is uint16 bit patterns.
+    """
+
+    codec: str
+    parts: dict[str, Tensor]
+
+    @classmethod
+    def plain(cls, values: Tensor) -> Self:
+        """Floats that are not encoded."""
+        return cls(codec="float32", parts={"": values})
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the decoded values."""
+        return self.parts[""].shape
+
+    def rows(self, rows: slice) -> Self:
+        """Of attention [B, R, H, C], which every codec keeps row by row, some of the rows."""
+        return replace(self, parts={name: part[:, rows] for name, part in self.parts.items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same bytes on `device`."""
+        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
+
+    def decode(self) -> Tensor:
+        """The values: float32, or float16 and bfloat16 where they are stored so."""
+        return DECODERS[self.codec](self.parts)

@@ -1,0 +1,1 @@
+"""Batches pass from data workers to the trainer through shared memory."""

@@ -1,0 +1,45 @@
+"""What kinds of samples a global batch holds: none is left out of training, each gives the terms that it has."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.data.lengths import sequence_lengths
+
+PREFIX = "samples_"
+
+
+class SampleKinds:
+    """Counts samples by kind, from the store's index alone.
+
+    `one_image`, `several_images` and `text_only` (which has the supervised and logit terms only) are all samples
+    between them; `unsupervised` are those of any kind without a supervised token, which have the attention and vision
+    terms at most.
+    """
+
+    def __init__(self, reader: StoreReader, vision_tokens: int) -> None:
+        """`vision_tokens` are the student's per image."""
+        num_images = reader.num_images
+        self._is_kind = {
+            "one_image": num_images == 1,
+            "several_images": num_images > 1,
+            "text_only": num_images == 0,
+            "unsupervised": reader.num_supervised == 0,
+        }
+        self._tokens = sequence_lengths(reader, vision_tokens)
+
+    def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
+        """Samples by kind among those at these store positions."""
+        return {kind: int(np.count_nonzero(is_kind[positions])) for kind, is_kind in self._is_kind.items()}
+
+    def tokens(self, positions: NDArray[np.int64]) -> int:
+        """Positions of the spliced sequences, padding left out."""
+        return int(self._tokens[positions].sum())
+
+    def up_to(self, step: int, order: SampleOrder) -> dict[str, int]:
+        """Samples by kind over the first `step` optimiser steps."""
+        totals = dict.fromkeys(self._is_kind, 0)
+        for number in range(step):
+            for kind, count in self(order.global_batch_indices(number)).items():
+                totals[kind] += count
+        return totals

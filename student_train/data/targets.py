@@ -1,0 +1,177 @@
+"""A micro-batch's targets, as stored, until the losses decode them on their device.
+
+Shape letters: B samples, R attention rows, C attention columns, Ht teacher heads, N supervised positions of the whole
+batch, E entries of all of them, K the most entries of one, V vocabulary, Dt teacher hidden size.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.losses.ragged import ragged_places
+from alignkd.student_train.losses.sampled_logit import SampledDistribution
+from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.vlm.stem.stem import TextRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTargets:
+    """First-layer attention of the teacher in B blocks, padded on the right.
+
+    A sample is one block, of 0 rows if it is text-only; one with several images is a block for each, where the columns
+    are vision tokens.
+
+    Attributes:
+        rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
+        num_rows_B, num_cols_B: real rows and columns, plain integers.
+        coded_BRHC: token-major as stored, 0 where padded; None until the teacher's stem has given it.
+        samples_B: int64, the sample of each block; None where every sample is one.
+    """
+
+    rows_BR: Tensor
+    cols_BC: Tensor
+    num_rows_B: list[int]
+    num_cols_B: list[int]
+    coded_BRHC: CodedTensor | None = None
+    samples_B: Tensor | None = None
+
+    @property
+    def teacher_BHRC(self) -> Tensor:
+        """The attention, decoded."""
+        return self.stored_BRHC.decode().transpose(1, 2)
+
+    @property
+    def stored_BRHC(self) -> CodedTensor:
+        """`coded_BRHC`, which is there when the losses are computed."""
+        assert self.coded_BRHC is not None
+        return self.coded_BRHC
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        there = ((name, getattr(self, name)) for name in ("rows_BR", "cols_BC", "coded_BRHC", "samples_B"))
+        return replace(self, **{name: value.to(device) for name, value in there if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemInputs:
+    """What the teacher's stem needs of a batch with images, beside what the student reads.
+
+    Attributes:
+        text: rows of the teacher's token embeddings.
+        looks: places of text-query-vision attention, where the focus is asked and `TrainBatch.attention` is none of it
+            or of other pairs.
+        num_images_S: images of each sample that has any, plain integers.
+    """
+
+    text: TextRows
+    looks: AttentionTargets | None
+    num_images_S: list[int]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The inputs with every tensor on `device`."""
+        looks = None if self.looks is None else self.looks.to(device)
+        return replace(self, text=self.text.to(device), looks=looks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaggedEntries:
+    """Entries [E] of which position n owns `offsets[n]:offsets[n + 1]`.
+
+    Attributes:
+        ids_E: token ids, uint16 or uint32.
+        values_E: what is kept beside each id, see the users.
+        offsets: int64 [N + 1].
+        widest: K, the most entries of a position; a plain integer, so that padding waits for no accelerator.
+    """
+
+    ids_E: Tensor
+    values_E: Tensor
+    offsets: Tensor
+    widest: int
+
+    def padded(self, positions: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some positions ids int64 [n, K], float32 values [n, K], both 0 where padded, and bool, False where so."""
+        start, stop, _ = positions.indices(len(self.offsets) - 1)
+        place_nK, kept_nK = ragged_places(self.offsets[start : stop + 1], self.widest)
+        ids_nK = _taken(self.ids_E, place_nK).long()
+        values_nK = _taken(self.values_E, place_nK).float()
+        padded_nK = ~kept_nK
+        return ids_nK.masked_fill_(padded_nK, 0), values_nK.masked_fill_(padded_nK, 0.0), kept_nK
+
+    def to(self, device: torch.device | str) -> Self:
+        """The entries with every tensor on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("ids_E", "values_E", "offsets")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedTargets:
+    """`topk` and `nucleus`: `entries.values_E` are log-probabilities (float16 or float32), `tail_logmass_N` float32."""
+
+    entries: RaggedEntries
+    tail_logmass_N: Tensor
+
+    def distribution(self, positions: slice = slice(None)) -> SparseDistribution:
+        """Of some positions, padded, on the device where the targets are."""
+        ids_NK, logprobs_NK, kept_NK = self.entries.padded(positions)
+        return SparseDistribution(
+            ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N[positions]
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, entries=self.entries.to(device), tail_logmass_N=self.tail_logmass_N.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledTargets:
+    """`sampled`: `entries.values_E` counts how often each id was drawn (uint8 or uint16), `entropy_N` is float32."""
+
+    entries: RaggedEntries
+    entropy_N: Tensor
+    num_draws: int
+
+    def distribution(self, positions: slice = slice(None)) -> SampledDistribution:
+        """Of some positions, padded, on the device where the targets are."""
+        ids_NK, counts_NK, _ = self.entries.padded(positions)
+        return SampledDistribution(
+            ids_NK=ids_NK, weights_NK=counts_NK / self.num_draws, entropy_N=self.entropy_N[positions]
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, entries=self.entries.to(device), entropy_N=self.entropy_N.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenTargets:
+    """`hidden`: the teacher's last hidden states [N, Dt], which its lm_head turns into logits."""
+
+    states: CodedTensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, states=self.states.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullTargets:
+    """`full`: the teacher's logits [N, V]."""
+
+    logits: CodedTensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        return replace(self, logits=self.logits.to(device))
+
+
+LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets
+
+
+def _taken(values_E: Tensor, place_nK: Tensor) -> Tensor:
+    """`values_E[place_nK]`; torch can convert its unsigned integers, but not index them."""
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(values_E.dtype)
+    return values_E[place_nK] if signed is None else values_E.view(signed)[place_nK].view(values_E.dtype)

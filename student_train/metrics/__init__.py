@@ -1,0 +1,1 @@
+"""Figures of every step: file, log, progress bar, TensorBoard."""

@@ -1,0 +1,68 @@
+"""`metrics.jsonl`: one JSON object per optimiser step, equal for a resumed and an unbroken run but for timings."""
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from alignkd.student_train.errors import TrainError, writing
+
+Metrics = dict[str, float | int | bool | None]
+# What differs between two runs of the same job.
+TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")
+
+
+class MetricsLog:
+    """An append-only file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut_back(self, step: int) -> Metrics:
+        """Drop everything after `step`, which a resumed run writes again; returns the last line kept, {} if none.
+
+        Raises:
+            TrainError: a line that is no step's, or the file cannot be written.
+        """
+        try:
+            lines = [json.loads(line) for line in self._complete_lines()]
+            kept = [line for line in lines if line["step"] <= step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainError(
+                f"{self.path}: damaged ({type(error).__name__}: {error}); restore it, or move it away to go on without "
+                "the figures so far"
+            ) from error
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self.path)
+        return kept[-1] if kept else {}
+
+    def append(self, values: Mapping[str, float | int | bool | None]) -> Metrics:
+        """Write one line, values that JSON has no number for as null; returns what was written."""
+        line: Metrics = {name: _json_number(value) for name, value in values.items()}
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return line
+
+    def _complete_lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        return [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=False) if line.endswith("}")]
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory that this process has had on the device so far, MiB; of the host where that is the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _json_number(value: float | int | bool | None) -> float | int | bool | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,63 @@
+"""Where the figures of each step go: metrics.jsonl, TensorBoard, and a person's eyes."""
+
+from types import TracebackType
+from typing import Self
+
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.errors import writing
+from alignkd.student_train.metrics.file import Metrics, MetricsLog
+from alignkd.student_train.metrics.progress import Progress
+from alignkd.student_train.metrics.tensorboard import TensorBoardLog
+from alignkd.student_train.output import METRICS
+
+
+class RunLog:
+    """Of one run; only the first rank writes and shows anything.
+
+    Args:
+        config: of the run, its length in steps.
+        ranks: this process among all.
+        done: optimiser steps done before; lines of later ones are dropped.
+
+    Attributes:
+        last: the line of the last step, {} before the first.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, *, done: int) -> None:
+        self.last: Metrics = {}
+        self._writes = ranks.is_first
+        self._progress = Progress(done=done, steps=config.num_steps, log_every=config.log_every, show=self._writes)
+        self._tensorboard = None
+        self._metrics = MetricsLog(config.output / METRICS)
+        if not self._writes:
+            return
+        self.last = self._metrics.cut_back(done)
+        if config.tensorboard:
+            with writing(config.output):
+                self._tensorboard = TensorBoardLog(config.output, done)
+
+    def append(self, values: Metrics) -> None:
+        """Note one step."""
+        if not self._writes:
+            return
+        self.last = self._metrics.append(values)
+        if self._tensorboard is not None:
+            self._tensorboard.add(self.last)
+        self._progress.update(self.last)
+
+    def flush(self) -> None:
+        """Before a checkpoint: everything up to it is on the disk."""
+        if self._tensorboard is not None:
+            with writing(self._metrics.path.parent):
+                self._tensorboard.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()

@@ -1,0 +1,40 @@
+"""What a person sees of a run: a bar on a terminal, a log line now and then elsewhere."""
+
+import logging
+import sys
+from contextlib import suppress
+
+from tqdm import tqdm
+
+from alignkd.student_train.metrics.file import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows steps as they are done, on the first rank only."""
+
+    def __init__(self, *, done: int, steps: int, log_every: int, show: bool) -> None:
+        self.steps, self.log_every, self.show = steps, log_every, show
+        bar = show and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=done, unit="step") if bar else None
+
+    def update(self, line: Metrics) -> None:
+        """Show the metrics of one step; nobody may be there to see them, when a terminal was closed."""
+        with suppress(OSError):
+            self._show(line)
+
+    def _show(self, line: Metrics) -> None:
+        step, loss = line["step"], line["loss"]
+        text = f"loss {loss:.4f}" if loss is not None else "skipped: loss or gradient not finite"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+        elif self.show and step is not None and (step % self.log_every == 0 or step == self.steps):
+            logger.info("step %d of %d: %s, %.2f s/step", step, self.steps, text, line["seconds"])
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            with suppress(OSError):
+                self._bar.close()

@@ -1,0 +1,1 @@
+"""The weighted sum of all loss terms (equation 7) for one batch."""

@@ -1,0 +1,108 @@
+"""The two 1x1 convolutions that carry the teacher's targets into the student's space (eq. 1, 3 and 4)."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alignkd.student_train.errors import TrainError, unreadable
+from alignkd.vlm.finite import check_finite
+from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
+
+AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
+
+
+class Adapters(nn.Module):
+    """`attn_adapter` mixes Ht teacher heads into Hs, `proj_adapter` maps Dt to Ds; both are trained with the student.
+
+    Parameter names and shapes are those of the reference code's checkpoints.
+    """
+
+    def __init__(self, *, heads: tuple[int, int], hidden_sizes: tuple[int, int]) -> None:
+        """`heads` is (Ht, Hs), `hidden_sizes` is (Dt, Ds)."""
+        super().__init__()
+        self.attn_adapter = nn.Conv2d(*heads, kernel_size=1)
+        self.proj_adapter = nn.Conv1d(*hidden_sizes, kernel_size=1)
+
+    def initialise(self, how: AdapterInit, *, seed: int) -> None:
+        """Fresh weights that depend on `seed` alone.
+
+        "pytorch" is the reference code's (Kaiming uniform, random bias). "mean_of_heads" starts every student head
+        at the mean of the teacher's heads with no bias: a target that is a distribution from the first step on, for
+        short runs that cannot afford to learn the mixing first. "grouped_heads" starts each student head at the mean
+        of its own group of neighbouring teacher heads, so that a head with one clear task is not averaged away. The
+        projection starts random in all of them.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.attn_adapter.reset_parameters()
+            self.proj_adapter.reset_parameters()
+        if how == "mean_of_heads":
+            nn.init.constant_(self.attn_adapter.weight, 1 / self.attn_adapter.in_channels)
+        if how == "grouped_heads":
+            self.attn_adapter.weight.data.copy_(_group_means(*self.attn_adapter.weight.shape[:2])[:, :, None, None])
+        if how != "pytorch":
+            nn.init.zeros_(self.attn_adapter.bias)  # type: ignore[arg-type]
+
+    def adapt_attention(self, teacher_BHRC: Tensor) -> Tensor:
+        """[B, Ht, R, C] -> float32 [B, Hs, R, C]; half-precision weights are applied in float32."""
+        weight_ST, bias_S = self.attention_weights()
+        return functional.conv2d(teacher_BHRC.float(), weight_ST[:, :, None, None], bias_S)
+
+    def attention_weights(self) -> tuple[Tensor, Tensor]:
+        """What `adapt_attention` multiplies and adds: float32 [Hs, Ht] and [Hs]."""
+        conv = self.attn_adapter
+        return conv.weight.float().flatten(1), conv.bias.float()  # type: ignore[union-attr]
+
+    def adapt_vision(self, teacher_IPD: Tensor) -> Tensor:
+        """[I, P, Dt] -> float32 [I, P, Ds]."""
+        conv = self.proj_adapter
+        channels_first = functional.conv1d(
+            teacher_IPD.float().transpose(1, 2),
+            conv.weight.float(),
+            conv.bias.float(),  # type: ignore[union-attr]
+        )
+        return channels_first.transpose(1, 2)
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors, float32."""
+        save_tensors({name: value.float().contiguous() for name, value in self.state_dict().items()}, path)
+
+    def load(self, path: Path) -> None:
+        """Read weights written by `save` or by the reference code's layout.
+
+        Raises:
+            TrainError: no readable safetensors file, or other names or shapes than this pair of models needs.
+            InputError: values that are not finite.
+        """
+        try:
+            with open_tensors(path) as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise unreadable(f"adapters {path}", error) from error
+        except SafetensorError as error:
+            raise TrainError(f"adapters {path}: cannot be read ({error}); give a safetensors file") from error
+        wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        if shapes != wanted:
+            raise TrainError(
+                f"adapters {path}: expected shapes {wanted}, found {shapes}; they belong to another teacher or student"
+            )
+        for name, value in found.items():
+            check_finite(value, name, path)
+        self.load_state_dict(found)
+
+
+def _group_means(num_students: int, num_teachers: int) -> Tensor:
+    """[Hs, Ht] weights: student head s is the mean of the teacher heads t with floor(t * Hs / Ht) = s.
+
+    With more student than teacher heads some groups are empty; such a head starts at the nearest teacher head.
+    """
+    group_of = torch.arange(num_teachers) * num_students // num_teachers
+    weights = (group_of == torch.arange(num_students)[:, None]).float()
+    for head in (weights.sum(dim=1) == 0).nonzero().flatten().tolist():
+        weights[head, head * num_teachers // num_students] = 1.0
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,105 @@
+"""Where each target of a run comes from: what the store keeps, or the teacher's stem."""
+
+from pathlib import Path
+
+from alignkd.storage import StoreReader
+from alignkd.storage.codecs.settings import NOT_STORED, STEM
+from alignkd.student_train.config import TARGET_OF_TERM, TrainConfig
+from alignkd.student_train.data.stem_targets import StemLookup
+from alignkd.student_train.errors import TrainError
+from alignkd.vlm.stem.checks import check_stem_of_teacher
+from alignkd.vlm.stem.file import STEM_FILE, StemInfo, open_table, read_stem_info
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
+
+
+def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
+    """The targets (`attention`, `vision_top`, `vision_all`, `logits`) that this run takes from the stem.
+
+    Of logits it is only what turns stored hidden states into logits.
+
+    Raises:
+        TrainError: a loss has a weight, and its target is neither stored nor given by a stem.
+    """
+    weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in config.losses.weights}
+    return frozenset(
+        key
+        for term, key in weighed.items()
+        if (_head_is_the_stems(reader, config) if key == "logits" else _is_the_stems(reader, config, term, key))
+    )
+
+
+def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
+    """The stem that the run needs, of the store's teacher; None where it needs none. No tensor is read.
+
+    Raises:
+        TrainError: as `targets_of_stem`; there is no stem, or it has no `lm_head` where the logits need it.
+        StoreError: the store's own is missing or damaged.
+        InputError: the file is no stem, or one of another teacher.
+    """
+    wanted = targets_of_stem(reader, config)
+    if not wanted:
+        return None
+    info = read_stem_info(_stem_path(reader, config))
+    check_stem_of_teacher(info, reader.manifest.fingerprint, str(reader.path))
+    if "logits" in wanted and not info.has_lm_head:
+        raise TrainError(
+            f"{info.path}: has no lm_head, which targets.logits 'stem' needs; extract it again with --lm-head, or set "
+            "targets.logits to 'stored'"
+        )
+    return info
+
+
+def stem_lookup(reader: StoreReader, config: TrainConfig) -> StemLookup | None:
+    """What preparing batches needs of the stem; None where no target comes from it.
+
+    It needs no model: data workers start with it before there is one. The table is mapped from the file, so they share
+    its memory.
+
+    Raises:
+        As `stem_of_run`.
+    """
+    wanted = targets_of_stem(reader, config) - {"logits"}
+    info = stem_of_run(reader, config) if wanted else None
+    return None if info is None else StemLookup(wanted=wanted, table=open_table(info))
+
+
+def _stem_path(reader: StoreReader, config: TrainConfig) -> Path:
+    if config.stem is not None:
+        return config.stem
+    if STEM_FILE in reader.manifest.attachments:
+        return reader.attachment(STEM_FILE)
+    raise TrainError(
+        f"store {reader.path} carries no stem, and train.stem is not set; write the teacher's by `alignkd stem extract "
+        "CONFIG --out stem.safetensors` and set train.stem to it"
+    )
+
+
+def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
+    codec, chosen = getattr(reader.manifest.codecs, key), getattr(config.targets, key)
+    if chosen == "stem" or (chosen is None and (codec == STEM or (codec in NOT_STORED and config.stem is not None))):
+        return True
+    if codec in NOT_STORED:
+        asked = "" if chosen is None else f" and targets.{key} is {chosen!r}"
+        raise TrainError(
+            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} was dumped with codecs.{key} "
+            f"{codec}{asked}; set losses.{term} to 0 or dump again with that target, or take it from the teacher's "
+            f"stem (targets.{key}: stem)"
+        )
+    return False
+
+
+def _head_is_the_stems(reader: StoreReader, config: TrainConfig) -> bool:
+    kind, chosen = reader.manifest.codecs.logits.kind, config.targets.logits
+    if kind == "none":
+        raise TrainError(
+            f"losses.logit is {config.losses.logit}, but store {reader.path} was dumped with codecs.logits none; set "
+            "losses.logit to 0 or dump again with that target"
+        )
+    if chosen == "stem" and kind != "hidden":
+        raise TrainError(
+            f"targets.logits is 'stem', but store {reader.path} keeps logits {kind!r}, which need no lm_head; set it "
+            "to 'stored', or dump logits 'hidden'"
+        )
+    if chosen is None:
+        return kind == "hidden" and LM_HEAD_FILE not in reader.manifest.attachments
+    return chosen == "stem"

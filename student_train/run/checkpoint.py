@@ -1,0 +1,233 @@
+"""Checkpoints that are whole or absent: written aside, checked by checksum, renamed.
+
+What a resumed run needs, all of it: float32 master weights of every trained parameter (adapters included), both
+moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the run. No random
+state: nothing draws random numbers while training, and the sample order is a pure function of seed and step. The
+frozen vision tower comes from the student's own checkpoint, whose hash is among the settings.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from alignkd.disk.opening import check_readable
+from alignkd.disk.whole_file import fsync_path
+from alignkd.storage import StoreError
+from alignkd.storage.files.checksum import file_crc32c
+from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.engine.engine import MOMENTS, Engine
+from alignkd.student_train.errors import TrainError, unreadable, writing
+from alignkd.student_train.run.checkpoint_parts import Parts, in_parts
+from alignkd.vlm.weights.tensor_file import save_tensors
+
+logger = logging.getLogger(__name__)
+STATE = "state.json"
+WEIGHTS = "weights"
+# settings that checkpoints of earlier versions do not state
+NOT_OF_OLD_CHECKPOINTS = {"num_records"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Where a run is; `step` optimiser steps are done."""
+
+    step: int = 0
+    samples_seen: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """The state that a stored document holds among other things."""
+        return cls(**{name: document[name] for name in asdict(cls())})
+
+    def after(self, *, samples: int, skipped: bool) -> Self:
+        """The state one optimiser step later."""
+        return replace(
+            self,
+            step=self.step + 1,
+            samples_seen=self.samples_seen + samples,
+            skipped_steps=self.skipped_steps + skipped,
+            skipped_in_a_row=(self.skipped_in_a_row + 1) * skipped,
+        )
+
+
+def save_checkpoint(
+    folder: Path, engine: Engine, state: TrainState, settings: Mapping[str, Any], ranks: Ranks, *, keep: int
+) -> None:
+    """Write `folder/step-N` and drop all but the newest `keep`; called by ALL ranks, written by the first.
+
+    Raises:
+        TrainError: the disk is full or not writable; nothing half-written stays.
+    """
+    target = folder / f"step-{state.step:08d}"
+    temporary = folder / f".tmp-{target.name}"
+    problem = _attempt(target, lambda: _make_afresh(temporary)) if ranks.is_first else None
+    for name, tensors in _parts(engine):
+        if ranks.is_first and not problem:
+            problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
+    if ranks.is_first:
+        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
+        problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
+        shutil.rmtree(temporary, ignore_errors=True)
+    # An error on the first rank is everybody's: the others must not wait for it in the next step.
+    if problem := ranks.from_first(problem):
+        raise TrainError(problem)
+    if ranks.is_first:
+        for old in _all_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A sound checkpoint on the disk; nothing of its tensors is in memory.
+
+    Attributes:
+        path: its folder.
+        document: `state.json`.
+    """
+
+    path: Path
+    document: Mapping[str, Any]
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run was."""
+        return TrainState.of(self.document)
+
+
+def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint | None:
+    """The newest sound checkpoint of a run, the same on ALL ranks; None if there is none at all.
+
+    Raises:
+        TrainError: every checkpoint is broken, or they belong to a run with other settings.
+    """
+    found: Checkpoint | None = None
+    problem: str | None = None
+    if ranks.is_first:
+        try:
+            found = _newest_sound(folder)
+            if found:
+                check_same_settings(folder.parent, found.document["settings"], settings)
+        except TrainError as error:
+            problem = str(error)
+    found, problem = ranks.from_first((found, problem))
+    if problem:
+        raise TrainError(problem)
+    return found
+
+
+def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
+    """Bring the engine to a checkpoint."""
+    with Parts(found.path, WEIGHTS) as parts:
+        engine.load_weights(parts.tensor)
+    for kind in MOMENTS:
+        with Parts(found.path, kind) as parts:
+            engine.load_moments(kind, parts.tensor)
+    engine.load_counters(found.document["counters"])
+
+
+def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings; TrainError names each with both values."""
+    differing = [
+        f"{name} was {found.get(name)}, is {asked.get(name)}"
+        for name in sorted({*found, *asked} - (NOT_OF_OLD_CHECKPOINTS - {*found}))
+        if found.get(name) != asked.get(name)
+    ]
+    if len(differing) == 1 and differing[0].startswith("num_records "):
+        raise TrainError(
+            f"output {output} was begun when the store had {found.get('num_records')} samples, now it has "
+            f"{asked.get('num_records')} (`dump --retry-unusable` adds samples); choose another output"
+        )
+    if differing:
+        raise TrainError(
+            f"output {output} was begun with other settings: {'; '.join(differing)}; "
+            "restore them, or choose another output"
+        )
+
+
+def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The files of a checkpoint by name, one after the other: at no time is more than one of them in memory."""
+    for kind in (WEIGHTS, *MOMENTS):
+        tensors = engine.master_weights() if kind == WEIGHTS else engine.moments(kind)
+        yield from in_parts(kind, tensors)
+
+
+def _attempt(target: Path, write: Callable[[], None]) -> str | None:
+    """Call `write`; the error line if the disk did not take it."""
+    try:
+        with writing(target):
+            write()
+    except TrainError as error:
+        return str(error)
+    return None
+
+
+def _make_afresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _commit(temporary: Path, target: Path, document: dict[str, Any]) -> None:
+    files = {path.name: [path.stat().st_size, file_crc32c(path)] for path in sorted(temporary.iterdir())}
+    (temporary / STATE).write_bytes(seal({**document, "files": files}))
+    for path in (*temporary.iterdir(), temporary):
+        fsync_path(path)
+    if target.exists():  # only a broken one can be: a sound one would have been resumed from
+        shutil.rmtree(target)
+    temporary.rename(target)
+    fsync_path(target.parent)
+
+
+def _all_checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _newest_sound(folder: Path) -> Checkpoint | None:
+    candidates = _all_checkpoints(folder)
+    for path in reversed(candidates):
+        _check_can_be_opened(path)
+        try:
+            return Checkpoint(path=path, document=_verified(path))
+        except (StoreError, TrainError) as error:
+            logger.warning("checkpoint %s is broken (%s); trying the one before", path, error)
+    if candidates:
+        raise TrainError(
+            f"{folder}: none of {len(candidates)} checkpoints is sound; restore one, or choose another output"
+        )
+    return None
+
+
+def _check_can_be_opened(path: Path) -> None:
+    """Stop at a checkpoint without permission or behind a file server that is away: it may be sound and is not skipped.
+
+    Raises:
+        TrainError: a file that is there cannot be opened.
+    """
+    try:
+        for file in path.iterdir():
+            check_readable(file)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return  # damage, which `_verified` names
+    except OSError as error:
+        raise unreadable(error.filename or path, error) from error
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    document = unseal(path / STATE)
+    for name, (size, checksum) in document["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise TrainError(f"{name} is missing")
+        if file.stat().st_size != size:
+            raise TrainError(f"{name} has {file.stat().st_size} bytes, expected {size}")
+        if (found := file_crc32c(file)) != checksum:
+            raise TrainError(f"{name} has crc32c {found:08x}, expected {checksum:08x}")
+    return document

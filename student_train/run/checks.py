@@ -1,0 +1,74 @@
+"""What must fit together before the first step: store, student and settings."""
+
+import json
+from pathlib import Path
+
+from alignkd.storage import StoreReader, check_fingerprint
+from alignkd.student_train.config import LossConfig
+from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
+from alignkd.student_train.errors import TrainError
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.model.config import VLMConfig
+
+
+def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig, losses: LossConfig) -> None:
+    """Refuse a store made for another student, or with logits that `losses` cannot use.
+
+    Raises:
+        InputError: the student's tokenizer gives other ids for a text than the teacher's.
+        StoreError: tokenizer, template or image pre-processing differ.
+        TrainError: vocabulary, sample length or logits do not fit.
+    """
+    if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
+        builder.tokenizer.check_probe(json.loads(probe), f"the store {reader.path}")
+    _check_fingerprint(reader, builder, losses)
+    _check_sizes(reader, builder, student)
+    if problems := losses.problems_with(reader.manifest.codecs.logits.kind, f"store {reader.path}"):
+        raise TrainError("; ".join(problems))
+
+
+def check_images(reader: StoreReader, images: Path | None) -> None:
+    """Refuse a run without image folder on a store that only refers to its images.
+
+    Raises:
+        TrainError: naming both settings.
+    """
+    if images is None and reader.manifest.inputs == "reference" and reader.has_image.any():
+        raise TrainError(
+            f"store {reader.path} has inputs 'reference', so its images are read from a folder, but data.images is "
+            "missing; set it, or dump with inputs 'embed'"
+        )
+
+
+POSITIONAL = ("attention", "vision_all", "vision_focus")
+
+
+def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
+    """Tokens and pixels must be the teacher's; vision tokens need not where no term compares them one by one."""
+    own = builder.fingerprint
+    if not same_vision_tokens(reader, builder.vision_tokens):
+        if weighed := [term for term in POSITIONAL if term in losses.weights]:
+            names = ", ".join(f"losses.{term}" for term in weighed)
+            raise TrainError(
+                f"store {reader.path}: an image is {reader.manifest.shapes.vision_tokens} tokens in the store, "
+                f"{builder.vision_tokens} in the student, so {names} have nothing to compare; set them to 0 "
+                "(supervised and logit losses remain), or take a student with the teacher's projector type"
+            )
+        own = {name: value for name, value in own.items() if name != "vision_tokens"}
+    check_fingerprint(reader, own)
+
+
+def _check_sizes(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig) -> None:
+    if not len(reader):
+        raise TrainError(f"store {reader.path} holds 0 samples, all {len(reader.quarantined)} were quarantined")
+    if (found := reader.manifest.shapes.vocab_size) != student.vocab_size:
+        raise TrainError(
+            f"store {reader.path}: the teacher's vocab_size is {found}, the student's {student.vocab_size}; "
+            "teacher and student must share a vocabulary"
+        )
+    longest = int(sequence_lengths(reader, builder.vision_tokens).max())
+    if builder.max_tokens is not None and longest > builder.max_tokens:
+        raise TrainError(
+            f"store {reader.path}: its longest sample has {longest} tokens, max_tokens is {builder.max_tokens}; "
+            "raise max_tokens or dump again with it"
+        )

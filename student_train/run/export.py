@@ -1,0 +1,116 @@
+"""The trained student and its adapters, written for good once a run is finished."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from alignkd.disk.whole_file import fsync_path
+from alignkd.storage.schema.sealed_json import seal
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
+from alignkd.student_train.errors import TrainError, writing
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.output import FINISHED, adapters_file, student_folder
+from alignkd.student_train.run.checkpoint import TrainState
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.finite import is_finite
+from alignkd.vlm.weights.checkpoint import resolve_checkpoint, save_model
+from alignkd.vlm.weights.files import weight_files
+from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
+
+
+def is_exported(output: Path) -> bool:
+    """Whether student and adapters of a finished run are there and can be opened.
+
+    Converters move them or change them in place. The headers of safetensors files are read, which shows a file that
+    was cut; the values are not.
+    """
+    student = student_folder(output)
+    try:
+        for file in (adapters_file(output), *weight_files(student)):
+            if file.suffix == ".safetensors":
+                with open_tensors(file):
+                    pass
+    except (InputError, OSError, SafetensorError):
+        return False
+    return all((student / name).is_file() for name in ("config.json", "tokenizer.model"))
+
+
+def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None:
+    """Refuse to train a finished run again, where what is to be exported once more is not in a checkpoint.
+
+    Raises:
+        TrainError: the newest sound checkpoint is not that of the last step.
+    """
+    if state.step < config.num_steps:
+        newest = f"the newest is of step {state.step}" if state.step else "there is none"
+        raise TrainError(
+            f"output {config.output}: finished, but its student or adapters are gone, and so is the checkpoint of step "
+            f"{config.num_steps} to export them from ({newest}); restore them, or train into another output"
+        )
+
+
+def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics) -> None:
+    """Write student, adapters and, last of all, the mark that the run is finished; called by ALL ranks.
+
+    Raises:
+        TrainError: no step changed the student, or the last ones left weights that are not finite.
+    """
+    adapters = _adapters(engine)
+    _check_worth(job, engine, state)
+    if not engine.ranks.is_first:
+        return
+    output, target = job.train.output, student_folder(job.train.output)
+    temporary = output / ".tmp-student"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with writing(output):
+        save_model(engine.student.model, temporary, tokenizer_from=resolve_checkpoint(job.student))
+        save_tensors(adapters, output / ".tmp-adapters")
+        (output / ".tmp-finished").write_bytes(seal({**asdict(state), "settings": settings, "metrics": last}))
+        for path in (*temporary.iterdir(), temporary, output / ".tmp-adapters", output / ".tmp-finished"):
+            fsync_path(path)
+        _remove(target)
+        temporary.rename(target)
+        (output / ".tmp-adapters").rename(adapters_file(output))
+        (output / ".tmp-finished").rename(output / FINISHED)
+        fsync_path(output)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one and not what it leads to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
+    """The same on every rank: all hold the same weights."""
+    output = job.train.output
+    if state.skipped_steps == state.step:
+        raise TrainError(
+            f"output {output}: none of {state.step} steps changed the student, because no loss or gradient was finite; "
+            f"nothing is exported; check the store, lower learning_rate {job.train.learning_rate} or change dtype "
+            f"{job.dtype}, and train into another output"
+        )
+    for name, value in engine.student.state_dict().items():
+        if not is_finite(value):
+            raise TrainError(
+                f"output {output}: after step {state.step} {name} is not finite; nothing is exported; lower "
+                f"learning_rate {job.train.learning_rate} or change dtype {job.dtype}, and train into another output"
+            )
+
+
+def _adapters(engine: Engine) -> dict[str, Tensor]:
+    """Float32 adapters: master weights where trained, as they came otherwise."""
+    weights = {name: value.float().cpu() for name, value in engine.student.adapters.state_dict().items()}
+    for name, value in engine.master_weights():
+        if name.startswith(ADAPTER_PREFIX):
+            weights[name.removeprefix(ADAPTER_PREFIX)] = value
+    return {name: value.contiguous() for name, value in weights.items()}

@@ -1,0 +1,1 @@
+"""Operation of a dump: workers, stop signals, status, retries, out-of-memory."""

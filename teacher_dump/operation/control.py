@@ -1,0 +1,216 @@
+"""What surrounds the dump's loop: which shards it takes, when it stops, what others can see of it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from alignkd.storage.errors import StoreError
+from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.write.store import StoreWriter
+from alignkd.teacher_dump.operation.status import StatusPlace, WorkerStatus, status_place
+from alignkd.teacher_dump.operation.stops import DumpStopped, StopSignals
+from alignkd.teacher_dump.operation.workers import Worker, shards_to_write
+from alignkd.vlm.errors import one_line
+
+RATE_SECONDS = 30.0
+Progress = Callable[[WorkerStatus], None]
+
+
+class DumpControl:
+    """One run of one worker. The default is alone with its store, never stops, and tells nobody.
+
+    Args:
+        worker: which of the workers this is.
+        stops: signals; None lets them do what they do by default.
+        progress: called with the counters after every batch.
+        notice: called with one-line messages for people.
+        visible: whether the store's `.status` folder shows this worker and holds its shards.
+
+    Attributes:
+        status: the counters.
+        began: time.monotonic() when the first shard was asked for: loading is over.
+    """
+
+    def __init__(
+        self,
+        worker: Worker | None = None,
+        *,
+        stops: StopSignals | None = None,
+        progress: Progress = lambda status: None,
+        visible: bool = False,
+        notice: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self.worker = worker or Worker()
+        self.stops = stops or StopSignals()
+        self.status = WorkerStatus(worker=str(self.worker))
+        self._progress, self._visible = progress, visible
+        self._notice = notice
+        self.began = time.monotonic()
+        self._rate = _Rate()
+        self._held: dict[int, int] = {}
+        self._place: _Board | _Nobody = _Nobody()
+
+    @contextmanager
+    def over(self, store: StoreWriter) -> Iterator[Iterator[int]]:
+        """The shards to write, each held until it is committed or the block ends."""
+        pending = store.pending_shards()
+        self._update(total=sum(len(store.planned_samples(shard)) for shard in pending if self.worker.owns(shard)))
+        if self._visible:
+            self._place = _Board(status_place(store, str(self.worker)), self) if pending else _clear(store)
+        ended: WorkerStatus | None = None
+        try:
+            yield self._shards(store)
+            ended = replace(self.status, state="stopped" if self.stops.finishing else "finished")
+        except (DumpStopped, KeyboardInterrupt) as stop:
+            ended = replace(self.status, state="stopped", message=str(stop))
+            raise
+        except BaseException as error:
+            ended = replace(self.status, state="failed", message=one_line(error)[:500])
+            raise
+        finally:
+            self.stops.announce = None
+            self._place.close(ended or self.status, lambda: not store.pending_shards())
+
+    def check(self) -> None:
+        """To be called between batches, and about every second by whoever waits.
+
+        Raises:
+            DumpStopped: the shards in hand are to be given up.
+        """
+        self.stops.check()
+
+    def advance(self, *, written: int = 0, errors: int = 0, tokens: int = 0, halved: int = 0) -> None:
+        """Count what a batch came to: samples written, unusable samples, embedded tokens, halvings of the batch."""
+        now = self.status
+        samples = now.samples + written + errors
+        self._update(
+            samples=samples,
+            in_hand=now.in_hand + written + errors,
+            errors=now.errors + errors,
+            tokens=now.tokens + tokens,
+            halved=now.halved + halved,
+            rate=self._rate.add(samples),
+        )
+        self._progress(self.status)
+
+    def notice(self, text: str) -> None:
+        """One line for the person at the keyboard."""
+        self._notice(text)
+
+    def committed(self, commit: CommitRecord) -> None:
+        """Count a shard and let go of it."""
+        now = self.status
+        self._held.pop(commit.shard, None)
+        self._place.release(commit.shard)
+        self._update(
+            shards=tuple(self._held),
+            shards_written=now.shards_written + 1,
+            in_hand=max(0, now.in_hand - commit.num_records - len(commit.quarantined)),
+            num_bytes=now.num_bytes + commit.totals.bytes,
+        )
+        if not self._held:
+            self.stops.announce = None
+
+    def _shards(self, store: StoreWriter) -> Iterator[int]:
+        is_committed = lambda shard: not store.is_pending(shard)  # noqa: E731
+        self.began = time.monotonic()
+        self._rate = _Rate()
+        for shard in shards_to_write(self.worker, self._place, store.pending_shards, is_committed):
+            if self.stops.finishing:
+                self._place.release(shard)
+                return
+            planned = len(store.planned_samples(shard))
+            self._held[shard] = planned
+            added = 0 if self.worker.owns(shard) else planned
+            self._update(shards=tuple(self._held), total=self.status.total + added)
+            self.stops.announce = self._finishing_line
+            yield shard
+            if self.stops.finishing:
+                return
+
+    def _finishing_line(self) -> str:
+        """Of the shard that is written; the next one may have been taken, but is not begun any more."""
+        shard, planned = next(iter(self._held.items()))
+        left = (planned - self.status.in_hand) / self.status.rate if self.status.rate > 0 else None
+        about = "" if left is None else f", about {max(0.0, left):.0f} s"
+        return f"alignkd: finishing shard {shard}{about}; Ctrl-C again gives it up at once"
+
+    def _update(self, **changes: object) -> None:
+        self.status = replace(self.status, heartbeat=time.time(), **changes)  # type: ignore[arg-type]
+
+
+def _clear(store: StoreWriter) -> "_Nobody":
+    """Nothing is left to do: remove what a worker that died behind its last shard has left."""
+    with suppress(OSError, StoreError):
+        status_place(store, "").close(complete=True)
+    return _Nobody()
+
+
+class _Nobody:
+    """Holds shards for a worker that is alone."""
+
+    def __init__(self) -> None:
+        self._shards: set[int] = set()
+
+    def take(self, shard: int) -> bool:
+        taken = shard not in self._shards
+        self._shards.add(shard)
+        return taken
+
+    def release(self, shard: int) -> None:
+        self._shards.discard(shard)
+
+    def close(self, status: WorkerStatus, is_complete: Callable[[], bool]) -> None:
+        pass
+
+
+class _Board:
+    """A thread that shows the worker's counters. A dump never fails because they cannot be shown."""
+
+    def __init__(self, place: StatusPlace, control: DumpControl) -> None:
+        self._place, self._control = place, control
+        self._stop = threading.Event()
+        control.status = replace(control.status, interval=place.interval)
+        self._say(control.status)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="status")
+        self._thread.start()
+
+    def take(self, shard: int) -> bool:
+        return self._place.take(shard)
+
+    def release(self, shard: int) -> None:
+        self._place.release(shard)
+
+    def close(self, status: WorkerStatus, is_complete: Callable[[], bool]) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._say(replace(status, heartbeat=time.time(), shards=()))
+        with suppress(OSError, StoreError):
+            self._place.close(complete=is_complete())
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._place.interval):
+            self._say(replace(self._control.status, heartbeat=time.time()))
+
+    def _say(self, status: WorkerStatus) -> None:
+        with suppress(OSError, StoreError):
+            self._place.write(status)
+
+
+class _Rate:
+    """Samples per second over the last half minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def add(self, samples: int) -> float:
+        """The rate, with `samples` done so far."""
+        now = time.monotonic()
+        self._seen.append((now, samples))
+        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_SECONDS:
+            self._seen.popleft()
+        start, before = self._seen[0]
+        return (samples - before) / max(now - start, 1e-9)

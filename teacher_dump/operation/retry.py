@@ -1,0 +1,48 @@
+"""Samples that a store lists as unusable and that may be usable by now: their shards are done again.
+
+A file that was missing, unreadable or broken may have been restored; a sample that did not fit the device may fit
+another one. What the data file and the settings decide cannot change under a store: its manifest holds them to it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from alignkd.storage.schema.commit_record import committed_shards, load_heads
+from alignkd.storage.write.store import StoreWriter
+from alignkd.teacher_dump.preparation import Prepared
+from alignkd.vlm.data.conversations import ConversationFile, Sample
+
+COMMAND = "alignkd dump CONFIG --retry-unusable"
+_ADVICE = f", then run `{COMMAND}`"
+# in the reasons of stores that were written before the advice was part of them
+_WITHOUT_ADVICE = ("image cannot be read (", "do not fit the memory of")
+SAMPLES_AT_ONCE = 64
+
+
+def with_advice(reason: str) -> str:
+    """A reason that a retry may end, with the command that does it."""
+    return reason + _ADVICE
+
+
+def may_be_retried(reason: str) -> bool:
+    """Whether a reason in a store is one that can go away."""
+    return COMMAND in reason or any(text in reason for text in _WITHOUT_ADVICE)
+
+
+def shards_to_retry(
+    store: StoreWriter, samples: ConversationFile, prepare: Callable[[Sequence[Sample]], list[Prepared]]
+) -> Iterator[tuple[int, int, int]]:
+    """(shard, unusable samples, of them those that can be prepared now) of each shard that lists any.
+
+    Images are read and decoded, and conversations tokenised; the teacher is not asked.
+
+    Raises:
+        StoreError: a commit record that cannot be right. InputError: files that cannot be read for the moment.
+    """
+    shards, manifest_hash = committed_shards(store.files), store.manifest.manifest_hash()
+    for head, _ in load_heads(store.files, shards, manifest_hash, whole=False):
+        listed = [entry.index for entry in head.quarantined]
+        usable = 0
+        for start in range(0, len(listed), SAMPLES_AT_ONCE):
+            usable += len(prepare([samples[index] for index in listed[start : start + SAMPLES_AT_ONCE]]))
+        if listed:
+            yield head.shard, len(listed), usable

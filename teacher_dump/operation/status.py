@@ -1,0 +1,293 @@
+"""What each worker of a dump says of itself, for other shells: a small file in `STORE/.status`, replaced every second.
+
+    .status/<worker>.json    counters and a heartbeat; in a bucket replaced every 20 seconds
+    .status/<worker>.lock    locked while the worker lives; not in a bucket
+    .status/<shard>.claim    locked while a worker writes the shard; not in a bucket
+
+Readers of a store never look into this folder. It may be deleted when nobody writes, and goes when a dump is complete.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from alignkd.storage.errors import StoreError
+from alignkd.storage.files.exclusive import Lock, locked_if_free
+from alignkd.storage.files.source import open_files
+from alignkd.storage.remote.objects import AbsentError
+from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.write.store import StoreWriter
+
+FOLDER = ".status"
+SECONDS_BETWEEN = 1.0
+SECONDS_BETWEEN_IN_BUCKET = 20.0
+# in units of the worker's own interval, and at least so many seconds: clocks of two machines are not the same
+MISSED_HEARTBEATS = 4
+PATIENCE_SECONDS = 30.0
+MAX_BYTES = 1 << 16
+
+State = Literal["running", "finished", "stopped", "failed", "silent", "dead"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatus:
+    """One worker, by its own counters.
+
+    Attributes:
+        worker: `rank/count`.
+        host, pid: where it runs.
+        state: as it says itself, `running`, `finished`, `stopped` or `failed`; a reader adds `dead` (it let go of its
+            lock without a word) and `silent` (it holds its lock, or nobody can tell, and has said nothing for long).
+        started, heartbeat: seconds since 1970, by its clock.
+        interval: seconds between two heartbeats.
+        shards: those in its hands.
+        shards_written: committed by it.
+        samples: done in this run, written and unusable.
+        in_hand: of them, those of shards that are not committed yet.
+        total: samples of the shards it has had and, of its own, those still to come.
+        errors: unusable samples.
+        tokens: embedded tokens (text + vision).
+        num_bytes: of the shards it committed.
+        halved: batches that did not fit the device and were halved.
+        rate: samples per second, lately.
+        message: why it failed.
+    """
+
+    worker: str
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    state: State = "running"
+    started: float = field(default_factory=time.time)
+    heartbeat: float = field(default_factory=time.time)
+    interval: float = SECONDS_BETWEEN
+    shards: tuple[int, ...] = ()
+    shards_written: int = 0
+    samples: int = 0
+    in_hand: int = 0
+    total: int = 0
+    errors: int = 0
+    tokens: int = 0
+    num_bytes: int = 0
+    halved: int = 0
+    rate: float = 0.0
+    message: str = ""
+
+    def to_json(self) -> bytes:
+        """One line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def of_json(cls, data: bytes) -> "WorkerStatus | None":
+        """What `to_json` made; None for anything else: the folder is not under our control."""
+        try:
+            values = json.loads(data)
+            known: dict[str, Any] = {name: type(value)(values[name]) for name, value in asdict(_EXAMPLE).items()}
+            return cls(**{**known, "shards": tuple(map(int, known["shards"]))})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+_EXAMPLE = WorkerStatus(worker="0/1")
+
+
+class StatusPlace(Protocol):
+    """Where one worker's file is, and how it holds shards."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two heartbeats."""
+
+    def write(self, status: WorkerStatus) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError, StoreError: it cannot be written.
+        """
+
+    def take(self, shard: int) -> bool:
+        """See `alignkd.teacher_dump.operation.workers.Claims`."""
+
+    def release(self, shard: int) -> None:
+        """See `alignkd.teacher_dump.operation.workers.Claims`."""
+
+    def close(self, *, complete: bool) -> None:
+        """Let go of everything.
+
+        Args:
+            complete: the store needs no more workers: what they said is removed.
+        """
+
+
+def status_place(store: StoreWriter, worker: str) -> StatusPlace:
+    """The place for a worker of a store that is being written."""
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", f"worker-{worker}-{socket.gethostname()}-{os.getpid()}")
+    if isinstance(objects := getattr(store, "objects", None), S3Store):
+        return BucketPlace(objects, name)
+    return FolderPlace(store.path / FOLDER, name)
+
+
+class FolderPlace:
+    """Files and locks; the kernel drops the locks of a process that dies."""
+
+    interval = SECONDS_BETWEEN
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._held: dict[int, Lock] = {}
+        self._lock = self._locked(f"{name}.lock")
+
+    def write(self, status: WorkerStatus) -> None:
+        target = self._folder / f"{self._name}.json"
+        draft = target.with_suffix(".draft")
+        draft.write_bytes(status.to_json())
+        draft.replace(target)
+
+    def take(self, shard: int) -> bool:
+        if shard in self._held:
+            return False
+        if (lock := self._locked(_claim(shard))) is None:
+            return False
+        self._held[shard] = lock
+        return True
+
+    def release(self, shard: int) -> None:
+        if (lock := self._held.pop(shard, None)) is not None:
+            (self._folder / _claim(shard)).unlink(missing_ok=True)  # under the lock: nobody holds another by this name
+            lock.release()
+
+    def close(self, *, complete: bool) -> None:
+        for shard in list(self._held):
+            self.release(shard)
+        if complete:
+            self._remove_dead()
+            (self._folder / f"{self._name}.json").unlink(missing_ok=True)
+        (self._folder / f"{self._name}.lock").unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+        if complete:
+            with suppress(OSError):  # others are still there
+                self._folder.rmdir()
+
+    def _locked(self, name: str) -> Lock | None:
+        self._folder.mkdir(exist_ok=True)
+        (self._folder / name).touch()
+        return Lock.take(self._folder / name)
+
+    def _remove_dead(self) -> None:
+        for path in [*self._folder.glob("*.lock"), *self._folder.glob("*.claim")]:
+            with locked_if_free(path) as lock:
+                if lock is not None:
+                    for left in (path.with_suffix(".json"), path.with_suffix(".draft"), path):
+                        left.unlink(missing_ok=True)
+        for path in self._folder.glob("*.json"):  # of workers that ended with a word, so without a lock
+            if not path.with_suffix(".lock").exists():
+                path.unlink(missing_ok=True)
+
+
+class BucketPlace:
+    """Objects, which cannot be locked: a shard is held by whoever says so first, as long as it goes on speaking.
+
+    Two workers that begin a shard within the same second both see the other; the one whose name comes first keeps it.
+    """
+
+    interval = SECONDS_BETWEEN_IN_BUCKET
+
+    def __init__(self, objects: S3Store, name: str) -> None:
+        self._objects, self._name = objects, name
+        self._status: WorkerStatus | None = None
+        self._shards: set[int] = set()
+
+    def write(self, status: WorkerStatus) -> None:
+        self._status = status
+        path = f"{FOLDER}/{self._name}.json"
+        self._objects.send(path, "put_object", **self._objects.key(path), Body=status.to_json())
+
+    def take(self, shard: int) -> bool:
+        if shard in self._shards or self._others(shard):
+            return False
+        self._shards.add(shard)
+        self._say()
+        if any(name < self._name for name in self._others(shard)):
+            self.release(shard)
+            return False
+        return True
+
+    def release(self, shard: int) -> None:
+        self._shards.discard(shard)
+
+    def close(self, *, complete: bool) -> None:
+        self._shards.clear()
+        if complete:
+            names = [name for name in self._objects.names(FOLDER) if name.startswith("worker-")]
+            gone = [name for name in names if name == f"{self._name}.json" or not self._alive(name)]
+            self._objects.delete([f"{FOLDER}/{name}" for name in gone])
+
+    def _others(self, shard: int) -> list[str]:
+        """Names of living workers that hold the shard."""
+        names = [name for name in self._objects.names(FOLDER) if name != f"{self._name}.json"]
+        return [name for name in names if self._alive(name, shard)]
+
+    def _alive(self, name: str, shard: int | None = None) -> bool:
+        try:
+            status = WorkerStatus.of_json(self._objects.get(f"{FOLDER}/{name}", MAX_BYTES))
+        except AbsentError:
+            return False
+        speaks = status is not None and status.state == "running" and not is_old(status)
+        return speaks and (shard is None or (status is not None and shard in status.shards))
+
+    def _say(self) -> None:
+        status = self._status or WorkerStatus(worker="0/1", interval=self.interval)
+        self.write(replace(status, shards=tuple(sorted(self._shards)), heartbeat=time.time()))
+
+
+def read_workers(location: Path | str) -> list[WorkerStatus]:
+    """The workers of a store, in the order of their names, each with the state in which it is.
+
+    Raises:
+        StoreError: the place cannot be listed or read.
+    """
+    files = open_files(location)
+    local = location if isinstance(location, Path) else None
+    return list(_workers(files, local))
+
+
+def is_old(status: WorkerStatus) -> bool:
+    """Whether the last heartbeat is so long ago that the worker cannot be well."""
+    return time.time() - status.heartbeat > max(PATIENCE_SECONDS, MISSED_HEARTBEATS * status.interval)
+
+
+def _workers(files: Any, folder: Path | None) -> Iterator[WorkerStatus]:
+    for name in sorted(files.list(FOLDER)):
+        if not name.endswith(".json"):
+            continue
+        with suppress(StoreError):  # removed since it was listed
+            status = WorkerStatus.of_json(files.read(f"{FOLDER}/{name}", MAX_BYTES))
+            if status is not None:
+                lock = None if folder is None else folder / FOLDER / f"{name.removesuffix('.json')}.lock"
+                yield replace(status, state=_state(status, lock))
+
+
+def _state(status: WorkerStatus, lock: Path | None) -> State:
+    if status.state != "running":
+        return status.state
+    if lock is not None and status.host == socket.gethostname() and _is_free(lock):
+        return "dead"
+    return "silent" if is_old(status) else "running"
+
+
+def _is_free(path: Path) -> bool:
+    if not path.exists():
+        return True
+    with locked_if_free(path) as lock:
+        return lock is not None
+
+
+def _claim(shard: int) -> str:
+    return f"{shard:08d}.claim"

@@ -1,0 +1,1 @@
+"""From a teacher's forward pass to the record of one sample."""

@@ -1,0 +1,244 @@
+"""One teacher forward and everything a student must learn from it, encoded on the device and on its way to the host.
+
+Shapes: B samples, L positions, k images of a sample, I images, R attention rows, C attention columns, P vision tokens
+of an image, Ht heads, Dt hidden size, N supervised positions.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
+from alignkd.teacher_dump.preparation import Prepared
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.device_codecs import encode
+from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
+from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
+from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
+from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
+from alignkd.vlm.model.attention import FirstLayer
+from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.mobilevlm import MobileVLM
+
+IMAGES_AT_ONCE = 16
+# of float32 [B, Ht, r, L], r rows at a time; on a CPU as much as stays in the cache and is not asked of the kernel anew
+ATTENTION_BYTES = 256 << 20
+ATTENTION_BYTES_CPU = 8 << 20
+FOCUS_INDEX = "index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitRows:
+    """A sample's rows among those of its batch."""
+
+    arrays: HostArrays
+    rows: slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """What is kept of the teacher for one sample, in parts of the store's codecs; None where the store keeps nothing.
+
+    Attributes:
+        attention: parts of [R, Ht, C]; of k > 1 images and vision columns of [k, R, Ht, P].
+        focus: `FOCUS_INDEX`, int32 [16], eq. 2, through all images; with parts of [16, Dt] unless `vision_top` is
+            `from_all`.
+        vision: parts of [P, Dt] of each image.
+        logits: see `distribution.keep_distribution`.
+    """
+
+    attention: HostArrays | None
+    focus: HostArrays | None
+    vision: tuple[HostArrays, ...]
+    logits: LogitRows
+
+    def arrive(self) -> None:
+        """Wait until everything is on the host, so that the device's memory is free again."""
+        for arrays in (self.attention, self.focus, *self.vision, self.logits.arrays):
+            if arrays is not None:
+                arrays.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenImage:
+    """An image after tower and projector: [P, Dt] on the device, its parts where `vision_all` keeps them."""
+
+    embeddings_PD: Tensor
+    parts: HostArrays | None
+
+
+class Capture:
+    """A teacher, and what of it is kept.
+
+    Args:
+        model: the teacher.
+        config: the store's section.
+    """
+
+    def __init__(self, model: MobileVLM, config: StoreConfig) -> None:
+        self.model, self.config = model, config
+        self._codec = config.logits.codec()
+        self._keeps_looks = any(codec not in NOT_STORED for codec in (config.attention, config.vision_top))
+        self._copies = HostCopies(model.device)
+        self._shared: dict[str, SeenImage] = {}
+        self._uses: Counter[str] = Counter()
+
+    def begin_window(self, samples: Iterable[Prepared]) -> None:
+        """Forget the images seen; those that several of the samples show will go through the tower once."""
+        self._shared = {}
+        self._uses = Counter(image for sample in samples for image in set(sample.image_hashes))
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Prepared]) -> list[Captured]:
+        """Run the teacher on `samples` as one batch and take the targets of each.
+
+        Raises:
+            torch.OutOfMemoryError: the batch does not fit the device.
+        """
+        with self.model.watched_first_layer() if self._keeps_looks else nullcontext() as first_layer:
+            images, hidden_BLD = self._forward(samples)
+        with_image = [row for row, sample in enumerate(samples) if sample.image_hashes]
+        looks = dict(zip(with_image, self._looks(samples, with_image, first_layer, images), strict=True))
+        del first_layer  # its queries and keys, before the logits come
+        logits = self._logits(samples, hidden_BLD)
+        return [
+            Captured(
+                attention=looks[row][0] if row in looks else None,
+                focus=looks[row][1] if row in looks else None,
+                vision=tuple(parts for image in sample.image_hashes if (parts := images[image].parts) is not None),
+                logits=logits[row],
+            )
+            for row, sample in enumerate(samples)
+        ]
+
+    @torch.no_grad()
+    def supervised_states(self, samples: Sequence[Prepared]) -> list[Tensor]:
+        """The last hidden states [N, Dt] of each sample at its supervised positions, from one forward pass."""
+        _, hidden_BLD = self._forward(samples)
+        counts = [len(sample.example.positions.next_labels) for sample in samples]
+        return list(self._supervised(samples, hidden_BLD).split(counts))
+
+    def _forward(self, samples: Sequence[Prepared]) -> tuple[dict[str, SeenImage], Tensor]:
+        """Images by hash, last hidden states [B, L, Dt]."""
+        batch = batch_to_device(collate_sequences([sample.example for sample in samples]), self.model.device)
+        images = self._see(samples)
+        vision = [images[image].embeddings_PD for sample in samples for image in sample.image_hashes]
+        embeds_BLD = self.model.embed(batch, torch.stack(vision) if vision else None)
+        return images, self.model.hidden_states(embeds_BLD)
+
+    def _supervised(self, samples: Sequence[Prepared], hidden_BLD: Tensor) -> Tensor:
+        """Hidden states [N, Dt] at the supervised positions of all samples; found on the host, so nothing waits."""
+        places = [
+            sample.example.positions.supervised_positions.astype(np.int64) + row * hidden_BLD.shape[1]
+            for row, sample in enumerate(samples)
+        ]
+        return hidden_BLD.flatten(0, 1)[self._indices(np.concatenate(places))]
+
+    def _see(self, samples: Sequence[Prepared]) -> dict[str, SeenImage]:
+        """The images of the batch by hash: those seen before, and the others in the order of the samples."""
+        pixels = {
+            image: pixels_CHW
+            for sample in samples
+            for image, pixels_CHW in zip(sample.image_hashes, sample.pixels, strict=True)
+        }
+        new = [image for image in pixels if image not in self._shared]
+        seen = {image: self._shared[image] for image in pixels if image in self._shared}
+        for start in range(0, len(new), IMAGES_AT_ONCE):
+            names = new[start : start + IMAGES_AT_ONCE]
+            stacked_ICHW = torch.from_numpy(np.stack([pixels[image] for image in names]))
+            vision_IPD = self.model.encode_images(to_device(stacked_ICHW, self.model.device))
+            for image, vision_PD in zip(names, vision_IPD.unbind(), strict=True):
+                parts = None
+                if self.config.vision_all not in NOT_STORED:
+                    parts = self._copies.start(encode(self.config.vision_all, vision_PD))
+                seen[image] = SeenImage(embeddings_PD=vision_PD, parts=parts)
+                if self._uses[image] > 1:
+                    self._shared[image] = seen[image]
+        return seen
+
+    def _logits(self, samples: Sequence[Prepared], hidden_BLD: Tensor) -> list[LogitRows]:
+        labels = [sample.example.positions.next_labels for sample in samples]
+        counts = [len(own) for own in labels]
+        numbers = [sample.sample.index for sample in samples]
+        drawn = draws_of(self._codec, self.config.seed, list(zip(numbers, counts, strict=True)))
+        kept = keep_distribution(
+            self.model.lm_head,
+            self._supervised(samples, hidden_BLD),
+            self._indices(np.concatenate(labels)),
+            None if drawn is None else to_device(torch.from_numpy(drawn), self.model.device),
+            self._codec,
+        )
+        arrays, ends = self._copies.start(kept), np.cumsum(counts).tolist()
+        return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
+
+    def _looks(
+        self,
+        samples: Sequence[Prepared],
+        rows: Sequence[int],
+        first_layer: FirstLayer | None,
+        images: dict[str, SeenImage],
+    ) -> list[tuple[HostArrays | None, HostArrays | None]]:
+        """Attention and focus of each sample that has an image; `rows` of the batch."""
+        config = self.config
+        keeps_attention, keeps_focus = (codec not in NOT_STORED for codec in (config.attention, config.vision_top))
+        if not rows or first_layer is None:
+            return [(None, None)] * len(rows)
+        maps = [samples[row].example.positions for row in rows]
+        kinds = {pairs for pairs, kept in ((config.attention_pairs, keeps_attention), ("tqv", keeps_focus)) if kept}
+        probs = {pairs: self._attention(maps, rows, first_layer, pairs) for pairs in kinds}
+        found = []
+        for number, (row, positions) in enumerate(zip(rows, maps, strict=True)):
+            attention = focus = None
+            if keeps_attention:
+                blocks = len(positions.attention_blocks(config.attention_pairs))
+                attention_RHC = probs[config.attention_pairs][number].transpose(0, 1)
+                attention = self._copies.start(encode(config.attention, in_blocks(attention_RHC, blocks)))
+            if keeps_focus:
+                vision_PD = torch.cat([images[image].embeddings_PD for image in samples[row].image_hashes])
+                focus = self._focus(probs["tqv"][number], vision_PD)
+            found.append((attention, focus))
+        return found
+
+    def _focus(self, tqv_attention_HQP: Tensor, vision_PD: Tensor) -> HostArrays:
+        index = focus_tokens(tqv_attention_HQP)
+        top = {} if self.config.vision_top == FROM_ALL else encode(self.config.vision_top, vision_PD[index])
+        return self._copies.start({FOCUS_INDEX: index.to(torch.int32), **top})
+
+    def _attention(
+        self,
+        maps: Sequence[PositionMap],
+        samples: Sequence[int],
+        first_layer: FirstLayer,
+        pairs: AttentionPairs,
+    ) -> list[Tensor]:
+        """Layer 0 attention float32 [Ht, R, C] of each of the `samples` of the batch."""
+        rows, cols = [at.attention_rows(pairs) for at in maps], [at.attention_cols(pairs) for at in maps]
+        every = len(samples) == first_layer.num_samples
+        samples_I = None if every else self._indices(np.asarray(samples))
+        probs_IHRC = first_layer.attention(
+            self._padded(rows),
+            self._padded(cols),
+            samples_I,
+            chunk_bytes=ATTENTION_BYTES_CPU if self.model.device.type == "cpu" else ATTENTION_BYTES,
+        )
+        return [
+            probs_HRC[:, : len(row), : len(col)] for probs_HRC, row, col in zip(probs_IHRC, rows, cols, strict=True)
+        ]
+
+    def _padded(self, positions: Sequence[NDArray[np.int32]]) -> Tensor:
+        return to_device(pad_positions(positions)[0], self.model.device)
+
+    def _indices(self, values: NDArray[Any]) -> Tensor:
+        return to_device(torch.from_numpy(values.astype(np.int64)), self.model.device)
+
+
+def in_blocks(attention_RHC: Tensor, blocks: int) -> Tensor:
+    """[R, Ht, k * P] -> [k, R, Ht, P] of several images; of one block as it is."""
+    return attention_RHC if blocks == 1 else attention_RHC.unflatten(-1, (blocks, -1)).permute(2, 0, 1, 3)

@@ -1,0 +1,133 @@
+"""The store's codecs on the teacher's device: the same bytes as `storage.codecs`, so less has to leave the device.
+
+The formulas and their error bounds are in `storage/codecs/`; tests compare every byte. What cannot be stored is not
+found out here, where asking would mean waiting for the device: the extremes go along, and the host asks the codec.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from alignkd.storage.codecs import get_codec
+from alignkd.storage.codecs.half_scale import INT8_STEPS
+from alignkd.storage.codecs.int8_group import GROUP
+from alignkd.storage.codecs.sqrt_u8 import STEPS
+from alignkd.storage.errors import RecordError, naming
+from alignkd.storage.record.encoded import EncodedArray
+from alignkd.storage.record.record import Target
+
+Parts = dict[str, Tensor]
+EXTREMES = "extremes"
+"""Beside the parts of a codec: float32 [2], the smallest and the largest value, NaN if there is one."""
+
+
+def encode(codec: str, values: Tensor) -> Parts:
+    """Stored parts of a codec and the `EXTREMES`, on the device of `values` (any float dtype)."""
+    values = values.float()
+    # elementwise results keep the strides of a transposed input; what leaves the device lies in order
+    parts = {name: part.contiguous() for name, part in _ENCODERS[codec](values).items()}
+    return {**parts, EXTREMES: torch.stack([values.amin(), values.amax()]) if values.numel() else values.new_zeros(2)}
+
+
+def extremes(values: Tensor, dim: int) -> Tensor:
+    """Smallest and largest along an axis, in a new last axis of 2; NaN where there is one."""
+    return torch.stack([values.amin(dim), values.amax(dim)], dim=-1)  # several times as fast as aminmax on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredParts:
+    """What came from the device of one target.
+
+    Attributes:
+        codec: name of the codec.
+        parts: as `encode` gives them, on the host.
+    """
+
+    codec: str
+    parts: dict[str, NDArray[Any]]
+
+    def target(self, field: str) -> Target:
+        """As a record holds it.
+
+        Raises:
+            RecordError: a value is NaN or infinite, or one that the codec cannot hold; named `field`.
+        """
+        codec = get_codec(self.codec)
+        extremes = self.parts[EXTREMES].astype(np.float32)
+        if not np.isfinite(extremes).all():
+            size = self.parts[""].size
+            raise RecordError(f"{field} has values among its {size} that are NaN or infinite, expected none")
+        with naming(field):
+            codec.encode(extremes[:, None])  # the codec itself refuses what it cannot hold
+        found = {name: part for name, part in self.parts.items() if name != EXTREMES}
+        dtypes = {name: dtype for name, (dtype, _) in codec.parts(found[""].shape).items()}
+        stored = {name: part.view(dtypes[name]) for name, part in found.items()}
+        return stored[""] if codec.plain else EncodedArray(self.codec, stored)
+
+
+def _float32(values: Tensor) -> Parts:
+    return {"": values}
+
+
+def _float16(values: Tensor) -> Parts:
+    return {"": values.half()}
+
+
+def _bfloat16(values: Tensor) -> Parts:
+    return {"": values.bfloat16().view(torch.int16)}  # numpy has no bfloat16
+
+
+def _sqrt_u8(values: Tensor) -> Parts:
+    scale = _half_at_least(values.amax(-1).clamp(min=0))
+    roots = (values / _divisor(scale)[..., None]).sqrt_().mul_(STEPS)
+    return {"": roots.round_().to(torch.uint8), "scale": scale}
+
+
+def _int8_channel(values: Tensor) -> Parts:
+    scale = _int8_scale(torch.maximum(values.amax(-2), -values.amin(-2)))
+    return {"": _to_int8(values, scale[..., None, :]), "scale": scale}
+
+
+def _int8_group(values: Tensor) -> Parts:
+    channels = values.shape[-1]
+    groups = pad(values, (0, -channels % GROUP)).unflatten(-1, (-1, GROUP))
+    scale = _int8_scale(torch.maximum(groups.amax(-1), -groups.amin(-1)))
+    steps = _to_int8(groups, scale[..., None]).flatten(-2)
+    return {"": steps[..., :channels], "scale": scale}
+
+
+def _half_at_least(values: Tensor) -> Tensor:
+    """The smallest float16 numbers that are not below the values, which are not negative."""
+    halves = values.abs().half()
+    too_small = halves.to(values.dtype) < values
+    # the next bit pattern is the next number: halves are not negative here
+    return (halves.view(torch.int16) + too_small.to(torch.int16)).view(torch.half)
+
+
+def _int8_scale(largest: Tensor) -> Tensor:
+    """Width of one step where `largest` is the greatest magnitude; float64 as on the host."""
+    return _half_at_least(largest.clamp(min=0).double() / INT8_STEPS)
+
+
+def _to_int8(values: Tensor, scale: Tensor) -> Tensor:
+    return (values / _divisor(scale)).round_().to(torch.int8)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1, scale).float()
+
+
+_ENCODERS: dict[str, Callable[[Tensor], Parts]] = {
+    "float32": _float32,
+    "float16": _float16,
+    "bfloat16": _bfloat16,
+    "sqrt_u8": _sqrt_u8,
+    "int8_channel": _int8_channel,
+    "int8_group": _int8_group,
+}

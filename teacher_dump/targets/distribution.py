@@ -1,0 +1,110 @@
+"""The teacher's next-token distribution as the store keeps it, a few hundred positions at a time.
+
+All logits of a batch are never held: what is kept of them is decided on the teacher's device, and only that leaves it.
+Nothing in `keep_distribution` waits for the device: what is ragged becomes so on the host, in `stored_logits`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignkd.storage.codecs.settings import LogitsCodec
+from alignkd.storage.errors import RecordError
+from alignkd.storage.record.record import HiddenStates, Logits, Target
+from alignkd.teacher_dump.targets.device_codecs import EXTREMES, StoredParts, encode, extremes
+from alignkd.teacher_dump.targets.drawing import draw_tokens, sampled_logits, uniforms
+from alignkd.teacher_dump.targets.truncation import NOT_FINITE, keep_nucleus, keep_top_k, truncated_logits
+
+POSITIONS_AT_ONCE = 512
+
+Rows = dict[str, Tensor]
+
+
+@torch.no_grad()
+def keep_distribution(
+    lm_head: Callable[[Tensor], Tensor],
+    hidden_ND: Tensor,
+    labels_N: Tensor,
+    uniforms_ND: Tensor | None,
+    codec: LogitsCodec,
+) -> Rows:
+    """What `codec` keeps of the distribution at N positions of any samples: tensors with a row per position.
+
+    Args:
+        lm_head: the teacher's, [n, D] -> [n, V].
+        hidden_ND: last hidden states after the final norm, on the teacher's device.
+        labels_N: int64, the token that follows each position; same device.
+        uniforms_ND: numbers in [0, 1) for `sampled`; same device.
+    """
+    if codec.kind == "none":
+        return {}
+    if codec.kind == "hidden":
+        return _encoded_rows(hidden_ND, codec)
+    starts = range(0, max(len(hidden_ND), 1), POSITIONS_AT_ONCE)
+    chunks = [slice(start, start + POSITIONS_AT_ONCE) for start in starts]
+    kept = [
+        _keep(lm_head(hidden_ND[rows]), labels_N[rows], None if uniforms_ND is None else uniforms_ND[rows], codec)
+        for rows in chunks
+    ]
+    return {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
+
+
+def draws_of(codec: LogitsCodec, seed: int, samples: list[tuple[int, int]]) -> NDArray[np.float64] | None:
+    """The numbers [N, draws] of samples given as (index in the data set, positions); None if none are needed."""
+    if codec.kind != "sampled":
+        return None
+    assert codec.num_draws is not None
+    numbers = [uniforms(seed, index, positions, codec.num_draws) for index, positions in samples]
+    return np.concatenate([np.empty((0, codec.num_draws)), *numbers])
+
+
+def stored_logits(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec) -> Logits | None:
+    """A record's logits from a sample's rows of what `keep_distribution` gave.
+
+    Raises:
+        RecordError: the teacher gives NaN or infinity.
+    """
+    if codec.kind == "none":
+        return None
+    if codec.kind == "hidden":
+        return HiddenStates(states=_decoded_rows(rows, codec, "hidden states"))
+    if codec.kind == "full":
+        logits = _decoded_rows(rows, codec, "logits")
+        assert isinstance(logits, np.ndarray)  # float32 or float16
+        return logits
+    if bad := int(rows[NOT_FINITE].sum()):
+        size = len(rows[NOT_FINITE])
+        raise RecordError(f"logits at {bad} of {size} supervised positions are NaN or infinite, expected none")
+    return sampled_logits(rows) if codec.kind == "sampled" else truncated_logits(rows)
+
+
+def _encoded_rows(values_NX: Tensor, codec: LogitsCodec) -> Rows:
+    """Stored parts with the extremes of each position: one sample's NaN is no other's."""
+    assert codec.dtype is not None
+    return {**encode(codec.dtype, values_NX), EXTREMES: extremes(values_NX.float(), dim=-1)}
+
+
+def _decoded_rows(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec, field: str) -> Target:
+    assert codec.dtype is not None
+    smallest, largest = rows[EXTREMES].min(initial=0), rows[EXTREMES].max(initial=0)
+    parts = {**rows, EXTREMES: np.array([smallest, largest], np.float32)}
+    return StoredParts(codec=codec.dtype, parts=parts).target(field)
+
+
+def _keep(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec) -> Rows:
+    if codec.kind == "full":
+        return _encoded_rows(logits_NV, codec)
+    if codec.kind == "topk":
+        assert codec.top_k is not None
+        return keep_top_k(logits_NV, labels_N, codec.top_k)
+    if codec.kind == "nucleus":
+        assert codec.p is not None and codec.min_entries is not None and codec.max_entries is not None
+        bounds = {"min_entries": codec.min_entries, "max_entries": codec.max_entries}
+        return keep_nucleus(logits_NV, labels_N, p=codec.p, **bounds)
+    assert uniforms_ND is not None
+    is_finite_N = extremes(logits_NV, dim=-1).isfinite().all(dim=-1)
+    return {NOT_FINITE: ~is_finite_N, **draw_tokens(logits_NV, uniforms_ND)}

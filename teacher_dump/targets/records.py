@@ -1,0 +1,68 @@
+"""From the teacher's outputs to the record that the store keeps."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage.codecs.settings import FROM_ALL
+from alignkd.storage.record.encoded import EncodedArray
+from alignkd.storage.record.record import Record, Target
+from alignkd.teacher_dump.preparation import Prepared
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.capture import FOCUS_INDEX, Captured
+from alignkd.teacher_dump.targets.device_codecs import StoredParts
+from alignkd.teacher_dump.targets.distribution import stored_logits
+
+
+def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> Record:
+    """The record of one sample, its targets encoded by the codecs of `config`; waits until they are on the host.
+
+    Raises:
+        RecordError: a target is not finite, or the codec cannot hold it.
+    """
+    sample, example = prepared.sample, prepared.example
+    focus = None if captured.focus is None else captured.focus.wait()
+    index = None if focus is None else focus.pop(FOCUS_INDEX).astype(np.uint16)
+    top = StoredParts(codec=config.vision_top, parts=focus) if focus and config.vision_top != FROM_ALL else None
+    rows = {name: values[captured.logits.rows] for name, values in captured.logits.arrays.wait().items()}
+    return Record(
+        key=prepared.key,
+        id=sample.id,
+        index=sample.index,
+        conversations=sample.conversations(),
+        image=sample.image,
+        image_sha256=prepared.image_sha256,
+        image_bytes=prepared.image_files if config.inputs == "embed" else None,
+        input_ids=example.input_ids,
+        labels=example.labels,
+        vision_positions=example.positions.vision_positions,
+        tqv_query_positions=example.positions.tqv_query_positions,
+        supervised_positions=example.positions.supervised_positions,
+        attention=_attention(captured, config),
+        vision_top_index=index,
+        vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
+        vision_embeddings=_vision(captured, config),
+        logits=stored_logits(rows, config.logits.codec()),
+    )
+
+
+def _attention(captured: Captured, config: StoreConfig) -> Target | None:
+    if captured.attention is None:
+        return None
+    return StoredParts(codec=config.attention, parts=captured.attention.wait()).target("attention")
+
+
+def _vision(captured: Captured, config: StoreConfig) -> Target | None:
+    """[P, Dt] of one image, [k, P, Dt] of several."""
+    found = [
+        StoredParts(codec=config.vision_all, parts=image.wait()).target("vision_embeddings")
+        for image in captured.vision
+    ]
+    if len(found) < 2:
+        return found[0] if found else None
+    if isinstance(found[0], EncodedArray):
+        parts = [image.parts for image in found if isinstance(image, EncodedArray)]
+        return EncodedArray(config.vision_all, {name: np.stack([part[name] for part in parts]) for name in parts[0]})
+    every: NDArray[Any] = np.stack([image for image in found if isinstance(image, np.ndarray)])
+    return every

@@ -1,0 +1,1 @@
+"""Conversation files and their entries."""

@@ -1,0 +1,1 @@
+"""Random access to the entries of a large JSON array."""

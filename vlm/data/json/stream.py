@@ -1,0 +1,136 @@
+"""A JSON list or JSON lines of any size as a sequence: an index of byte ranges, and entries read when asked for."""
+
+import json
+import operator
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alignkd.disk.opening import NotRegularError, open_regular, regular_descriptor
+from alignkd.vlm.data.json.index import EntryIndex, beyond_limits, index_entries
+from alignkd.vlm.data.json.refusals import json_refusal
+from alignkd.vlm.data.json.window import WINDOW_BYTES, JsonError
+from alignkd.vlm.errors import InputError, unreadable
+
+LINES_SUFFIXES = (".jsonl", ".ndjson")
+# Called with bytes read so far and bytes in all.
+ReadProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """What tells that a file is still the one that was indexed."""
+
+    num_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> "FileVersion":
+        """Of an open file."""
+        status = os.fstat(descriptor)
+        return cls(status.st_size, status.st_mtime_ns)
+
+    def __str__(self) -> str:
+        changed = datetime.fromtimestamp(self.mtime_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+        return f"{self.num_bytes} bytes of {changed}"
+
+
+class JsonEntries:
+    """The entries of a JSON list, or of JSON lines if the suffix is `.jsonl` or `.ndjson`.
+
+    The file is read through once and checked as `json.loads` checks it; what stays in memory is 16 bytes per entry.
+    Any process or thread may read entries, also a copy that was pickled: each opens the file when it first needs it,
+    and reads at given positions, so nobody moves anybody's place in the file. A byte order mark is skipped.
+
+    Args:
+        path: the file; it must not change while in use.
+        window: bytes read at once.
+        progress: called while the file is read through.
+
+    Attributes:
+        sha256: of the file's bytes, from the same pass.
+
+    Raises:
+        InputError: no such file; broken JSON with line and column; not UTF-8; no list.
+    """
+
+    def __init__(self, path: Path, *, window: int = WINDOW_BYTES, progress: ReadProgress | None = None) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        self._version, index = _read_through(path, window, progress)
+        self._starts, self._ends, self.sha256 = index.starts, index.ends, index.sha256
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> Any:
+        """The JSON value of one entry.
+
+        Raises:
+            InputError: the file is not the one that was indexed, or cannot be read any more.
+        """
+        number = operator.index(number)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"entry {number} of {len(self)}")
+        data = self._read(int(self._starts[number]), int(self._ends[number]))
+        try:
+            return json.loads(data.decode("utf-8"))
+        except RecursionError as error:
+            raise InputError(f"{self.path}: entry {number}: {beyond_limits(error)}; flatten it") from error
+        except ValueError as error:
+            raise self._changed(f"entry {number} no longer parses") from error
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+    def _read(self, start: int, end: int) -> bytes:
+        try:
+            descriptor = self._open()
+            data = os.pread(descriptor, end - start, start)
+            version = FileVersion.of(descriptor)
+        except OSError as error:
+            raise unreadable(self.path, error, "cannot be read any more") from error
+        if version != self._version:
+            raise self._changed(f"now {version}")
+        return data
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            descriptor = regular_descriptor(self.path)
+            weakref.finalize(self, os.close, descriptor)
+            self._descriptor = descriptor
+        return self._descriptor
+
+    def _changed(self, found: str) -> InputError:
+        return InputError(f"{self.path}: changed while in use, was {self._version} at the start, {found}; start again")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether the suffix promises one JSON value per line."""
+    return path.suffix.lower() in LINES_SUFFIXES
+
+
+def _read_through(path: Path, window: int, progress: ReadProgress | None) -> tuple[FileVersion, EntryIndex]:
+    try:
+        with open_regular(path) as stream:  # a pipe would be waited for, and cannot be read twice
+            version = FileVersion.of(stream.fileno())
+            report = None if progress is None else (lambda done: progress(done, version.num_bytes))
+            try:
+                index = index_entries(stream, lines=is_json_lines(path), window=window, progress=report)
+            except JsonError as fault:
+                raise json_refusal(path, fault, lines=is_json_lines(path)) from fault
+            now = FileVersion.of(stream.fileno())
+    except NotRegularError as error:
+        raise InputError(f"{path}: {error.strerror}; give a JSON file") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if now != version or index.num_bytes != version.num_bytes:
+        raise InputError(f"{path}: changed while being read, was {version}, now {now}; wait until it is complete")
+    return version, index

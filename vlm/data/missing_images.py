@@ -1,0 +1,72 @@
+"""Why an image file is not there, as far as its path and the names beside it tell. Nothing is repaired."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from alignkd.vlm.errors import one_line
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_DATA = re.compile(r"data:[\w/+.-]*[;,]")
+# A path this long is the content of an image.
+LONGEST_PATH = 4096
+
+
+def address_problem(image: str) -> str:
+    """The reason where an image is given by something else than a path, else nothing."""
+    if _DATA.match(image) or len(image) > LONGEST_PATH:
+        return (
+            f"{image[:30]}...: the content of an image ({len(image)} characters), expected a path; write it to a file"
+        )
+    if _ADDRESS.match(image):
+        return f"{image}: an address, expected a path; download the image and name the file"
+    return ""
+
+
+def advice(images: Path, image: str) -> str:
+    """What to do about an image that cannot be opened: names a file that differs only in its spelling, if one is there.
+
+    A few names are looked for; no folder is listed, because a folder may hold millions of names.
+    """
+    path = images / image
+    if os.path.islink(path):  # noqa: PTH114 - no error for a name that is too long
+        return f"restore the file that the link leads to ({one_line(os.readlink(path))})"  # noqa: PTH115
+    for why, other in _spellings(image):
+        if other != image and _is_inside(other) and os.path.exists(images / other):  # noqa: PTH110
+            return f"{why} is there: write {_plain(other)} in the data, or rename the file"
+    return "the path has backslashes, write it with /; restore the file" if "\\" in image else "restore the file"
+
+
+def _spellings(image: str) -> Iterator[tuple[str, str]]:
+    slashed = image.replace("\\", "/")
+    yield "the path has backslashes; a file with / in their place", slashed
+    for form in ("NFC", "NFD"):
+        yield "a file whose name differs only in Unicode normalisation", unicodedata.normalize(form, slashed)
+    yield "a file without the blanks", "/".join(part.strip() for part in slashed.split("/"))
+    yield "a file whose name is this one without percent signs", unquote(slashed)
+    path = PurePosixPath(slashed)
+    if not path.name:
+        return
+    for stem, suffix in product(_cases(path.stem), _cases(path.suffix)):
+        yield "a file whose name differs only in upper and lower case", str(path.with_name(stem + suffix))
+    yield "a file whose path differs only in upper and lower case", slashed.lower()
+    for suffix in (".jpg", ".jpeg", ".png"):
+        yield "a file with another extension", str(path.with_suffix(suffix))
+
+
+def _is_inside(image: str) -> bool:
+    path = PurePosixPath(image)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _cases(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((text, text.lower(), text.upper(), text.capitalize())))
+
+
+def _plain(path: str) -> str:
+    """Composed and decomposed letters look the same, so one of the two is shown by number."""
+    return path if path.isascii() or unicodedata.is_normalized("NFC", path) else ascii(path)

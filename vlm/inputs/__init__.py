@@ -1,0 +1,1 @@
+"""Tokens, pixels and positions of a sample, the same in both phases."""

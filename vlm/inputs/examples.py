@@ -1,0 +1,146 @@
+"""From a conversation and image bytes to what a model eats: used by the teacher pass, the trainer and evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.vlm.data.conversations import ImageFiles, every_one
+from alignkd.vlm.errors import ImageError, SampleError
+from alignkd.vlm.inputs.images import ImageProcessor
+from alignkd.vlm.inputs.position_map import PositionMap, position_map
+from alignkd.vlm.inputs.templates import (
+    IGNORE_LABEL,
+    TemplateName,
+    Turn,
+    template_fingerprint,
+    tokenize_conversation,
+    tokenize_question,
+)
+from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+
+
+class OverlongError(SampleError):
+    """The sample has more embedded tokens than `max_tokens`; it is dropped, never truncated."""
+
+
+def is_overlong(num_tokens: int, max_tokens: int) -> bool:
+    """Whether a sample of so many embedded tokens (text + vision) is dropped."""
+    return num_tokens > max_tokens
+
+
+def overlong_error(num_tokens: int, max_tokens: int) -> OverlongError:
+    """Says that a sample is overlong."""
+    return OverlongError(f"{num_tokens} tokens, more than max_tokens {max_tokens}; dropped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A sample without its pixels: `input_ids`, `labels` of T, and the position map of the spliced sequence."""
+
+    input_ids: list[int]
+    labels: list[int]
+    positions: PositionMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One tokenised sample.
+
+    Attributes:
+        input_ids, labels: int32 [T].
+        pixel_values: float32 [3, image_size, image_size], of k > 1 images [k, 3, image_size, image_size], or None
+            without an image.
+        positions: the position map of the spliced sequence.
+    """
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    pixel_values: NDArray[np.float32] | None
+    positions: PositionMap
+
+    @property
+    def pixels_of_images(self) -> tuple[NDArray[np.float32], ...]:
+        """The pixels [3, image_size, image_size] of each image."""
+        if self.pixel_values is None:
+            return ()
+        return tuple(self.pixel_values) if self.pixel_values.ndim == 4 else (self.pixel_values,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleBuilder:
+    """Tokenizer, template and image processor of a checkpoint.
+
+    Attributes:
+        vision_tokens: P, tokens that each image becomes.
+        max_tokens: most embedded tokens (text + vision) of a sample, or None.
+    """
+
+    tokenizer: LegacyLlamaTokenizer
+    template: TemplateName
+    image_processor: ImageProcessor
+    vision_tokens: int
+    max_tokens: int | None = None
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What decides a sample's tokens and pixels, by name; teacher and student must agree on all of it."""
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "template": template_fingerprint(self.template),
+            "image_processor": self.image_processor.fingerprint,
+            "vision_tokens": str(self.vision_tokens),
+        }
+
+    def tokenize(self, turns: Sequence[Turn], *, num_images: int) -> Tokens:
+        """The tokens of a training example of any length; no image is looked at.
+
+        Raises:
+            SampleError: unusable conversation.
+        """
+        tokens = tokenize_conversation(turns, template=self.template, num_images=num_images, tokenizer=self.tokenizer)
+        return self._place(tokens.input_ids, tokens.labels)
+
+    def build(self, turns: Sequence[Turn], image_bytes: ImageFiles) -> Example:
+        """The training example of a conversation.
+
+        Args:
+            image_bytes: of the image file, a tuple of several in the order of their `<image>`, or None.
+
+        Raises:
+            SampleError: unusable conversation or image. OverlongError: more than `max_tokens`.
+        """
+        return self._example(self.tokenize(turns, num_images=len(every_one(image_bytes))), image_bytes)
+
+    def build_question(self, turns: Sequence[Turn], image_bytes: ImageFiles) -> Example:
+        """A prompt that ends where the answer begins (no labels), for generation."""
+        input_ids = tokenize_question(
+            turns, template=self.template, num_images=len(every_one(image_bytes)), tokenizer=self.tokenizer
+        )
+        return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), image_bytes)
+
+    def _place(self, input_ids: list[int], labels: list[int]) -> Tokens:
+        positions = position_map(input_ids, labels, vision_tokens=self.vision_tokens)
+        return Tokens(input_ids=input_ids, labels=labels, positions=positions)
+
+    def _example(self, tokens: Tokens, image_bytes: ImageFiles) -> Example:
+        if self.max_tokens is not None and is_overlong(tokens.positions.length, self.max_tokens):
+            raise overlong_error(tokens.positions.length, self.max_tokens)
+        return Example(
+            input_ids=np.asarray(tokens.input_ids, np.int32),
+            labels=np.asarray(tokens.labels, np.int32),
+            pixel_values=self._pixels(every_one(image_bytes)),
+            positions=tokens.positions,
+        )
+
+    def _pixels(self, files: Sequence[bytes]) -> NDArray[np.float32] | None:
+        pixels = []
+        for number, file in enumerate(files):
+            try:
+                pixels.append(self.image_processor(file))
+            except ImageError as error:
+                if len(files) == 1:
+                    raise
+                raise ImageError(f"image {number + 1} of {len(files)}: {error}") from error
+        return np.stack(pixels) if len(pixels) > 1 else pixels[0] if pixels else None

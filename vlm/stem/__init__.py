@@ -1,0 +1,1 @@
+"""The stem: the few tensors of a teacher that give attention and vision targets."""

@@ -1,0 +1,45 @@
+"""Whether a stem gives the targets that were meant: of the store's teacher, for the student's own features."""
+
+from collections.abc import Mapping
+
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.stem.file import StemInfo
+from alignkd.vlm.weights.tower_hash import running_tower_hash
+
+
+def check_stem_of_teacher(stem: StemInfo, fingerprint: Mapping[str, str], store: str) -> None:
+    """Refuse a stem of another teacher than the store's.
+
+    Args:
+        fingerprint: of the store's manifest; its template and dtype are not the teacher's own.
+        store: the store's path, for the message.
+
+    Raises:
+        InputError: one line naming each differing entry with both values.
+    """
+    differing = [
+        f"{name} is {value[:64]} in the stem, {fingerprint.get(name, 'not recorded')[:64]} in the store"
+        for name, value in stem.fingerprint.items()
+        if fingerprint.get(name) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{stem.path}: not of the teacher that dumped store {store}: {'; '.join(differing)}; extract the "
+            "stem of that teacher"
+        )
+
+
+def check_same_tower(stem: StemInfo, student: MobileVLM) -> None:
+    """Refuse a stem whose teacher sees with another vision tower than the student, in the student's dtype.
+
+    Raises:
+        InputError: naming both hashes and the way out.
+    """
+    dtype, found = running_tower_hash(student)
+    if (expected := stem.tower.get(dtype, "not recorded")) != found:
+        raise InputError(
+            f"{stem.path}: the teacher's vision tower has hash {expected} in {dtype}, the student's {found}; features "
+            "of another tower would give wrong targets: store attention, vision_top and vision_all (store.profile "
+            "compact) instead of taking them from the stem"
+        )

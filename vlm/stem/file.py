@@ -1,0 +1,251 @@
+"""A stem as one safetensors file: the tensors by their checkpoint names, and in the metadata whose they are."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from alignkd.disk.next_step import tried
+from alignkd.vlm.errors import InputError, one_line, unreadable
+from alignkd.vlm.model.config import LLAMA_KEYS, VLMConfig
+from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, TeacherStem, stem_shapes, stem_sizes
+from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
+from alignkd.vlm.weights.tower_hash import HASHED_DTYPES
+
+METADATA_KEY = "alignkd_stem"
+# as a store carries it
+STEM_FILE = "stem.safetensors"
+# dtypes as safetensors names them
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class _Described(BaseModel):
+    """The metadata: pydantic, because a file may come from a stranger."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["alignkd stem"] = "alignkd stem"
+    version: Literal[1] = 1
+    dtype: Literal["float32", "bfloat16", "float16"]
+    fingerprint: dict[str, str]
+    tower: dict[str, str]
+    config: dict[str, Any]
+    vision: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemInfo:
+    """Whose stem a file holds.
+
+    Attributes:
+        path: the file.
+        dtype: of the tensors.
+        fingerprint: of the teacher, the entries that a store's manifest has too (`alignkd.vlm.stem.checks`).
+        tower: dtype -> hash of the vision tower's weights (`alignkd.vlm.weights.tower_hash`).
+        config: the teacher's.
+        has_lm_head: whether `lm_head` and the final norm are in it.
+        file_bytes: size of the file.
+    """
+
+    path: Path
+    dtype: str
+    fingerprint: Mapping[str, str]
+    tower: Mapping[str, str]
+    config: VLMConfig
+    has_lm_head: bool
+    file_bytes: int
+
+    @property
+    def sizes(self) -> StemSizes:
+        """Bytes on the device and on the host."""
+        return stem_sizes(self.config, HASHED_DTYPES[self.dtype], lm_head=self.has_lm_head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemParts:
+    """What a stem file is written from.
+
+    Attributes:
+        weights: of one dtype, named as `stem_shapes` has them.
+        fingerprint, tower, config: as in `StemInfo`.
+    """
+
+    weights: Mapping[str, Tensor]
+    fingerprint: Mapping[str, str]
+    tower: Mapping[str, str]
+    config: VLMConfig
+
+    def metadata(self) -> dict[str, str]:
+        """One entry: safetensors writes several in an order of chance, and the same stem must be the same bytes."""
+        (dtype,) = {_name(tensor) for tensor in self.weights.values()}
+        vision = json.loads(self.config.vision.to_json_string(use_diff=False))
+        described = _Described(
+            dtype=dtype,
+            fingerprint=dict(self.fingerprint),
+            tower=dict(self.tower),
+            config=self.config.raw,
+            vision={name: value for name, value in vision.items() if name != "transformers_version"},
+        )
+        return {METADATA_KEY: described.model_dump_json()}
+
+
+def stem_bytes(parts: StemParts) -> bytes:
+    """The content of a stem file."""
+    content: bytes = save(dict(parts.weights), metadata=parts.metadata())
+    return content
+
+
+def stem_file_bytes(parts: StemParts) -> int:
+    """Size of the file, from shapes alone: the tensors of `parts` may be on the meta device.
+
+    As https://huggingface.co/docs/safetensors describes the format: 8 bytes of length, a JSON header filled up with
+    spaces to a multiple of 8, the tensors back to back.
+    """
+    entries: dict[str, Any] = {"__metadata__": parts.metadata()}
+    end = 0
+    for key, tensor in sorted(parts.weights.items()):
+        start, end = end, end + tensor.nbytes
+        entries[key] = {"dtype": _CODES[_name(tensor)], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-header // 8) * 8 + end
+
+
+def write_stem(path: Path, parts: StemParts) -> StemInfo:
+    """Write a stem whole or not at all; missing folders are made.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        save_tensors(parts.weights, path, metadata=parts.metadata())
+    except OSError as error:
+        raise unreadable(path, error, "cannot be written") from error
+    return read_stem_info(path)
+
+
+def read_stem_info(path: Path) -> StemInfo:
+    """Whose stem a file holds; no tensor is read.
+
+    Raises:
+        InputError: no stem file, a damaged one, or of another version.
+    """
+    try:
+        with open_tensors(path) as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            shapes = {key: tuple(part.get_shape()) for key, part in found.items()}
+            dtypes = {part.get_dtype() for part in found.values()}
+    except OSError as error:
+        raise unreadable(path, error, "cannot be read as a stem") from error
+    except SafetensorError as error:
+        raise InputError(
+            f"{tried(path)}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
+        ) from error
+    if text is None:
+        raise InputError(f"{path}: safetensors without a stem's metadata; `alignkd stem extract` writes a stem")
+    described = _described(text, path)
+    config = _config(described, path)
+    lm_head = "lm_head.weight" in shapes
+    _check_tensors(path, shapes, dtypes, stem_shapes(config, lm_head=lm_head), described.dtype)
+    return StemInfo(
+        path=path,
+        dtype=described.dtype,
+        fingerprint=described.fingerprint,
+        tower=described.tower,
+        config=config,
+        has_lm_head=lm_head,
+        file_bytes=path.stat().st_size,
+    )
+
+
+def is_stem(path: Path) -> bool:
+    """Whether `path` is a stem file of any version."""
+    try:
+        with open_tensors(path) as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
+    """The stem of a file on the CPU; the token embeddings stay mapped from it, the rest is read.
+
+    Args:
+        lm_head: False leaves `lm_head` and the final norm in the file.
+
+    Raises:
+        InputError: as `read_stem_info`.
+    """
+    info = read_stem_info(path)
+    wanted = stem_shapes(info.config, lm_head=lm_head and info.has_lm_head)
+    with open_tensors(path) as file:
+        mapped = {key: file.get_tensor(key) for key in wanted}
+    # a copy of all but the table: a file that is replaced later must not change what is trained on
+    return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
+
+
+def open_table(info: StemInfo) -> EmbeddingTable:
+    """The token embeddings of a stem alone, mapped from its file."""
+    with open_tensors(info.path) as file:
+        return EmbeddingTable(file.get_tensor(EMBEDDING_KEY))
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _described(text: str, path: Path) -> _Described:
+    try:
+        return _Described.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = one_line(".".join(map(str, first["loc"])))[:80]
+        raise InputError(
+            f"{path}: metadata of another version or damaged ({where}: {one_line(first['msg'])[:120]}); extract the "
+            "stem again"
+        ) from None
+
+
+def _config(described: _Described, path: Path) -> VLMConfig:
+    """As `alignkd.vlm.model.config` builds it from a checkpoint."""
+    raw = described.config
+    settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
+    try:
+        config = VLMConfig(
+            raw=raw,
+            llama=LlamaConfig(**settings, attn_implementation="sdpa"),
+            vision=CLIPVisionConfig(**described.vision),
+            preprocessor={},
+        )
+        stem_shapes(config, lm_head=True)
+    except Exception as error:  # a library over damaged values fails in any way
+        raise InputError(
+            f"{path}: config in the metadata is unusable ({one_line(error)[:160]}); extract again"
+        ) from error
+    return config
+
+
+def _check_tensors(
+    path: Path,
+    found: Mapping[str, tuple[int, ...]],
+    dtypes: set[str],
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: str,
+) -> None:
+    differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"{path}: tensor {key[:80]} has shape {found.get(key, 'none')}, expected "
+            f"{expected.get(key, 'none')}; extract the stem again"
+        )
+    code = _CODES[dtype]
+    if dtypes != {code}:
+        raise InputError(f"{path}: tensors are {', '.join(sorted(dtypes))}, its metadata says {code}; extract again")

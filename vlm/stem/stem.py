@@ -1,0 +1,207 @@
+"""The teacher's stem: what first-layer attention and vision embeddings follow from, and nothing else of the teacher.
+
+Both targets are shallow. Vision embeddings are the projector's output for features of the frozen tower, which the
+student computes anyway where the two share it. The first layer's attention follows from the spliced embeddings, the
+layer's input norm, `W_q`, `W_k` and rotary positions. So these few tensors give both targets exactly, op for op by the
+live teacher's own modules and functions.
+
+Shapes: B samples, L positions, I images, P vision tokens, U different token ids of a batch, R rows, C columns, Ht
+heads, Dt hidden size, V vocabulary, N supervised positions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+
+from alignkd.vlm.inputs.batch import SequenceBatch
+from alignkd.vlm.model.attention import first_layer_attention
+from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.model.projector import build_projector
+
+EMBEDDING_KEY = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRows:
+    """The token embeddings of a batch, each different token once.
+
+    Attributes:
+        rows_UD: [U, Dt], in the table's dtype.
+        index_BL: int64, the row of each position.
+    """
+
+    rows_UD: Tensor
+    index_BL: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on `device`."""
+        return replace(self, rows_UD=self.rows_UD.to(device), index_BL=self.index_BL.to(device))
+
+
+class EmbeddingTable:
+    """The teacher's token embeddings [V, Dt] on the host, mapped from the stem file where they come from one."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self._weight_VD = weight_VD
+
+    def rows(self, input_ids_BL: Tensor) -> TextRows:
+        """What the tokens of a batch need of the table: only these rows travel to a device.
+
+        Args:
+            input_ids_BL: int64 on the host; vision and padding positions hold 0, as in `SequenceBatch`.
+        """
+        ids_U, index_N = input_ids_BL.flatten().unique(return_inverse=True)
+        return TextRows(rows_UD=self._weight_VD[ids_U], index_BL=index_N.view_as(input_ids_BL))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemSizes:
+    """Bytes of a stem's tensors.
+
+    Attributes:
+        device: projector, norm, `W_q`, `W_k`; what training holds on the device.
+        lm_head: `lm_head` and the final norm, on the device too; 0 without them.
+        host: token embeddings, mapped from the file.
+    """
+
+    device: int
+    lm_head: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """Of all tensors: the file, but for a header of some kilobytes."""
+        return self.device + self.lm_head + self.host
+
+
+class TeacherStem(nn.Module):
+    """The stem of a teacher, frozen: its tensors are buffers, under the parameter names of the checkpoint.
+
+    Buffers, so that no optimiser, and nothing that casts or shares out parameters, takes them for the student's.
+
+    Attributes:
+        config: the teacher's.
+        table: the token embeddings.
+    """
+
+    lm_head: nn.Linear | None
+
+    def __init__(self, config: VLMConfig, weights: Mapping[str, Tensor]) -> None:
+        """`weights` are exactly those that `stem_shapes` names; all but the embeddings are moved by `.to(device)`."""
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.model = _StemDecoder(config, with_norm="model.norm.weight" in weights)
+            has_head = "lm_head.weight" in weights
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
+        self.table = EmbeddingTable(weights[EMBEDDING_KEY])
+        self.load_state_dict({key: value for key, value in weights.items() if key != EMBEDDING_KEY}, assign=True)
+        self.model.rotary_emb = LlamaRotaryEmbedding(config=config.llama)  # from the config, on the CPU as everywhere
+        _freeze(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of the arithmetic."""
+        return self.model.get_buffer("layers.0.self_attn.q_proj.weight").dtype
+
+    @torch.no_grad()
+    def vision_embeddings(self, features_IND: Tensor) -> Tensor:
+        """The teacher's [I, P, Dt] for features of the frozen tower, [I, patches, D_vision] of any dtype."""
+        embeddings_IPD: Tensor = self.model.mm_projector(features_IND.to(self.dtype))
+        return embeddings_IPD
+
+    @torch.no_grad()
+    def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_IPD: Tensor | None) -> Tensor:
+        """The input of the teacher's first layer [B, L, Dt]; `text` are the rows of `batch.input_ids_BL`."""
+        embeds_BLD = text.rows_UD[text.index_BL]
+        if vision_embeddings_IPD is None:
+            return embeds_BLD
+        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision_embeddings_IPD.to(embeds_BLD.dtype))
+
+    @torch.no_grad()
+    def first_layer_attention(
+        self, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor, *, chunk_bytes: int | None = None
+    ) -> Tensor:
+        """The teacher's float32 [B, Ht, R, C], as `alignkd.vlm.model.attention` has it."""
+        return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
+
+    def take_lm_head(self) -> Tensor | None:
+        """`lm_head` [V, Dt], which is the caller's from now on: the stem holds it no longer, nor the final norm."""
+        head, self.lm_head, self.model.norm = self.lm_head, None, None
+        return None if head is None else head.weight
+
+    @torch.no_grad()
+    def logits(self, states_ND: Tensor, *, normed: bool = True) -> Tensor:
+        """The teacher's logits [N, V] of its last hidden states, which stores keep after the final norm (`normed`)."""
+        assert self.lm_head is not None and self.model.norm is not None, "a stem without lm_head"
+        states_ND = states_ND.to(self.dtype)
+        logits_NV: Tensor = self.lm_head(states_ND if normed else self.model.norm(states_ND))
+        return logits_NV
+
+
+def stem_shapes(config: VLMConfig, *, lm_head: bool) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a stem, as the checkpoint names them; nothing is allocated."""
+    with torch.device("meta"):
+        decoder = _StemDecoder(config, with_norm=lm_head)
+    shapes = {f"model.{key}": tuple(tensor.shape) for key, tensor in decoder.state_dict().items()}
+    shapes[EMBEDDING_KEY] = (config.vocab_size, config.hidden_size)
+    if lm_head:
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+def stem_sizes(config: VLMConfig, dtype: torch.dtype, *, lm_head: bool) -> StemSizes:
+    """Bytes of a stem from the teacher's shapes alone."""
+    count = {
+        key: torch.Size(shape).numel() * dtype.itemsize for key, shape in stem_shapes(config, lm_head=True).items()
+    }
+    host, head = count.pop(EMBEDDING_KEY), count.pop("lm_head.weight") + count.pop("model.norm.weight")
+    return StemSizes(device=sum(count.values()), lm_head=head if lm_head else 0, host=host)
+
+
+class _QueriesAndKeys(nn.Module):
+    """What `first_layer_attention` uses of LLaMA's attention; with grouped queries `k_proj` has fewer heads."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.head_dim = int(config.head_dim)
+        self.scaling = self.head_dim**-0.5
+        self.q_proj, self.k_proj = (
+            nn.Linear(config.hidden_size, heads * self.head_dim, bias=config.attention_bias)
+            for heads in (config.num_attention_heads, config.num_key_value_heads)
+        )
+
+
+class _FirstLayer(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = _QueriesAndKeys(config)
+
+
+class _StemDecoder(nn.Module):
+    """Named as the teacher's decoder, without what a stem does not need."""
+
+    rotary_emb: nn.Module | None
+
+    def __init__(self, config: VLMConfig, *, with_norm: bool) -> None:
+        super().__init__()
+        llama = config.llama
+        self.mm_projector = build_projector(
+            config.projector_type, config.vision.hidden_size, config.hidden_size, config.pooled_grid
+        )
+        self.layers = nn.ModuleList([_FirstLayer(llama)])
+        self.norm = LlamaRMSNorm(llama.hidden_size, eps=llama.rms_norm_eps) if with_norm else None
+        self.rotary_emb = None
+
+
+def _freeze(stem: nn.Module) -> None:
+    for module in stem.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach(), persistent=False)

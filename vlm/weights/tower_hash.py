@@ -1,0 +1,81 @@
+"""Whether two models share their frozen vision tower: a hash of its weights, as they are run.
+
+Features follow from the weights in the dtype of the arithmetic, so a tower has one hash per dtype: that of its values
+rounded to it. float32 is exact for every 16-bit copy, so copies of the same values hash alike there whatever dtype
+they are saved in. A copy that was ROUNDED (float32 saved as bfloat16) has another float32 hash and the same bfloat16
+hash: run in bfloat16 the two are one tower, run in float32 they are not.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors, weight_sources
+
+HASHED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What of the tower's configuration decides its features.
+SETTINGS = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
+    "layer_norm_eps"
+).split()
+
+
+def tower_hashes(
+    tensors: Iterable[tuple[str, Tensor]], config: VLMConfig, dtypes: Iterable[str] = tuple(HASHED_DTYPES)
+) -> dict[str, str]:
+    """Dtype -> sha256 over the tower's names, shapes and values in that dtype, and the settings of its features.
+
+    Args:
+        tensors: a model's parameters by name, in any order; those outside the tower are passed over. One at a time is
+            held in each dtype.
+        config: the model's.
+        dtypes: which of `HASHED_DTYPES`.
+    """
+    wanted = {name: HASHED_DTYPES[name] for name in dtypes}
+    digests: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    for key, tensor in tensors:
+        if key.startswith(TOWER_PREFIX):
+            for name, dtype in wanted.items():
+                digests[name][f"{key} {list(tensor.shape)}"] = _digest(tensor.detach().to("cpu", dtype))
+    settings = tower_settings(config)
+    return {
+        name: hashlib.sha256(json.dumps([settings, found], sort_keys=True).encode()).hexdigest()
+        for name, found in digests.items()
+    }
+
+
+def tower_settings(config: VLMConfig) -> dict[str, Any]:
+    """What of a model's configuration decides the tower's features; nothing of the library that reads it."""
+    return {name: getattr(config.vision, name) for name in SETTINGS} | {"select": config.vision_select_layer}
+
+
+def settings_fingerprint(config: VLMConfig) -> str:
+    """sha256 of `tower_settings`."""
+    return hashlib.sha256(json.dumps(tower_settings(config), sort_keys=True).encode()).hexdigest()
+
+
+def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
+    """The dtype in which a model's tower runs, and its hash in it."""
+    dtype = next(model.model.vision_tower.parameters()).dtype
+    name = str(dtype).removeprefix("torch.")
+    return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
+
+
+def checkpoint_tower_hash(folder: Path, config: VLMConfig, dtype: str) -> str:
+    """The hash in `dtype` of the tower in a checkpoint's weight files; nothing else of them is read.
+
+    Raises:
+        InputError: the folder has no weights, or no tower among them.
+    """
+    return tower_hashes(tower_tensors(folder, weight_sources(folder)), config, [dtype])[dtype]
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -12,7 +12,6 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.source import LocalFiles, StoreFiles
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
 from alignkd.storage.schema.sealed_json import unseal_bytes
 
 COMMITS = "commits"
@@ -20,6 +19,7 @@ SHARDS = "shards"
 # one shard's record; a shard of 1024 samples with every column needs about 10 KB
 MAX_COMMIT_BYTES = 16 << 20
 MAX_SIZE = 2**62
+Shape = tuple[int, ...]
 
 # names that writers give to folders of shards; no other folder is a leftover of theirs
 WRITTEN = re.compile(r"\d{8,}(-[0-9a-f-]{1,90})?")
@@ -36,6 +36,20 @@ class FileEntry:
     path: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Shape of a finished array and of its inner chunks, same number of dimensions, rows first."""
+
+    shape: Shape
+    chunk: Shape
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of row blocks and of column blocks."""
+        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
+        return -(-self.shape[0] // self.chunk[0]), columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
-from alignkd.storage.files.source import LocalFiles, StoreFiles
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.sealed_json import unseal_bytes
 
 COMMITS = "commits"
@@ -144,7 +145,7 @@ def commit_path(store: Path, shard: int) -> Path:
 def committed_shards(store: Path | StoreFiles) -> list[int]:
     """Numbers of the committed shards, rising; other files in the folder are not commits."""
     files = LocalFiles(store) if isinstance(store, Path) else store
-    numbers = [int(name[:-5]) for name in files.list(COMMITS) if _NAME.fullmatch(name)]
+    numbers = [int(name[:-5]) for name in files.names(COMMITS) if _NAME.fullmatch(name)]
     return sorted(number for number in numbers if number < MAX_SIZE)
 
 
@@ -186,25 +187,6 @@ def parse_commit(data: bytes, where: str, shard: int, manifest_hash: str) -> Com
     parser = _Parser(where, _document(data, where, shard, manifest_hash))
     parser.only("shard", "manifest_hash", "num_records", "quarantined", "totals", "folder", "arrays", "files")
     return CommitRecord(**parser.head(), arrays=parser.arrays(), files=parser.files())
-
-
-def missing_or_resized(store: Path | StoreFiles, commit: CommitRecord, folder: str | None = None) -> list[str]:
-    """Files of a shard that are not there or not as long as committed, in words.
-
-    Args:
-        folder: where the shard lies relative to the store, if not where it was committed to.
-    """
-    files = LocalFiles(store) if isinstance(store, Path) else store
-    folder = commit.path if folder is None else folder
-    problems = []
-    for entry in commit.files:
-        path = f"{folder}/{entry.path}"
-        size = files.size(path)
-        if size is None:
-            problems.append(f"{files.label(path)}: No such file or directory")
-        elif size != entry.bytes:
-            problems.append(f"{files.label(path)}: holds {size} bytes, committed {entry.bytes}")
-    return problems
 
 
 def _read_all(files: StoreFiles, shards: Sequence[int]) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from alignkd.storage import CorruptStoreError
 from alignkd.storage.files.append import PIECE_BYTES
-from alignkd.storage.files.source import LocalFile, LocalFiles
+from alignkd.storage.files.local import LocalFile, LocalFiles
 from alignkd.storage.layouts.protocol import WrittenShard
 from alignkd.storage.layouts.zarr.backend import ZarrSink
 from alignkd.storage.layouts.zarr.chunk_file import data_file

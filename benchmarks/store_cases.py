@@ -13,7 +13,7 @@ from measuring import Case, timed
 from numpy.typing import NDArray
 from synthetic_records import RawFile, Records, arrays_of, num_bytes
 
-from alignkd.storage import StoreReader, StoreWriter
+from alignkd.storage import StoreReader, open_writer
 from alignkd.storage.schema.columns import OFFSETS, columns_of
 from alignkd.storage.schema.manifest import Manifest
 
@@ -23,7 +23,7 @@ STOCK_RECORDS = 64  # zarr-python is slow enough to be measured on these
 
 def write_store(path: Path, manifest: Manifest, records: Records) -> int:
     """Write a whole store; the bytes of its records' arrays."""
-    size, writer = 0, StoreWriter(path, manifest)
+    size, writer = 0, open_writer(path, manifest)
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
             for index in writer.planned_samples(shard):

@@ -12,7 +12,7 @@ from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, Sa
 from alignkd.storage.schema.manifest import Codecs, LogitsCodec, Manifest, Shapes, check_fingerprint
 from alignkd.storage.schema.order import SampleOrder, permutation
 from alignkd.storage.tools.verify.verify import Problem, VerifyReport, verify_store
-from alignkd.storage.write.store import ShardWriter, StoreWriter
+from alignkd.storage.write.store import ShardWriter, StoreWriter, open_writer
 
 __all__ = [
     "PROFILES",
@@ -38,6 +38,7 @@ __all__ = [
     "as_float32",
     "check_fingerprint",
     "list_shards",
+    "open_writer",
     "permutation",
     "profile_codecs",
     "verify_store",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from alignkd.disk.next_step import tried
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import check_location
+from alignkd.storage.files.location import check_location
+from alignkd.storage.places import load_manifest
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.manifest import load_manifest
-from alignkd.storage.write.store import StoreWriter
+from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.fingerprint import make_manifest
@@ -71,7 +71,7 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     # a checkpoint that cannot be loaded must not leave a new store behind, nor a finished store ask for a teacher
     if model is None and not _exists(job):
         model = load_teacher(job)
-    store = StoreWriter(job.store.path, manifest, attachments=attachments)
+    store = open_writer(job.store.path, manifest, attachments=attachments)
     del attachments  # hundreds of megabytes, where a stem or lm_head is among them
     run = _Run(job, builder, samples, store)
     if job.retry_unusable:

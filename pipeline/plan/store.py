@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from alignkd.pipeline.plan.samples import DataSize, SampleRows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.tar.format import BLOCK, NPY_HEADER, array_columns, closing, is_image, json_head, opening
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout, data_file
+from alignkd.storage.layouts.zarr.chunk_file import data_file
 from alignkd.storage.schema.columns import OFFSETS, Column, columns_of, describe_targets, groups_of, record_fields_of
-from alignkd.storage.schema.commit_record import ArrayEntry, CommitRecord, FileEntry, Totals, shard_name
+from alignkd.storage.schema.commit_record import ArrayEntry, ArrayLayout, CommitRecord, FileEntry, Totals, shard_name
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
 

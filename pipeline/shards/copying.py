@@ -30,7 +30,7 @@ def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bo
 
     Example: alignkd shards convert runs/store runs/store-tar --backend webdataset
     """
-    from alignkd.storage.schema.manifest import load_manifest
+    from alignkd.storage.places import load_manifest
     from alignkd.storage.tools.convert import convert_store
 
     with progress_bar("convert", load_manifest(source).num_samples, "sample") as done:
@@ -56,7 +56,7 @@ def merge(stores: tuple[Path | str, ...], backend: Layout | None, keep_first: bo
 
     Example: alignkd shards merge runs/captions runs/dialogs runs/all
     """
-    from alignkd.storage.schema.manifest import load_manifest
+    from alignkd.storage.places import load_manifest
     from alignkd.storage.tools.merge import merge_stores
 
     if len(stores) < 3:

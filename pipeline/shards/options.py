@@ -24,7 +24,7 @@ class Location(click.ParamType[Path | str]):
     name = "store"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        from alignkd.storage.files.source import as_location
+        from alignkd.storage.files.location import as_location
 
         return as_location(value)
 

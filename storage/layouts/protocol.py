@@ -16,9 +16,8 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import ShardTables
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
 from alignkd.storage.schema.columns import Column
-from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 
 # what a source has verified once, by column or kind of bytes: one byte per chunk, kept by the reader for the process

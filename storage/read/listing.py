@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkd.storage.files.source import StoreFiles, open_files
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import RootHash
 from alignkd.storage.schema.commit_record import CommitHead, Quarantined, commit_name, committed_shards, load_heads
 from alignkd.storage.schema.manifest import read_manifest

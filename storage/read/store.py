@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.files.source import LocalFiles, StoreFiles, open_files
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.protocol import Verified, get_backend
 from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.shard_cache import ShardCache
@@ -31,9 +33,9 @@ from alignkd.storage.schema.commit_record import (
     committed_shards,
     load_commit,
     load_commits,
-    missing_or_resized,
 )
 from alignkd.storage.schema.manifest import Manifest, read_manifest
+from alignkd.storage.schema.shard_files import missing_or_resized
 
 # an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
 MAX_OPEN_FILES = 4096

@@ -1,22 +1,29 @@
 """The files of a remote store, for readers: small ones whole, shard files in blocks through the cache."""
 
+import hashlib
 import os
 import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from alignkd.storage.errors import CorruptStoreError, StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
+from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.files.location import parse_location
 from alignkd.storage.files.source import REPAIR, Buffers
 from alignkd.storage.remote.block_cache import hashed
 from alignkd.storage.remote.blocks import KNOWN, Block, BlockFetcher, group_of
+from alignkd.storage.remote.fresh import past_caches
 from alignkd.storage.remote.http import HttpStore
-from alignkd.storage.remote.objects import AbsentError, ObjectStore, parse_location
+from alignkd.storage.remote.objects import AbsentError, ObjectStore
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
 from alignkd.storage.schema.commit_record import COMMITS, MAX_COMMIT_BYTES, commit_name
@@ -28,6 +35,9 @@ LOOK_AHEAD = 64
 # blocks of one read that are fetched at the same time; bounds memory
 MOST_AHEAD = 16
 DOWNLOAD_BYTES = 8 << 20
+# what `sha256` reads at a time, and how many of these pieces it requests ahead; with the threads it bounds memory
+PIECE_BYTES = 4 << 20
+PIECES_AHEAD = 3
 
 
 def open_location(location: str, settings: RemoteSettings | None = None) -> "RemoteFiles":
@@ -46,6 +56,7 @@ class RemoteFiles:
     """See `alignkd.storage.files.source.StoreFiles`; pickles without its connections."""
 
     checks_sizes = False
+    absent = "there is no such object"
 
     def __init__(self, objects: ObjectStore, settings: RemoteSettings) -> None:
         self.objects, self.settings = objects, settings
@@ -84,13 +95,26 @@ class RemoteFiles:
         return self.objects.size(path)
 
     def names(self, folder: str) -> list[str]:
-        """See `list`."""
-        raise NotImplementedError
-
-    def list(self, folder: str) -> list[str]:
         if folder == COMMITS:
             self._records = {}
-        return self.names(folder)
+        return self._names(folder)
+
+    def _names(self, folder: str) -> list[str]:
+        raise NotImplementedError
+
+    def droppings(self) -> list[str]:
+        return sorted(path for path in self.sizes_below("") or () if is_dropping(path))
+
+    def sha256(self, path: str, size: int, sha256: str) -> str:
+        file = self.open(path, size=size, sha256=sha256)
+        digest, buffer = hashlib.sha256(), np.empty(min(PIECE_BYTES, size), np.uint8)
+        for start in range(0, size, PIECE_BYTES):
+            piece = buffer[: size - start]
+            if self.settings.cached:
+                file.will_need(start, (1 + PIECES_AHEAD) * PIECE_BYTES)
+            file.pread_into([piece], start)
+            digest.update(piece.data)
+        return digest.hexdigest()
 
     def fetch(self, path: str, sha256: str) -> Path:
         """A copy under its checksum in the cache folder, outside of the cache's bound."""
@@ -115,15 +139,16 @@ class RemoteFiles:
         self.blocks.forget(group_of(self.objects, folder))
         return True
 
+    def past_caches(self) -> AbstractContextManager["RemoteFiles"]:
+        return past_caches(self)
+
     def label(self, path: str) -> str:
         return f"{self.location}/{path}"
 
     def sizes_below(self, folder: str) -> dict[str, int] | None:
-        """Path and length in bytes of every object below a folder, None where nothing can be listed."""
         raise NotImplementedError
 
     def sizes(self, paths: Sequence[str]) -> Sequence[int | None]:
-        """`size` of many files, asked for at the same time."""
         return tuple(ordered(self.blocks, self.size, paths))
 
     def with_settings(self, settings: RemoteSettings) -> Self:
@@ -150,7 +175,7 @@ class S3Files(RemoteFiles):
         super().__init__(objects, settings)
         self._bucket = objects
 
-    def names(self, folder: str) -> list[str]:
+    def _names(self, folder: str) -> list[str]:
         return self._bucket.names(folder)
 
     def sizes_below(self, folder: str) -> dict[str, int]:
@@ -160,8 +185,8 @@ class S3Files(RemoteFiles):
 class HttpFiles(RemoteFiles):
     """A web server cannot be listed: the commit records that the plan promises are asked for, all at once."""
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the commit records; other folders seem empty."""
+    def _names(self, folder: str) -> list[str]:
+        """Names of the commit records; other folders appear empty."""
         if folder != COMMITS:
             return []
         paths = [commit_name(shard) for shard in range(read_manifest(self).num_shards)]

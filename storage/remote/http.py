@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from alignkd.storage.errors import RemoteError, StoreError
-from alignkd.storage.remote.objects import AbsentError, Span, check_content_range, parse_location, read_body, whole
+from alignkd.storage.files.location import parse_location
+from alignkd.storage.remote.objects import AbsentError, Span, check_content_range, read_body, whole
 from alignkd.storage.remote.retry import TransientError, with_retries
 from alignkd.storage.remote.settings import RemoteSettings
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.leftovers import is_dropping, removable_droppings
+from alignkd.storage.files.location import parse_location
 from alignkd.storage.remote.files import S3Files
-from alignkd.storage.remote.objects import AbsentError, parse_location
+from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
 from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, committed_shards, load_heads

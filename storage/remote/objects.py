@@ -9,13 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from alignkd.storage.errors import CorruptStoreError, StoreError
+from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.remote.retry import TransientError
 
 PIECE_BYTES = 1 << 18
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -71,47 +69,6 @@ class ObjectStore(Protocol):
 
     def size(self, path: str) -> int | None:
         """Length in bytes, None if it is not there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """A parsed location: `host` is the bucket for s3."""
-
-    scheme: str
-    host: str
-    prefix: str
-
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://{self.host}/{self.prefix}".rstrip("/")
-
-
-def parse_location(location: str) -> Location:
-    """Take a location apart.
-
-    Raises:
-        StoreError: credentials in the URL (which are not repeated), a query, or no bucket or host.
-    """
-    try:
-        parts = urlsplit(location)
-        scheme, host, port, prefix = parts.scheme, parts.hostname or "", parts.port, parts.path.strip("/")
-    except ValueError:
-        raise StoreError("store location is no URL; expected s3://BUCKET/PREFIX or https://HOST/PATH") from None
-    if "@" in parts.netloc:
-        raise StoreError(
-            f"{scheme}://...@{host}/{prefix}: has credentials in the URL; give them in AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY (S3 only) and the URL without them"
-        )
-    shown = f"{scheme}://{host}/{prefix}"
-    if parts.query or parts.fragment:
-        raise StoreError(f"{shown}: has a query or a fragment; give the URL of the store's folder alone")
-    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise StoreError(f"{shown}: has an empty or relative part; give the URL of the store's folder")
-    if scheme == "s3" and (port or not _BUCKET.fullmatch(parts.netloc)):
-        raise StoreError(f"{shown}: {parts.netloc!r} is no bucket name; expected s3://BUCKET/PREFIX")
-    if not host:
-        raise StoreError(f"{shown}: has no host; expected https://HOST/PATH")
-    return Location(scheme=scheme, host=parts.netloc, prefix=prefix)
 
 
 def read_body(read: Callable[[int], bytes], expected: int, deadline: float) -> bytes:

@@ -14,15 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from alignkd.storage.errors import RemoteError, StoreError
-from alignkd.storage.remote.objects import (
-    AbsentError,
-    Listed,
-    Span,
-    check_content_range,
-    parse_location,
-    read_body,
-    whole,
-)
+from alignkd.storage.files.location import parse_location
+from alignkd.storage.remote.objects import AbsentError, Listed, Span, check_content_range, read_body, whole
 from alignkd.storage.remote.retry import TransientError, with_retries
 from alignkd.storage.remote.settings import RemoteSettings
 

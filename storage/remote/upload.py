@@ -50,37 +50,48 @@ def upload_all(store: S3Store, uploads: list[Upload]) -> None:
 
 
 def put_if_absent(store: S3Store, path: str, data: bytes) -> bool:
-    """Create an object unless there is one of that name; False if somebody else's is there.
+    """Create an object; False if an object of that name with other content exists.
 
-    A repeated request may find what its first attempt has written: equal content counts as ours.
+    A repeated request may find what its first attempt has written, so equal content counts as created here.
 
     Raises:
-        UnsupportedError: the service cannot do it.
+        StoreError: the service does not support the condition.
     """
     try:
-        store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
+        _put_new(store, path, data)
     except ExistsError:
         return store.get(path, max(len(data), 1 << 24)) == data
+    except UnsupportedError:
+        raise _unconditional(store) from None
     return True
 
 
-def keeps_existing(store: S3Store, path: str, data: bytes) -> bool:
-    """Whether the service honours conditional writes, tried by creating what is there with its own content."""
+def check_conditional_puts(store: S3Store, path: str, data: bytes) -> None:
+    """Refuse a service that ignores If-None-Match, tried by creating an existing object with its own content.
+
+    Without the condition two writers could commit one shard, or create one store with two manifests.
+
+    Raises:
+        StoreError: the service ignores or does not support the condition.
+    """
     try:
-        store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
+        _put_new(store, path, data)
     except ExistsError:
-        return True
+        return
     except UnsupportedError:
-        return False
-    return False
+        pass
+    raise _unconditional(store)
 
 
-def put_and_look(store: S3Store, path: str, data: bytes) -> bool:
-    """As `put_if_absent` for services without conditional writes: look, put, look again; the last writer wins."""
-    with suppress(AbsentError):
-        return store.get(path, max(len(data), 1 << 24)) == data
-    put(store, path, data)
-    return store.get(path, max(len(data), 1 << 24)) == data
+def _put_new(store: S3Store, path: str, data: bytes) -> None:
+    store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
+
+
+def _unconditional(store: S3Store) -> StoreError:
+    return StoreError(
+        f"store {store.location}: the service does not honour If-None-Match, which keeps two writers apart; write the "
+        "store to a folder and copy it to the bucket, or use a service that does"
+    )
 
 
 def put(store: S3Store, path: str, data: bytes) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
-from alignkd.storage.files.source import LocalFiles, StoreFiles
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.sealed_json import unseal_bytes
 
 COMMITS = "commits"
@@ -20,6 +20,7 @@ SHARDS = "shards"
 # one shard's record; a shard of 1024 samples with every column needs about 10 KB
 MAX_COMMIT_BYTES = 16 << 20
 MAX_SIZE = 2**62
+Shape = tuple[int, ...]
 
 # names that writers give to folders of shards; no other folder is a leftover of theirs
 WRITTEN = re.compile(r"\d{8,}(-[0-9a-f-]{1,90})?")
@@ -36,6 +37,20 @@ class FileEntry:
     path: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Shape of a finished array and of its inner chunks, same number of dimensions, rows first."""
+
+    shape: Shape
+    chunk: Shape
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of row blocks and of column blocks."""
+        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
+        return -(-self.shape[0] // self.chunk[0]), columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +145,7 @@ def commit_path(store: Path, shard: int) -> Path:
 def committed_shards(store: Path | StoreFiles) -> list[int]:
     """Numbers of the committed shards, rising; other files in the folder are not commits."""
     files = LocalFiles(store) if isinstance(store, Path) else store
-    numbers = [int(name[:-5]) for name in files.list(COMMITS) if _NAME.fullmatch(name)]
+    numbers = [int(name[:-5]) for name in files.names(COMMITS) if _NAME.fullmatch(name)]
     return sorted(number for number in numbers if number < MAX_SIZE)
 
 
@@ -172,25 +187,6 @@ def parse_commit(data: bytes, where: str, shard: int, manifest_hash: str) -> Com
     parser = _Parser(where, _document(data, where, shard, manifest_hash))
     parser.only("shard", "manifest_hash", "num_records", "quarantined", "totals", "folder", "arrays", "files")
     return CommitRecord(**parser.head(), arrays=parser.arrays(), files=parser.files())
-
-
-def missing_or_resized(store: Path | StoreFiles, commit: CommitRecord, folder: str | None = None) -> list[str]:
-    """Files of a shard that are not there or not as long as committed, in words.
-
-    Args:
-        folder: where the shard lies relative to the store, if not where it was committed to.
-    """
-    files = LocalFiles(store) if isinstance(store, Path) else store
-    folder = commit.path if folder is None else folder
-    problems = []
-    for entry in commit.files:
-        path = f"{folder}/{entry.path}"
-        size = files.size(path)
-        if size is None:
-            problems.append(f"{files.label(path)}: No such file or directory")
-        elif size != entry.bytes:
-            problems.append(f"{files.label(path)}: holds {size} bytes, committed {entry.bytes}")
-    return problems
 
 
 def _read_all(files: StoreFiles, shards: Sequence[int]) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from alignkd.storage.codecs.settings import NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import StoreFiles, open_files
+from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.schema_v1 import check_schema_1, hashed_by_schema_1
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
 
@@ -27,7 +27,6 @@ __all__ = [
     "Shapes",
     "check_fingerprint",
     "check_same_manifest",
-    "load_manifest",
     "parse_manifest",
     "read_manifest",
 ]
@@ -157,11 +156,6 @@ class HasManifest(Protocol):
     @property
     def manifest(self) -> Manifest:
         """What it promises."""
-
-
-def load_manifest(store: Path | str) -> Manifest:
-    """The manifest of the store at a path or URL; errors as of `read_manifest`."""
-    return read_manifest(open_files(store))
 
 
 def read_manifest(files: StoreFiles) -> Manifest:

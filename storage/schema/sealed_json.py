@@ -11,7 +11,7 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.files.source import read_file
+from alignkd.storage.files.local import read_file
 
 SEAL = "crc32c"
 MAX_BYTES = 16 << 20

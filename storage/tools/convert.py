@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import open_files
+from alignkd.storage.places import open_files
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
-from alignkd.storage.write.store import StoreWriter
+from alignkd.storage.write.store import StoreWriter, open_writer
 
 Progress = Callable[[int], object]
 Sample = Callable[[int], Record | Quarantined]
@@ -51,7 +51,7 @@ def convert_store(
     reader = StoreReader(source)
     manifest = converted_manifest(reader.manifest, backend)
     attachments = {name: reader.attachment(name) for name in manifest.attachments}
-    writer = StoreWriter(target, manifest, attachments)
+    writer = open_writer(target, manifest, attachments)
     return copy_samples(writer, samples_of(reader), progress)
 
 

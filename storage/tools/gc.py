@@ -8,10 +8,10 @@ from typing import Literal
 
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, locked_if_free, remove
 from alignkd.storage.files.leftovers import removable_droppings
-from alignkd.storage.files.source import LocalFiles, as_location, check_location
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.location import as_location, check_location
 from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, committed_shards, load_heads
 from alignkd.storage.schema.manifest import read_manifest
-from alignkd.storage.tools.verify.files import local_droppings
 
 DISTANT_AGE_SECONDS = 24 * 3600.0
 
@@ -68,7 +68,7 @@ def _local(store: Path, older_than: float, dry_run: bool) -> Iterator[Leftover]:
     for path in folders:
         if f"{SHARDS}/{path.name}" not in named and WRITTEN.fullmatch(path.name) and path.exists():
             yield _handle(store, path, "folder", older_than, dry_run)
-    for name in removable_droppings(local_droppings(store)):
+    for name in removable_droppings(LocalFiles(store).droppings()):
         yield _handle(store, store / name, "foreign", older_than, dry_run)
 
 

@@ -1,7 +1,6 @@
 """Indexes of a webdataset store, made again from the tars and compared with what was committed."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Literal
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
-from alignkd.storage.files.exclusive import make_draft
-from alignkd.storage.files.source import LocalFiles, as_location
+from alignkd.storage.files.exclusive import replace_durably
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.location import as_location
 from alignkd.storage.layouts.tar.rebuild import rebuild_index
 from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
 from alignkd.storage.schema.manifest import read_manifest
@@ -79,19 +79,5 @@ def _rebuild(store: Path, commit: CommitRecord, write: bool) -> IndexState:
     message = f"{path}: {'is missing' if stored is None else f'sha256 is {stored[:12]}'}, committed {idx.sha256[:12]}"
     if not write:
         return IndexState(shard=shard, state="repairable", message=message)
-    _replace(store, path, content)
+    replace_durably(path, content, store)
     return IndexState(shard=shard, state="rebuilt", message=message)
-
-
-def _replace(store: Path, path: Path, content: bytes) -> None:
-    """The whole new file or the old one, whatever happens."""
-    draft, lock = make_draft(store, path.stem)
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-        lock.release()

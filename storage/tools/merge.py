@@ -17,7 +17,7 @@ from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
 from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.tools.compare.matching import key_numbers
 from alignkd.storage.tools.convert import CopyReport, Progress, check_other_place, copy_samples, samples_of
-from alignkd.storage.write.store import StoreWriter
+from alignkd.storage.write.store import open_writer
 
 MAX_NAMED = 3
 
@@ -75,7 +75,7 @@ def merge_stores(
         raise StoreError(_refusal(duplicates, readers, starts))
     first = readers[0]
     attachments = {name: first.attachment(name) for name in first.manifest.attachments}
-    writer = StoreWriter(target, merged_manifest(readers, backend), attachments)
+    writer = open_writer(target, merged_manifest(readers, backend), attachments)
     report = copy_samples(writer, _Samples(readers, starts, duplicates), progress)
     return MergeReport(**asdict(report), duplicates=duplicates)
 

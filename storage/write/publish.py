@@ -11,34 +11,35 @@ from pathlib import Path
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.exclusive import Lock, create_exclusively, fsync_path, read_anew, remove
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.protocol import get_backend
 from alignkd.storage.schema.columns import columns_of
-from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, commit_path, missing_or_resized, shard_folder
+from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, commit_path, shard_folder
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
-from alignkd.storage.tools.verify.shard import foreign_files
+from alignkd.storage.schema.shard_files import foreign_files, missing_or_resized
 
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 
-def read_back(store: Path, folder: Path, commit: CommitRecord, manifest: Manifest) -> None:
+def read_back(folder: Path, commit: CommitRecord, manifest: Manifest) -> None:
     """Compare the finished shard on disk with what was meant to be written.
 
     Args:
-        folder: where the shard lies now, a folder of the store.
+        folder: where the shard lies now.
 
     Raises:
         CorruptStoreError: the disk, or this program, wrote something else.
     """
     for entry in commit.files:
         read_anew(folder / entry.path)
-    problems = missing_or_resized(store, commit, folder.name) or foreign_files(folder, commit)
+    files = LocalFiles(folder.parent)
+    problems = missing_or_resized(files, commit, folder.name) or foreign_files(files, commit, folder.name)
     if not problems:
         # every byte against the crc32c computed before writing; what describes the shard by sha256
         backend = get_backend(manifest.backend)
-        source = backend.open(LocalFiles(store), folder.name, manifest, columns_of(manifest), commit)
+        source = backend.open(files, folder.name, manifest, columns_of(manifest), commit)
         source.check_descriptions()
         problems = source.damage(headers=False)
     if problems:

@@ -1,6 +1,5 @@
 """Writing one shard: every planned sample appended in order or quarantined, then committed whole."""
 
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,23 +18,22 @@ from alignkd.storage.schema.commit_record import (
     FileEntry,
     Quarantined,
     Totals,
-    load_commit,
     shard_name,
 )
-from alignkd.storage.write.publish import publish, read_back
-from alignkd.storage.write.replace import publish_successor, successor
+from alignkd.storage.write.place import Place
+from alignkd.storage.write.publish import read_back
 
 
 class ShardWriter:
     """One shard being written: append every planned sample in order or quarantine it, then commit."""
 
     def __init__(
-        self, store: Path, codec: RecordCodec, shard: int, planned: NDArray[np.int64], *, replaces: bool = False
+        self, place: Place, codec: RecordCodec, shard: int, planned: NDArray[np.int64], *, replaces: bool = False
     ) -> None:
         """`replaces`: the shard is committed already, and this one is to take its place."""
-        self.store, self.codec, self.shard, self.replaces = store, codec, shard, replaces
+        self.place, self.codec, self.shard, self.replaces = place, codec, shard, replaces
         self.manifest_hash = codec.manifest.manifest_hash()
-        self._name = f"shard {shard} of store {store}"
+        self._name = f"shard {shard} of store {place.path}"
         self.num_records = 0
         self.committed: CommitRecord | None = None
         self._planned = planned.tolist()
@@ -50,7 +48,7 @@ class ShardWriter:
         self._ends = dict.fromkeys(labels[OFFSETS], 0)
         self._groups = {column.name: column.group for column in codec.columns}
         with disk_errors(self._name):
-            self.folder, self._lock = make_temporary_folder(store, shard_name(shard))
+            self.folder, self._lock = make_temporary_folder(place.staging, shard_name(shard))
             try:
                 self._sink = get_backend(codec.manifest.backend).create(
                     self.folder, shard, codec.manifest, codec.columns
@@ -118,18 +116,10 @@ class ShardWriter:
             )
         with disk_errors(self._name):
             commit = self._commit_record()
-            read_back(self.store, self.folder, commit, self.codec.manifest)
-            self.committed = self._publish(commit)
+            read_back(self.folder, commit, self.codec.manifest)
+            publish = self.place.replace if self.replaces else self.place.publish
+            self.committed = publish(self.folder, commit)
         return self.committed
-
-    def _publish(self, commit: CommitRecord) -> CommitRecord:
-        """Make the verified shard part of the store; the record that stands there then."""
-        if self.replaces:
-            commit = successor(commit)
-            publish_successor(self.store, self.folder, commit)
-            return commit
-        ours = publish(self.store, self.folder, commit)
-        return commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
 
     def _remove_folder(self) -> None:
         remove(self.folder)  # gone already if this writer published it

@@ -14,8 +14,8 @@ from alignkd.pipeline.ask import Question, ask
 from alignkd.pipeline.config.run_config import read_yaml
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
-from alignkd.storage.files.source import LocalFiles
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.places import load_manifest
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.vlm.data.conversations import load_samples, open_image, read_image_bytes, read_json
 from alignkd.vlm.errors import InputError

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.commands.shards import shards
-from alignkd.storage import Record, StoreReader, StoreWriter, as_float32
+from alignkd.storage import Record, StoreReader, as_float32, open_writer
 
 ROOT = Path(__file__).parents[2]
 KINDS: dict[str, dict[str, Any]] = {
@@ -159,7 +159,7 @@ def test_verify_deep_catches_targets_off_by_one(stores: dict[str, Path], tmp_pat
     head = {name: reader.attachment(name) for name in reader.manifest.attachments}
     rows = {record["index"]: record for record in (run_json("show", stores["hidden"], "--index", i) for i in range(4))}
     for name, shift in (("good", 0), ("bad", 1)):
-        writer = StoreWriter(tmp_path / name, reader.manifest, head)
+        writer = open_writer(tmp_path / name, reader.manifest, head)
         with writer.open_shard(0) as sink:
             for index in writer.planned_samples(0).tolist():
                 record = reader[reader.find(index=index)[0]]

@@ -18,8 +18,8 @@ from alignkd.storage import (
     Record,
     SampledLogits,
     Shapes,
-    StoreWriter,
     TruncatedLogits,
+    open_writer,
 )
 from alignkd.storage.codecs import get_codec
 
@@ -90,7 +90,7 @@ def write_store(make_record: MakeRecord) -> WriteStore:
         record_of: Callable[[int], Record] | None = None,
     ) -> Path:
         record_of = record_of or (lambda index: make_record(manifest, index))
-        writer = StoreWriter(path, manifest)
+        writer = open_writer(path, manifest)
         for shard in writer.pending_shards() if shards is None else shards:
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard).tolist():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import Codecs, LogitsCodec, StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage import Codecs, LogitsCodec, StoreError, StoreReader, open_writer, verify_store
 from alignkd.storage.tools.compare.diff import diff_stores
 from alignkd.storage.tools.convert import convert_store
 
@@ -42,7 +42,7 @@ def test_there_and_back_is_byte_identical(
         created_with={"torch": "2"},
         shard_size=6,
     )
-    StoreWriter(tmp_path / "one", manifest, {"tokenizer.model": content})
+    open_writer(tmp_path / "one", manifest, {"tokenizer.model": content})
     one = write_store(tmp_path / "one", manifest, quarantine=(4, 7))
     counted = []
     report = convert_store(one, tmp_path / "two", "webdataset", counted.append)

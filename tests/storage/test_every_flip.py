@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.tar.index import parse_index
 from alignkd.storage.layouts.zarr.reader import ZarrSource
 from alignkd.storage.schema.commit_record import load_commit

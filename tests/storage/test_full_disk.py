@@ -97,9 +97,9 @@ def test_a_refused_write_commits_nothing_half(
 def test_a_folder_that_may_not_be_written_is_one_line(
     tmp_path: Path, make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkd.storage import StoreWriter
+    from alignkd.storage import open_writer
 
-    writer = StoreWriter(tmp_path / "store", make_manifest())
+    writer = open_writer(tmp_path / "store", make_manifest())
     (tmp_path / "store").rename(tmp_path / "moved")
     with pytest.raises(StoreError, match=r"shard 0 of store .*: No such file or directory .* check the path"):
         writer.open_shard(0)

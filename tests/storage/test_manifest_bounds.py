@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from alignkd.storage import Manifest, StoreError
-from alignkd.storage.schema.manifest import MAX_FILE_BYTES, load_manifest, parse_manifest
+from alignkd.storage.places import load_manifest
+from alignkd.storage.schema.manifest import MAX_FILE_BYTES, parse_manifest
 from alignkd.storage.schema.sealed_json import seal
 
 MakeManifest = Callable[..., Manifest]
@@ -113,7 +114,7 @@ LOAD = """
 import resource, sys
 from pathlib import Path
 from alignkd.storage import StoreError
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.places import load_manifest
 resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = resident()
 try:

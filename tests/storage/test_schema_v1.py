@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignkd.storage import Record, StoreError, StoreReader, StoreWriter, TruncatedLogits, verify_store
-from alignkd.storage.schema.manifest import load_manifest, parse_manifest
+from alignkd.storage import Record, StoreError, StoreReader, TruncatedLogits, open_writer, verify_store
+from alignkd.storage.places import load_manifest
+from alignkd.storage.schema.manifest import parse_manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "store_v1"
 NUM_SAMPLES, QUARANTINED = 5, 1
@@ -108,10 +109,10 @@ def test_an_old_store_is_not_written_to(old_store: Path) -> None:
     with pytest.raises(StoreError, match="schema_version is 1, this alignkd writes 2; old stores are read-only"):
         manifest.check_writable()
     with pytest.raises(StoreError, match="schema_version is 1"):
-        StoreWriter(old_store, manifest)
+        open_writer(old_store, manifest)
     wanted = manifest.model_copy(update={"schema_version": 2})
     with pytest.raises(StoreError, match="made with other settings: schema_version is 1 in the store, 2 asked for;"):
-        StoreWriter(old_store, wanted)
+        open_writer(old_store, wanted)
 
 
 @pytest.mark.parametrize(

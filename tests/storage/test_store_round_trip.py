@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, open_writer
 from alignkd.storage.schema.columns import GROUPS, columns_of
 
 WriteStore = Callable[..., Path]
@@ -183,7 +183,7 @@ def test_targets_that_the_manifest_does_not_promise_are_refused(
     record = make_record(manifest, 0, **changes)
     promised = make_manifest(num_samples=1, codecs=manifest.codecs.model_copy(update=codecs))
     expected = rf"sample 'sample-0' \(index 0\): {message}"
-    with StoreWriter(tmp_path / "store", promised).open_shard(0) as sink, pytest.raises(StoreError, match=expected):
+    with open_writer(tmp_path / "store", promised).open_shard(0) as sink, pytest.raises(StoreError, match=expected):
         sink.append(record)
 
 
@@ -191,7 +191,7 @@ def test_after_a_value_that_overflows_the_shard_goes_on(
     tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord, assert_same: AssertSame
 ) -> None:
     manifest = make_manifest(num_samples=3, shard_size=3)
-    writer = StoreWriter(tmp_path / "store", manifest)
+    writer = open_writer(tmp_path / "store", manifest)
     first, second, third = writer.planned_samples(0).tolist()
     large = make_record(manifest, first, text_only=False)
     with writer.open_shard(0) as sink:

@@ -24,8 +24,8 @@ from alignkd.storage import (
     SampledLogits,
     Shapes,
     StoreReader,
-    StoreWriter,
     TruncatedLogits,
+    open_writer,
 )
 
 PINNED = Path(__file__).with_name("stored_bytes.json")
@@ -118,7 +118,7 @@ def sampled() -> SampledLogits:
 
 def checksums(folder: Path, name: str) -> dict[str, str]:
     """sha256 and length of every data file of the store; `zarr.json` is zarr-python's to spell."""
-    writer = StoreWriter(folder / name, manifest(name))
+    writer = open_writer(folder / name, manifest(name))
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
             for index in writer.planned_samples(shard).tolist():

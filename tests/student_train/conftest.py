@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, TruncatedLogits, open_writer
 from alignkd.storage.record.record import HiddenStates, SampledLogits
 from alignkd.student_train.config import TERMS, TrainConfig
 from alignkd.student_train.job import TrainJob
@@ -111,7 +111,7 @@ def dump(teacher: MobileVLM, student_builder: ExampleBuilder) -> Dump:
             shard_size=4,
             seed=0,
         )
-        writer = StoreWriter(path, manifest, attachments=head)
+        writer = open_writer(path, manifest, attachments=head)
         for shard in writer.pending_shards():
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard):

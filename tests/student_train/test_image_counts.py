@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
 from alignkd.student_train.config import TERMS, LossConfig
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
@@ -146,7 +146,7 @@ def write(
             seed=0,
         )
         path = tmp_path / f"{backend}-{inputs}-{pairs}"
-        writer = StoreWriter(path, manifest)
+        writer = open_writer(path, manifest)
         with writer.open_shard(0) as sink:
             for index in writer.planned_samples(0).tolist():
                 sink.append(record(index, kept, pairs, inputs))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from alignkd.storage import Codecs, LogitsCodec, StoreReader, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, StoreReader, open_writer
 from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
 from alignkd.student_train.config import TERMS, LossConfig
 from alignkd.student_train.data.collate import collate
@@ -328,7 +328,7 @@ def test_an_embedded_image_that_is_not_the_teachers_is_found(
     """Checksums all right, as of one who wrote the store anew: the sha256 that the teacher noted still tells."""
     reader = opened(codecs_of("compact"), inputs="embed").reader
     other = (images_folder / "chelsea.png").read_bytes()
-    writer = StoreWriter(tmp_path / "forged", reader.manifest)
+    writer = open_writer(tmp_path / "forged", reader.manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0):
             record = reader[reader.find(index=int(index))[0]]

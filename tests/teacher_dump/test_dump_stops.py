@@ -18,10 +18,10 @@ import torch
 import alignkd.teacher_dump.operation.stops
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.places import load_manifest
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.schema.commit_record import committed_shards
-from alignkd.storage.schema.manifest import load_manifest
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl

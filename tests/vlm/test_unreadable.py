@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer

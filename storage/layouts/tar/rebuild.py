@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.files.source import LocalFile
+from alignkd.storage.files.local import LocalFile
 from alignkd.storage.layouts.tables import NONE
 from alignkd.storage.layouts.tar.format import (
     BLOCK,

@@ -8,8 +8,6 @@ Our chunk grid spans rows and, for arrays whose width varies, blocks of columns:
 that are not there, so neither writer nor disk pays for them.
 """
 
-from dataclasses import dataclass
-
 from alignkd.storage.schema.columns import Column
 
 CRC_BYTES = 4
@@ -17,21 +15,6 @@ CRC_BYTES = 4
 METADATA = "zarr.json"
 CHECKSUMS = "crc32c"
 MISSING = 2**64 - 1
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ArrayLayout:
-    """Shape of a finished array and of its inner chunks, same number of dimensions, rows first."""
-
-    shape: Shape
-    chunk: Shape
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of row blocks and of column blocks."""
-        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
-        return -(-self.shape[0] // self.chunk[0]), columns
 
 
 def data_file(column: Column) -> str:

@@ -15,7 +15,8 @@ from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.buffers import empty
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import REPAIR, ByteFile, Bytes
-from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, ArrayLayout
+from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING
+from alignkd.storage.schema.commit_record import ArrayLayout
 
 # bytes read at once when every chunk of a file is verified
 SCAN_BYTES = 1 << 22

@@ -14,10 +14,10 @@ from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
 from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, ArrayLayout, data_file
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file
 from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader, index_bytes
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
-from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
+from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord, FileEntry
 
 # the group's description grows by 8 digits for each chunk
 MAX_DESCRIPTION_BYTES = 64 << 20

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import Manifest, StoreWriter
+from alignkd.storage import Manifest, open_writer
 from alignkd.storage.remote.files import RemoteFiles, open_location
 from alignkd.storage.remote.settings import RemoteSettings
 
@@ -48,7 +48,7 @@ def stores(
             backend=backend, num_samples=5, shard_size=3, attachments={"tokenizer.model": attached}
         )
         folder, bucket = tmp_path_factory.mktemp("stores") / backend, make_bucket()
-        StoreWriter(folder, manifest, {"tokenizer.model": TOKENIZER})
+        open_writer(folder, manifest, {"tokenizer.model": TOKENIZER})
         write_store(folder, manifest, quarantine=(4,))
         for path in folder.rglob("*"):
             if path.is_file():

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from alignkd.storage import Manifest, Record, StoreError, StoreReader
+from alignkd.storage.files.location import parse_location
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.remote.files import RemoteFiles
-from alignkd.storage.remote.objects import parse_location
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]
@@ -160,10 +160,10 @@ def one_line(message: str, work: Callable[[], object]) -> None:
         ("https://host/x?X-Amz-Signature=hidden", "has a query or a fragment"),
         ("https://host/x#hidden", "has a query or a fragment"),
         ("s3://bucket/a/../hidden", "has an empty or relative part"),
-        ("s3:///x", "is no bucket name"),
-        ("s3://Bad_Bucket/x", "is no bucket name"),
+        ("s3:///x", "is not a bucket name"),
+        ("s3://Bad_Bucket/x", "is not a bucket name"),
         ("https:///x", "has no host"),
-        ("https://[hidden/x", "is no URL"),
+        ("https://[hidden/x", "is not a URL"),
     ],
 )
 def test_locations_that_cannot_be_right(location: str, problem: str) -> None:

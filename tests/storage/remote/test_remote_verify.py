@@ -10,11 +10,11 @@ import pytest
 
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.errors import RemoteError
+from alignkd.storage.places import open_files
 from alignkd.storage.read.shard_records import ShardFolder
 from alignkd.storage.remote.files import RemoteFiles
-from alignkd.storage.tools.verify.files import files_to_verify
+from alignkd.storage.schema.shard_files import FOREIGN
 from alignkd.storage.tools.verify.plausibility import check_plausibility
-from alignkd.storage.tools.verify.shard import FOREIGN
 
 OpenRemote = Callable[..., RemoteFiles]
 
@@ -147,7 +147,7 @@ def test_a_staging_folder_that_cannot_be_made_is_one_line(
     monkeypatch.setenv("ALIGNKD_STAGING", str(tmp_path / "file" / "staging"))
     with (
         pytest.raises(ValueError, match=r"^staging folder .*is a file, not a folder"),
-        files_to_verify(stored.url),
+        open_files(stored.url).past_caches(),
     ):
         pass
     assert verify_store(stored.url).ok

@@ -17,7 +17,7 @@ from alignkd.pipeline.plan.samples import DataSize, SampleRows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.tar.format import BLOCK, NPY_HEADER, array_columns, closing, is_image, json_head, opening
 from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout, data_file
-from alignkd.storage.schema.columns import OFFSETS, Column, columns_of, describe_targets, groups_of, record_fields_of
+from alignkd.storage.schema.columns import GROUPS, OFFSETS, RECORD_FIELDS, Column, columns_of, describe_targets
 from alignkd.storage.schema.commit_record import ArrayEntry, CommitRecord, FileEntry, Totals, shard_name
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
@@ -228,7 +228,7 @@ def _tar_shard(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArra
         members += int(present.sum())
         target = target_of(column, manifest)
         sizes[target] = sizes.get(target, 0) + size
-    totals = {group: int(groups[group].sum()) for group in groups_of(manifest)}
+    totals = {group: int(groups[group].sum()) for group in GROUPS}
     ends = len(opening(manifest)) + len(closing(len(rows), members, totals))
     index = _tar_index_bytes(manifest, rows, 1 + len(columns))
     tar = round(sum(sizes.values())) + ends
@@ -252,7 +252,7 @@ def _member(content: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _tar_index_bytes(manifest: Manifest, rows: SampleRows, members: int) -> int:
-    n, g, f = len(rows), len(groups_of(manifest)), len(record_fields_of(manifest))
+    n, g, f = len(rows), len(GROUPS), len(RECORD_FIELDS)
     arrays = (8 * g * (n + 1), 8 * f * n, 32 * n, int(rows.id.sum()), 24 * n, 8 * n, _PLACE * members * n)
     return _TAR_INDEX_HEADER + sum(-(-size // 8) * 8 for size in arrays) + 4
 

@@ -33,7 +33,7 @@ from alignkd.storage.remote.upload import (
     remote_sha256,
     upload_all,
 )
-from alignkd.storage.schema.attachments import ATTACHMENTS, attachment_path, attachments_of
+from alignkd.storage.schema.attachments import ATTACHMENTS, attachment_path
 from alignkd.storage.schema.commit_record import COMMITS, SHARDS, CommitRecord, FileEntry, commit_name, load_commit
 from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, check_same_manifest, read_manifest
 from alignkd.storage.schema.order import shard_plan
@@ -61,7 +61,6 @@ class RemoteStoreWriter(StoreWriter):
                 attachment is missing or not what the manifest says.
             RemoteError: the service does not answer, or refuses.
         """
-        manifest.check_writable()
         settings = settings or settings_from_environment()
         check_location(path, writing=True)
         self.objects = S3Store(str(path), settings)
@@ -136,7 +135,7 @@ def _create(objects: S3Store, files: S3Files, manifest: Manifest, attachments: M
 
 def _put_attachments(objects: S3Store, manifest: Manifest, given: Mapping[str, Path | bytes], *, stands: bool) -> None:
     """Bring every file that the manifest names into the bucket; `stands`: the manifest is there already."""
-    named = attachments_of(manifest)
+    named = manifest.attachments
     if unknown := sorted(given.keys() - named.keys()):
         raise StoreError(f"attachment {unknown[0]!r} is given, the manifest names {sorted(named) or 'none'}")
     for name, sha256 in named.items():

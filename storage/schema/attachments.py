@@ -32,7 +32,7 @@ def write_attachments(store: Path, manifest: Manifest, given: Mapping[str, Path 
     Raises:
         StoreError: one is neither given nor there, or is not what the manifest promises.
     """
-    named = attachments_of(manifest)
+    named = manifest.attachments
     if unknown := sorted(given.keys() - named.keys()):
         raise StoreError(f"attachment {unknown[0]!r} is given, the manifest names {sorted(named) or 'none'}")
     for name, sha256 in named.items():
@@ -59,12 +59,6 @@ def verified_attachment(files: StoreFiles, manifest: Manifest, name: str) -> Pat
         StoreError: the store has none of that name.
         CorruptStoreError: it is missing or damaged.
     """
-    if name not in (named := attachments_of(manifest)):
+    if name not in (named := manifest.attachments):
         raise StoreError(f"store {files.location} has no attachment {name!r}, it has {sorted(named) or 'none'}")
     return files.fetch(attachment_path(name), named[name])
-
-
-def attachments_of(manifest: Manifest) -> dict[str, str]:
-    """Name -> sha256; a store of schema 1 has none."""
-    named: dict[str, str] = getattr(manifest, "attachments", {})
-    return named

@@ -214,8 +214,6 @@ class _Parser:
 
     def __init__(self, where: str, document: dict[str, Any]) -> None:
         self.where, self.document = where, document
-        # commits of schema 1 do not name their folder
-        document.setdefault("folder", shard_name(document["shard"]))
 
     def only(self, *names: str) -> None:
         if unknown := sorted(self.document.keys() - set(names)):
@@ -224,15 +222,16 @@ class _Parser:
     def head(self) -> dict[str, Any]:
         document = self.document
         quarantined = [self._fields(entry, "quarantined", Quarantined) for entry in self._list("quarantined")]
-        if not isinstance(document["folder"], str) or not _FOLDER.fullmatch(document["folder"]):
-            raise self._wrong("folder", f"is {str(document['folder'])[:40]!r}, expected digits, a-f and '-'")
+        folder = document.get("folder")
+        if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
+            raise self._wrong("folder", f"is {str(folder)[:40]!r}, expected digits, a-f and '-'")
         return {
             "shard": document["shard"],
             "manifest_hash": document["manifest_hash"],
             "num_records": self._size("num_records", document.get("num_records")),
             "quarantined": tuple(Quarantined(**entry) for entry in quarantined),
             "totals": Totals(**self._fields(document.get("totals"), "totals", Totals)),
-            "folder": document["folder"],
+            "folder": folder,
         }
 
     def arrays(self) -> dict[str, ArrayEntry]:

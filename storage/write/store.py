@@ -57,7 +57,6 @@ class StoreWriter:
             StoreError: the store has another manifest, the folder is something else, or an attachment is missing
                 or not what the manifest says.
         """
-        manifest.check_writable()
         self.path, self.manifest = Path(path), manifest
         self.files: StoreFiles = LocalFiles(self.path)
         self._redone: dict[int, str] = {}

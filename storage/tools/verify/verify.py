@@ -13,7 +13,7 @@ from alignkd.storage.files.source import StoreFiles, open_files
 from alignkd.storage.layouts.protocol import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
-from alignkd.storage.schema.attachments import attachment_path, attachments_of, verified_attachment
+from alignkd.storage.schema.attachments import attachment_path, verified_attachment
 from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
 from alignkd.storage.schema.manifest import Manifest, read_manifest
 from alignkd.storage.schema.order import shard_plan
@@ -91,7 +91,7 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
         on_shard(commit)
     notes = list(checker.checks.limits) if deep else []
     notes += _dropping_notes(files, checker.checks.droppings())
-    if attachments_of(manifest) and not deep and not files.checks_sizes:
+    if manifest.attachments and not deep and not files.checks_sizes:
         notes.append("of attachments only the presence was looked at")
     return VerifyReport(
         deep=deep,
@@ -139,7 +139,7 @@ def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRec
 
 def _attachment_problems(files: StoreFiles, manifest: Manifest, read: bool) -> list[Problem]:
     problems = []
-    for name in attachments_of(manifest):
+    for name in manifest.attachments:
         found = _problems_of(partial(_attachment_problem, files, manifest, name, read))
         problems += [Problem(shard=None, message=message) for message in found]
     return problems

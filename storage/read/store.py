@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import LocalFiles, StoreFiles, open_files
-from alignkd.storage.layouts.protocol import Verified, get_backend
+from alignkd.storage.layouts.protocol import Verified
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.read.shard import OpenShard
@@ -33,7 +34,7 @@ from alignkd.storage.schema.commit_record import (
     load_commits,
     missing_or_resized,
 )
-from alignkd.storage.schema.manifest import Manifest, read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
 
 # an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
 MAX_OPEN_FILES = 4096
@@ -84,6 +85,7 @@ class StoreReader:
         self.files = open_files(path)
         self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
         self.manifest: Manifest = read_manifest(self.files)
+        get_backend(self.manifest.backend, self.files.label(FILE_NAME))
         found = committed_shards(self.files)
         if not allow_incomplete and len(found) < self.manifest.num_shards:
             raise StoreError(

@@ -19,6 +19,7 @@ from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import remove_leftovers
 from alignkd.storage.files.leftovers import is_dropping
 from alignkd.storage.files.source import check_location
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.remote.files import S3Files
 from alignkd.storage.remote.objects import AbsentError
@@ -63,6 +64,7 @@ class RemoteStoreWriter(StoreWriter):
         """
         settings = settings or settings_from_environment()
         check_location(path, writing=True)
+        get_backend(manifest.backend, f"store {path}")
         self.objects = S3Store(str(path), settings)
         self.files = S3Files(self.objects, settings)
         self._redone = {}

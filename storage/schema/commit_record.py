@@ -12,7 +12,6 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.source import LocalFiles, StoreFiles
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
 from alignkd.storage.schema.sealed_json import unseal_bytes
 
 COMMITS = "commits"
@@ -38,15 +37,18 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArrayEntry:
-    """Shape of a stored array and of its inner chunks (zarr)."""
+@dataclass(frozen=True, slots=True)
+class ArrayLayout:
+    """Shape of a stored array and of its inner chunks (zarr); the same number of dimensions, rows first."""
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
 
-    def layout(self) -> ArrayLayout:
-        return ArrayLayout(self.shape, self.chunk)
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of row blocks and of column blocks."""
+        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
+        return -(-self.shape[0] // self.chunk[0]), columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +96,8 @@ class CommitHead:
 class CommitRecord(CommitHead):
     """Everything that a reader must find true of a shard."""
 
-    arrays: Mapping[str, ArrayEntry]
+    arrays: Mapping[str, ArrayLayout]
     files: tuple[FileEntry, ...]
-
-    def layouts(self) -> dict[str, ArrayLayout]:
-        return {name: entry.layout() for name, entry in self.arrays.items()}
 
     def head(self) -> CommitHead:
         """The record without what is large."""
@@ -234,7 +233,7 @@ class _Parser:
             "folder": folder,
         }
 
-    def arrays(self) -> dict[str, ArrayEntry]:
+    def arrays(self) -> dict[str, ArrayLayout]:
         arrays = self.document.get("arrays")
         if not isinstance(arrays, dict):
             raise self._wrong("arrays", "is no object")
@@ -249,7 +248,7 @@ class _Parser:
             files.append(FileEntry(**entry))
         return tuple(files)
 
-    def _array(self, name: str, entry: Any) -> ArrayEntry:
+    def _array(self, name: str, entry: Any) -> ArrayLayout:
         try:
             shape, chunk = tuple(entry["shape"]), tuple(entry["chunk"])
         except (TypeError, KeyError):
@@ -257,7 +256,7 @@ class _Parser:
         sound = len(shape) == len(chunk) > 0 and set(map(type, shape + chunk)) == {int}
         if not sound or min(shape) < 0 or min(chunk) < 1 or max(shape + chunk) > MAX_SIZE:
             raise self._wrong("arrays", f"gives {name[:80]!r} shape {str(shape)[:80]} and chunk {str(chunk)[:80]}")
-        return ArrayEntry(shape=shape, chunk=chunk)
+        return ArrayLayout(shape, chunk)
 
     def _list(self, name: str) -> list[Any]:
         values = self.document.get(name)

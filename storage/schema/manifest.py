@@ -46,6 +46,7 @@ MAX_ROW_VALUES = 1 << 26
 MAX_ATTACHMENTS = 64
 
 AttachmentName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_.]*$", max_length=100)]
+LayoutName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
@@ -80,7 +81,7 @@ class Manifest(_Model):
     Attributes:
         fingerprint: all that decided the teacher's outputs: weights, tokenizer, template, ...
         data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
-        backend: physical layout of the shards.
+        backend: name of the shards' layout; `layouts/registry.py` has the layouts.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
         created_with: versions for the record; the only part that may differ on re-opening.
@@ -91,7 +92,7 @@ class Manifest(_Model):
     data_fingerprint: dict[str, str]
     shapes: Shapes
     codecs: Codecs
-    backend: Literal["zarr", "webdataset"] = "zarr"
+    backend: LayoutName = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
     num_samples: int = Field(ge=1, le=MAX_SAMPLES)

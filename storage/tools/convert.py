@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ class CopyReport:
 def convert_store(
     source: Path | str,
     target: Path | str,
-    backend: Literal["zarr", "webdataset"],
+    backend: str,
     progress: Progress = lambda samples: None,
 ) -> CopyReport:
     """Write the store at `source` again at `target`.

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ def merge_stores(
     sources: Sequence[Path | str],
     target: Path | str,
     *,
-    backend: Literal["zarr", "webdataset"] | None = None,
+    backend: str | None = None,
     keep_first: bool = False,
     progress: Progress = lambda samples: None,
 ) -> MergeReport:

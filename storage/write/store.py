@@ -20,6 +20,7 @@ from alignkd.storage.errors import StoreError, disk_errors
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
 from alignkd.storage.files.leftovers import is_dropping
 from alignkd.storage.files.source import LocalFiles, StoreFiles, as_location
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.schema.attachments import ATTACHMENTS, write_attachments
 from alignkd.storage.schema.commit_record import COMMITS, SHARDS, commit_name, committed_shards, load_commit
@@ -57,6 +58,7 @@ class StoreWriter:
             StoreError: the store has another manifest, the folder is something else, or an attachment is missing
                 or not what the manifest says.
         """
+        get_backend(manifest.backend, f"store {path}")
         self.path, self.manifest = Path(path), manifest
         self.files: StoreFiles = LocalFiles(self.path)
         self._redone: dict[int, str] = {}

@@ -171,9 +171,9 @@ def test_absurd_tables_are_refused(
         patch.setattr(alignkd.storage.write.shard.ShardWriter, "_tables", changed)
         patch.setattr(alignkd.storage.write.shard, "read_back", lambda *_: None)
         if backend == "webdataset":  # names of members come from the tables too
-            patch.setattr("alignkd.storage.layouts.tar.writer.record_name", lambda index: f"{abs(index):09d}"[:12])
+            patch.setattr("alignkd.storage.layouts.tar.format.record_name", lambda index: f"{abs(index):09d}"[:12])
             patch.setattr(
-                "alignkd.storage.layouts.tar.writer.TarSink._json",
+                "alignkd.storage.layouts.tar.writer.TarWriter._json",
                 lambda self, rows, numbers: b"{" + rows["text"].tobytes(),
             )
         store = write_store(tmp_path / "s", manifest.model_copy(update={"codecs": codecs}))

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from alignkd.storage.files.append import PIECE_BYTES, AppendFile
 from alignkd.storage.files.background import Background
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, ArrayLayout, Shape
+from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, Shape
+from alignkd.storage.schema.commit_record import ArrayLayout
 
 LARGE_CHUNK_BYTES = 1 << 15
 # written at once, sooner than another thread could be told to

@@ -11,8 +11,9 @@ from zarr import config
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, ArrayLayout, Shape
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, Shape
 from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.commit_record import ArrayLayout
 
 
 def write_metadata(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
 from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, ArrayLayout, data_file
-from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader, index_bytes
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file, index_bytes
+from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
-from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
+from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord, FileEntry
 
 # the group's description grows by 8 digits for each chunk
 MAX_DESCRIPTION_BYTES = 64 << 20
@@ -192,9 +192,9 @@ class ZarrSource:
         except (KeyError, ValueError):
             raise self._wrong(f"{METADATA} has no checksums of array {name}") from None
 
-    def _checked_layouts(self) -> dict[str, ArrayLayout]:
+    def _checked_layouts(self) -> Mapping[str, ArrayLayout]:
         """Layouts of the commit record; only numbers of rows, and widths that vary, are not the manifest's."""
-        layouts = self.commit.layouts()
+        layouts = self.commit.arrays
         for column in self.columns:
             layout = layouts.get(column.name)
             if layout is None:

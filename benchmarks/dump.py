@@ -39,6 +39,7 @@ import torch
 from dump_inputs import scale_head, write_inputs
 from measuring import machine
 
+from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.order import shard_plan
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.bucketing import length_buckets
@@ -74,7 +75,7 @@ class Measured:
 @click.option("--shard-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--profile", type=click.Choice(["exact", "compact"]), multiple=True, help="Default: both.")
 @click.option("--entropy", type=click.FloatRange(0.01, 10.3), multiple=True, default=[2.0], show_default=True)
-@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
+@click.option("--backend", type=click.Choice(layout_names()), default="zarr", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=torch.get_num_threads(), show_default=True)

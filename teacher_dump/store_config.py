@@ -19,6 +19,7 @@ from alignkd.storage.codecs.settings import (
     dtypes_of_kind,
     profile_codecs,
 )
+from alignkd.storage.layouts.registry import layout_names
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 # Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
@@ -116,7 +117,7 @@ class StoreConfig(Settings):
 
     path: UserLocation
     profile: Literal["exact", "compact", "stem"] | None = None
-    backend: Literal["zarr", "webdataset"] = "zarr"
+    backend: Annotated[str, AfterValidator(OneOf(*layout_names()))] = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"

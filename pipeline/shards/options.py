@@ -29,6 +29,19 @@ class Location(click.ParamType[Path | str]):
         return as_location(value)
 
 
+class LayoutChoice(click.Choice[str]):
+    """One of the layouts of `storage/layouts/registry.py`, which is imported when the choice is used."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # click sets an attribute
+        from alignkd.storage.layouts.registry import layout_names
+
+        return layout_names()
+
+
 LOCATION = Location()
 STORE = click.argument("store", type=LOCATION)
 

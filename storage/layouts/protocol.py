@@ -1,19 +1,19 @@
-"""What a physical layout must offer: one class, one line in the registry.
+"""What a physical layout must offer: a class like `Backend` and a line in `registry.py`.
 
 A shard is a folder of files. A sink takes one record at a time: the rows that the record adds to each column of
-`columns.py` (none for a column it does not name), the shard's tables among them. A source gives a record's rows back.
+`schema/columns.py` (no rows for a column that is absent), including the rows of the shard's tables. A source gives a
+record's rows back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import ShardTables
 from alignkd.storage.schema.columns import Column
@@ -140,21 +140,11 @@ class Backend(Protocol):
             CorruptStoreError: its index or description is damaged.
         """
 
+    def predicted_bytes(
+        self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True
+    ) -> Iterator[PredictedShard]:
+        """Predict the files of each shard without writing data.
 
-_BACKENDS = {
-    "zarr": ("alignkd.storage.layouts.zarr.backend", "ZarrBackend"),
-    "webdataset": ("alignkd.storage.layouts.tar.backend", "WebDatasetBackend"),
-}
-
-
-def get_backend(name: str) -> Backend:
-    """The backend of that name.
-
-    Raises:
-        StoreError: there is none.
-    """
-    if name not in _BACKENDS:
-        raise StoreError(f"backend is {name!r}, expected one of {', '.join(_BACKENDS)}")
-    module, backend = _BACKENDS[name]
-    made: Backend = getattr(import_module(module), backend)()
-    return made
+        Args:
+            overhead: False allows a layout to leave out files of `overhead` that take time to predict.
+        """

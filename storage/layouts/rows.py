@@ -35,7 +35,6 @@ class RecordCodec:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.shapes, self.codecs = manifest, manifest.shapes, manifest.codecs
         self.columns = columns_of(manifest)
-        self.by_name = {column.name: column for column in self.columns}
         self._logits = logits_codec_of(manifest)
         self._stored = {
             "attention": _StoredTarget(self.codecs.attention, "attention", one_row=False),

@@ -70,11 +70,8 @@ class ShardTables:
     def bounds(self, record: int, numbers: dict[str, int]) -> Bounds:
         """A record's rows in each group; image rows are those of the record that brought the image."""
         starts, stops = self.offsets[record : record + 2].tolist()
-        source = numbers.get("image_record")
-        if source is None:  # schema 1: one row per image
-            image = self.groups.index("image")
-            starts[image], stops[image] = numbers["image_row"], numbers["image_row"] + 1
-        elif source != record and source != NONE:
+        source = numbers["image_record"]
+        if source not in (record, NONE):
             for group in map(self.groups.index, IMAGE_GROUPS):
                 starts[group], stops[group] = self.offsets[source : source + 2, group].tolist()
         starts.append(record)
@@ -90,11 +87,7 @@ class ShardTables:
         for name in ("image_row", "attention_columns", "dataset_index"):
             if len(self) and int(self.field(name).min()) < (0 if name == "dataset_index" else NONE):
                 return f"array {RECORDS}: {name} is {int(self.field(name).min())}"
-        if "image_record" in self.fields:
-            return self._image_problem()
-        if len(self) and int(self.field("image_row").max()) >= self.rows_of("image") > 0:
-            return f"array {RECORDS}: image_row is {int(self.field('image_row').max())} of {self.rows_of('image')}"
-        return None
+        return self._image_problem()
 
     def _image_problem(self) -> str | None:
         """Every image is brought by a record that is not later, which names itself."""

@@ -8,7 +8,7 @@ from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import RootHash
 from alignkd.storage.schema.commit_record import CommitHead, Quarantined, commit_name, committed_shards, load_heads
-from alignkd.storage.schema.manifest import read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ def list_store(path: Path | str | StoreFiles) -> StoreListing:
         StoreError: no store, or a commit record that cannot be right.
     """
     files = open_files(path)
-    root = RootHash(read_manifest(files))
+    root = RootHash(read_manifest(files), files.label(FILE_NAME))
     return StoreListing(shards=_list(files, root), root_hash=root.hexdigest())
 
 

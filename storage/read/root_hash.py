@@ -6,9 +6,9 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.commit_record import commit_name, committed_shards, load_heads
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest
 
 
 class RootHash:
@@ -18,8 +18,9 @@ class RootHash:
     shard folders, descriptions that other software spells; and what follows from the rest: shapes of arrays, totals.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._descriptions = tuple(get_backend(manifest.backend).descriptions)
+    def __init__(self, manifest: Manifest, where: str) -> None:
+        """`where` names the manifest's file in errors."""
+        self._descriptions = tuple(get_backend(manifest.backend, where).descriptions)
         self._hash = hashlib.sha256(manifest.manifest_hash().encode())
 
     def add(self, commit: dict[str, Any], where: str) -> None:
@@ -50,7 +51,7 @@ def root_hash(files: StoreFiles, manifest: Manifest) -> str:
     Raises:
         StoreError: a commit record that cannot be right.
     """
-    root, manifest_hash = RootHash(manifest), manifest.manifest_hash()
+    root, manifest_hash = RootHash(manifest, files.label(FILE_NAME)), manifest.manifest_hash()
     for head, document in load_heads(files, committed_shards(files), manifest_hash):
         root.add(document, files.label(commit_name(head.shard)))
     return root.hexdigest()

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import ShardSource, Verified, get_backend
+from alignkd.storage.layouts.protocol import ShardSource, Verified
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import CommitRecord

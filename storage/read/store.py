@@ -17,7 +17,8 @@ from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import Verified, get_backend
+from alignkd.storage.layouts.protocol import Verified
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import root_hash
@@ -34,7 +35,7 @@ from alignkd.storage.schema.commit_record import (
     load_commit,
     load_commits,
 )
-from alignkd.storage.schema.manifest import Manifest, read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
 from alignkd.storage.schema.shard_files import missing_or_resized
 
 # an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
@@ -86,6 +87,7 @@ class StoreReader:
         self.files = open_files(path)
         self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
         self.manifest: Manifest = read_manifest(self.files)
+        get_backend(self.manifest.backend, self.files.label(FILE_NAME))
         found = committed_shards(self.files)
         if not allow_incomplete and len(found) < self.manifest.num_shards:
             raise StoreError(

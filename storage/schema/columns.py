@@ -24,9 +24,6 @@ KEYS = "keys"
 # that brought it; both -1 without image. A record of k images has k rows there, and k times its rows of attention.
 RECORD_FIELDS = ("dataset_index", "image_row", "attention_columns", "image_record")
 IMAGE_BYTES = "image_bytes"
-# schema 1 had neither the last group nor the last field
-_NUM_GROUPS = {1: 10, 2: 11}
-_NUM_FIELDS = {1: 3, 2: 4}
 
 # An inner chunk is the unit of reading and of checksumming: what a record does not need of its first and
 # last chunk is read in vain, while each chunk costs about 2 us of Python. Measured with 32 heads and 144
@@ -66,23 +63,12 @@ class Column:
         return (1 << (rows.bit_length() - 1), *self.row_shape)
 
 
-def groups_of(manifest: Manifest) -> tuple[str, ...]:
-    """The columns of the table `offsets`."""
-    return GROUPS[: _NUM_GROUPS[manifest.schema_version]]
-
-
-def record_fields_of(manifest: Manifest) -> tuple[str, ...]:
-    """The columns of the table `records`."""
-    return RECORD_FIELDS[: _NUM_FIELDS[manifest.schema_version]]
-
-
 def columns_of(manifest: Manifest) -> tuple[Column, ...]:
     """Every array of a shard of this store."""
-    groups, fields = groups_of(manifest), record_fields_of(manifest)
     i8, i4, u1 = np.dtype("<i8"), np.dtype("<i4"), np.dtype("u1")
     columns = [
-        Column(OFFSETS, "record", i8, (len(groups),), labels=groups),
-        Column(RECORDS, "record", i8, (len(fields),), labels=fields),
+        Column(OFFSETS, "record", i8, (len(GROUPS),), labels=GROUPS),
+        Column(RECORDS, "record", i8, (len(RECORD_FIELDS),), labels=RECORD_FIELDS),
         Column(KEYS, "record", u1, (32,)),
         Column("text", "text", u1),
         Column("id", "id", u1),

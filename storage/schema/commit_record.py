@@ -39,29 +39,18 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArrayLayout:
-    """Shape of a finished array and of its inner chunks, same number of dimensions, rows first."""
+    """Shape of a stored array and of its inner chunks (zarr); the same number of dimensions, rows first."""
 
-    shape: Shape
-    chunk: Shape
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
 
     @property
     def grid(self) -> tuple[int, int]:
         """Number of row blocks and of column blocks."""
         columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
         return -(-self.shape[0] // self.chunk[0]), columns
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArrayEntry:
-    """Shape of a stored array and of its inner chunks (zarr)."""
-
-    shape: tuple[int, ...]
-    chunk: tuple[int, ...]
-
-    def layout(self) -> ArrayLayout:
-        return ArrayLayout(self.shape, self.chunk)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +98,8 @@ class CommitHead:
 class CommitRecord(CommitHead):
     """Everything that a reader must find true of a shard."""
 
-    arrays: Mapping[str, ArrayEntry]
+    arrays: Mapping[str, ArrayLayout]
     files: tuple[FileEntry, ...]
-
-    def layouts(self) -> dict[str, ArrayLayout]:
-        return {name: entry.layout() for name, entry in self.arrays.items()}
 
     def head(self) -> CommitHead:
         """The record without what is large."""
@@ -210,8 +196,6 @@ class _Parser:
 
     def __init__(self, where: str, document: dict[str, Any]) -> None:
         self.where, self.document = where, document
-        # commits of schema 1 do not name their folder
-        document.setdefault("folder", shard_name(document["shard"]))
 
     def only(self, *names: str) -> None:
         if unknown := sorted(self.document.keys() - set(names)):
@@ -220,18 +204,19 @@ class _Parser:
     def head(self) -> dict[str, Any]:
         document = self.document
         quarantined = [self._fields(entry, "quarantined", Quarantined) for entry in self._list("quarantined")]
-        if not isinstance(document["folder"], str) or not _FOLDER.fullmatch(document["folder"]):
-            raise self._wrong("folder", f"is {str(document['folder'])[:40]!r}, expected digits, a-f and '-'")
+        folder = document.get("folder")
+        if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
+            raise self._wrong("folder", f"is {str(folder)[:40]!r}, expected digits, a-f and '-'")
         return {
             "shard": document["shard"],
             "manifest_hash": document["manifest_hash"],
             "num_records": self._size("num_records", document.get("num_records")),
             "quarantined": tuple(Quarantined(**entry) for entry in quarantined),
             "totals": Totals(**self._fields(document.get("totals"), "totals", Totals)),
-            "folder": document["folder"],
+            "folder": folder,
         }
 
-    def arrays(self) -> dict[str, ArrayEntry]:
+    def arrays(self) -> dict[str, ArrayLayout]:
         arrays = self.document.get("arrays")
         if not isinstance(arrays, dict):
             raise self._wrong("arrays", "is no object")
@@ -246,7 +231,7 @@ class _Parser:
             files.append(FileEntry(**entry))
         return tuple(files)
 
-    def _array(self, name: str, entry: Any) -> ArrayEntry:
+    def _array(self, name: str, entry: Any) -> ArrayLayout:
         try:
             shape, chunk = tuple(entry["shape"]), tuple(entry["chunk"])
         except (TypeError, KeyError):
@@ -254,7 +239,7 @@ class _Parser:
         sound = len(shape) == len(chunk) > 0 and set(map(type, shape + chunk)) == {int}
         if not sound or min(shape) < 0 or min(chunk) < 1 or max(shape + chunk) > MAX_SIZE:
             raise self._wrong("arrays", f"gives {name[:80]!r} shape {str(shape)[:80]} and chunk {str(chunk)[:80]}")
-        return ArrayEntry(shape=shape, chunk=chunk)
+        return ArrayLayout(shape, chunk)
 
     def _list(self, name: str) -> list[Any]:
         values = self.document.get(name)

@@ -1,7 +1,7 @@
 """What a store promises: the settings that decide its bytes and the fingerprint of who made them.
 
-Schema 2 is written; schema 1 (alignkd 0.1) is read, as the same class with the settings that it had no choice in.
-A manifest may come from a stranger: every size in it is bounded, so that opening a store takes bounded memory.
+A manifest may come from an untrusted source. Every size in it is bounded, so that opening a store takes bounded
+memory.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from alignkd.storage.codecs.settings import NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.schema.schema_v1 import check_schema_1, hashed_by_schema_1
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)
 FILE_NAME = "manifest.json"
 # what may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}
@@ -47,6 +45,7 @@ MAX_ROW_VALUES = 1 << 26
 MAX_ATTACHMENTS = 64
 
 AttachmentName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_.]*$", max_length=100)]
+LayoutName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
@@ -81,18 +80,18 @@ class Manifest(_Model):
     Attributes:
         fingerprint: all that decided the teacher's outputs: weights, tokenizer, template, ...
         data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
-        backend: physical layout of the shards.
+        backend: name of the shards' layout; `layouts/registry.py` has the layouts.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
         created_with: versions for the record; the only part that may differ on re-opening.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[2] = SCHEMA_VERSION
     fingerprint: dict[str, str]
     data_fingerprint: dict[str, str]
     shapes: Shapes
     codecs: Codecs
-    backend: Literal["zarr", "webdataset"] = "zarr"
+    backend: LayoutName = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
     num_samples: int = Field(ge=1, le=MAX_SAMPLES)
@@ -112,8 +111,6 @@ class Manifest(_Model):
                 f"num_samples is {self.num_samples} and shard_size {self.shard_size}: {self.num_shards} shards, at "
                 f"most {MAX_SHARDS} are allowed"
             )
-        if self.schema_version == 1:
-            check_schema_1(self.model_dump(exclude_unset=True))
         return self
 
     @property
@@ -125,25 +122,11 @@ class Manifest(_Model):
         return max(0, min(self.shard_size, self.num_samples - shard * self.shard_size))
 
     def manifest_hash(self) -> str:
-        """sha256 (hex) of everything that decides the store's bytes, as its schema version spells it."""
-        if self.schema_version == 1:
-            document = hashed_by_schema_1(self.model_dump(exclude=VOLATILE))
-        else:
-            # without the settings that a kind of logits has not: a new kind must not change the hash of the others
-            document = self.model_dump(exclude=VOLATILE, exclude_none=True)
+        """sha256 (hex) of every setting that determines the store's bytes."""
+        # None: a setting that the kind of logits does not take. Left out, so that a new setting of one kind does not
+        # change the hash of the others.
+        document = self.model_dump(exclude=VOLATILE, exclude_none=True)
         return hashlib.sha256(canonical(document)).hexdigest()
-
-    def check_writable(self) -> None:
-        """Refuse to write by an old schema.
-
-        Raises:
-            StoreError: it has another schema version than this software writes.
-        """
-        if self.schema_version != SCHEMA_VERSION:
-            raise StoreError(
-                f"schema_version is {self.schema_version}, this alignkd writes {SCHEMA_VERSION}; old stores are "
-                "read-only, dump or convert to another path"
-            )
 
 
 class HasManifest(Protocol):
@@ -169,7 +152,7 @@ def read_manifest(files: StoreFiles) -> Manifest:
 
 
 def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
-    """The manifest of a JSON document, of any schema version that can be read.
+    """The manifest in a JSON document.
 
     Args:
         document: as `unseal` gives it.
@@ -178,10 +161,11 @@ def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
     Raises:
         StoreError: another version of the software wrote it, or a value is out of bounds.
     """
-    if (version := document.get("schema_version")) not in READABLE_SCHEMAS or isinstance(version, bool | float):
-        readable = " and ".join(map(str, READABLE_SCHEMAS))
+    version = document.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise StoreError(
-            f"{where}: schema_version is {version!r:.40}, this alignkd reads {readable}; use a matching alignkd"
+            f"{where}: schema_version is {version!r:.40}, this alignkd reads {SCHEMA_VERSION}; open the store with the "
+            "alignkd that wrote it, or dump the targets again"
         )
     try:
         return Manifest.model_validate(document)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from alignkd.storage.places import open_files
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
-from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.write.store import StoreWriter, open_writer
 
 Progress = Callable[[int], object]
@@ -33,13 +32,13 @@ class CopyReport:
 def convert_store(
     source: Path | str,
     target: Path | str,
-    backend: Literal["zarr", "webdataset"],
+    backend: str,
     progress: Progress = lambda samples: None,
 ) -> CopyReport:
     """Write the store at `source` again at `target`.
 
     Targets are passed through as they are stored, the plan stays the same, quarantined samples and attachments too: all
-    but the layout (and an old schema version) is equal. Stopped any time, the same call goes on.
+    but the layout is equal. Stopped any time, the same call goes on.
 
     Args:
         progress: called with the number of samples that are done since the last call.
@@ -56,9 +55,8 @@ def convert_store(
 
 
 def converted_manifest(manifest: Manifest, backend: str) -> Manifest:
-    """The manifest with another backend, in the schema version that is written."""
-    document = manifest.model_dump() | {"backend": backend, "schema_version": SCHEMA_VERSION}
-    return Manifest.model_validate(document)
+    """The manifest with another backend."""
+    return Manifest.model_validate(manifest.model_dump() | {"backend": backend})
 
 
 def samples_of(reader: StoreReader) -> Sample:

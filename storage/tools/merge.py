@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
-from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.tools.compare.matching import key_numbers
 from alignkd.storage.tools.convert import CopyReport, Progress, check_other_place, copy_samples, samples_of
@@ -42,7 +42,7 @@ def merge_stores(
     sources: Sequence[Path | str],
     target: Path | str,
     *,
-    backend: Literal["zarr", "webdataset"] | None = None,
+    backend: str | None = None,
     keep_first: bool = False,
     progress: Progress = lambda samples: None,
 ) -> MergeReport:
@@ -91,7 +91,6 @@ def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Mani
     changes = {
         "data_fingerprint": data,
         "num_samples": start,
-        "schema_version": SCHEMA_VERSION,
         "backend": backend or manifests[0].backend,
     }
     return Manifest.model_validate(manifests[0].model_dump() | changes)

@@ -12,7 +12,7 @@ from pathlib import Path
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.exclusive import Lock, create_exclusively, fsync_path, read_anew, remove
 from alignkd.storage.files.local import LocalFiles
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.columns import columns_of
 from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, commit_path, shard_folder
 from alignkd.storage.schema.manifest import Manifest

@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import RecordError, StoreError, disk_errors
 from alignkd.storage.files.exclusive import make_temporary_folder, remove
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import NO_ROW, RecordCodec, Rows
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.columns import OFFSETS, RECORDS
 from alignkd.storage.schema.commit_record import (
-    ArrayEntry,
     CommitRecord,
     FileEntry,
     Quarantined,
@@ -168,7 +167,7 @@ class ShardWriter:
             num_records=self.num_records,
             folder=shard_name(self.shard),
             quarantined=tuple(self._quarantined[index] for index in sorted(self._quarantined)),
-            arrays={name: ArrayEntry(shape=a.shape, chunk=a.chunk) for name, a in written.arrays.items()},
+            arrays=written.arrays,
             files=tuple(FileEntry(path=file.path, bytes=file.num_bytes, sha256=file.sha256) for file in written.files),
             totals=Totals(
                 tokens=self._ends["token"],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.location import as_location, check_location
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.schema.commit_record import commit_name, committed_shards, load_commit
 from alignkd.storage.schema.manifest import Manifest
@@ -72,7 +73,7 @@ class StoreWriter:
 
     def __init__(self, place: Place, manifest: Manifest, attachments: Mapping[str, Path | bytes] | None = None) -> None:
         """Create the store or check the one that exists; see `open_writer`."""
-        manifest.check_writable()
+        get_backend(manifest.backend, f"store {place.path}")
         self.place, self.manifest = place, manifest
         self.path, self.files = place.path, place.files
         self._redone: dict[int, str] = {}

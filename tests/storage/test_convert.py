@@ -1,7 +1,6 @@
 """Converting is lossless, goes on after a stop, and comes back to the same bytes."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from alignkd.storage.tools.compare.diff import diff_stores
 from alignkd.storage.tools.convert import convert_store
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
-V1 = Path(__file__).parents[1] / "golden" / "store_v1"
 COMPACT = Codecs(
     attention="sqrt_u8",
     vision_top="from_all",
@@ -74,16 +72,6 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(
     convert_store(small_store, tmp_path / "whole", "webdataset")
     assert tree_bytes(tmp_path / "stopped") == tree_bytes(tmp_path / "whole")
     assert convert_store(small_store, tmp_path / "whole", "webdataset").shards_written == 0
-
-
-@pytest.mark.parametrize("name", ["topk", "full"])
-def test_stores_of_the_first_schema_become_new_ones(tmp_path: Path, name: str) -> None:
-    zipfile.ZipFile(V1 / f"{name}.zip").extractall(tmp_path)
-    old = next(path.parent for path in tmp_path.rglob("manifest.json"))
-    convert_store(old, tmp_path / "new", "webdataset")
-    a, b = StoreReader(old), StoreReader(tmp_path / "new")
-    assert (a.manifest.schema_version, b.manifest.schema_version) == (1, 2)
-    assert diff_stores(a, b).equal and len(b) == len(a) > 2
 
 
 def test_refusals(small_store: Path, tmp_path: Path, make_manifest: Any, write_store: Any) -> None:

@@ -17,8 +17,12 @@ from alignkd.storage import (
     StoreReader,
     check_fingerprint,
     open_writer,
+    verify_store,
 )
 from alignkd.storage.places import load_manifest
+from alignkd.storage.read.listing import list_store
+from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.storage.tools.convert import convert_store
 
 MakeManifest = Callable[..., Manifest]
 
@@ -28,7 +32,7 @@ MakeManifest = Callable[..., Manifest]
     [
         ({"num_shards": 3}, "Extra inputs are not permitted"),
         ({"seed": -1}, "greater than or equal to 0"),
-        ({"backend": "tar"}, "Input should be 'zarr' or 'webdataset'"),
+        ({"backend": "../tar"}, "String should match pattern"),
         ({"inputs": "link"}, "Input should be 'reference' or 'embed'"),
         ({"shapes": Shapes(num_heads=2, hidden_size=6, vision_tokens=5, vocab_size=40)}, "vision_top_tokens is 16"),
     ],
@@ -91,13 +95,33 @@ def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path, make_manifes
         open_writer(tmp_path / "file" / "store", make_manifest())
 
 
-def test_a_newer_schema_is_refused_with_both_versions(small_store: Path) -> None:
-    from alignkd.storage.schema.sealed_json import seal, unseal
-
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_schema_is_refused_with_both_versions(small_store: Path, version: int) -> None:
     path = small_store / "manifest.json"
-    path.write_bytes(seal({**unseal(path), "schema_version": 3}))
-    with pytest.raises(StoreError, match="schema_version is 3, this alignkd reads 1 and 2; use a matching alignkd"):
+    path.write_bytes(seal({**unseal(path), "schema_version": version}))
+    with pytest.raises(StoreError) as caught:
         StoreReader(small_store)
+    assert str(caught.value) == (
+        f"{path}: schema_version is {version}, this alignkd reads 2; open the store with the alignkd that wrote it, or "
+        "dump the targets again"
+    )
+
+
+def test_an_unknown_layout_is_refused_by_writers_and_readers(
+    tmp_path: Path, small_store: Path, make_manifest: MakeManifest
+) -> None:
+    rest = "backend is 'hdf5', this alignkd has zarr and webdataset; choose one of these, or open the store with the"
+    with pytest.raises(StoreError, match=f"store {tmp_path / 'new'}: {rest}"):
+        open_writer(tmp_path / "new", make_manifest(backend="hdf5"))
+    assert not (tmp_path / "new").exists()
+    path = small_store / "manifest.json"
+    path.write_bytes(seal({**unseal(path), "backend": "hdf5"}))
+    for opened in (StoreReader, list_store, lambda store: convert_store(store, tmp_path / "new", "zarr")):
+        with pytest.raises(StoreError, match=f"{path}: {rest}"):
+            opened(small_store)
+    assert [problem.message for problem in verify_store(small_store).problems] == [
+        f"{path}: {rest} alignkd that wrote it"
+    ]
 
 
 def test_an_edited_manifest_is_found(small_store: Path) -> None:

@@ -56,7 +56,7 @@ def refused(document: dict[str, Any]) -> str:
         ("attachments", {f"a{number}": SHA for number in range(65)}, "at most 64 items"),
         ("fingerprint", {"weights": 3}, "fingerprint.weights: Input should be a valid string"),
         ("new\nline", 1, r"new\nline: Extra inputs are not permitted"),
-        ("schema_version", True, "schema_version is True, this alignkd reads 1 and 2"),
+        ("schema_version", True, "schema_version is True, this alignkd reads 2; open"),
         ("schema_version", "2" * 1000, "schema_version is '2222"),
         ("schema_version", 2.0, "schema_version is 2.0"),
         ("schema_version", None, "schema_version is None"),

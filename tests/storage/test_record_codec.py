@@ -24,7 +24,7 @@ from alignkd.storage import (
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.codecs.settings import FROM_ALL
 from alignkd.storage.layouts.rows import NO_ROW, RecordCodec
-from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, columns_of, describe_targets
+from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, Column, columns_of, describe_targets
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -60,9 +60,15 @@ def through_rows(codec: RecordCodec, records: list[Record]) -> list[Record]:
     return [_decode(codec, rows, brought, number, record) for number, record in enumerate(records)]
 
 
+def columns_by_name(codec: RecordCodec) -> dict[str, Column]:
+    return {column.name: column for column in codec.columns}
+
+
 def _decode(codec: RecordCodec, rows: list[Any], brought: dict[str | None, int], number: int, record: Record) -> Record:
+    columns = columns_by_name(codec)
+
     def read(name: str) -> NDArray[Any]:
-        column = codec.by_name[name]
+        column = columns[name]
         stored: NDArray[Any] = rows[brought[record.image_sha256] if column.group in IMAGE_GROUPS else number][name]
         assert stored.dtype == column.dtype
         width = stored.shape[-1:] if column.variable_width else column.row_shape[-1:]
@@ -202,7 +208,7 @@ def test_other_codecs_need_the_focused_embeddings(make_manifest: MakeManifest, m
 
 def test_an_image_that_the_shard_has_adds_no_rows(compact: Manifest, make_record: MakeRecord) -> None:
     codec, record = RecordCodec(compact), make_record(compact, 0)
-    groups = {name: column.group for name, column in codec.by_name.items()}
+    groups = {name: column.group for name, column in columns_by_name(codec).items()}
     first, again = (codec.encode(record, with_image=brought) for brought in (True, False))
     assert {groups[name] for name in first.keys() - again.keys()} == set(IMAGE_GROUPS)
     assert first["image_bytes"].tobytes() == record.image_bytes
@@ -258,14 +264,11 @@ def test_the_logits_of_a_trusted_record_are_checked_again(make_manifest: MakeMan
         Record.trusted(record.__dict__ | {"logits": wrong}).recheck()
 
 
-def test_tables_of_both_schemas(make_manifest: MakeManifest) -> None:
-    labels = {}
-    for version in (1, 2):
-        columns = columns_of(make_manifest(schema_version=version))
-        labels[version] = [column.labels for column in columns if column.name in ("offsets", "records")]
-        assert len({column.name for column in columns}) == len(columns)
-    assert labels[2] == [GROUPS, RECORD_FIELDS]
-    assert labels[1] == [GROUPS[:-1], RECORD_FIELDS[:-1]]
+def test_tables_label_their_columns(make_manifest: MakeManifest) -> None:
+    columns = columns_of(make_manifest())
+    assert len({column.name for column in columns}) == len(columns)
+    labels = [column.labels for column in columns if column.name in ("offsets", "records")]
+    assert labels == [GROUPS, RECORD_FIELDS]
 
 
 def test_each_target_is_described_by_its_main_column(compact: Manifest, make_manifest: MakeManifest) -> None:

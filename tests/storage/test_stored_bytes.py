@@ -1,8 +1,7 @@
 """The bytes on disk are pinned: a store written today must be the same, and readable, tomorrow.
 
-If this fails after a deliberate change of layout, raise `SCHEMA_VERSION` (stores of the versions before must stay
-readable, see test_schema_v1.py) and write the new checksums with `python tests/storage/test_stored_bytes.py` from the
-repository's root.
+If this fails after a deliberate change of layout, raise `SCHEMA_VERSION` and write the new checksums with
+`python tests/storage/test_stored_bytes.py` from the repository's root.
 """
 
 import hashlib

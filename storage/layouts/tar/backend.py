@@ -1,10 +1,12 @@
 """WebDataset layout: a shard is one tar of plain files, and an index that makes it randomly readable."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.protocol import Verified
+from alignkd.storage.layouts.tar.predict import predicted_shard
 from alignkd.storage.layouts.tar.reader import TarSource
 from alignkd.storage.layouts.tar.writer import TarSink
 from alignkd.storage.schema.columns import Column
@@ -31,3 +33,8 @@ class WebDatasetBackend:
         verified: Verified | None = None,
     ) -> TarSource:
         return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit, verified)
+
+    def predicted_bytes(
+        self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True
+    ) -> Iterator[PredictedShard]:
+        return (predicted_shard(manifest, columns, rows) for rows in shards)

@@ -19,17 +19,21 @@ import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.layouts.tables import IMAGE_GROUPS
-from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import VOLATILE, Manifest
 from alignkd.storage.schema.sealed_json import canonical
+
+Buffer = bytes | NDArray[Any]
+Offset = TypeVar("Offset", int, NDArray[np.int64])
 
 BLOCK = 512
 NPY_HEADER = 128
@@ -41,7 +45,7 @@ END = bytes(2 * BLOCK)
 _NAME_BYTES = 100
 _SIZE_FIELD, _CHECKSUM_FIELD = slice(124, 136), slice(148, 156)
 JSON = "json"
-IMAGE_BYTES = "image_bytes"
+NPY = ".npy"
 # stored in the JSON member and in the index, not as arrays
 NOT_ARRAYS = (OFFSETS, RECORDS, KEYS, "id", "text")
 # one row for each record or image: shown to other readers without the axis of length one (several images have it)
@@ -58,8 +62,8 @@ _MAGIC_NUMBERS = (
 IMAGE_SUFFIXES = (*(suffix for suffix, _ in _MAGIC_NUMBERS), "bin")
 
 
-def aligned(offset: int) -> int:
-    """The next multiple of a tar block."""
+def aligned(offset: Offset) -> Offset:
+    """The next multiple of a tar block; of one offset or of an array of them."""
     return -(-offset // BLOCK) * BLOCK
 
 
@@ -105,30 +109,60 @@ def shown_shape(column: Column, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if column.group in ONE_ROW_GROUPS and shape[0] == 1 else shape
 
 
-def array_columns(columns: Sequence[Column]) -> list[Column]:
-    """Columns that become members, in the order of members: those of the image last, its file's bytes at the end."""
+@dataclass(frozen=True)
+class Member:
+    """One place in the order of a record's members.
+
+    Attributes:
+        column: the column whose rows are the member's data; None for the JSON member.
+        of_image: only the record that brings an image has this member.
+    """
+
+    column: Column | None = None
+    of_image: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return JSON if self.column is None else self.column.name
+
+    @property
+    def header_bytes(self) -> int:
+        """Length of the .npy header."""
+        return 0 if self.column is None or self.column.name == IMAGE_BYTES else NPY_HEADER
+
+    def file_name(self, index: int, data: Buffer) -> str:
+        """Name in the tar; `index` is the record's position in the data set, `data` the member's data."""
+        if self.column is not None and self.column.name == IMAGE_BYTES:
+            return f"{record_name(index)}.{image_suffix(bytes(data[:16]))}"
+        return f"{record_name(index)}.{self.name if self.column is None else self.name + NPY}"
+
+    def frame(self, index: int, data: Buffer, shape: tuple[int, ...]) -> bytes:
+        """All bytes before the member's data: the tar header and the .npy header.
+
+        Args:
+            shape: of the record's rows of the column.
+        """
+        header = b""
+        if self.column is not None and self.header_bytes:
+            header = npy_header(self.column.dtype, shown_shape(self.column, shape))
+        return member_header(self.file_name(index, data), len(header) + len(data)) + header
+
+
+def record_members(columns: Sequence[Column]) -> tuple[Member, ...]:
+    """A record's members in the order of the tar: its JSON, its arrays, and what belongs to its image.
+
+    This is the only statement of that order. Writer, reader, checks, rebuilding and prediction iterate over it.
+    """
     arrays = [column for column in columns if column.name not in NOT_ARRAYS]
-    return sorted(arrays, key=lambda column: IMAGE_GROUPS.index(column.group) + 1 if is_image(column) else 0)
-
-
-def is_image(column: Column) -> bool:
-    """Whether only the record that brings an image has these rows."""
-    return column.group in IMAGE_GROUPS
+    own = [Member(column) for column in arrays if column.group not in IMAGE_GROUPS]
+    image = [Member(column, of_image=True) for group in IMAGE_GROUPS for column in arrays if column.group == group]
+    return (Member(), *own, *image)
 
 
 def record_name(index: int) -> str:
-    """What all members of a record begin with; `index` is its position in the data set."""
+    """Start of the names of a record's members; `index` is the record's position in the data set."""
     return f"{index:09d}"
-
-
-def array_suffix(column: Column, data: bytes | NDArray[np.uint8]) -> str:
-    """What follows a record's name; an image's bytes are recognised by how they begin."""
-    return image_suffix(bytes(data[:16])) if column.name == IMAGE_BYTES else f"{column.name}.npy"
-
-
-def array_header(column: Column, shape: tuple[int, ...]) -> bytes:
-    """What stands between a member's tar header and its data."""
-    return b"" if column.name == IMAGE_BYTES else npy_header(column.dtype, shown_shape(column, shape))
 
 
 def image_suffix(beginning: bytes) -> str:

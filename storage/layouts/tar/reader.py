@@ -15,7 +15,7 @@ from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import NONE, ShardTables, tables_from
 from alignkd.storage.layouts.tar.check import frame_problem, places_problem
-from alignkd.storage.layouts.tar.format import array_columns, closing, opening, text_rows
+from alignkd.storage.layouts.tar.format import closing, opening, record_members, text_rows
 from alignkd.storage.layouts.tar.index import MAX_BYTES, TarIndex, parse_index
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
@@ -44,11 +44,13 @@ class TarSource:
         verified: Verified | None = None,
     ) -> None:
         self.files, self.folder, self.manifest, self.columns, self.commit = files, folder, manifest, columns, commit
-        self._arrays = array_columns(columns)
+        self._record_members = record_members(columns)
         groups = self._group_numbers(columns)
         self._text_group = groups["text"]
         self._cuts = [
-            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width) for c in self._arrays
+            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width)
+            for member in self._record_members
+            if (c := member.column) is not None
         ]
         self._by_name = {column.name: column for column in columns}
         tar, self._idx_label = self._entry(f"{name}.tar"), files.label(f"{folder}/{name}.idx")
@@ -155,7 +157,7 @@ class TarSource:
             raise self._wrong(self._idx_label, f"sha256 is {found[:12]}, committed {entry.sha256[:12]}")
         index = parse_index(data, self._idx_label)
         shapes = {column.name: column.row_shape for column in self.columns}
-        expected = (*shapes[OFFSETS], *shapes[RECORDS], 1 + len(self._arrays), self.commit.num_records)
+        expected = (*shapes[OFFSETS], *shapes[RECORDS], len(self._record_members), self.commit.num_records)
         held = (index.offsets.shape[1], index.records.shape[1], index.places.shape[1], len(index.records))
         if held != expected:
             raise self._wrong(self._idx_label, f"has groups, fields, members, records {held}, expected {expected}")
@@ -172,7 +174,7 @@ class TarSource:
             return f"describes a tar of {index.tar_bytes} bytes, committed {tar.bytes}"
         if len(index.ids) != self._tables.rows_of("id"):
             return f"holds {len(index.ids)} bytes of ids, offsets say {self._tables.rows_of('id')}"
-        return places_problem(index, self._tables, self._arrays)
+        return places_problem(index, self._tables, self._record_members)
 
     def _read(self, record: int, start: int, end: int) -> Bytes:
         """Verified bytes of one or both parts of a record."""
@@ -199,7 +201,7 @@ class TarSource:
         raise self._wrong(where, f"crc32c is {found:08x}, indexed {committed:08x}")
 
     def _members(self, record: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
-        names = ("json", *(column.name for column in self._arrays))
+        names = [member.name for member in self._record_members]
         return zip(names, self.index.places[record].tolist(), strict=True)
 
     def _cut(self, record: int, data: Bytes, arrays: Rows, numbers: dict[str, int], *, own: bool, image: bool) -> None:
@@ -228,7 +230,7 @@ class TarSource:
         data = self._read(record, start, end)
         if not headers:
             return []
-        problem = frame_problem(self.index, self._tables, self._arrays, record, data)
+        problem = frame_problem(self.index, self._tables, self._record_members, record, data)
         return [f"{self._tar_label}, record {record}: {problem}; {REPAIR}"] if problem else []
 
     def _closing(self) -> bytes:

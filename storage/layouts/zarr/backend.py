@@ -5,7 +5,7 @@ Data files are written and read here without zarr-python (50 times faster for ra
 of every chunk: a chunk file carries its own checksums, which say that it is whole, but not that it is this shard's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from alignkd.storage.files.background import Background
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.protocol import Verified, WrittenFile, WrittenShard
 from alignkd.storage.layouts.zarr.chunk_file import METADATA, data_file
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
+from alignkd.storage.layouts.zarr.predict import predicted_shards
 from alignkd.storage.layouts.zarr.reader import ZarrSource
 from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets
 from alignkd.storage.schema.commit_record import CommitRecord
@@ -94,6 +96,11 @@ class ZarrBackend:
         verified: Verified | None = None,
     ) -> ZarrSource:
         return ZarrSource(files, folder, columns, commit, verified)
+
+    def predicted_bytes(
+        self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True
+    ) -> Iterator[PredictedShard]:
+        return predicted_shards(manifest, columns, shards, descriptions=overhead)
 
 
 def _described(folder: Path, path: str) -> WrittenFile:

@@ -4,8 +4,9 @@ Whole chunks land in the destination; only the first and the last chunk of a ran
 through a buffer. All of a range is read by one call.
 """
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.buffers import empty
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import REPAIR, ByteFile, Bytes
-from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING
+from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, index_bytes
 from alignkd.storage.schema.commit_record import ArrayLayout
 
 # bytes read at once when every chunk of a file is verified
@@ -59,7 +60,7 @@ class ShardingFileReader:
         self._expected = None if expected is None else expected.astype("<u4")
         self._verified, self._reopen = verified, reopen
         self._size, self._label = 0, ""
-        self._chunk_bytes = _product(layout.chunk) * dtype.itemsize
+        self._chunk_bytes = math.prod(layout.chunk) * dtype.itemsize
         self._row_bytes = self._chunk_bytes // layout.chunk[0]
         self._row_shape = layout.shape[1:]
         self._whole_rows = layout.chunk[1:] == layout.shape[1:]
@@ -88,7 +89,7 @@ class ShardingFileReader:
     @property
     def num_bytes(self) -> int:
         """Bytes of the array."""
-        return _product(self.layout.shape) * self.dtype.itemsize
+        return math.prod(self.layout.shape) * self.dtype.itemsize
 
     def release(self) -> None:
         """Close the file; the next read opens it again."""
@@ -273,19 +274,6 @@ class ShardingFileReader:
     def _wrong(self, chunk: str, problem: str) -> CorruptStoreError:
         where = f"{self._label}, " if self._label else ""
         return CorruptStoreError(f"{where}chunk {chunk}: {problem}; {REPAIR}")
-
-
-def index_bytes(layout: ArrayLayout) -> int:
-    """Length of the index at the end of a file."""
-    return _product(layout.grid) * 16 + CRC_BYTES
-
-
-def _product(shape: Sequence[int]) -> int:
-    """In Python numbers: a poisoned shape must not wrap around."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _scratch(count: int) -> Bytes:

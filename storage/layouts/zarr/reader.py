@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
 from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file
-from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader, index_bytes
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file, index_bytes
+from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord, FileEntry
 
@@ -43,7 +43,7 @@ class ZarrSource:
         self._verified = verified
         self._committed = {entry.path: entry for entry in commit.files}
         self._layouts = self._checked_layouts()
-        self._checksums: Any = self._attribute(CHECKSUMS)
+        self._checksums = self._read_checksums()
         self._open: dict[str, ShardingFileReader] = {}
         # replaced, never changed, because threads read it
         self._busy = _BusyColumns([], [])
@@ -97,7 +97,7 @@ class ZarrSource:
             self._open[column.name] = self._open_file(column, files[column.name])
 
     def table_bytes(self) -> int:
-        chunks = sum(len(data) for data in self._checksums.values()) if self._checksums else 0
+        chunks = sum(len(data) for data in self._checksums.values())
         return self.tables().num_bytes + 2 * chunks + OBJECT_BYTES * len(self.columns)
 
     def hold(self, limit: int) -> int:
@@ -185,18 +185,16 @@ class ZarrSource:
             raise self._wrong(f"{path} is not in the commit record")
         return entry
 
-    def _expected(self, name: str) -> NDArray[np.uint32] | None:
-        """crc32c of each chunk and of the index; None in stores of schema 1, which do not have them."""
-        if not self._checksums:
-            return None
+    def _expected(self, name: str) -> NDArray[np.uint32]:
+        """crc32c of each chunk and of the index."""
         try:
             return np.frombuffer(bytes.fromhex(self._checksums[name]), ">u4")
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise self._wrong(f"{METADATA} holds no checksums of array {name}") from None
+        except (KeyError, ValueError):
+            raise self._wrong(f"{METADATA} has no checksums of array {name}") from None
 
-    def _checked_layouts(self) -> dict[str, ArrayLayout]:
+    def _checked_layouts(self) -> Mapping[str, ArrayLayout]:
         """Layouts of the commit record; only numbers of rows, and widths that vary, are not the manifest's."""
-        layouts = self.commit.layouts()
+        layouts = self.commit.arrays
         for column in self.columns:
             layout = layouts.get(column.name)
             if layout is None:
@@ -233,9 +231,13 @@ class ZarrSource:
             raise CorruptStoreError(f"{label}: sha256 is {found[:12]}, committed {entry.sha256[:12]}; {REPAIR}")
         return data.tobytes()
 
-    def _attribute(self, name: str) -> Any:
+    def _read_checksums(self) -> dict[str, str]:
+        """Array name -> crc32c of its chunks and of its index, in hex, from the attributes of the group."""
         attributes = self._description(METADATA).get("attributes")
-        return attributes.get(name) if isinstance(attributes, dict) else None
+        found = attributes.get(CHECKSUMS) if isinstance(attributes, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(digits, str) for digits in found.values()):
+            raise self._wrong(f"{METADATA} has no checksums of the arrays")
+        return found
 
     def _label(self, path: str) -> str:
         return self.files.label(f"{self.folder}/{path}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from alignkd.storage.errors import RemoteError, StoreError
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.schema.commit_record import CommitRecord

@@ -10,10 +10,11 @@ from pathlib import Path
 from alignkd.storage.errors import RemoteError, StoreError
 from alignkd.storage.files.leftovers import removable_droppings
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.places import open_files
 from alignkd.storage.schema.attachments import attachment_path, verified_attachment
 from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
-from alignkd.storage.schema.manifest import Manifest, read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
 from alignkd.storage.tools.verify.shard import ShardChecker, problems_of
 
 # commit records of a distant store that are fetched at the same time
@@ -75,6 +76,7 @@ def verify_store(
 def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], object]) -> VerifyReport:
     try:
         manifest = read_manifest(files)
+        get_backend(manifest.backend, files.label(FILE_NAME))
     except RemoteError:
         raise
     except StoreError as error:

@@ -137,7 +137,8 @@ class Bench:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.folder, self.profile = options, options["folder"], "exact"
-        self.model = load_teacher(self.job())
+        job = self.job()
+        self.model = load_teacher(job, job.open_teacher())
         builder = load_example_builder(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
         with Preparation(builder, self.folder / "images", 2) as preparation:

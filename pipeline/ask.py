@@ -17,10 +17,9 @@ from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.generation import stream_greedy
 from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 UNFINISHED = "\ufffd"  # what a character whose bytes are not all there yet decodes to
@@ -98,22 +97,15 @@ def ask(
     """
     started = time.perf_counter()
     device = usable_device(question.device)
-    dtype = question.dtype or dtype_on(device, question.checkpoint, question.vision_config)
-    # The prompt first: what is wrong with it is known in a second, the weights take a minute.
-    builder = load_example_builder(
-        question.checkpoint, template=question.template, vision_config=question.vision_config
-    )
+    checkpoint = Checkpoint.open(question.checkpoint, vision_config=question.vision_config, weights=False)
+    dtype = question.dtype or dtype_on(device, checkpoint)
+    # The prompt first: its errors show within a second, loading the weights takes a minute.
+    builder = checkpoint.example_builder(question.template)
     prompt = _prompt(builder, question)
     line, warnings = device_report(device, getattr(torch, dtype), chosen=question.device is not None)
     for text in (line, *warnings):
         on_notice(text)
-    model = load_model(
-        question.checkpoint,
-        vision_config=question.vision_config,
-        dtype=getattr(torch, dtype),
-        device=device,
-        quantization=question.quantization,
-    )
+    model = checkpoint.load_model(dtype=getattr(torch, dtype), device=device, quantization=question.quantization)
     room = model.config.max_positions - prompt.positions.length
     if room < 1:
         raise InputError(
@@ -210,14 +202,13 @@ def _read_image(path: Path) -> bytes:
         raise unreadable(path, error, "image cannot be read") from error
 
 
-def dtype_on(device: torch.device, checkpoint: str | Path, vision_config: Path | None = None) -> DtypeName:
-    """What a checkpoint is run in where nobody says: its own dtype on a GPU, float32 on a CPU.
+def dtype_on(device: torch.device, checkpoint: Checkpoint) -> DtypeName:
+    """The dtype in which a checkpoint is run by default: its own on a GPU, float32 on a CPU.
 
     Raises:
-        InputError: no such checkpoint.
+        InputError: the checkpoint's configuration is unusable.
     """
     if device.type == "cpu":
         return "float32"
-    folder = resolve_checkpoint(checkpoint, weights=False)
-    saved = load_config(folder, vision_config=vision_config).raw.get("torch_dtype")
+    saved = checkpoint.config.raw.get("torch_dtype")
     return saved if saved in ("bfloat16", "float16") else "float32"

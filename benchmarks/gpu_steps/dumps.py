@@ -41,7 +41,8 @@ class StopsAfterOneShard(DumpControl):
 def run(check: Check) -> None:
     """Every kind; then the same store three times."""
     folder = check.out / "dumps"
-    teacher = load_teacher(dump_job(folder, "raw", check.device))
+    job = dump_job(folder, "raw", check.device)
+    teacher = load_teacher(job, job.open_teacher())
     check.figures["tf32_convolutions"] = torch.backends.cudnn.allow_tf32  # once the product has set what it sets
     del teacher
     for kind in ("raw", "compact") if check.tiny else STORES:

@@ -18,7 +18,7 @@ from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns, tokenize_question
 from alignkd.vlm.model.generation import generate_greedy
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 QUESTION_TYPES_KEY = "question_types"
 
@@ -117,10 +117,10 @@ def evaluate(
         InputError: unusable checkpoint, device or file, an entry of several turns, or an image that cannot be read.
     """
     questions = load_questions(conversations)
-    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
+    opened = Checkpoint.open(checkpoint, vision_config=vision_config, weights=False)
+    builder = opened.example_builder(template)
     place = usable_device(device)
-    dtype = getattr(torch, dtype_on(place, checkpoint, vision_config))
-    model = load_model(checkpoint, vision_config=vision_config, dtype=dtype, device=place)
+    model = opened.load_model(dtype=getattr(torch, dtype_on(place, opened)), device=place)
     answers: dict[int, Answer] = {}
     for numbers in _batches([sample for sample, _ in questions], builder, batch):
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]

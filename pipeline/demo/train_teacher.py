@@ -37,8 +37,10 @@ from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, Turn, tokenize_conve
 from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.model.vision_tower import VisionTower
-from alignkd.vlm.weights.checkpoint import load_example_builder, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder
 from alignkd.vlm.weights.files import iter_weights
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 from alignkd.vlm.weights.tensor_file import save_tensors
 
 SCENE_SEED = 77_001

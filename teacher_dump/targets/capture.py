@@ -24,7 +24,7 @@ from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, bat
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
 from alignkd.vlm.model.attention import FirstLayer
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 IMAGES_AT_ONCE = 16
@@ -207,7 +207,7 @@ class Capture:
         return found
 
     def _focus(self, tqv_attention_HQP: Tensor, vision_PD: Tensor) -> HostArrays:
-        index = focus_tokens(tqv_attention_HQP)
+        index = vision_top_index(tqv_attention_HQP)
         top = {} if self.config.vision_top == FROM_ALL else encode(self.config.vision_top, vision_PD[index])
         return self._copies.start({FOCUS_INDEX: index.to(torch.int32), **top})
 

@@ -20,7 +20,8 @@ from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.inputs.templates import Turn
 from alignkd.vlm.model.config import VLMConfig, load_config
 from alignkd.vlm.model.sizes import family_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, new_model
+from alignkd.vlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.weights.loading import new_model
 
 NUM = 8
 

@@ -18,7 +18,7 @@ from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.templates import TemplateName
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 # Words that say which part of the picture, or which digit, is asked about; the last one of a question counts.
 TELLING_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
@@ -45,8 +45,8 @@ def attention_maps(
     checkpoint: Path, questions: Sequence[Sample], images: Path, *, template: TemplateName, vision_config: Path | None
 ) -> list[AttentionMap]:
     """The attention of a checkpoint for each of `questions`, which all have an image."""
-    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
-    model = load_model(checkpoint, vision_config=vision_config)
+    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
+    builder, model = opened.example_builder(template), opened.load_model()
     maps = []
     for sample in questions:
         assert sample.image is not None

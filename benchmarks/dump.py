@@ -248,9 +248,7 @@ class Bench:
 
     @staticmethod
     def _batch(samples: Sequence[Prepared]) -> SequenceBatch:
-        return collate_sequences(
-            [replace(sample.example, pixel_values=sample.pixels[0] if sample.pixels else None) for sample in samples]
-        )
+        return collate_sequences([replace(sample.example, pixel_values=sample.pixels) for sample in samples])
 
 
 class _Timed(DumpControl):

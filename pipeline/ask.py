@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 
 from alignkd.disk.opening import read_regular
-from alignkd.vlm.data.conversations import one_or_tuple
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
+from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.model.generation import stream_greedy
 from alignkd.vlm.model.mobilevlm import MobileVLM
@@ -32,7 +32,7 @@ class Question:
     Attributes:
         checkpoint: folder or hub id.
         text: the question; None with template `plain`, which captions an image and takes no question.
-        image: an image file, a tuple of several, or None.
+        images: image files, in the order of their `<image>`.
         template: prompt template that the checkpoint was trained with.
         max_new_tokens: the answer is cut here, or earlier where the model's positions end.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
@@ -43,7 +43,7 @@ class Question:
 
     checkpoint: str | Path
     text: str | None
-    image: Path | tuple[Path, ...] | None = None
+    images: tuple[Path, ...] = ()
     template: TemplateName = "v1"
     max_new_tokens: int = 256
     vision_config: Path | None = None
@@ -170,7 +170,7 @@ def _generate(
 
 def _prompt(builder: ExampleBuilder, question: Question) -> Example:
     """The prompt as training writes it: unless it is there, a placeholder per image is put at the head."""
-    text, paths = question.text, _paths(question)
+    text, paths = question.text, question.images
     if (text is None) != (question.template == "plain"):
         raise InputError(
             "template 'plain' captions an image and takes no question; leave the question out, or use template v1"
@@ -185,14 +185,9 @@ def _prompt(builder: ExampleBuilder, question: Question) -> Example:
     files = [_read_image(path) for path in paths]
     try:
         check_turns(turns, num_images=len(files))
-        return builder.build_question(turns, one_or_tuple(files))
+        return builder.build_question(turns, files)
     except SampleError as error:
         raise InputError(f"{', '.join(map(str, paths)) or 'the question'}: {error}") from error
-
-
-def _paths(question: Question) -> tuple[Path, ...]:
-    image = question.image
-    return image if isinstance(image, tuple) else () if image is None else (image,)
 
 
 def _read_image(path: Path) -> bytes:

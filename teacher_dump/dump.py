@@ -234,7 +234,7 @@ def _exists(job: DumpJob) -> bool:
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
     folder = job.images
-    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.image for sample in samples):
+    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.images for sample in samples):
         found = "is missing"
         if folder is not None:
             found = (

@@ -11,7 +11,7 @@ import torch
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.ask import dtype_on
-from alignkd.vlm.data.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
+from alignkd.vlm.data.conversations import ConversationFile, Sample, read_images, read_json, sample_of_entry
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
@@ -29,13 +29,13 @@ class Answer:
 
     Attributes:
         id: the sample's id.
-        image: path relative to the image folder, a tuple of several, or None.
+        images: paths relative to the image folder.
         question: without the image placeholder.
         question_type: as the file gives it, or None.
     """
 
     id: str
-    image: ImagePaths
+    images: tuple[str, ...]
     question: str
     question_type: str | None
     expected: str
@@ -169,7 +169,7 @@ def _question_type(entry: Mapping[str, Any]) -> str | None:
 
 def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images: Path) -> Example:
     try:
-        return builder.build_question(sample.turns[:1], read_images(images, sample.image))
+        return builder.build_question(sample.turns[:1], read_images(images, sample.images))
     except SampleError as error:
         raise InputError(f"{_where(conversations, sample)}: {error}") from error
 
@@ -192,7 +192,7 @@ def _answer(sample: Sample, question_type: str | None, text: str) -> Answer:
     question, answer = (turn.value for turn in sample.turns)
     return Answer(
         id=sample.id,
-        image=sample.image,
+        images=sample.images,
         question=question.replace(IMAGE_PLACEHOLDER, "").strip(),
         question_type=question_type,
         expected=answer.strip(),

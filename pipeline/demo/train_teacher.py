@@ -30,10 +30,11 @@ from alignkd.pipeline.demo.world.questions import (
 )
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
 from alignkd.pipeline.outputs import claim_folder
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.position_map import position_map
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, Turn, tokenize_conversation
+from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, tokenize_conversation
 from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.model.vision_tower import VisionTower
@@ -237,7 +238,7 @@ def tokenized(turns: Conversation, builder: ExampleBuilder) -> Example:
     return Example(
         input_ids=np.asarray(tokens.input_ids, np.int32),
         labels=np.asarray(tokens.labels, np.int32),
-        pixel_values=None,
+        pixel_values=(),
         positions=position_map(tokens.input_ids, tokens.labels, vision_tokens=builder.vision_tokens),
     )
 

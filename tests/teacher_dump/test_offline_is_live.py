@@ -13,9 +13,9 @@ from torch import Tensor
 from alignkd.storage import Record, StoreReader
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.inputs.templates import Turn
 from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model

@@ -49,8 +49,7 @@ def attention_maps(
     builder, model = opened.example_builder(template), opened.load_model()
     maps = []
     for sample in questions:
-        assert sample.image is not None
-        example = builder.build_question(sample.turns[:1], read_images(images, sample.image))
+        example = builder.build_question(sample.turns[:1], read_images(images, sample.images))
         batch, (word, row) = collate_sequences([example]), telling_position(example, builder.tokenizer)
         assert batch.pixel_values_ICHW is not None
         embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
@@ -75,8 +74,8 @@ def telling_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple
 
 def _pixels(example: Example, builder: ExampleBuilder) -> NDArray[np.float32]:
     """The pixel values before normalisation."""
-    assert example.pixel_values is not None
+    (pixels_CHW,) = example.pixel_values
     processor = builder.image_processor
     mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
-    pixels_HWC: NDArray[np.float32] = np.clip(example.pixel_values.transpose(1, 2, 0) * std + mean, 0, 1)
+    pixels_HWC: NDArray[np.float32] = np.clip(pixels_CHW.transpose(1, 2, 0) * std + mean, 0, 1)
     return pixels_HWC

@@ -138,7 +138,8 @@ class Bench:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.folder, self.profile = options, options["folder"], "exact"
-        self.model = load_teacher(self.job())
+        job = self.job()
+        self.model = load_teacher(job, job.open_teacher())
         builder = load_example_builder(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
         with Preparation(builder, self.folder / "images", 2) as preparation:
@@ -248,9 +249,7 @@ class Bench:
 
     @staticmethod
     def _batch(samples: Sequence[Prepared]) -> SequenceBatch:
-        return collate_sequences(
-            [replace(sample.example, pixel_values=sample.pixels[0] if sample.pixels else None) for sample in samples]
-        )
+        return collate_sequences([replace(sample.example, pixel_values=sample.pixels) for sample in samples])
 
 
 class _Timed(DumpControl):

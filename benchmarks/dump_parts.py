@@ -44,7 +44,7 @@ PARTS = (
     (attention.FirstLayer, "rotated", "attention: rotation"),
     (attention, "attention_rows", "attention: rows"),
     (capture, "encode", "encoding"),
-    (capture, "focus_tokens", "focus"),
+    (capture, "vision_top_index", "focus"),
     (capture.Capture, "__call__", "indices and copies"),
     (Preparation, "_prepare", "reading, tokens, hashes"),
     (images, "decode_image", "image: decoding"),

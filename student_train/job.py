@@ -9,6 +9,7 @@ import torch
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.vlm.inputs.templates import TemplateName
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -44,6 +45,14 @@ class TrainJob:
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+
+    def open_student(self) -> Checkpoint:
+        """The student's checkpoint, found once for the whole run.
+
+        Raises:
+            InputError: no such checkpoint.
+        """
+        return Checkpoint.open(self.student, vision_config=self.vision_config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,11 @@ from alignkd.student_train.run.export import check_export_can_be_repeated, expor
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.vlm.hardware.device_report import device_report
-from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_lm_head
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +71,10 @@ def train(job: TrainJob) -> TrainResult:
 
 
 def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
-    dataset = open_dataset(job)
+    checkpoint = job.open_student()
+    dataset = open_dataset(job, checkpoint)
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
-    config, settings = job.train, deciding_settings(job, dataset.reader, ranks)
+    config, settings = job.train, deciding_settings(job, checkpoint, dataset.reader, ranks)
     order = SampleOrder(len(dataset), config.seed, config.global_batch_size(ranks.world_size))
     kinds = SampleKinds(dataset.reader, dataset.builder.vision_tokens)
     ending = _Ending(job, dataset.reader, kinds, order)
@@ -99,7 +99,7 @@ def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
     stem = stem_lookup(dataset.reader, config)
     batches = micro_batches(dataset, order, config, ranks, first_step=state.step, stem=stem)
     with closing_workers(batches, only_after_an_error=True):
-        student = build_student(job, dataset.reader)
+        student = build_student(job, checkpoint, dataset.reader)
         counts = GlobalCounts(dataset.reader, student.model.config, config.losses.weights)
         engine = Engine(student, config, dtype=job.torch_dtype, ranks=ranks)
         if found is not None:
@@ -134,27 +134,24 @@ def _train(job: TrainJob, ranks: Ranks) -> TrainResult:
     if state.step < config.num_steps:
         return ending.result(state, log.last, interrupted_by=signals.received or signal.SIGTERM)
     last = log.last if finished is None else finished["metrics"]
-    export(job, engine, state, settings, last)
+    export(job, checkpoint, engine, state, settings, last)
     ranks.barrier()
     return ending.result(state, last, already_finished=finished is not None)
 
 
-def open_dataset(job: TrainJob) -> CachedDataset:
+def open_dataset(job: TrainJob, checkpoint: Checkpoint) -> CachedDataset:
     """The store as this job's student reads it, after every check that needs no weights."""
     reader = StoreReader(job.store)
-    builder = load_example_builder(
-        job.student, template=job.template, vision_config=job.vision_config, max_tokens=job.max_tokens
-    )
-    shapes = load_config(resolve_checkpoint(job.student, weights=False), vision_config=job.vision_config)
-    check_store_fits(reader, builder, shapes, job.train.losses)
+    builder = checkpoint.example_builder(job.template, max_tokens=job.max_tokens)
+    check_store_fits(reader, builder, checkpoint.config, job.train.losses)
     stem_of_run(reader, job.train)
     check_images(reader, job.images)
     return CachedDataset(reader, builder, job.images)
 
 
-def build_student(job: TrainJob, reader: StoreReader) -> DistilledStudent:
+def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) -> DistilledStudent:
     """The student with adapters from the store's teacher: of an earlier stage if the job names them, else fresh."""
-    model = load_model(job.student, vision_config=job.vision_config, dtype=job.torch_dtype)
+    model = checkpoint.load_model(dtype=job.torch_dtype)
     teacher = reader.manifest.shapes
     adapters = Adapters(
         heads=(teacher.num_heads, model.config.num_heads),

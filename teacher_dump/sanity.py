@@ -139,7 +139,7 @@ def _check_images(
     others = numbers[1:] + numbers[:1]
     swapped = checks.scores(
         [
-            replace(samples[n], pixels=samples[other].pixels, image_sha256=samples[other].image_sha256)
+            replace(samples[n], pixels=samples[other].pixels, image_hashes=samples[other].image_hashes)
             for n, other in zip(numbers, others, strict=True)
         ]
     )

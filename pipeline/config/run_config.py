@@ -14,7 +14,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError, unreadable
-from alignkd.vlm.settings import Checkpoint, Count, Settings, UserPath, described
+from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath, described
 
 Command = Literal["dump", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
@@ -52,7 +52,7 @@ class StudentConfig(Settings):
         dtype: of the weights in training; master weights and optimiser state are float32.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointName
     vision_config: UserPath | None = None
     dtype: DtypeName = "float32"
 

@@ -19,6 +19,7 @@ from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
 from alignkd.vlm.stem.stem import StemSizes, stem_shapes, stem_sizes
+from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.hub import cached_checkpoint
 from alignkd.vlm.weights.tower_hash import HASHED_DTYPES, checkpoint_tower_hash, tower_settings
 
@@ -114,15 +115,16 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
         return None, f"the student {student.checkpoint} is not there yet"
     for name, found, expected in _differing(own, theirs):
         return False, f"{name} is {found} in the student, {expected} in the teacher"
-    folders = [cached_checkpoint(model.checkpoint) for model in (teacher, student)]
-    if any(folder is None for folder in folders):
+    cached = [cached_checkpoint(model.checkpoint) for model in (teacher, student)]
+    checkpoints = [
+        Checkpoint.open(folder, vision_config=model.vision_config)
+        for folder, model in zip(cached, (teacher, student), strict=True)
+        if folder is not None
+    ]
+    if len(checkpoints) < 2:
         return None, "not both checkpoints are on this machine; `alignkd train` compares the towers"
     try:
-        hashes = {
-            checkpoint_tower_hash(folder, shapes, student.dtype)
-            for folder, shapes in zip(folders, (theirs, own), strict=True)
-            if folder is not None
-        }
+        hashes = {checkpoint_tower_hash(checkpoint, student.dtype) for checkpoint in checkpoints}
     except InputError as error:
         return None, f"the towers cannot be compared ({error})"
     if len(hashes) > 1:

@@ -40,7 +40,7 @@ class ShardWriter:
         self._quarantined: dict[int, Quarantined] = {}
         # image_sha256 -> its row among the shard's images, and the record that stores it for all; several images of a
         # record are stored together, once for all records that show the same ones
-        self._images: dict[str | tuple[str, ...], tuple[int, int]] = {}
+        self._images: dict[tuple[str, ...], tuple[int, int]] = {}
         self._num_images = 0
         labels = {column.name: column.labels for column in codec.columns}
         self._fields = labels[RECORDS]
@@ -151,7 +151,7 @@ class ShardWriter:
     def _image_numbers(self, record: Record) -> dict[str, int]:
         """Which of the shard's images the record shows, and which record brought it."""
         sha256 = record.image_sha256
-        if sha256 is None:
+        if not sha256:
             return {"image_row": NO_ROW, "image_record": NO_ROW}
         if sha256 not in self._images:
             self._images[sha256] = self._num_images, self.num_records

@@ -17,9 +17,9 @@ from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.templates import Turn
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 

@@ -16,11 +16,13 @@ from alignkd.pipeline.demo.settings import FULL, recipes
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.student_train.config import LossConfig
 from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.templates import Turn
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 REPORT: dict[str, Any] = {
     "teacher": {"accuracy": 0.9, "by_type": {"sum": 0.8, "position": 1.0}},

@@ -15,7 +15,9 @@ from alignkd.vlm.data.conversations import load_samples, read_image_bytes
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 MAX_NEW_TOKENS = 4
 
@@ -178,7 +180,7 @@ def test_a_gpu_runs_the_checkpoints_own_dtype_and_a_cpu_float32(
         asked.append((options["device"].type, options["dtype"]))
         raise LoadedError
 
-    monkeypatch.setattr(evaluate_module, "load_model", load)
+    monkeypatch.setattr(Checkpoint, "load_model", load)
     monkeypatch.setattr(evaluate_module, "usable_device", lambda name: torch.device(name or "cuda"))
     raw = json.loads((checkpoint / "config.json").read_text())
     for saved in ("float16", "bfloat16", "float32"):

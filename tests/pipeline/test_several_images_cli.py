@@ -22,8 +22,8 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import LogitsConfig, StoreConfig
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import new_model
 from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.loading import new_model
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

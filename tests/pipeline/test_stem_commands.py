@@ -17,7 +17,7 @@ from alignkd.storage.record.record import as_float32
 from alignkd.storage.tools.compare.error_bounds import error_bound
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.file import open_stem, read_stem_info
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
@@ -68,7 +68,7 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
         rows, cols = (pad_positions([p])[0] for p in (positions.tqv_query_positions, positions.vision_positions))
         attention_HQP = teacher.first_layer_attention(embeds, rows, cols)[0]
         assert record.vision_top_index is not None
-        index = focus_tokens(attention_HQP)
+        index = vision_top_index(attention_HQP)
         np.testing.assert_array_equal(record.vision_top_index, index.numpy())
         top = record.vision_top_embeddings
         for stored, found in (

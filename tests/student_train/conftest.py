@@ -24,10 +24,10 @@ from alignkd.storage.record.record import HiddenStates, SampledLogits
 from alignkd.student_train.config import TERMS, TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.metrics.file import TIMINGS
-from alignkd.vlm.data.conversations import sample_key
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.inputs.sample_key import sample_key
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model

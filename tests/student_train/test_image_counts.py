@@ -19,10 +19,11 @@ from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_key, sample_of_entry
+from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_of_entry
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.inputs.position_map import AttentionPairs
+from alignkd.vlm.inputs.sample_key import sample_key
 from alignkd.vlm.inputs.templates import IMAGE_TOKEN_ID
 from alignkd.vlm.model.mobilevlm import MobileVLM
 

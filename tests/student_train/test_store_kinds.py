@@ -317,7 +317,8 @@ def test_a_flipped_bit_of_an_embedded_image_is_found(
         if file.is_file() and (at := (data := bytearray(file.read_bytes())).find(image[1000:1100])) >= 0:
             data[at] ^= 1
             file.write_bytes(data)
-    dataset = open_dataset(make_job(path, images=None))
+    job = make_job(path, images=None)
+    dataset = open_dataset(job, job.open_student())
     with pytest.raises(ValueError, match="shard 0"):
         _ = [dataset[i] for i in ALL]
 
@@ -335,6 +336,7 @@ def test_an_embedded_image_that_is_not_the_teachers_is_found(
             forged = {"image_bytes": other} if record.image == "coffee.png" else {}
             sink.append(Record.trusted(vars(record) | forged))
         sink.commit()
-    dataset = open_dataset(make_job(tmp_path / "forged", images=None))
+    job = make_job(tmp_path / "forged", images=None)
+    dataset = open_dataset(job, job.open_student())
     with pytest.raises(ValueError, match=r"image coffee\.png: sha256 is [0-9a-f]{64}, the teacher saw [0-9a-f]{64}"):
         dataset[dataset.reader.find(id="ft-0")[0]]

@@ -17,10 +17,11 @@ from alignkd.teacher_dump.preparation import Preparation, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.conversations import Sample
-from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.model.config import VLMConfig, load_config
 from alignkd.vlm.model.sizes import family_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, new_model
+from alignkd.vlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.weights.loading import new_model
 
 NUM = 8
 

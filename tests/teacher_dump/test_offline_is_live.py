@@ -13,10 +13,10 @@ from torch import Tensor
 from alignkd.storage import Record, StoreReader
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.inputs.templates import Turn
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
@@ -61,7 +61,7 @@ def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path
             for at in (example.positions.tqv_query_positions, example.positions.vision_positions)
         )
         tqv_HQP = model.first_layer_attention(embeds_1LD, rows, cols)[0]
-        top = focus_tokens(tqv_HQP)
+        top = vision_top_index(tqv_HQP)
         found |= {"attention": tqv_HQP.transpose(0, 1), "vision_embeddings": vision_1PD[0]}
         found |= {"vision_top_index": top, "vision_top_embeddings": vision_1PD[0, top]}
     return found

@@ -15,9 +15,9 @@ from alignkd.vlm.data.conversations import (
     open_image,
     read_image_bytes,
     read_images,
-    sample_key,
 )
 from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.sample_key import sample_key
 
 GOOD = {"id": 7, "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nhi"}]}
 

@@ -7,7 +7,7 @@ import pytest
 from alignkd.vlm.data.conversations import sample_of_entry
 from alignkd.vlm.data.entry_keys import keys_not_read
 from alignkd.vlm.data.media_marks import marks_in
-from alignkd.vlm.inputs.templates import V1_SYSTEM, Turn
+from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 
 HUMAN, GPT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}
 TEXT: dict[str, Any] = {"id": "a", "conversations": [HUMAN, GPT]}

@@ -18,8 +18,10 @@ from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.projector import build_projector, is_projector_type, projector_grid
 from alignkd.vlm.model.projector_ldp import LDPProjector, squeezed_channels
 from alignkd.vlm.model.sizes import model_size
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 TYPES = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp1x_gelu": 576, "mlp2x_gelu": 576, "mlp3x_gelu": 576}
 Weights = dict[str, Tensor]

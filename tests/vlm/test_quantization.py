@@ -20,8 +20,9 @@ from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.model.quantization import FULL_PRECISION, quantizable, quantized_bytes
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.saving import save_model
 
 KINDS = ["int8", "nf4"]
 needs_bitsandbytes = pytest.mark.skipif(

@@ -9,7 +9,6 @@ hash: run in bfloat16 the two are one tower, run in float32 they are not.
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors, weight_sources
+from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors
 
 HASHED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What of the tower's configuration decides its features.
@@ -68,13 +68,14 @@ def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
     return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
 
 
-def checkpoint_tower_hash(folder: Path, config: VLMConfig, dtype: str) -> str:
-    """The hash in `dtype` of the tower in a checkpoint's weight files; nothing else of them is read.
+def checkpoint_tower_hash(checkpoint: Checkpoint, dtype: str) -> str:
+    """The hash in `dtype` of the tower in a checkpoint's weight files; no other tensor is read.
 
     Raises:
-        InputError: the folder has no weights, or no tower among them.
+        InputError: the checkpoint has no weights, or no tower among them.
     """
-    return tower_hashes(tower_tensors(folder, weight_sources(folder)), config, [dtype])[dtype]
+    tensors = tower_tensors(checkpoint.folder, checkpoint.sources)
+    return tower_hashes(tensors, checkpoint.config, [dtype])[dtype]
 
 
 def _digest(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ EXACT_FIELDS = (
     "id",
     "index",
     "conversations",
-    "image",
+    "images",
     "image_sha256",
     "image_bytes",
     "input_ids",

@@ -57,11 +57,11 @@ class AttentionSums:
 
 
 def attention_sums(attention: Target) -> AttentionSums:
-    """Of one record's attention [R, Ht, C], or of several images [k, R, Ht, P]: blocks of the same rows."""
+    """The sums of one record's attention [k, R, Ht, C], whose k blocks belong to the same rows."""
     values, bound = as_float32(attention), error_bound(attention)
     if not values.size:
         return AttentionSums()
-    keys = (0, -1) if values.ndim == 4 else -1
+    keys = (0, -1)
     sums = values.sum(keys, dtype=np.float64)
     allowed = 1 + SOFTMAX_ROUNDING + bound.sum(keys, dtype=np.float64)
     return AttentionSums(

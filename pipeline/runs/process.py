@@ -12,8 +12,8 @@ from alignkd.disk.cache_home import cache_home, has_home
 from alignkd.pipeline.console import end_for, is_utf8, say
 
 UTF8_MODE = "PYTHONUTF8"
-# `alignkd` itself, and what `python -m alignkd.pipeline.cli` and launchers start
-_PROGRAMS = ("alignkd", "cli.py")
+# `alignkd`, `python -m alignkd` (also below torchrun and deepspeed), `python -m alignkd.pipeline.cli`
+_PROGRAMS = ("alignkd", "__main__.py", "cli.py")
 
 
 class Program(click.Group):

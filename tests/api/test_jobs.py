@@ -26,15 +26,20 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def decided_by(job: alignkd.DumpJob) -> dict[str, Any]:
+    """All but how the run is watched, which has no equality."""
+    return {name: value for name, value in vars(job).items() if name != "control"}
+
+
 def chosen(*names: str) -> dict[str, dict[str, Any]]:
     return {name: SECTIONS[name] for name in names}
 
 
 def test_a_file_and_keywords_make_the_same_job(config: Path) -> None:
     dump = alignkd.dump_job(config)
-    assert dump == load_stage(config, "dump", None).dump_job()
+    assert decided_by(dump) == decided_by(load_stage(config, "dump", None).dump_job())
     assert isinstance(dump, alignkd.DumpJob) and dump.store.attention == "sqrt_u8"
-    assert alignkd.dump_job(**chosen("data", "teacher", "store")) == dump
+    assert decided_by(alignkd.dump_job(**chosen("data", "teacher", "store"))) == decided_by(dump)
     train = alignkd.train_job(config)
     assert train == load_stage(config, "train", None).train_job() and isinstance(train, alignkd.TrainJob)
     by_keywords = alignkd.train_job(**chosen("data", "student", "store", "train"))

@@ -41,7 +41,8 @@ class FloatTarget:
         """Values by the indices that the array takes; only the rows that the first index names are read."""
         key = key if isinstance(key, tuple) else (key,)
         if not key or key[0] is Ellipsis:
-            return self[:][key]
+            whole: NDArray[np.float32] = self[:][key]
+            return whole
         rows, others = key[0], key[1:]
         values = self._codec.decode({part: np.asarray(array[rows]) for part, array in self._arrays.items()})
         return values[others if isinstance(rows, int | np.integer) else (slice(None), *others)]

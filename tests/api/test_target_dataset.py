@@ -75,6 +75,28 @@ def test_every_record_has_the_documented_shapes(
 POSITIONAL = ("tqv_query_positions", "supervised_positions", "input_ids")
 
 
+def test_images_are_an_axis_of_their_own(dumped: Path) -> None:
+    dataset, reader = alignkd.TargetDataset(dumped / "store-zarr"), alignkd.open_store(dumped / "store-zarr")
+    P, Ht, Dt = 144, 8, 128
+    seen = set()
+    for sample, record in zip((dataset[place] for place in range(len(dataset))), reader, strict=True):
+        k, Q = len(sample["images"]), len(sample["tqv_query_positions"])
+        seen.add(k)
+        assert sample["tqv_attention"].shape == (k, Q, Ht, P) and sample["vision_embeddings"].shape == (k, P, Dt)
+        if not k:
+            continue
+        # the focus: the 16 vision tokens with the most attention, over all images
+        scores = sample["tqv_attention"].mean(2).sum(1).ravel()
+        assert scores[sample["vision_top_index"]].min() >= scores.sort(descending=True)[0][15] * 0.98
+        top = sample["vision_embeddings"].reshape(-1, Dt)[sample["vision_top_index"]]
+        torch.testing.assert_close(top, sample["vision_top_embeddings"])
+        positions = torch.arange(P) + sample["vision_positions"].reshape(k, P)[:, :1]
+        assert torch.equal(positions, sample["vision_positions"].reshape(k, P))
+        assert record.attention_float32 is not None
+        np.testing.assert_array_equal(sample["tqv_attention"].ravel(), record.attention_float32.ravel())
+    assert seen == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     ("logits", "keys"),
     [

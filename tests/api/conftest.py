@@ -50,7 +50,7 @@ def dumped(golden: Path, golden_images: Path, tmp_path_factory: pytest.TempPathF
     job = alignkd.dump_job(
         data={"conversations": data, "images": golden_images},
         teacher={"checkpoint": str(golden / "teacher"), "vision_config": golden / "clip", "sanity": "off"},
-        store={"path": folder / "store-zarr", "profile": "compact", "shard_size": 4},
+        store={"path": folder / "store-zarr", "profile": "compact", "shard_size": 6},
     )
     assert alignkd.dump(job).num_records == len(entries)
     alignkd.convert(folder / "store-zarr", folder / "store-tar", "webdataset")

@@ -64,6 +64,21 @@ def test_the_module_is_the_command() -> None:
     assert failed.returncode == 1 and failed.stderr.startswith("alignkd: ") and failed.stderr.count("\n") == 1
 
 
+def test_only_our_own_program_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignkd.pipeline.runs.process import _is_our_process
+
+    for program, expected in (
+        ("/usr/bin/alignkd", True),
+        ("/lib/python/alignkd/__main__.py", True),
+        ("/lib/python/alignkd/pipeline/cli.py", True),
+        ("/lib/python/pytest/__main__.py", False),
+        ("/lib/python/ipykernel_launcher.py", False),
+        ("-c", False),
+    ):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert _is_our_process() == expected, program
+
+
 def test_errors_have_one_base_class() -> None:
     classes = [getattr(alignkd.errors, name) for name in alignkd.errors.__all__]
     assert all(issubclass(error, alignkd.AlignkdError) for error in classes)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check format install
+.PHONY: demo test check wheel-check format install
 
 # The stamp is newer than what decides the installation: a second `make` starts at once.
 install: $(VENV)/.installed
@@ -26,7 +26,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/api/typed_script.py
 	$(BIN)/lint-imports
+
+# builds the wheel, installs it beside foreign packages, runs the demo from it
+wheel-check: install
+	.ci/wheel_check
 
 format: install
 	$(BIN)/ruff format .

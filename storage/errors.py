@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
+from alignkd.disk.errors import AlignkdError
 from alignkd.disk.next_step import is_no_room, next_step, reason
 
 
-class StoreError(ValueError):
+class StoreError(AlignkdError):
     """A store, a record or a request that cannot be right."""
 
 

@@ -66,18 +66,24 @@ def answers(
     if isinstance(found, np.ndarray):
         picked = found[places, tokens].astype(np.float64)
         return Answers(logprobs=picked - log_normalisers(found)[places], kept=np.ones(len(tokens), np.bool_))
-    counts = np.diff(found.offsets)
-    entry, kept = _entries_of(found, counts, places, tokens)
-    if isinstance(found, TruncatedLogits):
-        known = found.logprobs.astype(np.float64)
-        others = found.tail_logmass.astype(np.float64) - np.log(np.maximum(vocab_size - counts, 1))
-    else:
-        draws = found.draws_per_position().astype(np.float64)
-        known = np.log((found.counts + 1 / vocab_size) / (np.repeat(draws, counts) + 1))
-        others = np.log(1 / vocab_size / (draws + 1))
+    entry, kept = _entries_of(found, np.diff(found.offsets), places, tokens)
+    known, others = entry_values(found, vocab_size)
     values: NDArray[np.float64] = others[places]
     values[kept] = known[entry[kept]]
     return Answers(logprobs=values, kept=kept)
+
+
+def entry_values(
+    found: TruncatedLogits | SampledLogits, vocab_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-probability of each entry, float64 [E], and of any one other token at each position, float64 [N]."""
+    counts = np.diff(found.offsets)
+    if isinstance(found, TruncatedLogits):
+        tail = found.tail_logmass.astype(np.float64)
+        return found.logprobs.astype(np.float64), tail - np.log(np.maximum(vocab_size - counts, 1))
+    draws = found.draws_per_position().astype(np.float64)
+    known = np.log((found.counts + 1 / vocab_size) / (np.repeat(draws, counts) + 1))
+    return known, np.log(1 / vocab_size / (draws + 1))
 
 
 def entropies(found: Distribution, vocab_size: int) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Reading a store: records by position, and their lengths and ids without touching the payload."""
 
+import operator
 import resource
 import time
 from bisect import bisect_right
@@ -21,9 +22,12 @@ from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.places import open_files
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.shard_cache import ShardCache
+from alignkd.storage.read.teacher_logprobs import Logprobs, teacher_logprobs
 from alignkd.storage.read.text_tables import IdTable, KeyTable
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.attachments import verified_attachment
@@ -49,12 +53,12 @@ SLOW_SHARDS = 4
 _GROUPS = ("token", "vision", "query", "supervised")
 
 
-class StoreReader:
+class StoreReader(Sequence[Record]):
     """The committed records of a store, shard after shard in their written order.
 
     `reader[i]` verifies the checksum of every byte it reads. Float targets come as they are stored: a float16 target
     stays float16, a quantised one an `EncodedArray`, so that few bytes travel and the training device widens them.
-    Readers can be forked, pickled and shared by threads.
+    Readers can be forked, pickled and shared by threads. A slice is a list of records, read at once.
 
     Attributes:
         path: the store's folder.
@@ -105,7 +109,8 @@ class StoreReader:
         self._shards = self._shard_cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_shards"} | {"_verified": {}}
+        left_out = ("_shards", "_lm_head")  # open files
+        return {name: value for name, value in self.__dict__.items() if name not in left_out} | {"_verified": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,16 +119,32 @@ class StoreReader:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, position: int) -> Record:
-        """The record at a position, 0 to `len(self) - 1`.
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        shards = f"{len(self.commits)} of {manifest.num_shards} shards"
+        return f"StoreReader({str(self.path)!r}, {len(self)} records, {shards}, {manifest.backend})"
+
+    @overload
+    def __getitem__(self, position: int) -> Record: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Record]: ...
+    def __getitem__(self, position: int | slice) -> Record | list[Record]:
+        """The record at a position; negative positions count from the end. A slice gives a list.
 
         Raises:
             IndexError: there is no such position.
             CorruptStoreError: naming shard, file and place.
         """
-        position = int(position)  # numpy's own numbers are slow to compare
-        if not 0 <= position < self._starts[-1]:
+        if isinstance(position, slice):
+            return [self[number] for number in range(*position.indices(len(self)))]
+        number = operator.index(position)  # numpy's own numbers are slow to compare
+        if number < 0:
+            number += len(self)
+        if not 0 <= number < len(self):
             raise IndexError(f"position {position} of a store with {len(self)} records")
+        return self._at(number)
+
+    def _at(self, position: int) -> Record:
         place = bisect_right(self._starts, position) - 1
         try:
             return self._record(place, position - self._starts[place])
@@ -216,9 +237,27 @@ class StoreReader:
             self._attachments[name] = verified_attachment(self.files, self.manifest, name)
         return self._attachments[name]
 
+    def logprobs(self, position: int) -> Logprobs:
+        """The teacher's log-probabilities at the supervised positions of a record.
+
+        `DenseLogprobs` [N, V] where the store keeps logits or hidden states, `SparseLogprobs` where it keeps some
+        tokens per position. Both have `of(ids)` and `dense()`.
+
+        Raises:
+            IndexError: there is no such position.
+            StoreError: the store keeps nothing of the distribution.
+            CorruptStoreError: as `reader[position]`, or the attached lm_head is damaged.
+        """
+        where = f"store {self.files.location}"
+        return teacher_logprobs(self[position].logits, self.manifest, self._lm_head, where)
+
     def root_hash(self) -> str:
         """One hash for all that is committed, 64 hex digits; equal for equal targets (see `read/root_hash.py`)."""
         return root_hash(self.files, self.manifest)
+
+    @cached_property
+    def _lm_head(self) -> LmHead | None:
+        return open_lm_head(self.files, self.manifest)
 
     @cached_property
     def _attachments(self) -> dict[str, Path]:

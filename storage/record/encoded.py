@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.errors import RecordError
+from alignkd.storage.record.shown import show
 
 FloatArray = NDArray[np.float16] | NDArray[np.float32]
 
@@ -25,6 +26,10 @@ class EncodedArray:
 
     codec: str
     parts: dict[str, NDArray[Any]]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name or 'values'}={show(part)}" for name, part in self.parts.items())
+        return f"EncodedArray({self.codec!r}, {parts})"
 
     @classmethod
     def encode(cls, codec: str, values: FloatArray) -> "EncodedArray":

@@ -18,6 +18,7 @@ from alignkd.storage.errors import RecordError
 from alignkd.storage.record.checks import FLOATS, check_array, check_finite, check_hex, check_positions, check_target
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits, unchecked
 from alignkd.storage.record.encoded import EncodedArray, FloatArray, as_float32
+from alignkd.storage.record.shown import show_fields
 
 __all__ = [
     "EncodedArray",
@@ -97,6 +98,9 @@ class Record:
         self._check_vision()
         self._check_logits()
 
+    def __repr__(self) -> str:
+        return show_fields(self)
+
     @classmethod
     def trusted(cls, fields: dict[str, Any]) -> "Record":
         """A record from fields that a checksum already vouches for: no checks, for the reading path."""
@@ -111,6 +115,21 @@ class Record:
         self.__post_init__()
         if isinstance(self.logits, TruncatedLogits | HiddenStates | SampledLogits):
             self.logits.__post_init__()
+
+    @property
+    def attention_float32(self) -> NDArray[np.float32] | None:
+        """`attention` decoded, float32 of the same shape; which queries and keys: `Manifest.codecs.attention_pairs`."""
+        return _decoded(self.attention)
+
+    @property
+    def vision_embeddings_float32(self) -> NDArray[np.float32] | None:
+        """`vision_embeddings` decoded, float32 of the same shape."""
+        return _decoded(self.vision_embeddings)
+
+    @property
+    def vision_top_embeddings_float32(self) -> NDArray[np.float32] | None:
+        """`vision_top_embeddings` decoded, float32 [K, Dt]."""
+        return _decoded(self.vision_top_embeddings)
 
     @property
     def has_image(self) -> bool:
@@ -212,6 +231,10 @@ class Record:
             raise RecordError(
                 f"logits has {positions} positions, supervised_positions {self.supervised_positions.shape}"
             )
+
+
+def _decoded(target: Target | None) -> NDArray[np.float32] | None:
+    return None if target is None else as_float32(target)
 
 
 _POSITION_FIELDS = ("vision_positions", "tqv_query_positions", "supervised_positions")

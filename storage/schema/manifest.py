@@ -128,6 +128,22 @@ class Manifest(_Model):
         document = self.model_dump(exclude=VOLATILE, exclude_none=True)
         return hashlib.sha256(canonical(document)).hexdigest()
 
+    def __repr__(self) -> str:
+        shapes, codecs = self.shapes.model_dump(), self.codecs.model_dump(exclude_none=True)
+        logits = ", ".join(f"{name}={value}" for name, value in codecs.pop("logits").items())
+        lines = [
+            f"Manifest(schema {self.schema_version}, {self.backend}, inputs {self.inputs},",
+            f"  {self.num_samples} samples in {self.num_shards} shards of {self.shard_size}, seed {self.seed},",
+            f"  shapes: {', '.join(f'{name}={value}' for name, value in shapes.items())},",
+            f"  codecs: {', '.join(f'{name}={value}' for name, value in codecs.items())}, logits({logits}),",
+            f"  attachments: {', '.join(self.attachments) or 'none'},",
+            f"  fingerprint of: {', '.join((*self.fingerprint, *self.data_fingerprint))})",
+        ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return repr(self)
+
 
 class HasManifest(Protocol):
     """A store opened for reading or writing."""

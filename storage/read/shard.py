@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import ShardSource, Verified, get_backend
+from alignkd.storage.layouts.protocol import ShardSource, get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import CommitRecord
@@ -32,19 +32,15 @@ class OpenShard:
         manifest: Manifest,
         codec: RecordCodec,
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> None:
         """Read the tables.
-
-        Args:
-            verified: what needs no second verification; None verifies every byte on every read.
 
         Raises:
             CorruptStoreError: a table is damaged.
         """
         self.codec, self.commit = codec, commit
         backend = get_backend(manifest.backend)
-        self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit, verified)
+        self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit)
         self.tables = self.source.tables()
         self.num_bytes = self.source.table_bytes()
         self.held_bytes = self.last_read = self._reads = 0

@@ -1,14 +1,13 @@
 """Reading a store: records by position, and their lengths and ids without touching the payload."""
 
 import resource
-import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import Verified, get_backend
+from alignkd.storage.layouts.protocol import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import root_hash
@@ -40,11 +39,9 @@ from alignkd.storage.schema.shard_files import missing_or_resized
 # an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
 MAX_OPEN_FILES = 4096
 MAX_OPEN_SHARDS = 256
-# asking a network file system for the sizes of many files; threads cost more than they bring where answers come at once
+# shards whose file sizes are requested at the same time: a network file system answers each request late
 STAT_THREADS = 8
 STAT_BATCH = 256
-SLOW_STAT_SECONDS = 1e-4
-SLOW_SHARDS = 4
 _GROUPS = ("token", "vision", "query", "supervised")
 
 
@@ -68,21 +65,17 @@ class StoreReader:
         path: Path | str | StoreFiles,
         *,
         allow_incomplete: bool = False,
-        verify: Literal["always", "once"] = "always",
     ) -> None:
         """Open a store and check that all committed files are there in their committed size.
 
         Args:
             path: the store's folder or URL.
             allow_incomplete: read what is committed so far; what is committed later is not seen.
-            verify: `once` verifies a checksum when this process first reads its bytes and then trusts them.
 
         Raises:
             StoreError: no store, or shards of the plan are missing and `allow_incomplete` is not set.
             CorruptStoreError: a file is missing or has another size.
         """
-        if verify not in ("always", "once"):
-            raise StoreError(f"verify is {verify!r}, expected 'always' or 'once'")
         self.files = open_files(path)
         self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
         self.manifest: Manifest = read_manifest(self.files)
@@ -97,13 +90,12 @@ class StoreReader:
         self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
         self._codec = RecordCodec(self.manifest)
         self._starts = [0, *accumulate(head.num_records for head in heads)]
-        self._once = verify == "once" and self.files.checks_sizes
-        # by place of the shard; also says which shards' descriptions have been looked at
-        self._verified: dict[int, Verified] = {}
+        # places of the shards whose descriptions this process has verified
+        self._described: set[int] = set()
         self._shards = self._shard_cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_shards"} | {"_verified": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"} | {"_described": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -251,12 +243,10 @@ class StoreReader:
         return ShardCache(max(1, min(MAX_OPEN_SHARDS, max_files // files_per_shard)))
 
     def _open_shard(self, place: int) -> OpenShard:
-        verified: Verified = self._verified.get(place, {})
-        commit = self._commit(place)
-        shard = OpenShard(self.files, self.manifest, self._codec, commit, verified if self._once else None)
-        if place not in self._verified:
+        shard = OpenShard(self.files, self.manifest, self._codec, self._commit(place))
+        if place not in self._described:
             shard.source.check_descriptions()
-            self._verified[place] = verified
+            self._described.add(place)
         return shard
 
     def _commit(self, place: int) -> CommitRecord:
@@ -277,16 +267,9 @@ class StoreReader:
         """The head of each commit record, and what tells it from another; few are in memory whole at a time."""
         commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
         heads: list[tuple[CommitHead, int]] = []
-        slow = 0  # in a row: a busy machine is slow now and then
-        for commit in commits:
-            started = time.monotonic()
-            heads.append(self._checked_head(commit))
-            slow = slow + 1 if time.monotonic() - started > SLOW_STAT_SECONDS * len(commit.files) else 0
-            if slow == SLOW_SHARDS:
-                break
         with ThreadPoolExecutor(STAT_THREADS) as pool:
-            while some := list(islice(commits, STAT_BATCH)):
-                heads += pool.map(self._checked_head, some)
+            while batch := list(islice(commits, STAT_BATCH)):
+                heads += pool.map(self._checked_head, batch)
         return [head for head, _ in heads], [identity for _, identity in heads]
 
     def _checked_head(self, commit: CommitRecord) -> tuple[CommitHead, int]:

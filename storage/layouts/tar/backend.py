@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.tar.reader import TarSource
 from alignkd.storage.layouts.tar.writer import TarSink
 from alignkd.storage.schema.columns import Column
@@ -28,6 +27,5 @@ class WebDatasetBackend:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> TarSource:
-        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit, verified)
+        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit)

@@ -16,7 +16,7 @@ from alignkd.storage.files.background import Background
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import Verified, WrittenFile, WrittenShard
+from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
 from alignkd.storage.layouts.zarr.chunk_file import METADATA, data_file
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
 from alignkd.storage.layouts.zarr.reader import ZarrSource
@@ -91,9 +91,8 @@ class ZarrBackend:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> ZarrSource:
-        return ZarrSource(files, folder, columns, commit, verified)
+        return ZarrSource(files, folder, columns, commit)
 
 
 def _described(folder: Path, path: str) -> WrittenFile:

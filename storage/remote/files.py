@@ -1,8 +1,6 @@
 """The files of a remote store, for readers: small ones whole, shard files in blocks through the cache."""
 
 import hashlib
-import os
-import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from alignkd.disk.whole_file import written_whole
 from alignkd.storage.errors import CorruptStoreError, StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.leftovers import is_dropping
@@ -123,16 +122,12 @@ class RemoteFiles:
             if copy.exists() and file_sha256(copy) == sha256:
                 return copy
             copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = copy.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            try:
-                self._download(path, draft)
-                if (found := file_sha256(draft)) != sha256:
+            with written_whole(copy) as temporary:
+                self._download(path, temporary)
+                if (found := file_sha256(temporary)) != sha256:
                     raise CorruptStoreError(
                         f"{self.label(path)}: sha256 is {found[:12]}, expected {sha256[:12]}; restore it from a copy"
                     )
-                draft.rename(copy)
-            finally:
-                draft.unlink(missing_ok=True)
         return copy
 
     def refresh(self, folder: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.places import open_files
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
@@ -117,5 +118,4 @@ def check_other_place(target: Path | str, sources: list[Path | str]) -> None:
 
 def _place(location: Path | str) -> str:
     files = open_files(location)
-    root: Path | None = getattr(files, "root", None)
-    return files.location.rstrip("/") if root is None else str(root.resolve())
+    return str(files.root.resolve()) if isinstance(files, LocalFiles) else files.location.rstrip("/")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import Manifest, flatten
 from alignkd.storage.tools.compare.matching import match_records
 from alignkd.storage.tools.compare.record_diff import FieldResult, LmHeads, compare_records
 
@@ -138,7 +138,7 @@ def compare_fields(
 
 def diff_manifests(a: Manifest, b: Manifest) -> list[ManifestDifference]:
     """Fields that differ, nested ones as `codecs.attention`; None where one has none."""
-    first, second = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    first, second = flatten(a.model_dump(mode="json")), flatten(b.model_dump(mode="json"))
     return [
         ManifestDifference(field=name, a=first.get(name), b=second.get(name))
         for name in sorted(first.keys() | second.keys())
@@ -184,10 +184,3 @@ def _name(reader: StoreReader, place: int) -> RecordName:
 
 def _quarantined(reader: StoreReader) -> set[tuple[int, str]]:
     return {(entry.index, entry.id) for entry in reader.quarantined}
-
-
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -1,4 +1,4 @@
-"""Reading a store: records by position, and their lengths and ids without touching the payload."""
+"""Reading a store: records by position, and their lengths and ids without reading the targets."""
 
 import resource
 from bisect import bisect_right
@@ -36,7 +36,7 @@ from alignkd.storage.schema.commit_record import (
 from alignkd.storage.schema.manifest import Manifest, read_manifest
 from alignkd.storage.schema.shard_files import missing_or_resized
 
-# an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
+# an open shard needs descriptors (zarr: one per column): at most these, and half of what the process is allowed
 MAX_OPEN_FILES = 4096
 MAX_OPEN_SHARDS = 256
 # shards whose file sizes are requested at the same time: a network file system answers each request late
@@ -48,16 +48,16 @@ _GROUPS = ("token", "vision", "query", "supervised")
 class StoreReader:
     """The committed records of a store, shard after shard in their written order.
 
-    `reader[i]` verifies the checksum of every byte it reads. Float targets come as they are stored: a float16 target
-    stays float16, a quantised one an `EncodedArray`, so that few bytes travel and the training device widens them.
+    `reader[i]` verifies the checksum of every byte it reads. Float targets are returned as stored: a float16 target as
+    float16, a quantised one as an `EncodedArray`, so that few bytes are copied and the training device decodes them.
     Readers can be forked, pickled and shared by threads.
 
     Attributes:
-        path: the store's folder.
-        files: where its bytes come from.
-        manifest: what the store promises.
-        commits: the commit record of each shard, by shard number; loaded when asked for.
-        quarantined: samples that could not be cached, with reasons.
+        path: the store's folder, or its URL.
+        files: the store's files.
+        manifest: settings of the store.
+        commits: the commit record of each shard, by shard number; loaded on request.
+        quarantined: unusable samples, with reasons.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class StoreReader:
         *,
         allow_incomplete: bool = False,
     ) -> None:
-        """Open a store and check that all committed files are there in their committed size.
+        """Open a store and check that all committed files exist in their committed size.
 
         Args:
             path: the store's folder or URL.
-            allow_incomplete: read what is committed so far; what is committed later is not seen.
+            allow_incomplete: read what is committed now; shards committed later are not seen.
 
         Raises:
-            StoreError: no store, or shards of the plan are missing and `allow_incomplete` is not set.
+            StoreError: not a store, or shards of the plan are missing and `allow_incomplete` is not set.
             CorruptStoreError: a file is missing or has another size.
         """
         self.files = open_files(path)
@@ -108,17 +108,17 @@ class StoreReader:
         """The record at a position, 0 to `len(self) - 1`.
 
         Raises:
-            IndexError: there is no such position.
-            CorruptStoreError: naming shard, file and place.
+            IndexError: the position does not exist.
+            CorruptStoreError: naming shard, file and chunk or member.
         """
-        position = int(position)  # numpy's own numbers are slow to compare
+        position = int(position)  # numpy integers are slow to compare
         if not 0 <= position < self._starts[-1]:
             raise IndexError(f"position {position} of a store with {len(self)} records")
         place = bisect_right(self._starts, position) - 1
         try:
             return self._record(place, position - self._starts[place])
         except CorruptStoreError:
-            # a distant store's local copies may be what is damaged
+            # the damage may be in the local cache of a remote store
             self._shards.drop(place)
             if not self.files.refresh(self._commit(place).path):
                 raise
@@ -182,7 +182,7 @@ class StoreReader:
         return IdTable(self._concatenated(texts, np.uint8), ends)
 
     def find(self, *, key: str | None = None, id: str | None = None, index: int | None = None) -> list[int]:
-        """Positions of the records with this key, id or data-set index; empty if there are none.
+        """Positions of the records with this key, id or data-set index; may be empty.
 
         Raises:
             ValueError: not exactly one of the three is given.
@@ -196,18 +196,18 @@ class StoreReader:
         return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
 
     def attachment(self, name: str) -> Path:
-        """A store-level file, such as `tokenizer.model`; verified when first asked for.
+        """A store-level file, such as `tokenizer.model`; verified on the first call.
 
         Raises:
-            StoreError: the store has none of that name.
-            CorruptStoreError: it is missing or damaged.
+            StoreError: the store has no attachment of that name.
+            CorruptStoreError: the file is missing or damaged.
         """
         if name not in self._attachments:
             self._attachments[name] = verified_attachment(self.files, self.manifest, name)
         return self._attachments[name]
 
     def root_hash(self) -> str:
-        """One hash for all that is committed, 64 hex digits; equal for equal targets (see `read/root_hash.py`)."""
+        """One hash of the committed content, 64 hex digits; equal for equal targets (`read/root_hash.py`)."""
         return root_hash(self.files, self.manifest)
 
     @cached_property
@@ -232,7 +232,7 @@ class StoreReader:
         return np.concatenate([np.empty(0, dtype), *parts])
 
     def _all_shards(self) -> Iterator[OpenShard]:
-        """Every shard once, opened apart from those in use; each closes when the next one comes."""
+        """Every shard once, opened separately from those in use; each is closed before the next one."""
         places = range(len(self.commits))
         return (OpenShard(self.files, self.manifest, self._codec, self._commit(place)) for place in places)
 
@@ -250,10 +250,10 @@ class StoreReader:
         return shard
 
     def _commit(self, place: int) -> CommitRecord:
-        """The commit record of a shard, which is loaded when asked for: it must be the one that was there at first.
+        """The commit record of a shard, loaded again: it must be the one that existed when the reader was opened.
 
         Raises:
-            StoreError: it is another one, so that lengths, ids and order of this reader are not the shard's.
+            StoreError: the shard was replaced, so that this reader's lengths, ids and order are not the shard's.
         """
         commit = self.commits[place]
         if _identity(commit) != self._identities[place]:
@@ -264,7 +264,7 @@ class StoreReader:
         return commit
 
     def _checked_heads(self) -> tuple[list[CommitHead], list[int]]:
-        """The head of each commit record, and what tells it from another; few are in memory whole at a time."""
+        """The head and the identity of each commit record; few whole records are in memory at a time."""
         commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
         heads: list[tuple[CommitHead, int]] = []
         with ThreadPoolExecutor(STAT_THREADS) as pool:
@@ -289,12 +289,12 @@ class StoreReader:
 
 
 def _identity(commit: CommitRecord) -> int:
-    """Differs between two commits of a shard; small, because there are as many as shards."""
+    """A small number that differs between two commits of a shard."""
     return crc32c(" ".join([commit.folder, *(entry.sha256 for entry in commit.files)]).encode())
 
 
 class CommitLog(Sequence[CommitRecord]):
-    """The commit records of a store, each loaded and checked when asked for: whole, ten thousand fill the memory."""
+    """The commit records of a store, each loaded and checked on request: ten thousand do not fit into memory."""
 
     def __init__(self, files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> None:
         self.files, self.shards, self.manifest_hash = files, np.array(shards, np.int64), manifest_hash

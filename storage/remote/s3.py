@@ -87,7 +87,7 @@ class S3Store:
             token = {"ContinuationToken": answer["NextContinuationToken"]}
 
     def delete(self, paths: list[str]) -> None:
-        """Delete objects; those that are not there count as deleted."""
+        """Delete objects; those that do not exist count as deleted."""
         for path in paths:  # one by one: not every service has the request for many
             self.send(path, "delete_object", **self.key(path))
 
@@ -96,11 +96,11 @@ class S3Store:
         return {"Bucket": self.bucket, "Key": self._prefix + path}
 
     def send(self, path: str, operation: str, **arguments: Any) -> Any:
-        """One request, repeated as long as that may help; the parsed answer.
+        """One request, repeated as long as that may help; returns the parsed answer.
 
         Raises:
-            AbsentError, ExistsError, UnsupportedError: what the service answered.
-            RemoteError: it does not answer, or refuses.
+            AbsentError, ExistsError, UnsupportedError: the answer of the service.
+            RemoteError: the service does not answer, or refuses.
         """
         return self._repeated(path, lambda client, deadline: client.call(operation, **arguments))
 

@@ -41,12 +41,12 @@ class ServiceError(Exception):
 
 
 class SetupError(Exception):
-    """A request that could not be made, for want of credentials or a region; the message has no secrets."""
+    """A request that could not be sent: no credentials, no region, ...; the message contains no secrets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The answer to a read; `read(n)` gives up to n bytes of its body, `close` must follow."""
+    """The answer to a read: `read(n)` returns at most n bytes of the body; call `close` afterwards."""
 
     content_range: str | None
     read: Callable[[int], bytes]
@@ -66,7 +66,7 @@ class S3Client:
     """Requests to one bucket, each sent once; safe in threads, not after a fork."""
 
     def __init__(self, bucket: str, settings: RemoteSettings) -> None:
-        """Raises StoreError: botocore is missing, or the AWS_* variables or files cannot be right."""
+        """Raises StoreError: botocore is missing, or the AWS_* variables or files are invalid."""
         self._bucket = bucket
         self._session, self._client = _new_client(settings)
         self._route: _Route | None = None

@@ -85,7 +85,7 @@ def test_a_refused_write_commits_nothing_half(
         try:
             write_store(store, manifest)
         except StoreError as error:
-            os._exit(0 if "File too large" in str(error) and "make room" in str(error) else 2)
+            os._exit(0 if "File too large" in str(error) and "free some space" in str(error) else 2)
         except BaseException:
             os._exit(3)
         os._exit(4)

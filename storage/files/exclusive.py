@@ -19,7 +19,7 @@ from alignkd.disk.whole_file import fsync_path as fsync_path
 TEMPORARY_PREFIX = ".tmp-"
 FSYNC_THREADS = 16
 COPY_BYTES = 1 << 20
-# a longer file is read in order, see `read_anew`
+# a longer file is read in order, see `drop_cached_pages`
 FETCHED_BYTES = 1 << 20
 
 
@@ -29,7 +29,7 @@ def fsync_all(paths: Iterable[Path]) -> None:
         list(pool.map(fsync_path, paths))
 
 
-def read_anew(path: Path) -> None:
+def drop_cached_pages(path: Path) -> None:
     """Drop a clean file from the page cache, and start to read a short one from the disk again in the background.
 
     Read ahead in this way, a file is cached in pages of 4 KiB, and copying out of them takes twice as long as out of

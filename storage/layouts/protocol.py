@@ -20,9 +20,6 @@ from alignkd.storage.schema.columns import Column
 from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 
-# what a source has verified once, by column or kind of bytes: one byte per chunk, kept by the reader for the process
-Verified = dict[str, bytearray]
-
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenFile:
@@ -129,12 +126,8 @@ class Backend(Protocol):
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> ShardSource:
         """Open a shard that lies in `folder` of the store.
-
-        Args:
-            verified: remembers across openings what needs no second look; None verifies every byte on every read.
 
         Raises:
             CorruptStoreError: its index or description is damaged.

@@ -1,8 +1,6 @@
-"""The files of a remote store, for readers: small ones whole, shard files in blocks through the cache."""
+"""The files of a remote store, for readers: small files whole, shard files in blocks through the cache."""
 
 import hashlib
-import os
-import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from alignkd.disk.whole_file import written_whole
 from alignkd.storage.errors import CorruptStoreError, StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.leftovers import is_dropping
@@ -30,9 +29,9 @@ from alignkd.storage.schema.commit_record import COMMITS, MAX_COMMIT_BYTES, comm
 from alignkd.storage.schema.manifest import read_manifest
 
 T = TypeVar("T")
-# small files fetched ahead of the one asked for; bounds memory
+# small files fetched ahead; bounds memory
 LOOK_AHEAD = 64
-# blocks of one read that are fetched at the same time; bounds memory
+# blocks of one read fetched at the same time; bounds memory
 MOST_AHEAD = 16
 DOWNLOAD_BYTES = 8 << 20
 # what `sha256` reads at a time, and how many of these pieces it requests ahead; with the threads it bounds memory
@@ -44,7 +43,7 @@ def open_location(location: str, settings: RemoteSettings | None = None) -> "Rem
     """The files of the store at an s3://, http:// or https:// URL.
 
     Raises:
-        StoreError: a URL that cannot be right, or one with credentials in it.
+        StoreError: an invalid URL, or one that contains credentials.
     """
     settings = settings or settings_from_environment()
     if parse_location(location).scheme == "s3":
@@ -61,7 +60,7 @@ class RemoteFiles:
     def __init__(self, objects: ObjectStore, settings: RemoteSettings) -> None:
         self.objects, self.settings = objects, settings
         self.blocks = BlockFetcher(objects, settings)
-        # commit records as first read, compressed: they are needed whenever a shard is opened again
+        # commit records as first read, compressed: needed when a shard is opened again
         self._records: dict[str, bytes] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,22 +116,18 @@ class RemoteFiles:
         return digest.hexdigest()
 
     def fetch(self, path: str, sha256: str) -> Path:
-        """A copy under its checksum in the cache folder, outside of the cache's bound."""
+        """A copy named by its checksum in the cache folder; it does not count towards the cache's limit."""
         copy = self.settings.cache_folder / "attachments" / sha256 / Path(path).name
         with disk_errors(f"{self.label(path)}: copy in {copy.parent}"):
             if copy.exists() and file_sha256(copy) == sha256:
                 return copy
             copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = copy.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            try:
-                self._download(path, draft)
-                if (found := file_sha256(draft)) != sha256:
+            with written_whole(copy) as temporary:
+                self._download(path, temporary)
+                if (found := file_sha256(temporary)) != sha256:
                     raise CorruptStoreError(
                         f"{self.label(path)}: sha256 is {found[:12]}, expected {sha256[:12]}; restore it from a copy"
                     )
-                draft.rename(copy)
-            finally:
-                draft.unlink(missing_ok=True)
         return copy
 
     def refresh(self, folder: str) -> bool:
@@ -152,7 +147,7 @@ class RemoteFiles:
         return tuple(ordered(self.blocks, self.size, paths))
 
     def with_settings(self, settings: RemoteSettings) -> Self:
-        """The same store with nothing cached or kept."""
+        """The same store with other settings and nothing kept."""
         return type(self)(self.objects, settings)
 
     def _keep(self, path: str, data: bytes) -> None:
@@ -183,7 +178,7 @@ class S3Files(RemoteFiles):
 
 
 class HttpFiles(RemoteFiles):
-    """A web server cannot be listed: the commit records that the plan promises are asked for, all at once."""
+    """A web server cannot be listed: all commit records of the plan are requested."""
 
     def _names(self, folder: str) -> list[str]:
         """Names of the commit records; other folders appear empty."""
@@ -219,7 +214,7 @@ class RemoteFile:
         blocks = self._blocks(offset, end)
         rest = list(buffers)
         for number, block in enumerate(blocks):
-            # one more for each that is done
+            # request one more block for each that was read
             first_ahead = number + MOST_AHEAD - 1 if number else 1
             for ahead in blocks[first_ahead : number + MOST_AHEAD]:
                 self._files.blocks.want(ahead)
@@ -227,7 +222,7 @@ class RemoteFile:
             self._read_block(block, _take(rest, last - first), first - block.start)
 
     def will_need(self, offset: int, size: int) -> None:
-        # far more than a record is a scan: it would only push itself out of a small cache
+        # a scan announces far more than a record, and would evict itself from a small cache
         for block in self._blocks(offset, min(self.size, offset + size))[:MOST_AHEAD]:
             self._files.blocks.want(block)
 
@@ -240,7 +235,7 @@ class RemoteFile:
             raise CorruptStoreError(f"{self.label}: holds {total} bytes, committed {self.size}; {REPAIR}")
 
     def _blocks(self, start: int, stop: int) -> list[Block]:
-        """The blocks that cover a range; the range itself where nothing is cached."""
+        """The blocks that cover a range; without a cache the range itself."""
         settings = self._files.settings
         step = int(settings.block_bytes)
         bounds = [(at, min(at + step, self.size)) for at in range(start - start % step, stop, step)]
@@ -254,7 +249,7 @@ class RemoteFile:
 
 
 def ordered(blocks: BlockFetcher, work: Callable[[str], T], arguments: Iterable[str]) -> Iterator[T]:
-    """Results of a function in the order of its arguments, computed by threads a bounded number ahead."""
+    """Results of a function in the order of its arguments, computed ahead by threads."""
     rest = iter(arguments)
     coming: deque[Future[T]] = deque()
     while True:
@@ -265,7 +260,7 @@ def ordered(blocks: BlockFetcher, work: Callable[[str], T], arguments: Iterable[
 
 
 def _take(rest: list[Any], count: int) -> list[Any]:
-    """Remove the first `count` bytes of a list of buffers and give them as buffers."""
+    """Remove the first `count` bytes from a list of buffers and return them as buffers."""
     taken = []
     while count:
         head = rest.pop(0)

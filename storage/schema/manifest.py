@@ -26,6 +26,7 @@ __all__ = [
     "Shapes",
     "check_fingerprint",
     "check_same_manifest",
+    "flatten",
     "parse_manifest",
     "read_manifest",
 ]
@@ -198,8 +199,8 @@ def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> N
     Raises:
         StoreError: one line naming each differing field with both values.
     """
-    stored = _flatten(found.model_dump(exclude=VOLATILE))
-    wanted = _flatten(asked.model_dump(exclude=VOLATILE))
+    stored = flatten(found.model_dump(exclude=VOLATILE))
+    wanted = flatten(asked.model_dump(exclude=VOLATILE))
     differing = [
         f"{name} is {stored.get(name, 'absent')} in the store, {wanted.get(name, 'absent')} asked for"
         for name in sorted(stored.keys() | wanted.keys())
@@ -238,8 +239,9 @@ def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
 _ABSENT = object()
 
 
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, `codecs.attention` for the field `attention` of `codecs`."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

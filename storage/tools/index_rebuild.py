@@ -1,4 +1,4 @@
-"""Indexes of a webdataset store, made again from the tars and compared with what was committed."""
+"""Rebuilds the indexes of a webdataset store from its tars, and compares them with what was committed."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,9 +21,9 @@ class IndexState:
     """One shard's index.
 
     Attributes:
-        state: `sound` as it was; `rebuilt`: it was missing or damaged, and what the tar gives has the committed sha256;
-            `repairable`: the same without writing; `lost`: the tar gives another index, or none.
-        message: what is wrong, empty where nothing is.
+        state: `sound`: unchanged; `rebuilt`: it was missing or damaged, and the index of the tar has the committed
+            sha256; `repairable`: the same, not written; `lost`: the tar has another index, or none.
+        message: the problem, or empty.
     """
 
     shard: int
@@ -34,13 +34,13 @@ class IndexState:
 def rebuild_indexes(
     location: Path | str, *, write: bool, on_shard: Callable[[int], object] = lambda shard: None
 ) -> list[IndexState]:
-    """Make the index of every committed shard from its tar, and put it in place where the stored one is not right.
+    """Build the index of every committed shard from its tar, and replace the stored one if that is damaged.
 
-    The checksums in a rebuilt index are computed from the tar as it is; that they are the committed ones is proven by
-    the sha256 of the whole index in the commit record. An index that differs is never written.
+    The checksums in a rebuilt index are computed from the present tar. The commit record has the sha256 of the whole
+    index, which proves that they are the committed ones. An index that differs is never written.
 
     Raises:
-        StoreError: no webdataset store in a local folder, or a commit record that cannot be read.
+        StoreError: not a webdataset store in a local folder, or a commit record that cannot be read.
     """
     place = as_location(location)
     if isinstance(place, str):

@@ -38,8 +38,8 @@ class ShardWriter:
         self._planned = planned.tolist()
         self._next = 0
         self._quarantined: dict[int, Quarantined] = {}
-        # image_sha256 -> its row among the shard's images, and the record that stores it for all; several images of a
-        # record are stored together, once for all records that show the same ones
+        # image_sha256 -> its row among the shard's images, and the record that stores it; several images of a record
+        # are stored together, once for all records that show the same images
         self._images: dict[tuple[str, ...], tuple[int, int]] = {}
         self._num_images = 0
         labels = {column.name: column.labels for column in codec.columns}
@@ -62,7 +62,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Without a commit nothing of the shard remains."""
+        """Without a commit remove everything."""
         self._sink.abandon()
         self._remove_folder()
 
@@ -70,7 +70,7 @@ class ShardWriter:
         """Add the next planned sample.
 
         Raises:
-            RecordError: values that cannot be stored; the shard is as before, quarantine the sample or stop.
+            RecordError: values that cannot be stored; the shard is unchanged, quarantine the sample or stop.
             StoreError: not the next planned sample, targets that do not fit the manifest, a full disk.
         """
         self._check_turn(record.index)
@@ -87,22 +87,25 @@ class ShardWriter:
         self.num_records += 1
 
     def quarantine(self, index: int, id: str, reason: str) -> None:
-        """Note that a planned sample cannot be cached, before any later sample is appended.
+        """Record that a planned sample is unusable, before any later sample is appended.
 
         Raises:
-            StoreError: the sample is not among those still to come.
+            StoreError: the sample is not pending.
         """
         if index not in self._planned[self._next :] or index in self._quarantined:
-            raise StoreError(f"sample {id!r} (index {index}) is not to come in shard {self.shard}")
+            raise StoreError(
+                f"sample {id!r} (index {index}) is not pending in shard {self.shard}: "
+                "not planned there, or already written"
+            )
         self._quarantined[index] = Quarantined(index=index, id=id, reason=reason)
 
     def commit(self) -> CommitRecord:
-        """Complete, read back, and publish the shard; returns the record that stands in the store.
+        """Complete, read back and publish the shard; returns its commit record in the store.
 
-        If another writer was faster its shard is as good as this one, and its record is returned.
+        If another writer has committed the shard first, this one is dropped and the other record returned.
 
         Raises:
-            StoreError: planned samples are missing, the disk gave back other bytes, or it is full.
+            StoreError: planned samples are missing, the disk returned other bytes, or it is full.
         """
         if self.committed is not None:
             return self.committed
@@ -121,7 +124,7 @@ class ShardWriter:
         return self.committed
 
     def _remove_folder(self) -> None:
-        remove(self.folder)  # gone already if this writer published it
+        remove(self.folder)  # already renamed if this writer published it
         self._lock.release()
 
     def _check_turn(self, index: int) -> None:
@@ -138,7 +141,7 @@ class ShardWriter:
             self._next += 1
 
     def _tables(self, record: Record, rows: Rows) -> Rows:
-        """The record's rows of the two tables: where its rows end in each group, and its numbers."""
+        """The record's rows of the two tables: the ends of its rows in each group, and its integer fields."""
         added = {self._groups[name]: len(values) for name, values in rows.items()}
         self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
         numbers = {"dataset_index": record.index, **self._image_numbers(record)}
@@ -149,7 +152,7 @@ class ShardWriter:
         }
 
     def _image_numbers(self, record: Record) -> dict[str, int]:
-        """Which of the shard's images the record shows, and which record brought it."""
+        """Row of the record's image among the shard's images, and number of the record that stores it."""
         sha256 = record.image_sha256
         if not sha256:
             return {"image_row": NO_ROW, "image_record": NO_ROW}

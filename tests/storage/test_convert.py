@@ -75,7 +75,7 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(
 
 
 def test_refusals(small_store: Path, tmp_path: Path, make_manifest: Any, write_store: Any) -> None:
-    with pytest.raises(StoreError, match="is read and written at once"):
+    with pytest.raises(StoreError, match="is both source and target"):
         convert_store(small_store, small_store / ".." / small_store.name, "webdataset")
     write_store(tmp_path / "other", make_manifest(seed=9, backend="webdataset"))
     with pytest.raises(StoreError, match="seed is 9 in the store, 1 asked for"):

@@ -148,7 +148,9 @@ def test_samples_come_in_the_order_of_the_plan(
         with pytest.raises(StoreError, match=f"index {second} appended, the plan's next is {first}"):
             sink.append(make_record(manifest, second))
         sink.append(make_record(manifest, first))
-        with pytest.raises(StoreError, match=rf"sample 'x' \(index {first}\) is not to come in shard 0"):
+        with pytest.raises(
+            StoreError, match=rf"sample 'x' \(index {first}\) is not pending in shard 0: not planned there"
+        ):
             sink.quarantine(first, "x", "too late")
         with pytest.raises(StoreError, match=f"2 of 3 planned samples are neither .* the first has index {second}"):
             sink.commit()

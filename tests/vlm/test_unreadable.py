@@ -73,7 +73,7 @@ def test_a_missing_permission_is_named_as_such(folder: Path, golden: Path, reade
     with another_user(), pytest.raises(InputError) as caught:
         read(file)
     message = str(caught.value)
-    assert message.startswith(f"{file}: ") and "Permission denied" in message and "have it granted" in message
+    assert message.startswith(f"{file}: ") and "Permission denied" in message and "ask for it" in message
     assert "broken" not in message and "download" not in message and "No such file" not in message
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
-from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.tar.predict import predicted_shard
 from alignkd.storage.layouts.tar.reader import TarSource
 from alignkd.storage.layouts.tar.writer import TarSink
@@ -30,9 +29,8 @@ class WebDatasetBackend:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> TarSource:
-        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit, verified)
+        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit)
 
     def predicted_bytes(
         self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True

@@ -11,7 +11,6 @@ from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.buffers import empty
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import REPAIR, ByteFile, Bytes, StoreFiles
-from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import NONE, ShardTables, tables_from
 from alignkd.storage.layouts.tar.check import frame_problem, places_problem
@@ -23,8 +22,6 @@ from alignkd.storage.schema.manifest import Manifest
 
 # smaller arrays are copied out of the range that was read, so that keeping one does not keep a megabyte
 COPY_BYTES = 1 << 14
-# which parts of records were verified: key of `Verified`
-PARTS = "parts"
 
 Rows = dict[str, NDArray[Any]]
 _BYTE = np.dtype(np.uint8)
@@ -41,7 +38,6 @@ class TarSource:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> None:
         self.files, self.folder, self.manifest, self.columns, self.commit = files, folder, manifest, columns, commit
         self._record_members = record_members(columns)
@@ -65,9 +61,6 @@ class TarSource:
         self._tar: ByteFile | None = None
         self._opened()
         self._offsets = np.ascontiguousarray(self.index.places["offset"])
-        self._verified = None
-        if verified is not None:
-            self._verified = verified.setdefault(PARTS, bytearray(2 * len(self._tables)))
 
     def tables(self) -> ShardTables:
         return self._tables
@@ -179,12 +172,10 @@ class TarSource:
     def _read(self, record: int, start: int, end: int) -> Bytes:
         """Verified bytes of one or both parts of a record."""
         data = self._pread(start, end)
-        seen, (begin, image, stop) = self._verified, self.index.parts[record].tolist()
+        begin, image, stop = self.index.parts[record].tolist()
         for part, first, last in ((0, begin, image), (1, image, stop)):
-            if start <= first < last <= end and (seen is None or not seen[2 * record + part]):
+            if start <= first < last <= end:
                 self._verify(record, part, data[first - start : last - start], first)
-                if seen is not None:
-                    seen[2 * record + part] = 1
         return data
 
     def _verify(self, record: int, part: int, data: Bytes, start: int) -> None:

@@ -17,7 +17,7 @@ from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
-from alignkd.storage.layouts.protocol import Verified, WrittenFile, WrittenShard
+from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
 from alignkd.storage.layouts.zarr.chunk_file import METADATA, data_file
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
 from alignkd.storage.layouts.zarr.predict import predicted_shards
@@ -93,9 +93,8 @@ class ZarrBackend:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> ZarrSource:
-        return ZarrSource(files, folder, columns, commit, verified)
+        return ZarrSource(files, folder, columns, commit)
 
     def predicted_bytes(
         self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True

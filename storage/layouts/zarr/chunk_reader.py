@@ -22,8 +22,6 @@ from alignkd.storage.schema.commit_record import ArrayLayout
 # bytes read at once when every chunk of a file is verified
 SCAN_BYTES = 1 << 22
 _BYTE = np.dtype(np.uint8)
-# where the checksums between chunks go that are not looked at, of every thread
-_IGNORED = memoryview(bytearray(CRC_BYTES))
 _THREAD = threading.local()
 
 
@@ -40,7 +38,6 @@ class ShardingFileReader:
         layout: ArrayLayout,
         *,
         expected: NDArray[np.uint32] | None = None,
-        verified: bytearray | None = None,
         reopen: Callable[[], ByteFile] | None = None,
     ) -> None:
         """Verify the file's index.
@@ -48,8 +45,6 @@ class ShardingFileReader:
         Args:
             file: None for an array without rows, which has no file.
             expected: crc32c of each chunk and, last, of the index: binds the file to its shard.
-            verified: one byte per chunk, set once its checksum was right; such chunks are not verified again.
-                None verifies every chunk on every read.
             reopen: opens the file again after `release`.
 
         Raises:
@@ -58,7 +53,7 @@ class ShardingFileReader:
         self.file, self.dtype, self.layout = file, dtype, layout
         # arrays, not lists: the numbers of many shards stay in memory
         self._expected = None if expected is None else expected.astype("<u4")
-        self._verified, self._reopen = verified, reopen
+        self._reopen = reopen
         self._size, self._label = 0, ""
         self._chunk_bytes = math.prod(layout.chunk) * dtype.itemsize
         self._row_bytes = self._chunk_bytes // layout.chunk[0]
@@ -78,8 +73,6 @@ class ShardingFileReader:
             raise self._wrong("index", "lacks chunks")
         if self._expected is not None and len(self._expected) != self.num_chunks + 1:
             raise self._wrong("index", f"has {self.num_chunks} chunks, {len(self._expected) - 1} were committed")
-        if verified is not None:
-            verified.extend(bytes(self.num_chunks - len(verified)))
 
     @property
     def num_chunks(self) -> int:
@@ -138,24 +131,13 @@ class ShardingFileReader:
         first, end = start // self.layout.chunk[0], -(-stop // self.layout.chunk[0])
         # where the wanted bytes begin in the first chunk
         skip = start * self._row_bytes - first * self._chunk_bytes
-        if self._verified is not None and self._verified.find(0, first, end) < 0:
-            self._fill_trusted(target, first * (self._chunk_bytes + CRC_BYTES) + skip, self._chunk_bytes - skip)
-        elif end - first == 1 and len(target) < self._chunk_bytes:
+        if end - first == 1 and len(target) < self._chunk_bytes:
             chunk = self._read_chunk(first)
             target[:] = chunk[skip : skip + len(target)]
         else:
-            self._fill_verified(target, first, end, skip)
+            self._fill_chunks(target, first, end, skip)
 
-    def _fill_trusted(self, target: Bytes, offset: int, in_first: int) -> None:
-        """No checksums: just the wanted bytes, around the checksums between the chunks."""
-        size, file = self._chunk_bytes, self.file or self._opened()
-        view = memoryview(target)  # type: ignore[arg-type]  # arrays are buffers
-        buffers = [view[:in_first]]
-        for at in range(in_first, len(view), size):
-            buffers += (_IGNORED, view[at : at + size])
-        file.pread_into(buffers, offset)
-
-    def _fill_verified(self, target: Bytes, first: int, end: int, skip: int) -> None:
+    def _fill_chunks(self, target: Bytes, first: int, end: int, skip: int) -> None:
         """Several chunks at once; a chunk of which a part is wanted goes through the buffer."""
         size, count = self._chunk_bytes, end - first
         scratch = _scratch(2 * size + count * CRC_BYTES)
@@ -183,8 +165,6 @@ class ShardingFileReader:
         if actual != stored or (self._expected is not None and actual != self._expected[first:end].tolist()):
             for place, chunk in enumerate(chunks):
                 self._verify(chunk, stored[place], first + place)
-        if self._verified is not None:
-            self._verified[first:end] = b"\x01" * len(chunks)
 
     def _read_blocks(self, start: int, stop: int, width: int | None) -> NDArray[Any]:
         """Rows chunk by chunk along rows and columns; absent chunks are zeros, which no record's own width needs."""
@@ -231,8 +211,6 @@ class ShardingFileReader:
             raise self._wrong(str(number), f"crc32c is {actual:08x}, stored {found:08x}")
         if self._expected is not None and actual != self._expected[number]:
             raise self._wrong(str(number), f"crc32c is {actual:08x}, committed {int(self._expected[number]):08x}")
-        if self._verified is not None:
-            self._verified[number] = 1
 
     def _read_index(self, file: ByteFile) -> NDArray[np.uint64]:
         shape, size = (*self.layout.grid, 2), index_bytes(self.layout)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
-from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
 from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file, index_bytes
@@ -34,13 +33,11 @@ class ZarrSource:
         folder: str,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> None:
         self.files, self.folder, self.columns, self.commit = files, folder, columns, commit
         self._by_name = {column.name: column for column in columns}
         groups = (*self._by_name[OFFSETS].labels, "record")
         self.places = {column.name: (groups.index(column.group), column.variable_width) for column in columns}
-        self._verified = verified
         self._committed = {entry.path: entry for entry in commit.files}
         self._layouts = self._checked_layouts()
         self._checksums = self._read_checksums()
@@ -164,7 +161,6 @@ class ZarrSource:
             column.dtype,
             layout,
             expected=self._expected(name),
-            verified=None if self._verified is None else self._verified.setdefault(name, bytearray()),
             reopen=self._opener(self._entry(data_file(column)), f", array {name}") if layout.shape[0] else None,
         )
 

@@ -1,4 +1,4 @@
-"""What a stored target may be off, evaluated from its stored numbers by the bound that its codec states."""
+"""Error bounds of stored targets, computed from the stored values by the bound that the codec states."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,19 +13,19 @@ from alignkd.storage.record.record import Target
 
 Bound = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.float32]]
 
-# half a step of a root's 255
+# half of one of the 255 steps of a root
 _ROOT_STEP = np.float32(1 / 510)
-# a bound relative to the exact value, from the rounded one
+# factor from a bound relative to the rounded value to one relative to the exact value
 _FROM_ROUNDED = np.float32(1 + 2**-7)
 
 
 def error_bound(target: Target) -> NDArray[np.float32]:
     """Largest |decoded - exact| of each value by the docstring of its codec, float32, of the target's shape.
 
-    Exact is what was given to the codec: 0 for float32.
+    `exact` is the input of the codec; the bound of float32 is 0.
 
     Raises:
-        StoreError: a codec that states no bound.
+        StoreError: the codec states no bound.
     """
     codec = target.codec if isinstance(target, EncodedArray) else str(target.dtype)
     if codec not in _BOUNDS:
@@ -52,7 +52,7 @@ def _relative(magnitudes: NDArray[Any], step: float, smallest: float) -> NDArray
 
 
 def _sqrt_u8(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The exact root is at most d = 1/510 from the stored s, so the square is at most 2sd + d^2 off."""
+    """The exact root differs from the stored s by at most d = 1/510, so the squares differ by at most 2sd + d^2."""
     roots = parts[""] * np.float32(1 / 255)
     bound = np.float32(1.001) * (2 * roots * _ROOT_STEP + _ROOT_STEP**2)
     result: NDArray[np.float32] = bound * parts["scale"].astype(np.float32)[..., None]

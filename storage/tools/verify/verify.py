@@ -1,4 +1,4 @@
-"""`alignkd shards verify`: read a store again and name everything that is not as committed."""
+"""`alignkd shards verify`: read a store and report everything that differs from what was committed."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +17,13 @@ from alignkd.storage.schema.commit_record import CommitRecord, committed_shards,
 from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
 from alignkd.storage.tools.verify.shard import ShardChecker, problems_of
 
-# commit records of a distant store that are fetched at the same time
+# commit records of a remote store that are fetched at the same time
 COMMIT_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong; `shard` is None where it concerns the whole store."""
+    """One problem; `shard` is None if it concerns the whole store."""
 
     shard: int | None
     message: str
@@ -31,7 +31,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was looked at and what was wrong with it; `notes` say what could not be looked at."""
+    """What was checked, and its problems; `notes` list what could not be checked."""
 
     deep: bool
     num_shards: int = 0
@@ -53,18 +53,17 @@ def verify_store(
     """Check a store; damage is reported, not raised.
 
     Args:
-        location: the store's folder or URL. Files that are given opened are read as they are, through their cache; a
-            URL is read past it, in bounded memory and at most 4 GiB of the staging folder.
-        deep: read every byte again and check every record; otherwise only commit records, presence and
-            sizes of files.
+        location: the store's folder or URL. Open files are read through their cache; a URL is read past the readers'
+            cache, in bounded memory and with at most 4 GiB in the staging folder.
+        deep: read every byte and check every record; otherwise only commit records, presence and sizes of files.
         on_shard: called after each shard.
 
     Returns:
-        The report; numbers count committed shards whose record could be read.
+        The report; its figures count committed shards whose record could be read.
 
     Raises:
-        RemoteError: a distant store does not answer, or refuses: nothing is known then.
-        StoreError: a location that cannot be right.
+        RemoteError: a remote store does not answer, or refuses; the check is then incomplete.
+        StoreError: an invalid location.
     """
     if not isinstance(location, Path | str):
         return _verify(location, deep, on_shard)
@@ -91,7 +90,7 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
     notes = list(checker.files.limits) if deep else []
     notes += _dropping_notes(files, files.droppings())
     if manifest.attachments and not deep and not files.checks_sizes:
-        notes.append("of attachments only the presence was looked at")
+        notes.append("of attachments only the presence was checked")
     return VerifyReport(
         deep=deep,
         num_shards=len(commits),
@@ -103,7 +102,7 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
 
 
 def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
-    """One line, however many there are."""
+    """At most one line."""
     if not paths:
         return []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
@@ -112,7 +111,7 @@ def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
     if removable:
         which = "them" if removable == len(paths) else f"{removable} of them"
         step = f"`alignkd shards gc {files.location}` removes {which}"
-    return [f"left by a desktop, file server or editor, no part of the store: {files.label(paths[0])}{more}; {step}"]
+    return [f"left by a desktop, file server or editor, not part of the store: {files.label(paths[0])}{more}; {step}"]
 
 
 def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:
@@ -145,7 +144,7 @@ def _attachment_problems(files: StoreFiles, manifest: Manifest, read: bool) -> l
 
 
 def _attachment_problem(files: StoreFiles, manifest: Manifest, name: str, read: bool) -> list[str]:
-    """Raises StoreError for a damaged one; unless it is to be read only its presence counts."""
+    """Raises StoreError for a damaged attachment; unless `read`, only its presence is checked."""
     path = attachment_path(name)
     if read:
         verified_attachment(files, manifest, name)

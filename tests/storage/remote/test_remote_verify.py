@@ -105,7 +105,7 @@ def test_what_belongs_to_no_shard_is_named_or_the_blindness_is(copy: Copy) -> No
         assert report.notes == []
     else:
         assert report.ok and report.notes[0].startswith("a web server cannot be listed")
-    assert verify_store(copy.url).notes == ["of attachments only the presence was looked at"]
+    assert verify_store(copy.url).notes == ["of attachments only the presence was checked"]
 
 
 def test_each_byte_travels_once_in_small_ranges(stored: Any, gateway: Any) -> None:

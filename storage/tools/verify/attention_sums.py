@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignkd.storage.record.encoded import as_float32
+from alignkd.storage.record.encoded import as_float32, error_bound
 from alignkd.storage.record.record import Target
-from alignkd.storage.tools.compare.error_bounds import error_bound
 
 # a softmax that its device rounds to bfloat16: 2^-8 relative in every term
 SOFTMAX_ROUNDING = 2**-8

@@ -7,7 +7,7 @@ memory.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ __all__ = [
     "read_manifest",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 FILE_NAME = "manifest.json"
 # what may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}

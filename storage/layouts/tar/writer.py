@@ -43,6 +43,7 @@ class TarWriter:
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         numbers = dict(zip(self._fields, rows[RECORDS][0].tolist(), strict=True))
         own, image = _Part(self._file.num_bytes), None
+        data: Buffer
         for member in self._members:
             part = own
             if member.of_image:

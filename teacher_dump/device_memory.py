@@ -81,7 +81,7 @@ def _stored_per_token(config: VLMConfig, store: StoreConfig) -> int:
     found = _code_bytes(store.attention, heads_by_vision) + _code_bytes(store.vision_all, D)
     if store.vision_top != FROM_ALL:
         found += _code_bytes(store.vision_top, D)
-    codec = store.logits.codec()
+    codec = store.logits
     entries = {"topk": codec.top_k, "nucleus": codec.max_entries, "sampled": codec.num_draws}
     if codec.kind in ("hidden", "full"):
         assert codec.dtype is not None

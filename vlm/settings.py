@@ -32,7 +32,7 @@ class Settings(BaseModel):
         """A section inside this one whose keys are all commented out is one that is not there."""
         if not isinstance(values, dict):
             return values
-        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, Settings)}
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
         return {key: value for key, value in values.items() if value is not None or key not in sections}
 
 

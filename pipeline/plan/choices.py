@@ -9,10 +9,17 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import store_size
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, STEM, Codecs, profile_codecs
+from alignkd.storage.codecs.settings import (
+    FROM_ALL,
+    LOGITS_DEFAULTS,
+    NOT_STORED,
+    PROFILES,
+    STEM,
+    Codecs,
+    profile_codecs,
+)
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.teacher_dump.fingerprint import manifest_of
-from alignkd.teacher_dump.store_config import DEFAULTS
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.file import STEM_FILE
@@ -25,7 +32,7 @@ ASSUMED_DISTINCT_DRAWS = 0.25
 _SHA256 = hashlib.sha256(b"").hexdigest()
 # logits that are compared; entries per position are those of the configuration's own kind, where that keeps entries
 LOGITS: Mapping[str, Mapping[str, Any]] = {
-    **{kind: {"kind": kind, **settings} for kind, settings in DEFAULTS.items()},
+    **{kind: {"kind": kind, **settings} for kind, settings in LOGITS_DEFAULTS.items()},
     "hidden int8": {"kind": "hidden", "dtype": "int8_group"},
 }
 
@@ -66,8 +73,8 @@ def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: flo
     if manifest.codecs.vision_all not in NOT_STORED:
         top[FROM_ALL] = sizes("vision_top", vision_top=FROM_ALL)
     kept = {
-        "topk": DEFAULTS["topk"]["top_k"],
-        "sampled": ASSUMED_DISTINCT_DRAWS * DEFAULTS["sampled"]["num_draws"],
+        "topk": LOGITS_DEFAULTS["topk"]["top_k"],
+        "sampled": ASSUMED_DISTINCT_DRAWS * LOGITS_DEFAULTS["sampled"]["num_draws"],
         "nucleus": ASSUMED_NUCLEUS,
     }
     own = manifest.codecs.logits.kind

@@ -286,7 +286,7 @@ def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder
 
 def _entries(store: StoreConfig, teacher: VLMConfig, given: float | None, probe: Probe | None) -> tuple[float, str]:
     """Kept tokens per supervised position, and where the figure is from."""
-    codec = store.logits.codec()
+    codec = store.logits
     if codec.kind not in ("topk", "nucleus", "sampled"):
         return 0.0, "no tokens are kept one by one"
     if given is not None:

@@ -82,7 +82,7 @@ def entries_in_store(config: StoreConfig) -> float | None:
         reader = StoreReader(config.path, allow_incomplete=True)
     except StoreError:
         return None
-    if not len(reader) or reader.manifest.codecs.logits != config.logits.codec():
+    if not len(reader) or reader.manifest.codecs.logits != config.logits:
         return None
     return mean_entries(reader)
 

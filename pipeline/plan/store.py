@@ -67,7 +67,7 @@ def store_size(
     for rows, shard, planned in zip(samples, predicted, data.shard_sizes, strict=True):
         for name, size in shard.columns.items():
             counted[targets[name]] = counted.get(targets[name], 0) + size
-        if overhead and not (commit and shard.arrays):  # with arrays it is long, and hardly differs between shards
+        if overhead and not (commit and shard.arrays):  # a record with arrays is long, and its length hardly differs
             commit = _commit_bytes(rows, shard)
         counted[OVERHEAD] += shard.overhead + commit + data.unusable_bytes * planned / max(1, data.counted)
     scale = data.num_samples / max(1, data.counted)

@@ -16,8 +16,9 @@ from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.base import part_column
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.layouts.tar.format import MANIFEST_MEMBER
+from alignkd.storage.places import load_manifest
 from alignkd.storage.schema.columns import describe_targets
-from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, load_manifest, parse_manifest
+from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, parse_manifest
 
 NPY = ".npy"
 _FIELDS = ("attention", "vision_top_embeddings", "vision_embeddings", "hidden_states")

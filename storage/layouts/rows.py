@@ -1,4 +1,4 @@
-"""From a record to rows of columns and back: the one place that knows both sides."""
+"""Converts a record to rows of columns and back."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -41,14 +41,14 @@ class RecordCodec:
         self._vision_top = _StoredTarget(self.codecs.vision_top, "vision_top_embeddings")
 
     def encode(self, record: Record, *, with_image: bool) -> Rows:
-        """Rows of every column but the shard's tables; `with_image` adds what is stored once per image.
+        """Rows of every column except the shard's tables; `with_image` adds the rows that are stored once per image.
 
         Fields that are an EncodedArray of the store's codec keep their bytes.
 
         Raises:
-            StoreError: the record has not the targets or shapes that the manifest promises, or a field is encoded
-                by another codec.
-            RecordError: a codec cannot hold its values.
+            StoreError: the record does not have the targets or shapes of the manifest, or a field is encoded by another
+                codec.
+            RecordError: a codec cannot hold the values of a field.
         """
         rows: Rows = {
             KEYS: np.frombuffer(bytes.fromhex(record.key), np.uint8).reshape(1, 32),
@@ -171,7 +171,7 @@ class RecordCodec:
             )
 
     def _keeps(self, field: str, codec: str, record: Record, values: object, optional: bool = False) -> bool:
-        """Whether the record brings the field; refuses one that is missing or that nobody keeps."""
+        """Whether the record has the field; refuses a field that is missing or that the store does not keep."""
         present, required = values is not None, codec not in NOT_STORED and record.has_image
         if present == required or (optional and codec not in NOT_STORED):
             return present
@@ -188,7 +188,7 @@ def _put(field: str, parts: Parts, rows: Rows) -> None:
 
 
 class _StoredTarget:
-    """How a float target is read; computed once, because names and codecs are the same for every record."""
+    """Reads a float target; made once, because names and codecs are the same for every record."""
 
     def __init__(self, codec: str, field: str) -> None:
         self._codec = codec
@@ -241,13 +241,13 @@ def _listed(stored: Any) -> tuple[str, ...]:
 
 
 def _parsed(text: str) -> Any:
-    """As `json.loads`, whose search for white space takes longer than the parsing of what is written without any."""
+    """The same as `json.loads`, but faster for text without white space around it."""
     document, end = _JSON.raw_decode(text)
     return document if end == len(text) else json.loads(text)
 
 
 def _text_rows(text: str) -> NDArray[np.uint8]:
-    # data sets hold lone surrogates now and then; the store keeps what it was given
+    # some data sets contain lone surrogates; the store keeps them
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
 
 

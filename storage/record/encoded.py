@@ -102,6 +102,19 @@ def as_float32(values: FloatArray | EncodedArray) -> NDArray[np.float32]:
     return values.decode() if isinstance(values, EncodedArray) else values.astype(np.float32, copy=False)
 
 
+def error_bound(values: FloatArray | EncodedArray) -> NDArray[np.float32]:
+    """Largest possible |decoded - exact| of each value of a target, float32, in its shape.
+
+    `exact` is what was given to the codec: the bound of float32 is 0.
+
+    Raises:
+        StoreError: there is no such codec.
+    """
+    if isinstance(values, EncodedArray):
+        return get_codec(values.codec).error_bound(values.parts)
+    return get_codec(str(values.dtype)).error_bound({"": values})
+
+
 def _bytes_of(parts: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return {name: (part.dtype.str, part.shape, part.tobytes()) for name, part in parts.items()}
 

@@ -1,4 +1,4 @@
-"""Store-level files, such as the teacher's tokenizer: on disk and verified before the manifest that names them."""
+"""Store-level files, such as the teacher's tokenizer: written and verified before the manifest that names them."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ def attachment_path(name: str) -> str:
     """Path of an attachment relative to the store.
 
     Raises:
-        StoreError: a name that could lead elsewhere.
+        StoreError: a name that could leave the folder.
     """
     if not _NAME.fullmatch(name):
         raise StoreError(f"attachment is {name!r}, expected a name of a-z, 0-9, '_' and '.'")
@@ -27,10 +27,10 @@ def attachment_path(name: str) -> str:
 
 
 def write_attachments(store: Path, manifest: Manifest, given: Mapping[str, Path | bytes]) -> None:
-    """Bring every file that the manifest names into the store, durably; what is there in good order stays.
+    """Write every file that the manifest names into the store, durably; undamaged files stay.
 
     Raises:
-        StoreError: one is neither given nor there, or is not what the manifest promises.
+        StoreError: a file is neither given nor in the store, or has another sha256 than in the manifest.
     """
     check_named(manifest, given)
     for name, sha256 in manifest.attachments.items():
@@ -38,7 +38,7 @@ def write_attachments(store: Path, manifest: Manifest, given: Mapping[str, Path 
         if target.exists() and file_sha256(target) == sha256:
             continue
         if name not in given:
-            raise StoreError(f"{target}: is missing or damaged, and the store needs it; give it to the writer again")
+            raise StoreError(f"{target}: is missing or damaged; give the attachment {name!r} to the writer again")
         source = given[name]
         found = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_sha256(source)
         if found != sha256:
@@ -65,7 +65,7 @@ def verified_attachment(files: StoreFiles, manifest: Manifest, name: str) -> Pat
     """An attachment of a store, verified.
 
     Raises:
-        StoreError: the store has none of that name.
+        StoreError: the store has no attachment of that name.
         CorruptStoreError: it is missing or damaged.
     """
     if name not in (named := manifest.attachments):

@@ -1,4 +1,4 @@
-"""What a store promises: the settings that decide its bytes and the fingerprint of who made them.
+"""The manifest of a store: the settings that determine its bytes, and the fingerprint of the teacher and the data.
 
 A manifest may come from an untrusted source. Every size in it is bounded, so that opening a store takes bounded
 memory.
@@ -7,7 +7,7 @@ memory.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -31,13 +31,13 @@ __all__ = [
     "read_manifest",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 FILE_NAME = "manifest.json"
-# what may differ between two runs that write the same bytes
+# fields that may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}
 
 MAX_FILE_BYTES = 1 << 20
-# the order of all samples is held in memory, 8 bytes each
+# the order of all samples is in memory, 8 bytes each
 MAX_SAMPLES = 1 << 27
 MAX_SHARDS = 1 << 20
 MAX_SHARD_SIZE = 1 << 20
@@ -55,7 +55,7 @@ class _Model(BaseModel):
 
 
 class Shapes(_Model):
-    """Sizes of the teacher that give the arrays their shape."""
+    """Sizes of the teacher that determine the shapes of the arrays."""
 
     num_heads: int = Field(ge=1, le=1 << 12)
     hidden_size: int = Field(ge=1, le=1 << 18)
@@ -76,15 +76,15 @@ class Shapes(_Model):
 
 
 class Manifest(_Model):
-    """Written once when a store is made; every commit carries its hash.
+    """Written once when a store is created; every commit record holds its hash.
 
     Attributes:
-        fingerprint: all that decided the teacher's outputs: weights, tokenizer, template, ...
-        data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
+        fingerprint: what determined the teacher's outputs: weights, tokenizer, template, ...
+        data_fingerprint: the samples: hash of the conversations file, number of samples, ...
         backend: name of the shards' layout; `layouts/registry.py` has the layouts.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
-        created_with: versions for the record; the only part that may differ on re-opening.
+        created_with: versions of software; the only part that may differ when the store is opened for writing again.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -151,18 +151,18 @@ class HasManifest(Protocol):
 
     @property
     def path(self) -> Path | str:
-        """Where it is."""
+        """The store's folder or URL."""
 
     @property
     def manifest(self) -> Manifest:
-        """What it promises."""
+        """The store's manifest."""
 
 
 def read_manifest(files: StoreFiles) -> Manifest:
-    """The manifest of a store.
+    """Read the manifest of a store.
 
     Raises:
-        StoreError: there is none, it is damaged or too large, or another version of the software wrote it.
+        StoreError: it is missing, damaged or too large, or another version of the software wrote it.
     """
     where = files.label(FILE_NAME)
     return parse_manifest(unseal_bytes(files.read(FILE_NAME, MAX_FILE_BYTES), where), where)
@@ -172,7 +172,7 @@ def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
     """The manifest in a JSON document.
 
     Args:
-        document: as `unseal` gives it.
+        document: the result of `unseal`.
         where: the file, for messages.
 
     Raises:
@@ -188,16 +188,16 @@ def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
         return Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        # keys are a stranger's: one line, of bounded length
+        # keys may come from an untrusted source: one line, of bounded length
         place = ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()
         raise StoreError(f"{where}: {place:.200}: {first['msg']:.400}; use the alignkd that wrote the store") from None
 
 
 def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
-    """Refuse to go on with a store that was made with other settings.
+    """Refuse to resume a store that was made with other settings.
 
     Raises:
-        StoreError: one line naming each differing field with both values.
+        StoreError: names each differing field with both values.
     """
     stored = flatten(found.model_dump(exclude=VOLATILE))
     wanted = flatten(asked.model_dump(exclude=VOLATILE))
@@ -214,14 +214,14 @@ def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> N
 
 
 def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
-    """Refuse a store whose teacher saw other inputs than this student will.
+    """Refuse a store whose teacher saw other inputs than this student will see.
 
     Args:
         store: an opened store.
-        expected: name -> value for the parts that must agree, e.g. tokenizer, template, image_processor.
+        expected: name -> value of the parts that must agree, e.g. tokenizer, template, image_processor.
 
     Raises:
-        StoreError: one line naming each differing part with both values.
+        StoreError: names each differing part with both values.
     """
     found = store.manifest.fingerprint
     differing = [

@@ -85,7 +85,7 @@ class Capture:
 
     def __init__(self, model: MobileVLM, config: StoreConfig) -> None:
         self.model, self.config = model, config
-        self._codec = config.logits.codec()
+        self._codec = config.logits
         self._keeps_looks = any(codec not in NOT_STORED for codec in (config.attention, config.vision_top))
         self._copies = HostCopies(model.device)
         self._shared: dict[str, SeenImage] = {}

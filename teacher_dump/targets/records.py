@@ -43,7 +43,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         vision_top_index=index,
         vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
         vision_embeddings=_vision(captured, config),
-        logits=stored_logits(rows, config.logits.codec()),
+        logits=stored_logits(rows, config.logits),
     )
 
 

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.evaluate import Answer, Evaluation
-from alignkd.storage import StoreReader
+from alignkd.storage import LogitsCodec, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import LogitsConfig, StoreConfig
+from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.model.config import load_config
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.loading import new_model
@@ -150,7 +150,7 @@ def test_two_projectors_with_one_number_of_tokens(golden: Path, golden_images: P
             template="v1",
             max_tokens=None,
             teacher=TeacherConfig(checkpoint=str(tmp_path / "teacher"), vision_config=golden / "clip", sanity="off"),
-            store=StoreConfig(path=tmp_path / "store", logits=LogitsConfig(kind="full")),
+            store=StoreConfig(path=tmp_path / "store", logits=LogitsCodec(kind="full")),
         )
     )
     assert dumped.num_records == 3 and StoreReader(tmp_path / "store").manifest.shapes.vision_tokens == 576

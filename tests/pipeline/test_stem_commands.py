@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from alignkd.pipeline.commands.stem import stem
 from alignkd.storage import StoreReader
+from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.record.record import as_float32
-from alignkd.storage.tools.compare.error_bounds import error_bound
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.model.focus import vision_top_index

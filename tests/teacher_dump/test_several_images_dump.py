@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from alignkd.storage import Record, StoreReader, verify_store
-from alignkd.storage.record.encoded import EncodedArray, as_float32
-from alignkd.storage.tools.compare.error_bounds import error_bound
+from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.data.conversations import read_image_bytes

@@ -14,7 +14,7 @@ from alignkd.storage.schema.manifest import Manifest
 
 
 class WebDatasetBackend:
-    """See `layouts.protocol.Backend`; file names follow the shard's number, so that tars can be moved together."""
+    """See `layouts.protocol.Backend`; files are named by the shard's number, so that tars may share one folder."""
 
     files_per_shard = 1
     descriptions: frozenset[str] = frozenset()

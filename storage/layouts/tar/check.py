@@ -42,14 +42,14 @@ def places_problem(index: TarIndex, tables: ShardTables, members: Sequence[Membe
         if wrong.any():
             return f"members {member.name} are not as long as their rows"
     if ((at if images_begin is None else images_begin) != images).any():
-        return "images do not begin where the index says"
+        return "images do not begin where the index has them"
     return None if (at == ends).all() else "members do not fill their records"
 
 
 def _wrong_sizes(
     tables: ShardTables, column: Column | None, present: NDArray[np.bool_], sizes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Members that are missing, or not as long as the tables say; division, because products of absurd numbers wrap."""
+    """Whether a record's member is missing, or not as long as the tables require, bool [records]."""
     if column is None:
         return ~present | (np.diff(tables.ends("text")) > sizes)
     rows = np.diff(tables.ends(column.group))
@@ -59,7 +59,7 @@ def _wrong_sizes(
         row_bytes = column.row_bytes // column.row_shape[-1] * np.clip(widths, 0, MAX_WIDTH)
         if (widths > MAX_WIDTH).any():
             return widths > MAX_WIDTH
-    divisor = np.maximum(row_bytes, 1)
+    divisor = np.maximum(row_bytes, 1)  # divide: a product of hostile numbers overflows
     fits = np.where(row_bytes > 0, (sizes // divisor == rows) & (sizes % divisor == 0), sizes == 0)
     wrong: NDArray[np.bool_] = np.where(present, ~fits, rows > 0)
     return wrong

@@ -2,17 +2,17 @@
 
     __store__/manifest.json                 the manifest, without what may differ between writers
     000000017.json                          key, id, index, image_record, conversations, image, image_sha256
-    000000017.input_ids.npy                 one array for each column that the record has; .npy version 1.0
+    000000017.input_ids.npy                 one array per column that the record has; .npy version 1.0
     000000017.attention.npy
-    000000017.vision_embeddings.npy         columns of the image come last, and only in the record that brings the image
-    000000017.jpg                           the image file's bytes, where the store embeds them; several of one record
-                                            are one .bin (`several_images.pack_files`)
-    __end__/counts.json                     what the shard holds, to tell a whole tar from one cut between members
+    000000017.vision_embeddings.npy         arrays of the image, last and only in the first record that shows the image
+    000000017.jpg                           bytes of the image file, if the store embeds them; several images of one
+                                            record are one .bin (`record/images.pack_files`)
+    __end__/counts.json                     number of records, members and rows: a tar cut between members lacks it
 
 Members of a record are consecutive. `image_record` is the name (`000000017`) of the record that holds the image's
-arrays and bytes, null without an image. Readers that follow the WebDataset convention skip names that begin with
-`__x__/`. Headers are ustar with time, owner and mode fixed, npy headers 128 bytes long: array data begins at a multiple
-of 64, and the same records give the same bytes.
+arrays and bytes, null without an image. Readers that follow the WebDataset convention skip names that start with
+`__x__/`. Headers are ustar with fixed time, owner and mode; npy headers are 128 bytes long. So array data starts at a
+multiple of 64, and the same records give the same bytes.
 """
 
 import json
@@ -41,14 +41,14 @@ NPY_MAGIC = b"\x93NUMPY\x01\x00"
 MANIFEST_MEMBER = "__store__/manifest.json"
 COUNTS_MEMBER = "__end__/counts.json"
 END = bytes(2 * BLOCK)
-# fields of a ustar header; a longer name is cut in two by tarfile
+# fields of a ustar header; tarfile splits a longer name in two
 _NAME_BYTES = 100
 _SIZE_FIELD, _CHECKSUM_FIELD = slice(124, 136), slice(148, 156)
 JSON = "json"
 NPY = ".npy"
 # stored in the JSON member and in the index, not as arrays
 NOT_ARRAYS = (OFFSETS, RECORDS, KEYS, "id", "text")
-# one row for each record or image: shown to other readers without the axis of length one (several images have it)
+# One row per record or image: other readers see it without the axis of length one. Several images keep the axis.
 ONE_ROW_GROUPS = ("top", "image")
 
 _MAGIC_NUMBERS = (
@@ -76,7 +76,7 @@ def member_header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii", "replace")
     if len(encoded) > _NAME_BYTES or not name.isascii() or not 0 <= size < 1 << 33:
         return _tarfile_header(name, size)
-    # all else is the same for every member; tarfile takes ten times as long to spell it again
+    # the rest is the same for every member; tarfile takes ten times as long to make a whole header
     header = bytearray(_tarfile_header("", 0))
     header[: len(encoded)] = encoded
     header[_SIZE_FIELD] = b"%011o\0" % size
@@ -96,16 +96,19 @@ def _tarfile_header(name: str, size: int) -> bytes:
 
 
 def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
-    """Header of an .npy file, version 1.0, in the one spelling that this layout uses."""
+    """Header of an .npy file, version 1.0, always with the same spaces and padding."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
     size = NPY_HEADER - len(NPY_MAGIC) - 2
     if len(text) >= size:
-        raise StoreError(f"an array of shape {tuple(shape)} has too long a description for the tar layout")
+        raise StoreError(
+            f"an array of shape {tuple(shape)} has a description that is too long for the tar layout; the zarr backend "
+            "has no such limit"
+        )
     return NPY_MAGIC + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n"
 
 
 def shown_shape(column: Column, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a record's rows as other readers see it."""
+    """Shape in the .npy header of a record's rows."""
     return shape[1:] if column.group in ONE_ROW_GROUPS and shape[0] == 1 else shape
 
 
@@ -166,29 +169,29 @@ def record_name(index: int) -> str:
 
 
 def image_suffix(beginning: bytes) -> str:
-    """File name suffix of an image file that begins with these bytes; `bin` for an unknown kind."""
+    """File name suffix of an image file with these first bytes; `bin` for an unknown format."""
     return next((suffix for suffix, magic in _MAGIC_NUMBERS if magic.match(beginning)), "bin")
 
 
 def json_head(*, key: str, id: str, index: int, image_record: int | None) -> bytes:
-    """How a record's JSON member begins: the fields that the shard's tables hold, up to and with the comma.
+    """Start of a record's JSON member: the fields that are in the shard's tables, up to and including the comma.
 
-    `image_record` is the index of the record that brought the image.
+    `image_record` is the data-set index of the record that stores the image.
     """
     shown = None if image_record is None else record_name(image_record)
     head = {"key": key, "id": id, "index": index, "image_record": shown}
     text = json.dumps(head, ensure_ascii=False, separators=(",", ":"))
-    # data sets hold lone surrogates now and then; the store keeps what it was given
+    # some data sets contain lone surrogates; the store keeps them
     return text[:-1].encode("utf-8", "surrogatepass") + b","
 
 
 def json_member(head: bytes, text: bytes) -> bytes:
-    """The JSON member: the head and the fields of the column `text`, one object."""
+    """The JSON member: one object of the fields in the head and those of the column `text`."""
     return head + text[1:]
 
 
 def text_rows(member: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
-    """The `length` bytes of the column `text` again, from the JSON member's bytes."""
+    """The `length` bytes of the column `text`, restored from the JSON member's bytes."""
     rows = np.empty(length, np.uint8)
     if length:
         rows[0] = ord("{")
@@ -197,12 +200,12 @@ def text_rows(member: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
 
 
 def opening(manifest: Manifest) -> bytes:
-    """All that comes before the first record."""
+    """All bytes before the first record."""
     return _whole_member(MANIFEST_MEMBER, canonical(manifest.model_dump(exclude=VOLATILE)))
 
 
 def closing(num_records: int, num_members: int, rows: Mapping[str, int]) -> bytes:
-    """All that comes after the last record; `rows` in each group."""
+    """All bytes after the last record; `rows`: number of rows in each group."""
     counts = {"num_records": num_records, "num_members": num_members, "rows": dict(rows)}
     return _whole_member(COUNTS_MEMBER, canonical(counts)) + END
 

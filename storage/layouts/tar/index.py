@@ -1,4 +1,4 @@
-"""The index beside a tar shard (`NNNNNNNN.idx`): the shard's tables, and where every member's data lies.
+"""The index of a tar shard (`NNNNNNNN.idx`): the shard's tables, and the place of every member's data.
 
 Little-endian, each array at a multiple of 8 bytes:
 
@@ -9,14 +9,14 @@ Little-endian, each array at a multiple of 8 bytes:
     i8  offsets [n + 1, g]                  rows of each record in each group, as in the zarr layout
     i8  records [n, f]                      numbers of each record
     u1  keys [n, 32]
-    u1  ids                                 UTF-8, parted by `offsets`
-    i8  parts [n, 3]                        where the record begins, where its image's members begin, where it ends
+    u1  ids                                 UTF-8, separated by `offsets`
+    i8  parts [n, 3]                        start of the record, start of its image's members, end of the record
     u4  part_checksums [n, 2]               crc32c of all bytes of both parts, headers and padding included
-    (i8 offset, i8 size, u4 crc32c) [n, m]  data of each member, without headers; -1, 0, 0 where there is none
-    u4  crc32c of all that comes before
+    (i8 offset, i8 size, u4 crc32c) [n, m]  data of each member, without headers; -1, 0, 0 if the record has no such
+    u4  crc32c of all bytes before it
 
-Members are the JSON and then the columns in the order of `tar_format.array_columns`. Names of groups, fields and
-columns follow from the manifest, which the tar itself holds.
+Members are in the order of `format.record_members`. Names of groups, fields and columns follow from the manifest, which
+is in the tar.
 """
 
 import math
@@ -41,7 +41,12 @@ _HEADER = struct.Struct("<8sIIQIIQQQQII")
 
 @dataclass(frozen=True, kw_only=True)
 class TarIndex:
-    """See the module's description; `head_bytes` is the opening's length, `tail_start` where the closing begins."""
+    """See the module's description.
+
+    Attributes:
+        head_bytes: length of the opening.
+        tail_start: offset of the closing.
+    """
 
     offsets: NDArray[np.int64]
     records: NDArray[np.int64]
@@ -57,7 +62,7 @@ class TarIndex:
     tail_checksum: int
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Content of the index file."""
         n, m = self.places.shape
         header = _HEADER.pack(
             MAGIC,
@@ -85,7 +90,7 @@ def parse_index(data: bytes, where: str) -> TarIndex:
         CorruptStoreError: damaged, of another version, or with sizes that do not fit each other.
     """
     if len(data) < _HEADER.size + CRC_BYTES or data[:8] != MAGIC:
-        raise CorruptStoreError(f"{where}: {len(data)} bytes are no index of a tar shard; {REPAIR}")
+        raise CorruptStoreError(f"{where}: {len(data)} bytes are not an index of a tar shard; {REPAIR}")
     found, actual = int.from_bytes(data[-CRC_BYTES:], "little"), crc32c(data[:-CRC_BYTES])
     if found != actual:
         raise CorruptStoreError(f"{where}: crc32c is {actual:08x}, stored {found:08x}; {REPAIR}")
@@ -119,7 +124,7 @@ def parse_index(data: bytes, where: str) -> TarIndex:
 
 
 class IndexBuilder:
-    """Collects an index record by record, for the writer and for rebuilding."""
+    """Collects an index record by record."""
 
     def __init__(self, num_groups: int) -> None:
         self._offsets: list[Any] = [np.zeros(num_groups, np.int64)]
@@ -141,7 +146,7 @@ class IndexBuilder:
         checksums: tuple[int, int],
         places: list[tuple[int, int, int]],
     ) -> None:
-        """The next record: its rows of `offsets` and `records`, and where its bytes are."""
+        """Add the next record: its rows of `offsets` and `records`, and the places of its bytes."""
         self._offsets.append(ends)
         self._records.append(numbers)
         self._keys.append(key)
@@ -160,7 +165,7 @@ class IndexBuilder:
 
     @property
     def ends(self) -> NDArray[np.int64]:
-        """Rows in each group so far."""
+        """Number of rows in each group so far."""
         ends: NDArray[np.int64] = self._offsets[-1]
         return ends
 

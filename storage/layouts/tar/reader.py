@@ -20,7 +20,7 @@ from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
 from alignkd.storage.schema.manifest import Manifest
 
-# smaller arrays are copied out of the range that was read, so that keeping one does not keep a megabyte
+# smaller arrays are copied, so that keeping one does not keep a whole record in memory
 COPY_BYTES = 1 << 14
 
 Rows = dict[str, NDArray[Any]]
@@ -89,7 +89,7 @@ class TarSource:
         return arrays.__getitem__
 
     def rows_without_member(self, record: int, name: str) -> NDArray[Any]:
-        """A record's rows of a column that is in the index, or that the record does not have."""
+        """A record's rows of a column that is in the index or that the record does not have."""
         if name == KEYS:
             return self.index.keys[record : record + 1].copy()
         if name == "id":
@@ -117,7 +117,7 @@ class TarSource:
             if (found := crc32c(data)) != committed:
                 raise self._wrong(self._tar_label, f"byte {start}: crc32c is {found:08x}, indexed {committed:08x}")
             if data.tobytes() != expected:
-                raise self._wrong(self._tar_label, f"byte {start}: is no member of this store's shards")
+                raise self._wrong(self._tar_label, f"byte {start}: is not a member of this store's shards")
 
     def damage(self, *, headers: bool = True) -> list[str]:
         problems = []
@@ -145,7 +145,7 @@ class TarSource:
         data = content.tobytes()
         found = hashlib.sha256(data).hexdigest()
         if found != entry.sha256:
-            # what is wrong inside says more
+            # a problem inside is more specific than the sha256
             parse_index(data, self._idx_label)
             raise self._wrong(self._idx_label, f"sha256 is {found[:12]}, committed {entry.sha256[:12]}")
         index = parse_index(data, self._idx_label)
@@ -166,7 +166,7 @@ class TarSource:
         if index.tar_bytes != tar.bytes:
             return f"describes a tar of {index.tar_bytes} bytes, committed {tar.bytes}"
         if len(index.ids) != self._tables.rows_of("id"):
-            return f"holds {len(index.ids)} bytes of ids, offsets say {self._tables.rows_of('id')}"
+            return f"holds {len(index.ids)} bytes of ids, expected {self._tables.rows_of('id')} by the offsets"
         return places_problem(index, self._tables, self._record_members)
 
     def _read(self, record: int, start: int, end: int) -> Bytes:
@@ -196,7 +196,7 @@ class TarSource:
         return zip(names, self.index.places[record].tolist(), strict=True)
 
     def _cut(self, record: int, data: Bytes, arrays: Rows, numbers: dict[str, int], *, own: bool, image: bool) -> None:
-        """Arrays of a record's members; the index was checked, so every one lies within the data."""
+        """Put the arrays of a record's members into `arrays`; the index was checked, so all of them are in the data."""
         begin, middle, _ = self.index.parts[record].tolist()
         start = begin if own else middle
         offsets = self._offsets[record].tolist()
@@ -216,7 +216,7 @@ class TarSource:
             arrays[name] = array.copy() if rows * row_bytes < COPY_BYTES else array
 
     def _record_problems(self, record: int, *, headers: bool) -> list[str]:
-        """Wrong checksums (raised) and, where they are right, headers that are not those of the record's arrays."""
+        """Raise for wrong checksums; describe headers that are not those of the record's arrays."""
         start, _, end = self.index.parts[record].tolist()
         data = self._read(record, start, end)
         if not headers:
@@ -235,7 +235,7 @@ class TarSource:
         return data
 
     def _opened(self) -> ByteFile:
-        """The tar, opened anew after `release`."""
+        """Open the tar, again after `release`."""
         entry, path = self._entry_of_tar, f"{self.folder}/{self._entry_of_tar.path}"
         file = self.files.open(path, f"shard {self.commit.shard}", size=entry.bytes, sha256=entry.sha256)
         if file.size != entry.bytes:
@@ -254,7 +254,7 @@ class TarSource:
 
 
 class _RecordRows(Rows):
-    """A record's rows by column; those that are no member of the tar are made when asked for."""
+    """A record's rows by column; columns without a member are made on demand."""
 
     def __init__(self, source: TarSource, record: int) -> None:
         self._source, self._record = source, record

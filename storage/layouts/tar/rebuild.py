@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from alignkd.storage.layouts.tables import NONE
 from alignkd.storage.layouts.tar.format import (
+    COUNTS_MEMBER,
     IMAGE_SUFFIXES,
+    MANIFEST_MEMBER,
     NPY,
     NPY_HEADER,
     Buffer,
@@ -52,7 +54,7 @@ def rebuild_index(tar: Path) -> bytes:
         rows = records.rows(name, contents)
         compared.what = f"{name}.json"
         writer.append(rows)
-    compared.what = "the last one"
+    compared.what = COUNTS_MEMBER
     index = writer.finish()
     if index.tar_bytes != members.file.size:
         raise members.wrong(compared.what, f"is followed by {members.file.size - index.tar_bytes} bytes")
@@ -69,7 +71,7 @@ class _ComparedBytes:
     def __init__(self, members: TarMembers) -> None:
         self._members = members
         self.num_bytes = 0
-        self.what = "the first one"
+        self.what = MANIFEST_MEMBER
 
     def append(self, data: Buffer) -> None:
         found = self._members.read(self.num_bytes, len(data))

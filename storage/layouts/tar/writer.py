@@ -1,4 +1,4 @@
-"""Writes one tar shard as its records arrive; see `tar_format` and `tar_index`."""
+"""Writes one tar shard as its records arrive; see `format.py` and `index.py`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from alignkd.storage.schema.manifest import Manifest
 
 
 class Output(Protocol):
-    """Takes the bytes of a tar in their order; `num_bytes` so far."""
+    """Receives the bytes of a tar in order; `num_bytes` counts them."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -43,6 +43,7 @@ class TarWriter:
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         numbers = dict(zip(self._fields, rows[RECORDS][0].tolist(), strict=True))
         own, image = _Part(self._file.num_bytes), None
+        data: Buffer
         for member in self._members:
             part = own
             if member.of_image:
@@ -69,7 +70,7 @@ class TarWriter:
             self._file.append(piece)
 
     def finish(self) -> TarIndex:
-        """Append the last member; the index of the whole tar."""
+        """Append the last member and return the index of the whole tar."""
         index, tail_start = self._index, self._file.num_bytes
         rows = dict(zip(self._groups, index.ends.tolist(), strict=True))
         tail = closing(index.num_records, index.num_members, rows)
@@ -132,11 +133,11 @@ class _Part:
         self.places: list[tuple[int, int, int]] = []
 
     def skip(self) -> None:
-        """A member that the record does not have."""
+        """Note that the record does not have the next member."""
         self.places.append((-1, 0, 0))
 
     def add(self, frame: bytes, data: Buffer) -> None:
-        """One member: its headers, its data, padding."""
+        """Add the next member: its headers, its data, padding."""
         offset = self.end + len(frame)
         self.end = aligned(offset + len(data))
         self.pieces += (frame, data, bytes(self.end - offset - len(data)))

@@ -1,11 +1,11 @@
 """The bytes of one zarr v3 sharding file, written append-only and read with pread.
 
-Layout (zarr core spec, codec `sharding_indexed`, index at the end): inner chunks of a fixed shape, each
-little-endian bytes and their crc32c (4 bytes); then for every chunk of the grid, in C order, (offset, bytes)
-as two uint64, all ones for a chunk that is not there (= zeros); then the crc32c of that index.
+Layout (zarr core spec, codec `sharding_indexed`, index at the end): inner chunks of a fixed shape, each as
+little-endian bytes and their crc32c (4 bytes); then (offset, bytes) of every chunk of the grid in C order, as two
+uint64, all ones for a missing chunk (= zeros); then the crc32c of that index.
 
-Our chunk grid spans rows and, for arrays whose width varies, blocks of columns: padding columns are chunks
-that are not there, so neither writer nor disk pays for them.
+The chunk grid spans rows and, for arrays of variable width, blocks of columns. Padding columns are missing chunks: they
+take no time and no room.
 """
 
 import math
@@ -14,7 +14,7 @@ from alignkd.storage.schema.columns import Column
 from alignkd.storage.schema.commit_record import ArrayLayout
 
 CRC_BYTES = 4
-# offset and length of a chunk in the index
+# an entry of the index: offset and length of a chunk
 PLACE_BYTES = 16
 # file name of every description, and the group's attribute with the crc32c of each array's chunks and of its index
 METADATA = "zarr.json"

@@ -1,4 +1,4 @@
-"""Reading a zarr shard: a record's rows of every column, straight from the sharding files."""
+"""Reads a zarr shard: a record's rows of every column, directly from the sharding files."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord, FileEntry
 
-# the group's description grows by 8 digits for each chunk
+# the group's description has 8 digits for each chunk
 MAX_DESCRIPTION_BYTES = 64 << 20
-# what Python takes for one column's entries in the commit record, its layout and its reader
+# memory of the Python objects of one column: entries of the commit record, layout, reader
 OBJECT_BYTES = 4 << 10
 
 
@@ -42,7 +42,7 @@ class ZarrSource:
         self._layouts = self._checked_layouts()
         self._checksums = self._read_checksums()
         self._open: dict[str, ShardingFileReader] = {}
-        # replaced, never changed, because threads read it
+        # replaced as a whole, because other threads read it
         self._busy = _BusyColumns([], [])
         self._tables: ShardTables | None = None
 
@@ -76,7 +76,7 @@ class ZarrSource:
         return rows.__getitem__
 
     def _announce(self, ranges: Ranges) -> None:
-        """Let a distant store fetch every column of a record at once instead of one after the other."""
+        """Let a remote store fetch all columns of a record at once."""
         not_read = {OFFSETS, RECORDS, *(name for name, _, _ in self._busy.held)}
         wanted = [c for c in self.columns if c.name not in not_read and _length(ranges, c) > 0]
         self._open_together(wanted)
@@ -84,7 +84,7 @@ class ZarrSource:
             self.file(column.name).will_need(*ranges[column.group])
 
     def _open_together(self, columns: Sequence[Column]) -> None:
-        """Open files of which a distant store fetches the indices at once."""
+        """Open files; a remote store fetches their indices at once."""
         new = [column for column in columns if column.name not in self._open and self._layouts[column.name].shape[0]]
         files = {column.name: self._open_data(column) for column in new}
         for name, file in files.items():
@@ -139,7 +139,7 @@ class ZarrSource:
             layout, where = self._layouts[column.name], f"shard {self.commit.shard}, array {column.name}"
             expected = tables.rows_of(column.group) + (column.name == OFFSETS)
             if layout.shape[0] != expected:
-                problems.append(f"{where}: has {layout.shape[0]} rows, offsets say {expected}")
+                problems.append(f"{where}: has {layout.shape[0]} rows, expected {expected} by the offsets")
             path = f"{column.name}/{METADATA}"
             if (found := self._description(path).get("shape")) != list(layout.shape):
                 problems.append(f"{self._label(path)}: shape is {found}, committed {list(layout.shape)}")
@@ -171,7 +171,7 @@ class ZarrSource:
         return self._opener(entry, what)()
 
     def _opener(self, entry: FileEntry, what: str) -> Callable[[], ByteFile]:
-        """Opens a file; holds no reference to the source, which would keep it and its files in a cycle."""
+        """A function that opens a file; it does not refer to the source, to avoid a reference cycle."""
         path, what = f"{self.folder}/{entry.path}", f"shard {self.commit.shard}{what}"
         return partial(self.files.open, path, what, size=entry.bytes, sha256=entry.sha256)
 
@@ -189,7 +189,7 @@ class ZarrSource:
             raise self._wrong(f"{METADATA} has no checksums of array {name}") from None
 
     def _checked_layouts(self) -> Mapping[str, ArrayLayout]:
-        """Layouts of the commit record; only numbers of rows, and widths that vary, are not the manifest's."""
+        """Layouts of the commit record; they may differ from the manifest's in numbers of rows and variable widths."""
         layouts = self.commit.arrays
         for column in self.columns:
             layout = layouts.get(column.name)
@@ -205,7 +205,7 @@ class ZarrSource:
         return layouts
 
     def _description(self, path: str) -> dict[str, Any]:
-        """A `zarr.json`, which must be the committed one."""
+        """Read a `zarr.json` and verify that it is the committed one."""
         entry = self._entry(path)
         data = self._read_description(entry, self._open_entry(entry))
         try:
@@ -213,7 +213,7 @@ class ZarrSource:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            raise self._wrong(f"{path} is no JSON object")
+            raise self._wrong(f"{path} is not a JSON object")
         return document
 
     def _read_description(self, entry: FileEntry, file: ByteFile) -> bytes:
@@ -246,8 +246,8 @@ class _BusyColumns(NamedTuple):
     """The columns of a shard from which many records are read, each with the number of its group.
 
     Attributes:
-        held: whole arrays that are in memory.
-        others: whose rows are read for every record that has some.
+        held: columns that are in memory as a whole.
+        others: columns whose rows are read for each record.
     """
 
     held: list[tuple[str, int, NDArray[Any]]]
@@ -255,7 +255,7 @@ class _BusyColumns(NamedTuple):
 
 
 class _RecordRows(dict[str, NDArray[Any]]):
-    """A record's rows by column; those that were not put into it are read when asked for."""
+    """A record's rows by column; columns that are not in it are read on demand."""
 
     def __init__(self, source: ZarrSource, bounds: Bounds, width: int) -> None:
         self._source, self._width = source, width

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import Answers, answers, distribution_of
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
-from alignkd.storage.record.encoded import EncodedArray, as_float32
+from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.storage.record.record import Logits, Record, Target
-from alignkd.storage.tools.compare.error_bounds import error_bound
 
 # error of log-softmax with logits computed in float32
 ARITHMETIC = 1e-3

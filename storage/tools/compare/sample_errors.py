@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.distributions import HiddenStates, TruncatedLogits
-from alignkd.storage.record.encoded import EncodedArray, as_float32
+from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.storage.record.record import Record, Target
 from alignkd.storage.tools.compare.diff import FieldDifference, compare_fields
-from alignkd.storage.tools.compare.error_bounds import error_bound
 from alignkd.storage.tools.compare.matching import match_records
 from alignkd.storage.tools.verify.attention_sums import AttentionSums, attention_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict

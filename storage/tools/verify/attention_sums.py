@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignkd.storage.record.encoded import as_float32
+from alignkd.storage.record.encoded import as_float32, error_bound
 from alignkd.storage.record.record import Target
-from alignkd.storage.tools.compare.error_bounds import error_bound
 
 # relative error of each term of a softmax that a device rounds to bfloat16
 SOFTMAX_ROUNDING = 2**-8

@@ -115,14 +115,13 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
         return None, f"the student {student.checkpoint} is not there yet"
     for name, found, expected in _differing(own, theirs):
         return False, f"{name} is {found} in the student, {expected} in the teacher"
-    cached = [cached_checkpoint(model.checkpoint) for model in (teacher, student)]
-    checkpoints = [
-        Checkpoint.open(folder, vision_config=model.vision_config)
-        for folder, model in zip(cached, (teacher, student), strict=True)
-        if folder is not None
-    ]
-    if len(checkpoints) < 2:
+    folders = (cached_checkpoint(teacher.checkpoint), cached_checkpoint(student.checkpoint))
+    if folders[0] is None or folders[1] is None:
         return None, "not both checkpoints are on this machine; `alignkd train` compares the towers"
+    checkpoints = (
+        Checkpoint.open(folders[0], vision_config=teacher.vision_config),
+        Checkpoint.open(folders[1], vision_config=student.vision_config),
+    )
     try:
         hashes = {checkpoint_tower_hash(checkpoint, student.dtype) for checkpoint in checkpoints}
     except InputError as error:

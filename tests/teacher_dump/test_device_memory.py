@@ -71,7 +71,7 @@ def samples(golden: Path, golden_images: Path) -> list[Prepared]:
     image = next(entry["image"] for entry in json.loads((golden / "v1.json").read_text()) if "image" in entry)
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
     with Preparation(builder, golden_images, 2) as preparation:
-        return preparation.prepare([Sample(index=i, id=str(i), image=image, turns=turns) for i in range(NUM)])
+        return preparation.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_the_key_follows_all_that_decides_the_input() -> None:
 
 
 @pytest.mark.parametrize(("hashes", "spelled"), [([], None), (["ab"], "ab"), (["ab", "cd"], ["ab", "cd"])])
-def test_the_key_is_that_of_stores_that_exist(hashes: list[str], spelled: Any) -> None:
+def test_the_key_is_that_of_stores_that_exist(hashes: list[str], spelled: object) -> None:
     """One hash is written as a text, several as a list: a store's keys must not change with how they are held."""
     conversation = [{"from": "human", "value": "hé"}]
     written = json.dumps([conversation, spelled, "v1:1"], ensure_ascii=False, sort_keys=True)

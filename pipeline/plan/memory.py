@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from alignkd.pipeline.plan.host import BESIDE_TRAINING, group_sizes, host_bytes
 from alignkd.pipeline.plan.models import ModelShapes
 from alignkd.student_train.engine.zero_config import MAX_BUCKET, sums_in_float32
-from alignkd.teacher_dump.config import TORCH_DTYPES
 from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
 from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
-from alignkd.vlm.hardware.devices import Quantization
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
 from alignkd.vlm.model.sizes import ModelSize
 
 BESIDE_TORCH = 1 << 30

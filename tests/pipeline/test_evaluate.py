@@ -91,7 +91,7 @@ def test_answers_are_those_of_the_oracle_whatever_the_batch(
         assert [answer.found for answer in evaluation.answers] == oracle
     samples = load_samples(questions.conversations)
     assert [answer.id for answer in evaluation.answers] == [sample.id for sample in samples]
-    assert any(answer.image is None for answer in evaluation.answers)
+    assert any(not answer.images for answer in evaluation.answers)
 
 
 def test_figures_count_right_answers_overall_and_per_type(

@@ -12,7 +12,7 @@ from alignkd.disk.opening import read_regular
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
 from alignkd.vlm.hardware.device_report import device_report
-from alignkd.vlm.hardware.devices import Quantization, usable_device
+from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
@@ -21,7 +21,6 @@ from alignkd.vlm.model.generation import stream_greedy
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import Checkpoint
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 UNFINISHED = "\ufffd"  # what a character whose bytes are not all there yet decodes to
 
 

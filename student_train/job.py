@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
 from alignkd.vlm.inputs.templates import TemplateName
 from alignkd.vlm.weights.checkpoint import Checkpoint
-
-DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class TrainJob:
     @property
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+        return TORCH_DTYPES[self.dtype]
 
     def open_student(self) -> Checkpoint:
         """The student's checkpoint, found once for the whole run.

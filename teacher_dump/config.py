@@ -4,11 +4,8 @@ from typing import Literal
 
 import torch
 
-from alignkd.vlm.hardware.devices import Quantization, usable_device
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName, Quantization, usable_device
 from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath
-
-DtypeName = Literal["float32", "bfloat16", "float16"]
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TeacherConfig(Settings):

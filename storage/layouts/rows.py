@@ -86,7 +86,8 @@ class RecordCodec:
         if images:
             self._decode_vision(fields, read)
             if self.manifest.inputs == "embed":
-                fields["image_bytes"] = unpack_files(read(IMAGE_BYTES).tobytes(), num_images)
+                content = read(IMAGE_BYTES).tobytes()
+                fields["image_bytes"] = unpack_files(content, num_images) if num_images > 1 else (content,)
         if self._logits is not None:
             fields["logits"] = self._logits.decode(read)
         return Record.trusted(fields)
@@ -142,7 +143,8 @@ class RecordCodec:
                 _put("vision_embeddings", encoded(codec, "vision_embeddings", every), rows)
         self._check_image_bytes(record)
         if with_image and record.image_bytes:
-            rows[IMAGE_BYTES] = np.frombuffer(pack_files(record.image_bytes), np.uint8)
+            files = record.image_bytes
+            rows[IMAGE_BYTES] = np.frombuffer(pack_files(files) if len(files) > 1 else files[0], np.uint8)
 
     def _check_image_bytes(self, record: Record) -> None:
         inputs, present = self.manifest.inputs, bool(record.image_bytes)

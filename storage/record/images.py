@@ -56,12 +56,10 @@ def vision_rows(every: Target, index: NDArray[np.uint16]) -> Target:
 
 
 def pack_files(files: Sequence[bytes]) -> bytes:
-    """Image files as one: a single file unchanged; several as magic, count (uint32), each length (uint64), contents.
+    """Several image files as one: magic, their number (uint32), the length of each (uint64), their contents.
 
     Numbers are little-endian. The inverse of `unpack_files`.
     """
-    if len(files) == 1:
-        return files[0]
     lengths = [len(file) for file in files]
     return MAGIC + struct.pack(f"<I{len(files)}Q", len(files), *lengths) + b"".join(files)
 
@@ -72,8 +70,6 @@ def unpack_files(packed: bytes, count: int) -> tuple[bytes, ...]:
     Raises:
         StoreError: the content is not that of `count` packed files, or some bytes are missing.
     """
-    if count == 1:
-        return (packed,)
     begin = len(MAGIC) + 4
     found = int.from_bytes(packed[len(MAGIC) : begin], "little")
     table = packed[begin : begin + 8 * count]

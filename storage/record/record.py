@@ -32,8 +32,9 @@ __all__ = [
     "as_float32",
 ]
 
-IMAGE_TOKEN = -200
-IGNORED_LABEL = -100
+# as in `vlm`, which this room does not import
+IMAGE_TOKEN_ID = -200
+IGNORE_LABEL = -100
 
 Target = FloatArray | EncodedArray
 Logits = FloatArray | TruncatedLogits | HiddenStates | SampledLogits
@@ -175,17 +176,17 @@ class Record:
             check_array(name, getattr(self, name), (np.int32,), 1)
         if self.labels.shape != self.input_ids.shape:
             raise RecordError(f"labels has shape {self.labels.shape}, input_ids {self.input_ids.shape}")
-        images = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN))
+        images = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN_ID))
         if images != self.num_images:
             raise RecordError(
-                f"input_ids holds {images} image tokens ({IMAGE_TOKEN}), images has {self.num_images} paths"
+                f"input_ids holds {images} image tokens ({IMAGE_TOKEN_ID}), images has {self.num_images} paths"
             )
         vision = len(self.vision_positions)
         if (vision > 0) != self.has_image or vision % max(images, 1):
             raise RecordError(f"vision_positions has shape {self.vision_positions.shape}, images {self.num_images}")
         for name in _POSITION_FIELDS:
             check_positions(name, getattr(self, name), self.sequence_length)
-        supervised = int(np.count_nonzero(self.labels[1:] != IGNORED_LABEL))
+        supervised = int(np.count_nonzero(self.labels[1:] != IGNORE_LABEL))
         if len(self.supervised_positions) != supervised:
             raise RecordError(
                 f"supervised_positions has shape {self.supervised_positions.shape}, labels supervise {supervised}"

@@ -72,9 +72,7 @@ def collate(
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
         attention=attention,
-        vision_all_IPD=_coded([image for r in with_image for image in _blocks(r.vision_embeddings)], np.stack)
-        if all_wanted
-        else None,
+        vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
         top_index_IK=_top_index(with_image) if focus_wanted else None,
         top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
         first_image_S=_first_images(with_image),
@@ -127,6 +125,11 @@ def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTarg
 def _blocks(target: Target | None) -> Sequence[Target | None]:
     """The blocks of a target [k, ...]; a target that is absent is one empty block."""
     return [None] if target is None else of_each_image(target)
+
+
+def _vision_of_images(records: Sequence[Record]) -> list[Target | None]:
+    """[P, Dt] of every image."""
+    return [image for record in records for image in _blocks(record.vision_embeddings)]
 
 
 def _first_images(records: Sequence[Record]) -> Tensor | None:

@@ -242,4 +242,5 @@ class Capture:
 
 def in_blocks(attention_RHC: Tensor, blocks: int) -> Tensor:
     """[R, Ht, k * C] -> [k, R, Ht, C]."""
-    return attention_RHC.unflatten(-1, (blocks, -1)).permute(2, 0, 1, 3)
+    attention_kRHC: Tensor = attention_RHC.unflatten(-1, (blocks, -1)).permute(2, 0, 1, 3)
+    return attention_kRHC

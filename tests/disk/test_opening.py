@@ -80,7 +80,7 @@ def test_every_input_that_is_opened_by_name(pipe: Path, tmp_path: Path, golden: 
     (checkpoint / "tokenizer_config.json").unlink(missing_ok=True)
     os.mkfifo(checkpoint / "tokenizer_config.json")
     os.mkfifo(tmp_path / "manifest.json")
-    question = Question(checkpoint=golden / "student", text="hi", image=pipe, vision_config=golden / "clip")
+    question = Question(checkpoint=golden / "student", text="hi", images=(pipe,), vision_config=golden / "clip")
     adapters = Adapters(heads=(1, 1), hidden_sizes=(1, 1))
     actions: list[tuple[Callable[[], object], type[Exception]]] = [
         (lambda: read_image_bytes(tmp_path, "pipe"), InputError),

@@ -78,7 +78,7 @@ def test_dump_look_and_train(
     stats = json.loads(run("shards", "stats", path, "--json").stdout)
     assert (stats["records_with_image"], stats["distinct_images"]) == (3, 6)
     shown = json.loads(run("shards", "show", path, "--id", "s3", "--json").stdout)
-    assert shown["num_images"] == 3 and shown["image"] == ENTRIES[3]["image"]
+    assert shown["num_images"] == 3 and shown["images"] == ENTRIES[3]["image"]
     assert [last - first + 1 for first, last in shown["vision_spans"]] == [P] * 3
     assert shown["input_pieces"].count("<image>") == 3 and len(shown["focus"]) == 16
     page = run("shards", "show", path, "--id", "s3").stdout
@@ -117,7 +117,7 @@ def test_a_question_about_two_images(golden: Path, golden_images: Path) -> None:
 
     one, two = ask("Is it?", images[0]), ask("Is it?", *images)
     assert two["prompt_tokens"] > one["prompt_tokens"] + P
-    assert one["question"]["image"] == str(images[0]) and two["question"]["image"] == [str(image) for image in images]
+    assert one["question"]["images"] == [str(images[0])] and two["question"]["images"] == list(map(str, images))
     assert ask("<image>\n<image>\nIs it?", *images)["answer"] == two["answer"]
     too_few = ["ask", golden / "teacher", "<image> it?", "--image", images[0], "--image", images[1], *options]
     refused = CliRunner().invoke(main, list(map(str, too_few)))
@@ -126,7 +126,7 @@ def test_a_question_about_two_images(golden: Path, golden_images: Path) -> None:
 
 def test_answers_about_several_images_come_back_from_json() -> None:
     said = {"question": "q", "question_type": None, "expected": "a", "found": "a"}
-    answers = tuple(Answer(id="x", image=image, **said) for image in (("a.png", "b.png"), "a.png", None))
+    answers = tuple(Answer(id="x", images=images, **said) for images in (("a.png", "b.png"), ("a.png",), ()))
     evaluation = Evaluation(answers)
     assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
 

@@ -56,8 +56,8 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
     for place in range(len(reader)):
         record = reader[place]
         sample = samples[record.id]
-        example = builder.build(sample.turns, read_images(golden_images, sample.image))
-        if example.pixel_values is None:
+        example = builder.build(sample.turns, read_images(golden_images, sample.images))
+        if not example.pixel_values:
             continue
         batch = collate_sequences([example])
         assert batch.pixel_values_ICHW is not None
@@ -72,8 +72,8 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
         np.testing.assert_array_equal(record.vision_top_index, index.numpy())
         top = record.vision_top_embeddings
         for stored, found in (
-            (record.attention, attention_HQP.transpose(0, 1)),
-            (record.vision_embeddings, vision[0]),
+            (record.attention, attention_HQP.transpose(0, 1)[None]),
+            (record.vision_embeddings, vision),
             (top, vision[0][index]),
         ):
             assert stored is not None

@@ -28,7 +28,7 @@ def test_memory_does_not_grow_with_what_is_read(
 
     def record_of(index: int) -> Record:
         sha256 = f"{index:064x}"
-        return Record(**{**some.__dict__, "index": index, "key": sha256, "image_sha256": sha256})
+        return Record(**{**some.__dict__, "index": index, "key": sha256, "image_sha256": (sha256,)})
 
     store = write_store(tmp_path / "store", manifest, record_of=record_of)
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())

@@ -52,7 +52,7 @@ INPUTS = st.sampled_from(["reference", "embed"])
 
 def through_rows(codec: RecordCodec, records: list[Record]) -> list[Record]:
     """Encode and decode as a shard does: an image's rows stand in the first record that has it."""
-    brought: dict[str | None, int] = {}
+    brought: dict[tuple[str, ...], int] = {}
     rows = []
     for number, record in enumerate(records):
         first = brought.setdefault(record.image_sha256, number)
@@ -64,7 +64,9 @@ def columns_by_name(codec: RecordCodec) -> dict[str, Column]:
     return {column.name: column for column in codec.columns}
 
 
-def _decode(codec: RecordCodec, rows: list[Any], brought: dict[str | None, int], number: int, record: Record) -> Record:
+def _decode(
+    codec: RecordCodec, rows: list[Any], brought: dict[tuple[str, ...], int], number: int, record: Record
+) -> Record:
     columns = columns_by_name(codec)
 
     def read(name: str) -> NDArray[Any]:
@@ -75,7 +77,7 @@ def _decode(codec: RecordCodec, rows: list[Any], brought: dict[str | None, int],
         assert stored.shape[1:] == (*column.row_shape[:-1], *width)
         return stored.copy()
 
-    width = NO_ROW if record.attention is None else record.attention.shape[2]
+    width = NO_ROW if record.attention is None else record.attention.shape[-1]
     return codec.decode(read, {"dataset_index": record.index, "attention_columns": width})
 
 
@@ -107,7 +109,7 @@ def in_floats(record: Record, rng: np.random.Generator) -> Record:
         shape = record.vision_top_embeddings.shape  # type: ignore[union-attr]
         every = changes.get("vision_embeddings")
         changes["vision_top_embeddings"] = (
-            rng.random(shape, np.float32) if every is None else every[record.vision_top_index]
+            rng.random(shape, np.float32) if every is None else every[0][record.vision_top_index]
         )
     if isinstance(record.logits, HiddenStates):
         changes["logits"] = HiddenStates(states=rng.random(record.logits.states.shape, np.float32))
@@ -128,7 +130,7 @@ def test_floats_come_back_as_their_codecs_give_them(
     assert_rounded(found.attention, record.attention, codecs.attention)
     assert_rounded(found.vision_embeddings, record.vision_embeddings, codecs.vision_all)
     if codecs.vision_top == FROM_ALL and record.has_image:
-        rows = as_float32(found.vision_embeddings)[record.vision_top_index]  # type: ignore[arg-type]
+        rows = as_float32(found.vision_embeddings)[0][record.vision_top_index]  # type: ignore[arg-type]
         assert (as_float32(found.vision_top_embeddings) == rows).all()  # type: ignore[arg-type]
     else:
         assert_rounded(found.vision_top_embeddings, record.vision_top_embeddings, codecs.vision_top)
@@ -184,7 +186,7 @@ def test_from_all_stores_no_embedding_twice(compact: Manifest, make_record: Make
         [found] = through_rows(codec, [variant])
         top, every = found.vision_top_embeddings, found.vision_embeddings
         assert isinstance(top, EncodedArray) and isinstance(every, EncodedArray) and record.vision_top_index is not None
-        assert (top.decode() == every.decode()[record.vision_top_index]).all()
+        assert (top.decode() == every.decode()[0][record.vision_top_index]).all()
 
 
 def test_from_all_refuses_embeddings_that_reading_would_change(compact: Manifest, make_record: MakeRecord) -> None:
@@ -211,7 +213,7 @@ def test_an_image_that_the_shard_has_adds_no_rows(compact: Manifest, make_record
     groups = {name: column.group for name, column in columns_by_name(codec).items()}
     first, again = (codec.encode(record, with_image=brought) for brought in (True, False))
     assert {groups[name] for name in first.keys() - again.keys()} == set(IMAGE_GROUPS)
-    assert first["image_bytes"].tobytes() == record.image_bytes
+    assert (first["image_bytes"].tobytes(),) == record.image_bytes
 
 
 @pytest.mark.parametrize(("inputs", "present"), [("reference", True), ("embed", False)])

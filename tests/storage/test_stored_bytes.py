@@ -74,20 +74,20 @@ def record(store: Manifest, index: int) -> Record:
         id=f"id {index} ж",
         index=index,
         conversations=[{"from": "human", "value": "?" * index}, {"from": "gpt", "value": "да"}],
-        image=f"{index % 2}.png" if image else None,
-        image_sha256=(hashlib.sha256(IMAGES[index % 2]).hexdigest() if embed else f"{index % 2:064x}")
+        images=(f"{index % 2}.png",) if image else (),
+        image_sha256=(hashlib.sha256(IMAGES[index % 2]).hexdigest() if embed else f"{index % 2:064x}",)
         if image
-        else None,
-        image_bytes=IMAGES[index % 2] if image and embed else None,
+        else (),
+        image_bytes=(IMAGES[index % 2],) if image and embed else (),
         input_ids=np.array(tail, np.int32),
         labels=np.array([-100] * (len(tail) - 2) + tail[-2:], np.int32),
         vision_positions=np.array([1, 2, 3] if image else [], np.int32),
         tqv_query_positions=positions[4:] if image else positions[:0],
         supervised_positions=positions[-2:],
-        attention=fraction((2, 2, columns), 7) if image else None,
+        attention=fraction((1, 2, 2, columns), 7) if image else None,
         vision_top_index=np.array([2, 0], np.uint16) if image else None,
         vision_top_embeddings=fraction((2, 4), 3) if image and store.codecs.vision_top != "from_all" else None,
-        vision_embeddings=fraction((3, 4), 5) if image else None,
+        vision_embeddings=fraction((1, 3, 4), 5) if image else None,
         logits=truncated() if store.codecs.logits.kind == "topk" else sampled(),
     )
 

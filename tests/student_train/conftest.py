@@ -269,8 +269,8 @@ def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tens
         tqv_rows = torch.from_numpy(example.positions.tqv_query_positions.astype(np.int64))[None]
         tqv_cols = torch.from_numpy(example.positions.vision_positions.astype(np.int64))[None]
         scores = teacher.first_layer_attention(embeds, tqv_rows, tqv_cols)[0].mean(0).sum(0)
-        targets["attention"] = teacher.first_layer_attention(embeds, rows, cols)[0].transpose(0, 1)
-        targets["vision_embeddings"] = vision[0]
+        targets["attention"] = teacher.first_layer_attention(embeds, rows, cols).transpose(1, 2)
+        targets["vision_embeddings"] = vision
         targets["vision_top_index"] = scores.argsort(descending=True, stable=True)[:16]
         targets["vision_top_embeddings"] = vision[0][targets["vision_top_index"]]
     return targets
@@ -287,12 +287,12 @@ def _record(
     codecs: Codecs,
     inputs: str,
 ) -> Record:
-    image = sample.get("image")
-    data = (IMAGES / image).read_bytes() if image else None
-    digest = hashlib.sha256(data).hexdigest() if data else None
+    images = (sample["image"],) if "image" in sample else ()
+    files = tuple((IMAGES / image).read_bytes() for image in images)
+    hashes = tuple(hashlib.sha256(file).hexdigest() for file in files)
     turns = [Turn(turn["from"], turn["value"]) for turn in sample["conversations"]]
-    example = builder.build(turns, data)
-    known = (example.input_ids.tobytes(), digest, codecs.attention_pairs)
+    example = builder.build(turns, files)
+    known = (example.input_ids.tobytes(), hashes, codecs.attention_pairs)
     if known not in _FOUND:
         _FOUND[known] = _targets(teacher, example, codecs.attention_pairs)
     found = _FOUND[known]
@@ -307,19 +307,19 @@ def _record(
         if codec != "none" and name in found
     }
     return Record(
-        key=sample_key(sample["conversations"], digest, "v1"),
+        key=sample_key(sample["conversations"], hashes, "v1"),
         id=sample["id"],
         index=index,
         conversations=sample["conversations"],
-        image=image,
-        image_sha256=digest,
+        images=images,
+        image_sha256=hashes,
         input_ids=example.input_ids,
         labels=example.labels,
         vision_positions=example.positions.vision_positions,
         tqv_query_positions=example.positions.tqv_query_positions,
         supervised_positions=example.positions.supervised_positions,
         logits=_stored_logits(found, codecs.logits),
-        image_bytes=data if inputs == "embed" else None,
+        image_bytes=files if inputs == "embed" else (),
         **kept,
     )
 

@@ -43,7 +43,7 @@ Side = dict[str, Tensor]
 def seen_by(model: MobileVLM, builder: ExampleBuilder, sample: Sample, files: Any) -> Side:
     """Everything a loss compares, of one sample, spliced by hand; attention [H, L, L] of the first layer."""
     example = builder.build(sample.turns, files)
-    features = [model.encode_images(torch.from_numpy(image)[None])[0] for image in example.pixels_of_images]
+    features = [model.encode_images(torch.from_numpy(image)[None])[0] for image in example.pixel_values]
     images = iter(features)
     embeds_LD = torch.cat(
         [
@@ -99,8 +99,8 @@ def targets_of(side: Side, pairs: AttentionPairs, k: int, kept: dict[str, str]) 
     top = tqv(side).mean(0).sum(0).argsort(descending=True, stable=True)[:16]
     every = side["vision"].numpy()
     return {
-        "attention": np.stack(blocks) if len(blocks) > 1 else blocks[0],
-        "vision_embeddings": every.reshape(k, P, -1) if k > 1 else every,
+        "attention": np.stack(blocks),
+        "vision_embeddings": every.reshape(k, P, -1),
         "vision_top_index": top.numpy().astype(np.uint16),
         "vision_top_embeddings": None if kept["vision_top"] == "from_all" else every[top],
     }
@@ -119,7 +119,7 @@ def samples() -> list[Sample]:
 def teacher_sides(
     teacher: MobileVLM, student_builder: ExampleBuilder, samples: list[Sample], images_folder: Path
 ) -> list[Side]:
-    return [seen_by(teacher, student_builder, s, read_images(images_folder, s.image)) for s in samples]
+    return [seen_by(teacher, student_builder, s, read_images(images_folder, s.images)) for s in samples]
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def write(
 
     def record(index: int, kept: dict[str, str], pairs: AttentionPairs, inputs: str) -> Record:
         sample, side = samples[index], teacher_sides[index]
-        files = read_images(images_folder, sample.image)
+        files = read_images(images_folder, sample.images)
         example, hashes = student_builder.build(sample.turns, files), image_hashes(files)
         positions = example.positions
         return Record(
@@ -164,9 +164,9 @@ def write(
             id=sample.id,
             index=index,
             conversations=sample.conversations(),
-            image=sample.image,
+            images=sample.images,
             image_sha256=hashes,
-            image_bytes=files if inputs == "embed" else None,
+            image_bytes=files if inputs == "embed" else (),
             input_ids=example.input_ids,
             labels=example.labels,
             vision_positions=positions.vision_positions,
@@ -202,7 +202,7 @@ def test_cached_terms_equal_live_ones(
     dataset = CachedDataset(StoreReader(write(EXACT)), student_builder, images_folder)
     for place in range(len(samples)):
         sample = samples[int(dataset.reader.dataset_index[place])]
-        side = seen_by(student.model, student_builder, sample, read_images(images_folder, sample.image))
+        side = seen_by(student.model, student_builder, sample, read_images(images_folder, sample.images))
         with torch.no_grad():
             expected = expected_terms(teacher_sides[sample.index], side, student.adapters)
             found = terms_of(student, dataset, [place])

@@ -48,8 +48,8 @@ def entries(golden: Path) -> list[Any]:
 @torch.no_grad()
 def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path) -> dict[str, Tensor]:
     """Targets of one sample alone, by the model's own methods."""
-    file = None if record.image is None else (images / str(record.image)).read_bytes()
-    example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], file)
+    files = [(images / image).read_bytes() for image in record.images]
+    example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], files)
     batch = collate_sequences([example])
     vision_1PD = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
     embeds_1LD = model.embed(batch, vision_1PD)
@@ -62,7 +62,7 @@ def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path
         )
         tqv_HQP = model.first_layer_attention(embeds_1LD, rows, cols)[0]
         top = vision_top_index(tqv_HQP)
-        found |= {"attention": tqv_HQP.transpose(0, 1), "vision_embeddings": vision_1PD[0]}
+        found |= {"attention": tqv_HQP.transpose(0, 1)[None], "vision_embeddings": vision_1PD}
         found |= {"vision_top_index": top, "vision_top_embeddings": vision_1PD[0, top]}
     return found
 

@@ -167,7 +167,7 @@ class Sink:
 
 
 def unusable(place: int) -> Unusable:
-    sample = Sample(index=place, id=str(place), image=None, turns=())
+    sample = Sample(index=place, id=str(place), images=(), turns=())
     return Unusable(place=place, sample=sample, reason=SampleError("no"))
 
 

@@ -189,7 +189,7 @@ def test_the_number_of_vision_tokens_follows_from_the_type(
     assert builder.vision_tokens == model.config.vision_tokens == size.vision_tokens == vision_tokens
     assert size.parameters["total"] == sum(tensor.numel() for tensor in read_weights(folder).values())
     sample = load_samples(golden / "v1.json")[0]
-    example = builder.build(sample.turns, read_images(golden_images, sample.image))
+    example = builder.build(sample.turns, read_images(golden_images, sample.images))
     assert len(example.positions.vision_positions) == vision_tokens
     with torch.no_grad():
         batch = collate_sequences([example])

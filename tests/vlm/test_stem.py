@@ -49,7 +49,7 @@ def stem_of(model: MobileVLM, *, lm_head: bool = False) -> TeacherStem:
 def examples_of(golden: Path, images: Path, names: Sequence[str], template: Any = "v1") -> list[Example]:
     builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
     samples = {sample.id: sample for sample in load_samples(golden / f"{template}.json")}
-    return [builder.build(samples[name].turns, read_images(images, samples[name].image)) for name in names]
+    return [builder.build(samples[name].turns, read_images(images, samples[name].images)) for name in names]
 
 
 def blocks_of(examples: Sequence[Example], pairs: AttentionPairs) -> tuple[list[int], Tensor, Tensor]:

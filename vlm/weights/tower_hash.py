@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors
 
-HASHED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What of the tower's configuration decides its features.
 SETTINGS = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
@@ -28,7 +28,7 @@ SETTINGS = (
 
 
 def tower_hashes(
-    tensors: Iterable[tuple[str, Tensor]], config: VLMConfig, dtypes: Iterable[str] = tuple(HASHED_DTYPES)
+    tensors: Iterable[tuple[str, Tensor]], config: VLMConfig, dtypes: Iterable[str] = tuple(TORCH_DTYPES)
 ) -> dict[str, str]:
     """Dtype -> sha256 over the tower's names, shapes and values in that dtype, and the settings of its features.
 
@@ -36,9 +36,9 @@ def tower_hashes(
         tensors: a model's parameters by name, in any order; those outside the tower are passed over. One at a time is
             held in each dtype.
         config: the model's.
-        dtypes: which of `HASHED_DTYPES`.
+        dtypes: which of `TORCH_DTYPES`.
     """
-    wanted = {name: HASHED_DTYPES[name] for name in dtypes}
+    wanted = {name: TORCH_DTYPES[name] for name in dtypes}
     digests: dict[str, dict[str, str]] = {name: {} for name in wanted}
     for key, tensor in tensors:
         if key.startswith(TOWER_PREFIX):

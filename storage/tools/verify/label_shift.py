@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage.read.logprobs import Distribution, answers, entropies
 from alignkd.storage.record.distributions import TruncatedLogits
-from alignkd.storage.record.record import IGNORED_LABEL, Record
+from alignkd.storage.record.record import IGNORE_LABEL, Record
 from alignkd.storage.schema.manifest import Manifest
 
 # with fewer pairs of differing neighbours there is no verdict
@@ -74,7 +74,7 @@ class LabelScores:
 
     def add(self, record: Record, found: Distribution) -> None:
         """Look up one record's labels; `found` is its distribution at supervised positions."""
-        labels = record.labels[1:][record.labels[1:] != IGNORED_LABEL].astype(np.int64)
+        labels = record.labels[1:][record.labels[1:] != IGNORE_LABEL].astype(np.int64)
         if not len(labels):
             return
         places = np.arange(len(labels))
@@ -106,7 +106,9 @@ class LabelScores:
             return LabelVerdict(outcome="not stored")
         if not self.positions:
             return LabelVerdict(outcome="not enough data")
-        leads = {name: _lead(pairs) for name, pairs in self._pairs.items() if pairs}
+        leads = {
+            name: lead([pairs[:, 0] - pairs[:, 1] for pairs in found]) for name, found in self._pairs.items() if found
+        }
         enough = min((sum(map(len, pairs)) for pairs in self._pairs.values()), default=0) >= MIN_PAIRS
         entropy = float(np.concatenate(self._entropy).mean())
         return LabelVerdict(
@@ -137,9 +139,9 @@ class LabelScores:
         if min(leads.values()) > CLEAR:
             return "ok"
         guessing = self.vocab_size**VAGUE
-        for name, lead in leads.items():
+        for name, found in leads.items():
             # without the second condition a teacher that predicts neither may seem to prefer one
-            if lead < -CLEAR and (_perplexity(self._neighbours[name]) or guessing) < guessing:
+            if found < -CLEAR and (_perplexity(self._neighbours[name]) or guessing) < guessing:
                 return "shifted"
         return "no opinion" if entropy > VAGUE * np.log(self.vocab_size) else "implausible"
 
@@ -157,13 +159,15 @@ def _blame(verdict: LabelVerdict) -> str:
     )
 
 
-def _lead(records: Sequence[NDArray[np.float64]]) -> float:
-    """Mean of own minus neighbour's, in standard errors.
+def lead(differences: Sequence[NDArray[np.float64]]) -> float:
+    """Mean of the differences of all records, in standard errors; 0 without any.
 
     The standard error is that of independent pairs or that of independent records, whichever is larger, because tokens
     repeat within a record. The spread is at least one nat, so that few equal values do not count as certainty.
+
+    Args:
+        differences: of each record, the label's log-probability minus that of a neighbour's label, in nats.
     """
-    differences = [pairs[:, 0] - pairs[:, 1] for pairs in records]
     all_pairs = np.concatenate(differences)
     if not len(all_pairs):
         return 0.0

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.world.dataset import write_dataset
-from alignkd.pipeline.plan.host import offloaded_of
-from alignkd.pipeline.plan.plan import PlanOptions, make_plan
+from alignkd.pipeline.plan.make import make_plan
+from alignkd.pipeline.plan.memory.host import offloaded_of
+from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.vlm.model.config import load_config, parse_config
 from alignkd.vlm.weights.checkpoint import load_model, new_model, save_model
 
@@ -150,7 +151,7 @@ def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """
     from process_memory import Peak, family_bytes
 
-    from alignkd.pipeline.plan.host import PROCESS_BYTES
+    from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
     from alignkd.student_train.trainer import train
     from alignkd.teacher_dump.dump import dump
 

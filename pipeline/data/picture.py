@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from alignkd.pipeline.console.picture_file import DATA_STATS, save_picture
 from alignkd.pipeline.data.figures import DataStats
 from alignkd.pipeline.data.histogram import shown_length
-from alignkd.pipeline.picture_file import DATA_STATS, save_picture
 
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito: colour-blind people tell them apart
 NUM_BINS = 80

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.ask import dtype_on
+from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.hardware.devices import usable_device

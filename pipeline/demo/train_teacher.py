@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignkd.pipeline.console import clean_errors
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.outputs import claim_folder
 from alignkd.pipeline.demo.models import TEACHER, write_configs
 from alignkd.pipeline.demo.world.questions import (
     SCENE_QUESTION_TYPES,
@@ -29,7 +30,6 @@ from alignkd.pipeline.demo.world.questions import (
     conversation,
 )
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
-from alignkd.pipeline.outputs import claim_folder
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.position_map import position_map

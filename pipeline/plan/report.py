@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from alignkd.pipeline.console import format_bytes
-from alignkd.pipeline.plan.devices import STUDENT_SHARE, TEACHER_SHARE
-from alignkd.pipeline.plan.host import BESIDE_TRAINING
-from alignkd.pipeline.plan.memory import BESIDE_TORCH, Memory
-from alignkd.pipeline.plan.plan import Plan
-from alignkd.pipeline.runs.dump_status import duration
+from alignkd.pipeline.console.printing import format_bytes, format_duration
+from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
+from alignkd.pipeline.plan.result import Plan
+from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -118,13 +116,15 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
         f"pass, {STUDENT_SHARE:.0%} for training"
     )
     for device, phases in plan.hours.items():
-        yield f"  {device:<10} " + "  ".join(f"{phase} {duration(3600 * hours):>9}" for phase, hours in phases.items())
+        yield f"  {device:<10} " + "  ".join(
+            f"{phase} {format_duration(3600 * hours):>9}" for phase, hours in phases.items()
+        )
     if plan.probe is not None:
         probe = plan.probe
         seconds = plan.data.num_samples / max(probe.samples_per_second, 1e-9)
         yield (
             f"  measured on {probe.device}: {probe.samples_per_second:.2f} samples/s over {probe.samples} samples: "
-            f"dump {duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
+            f"dump {format_duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
             + ("" if probe.device_memory_bytes is None else f"; {format_bytes(probe.device_memory_bytes)} allocated")
         )
 

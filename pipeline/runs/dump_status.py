@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignkd.pipeline.console import format_bytes
+from alignkd.pipeline.console.printing import format_bytes, format_duration
 from alignkd.storage.files.source import as_location
 from alignkd.storage.read.listing import ShardInfo, list_shards
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
@@ -85,7 +85,7 @@ def _samples_done(committed: list[ShardInfo], running: list[WorkerStatus]) -> in
 def status_lines(status: DumpStatus) -> Iterator[str]:
     """For a terminal: all together, then a line per worker."""
     share = status.samples_done / status.samples
-    left = f", {duration(status.seconds_left)} left" if status.state == "running" and status.seconds_left else ""
+    left = f", {format_duration(status.seconds_left)} left" if status.state == "running" and status.seconds_left else ""
     rate = f", {status.rate:.2f} samples/s{left}" if status.state == "running" else ""
     yield f"{status.store}: {status.state}, {share:.1%}{rate}"
     yield (
@@ -122,14 +122,6 @@ def _cells(worker: WorkerStatus) -> list[str]:
         format_bytes(worker.num_bytes),
         str(worker.halved),
         f"{max(0.0, time.time() - worker.heartbeat):.0f} s ago",
-        "-" if left is None else duration(left),
+        "-" if left is None else format_duration(left),
         worker.message[:80],
     ]
-
-
-def duration(seconds: float) -> str:
-    """`seconds` as people say it: 42 s, 12 min, 3.4 h, 5.2 days."""
-    for unit, size, least in (("days", 86400.0, 2.0), ("h", 3600.0, 1.0), ("min", 60.0, 2.0)):
-        if seconds >= least * size:
-            return f"{seconds / size:.0f} min" if unit == "min" else f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

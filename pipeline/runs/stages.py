@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from alignkd.pipeline.config.recipes import Stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.stem import takes_from_stem, tower_match
+from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.distributed.launcher import meeting_point
 from alignkd.student_train.output import read_configuration, read_finished, student_folder

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alignkd.pipeline.console import clean_errors, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, progress_bar
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.console import clean_errors, json_option, print_json
-from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import STORE, find_record, record_options
 
 WRITTEN_BY, COMMAND = "written_by", "alignkd shards export"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from alignkd.pipeline.console import fail
+from alignkd.pipeline.console.errors import fail
 
 if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader

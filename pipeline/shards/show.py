@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alignkd.pipeline.console import clean_errors, fail, json_option, print_json
-from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
-from alignkd.pipeline.picture_file import SHARDS_SHOW, is_drawn_by
+from alignkd.pipeline.console.errors import clean_errors, fail
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.picture_file import SHARDS_SHOW, is_drawn_by
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import STORE, find_record, record_options
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from alignkd.pipeline.ask import Question, Reply, TextStream, ask
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.pipeline.models.ask import Question, Reply, TextStream, ask
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.templates import Turn

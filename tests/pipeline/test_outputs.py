@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.outputs import claim_file, claim_folder, never
+from alignkd.pipeline.console.outputs import claim_file, claim_folder, never
 from alignkd.vlm.errors import InputError
 
 WriteConfig = Callable[..., Path]

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.commands.configs import recipe_text, recipes
 from alignkd.pipeline.config.recipes import load_stage, load_stages
+from alignkd.pipeline.configs.catalogue import recipe_text, recipe_titles
 from alignkd.pipeline.runs import stages as run_stages
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.vlm.errors import InputError
@@ -199,7 +199,7 @@ def test_a_launcher_starts_the_module(name: str, flags: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3090"])
 def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
-    assert name in recipes()
+    assert name in recipe_titles()
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe_text(name))
     pretrain, finetune = (stage.config for stage in load_stages(path, "run"))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from alignkd.pipeline.picture_file import SHARDS_SHOW, save_picture
+from alignkd.pipeline.console.picture_file import SHARDS_SHOW, save_picture
 from alignkd.pipeline.shards.view.attention_map import attention_map, is_padded, map_extent
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.record.images import every_one

@@ -56,10 +56,12 @@ def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **setting
 
     Example: alignkd ask mtgv/MobileVLM_V2-1.7B --image photo.jpg "What is on the table?"
     """
+    from alignkd.pipeline.config.checkpoint_config import vision_config_of
     from alignkd.pipeline.models.ask import Question
     from alignkd.pipeline.models.ask import ask as answer
 
     image = images if len(images) > 1 else images[0] if images else None
+    settings["vision_config"] = settings["vision_config"] or vision_config_of(settings["checkpoint"])
     asked = Question(text=question, image=image, **settings)
     if as_json:
         print_json({"question": asdict(asked), **asdict(answer(asked, on_notice=say))})

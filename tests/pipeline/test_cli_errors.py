@@ -105,4 +105,4 @@ def test_no_store_and_ambiguous_records(
     message = one_line_error(alignkd_here("shards", "show", tmp_path / "store", "--id", "same"))
     assert "4 records with --id same; choose one with --index" in message
     usage = alignkd_here("shards", "export", tmp_path / "store", "--out", tmp_path / "x.safetensors")
-    assert usage.returncode == 2 and "say which record" in usage.stderr
+    assert usage.returncode == 2 and "name one record by --id" in usage.stderr

@@ -48,7 +48,7 @@ def test_missing_sections_and_files(
     assert "student: section is missing, alignkd train needs it" in one_line_error(alignkd("train", config))
     assert "none.yaml: cannot be read" in one_line_error(alignkd_here("dump", tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("- 1\n")
-    assert "holds a list" in one_line_error(alignkd_here("dump", tmp_path / "list.yaml"))
+    assert "contains a list" in one_line_error(alignkd_here("dump", tmp_path / "list.yaml"))
     (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
     assert "broken YAML at line 2, column 2" in one_line_error(alignkd_here("dump", tmp_path / "broken.yaml"))
 

@@ -162,9 +162,9 @@ def test_every_problem_of_a_file_stands_in_one_line(tmp_path: Path, monkeypatch:
     [
         (b"train: {steps: 1}\ntrain: {steps: 2}", "run.yaml: train is given twice"),
         (b"\xff\xfea\x00", "run.yaml: not UTF-8 (invalid start byte at byte 0); save it as UTF-8"),
-        (b"", "run.yaml: holds nothing, expected sections data"),
-        (b"# all of it\n", "run.yaml: holds nothing"),
-        (b"3", "run.yaml: holds the number 3"),
+        (b"", "run.yaml: contains nothing, expected sections data"),
+        (b"# all of it\n", "run.yaml: contains nothing"),
+        (b"3", "run.yaml: contains the number 3"),
         (b" " * (2 << 20), "run.yaml: more than 1 MiB, too large for a configuration; check the path"),
     ],
 )

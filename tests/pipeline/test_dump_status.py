@@ -76,7 +76,7 @@ def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(
     after = status(store, "--json")
     assert after["state"] == "stopped" and after["workers"][0]["state"] == "stopped" and after["seconds_left"] is None
     assert 0 < after["shards_done"] < 300 and after["samples_done"] == 4 * after["shards_done"]
-    assert "nobody is at work; run the same `alignkd dump` again to resume" in status(store)
+    assert "no worker runs; run the same `alignkd dump` again to resume" in status(store)
 
 
 def test_a_complete_store_has_no_workers_and_a_killed_one_is_dead(write_config: WriteConfig, tmp_path: Path) -> None:

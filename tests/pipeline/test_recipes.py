@@ -224,6 +224,6 @@ def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_pat
     assert alignkd_here("configs", "short", "--out", copy).returncode == 0
     assert copy.read_text() == recipe_text("short")
     again = alignkd_here("configs", "short", "--out", copy)
-    assert again.returncode == 1 and "exists already" in again.stderr
+    assert again.returncode == 1 and "already exists" in again.stderr
     unknown = alignkd_here("configs", "shirt")
     assert unknown.returncode == 1 and "choose one of long, long-rtx3090, short" in unknown.stderr

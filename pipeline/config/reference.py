@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
+from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.vlm.settings import MAX_COUNT, MAX_NUMBER, OneOf
@@ -115,7 +116,7 @@ def _default(field: FieldInfo) -> str:
 def main() -> None:
     """Rewrite the tables of the page."""
     page = Path(sys.argv[1])
-    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    write_whole(page, with_tables(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, 
 
 @torch.no_grad()
 def start_with_sinusoids(tower: VisionTower) -> None:
-    """Initialise position embeddings with 2-D sinusoids: otherwise patches learn their neighbours only after an hour."""
+    """Initialise position embeddings with 2-D sinusoids, so that patches know their neighbours from the start."""
     embeddings = tower.vision_tower.vision_model.embeddings
     grid, quarter = embeddings.image_size // embeddings.patch_size, embeddings.embed_dim // 4
     frequency_F = (math.pi / 2) * 0.5 ** torch.linspace(0, 4, quarter)

@@ -12,7 +12,7 @@ from alignkd.student_train.output import student_folder
 
 
 def output_problems(stages: Mapping[str | None, RunConfig]) -> list[str]:
-    """One line for each `train.output` that equals, contains or lies in a folder with another purpose.
+    """One line for each `train.output` that is, contains or lies in a folder with another purpose.
 
     An output inside the image folder is allowed: images are found by the names in the data, so such a run neither
     reads nor writes any of them.
@@ -57,7 +57,7 @@ def _relation(output: Path, place: Path) -> str | None:
     ours, theirs = output.resolve(), place.resolve()
     if ours == theirs:
         return "is"
-    return "holds" if theirs.is_relative_to(ours) else "lies in" if ours.is_relative_to(theirs) else None
+    return "contains" if theirs.is_relative_to(ours) else "lies in" if ours.is_relative_to(theirs) else None
 
 
 def _shared_outputs(stages: Mapping[str | None, RunConfig]) -> Iterator[str]:

@@ -157,7 +157,7 @@ def prepare(
 
 
 def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int]) -> None:
-    """Write a checkpoint with random weights and the shape of an official or a small model, of `depth` layers if given."""
+    """Write a checkpoint with random weights and the shape of an official or a small model."""
     raw = official_config(MEMBERS[0] if name == "small" else name)
     if name == "small":
         heads = small["hidden_size"] // HEAD_SIZE

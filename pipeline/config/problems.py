@@ -15,8 +15,8 @@ _WRONG_TYPE = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
-    "model_type": "a section with keys of its own",
-    "dict_type": "a section with keys of its own",
+    "model_type": "a section with keys",
+    "dict_type": "a section with keys",
 }
 # Number of a section's keys that a message lists.
 SHOWN_KEYS = 12

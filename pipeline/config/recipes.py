@@ -55,7 +55,7 @@ def load_stages(path: Path, command: Command, *, only: str | None = None) -> lis
     """
     values = read_yaml(path)
     if STAGES not in values and only is not None:
-        raise InputError(f"{path}: has no stages, asked for {only!r}; leave --stage out")
+        raise InputError(f"{path}: has no stages, but --stage is {only!r}; leave --stage out")
     named = _handed_over(_by_name(path, values)) if STAGES in values else {None: values}
     if only is not None and only not in named:
         raise InputError(f"{path}: no stage {only!r}; its stages are {', '.join(map(str, named))}")

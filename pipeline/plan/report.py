@@ -1,4 +1,4 @@
-"""A plan as text: what is arithmetic, what was measured, what was assumed, and what to change."""
+"""A plan as text: computed, measured and assumed figures, and what to change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """Everything, part by part."""
+    """All lines of a plan, part by part."""
     if plan.name is not None:
         yield f"stage {plan.name}"
     yield from _data_lines(plan)
@@ -75,15 +75,15 @@ def _stem_lines(plan: Plan) -> Iterator[str]:
 
 def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:
     yield (
-        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic); with "
-        f"{format_bytes(BESIDE_TORCH)} beside torch on {format_bytes(device)}: {_fits(memory.fits(device))}"
+        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic); plus "
+        f"{format_bytes(BESIDE_TORCH)} outside torch on {format_bytes(device)}: {_fits(memory.fits(device))}"
     )
     yield from _part_lines(memory.parts)
 
 
 def _host_lines(memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
     yield (
-        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; of CUDA's share assumed); with "
+        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; CUDA's share is assumed); plus "
         f"{format_bytes(BESIDE_TRAINING)} for the system on {format_bytes(host)}: {_fits(fits)}"
     )
     yield from _part_lines(memory.host_parts)

@@ -1,4 +1,4 @@
-"""A plan: the options it was asked with, its figures, and its JSON."""
+"""A plan: its options, its figures, and its JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

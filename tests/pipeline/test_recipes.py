@@ -116,7 +116,7 @@ def test_a_stage_is_chosen_by_name(write_recipe: WriteRecipe, write_config: Call
         load_stage(recipe, "dump", None)
     with pytest.raises(InputError, match="no stage 'third'; its stages are first, second"):
         load_stage(recipe, "dump", "third")
-    with pytest.raises(InputError, match="has no stages, asked for 'first'; leave --stage out"):
+    with pytest.raises(InputError, match="has no stages, but --stage is 'first'; leave --stage out"):
         load_stage(single, "dump", "first")
     assert [stage.name for stage in load_stages(single, "run")] == [None]
 

@@ -1,22 +1,22 @@
-"""What the teacher pass costs, against the bare forward passes of the same batches and against the naive way.
+"""Cost of the teacher pass, against the bare forward passes of the same batches and against a naive script.
 
     python benchmarks/dump.py [--samples 16] [--hidden 1536] [--layers 10] [--entropy 2] [--device cpu] [--markdown]
 
-* bare: tower, projector and decoder on the batches of the dump, made ready beforehand, and logits at supervised
-  positions where the profile needs them (`compact`; `exact` stores hidden states); nothing is kept.
+* bare: tower, projector and decoder on the prepared batches of the dump, and logits at supervised positions if the
+  profile needs them (`compact`; `exact` stores hidden states); nothing is kept.
 * dump: `alignkd dump`'s own function into a fresh store: reading, decoding, tokenising, forward, targets, encoding,
-  checksums, fsync, reading back, commit. Loading the teacher and hashing its weights are not in it.
-* naive: what a first script does: samples in the order of the file, `output_attentions=True`, logits of every
-  position, one `np.save` per target and sample, all in turn.
+  checksums, fsync, reading back, commit. Loading the teacher and hashing its weights are not included.
+* naive: a simple script: samples in the order of the file, `output_attentions=True`, logits of every
+  position, one `np.save` per target and sample, one after the other.
 
-What `compact` stores depends on how sure the teacher is. `--entropy` scales the random `lm_head` until the next token's
-mean entropy at supervised positions is that many nats: 1 to 3 is a trained teacher's; 10, where every position has as
-many entries as it may, the worst case. Given several times, each is measured.
+The size of a `compact` store depends on the teacher's entropy. `--entropy` scales the random `lm_head` until the mean
+entropy of the next token at supervised positions is that many nats: a trained teacher has 1 to 3; with 10, the worst
+case, every position has the largest number of entries. The option can be repeated.
 
 Rounds alternate bare and dump, and ratios compare two figures of the same round. On a CPU the dump's threads compete
-with the forward pass for the same cores, so everything beside the forward costs; `--threads` sets torch's threads in
-all cases. Peak memory is that of a process of its own per case, less what it held once the teacher was loaded,
-and of the random head, with which every position has as many entries as it may.
+with the forward pass for the same cores, so all other work takes time; `--threads` sets torch's threads in all cases.
+Peak memory is measured in one process per case, minus its memory after loading the teacher, and with the random head,
+which gives every position the largest number of entries.
 """
 
 import gc
@@ -54,13 +54,13 @@ from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.weights.checkpoint import load_example_builder
 
 CASES = ("bare", "dump", "naive")
-# positions at most that `--entropy` is the mean of
+# largest number of positions for the mean of `--entropy`
 SCALED_BY = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run of a case: wall and processor seconds, samples."""
+    """One run of a case: wall seconds, processor seconds, number of samples."""
 
     seconds: float
     cpu_seconds: float
@@ -86,7 +86,7 @@ class Measured:
 @click.option("--memory-of", type=click.Choice(CASES), hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(**options: Any) -> None:
-    """Samples per second of the dump as a share of the bare forward's, and both against the naive way."""
+    """Measure the dump as a share of the bare forward passes, and both against the naive script."""
     torch.set_num_threads(options["threads"])
     if options["memory_of"] is not None:
         print(json.dumps(memory_of(options)))
@@ -128,13 +128,13 @@ def report(options: dict[str, Any]) -> None:
 
 
 def _settings(options: dict[str, Any]) -> list[tuple[str, float]]:
-    """Profiles and entropies; hidden states, which `exact` stores, are the same whatever comes of them."""
+    """Profiles and entropies; `exact` stores hidden states, which do not depend on the entropy."""
     profiles, entropies = options["profile"] or ("exact", "compact"), options["entropy"]
     return [(name, nats) for name in profiles for nats in (entropies if name == "compact" else entropies[:1])]
 
 
 class Bench:
-    """A teacher, its samples made ready, and the three ways to run it."""
+    """A teacher, its prepared samples, and the three ways to run it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.folder, self.profile = options, options["folder"], "exact"
@@ -148,7 +148,7 @@ class Bench:
 
     @torch.no_grad()
     def set(self, profile: str, nats: float) -> str:
-        """What the next runs store, of a teacher of this mean entropy; gives the entropy in words."""
+        """Choose the profile and the teacher's mean entropy of the next runs; return the entropy as text."""
         self.profile, model = profile, self.model
         batch = self.batches[0].to(self.options["device"])
         assert batch.pixel_values_ICHW is not None
@@ -158,7 +158,7 @@ class Bench:
         return f"{profile}: next token of {found_N.mean():.2f} nats ({spread} at {len(found_N)} supervised positions)"
 
     def job(self) -> DumpJob:
-        """As `alignkd dump` would be given it."""
+        """The job as `alignkd dump` would run it."""
         options = self.options
         return DumpJob(
             conversations=self.folder / "data.json",
@@ -188,7 +188,7 @@ class Bench:
         return measured(len(self.prepared))
 
     def _forward(self, batch: SequenceBatch) -> None:
-        """`MobileVLM.forward`, without logits where the profile stores hidden states and needs none."""
+        """`MobileVLM.forward`, without logits if the profile stores hidden states."""
         assert batch.pixel_values_ICHW is not None
         if self.profile == "exact":
             self.model.hidden_states(self.model.embed(batch, self.model.encode_images(batch.pixel_values_ICHW)))
@@ -205,12 +205,12 @@ class Bench:
         return control.measured(result.num_records)
 
     def naive(self) -> Measured:
-        """Everything at once, in turn."""
+        """All targets of one sample after the other."""
         out = self.folder / "naive"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         decoder = self.model.model
-        decoder.set_attn_implementation("eager")  # the only one that gives attention
+        decoder.set_attn_implementation("eager")  # the only implementation that returns attention
         size = max(1, self.options["token_budget"] // max(sample.length for sample in self.prepared))
         try:
             with measuring(self.options["device"]) as measured, torch.no_grad():
@@ -253,7 +253,7 @@ class Bench:
 
 
 class _Timed(DumpControl):
-    """Measures what is between opening the store and its last commit."""
+    """Measures the time between opening the store and its last commit."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class _Timed(DumpControl):
 
 @contextmanager
 def measuring(device: str) -> Iterator[Callable[[int], Measured]]:
-    """Seconds of a block; gives what makes a `Measured` of the number of samples afterwards."""
+    """Time a block; gives a function that afterwards makes a `Measured` from the number of samples."""
     _synchronize(device)
     started, cpu = time.perf_counter(), time.process_time()
     ended: list[float] = []
@@ -283,22 +283,24 @@ def _synchronize(device: str) -> None:
 
 
 def memory_of(options: dict[str, Any]) -> float:
-    """Run one case in this process; MiB that it took beyond the loaded teacher and the prepared samples."""
+    """Run one case in this process; return the MiB that it took in addition to the teacher and the prepared samples."""
     bench = Bench(options)
-    bench.profile = options["profile"][0]  # of the random head: a forward pass to scale it would leave memory behind
+    bench.profile = options["profile"][
+        0
+    ]  # with the random head: a forward pass to scale it would leave memory allocated
     cuda = options["device"].startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: resets the peak
     held = torch.cuda.memory_allocated() / 2**20 if cuda else _peak_host_memory()
     getattr(bench, options["memory_of"])()
     return (torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_host_memory()) - held
 
 
 def peak_memory(options: dict[str, Any], case: str, profile: str) -> float:
-    """`memory_of` a case, in a process of its own."""
+    """`memory_of` a case, in a separate process."""
     given = [f"--{name.replace('_', '-')}={options[name]}" for name in _PASSED_ON]
     command = [sys.executable, __file__, *given, f"--profile={profile}", f"--memory-of={case.partition(',')[0]}"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
@@ -312,7 +314,7 @@ _PASSED_ON = (
 
 
 def _peak_host_memory() -> float:
-    """MiB of anonymous and mapped memory, at most, since the peak was last cleared."""
+    """Peak MiB of anonymous and mapped memory since the peak was last cleared."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 

@@ -1,7 +1,7 @@
-"""What the teacher pass is measured on: a random teacher, and handwritten digits with answers of differing length.
+"""Inputs for measuring the teacher pass: a random teacher, and handwritten digits with answers of different lengths.
 
-A random teacher's next token is nearly uniform, about 10 nats, which makes every nucleus as wide as it may be. A
-trained one has 1 to 3: `scale_head` gives the random one as many.
+A random teacher's next token is nearly uniform, about 10 nats, so every nucleus has its largest size. A trained one has
+1 to 3 nats: `scale_head` gives the random teacher this entropy.
 """
 
 import json
@@ -41,12 +41,12 @@ PHRASES = (
     "One could take it for something else at first, and at a second look one would not.",
     "The pen was pressed harder where the line begins and let go where it ends.",
 )
-# of the scale that is looked for, and how often their ratio is halved
+# bounds of the scale, and the number of bisections of their ratio
 SMALLEST, LARGEST, HALVINGS = 1e-3, 1e4, 40
 
 
 def write_inputs(folder: Path, options: Mapping[str, Any]) -> None:
-    """A random teacher and handwritten digits with answers of differing length, every image another."""
+    """Write a random teacher, and handwritten digits with answers of different lengths; all images differ."""
     hidden = options["hidden"]
     shape = {
         "hidden_size": hidden,
@@ -84,7 +84,7 @@ def scale_head(model: MobileVLM, hidden_ND: Tensor, nats: float) -> Tensor:
     """Scale `lm_head` so that the next token's mean entropy at these hidden states is `nats`.
 
     Returns:
-        The entropy at each of them, [N].
+        The entropy at each state, [N].
     """
     logits_NV = model.lm_head(hidden_ND).float()
     low, high = SMALLEST, LARGEST

@@ -1,10 +1,10 @@
-"""Where the processor time of a teacher pass goes: milliseconds per sample, part by part.
+"""Processor time of a teacher pass: milliseconds per sample, part by part.
 
     python benchmarks/dump_parts.py [--hidden 1024] [--layers 8] [--samples 16] [--entropy 2] [--profile compact]
 
-Functions of the package are wrapped with a clock of their thread, and torch has one thread, so a part is what it
-computes, waiting left out. A part within another is not counted twice. What no part is of: threads, queues, opening
-the shard.
+Functions of the package are wrapped with a clock of their thread, and torch has one thread, so a part is its
+computation without waiting. A part inside another one is not counted twice. Threads, queues and opening the shard are
+in no part.
 """
 
 import functools
@@ -32,7 +32,7 @@ from alignkd.vlm.model import attention
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
-# where a function is looked up, its name, what it does beside the parts within it
+# module of the function, its name, what it does in addition to the parts inside it
 PARTS = (
     (MobileVLM, "encode_images", "tower and projector"),
     (MobileVLM, "hidden_states", "decoder"),
@@ -56,14 +56,14 @@ PARTS = (
 
 
 class Clock:
-    """Processor seconds by part, less those of the parts within."""
+    """Processor seconds by part, minus those of the parts inside."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._within = threading.local()
 
     def watch(self, owner: Any, name: str, part: str) -> None:
-        """Replace a function by one that is timed."""
+        """Replace a function by a timed one."""
         function = getattr(owner, name)
 
         @functools.wraps(function)
@@ -93,7 +93,7 @@ class Clock:
 @click.option("--backend", type=click.Choice(layout_names()), default="zarr", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 def main(**options: Any) -> None:
-    """A table of parts, the forward pass first."""
+    """Print a table of parts, the forward pass first."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         options |= {"folder": Path(folder), "device": "cpu", "dtype": "float32"}

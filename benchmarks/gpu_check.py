@@ -1,12 +1,12 @@
-"""Whether the project computes on this machine's GPU what it computes on a CPU; correctness first, one step at a time.
+"""Checks that this machine's GPU computes the same as a CPU, one step at a time.
 
     python benchmarks/gpu_check.py [--device cuda] [--seconds 540] [--out DIR] [--steps 0-4]
     python benchmarks/gpu_check.py --tiny --device cpu
 
-One JSON line per step on stdout, as soon as it is known: `name`, `ok`, `seconds`, `figures`, and `problem` where there
-is one. Each step is a process of its own with a time limit of its own, so that one that hangs or is killed costs the
-others nothing; what it wrote is in DIR/NAME.log. A step that no longer fits `--seconds` is skipped: `ok` is null. The
-exit code is 1 when a step failed. Golden models and samples are those of `tests/golden`; nothing is downloaded.
+After each step, one JSON line is printed on stdout: `name`, `ok`, `seconds`, `figures`, and `problem` if there is one.
+Each step runs in its own process with its own time limit, so a step that hangs or is killed does not affect the others;
+its output is in DIR/NAME.log. A step that does not fit into `--seconds` is skipped: `ok` is null. The exit code is 1 if
+a step failed. The models and samples are those of `tests/golden`; nothing is downloaded.
 """
 
 import argparse
@@ -43,7 +43,7 @@ STEPS = (
 
 
 def main() -> None:
-    """Every step asked for."""
+    """Run the chosen steps."""
     options = parse()
     deadline = time.monotonic() + options.seconds
     options.out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="less of everything: to try the steps themselves")
@@ -83,7 +83,7 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(text: str) -> tuple[Step, ...]:
-    """Steps by number."""
+    """Parse numbers of steps."""
     numbers: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -94,7 +94,7 @@ def chosen(text: str) -> tuple[Step, ...]:
 
 
 def run(step: Step, options: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """The line of a step that ran in a process of its own, whatever became of it."""
+    """Run a step in its own process; return its line, also after a crash or a timeout."""
     result, log = options.out / f"{step.name}.json", options.out / f"{step.name}.log"
     result.unlink(missing_ok=True)
     given = {"device": options.device, "tiny": options.tiny, "out": str(options.out), "result": str(result)}
@@ -121,7 +121,7 @@ def run(step: Step, options: argparse.Namespace, limit: float) -> dict[str, Any]
 
 
 def paths() -> dict[str, str]:
-    """The project's own modules before installed ones."""
+    """Environment in which the project's own modules precede installed ones."""
     before = os.environ.get("PYTHONPATH")
     return {
         "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent / "src"), *([before] if before else [])])
@@ -129,7 +129,7 @@ def paths() -> dict[str, str]:
 
 
 def last_line(log: Path) -> str:
-    """Of what a step wrote."""
+    """The last line of a step's output."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f"{log}: {lines[-1][:300]}" if lines else f"{log} is empty"
 

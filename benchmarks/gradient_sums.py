@@ -1,8 +1,8 @@
-"""How far the sum of many gradients by the real engine is off, against a float64 sum of the same gradients.
+"""Error of the engine's sum of many gradients, against a float64 sum of the same gradients.
 
     python benchmarks/gradient_sums.py
 
-The gradients themselves are bfloat16; what differs is the dtype that they are added up in (`train.float32_gradients`).
+The gradients themselves are bfloat16; only the dtype of the sum differs (`train.float32_gradients`).
 """
 
 import os
@@ -23,7 +23,7 @@ WIDTH, ROWS = 256, 4
 
 
 class TwoLayers(nn.Module):
-    """Large enough for a gradient with many different magnitudes."""
+    """A model large enough for a gradient with many different magnitudes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TwoLayers(nn.Module):
 
 
 def relative_error(micro_batches: int, *, float32_gradients: bool, offload: bool) -> float:
-    """Norm of the difference between the engine's sum and a float64 sum, over the norm of the latter."""
+    """Norm of the difference between the engine's sum and a float64 sum, divided by the norm of the latter."""
     torch.manual_seed(0)
     module = TwoLayers()
     config = TrainConfig(
@@ -63,7 +63,7 @@ def relative_error(micro_batches: int, *, float32_gradients: bool, offload: bool
 
 
 def main() -> None:
-    """A row per number of micro-batches."""
+    """Print a row per number of micro-batches."""
     print("| micro-batches | float32, device | float32, offloaded | bfloat16, device | bfloat16, offloaded |")
     print("|--:|--:|--:|--:|--:|")
     for count in (1, 4, 16, 64):

@@ -1,4 +1,4 @@
-"""From worker processes to the training process: the same records, read the same way, handed over in several ways."""
+"""Hand-off from worker processes to the training process: the same records, handed over in several ways."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from alignkd.student_train.data.handoff.block import PackedBatch, unpack
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED, FromWorkers
 
 BATCH = 8
-FEWEST = 16  # batches, whatever the size: fewer say little
+FEWEST = 16  # least number of batches: fewer give no reliable figure
 WORKERS = (1, 2)
 Sample = dict[str, Tensor]
 STOCK, JOINED, BLOCK, OURS = (
@@ -27,7 +27,7 @@ STOCK, JOINED, BLOCK, OURS = (
 
 
 def handoff_cases(raw: RawFile, megabytes: int) -> list[Case]:
-    """Each way with one and two workers; every byte is copied out as a transfer to a device would do."""
+    """Each way with one and two workers; every byte is copied, as a transfer to a device would do."""
     rows = np.random.default_rng(2).permutation(len(raw))
     wanted = max(FEWEST, megabytes * 1_000_000 // int(raw.starts[-1] / len(raw) * BATCH))
 
@@ -63,7 +63,7 @@ def handoff_cases(raw: RawFile, megabytes: int) -> list[Case]:
 
 
 class _Made(Dataset[Any]):
-    """What a function makes of a number."""
+    """Calls a function with a number."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
@@ -90,7 +90,7 @@ def _pack(samples: list[Sample]) -> tuple[Tensor, int]:
 def _timed(
     batches: Callable[[range, int], Iterable[list[Sample]]], wanted: int, workers: int
 ) -> Callable[[], tuple[int, float]]:
-    """Time `wanted` batches after those that fill all queues and slots for the first time."""
+    """Time `wanted` batches, after those that fill all queues and slots for the first time."""
     warm = 2 * (PREFETCHED * workers + IN_USE)
 
     def run() -> tuple[int, float]:

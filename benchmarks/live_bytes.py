@@ -1,4 +1,4 @@
-"""What torch allocates on a host, which has no allocator to ask."""
+"""Counts the memory that torch allocates on a host, where the allocator reports no figures."""
 
 import weakref
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages made under it that are alive, and the most of them at a time."""
+    """Dispatch mode that counts the bytes of all living storages made inside it, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
-            self._note(value, counted=False)  # made before
+            self._note(value, counted=False)  # storages made before
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             self._note(value, counted=True)

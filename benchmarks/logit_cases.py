@@ -1,4 +1,4 @@
-"""The gradient that a student gets from the teacher's distribution as a store keeps it, beside the exact one."""
+"""The student's gradient from the stored distribution of the teacher, against the gradient from the exact one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def _nucleus(p: float, least: int, most: int) -> dict[str, Any]:
     return {"kind": "nucleus", "p": p, "min_entries": least, "max_entries": most}
 
 
-# what is compared, by the name it has in tables; `compact` and `exact` are the profiles
+# name in tables -> settings; `compact` and `exact` are the profiles
 CHOICES: dict[str, dict[str, Any]] = {
     "topk 8": {"kind": "topk", "top_k": 8},
     "topk 16": {"kind": "topk", "top_k": 16},
@@ -47,7 +47,7 @@ class Positions:
     """Teacher and student at N supervised positions.
 
     Attributes:
-        name: of the row of tables.
+        name: name in tables.
         teacher_ND: the teacher's last hidden states, after the final norm.
         teacher_head_VD: its `lm_head`.
         student_NV: the student's logits.
@@ -74,13 +74,13 @@ class Positions:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One choice at some positions.
+    """The result of one choice of `store.logits` at some positions.
 
     Attributes:
         num_bytes: stored bytes per position.
-        cosine: of the gradient on the student's logits with the exact one, all positions one vector.
-        mean_cosine: of each position's, averaged.
-        lowest_cosine: the lowest twentieth of positions begins here.
+        cosine: cosine of the gradient on the student's logits and the exact one, over all positions as one vector.
+        mean_cosine: mean of the cosines of single positions.
+        lowest_cosine: 5 % quantile of the cosines of single positions.
     """
 
     choice: str
@@ -93,7 +93,7 @@ class Found:
 
 
 def compare(positions: Positions, choices: Mapping[str, dict[str, Any]]) -> list[Found]:
-    """Every choice at the same positions, each through the code of dump, store and training."""
+    """Compare every choice at the same positions, each with the code of dump, store and training."""
     entropy, exact_NV = positions.entropy, _gradient(positions, {"kind": "full", "dtype": "float32"})[0]
     return [_compared(positions, entropy, exact_NV, name, settings) for name, settings in choices.items()]
 
@@ -114,7 +114,7 @@ def _compared(positions: Positions, entropy: float, exact_NV: Tensor, name: str,
 
 
 def _gradient(positions: Positions, settings: dict[str, Any]) -> tuple[Tensor, float]:
-    """Of eq. 6 on the student's logits [N, V], float64, and the stored bytes per position."""
+    """The gradient of eq. 6 on the student's logits [N, V], float64, and the stored bytes per position."""
     codec = LogitsCodec.model_validate(settings)
     vocab_size, hidden_size = positions.teacher_head_VD.shape
     arrays = logits_codec(codec, LogitSizes(vocab_size=vocab_size, hidden_size=hidden_size))
@@ -136,10 +136,11 @@ def _gradient(positions: Positions, settings: dict[str, Any]) -> tuple[Tensor, f
 
 
 def synthetic(entropy: float, *, positions: int, vocabulary: int, hidden_size: int, seed: int = 0) -> Positions:
-    """A teacher of about this mean entropy over a Zipf-like vocabulary, and a student part of the way to it.
+    """A teacher of about this mean entropy over a Zipf-like vocabulary, and a student that approximates it.
 
-    The teacher's logits are a bias of -ln rank, which all positions share, plus what its hidden state says (Gaussian),
-    sharpened until their mean entropy is `entropy` nats. The student's are 0.8 of them plus noise of one nat.
+    The teacher's logits are a bias of -ln rank, which is the same at all positions, plus a Gaussian term of the hidden
+    state, scaled until their mean entropy is `entropy` nats. The student's logits are 0.8 times those plus noise of one
+    nat.
     """
     random = torch.Generator().manual_seed(seed)
     head_VD = torch.randn(vocabulary, hidden_size, generator=random) / hidden_size**0.5
@@ -160,7 +161,7 @@ def synthetic(entropy: float, *, positions: int, vocabulary: int, hidden_size: i
 
 
 def _sharpness(logits_NV: Tensor, entropy: float) -> float:
-    """The factor on logits that gives their distributions this mean entropy."""
+    """The factor on logits that results in this mean entropy."""
     low, high = 1e-2, 1e2
     for _ in range(30):
         middle = (low * high) ** 0.5

@@ -1,4 +1,4 @@
-"""Bytes per position against the error of the gradient, as a picture."""
+"""Draws bytes per position against the error of the gradient."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ LEAST_ERROR = 1e-6
 
 
 def draw(path: Path, found: Sequence[Found]) -> None:
-    """One panel for each set of positions; below the line the cosine is better than the goal."""
+    """Draw one panel per set of positions; below the line, the cosine is better than the goal."""
     names = list(dict.fromkeys(one.positions for one in found))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.6), sharey=True, layout="constrained")

@@ -1,14 +1,14 @@
-"""Bytes per position of the teacher's distribution, against what the student learns from them.
+"""Bytes per position of the teacher's distribution, against their effect on the student.
 
     python benchmarks/logits.py --out FOLDER [--positions 256] [--seeds 3] [--choice "topk 64" ...] [--no-accuracy]
 
-Two measures for every choice of `store.logits`, each through the code of dump, store and training:
+Two figures for every choice of `store.logits`, each computed with the code of dump, store and training:
 
 * the cosine between the gradient of eq. 6 on the student's logits and the exact one, for synthetic teachers with a
   vocabulary of 32,000 at several entropies, and for the demo's trained teacher with a supervised student on held-out
   handwriting;
 * the accuracy on held-out questions of the demo's students that learn from labels and logits, `--seeds` of each choice
-  (about a minute each on two cores); a run that was stopped goes on.
+  (about a minute each on two cores); an interrupted run resumes.
 
 Writes tables (markdown, to stdout), `logits.json` and `logits.png` into the folder.
 """
@@ -37,7 +37,7 @@ from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 ENTROPIES = (0.3, 1.0, 3.0, 5.7)
-# on the demo's vocabulary of a few hundred pieces the larger ones keep everything
+# with the demo's vocabulary of a few hundred pieces, larger choices keep everything
 TRAINED = ("topk 8", "topk 64", "nucleus 0.98, 32 to 1024", "hidden int8_group", "hidden bfloat16", "full float16")
 
 
@@ -84,7 +84,7 @@ def main(
 
 
 class Demo:
-    """The demo's teacher, data and students, in a folder of their own."""
+    """The demo's teacher, data and students, in a separate folder."""
 
     def __init__(self, folder: DemoFolder, steps: int | None) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ class Demo:
         )
 
     def scores(self, choices: Sequence[str], seeds: int) -> dict[str, list[float]]:
-        """Accuracy in % of every seed's student, by what it learned from; first those of labels alone."""
+        """Accuracy in % of every seed's student, by choice; first students that learn from labels alone."""
         students = {SUPERVISED_ONLY: [self.folder.student(SUPERVISED_ONLY.name, seed) for seed in range(seeds)]}
         self._train(students, self._without_targets("full float16"))
         found = {"labels alone": self._accuracy(students[SUPERVISED_ONLY])}
@@ -136,14 +136,14 @@ class Demo:
         return torch.cat(states), torch.cat(labels), model.lm_head.weight.detach()
 
     def _without_targets(self, choice: str) -> DemoSettings:
-        """Nothing stored but logits."""
+        """Store settings for logits alone."""
         store = {"attention": "none", "vision_top": "none", "vision_all": "none", "logits": CHOICES[choice]}
         return replace(self.settings, store=store)
 
     def _train(
         self, students: dict[Recipe, list[StudentPaths]], settings: DemoSettings, store: str = "full-float16"
     ) -> None:
-        """Dump what is not there yet, train and evaluate who is not finished."""
+        """Dump missing stores; train and evaluate unfinished students."""
         unfinished = [student for group in students.values() for student in group if not student.evaluation.exists()]
         if not unfinished:
             return

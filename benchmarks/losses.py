@@ -1,10 +1,10 @@
-"""Cross-entropy and logit loss fused with the output head, against logits held in full: time and peak memory.
+"""Cross-entropy and logit loss fused with the output head, against full logits: time and peak memory.
 
     python benchmarks/losses.py [--positions 512 --positions 4096] [--kind hidden] [--rounds 3] [--markdown]
 
-Peak is what torch allocates from the student's states to their gradients, beside states, heads and stored targets:
-the allocator's own figure on CUDA, on a CPU the sum of all storages alive, by a dispatch mode. Both ways in one run,
-in turn.
+The peak is the memory that torch allocates between the student's states and their gradients, in addition to states,
+heads and stored targets: on CUDA the allocator's own figure, on a CPU the sum of all living storages, counted by a
+dispatch mode. Both ways are measured in turn in one run.
 """
 
 import statistics
@@ -32,7 +32,7 @@ TOP_K = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One step's inputs and both ways from states to gradients."""
+    """Inputs of one step, and both ways from states to gradients."""
 
     hidden_ND: Tensor
     head_VD: Tensor
@@ -42,14 +42,14 @@ class Work:
     chunk_bytes: int
 
     def fused(self) -> None:
-        """As the objective does it."""
+        """The way of the objective."""
         terms: list[HeadTerm] = [lambda x, part: supervised_loss(x, self.labels_N[part]).total, self.fused_term]
         weighted = [WeightedTerm(term=term, weight=1.0) for term in terms]
         totals = fused_head_losses(self.hidden_ND, self.head_VD, weighted, chunk_bytes=self.chunk_bytes)
         self._backward(torch.stack(totals).sum())
 
     def plain(self) -> None:
-        """With [N, V] logits; stored hidden states still in chunks."""
+        """With [N, V] logits; stored hidden states are still used in chunks."""
         logits_NV = self.hidden_ND @ self.head_VD.T
         self._backward(supervised_loss(logits_NV, self.labels_N).total + self.plain_term(logits_NV))
 
@@ -78,7 +78,7 @@ def main(
     dtype: str,
     markdown: bool,
 ) -> None:
-    """Seconds and peak MiB of forward and backward, fused and plain.
+    """Measure seconds and peak MiB of forward and backward pass, fused and plain.
 
     Example: python benchmarks/losses.py --positions 512 --kind topk --rounds 1
     """
@@ -130,7 +130,7 @@ def _work(
 
 
 def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings: Any) -> Tensor:
-    """The teacher's logits some positions at a time, and again for the backward pass: the student's alone are held."""
+    """Compute the teacher's logits in chunks, and again for the backward pass: only the student's are kept."""
 
     def part(logits_nV: Tensor, states_nD: Tensor) -> Tensor:
         return logit_loss(logits_nV, teacher_logits(states_nD, head_VD), **settings).total

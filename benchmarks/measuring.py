@@ -1,4 +1,4 @@
-"""Cases that are measured side by side, in turn, several times: a ratio compares two figures of the same round."""
+"""Measures cases in turn over several rounds; a ratio compares two figures of the same round."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure: `run` gives bytes and the seconds they took; `against` names the case it is compared to."""
+    """A case to measure: `run` returns bytes and seconds; `against` is the name of the case to compare with."""
 
     name: str
     run: Callable[[], tuple[int, float]]
@@ -32,7 +32,7 @@ class Measured:
 
 
 def timed(work: Callable[[], int], clock: Callable[[], float]) -> Callable[[], tuple[int, float]]:
-    """A case's `run` from work that returns the bytes it went through."""
+    """Make a case's `run` from work that returns the number of processed bytes."""
 
     def run() -> tuple[int, float]:
         gc.collect()
@@ -85,7 +85,7 @@ def _short(ratio: float) -> str:
 
 
 def machine() -> str:
-    """The machine in words, and how busy it was with other work in the minute before."""
+    """Description of the machine, with its load average of the last minute."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = f"{len(models)} x {models[0]}" if models else platform.machine()

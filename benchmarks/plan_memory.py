@@ -1,10 +1,10 @@
-"""What `alignkd plan` says of memory against what torch allocates in the same run, counted tensor by tensor on a CPU.
+"""The memory that `alignkd plan` predicts, against the memory that torch allocates in the same run on a CPU.
 
     python benchmarks/plan_memory.py
 
-A teacher pass and a training of random models of a few million parameters, by the code that users run. Every tensor
-that an operation makes is counted until it is gone: what a GPU's allocator would count, the workspaces of its libraries
-apart. On a CPU offloaded state is counted too, so there the prediction is device and host together.
+A teacher pass and a training of random models with a few million parameters run with the code of the product. Every
+tensor that an operation makes is counted while it lives, as a GPU's allocator would count it; workspaces of CUDA's
+libraries are not included. On a CPU offloaded state is counted too, so the prediction is that for device and host.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.world.dataset import write_dataset
-from alignkd.pipeline.plan.host import offloaded_of
-from alignkd.pipeline.plan.plan import PlanOptions, make_plan
+from alignkd.pipeline.plan.make import make_plan
+from alignkd.pipeline.plan.memory.host import offloaded_of
+from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.vlm.model.config import load_config, parse_config
 from alignkd.vlm.weights.checkpoint import load_model
 from alignkd.vlm.weights.loading import new_model
@@ -36,7 +37,7 @@ MIB = 1 << 20
 
 
 class DeviceBytes(LiveBytes):
-    """Without tensors that are only described: models are built on the meta device before they are loaded."""
+    """Counts without meta tensors: models are built on the meta device before they are loaded."""
 
     def _note(self, value: Any, *, counted: bool) -> None:
         if not (isinstance(value, Tensor) and value.is_meta):
@@ -45,7 +46,7 @@ class DeviceBytes(LiveBytes):
 
 @contextmanager
 def peak_of(allocations: LiveBytes, owner: type, *methods: str) -> Iterator[list[int]]:
-    """The most that was allocated during calls of some methods: a list of one number."""
+    """Peak of the memory allocated during calls of some methods, as a list of one number."""
     found = [0]
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +79,7 @@ class Shape:
 
 
 def random_checkpoint(folder: Path, shape: Shape) -> Path:
-    """A model of this shape, random but for the demo's tower, with the demo's tokenizer."""
+    """Write a model of this shape with random weights, the demo's tower and the demo's tokenizer."""
     raw = {
         **load_config(TEACHER).raw,
         "hidden_size": shape.hidden,
@@ -121,7 +122,7 @@ def teacher_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]
 
 
 def student_run(folder: Path, shape: Shape, settings: dict[str, Any]) -> RunConfig:
-    """Two optimiser steps of a random student, on a store that is still to be dumped."""
+    """A configuration of two optimiser steps of a random student, on a store that is not dumped yet."""
     student = {"checkpoint": str(random_checkpoint(folder / "student", shape)), "dtype": settings.pop("dtype")}
     own = {name: value for name, value in settings.items() if name != "store"}
     train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **own}
@@ -145,19 +146,19 @@ def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]
 
 
 def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
-    """Predicted and measured memory of a training and its data workers, a checkpoint included.
+    """Predicted and measured memory of a training and its data workers, including a checkpoint.
 
-    On a CPU the device's memory is the host's, so both are predicted. What the process takes before it trains is
+    On a CPU, device memory is host memory, so both are predicted. The memory of the process before the training is
     measured, in place of the plan's assumption for a process with CUDA.
     """
     from process_memory import Peak, family_bytes
 
-    from alignkd.pipeline.plan.host import PROCESS_BYTES
+    from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
     from alignkd.student_train.trainer import train
     from alignkd.teacher_dump.dump import dump
 
     run = student_run(folder, shape, settings)
-    if os.fork() == 0:  # so that this process does not hold what the dump leaves in memory
+    if os.fork() == 0:  # so that this process does not keep memory of the dump
         dump(run.dump_job())
         os._exit(0)
     os.wait()
@@ -199,7 +200,7 @@ CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Every case, or one, as a row of a table."""
+    """Print every case, or one case, as a row of a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(CASES), help="one case only")
     parser.add_argument("--json", action="store_true")

@@ -7,10 +7,10 @@ from typing import Self
 
 
 def proportional_bytes(pid: int | str = "self", *, anonymous: bool = False) -> int:
-    """PSS of one process: a page that n processes share counts 1/n; 0 for one that is gone.
+    """PSS of one process, in which a page of n processes counts 1/n; 0 if the process has ended.
 
     Args:
-        anonymous: without pages of files, which the system can take back.
+        anonymous: do not count pages of files, which the system can reclaim.
     """
     key = "Pss_Anon:" if anonymous else "Pss:"
     try:
@@ -35,7 +35,7 @@ def family_bytes(pid: int | str = "self") -> int:
 
 
 class Peak:
-    """The most that this process and its children held while the block ran: `bytes`; sampled, not counted."""
+    """Peak PSS of this process and its children during a block, in `bytes`; sampling may miss short peaks."""
 
     def __init__(self, every: float = 0.02) -> None:
         self.bytes, self._every, self._done = 0, every, threading.Event()

@@ -2,10 +2,10 @@
 
     python benchmarks/real_shape.py --out DIR [--device cuda] [--teacher MobileVLM_V2-7B] [--student MobileVLM_V2-1.7B]
 
-Each phase is a process of its own, so its peak memory is its own. Checkpoints are written in the official layout
+Each phase runs in its own process, so that peaks are separate. Checkpoints are written in the official layout
 (about 17 GB of disk at bfloat16), loaded by the code that loads real ones, and the dump is `alignkd dump`'s own
-function. The training loop is the trainer's without checkpoints and export: three float32 tensors per parameter on
-the disk say nothing about memory or speed.
+function. The training loop is the trainer's without checkpoints and export, which write three float32 tensors per
+parameter and affect neither memory nor speed.
 
 Master weights and AdamW's moments take 12 bytes per trained parameter. On a CPU they are kept in memory-mapped files
 (`--optimizer-state disk`): the arithmetic is the same, the steps are slower, and 24 GB are enough.
@@ -65,7 +65,7 @@ PHASES = ("checkpoints", "dump", "train")
 @click.option("--phase", type=click.Choice(PHASES), multiple=True, help="Only these; default all.")
 @click.option("--one", type=click.Choice(PHASES), hidden=True)
 def main(**options: Any) -> None:
-    """Peak memory and time of each phase at real shapes."""
+    """Measure peak memory and time of each phase at real shapes."""
     options["optimizer_state"] = options["optimizer_state"] or ("disk" if options["device"] == "cpu" else "memory")
     chosen, one = options.pop("phase") or PHASES, options.pop("one")
     if one is not None:
@@ -84,7 +84,7 @@ def main(**options: Any) -> None:
 def run_phase(
     phase: str, *, out: Path, optimizer_state: str, teacher: str, student: str, **options: Any
 ) -> dict[str, Any]:
-    """Run one phase in this process; what it measured."""
+    """Run one phase in this process and return its figures."""
     started = time.monotonic()
     if phase == "checkpoints":
         found = {name: write_checkpoint(out / name, name) for name in (teacher, student)}
@@ -103,7 +103,7 @@ def run_config(
     return RunConfig.model_validate(
         {
             "data": {"conversations": out / "data.json", "images": out / "images"},
-            # the checks of a teacher before its first shard would be forward passes of their own
+            # the checks of a teacher before its first shard would be additional forward passes
             "teacher": {
                 "checkpoint": str(out / teacher),
                 "dtype": "bfloat16",
@@ -119,7 +119,7 @@ def run_config(
 
 
 def measure_dump(config: RunConfig) -> dict[str, Any]:
-    """The teacher pass, loading included."""
+    """Measure the teacher pass, including loading."""
     result = dump(config.dump_job())
     size = sum(file.stat().st_size for file in config.store.path.rglob("*") if file.is_file())
     return {
@@ -130,7 +130,7 @@ def measure_dump(config: RunConfig) -> dict[str, Any]:
 
 
 def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
-    """A few optimiser steps; seconds of each, targets and data included."""
+    """Measure a few optimiser steps, including data and targets."""
     job, ranks = config.train_job(), start_ranks()
     dataset = open_dataset(job, job.open_student())
     from alignkd.storage import SampleOrder
@@ -157,14 +157,14 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
 
 
 def optimizer_state_on_disk(engine: Engine, folder: Path) -> None:
-    """Put master weights and AdamW's moments into memory-mapped files: the kernel keeps of them what fits."""
+    """Put master weights and AdamW's moments into memory-mapped files, so that the kernel can evict them."""
     optimizer = engine._optimizer
     for number, flat in enumerate(optimizer.single_partition_of_fp32_groups):
         master = _mapped(folder / f"master-{number}", flat.numel())
         flat.data = master.copy_(flat.data)
         for kind in MOMENTS:
             optimizer.optimizer.state[flat][kind] = _mapped(folder / f"{kind}-{number}", flat.numel())
-    optimizer._link_all_hp_params()  # it holds views of the tensors that were replaced
+    optimizer._link_all_hp_params()  # it has views of the replaced tensors
     optimizer._lazy_init_hp_params_optimizer_state()
 
 
@@ -176,12 +176,12 @@ def _mapped(path: Path, size: int) -> Tensor:
 
 
 def write_checkpoint(folder: Path, name: str) -> str:
-    """A checkpoint of a family member's shape; its size."""
+    """Write a checkpoint with the shape of an official model; return its size."""
     return write_random_checkpoint(folder, official_config(name))
 
 
 def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
-    """A checkpoint of the shape that `config.json` says, with random bfloat16 weights, a shard at a time; its size."""
+    """Write random bfloat16 weights for the shape in `config.json`, shard by shard; return the size."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
     (folder / "tokenizer.model").write_bytes(TOKENIZER_MODEL.read_bytes())
@@ -207,9 +207,9 @@ def write_random_checkpoint(folder: Path, raw: dict[str, Any]) -> str:
 
 
 def _random(key: str, shape: tuple[int, ...], noise: Tensor) -> Tensor:
-    """Norm weights are 1; everything else is the same noise from another start: billions of draws take minutes.
+    """Norm weights of 1; all other weights are one array of noise from different offsets, which saves minutes of draws.
 
-    The start follows from the name, so models of one shape of tower share the tower, as teacher and student do.
+    The offset depends on the name, so models with the same shape of tower share the tower, as teacher and student do.
     """
     if "norm" in key and key.endswith("weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
@@ -218,7 +218,7 @@ def _random(key: str, shape: tuple[int, ...], noise: Tensor) -> Tensor:
 
 
 def write_data(out: Path, samples: int) -> None:
-    """Real handwriting with one question each."""
+    """Write pictures of real handwriting with one question each."""
     entries = []
     for number, digit in enumerate(write_digits(out / "images", samples)):
         answer = ANSWER.format(digit=digit)
@@ -228,7 +228,7 @@ def write_data(out: Path, samples: int) -> None:
 
 
 def write_digits(folder: Path, count: int) -> list[int]:
-    """Pictures of handwritten digits, `0.png` and so on; which digits they show."""
+    """Write pictures of handwritten digits, `0.png` and so on; return the digits."""
     digits = load_digits()
     folder.mkdir(exist_ok=True)
     for number in range(count):
@@ -238,7 +238,7 @@ def write_digits(folder: Path, count: int) -> list[int]:
 
 
 def peak_memory() -> dict[str, str]:
-    """Most memory that this process held: on the host, and on the GPU if there is one."""
+    """Peak memory of this process: on the host, and on the GPU if there is one."""
     found = {"peak host memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"}
     if torch.cuda.is_available():
         found["peak GPU memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"

@@ -1,9 +1,9 @@
-"""How long `alignkd shards ls` takes on a store of many shards, beside the plainest reading of the same commit records.
+"""Time of `alignkd shards ls` on a store of many shards, against simply reading the same commit records.
 
     python benchmarks/shards_ls.py [--shards 10000] [--rounds 5]
 
-The commit records are those of one written zarr shard, with other numbers: listing reads nothing else. Everything is in
-the page cache. Processor time, unlike wall time, is not lengthened by other work on the machine.
+The commit records are copies of that of one written zarr shard, with other numbers: listing reads no other file.
+Everything is in the page cache. Other work on the machine increases wall time, but not processor time.
 """
 
 import os
@@ -30,9 +30,15 @@ Seconds = tuple[float, float]
 
 @click.command()
 @click.option("--shards", type=click.IntRange(min=1), default=10_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Medians are of these.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of rounds; the medians are printed.",
+)
 def main(shards: int, rounds: int) -> None:
-    """Seconds that listing a store of many shards takes.
+    """Measure the time of listing a store of many shards.
 
     Example: python benchmarks/shards_ls.py --shards 1000
     """
@@ -59,7 +65,7 @@ def main(shards: int, rounds: int) -> None:
 
 
 def make_store(store: Path, shards: int) -> int:
-    """A store of which only the first shard has files; the bytes of its commit records."""
+    """Make a store in which only the first shard has files; return the bytes of its commit records."""
     records = Records("u8", vision_all=False)
     writer = open_writer(store, records.manifest(num_samples=shards, shard_size=1, backend="zarr"))
     with writer.open_shard(0) as sink:
@@ -73,7 +79,7 @@ def make_store(store: Path, shards: int) -> int:
 
 
 def run(*command: str) -> None:
-    """A command whose output nobody reads."""
+    """Run a command and discard its output."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 

@@ -1,10 +1,10 @@
-"""How fast stores are read and written and batches handed over, as ratios measured in one run.
+"""Speed of reading and writing stores and of handing over batches, as ratios measured in one run.
 
     python benchmarks/storage_speed.py [--megabytes 200] [--rounds 5] [--markdown]
 
 Ratios are to a raw memory map of the same bytes (reading, writing) or to a stock DataLoader (hand-off). Everything is
-in the page cache, so this is the cost of the software, not of the disk; writing includes the disk. The folder takes
-about four times `--megabytes`.
+in the page cache, so the ratios show the cost of the software, not of the disk; writing includes the disk. The folder
+takes about four times `--megabytes`.
 """
 
 import sys
@@ -22,17 +22,29 @@ from synthetic_records import ATTENTION, RawFile, Records, num_bytes
 
 from alignkd.storage import StoreReader
 
-SHARDS = 4  # read across; writing makes one, the size that shards are recommended to have
+SHARDS = 4  # for reading; writing makes one shard of the recommended size
 TABLES = ("reading", "hand-off", "writing")
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where to write; default temporary.")
-@click.option("--megabytes", type=click.IntRange(min=20), default=200, show_default=True, help="Of records per store.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Medians are of these.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to; by default a temporary one."
+)
+@click.option(
+    "--megabytes", type=click.IntRange(min=20), default=200, show_default=True, help="Size of the records of a store."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of rounds; the medians are printed.",
+)
 @click.option("--attention", type=click.Choice(list(ATTENTION)), multiple=True, default=list(ATTENTION))
-@click.option("--only", type=click.Choice(TABLES), multiple=True, default=TABLES, help="Tables to make; default all.")
-@click.option("--vision-all", is_flag=True, help="Keep the embeddings of all vision tokens too.")
+@click.option(
+    "--only", type=click.Choice(TABLES), multiple=True, default=TABLES, help="Tables to make; by default all."
+)
+@click.option("--vision-all", is_flag=True, help="Also store the embeddings of all vision tokens.")
 @click.option("--markdown", is_flag=True, help="Tables for docs/benchmarks.md.")
 def main(
     folder: Path | None,
@@ -43,7 +55,7 @@ def main(
     vision_all: bool,
     markdown: bool,
 ) -> None:
-    """Ratios of our reading, writing and hand-off to the plainest way of moving the same bytes.
+    """Compare reading, writing and hand-off with the simplest way of moving the same bytes.
 
     Example: python benchmarks/storage_speed.py --megabytes 100 --rounds 3
     """
@@ -60,7 +72,7 @@ def main(
 
 
 def cases_of(folder: Path, records: Records, megabytes: int) -> dict[str, tuple[str, Callable[[], list[Case]]]]:
-    """Stores of these records in both layouts; by table: its title and what makes its cases."""
+    """Write stores of these records in both layouts; table -> its title, and a function that makes its cases."""
     some = [num_bytes(records[index]) for index in range(32)]
     num_samples = megabytes * 1_000_000 * len(some) // sum(some)
     manifests, one_shard = (

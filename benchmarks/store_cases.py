@@ -18,11 +18,11 @@ from alignkd.storage.schema.columns import OFFSETS, columns_of
 from alignkd.storage.schema.manifest import Manifest
 
 BACKENDS = ("zarr", "webdataset")
-STOCK_RECORDS = 64  # zarr-python is slow enough to be measured on these
+STOCK_RECORDS = 64  # enough for zarr-python, which is slow
 
 
 def write_store(path: Path, manifest: Manifest, records: Records) -> int:
-    """Write a whole store; the bytes of its records' arrays."""
+    """Write a whole store and return the bytes of its records' arrays."""
     size, writer = 0, open_writer(path, manifest)
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
@@ -35,7 +35,7 @@ def write_store(path: Path, manifest: Manifest, records: Records) -> int:
 
 
 def write_cases(folder: Path, manifests: dict[str, Manifest], records: Records, order: NDArray[np.int64]) -> list[Case]:
-    """Whole stores, durable and read back, against filling a memory map and fsync."""
+    """Writing whole stores, with fsync and read-back, against filling a memory map and fsync."""
     path = folder / "written"
 
     size = sum(num_bytes(records[int(index)]) for index in order)
@@ -75,14 +75,14 @@ def write_cases(folder: Path, manifests: dict[str, Manifest], records: Records, 
 
 
 def read_cases(stores: dict[str, Path], raw: RawFile) -> list[Case]:
-    """Every record copied out once, shuffled and in order.
+    """Copying every record once, shuffled and in order.
 
-    The measure is a memory map that is opened for the epoch, as a program must that promises not to keep a store in its
-    memory: each page is mapped when it is first touched. A map whose pages are all mapped already, and which therefore
-    takes as much resident memory as the store, is measured beside it.
+    The reference is a memory map that is opened for the epoch, as in a program that does not keep a store in memory:
+    each page is mapped at its first use. A map with all pages already mapped, which takes as much resident memory as
+    the store, is measured too.
 
-    All files are in the page cache and all work is done in this process, so nothing waits: processor time, which other
-    work on the machine does not lengthen, is what the reading takes.
+    All files are in the page cache and all work is done in this process, so nothing waits. Processor time is measured,
+    because other work on the machine does not increase it.
     """
     in_order = np.arange(len(raw))
     shuffled = np.random.default_rng(1).permutation(len(raw))
@@ -133,7 +133,7 @@ def _read_all(reader: StoreReader, order: NDArray[np.int64], raw: RawFile) -> An
 
 
 def _zarr_python(store: Path, order: NDArray[np.int64]) -> Any:
-    """The same rows by zarr-python's own slicing of the same arrays (their crc32c is verified by it too)."""
+    """The same rows, read by zarr-python's own slicing, which also verifies crc32c."""
     import zarr
 
     reader = StoreReader(store)
@@ -158,7 +158,7 @@ def _zarr_python(store: Path, order: NDArray[np.int64]) -> Any:
 
 
 def _webdataset(store: Path) -> Any:
-    """The tars through webdataset's own pipeline, arrays by numpy."""
+    """The tars read by webdataset's own pipeline, arrays by numpy."""
     import webdataset
 
     tars = sorted(str(path) for path in store.glob("shards/*/*.tar"))

@@ -1,5 +1,5 @@
-"""Records in the shapes of MobileVLM V2's 7B teacher, filled with noise: nothing here is compressed, so content does
-not matter, only its size."""
+"""Records in the shapes of MobileVLM V2's 7B teacher, filled with noise: nothing is compressed, so only sizes
+matter."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -18,11 +18,11 @@ POOL_ROWS = 1024
 
 
 class Records:
-    """`records[index]`: the same record each time, of 90 to 170 text queries and 20 to 60 supervised positions.
+    """`records[index]` is always the same record, with 90 to 170 text queries and 20 to 60 supervised positions.
 
     Args:
         attention: `u8` (square-root scale) or `f16`.
-        vision_all: whether the embeddings of all vision tokens are kept too, bfloat16, each record its own image.
+        vision_all: also keep the embeddings of all vision tokens, bfloat16; every record has another image.
     """
 
     def __init__(self, attention: str, *, vision_all: bool) -> None:
@@ -36,7 +36,7 @@ class Records:
         self._made: dict[int, Record] = {}
 
     def manifest(self, *, num_samples: int, shard_size: int, backend: Any) -> Manifest:
-        """Of a store that holds `num_samples` of these."""
+        """The manifest of a store with `num_samples` such records."""
         return Manifest(
             fingerprint={"weights": "noise"},
             data_fingerprint={"name": "noise"},
@@ -54,7 +54,7 @@ class Records:
         )
 
     def __getitem__(self, index: int) -> Record:
-        if index not in self._made:  # once: making records is not what is measured, and the large arrays are shared
+        if index not in self._made:  # made once: making records is not measured, and the large arrays are shared
             self._made[index] = self._make(index)
         return self._made[index]
 
@@ -103,7 +103,7 @@ class Records:
 
 
 def arrays_of(value: Any, name: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every array of a record with its name: the bytes that all layouts are compared by."""
+    """Name and array of every array of a record; all layouts are compared by these bytes."""
     if isinstance(value, np.ndarray):
         yield name, value
     elif isinstance(value, dict):
@@ -120,11 +120,11 @@ def num_bytes(record: Record) -> int:
 
 
 class RawFile:
-    """The arrays of records one after the other in a file without any structure, and where they are.
+    """The arrays of records, one after the other in a file without any structure, and their offsets.
 
     Attributes:
-        starts: where each record begins, int64 [records + 1].
-        places: per record: name, dtype, shape and offset of each array.
+        starts: offset of each record, int64 [records + 1].
+        places: for each record, name, dtype, shape and offset of each array.
     """
 
     def __init__(self, path: Path, records: Records, order: NDArray[np.int64]) -> None:
@@ -145,15 +145,15 @@ class RawFile:
         return len(self.places)
 
     def opened(self) -> NDArray[np.uint8]:
-        """The file mapped anew, none of its pages touched yet."""
+        """A new map of the file, without any page mapped."""
         return np.memmap(self.path, np.uint8, mode="r")
 
     def copy(self, position: int) -> NDArray[np.uint8]:
-        """One record's bytes in fresh memory: what any reader is measured against."""
+        """Copy the bytes of one record into new memory, the reference for all readers."""
         return np.array(self.map[self.starts[position] : self.starts[position + 1]])
 
     def arrays(self, position: int) -> dict[str, NDArray[Any]]:
-        """One record's arrays, copied once."""
+        """The arrays of one record, copied once."""
         block, first = self.copy(position), int(self.starts[position])
         return {
             name: np.ndarray(shape, dtype, block, offset - first)

@@ -1,5 +1,5 @@
-"""What distillation costs: a step of plain fine-tuning, of Align-KD from a store, from the teacher's stem (logits from
-a store), and beside the teacher.
+"""Cost of distillation: a step of plain fine-tuning, of Align-KD from a store, from the teacher's stem (logits from a
+store), and with the teacher in the same process.
 
     python benchmarks/train.py [--tokens 512] [--micro-batch 1] [--rounds 6] [--markdown]
     python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096
@@ -8,27 +8,27 @@ a store), and beside the teacher.
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
         --gradient-checkpointing --micro-batch 16 --samples 32 --cap-gib 24
 
-All four train the same student on the same batches by the code that users run, each in a process of its own; round
-by round each does one step while the others wait, so that a ratio compares figures of the same moment. "CPU" is the
-processor time of the training process, which other work on a machine lengthens less than a step's seconds. Plain
-fine-tuning reads a store without targets. Weights are random in the shape asked for, images are real handwriting,
-texts are as long as `--tokens` allows, and the stores are dumped by `alignkd dump`'s own function.
+All four train the same student on the same batches with the code of the product, each in its own process. In each
+round, each process does one step while the others wait, so that a ratio compares figures of the same time. "CPU" is the
+processor time of the training process, which other work on the machine affects less than the seconds of a step. Plain
+fine-tuning reads a store without targets. Weights are random, images are real handwriting, texts are as long as
+`--tokens` allows, and the stores are dumped by `alignkd dump`'s own function.
 
-Memory is the device's own figure on CUDA; on a CPU the sum of all tensors alive, by a dispatch mode, in a step after
-the timed ones.
+Memory is the device's own figure on CUDA; on a CPU the sum of all living tensors, counted by a dispatch mode in a step
+after the timed ones.
 
 The default pair has the depths of the real one, 24 and 32 layers, at a quarter of its width (heads of 64 instead of
-128), and a quarter of its vocabulary. What distillation adds does not grow with depth: one layer's attention rows, a
-look at the logits, the targets. So the share of the first layer, and of the output head, in all matrix products is that
-of the real student. What is done per number and not per product (softmax, divergence, decoding) weighs four times as
-much as at the real width, so the ratios err upwards. `--layers 8 --teacher-layers 8 --vocabulary 4096` is the student
-of 28 M parameters that earlier figures are of.
+128), and a quarter of its vocabulary. The additional work of distillation does not grow with depth: one layer's
+attention rows, the logits, the targets. So the first layer and the output head have the same share of all matrix
+products as in the real student. Elementwise work (softmax, divergence, decoding) has four times the share that it has
+at the real width, so the ratios are too high rather than too low. `--layers 8 --teacher-layers 8 --vocabulary 4096`
+is the student of 28 M parameters of earlier figures.
 
-`--no-optimizer` leaves out DeepSpeed, AdamW and its state: forward and backward of weights in their own dtype, for
-shapes whose state does not fit. Each process then also does a step of plain fine-tuning before every step of its own:
-processes differ among themselves by more than what is looked for, and "in one process" compares these two.
-`--teacher-layers` also makes a member of the family shallower: stored targets have the same shapes, and the teacher
-fits where (c) is not asked for.
+`--no-optimizer` leaves out DeepSpeed, AdamW and its state: only forward and backward pass with weights in their own
+dtype, for shapes whose state does not fit. Each process then also does a step of plain fine-tuning before each of its
+steps, because processes differ by more than the measured effect; "in one process" compares these two steps.
+`--teacher-layers` also makes an official model shallower: stored targets keep their shapes, and the teacher fits if the
+variant with the teacher is not measured.
 """
 
 import json
@@ -84,7 +84,7 @@ HEAD_SIZE = 64
 @click.option("--out", type=click.Path(path_type=Path), help="Keep checkpoints and stores here; default: nowhere.")
 @click.option("--markdown", is_flag=True, help="A table for docs/benchmarks.md.")
 def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool, **options: Any) -> None:
-    """Seconds and memory of a step, side by side."""
+    """Measure time and memory of a step of each variant."""
     print(f"`{' '.join(['python benchmarks/train.py', *sys.argv[1:]])}`\n\n{machine()}\n", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
@@ -115,7 +115,7 @@ def prepare(
     data_workers: int,
     **_: Any,
 ) -> dict[str, Path]:
-    """Checkpoints, data, stores; the configuration of each variant."""
+    """Make checkpoints, data and stores; return the configuration of each variant."""
     out.mkdir(parents=True, exist_ok=True)
     for role, name, depth, small in (
         ("student", student, layers, {"num_hidden_layers": 24, "hidden_size": width}),
@@ -157,7 +157,7 @@ def prepare(
 
 
 def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int]) -> None:
-    """A checkpoint with random weights: of a member of the family, or of a small one's shape; `depth` goes first."""
+    """Write a checkpoint with random weights and the shape of an official or a small model."""
     raw = official_config(MEMBERS[0] if name == "small" else name)
     if name == "small":
         heads = small["hidden_size"] // HEAD_SIZE
@@ -173,7 +173,7 @@ def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int
 
 
 def write_data(out: Path, samples: int, tokens: int) -> None:
-    """Real handwriting; each answer repeats its sentence as often as the length allows."""
+    """Write real handwriting; each answer repeats its sentence as often as the length allows."""
     digits = write_digits(out / "images", samples)
     builder = load_example_builder(out / "student", template="v1")
     entries = []
@@ -227,13 +227,13 @@ class Variant:
 def measure(
     configs: dict[str, Path], names: tuple[str, ...], rounds: int, *, one_at_a_time: bool, **how: Any
 ) -> dict[str, Any]:
-    """Steps and memory of each variant."""
+    """Measure steps and memory of each variant."""
     found: dict[str, Any] = {}
     for group in [(name,) for name in names] if one_at_a_time else [names]:
         variants = {name: Variant(name, configs[name], **how) for name in group}
         found |= {name: {"steps": []} for name in group}
         for number in range(rounds + 1):
-            # there and back: none is always the one that finds the caches as another left them
+            # the order alternates, so that no variant always runs after the same other one
             for name in (*variants,) if number % 2 else reversed(variants):
                 plain = variants[name].ask("plain") if how["no_optimizer"] else None
                 step = variants[name].ask("step")
@@ -246,7 +246,7 @@ def measure(
 
 
 def table(found: dict[str, Any], markdown: bool) -> str:
-    """A line per variant; ratios are to the first one, of the same round."""
+    """A line per variant; ratios compare it with the first one in the same round."""
     header = ("step", "seconds", "ratio", "lowest..highest", "CPU ratio", "lowest..highest")
     header += ("tokens/s", "waiting", "peak MiB", "ratio", "between steps")
     first = next(iter(found.values()))

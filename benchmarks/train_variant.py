@@ -1,9 +1,9 @@
-"""One way of training, in a process of its own: started by train.py, does a step for every line it reads.
+"""One variant of training in its own process: started by train.py, does a step for every line on stdin.
 
     python benchmarks/train_variant.py CONFIG supervised|stored|stem|live [--cap-gib=GIB] [--no-optimizer]
 
-`live` holds the teacher beside the student and computes its targets in every step, `--no-optimizer` has no engine, and
-`--cap-gib` is the CUDA memory that it may use; nothing of this is in the package.
+`live` keeps the teacher in the same process and computes its targets in every step, `--no-optimizer` uses no engine,
+and `--cap-gib` limits CUDA memory. The package contains none of these variants.
 """
 
 import gc
@@ -43,7 +43,7 @@ TOP_TOKENS = 16
 
 
 class NoOptimizer:
-    """An engine that takes gradients, without master weights, moments and steps."""
+    """An engine that only computes gradients, without master weights, moments and steps."""
 
     def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
         self.student, self.ranks = student.to(ranks.device, dtype), ranks
@@ -71,7 +71,7 @@ class NoOptimizer:
 
 
 class WithTeacher:
-    """An engine that asks a living teacher instead of the store."""
+    """An engine that runs the teacher instead of reading the store."""
 
     def __init__(self, engine: Engine | NoOptimizer, config: RunConfig) -> None:
         assert config.teacher is not None
@@ -119,7 +119,7 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
 
 
 class Training:
-    """The trainer's loop, a step at a time, without checkpoints and export."""
+    """The trainer's loop, one step at a time, without checkpoints and export."""
 
     def __init__(self, config: RunConfig, variant: str, *, no_optimizer: bool) -> None:
         self.ranks, job = start_ranks(), config.train_job()
@@ -138,7 +138,7 @@ class Training:
         self.tokens, self.number = dataset.reader.sequence_lengths, 0
 
     def step(self) -> dict[str, Any]:
-        """What one optimiser step took."""
+        """Do one optimiser step and return its figures."""
         positions = self.order.global_batch_indices(self.number)
         tally, started = StepTally(self.losses.weights, self.counts(positions)), process_time()
         _optimiser_step(self.engine, self.batches, tally, 1.0)
@@ -152,7 +152,7 @@ class Training:
         }
 
     def plain(self) -> dict[str, Any]:
-        """A step of plain fine-tuning by this process: its memory lies where that of `step` does."""
+        """Do a step of plain fine-tuning in this process, with the same memory as `step`."""
         losses, stem = self.losses, self.student.stem
         self.losses = self.student.losses = LossConfig(**PRESETS["supervised"])
         counts, self.counts, self.student.stem = self.counts, self._counts(self.reader), None
@@ -166,7 +166,7 @@ class Training:
         return GlobalCounts(reader, self.student.model.config, self.losses.weights)
 
     def memory(self) -> dict[str, Any]:
-        """Device memory, MiB: what lies between steps, and the most while one is done."""
+        """Device memory in MiB: between steps, and the peak during a step."""
         if torch.cuda.is_available():
             held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
@@ -180,7 +180,7 @@ class Training:
 
 @contextmanager
 def all_live_bytes() -> Iterator[LiveBytes]:
-    """What is there already counts too: weights, optimizer state and, where it lives here, the teacher."""
+    """Also count existing tensors: weights, optimiser state and, with `live`, the teacher."""
     there = [value for value in gc.get_objects() if issubclass(type(value), Tensor)]
     size = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in there}.values())
     del there
@@ -195,7 +195,7 @@ def all_live_bytes() -> Iterator[LiveBytes]:
 @click.option("--cap-gib", type=float)
 @click.option("--no-optimizer", is_flag=True)
 def main(config: Path, variant: str, cap_gib: float | None, no_optimizer: bool) -> None:
-    """Answer `step`, `plain` and `memory`."""
+    """Answer the commands `step`, `plain` and `memory`."""
     if cap_gib and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / torch.cuda.mem_get_info()[1])
     training = Training(load_run_config(config, "train"), variant, no_optimizer=no_optimizer)

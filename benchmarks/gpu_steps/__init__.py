@@ -1,1 +1,1 @@
-"""The steps of `benchmarks/gpu_check.py`, one file each: `run(check)` notes figures and what is wrong."""
+"""The steps of `benchmarks/gpu_check.py`, one file each: `run(check)` records figures and problems."""

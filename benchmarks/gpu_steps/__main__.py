@@ -1,4 +1,4 @@
-"""`python -m gpu_steps NAME SETTINGS`: one step; its line of output goes to a file, as libraries write to stdout."""
+"""`python -m gpu_steps NAME SETTINGS`: runs one step; its line goes to a file, because libraries write to stdout."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ from gpu_steps.check import Check
 
 
 def main(name: str, given_json: str) -> None:
-    """Run the step and write its line, also of a step that raises: the traceback is in its log."""
+    """Run the step and write its line, also if the step raises; the traceback is in its log."""
     given = json.loads(given_json)
     check = Check(device=given["device"], tiny=given["tiny"], out=Path(given["out"]))
     try:

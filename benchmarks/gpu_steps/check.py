@@ -1,4 +1,4 @@
-"""What a step is given, and where it notes what it finds."""
+"""Settings of a step, and its figures and problems."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,10 @@ class Check:
 
     Attributes:
         device: `cuda` or `cpu`.
-        tiny: less of everything.
-        out: a folder for what the step makes.
-        figures: what was measured, by name.
-        problems: what is wrong, a line each.
+        tiny: use small sizes.
+        out: folder for files of the step.
+        figures: name -> measured value.
+        problems: one line per problem.
     """
 
     device: str
@@ -24,12 +24,12 @@ class Check:
     problems: list[str] = field(default_factory=list)
 
     def expect(self, holds: bool, problem: str) -> None:
-        """Note a problem unless something holds."""
+        """Record a problem unless the condition holds."""
         if not holds:
             self.problems.append(problem)
 
     def at_most(self, name: str, value: float, bound: float) -> None:
-        """Note a figure, and a problem where it is above its bound or NaN."""
+        """Record a figure, and a problem if it is above its bound or NaN."""
         self.figures[name] = float(f"{value:.3g}")
         self.expect(value <= bound, f"{name} is {value:.3g}, expected at most {bound:g}")
 

@@ -1,4 +1,4 @@
-"""Step 1: what a device computes, on random arrays: bytes of codecs, tokens, draws, unsigned integers, losses."""
+"""Step 1: results of a device on random arrays: bytes of codecs, tokens, draws, unsigned integers, losses."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ LOSS_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def run(check: Check) -> None:
-    """Every rule, of arrays of several sizes."""
+    """Check every rule on arrays of several sizes."""
     device = torch.device(check.device)
     torch.manual_seed(0)
     codecs(check, device)
@@ -39,7 +39,7 @@ def run(check: Check) -> None:
 
 
 def arrays(tiny: bool) -> Iterator[Tensor]:
-    """Numbers of many magnitudes in [0, 1], with rows of zeros and ties half way between two steps."""
+    """Numbers of many magnitudes in [0, 1], with rows of zeros and values half way between two steps."""
     for shape in (
         ((1, 1, 1), (5, 4, 150), (3, 70, 4)) if tiny else ((1, 1, 1), (5, 4, 150), (144, 32, 144), (600, 16, 129))
     ):
@@ -50,7 +50,7 @@ def arrays(tiny: bool) -> Iterator[Tensor]:
 
 
 def codecs(check: Check, device: torch.device) -> None:
-    """Encoding gives the bytes of `alignkd.storage.codecs`, decoding its values."""
+    """Encoding must give the bytes of `alignkd.storage.codecs`, decoding its values."""
     compared = 0
     for values in arrays(check.tiny):
         for name, dtype in ((name, dtype) for name in CODECS for dtype in DTYPES):
@@ -70,12 +70,12 @@ def codecs(check: Check, device: torch.device) -> None:
 
 
 def logits(tiny: bool) -> Tensor:
-    """Of a teacher that is fairly sure, [N, V]."""
+    """Logits of a teacher with a low entropy, [N, V]."""
     return torch.randn(8, 512) * 4 if tiny else torch.randn(256, 32000) * 4
 
 
 def likeliest(check: Check, device: torch.device) -> None:
-    """The likeliest tokens by the way of a GPU and by that of the host."""
+    """The most probable tokens by the algorithm of a GPU and by that of the host."""
     logits_NV = logits(check.tiny)
     labels_N = torch.randint(logits_NV.shape[1], (len(logits_NV),))
     there = _on_device(logits_NV.to(device), labels_N.to(device), 64)
@@ -87,7 +87,7 @@ def likeliest(check: Check, device: torch.device) -> None:
 
 
 def draws(check: Check, device: torch.device) -> None:
-    """Drawn tokens. Logarithms differ in the last bit, so a draw on the edge of two tokens may be the other one."""
+    """Drawn tokens. Logarithms differ in the last bit, so a draw at the border of two tokens may differ."""
     logits_NV = logits(check.tiny)
     uniforms_ND = torch.from_numpy(uniforms(0, 1, len(logits_NV), 50))
     here = draw_tokens(logits_NV, uniforms_ND)
@@ -98,7 +98,7 @@ def draws(check: Check, device: torch.device) -> None:
 
 
 def unsigned(check: Check, device: torch.device) -> None:
-    """Indexing and conversion of the unsigned integers in which ids and counts are kept."""
+    """Indexing and conversion of the unsigned integers in which ids and counts are stored."""
     offsets = torch.tensor([0, 3, 3, 10])
     for ids, counts in ((torch.uint16, torch.uint8), (torch.uint16, torch.uint16), (torch.uint32, torch.uint16)):
         largest = torch.iinfo(ids).max
@@ -147,7 +147,7 @@ def fused(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, teacher_NV: Tens
 
 
 def plain(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by the formulas: cross-entropy, and the student's divergence from the teacher."""
+    """The same by plain formulas: cross-entropy, and the student's divergence from the teacher."""
     hidden_ND, head_VD = hidden_ND.detach().requires_grad_(), head_VD.detach().requires_grad_()
     student_NV, teacher_NV = (hidden_ND @ head_VD.T).log_softmax(-1), teacher_NV.log_softmax(-1)
     cross_entropy = -student_NV.gather(1, labels_N[:, None]).sum()

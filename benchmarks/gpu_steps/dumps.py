@@ -1,4 +1,4 @@
-"""Step 2: the golden teacher dumped on the device and on the CPU; and three dumps, one stopped and resumed."""
+"""Step 2: dumps of the golden teacher on the device and on the CPU, and a stopped and resumed dump."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from gpu_steps.check import Check
 from gpu_steps.golden import STORES, dump_job, samples
 
-# Largest difference of a float. Raw targets as float32 gives them; encoded ones by a step of their format more.
+# Largest difference of a float: that of float32 for raw targets, one step of the format more for encoded ones.
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     "raw": {"attention": 1e-5, "vision": 1e-3, "logits": 1e-4},
     "": {"attention": 1e-3, "vision": 4e-3, "logits": 1e-2},
@@ -30,20 +30,20 @@ class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
 
 
 class StopsAfterOneShard(DumpControl):
-    """Ends the run when a shard is committed."""
+    """Stops the run after a committed shard."""
 
     def committed(self, commit: CommitRecord) -> None:
-        """The run ends here."""
+        """Stop the run."""
         super().committed(commit)
         raise Stopped
 
 
 def run(check: Check) -> None:
-    """Every kind; then the same store three times."""
+    """Dump every kind, then the same store three times."""
     folder = check.out / "dumps"
     job = dump_job(folder, "raw", check.device)
     teacher = load_teacher(job, job.open_teacher())
-    check.figures["tf32_convolutions"] = torch.backends.cudnn.allow_tf32  # once the product has set what it sets
+    check.figures["tf32_convolutions"] = torch.backends.cudnn.allow_tf32  # after the product has set it
     del teacher
     for kind in ("raw", "compact") if check.tiny else STORES:
         compare(check, folder, kind)
@@ -51,7 +51,7 @@ def run(check: Check) -> None:
 
 
 def compare(check: Check, folder: Path, kind: str) -> None:
-    """A dump on the device against one on the CPU."""
+    """Compare a dump on the device with one on the CPU."""
     here, there = (
         dump_job(folder, kind, device, f"{kind}-{place}")
         for device, place in (("cpu", "here"), (check.device, "there"))
@@ -78,7 +78,7 @@ def compare(check: Check, folder: Path, kind: str) -> None:
 
 
 def same_focus(a: Record, b: Record) -> bool:
-    """Whether the same 16 tokens were kept, but for those of equal score (eq. 2)."""
+    """Whether the same 16 tokens were kept, except for tokens of equal score (eq. 2)."""
     if a.vision_top_index is None or b.vision_top_index is None:
         return a.vision_top_index is b.vision_top_index
     score_P = as_float32(a.attention).mean(axis=2).sum(axis=1).reshape(-1)
@@ -88,7 +88,7 @@ def same_focus(a: Record, b: Record) -> bool:
 
 
 def three_times(check: Check, folder: Path) -> None:
-    """Equal root hashes: two dumps, and one that was stopped after a shard and resumed."""
+    """Two dumps, and one that was stopped after a shard and resumed, must have equal root hashes."""
     hashes = []
     for name in ("first", "second", "resumed"):
         job = dump_job(folder, "compact", check.device, name)

@@ -1,4 +1,4 @@
-"""Step 0: what is installed, which device it is, and whether a process group of one works on it."""
+"""Step 0: installed versions, the device, and a process group of one process on it."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "zarr", "pydantic", "
 
 
 def run(check: Check) -> None:
-    """Versions, device and driver; then import deepspeed, and a barrier and a broadcast among one rank."""
+    """Record versions, device and driver; then import deepspeed, and run a barrier and a broadcast with one rank."""
     check.figures.update(python=platform.python_version(), **{name: installed(name) for name in PACKAGES})
     check.figures.update(torch_cuda=torch.version.cuda, device=device_line(check.device), driver=driver())
     if check.device == "cuda" and not torch.cuda.is_available():
@@ -32,7 +32,7 @@ def run(check: Check) -> None:
 
 
 def installed(name: str) -> str | None:
-    """A package's version."""
+    """The version of a package."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -40,7 +40,7 @@ def installed(name: str) -> str | None:
 
 
 def device_line(device: str) -> str:
-    """The device in words."""
+    """Description of the device."""
     if device == "cpu" or not torch.cuda.is_available():
         return f"cpu, {torch.get_num_threads()} threads"
     found = torch.cuda.get_device_properties(0)
@@ -48,7 +48,7 @@ def device_line(device: str) -> str:
 
 
 def driver() -> str | None:
-    """The driver's version as nvidia-smi gives it."""
+    """The driver's version, from nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip() or None

@@ -1,4 +1,4 @@
-"""The golden pair of models at work: dumps and trainings of a handful of samples."""
+"""Dumps and trainings of the golden models with a few samples."""
 
 import json
 from pathlib import Path
@@ -23,13 +23,13 @@ STORES: dict[str, dict[str, Any]] = {
 
 
 def samples() -> list[dict[str, Any]]:
-    """Three times the golden fine-tuning samples: with images and without."""
+    """The golden fine-tuning samples, three times, with and without images."""
     golden = json.loads((GOLDEN / "v1.json").read_text())
     return [{**sample, "id": f"{sample['id']}-{number}"} for number in range(3) for sample in golden]
 
 
 def dump_job(folder: Path, kind: str, device: str, name: str | None = None) -> DumpJob:
-    """A teacher pass over `samples` in float32, one sample a shard; the store is `folder/NAME`."""
+    """A teacher pass over `samples` in float32, one sample per shard; the store is `folder/NAME`."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data.json"
     data.write_text(json.dumps(samples()))

@@ -1,4 +1,4 @@
-"""Step 3: short trainings of the golden student: settings against each other, resumed against unbroken, device
+"""Step 3: short trainings of the golden student: settings against each other, resumed against uninterrupted, device
 against CPU.
 """
 
@@ -33,7 +33,7 @@ class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
 
 
 def run(check: Check) -> None:
-    """Every variant, the resumed run, and the same run on the CPU."""
+    """Run every variant, the resumed run, and the same run on the CPU."""
     folder = check.out / "trainings"
     steps = 4 if check.tiny else 20
     dump(dump_job(folder, "compact", "cpu", "store"))
@@ -51,7 +51,7 @@ def run(check: Check) -> None:
 
 
 def variant(folder: Path, name: str, steps: int, output: str | None = None) -> TrainJob:
-    """A training of so many steps with a checkpoint half way."""
+    """A training of that many steps, with a checkpoint in the middle."""
     settings = {"steps": steps, "checkpoint_every": steps // 2, **VARIANTS[name]}
     return train_job(folder / "store", folder / (output or name), **settings)
 
@@ -64,14 +64,14 @@ def losses_of(job: TrainJob) -> list[float]:
 
 
 def largest(found: list[float], expected: list[float]) -> float:
-    """Largest relative difference of a step; infinite where there are not as many."""
+    """Largest relative difference of a step; infinite if the numbers of steps differ."""
     if len(found) != len(expected):
         return math.inf
     return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
 
 
 def resume(check: Check, folder: Path, steps: int) -> list[float]:
-    """The losses of a run that was broken off a step after its checkpoint and started again."""
+    """The losses of a run that was stopped one step after its checkpoint and resumed."""
     job, real = variant(folder, "plain", steps, "resumed"), trainer._check_not_diverged
 
     def broken(state: Any, *others: Any) -> None:
@@ -91,7 +91,7 @@ def resume(check: Check, folder: Path, steps: int) -> list[float]:
 
 
 def on_cpu(folder: Path, steps: int) -> list[float]:
-    """The plain run in a process that has no GPU."""
+    """The plain run in a process without a GPU."""
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "gpu_steps.trainings", str(folder), str(steps)]
     subprocess.run(command, env=hidden, check=True, stdout=subprocess.DEVNULL)

@@ -1,6 +1,6 @@
-"""Step 4: where the host waits for the device in a step and in a dump, as CUDA itself notices it, against the list.
+"""Step 4: places where the host waits for the device, as CUDA reports them, against the list of known places.
 
-The list is that of `tests/gpu_rules/known_waits.py`, which a pretend device is held to wherever the tests run.
+The list is `tests/gpu_rules/known_waits.py`; on machines without a GPU, tests compare a simulated device with it.
 """
 
 import sys
@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tests" / "gpu_rules"))
 
 
 def run(check: Check) -> None:
-    """A dump and a micro-batch with every wait noted."""
+    """Run a dump and a micro-batch and record every wait."""
     if check.device != "cuda":
         check.figures["not_applicable"] = "only CUDA notices that its host waits"
         return
@@ -41,7 +41,7 @@ def run(check: Check) -> None:
 
 
 def micro_batch(folder: Path, device: str) -> None:
-    """Forward and backward of the golden samples."""
+    """Forward and backward pass of the golden samples."""
     from alignkd.student_train.data.collate import collate
 
     job = train_job(folder / "store", folder / "never", steps=1)
@@ -73,7 +73,7 @@ def noticed() -> Iterator[Counter[Any]]:
 
 
 def compare(check: Check, what: str, waits: Counter[Any], known: list[Any]) -> None:
-    """Every place is one of the list."""
+    """Every place must be in the list."""
     check.figures[what] = {str(place): count for place, count in waits.items()}
     listed = {(entry.file, entry.function) for entry in known}
     others = [str(place) for place in waits if (place.file, place.function) not in listed]

@@ -1,1 +1,1 @@
-"""The commands of `alignkd`: each file parses options, calls one public function and prints the result."""
+"""One file per command, all of one form: options, one public function of another room, its result printed."""

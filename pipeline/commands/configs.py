@@ -1,17 +1,13 @@
-"""`alignkd configs`: the recipes that come with the package."""
+"""`alignkd configs`: the recipes that ship with the package."""
 
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import click
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.console import clean_errors, json_option, print_json
-from alignkd.pipeline.outputs import claim_file, force_option, never
-from alignkd.vlm.errors import InputError
-
-SUFFIX = ".yaml"
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.outputs import claim_file, force_option, never
+from alignkd.pipeline.console.printing import json_option, print_json
 
 
 @click.command()
@@ -21,20 +17,22 @@ SUFFIX = ".yaml"
 @json_option
 @clean_errors
 def configs(name: str | None, out: Path | None, force: bool, as_json: bool) -> None:
-    """List, show or copy the ready recipes.
+    """List, show or copy the shipped recipes.
 
-    A copy is made to have its paths edited: an existing file is replaced with --force alone.
+    You edit the paths in your copy, so an existing file is replaced only with --force.
 
     Example: alignkd configs short-rtx3090 --out short.yaml
     """
+    from alignkd.pipeline.configs.catalogue import recipe_text, recipe_titles
+
     if name is None:
-        found = recipes()
+        titles = recipe_titles()
         if as_json:
-            print_json(found)
-        else:
-            width = max(map(len, found))
-            for recipe, title in found.items():
-                click.echo(f"{recipe.ljust(width)}  {title}")
+            print_json(titles)
+            return
+        width = max(map(len, titles))
+        for recipe, title in titles.items():
+            click.echo(f"{recipe.ljust(width)}  {title}")
         return
     text = recipe_text(name)
     if out is None:
@@ -43,29 +41,3 @@ def configs(name: str | None, out: Path | None, force: bool, as_json: bool) -> N
     claim_file("--out", out, never, reads=(), force=force)
     write_whole(out, text)
     click.echo(f"wrote {out}; set its paths, then `alignkd plan {out}` and `alignkd run {out}`")
-
-
-def recipes() -> dict[str, str]:
-    """Name -> first line of each recipe."""
-    files = [file for file in _folder().iterdir() if file.name.endswith(SUFFIX)]
-    titles = {file.name.removesuffix(SUFFIX): _title(file.read_text(encoding="utf-8")) for file in files}
-    return dict(sorted(titles.items()))
-
-
-def recipe_text(name: str) -> str:
-    """The file of a recipe.
-
-    Raises:
-        InputError: no such recipe.
-    """
-    if name not in recipes():
-        raise InputError(f"{name}: no recipe of that name; choose one of {', '.join(recipes())}")
-    return (_folder() / f"{name}{SUFFIX}").read_text(encoding="utf-8")
-
-
-def _folder() -> Traversable:
-    return resources.files("alignkd.pipeline.configs")
-
-
-def _title(text: str) -> str:
-    return text.splitlines()[0].lstrip("# ")

@@ -1,51 +1,65 @@
-"""`alignkd data`: look at a data set before anything is computed from it."""
+"""`alignkd data`: inspect a data set before anything is computed from it."""
 
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from alignkd.pipeline.console import clean_errors, json_option, print_json
-from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
-from alignkd.pipeline.picture_file import DATA_STATS, is_drawn_by
-from alignkd.pipeline.runs.interrupts import ends_on_interrupt
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.interrupts import ends_on_interrupt
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.picture_file import DATA_STATS, is_drawn_by
+from alignkd.pipeline.console.printing import json_option, print_json
 
 DEFAULT_CHECKPOINT = "mtgv/MobileVLM_V2-1.7B"
 
 
 def token_limits(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """`2048,512` -> (512, 2048): rising, no limit twice."""
+    """`2048,512` -> (512, 2048): ascending, without duplicates."""
     try:
         limits = tuple(sorted({int(part) for part in value.split(",")}))
     except ValueError:
         limits = (0,)
     if limits[0] < 1:
-        raise click.BadParameter(f"{value!r}, expected whole numbers above 0 with commas between, as 512,2048")
+        raise click.BadParameter(f"{value!r}, expected whole numbers above 0, separated by commas, such as 512,2048")
     return limits
 
 
 @click.group()
 @click.pass_context
 def data(context: click.Context) -> None:
-    """Inspect training data."""
+    """Inspect training data.
+
+    Example: alignkd data stats train.json --images images
+    """
     context.with_resource(ends_on_interrupt())
 
 
 @data.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; without it they are left alone.")
-@click.option("--template", type=click.Choice(["plain", "v1"]), default="v1", show_default=True)
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; without it no image is read.")
+@click.option(
+    "--template", type=click.Choice(["plain", "v1"]), default="v1", show_default=True, help="Prompt template."
+)
 @click.option("--max-tokens", callback=token_limits, default="512,2048", show_default=True, help="Limits to compare.")
 @click.option(
-    "--checkpoint", default=DEFAULT_CHECKPOINT, show_default=True, help="Whose tokenizer; no weights are read."
+    "--checkpoint",
+    default=DEFAULT_CHECKPOINT,
+    show_default=True,
+    help="Model whose tokenizer is used; no weights are read.",
 )
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
-@click.option("--no-decode", is_flag=True, help="Only open each image, do not decode it.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; as many as CPUs by default.")
+@click.option("--no-decode", is_flag=True, help="Open each image without decoding it.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default the number of CPUs.")
 @click.option(
     "--png", type=click.Path(path_type=Path), help=f"Draw the distribution of tokens to this file. {REPLACES}"
 )
-@click.option("--list", "listing", type=click.Path(path_type=Path), help="JSON lines: every dropped sample and why.")
+@click.option(
+    "--list",
+    "listing",
+    type=click.Path(path_type=Path),
+    help="Write every dropped sample and its reason as JSON lines.",
+)
 @force_option
 @json_option
 @clean_errors
@@ -63,10 +77,10 @@ def stats(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Count samples, tokens and what a dump drops.
+    """Count samples, tokens and dropped samples.
 
-    Figures are per source data set, the first folder of the image path. Every sample is tokenised and every image
-    looked at once, as the dump does it. Exits with 0 also when samples are unusable: they are counted and named.
+    Figures are per source data set, which is the first folder of the image path. Every sample is tokenised and every
+    image is read once, exactly as in a dump. Unusable samples are counted and named; the exit code is still 0.
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """

@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.console import clean_errors, json_option, print_json
-from alignkd.pipeline.outputs import claim_file, claim_folder, force_option
-from alignkd.pipeline.picture_file import REPORT, is_drawn_by
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.outputs import claim_file, claim_folder, force_option
+from alignkd.pipeline.console.picture_file import REPORT, is_drawn_by
+from alignkd.pipeline.console.printing import json_option, print_json
 
 
 @click.command()
@@ -15,18 +16,17 @@ from alignkd.pipeline.picture_file import REPORT, is_drawn_by
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for report.md and curves.png: a new one, an empty one, or an earlier --out. Default: only print.",
+    help="Folder for report.md and curves.png: new, empty, or used as --out before. Without it, only print.",
 )
-@click.option("--smooth", type=click.IntRange(min=1), default=50, show_default=True, help="Steps that a mean covers.")
+@click.option("--smooth", type=click.IntRange(min=1), default=50, show_default=True, help="Number of steps in a mean.")
 @force_option
 @json_option
 @clean_errors
 def report(runs: tuple[Path, ...], out: Path | None, smooth: int, force: bool, as_json: bool) -> None:
     """Compare training runs and their curves.
 
-    Final losses, speed, skipped steps; with --out also the losses by step as a picture.
-
-    RUN is an output folder of `alignkd train`, finished or not.
+    Shows final losses, speed and skipped steps; with --out also a picture of the losses by step. RUN is an output
+    folder of `alignkd train`, finished or not.
 
     Example: alignkd report out/supervised out/align-kd --out comparison
     """

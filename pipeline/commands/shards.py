@@ -1,8 +1,8 @@
-"""`alignkd shards`: look into stores and care for them. Starts fast: nothing here imports torch."""
+"""`alignkd shards`: inspect and maintain stores. It starts fast, because nothing here imports torch."""
 
 import click
 
-from alignkd.pipeline.runs.interrupts import ends_on_interrupt
+from alignkd.pipeline.console.interrupts import ends_on_interrupt
 from alignkd.pipeline.shards.copying import convert, merge
 from alignkd.pipeline.shards.diff import diff
 from alignkd.pipeline.shards.export import export
@@ -16,7 +16,12 @@ from alignkd.pipeline.shards.verify import verify
 @click.group()
 @click.pass_context
 def shards(context: click.Context) -> None:
-    """Inspect, compare, convert and repair stores."""
+    """Inspect, compare, convert and repair stores.
+
+    STORE is a folder, or a URL such as s3://bucket/store or https://host/store.
+
+    Example: alignkd shards ls runs/store
+    """
     context.with_resource(ends_on_interrupt())
 
 

@@ -1,6 +1,6 @@
-"""Where `train.output` may be: a folder of its own, so that neither a run nor its removal takes anything else along.
+"""Checks that `train.output` is a separate folder, so that a run and its removal affect nothing else.
 
-Told before the teacher runs, by the paths alone. What a folder holds is looked at when the run claims it
+Only paths are compared, before the teacher runs. The content of the folder is checked when the run claims it
 (`student_train/run/claim.py`).
 """
 
@@ -12,13 +12,13 @@ from alignkd.student_train.output import student_folder
 
 
 def output_problems(stages: Mapping[str | None, RunConfig]) -> list[str]:
-    """One line for each `train.output` that is, holds or lies in a folder of something else.
+    """One line for each `train.output` that is, contains or lies in a folder with another purpose.
 
-    An output inside the image folder is allowed: images are found by the names that the data gives, so a run there
-    neither reads nor writes any of them.
+    An output inside the image folder is allowed: images are found by the names in the data, so such a run neither
+    reads nor writes any of them.
 
     Args:
-        stages: by name; None names the only stage of a file without stages.
+        stages: name -> configuration; the name is None in a file without stages.
     """
     problems: dict[str, None] = {}
     for name, config in stages.items():
@@ -31,19 +31,19 @@ def output_problems(stages: Mapping[str | None, RunConfig]) -> list[str]:
                 if relation is None or (relation == "lies in" and key == "data.images"):
                     continue
                 if other != name and _relation(student_folder(output), place) == "is":
-                    continue  # a later stage starts from what this one writes
+                    continue  # a later stage starts from the student of this one
                 owner = f"{key} {place}" if other == name else f"{key} {place} of stage {other}"
-                problems[f"{where}train.output {output} {relation} {owner}; choose a folder of its own"] = None
+                problems[f"{where}train.output {output} {relation} {owner}; choose a separate folder"] = None
     return [*problems, *_shared_outputs(stages)]
 
 
 def _places(config: RunConfig) -> Iterator[tuple[str, Path]]:
-    """The folders that a configuration names, by their keys."""
+    """Key and folder of every folder that a configuration names."""
     for key, checkpoint in (
         ("student.checkpoint", config.student and config.student.checkpoint),
         ("teacher.checkpoint", config.teacher and config.teacher.checkpoint),
     ):
-        # of a hub id there is no folder; a stage's student may not be there yet, but then its run's output is checked
+        # a hub id has no folder; a student that does not exist yet lies in an output, which is checked itself
         if checkpoint and Path(checkpoint).is_dir():
             yield key, Path(checkpoint)
     if isinstance(config.store.path, Path):
@@ -53,11 +53,11 @@ def _places(config: RunConfig) -> Iterator[tuple[str, Path]]:
 
 
 def _relation(output: Path, place: Path) -> str | None:
-    """How two folders overlap, by their real paths; None where they are apart."""
+    """How two folders overlap, by their real paths; None if they do not."""
     ours, theirs = output.resolve(), place.resolve()
     if ours == theirs:
         return "is"
-    return "holds" if theirs.is_relative_to(ours) else "lies in" if ours.is_relative_to(theirs) else None
+    return "contains" if theirs.is_relative_to(ours) else "lies in" if ours.is_relative_to(theirs) else None
 
 
 def _shared_outputs(stages: Mapping[str | None, RunConfig]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A problem of a configuration in plain words: where, what was expected, what was found, the next step."""
+"""Messages for problems of a configuration: the key, the expected and the found value, the next step."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from pydantic import BaseModel
 from alignkd.vlm.errors import one_line
 from alignkd.vlm.settings import COMPLETE, described
 
-# What pydantic's types of errors expect, by type; a limit is that of the error's context.
+# type of a pydantic error -> what was expected
 _WRONG_TYPE = {
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
-    "model_type": "a section with keys of its own",
-    "dict_type": "a section with keys of its own",
+    "model_type": "a section with keys",
+    "dict_type": "a section with keys",
 }
-# What a message lists of the keys of a section.
+# Number of a section's keys that a message lists.
 SHOWN_KEYS = 12
 _LIMITS = {
     "greater_than": ("gt", "above"),
@@ -29,11 +29,11 @@ _LIMITS = {
 
 
 def problem_of(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """One of pydantic's errors as one line.
+    """Format one of pydantic's errors as one line.
 
     Args:
         error: an item of `ValidationError.errors()`.
-        root: the model that was validated, whose keys are suggested for unknown ones.
+        root: the validated model; its keys are suggested for an unknown key.
     """
     where = ".".join(map(str, error["loc"])) or "configuration"
     return f"{where}: {_reason(error, root)}"
@@ -61,7 +61,7 @@ def _reason(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value of the right kind, or any other in words."""
+    """Show a text as its repr, any other value by its kind."""
     return one_line(repr(value))[:80] if isinstance(value, str) else described(value)
 
 
@@ -76,7 +76,7 @@ def _next_step(kind: str, value: Any) -> str:
 
 
 def _number_in(text: str) -> str:
-    """The number that a text was meant to be: one in quotes, or with the underscores of YAML 1.1."""
+    """Suggest the number that a text seems to mean: a number in quotes, or one with the underscores of YAML 1.1."""
     plain = text.strip().replace("_", "")
     try:
         float(plain)
@@ -86,7 +86,7 @@ def _number_in(text: str) -> str:
 
 
 def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
-    """The nearest known key beside an unknown one, or the first of all."""
+    """Suggest the known key nearest to an unknown one, or list the first known keys."""
     model: type[BaseModel] | None = root
     for part in location[:-1]:
         model = section_model(model, str(part))
@@ -100,7 +100,7 @@ def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
 
 
 def section_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
-    """The model of a key that holds a section, None for any other."""
+    """The model of a key that is a section; None for any other key."""
     annotation: Any = model.model_fields[key].annotation if model and key in model.model_fields else None
     candidates = [annotation, *getattr(annotation, "__args__", ())]
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

@@ -1,4 +1,4 @@
-"""A recipe: a configuration of several stages, each of which starts from what the one before has trained."""
+"""Recipes: configurations of several stages, each of which starts from the result of the previous stage."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,12 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One dump and one training; `name` is None in a file without stages."""
+    """One dump and one training.
+
+    Attributes:
+        name: None in a file without stages.
+        config: the sections of the stage, with the shared sections merged in.
+    """
 
     name: str | None
     config: RunConfig
@@ -30,7 +35,7 @@ def load_stage(path: Path, command: Command, name: str | None, replaced: Mapping
         replaced: as of `load_stages`.
 
     Raises:
-        InputError: as `load_stages`, or the file has several stages and none was named.
+        InputError: see `load_stages`; or the file has several stages and `name` is None.
     """
     stages = load_stages(path, command, only=name, replaced=replaced)
     if len(stages) > 1:
@@ -42,13 +47,13 @@ def load_stage(path: Path, command: Command, name: str | None, replaced: Mapping
 def load_stages(
     path: Path, command: Command, *, only: str | None = None, replaced: Mapping[str, Any] | None = None
 ) -> list[Stage]:
-    """Every stage of a file in its order; a file without `stages` is one without a name.
+    """Every stage of a file, in order; a file without `stages` is one stage without a name.
 
-    Sections beside `stages` hold for every stage, whose own keys win. From the second stage on, `student.checkpoint`
-    and `train.adapters` are what the stage before writes, unless the stage itself gives them.
+    Sections next to `stages` apply to every stage; a stage's own keys take precedence. From the second stage on,
+    `student.checkpoint` and `train.adapters` are the output of the previous stage, unless the stage sets them.
 
     Args:
-        only: name of the one stage that is wanted; the others are not checked.
+        only: name of the only stage to return; other stages are not checked.
         replaced: sections whose keys replace those of every stage.
 
     Raises:
@@ -56,7 +61,7 @@ def load_stages(
     """
     values = read_yaml(path)
     if STAGES not in values and only is not None:
-        raise InputError(f"{path}: has no stages, asked for {only!r}; leave --stage out")
+        raise InputError(f"{path}: has no stages, but --stage is {only!r}; leave --stage out")
     named = _handed_over(_by_name(path, values)) if STAGES in values else {None: values}
     if only is not None and only not in named:
         raise InputError(f"{path}: no stage {only!r}; its stages are {', '.join(map(str, named))}")
@@ -75,7 +80,7 @@ def load_stages(
 
 
 def _by_name(path: Path, values: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Name -> the stage's own sections, and those with the shared ones below."""
+    """Name -> the stage's own sections, and those merged over the shared ones."""
     shared, stages = {key: value for key, value in values.items() if key != STAGES}, values[STAGES]
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise InputError(
@@ -87,7 +92,7 @@ def _by_name(path: Path, values: Mapping[str, Any]) -> dict[str, tuple[dict[str,
         name = stage.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in named:
             raise InputError(
-                f"{path}: stage {number} has name {name!r}; give each stage a name of its own of letters, digits, "
+                f"{path}: stage {number} has name {name!r}; give each stage a unique name of letters, digits, "
                 "'_', '-' and '.'"
             )
         named[name] = own, _merged(shared, own)
@@ -97,7 +102,7 @@ def _by_name(path: Path, values: Mapping[str, Any]) -> dict[str, tuple[dict[str,
 def _handed_over(
     named: Mapping[str, tuple[dict[str, Any], dict[str, Any]]],
 ) -> dict[str | None, dict[str, Any]]:
-    """The sections of each stage, with the student and the adapters that the one before writes."""
+    """Name -> the sections of each stage, with the student and the adapters of the previous stage."""
     resolved: dict[str | None, dict[str, Any]] = {}
     output: Path | None = None
     for name, (own, sections) in named.items():
@@ -119,7 +124,7 @@ def _output(sections: Mapping[str, Any]) -> Path | None:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mapping by mapping; an empty section does not hide the one below."""
+    """Merge `above` over `below`, key by key; an empty section in `above` does not remove the one in `below`."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):

@@ -1,6 +1,6 @@
-"""The tables of docs/configuration.md, made from the models: every key with type, default and meaning.
+"""Makes the tables of docs/configuration.md from the models: every key with type, default and meaning.
 
-python -m alignkd.pipeline.config.reference docs/configuration.md    # write the tables of the page again
+python -m alignkd.pipeline.config.reference docs/configuration.md    # rewrite the tables of the page
 """
 
 import inspect
@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
+from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.vlm.settings import MAX_COUNT, MAX_NUMBER, OneOf
@@ -25,7 +26,7 @@ _BASIC = {int: "whole number", float: "number", bool: "`true` or `false`", str: 
 
 
 def with_tables(page: str) -> str:
-    """A page whose part between `BEGIN` and `END` is made again."""
+    """The page with new tables between `BEGIN` and `END`."""
     head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n\n{tables()}\n{END}{rest.split(END)[1]}"
 
@@ -40,7 +41,7 @@ def tables() -> str:
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Key -> what the model's docstring tells of it, under `Attributes`."""
+    """Key -> its description in the model's docstring, under `Attributes`."""
     lines = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")[2].splitlines()
     found: dict[str, str] = {}
     names: list[str] = []
@@ -79,7 +80,7 @@ def _type(field: FieldInfo, where: str) -> str:
 def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
     """The type of a key without None and `Annotated`, and its details (limits, validators, title).
 
-    Of `Annotated[...] | None` pydantic leaves the details in the annotation; otherwise it takes them out.
+    Pydantic leaves the details of `Annotated[...] | None` in the annotation; otherwise it moves them to the field.
     """
     details: list[Any] = [field, *field.metadata]
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
@@ -113,9 +114,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    """Write the tables of the page again."""
+    """Rewrite the tables of the page."""
     page = Path(sys.argv[1])
-    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    write_whole(page, with_tables(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

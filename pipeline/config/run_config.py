@@ -1,4 +1,4 @@
-"""The run configuration: one YAML file for both phases, unknown keys refused, all errors at once."""
+"""The run configuration: one YAML file for both phases; unknown keys are refused, all problems are listed at once."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,10 +34,10 @@ class DataConfig(Settings):
 
     Attributes:
         conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
-        images: folder the image paths are relative to; not needed to train from a store with `inputs: embed`, nor for
-            text alone.
+        images: folder to which image paths are relative; not needed for training from a store with `inputs: embed`,
+            nor for data without images.
         template: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning).
-        max_tokens: samples with more embedded tokens (text + vision) are dropped and listed.
+        max_tokens: samples with more embedded tokens (text + vision) are dropped and listed; None sets no limit.
     """
 
     conversations: UserPath
@@ -52,7 +52,7 @@ class StudentConfig(Settings):
     Attributes:
         checkpoint: folder in the official layout, or hub id.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
-        dtype: of the weights in training; master weights and optimiser state are float32.
+        dtype: dtype of the weights in training; master weights and optimiser state are float32.
     """
 
     checkpoint: CheckpointName
@@ -61,7 +61,7 @@ class StudentConfig(Settings):
 
 
 class RunConfig(Settings):
-    """All sections of a configuration file; a command needs only its own (`SECTIONS_OF`)."""
+    """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
 
     data: DataConfig
     teacher: TeacherConfig | None = None
@@ -71,7 +71,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _losses_have_targets(self) -> Self:
-        """A loss needs its target stored, in a form that it can use; said before the teacher runs, not after."""
+        """Check before the teacher runs that each loss has a target, in a form that it can use."""
         if self.train is None:
             return self
         losses, targets = self.train.losses, self.train.targets
@@ -87,7 +87,7 @@ class RunConfig(Settings):
             for key in weighed.values()
             if key != "logits" and getattr(self.store, key) == "stem" and getattr(targets, key) == "stored"
         ]
-        # without a teacher section the store was dumped by another configuration, which may be all that says its kind
+        # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
             problems += [f"train.{problem}" for problem in losses.problems_with(self.store.logits.kind, "the store")]
         if problems:
@@ -95,7 +95,7 @@ class RunConfig(Settings):
         return self
 
     def _is_missing(self, key: str) -> bool:
-        """Whether a target is neither stored nor given by the teacher's stem."""
+        """Whether a target is neither stored nor computed from the teacher's stem."""
         assert self.train is not None
         if key == "logits":
             return self.store.logits.kind == "none"
@@ -104,7 +104,7 @@ class RunConfig(Settings):
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
 
     def dump_job(self) -> DumpJob:
-        """Phase 1 of this configuration."""
+        """The job of phase 1."""
         assert self.teacher is not None
         return DumpJob(
             conversations=self.data.conversations,
@@ -116,7 +116,7 @@ class RunConfig(Settings):
         )
 
     def train_job(self) -> TrainJob:
-        """Phase 2 of this configuration."""
+        """The job of phase 2."""
         assert self.student is not None and self.train is not None
         return TrainJob(
             student=self.student.checkpoint,
@@ -135,7 +135,7 @@ def load_run_config(path: Path, command: Command) -> RunConfig:
     """Read and check a configuration file of one stage for `command`; `recipes.py` reads files of several stages.
 
     Raises:
-        InputError: one line that lists every problem of the file.
+        InputError: one line with every problem of the file.
     """
     config, problems = checked_config(read_yaml(path), command)
     if config is None or problems:
@@ -144,7 +144,7 @@ def load_run_config(path: Path, command: Command) -> RunConfig:
 
 
 def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig | None, list[str]]:
-    """The configuration, None where it cannot be made, and every problem with it."""
+    """The configuration, None if it is invalid, and its problems."""
     missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
     problems = [
         f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
@@ -162,10 +162,10 @@ def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; which YAML, is in docs/configuration.md.
+    """The mapping in a YAML file; docs/configuration.md describes the accepted YAML.
 
     Raises:
-        InputError: no such file, too large a file, no YAML, or no mapping.
+        InputError: the file does not exist, is too large, is not YAML or is not a mapping.
     """
     try:
         with open_regular_or_pipe(path) as file:
@@ -182,11 +182,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YamlTextError as error:
         raise InputError(f"{path}: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {described(values)}, expected sections {', '.join(SECTIONS_OF['run'])}")
+        raise InputError(f"{path}: contains {described(values)}, expected sections {', '.join(SECTIONS_OF['run'])}")
     return values
 
 
 def refusal(path: Path, problems: list[str]) -> InputError:
-    """One line for all problems of a file."""
+    """One error for all problems of a file."""
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
     return InputError(f"{path}: {count}: {'; '.join(problems)}")

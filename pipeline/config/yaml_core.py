@@ -1,7 +1,7 @@
-"""YAML 1.2 with its core schema, on PyYAML's parser: `off` is text, `010` is ten, a key stands once.
+"""YAML 1.2 with its core schema, on PyYAML's parser: `off` is text, `010` is ten, a repeated key is an error.
 
-PyYAML's own loaders follow YAML 1.1, in which `off` is false, `010` is eight and `1:30` is ninety, and keep the last of
-two equal keys. Nodes become plain values here, so that every refusal names a line.
+PyYAML's own loaders follow YAML 1.1, in which `off` is false, `010` is eight and `1:30` is ninety, and they keep the
+last of two equal keys. This module converts the parser's nodes itself, so that every error names a line.
 """
 
 import re
@@ -17,7 +17,7 @@ TAG = "tag:yaml.org,2002:"
 MAX_VALUES = 10_000
 MAX_DIGITS = 400
 
-# YAML 1.2.2, section 10.3.2: what a scalar without quotes is; every other one is text.
+# YAML 1.2.2, section 10.3.2: types of scalars without quotes; all other scalars are text.
 _CORE: dict[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
     "null": (re.compile(r"null|Null|NULL|~|"), ["n", "N", "~", ""], lambda text: None),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"), lambda text: text.lower() == "true"),
@@ -33,7 +33,7 @@ _CORE: dict[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
 
 
 class YamlTextError(ValueError):
-    """A text that is no YAML, or holds what is not read; the message has no file name."""
+    """Invalid or unsupported YAML; the message does not contain the file name."""
 
 
 class _Nodes(yaml.BaseLoader):
@@ -41,7 +41,7 @@ class _Nodes(yaml.BaseLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would read as something else than text."""
+    """Quotes texts that YAML 1.1 or 1.2 would read as another type."""
 
 
 for _name, (_pattern, _first, _) in _CORE.items():
@@ -53,8 +53,8 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text of one document.
 
     Raises:
-        YamlTextError: broken YAML, with line and column. Or every one of these, listed: a key given twice, a merge key,
-            a tag or key that is not read, a number of more than `MAX_DIGITS` digits; or more than `MAX_VALUES` values.
+        YamlTextError: invalid YAML, with line and column; more than `MAX_VALUES` values; or a list of these: repeated
+            keys, merge keys, unsupported tags and keys, numbers of more than `MAX_DIGITS` digits.
     """
     try:
         node = yaml.compose(text, Loader=_Nodes)
@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
         line = text.count("\n", 0, error.position) + 1
         raise YamlTextError(f"line {line}: YAML has no character U+{error.character:04X}; remove it") from error
     except RecursionError as error:
-        raise YamlTextError("nested too deeply to be read; flatten it") from error
+        raise YamlTextError("nested too deeply; flatten it") from error
     reading = _Reading()
     value = None if node is None else reading.value(node, "")
     if reading.problems:
@@ -73,13 +73,13 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(values: Any) -> str:
-    """Plain values as YAML that `parse_yaml` and readers of YAML 1.1 take for the same."""
+    """Write plain values as YAML that `parse_yaml` and YAML 1.1 parsers read identically."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 class _Reading:
-    """From nodes to values; what is wrong is collected in `problems`."""
+    """Converts nodes to values and collects errors in `problems`."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -105,7 +105,7 @@ class _Reading:
             return [self.value(item, f"{where}[{index}]") for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
-        return self._refuse(node, f"the tag {_short(node.tag)} is not read; remove it")
+        return self._refuse(node, f"the tag {_short(node.tag)} is not supported; remove it")
 
     def _mapping(self, node: yaml.MappingNode, where: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -125,7 +125,7 @@ class _Reading:
         return values
 
     def _key(self, node: yaml.Node) -> str | None:
-        """The name of a key, None for one that is refused."""
+        """The name of a key, None for a refused one."""
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         if plain and node.value == "<<":
             self._refuse(node, "'<<' (merge) was dropped from YAML with version 1.2; write the keys out")
@@ -133,10 +133,10 @@ class _Reading:
             key = self._scalar(node)
             if isinstance(key, str):
                 return key
-            self._refuse(node, f"a key is a name, found {described(key)}; put it in quotes")
+            self._refuse(node, f"a key must be a name, found {described(key)}; put it in quotes")
         else:
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
-            self._refuse(node, f"a key is a name, found {kind}; put text with brackets or braces in quotes")
+            self._refuse(node, f"a key must be a name, found {kind}; put text with brackets or braces in quotes")
         return None
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
@@ -144,7 +144,7 @@ class _Reading:
         if name == "str":
             return node.value
         if name not in _CORE:
-            return self._refuse(node, f"the tag {_short(node.tag)} is not read; remove it")
+            return self._refuse(node, f"the tag {_short(node.tag)} is not supported; remove it")
         pattern, _, convert = _CORE[name]
         if name == "float" and _CORE["int"][0].fullmatch(node.value):
             convert = lambda text: float(_integer(text))  # noqa: E731
@@ -179,9 +179,9 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> str:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     if error.context == "expected a single document in the stream":
-        return f"a second document begins on line {line}; a configuration file holds one"
-    told = error.context if error.problem == "second occurrence" else error.problem
-    problem = one_line(told or error.context).removesuffix("; first occurrence")
+        return f"a second document starts on line {line}; a configuration file must have one"
+    reported = error.context if error.problem == "second occurrence" else error.problem
+    problem = one_line(reported or error.context).removesuffix("; first occurrence")
     return f"broken YAML at line {line}, column {column} ({problem}); {_next_step(problem, text, mark)}"
 
 
@@ -190,13 +190,13 @@ def _next_step(problem: str, text: str, mark: Any) -> str:
     if text[max(index - 1, 0) : index + 1] == "${":
         return 'put text with braces in quotes: "${NAME}/folder"'
     if "'\\t'" in problem:
-        return "write blanks in place of tabs"
+        return "use blanks instead of tabs"
     if "cannot start any token" in problem:
-        return "put text that begins with this character in quotes"
+        return "put text that starts with this character in quotes"
     if "mapping values are not allowed" in problem:
-        return "mend the indentation, or put text with ': ' in quotes"
+        return "fix the indentation, or put text with ': ' in quotes"
     if "duplicate anchor" in problem:
-        return "give each anchor a name of its own"
+        return "give each anchor a unique name"
     if "escape" in problem:
         return "write a backslash twice, or use single quotes"
-    return "mend it"
+    return "fix it"

@@ -1,1 +1,1 @@
-"""Ready recipes, as files: `alignkd configs` lists and copies them."""
+"""The recipes that ship with the package, and their catalogue."""

@@ -1,1 +1,1 @@
-"""`alignkd data`: what a data set holds and what a dump would use of it."""
+"""`alignkd data`: the contents of a data set, and the samples that a dump would use."""

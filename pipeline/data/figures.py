@@ -1,4 +1,4 @@
-"""The figures of `alignkd data stats`, as they are printed and given to scripts."""
+"""The figures of `alignkd data stats`, for the terminal and for scripts."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,8 +19,9 @@ MAX_LINE_BYTES = 1 << 20
 class LimitStats:
     """What a dump with this `max_tokens` does with the samples that are not missing, masked or `other`.
 
-    An overlong sample with a broken image counts as overlong, as its image is never decoded. So
-    `kept + overlong + image_broken` of a limit and `image_missing + label_mask + other` of the source are all samples.
+    An overlong sample with a damaged image counts as overlong, because its image is never decoded. So
+    `kept + overlong + image_broken` of a limit and `image_missing + label_mask + other` of the source add up to all
+    samples.
     """
 
     max_tokens: int
@@ -35,13 +36,13 @@ class SourceStats:
 
     Attributes:
         text_only: samples without an image.
-        several_images: samples with more than one.
-        image_missing: samples of which an image file is not there; None if nobody looked.
-        image_broken: samples of which an image does not decode, of whatever length; None if nobody looked.
-        label_mask: samples on which the original would train on nothing.
-        other: malformed entries, bad conversations, images outside the image folder.
-        usable: the rest: what a dump without a limit keeps.
-        counted: samples whose text is usable; the token figures are theirs. None where there are none.
+        several_images: samples with more than one image.
+        image_missing: samples with a missing image file; None if images were not read.
+        image_broken: samples with an image that cannot be decoded, of any length; None if images were not read.
+        label_mask: samples without a supervised token in the original code.
+        other: malformed entries, invalid conversations, images outside the image folder.
+        usable: all other samples, which a dump without a limit keeps.
+        counted: samples with usable text. The token figures cover these samples and are None without any.
     """
 
     source: str
@@ -62,14 +63,14 @@ class SourceStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A sample that is dropped.
+    """A dropped sample.
 
     Attributes:
-        index: its position in `file`.
-        kind: one of `KINDS`; `overlong` if nothing else is wrong with it.
-        tokens: embedded tokens, None if its text is unusable.
-        overlong_for: the limits it exceeds.
-        reason: in the words of the dump.
+        index: record number in `file`, from 0.
+        kind: one of `KINDS`; `overlong` if the sample has no other problem.
+        tokens: number of embedded tokens; None if the text is unusable.
+        overlong_for: the limits that it exceeds.
+        reason: the reason that the dump gives.
     """
 
     file: str
@@ -83,7 +84,7 @@ class Dropped:
 
 
 def is_listing(path: Path) -> bool:
-    """Whether `path` is a list of dropped samples (`alignkd.pipeline.data.listing`): its first line has their keys."""
+    """Whether `path` is a list of dropped samples (`alignkd.pipeline.data.listing`), by the keys of its first line."""
     with path.open("rb") as file:
         line = file.readline(MAX_LINE_BYTES)
     try:
@@ -107,18 +108,18 @@ class DataStats:
     """All figures.
 
     Attributes:
-        images_checked: `decoded`, `opened` or `no`.
-        num_images: distinct image paths.
-        num_turned: of them, images whose EXIF orientation is not 1; None unless they were decoded.
-        keys_not_read: samples with a key that is not read, by the key; those of turns as `conversations[].KEY`.
-        marks: usable samples without an image, by a mark such as `<video>` that is kept as text.
-        text_reasons: samples whose text is unusable, by the reason.
-        sources: largest first.
-        histogram: of the tokens of all counted samples.
-        num_unusable: samples that are dropped whatever the limit.
-        unusable: the first few of them.
-        num_listed: samples in the listing, if one was written: all that some limit drops.
-        lengths, length_counts: distinct numbers of tokens and how many samples have each.
+        images_checked: how images were checked.
+        num_images: number of distinct image paths.
+        num_turned: number of images whose EXIF orientation is not 1; None unless images were decoded.
+        keys_not_read: ignored key -> number of samples with it; a key of a turn is `conversations[].KEY`.
+        marks: mark such as `<video>`, which is kept as text -> number of usable samples without an image that have it.
+        text_reasons: reason -> number of samples whose text is unusable for it.
+        sources: figures of each source, the largest first.
+        histogram: histogram of the tokens of all counted samples.
+        num_unusable: number of samples that are dropped with any limit.
+        unusable: the first few of these samples.
+        num_listed: number of samples in the written listing (all that some limit drops); None without a listing.
+        lengths, length_counts: distinct numbers of tokens, and the number of samples with each.
     """
 
     files: tuple[FileStats, ...]
@@ -141,6 +142,6 @@ class DataStats:
     length_counts: NDArray[np.int64]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the exact distribution of lengths."""
+        """All figures except the exact distribution of lengths."""
         values = asdict(replace(self, lengths=NOTHING, length_counts=NOTHING))
         return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}

@@ -1,4 +1,4 @@
-"""How many samples have how many tokens, in bins that the limits fall between."""
+"""Histogram of the number of tokens; no bin contains a limit in its interior."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_BINS = 16
-# Samples longer than this many times the largest limit are not worth the room to show them apart.
+# Samples longer than this multiple of the largest limit share one bin.
 SHOWN_BEYOND_LIMIT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Bin i holds the samples with more than `edges[i]` and at most `edges[i + 1]` tokens.
+    """Bin i counts the samples with more than `edges[i]` and at most `edges[i + 1]` tokens.
 
     Attributes:
-        edges: rising; the limits are among them, so no bin lies on both sides of one.
-        counts: one less than edges.
+        edges: ascending; they include the limits.
+        counts: samples per bin, one fewer than edges.
     """
 
     edges: tuple[int, ...]
@@ -25,7 +25,7 @@ class Histogram:
 
 
 def make_histogram(lengths: NDArray[np.int64], counts: NDArray[np.int64], limits: Sequence[int]) -> Histogram:
-    """The histogram of samples of which `counts[i]` have `lengths[i]` tokens (rising)."""
+    """The histogram of samples of which `counts[i]` have `lengths[i]` tokens (ascending)."""
     if not len(lengths):
         return Histogram(edges=(0,), counts=())
     edges = histogram_edges(int(lengths[-1]), limits)
@@ -37,7 +37,7 @@ def make_histogram(lengths: NDArray[np.int64], counts: NDArray[np.int64], limits
 
 
 def histogram_edges(longest: int, limits: Sequence[int]) -> list[int]:
-    """Edges from 0 to at least `longest`: 9 to 16 equal bins, cut at the limits, and one for all that is far longer."""
+    """Edges from 0 to at least `longest`: 9 to 16 equal bins, split at the limits; one for much longer samples."""
     top = shown_length(longest, limits)
     width = 1
     while width * NUM_BINS < top:
@@ -48,6 +48,6 @@ def histogram_edges(longest: int, limits: Sequence[int]) -> list[int]:
 
 
 def shown_length(longest: int, limits: Sequence[int]) -> int:
-    """Up to how many tokens samples are shown apart."""
+    """The length up to which samples are shown in separate bins."""
     largest = max(limits, default=longest)
     return longest if longest <= SHOWN_BEYOND_LIMIT * largest else largest

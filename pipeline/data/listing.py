@@ -1,4 +1,4 @@
-"""Which samples are dropped and why. Reasons are found again when asked for: nobody keeps a text per sample."""
+"""Dropped samples and their reasons. Reasons are computed again on request, so memory holds no text per sample."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,11 +15,11 @@ from alignkd.pipeline.data.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, O
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.inputs.examples import is_overlong, overlong_error
 
-MENDED = "usable now, though it was not when it was counted"
+CHANGED = "usable now, but it was unusable when it was counted"
 
 
 def dropped_samples(scan: Scan, table: SampleTable, limits: Sequence[int], numbers: Iterable[int]) -> Iterator[Dropped]:
-    """What is wrong with each of some samples that are dropped for some limit or for all."""
+    """The problem of each given sample; all of them are dropped with some limit or with all."""
     kinds = table.kinds(None)
     for number in map(int, numbers):
         file, sample = scan.find(number)
@@ -40,14 +40,14 @@ def dropped_samples(scan: Scan, table: SampleTable, limits: Sequence[int], numbe
 
 def _reason(scan: Scan, sample: Sample, kind: int) -> str:
     if kind in {MISSING, OUTSIDE, BROKEN}:
-        return judge_image(scan, sample)[1] or MENDED
-    return judge_text(scan, sample)[2] or MENDED
+        return judge_image(scan, sample)[1] or CHANGED
+    return judge_text(scan, sample)[2] or CHANGED
 
 
 def write_listing(path: Path, scan: Scan, table: SampleTable, limits: Sequence[int]) -> int:
-    """Write every sample that some limit drops as one line of JSON, in their order; returns how many.
+    """Write every sample that some limit drops as one line of JSON, in order, and return their number.
 
-    The file is written whole or not at all.
+    The file appears complete or not at all.
     """
     strictest = table.kinds(min(limits, default=None))
     numbers = np.flatnonzero(strictest != KEPT)

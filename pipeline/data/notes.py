@@ -1,4 +1,4 @@
-"""What is noticed in entries and texts, counted per sample: keys, marks, and why texts are unusable."""
+"""Counts per sample: ignored keys, marks in texts, and reasons for unusable texts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,19 +10,19 @@ from alignkd.vlm.data.entry_keys import keys_not_read
 from alignkd.vlm.data.media_marks import marks_in
 from alignkd.vlm.errors import one_line
 
-# A file whose keys are ids must not fill the memory.
+# Limits memory for a file in which every sample has other keys.
 MAX_NAMES = 1000
 OTHERS = "(others)"
 
 
 @dataclass(frozen=True)
 class Notes:
-    """Samples by what was noticed in them.
+    """Numbers of samples by what was found in them.
 
     Attributes:
-        keys: with a key that is not read, by the key; of turns as `conversations[].KEY`.
-        marks: usable ones without an image, by a mark in their text that other programs replace by one.
-        reasons: whose text is unusable, by the reason.
+        keys: ignored key -> samples with it; a key of a turn is `conversations[].KEY`.
+        marks: mark that other programs replace by an image -> usable samples without an image that have it.
+        reasons: reason -> samples whose text is unusable for it.
     """
 
     keys: Counter[str] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class Notes:
 
 
 def most_frequent(counter: Counter[str]) -> dict[str, int]:
-    """As a dictionary, the most frequent first, equal ones by name."""
+    """The counts as a dictionary, the most frequent first, equal ones by name."""
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
 
 

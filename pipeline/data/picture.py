@@ -1,4 +1,4 @@
-"""The distribution of tokens as a small picture."""
+"""Draws the distribution of tokens as a small picture."""
 
 from pathlib import Path
 from typing import Any
@@ -7,24 +7,24 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from alignkd.pipeline.console.picture_file import DATA_STATS, save_picture
 from alignkd.pipeline.data.figures import DataStats
 from alignkd.pipeline.data.histogram import shown_length
-from alignkd.pipeline.picture_file import DATA_STATS, save_picture
 
-BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito: colour-blind people tell them apart
+BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito: distinguishable for colour-blind people
 NUM_BINS = 80
 DPI = 150
 
 
 def draw_lengths(stats: DataStats, path: Path) -> None:
-    """Write a PNG: samples over tokens, a line for each limit with the share it keeps of the samples drawn from."""
+    """Write a PNG: samples over tokens, and a line for each limit with the share of samples that it keeps."""
     limits = [limit.max_tokens for limit in stats.total.limits]
     longest = int(stats.lengths[-1]) if len(stats.lengths) else 1
-    right = shown_length(longest, limits)  # what is longer is named, not drawn
+    right = shown_length(longest, limits)  # longer samples are mentioned, not drawn
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
-    # Whole tokens per bin: bins that hold different numbers of lengths would draw a comb.
+    # Whole tokens per bin: bins with different numbers of lengths would look like a comb.
     width = -(-right // NUM_BINS)
     edges = np.arange(0, right + width, width) + 0.5
     axes.hist(stats.lengths, bins=edges, weights=stats.length_counts, color=BLUE)

@@ -1,4 +1,4 @@
-"""Tasks in several processes, results in the order of the tasks; nothing is left running, however the run ends."""
+"""Runs tasks in several processes, with results in the order of the tasks; no process outlives the parent."""
 
 import multiprocessing
 import os
@@ -19,21 +19,21 @@ C = TypeVar("C")
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Enough that no worker waits for the next task, few enough that results do not pile up.
+# Enough to keep every worker busy, few enough to limit the number of waiting results.
 TASKS_PER_WORKER = 4
 
 
 def usable_cpus() -> int:
-    """CPUs this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-class Workers(Generic[C]):
-    """Processes that share a context; entered, used by `map`, and ended when left.
+class ProcessPool(Generic[C]):
+    """Processes that share a context; a context manager that ends them on exit.
 
     Args:
-        context: given to every task as its first argument; pickled once per process.
-        count: processes; with 1 the work is done in this process.
+        context: first argument of every task; pickled once per process.
+        count: number of processes; with 1 the tasks run in this process.
     """
 
     def __init__(self, context: C, count: int) -> None:
@@ -42,7 +42,7 @@ class Workers(Generic[C]):
 
     def __enter__(self) -> Self:
         if self._count > 1:
-            # spawn: a fork of a process that runs torch's threads may hang
+            # spawn: a fork of a process with torch's threads may hang
             spawn = multiprocessing.get_context("spawn")
             self._stop = spawn.Event()
             self._pool = ProcessPoolExecutor(
@@ -58,10 +58,10 @@ class Workers(Generic[C]):
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[C, T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """`function(context, task)` of every task, in their order, whatever the number of processes.
+        """Yield `function(context, task)` of every task, in order.
 
         Raises:
-            InputError: a process was killed or has no memory left.
+            InputError: a process was killed or ran out of memory.
         """
         if self._pool is None:
             yield from (function(self._context, task) for task in tasks)
@@ -69,7 +69,7 @@ class Workers(Generic[C]):
         waiting: deque[Future[Any]] = deque()
         try:
             for task in tasks:
-                with _interrupt_held_back():
+                with _interrupts_blocked():
                     waiting.append(self._pool.submit(_work, function, task))
                 if len(waiting) == self._count * TASKS_PER_WORKER:
                     yield waiting.popleft().result()
@@ -82,8 +82,8 @@ class Workers(Generic[C]):
 
 
 @contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, which a terminal sends to all; this one sees it afterwards."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT: processes started inside never get a terminal's Ctrl-C; this process gets it afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -102,7 +102,7 @@ def _begin(context: object, stop: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker waits for tasks on a pipe that it holds open itself, so it would outlive a parent that was killed."""
+    """End the worker with its parent: it waits for tasks on a pipe whose other end it also holds, so it gets no EOF."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

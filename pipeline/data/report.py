@@ -8,16 +8,16 @@ from alignkd.pipeline.data.histogram import Histogram
 MAX_SOURCES = 30
 MAX_NAMES = 15
 BAR_WIDTH = 50
-NOT_LOOKED_AT = "-"
+NOT_CHECKED = "-"
 CHECKS = {
-    "no": "not looked at (no --images)",
+    "no": "not checked (no --images)",
     "opened": "only opened (--no-decode)",
     "decoded": "decoded",
 }
 
 
 def report_lines(stats: DataStats) -> Iterator[str]:
-    """Table, what is unusable, histogram."""
+    """The table of sources, notices, unusable samples and the histogram."""
     yield from table_lines(stats)
     yield ""
     yield (
@@ -34,7 +34,7 @@ def report_lines(stats: DataStats) -> Iterator[str]:
 
 
 def table_lines(stats: DataStats) -> list[str]:
-    """One row per source data set, largest first, and their total; small ones beyond `MAX_SOURCES` only counted."""
+    """One row per source data set, the largest first, and the total; sources beyond `MAX_SOURCES` share one row."""
     rows = [_cells(source) for source in (*stats.sources[:MAX_SOURCES], stats.total)]
     header = _header([limit.max_tokens for limit in stats.total.limits])
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
@@ -49,7 +49,7 @@ def table_lines(stats: DataStats) -> list[str]:
 
 
 def _header(limits: Sequence[int]) -> list[str]:
-    fixed = ["source", "samples", "text only", "image missing", "image broken", "label mask", "other"]
+    fixed = ["source", "samples", "text only", "image missing", "image damaged", "label mask", "other"]
     return [*fixed, "mean", "median", "max", *(name for limit in limits for name in (f"> {limit}", f"kept {limit}"))]
 
 
@@ -62,22 +62,22 @@ def _cells(source: SourceStats) -> list[str]:
 
 def _number(value: float | None) -> str:
     if value is None:
-        return NOT_LOOKED_AT
+        return NOT_CHECKED
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 def _overlap_lines(stats: DataStats) -> Iterator[str]:
-    """An overlong sample with a broken image stands in two columns; say so, or the row does not add up."""
+    """Name overlong samples with a damaged image: they are in two columns, so the row does not add up."""
     for limit in stats.total.limits:
         both = (stats.total.image_broken or 0) - limit.image_broken
         if both:
-            yield f"{both:,} samples with a broken image are overlong for {limit.max_tokens} too, and in both columns"
+            yield f"{both:,} samples with a damaged image are also longer than {limit.max_tokens}, and in both columns"
 
 
 def _notice_lines(stats: DataStats) -> Iterator[str]:
     if stats.num_turned:
         yield (
-            f"{stats.num_turned:,} images have an EXIF orientation other than 1; they are read as stored, not turned "
+            f"{stats.num_turned:,} images have an EXIF orientation other than 1; they are read as stored, not rotated "
             "(docs/inputs.md)"
         )
     if stats.marks:
@@ -99,12 +99,12 @@ def _unusable_lines(stats: DataStats) -> Iterator[str]:
         yield f"unusable: {sample.file}: sample {sample.id!r} (index {sample.index}): {sample.reason}"
     if (rest := stats.num_unusable - len(stats.unusable)) > 0:
         yield f"unusable: {rest:,} more" + (
-            "" if stats.num_listed is not None else "; --list FILE.jsonl names them all"
+            "" if stats.num_listed is not None else "; --list FILE.jsonl lists them all"
         )
 
 
 def histogram_lines(histogram: Histogram, limits: Sequence[int]) -> Iterator[str]:
-    """A bar per bin, and a line where a limit cuts."""
+    """A bar per bin, and a line at each limit."""
     if not histogram.counts:
         yield "no sample has tokens to count"
         return

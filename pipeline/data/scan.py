@@ -1,4 +1,4 @@
-"""What becomes of each sample of a data set, told as the dump tells it, but without a model and in any process."""
+"""Judges each sample of a data set exactly as a dump does, but without a model and in any process."""
 
 import hashlib
 from bisect import bisect_right
@@ -28,32 +28,31 @@ from alignkd.vlm.inputs.images import decode_with_orientation
 from alignkd.vlm.inputs.templates import LabelMaskError
 
 TEXT_ONLY, NO_FOLDER, MALFORMED_ENTRY = "(text only)", "(no folder)", "(malformed entry)"
-# Pixels. After decoding only the size of the canvas can still make an image unusable, and never that of one which is
-# shorter; so the others are spared the resizing.
+# Pixels. After decoding, only a large canvas can make an image unusable: images with shorter sides are not resized.
 LONG_SIDE = 4096
 
 
 class TextState(IntEnum):
-    """What a sample's text is good for."""
+    """The state of a sample's text."""
 
     USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK = range(4)
 
 
 class ImageState(IntEnum):
-    """What an image, or the worst of a sample's images, is good for; `NONE` without one, or where nobody looked."""
+    """The state of an image, or of the worst image of a sample; `NONE` without an image, or if images are not read."""
 
     NONE, USABLE, MISSING, OUTSIDE, BROKEN = range(5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What is looked at, and how.
+    """The data to scan, and how.
 
     Attributes:
-        files: the data set; samples are numbered through all files.
+        files: the data set; samples are numbered consecutively through all files.
         builder: tokenizer and template; its `max_tokens` is None, so that every length is counted.
-        images: folder of the images, or None to leave them alone.
-        decode: whether images are decoded, or only opened.
+        images: folder of the images; None reads no image.
+        decode: decode images instead of only opening them.
     """
 
     files: tuple[ConversationFile, ...]
@@ -63,19 +62,19 @@ class Scan:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Number behind the last sample of each file."""
+        """For each file, one more than the number of its last sample."""
         return list(accumulate(map(len, self.files)))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.files else 0
 
     def find(self, number: int) -> tuple[ConversationFile, Sample]:
-        """The sample of that number, and its file."""
+        """The file of sample `number`, and the sample."""
         file, index = self._place(number)
         return file, file[index]
 
     def entry(self, number: int) -> tuple[Any, Sample]:
-        """The JSON value of that number, and the sample that it is."""
+        """The JSON value of sample `number`, and the sample."""
         file, index = self._place(number)
         entry = file.entry(index)
         return entry, sample_of_entry(index, entry)
@@ -91,12 +90,12 @@ class TextBatch:
 
     Attributes:
         states: uint8 [samples], `TextState`.
-        tokens: int32 [samples], embedded tokens, 0 where the text is unusable.
-        images_of: int32 [samples], images that are looked for: those of samples that are not malformed.
-        image_keys: uint64 [sum of `images_of`], the same for the same image path.
-        sources: names of the source data sets that occur.
+        tokens: int32 [samples], embedded tokens; 0 if the text is unusable.
+        images_of: int32 [samples], number of images; 0 for malformed entries.
+        image_keys: uint64 [sum of `images_of`], equal for equal image paths.
+        sources: names of the source data sets.
         source_of: int32 [samples], index into `sources`.
-        notes: what else was noticed in them.
+        notes: keys, marks and reasons.
     """
 
     states: NDArray[np.uint8]
@@ -109,7 +108,7 @@ class TextBatch:
 
 
 def scan_texts(scan: Scan, numbers: range) -> TextBatch:
-    """The texts of consecutive samples."""
+    """Judge the texts of consecutive samples."""
     states, tokens, images_of, names = [], [], [], []
     keys: list[int] = []
     notes = Notes()
@@ -136,16 +135,16 @@ def scan_texts(scan: Scan, numbers: range) -> TextBatch:
 
 
 def scan_images(scan: Scan, places: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
-    """Of some images, each given by a sample's number and its own among the sample's: uint8 [places, 2].
+    """Judge images, each given as (number of the sample, number of the image in the sample): uint8 [places, 2].
 
-    The columns are `ImageState` and the EXIF orientation, 0 where the image was not decoded.
+    The columns are `ImageState` and the EXIF orientation, which is 0 if the image was not decoded.
     """
     found = (_judge(scan, (scan.find(number)[1].images[own],)) for number, own in places)
     return np.array([(state, orientation) for state, _, orientation in found], np.uint8).reshape(-1, 2)
 
 
 def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
-    """State of a sample's text, its embedded tokens (0 if unusable), and the reason why it is not usable."""
+    """State of a sample's text, its embedded tokens (0 if unusable), and the reason if it is unusable."""
     if sample.problem is not None:
         return TextState.MALFORMED, 0, sample.problem
     try:
@@ -158,12 +157,12 @@ def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
 
 
 def judge_image(scan: Scan, sample: Sample) -> tuple[ImageState, str]:
-    """State of a sample's images, and the reason why one is not usable."""
+    """State of a sample's images, and the reason if one is unusable."""
     return _judge(scan, sample.images)[:2]
 
 
 def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str, int]:
-    """State, reason and orientation (of the last image), in the order of the dump: all files are read, then decoded."""
+    """State, reason and orientation (of the last image). As in a dump, all files are read before any is decoded."""
     orientation = 0
     if scan.images is None or not images:
         return ImageState.NONE, "", orientation
@@ -189,7 +188,7 @@ def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str, int]:
 
 
 def source_of(sample: Sample) -> str:
-    """The source data set: the first folder of the (first) image's path."""
+    """The source data set of a sample: the first folder in the path of its first image."""
     if not sample.images:
         return TEXT_ONLY if sample.problem is None else MALFORMED_ENTRY
     parts = PurePosixPath(sample.images[0]).parts
@@ -197,5 +196,5 @@ def source_of(sample: Sample) -> str:
 
 
 def image_key(image: str) -> int:
-    """64 bits that stand for an image path; never 0."""
+    """A 64-bit hash of an image path; never 0."""
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) or 1

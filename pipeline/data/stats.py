@@ -1,4 +1,4 @@
-"""What a data set holds and what a dump would use of it, per source data set: the paper's table 2 for any data."""
+"""Statistics of a data set and of the samples that a dump would use, per source data set: the paper's table 2."""
 
 import time
 from dataclasses import dataclass
@@ -25,16 +25,18 @@ NUM_FIRST_UNUSABLE = 10
 
 @dataclass(frozen=True, kw_only=True)
 class StatsJob:
-    """What is counted.
+    """The data to count, and how.
 
     Attributes:
         conversations: LLaVA-style JSON lists or JSON lines.
-        images: folder of the images, or None to leave images alone.
+        images: folder of the images; None reads no image.
+        template: prompt template.
         max_tokens: limits to compare.
-        checkpoint: folder or hub id; its tokenizer, template and number of vision tokens decide the tokens.
-        decode: decode every image, else only open it.
-        workers: processes.
-        listing: JSON lines file for every sample that is dropped for some reason, or None.
+        checkpoint: folder or hub id, whose tokenizer and number of vision tokens decide the lengths.
+        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        decode: decode every image instead of only opening it.
+        workers: number of processes.
+        listing: JSON lines file to write with every dropped sample; None for no listing.
     """
 
     conversations: tuple[Path, ...]
@@ -49,14 +51,14 @@ class StatsJob:
 
     @property
     def images_checked(self) -> ImagesChecked:
-        """How far images are looked at."""
+        """How images are checked."""
         if self.images is None:
             return "no"
         return "decoded" if self.decode else "opened"
 
 
 def data_stats(job: StatsJob) -> DataStats:
-    """Read the data, count tokens and look at images; no weights are loaded.
+    """Read the data, count tokens and check images; no weights are loaded.
 
     Raises:
         InputError: a file cannot be read, no such image folder, or an unusable checkpoint.
@@ -94,7 +96,7 @@ def data_stats(job: StatsJob) -> DataStats:
 
 
 def open_with_progress(path: Path) -> ConversationFile:
-    """The file, read through once with a bar on a terminal."""
+    """Index the file, with a progress bar on a terminal."""
     with tqdm(desc=f"read {path.name}", unit="B", unit_scale=True, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

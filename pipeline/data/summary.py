@@ -1,4 +1,4 @@
-"""From a row per sample to figures per source data set."""
+"""Sums up the table of samples to figures per source data set."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,14 +20,14 @@ from alignkd.pipeline.data.table import (
 )
 
 TOTAL = "total"
-# What a dump without a limit does with each sample, and what one with each limit does.
+# limit, or None for a dump without a limit -> what that dump does with each sample
 Kinds = Mapping[int | None, NDArray[np.uint8]]
 
 
 def summarise(
     table: SampleTable, limits: Sequence[int], images_checked: ImagesChecked
 ) -> tuple[SourceStats, tuple[SourceStats, ...]]:
-    """The figures of all samples, and those of each source data set, largest first."""
+    """The figures of all samples, and those of each source data set, the largest first."""
     kinds: Kinds = {limit: table.kinds(limit) for limit in (None, *limits)}
     order = np.argsort(table.source_of, kind="stable")
     ends = np.cumsum(np.bincount(table.source_of, minlength=len(table.sources)))

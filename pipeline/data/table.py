@@ -1,4 +1,4 @@
-"""One row of small numbers per sample, filled by worker processes: about 21 bytes per sample, no text."""
+"""A table with one row per sample, filled by worker processes: about 21 bytes per sample, no text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from alignkd.pipeline.data.notes import Notes
-from alignkd.pipeline.data.process_pool import Workers
+from alignkd.pipeline.data.process_pool import ProcessPool
 from alignkd.pipeline.data.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
 from alignkd.vlm.inputs.examples import is_overlong
 
 TEXTS_PER_TASK = 256
 IMAGES_PER_TASK = 32
 
-# What becomes of a sample, by the order in which the dump finds out.
+# What a dump does with a sample, in the order of the dump's checks.
 KINDS = (
     "kept",
     "malformed",
@@ -31,18 +31,18 @@ KEPT, MALFORMED, MISSING, OUTSIDE, CONVERSATION, LABEL_MASK, OVERLONG, BROKEN = 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTable:
-    """What is known of every sample; arrays of [samples].
+    """One row per sample; arrays of [samples].
 
     Attributes:
         text_states: uint8, `TextState`.
-        tokens: int32, embedded tokens, 0 where the text is unusable.
-        image_states: uint8, `ImageState` of the worst of its images.
-        images_of: int32, images of entries that are not malformed.
+        tokens: int32, embedded tokens; 0 if the text is unusable.
+        image_states: uint8, `ImageState` of the worst image.
+        images_of: int32, number of images; 0 for malformed entries.
         sources: names of the source data sets.
         source_of: int32, index into `sources`.
-        num_images: distinct image paths.
-        num_turned: of them, images that viewers turn by their EXIF orientation.
-        notes: what else was noticed in the texts.
+        num_images: number of distinct image paths.
+        num_turned: number of those images that viewers rotate by their EXIF orientation.
+        notes: keys, marks and reasons of the texts.
     """
 
     text_states: NDArray[np.uint8]
@@ -57,18 +57,18 @@ class SampleTable:
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """Samples whose tokens are known: those whose text is usable, whatever their image."""
+        """Samples with usable text, whose tokens are known, whether or not their image is usable."""
         return np.equal(self.text_states, TextState.USABLE)
 
     def overlong(self, max_tokens: int) -> NDArray[np.bool_]:
-        """Samples with more tokens than that."""
+        """Samples with more than `max_tokens` tokens."""
         return np.fromiter((is_overlong(tokens, max_tokens) for tokens in self.tokens), np.bool_, len(self.tokens))
 
     def kinds(self, max_tokens: int | None) -> NDArray[np.uint8]:
         """What a dump with this limit does with each sample: uint8, index into `KINDS`."""
         text, image = self.text_states, self.image_states
         kinds = np.full(len(text), KEPT, np.uint8)
-        # Later assignments are what the dump finds earlier.
+        # Later assignments are checks that the dump makes earlier.
         kinds[image == ImageState.BROKEN] = BROKEN
         if max_tokens is not None:
             kinds[self.overlong(max_tokens)] = OVERLONG
@@ -81,9 +81,9 @@ class SampleTable:
 
 
 def scan_samples(scan: Scan, workers: int) -> SampleTable:
-    """Look at every text and at every distinct image once; the result is the same for any number of workers."""
-    # A process costs a second to start: a small file is done before.
-    with Workers(scan, max(1, min(workers, len(scan) // (2 * TEXTS_PER_TASK)))) as pool:
+    """Read every text and every distinct image once; the result does not depend on the number of workers."""
+    # A process takes a second to start; a small file is finished before that.
+    with ProcessPool(scan, max(1, min(workers, len(scan) // (2 * TEXTS_PER_TASK)))) as pool:
         texts = _texts(scan, pool)
         distinct, first, which = np.unique(texts.image_keys, return_index=True, return_inverse=True)
         sample_of_image = np.repeat(np.arange(len(scan)), texts.images_of)
@@ -102,7 +102,7 @@ def scan_samples(scan: Scan, workers: int) -> SampleTable:
     )
 
 
-# a missing file is found before a broken one
+# a dump finds a missing file before a damaged one
 _SEVERITY = (ImageState.NONE, ImageState.USABLE, ImageState.BROKEN, ImageState.OUTSIDE, ImageState.MISSING)
 
 
@@ -114,7 +114,7 @@ def _worst(states: NDArray[np.uint8], sample_of_image: NDArray[np.int64], num_sa
     return np.array(_SEVERITY, np.uint8)[worst]
 
 
-def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
+def _texts(scan: Scan, pool: ProcessPool[Scan]) -> TextBatch:
     """The texts of all samples."""
     states, tokens = np.empty(len(scan), np.uint8), np.empty(len(scan), np.int32)
     images_of, source_of = np.empty(len(scan), np.int32), np.empty(len(scan), np.int32)
@@ -122,7 +122,7 @@ def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
     codes: dict[str, int] = {}
     notes = Notes()
     start = 0
-    # disable=None: quiet when stderr is not a terminal
+    # disable=None: no bar if stderr is not a terminal
     with tqdm(total=len(scan), desc="texts", unit="sample", disable=None) as bar:
         for batch in pool.map(scan_texts, _ranges(len(scan), TEXTS_PER_TASK)):
             rows = slice(start, start + len(batch.states))
@@ -144,13 +144,13 @@ def _texts(scan: Scan, pool: Workers[Scan]) -> TextBatch:
     )
 
 
-def _images(scan: Scan, pool: Workers[Scan], first: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """`scan_images` of each distinct image, given its first place: number of the sample, its own in the sample."""
+def _images(scan: Scan, pool: ProcessPool[Scan], first: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`scan_images` of each distinct image, given as (number of the sample, number of the image in the sample)."""
     states = np.zeros((len(first), 2), np.uint8)
     states[:, 0] = ImageState.NONE
     if scan.images is None:
         return states
-    order = np.lexsort(first.T[::-1])  # as they stand in the files
+    order = np.lexsort(first.T[::-1])  # in the order of the files
     tasks = (
         [(number, own) for number, own in first[order[rows]].tolist()] for rows in _slices(len(order), IMAGES_PER_TASK)
     )

@@ -1,1 +1,1 @@
-"""The demo: reading scenes of real handwritten digits, small enough to distil on a laptop."""
+"""The demo: models that read scenes of real handwritten digits, small enough to distil on a laptop."""

@@ -1,4 +1,4 @@
-"""`alignkd demo`: the whole of Align-KD on real handwriting, each phase in a process of its own."""
+"""`alignkd demo`: the whole pipeline on real handwriting, each phase in its own process."""
 
 import shutil
 from collections.abc import Sequence
@@ -35,23 +35,23 @@ def run_demo(
     profile: str | None = None,
     train_teacher: bool = False,
 ) -> dict[str, Any]:
-    """Run the demo, or go on with the one in `out`; more seeds or the ablation can be added to a finished one.
+    """Run the demo, or resume the one in `out`; seeds or the ablation can be added to a finished demo.
 
-    What happens is told on stderr; showing the table is the caller's.
+    Progress is printed on stderr. The caller prints the table.
 
     Args:
-        out: folder of everything that the demo writes.
-        quick: the small preset.
-        seeds: students per row.
-        ablation: one row per loss, and other attention pairs.
-        profile: of the stores, in place of the preset's codecs.
-        train_teacher: train the teacher afresh instead of taking the shipped one.
+        out: folder of all files of the demo.
+        quick: use the small preset.
+        seeds: number of students per row.
+        ablation: add one row per loss, and rows with other attention pairs.
+        profile: profile of the stores; None uses the codecs of the preset.
+        train_teacher: train a new teacher instead of using the shipped one.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        InputError: `out` belongs to other settings, or a step failed.
+        InputError: the demo in `out` has other settings, or a step failed.
     """
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, found {seeds}; raise it")
@@ -64,7 +64,7 @@ def run_demo(
 
     with steps("data", f"{settings.num_scenes} training scenes, {settings.num_eval_scenes} of held-out handwriting"):
         write_data(folder, settings)
-    with steps("teacher", "trained afresh" if train_teacher else "the shipped checkpoint"):
+    with steps("teacher", "training a new one" if train_teacher else "the shipped checkpoint"):
         make_teacher(folder, settings, train_teacher=train_teacher)
     with steps("students", f"{seeds} fresh, {len(rows) * seeds} run configurations"):
         make_students(folder, settings, students)
@@ -79,18 +79,18 @@ def run_demo(
         train_students(unfinished, settings.steps)
     with steps("evaluate", "greedy answers to the held-out questions"):
         evaluate_models(folder, unfinished)
-    with steps("pictures", "losses, and where each model looks"):
+    with steps("pictures", "losses, and the attention of each model"):
         pictures = draw_pictures(folder, students)
-    called = {
+    options = {
         "quick": quick, "seeds": seeds, "ablation": ablation, "profile": profile, "train_teacher": train_teacher,
     }  # fmt: skip
-    report = make_report(folder, students, {**called, **asdict(settings)}, steps.seconds)
+    report = make_report(folder, students, {**options, **asdict(settings)}, steps.seconds)
     write_report(folder, report, pictures)
     return report
 
 
 def write_data(folder: DemoFolder, settings: DemoSettings) -> None:
-    """The training set, and the held-out questions one by one."""
+    """Write the training set, and the held-out questions as conversations of one turn."""
     made_once(
         folder.training_set.conversations.parent,
         lambda out: write_dataset(
@@ -115,10 +115,10 @@ def write_data(folder: DemoFolder, settings: DemoSettings) -> None:
 
 
 def make_teacher(folder: DemoFolder, settings: DemoSettings, *, train_teacher: bool) -> None:
-    """The teacher's checkpoint: a copy of the shipped one, or one trained in a process of its own."""
+    """Make the teacher's checkpoint: a copy of the shipped one, or a new one trained in its own process."""
     if not train_teacher:
         if not TEACHER_CHECKPOINT.is_dir():
-            raise InputError(f"{TEACHER_CHECKPOINT}: the shipped teacher is missing; give --train-teacher")
+            raise InputError(f"{TEACHER_CHECKPOINT}: the shipped teacher is missing; use --train-teacher")
         made_once(folder.teacher, lambda out: shutil.copytree(TEACHER_CHECKPOINT, out))
         return
     training = settings.teacher_training
@@ -134,7 +134,7 @@ def make_teacher(folder: DemoFolder, settings: DemoSettings, *, train_teacher: b
 
 
 def make_students(folder: DemoFolder, settings: DemoSettings, students: Students) -> None:
-    """A fresh student per seed with the teacher's vision tower, and the run configuration of every student."""
+    """Make an untrained student per seed with the teacher's vision tower, and every student's run configuration."""
     teacher = load_model(folder.teacher)
     for recipe, group in students.items():
         for student in group:
@@ -144,7 +144,7 @@ def make_students(folder: DemoFolder, settings: DemoSettings, students: Students
 
 
 def evaluate_models(folder: DemoFolder, students: Sequence[StudentPaths]) -> None:
-    """The answers of the teacher and of `students` to the held-out questions."""
+    """Write the answers of the teacher and of `students` to the held-out questions."""
     checkpoints = {student.evaluation: student.checkpoint for student in students}
     if not folder.teacher_evaluation.exists():
         checkpoints[folder.teacher_evaluation] = folder.teacher
@@ -157,6 +157,6 @@ def evaluate_models(folder: DemoFolder, students: Sequence[StudentPaths]) -> Non
 
 
 def alignkd(*arguments: str | Path) -> Command:
-    """One `alignkd` command that speaks to the terminal."""
+    """An `alignkd` command whose output goes to the terminal."""
     words = tuple(map(str, arguments))
     return Command(name=f"alignkd {' '.join(words)}", arguments=(ALIGNKD, *words))

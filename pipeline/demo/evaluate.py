@@ -1,4 +1,4 @@
-"""Right answers of a checkpoint on single questions: greedy generation, exact match after stripping blanks."""
+"""Accuracy of a checkpoint on single questions: greedy generation, exact match after stripping blanks."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.ask import dtype_on
+from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.conversations import ConversationFile, Sample, read_images, read_json, sample_of_entry
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.hardware.devices import usable_device
@@ -28,7 +28,7 @@ class Answer:
     """One question with the right answer and the model's.
 
     Attributes:
-        id: the sample's id.
+        id: id of the sample.
         images: paths relative to the image folder.
         question: without the image placeholder.
         question_type: as the file gives it, or None.
@@ -43,13 +43,13 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        """Whether the model's answer is the right one, to the letter."""
+        """Whether the model's answer equals the expected one exactly."""
         return self.found == self.expected
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint answered; every figure is counted from `answers`, in the order of the file."""
+    """The answers of a checkpoint in the order of the file; every figure is computed from them."""
 
     answers: tuple[Answer, ...]
 
@@ -70,7 +70,7 @@ class Evaluation:
         return {name: right[name] / count for name, count in self.counts.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Figures and answers; `from_json` reads the answers back and counts again."""
+        """Figures and answers; `from_json` reads the answers and computes the figures again."""
         answers = [{**asdict(answer), "right": answer.right} for answer in self.answers]
         return {"accuracy": self.accuracy, "by_type": self.by_type, "counts": self.counts, "answers": answers}
 
@@ -106,12 +106,12 @@ def evaluate(
     Args:
         checkpoint: folder in the official layout; run in its own dtype on a GPU, in float32 on a CPU.
         conversations: each entry has one human and one gpt turn; `question_types`, one per turn, is optional.
-        images: folder the image paths are relative to.
-        template: prompt template that the checkpoint was trained with.
+        images: folder to which image paths are relative.
+        template: prompt template with which the checkpoint was trained.
         vision_config: overrides the checkpoint's `mm_vision_tower`.
-        max_new_tokens: an answer is cut here.
-        batch: questions that are answered together at most.
-        device: torch device; None takes a GPU when there is one.
+        max_new_tokens: longest answer.
+        batch: largest number of questions that are answered together.
+        device: torch device; None takes a GPU if there is one.
 
     Raises:
         InputError: unusable checkpoint, device or file, an entry of several turns, or an image that cannot be read.
@@ -137,11 +137,11 @@ def load_questions(conversations: Path) -> list[tuple[Sample, str | None]]:
     """The single-turn samples of a file, each with its question type if the file gives it.
 
     Raises:
-        InputError: no such file, broken JSON, an empty list, or an entry that is no single question.
+        InputError: no such file, invalid JSON, an empty list, or an entry that is not a single question.
     """
     file = ConversationFile(conversations)
     if not len(file):
-        raise InputError(f"{conversations}: no questions in it; give a file with at least one")
+        raise InputError(f"{conversations}: contains no questions; give a file with at least one")
     questions = []
     for index in range(len(file)):
         entry = file.entry(index)
@@ -159,7 +159,7 @@ def _check_single_question(sample: Sample) -> None:
         raise SampleError(sample.problem)
     check_turns(sample.turns, num_images=len(sample.images))
     if (speakers := [turn.speaker for turn in sample.turns]) != ["human", "gpt"]:
-        raise SampleError(f"turns of {', '.join(speakers)}, expected human, gpt; ask each question in its own entry")
+        raise SampleError(f"turns of {', '.join(speakers)}, expected human, gpt; give each question its own entry")
 
 
 def _question_type(entry: Mapping[str, Any]) -> str | None:
@@ -175,7 +175,7 @@ def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images
 
 
 def _batches(samples: Sequence[Sample], builder: ExampleBuilder, size: int) -> Iterator[list[int]]:
-    """Numbers of at most `size` samples, sorted so that prompts of one length stand together."""
+    """Numbers of at most `size` samples each, sorted so that prompts of similar length are together."""
 
     def length(number: int) -> tuple[int, int]:
         sample, num_images = samples[number], len(samples[number].images)
@@ -205,7 +205,7 @@ def _where(conversations: Path, sample: Sample) -> str:
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write the answers and their figures as JSON, whole or not at all."""
+    """Write the answers and their figures as JSON; the file appears complete or not at all."""
     write_whole(path, json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 

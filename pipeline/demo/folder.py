@@ -1,4 +1,4 @@
-"""Where everything of one demo lies, and how an unfinished demo goes on: whatever is there whole is used again."""
+"""Paths of all files of a demo, and how an unfinished demo resumes: complete files are used again."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True, kw_only=True)
 class StudentPaths:
-    """Files of one student, `name` being recipe and seed."""
+    """Files of one student; its name consists of recipe and seed."""
 
     root: Path
     recipe: str
@@ -27,17 +27,17 @@ class StudentPaths:
 
     @property
     def name(self) -> str:
-        """Unique among the demo's students."""
+        """Name of the student, unique in the demo."""
         return f"{self.recipe}-seed-{self.seed}"
 
     @property
     def config(self) -> Path:
-        """Its run configuration, for both phases."""
+        """Run configuration of the student, for both phases."""
         return self.root / "configs" / f"{self.name}.yaml"
 
     @property
     def output(self) -> Path:
-        """What training writes."""
+        """Output folder of the training."""
         return self.root / "students" / self.recipe / f"seed-{self.seed}"
 
     @property
@@ -52,29 +52,29 @@ class StudentPaths:
 
     @property
     def log(self) -> Path:
-        """What its training said while others trained beside it."""
+        """Output of the training, if several students train at the same time."""
         return self.root / "logs" / f"{self.name}.log"
 
     @property
     def evaluation(self) -> Path:
-        """Its answers to the held-out questions; written last, so it marks a student that is finished."""
+        """Answers to the held-out questions; written last, so the file marks a finished student."""
         return _evaluation(self.root, self.name)
 
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """The folder given as `--out`; every path of the demo is made here."""
+    """The folder given as `--out`, and the paths of the demo in it."""
 
     root: Path
 
     @property
     def training_set(self) -> DatasetFiles:
-        """Conversations and images the students are trained on."""
+        """Conversations and images of the training."""
         return self.dataset("train")
 
     @property
     def held_out_set(self) -> DatasetFiles:
-        """Single questions about handwriting that training never saw."""
+        """Single questions about handwriting that is not in the training set."""
         return self.dataset("held_out")
 
     @property
@@ -84,16 +84,16 @@ class DemoFolder:
 
     @property
     def settings_file(self) -> Path:
-        """What the demo was begun with."""
+        """Settings with which the demo was started."""
         return self.root / "settings.json"
 
     @property
     def seconds_file(self) -> Path:
-        """Seconds that each step took so far."""
+        """Seconds that each step has taken so far."""
         return self.root / "seconds.json"
 
     def dataset(self, name: str) -> DatasetFiles:
-        """A data set by its folder's name."""
+        """Files of a data set, by the name of its folder."""
         folder = self.root / "data" / name
         return DatasetFiles(conversations=folder / "conversations.json", images=folder / "images")
 
@@ -103,11 +103,11 @@ class DemoFolder:
 
     @property
     def vision_config(self) -> Path:
-        """Config of the vision tower that teacher and students share; a trained student's folder has none."""
+        """Configuration of the vision tower of teacher and students; a trained student's folder has none."""
         return self.fresh_student(0) / VISION_FOLDER
 
     def store(self, pairs: AttentionPairs) -> Path:
-        """The teacher's targets, attention of these pairs."""
+        """Store of the teacher's targets, with attention of these pairs."""
         return self.root / "stores" / pairs
 
     def student(self, recipe: str, seed: int) -> StudentPaths:
@@ -120,15 +120,15 @@ class DemoFolder:
         return _evaluation(self.root, "teacher")
 
     def picture(self, name: str) -> Path:
-        """A PNG file."""
+        """Path of a picture."""
         return self.root / "pictures" / f"{name}.png"
 
 
 def begin(folder: DemoFolder, settings: Mapping[str, Any]) -> None:
-    """Claim a new folder for these settings, or go on in one that was claimed for the same.
+    """Claim a new folder for these settings, or resume in one that was claimed for the same settings.
 
     Raises:
-        InputError: the folder holds something else, or a demo with other settings (each named with both values).
+        InputError: the folder has other content, or a demo with other settings (each named with both values).
     """
     if folder.settings_file.is_file():
         _check_same(folder.settings_file, read_json(folder.settings_file), settings)
@@ -136,13 +136,13 @@ def begin(folder: DemoFolder, settings: Mapping[str, Any]) -> None:
     if folder.root.exists() and not folder.root.is_dir():
         raise InputError(f"{folder.root}: is a file; choose another --out")
     if folder.root.is_dir() and any(folder.root.iterdir()):
-        raise InputError(f"{folder.root}: not empty and no demo of ours; choose another --out")
+        raise InputError(f"{folder.root}: is not empty and does not contain a demo; choose another --out")
     folder.root.mkdir(parents=True, exist_ok=True)
     write_json(folder.settings_file, settings)
 
 
 def made_once(target: Path, make: Callable[[Path], object]) -> None:
-    """`make(temporary)` writes a folder that becomes `target` when it is complete; an existing one is kept."""
+    """Call `make(temporary)`, whose folder becomes `target` when it is complete; an existing target is kept."""
     if target.exists():
         return
     temporary = target.with_name(f".tmp-{target.name}")
@@ -153,19 +153,19 @@ def made_once(target: Path, make: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON, whole or not at all."""
+    """Write indented JSON; the file appears complete or not at all."""
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     differing = [
-        f"{name} is {found.get(name, _ABSENT)} there, {asked.get(name, _ABSENT)} asked for"
+        f"{name} is {found.get(name, _ABSENT)} there, {asked.get(name, _ABSENT)} requested"
         for name in sorted({*found, *asked})
         if found.get(name, _ABSENT) != asked.get(name, _ABSENT)
     ]
     if differing:
         raise InputError(
-            f"{path.parent}: holds a demo with other settings: {'; '.join(differing)}; "
+            f"{path.parent}: contains a demo with other settings: {'; '.join(differing)}; "
             "choose another --out or delete the folder"
         )
 

@@ -1,4 +1,4 @@
-"""Shapes of the demo's two models: MobileVLM V2 in miniature, in the official checkpoint layout."""
+"""The demo's two models: small versions of MobileVLM V2, in the official checkpoint layout."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ STUDENT: dict[str, Any] = {
 
 
 def write_configs(folder: Path, config: dict[str, Any]) -> None:
-    """`config.json`, the vision tower's config and the tokenizer of a checkpoint that has no weights yet."""
+    """Write `config.json`, the vision tower's config and the tokenizer of a checkpoint without weights."""
     vision = folder / VISION_FOLDER
     vision.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -80,7 +80,7 @@ def write_configs(folder: Path, config: dict[str, Any]) -> None:
 
 
 def write_student(folder: Path, *, teacher: MobileVLM, seed: int) -> None:
-    """A freshly initialised student that shares the teacher's vision tower, as a checkpoint folder."""
+    """Write the checkpoint of an untrained student with the teacher's vision tower."""
     write_configs(folder, STUDENT)
     student = new_model(load_config(folder), seed=seed)
     student.model.vision_tower.load_state_dict(teacher.model.vision_tower.state_dict())

@@ -1,4 +1,4 @@
-"""Runs `alignkd` commands as processes of their own, as a user would type them, and never leaves one behind."""
+"""Runs `alignkd` commands as child processes, as a user would type them; no child outlives the demo."""
 
 import ctypes
 import os
@@ -22,10 +22,10 @@ TEACHER_TRAINING = "alignkd.pipeline.demo.train_teacher"
 _PACKAGES = Path(alignkd.__file__).parents[1]
 _STDERR = 2
 _PR_SET_PDEATHSIG = 1
-# Loaded here, since a forked child should do as little as it can.
+# Loaded here, because a forked child must do as little as possible.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _TICK_SECONDS = 0.5
-# A training process finishes its step and writes a checkpoint when it is told to stop.
+# After SIGTERM, a training process finishes its step and writes a checkpoint.
 _GRACE_SECONDS = 30.0
 
 
@@ -34,10 +34,10 @@ class Command:
     """One process.
 
     Attributes:
-        name: what it does, for messages.
-        arguments: of `python -m`.
-        log: file for everything it says, or None to let it speak to the terminal (on stderr).
-        threads: of its arithmetic, or None for its own choice.
+        name: name of the process in messages.
+        arguments: arguments of `python -m`.
+        log: file for all output; None sends it to the terminal (stderr).
+        threads: number of arithmetic threads; None leaves the choice to the process.
     """
 
     name: str
@@ -47,24 +47,25 @@ class Command:
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_commands(
     commands: Sequence[Command], *, at_once: int = 1, on_tick: Callable[[list[Command]], None] = lambda done: None
 ) -> None:
-    """Run every command, at most `at_once` of them side by side.
+    """Run every command, at most `at_once` at the same time.
 
     Args:
-        commands: started in this order.
-        on_tick: called about twice a second with the commands that are done.
+        commands: commands in the order in which they start.
+        at_once: largest number of running processes.
+        on_tick: called about twice a second with the finished commands.
 
     Raises:
-        InputError: one of them failed; the others are told to stop first.
+        InputError: one of them failed; the others are stopped first.
     """
     waiting, running, done = list(commands), dict[Command, subprocess.Popen[bytes]](), list[Command]()
-    with _stopped_with_us(running), ExitStack() as logs:
+    with _stopped_with_parent(running), ExitStack() as logs:
         while waiting or running:
             while waiting and len(running) < at_once:
                 command = waiting.pop(0)
@@ -92,9 +93,10 @@ def _start(command: Command, logs: ExitStack) -> subprocess.Popen[bytes]:
 
 
 def _stop_when_parent_dies() -> None:
-    """Runs in the child before the command: Linux sends it SIGTERM when this process is gone, SIGKILL included.
+    """Runs in the child before the command: Linux then sends SIGTERM when the parent ends, even by SIGKILL.
 
-    Else the trainer of a killed demo would go on, and the next demo's trainer would write to the same files.
+    Otherwise the training of a killed demo would continue, and the training of the next demo would write to the same
+    files.
     """
     assert _LIBC is not None
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -107,7 +109,7 @@ def _environment(threads: int | None) -> Mapping[str, str]:
 
 
 def _wait_for_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until any process has ended, or a tick has passed."""
+    """Wait until any process has ended, or for one tick."""
     until = time.monotonic() + _TICK_SECONDS
     while time.monotonic() < until and all(process.poll() is None for process in processes):
         time.sleep(0.05)
@@ -117,22 +119,24 @@ def _check(command: Command, exit_code: int) -> None:
     if exit_code == 0:
         return
     how = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
-    said = "the lines above say why"
+    reported = "see the lines above"
     if command.log is not None:
         lines = command.log.read_text(errors="replace", encoding="utf-8").splitlines()
-        said = f"it said {lines[-1]!r}, see {command.log}" if lines else f"it said nothing, see {command.log}"
-    raise InputError(f"{command.name}: ended with {how}: {said}; mend it and run the same command again to go on")
+        reported = f"its last line is {lines[-1]!r}, see {command.log}" if lines else f"{command.log} is empty"
+    raise InputError(
+        f"{command.name}: ended with {how}: {reported}; fix the cause and run the same command again to resume"
+    )
 
 
 @contextmanager
-def _stopped_with_us(running: Mapping[Command, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """However this process ends short of SIGKILL, the running ones are told to stop and waited for."""
+def _stopped_with_parent(running: Mapping[Command, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """However this process ends (except by SIGKILL), stop the running children and wait for them."""
     main = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
     previous = signal.signal(signal.SIGTERM, _exit) if main else None
     try:
         yield
     except KeyboardInterrupt:
-        # The terminal has told them too, and a second signal would cost them their checkpoint.
+        # The terminal has sent SIGINT to them too; a second signal would make them skip their checkpoint.
         _wait_for_all(running.values(), _GRACE_SECONDS)
         raise
     finally:

@@ -1,4 +1,4 @@
-"""What the demo found: `report.json`, the same as a page with pictures, and the table on the terminal."""
+"""The results of the demo: `report.json`, a page with pictures, and the table on the terminal."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ def make_report(
     settings: Mapping[str, Any],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The content of `report.json`; accuracies are shares of right answers, 0..1, one per seed for students."""
+    """The content of `report.json`; accuracies are shares of right answers (0..1), for students one per seed."""
     teacher = read_evaluation(folder.teacher_evaluation)
     rows = {row.name: [read_evaluation(student.evaluation) for student in group] for row, group in students.items()}
     return {
@@ -73,7 +73,7 @@ def plain_table(report: Mapping[str, Any]) -> str:
     """The table with aligned columns."""
     rows = table(report)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    # Names to the left, figures to the right of their columns.
+    # Names are aligned left, figures right.
     aligned = [[f"{cell:{'>' if place else '<'}{widths[place]}}" for place, cell in enumerate(row)] for row in rows]
     lines = ["  ".join(cells).rstrip() for cells in aligned]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
@@ -91,7 +91,7 @@ def markdown(report: Mapping[str, Any], pictures: Mapping[str, Path], root: Path
 
 
 def _setting(report: Mapping[str, Any]) -> list[str]:
-    """What was done, in two sentences."""
+    """Two sentences on the experiment."""
     settings, machine = report["settings"], report["settings"]["machine"]
     num_questions = sum(settings["num_questions"].values())
     seeds = len(report["students"][SUPERVISED]["accuracy"])
@@ -117,7 +117,7 @@ def _costs(report: Mapping[str, Any]) -> list[str]:
     return [
         f"Store: {store['records']} records in {store['shards']} shards, {store['bytes'] / 2**20:.1f} MiB, "
         f"attachments {store['attachment_bytes'] / 2**20:.1f} MiB, "
-        f"{store['quarantined']} quarantined. Time: {steps}; {seconds['total']:.0f} s in all.\n"
+        f"{store['quarantined']} unusable samples. Time: {steps}; {seconds['total']:.0f} s in all.\n"
     ]
 
 

@@ -1,7 +1,8 @@
-"""The YAML file of one student: what a user would write by hand, for both phases."""
+"""The YAML file of one student, as a user would write it, for both phases."""
 
 from typing import Any
 
+from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.yaml_core import dump_yaml
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.settings import TEMPLATE, DemoSettings, Recipe
@@ -14,9 +15,8 @@ TRAIN_KEYS = (
 
 def write_run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> None:
     """Write `student.config`, a file for `alignkd dump`, `alignkd train` and `alignkd run`."""
-    student.config.parent.mkdir(parents=True, exist_ok=True)
     text = dump_yaml(run_config(folder, settings, recipe, student))
-    student.config.write_text(f"# alignkd run {student.config.name}\n{text}", encoding="utf-8")
+    write_whole(student.config, f"# alignkd run {student.config.name}\n{text}")
 
 
 def run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> dict[str, Any]:

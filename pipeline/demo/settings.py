@@ -1,4 +1,4 @@
-"""Every number that decides the demo, in one place: the two presets and what each student learns from."""
+"""All settings of the demo in one place: the two presets, and the losses of each student."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ SUPERVISED, ALIGN_KD = "supervised", "align_kd"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTraining:
-    """Arguments of `alignkd.pipeline.demo.train_teacher` for `--train-teacher`."""
+    """Arguments of `alignkd.pipeline.demo.train_teacher`, used with `--train-teacher`."""
 
     scenes: int = 30_000
     tower_steps: int = 2_000
@@ -23,18 +23,18 @@ class DemoSettings:
     """One preset of the demo.
 
     Attributes:
-        num_scenes: pictures of the training set.
-        num_eval_scenes: pictures of the held-out set; each asks 1 to `questions_per_scene` questions.
-        questions_per_scene: most questions of a conversation.
-        data_seed, eval_seed: of the two data sets.
-        teacher_batch: samples per teacher forward.
+        num_scenes: number of pictures of the training set.
+        num_eval_scenes: number of pictures of the held-out set, each with 1 to `questions_per_scene` questions.
+        questions_per_scene: largest number of questions of a conversation.
+        data_seed, eval_seed: seeds of the two data sets.
+        teacher_batch: samples per forward pass of the teacher.
         shard_size: samples per shard.
-        store: codecs of the targets, as the configuration's section `store` takes them.
+        store: codecs of the targets, as in the section `store` of a configuration.
         steps, micro_batch, learning_rate, projector_learning_rate, adapter_learning_rate, warmup_ratio,
             weight_decay, adapter_init, checkpoint_every, data_workers: as in the section `train`.
-        losses: weight of each distilled term where a recipe has it.
-        logit_divergence, temperature: of the logit loss.
-        teacher_training: for `--train-teacher`.
+        losses: weight of each distillation term, for recipes that use it.
+        logit_divergence, temperature: settings of the logit loss.
+        teacher_training: settings of `--train-teacher`.
     """
 
     num_scenes: int
@@ -83,13 +83,13 @@ QUICK = DemoSettings(
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What one row of the table learns from, beside the right answers.
+    """The losses of one row of the table, in addition to the supervised loss.
 
     Attributes:
-        name: in `report.json` and in paths.
-        label: in tables and pictures.
-        terms: distilled loss terms.
-        pairs: which queries and keys the attention term compares.
+        name: name in `report.json` and in paths.
+        label: name in tables and pictures.
+        terms: distillation terms.
+        pairs: queries and keys that the attention term compares.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The demo's steps on the terminal, each with the time it took; a demo that was stopped adds up."""
+"""Prints the steps of the demo with their times; the times of a resumed demo add up."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from alignkd.pipeline.demo.folder import write_json
 
 
 def say(line: str) -> None:
-    """One line for the person who waits; stdout is left to the report."""
+    """Print one line on stderr; stdout is for the report."""
     click.echo(line, err=True)
 
 
@@ -25,7 +25,12 @@ class Steps:
 
     @contextmanager
     def __call__(self, name: str, what: str) -> Iterator[None]:
-        """One step; `name` is its key in the report, `what` is said when it begins."""
+        """Time one step.
+
+        Args:
+            name: key of the step in the report.
+            what: text printed at the start.
+        """
         say(f"{name:<12}{what}")
         started = time.monotonic()
         try:

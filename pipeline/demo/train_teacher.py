@@ -1,8 +1,8 @@
-"""Trains the demo's teacher from nothing: first its vision tower, then the whole model on endless questions.
+"""Trains the demo's teacher from scratch: first its vision tower, then projector and decoder on generated questions.
 
-`python -m alignkd.pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher`
-(there with its log). The demo's own data set is never used here: scenes come from other seeds.
-Held-out handwriting is not trained on; the log reports accuracy on it.
+`python -m alignkd.pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher`,
+together with its log. The demo's own data set is not used: scenes have other seeds. Held-out handwriting is not used
+for training; the log reports the accuracy on it.
 """
 
 import math
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignkd.pipeline.console import clean_errors
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.outputs import claim_folder
 from alignkd.pipeline.demo.models import TEACHER, write_configs
 from alignkd.pipeline.demo.world.questions import (
     SCENE_QUESTION_TYPES,
@@ -29,7 +30,6 @@ from alignkd.pipeline.demo.world.questions import (
     conversation,
 )
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
-from alignkd.pipeline.outputs import claim_folder
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
@@ -68,7 +68,7 @@ QUESTION_WEIGHTS = {
 
 @dataclass(frozen=True)
 class TeacherSchedule:
-    """How long and how fast to train; the defaults made the shipped teacher."""
+    """Lengths and learning rates of the training; the shipped teacher was made with the defaults."""
 
     scenes: int = 30_000
     tower_steps: int = 2_000
@@ -81,7 +81,7 @@ class TeacherSchedule:
 
 
 class SceneSet:
-    """Scenes of the training handwriting: pixels as the image processor makes them, patch labels for the tower."""
+    """Scenes with their pixels after the image processor, and patch labels for the tower."""
 
     def __init__(self, num: int, seed: int, pool: Pool, builder: ExampleBuilder) -> None:
         self.scenes = [make_scene(seed, number, pool) for number in range(num)]
@@ -92,7 +92,7 @@ class SceneSet:
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
-    """Class of each of the 12 x 12 patches: the digit of its cell, 10 where there is none; int64 [144]."""
+    """Class of each of the 12 x 12 patches: the digit of its cell, or 10 for an empty cell; int64 [144]."""
     rows_px = [scene.labels_RC[row] for row in scene.grid_rows]
     cells = np.where(np.stack(rows_px) == EMPTY, EMPTY_CLASS, np.stack(rows_px)).astype(np.int64)
     patches = cells.repeat(PATCHES_PER_CELL, axis=0).repeat(PATCHES_PER_CELL, axis=1)
@@ -101,10 +101,10 @@ def patch_labels(scene: Scene) -> np.ndarray:
 
 
 def train_tower(model: MobileVLM, scenes: SceneSet, schedule: TeacherSchedule) -> None:
-    """Teach the tower to name each patch's digit, row and column: what CLIP's features tell, in miniature.
+    """Train the tower to predict each patch's digit, row and column, which CLIP's features contain too.
 
-    Without rows and columns the features forget where they are, and the language model needs thousands of steps more
-    to learn what "top-left" means. Only the hidden state that the projector sees is trained.
+    Without rows and columns the features lose their position, and the language model needs thousands of additional
+    steps to learn the meaning of "top-left". Only the hidden state that the projector uses is trained.
     """
     start_with_sinusoids(model.model.vision_tower)
     head = nn.Linear(model.config.vision.hidden_size, NUM_PATCH_CLASSES + 2 * GRID)
@@ -134,7 +134,7 @@ def train_tower(model: MobileVLM, scenes: SceneSet, schedule: TeacherSchedule) -
 
 
 def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule) -> None:
-    """Supervised training of projector and decoder on questions drawn anew for every batch; the tower is frozen."""
+    """Supervised training of projector and decoder, with new questions for every batch and a frozen tower."""
     model.freeze_vision_tower()
     model.model.config._attn_implementation = "eager"  # measured: its bf16 backward is twice as fast on a CPU here
     features_SND = tower_features(model, scenes)
@@ -164,7 +164,7 @@ def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, 
 
 @torch.no_grad()
 def start_with_sinusoids(tower: VisionTower) -> None:
-    """2-D sinusoids as first position embeddings: patches find their neighbours from the start, not after an hour."""
+    """Initialise position embeddings with 2-D sinusoids, so that patches know their neighbours from the start."""
     embeddings = tower.vision_tower.vision_model.embeddings
     grid, quarter = embeddings.image_size // embeddings.patch_size, embeddings.embed_dim // 4
     frequency_F = (math.pi / 2) * 0.5 ** torch.linspace(0, 4, quarter)
@@ -184,7 +184,7 @@ def tower_features(model: MobileVLM, scenes: SceneSet) -> Tensor:
 def question_batches(
     scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule
 ) -> Iterator[tuple[SequenceBatch, Tensor]]:
-    """Endless batches of conversations; also the scene row of each image in the batch."""
+    """Yield batches of conversations without end, each with the scene numbers of its images."""
     rng = np.random.default_rng([schedule.seed, 1])
     while True:
         pool: list[tuple[Example, int | None]] = []
@@ -192,7 +192,7 @@ def question_batches(
             row = None if rng.random() < TEXT_ONLY_SHARE else int(rng.integers(len(scenes.scenes)))
             scene = None if row is None else scenes.scenes[row]
             pool.append((make_example(scene, rng, schedule.turns, builder), row))
-        pool.sort(key=lambda item: item[0].positions.length)  # batches of like length: little padding
+        pool.sort(key=lambda item: item[0].positions.length)  # batches of similar length need little padding
         for start in rng.permutation(BATCHES_PER_POOL) * schedule.batch:
             part = pool[start : start + schedule.batch]
             rows = torch.tensor([row for _, row in part if row is not None], dtype=torch.int64)
@@ -200,7 +200,7 @@ def question_batches(
 
 
 def make_example(scene: Scene | None, rng: np.random.Generator, max_turns: int, builder: ExampleBuilder) -> Example:
-    """A conversation about `scene` (or about nothing), without pixels: the tower's features are at hand."""
+    """A conversation about `scene`, or without one; no pixels, because the tower's features are already computed."""
     weights = np.array([QUESTION_WEIGHTS[name] for name in SCENE_QUESTION_TYPES])
     num_turns = int(rng.integers(max_turns // 2, max_turns + 1))
     if scene is None:
@@ -209,15 +209,15 @@ def make_example(scene: Scene | None, rng: np.random.Generator, max_turns: int, 
     listed = rng.random() < LISTING_SHARE
     kinds = rng.choice(len(weights), size=num_turns // 2 if listed else num_turns, p=weights / weights.sum())
     questions = [ask_scene(SCENE_QUESTION_TYPES[kind], scene, rng) for kind in kinds]
-    # Last, so that no other answer can be read off it.
+    # Last, so that no other answer can be copied from it.
     return tokenized(conversation([*questions, *([listing(scene)] if listed else [])], with_image=True), builder)
 
 
 def listing(scene: Scene) -> Question:
-    """Every cell by name with its digit: says right after each name what stands there.
+    """A question whose answer lists every cell by name, directly followed by its digit.
 
-    Without it the model reads digits after 250 steps, but takes thousands to learn which place a name means: a
-    question about one cell gives that one hint, two hops away from the name.
+    Without it the model reads digits after 250 steps, but needs thousands of steps to learn which cell a name means: a
+    question about one cell gives only one hint, which is far from the name.
     """
     cells = [
         f"{CELL_NAMES[row][column]} {'none' if scene.labels_RC[row, column] == EMPTY else scene.labels_RC[row, column]}"
@@ -245,7 +245,7 @@ def tokenized(turns: Conversation, builder: ExampleBuilder) -> Example:
 
 @torch.no_grad()
 def evaluate(model: MobileVLM, builder: ExampleBuilder, num: int = 400) -> str:
-    """Share of questions about held-out handwriting answered right, per type: every answer token the most likely."""
+    """Share of right answers to questions about held-out handwriting, per type; all answer tokens must be argmax."""
     held_out = SceneSet(num, EVALUATION_SEED, "held_out", builder)
     features = tower_features(model, held_out)
     rng = np.random.default_rng(EVALUATION_SEED)
@@ -288,7 +288,7 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     scenes = SceneSet(schedule.scenes, SCENE_SEED, "train", builder)
     report(f"{schedule} drew {schedule.scenes} scenes", started)
     tower_file = out / TOWER_FILE
-    if tower_file.is_file():  # a run that was stopped goes on with its tower
+    if tower_file.is_file():  # an interrupted run resumes with its tower
         model.model.vision_tower.load_state_dict(dict(iter_weights(tower_file)))
     else:
         train_tower(model, scenes, schedule)
@@ -307,7 +307,7 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
 @click.option("--steps", default=TeacherSchedule.steps, show_default=True)
 @clean_errors
 def main(out: Path, scenes: int, tower_steps: int, steps: int) -> None:
-    """Train the demo's teacher from nothing (about an hour on two cores)."""
+    """Train the demo's teacher from scratch (about an hour on two cores)."""
     claim_folder("--out", out, lambda folder: (folder / TOWER_FILE).is_file(), reads=(), force=None)
     train_teacher(out, TeacherSchedule(scenes=scenes, tower_steps=tower_steps, steps=steps))
 

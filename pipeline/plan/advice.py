@@ -1,26 +1,24 @@
-"""What to change so that a plan fits: the cheapest steps first, each with what it brings."""
-
-from __future__ import annotations
+"""What to change so that a plan fits: the cheapest changes first, each with its effect."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignkd.pipeline.console import format_bytes
-from alignkd.pipeline.plan.loads import teacher_load
-from alignkd.pipeline.plan.memory import StudentLoad, student_memory, teacher_memory
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.console.printing import format_bytes
+from alignkd.pipeline.plan.memory.from_config import teacher_load
+from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.student import student_memory
+from alignkd.pipeline.plan.memory.teacher import teacher_memory
+from alignkd.pipeline.plan.result import Plan
 from alignkd.storage.codecs.settings import STEM
-
-if TYPE_CHECKING:
-    from alignkd.pipeline.config.run_config import RunConfig
-    from alignkd.pipeline.plan.models import ModelShapes
-    from alignkd.pipeline.plan.plan import Plan
 
 
 def advice(
     plan: Plan, config: RunConfig, teacher: ModelShapes, student: ModelShapes | None, load: StudentLoad | None
-) -> Plan:
-    """The plan with its advice."""
+) -> tuple[dict[str, Any], ...]:
+    """Steps for each part of the plan that does not fit: what to set, and the bytes that it then takes."""
     fits = plan.fits_by
     steps: list[dict[str, Any]] = []
     if not fits["store"]:
@@ -29,11 +27,11 @@ def advice(
         steps.append(_teacher(plan, config, teacher))
     if student is not None and load is not None and not (fits["student"] and fits["student_host"]):
         steps.append(_student(plan, student, load))
-    return replace(plan, advice=tuple(steps))
+    return tuple(steps)
 
 
 def _store(plan: Plan) -> dict[str, Any]:
-    """The stem where it is known to fit the student, else the richest profile that there is room for."""
+    """The stem if the student can use it, otherwise the largest profile that fits on the disk."""
     assert plan.disk is not None
     names = sorted(plan.profiles, key=lambda name: -plan.profiles[name])
     if plan.stem.usable is not False:
@@ -53,12 +51,12 @@ def _store(plan: Plan) -> dict[str, Any]:
         settings = {f"store.{target}": name for target, name in kinds.items() if target != "logits"}
         return {"for": "store", "set": {**settings, "store.logits.kind": kinds["logits"]}, "bytes": least}
     room = int(plan.data.num_samples * plan.disk / least)
-    return {"for": "store", "set": {}, "bytes": least, "say": f"no choice of codecs fits; there is room for {room:,} "
-            "samples: use a part of the data, or more disk"}  # fmt: skip
+    return {"for": "store", "set": {}, "bytes": least, "say": f"no choice of codecs fits; the disk has room for "
+            f"{room:,} samples: use part of the data, or a larger disk"}  # fmt: skip
 
 
 def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, Any]:
-    """The largest token budget that fits, with the mildest quantisation that it needs."""
+    """The largest token budget that fits, with the least quantisation that it needs."""
     assert config.teacher is not None
     longest = plan.data.longest(config.data.max_tokens)
     for quantization in dict.fromkeys([config.teacher.quantization, "int8", "nf4"]):
@@ -75,17 +73,17 @@ def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, A
             if budget <= longest:
                 break
             budget = max(longest, budget // 2)
-    return _hopeless(
+    return _no_change(
         "teacher",
-        "the teacher does not fit, even in 4 bits with one sample at a time; take a device with more memory or a "
+        "the teacher does not fit, even in 4 bits with one sample at a time; use a device with more memory or a "
         "smaller teacher",
     )
 
 
 def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any]:
-    """What costs least time: smaller micro-batches, then checkpointing, then offloading, then sums in 16 bits.
+    """The change that costs the least time: smaller micro-batches, then checkpointing, offloading, sums in 16 bits.
 
-    Where the host lacks memory: no offloading, then fewer data workers.
+    If the host's memory is too small: no offloading, then fewer data workers.
     """
     on_host = []
     for start in _starts(load):
@@ -98,28 +96,27 @@ def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, A
                         "host_bytes": memory.host}  # fmt: skip
             on_host.append(memory.host)
     if on_host:
-        return _hopeless(
+        return _no_change(
             "student",
-            f"training that fits the device takes {format_bytes(min(on_host))} of host memory at least, and the system "
-            "1 GiB; take a machine "
-            "with more, more devices or a smaller student",
+            f"training that fits the device takes at least {format_bytes(min(on_host))} of host memory, and the system "
+            "1 GiB; use a machine with more memory, more devices or a smaller student",
         )
-    return _hopeless(
+    return _no_change(
         "student",
-        "the student does not fit, even with one sample at a time, checkpointing and offloading; take more devices, a "
+        "the student does not fit, even with one sample at a time, checkpointing and offloading; use more devices, a "
         "smaller student or a lower max_tokens",
     )
 
 
 def _starts(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The load, without offloading, and each with fewer data workers."""
+    """The load with and without offloading, then both with fewer data workers."""
     for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
         for offload in dict.fromkeys([load.offload, False]):
             yield replace(load, offload=offload, data_workers=workers)
 
 
 def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
-    """The settings by which one load differs from another; the micro-batch in any case."""
+    """The settings in which two loads differ, and always the micro-batch."""
     settings = {"gradient_checkpointing": "gradient_checkpointing", "offload": "offload_optimizer",
                 "float32_gradients": "float32_gradients", "data_workers": "data_workers"}  # fmt: skip
     found: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
@@ -130,7 +127,7 @@ def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
 
 
 def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The same training with less device memory, step by step: what costs least time first."""
+    """The same training with less and less device memory; changes that cost the least time come first."""
     own = load.float32_gradients
     for offload, float32 in dict.fromkeys([(load.offload, own), (True, own), (True, False)]):
         for checkpointing in dict.fromkeys([load.gradient_checkpointing, True]):
@@ -152,5 +149,5 @@ def _halvings(size: int) -> Iterator[int]:
         size //= 2
 
 
-def _hopeless(part: str, say: str) -> dict[str, Any]:
+def _no_change(part: str, say: str) -> dict[str, Any]:
     return {"for": part, "set": {}, "bytes": None, "say": say}

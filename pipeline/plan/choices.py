@@ -1,4 +1,4 @@
-"""The same data by other codecs: what each choice of `store` would cost."""
+"""Bytes of the same data with other codecs: the cost of each choice of `store`."""
 
 import hashlib
 import json
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.entries import ASSUMED_DISTINCT_DRAWS, ASSUMED_NUCLEUS
+from alignkd.pipeline.plan.memory.loads import ELEMENT
 from alignkd.pipeline.plan.samples import DataSize
+from alignkd.pipeline.plan.stem import stem_bytes_on_disk
 from alignkd.pipeline.plan.store import store_size
 from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import (
@@ -19,18 +22,17 @@ from alignkd.storage.codecs.settings import (
     profile_codecs,
 )
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
-# Kept tokens per position where nobody has measured: of a nucleus of 0.98 what it keeps of a distribution of 1.2 nats;
-# of draws the share that are different tokens.
-ASSUMED_NUCLEUS = 18.0
-ASSUMED_DISTINCT_DRAWS = 0.25
+TYPICAL_TOKENIZER_BYTES = 500_000
+SAFETENSORS_HEADER_BYTES = 88
 _SHA256 = hashlib.sha256(b"").hexdigest()
-# logits that are compared; entries per position are those of the configuration's own kind, where that keeps entries
+# the kinds of logits that are compared
 LOGITS: Mapping[str, Mapping[str, Any]] = {
     **{kind: {"kind": kind, **settings} for kind, settings in LOGITS_DEFAULTS.items()},
     "hidden int8": {"kind": "hidden", "dtype": "int8_group"},
@@ -38,7 +40,7 @@ LOGITS: Mapping[str, Mapping[str, Any]] = {
 
 
 def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder | None, data: DataSize) -> Manifest:
-    """The manifest that a dump would write, as far as its length goes: hashes of what is not read are made up."""
+    """The manifest that a dump would write, exact in its length: placeholders stand for hashes of unread files."""
     assert config.teacher is not None
     known = {} if builder is None else builder.fingerprint
     probe = [] if builder is None else builder.tokenizer.probe_ids()
@@ -60,7 +62,12 @@ def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder
 
 
 def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: float) -> dict[str, dict[str, int]]:
-    """Target -> codec -> bytes of that target over the whole store."""
+    """Target -> codec -> bytes of that target over the whole store.
+
+    Args:
+        entries_per_position: kept tokens per position; used for the configuration's own kind of logits, if that keeps
+            a list of tokens.
+    """
 
     def sizes(target: str, **changed: Any) -> int:
         other = with_codecs(manifest, **changed)
@@ -96,7 +103,7 @@ def bytes_by_profile(
     """Profile -> bytes of the whole store.
 
     Args:
-        attachments: also those that only some profiles have.
+        attachments: file -> bytes, including files that only some profiles need.
     """
     sizes = {}
     for name in PROFILES:
@@ -107,14 +114,24 @@ def bytes_by_profile(
     return sizes
 
 
+def attachment_bytes(teacher: TeacherConfig, config: VLMConfig, builder: ExampleBuilder | None) -> dict[str, int]:
+    """File -> bytes of every file that a store may contain next to its shards."""
+    tokenizer = TYPICAL_TOKENIZER_BYTES if builder is None else builder.tokenizer.model_file.stat().st_size
+    return {
+        TOKENIZER_FILE: tokenizer,
+        LM_HEAD_FILE: ELEMENT[teacher.dtype] * config.vocab_size * config.hidden_size + SAFETENSORS_HEADER_BYTES,
+        STEM_FILE: stem_bytes_on_disk(config, teacher, builder),
+    }
+
+
 def attachments_of(files: Mapping[str, int], codecs: Codecs) -> dict[str, int]:
-    """Bytes of the files that a store with these codecs carries, of those that it may carry."""
+    """Those of `files` (name -> bytes) that a store with these codecs contains."""
     carried = {LM_HEAD_FILE: codecs.logits.kind == "hidden", STEM_FILE: bool(codecs.from_stem)}
     return {name: size for name, size in files.items() if carried.get(name, True)}
 
 
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:
-    """The manifest with other codecs."""
+    """A copy of the manifest with other codecs."""
     codecs = {**manifest.codecs.model_dump(exclude_none=True), **changed}
     if codecs["vision_all"] in NOT_STORED and codecs["vision_top"] == FROM_ALL:
         codecs["vision_top"] = "none"

@@ -1,17 +1,15 @@
-"""A plan as text: what is arithmetic, what was measured, what was assumed, and what to change."""
+"""A plan as text: computed, measured and assumed figures, and what to change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from alignkd.pipeline.console import format_bytes
-from alignkd.pipeline.plan.devices import STUDENT_SHARE, TEACHER_SHARE
-from alignkd.pipeline.plan.host import BESIDE_TRAINING
-from alignkd.pipeline.plan.memory import BESIDE_TORCH, Memory
-from alignkd.pipeline.plan.plan import Plan
-from alignkd.pipeline.runs.dump_status import duration
+from alignkd.pipeline.console.printing import format_bytes, format_duration
+from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
+from alignkd.pipeline.plan.result import Plan
+from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """Everything, part by part."""
+    """All lines of a plan, part by part."""
     if plan.name is not None:
         yield f"stage {plan.name}"
     yield from _data_lines(plan)
@@ -77,15 +75,15 @@ def _stem_lines(plan: Plan) -> Iterator[str]:
 
 def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:
     yield (
-        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic); with "
-        f"{format_bytes(BESIDE_TORCH)} beside torch on {format_bytes(device)}: {_fits(memory.fits(device))}"
+        f"{name:<9} {format_bytes(memory.peak)} on the device at most (arithmetic); plus "
+        f"{format_bytes(BESIDE_TORCH)} outside torch on {format_bytes(device)}: {_fits(memory.fits(device))}"
     )
     yield from _part_lines(memory.parts)
 
 
 def _host_lines(memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
     yield (
-        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; of CUDA's share assumed); with "
+        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; CUDA's share is assumed); plus "
         f"{format_bytes(BESIDE_TRAINING)} for the system on {format_bytes(host)}: {_fits(fits)}"
     )
     yield from _part_lines(memory.host_parts)
@@ -118,13 +116,15 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
         f"pass, {STUDENT_SHARE:.0%} for training"
     )
     for device, phases in plan.hours.items():
-        yield f"  {device:<10} " + "  ".join(f"{phase} {duration(3600 * hours):>9}" for phase, hours in phases.items())
+        yield f"  {device:<10} " + "  ".join(
+            f"{phase} {format_duration(3600 * hours):>9}" for phase, hours in phases.items()
+        )
     if plan.probe is not None:
         probe = plan.probe
         seconds = plan.data.num_samples / max(probe.samples_per_second, 1e-9)
         yield (
             f"  measured on {probe.device}: {probe.samples_per_second:.2f} samples/s over {probe.samples} samples: "
-            f"dump {duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
+            f"dump {format_duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
             + ("" if probe.device_memory_bytes is None else f"; {format_bytes(probe.device_memory_bytes)} allocated")
         )
 

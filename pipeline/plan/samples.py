@@ -1,7 +1,7 @@
-"""How many rows every sample brings to every array of a store: what its size follows from.
+"""Counts the rows that every sample adds to every array of a store; the size of the store follows from them.
 
-Counted from the data itself by the dump's own tokenizer and templates, for the first shards of the plan: each of them
-is a random draw from the whole data set, so a few thousand samples say within about a percent what all will take.
+The first shards of the plan are counted, with the dump's own tokenizer and templates. Each shard is a random draw from
+the whole data set, so a few thousand samples predict the total within about one percent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alignkd.pipeline.data.process_pool import Workers, usable_cpus
+from alignkd.pipeline.data.process_pool import ProcessPool, usable_cpus
 from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text
 from alignkd.storage.layouts.rows import sample_text
 from alignkd.vlm.data.conversations import Sample
@@ -21,8 +21,8 @@ from alignkd.vlm.inputs.examples import is_overlong
 
 SAMPLES_PER_TASK = 128
 SHA256 = "0" * 64
-# shares of `--samples N --mean-tokens T`, where nothing is known of the data: bytes of UTF-8 per token of LLaVA's
-# conversations, tokens of the system prompt before an image
+# assumptions for `--samples N --mean-tokens T`, without data: bytes of UTF-8 per token of LLaVA's conversations, and
+# tokens of the system prompt before an image
 BYTES_PER_TOKEN = 4.0
 TOKENS_BEFORE_IMAGE = 36
 TYPICAL_ID_BYTES = 12
@@ -33,19 +33,19 @@ TYPICAL_REASON_BYTES = 150
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleRows:
-    """What each sample that gets a record brings; int64 [samples] in the order of the plan.
+    """The rows of each sample that gets a record; int64 [samples] in the order of the plan.
 
     Attributes:
-        shard: which shard it is in.
-        text: bytes of its conversation and image paths as the store keeps them.
+        shard: shard of the sample.
+        text: bytes of the stored conversation and image paths.
         id: bytes of the user's id.
-        tokens: ids before splicing.
-        length: embedded tokens.
-        images: of this sample.
+        tokens: number of ids before splicing.
+        length: number of embedded tokens.
+        images: number of images.
         queries: text positions after the last image.
-        supervised: positions with a label next.
-        image: stands for its images; 0 without one.
-        image_bytes: of their files, 0 where nobody looked.
+        supervised: positions whose next token has a label.
+        image: hash of the image paths; 0 without an image.
+        image_bytes: bytes of the image files; 0 if they were not read.
     """
 
     shard: NDArray[np.int64]
@@ -70,15 +70,16 @@ class SampleRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSize:
-    """A data set as far as it was counted.
+    """A data set, counted completely or in part.
 
     Attributes:
-        num_samples: in all of it.
+        num_samples: number of samples of the whole data set.
         shard_sizes: planned samples of the counted shards.
-        rows: of the counted samples that get a record.
-        unusable: counted samples that get none, `unusable_bytes` what listing them takes.
+        rows: rows of the counted samples that get a record.
+        unusable: number of counted samples that get no record.
+        unusable_bytes: bytes of their entries in the commit records.
         exact: every sample was counted.
-        notes: what was not looked at, or assumed.
+        notes: what was not read, or was assumed.
     """
 
     num_samples: int
@@ -91,21 +92,21 @@ class DataSize:
 
     @property
     def counted(self) -> int:
-        """Samples looked at."""
+        """Number of counted samples."""
         return sum(self.shard_sizes)
 
     @property
     def num_records(self) -> float:
-        """Records of the whole store, about."""
+        """Approximate number of records of the whole store."""
         return self.num_samples * len(self.rows) / max(1, self.counted)
 
     def longest(self, max_tokens: int | None) -> int:
-        """Most embedded tokens of a sample; where not all were counted there may be one as long as allowed."""
+        """Embedded tokens of the longest sample; if some were not counted, one may be as long as `max_tokens`."""
         counted = int(self.rows.length.max(initial=1))
         return counted if self.exact or max_tokens is None else max(counted, max_tokens)
 
     def most(self, name: str, max_tokens: int | None) -> int:
-        """Most text positions of a kind (`queries`, `supervised`) of a sample; a longer sample may have more."""
+        """Largest number of `queries` or `supervised` positions of a sample, allowing for longer, uncounted samples."""
         more = self.longest(max_tokens) - int(self.rows.length.max(initial=1))
         return int(getattr(self.rows, name).max(initial=0)) + more
 
@@ -118,21 +119,22 @@ class DataSize:
 def count_samples(
     scan: Scan, plan: Sequence[NDArray[np.int64]], *, max_tokens: int | None, at_least: int, embed: bool
 ) -> DataSize:
-    """Count the first shards of a plan, so many that they hold `at_least` samples.
+    """Count the first shards of a plan, until they contain `at_least` samples.
 
     Args:
         scan: the data and how to tokenise it; images are opened, never decoded.
-        plan: data-set indices of every shard.
-        embed: whether the sizes of image files matter.
+        plan: indices of the samples of every shard.
+        max_tokens: longer samples are unusable; None for no limit.
+        embed: read the sizes of image files.
     """
     shards = [*_first_shards(plan, at_least)]
     counting = _Counting(scan=scan, max_tokens=max_tokens, embed=embed)
     numbers = [(shard, int(index)) for shard in shards for index in plan[shard]]
     tasks = [numbers[start : start + SAMPLES_PER_TASK] for start in range(0, len(numbers), SAMPLES_PER_TASK)]
     found: list[tuple[int, ...]] = []
-    # disable=None: quiet when stderr is not a terminal
+    # disable=None: no bar if stderr is not a terminal
     with (
-        Workers(counting, min(usable_cpus(), max(1, len(tasks) // 8))) as pool,
+        ProcessPool(counting, min(usable_cpus(), max(1, len(tasks) // 8))) as pool,
         tqdm(total=len(numbers), desc="count", unit="sample", disable=None) as bar,
     ):
         for rows in pool.map(_count, tasks):
@@ -147,19 +149,19 @@ def count_samples(
         unusable=len(found) - len(usable),
         unusable_bytes=sum(row[0] for row in found if len(row) == 1),
         exact=len(shards) == len(plan),
-        notes=() if scan.images is not None else ("images were not looked at",),
+        notes=() if scan.images is not None else ("images were not read",),
     )
 
 
 def assumed_samples(
     num_samples: int, mean_tokens: float, *, shard_size: int, vision_tokens: int, supervised_share: float, plain: bool
 ) -> DataSize:
-    """A data set of which only its size is known: every sample has one image and the mean length.
+    """A data set of which only the size is known: every sample has one image and the mean length.
 
     Args:
-        mean_tokens: embedded tokens (text + vision).
-        supervised_share: of the text tokens after the image.
-        plain: no system prompt stands before the image.
+        mean_tokens: mean number of embedded tokens (text + vision).
+        supervised_share: supervised share of the text tokens after the image.
+        plain: template `plain`, without a system prompt before the image.
     """
     text = max(2, round(mean_tokens) - vision_tokens)
     before = 1 if plain else min(TOKENS_BEFORE_IMAGE, text // 2)
@@ -187,7 +189,7 @@ def assumed_samples(
 
 @dataclass(frozen=True, kw_only=True)
 class _Counting:
-    """What a worker process needs."""
+    """The context of a worker process."""
 
     scan: Scan
     max_tokens: int | None
@@ -195,7 +197,7 @@ class _Counting:
 
 
 def _count(counting: _Counting, numbers: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """The columns of `SampleRows` of each usable sample; of the others one number, the bytes of their entry."""
+    """For each usable sample the columns of `SampleRows`, for each other sample only the bytes of its entry."""
     return [_row(counting, shard, counting.scan.find(index)[1]) for shard, index in numbers]
 
 

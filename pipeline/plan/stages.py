@@ -5,27 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.pipeline.config.recipes import load_stages
-from alignkd.pipeline.plan.models import ModelShapes
-from alignkd.pipeline.plan.plan import Plan, PlanOptions, make_plan, shapes_of_student
+from alignkd.pipeline.plan.make import make_plan, shapes_of_student
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.storage.files.location import check_location
 
 
 def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan]:
-    """The plan of every stage of a file, or of one.
+    """The plan of every stage of a file, or of one stage.
+
+    Args:
+        only: name of that stage; None for all.
 
     Raises:
-        InputError: what the file, the data or the checkpoints lack.
-        StoreError: a store where none can be written.
+        InputError: an unusable configuration, data file or checkpoint.
+        StoreError: `store.path` is a place that cannot be written to.
     """
     if only is not None:
-        load_stages(path, "plan", only=only)  # says so when there is none of that name
+        load_stages(path, "plan", only=only)  # raises if no stage has that name
     for stage in load_stages(path, "plan"):
         check_location(stage.config.store.path, writing=True)
     plans = []
     before: ModelShapes | None = None
     for stage in load_stages(path, "plan"):
         student = stage.config.student
-        # what the stage before trains does not exist yet, and has the shapes of what it starts from
+        # what the previous stage trains does not exist yet; it has the shapes of that stage's own student
         made = student is not None and before is not None and not Path(student.checkpoint).exists()
         shapes = before if made else shapes_of_student(stage.config)
         if only in (None, stage.name):
@@ -35,7 +39,7 @@ def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan
 
 
 def summary(plans: Sequence[Plan]) -> dict[str, Any]:
-    """Several stages as one object: stores add up, memory is that of the largest."""
+    """Several stages as one object: bytes of stores are added up, memory is that of the largest stage."""
     stages = [plan.to_json() for plan in plans]
     trained = [stage["student_memory_bytes"] for stage in stages if stage["student_memory_bytes"] is not None]
     targets = {target: sum(stage["store_bytes_by_target"][target] for stage in stages)

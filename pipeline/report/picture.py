@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from alignkd.pipeline.picture_file import REPORT, save_picture
+from alignkd.pipeline.console.picture_file import REPORT, save_picture
 from alignkd.pipeline.report.load import LOSSES, Run
 
 COLUMNS = 3

@@ -1,1 +1,1 @@
-"""Dump and training as processes: stages, signals, status."""
+"""Runs the phases of a configuration: stages, processes and their signals, status and results."""

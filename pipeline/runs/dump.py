@@ -1,13 +1,13 @@
-"""Runs phase 1 of a configuration as one worker: signals, progress bar, and what other shells can see of it."""
+"""Runs phase 1 of a configuration as one worker: signals, progress bar, and a status that other shells can read."""
 
 import os
 from dataclasses import dataclass, replace
 
-import click
 import torch
 from tqdm import tqdm
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.console.printing import say
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpResult
@@ -22,8 +22,9 @@ class DumpEnd:
     """How a worker's run ended.
 
     Attributes:
-        worker: which it was.
-        interrupted_by: the signal after which it did not begin another shard, 0 if none came.
+        worker: rank and count of the worker.
+        result: what it wrote.
+        interrupted_by: the signal after which it started no other shard; 0 without a signal.
     """
 
     worker: Worker
@@ -32,18 +33,18 @@ class DumpEnd:
 
 
 def run_dump(config: RunConfig, worker: str | None = None, *, retry_unusable: bool = False) -> DumpEnd:
-    """Phase 1.
+    """Run phase 1.
 
     Args:
-        worker: `RANK/COUNT`; None takes it from the launcher's environment, or is alone.
-        retry_unusable: also do shards again whose unusable samples can be read by now.
+        worker: `RANK/COUNT`; None takes it from the launcher's environment, or runs the only worker.
+        retry_unusable: also redo shards whose unusable samples can be read by now.
 
     Raises:
-        DumpStopped: a signal made it give up the shard in hand.
+        DumpStopped: a signal made it abandon the current shard.
     """
     which = worker_of(os.environ, worker)
     job = replace(config.dump_job(), retry_unusable=retry_unusable)
-    # disable=None: quiet when stderr is not a terminal
+    # disable=None: no bar if stderr is not a terminal
     with DumpStopSignals() as stops, tqdm(desc=_bar_name(which), unit="sample", disable=None) as bar:
 
         def progress(status: WorkerStatus) -> None:
@@ -53,7 +54,7 @@ def run_dump(config: RunConfig, worker: str | None = None, *, retry_unusable: bo
 
         def notice(text: str) -> None:
             with tqdm.external_write_mode():
-                click.echo(f"alignkd: {text}", err=True)
+                say(text)
 
         control = DumpControl(which, stops=stops, progress=progress, notice=notice, visible=True)
         result = dump(replace(job, teacher=_own_device(job.teacher), control=control))
@@ -65,7 +66,7 @@ def _bar_name(worker: Worker) -> str:
 
 
 def _own_device(teacher: TeacherConfig) -> TeacherConfig:
-    """A launcher that starts several workers on a machine numbers them: each takes a GPU of its own."""
+    """Give each worker that a launcher starts on this machine its own GPU, by the launcher's LOCAL_RANK."""
     number = os.environ.get("LOCAL_RANK", "")
     if teacher.device is not None or not number.isdecimal() or not torch.cuda.is_available():
         return teacher

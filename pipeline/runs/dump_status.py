@@ -1,4 +1,4 @@
-"""`alignkd dump --status STORE`: how far a dump is, from what its workers say and what is committed; loads no torch."""
+"""`alignkd dump --status STORE`: progress of a dump, from the status of its workers and the commits; loads no torch."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignkd.pipeline.console import format_bytes
+from alignkd.pipeline.console.printing import format_bytes, format_duration
 from alignkd.storage.files.location import as_location
 from alignkd.storage.read.listing import ShardInfo, list_shards
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
@@ -14,17 +14,18 @@ from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
 
 @dataclass(frozen=True, kw_only=True)
 class DumpStatus:
-    """A dump that runs, has ended, or died.
+    """The state of a dump that runs, has ended or has crashed.
 
     Attributes:
-        state: `complete` when every shard is committed, `running` while a worker is, else `stopped`.
-        samples: of the data set; `samples_done` are written or listed as unusable, those in hand included.
-        errors: unusable samples, committed.
-        tokens: of the text, committed.
-        bytes: of committed shards.
-        rate: samples per second of all running workers.
-        seconds_left: at this rate; None when nothing runs.
-        workers: those that left a word; none when the dump is complete.
+        state: `complete` if every shard is committed, `running` if a worker runs, otherwise `stopped`.
+        samples: number of samples of the data set.
+        samples_done: samples that are written or listed as unusable, including those of the current shards.
+        errors: unusable samples of committed shards.
+        tokens: text tokens of committed shards.
+        bytes: bytes of committed shards.
+        rate: samples per second of all running workers together.
+        seconds_left: remaining time at this rate; None if no worker runs.
+        workers: workers with a status; empty if the dump is complete.
     """
 
     store: str
@@ -43,13 +44,15 @@ class DumpStatus:
 
 
 def dump_status(store: Path | str) -> DumpStatus:
-    """How far the dump into a store is.
+    """Read the progress of the dump into a store.
 
     Raises:
-        StoreError: no store, or one that cannot be read.
+        StoreError: no store, or an unreadable one.
     """
     location = as_location(store)
-    workers = tuple(read_workers(location))  # before the shards: what is committed in between is not counted twice
+    workers = tuple(
+        read_workers(location)
+    )  # before the shards, so that a shard committed in between is not counted twice
     shards = list_shards(location)
     committed = [shard for shard in shards if shard.committed]
     running = [worker for worker in workers if worker.state == "running"]
@@ -75,7 +78,7 @@ def dump_status(store: Path | str) -> DumpStatus:
 
 
 def _samples_done(committed: list[ShardInfo], running: list[WorkerStatus]) -> int:
-    """Committed ones, and those in the hands of workers whose shards are not committed yet."""
+    """Samples of committed shards, and of current shards that are not committed yet."""
     finished = {shard.shard for shard in committed}
     return sum(shard.planned for shard in committed) + sum(
         worker.in_hand for worker in running if not finished.issuperset(worker.shards)
@@ -83,9 +86,9 @@ def _samples_done(committed: list[ShardInfo], running: list[WorkerStatus]) -> in
 
 
 def status_lines(status: DumpStatus) -> Iterator[str]:
-    """For a terminal: all together, then a line per worker."""
+    """The status for a terminal: a summary, then one line per worker."""
     share = status.samples_done / status.samples
-    left = f", {duration(status.seconds_left)} left" if status.state == "running" and status.seconds_left else ""
+    left = f", {format_duration(status.seconds_left)} left" if status.state == "running" and status.seconds_left else ""
     rate = f", {status.rate:.2f} samples/s{left}" if status.state == "running" else ""
     yield f"{status.store}: {status.state}, {share:.1%}{rate}"
     yield (
@@ -93,7 +96,7 @@ def status_lines(status: DumpStatus) -> Iterator[str]:
         f"{status.errors:,} unusable, {status.tokens:,} text tokens, {format_bytes(status.bytes)}"
     )
     if status.state == "stopped":
-        yield "nobody is at work; run the same `alignkd dump` again to go on"
+        yield "no worker runs; run the same `alignkd dump` again to resume"
     if not status.workers:
         return
     rows = [_HEADER, *(_cells(worker) for worker in status.workers)]
@@ -103,7 +106,7 @@ def status_lines(status: DumpStatus) -> Iterator[str]:
 
 
 _HEADER = ["worker", "state", "host", "pid", "shard", "done", "samples", "per s", "unusable", "tokens", "written",
-           "halved", "heard of", "left", ""]  # fmt: skip
+           "halved", "last seen", "left", ""]  # fmt: skip
 
 
 def _cells(worker: WorkerStatus) -> list[str]:
@@ -122,14 +125,6 @@ def _cells(worker: WorkerStatus) -> list[str]:
         format_bytes(worker.num_bytes),
         str(worker.halved),
         f"{max(0.0, time.time() - worker.heartbeat):.0f} s ago",
-        "-" if left is None else duration(left),
+        "-" if left is None else format_duration(left),
         worker.message[:80],
     ]
-
-
-def duration(seconds: float) -> str:
-    """`seconds` as people say it: 42 s, 12 min, 3.4 h, 5.2 days."""
-    for unit, size, least in (("days", 86400.0, 2.0), ("h", 3600.0, 1.0), ("min", 60.0, 2.0)):
-        if seconds >= least * size:
-            return f"{seconds / size:.0f} min" if unit == "min" else f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""`alignkd run`: every stage of a file, every phase of a stage, each in a process of its own."""
+"""`alignkd run`: every phase of every stage, each in its own process."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from alignkd.pipeline.config.recipes import Stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.stem import takes_from_stem, tower_match
+from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.distributed.launcher import meeting_point
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
@@ -22,22 +22,23 @@ LAST = "train"
 
 
 def run_stages(path: Path, *, as_json: bool, launcher: str = "", say: Any = print) -> dict[str, Any]:
-    """Dump, verify and train, stage after stage; what is finished is not done again.
+    """Dump, verify and train, stage after stage; finished stages are skipped.
 
     Args:
-        path: configuration of one stage, or a recipe of several.
+        path: configuration of one stage, or a recipe with several stages.
         as_json: collect the reports of all phases.
         launcher: command line that starts the training's processes, such as `torchrun --nproc-per-node 4`.
-        say: prints a line.
+        say: function that prints a line.
 
     Returns:
         Reports by phase; by stage, then phase, for a recipe. Empty without `as_json`.
 
     Raises:
-        InputError: as `load_stages`. TrainError: variables of a launcher that cannot be right.
+        InputError: see `load_stages`.
+        TrainError: inconsistent environment variables of a launcher.
     """
     if not launcher:
-        meeting_point(os.environ)  # training would refuse the variables after the teacher has run
+        meeting_point(os.environ)  # fail now: training would refuse the variables only after the teacher has run
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say)
@@ -55,44 +56,44 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")
         return {LAST: {"already_finished": True, **finished}}
     check_output(output)
-    _check_stem_will_do(stage.config)
+    _check_tower_for_stem(stage.config)
     config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
     phases = {
         "dump": ["dump", *config],
         "verify": ["shards", "verify", str(stage.config.store.path)],
         LAST: ["train", *config],
     }
-    if finished is not None:  # its student is made again from the last checkpoint: no teacher is needed for that
+    if finished is not None:  # the student is exported again from the last checkpoint, which needs no teacher
         phases = {LAST: phases[LAST]}
     reports = {}
     for phase, arguments in phases.items():
         before = launcher if phase == LAST else []
         if not as_json:
             say(shlex.join([*before, "alignkd", *arguments]))
-        # a launcher speaks on stdout itself, so its phase's report is read from what it leaves
+        # a launcher prints on stdout, so the report of its phase is read from the files of the run
         found = run_alignkd(arguments, as_json and not before, before)
         reports[phase] = found if found is not None else finished_before(stage.config)
     return reports
 
 
-def _check_stem_will_do(config: RunConfig) -> None:
-    """Refuse targets from the stem for a student with another vision tower, before the teacher runs for days."""
+def _check_tower_for_stem(config: RunConfig) -> None:
+    """Refuse targets from the stem for a student with another vision tower, before the teacher runs."""
     if not takes_from_stem(config):
         return
     usable, reason = tower_match(config)
     if usable is False:
         left = [f"store.{name}" for name in config.store.codecs().from_stem] or ["train.targets"]
         raise InputError(
-            f"{', '.join(left)}: targets are to come from the teacher's stem, but {reason}; store them (store.profile "
-            "compact), or take a student with the teacher's tower"
+            f"{', '.join(left)}: targets come from the teacher's stem, but {reason}; store them (store.profile "
+            "compact), or use a student with the teacher's tower"
         )
 
 
 def finished_before(config: RunConfig) -> dict[str, Any] | None:
-    """Where a stage ended that was finished with this very configuration and from the same weights; else None.
+    """The end of a stage that was finished with this configuration and from the same weights, otherwise None.
 
-    The store may be gone by now. A stage whose configuration has changed is not judged here: its training compares
-    every setting that decides something.
+    The store may have been removed. If the configuration has changed, the result is None, and training itself compares
+    every setting that affects the result.
     """
     assert config.train is not None
     finished = read_finished(config.train.output)
@@ -106,7 +107,7 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _kept_configuration(output: Path) -> RunConfig | None:
-    """What the run was configured as; an earlier version's lacks settings that are new, which have their defaults."""
+    """The configuration that a run kept; settings that an earlier version did not have get their defaults."""
     try:
         return RunConfig.model_validate(read_configuration(output))
     except ValidationError:

@@ -1,4 +1,4 @@
-"""`alignkd shards convert` and `alignkd shards merge`: the same records in another store."""
+"""`alignkd shards convert` and `alignkd shards merge`: copy the same records into another store."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alignkd.pipeline.console import clean_errors, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, LayoutChoice, progress_bar
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ MAX_NAMED = 10
 def convert(source: Path | str, target: Path | str, backend: str, as_json: bool) -> None:
     """Copy SOURCE to TARGET in another layout.
 
-    Nothing is decoded or rounded again. Quarantined samples and attachments come along. Stop it any time and run it
-    again: it goes on. Converting back gives the original's bytes.
+    Nothing is decoded or rounded again. The list of unusable samples and the attachments are copied too. You can stop
+    the command at any time and run it again to resume. Converting back gives the bytes of the original.
 
     Example: alignkd shards convert runs/store runs/store-tar --backend webdataset
     """
@@ -42,16 +43,17 @@ def convert(source: Path | str, target: Path | str, backend: str, as_json: bool)
 
 @click.command()
 @click.argument("stores", metavar="STORE STORE... TARGET", type=LOCATION, nargs=-1, required=True)
-@click.option("--backend", type=LayoutChoice(), help="Layout of TARGET; else the first store's.")
-@click.option("--keep-first", is_flag=True, help="Of a record that two stores have keep the first store's.")
+@click.option("--backend", type=LayoutChoice(), help="Layout of TARGET; by default the first store's.")
+@click.option("--keep-first", is_flag=True, help="If two stores have the same record, keep the first store's.")
 @json_option
 @clean_errors
 def merge(stores: tuple[Path | str, ...], backend: str | None, keep_first: bool, as_json: bool) -> None:
     """Merge stores of one teacher into TARGET.
 
-    The stores hold different data. Indices of the second store's samples go on where the first's end, and so on.
-    Stores with another teacher or other codecs are refused, records that two stores have both (by key) too, unless
-    --keep-first: then the later ones are listed as quarantined. Stop it any time and run it again: it goes on.
+    The stores must hold different data. The indices of the second store's samples continue those of the first, and so
+    on. Stores with another teacher or other codecs are refused. Records that two stores share (by key) are refused
+    too, unless --keep-first is given: then the later ones are listed as unusable. You can stop the command at any time
+    and run it again to resume.
 
     Example: alignkd shards merge runs/captions runs/dialogs runs/all
     """
@@ -59,7 +61,7 @@ def merge(stores: tuple[Path | str, ...], backend: str | None, keep_first: bool,
     from alignkd.storage.tools.merge import merge_stores
 
     if len(stores) < 3:
-        raise click.UsageError("give two stores or more, and the new one")
+        raise click.UsageError("give at least two stores, and TARGET")
     *sources, target = stores
     total = sum(load_manifest(source).num_samples for source in sources)
     with progress_bar("merge", total, "sample") as done:
@@ -79,5 +81,5 @@ def _line(target: Path | str, report: "CopyReport") -> str:
         return f"nothing left to do: {target} has all {report.num_shards} shards"
     return (
         f"wrote {report.shards_written} of {report.num_shards} shards to {target}: {report.num_records} records, "
-        f"{report.num_quarantined} quarantined"
+        f"{report.num_quarantined} unusable"
     )

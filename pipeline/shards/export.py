@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.console import clean_errors, json_option, print_json
-from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import STORE, find_record, record_options
 
 WRITTEN_BY, COMMAND = "written_by", "alignkd shards export"
@@ -16,7 +17,7 @@ WRITTEN_BY, COMMAND = "written_by", "alignkd shards export"
 @STORE
 @record_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help=f"A .safetensors file. {REPLACES}")
-@click.option("--raw", is_flag=True, help="Targets as they are stored, not decoded.")
+@click.option("--raw", is_flag=True, help="Write targets in their stored form, not decoded.")
 @force_option
 @json_option
 @clean_errors
@@ -32,14 +33,13 @@ def export(
 ) -> None:
     """Write one record of STORE to a file.
 
-    The file is in the safetensors format; encoded targets are decoded to float32.
-
-    With --raw every array is as the store holds it, by the name of its column; the file's metadata say how to decode.
+    The file is in the safetensors format; encoded targets are decoded to float32. With --raw, every array has the name
+    of its column and its stored bytes; the metadata of the file describe how to decode it.
 
     Example: alignkd shards export runs/store --id scene-000001 --out one.safetensors
     """
     if sample_id is None and key is None and index is None:
-        raise click.UsageError("say which record: --id, --key or --index")
+        raise click.UsageError("name one record by --id, --key or --index")
     import json
 
     from safetensors.numpy import save
@@ -69,5 +69,5 @@ def is_exported(path: Path) -> bool:
     try:
         with safe_open(path, "np") as file:
             return (file.metadata() or {}).get(WRITTEN_BY) == COMMAND
-    except (OSError, SafetensorError):  # no safetensors file
+    except (OSError, SafetensorError):  # not a safetensors file
         return False

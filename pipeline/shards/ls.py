@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
 from alignkd.pipeline.shards.options import STORE
 
 if TYPE_CHECKING:
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @STORE
-@click.option("--unusable", is_flag=True, help="List the samples that the teacher pass could not use, and why.")
+@click.option("--unusable", is_flag=True, help="List the unusable samples and their reasons.")
 @json_option
 @clean_errors
 def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     """List the shards of STORE.
 
-    Only commit records are read, so it is quick for a store of any size. --json adds the root hash: it is equal
-    for two stores of the same targets, however they were written.
+    Only commit records are read, so it is fast for a store of any size. --json adds the root hash, which is equal for
+    two stores of the same targets, however they were written.
 
     Example: alignkd shards ls runs/store --unusable
     """
@@ -50,17 +51,17 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
         shown = manifest.model_dump(mode="json")
         print_json({"store": str(store), **totals, "manifest": shown, "shard_list": [asdict(info) for info in infos]})
         return
-    lines = [f"{'shard':>8} {'records':>8} {'listed':>7} {'tokens':>10} {'bytes':>12}", *map(_line, infos)]
+    lines = [f"{'shard':>8} {'records':>8} {'unusable':>8} {'tokens':>10} {'bytes':>12}", *map(_line, infos)]
     click.echo("\n".join(lines))
     click.echo(
         f"{totals['committed']} of {totals['shards']} shards, {totals['records']} records, "
-        f"{totals['quarantined']} quarantined, {format_bytes(totals['bytes'])}; "
+        f"{totals['quarantined']} unusable, {format_bytes(totals['bytes'])}; "
         f"{manifest.backend}, codecs {codecs_line(manifest)}"
     )
 
 
 def print_unusable(store: Path | str, as_json: bool) -> None:
-    """One line, or one JSON object, for each sample that the teacher pass could not use."""
+    """Print one line, or one JSON object, for each unusable sample."""
     from alignkd.storage.read.listing import list_unusable
 
     listed = ({"shard": shard, **asdict(sample)} for shard, sample in list_unusable(store))
@@ -74,7 +75,7 @@ def print_unusable(store: Path | str, as_json: bool) -> None:
 
 
 def codecs_line(manifest: "Manifest") -> str:
-    """What is stored how, on one line."""
+    """The codec of each target, on one line."""
     codecs, logits = manifest.codecs, manifest.codecs.logits
     settings = logits.model_dump(exclude_none=True, exclude={"kind", "dtype"})
     shown = " ".join([logits.kind, *(f"{name} {value}" for name, value in settings.items()), logits.dtype or ""])
@@ -87,6 +88,6 @@ def codecs_line(manifest: "Manifest") -> str:
 def _line(info: "ShardInfo") -> str:
     state = "" if info.committed else f"  not committed ({info.planned} planned)"
     return (
-        f"{info.shard:>8} {info.num_records:>8} {info.num_quarantined:>7} {info.num_tokens:>10} "
+        f"{info.shard:>8} {info.num_records:>8} {info.num_quarantined:>8} {info.num_tokens:>10} "
         f"{format_bytes(info.num_bytes):>12}{state}"
     )

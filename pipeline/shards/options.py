@@ -1,4 +1,4 @@
-"""Arguments that the commands share, and how a record is asked for."""
+"""Arguments and options that several commands share, and the search for a record."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from alignkd.pipeline.console import fail
+from alignkd.pipeline.console.errors import fail
 
 if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader
@@ -19,7 +19,7 @@ MAX_INDICES = 8
 
 
 class Location(click.ParamType[Path | str]):
-    """The folder of a store as a path, or its URL as it is."""
+    """A store: its folder becomes a path, a URL stays text."""
 
     name = "store"
 
@@ -58,16 +58,16 @@ def record_options(command: Command) -> Command:
 
 
 def find_record(reader: "StoreReader", *, sample_id: str | None, key: str | None, index: int | None) -> "Record":
-    """The one record that fits; none or several end the command with what to do."""
+    """The record that the options name; if there is not exactly one, the command ends with the next step."""
     wanted = {"id": sample_id, "key": key, "index": index}
     given = {name: value for name, value in wanted.items() if value is not None}
     if len(given) != 1:
-        raise click.UsageError("say which record: one of --id, --key and --index")
+        raise click.UsageError("name one record by --id, --key or --index")
     shown = " ".join(f"--{name} {value}" for name, value in given.items())
     found = reader.find(id=sample_id, key=key, index=index)
     if not found:
         listed = [entry for entry in reader.quarantined if entry.id == sample_id or entry.index == index]
-        why = f"; quarantined: {listed[0].reason}" if listed else "; see `alignkd shards ls` for what is there"
+        why = f"; the sample is unusable: {listed[0].reason}" if listed else "; `alignkd shards ls` lists the shards"
         fail(f"store {reader.path}: no record with {shown}{why}")
     if len(found) > 1:
         indices = ", ".join(str(int(reader.dataset_index[position])) for position in found[:MAX_INDICES])
@@ -77,8 +77,8 @@ def find_record(reader: "StoreReader", *, sample_id: str | None, key: str | None
 
 @contextmanager
 def progress_bar(what: str, total: int, unit: str = "record") -> Iterator[Callable[[int], object]]:
-    """A bar on stderr of a terminal; gives what to call with the number of units done."""
-    if not sys.stderr.isatty():  # scripts do not pay for the import
+    """Show a bar if stderr is a terminal; the block calls the given function with the number of units done."""
+    if not sys.stderr.isatty():  # scripts need no bar and no import
         yield lambda done: None
         return
     from tqdm import tqdm

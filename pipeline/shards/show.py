@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alignkd.pipeline.console import clean_errors, fail, json_option, print_json
-from alignkd.pipeline.outputs import REPLACES, claim_file, force_option
-from alignkd.pipeline.picture_file import SHARDS_SHOW, is_drawn_by
+from alignkd.pipeline.console.errors import clean_errors, fail
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.picture_file import SHARDS_SHOW, is_drawn_by
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import STORE, find_record, record_options
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @STORE
 @record_options
-@click.option("--tokenizer", type=FILE, help="A tokenizer.model, where the store carries none.")
-@click.option("--png", type=FILE, help=f"Draw the image and what the text looks at to this file. {REPLACES}")
-@click.option("--images", type=FILE, help="Folder of the images, where the store does not embed them.")
-@click.option("--head", default="mean", show_default=True, help="Of --png: number of a head, or mean.")
-@click.option("--token", help="Of --png: position of a text query, or its piece; else the mean over queries.")
+@click.option("--tokenizer", type=FILE, help="A tokenizer.model, if the store has none.")
+@click.option("--png", type=FILE, help=f"Draw the image and the attention of the text to this file. {REPLACES}")
+@click.option("--images", type=FILE, help="Folder of the images, if the store does not contain them.")
+@click.option("--head", default="mean", show_default=True, help="With --png: number of a head, or mean.")
+@click.option("--token", help="With --png: position or piece of a text query; by default the mean over queries.")
 @force_option
 @json_option
 @clean_errors
@@ -44,9 +45,8 @@ def show(
 ) -> None:
     """Show one record of STORE.
 
-    Conversation, tokens, positions, targets, and the teacher's likeliest tokens at each position.
-
-    Without --id, --key or --index it is the first sample of the data set that is there.
+    Shows the conversation, tokens, positions, targets, and the teacher's most probable tokens at each position.
+    Without --id, --key or --index it shows the stored sample that comes first in the data set.
 
     Example: alignkd shards show runs/store --index 0 --png attention.png --images images
     """
@@ -95,7 +95,8 @@ def _draw(
     files = record.image_bytes
     if not files:
         if images is None:
-            fail(f"the store has only the path of {', '.join(record.images)}; give the folder of the images (--images)")
+            names = ", ".join(record.images)
+            fail(f"the store contains only the path of {names}; give the folder of the images by --images")
         files = tuple(read_regular(images / image) for image in record.images)
     number = None if head == "mean" else int(head)
     draw_attention(record, manifest, pieces, files, png, head=number, token=token)

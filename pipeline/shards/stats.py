@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
 from alignkd.pipeline.shards.verify import attention_line, labels_line
 
@@ -19,18 +20,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @STORE
-@click.option("--sample", type=click.IntRange(min=0), default=64, show_default=True, help="Records for the errors.")
-@click.option("--exact", type=LOCATION, help="A store of the same data with exact codecs: errors are then measured.")
+@click.option(
+    "--sample", type=click.IntRange(min=0), default=64, show_default=True, help="Number of records for the errors."
+)
+@click.option("--exact", type=LOCATION, help="Measure errors against this store of the same data with exact codecs.")
 @json_option
 @clean_errors
 def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: bool) -> None:
-    """Count what STORE holds.
+    """Count the contents of STORE.
 
-    Bytes by column and codec, records, tokens, images, quarantined samples by reason.
+    Shows bytes by column and codec, numbers of records, tokens and images, and unusable samples by reason.
 
-    For some records, evenly spaced: what each codec states of its error, from the stored scales, and the identities
-    that must hold (rows of attention sum to at most 1, entries and tail to 1, each label is kept). With --exact the
-    errors are measured against the other store.
+    For some evenly spaced records it also shows the error bound that each codec states, computed from the stored
+    scales, and checks identities: rows of attention sum to at most 1, entries and tail sum to 1, each label is kept.
+    With --exact the errors are measured against the other store.
 
     Example: alignkd shards stats runs/compact --exact runs/exact
     """
@@ -51,7 +54,15 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
     if as_json:
         print_json(_document(store, counted, stated, measured))
         return
-    click.echo("\n".join([*_counts(reader, counted), *_stated(stated), *_measured(measured, exact)]))
+    click.echo(
+        "\n".join(
+            [
+                *_counts(reader, counted),
+                *_stated(stated, "attention" in reader.manifest.codecs.from_stem),
+                *_measured(measured, exact),
+            ]
+        )
+    )
 
 
 def _document(
@@ -83,12 +94,12 @@ def _counts(reader: "StoreReader", counted: "StoreStats") -> list[str]:
     ]
     lines.append(f"{'padding, headers, indexes':<55}{format_bytes(counted.overhead_bytes):>12}")
     lines.append(f"{'total':<55}{format_bytes(counted.bytes):>12}")
-    lines.append(f"{counted.quarantined} quarantined")
+    lines.append(f"{counted.quarantined} unusable samples")
     lines += [f"{count:>8} x {reason}" for reason, count in counted.quarantine_reasons]
     return lines
 
 
-def _stated(stated: "StatedErrors") -> list[str]:
+def _stated(stated: "StatedErrors", from_stem: bool) -> list[str]:
     if not stated.records:
         return []
     lines = [
@@ -100,19 +111,19 @@ def _stated(stated: "StatedErrors") -> list[str]:
         f"{bound.relative_l2:.3g}"
         for bound in stated.bounds
     ]
-    lines.append("known from the store itself:")
+    lines.append("computed from the store itself:")
     if stated.largest_mass_error is not None:
         kept = stated.labels.positions - stated.labels.labels_not_kept
         lines.append(f"  entries + tail hold mass 1 within {stated.largest_mass_error:.2g}")
         lines.append(f"  the label is among the entries at {kept} of {stated.labels.positions} positions")
-    return [*lines, f"  {attention_line(stated.attention)}", f"  {labels_line(stated.labels)}"]
+    return [*lines, f"  {attention_line(stated.attention, from_stem=from_stem)}", f"  {labels_line(stated.labels)}"]
 
 
 def _measured(measured: "list[FieldDifference] | None", exact: Path | str | None) -> list[str]:
     if measured is None:
         return []
     if not measured:
-        return [f"measured against {exact}: no record in both"]
+        return [f"measured against {exact}: the stores have no record in common"]
     return [
         f"measured against {exact}:",
         *(

@@ -1,4 +1,4 @@
-"""`alignkd shards gc` and `alignkd shards index`: a store after accidents."""
+"""`alignkd shards gc` and `alignkd shards index`: repair a store after a crash or a lost file."""
 
 import re
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -24,22 +25,22 @@ class Age(click.ParamType[float]):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
         if found is None:
-            self.fail(f"{value!r}, expected a number and s, m, h or d, as 12h", param, ctx)
+            self.fail(f"{value!r}, expected a number and s, m, h or d, such as 12h", param, ctx)
         return float(found[1]) * _SECONDS[found[2]]
 
 
 @click.command()
 @STORE
-@click.option("--older-than", type=Age(), help="Leave what is younger, as 12h or 7d. [a bucket: 1d]")
-@click.option("--dry-run", is_flag=True, help="Only list, remove nothing.")
+@click.option("--older-than", type=Age(), help="Keep younger files, such as 12h or 7d.  [default: 1d in a bucket]")
+@click.option("--dry-run", is_flag=True, help="List the files and remove nothing.")
 @json_option
 @clean_errors
 def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
-    """Remove what dead writers left in STORE.
+    """Remove files that dead writers left in STORE.
 
-    That is temporary files and shard folders without a commit record. Files that desktops, file servers and
-    editors leave in every folder go too (.DS_Store, ._*, Thumbs.db, .nfs*, *~ and the like). What a live writer
-    holds is never touched, and committed shards are not. Everything removed is listed.
+    These are temporary files and shard folders without a commit record. Files that desktops, file servers and editors
+    leave in every folder are removed too (.DS_Store, ._*, Thumbs.db, .nfs*, *~ and the like). Files of a live writer
+    and committed shards are never touched. Every removed file is listed.
 
     Example: alignkd shards gc runs/store --dry-run
     """
@@ -55,22 +56,22 @@ def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool
     for left in leftovers:
         click.echo(f"{left.state:<8} {left.kind:<10} {format_bytes(left.num_bytes):>10}  {left.path}")
     verb = "would be removed" if dry_run else "removed"
-    click.echo(f"{store}: {len(removed)} leftovers {verb}, {format_bytes(freed)}; {len(leftovers) - len(removed)} stay")
+    click.echo(f"{store}: {len(removed)} leftovers {verb}, {format_bytes(freed)}; {len(leftovers) - len(removed)} kept")
 
 
 @click.command()
 @STORE
-@click.option("--rebuild", is_flag=True, help="Write the indexes that are missing or damaged; else only check.")
+@click.option("--rebuild", is_flag=True, help="Write missing and damaged indexes; without it only check.")
 @json_option
 @clean_errors
 def index(store: Path | str, rebuild: bool, as_json: bool) -> None:
     """Check or rebuild the tar indexes of STORE.
 
-    The index of every tar of a webdataset store is compared with one made from the tar. Checksums in a rebuilt
-    index are computed from the tar as it is now. Whether that is the tar that was committed is decided by the
-    sha256 in the commit record: an index that has another one is not written, and named.
+    The index of every tar of a webdataset store is compared with an index made from the tar. A rebuilt index must have
+    the sha256 in the commit record, which proves that the tar is the committed one; otherwise it is not written, and
+    the shard is named.
 
-    Exits with 1 when an index is not right at the end.
+    Exits with 1 if an index is wrong at the end.
 
     Example: alignkd shards index --rebuild runs/store
     """

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alignkd.pipeline.console import clean_errors, format_bytes, json_option, print_json
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 if TYPE_CHECKING:
@@ -21,30 +22,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @STORE
-@click.option("--quick", is_flag=True, help="Only commit records, presence and sizes; do not read the bytes.")
-@click.option("--deep", is_flag=True, help="Also check that what is stored makes sense: labels and attention.")
+@click.option("--quick", is_flag=True, help="Check commit records, presence and sizes; do not read the bytes.")
+@click.option("--deep", is_flag=True, help="Also check the content: labels and attention.")
 @json_option
 @clean_errors
 def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
-    """Read STORE again and name all damage.
+    """Read STORE and name all damage.
 
-    Every byte is read; every shard, record and field that is not as committed is named.
+    Every byte is read; every shard, record and field that differs from the committed one is named.
 
-    --deep also finds what checksums cannot: targets that belong to other positions (the teacher's perplexity of the
-    labels is compared with that of labels shifted by one) and attention that is no probability.
+    --deep also finds errors that checksums cannot find: targets that belong to other positions (the teacher's
+    perplexity of the labels is compared with that of labels shifted by one), and attention values that are not
+    probabilities.
 
-    A distant store (s3://, https://) is read past the readers' cache. --quick asks only for the sizes of its files.
+    A remote store (s3://, https://) is read without the readers' cache. --quick requests only the sizes of its files.
 
-    Exits with 1 when anything is wrong.
+    Exits with 1 if anything is wrong.
 
     Example: alignkd shards verify runs/store --deep
     """
     if quick and deep:
-        raise click.UsageError("--quick and --deep ask for the opposite; give one of them")
+        raise click.UsageError("--quick and --deep exclude each other; give one of them")
     from alignkd.storage.places import open_files
+    from alignkd.storage.schema.manifest import read_manifest
 
     records: list[UnreadableRecord] = []
     found: dict[str, Any] = {}
+    from_stem = False
     opened = open_files(store)
     with nullcontext(opened) if quick else opened.past_caches() as files:
         report = _verify(files, quick)
@@ -54,6 +58,7 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
             records = _unreadable(files, shards)
         if deep and not any(problem.shard is None for problem in problems):
             problems, found = _plausibility(files, report, shards)
+            from_stem = "attention" in read_manifest(files).codecs.from_stem
     if as_json:
         shown = {**asdict(report), "problems": [asdict(problem) for problem in problems]}
         shown["damaged_records"] = [asdict(record) for record in records]
@@ -63,14 +68,16 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
         for problem in problems:
             click.echo(" ".join(problem.message.split()), err=True)
         for record in records:
-            click.echo(f"shard {record.shard}, record {record.record} (index {record.index}) cannot be used")
-        _print_findings(found)
+            click.echo(f"shard {record.shard}, record {record.record} (index {record.index}) cannot be read")
+        if found:
+            click.echo(labels_line(found["labels"]))
+            click.echo(attention_line(found["attention"], from_stem=from_stem))
         for note in report.notes:
             click.echo(f"note: {note}")
         verdict = "ok" if not problems else f"{len(problems)} problems"
         click.echo(
             f"{store}: {verdict}; {report.num_shards} shards, {report.num_records} records, "
-            f"{format_bytes(report.num_bytes)} {'looked at' if quick else 'read'}"
+            f"{format_bytes(report.num_bytes)} {'checked by size' if quick else 'read'}"
         )
     sys.exit(1 if problems else 0)
 
@@ -85,7 +92,7 @@ def _verify(files: "StoreFiles", quick: bool) -> "VerifyReport":
 
 
 def _unreadable(files: "StoreFiles", shards: list[int]) -> list["UnreadableRecord"]:
-    """The records that damaged shards have lost; a whole shard that cannot be opened is named by its own problem."""
+    """The unreadable records of damaged shards; a shard that cannot be opened has a problem of its own."""
     if not shards:
         return []
     from alignkd.storage.read.shard_records import ShardFolder
@@ -97,37 +104,39 @@ def _unreadable(files: "StoreFiles", shards: list[int]) -> list["UnreadableRecor
 def _plausibility(files: "StoreFiles", report: "VerifyReport", damaged: list[int]) -> tuple[list[Any], dict[str, Any]]:
     from alignkd.storage.tools.verify.plausibility import check_plausibility
 
-    with progress_bar("look", report.num_records) as done:
+    with progress_bar("check", report.num_records) as done:
         found = check_plausibility(files, skip=damaged, progress=done)
     return [*report.problems, *found.problems], {"labels": found.labels, "attention": found.attention}
 
 
-def _print_findings(found: dict[str, Any]) -> None:
-    if found:
-        click.echo(labels_line(found["labels"]))
-        click.echo(attention_line(found["attention"]))
+# outcome -> why the labels were not checked
+_NOT_CHECKED = {
+    "no opinion": "the teacher's predictions are close to uniform, so they cannot show whether labels are shifted",
+    "not enough data": "too few neighbouring supervised positions have different labels",
+    "not stored": "the store contains no logits, or hidden states without lm_head.safetensors",
+}
 
 
 def labels_line(labels: "LabelVerdict") -> str:
-    """The check of labels on one line."""
+    """The result of the check of labels on one line: what was found, or why nothing was checked."""
+    reason = _NOT_CHECKED.get(labels.outcome)
+    outcome = labels.outcome if reason is None else f"not checked: {reason}"
     if labels.perplexity is None:
-        return f"labels: {labels.outcome}"
-    beside = [f"{name} {value:.4g}" for name, value in _beside(labels).items() if value is not None]
+        return f"labels: {outcome}"
+    shifted = {"next": labels.perplexity_next, "previous": labels.perplexity_previous}
+    shown = [f"{name} {value:.4g}" for name, value in shifted.items() if value is not None]
     return (
-        f"labels: {labels.outcome}; teacher's perplexity {labels.perplexity:.4g} at {labels.positions} positions"
-        f"{', shifted by one: ' + ', '.join(beside) if beside else ''}"
+        f"labels: {outcome}; teacher's perplexity {labels.perplexity:.4g} at {labels.positions} positions"
+        f"{', shifted by one: ' + ', '.join(shown) if shown else ''}"
     )
 
 
-def attention_line(attention: "AttentionSums") -> str:
-    """The check of attention on one line."""
+def attention_line(attention: "AttentionSums", *, from_stem: bool) -> str:
+    """The result of the check of attention on one line: what was found, or why nothing was checked."""
     if not attention.rows:
-        return "attention: not stored"
+        source = "training takes it from the teacher's stem" if from_stem else "no record has any"
+        return f"attention: not checked: the store contains none, {source}"
     return (
-        f"attention: {'ok' if not attention.problems() else 'no probabilities'}; sums of {attention.rows} rows from "
+        f"attention: {'not probabilities' if attention.problems() else 'ok'}; sums of {attention.rows} rows from "
         f"{attention.smallest_sum:.4f} to {attention.largest_sum:.4f}, lowest value {attention.smallest:.3g}"
     )
-
-
-def _beside(labels: "LabelVerdict") -> dict[str, float | None]:
-    return {"next": labels.perplexity_next, "previous": labels.perplexity_previous}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from alignkd.disk.opening import open_regular
-from alignkd.pipeline.ask import Question, ask
 from alignkd.pipeline.config.run_config import read_yaml
+from alignkd.pipeline.models.ask import Question, ask
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.local import LocalFiles

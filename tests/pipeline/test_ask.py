@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from alignkd.pipeline.ask import Question, Reply, TextStream, ask
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.pipeline.models.ask import Question, Reply, TextStream, ask
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -189,3 +189,28 @@ def test_mistakes_are_one_line(golden: Path, arguments: list[str], message: str)
     assert result.exit_code == 1 and not result.stdout
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("alignkd: ") and message in line, line
+
+
+def exported(golden: Path, output: Path, vision_config: Path) -> Path:
+    """The golden student as a run would export it: `OUTPUT/student`, and the run's configuration next to it."""
+    shutil.copytree(golden / "student", output / "student")
+    student = {"checkpoint": "start", "vision_config": str(vision_config), "dtype": "float32"}
+    (output / "run.json").write_text(json.dumps({"data": {}, "store": {}, "train": {}, "student": student}))
+    return output / "student"
+
+
+def test_an_exported_student_needs_no_vision_config(golden: Path, tmp_path: Path) -> None:
+    """The run's configuration names it, for `ask` and for `models`; a folder that is gone is named."""
+    student = exported(golden, tmp_path / "out", golden / "clip")
+    options = ["--max-new-tokens", "4", "--json"]
+    found = CliRunner().invoke(main, ["ask", str(student), "Who?", *options])
+    given = CliRunner().invoke(main, ["ask", str(student), "Who?", *options, "--vision-config", str(golden / "clip")])
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["answer"] == json.loads(given.stdout)["answer"]
+    (size,) = json.loads(CliRunner().invoke(main, ["models", str(student), "--json"]).stdout)
+    assert size["parameters"]["vision_tower"] < 1_000_000  # not that of the official tower
+    gone = exported(golden, tmp_path / "other", tmp_path / "gone")
+    refused = CliRunner().invoke(main, ["ask", str(gone), "Who?"])
+    assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
+    assert f"vision_config {tmp_path / 'gone'}, which does not exist" in refused.stderr
+    assert "by --vision-config" in refused.stderr

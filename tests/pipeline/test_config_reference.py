@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from alignkd.pipeline.commands.configs import recipe_text, recipes
 from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.reference import meanings, tables, with_tables
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.yaml_core import parse_yaml
+from alignkd.pipeline.configs.catalogue import recipe_text, recipe_titles
 from alignkd.storage.codecs.settings import LOGITS_DEFAULTS, LogitsCodec
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -51,5 +51,5 @@ def test_what_the_page_tells_of_yaml() -> None:
 
 
 def test_every_recipe_tells_where_relative_paths_start() -> None:
-    for name in recipes():
+    for name in recipe_titles():
         assert "Relative paths start at the folder in which a command is run" in recipe_text(name)

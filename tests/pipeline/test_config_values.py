@@ -105,7 +105,7 @@ def test_a_wrong_value_is_refused_in_plain_words(where: tuple[str, ...]) -> None
         ("train.losses", None, None),
         ("train.targets", None, None),
         ("store.logits", None, None),
-        ("train.losses", 0, "train.losses: expected a section with keys of its own, found the number 0"),
+        ("train.losses", 0, "train.losses: expected a section with keys, found the number 0"),
         ("train.preset", ["paper"], "train.preset: expected 'paper' or 'supervised', found a list"),
         ("teacher.sanity", False, "teacher.sanity: expected 'stop', 'warn' or 'off', found false"),
         ("teacher.device", 0, "teacher.device: expected a text, found the number 0; put it in quotes"),
@@ -162,9 +162,9 @@ def test_every_problem_of_a_file_stands_in_one_line(tmp_path: Path, monkeypatch:
     [
         (b"train: {steps: 1}\ntrain: {steps: 2}", "run.yaml: train is given twice"),
         (b"\xff\xfea\x00", "run.yaml: not UTF-8 (invalid start byte at byte 0); save it as UTF-8"),
-        (b"", "run.yaml: holds nothing, expected sections data"),
-        (b"# all of it\n", "run.yaml: holds nothing"),
-        (b"3", "run.yaml: holds the number 3"),
+        (b"", "run.yaml: contains nothing, expected sections data"),
+        (b"# all of it\n", "run.yaml: contains nothing"),
+        (b"3", "run.yaml: contains the number 3"),
         (b" " * (2 << 20), "run.yaml: more than 1 MiB, too large for a configuration; check the path"),
     ],
 )

@@ -247,7 +247,7 @@ def test_images_may_be_only_opened_or_left_alone(make_job: MakeJob, golden_entri
     alone = data_stats(make_job(entries, images=None))
     assert alone.total.image_broken is None and alone.total.image_missing is None
     assert alone.total.usable == opened.usable + 2 + 1  # of the missing ones two have usable texts; and the one outside
-    assert "not looked at" in "\n".join(report_lines(alone))
+    assert "not checked" in "\n".join(report_lines(alone))
 
 
 def test_an_image_is_decoded_once_however_many_samples_show_it(
@@ -419,7 +419,7 @@ def test_the_command_reports_to_people_and_scripts(
     assert lines[0].split()[-8:] == [">", "330", "kept", "330", ">", "512", "kept", "512"]
     total = next(line.split() for line in lines if line.startswith("total"))
     assert total[1] == "21" and "max_tokens 330" in shown.stdout
-    assert "1 samples with a broken image are overlong for 512 too, and in both columns" in shown.stdout
+    assert "1 samples with a damaged image are also longer than 512, and in both columns" in shown.stdout
     assert f"unusable: {job.conversations[0]}: sample 'missing' (index 4): " in shown.stdout
     assert "unusable: 5 more" in shown.stdout
     assert Image.open(png).format == "PNG" and len(read_listing(listing)) == len(FAULTY) + 1

@@ -62,7 +62,7 @@ def test_a_failure_is_one_line_with_what_the_child_said_last(tmp_path: Path) -> 
     with pytest.raises(InputError) as caught:
         run_commands([failing, lasting], at_once=2)
     message = str(caught.value)
-    assert message.startswith("train x: ended with exit code 7: it said 'the disk is full'")
+    assert message.startswith("train x: ended with exit code 7: its last line is 'the disk is full'")
     assert str(log) in message
     assert "\n" not in message
     assert not is_running(int(mark.read_text())), "the other child must be told to stop"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from alignkd.pipeline.demo.folder import DemoFolder, begin, made_once
 from alignkd.pipeline.demo.models import TEACHER, write_configs
-from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, telling_position
+from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, key_position
 from alignkd.pipeline.demo.report import gap_recovered, plain_table, table
 from alignkd.pipeline.demo.settings import FULL, recipes
 from alignkd.pipeline.demo.world.dataset import write_dataset
@@ -79,7 +79,7 @@ def test_other_settings_name_each_difference_with_both_values(tmp_path: Path) ->
     folder = DemoFolder(tmp_path / "demo")
     begin(folder, {"steps": 700, "seed": 0})
     begin(folder, {"steps": 700, "seed": 0})
-    with pytest.raises(InputError, match="steps is 700 there, 60 asked for; width is absent there, 3 asked for"):
+    with pytest.raises(InputError, match="steps is 700 there, 60 requested; width is absent there, 3 requested"):
         begin(folder, {"steps": 60, "seed": 0, "width": 3})
 
 
@@ -128,7 +128,7 @@ def test_the_telling_word_is_what_is_asked_about(teacher: Path, question: str, w
     builder = load_example_builder(teacher, template="v1")
     picture = png(builder.image_processor.image_size)
     example = builder.build_question([Turn("human", f"<image>\n{question}")], [picture])
-    found, position = telling_position(example, builder.tokenizer)
+    found, position = key_position(example, builder.tokenizer)
     assert found == word
     # The spliced sequence has 36 vision tokens where the ids have one placeholder.
     before = position - 35
@@ -156,7 +156,7 @@ def test_maps_are_the_models_own_first_layer_attention(teacher: Path, tmp_path: 
         with torch.no_grad():
             embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
             output = model.model(inputs_embeds=embeds_BLD, use_cache=False, output_attentions=True)
-        word, row = telling_position(example, builder.tokenizer)
+        word, row = key_position(example, builder.tokenizer)
         vision = example.positions.vision_positions
         expected = output.attentions[0][0, :, row, vision].mean(dim=0).reshape(6, 6)
         assert found.word == word

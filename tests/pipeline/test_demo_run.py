@@ -208,7 +208,7 @@ def test_other_settings_are_refused_in_one_line(alignkd_here: Alignkd, out: Path
     finished = alignkd_here("demo", "--out", out)
     assert finished.returncode == 1
     assert len(finished.stderr.splitlines()) == 1
-    assert f"steps is {QUICK.steps} there, {FULL.steps} asked for" in finished.stderr
+    assert f"steps is {QUICK.steps} there, {FULL.steps} requested" in finished.stderr
     assert "choose another --out" in finished.stderr
 
 
@@ -216,5 +216,5 @@ def test_a_folder_of_something_else_is_left_alone(alignkd_here: Alignkd, tmp_pat
     (tmp_path / "thesis.txt").write_text("three years of work")
     finished = alignkd_here("demo", "--quick", "--out", tmp_path)
     assert finished.returncode == 1
-    assert finished.stderr == f"alignkd: {tmp_path}: not empty and no demo of ours; choose another --out\n"
+    assert finished.stderr == f"alignkd: {tmp_path}: is not empty and does not contain a demo; choose another --out\n"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.runs.dump_status import duration
+from alignkd.pipeline.console.printing import format_duration
 
 WriteConfig = Callable[..., Path]
 
@@ -72,11 +72,11 @@ def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(
     assert process.returncode == 143 and output == ""
     device, stopped = errors.split("\n", 1)
     assert device.startswith("alignkd: device cpu (")
-    assert stopped.strip() == "alignkd: stopped by SIGTERM; run the same command again to go on"
+    assert stopped.strip() == "alignkd: stopped by SIGTERM; run the same command again to resume"
     after = status(store, "--json")
     assert after["state"] == "stopped" and after["workers"][0]["state"] == "stopped" and after["seconds_left"] is None
     assert 0 < after["shards_done"] < 300 and after["samples_done"] == 4 * after["shards_done"]
-    assert "nobody is at work; run the same `alignkd dump` again to go on" in status(store)
+    assert "no worker runs; run the same `alignkd dump` again to resume" in status(store)
 
 
 def test_a_complete_store_has_no_workers_and_a_killed_one_is_dead(write_config: WriteConfig, tmp_path: Path) -> None:
@@ -126,4 +126,4 @@ def test_status_starts_without_torch(tmp_path: Path) -> None:
     [(0.4, "0 s"), (90, "90 s"), (119.4, "119 s"), (120, "2 min"), (3600, "1.0 h"), (172800, "2.0 days")],
 )
 def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said

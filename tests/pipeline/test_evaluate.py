@@ -163,7 +163,7 @@ def test_unusable_questions_are_one_line_with_file_and_sample(
 
 def test_a_file_without_questions_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "none.json").write_text("[]")
-    with pytest.raises(InputError, match=r"none\.json: no questions in it"):
+    with pytest.raises(InputError, match=r"none\.json: contains no questions"):
         evaluate(checkpoint, tmp_path / "none.json", tmp_path, template="v1")
 
 

@@ -1,4 +1,4 @@
-"""A run's output is a folder of its own: told before the teacher runs."""
+"""A run's output must be a separate folder, which is checked before the teacher runs."""
 
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ def load(folder: Path, stages: list[dict[str, Any]] | None = None, **changes: An
         ("{0}/store", "is store.path {0}/store"),
         ("{0}/store/out", "lies in store.path {0}/store"),
         ("{0}/data/images", "is data.images {0}/data/images"),
-        ("{0}/data", "holds data.images {0}/data/images"),
-        ("{0}", "holds student.checkpoint {0}/student"),
+        ("{0}/data", "contains data.images {0}/data/images"),
+        ("{0}", "contains student.checkpoint {0}/student"),
         ("{0}/link", "is student.checkpoint {0}/student"),
     ],
 )
@@ -47,7 +47,9 @@ def test_an_output_over_something_else_is_refused(output: str, named: str, tmp_p
     (tmp_path / "link").symlink_to(tmp_path / "student")
     with pytest.raises(InputError) as error:
         load(tmp_path, train={"output": output})
-    assert f"train.output {output.format(tmp_path)} {named.format(tmp_path)}; choose a folder" in str(error.value)
+    assert f"train.output {output.format(tmp_path)} {named.format(tmp_path)}; choose a separate folder" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
 
 
@@ -75,7 +77,7 @@ def stage(name: str, output: str, store: str) -> dict[str, Any]:
     [
         (stage("a", "x", "s"), stage("b", "x", "t"), "stages a and b: both have train.output"),
         (stage("a", "x", "s"), stage("b", "x/y", "t"), "stage b: train.output {0}/x/y lies in {0}/x of stage a"),
-        (stage("a", "x/y", "s"), stage("b", "x", "t"), "stage b: train.output {0}/x holds {0}/x/y of stage a"),
+        (stage("a", "x/y", "s"), stage("b", "x", "t"), "stage b: train.output {0}/x contains {0}/x/y of stage a"),
         (stage("a", "x", "s"), stage("b", "s", "t"), "stage b: train.output {0}/s is store.path {0}/s of stage a"),
         (stage("a", "t/x", "s"), stage("b", "y", "t"), "stage a: train.output {0}/t/x lies in store.path {0}/t of"),
     ],

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.outputs import claim_file, claim_folder, never
+from alignkd.pipeline.console.outputs import claim_file, claim_folder, never
 from alignkd.vlm.errors import InputError
 
 WriteConfig = Callable[..., Path]
@@ -64,17 +64,17 @@ def test_what_a_command_reads_is_never_written(
     os.link(place / "data.json", place / "hard.json")
     store, before = place / "store", everything(place)
     for out in ("data.json", "link.json", "hard.json", "images/coffee.png", "teacher/config.json"):
-        refused(*stats, "--force", "--list", place / out, why="is among what the command reads")
-        refused(*stats, "--force", "--png", place / out, why="is among what the command reads")
-    refused(*stats, "--list", place / "new", "--png", place / "new", why="is among what the command reads")
+        refused(*stats, "--force", "--list", place / out, why="is an input of the command")
+        refused(*stats, "--force", "--png", place / out, why="is an input of the command")
+    refused(*stats, "--list", place / "new", "--png", place / "new", why="is an input of the command")
     for out in ("manifest.json", "new.safetensors"):
         refused("shards", "export", store, "--index", 0, "--force", "--out", store / out, why="lies in the store")
     show = ("shards", "show", store, "--index", 0, "--images", place / "images", "--force", "--png")
-    refused(*show, place / "images" / "coffee.png", why="is among what the command reads")
+    refused(*show, place / "images" / "coffee.png", why="is an input of the command")
     refused(*show, store / "new.png", why="lies in the store")
     for out in (config, weights(place)):
-        refused("stem", "extract", config, "--force", "--out", out, why="is among what the command reads")
-    refused("report", place / "run", "--force", "--out", place / "run", why="is what the command reads")
+        refused("stem", "extract", config, "--force", "--out", out, why="is an input of the command")
+    refused("report", place / "run", "--force", "--out", place / "run", why="is an input of the command")
     assert everything(place) == before
 
 
@@ -94,7 +94,7 @@ def test_a_strangers_file_is_replaced_by_force_alone(
     for content in (b"{}\n", b"\x89PNG\r\n\x1a\n of somebody", weights(place).read_bytes()):
         stranger.write_bytes(content)
         for command in commands:
-            refused(*command, why="exists already")
+            refused(*command, why="already exists")
         assert stranger.read_bytes() == content
     assert run(*export, "--force").exit_code == 0 and stranger.read_bytes() != content
 
@@ -119,10 +119,10 @@ def test_the_same_command_twice_replaces_its_own(
         assert picture.info["Software"] == "alignkd data stats"
     assert "none.png" in listing.read_text(encoding="utf-8")
     # another command's picture is a stranger's
-    refused("shards", "show", place / "store", "--index", 0, "--png", png, why="exists already")
+    refused("shards", "show", place / "store", "--index", 0, "--png", png, why="already exists")
     (place / "page" / "curves.png").write_bytes(b"mine")
-    refused("report", place / "run", "--out", place / "page", why="curves.png: exists already")
-    refused("report", place / "run", "--out", place / "images", why="not empty and not made by this command")
+    refused("report", place / "run", "--out", place / "page", why="curves.png: already exists")
+    refused("report", place / "run", "--out", place / "images", why="is not empty and was not made by this command")
     assert run("report", place / "run", "--out", place / "images", "--force").exit_code == 0
 
 

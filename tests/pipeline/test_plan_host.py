@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from alignkd.pipeline.config.run_config import load_run_config
-from alignkd.pipeline.plan import host as plan_host
-from alignkd.pipeline.plan.plan import PlanOptions, make_plan
+from alignkd.pipeline.plan.make import make_plan
+from alignkd.pipeline.plan.memory import host as plan_host
+from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.student_train import trainer
 from alignkd.student_train.engine.engine import Engine
 from alignkd.teacher_dump.dump import dump

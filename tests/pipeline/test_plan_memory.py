@@ -10,22 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaModel
 
-from alignkd.pipeline.plan import host as plan_host
+from alignkd.pipeline.config.checkpoint_config import checkpoint_config
 from alignkd.pipeline.plan.advice import student_choices
-from alignkd.pipeline.plan.devices import DEVICES, device_named, forward_flops, training_flops
-from alignkd.pipeline.plan.host import offloaded_bytes
-from alignkd.pipeline.plan.memory import (
-    BESIDE_TORCH,
-    ELEMENT,
-    Memory,
-    StudentLoad,
-    TeacherLoad,
-    layer_bytes,
-    student_memory,
-    teacher_memory,
-    trained_parameters,
-)
-from alignkd.pipeline.plan.models import ModelShapes, config_of
+from alignkd.pipeline.plan.memory import host as plan_host
+from alignkd.pipeline.plan.memory.host import offloaded_bytes
+from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad, TeacherLoad
+from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, Memory
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.student import layer_bytes, student_memory, trained_parameters
+from alignkd.pipeline.plan.memory.teacher import teacher_memory
+from alignkd.pipeline.plan.time.devices import DEVICES, device_named
+from alignkd.pipeline.plan.time.operations import forward_flops, training_flops
 from alignkd.student_train.config import LossConfig, TrainConfig
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine import engine as engine_module
@@ -45,7 +40,7 @@ TEACHER, STUDENT = "mtgv/MobileVLM_V2-7B", "mtgv/MobileVLM_V2-1.7B"
 
 
 def shapes(name: str) -> ModelShapes:
-    return ModelShapes.of(name, config_of(name, None))
+    return ModelShapes.of(name, checkpoint_config(name, None))
 
 
 def config(**changes: Any) -> VLMConfig:

@@ -12,7 +12,8 @@ import pytest
 
 from alignkd.pipeline.config.run_config import DataConfig, RunConfig
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
-from alignkd.pipeline.plan.plan import Plan, PlanOptions, make_plan
+from alignkd.pipeline.plan.make import make_plan
+from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.pipeline.plan.samples import assumed_samples
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
@@ -79,7 +80,7 @@ def test_predicted_bytes_are_those_of_a_real_dump(make_run: MakeRun, tmp_path: P
     assert plan.store.total == pytest.approx(actual, rel=0.05)
     # with the kept tokens per position known there is nothing left to guess
     known = make_plan(run, PlanOptions())
-    assert known.entries_source in ("measured on the store that is there", "no tokens are kept one by one")
+    assert known.entries_source in ("measured on the existing store", "this kind of logits keeps no list of tokens")
     assert known.store.total == pytest.approx(actual, rel=0.002)
     assert sum(known.store.by_target.values()) == known.to_json()["store_bytes"] == known.store.total
     attachments = sum(file.stat().st_size for file in (store / "attachments").iterdir())

@@ -133,7 +133,7 @@ finally:
 def test_a_log_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
-    from alignkd.pipeline.console import log_to_stderr
+    from alignkd.pipeline.console.printing import log_to_stderr
 
     def gone(*arguments: object, **options: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
@@ -144,7 +144,7 @@ def test_a_log_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_pipe_to_another_process_is_not_taken_for_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    from alignkd.pipeline.console import clean_errors
+    from alignkd.pipeline.console.errors import clean_errors
 
     @clean_errors
     def command() -> None:

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.commands.configs import recipe_text, recipes
 from alignkd.pipeline.config.recipes import load_stage, load_stages
+from alignkd.pipeline.configs.catalogue import recipe_text, recipe_titles
 from alignkd.pipeline.runs import stages as run_stages
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.vlm.errors import InputError
@@ -116,7 +116,7 @@ def test_a_stage_is_chosen_by_name(write_recipe: WriteRecipe, write_config: Call
         load_stage(recipe, "dump", None)
     with pytest.raises(InputError, match="no stage 'third'; its stages are first, second"):
         load_stage(recipe, "dump", "third")
-    with pytest.raises(InputError, match="has no stages, asked for 'first'; leave --stage out"):
+    with pytest.raises(InputError, match="has no stages, but --stage is 'first'; leave --stage out"):
         load_stage(single, "dump", "first")
     assert [stage.name for stage in load_stages(single, "run")] == [None]
 
@@ -199,7 +199,7 @@ def test_a_launcher_starts_the_module(name: str, flags: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3090"])
 def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
-    assert name in recipes()
+    assert name in recipe_titles()
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe_text(name))
     pretrain, finetune = (stage.config for stage in load_stages(path, "run"))
@@ -224,6 +224,6 @@ def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_pat
     assert alignkd_here("configs", "short", "--out", copy).returncode == 0
     assert copy.read_text() == recipe_text("short")
     again = alignkd_here("configs", "short", "--out", copy)
-    assert again.returncode == 1 and "exists already" in again.stderr
+    assert again.returncode == 1 and "already exists" in again.stderr
     unknown = alignkd_here("configs", "shirt")
     assert unknown.returncode == 1 and "choose one of long, long-rtx3090, short" in unknown.stderr

@@ -71,7 +71,7 @@ def test_ls_and_its_root_hash(stores: dict[str, Path], small_store: Path) -> Non
     listing = run_json("ls", stores["compact"])
     assert listing["records"] == 4 and listing["root_hash"] == StoreReader(stores["compact"]).root_hash()
     shown = run("ls", small_store).stdout
-    assert "4 records, 1 quarantined" in shown and "logits topk top_k 3 float16" in shown
+    assert "4 records, 1 unusable" in shown and "logits topk top_k 3 float16" in shown
 
 
 def test_ls_lists_unusable_samples_with_their_reasons(stores: dict[str, Path], small_store: Path) -> None:
@@ -112,7 +112,7 @@ def test_show_without_tokenizer_and_with_one(small_store: Path, golden: Path) ->
     message = one_line(run("show", small_store, "--tokenizer", golden / "teacher" / "tokenizer.model"))
     assert "512 pieces, the store's teacher 50" in message
     assert "no record with --id nobody" in one_line(run("show", small_store, "--id", "nobody"))
-    assert "quarantined: " in one_line(run("show", small_store, "--index", "1"))
+    assert "the sample is unusable: " in one_line(run("show", small_store, "--index", "1"))
     assert run("show", small_store, "--id", "a", "--index", "1").exit_code == 2
 
 
@@ -134,6 +134,10 @@ def test_verify_in_three_depths(stores: dict[str, Path], tmp_path: Path, small_s
         report = run_json("verify", stores["hidden"], *options)
         assert report["ok"] and report["num_records"] == 4 and ("labels" in report) == (options == ["--deep"])
     assert run_json("verify", stores["compact"], "--deep")["labels"]["outcome"] == "no opinion"  # random weights
+    assert (
+        "labels: not checked: the teacher's predictions are close to uniform"
+        in run("verify", stores["compact"], "--deep").stdout
+    )
     assert "labels: " in run("verify", small_store, "--deep").stdout
     assert run("verify", small_store, "--deep", "--quick").exit_code == 2
 
@@ -201,7 +205,22 @@ def test_diff_exit_codes(stores: dict[str, Path]) -> None:
     assert different.exit_code == 1 and "image_bytes: differs in 3 records" in different.stdout
     assert run("diff", stores["hidden"], stores["hidden"]).stdout == "equal: 4 records in both\n"
     exact = run("diff", stores["hidden"], stores["compact"], "--ignore", "image_bytes", "--tolerance", "0")
-    assert exact.exit_code == 1 and "beyond what is tolerated" in exact.stdout
+    assert exact.exit_code == 1 and "beyond the tolerance" in exact.stdout
+
+
+def test_diff_of_a_stem_store_names_what_is_not_compared(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("stem", "compact"):
+        config = write_config(f"{name}.yaml", drop=("student", "train"))
+        sections = yaml.safe_load(config.read_text()) | {"store": {"path": str(tmp_path / name), "profile": name}}
+        config.write_text(yaml.safe_dump(sections))
+        assert CliRunner().invoke(main, ["dump", str(config)]).exit_code == 0
+    for ours, theirs, holder in (("stem", "compact", "B"), ("compact", "stem", "A")):
+        found = run("diff", tmp_path / ours, tmp_path / theirs)
+        (line,) = [line for line in found.stdout.splitlines() if line.startswith("not compared")]
+        assert f"stored only in {holder}: attention, vision_embeddings, vision_top_embeddings, vision_top_index" in line
+        assert "differs in" not in found.stdout and found.exit_code == 1
+        rest = run("diff", tmp_path / ours, tmp_path / theirs, *line.partition("alone: ")[2].split())
+        assert rest.exit_code == 0 and rest.stdout.endswith("equal: 4 records in both\n")
 
 
 def test_convert_and_index(stores: dict[str, Path], tmp_path: Path) -> None:

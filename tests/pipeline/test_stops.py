@@ -12,9 +12,9 @@ from typing import NoReturn
 import pytest
 import torch
 
-import alignkd.pipeline.plan.plan
+import alignkd.pipeline.console.interrupts
+import alignkd.pipeline.plan.make
 import alignkd.pipeline.runs.dump  # here once, not in every forked process
-import alignkd.pipeline.runs.interrupts
 import alignkd.storage.files.exclusive
 import alignkd.storage.files.local
 import alignkd.teacher_dump.operation.stops
@@ -49,7 +49,7 @@ class Blocked:
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Blocked:
     monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.3)
     monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_CTRL_C", 0.3)
-    monkeypatch.setattr(alignkd.pipeline.runs.interrupts, "SECONDS_AFTER_CTRL_C", 0.3)
+    monkeypatch.setattr(alignkd.pipeline.console.interrupts, "SECONDS_AFTER_CTRL_C", 0.3)
     return Blocked()
 
 

@@ -1,6 +1,6 @@
-"""Where a model looks when it reads a question: first-layer attention from one word to the picture.
+"""First-layer attention from one word of a question to the picture.
 
-Shapes: P vision tokens, a grid of h x w of them over the square that the model sees, H heads.
+Shapes: P vision tokens in a grid of h x w over the square that the model sees, H heads.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from alignkd.vlm.inputs.templates import TemplateName
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.weights.checkpoint import Checkpoint
 
-# Words that say which part of the picture, or which digit, is asked about; the last one of a question counts.
-TELLING_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
+# Words for a part of the picture or for a digit; the last one in a question is its key word.
+KEY_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
 _LAST_WORD = "?"
 
 
@@ -30,7 +30,7 @@ class AttentionMap:
     """One model's attention for one question.
 
     Attributes:
-        word: the text token that looks.
+        word: the key word, whose attention this is.
         pixels_HWC: the picture as the model sees it, float32 0..1.
         shares_hw: attention to each vision token, mean over heads, float32; sums to at most 1.
     """
@@ -44,13 +44,13 @@ class AttentionMap:
 def attention_maps(
     checkpoint: Path, questions: Sequence[Sample], images: Path, *, template: TemplateName, vision_config: Path | None
 ) -> list[AttentionMap]:
-    """The attention of a checkpoint for each of `questions`, which all have an image."""
+    """The attention of a checkpoint for each question; every question must have an image."""
     opened = Checkpoint.open(checkpoint, vision_config=vision_config)
     builder, model = opened.example_builder(template), opened.load_model()
     maps = []
     for sample in questions:
         example = builder.build_question(sample.turns[:1], read_images(images, sample.images))
-        batch, (word, row) = collate_sequences([example]), telling_position(example, builder.tokenizer)
+        batch, (word, row) = collate_sequences([example]), key_position(example, builder.tokenizer)
         assert batch.pixel_values_ICHW is not None
         embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
         columns_BC = torch.from_numpy(example.positions.vision_positions).long()[None]
@@ -61,11 +61,11 @@ def attention_maps(
     return maps
 
 
-def telling_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple[str, int]:
-    """The question's telling word and its position in the spliced sequence; the question mark if it has none."""
+def key_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple[str, int]:
+    """The key word of a question, or its question mark, and the position in the spliced sequence."""
     words = [tokenizer.piece(int(token)).strip("\u2581") for token in example.input_ids if token >= 0]
     positions = example.positions.text_positions
-    for wanted in (TELLING_WORDS, {_LAST_WORD}):
+    for wanted in (KEY_WORDS, {_LAST_WORD}):
         found = [number for number, word in enumerate(words) if word in wanted]
         if found:
             return words[found[-1]], int(positions[found[-1]])

@@ -1,4 +1,4 @@
-"""Chooses what the demo's pictures show and has them drawn."""
+"""Chooses the content of the demo's pictures and draws them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ from PIL import Image
 from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.pictures.attention_maps import attention_maps
-from alignkd.pipeline.demo.pictures.pictures import draw_attention, draw_losses
+from alignkd.pipeline.demo.pictures.draw import draw_attention, draw_losses
 from alignkd.pipeline.demo.settings import EVERYTHING, SUPERVISED_ONLY, TEMPLATE, Recipe
 
-# Of each the first held-out question about three rows, whatever the answers: nothing is picked for its looks.
+# The first held-out question of each type about three rows is shown, whatever the answers are.
 SHOWN_TYPES = ("position", "count", "sum", "exists")
 
 
 def draw_pictures(folder: DemoFolder, students: Mapping[Recipe, Sequence[StudentPaths]]) -> dict[str, Path]:
-    """Caption -> PNG: the losses of every row, then where teacher, supervised and Align-KD student look."""
+    """Caption -> PNG: the losses of every row, then the attention of teacher, supervised and Align-KD student."""
     metrics = {row.label: [student.metrics for student in group] for row, group in students.items()}
     pictures = {"Losses": draw_losses(folder.picture("losses"), metrics)}
     numbers = shown_questions(folder)
@@ -57,6 +57,6 @@ def shown_questions(folder: DemoFolder) -> dict[str, int]:
 
 
 def _is_square(image: Path) -> bool:
-    """A picture of three rows; one of two is padded before the models see it."""
+    """Whether a picture has three rows; one of two rows is padded for the models."""
     with Image.open(image) as picture:
         return picture.width == picture.height

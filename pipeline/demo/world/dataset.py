@@ -1,4 +1,4 @@
-"""Writes the demo's data set in LLaVA's form: `conversations.json` and the PNG files that it names."""
+"""Writes the demo's data set in LLaVA's format: `conversations.json` and its PNG files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIX_STREAM = 301
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFiles:
-    """Where a data set lies."""
+    """Paths of a data set."""
 
     conversations: Path
     """JSON list of `{"id", "image"?, "conversations", "question_types"}`; `question_types` has one per turn."""
@@ -43,17 +43,17 @@ def write_dataset(
     questions_per_scene: int,
     single_turn: bool = False,
 ) -> DatasetFiles:
-    """Writes `num_scenes` pictures with their conversations, and text-only ones (about 5 % of all) in between.
+    """Write `num_scenes` pictures with their conversations, mixed with text-only conversations (about 5 % of all).
 
-    The files are a pure function of the arguments; a longer data set begins with the shorter one.
+    The files are a pure function of the arguments; a longer data set starts with the same samples as a shorter one.
 
     Args:
-        out: folder for `conversations.json` and `images/`; made if missing.
+        out: folder for `conversations.json` and `images/`; created if missing.
         num_scenes: number of pictures, at least 1.
-        pool: whose handwriting is drawn; the two pools share no instance.
-        seed: of everything random, at least 0.
-        questions_per_scene: a conversation asks 1 to this many questions (at most 6).
-        single_turn: each question becomes a conversation of its own, as evaluation asks them.
+        pool: pool of handwriting; the two pools have no instance in common.
+        seed: seed of all random choices, at least 0.
+        questions_per_scene: largest number of questions of a conversation, 1 to 6.
+        single_turn: each question becomes a separate conversation, as evaluation needs them.
 
     Raises:
         InputError: an argument is out of its range.
@@ -106,7 +106,7 @@ def _entry(sample_id: str, questions: list[Question], image: str | None) -> dict
 
 def _text_only_follows(seed: int, number: int) -> bool:
     rng = np.random.default_rng([_MIX_STREAM, seed, number])
-    # Beside one picture each: a share p of all is p / (1 - p) per picture.
+    # A share p of all conversations is p / (1 - p) per picture.
     return bool(rng.random() < _TEXT_ONLY_SHARE / (1 - _TEXT_ONLY_SHARE))
 
 

@@ -1,7 +1,7 @@
 """Questions about a scene and their right answers, and the conversations made of them.
 
-Every answer follows from the cell labels alone, so it is right by construction. A question is lower case and
-ends with "?"; an answer is one word or one number. Conversations have LLaVA's form.
+Every answer is computed from the cell labels, so it is right by construction. A question is in lower case and ends
+with "?"; an answer is one word or one number. Conversations have LLaVA's format.
 
 Shape letters: R = 3 grid rows, C = 3 grid columns.
 """
@@ -43,7 +43,7 @@ class Question:
 
     question_type: str
     subject: str
-    """What is asked about; with the type it tells two questions apart, whatever their wording."""
+    """What the question is about; type and subject identify a question, whatever its wording."""
     text: str
     answer: str
 
@@ -75,7 +75,7 @@ _PHRASINGS: dict[str, tuple[str, ...]] = {
 
 
 def ask_position(scene: Scene, rng: np.random.Generator) -> Question:
-    """Which digit stands in a cell; `none` for an empty one."""
+    """Ask for the digit in a cell; the answer is `none` for an empty cell."""
     cells = [(row, column) for row in scene.grid_rows for column in range(len(COLUMN_NAMES))]
     labels_RC = scene.labels_RC
     filled = [cell for cell in cells if labels_RC[cell] != EMPTY]
@@ -87,24 +87,24 @@ def ask_position(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Question:
-    """How often a digit occurs; the digit is present in two questions of three."""
+    """Ask how often a digit occurs; it occurs in two of three questions."""
     values = [digit.value for digit in scene.digits]
     value = _pick_value(rng, values, absent_share=_ABSENT_DIGIT_SHARE)
     return _word(rng, "count", str(values.count(value)), str(value))
 
 
 def ask_largest(scene: Scene, rng: np.random.Generator) -> Question:
-    """The digit of the highest value."""
+    """Ask for the largest digit."""
     return _word(rng, "largest", str(max(digit.value for digit in scene.digits)))
 
 
 def ask_smallest(scene: Scene, rng: np.random.Generator) -> Question:
-    """The digit of the lowest value."""
+    """Ask for the smallest digit."""
     return _word(rng, "smallest", str(min(digit.value for digit in scene.digits)))
 
 
 def ask_sum(scene: Scene, rng: np.random.Generator) -> Question:
-    """The sum of a row or a column, 0 where it is empty."""
+    """Ask for the sum of a row or a column; 0 if it is empty."""
     by_row, by_column = ([0] * len(ROW_NAMES), [0] * len(COLUMN_NAMES))
     for digit in scene.digits:
         by_row[digit.row] += digit.value
@@ -116,25 +116,25 @@ def ask_sum(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def ask_exists(scene: Scene, rng: np.random.Generator) -> Question:
-    """Whether a digit occurs; `yes` as often as `no`."""
+    """Ask whether a digit occurs; `yes` and `no` are equally frequent."""
     values = [digit.value for digit in scene.digits]
     value = _pick_value(rng, values, absent_share=0.5)
     return _word(rng, "exists", "yes" if value in values else "no", _with_article(value))
 
 
 def ask_total(scene: Scene, rng: np.random.Generator) -> Question:
-    """How many digits the scene holds."""
+    """Ask for the number of digits in the scene."""
     return _word(rng, "total", str(len(scene.digits)))
 
 
 def ask_arithmetic(rng: np.random.Generator) -> Question:
-    """The sum of two given digits; needs no picture."""
+    """Ask for the sum of two given digits, without a picture."""
     augend, addend = (int(value) for value in rng.integers(0, 10, size=2))
     return _word(rng, "arithmetic", str(augend + addend), str(augend), str(addend))
 
 
 def ask_compare(rng: np.random.Generator) -> Question:
-    """The larger of two given digits, which differ; needs no picture."""
+    """Ask for the larger of two different digits, without a picture."""
     values = [int(value) for value in rng.choice(10, size=2, replace=False)]
     return _word(rng, "compare", str(max(values)), *map(str, values))
 
@@ -148,7 +148,7 @@ _SCENE_ASKERS: dict[str, tuple[Callable[[Scene, np.random.Generator], Question],
     "smallest": (ask_smallest, 1.0),
     "total": (ask_total, 1.0),
 }
-"""Who asks each type about a scene, and how often relative to the others."""
+"""Question type -> function that asks it about a scene, and its relative frequency."""
 _TEXT_ASKERS: dict[str, Callable[[np.random.Generator], Question]] = {
     "arithmetic": ask_arithmetic,
     "compare": ask_compare,
@@ -168,7 +168,7 @@ def ask_text(question_type: str, rng: np.random.Generator) -> Question:
 
 
 def scene_questions(scene: Scene, max_questions: int) -> list[Question]:
-    """One to `max_questions` (at most `MAX_TURNS`) different questions; a pure function of the arguments."""
+    """1 to `max_questions` (at most `MAX_TURNS`) different questions; a pure function of the arguments."""
     rng = np.random.default_rng([_QUESTION_STREAM, scene.seed, scene.number])
     weights = np.array([weight for _, weight in _SCENE_ASKERS.values()])
     shares = weights / weights.sum()
@@ -187,7 +187,7 @@ def text_questions(seed: int, number: int, max_questions: int) -> list[Question]
 
 
 def check_max_questions(max_questions: int) -> None:
-    """Refuses a number of turns that some conversation could not reach without repeating itself."""
+    """Refuse a number of turns that some conversations cannot reach without repeating a question."""
     if not 1 <= max_questions <= MAX_TURNS:
         raise InputError(
             f"questions_per_scene: expected 1 to {MAX_TURNS}, found {max_questions}; choose a number in between"
@@ -221,7 +221,7 @@ def _how_many(rng: np.random.Generator, max_questions: int) -> int:
 
 
 def _different(ask: Callable[[], Question], how_many: int) -> list[Question]:
-    """Asks until `how_many` questions differ in type or subject."""
+    """Ask until `how_many` questions differ in type or subject."""
     questions: dict[tuple[str, str], Question] = {}
     while len(questions) < how_many:
         question = ask()
@@ -230,7 +230,7 @@ def _different(ask: Callable[[], Question], how_many: int) -> list[Question]:
 
 
 def _word(rng: np.random.Generator, question_type: str, answer: str, *subject: str) -> Question:
-    """Puts a question about `subject` into one of its type's wordings."""
+    """Phrase a question about `subject` in one of the wordings of its type."""
     phrasing = _pick(rng, _PHRASINGS[question_type])
     return Question(
         question_type=question_type,
@@ -245,7 +245,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _pick_value(rng: np.random.Generator, present: list[int], *, absent_share: float) -> int:
-    """A digit to ask about; a present one is drawn per occurrence, so that repeats are asked about more often."""
+    """Choose a digit; present digits are drawn by occurrence, so repeated ones are more frequent."""
     if rng.random() < absent_share:
         return _pick(rng, [value for value in range(10) if value not in present])
     return _pick(rng, present)

@@ -1,8 +1,7 @@
 """Draws the demo's pictures: a grid of cells in which some hold a real handwritten digit.
 
-The handwriting is scikit-learn's copy of the UCI digits (1,797 images of 8 x 8 pixels, ink 0..16), split once
-and for all into a `train` and a `held_out` pool by instance, so that no stroke seen in training is ever asked
-about in evaluation.
+The handwriting is scikit-learn's copy of the UCI digits (1,797 images of 8 x 8 pixels, ink 0..16). A fixed split by
+instance gives a `train` and a `held_out` pool, so evaluation never shows an instance of the training.
 
 Shape letters: R = 3 grid rows, C = 3 grid columns; H, W = height and width in pixels.
 """
@@ -21,7 +20,7 @@ from sklearn.datasets import load_digits
 from alignkd.vlm.errors import InputError
 
 Pool = Literal["train", "held_out"]
-"""Which handwriting a scene may use."""
+"""The handwriting that a scene uses."""
 
 CELL_PX = 24
 EMPTY = -1
@@ -32,27 +31,27 @@ CELL_NAMES = (
     ("middle-left", "center", "middle-right"),
     ("bottom-left", "bottom-center", "bottom-right"),
 )
-"""`CELL_NAMES[row][column]`, each one word, so that a tokenizer can make it one piece."""
+"""`CELL_NAMES[row][column]`; each is one word, so that a tokenizer can make it one piece."""
 
-# The shipped teacher has seen the train pool of exactly this split.
+# The shipped teacher was trained on the train pool of this split.
 _SPLIT_SEED = 1797
 _HELD_OUT_SHARE = 500 / 1797
 _MIN_DIGITS, _MAX_DIGITS = 3, 6
 _MAX_REPEATS = 4
 _TWO_ROW_SHARE = 0.15
 _REPEAT_SHARE = 0.3
-# First words of the random seeds: they keep what a scene shows, its drawing and single digits independent.
+# First elements of the random seeds; they make content, drawing and single digits independent.
 _CONTENT_STREAM, _DRAWING_STREAM, _SINGLE_STREAM = 101, 102, 103
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedDigit:
-    """One handwritten digit and where it stands."""
+    """One handwritten digit and its cell."""
 
     value: int
     """0..9."""
     instance: int
-    """Row of `load_digits()` whose handwriting is drawn."""
+    """Row of `load_digits()` that is drawn."""
     row: int
     """Grid row, 0 = top, 1 = middle, 2 = bottom."""
     column: int
@@ -61,7 +60,7 @@ class PlacedDigit:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a picture shows. A two-row scene has the grid rows 0 (top) and 2 (bottom), no middle."""
+    """The content of a picture. A two-row scene has the grid rows 0 (top) and 2 (bottom), but no middle row."""
 
     seed: int
     number: int
@@ -73,7 +72,7 @@ class Scene:
 
     @property
     def labels_RC(self) -> NDArray[np.int8]:
-        """Digit of each grid cell, int8 [3, 3], `EMPTY` where there is none (or no such cell)."""
+        """Digit of each grid cell, int8 [3, 3]; `EMPTY` for an empty or missing cell."""
         labels_RC = np.full((len(ROW_NAMES), len(COLUMN_NAMES)), EMPTY, dtype=np.int8)
         for digit in self.digits:
             labels_RC[digit.row, digit.column] = digit.value
@@ -96,19 +95,19 @@ def pool_instances(pool: Pool) -> NDArray[np.int64]:
 
 
 def check_pool(pool: str) -> None:
-    """Refuses any pool but those of `Pool`."""
+    """Refuse any other pool than those of `Pool`."""
     if pool not in get_args(Pool):
         expected = " or ".join(get_args(Pool))
-        raise InputError(f"handwriting pool: expected {expected}, found {pool!r}; choose one of the two")
+        raise InputError(f"handwriting pool: expected {expected}, found {pool!r}; choose one of them")
 
 
 def digit_of(instance: int) -> int:
-    """The digit that an instance shows."""
+    """The digit of an instance."""
     return int(_handwriting()[1][instance])
 
 
 def make_scene(seed: int, number: int, pool: Pool) -> Scene:
-    """Chooses what scene `number` shows; a pure function of its arguments."""
+    """Choose the content of scene `number`; a pure function of the arguments."""
     check_pool(pool)
     rng = np.random.default_rng([_CONTENT_STREAM, seed, number])
     grid_rows = (0, 2) if rng.random() < _TWO_ROW_SHARE else (0, 1, 2)
@@ -141,7 +140,7 @@ def draw_scene(scene: Scene) -> Image.Image:
 
 
 def draw_single_digit(seed: int, number: int, pool: Pool) -> tuple[Image.Image, int]:
-    """One cell of 24 x 24 pixels drawn like a scene's, and its digit: for pre-training a vision tower."""
+    """One cell of 24 x 24 pixels, drawn like a cell of a scene, and its digit: for pre-training a vision tower."""
     rng = np.random.default_rng([_SINGLE_STREAM, seed, number])
     instance = int(rng.choice(pool_instances(pool)))
     return _ink_on_paper(rng, _cell_alpha(rng, instance)), digit_of(instance)
@@ -156,7 +155,7 @@ def _handwriting() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 @lru_cache(maxsize=1)
 def _held_out_mask() -> NDArray[np.bool_]:
-    """Which instances are held out (bool [1797]): the same share of each digit."""
+    """Mask of held-out instances (bool [1797]), with the same share of each digit."""
     targets = _handwriting()[1]
     rng = np.random.default_rng(_SPLIT_SEED)
     held_out = np.zeros(len(targets), dtype=bool)
@@ -168,14 +167,14 @@ def _held_out_mask() -> NDArray[np.bool_]:
 
 @lru_cache(maxsize=2)
 def _instances_by_digit(pool: Pool) -> tuple[NDArray[np.int64], ...]:
-    """Instances of one pool, by the digit that they show."""
+    """Instances of one pool, by digit."""
     instances = pool_instances(pool)
     targets = _handwriting()[1][instances]
     return tuple(instances[targets == value] for value in range(10))
 
 
 def _choose_values(rng: np.random.Generator, how_many: int) -> list[int]:
-    """Digits with more repeats than chance gives, else nearly every count would be 0 or 1."""
+    """Digits with more repeats than by chance; otherwise nearly every count would be 0 or 1."""
     values: list[int] = []
     while len(values) < how_many:
         repeat = bool(values) and rng.random() < _REPEAT_SHARE
@@ -186,7 +185,7 @@ def _choose_values(rng: np.random.Generator, how_many: int) -> list[int]:
 
 
 def _cell_alpha(rng: np.random.Generator, instance: int) -> NDArray[np.float32]:
-    """Ink coverage of one cell, float32 [24, 24], 0..1: the digit enlarged and moved about."""
+    """Ink coverage of one cell, float32 [24, 24], 0..1: the digit, enlarged and at a random place."""
     size = int(rng.integers(14, 21))
     top, left = (int(offset) for offset in rng.integers(0, CELL_PX - size + 1, size=2))
     ink = Image.fromarray(_handwriting()[0][instance]).resize((size, size), Image.Resampling.BICUBIC)
@@ -197,7 +196,7 @@ def _cell_alpha(rng: np.random.Generator, instance: int) -> NDArray[np.float32]:
 
 
 def _ink_on_paper(rng: np.random.Generator, alpha_HW: NDArray[np.float32]) -> Image.Image:
-    """Blends a dark ink into a light paper, both slightly coloured, and adds the grain of a cheap camera."""
+    """Blend dark ink into light paper, both slightly coloured, and add noise like that of a cheap camera."""
     paper = rng.uniform(215, 250) + rng.uniform(-12, 5, size=3)
     ink = rng.uniform(20, 80) + rng.uniform(-20, 20, size=3)
     noise = rng.normal(scale=rng.uniform(2, 9), size=(*alpha_HW.shape, 3))

@@ -1,6 +1,6 @@
 """Trains the demo's sentencepiece model, a small copy of LLaMA's: byte-pair merges, byte fallback, no normalisation.
 
-`python -m alignkd.pipeline.demo.world.tokenizer` makes `assets/tokenizer.model` anew.
+`python -m alignkd.pipeline.demo.world.tokenizer` rebuilds `assets/tokenizer.model`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.demo.world.questions import (
     SCENE_QUESTION_TYPES,
     TEXT_QUESTION_TYPES,
@@ -28,20 +29,20 @@ from alignkd.vlm.inputs.templates import ROLE_NAMES
 TOKENIZER_MODEL = Path(__file__).parents[1] / "assets" / "tokenizer.model"
 VOCAB_SIZE = 404
 TEMPLATE_WORDS = (V1_SYSTEM, *(f"{role}:" for role in ROLE_NAMES.values()))
-"""One piece each: they open every prompt and every turn and would else take half of a sequence."""
+"""One piece each: they start every prompt and every turn, and would otherwise take half of a sequence."""
 _SPACE = "\u2581"
-_PUNCTUATION = "?,"  # none of it special inside a regular expression's []
+_PUNCTUATION = "?,"  # no character is special inside [] of a regular expression
 _CORPUS_SEED = 2024
 _CORPUS_SCENES = 1000
 
 
 def train_tokenizer(corpus: Iterable[str], out: Path, vocab_size: int = VOCAB_SIZE) -> None:
-    """Writes the sentencepiece model learnt from `corpus`; the same corpus gives the same bytes.
+    """Train a sentencepiece model on `corpus` and write it; the same corpus gives the same bytes.
 
     Args:
         corpus: text segments without special tokens.
         out: path of the model file.
-        vocab_size: all pieces, the 256 byte pieces and unk, bos, eos (ids 0, 1, 2) included.
+        vocab_size: number of all pieces, including the 256 byte pieces and unk, bos, eos (ids 0, 1, 2).
 
     Raises:
         InputError: the corpus is too poor, or has too many characters, for `vocab_size`.
@@ -59,7 +60,7 @@ def train_tokenizer(corpus: Iterable[str], out: Path, vocab_size: int = VOCAB_SI
             remove_extra_whitespaces=False,
             add_dummy_prefix=True,
             split_digits=True,
-            # Hyphens and letters are different scripts: a cell's name would never become one piece.
+            # Hyphens and letters are different scripts: otherwise a cell's name would never become one piece.
             split_by_unicode_script=False,
             allow_whitespace_only_pieces=True,
             max_sentencepiece_length=16,
@@ -74,14 +75,13 @@ def train_tokenizer(corpus: Iterable[str], out: Path, vocab_size: int = VOCAB_SI
         )
     except RuntimeError as error:
         raise InputError(f"{out}: sentencepiece refused vocab_size {vocab_size}: {one_line(error)}") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(model.getvalue())
+    write_whole(out, model.getvalue())
 
 
 def demo_corpus() -> Iterator[str]:
-    """The texts to learn from: questions and answers, every type equally often; template words need no learning.
+    """The training texts: questions and answers of every type, equally often; template words are not needed.
 
-    Cut at punctuation, or merges such as "t?" would keep "top-left" from becoming one piece.
+    Texts are split at punctuation: otherwise merges such as "t?" would prevent "top-left" from becoming one piece.
     """
     yield from _PUNCTUATION
     for question in _questions_of_every_type():
@@ -98,7 +98,7 @@ def _questions_of_every_type() -> Iterator[Question]:
 
 
 def main() -> None:
-    """Makes the shipped model anew."""
+    """Rebuild the shipped model."""
     train_tokenizer(demo_corpus(), TOKENIZER_MODEL)
     print(f"wrote {TOKENIZER_MODEL} ({VOCAB_SIZE} pieces)")
 

@@ -1,1 +1,1 @@
-"""One record of a store for people: its parts, as a page of text and as a picture."""
+"""One record of a store for human readers: its parts, a page of text, a picture."""

@@ -1,4 +1,4 @@
-"""What a text query looks at, and where on the image that is."""
+"""The attention of a text query to the vision tokens, and its place on the image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from alignkd.storage.record.record import Record
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.vlm.errors import InputError
 
-# sides of vision towers that are looked for
+# sides of vision towers that are tried
 SIDES = range(14, 1025, 2)
 
 
@@ -35,14 +35,17 @@ def attention_map(
     token: str | None,
     image: int = 0,
 ) -> AttentionMap:
-    """The map of one head (None: their mean) and one text query (None: the mean over all).
+    """The map of one head and one text query, or of the mean over heads or queries.
 
     Args:
-        token: position of the query in the spliced sequence, or its piece, the blank's mark left out or not.
-        image: which of the record's images.
+        pieces: token id -> piece.
+        head: number of the head; None for the mean over heads.
+        token: position of the query in the spliced sequence, or its piece, with or without the mark of a leading
+            blank; None for the mean over queries.
+        image: number of the image in the record.
 
     Raises:
-        InputError: there is no such head or query, or the store keeps no text-query-vision attention.
+        InputError: no such head or query, or the store has no text-query-vision attention.
     """
     pairs, heads = manifest.codecs.attention_pairs, manifest.shapes.num_heads
     if record.attention is None or pairs != "tqv":
@@ -67,7 +70,7 @@ def attention_map(
 
 
 def input_number(record: Record, position: int) -> int:
-    """Place in `input_ids` of a text position of the spliced sequence."""
+    """The index in `input_ids` of a text position of the spliced sequence."""
     images_before = sum(int(positions[-1]) < position for positions in vision_blocks(record))
     return position - int(np.count_nonzero(record.vision_positions < position)) + images_before
 
@@ -77,8 +80,8 @@ def map_extent(
 ) -> tuple[float, float, float, float]:
     """Left, right, bottom and top edge of the map in pixels of the image (y downwards, pixel edges at 0).
 
-    A padded image lies in the middle of a square of its longer side, the padding rounded down on the left and top; an
-    image that is not padded gives the tower its central square, of which the resized version is cut.
+    A padded image lies in the centre of a square of its longer side; padding on the left and top is rounded down.
+    Without padding, the tower gets the central square, cut from the resized image.
     """
     if padded:
         side = max(width, height)
@@ -91,8 +94,10 @@ def map_extent(
 
 
 def is_padded(manifest: Manifest) -> tuple[bool, int]:
-    """Whether the teacher saw padded images, and the tower's side, found by the processor's fingerprint; padded to 336,
-    as MobileVLM V2 does, where it is an unusual one."""
+    """Whether the teacher saw padded images, and the tower's side, found by the processor's fingerprint.
+
+    An unknown fingerprint gives MobileVLM V2's values: padded, 336.
+    """
     from alignkd.vlm.inputs.images import ImageProcessor
 
     wanted = manifest.fingerprint.get("image_processor")
@@ -104,7 +109,7 @@ def is_padded(manifest: Manifest) -> tuple[bool, int]:
 
 
 def _query(record: Record, pieces: Callable[[int], str], token: str) -> tuple[int, str]:
-    """Row of the attention, and the query's piece."""
+    """Row of a query in the attention, and its piece."""
     positions = record.tqv_query_positions.tolist()
     found: list[Any] = [pieces(int(record.input_ids[input_number(record, position)])) for position in positions]
     if token.lstrip("@").isdigit() and int(token.lstrip("@")) in positions:
@@ -113,7 +118,7 @@ def _query(record: Record, pieces: Callable[[int], str], token: str) -> tuple[in
     rows = [row for row, piece in enumerate(found) if token in (piece, piece.lstrip("\u2581"))]
     if not rows:
         raise InputError(
-            f"--token is {token!r}, no text query of sample {record.id!r}; queries are at positions "
+            f"--token is {token!r}, not a text query of sample {record.id!r}; queries are at positions "
             f"{positions[0]}..{positions[-1]}: {' '.join(found)[:200]}"
             if positions
             else f"--token is {token!r}, but sample {record.id!r} has no text query"

@@ -11,7 +11,8 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     """The summary of a record (`alignkd.pipeline.shards.view.record_view.summary`) as text.
 
     Args:
-        note: said in place of what the teacher says.
+        seen: the summary.
+        note: line that replaces the teacher's probabilities, if there are none.
     """
     lines = [f"{name:<14}{seen[name]}" for name in ("id", "index", "key")]
     for image, sha256 in zip(seen["images"], seen["image_sha256"], strict=True):
@@ -22,10 +23,12 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
         f"{'sequence':<14}{seen['sequence_length']} positions, vision {vision}, {seen['num_queries']} text queries, "
         f"{len(seen['supervised'])} supervised"
     )
-    lines += [f"{'tokens':<14}pieces, those that are learnt in [ ]", *token_lines(seen)]
+    lines += [f"{'tokens':<14}pieces, supervised ones in [ ]", *token_lines(seen)]
     lines += [f"{name:<24}{target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
     if seen["from_stem"]:
-        lines.append(f"{'not stored':<24}{', '.join(seen['from_stem'])}: the teacher's stem gives them in training")
+        lines.append(
+            f"{'not stored':<24}{', '.join(seen['from_stem'])}: training computes them from the teacher's stem"
+        )
     lines += [] if note is None else [note]
     lines += [position_line(row) for row in seen["supervised"]]
     if seen["focus"]:
@@ -48,14 +51,14 @@ def token_lines(seen: dict[str, Any]) -> list[str]:
 
 
 def focus_grid(focus: Sequence[int], rows: int, columns: int, image: int = 0) -> list[str]:
-    """The vision tokens of an image as a grid, the rank of the focused ones from 1, a dot for the others."""
+    """The vision tokens of an image as a grid: ranks from 1 for focused tokens, a dot for others."""
     rank = {token - image * rows * columns: str(place + 1) for place, token in enumerate(focus)}
     cells = [f"{rank.get(token, '.'):>3}" for token in range(rows * columns)]
     return ["".join(cells[row * columns : (row + 1) * columns]) for row in range(rows)]
 
 
 def position_line(row: dict[str, Any]) -> str:
-    """One supervised position: its label and what the teacher says."""
+    """One supervised position: its label and the teacher's predictions."""
     head = f"  @{row['position']:<5} label {row['label_piece']:<14}"
     if "top" in row:
         best = "  ".join(f"{entry['piece']} {entry['prob']:.3f}" for entry in row["top"])

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from alignkd.pipeline.picture_file import SHARDS_SHOW, save_picture
+from alignkd.pipeline.console.picture_file import SHARDS_SHOW, save_picture
 from alignkd.pipeline.shards.view.attention_map import attention_map, is_padded, map_extent
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.record.record import Record
@@ -31,14 +31,17 @@ def draw_attention(
     head: int | None,
     token: str | None,
 ) -> None:
-    """Write each image, and beside it the image under the attention map; see `attention_map`. One scale for all.
+    """Draw each image next to the image under its attention map; see `attention_map`. All maps have one scale.
 
     Args:
-        files: the bytes of each image file.
+        files: content of each image file.
+        png: file to write.
+        head: number of the head; None for the mean over heads.
+        token: position or piece of a text query; None for the mean over queries.
 
     Raises:
-        InputError: there is no such head or query, or no such attention in the store.
-        SampleError: the image cannot be read, or is not the one that the teacher saw.
+        InputError: no such head or query, or the store has no such attention.
+        SampleError: the image cannot be read, or differs from the one that the teacher saw.
     """
     images = [np.asarray(decode_image(content)) for content in _checked(record, files)]
     maps = [attention_map(record, manifest, pieces, head=head, token=token, image=n) for n in range(len(images))]

@@ -1,4 +1,4 @@
-"""The text of token ids, from the tokenizer that a store carries or that the user names."""
+"""The text of token ids, from the tokenizer of a store or of the user."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +32,10 @@ class Pieces:
 
 
 def open_pieces(reader: "StoreReader", file: Path | None) -> Pieces:
-    """The tokenizer in `file`, else the store's own, else none.
+    """Open the tokenizer in `file`, otherwise that of the store; without both, pieces are ids.
 
     Raises:
-        InputError: the file is no tokenizer, or has another vocabulary than the teacher.
+        InputError: the file is not a tokenizer, or its vocabulary is not the teacher's.
     """
     if file is None and TOKENIZER_FILE in reader.manifest.attachments:
         file = reader.attachment(TOKENIZER_FILE)

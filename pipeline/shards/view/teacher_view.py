@@ -1,4 +1,4 @@
-"""What the teacher says at supervised positions, for every kind of logits a store may keep."""
+"""The teacher's predictions at supervised positions, for every kind of stored logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +16,11 @@ TOP_TOKENS = 5
 
 
 def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> list[dict[str, Any]]:
-    """For each supervised position the label and the teacher's likeliest tokens.
+    """For each supervised position the label and the teacher's most probable tokens.
 
-    `top` has id, piece and probability, `label_prob` and `tail_mass` go with it; of a `sampled` store `draws` has id,
-    piece and number of draws, beside the teacher's `entropy`. Neither where nothing is stored, or hidden states without
-    their lm_head.
+    `top` lists id, piece and probability, together with `label_prob` and `tail_mass`. With `sampled` logits, `draws`
+    lists id, piece and number of draws, together with the teacher's `entropy`. Without logits, or with hidden states
+    but no lm_head, a row has the label only.
     """
     labels = record.labels[1:][record.labels[1:] != IGNORE_LABEL].tolist()
     rows = [
@@ -30,19 +30,19 @@ def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> l
     if (found := distribution_of(record.logits, lm_head)) is None:
         return rows
     if isinstance(found, SampledLogits):
-        told = _drawn(found, pieces)
+        predictions = _drawn(found, pieces)
     else:
         entries = _kept(found) if isinstance(found, TruncatedLogits) else _all(found)
-        told = (_likeliest(*entry, label, pieces) for entry, label in zip(entries, labels, strict=True))
-    return [row | more for row, more in zip(rows, told, strict=True)]
+        predictions = (_most_probable(*entry, label, pieces) for entry, label in zip(entries, labels, strict=True))
+    return [row | more for row, more in zip(rows, predictions, strict=True)]
 
 
 def why_no_probabilities(record: Record, lm_head: LmHead | None) -> str | None:
-    """Why `supervised_rows` tells labels only, in words; None where it tells more."""
+    """Why `supervised_rows` gives labels only; None if it also gives predictions."""
     if record.logits is None:
         return "logits are not stored"
     if isinstance(record.logits, HiddenStates) and lm_head is None:
-        return "hidden states are stored without lm_head.safetensors: no probabilities can be told"
+        return "hidden states are stored without lm_head.safetensors: probabilities cannot be computed"
     return None
 
 
@@ -61,7 +61,7 @@ def _all(found: NDArray[Any]) -> Iterator[Entries]:
         yield ids, np.exp(row.astype(np.float64) - normaliser), 0.0
 
 
-def _likeliest(
+def _most_probable(
     ids: NDArray[Any], probs: NDArray[np.float64], tail: float, label: int, pieces: Pieces
 ) -> dict[str, Any]:
     best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from alignkd.storage.errors import CorruptStoreError
-from alignkd.storage.files.source import Bytes, LocalFile
+from alignkd.storage.files.local import LocalFile
+from alignkd.storage.files.source import Bytes
 from alignkd.storage.layouts.tar.format import COUNTS_MEMBER, MANIFEST_MEMBER, Buffer
 from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, parse_manifest
 

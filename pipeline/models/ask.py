@@ -1,4 +1,4 @@
-"""One question to a checkpoint, answered token by token."""
+"""Asks a checkpoint one question and generates the answer token by token."""
 
 import time
 from collections.abc import Callable
@@ -21,23 +21,23 @@ from alignkd.vlm.model.generation import stream_greedy
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import Checkpoint
 
-UNFINISHED = "\ufffd"  # what a character whose bytes are not all there yet decodes to
+UNFINISHED = "\ufffd"  # a character with missing bytes decodes to this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked, of which checkpoint, and how it is run.
+    """A question, the checkpoint, and the settings of generation.
 
     Attributes:
         checkpoint: folder or hub id.
         text: the question; None with template `plain`, which captions an image and takes no question.
         images: image files, in the order of their `<image>`.
-        template: prompt template that the checkpoint was trained with.
-        max_new_tokens: the answer is cut here, or earlier where the model's positions end.
+        template: prompt template with which the checkpoint was trained.
+        max_new_tokens: longest answer; shorter if the model's positions end before.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
-        dtype: of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
-        device: torch device; None takes a GPU when there is one.
-        quantization: of the decoder, see `alignkd.vlm.model.quantization`.
+        dtype: dtype of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
+        device: torch device; None takes a GPU if there is one.
+        quantization: quantisation of the decoder, see `alignkd.vlm.model.quantization`.
     """
 
     checkpoint: str | Path
@@ -53,17 +53,17 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer and what it took.
+    """The answer, and the time and tokens that it took.
 
     Attributes:
-        answer: without blanks around it.
-        stopped: `end` at the model's own end, `max_new_tokens`, or `context` where the model's positions ended.
+        answer: the answer without surrounding blanks.
+        stopped: `end` after an end token, `max_new_tokens`, or `context` if the model's positions ended.
         prompt_tokens: positions before the answer, vision tokens included.
-        new_tokens: of the answer, without the end token.
-        load_seconds: reading the checkpoint.
-        first_token_seconds: the prompt's forward pass, vision tower included.
-        seconds: from the prompt to the last token.
-        tokens_per_second: of the tokens after the first; 0 where there are none.
+        new_tokens: tokens of the answer, without the end token.
+        load_seconds: time for reading the checkpoint.
+        first_token_seconds: time of the prompt's forward pass, including the vision tower.
+        seconds: time from the prompt to the last token.
+        tokens_per_second: rate of the tokens after the first; 0 without any.
     """
 
     answer: str
@@ -85,10 +85,10 @@ def ask(
     on_text: Callable[[str], None] = lambda text: None,
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> Reply:
-    """Answer greedily, with a KV cache.
+    """Generate an answer greedily, with a KV cache.
 
     Args:
-        on_text: called with each new piece of the answer as soon as it is known.
+        on_text: called with each new piece of the answer.
         on_notice: called with the line that names the device, and with warnings about it.
 
     Raises:
@@ -98,7 +98,7 @@ def ask(
     device = usable_device(question.device)
     checkpoint = Checkpoint.open(question.checkpoint, vision_config=question.vision_config, weights=False)
     dtype = question.dtype or dtype_on(device, checkpoint)
-    # The prompt first: its errors show within a second, loading the weights takes a minute.
+    # The prompt is built first: its errors show within a second, while loading the weights takes a minute.
     builder = checkpoint.example_builder(question.template)
     prompt = _prompt(builder, question)
     line, warnings = device_report(device, getattr(torch, dtype), chosen=question.device is not None)
@@ -133,9 +133,9 @@ def ask(
 
 
 class TextStream:
-    """The text of a growing list of tokens, in pieces that only ever append.
+    """The text of a growing list of tokens, in pieces that are only appended.
 
-    A piece waits while the text ends within a character: byte tokens spell one character by several tokens.
+    A piece is held back while the text ends within a character: several byte tokens can form one character.
     """
 
     def __init__(self, tokenizer: LegacyLlamaTokenizer, on_text: Callable[[str], None]) -> None:
@@ -143,7 +143,7 @@ class TextStream:
         self._shown = ""
 
     def show(self, ids: list[int], *, is_last: bool = False) -> None:
-        """Pass on what `ids` add to the text shown so far."""
+        """Pass on the text that `ids` add to the text shown so far."""
         text = self._tokenizer.decode(ids)
         if not is_last and text.endswith(UNFINISHED):
             return
@@ -155,7 +155,7 @@ class TextStream:
 def _generate(
     model: MobileVLM, prompt: Example, tokenizer: LegacyLlamaTokenizer, limit: int, on_text: Callable[[str], None]
 ) -> tuple[list[int], list[float]]:
-    """Token ids of the answer, and when each was known."""
+    """Token ids of the answer, and the time of each."""
     ids: list[int] = []
     times: list[float] = []
     stream = TextStream(tokenizer, on_text)
@@ -168,7 +168,7 @@ def _generate(
 
 
 def _prompt(builder: ExampleBuilder, question: Question) -> Example:
-    """The prompt as training writes it: unless it is there, a placeholder per image is put at the head."""
+    """The prompt in the format of training; if the question has no placeholder, one per image is put first."""
     text, paths = question.text, question.images
     if (text is None) != (question.template == "plain"):
         raise InputError(
@@ -197,7 +197,7 @@ def _read_image(path: Path) -> bytes:
 
 
 def dtype_on(device: torch.device, checkpoint: Checkpoint) -> DtypeName:
-    """The dtype in which a checkpoint is run by default: its own on a GPU, float32 on a CPU.
+    """The default dtype of a checkpoint: its own on a GPU, float32 on a CPU.
 
     Raises:
         InputError: the checkpoint's configuration is unusable.

@@ -1,7 +1,7 @@
-"""Ctrl-C ends a command within seconds, also where a thread of it is inside a read that does not return.
+"""Ctrl-C ends a command within seconds, even while one of its threads is blocked in a read.
 
-Pools and the interpreter wait for their threads when they end. A thread that reads from a file server which does not
-answer would keep the process alive for ever, whatever the main thread does with KeyboardInterrupt.
+Pools and the interpreter join their threads at the end. A thread that reads from a file server that does not answer
+would keep the process alive forever, whatever the main thread does with KeyboardInterrupt.
 """
 
 import _thread
@@ -20,10 +20,10 @@ SECONDS_AFTER_CTRL_C = 3.0
 
 @contextmanager
 def ends_on_interrupt() -> Iterator[None]:
-    """Ctrl-C in the block raises KeyboardInterrupt, and the process is gone a few seconds later.
+    """Inside the block, Ctrl-C raises KeyboardInterrupt, and a few seconds later the process exits.
 
-    For commands that leave nothing behind when they are cut off. A SIGINT that is ignored, or handled by somebody
-    else, stays so.
+    For commands that can be cut off without leaving anything behind. If SIGINT is ignored or has another handler,
+    nothing changes.
     """
     is_main = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -45,5 +45,5 @@ def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
 def _end_process() -> None:
     time.sleep(SECONDS_AFTER_CTRL_C)
     with suppress(OSError):
-        os.write(2, b"alignkd: interrupted, and ended while a read or write was still under way\n")
+        os.write(2, b"alignkd: interrupted while a read or write was in progress; process ended\n")
     os._exit(EXIT_CODE)

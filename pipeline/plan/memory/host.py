@@ -1,35 +1,28 @@
-"""How much host memory training takes, from shapes alone, all processes of one machine together.
+"""Host memory of training, all processes of one machine together.
 
 The offloaded part is what DeepSpeed 0.19.8 keeps on the host under ZeRO-2, buffer by buffer; a test compares it with
 the buffers of a real engine. docs/plan.md explains every part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from alignkd.pipeline.plan.models import ModelShapes
+from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED
 from alignkd.student_train.engine.pinned_memory import pinned_bytes
 from alignkd.student_train.run.checkpoint_parts import PART_BYTES
 from alignkd.vlm.model.sizes import ModelSize
 
-if TYPE_CHECKING:
-    from alignkd.pipeline.plan.memory import StudentLoad
-
 MIB = 1 << 20
 # Python, torch and CUDA's libraries and context of one training process: assumed; 0.4 GiB of it is measured on a CPU.
 PROCESS_BYTES = 2 << 30
-# For the system and everything else that runs.
-BESIDE_TRAINING = 1 << 30
-# What a data worker has for itself: measured, docs/plan.md.
+# Private memory of a data worker: measured, see docs/plan.md.
 WORKER_BYTES = 192 * MIB
 _ALWAYS = ("processes", "data workers", "batches", "a file of a checkpoint", "the student while it is loaded")
 
 
 def adapter_parameters(model: ModelShapes, load: StudentLoad) -> int:
-    """Of both adapters: heads to heads, hidden sizes to hidden sizes."""
+    """Parameters of both adapters: heads to heads, and hidden size to hidden size."""
     return (load.teacher_heads + 1) * model.size.num_heads + (load.teacher_hidden + 1) * model.size.hidden_size
 
 
@@ -40,7 +33,7 @@ def group_sizes(model: ModelShapes, load: StudentLoad) -> list[int]:
 
 
 def offloaded_bytes(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
-    """What offloading keeps on the host, part -> bytes; pinned buffers at the size that torch's allocator takes."""
+    """Part -> bytes that offloading keeps on the host; pinned buffers have the size that torch's allocator takes."""
     e, groups = load.element, [-(-count // load.devices) for count in group_sizes(model, load)]
 
     def of_groups(bytes_each: int) -> int:
@@ -60,12 +53,12 @@ def offloaded_bytes(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
 
 
 def offloaded_of(parts: Mapping[str, int]) -> int:
-    """The part of `host_bytes` that is there because of `offload_optimizer`."""
+    """Bytes of the parts of `host_bytes` that exist because of `offload_optimizer`."""
     return sum(size for name, size in parts.items() if name not in _ALWAYS)
 
 
 def host_bytes(model: ModelShapes, load: StudentLoad) -> tuple[dict[str, int], int]:
-    """Parts of the host memory, and the most that is there at one time."""
+    """Part -> bytes of host memory, and the largest number of bytes at one time."""
     trained, frozen = sum(group_sizes(model, load)), model.size.parameters["vision_tower"]
     state = offloaded_bytes(model, load) if load.offload else {}
     written = load.devices * min(4 * trained, max(PART_BYTES, 4 * _largest(model.size)))
@@ -79,7 +72,7 @@ def host_bytes(model: ModelShapes, load: StudentLoad) -> tuple[dict[str, int], i
 
 
 def _largest(size: ModelSize) -> int:
-    """Elements of the largest trained tensor: embeddings, or head."""
+    """Elements of the largest trained tensor: the embeddings or the head."""
     return size.vocab_size * size.hidden_size
 
 

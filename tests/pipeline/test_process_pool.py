@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.pipeline.data.process_pool import Workers
+from alignkd.pipeline.data.process_pool import ProcessPool
 from alignkd.vlm.errors import InputError
 
 
@@ -25,27 +25,27 @@ def die(context: int, task: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_results_come_in_order_and_errors_where_they_arise(count: int) -> None:
-    with Workers(3, count) as workers:
+    with ProcessPool(3, count) as workers:
         assert list(workers.map(refuse_seven, range(8, 60))) == [3 * task for task in range(8, 60)]
         with pytest.raises(InputError, match="task 7 is refused"):
             list(workers.map(refuse_seven, range(30)))
 
 
 def test_a_killed_worker_is_one_line_not_a_hang() -> None:
-    with pytest.raises(InputError, match="one of 2 worker processes was killed"), Workers(3, 2) as workers:
+    with pytest.raises(InputError, match="one of 2 worker processes was killed"), ProcessPool(3, 2) as workers:
         list(workers.map(die, range(10)))
 
 
 SLOW_WORK = """
 import time
-from alignkd.pipeline.data.process_pool import Workers
+from alignkd.pipeline.data.process_pool import ProcessPool
 
 def slow(context, task):
     time.sleep(0.2)
     return task
 
 if __name__ == "__main__":
-    with Workers(None, 2) as workers:
+    with ProcessPool(None, 2) as workers:
         for task in workers.map(slow, range(100_000)):
             print(task, flush=True)
 """

@@ -1,12 +1,13 @@
-"""Options that name a file or folder to write: what they may replace.
+"""Options that name a file or folder to write, and what they may replace.
 
 The rule, for every command (docs/files.md):
 
-* what the command reads is never written, with --force neither;
-* an existing file is replaced only if it is empty, or the same command wrote it (seen by its content), or with --force;
-* an existing folder is used only if it is empty, or the same command made it, or with --force.
+* an input of the command is never overwritten, not even with --force;
+* an existing file is replaced only if it is empty, if the same command wrote it (seen by its content), or
+  with --force;
+* an existing folder is used only if it is empty, if the same command made it, or with --force.
 
-So the same command can be run twice, and a mistyped path destroys nothing.
+So a command can be repeated, and a mistyped path destroys nothing.
 """
 
 import errno
@@ -27,14 +28,14 @@ REPLACES = "Replaces only what this command wrote, see --force."
 
 
 def force_option(command: Command) -> Command:
-    """`--force`: replace what the command did not write."""
-    return click.option("--force", is_flag=True, help="Replace an existing file; never one that the command reads.")(
+    """Add `--force`: replace a file that another program wrote."""
+    return click.option("--force", is_flag=True, help="Replace an existing file, but never an input of the command.")(
         command
     )
 
 
 def never(path: Path) -> bool:
-    """For files that people edit: not even an earlier one of ours is replaced."""
+    """The test for files that people edit: not even an earlier output of the command is replaced."""
     return False
 
 
@@ -47,59 +48,64 @@ def claim_file(
     closed: Iterable[Path | str] = (),
     force: bool,
 ) -> None:
-    """Refuse a file that may not be written, before any work is done for it.
+    """Refuse a file that must not be written, before any work is done.
 
     Args:
-        option: names it in errors.
+        option: name of the option, for errors.
+        out: the file to write.
         is_ours: whether the same command wrote an existing file.
-        reads: files that the command reads, and folders of which it reads files; what is no path here is passed over.
-        closed: folders in which nothing may be added either: stores.
-        force: replace what is not ours.
+        reads: files that the command reads, and folders from which it reads files; paths that do not exist are ignored.
+        closed: folders to which no file may be added: stores.
+        force: replace a file that another program wrote.
 
     Raises:
-        InputError: it exists and is not ours, or is read by the command.
-        OSError: there is something that is no file, or it cannot be created there.
+        InputError: another program wrote it, or the command reads it.
+        OSError: it is not a regular file, or cannot be created.
     """
     check_is_file_or_absent(out)
     for place in map(Path, closed):
         if _is_in(out, place):
             raise InputError(
-                f"{option} {out}: lies in the store {place}, which holds nothing else; choose another path"
+                f"{option} {out}: lies in the store {place}, which must not contain other files; choose another path"
             )
     is_there = os.path.lexists(out)
     replaced = is_there and out.exists() and out.stat().st_size > 0
     ours = replaced and is_ours(out)
     for read in (Path(read) for read in reads if read is not None):
         if _same(out, read) or (replaced and not ours and read.is_dir() and _is_in(out, read)):
-            raise InputError(f"{option} {out}: is among what the command reads ({read}); choose another path")
+            raise InputError(f"{option} {out}: is an input of the command ({read}); choose another path")
     if replaced and not ours and not force:
-        raise InputError(f"{option} {out}: exists already; choose another path, remove it, or replace it by --force")
+        raise InputError(f"{option} {out}: already exists; choose another path, remove it, or replace it with --force")
     _check_can_be_made(out)
 
 
 def claim_folder(option: str, out: Path, is_ours: IsOurs, *, reads: Iterable[Path], force: bool | None) -> None:
-    """Refuse a folder that may not be written to, before any work is done for it.
+    """Refuse a folder that must not be written to, before any work is done.
 
     Args:
-        force: use a folder that is not ours; None where there is no such option.
+        option: name of the option, for errors.
+        out: the folder.
+        is_ours: whether the same command made an existing folder.
+        reads: files and folders that the command reads.
+        force: use a folder that another program made; None if the command has no such option.
 
     Raises:
-        InputError: it holds something that is not ours, or is read by the command.
-        OSError: it is a file, or cannot be created there.
+        InputError: another program made it, or the command reads it.
+        OSError: it is a file, or cannot be created.
     """
     for read in reads:
         if _same(out, read):
-            raise InputError(f"{option} {out}: is what the command reads; choose another folder")
+            raise InputError(f"{option} {out}: is an input of the command; choose another folder")
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     if out.exists() and any(out.iterdir()) and not is_ours(out) and not force:
         also = "" if force is None else ", or use --force"
-        raise InputError(f"{option} {out}: not empty and not made by this command; choose another folder{also}")
+        raise InputError(f"{option} {out}: is not empty and was not made by this command; choose another folder{also}")
     _check_can_be_made(out / "file")
 
 
 def _same(out: Path, read: Path) -> bool:
-    """Also through links, hard ones included."""
+    """Whether two paths are one file, also through symbolic and hard links."""
     if out.resolve() == read.resolve():
         return True
     return out.exists() and read.exists() and out.samefile(read)
@@ -110,7 +116,7 @@ def _is_in(out: Path, folder: Path) -> bool:
 
 
 def _check_can_be_made(path: Path) -> None:
-    """A missing permission is found now, not after hours of work."""
+    """Find a missing permission now, not after hours of work."""
     folder = path.resolve().parent
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""The demo's pictures, drawn without a display; colours are Okabe and Ito's, which colour-blind people tell apart."""
+"""Draws the demo's pictures without a display, in Okabe and Ito's colours for colour-blind people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
+from alignkd.disk.whole_file import written_whole
 from alignkd.pipeline.demo.evaluate import Answer
 from alignkd.pipeline.demo.pictures.attention_maps import AttentionMap
 
@@ -31,7 +32,7 @@ GREY, BLUE, GREEN, VERMILION = "#595959", "#0072B2", "#009E73", "#D55E00"
 SKY, ORANGE, PURPLE = "#56B4E9", "#E69F00", "#CC79A7"
 ROW_COLOURS = (GREY, SKY, ORANGE, PURPLE, BLUE, GREEN, VERMILION)
 STYLE: Any = {"font.size": 12, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
-# An even look leaves the scene as it is; more is laid over it in red, less in blue.
+# Average attention shows the scene unchanged; more attention is red, less is blue.
 HEAT = LinearSegmentedColormap.from_list(
     "heat",
     [
@@ -56,10 +57,10 @@ def draw_losses(path: Path, metrics: Mapping[str, Sequence[Path]]) -> Path:
     """
     curves = {label: [read_curves(file) for file in files] for label, files in metrics.items()}
     terms = [term for term in TERM_TITLES if any(term in seeds[0] for seeds in curves.values())]
-    # Grey and blue when there are two, so that the pair stands apart.
+    # Two curves are grey and blue, which differ clearly.
     colours = (GREY, BLUE) if len(curves) == 2 else ROW_COLOURS
     with plt.rc_context(STYLE):
-        rows = -(-(len(terms) + 1) // _COLUMNS)  # the legend takes a panel of its own
+        rows = -(-(len(terms) + 1) // _COLUMNS)  # the legend takes one panel
         figure, axes = plt.subplots(
             rows, _COLUMNS, figsize=(4.1 * _COLUMNS, 3.3 * rows), squeeze=False, layout="constrained"
         )
@@ -76,7 +77,7 @@ def draw_losses(path: Path, metrics: Mapping[str, Sequence[Path]]) -> Path:
 
 
 def read_curves(file: Path) -> dict[str, NDArray[np.float64]]:
-    """Each term that a run had, float64 [steps]; NaN at a skipped step."""
+    """Term -> its values, float64 [steps], NaN at skipped steps; terms without any value are left out."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     values = {term: [np.nan if line.get(term) is None else line[term] for line in lines] for term in TERM_TITLES}
     curves = {term: np.array(found, dtype=np.float64) for term, found in values.items()}
@@ -91,7 +92,7 @@ def _draw_curve(axis: Axes, seeds: Sequence[NDArray[np.float64]], label: str, co
 
 
 def _smoothed(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Running mean over a share of the run, the window cut at the ends."""
+    """Running mean over a share of the run; the window is shorter at the ends."""
     half = max(1, round(_SMOOTHED_SHARE * len(curve) / 2))
     windows = [curve[max(0, step - half) : step + half + 1] for step in range(len(curve))]
     return np.array([np.nanmean(window) for window in windows])
@@ -106,12 +107,12 @@ def _label_axes(axis: Axes, title: str) -> None:
 
 
 def draw_attention(path: Path, answers: Mapping[str, Answer], maps: Mapping[str, AttentionMap]) -> Path:
-    """One question: the scene, and over it what each model's telling word attends to, relative to an even look.
+    """Draw one question: the scene, and over it each model's attention from the key word, relative to its average.
 
     Args:
         path: the PNG to write.
-        answers: label -> that model's answer to the question.
-        maps: label -> that model's attention, of the same labels.
+        answers: label -> answer of that model.
+        maps: label -> attention of that model, with the same labels.
     """
     asked, shown = next(iter(answers.values())), next(iter(maps.values()))
     ratios = {label: np.log2(item.shares_hw / item.shares_hw.mean()) for label, item in maps.items()}
@@ -136,7 +137,7 @@ def draw_attention(path: Path, answers: Mapping[str, Answer], maps: Mapping[str,
 
 def _draw_map(axis: Axes, pixels_HWC: NDArray[np.float32], ratio_hw: NDArray[np.float32], most: float) -> AxesImage:
     height, width, _ = pixels_HWC.shape
-    # Paler than the scene, so that ink and overlay both stay legible.
+    # Paler than the scene, so that ink and overlay both remain visible.
     axis.imshow(pixels_HWC.mean(axis=2), cmap="gray", vmin=-0.3, vmax=0.95)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     return axis.imshow(ratio_hw, cmap=HEAT, vmin=-most, vmax=most, interpolation="bicubic", extent=extent)
@@ -149,7 +150,7 @@ def _times(doublings: float) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    with written_whole(path) as aside:
+        figure.savefig(aside, dpi=DPI, facecolor="white", format="png")
     plt.close(figure)
     return path

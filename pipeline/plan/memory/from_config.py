@@ -1,15 +1,15 @@
-"""From a configuration and counted data to what decides the memory of both phases."""
+"""From a configuration and counted data to the loads that decide the memory of both phases."""
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.memory import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
-from alignkd.pipeline.plan.models import ModelShapes
+from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import TARGETS, StoreSize
 from alignkd.storage.codecs.settings import NOT_STORED
 
 
 def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> TeacherLoad:
-    """Of the teacher pass: its fullest batch."""
+    """The load of the teacher pass: its fullest batch."""
     assert config.teacher is not None
     teacher, rows = config.teacher, data.rows
     longest, shortest = data.longest(config.data.max_tokens), max(1, int(rows.length.min()))
@@ -34,10 +34,10 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
 def student_load(
     config: RunConfig, data: DataSize, store: StoreSize, teacher: ModelShapes, *, devices: int, stem_weights: int = 0
 ) -> StudentLoad | None:
-    """Of training: a micro-batch padded to the longest sample; None where the configuration trains nobody.
+    """The load of training, a micro-batch padded to the longest sample; None if the configuration trains no student.
 
     Args:
-        stem_weights: bytes of the teacher's stem on the device, 0 where nothing is taken from it.
+        stem_weights: bytes of the teacher's stem on the device; 0 if it gives no target.
     """
     if config.student is None or config.train is None:
         return None
@@ -68,7 +68,7 @@ def student_load(
 
 
 def _prepared_bytes(data: DataSize, store: StoreSize, teacher: ModelShapes, longest: int, *, from_stem: bool) -> int:
-    """Of a sample as data workers hand it over: pixels in float32, targets as stored, token embeddings for the stem."""
+    """Bytes of a prepared sample: float32 pixels, stored targets, token embeddings for the stem."""
     pixels = int(data.rows.images.max()) * 4 * 3 * teacher.size.image_size**2
     targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
     rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * longest if from_stem else 0

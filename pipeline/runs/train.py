@@ -1,6 +1,10 @@
-"""What `alignkd train` says at the end."""
+"""Runs phase 2 of a configuration, and what `alignkd train` prints at the end."""
 
+import os
+
+from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.student_train.job import TrainResult
+from alignkd.student_train.trainer import train
 
 SHOWN = {
     "one_image": "with one image",
@@ -10,12 +14,22 @@ SHOWN = {
 }
 
 
+def run_train(config: RunConfig) -> TrainResult:
+    """Run phase 2; the resolved configuration is kept as `OUTPUT/run.json`."""
+    return train(config.train_job())
+
+
+def is_first_process() -> bool:
+    """Whether this process of a launcher (torchrun, deepspeed) prints; a process without a launcher always does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def summary(result: TrainResult) -> str:
-    """A few lines on how a run ended; nothing that was left out goes unsaid."""
+    """A few lines on how a run ended, including every sample and step that was left out."""
     if result.already_finished:
         return f"nothing left to do: {result.step} steps are done, student in {result.student}"
     if result.interrupted_by is not None:
-        return f"alignkd: stopped at step {result.step}; run the same command again to go on"
+        return f"alignkd: stopped at step {result.step}; run the same command again to resume"
     kinds = ", ".join(f"{result.samples_by_kind[kind]} {words}" for kind, words in SHOWN.items())
     applied = result.step - result.skipped_steps
     steps = f"{applied} of {result.step} steps" if result.skipped_steps else f"{applied} steps"
@@ -23,5 +37,5 @@ def summary(result: TrainResult) -> str:
     if result.skipped_steps:
         lines.append(f"skipped: {result.skipped_steps} steps whose loss or gradient was not finite")
     if result.quarantined:
-        lines.append(f"not trained on: {result.quarantined} samples that the teacher pass had quarantined")
+        lines.append(f"not trained on: {result.quarantined} samples that are listed as unusable in the store")
     return "\n".join(lines)

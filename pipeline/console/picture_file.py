@@ -1,4 +1,4 @@
-"""Pictures of commands as PNG files that name the command that drew them."""
+"""Pictures of commands: PNG files that record which command drew them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +18,10 @@ _HEAD_BYTES = 4096
 
 
 def save_picture(figure: "Figure", path: Path, command: str, *, dpi: int) -> None:
-    """Write a PNG whole or not at all.
+    """Write a PNG; it appears complete or not at all.
 
     Args:
-        command: one of the names above; `is_drawn_by` finds it again.
+        command: one of the names above, stored in the file; `is_drawn_by` looks for it.
 
     Raises:
         OSError: it cannot be written.
@@ -31,7 +31,7 @@ def save_picture(figure: "Figure", path: Path, command: str, *, dpi: int) -> Non
 
 
 def is_drawn_by(command: str) -> Callable[[Path], bool]:
-    """Whether a file is a picture that `save_picture` wrote for `command`."""
+    """Make a test for pictures that `save_picture` wrote for `command`."""
 
     def is_drawn(path: Path) -> bool:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Whether the data file of a configuration is still the one that the store was made from.
+"""Notices if the data file of a configuration is not the file that the store was made from.
 
-Training reads conversations from the store, so an edited data file changes nothing: that is worth a line. The whole
-file is hashed, because a size or a time would not notice that the configuration names another file of the same data.
+Training reads conversations from the store, so an edited data file has no effect; a notice says so. The whole file is
+hashed: sizes and times cannot show that the configuration names another copy of the same data.
 """
 
 from pathlib import Path
@@ -12,9 +12,9 @@ from alignkd.storage.places import load_manifest
 
 
 def changed_data_notice(conversations: Path, store: Path | str) -> str | None:
-    """One line where the file is there and differs; None also for a merged store, which comes from several files.
+    """One line if the file exists and differs; None for a merged store, which was made from several files.
 
-    What else may be wrong with file or store is found by those who need them.
+    Other problems with the file or the store give None too: the code that needs them reports them.
     """
     try:
         stored = load_manifest(store).data_fingerprint.get("conversations")

@@ -1,0 +1,64 @@
+"""`alignkd demo`: the whole pipeline on a small data set that ships with the package."""
+
+from pathlib import Path
+
+import click
+
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import json_option, print_json
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder of the demo: a new one, an empty one, or one to resume.",
+)
+@click.option("--quick", is_flag=True, help="Small data set and few steps: shows the procedure, not the effect.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of students per row.")
+@click.option("--ablation", is_flag=True, help="One row per loss, and other attention pairs in place of tqv.")
+@click.option(
+    "--profile",
+    type=click.Choice(["exact", "compact", "stem"]),
+    help="The dump's store.profile; by default the demo stores 16-bit targets and full logits.",
+)
+@click.option("--train-teacher", is_flag=True, help="Train a new teacher instead of using the shipped one.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="The models are tiny: a GPU is not faster, it only shows that alignkd runs on it.",
+)
+@json_option
+@clean_errors
+def demo(
+    out: Path,
+    quick: bool,
+    seeds: int,
+    ablation: bool,
+    profile: str | None,
+    train_teacher: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Run the whole pipeline on real handwriting, on the CPU.
+
+    A teacher is dumped, students are trained with and without distillation, and their answers are compared.
+
+    Example: alignkd demo --out demo-out
+    """
+    from alignkd.pipeline.demo.demo import run_demo
+    from alignkd.pipeline.demo.report import plain_table
+    from alignkd.vlm.hardware.devices import hide_gpus, usable_device
+
+    if device == "cpu":
+        hide_gpus()
+    else:
+        usable_device(device)
+    report = run_demo(out, quick=quick, seeds=seeds, ablation=ablation, profile=profile, train_teacher=train_teacher)
+    click.echo(f"\n{plain_table(report)}\n\n{out / 'report.md'}", err=as_json)
+    if as_json:
+        print_json(report)

@@ -1,0 +1,27 @@
+"""`alignkd run`: every phase of a configuration, one after the other."""
+
+from pathlib import Path
+
+import click
+
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.printing import json_option, print_json
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--launcher", default="", help="Command that starts the training, such as 'torchrun --nproc-per-node 4'.")
+@json_option
+@clean_errors
+def run(config: Path, launcher: str, as_json: bool) -> None:
+    """Dump, verify and train.
+
+    Each phase runs in its own process; the stages of a recipe run one after the other. Finished stages are skipped.
+
+    Example: alignkd run run.yaml
+    """
+    from alignkd.pipeline.runs.stages import run_stages
+
+    reports = run_stages(config, as_json=as_json, launcher=launcher, say=click.echo)
+    if as_json:
+        print_json(reports)

@@ -1,0 +1,70 @@
+"""The configuration of a checkpoint, from its `config.json` alone, and the vision tower's configuration next to it."""
+
+from functools import cached_property
+from pathlib import Path
+
+from alignkd.student_train.output import read_configuration, student_folder
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.model.sizes import MEMBERS, family_config
+from alignkd.vlm.weights.checkpoint import Checkpoint
+
+
+class PlannedModel:
+    """A model of the configuration; its checkpoint is opened at most once, and without its weights.
+
+    Attributes:
+        name: folder or hub id.
+    """
+
+    def __init__(self, name: str, vision_config: Path | None) -> None:
+        """`vision_config`: folder with the vision tower's config.json; None takes the folder of `vision_config_of`."""
+        self.name, self._vision_config = name, vision_config
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Configuration and tokenizer files.
+
+        Raises:
+            InputError: no such checkpoint.
+        """
+        vision_config = self._vision_config or vision_config_of(self.name)
+        return Checkpoint.open(self.name, vision_config=vision_config, weights=False)
+
+    @cached_property
+    def config(self) -> VLMConfig:
+        """The configuration; official models need no download.
+
+        Raises:
+            InputError: no such checkpoint, or one of another model family.
+        """
+        if self.name in MEMBERS and not Path(self.name).exists():
+            return family_config(self.name)
+        return self.checkpoint.config
+
+
+def checkpoint_config(checkpoint: str, vision_config: Path | None) -> VLMConfig:
+    """`PlannedModel.config`, for callers that need nothing else."""
+    return PlannedModel(checkpoint, vision_config).config
+
+
+def vision_config_of(checkpoint: str | Path) -> Path | None:
+    """The `student.vision_config` of the run that exported a checkpoint.
+
+    None if the checkpoint is not a run's exported student, or if the run used the checkpoint's own `mm_vision_tower`.
+
+    Raises:
+        InputError: the run used a folder that does not exist any more.
+    """
+    folder = Path(checkpoint).absolute()
+    configuration = read_configuration(folder.parent) if folder == student_folder(folder.parent) else None
+    section = (configuration or {}).get("student")
+    found = section.get("vision_config") if isinstance(section, dict) else None
+    if not isinstance(found, str):
+        return None
+    if not Path(found).exists():
+        raise InputError(
+            f"{checkpoint}: was trained with student.vision_config {found}, which does not exist; give the folder with "
+            "the vision tower's config.json by --vision-config"
+        )
+    return Path(found)

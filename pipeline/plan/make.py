@@ -1,0 +1,190 @@
+"""Makes the plan of a configuration before anything runs: bytes of the store, memory of both phases, hours.
+
+Of the models' weights only the two vision towers are read, and only if both checkpoints are on this machine.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignkd.pipeline.config.checkpoint_config import PlannedModel, checkpoint_config
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.stem_use import takes_from_stem
+from alignkd.pipeline.data.scan import Scan
+from alignkd.pipeline.data.stats import open_with_progress
+from alignkd.pipeline.plan.advice import advice
+from alignkd.pipeline.plan.choices import (
+    attachment_bytes,
+    attachments_of,
+    bytes_by_codec,
+    bytes_by_profile,
+    plan_manifest,
+)
+from alignkd.pipeline.plan.entries import entries_per_position
+from alignkd.pipeline.plan.memory.from_config import student_load, teacher_load
+from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.student import student_memory
+from alignkd.pipeline.plan.memory.teacher import teacher_memory
+from alignkd.pipeline.plan.probe import run_probe
+from alignkd.pipeline.plan.result import Plan, PlanOptions
+from alignkd.pipeline.plan.samples import DataSize, assumed_samples, count_samples
+from alignkd.pipeline.plan.stem import sizes_of, stem_plan
+from alignkd.pipeline.plan.store import StoreSize, store_size
+from alignkd.pipeline.plan.time.devices import device_named
+from alignkd.pipeline.plan.time.hours import hours_by_device
+from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.schema.order import shard_plan
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.device_report import host_memory
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.model.config import VLMConfig
+
+DEVICE_COUNTS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What was read for a plan: data, and shapes of the models; `builder` is None if the data set is assumed."""
+
+    teacher_config: VLMConfig
+    teacher: ModelShapes
+    student: ModelShapes | None
+    builder: ExampleBuilder | None
+    data: DataSize
+
+
+def make_plan(
+    config: RunConfig, options: PlanOptions, *, name: str | None = None, student_shapes: ModelShapes | None = None
+) -> Plan:
+    """Make the plan of one configuration.
+
+    Args:
+        name: name of the stage.
+        student_shapes: shapes of the student, if its checkpoint does not exist yet.
+
+    Raises:
+        InputError: unusable data, checkpoint or options.
+    """
+    assert config.teacher is not None
+    inputs = _read(config, options, student_shapes)
+    data, teacher, student = inputs.data, inputs.teacher, inputs.student
+    probe = run_probe(config, options.probe) if options.probe else None
+    measured = None if probe is None else probe.entries_per_position
+    entries, source = entries_per_position(config.store, inputs.teacher_config, options.entries, measured)
+    manifest = plan_manifest(config, inputs.teacher_config, inputs.builder, data)
+    files = attachment_bytes(config.teacher, inputs.teacher_config, inputs.builder)
+    attachments = attachments_of(files, manifest.codecs)
+    store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
+    profiles = bytes_by_profile(data, manifest, entries, files)
+    load = _student_load(config, inputs, store, options.devices)
+    stem = stem_plan(config, data, teacher, inputs.teacher_config, student, load, store.total, profiles[STEM])
+    device_bytes = options.gpu_memory or device_named(options.device).memory
+    plan = Plan(
+        name=name,
+        data=data,
+        store=store,
+        entries_per_position=entries,
+        entries_source=source,
+        choices=bytes_by_codec(data, manifest, entries),
+        profiles=profiles,
+        stem=stem,
+        teacher=teacher_memory(teacher, teacher_load(config, data, store)),
+        student=None if student is None or load is None else student_memory(student, load),
+        table=() if student is None or load is None else _table(student, load, device_bytes),
+        hours=hours_by_device(config, data, teacher, student),
+        probe=probe,
+        gpu_memory=device_bytes,
+        host_memory=host_memory() if options.host_memory is None else options.host_memory,
+        disk=options.disk if options.disk is not None else free_bytes(config.store.path),
+        notes=data.notes,
+    )
+    return replace(plan, advice=advice(plan, config, teacher, student, load))
+
+
+def shapes_of_student(config: RunConfig) -> ModelShapes | None:
+    """The shapes of the section `student`, None without one.
+
+    Raises:
+        InputError: no such checkpoint, or one of another model family.
+    """
+    if config.student is None:
+        return None
+    found = checkpoint_config(config.student.checkpoint, config.student.vision_config)
+    return ModelShapes.of(config.student.checkpoint, found)
+
+
+def free_bytes(store: Path | str) -> int | None:
+    """Free bytes on the disk of a store; None for a bucket."""
+    if isinstance(store, str):
+        return None
+    place = store.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes | None) -> _Inputs:
+    assert config.teacher is not None
+    model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config)
+    teacher_config, teacher = model.config, ModelShapes.of(model.name, model.config)
+    builder = model.checkpoint.example_builder(config.data.template) if options.samples is None else None
+    data = _data(config, options, teacher, builder)
+    if not len(data.rows):
+        raise InputError(
+            f"{config.data.conversations}: not one of the {data.counted} counted samples is usable; "
+            "see `alignkd data stats`"
+        )
+    known = config.student is None or student_shapes is not None
+    student = student_shapes if known else shapes_of_student(config)
+    return _Inputs(teacher_config=teacher_config, teacher=teacher, student=student, builder=builder, data=data)
+
+
+def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: ExampleBuilder | None) -> DataSize:
+    store, data = config.store, config.data
+    if builder is None:
+        if options.mean_tokens is None or options.samples is None:
+            raise InputError("--samples needs --mean-tokens; give both, or neither and a data set")
+        return assumed_samples(
+            options.samples,
+            options.mean_tokens,
+            shard_size=store.shard_size,
+            vision_tokens=teacher.size.vision_tokens,
+            supervised_share=options.supervised_share,
+            plain=data.template == "plain",
+        )
+    samples = open_with_progress(data.conversations)
+    if not len(samples):
+        raise InputError(f"{data.conversations}: contains no conversations; give a file with at least one")
+    images = data.images if data.images is not None and data.images.is_dir() else None
+    return count_samples(
+        Scan(files=(samples,), builder=builder, images=images, decode=False),
+        shard_plan(len(samples), store.shard_size, store.seed),
+        max_tokens=data.max_tokens,
+        at_least=options.count,
+        embed=store.inputs == "embed",
+    )
+
+
+def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices: int) -> StudentLoad | None:
+    assert config.teacher is not None
+    if inputs.student is None:
+        return None
+    stem_weights = sizes_of(inputs.teacher_config, config.teacher).device if takes_from_stem(config) else 0
+    return student_load(config, inputs.data, store, inputs.teacher, devices=devices, stem_weights=stem_weights)
+
+
+def _table(student: ModelShapes, load: StudentLoad, device_bytes: int) -> list[Mapping[str, Any]]:
+    """The student's memory for 1, 2, 4 and 8 devices, with and without offloading and checkpointing."""
+    rows: list[Mapping[str, Any]] = []
+    for devices in DEVICE_COUNTS:
+        for offload in (False, True):
+            for checkpointing in (False, True):
+                other = replace(load, devices=devices, offload=offload, gradient_checkpointing=checkpointing)
+                memory = student_memory(student, other)
+                rows.append({"devices": devices, "offload": offload, "gradient_checkpointing": checkpointing,
+                             "bytes": memory.peak, "host_bytes": memory.host,
+                             "fits": memory.fits(device_bytes)})  # fmt: skip
+    return rows

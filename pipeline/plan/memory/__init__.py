@@ -1,0 +1,1 @@
+"""Memory of the teacher pass and of training, computed from shapes alone; docs/plan.md explains every formula."""

@@ -1,0 +1,91 @@
+"""Everything that decides memory in addition to the model's shapes: batch sizes, lengths, settings."""
+
+from dataclasses import dataclass
+
+from alignkd.student_train.engine.zero_config import sums_in_float32
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
+
+ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes per logit in progress, by kind. Kept tokens: the product, float32 log-probabilities, sorted values and their
+# int64 positions, masses. Draws: the product, float32 log-probabilities, running sums, and the entropy in float64.
+LOGIT_BYTES = {"full": 30, "topk": 30, "nucleus": 30, "sampled": 40, "hidden": 0, "none": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentLoad:
+    """What decides the memory of training in addition to the student's shapes.
+
+    Attributes:
+        dtype: dtype of weights and activations.
+        micro_batch: samples per forward pass and device.
+        length: embedded tokens of the longest sample; a batch is padded to this length.
+        supervised: positions whose next token has a label, of the sample with the most.
+        queries: text positions after the image, of the sample with the most; 0 without the attention loss.
+        teacher_heads, teacher_hidden: number of heads and hidden size of the store's teacher.
+        hidden_logits: the store keeps hidden states, so the teacher's lm_head is on the device too.
+        head_chunk_mib, attention_chunk_mib: the settings of `train.losses`.
+        devices: number of devices; ZeRO-2 divides gradients and optimiser state among them.
+        offload: gradients, master weights and moments are in host memory.
+        gradient_checkpointing: only layer inputs are kept for the backward pass.
+        accumulates: an optimiser step has more than one micro-batch.
+        stem_weights: bytes of the teacher's stem on the device.
+        float32_gradients: the setting of `train`.
+        data_workers: number of processes per device that prepare batches.
+        batch_bytes: bytes of a prepared micro-batch.
+    """
+
+    dtype: str
+    micro_batch: int
+    length: int
+    supervised: int
+    queries: int
+    teacher_heads: int
+    teacher_hidden: int
+    hidden_logits: bool
+    head_chunk_mib: int
+    attention_chunk_mib: int
+    devices: int = 1
+    offload: bool = False
+    gradient_checkpointing: bool = False
+    accumulates: bool = False
+    stem_weights: int = 0
+    float32_gradients: bool = True
+    data_workers: int = 0
+    batch_bytes: int = 0
+
+    @property
+    def element(self) -> int:
+        """Bytes of a weight."""
+        return ELEMENT[self.dtype]
+
+    @property
+    def sums_in_float32(self) -> bool:
+        """Whether gradients are added up in a float32 buffer on the device."""
+        return sums_in_float32(self.float32_gradients, TORCH_DTYPES[self.dtype], self.offload, self.accumulates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherLoad:
+    """What decides the memory of the teacher pass in addition to the teacher's shapes.
+
+    Attributes:
+        dtype: dtype of the weights.
+        quantization: quantisation of the decoder.
+        tokens: padded tokens of a forward pass: the token budget, or one sample that is longer.
+        longest: embedded tokens of the longest sample.
+        images: images of the samples of a forward pass, and images kept for other samples of the window.
+        supervised: positions whose next token has a label, over all samples of a forward pass.
+        queries: text positions after the image, over all samples of a forward pass; 0 if no attention is computed.
+        stored: bytes of the targets of a forward pass in the store.
+        logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`; 0 if no logits are computed.
+    """
+
+    dtype: str
+    quantization: Quantization
+    tokens: int
+    longest: int
+    images: int
+    supervised: int
+    queries: int
+    stored: int
+    logit_bytes: int

@@ -1,0 +1,108 @@
+"""Device memory of training under ZeRO-2 with torch's AdamW."""
+
+from alignkd.pipeline.plan.memory.host import group_sizes, host_bytes
+from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad
+from alignkd.pipeline.plan.memory.result import Memory
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.student_train.engine.zero_config import MAX_BUCKET
+from alignkd.vlm.model.sizes import ModelSize
+
+# AdamW: float32 master weight and two moments
+OPTIMISER_BYTES = 12
+MIB = 1 << 20
+# float32 copies of a chunk of logits that the losses of the student hold
+HEAD_COPIES = 6
+# float32 copies of the attention rows in progress; the targets of the chunk count as one
+TRAINED_ATTENTION_COPIES = 2
+
+
+def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
+    """The memory of training, by part and at its peak."""
+    e, trained = ELEMENT[load.dtype], trained_parameters(model, load)
+    share = -(-trained // load.devices)
+    frozen = model.size.parameters["vision_tower"]
+    weights = e * (trained + frozen) + (2 * teacher_head(model, load) if load.hidden_logits else 0) + load.stem_weights
+    parts = {"weights": weights, "buckets": e * min(MAX_BUCKET, trained)}
+    # the largest parameter's gradient, and its copy: on the way to the host, or to where gradients are added up
+    passing_by = 2 * e * model.size.vocab_size * model.size.hidden_size
+    if not load.offload:
+        parts["optimiser"] = OPTIMISER_BYTES * share
+    if load.sums_in_float32:
+        parts["gradients"], accumulated = passing_by, 4 * share  # one flat buffer, which AdamW reads directly
+        step = accumulated
+    elif load.offload:
+        parts["gradients"], accumulated, step = passing_by, 0, 0
+    else:
+        parts["gradients"] = e * share
+        accumulated = e * share if load.accumulates else 0
+        # the gradients in their own dtype, flattened, and in float32 for AdamW; buckets are freed before
+        step = 2 * e * share + (4 * share if e == 2 else 0)
+    if accumulated:
+        parts["sums of gradients"] = accumulated
+    kept, inside = _activations(model, load)
+    head, attention = _head(model, load), _attention(model, load)
+    # losses end before the backward pass of the layers; gradients appear while activations are freed
+    passing = max(kept + max(inside, head + attention), parts["gradients"])
+    standing = weights + parts.get("optimiser", 0)
+    # sums exist before the backward pass if an earlier one made them, otherwise from the first full bucket on
+    meets_activations = load.accumulates or trained > MAX_BUCKET
+    on_the_way = parts["buckets"] + (accumulated + passing if meets_activations else max(accumulated, passing))
+    peak = standing + max(on_the_way, step)
+    host_parts, host = host_bytes(model, load)
+    parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
+    parts |= {"attention loss": attention, "optimiser step": step}
+    return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
+
+
+def trained_parameters(model: ModelShapes, load: StudentLoad) -> int:
+    """Number of trained parameters: all but the frozen vision tower, plus both adapters."""
+    return sum(group_sizes(model, load))
+
+
+def layer_bytes(size: ModelSize, dtype: str) -> int:
+    """Bytes that one decoder layer keeps per token for the backward pass; a test compares them with torch's own count.
+
+    16 bits: 20 D + 4 D_kv + 8 I + 4 H + 8: both norms keep their float32 input; inputs of the projections, queries,
+    keys, values, output of the attention; gate, its activation, up, their product.
+    float32: 32 D + 8 D_kv + 16 I + 4 H + 8.
+    """
+    D, inner, H = size.hidden_size, size.intermediate_size, size.num_heads
+    kv = size.num_key_value_heads * D // H
+    if ELEMENT[dtype] == 2:
+        return 20 * D + 4 * kv + 8 * inner + 4 * H + 8
+    return 32 * D + 8 * kv + 16 * inner + 4 * H + 8
+
+
+def teacher_head(model: ModelShapes, load: StudentLoad) -> int:
+    """Parameters of the teacher's lm_head, which is assumed to be in 16 bits."""
+    return model.size.vocab_size * load.teacher_hidden
+
+
+def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
+    """Bytes that the forward pass keeps, and bytes that the backward pass of one layer needs in addition."""
+    e, size = ELEMENT[load.dtype], model.size
+    tokens, layer = load.micro_batch * load.length, layer_bytes(size, load.dtype)
+    kept = size.num_layers * (e * size.hidden_size if load.gradient_checkpointing else layer) * tokens
+    # spliced input, output, float32 copy of the last norm
+    ends = (2 * e + 8) * tokens * size.hidden_size
+    projector = load.micro_batch * model.vision_patches * e * (model.vision_hidden_size + 4 * size.hidden_size)
+    gradients = tokens * e * (3 * size.intermediate_size + 2 * size.hidden_size)
+    return kept + ends + projector, gradients + (layer * tokens if load.gradient_checkpointing else 0)
+
+
+def _head(model: ModelShapes, load: StudentLoad) -> int:
+    size, positions = model.size, load.micro_batch * load.supervised
+    chunk = min(load.head_chunk_mib * MIB, 4 * size.vocab_size * positions)
+    return 4 * size.hidden_size * (size.vocab_size + positions) + HEAD_COPIES * chunk
+
+
+def _attention(model: ModelShapes, load: StudentLoad) -> int:
+    if not load.queries:
+        return 0
+    heads, e = model.size.num_heads, ELEMENT[load.dtype]
+    whole = 4 * load.micro_batch * heads * load.queries * load.length
+    rows = TRAINED_ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
+    kept = load.micro_batch * load.queries * model.size.vision_tokens
+    # the teacher's rows, float32 at most; then rotated queries and keys, and their gradients in float32
+    targets = 4 * kept * load.teacher_heads
+    return rows + targets + (2 * e + 8) * load.micro_batch * load.length * model.size.hidden_size

@@ -1,0 +1,57 @@
+"""Device memory of the teacher pass."""
+
+from alignkd.pipeline.plan.memory.loads import ELEMENT, TeacherLoad
+from alignkd.pipeline.plan.memory.result import Memory
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
+from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
+from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
+
+# batches whose targets wait for the writer: those in its queue, the one it writes, the one that is computed
+BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
+# float32 copies of the attention rows in progress
+ATTENTION_COPIES = 3
+
+
+def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
+    """The memory of a forward pass that keeps nothing for a backward pass."""
+    e, D = ELEMENT[load.dtype], model.size.hidden_size
+    plain = load.quantization == "none"
+    weights = e * model.size.parameters["total"] if plain else model.size.weight_bytes[load.quantization]
+    # input of the layer, residual, normed input, and its largest tensors: gate, up and product, or a norm in float32
+    widest = max(3 * e * model.size.intermediate_size, 12 * D)
+    decoder = load.tokens * (3 * e * D + widest)
+    # rotated queries and keys; rows in progress; the kept columns of all rows, in float32 and encoded
+    heads = model.size.num_heads
+    work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
+    rows = ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
+    rows += 4 * e * D * load.tokens if load.queries else 0
+    logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes
+    states = e * D * (load.tokens + load.supervised)
+    keys = model.size.num_key_value_heads * D // heads
+    parts = {
+        "weights": weights,
+        "vision embeddings": e * D * model.size.vision_tokens * load.images,
+        "hidden states": states,
+        "first layer's queries and keys": e * (D + keys) * load.tokens if load.queries else 0,
+        "targets in flight": BATCHES_IN_FLIGHT * load.stored,
+        "decoder": decoder,
+        "vision tower": tower_bytes(model, min(load.images, IMAGES_AT_ONCE), e),
+        "attention rows": rows,
+        "logits": logits,
+    }
+    moments = [parts["decoder"], parts["vision tower"], parts["attention rows"], parts["logits"]]
+    standing = [
+        parts[name]
+        for name in ("vision embeddings", "hidden states", "first layer's queries and keys", "targets in flight")
+    ]
+    return Memory(parts=parts, peak=weights + sum(standing) + max(moments))
+
+
+def tower_bytes(model: ModelShapes, images: int, element: int) -> int:
+    """Bytes of the vision tower and the projector for that many images: hidden states, and tensors of one layer."""
+    patches, width = model.vision_patches, model.vision_hidden_size
+    tower = (patches + 1) * element * (3 * width + max(2 * model.vision_intermediate_size, 4 * width))
+    projector = patches * element * 2 * model.size.hidden_size
+    pixels = 4 * 3 * model.size.image_size**2
+    return images * (max(tower, projector) + pixels)

@@ -1,0 +1,137 @@
+"""A plan: its options, its figures, and its JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from alignkd.pipeline.plan.memory.result import Memory
+from alignkd.pipeline.plan.probe import Probe
+from alignkd.pipeline.plan.samples import DataSize
+from alignkd.pipeline.plan.stem import StemPlan
+from alignkd.pipeline.plan.store import StoreSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a plan needs in addition to the configuration.
+
+    Attributes:
+        gpu_memory: bytes of each device; None takes the memory of `device`.
+        host_memory: bytes of the machine's own memory; None takes this machine's.
+        disk: bytes available for the store; None takes the free space at its path.
+        device: a name in `DEVICES`; decides the memory if `gpu_memory` is not given.
+        devices: number of devices that train together, and that run the dump side by side.
+        samples, mean_tokens: size of the data set if there is no data to count.
+        supervised_share: in that case, supervised share of the text tokens after the image.
+        count: least number of samples to count.
+        entries: kept tokens per supervised position, if known.
+        probe: number of samples to run the teacher on; 0 for no probe.
+    """
+
+    gpu_memory: int | None = None
+    host_memory: int | None = None
+    disk: int | None = None
+    device: str = "rtx3090"
+    devices: int = 1
+    samples: int | None = None
+    mean_tokens: float | None = None
+    supervised_share: float = 0.5
+    count: int = 4096
+    entries: float | None = None
+    probe: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """The figures of one dump and one training.
+
+    Attributes:
+        name: name of the stage; None in a file without stages.
+        entries_per_position: kept tokens per supervised position.
+        entries_source: where that figure comes from.
+        choices: target -> codec -> bytes of that target over the whole store.
+        profiles: profile -> bytes of the whole store.
+        stem: whether the teacher's stem can give the alignment targets, and what that costs.
+        student: None if the configuration trains no student.
+        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        hours: device -> phase -> hours on one device.
+        probe: measurements, if a probe ran.
+        advice: what to change, in order; empty if everything fits.
+    """
+
+    name: str | None
+    data: DataSize
+    store: StoreSize
+    entries_per_position: float
+    entries_source: str
+    choices: Mapping[str, Mapping[str, int]]
+    profiles: Mapping[str, int]
+    stem: StemPlan
+    teacher: Memory
+    student: Memory | None
+    table: Sequence[Mapping[str, Any]]
+    hours: Mapping[str, Mapping[str, float]]
+    probe: Probe | None
+    gpu_memory: int
+    host_memory: int
+    disk: int | None
+    notes: Sequence[str]
+    advice: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def fits_by(self) -> dict[str, bool]:
+        """Part -> whether it fits."""
+        fits = {
+            "store": self.disk is None or self.store.total <= self.disk,
+            "teacher": self.teacher.fits(self.gpu_memory),
+        }
+        if self.student is None:
+            return fits
+        return {
+            **fits,
+            "student": self.student.fits(self.gpu_memory),
+            "student_host": self.student.fits_host(self.host_memory),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values; bytes and hours are numbers."""
+        rows = self.data.rows
+        student = self.student
+        return {
+            "stage": self.name,
+            "store_bytes": self.store.total,
+            "store_bytes_by_target": dict(self.store.by_target),
+            "store_bytes_by_codec": {target: dict(sizes) for target, sizes in self.choices.items()},
+            "store_bytes_by_profile": dict(self.profiles),
+            "stem": self.stem.to_json(),
+            "teacher_memory_bytes": self.teacher.peak,
+            "teacher_memory_by_part": dict(self.teacher.parts),
+            "student_memory_bytes": None if student is None else student.peak,
+            "student_memory_by_part": None if student is None else dict(student.parts),
+            "student_host_bytes": None if student is None else student.host,
+            "student_host_by_part": None if student is None else dict(student.host_parts),
+            "student_memory_table": [dict(row) for row in self.table],
+            "hours": {device: dict(phases) for device, phases in self.hours.items()},
+            "fits": all(self.fits_by.values()),
+            "fits_by": self.fits_by,
+            "gpu_memory_bytes": self.gpu_memory,
+            "host_memory_bytes": self.host_memory,
+            "disk_bytes": self.disk,
+            "recommendation": [dict(step) for step in self.advice],
+            "data": {
+                "samples": self.data.num_samples,
+                "records": round(self.data.num_records),
+                "counted": self.data.counted,
+                "counted_all": self.data.exact,
+                "unusable_share": self.data.unusable / max(1, self.data.counted),
+                "mean_tokens": self.data.mean("length"),
+                "longest": int(rows.length.max(initial=0)),
+                "mean_supervised": self.data.mean("supervised"),
+                "mean_queries": self.data.mean("queries"),
+                "mean_images": self.data.mean("images"),
+            },
+            "entries_per_position": self.entries_per_position,
+            "entries_source": self.entries_source,
+            "measured": None if self.probe is None else asdict(self.probe),
+            "notes": list(self.notes),
+        }

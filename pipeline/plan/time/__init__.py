@@ -1,0 +1,1 @@
+"""Hours of both phases, from floating-point operations and the data sheets of devices."""

@@ -1,0 +1,52 @@
+"""Hours of both phases on one device of each kind.
+
+`TEACHER_SHARE` and `STUDENT_SHARE` are the shares of a data sheet's rate that the phases are assumed to reach. They
+are assumptions; only a probe measures.
+"""
+
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.stem_use import takes_from_stem
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.samples import DataSize
+from alignkd.pipeline.plan.time.devices import DEVICES, Device
+from alignkd.pipeline.plan.time.operations import forward_flops, stem_flops, training_flops
+
+TEACHER_SHARE = 0.45
+STUDENT_SHARE = 0.35
+# share of the 16-bit rate that a quantised decoder reaches: its weights are expanded before every product
+QUANTISED_SHARE = {"none": 1.0, "int8": 0.5, "nf4": 0.7}
+
+
+def hours_by_device(
+    config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes | None
+) -> dict[str, dict[str, float]]:
+    """Device -> phase -> hours on one such device, by arithmetic."""
+    assert config.teacher is not None
+    dump = forward_flops(teacher, **_sample_shape(data)) * data.num_records
+    share = TEACHER_SHARE * QUANTISED_SHARE[config.teacher.quantization]
+    found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
+    if student is not None and config.train is not None:
+        training = _training_flops(config, data, teacher, student)
+        for name, device in DEVICES.items():
+            found[name]["train"] = hours(training, device, STUDENT_SHARE)
+    return found
+
+
+def hours(flops: float, device: Device, share: float, devices: int = 1) -> float:
+    """Wall time on that many devices that reach `share` of their rate."""
+    return flops / (device.teraflops * 1e12 * share * devices) / 3600
+
+
+def _sample_shape(data: DataSize) -> dict[str, float]:
+    return {"tokens": data.mean("length"), "images": data.mean("images"), "supervised": data.mean("supervised")}
+
+
+def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
+    """Operations of the whole training."""
+    assert config.train is not None
+    train, shape = config.train, _sample_shape(data)
+    seen = train.optimiser_steps(max(1, round(data.num_records)), 1) * train.global_batch_size(1)
+    step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
+    if takes_from_stem(config):
+        step += stem_flops(teacher, tokens=shape["tokens"], images=shape["images"])
+    return step * seen

@@ -1,0 +1,32 @@
+"""What `alignkd dump` prints at the end of a worker: unusable samples, and one line of result."""
+
+import shlex
+from collections.abc import Iterator
+
+from alignkd.teacher_dump.job import DumpResult
+from alignkd.teacher_dump.operation.retry import COMMAND
+
+MAX_LISTED = 10
+
+
+def unusable_lines(result: DumpResult) -> Iterator[str]:
+    """The first few unusable samples, and how many more there are."""
+    for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
+        yield f"unusable: sample {sample_id!r} (index {index}): {reason}"
+    if (rest := len(result.quarantined) - MAX_LISTED) > 0:
+        yield f"unusable: {rest} more, see `alignkd shards ls STORE --unusable`"
+
+
+def result_line(result: DumpResult, config: object = "CONFIG") -> str:
+    """What a worker of the configuration `config` did, and what the store contains now."""
+    done, retry = f"wrote {result.shards_written} shards", ""
+    if not result.shards_written:
+        done = "every shard is committed" if result.retryable else "nothing left to do"
+    if result.retryable:
+        command = COMMAND.replace("CONFIG", shlex.quote(str(config)))
+        retry = f" ({result.retryable} of them can be retried after their files are restored: `{command}`)"
+    halved = f", {result.halved_batches} batches halved after running out of memory" if result.halved_batches else ""
+    return (
+        f"{done}: {result.num_records} of {result.num_samples} samples in the store, "
+        f"{len(result.quarantined)} unusable{retry}{halved}, {result.seconds:.1f} s"
+    )

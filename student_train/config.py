@@ -1,4 +1,4 @@
-"""Training settings as a user writes them: unknown keys refused, relations checked at construction."""
+"""Training settings as a user writes them: unknown keys refused, relations between keys checked at construction."""
 
 import math
 from collections.abc import Mapping
@@ -8,101 +8,25 @@ from pydantic import BaseModel, Field, model_validator
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
 from alignkd.student_train.objective.adapters import AdapterInit
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.term import Preset
+from alignkd.student_train.objective.terms import preset_weights
 from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
 
-Preset = Literal["paper", "supervised"]
 TargetSource = Literal["stored", "stem"]
-TERMS = ("supervised", "attention", "vision_all", "vision_focus", "logit")
-# what each distilled term compares with, as `store` and `targets` name it
-TARGET_OF_TERM = {
-    "attention": "attention",
-    "vision_all": "vision_all",
-    "vision_focus": "vision_top",
-    "logit": "logits",
-}
-PRESETS: dict[Preset, dict[str, float]] = {
-    "paper": {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0},
-    "supervised": {"supervised": 1.0, "attention": 0.0, "vision_all": 0.0, "vision_focus": 0.0, "logit": 0.0},
-}
+
+
+def samples_of_epochs(epochs: float, num_samples: int) -> int:
+    """How many samples so many passes over the store are, rounded up to whole samples."""
+    # 0.1 epochs of 30 samples are 3 samples, not 3.0000000000000004
+    return math.ceil(round(epochs * num_samples, 6))
 
 
 def _over(base: Mapping[str, Any], given: Any) -> Any:
     """The base of a preset or profile with what is given explicitly; what is no mapping is the field's own error."""
     given = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
     return {**base, **(given or {})} if given is None or isinstance(given, dict) else given
-
-
-class LossConfig(Settings):
-    """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
-
-    Attributes:
-        supervised: weight of cross-entropy with the labels.
-        attention: weight of the loss on the first layer's attention from text queries to vision tokens.
-        vision_all: weight of the loss on all vision embeddings.
-        vision_focus: weight of the loss on the embeddings of the vision tokens that the teacher attends to most.
-        logit: weight of the loss on the distribution at supervised positions.
-        logit_divergence: of the logit loss, formulas in `losses/divergences.py`.
-        logit_mixture: share of the teacher in the mixture of `js` (default 0.5), of the own side in that of
-            `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1); the plain ones have none.
-        temperature: divides both sides' logits in the logit loss.
-        head_chunk_mib: most that the float32 logits of the positions in work at a time take, MiB.
-        attention_chunk_mib: most that one float32 copy of the attention rows in work at a time takes, MiB.
-    """
-
-    supervised: Amount = 1.0
-    attention: Amount = 1.0
-    vision_all: Amount = 1.0
-    vision_focus: Amount = 0.1
-    logit: Amount = 1.0
-    logit_divergence: LogitDivergence = "reverse_kl"
-    logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    temperature: Positive = 1.0
-    head_chunk_mib: Count = 64
-    attention_chunk_mib: Count = 8
-
-    @model_validator(mode="after")
-    def _decoder_is_trained(self) -> Self:
-        if self.supervised == 0 and self.logit == 0:
-            raise ValueError("supervised and logit are both 0, so nothing trains the decoder; set one above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _mixture_is_used(self) -> Self:
-        if self.logit_mixture is not None and self.logit_divergence in PLAIN:
-            raise ValueError(
-                f"logit_mixture is {self.logit_mixture}, but logit_divergence {self.logit_divergence!r} mixes nothing; "
-                "leave logit_mixture out or take 'js', 'skewed_reverse_kl' or 'skewed_forward_kl'"
-            )
-        return self
-
-    def problems_with(self, logits_kind: str, where: str) -> list[str]:
-        """Why the logit loss cannot be computed from a kind of stored logits; a line each, `where` names the store."""
-        if self.logit == 0:
-            return []
-        found, problems = f"but {where} keeps logits {logits_kind!r}", []
-        if logits_kind == "sampled" and self.logit_divergence != "forward_kl":
-            problems.append(
-                f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which estimate 'forward_kl' only; "
-                "set it to 'forward_kl' or dump other logits"
-            )
-        if logits_kind not in ("full", "hidden", "none") and self.temperature != 1.0:
-            problems.append(
-                f"losses.temperature is {self.temperature}, {found}, which fit temperature 1.0 only; set it to 1.0 or "
-                "dump 'hidden' or 'full' logits"
-            )
-        return problems
-
-    @property
-    def divergence(self) -> Divergence:
-        """The logit loss's divergence, with its mixture."""
-        return named_divergence(self.logit_divergence, self.logit_mixture)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weights above 0 by term."""
-        return {term: weight for term in TERMS if (weight := float(getattr(self, term))) > 0}
 
 
 class TargetSources(Settings):
@@ -191,9 +115,9 @@ class TrainConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") not in tuple(PRESETS):
+        if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
-        return {**values, "losses": _over(PRESETS[values["preset"]], values.get("losses"))}
+        return {**values, "losses": _over(preset_weights(values["preset"]), values.get("losses"))}
 
     @model_validator(mode="before")
     @classmethod
@@ -217,9 +141,7 @@ class TrainConfig(Settings):
         """
         if self.epochs is None:
             return self.num_steps
-        # 0.1 epochs of 30 samples are 3 samples, not 3.0000000000000004
-        samples = math.ceil(round(self.epochs * num_samples, 6))
-        return math.ceil(samples / self.global_batch_size(world_size))
+        return math.ceil(samples_of_epochs(self.epochs, num_samples) / self.global_batch_size(world_size))
 
     def in_steps(self, num_samples: int, world_size: int) -> Self:
         """The same settings with `steps` in place of `epochs`."""

@@ -1,6 +1,7 @@
 """What a run leaves in its output folder, by name."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ METRICS = "metrics.jsonl"
 CONFIG = "run.json"  # no model has a file of this name
 EARLIER_CONFIG = "config.json"  # the name that earlier versions gave it
 FINISHED = "finished.json"
+# Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
+TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
+FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", *TIMINGS)
+KIND_PREFIX = "samples_"
 SECTIONS = {"data", "store", "train"}
 
 
@@ -23,6 +28,11 @@ def student_folder(output: Path) -> Path:
 def adapters_file(output: Path) -> Path:
     """Where the trained adapters are."""
     return output / "adapters.safetensors"
+
+
+def loss_names(line: Mapping[str, Any]) -> list[str]:
+    """The losses of a step's line of METRICS: `loss`, their weighted sum, and every term."""
+    return [name for name in line if name not in FIGURES and not name.startswith(KIND_PREFIX)]
 
 
 def read_finished(output: Path) -> dict[str, Any] | None:

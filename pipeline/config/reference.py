@@ -40,9 +40,9 @@ def tables() -> str:
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Key -> what the model's docstring tells of it, under `Attributes`."""
+    """Key -> its description, or what the model's docstring tells of it under `Attributes`."""
     lines = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")[2].splitlines()
-    found: dict[str, str] = {}
+    found = {name: field.description for name, field in model.model_fields.items() if field.description}
     names: list[str] = []
     for line in lines:
         if match := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line):

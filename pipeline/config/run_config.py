@@ -8,7 +8,7 @@ from pydantic import ValidationError, model_validator
 from alignkd.disk.opening import open_regular_or_pipe
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
-from alignkd.student_train.config import TARGET_OF_TERM, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import DtypeName, TrainJob
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
@@ -72,7 +72,7 @@ class RunConfig(Settings):
         if self.train is None:
             return self
         losses, targets = self.train.losses, self.train.targets
-        weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in losses.weights}
+        weighed = losses.needed_targets
         problems = []
         if missing := [term for term, key in weighed.items() if self._is_missing(key)]:
             problems.append(

@@ -11,7 +11,6 @@ from alignkd.pipeline.plan.memory import StudentLoad
 from alignkd.pipeline.plan.models import ModelShapes, config_of
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.storage.codecs.settings import STEM, STEM_TARGETS
-from alignkd.student_train.config import TARGET_OF_TERM
 from alignkd.teacher_dump.config import TORCH_DTYPES, TeacherConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.examples import ExampleBuilder
@@ -134,7 +133,7 @@ def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes a target that its losses weigh from the stem."""
     if config.train is None:
         return bool(config.store.codecs().from_stem)
-    weighed = {key for term, key in TARGET_OF_TERM.items() if term in config.train.losses.weights}
+    weighed = {*config.train.losses.needed_targets.values()}
     chosen = config.train.targets
     return any(
         getattr(chosen, key) == STEM or (getattr(chosen, key) is None and getattr(config.store, key) == STEM)

@@ -12,7 +12,7 @@ from alignkd.storage import StoreError
 from alignkd.student_train.output import FINISHED, METRICS, read_finished
 from alignkd.vlm.errors import InputError, unreadable
 
-LOSSES = ("loss", "supervised", "logit", "attention", "vision_all", "vision_focus")
+LOSSES = ("loss", "supervised", "logit", "attention", "vision_all", "vision_top")
 KINDS = "samples_"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from alignkd.pipeline.report.load import LOSSES, Run
 
 HEADING = "# Training runs"
-NAMES = {"loss": "loss (weighted sum)", "vision_all": "vision, all tokens", "vision_focus": "vision, focus tokens"}
+NAMES = {"loss": "loss (weighted sum)", "vision_all": "vision, all tokens", "vision_top": "vision, focus tokens"}
 
 
 def is_report(path: Path) -> bool:

@@ -28,8 +28,8 @@ class TrainBatch:
         labels_N: int64, the token that follows each of them.
         attention: targets of eq. 1.
         vision_all_IPD: teacher vision embeddings, one row per image in batch order.
-        top_index_IK: int64 [S, K], the tokens of eq. 2, counted through the images of their sample.
-        top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
+        vision_top_index_IK: int64 [S, K], the tokens of eq. 2, counted through the images of their sample.
+        vision_top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
         first_image_S: int64, number of each sample's first image in the batch; None where no sample has several.
         logits: one of four kinds, positions as in `supervised_N`.
         stem: what the teacher's stem makes the targets from that are not stored; None where it makes none.
@@ -40,8 +40,8 @@ class TrainBatch:
     labels_N: Tensor
     attention: AttentionTargets | None = None
     vision_all_IPD: CodedTensor | None = None
-    top_index_IK: Tensor | None = None
-    top_embeddings_IKD: CodedTensor | None = None
+    vision_top_index_IK: Tensor | None = None
+    vision_top_embeddings_IKD: CodedTensor | None = None
     first_image_S: Tensor | None = None
     logits: LogitTargets | None = None
     stem: StemInputs | None = None

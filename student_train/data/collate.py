@@ -45,14 +45,15 @@ Join = Callable[[Sequence[Any]], NDArray[Any]]
 def collate(
     samples: Sequence[tuple[Example, Record]],
     *,
-    terms: Collection[str],
+    targets: Collection[str],
     attention_pairs: AttentionPairs,
     stem: StemLookup | None = None,
 ) -> TrainBatch:
-    """One micro-batch with the targets that `terms` need.
+    """One micro-batch with its targets.
 
     Args:
-        stem: gives some of the targets later, on the device; of those nothing is taken from the records.
+        targets: which of `attention`, `vision_top`, `vision_all` and `logits` the losses need.
+        stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
     given = frozenset() if stem is None else stem.wanted
     examples, records = [example for example, _ in samples], [record for _, record in samples]
@@ -60,12 +61,11 @@ def collate(
     length = sequences.input_ids_BL.shape[1]
     supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
     with_image = [record for record in records if record.has_image]
-    all_wanted, focus_wanted = (
-        bool(with_image) and term in terms and target not in given
-        for term, target in (("vision_all", "vision_all"), ("vision_focus", "vision_top"))
+    all_wanted, top_wanted = (
+        bool(with_image) and target in targets and target not in given for target in ("vision_all", "vision_top")
     )
     attention = None
-    if "attention" in terms:
+    if "attention" in targets:
         attention = _attention(examples, None if "attention" in given else records, attention_pairs)
     return TrainBatch(
         sequences=sequences,
@@ -73,10 +73,12 @@ def collate(
         labels_N=sequences.supervised_labels_N,
         attention=attention,
         vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
-        top_index_IK=_top_index(with_image) if focus_wanted else None,
-        top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
+        vision_top_index_IK=_top_index(with_image) if top_wanted else None,
+        vision_top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack)
+        if top_wanted
+        else None,
         first_image_S=_first_images(with_image),
-        logits=logit_targets([record.logits for record in records]) if "logit" in terms else None,
+        logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
         stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
     )
 

@@ -6,8 +6,6 @@ from numpy.typing import NDArray
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.data.lengths import sequence_lengths
 
-PREFIX = "samples_"
-
 
 class SampleKinds:
     """Counts samples by kind, from the store's index alone.

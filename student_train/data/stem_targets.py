@@ -91,6 +91,6 @@ def _focus(
         embeddings_SKD.append(vision_IPD[image : image + count].flatten(0, 1)[index_K])
         image += count
     return {
-        "top_index_IK": torch.stack(index_SK),
-        "top_embeddings_IKD": CodedTensor.plain(torch.stack(embeddings_SKD)),
+        "vision_top_index_IK": torch.stack(index_SK),
+        "vision_top_embeddings_IKD": CodedTensor.plain(torch.stack(embeddings_SKD)),
     }

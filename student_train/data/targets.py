@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkd.student_train.data.decode import CodedTensor
 from alignkd.student_train.losses.ragged import ragged_places
 from alignkd.student_train.losses.sampled_logit import SampledDistribution
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.stem.stem import TextRows
 
 
@@ -114,10 +114,10 @@ class TruncatedTargets:
     entries: RaggedEntries
     tail_logmass_N: Tensor
 
-    def distribution(self, positions: slice = slice(None)) -> SparseDistribution:
+    def distribution(self, positions: slice = slice(None)) -> TruncatedDistribution:
         """Of some positions, padded, on the device where the targets are."""
         ids_NK, logprobs_NK, kept_NK = self.entries.padded(positions)
-        return SparseDistribution(
+        return TruncatedDistribution(
             ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N[positions]
         )
 

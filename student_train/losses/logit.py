@@ -13,7 +13,7 @@ from torch.nn import functional
 from alignkd.student_train.losses.divergences import Divergence, reverse_kl
 from alignkd.student_train.losses.loss_sum import LossSum, accumulable
 from alignkd.student_train.losses.outcomes import Outcomes, outcomes
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 
 # Of a bucket that the teacher gives no mass; finite, see `divergences`.
 NO_MASS = -1e30
@@ -21,7 +21,7 @@ NO_MASS = -1e30
 
 def logit_loss(
     student_logits_NV: Tensor,
-    teacher: Tensor | SparseDistribution,
+    teacher: Tensor | TruncatedDistribution,
     *,
     divergence: Divergence = reverse_kl,
     temperature: float = 1.0,
@@ -40,7 +40,7 @@ def logit_loss(
 
     `sampled_logit.py` holds the same loss for a teacher kept as draws.
     """
-    if isinstance(teacher, SparseDistribution):
+    if isinstance(teacher, TruncatedDistribution):
         if temperature != 1.0:
             raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
         seen = outcomes(accumulable(student_logits_NV), ids_NK=teacher.ids_NK, kept_NK=teacher.kept_NK)
@@ -59,7 +59,7 @@ def teacher_logits(states_ND: Tensor, lm_head_VD: Tensor) -> Tensor:
     return states_ND.to(lm_head_VD.dtype) @ lm_head_VD.T
 
 
-def bucketed_loss(student: Outcomes, teacher: SparseDistribution, divergence: Divergence) -> LossSum:
+def bucketed_loss(student: Outcomes, teacher: TruncatedDistribution, divergence: Divergence) -> LossSum:
     """`logit_loss` of a truncated teacher, from what it keeps of the student's distribution."""
     assert student.logprobs_NK is not None
     kept_N = divergence(student.logprobs_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)

@@ -11,15 +11,15 @@ def vision_all_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum
     return _squared_error(adapted_teacher_IPD, student_IPD)
 
 
-def vision_focus_loss(adapted_teacher_IKD: Tensor, student_IPD: Tensor, top_index_IK: Tensor) -> LossSum:
+def vision_top_loss(adapted_teacher_IKD: Tensor, student_IPD: Tensor, vision_top_index_IK: Tensor) -> LossSum:
     """Eq. 3: the same over the K tokens that the teacher's text queries look at most.
 
     Args:
-        adapted_teacher_IKD: teacher embeddings of the tokens `top_index_IK`, after the adapter `Dt -> Ds`.
+        adapted_teacher_IKD: teacher embeddings of the tokens `vision_top_index_IK`, after the adapter `Dt -> Ds`.
         student_IPD: all of the student's vision embeddings.
-        top_index_IK: int64, positions among the P vision tokens (eq. 2).
+        vision_top_index_IK: int64, positions among the P vision tokens (eq. 2).
     """
-    index_IKD = top_index_IK[:, :, None].expand(-1, -1, student_IPD.shape[-1])
+    index_IKD = vision_top_index_IK[:, :, None].expand(-1, -1, student_IPD.shape[-1])
     return _squared_error(adapted_teacher_IKD, torch.gather(student_IPD, 1, index_IKD))
 
 

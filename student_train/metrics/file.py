@@ -12,8 +12,6 @@ import torch
 from alignkd.student_train.errors import TrainError, writing
 
 Metrics = dict[str, float | int | bool | None]
-# What differs between two runs of the same job.
-TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")
 
 
 class MetricsLog:

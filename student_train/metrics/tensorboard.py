@@ -4,11 +4,10 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from alignkd.student_train.config import TERMS
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.objective.terms import TERMS
 
 FOLDER = "tensorboard"
-LOSSES = ("loss", *TERMS)
 
 
 class TensorBoardLog:
@@ -39,4 +38,6 @@ class TensorBoardLog:
 
 
 def _tag(name: str) -> str:
-    return f"loss/{'total' if name == 'loss' else name}" if name in LOSSES else f"run/{name}"
+    if name == "loss":
+        return "loss/total"
+    return f"loss/{name}" if name in TERMS else f"run/{name}"

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 from alignkd.storage import StoreReader, check_fingerprint
-from alignkd.student_train.config import LossConfig
 from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
 
@@ -40,14 +41,11 @@ def check_images(reader: StoreReader, images: Path | None) -> None:
         )
 
 
-POSITIONAL = ("attention", "vision_all", "vision_focus")
-
-
 def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
     """Tokens and pixels must be the teacher's; vision tokens need not where no term compares them one by one."""
     own = builder.fingerprint
     if not same_vision_tokens(reader, builder.vision_tokens):
-        if weighed := [term for term in POSITIONAL if term in losses.weights]:
+        if weighed := [name for name in losses.weights if TERMS[name].positional]:
             names = ", ".join(f"losses.{term}" for term in weighed)
             raise TrainError(
                 f"store {reader.path}: an image is {reader.manifest.shapes.vision_tokens} tokens in the store, "

@@ -8,7 +8,7 @@ from alignkd.storage.files.checksum import file_crc32c
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.weights.checkpoint import weights_fingerprint
 
 # Where things are, how often to report and how the work is cut up: none of it changes what is learnt, but for rounding.

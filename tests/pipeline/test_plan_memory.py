@@ -26,13 +26,14 @@ from alignkd.pipeline.plan.memory import (
     trained_parameters,
 )
 from alignkd.pipeline.plan.models import ModelShapes, config_of
-from alignkd.student_train.config import LossConfig, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine import engine as engine_module
 from alignkd.student_train.engine.engine import MOMENTS
 from alignkd.student_train.engine.pinned_memory import may_pin, pinned_bytes
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.model.config import VLMConfig, parse_config
 from alignkd.vlm.model.mobilevlm import MobileVLM

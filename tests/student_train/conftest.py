@@ -21,9 +21,10 @@ from torch import Tensor
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
 from alignkd.storage.record.record import HiddenStates, SampledLogits
-from alignkd.student_train.config import TERMS, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.metrics.file import TIMINGS
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.output import TIMINGS
 from alignkd.vlm.data.conversations import sample_key
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder

@@ -12,7 +12,7 @@ from alignkd.student_train.data.decode import CodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_term import attention_term
+from alignkd.student_train.objective.attention_term import chunked_attention_loss
 
 ROWS, COLS = [7, 0, 3], [4, 0, 5]
 
@@ -60,7 +60,9 @@ def test_chunks_change_neither_loss_nor_gradients(
     leaves: list[Tensor] = [*projected, *adapters.attn_adapter.parameters()]
     adapted = adapters.adapt_attention(targets.teacher_BHRC)
     whole = attention_loss(adapted, student_attention(*projected), ROWS, COLS)
-    found = attention_term(adapters, targets, *projected, scaling=0.3, chunk_bytes=rows_at_once * 4 * 3 * 4 * 12)
+    found = chunked_attention_loss(
+        adapters, targets, *projected, scaling=0.3, chunk_bytes=rows_at_once * 4 * 3 * 4 * 12
+    )
     assert found.count == whole.count == 4 * (7 * 4 + 3 * 5)
     torch.testing.assert_close(found.total, whole.total, rtol=1e-6, atol=0.0)
     gradients = (torch.autograd.grad(loss.total, leaves) for loss in (found, whole))
@@ -76,12 +78,12 @@ def test_padding_may_hold_anything(
     for sample, (rows, cols) in enumerate(zip(ROWS, COLS, strict=True)):
         spoiled.parts[""][sample, rows:], spoiled.parts[""][sample, :, :, cols:] = torch.inf, torch.nan
     sound, found = (
-        attention_term(adapters, replace(targets, coded_BRHC=x), *projected, scaling=0.3, chunk_bytes=1)
+        chunked_attention_loss(adapters, replace(targets, coded_BRHC=x), *projected, scaling=0.3, chunk_bytes=1)
         for x in (coded, spoiled)
     )
     assert torch.equal(sound.total, found.total)
     empty = replace(targets, num_rows_B=[0, 0, 0])
-    assert attention_term(adapters, empty, *projected, scaling=0.3, chunk_bytes=1).count == 0
+    assert chunked_attention_loss(adapters, empty, *projected, scaling=0.3, chunk_bytes=1).count == 0
 
 
 def test_padded_queries_may_be_anything(
@@ -94,7 +96,7 @@ def test_padded_queries_may_be_anything(
         spoiled[sample, :, rows:] = 1e3
     spoiled.requires_grad_()
     sound, found = (
-        attention_term(adapters, targets, x, key, scaling=0.3, chunk_bytes=1).total for x in (query, spoiled)
+        chunked_attention_loss(adapters, targets, x, key, scaling=0.3, chunk_bytes=1).total for x in (query, spoiled)
     )
     assert torch.equal(sound, found)
     assert torch.equal(*(torch.autograd.grad(total, key)[0] for total in (sound, found)))

@@ -12,7 +12,8 @@ import torch
 from alignkd.storage import Codecs, LogitsCodec
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.trainer import open_dataset, train
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.trainer import train
 from alignkd.vlm.inputs.examples import ExampleBuilder
 
 MakeJob = Callable[..., TrainJob]
@@ -52,7 +53,7 @@ def test_vocabulary(dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("key", "term"),
-    [("attention", "attention"), ("vision_top", "vision_focus"), ("vision_all", "vision_all"), ("logits", "logit")],
+    [("attention", "attention"), ("vision_top", "vision_top"), ("vision_all", "vision_all"), ("logits", "logit")],
 )
 def test_target_that_was_not_dumped(
     key: str, term: str, dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path

@@ -24,10 +24,10 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.handoff.stream import FromWorkers
-from alignkd.student_train.data.loader import micro_batches
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.run.plan import micro_batches
 from alignkd.student_train.trainer import train
 from alignkd.vlm.inputs.examples import ExampleBuilder
 

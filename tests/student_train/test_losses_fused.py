@@ -17,8 +17,8 @@ from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fuse
 from alignkd.student_train.losses.logit import logit_loss, teacher_logits
 from alignkd.student_train.losses.outcomes import outcomes
 from alignkd.student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 
 N, V, D = 4, 7, 3
 NUM_KEPT = {"topk": [3] * N, "nucleus": [1, V, 4, 2]}
@@ -75,11 +75,11 @@ class Problem:
         sparse = self._truncated(logprobs_NV.gather(1, self.order_NV))
         return lambda x, chunk: logit_loss(x, sparse[chunk], **settings).total
 
-    def _truncated(self, sorted_NV: Tensor) -> SparseDistribution:
+    def _truncated(self, sorted_NV: Tensor) -> TruncatedDistribution:
         num_kept_N = torch.tensor(NUM_KEPT[self.kind])
         kept_NV = torch.arange(V) < num_kept_N[:, None]
         widest = int(num_kept_N.max())
-        return SparseDistribution(
+        return TruncatedDistribution(
             ids_NK=self.order_NV.masked_fill(~kept_NV, 0)[:, :widest],
             logprobs_NK=sorted_NV.masked_fill(~kept_NV, 0.0)[:, :widest],
             kept_NK=kept_NV[:, :widest],
@@ -149,7 +149,7 @@ def test_equal_logits_and_a_teacher_without_tail_mass_stay_finite(name: Any, num
     logits_NV = torch.randn(num, V, requires_grad=True)
     assert logit_loss(logits_NV, logits_NV.detach(), divergence=divergence).total.abs() < 1e-6
     ids_NK, kept_NK = torch.zeros(num, 1, dtype=torch.int64), torch.ones(num, 1, dtype=torch.bool)
-    sure = SparseDistribution(
+    sure = TruncatedDistribution(
         ids_NK=ids_NK, logprobs_NK=torch.zeros(num, 1), kept_NK=kept_NK, tail_logmass_N=torch.full((num,), -torch.inf)
     )
     total = logit_loss(logits_NV, sure, divergence=divergence).total

@@ -8,11 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from alignkd.student_train.config import LossConfig, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.schedule import learning_rate_factor
 from alignkd.student_train.engine.zero_config import parameter_groups, zero_config
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 
@@ -21,7 +22,7 @@ def config(**values: Any) -> TrainConfig:
 
 
 def test_defaults_are_the_papers_weights() -> None:
-    weights = {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0}
+    weights = {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_top": 0.1, "logit": 1.0}
     assert config().losses.weights == weights == config(preset="paper").losses.weights
     assert config().losses.logit_divergence == "reverse_kl"
 

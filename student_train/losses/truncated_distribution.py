@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseDistribution:
+class TruncatedDistribution:
     """Kept entries at N positions, padded to the widest of them.
 
     Attributes:

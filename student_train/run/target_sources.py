@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alignkd.storage import StoreReader
 from alignkd.storage.codecs.settings import NOT_STORED, STEM
-from alignkd.student_train.config import TARGET_OF_TERM, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.errors import TrainError
 from alignkd.vlm.stem.checks import check_stem_of_teacher
@@ -20,11 +20,10 @@ def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
     Raises:
         TrainError: a loss has a weight, and its target is neither stored nor given by a stem.
     """
-    weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in config.losses.weights}
     return frozenset(
         key
-        for term, key in weighed.items()
-        if (_head_is_the_stems(reader, config) if key == "logits" else _is_the_stems(reader, config, term, key))
+        for term, key in config.losses.needed_targets.items()
+        if (_head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key))
     )
 
 
@@ -88,12 +87,12 @@ def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str)
     return False
 
 
-def _head_is_the_stems(reader: StoreReader, config: TrainConfig) -> bool:
+def _head_is_the_stems(reader: StoreReader, config: TrainConfig, term: str) -> bool:
     kind, chosen = reader.manifest.codecs.logits.kind, config.targets.logits
     if kind == "none":
         raise TrainError(
-            f"losses.logit is {config.losses.logit}, but store {reader.path} was dumped with codecs.logits none; set "
-            "losses.logit to 0 or dump again with that target"
+            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} was dumped with codecs.logits "
+            f"none; set losses.{term} to 0 or dump again with that target"
         )
     if chosen == "stem" and kind != "hidden":
         raise TrainError(

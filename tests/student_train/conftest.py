@@ -150,6 +150,13 @@ def many_store(dump: Dump, many_samples: Samples, tmp_path_factory: pytest.TempP
     return dump(tmp_path_factory.mktemp("stores") / "many", many_samples)
 
 
+@pytest.fixture(scope="session")
+def truncated_store(dump: Dump, many_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same samples with the 20 most probable tokens of each position."""
+    codecs = exact_codecs().model_copy(update={"logits": LogitsCodec(kind="topk", top_k=20, dtype="float32")})
+    return dump(tmp_path_factory.mktemp("stores") / "truncated", many_samples, codecs=codecs)
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
     """make_job(store, **train settings): a short run of the golden student."""

@@ -23,7 +23,8 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_dataset
-from alignkd.student_train.trainer import teacher_lm_head, train
+from alignkd.student_train.run.student import teacher_lm_head
+from alignkd.student_train.trainer import train
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.mobilevlm import MobileVLM
 

@@ -24,16 +24,16 @@ def samples_of_epochs(epochs: float, num_samples: int) -> int:
 
 
 def _over(base: Mapping[str, Any], given: Any) -> Any:
-    """The base of a preset or profile with what is given explicitly; what is no mapping is the field's own error."""
+    """The values of a preset or profile, overridden by explicit ones; anything but a mapping is left to the field."""
     given = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
     return {**base, **(given or {})} if given is None or isinstance(given, dict) else given
 
 
 class TargetSources(Settings):
-    """Where each target comes from: `stored` by the store, or computed by the teacher's `stem` in every step.
+    """Source of each target: `stored` in the store, or computed by the teacher's `stem` in every step.
 
-    None takes what the store keeps from the store, and the rest from the stem. For logits, which must be stored as
-    hidden states then, `stem` takes the `lm_head` of the stem file in place of the store's.
+    None takes stored targets from the store, and the others from the stem. For logits, which must then be stored as
+    hidden states, `stem` takes the `lm_head` of the stem file instead of the store's.
 
     Attributes:
         attention, vision_top, vision_all, logits: source of this target.
@@ -53,32 +53,33 @@ class TrainConfig(Settings):
         steps: optimiser steps; this or `epochs`.
         epochs: passes over the store instead, rounded up to whole global batches.
         micro_batch: samples per forward pass and device.
-        global_batch: samples per optimiser step over all devices; None is `micro_batch` times the devices.
-        learning_rate: peak of the cosine; also of the projector and the adapters unless these are given.
+        global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
+        learning_rate: peak of the cosine schedule.
         projector_learning_rate: peak for the projector; None is `learning_rate`.
         adapter_learning_rate: peak for the adapters; None is `learning_rate`.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         warmup_ratio: share of `steps` over which the learning rate rises linearly.
         gradient_clip: largest gradient norm; 0 switches clipping off.
-        seed: of the sample order and of fresh adapters.
+        seed: seed of the sample order and of fresh adapters.
         checkpoint_every: optimiser steps between checkpoints; None leaves them to `checkpoint_minutes`.
-        checkpoint_minutes: most minutes of training without a checkpoint; None or 0 sets no limit.
-        keep_checkpoints: newest checkpoints kept.
+        checkpoint_minutes: largest time of training without a checkpoint; None or 0 sets no limit.
+        keep_checkpoints: number of newest checkpoints that are kept.
         offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
-        float32_gradients: add up the gradients of micro-batches in float32, also where weights have 16 bits. False adds
-            in the weights' dtype, which takes less of the device where the optimiser is offloaded.
+        float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in the
+            weights' dtype, which takes less device memory if the optimiser is offloaded.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
-        skip_limit: a run ends when so many steps in a row had no finite loss or gradient and were skipped.
+        skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
+            was not finite.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
-        adapter_init: how fresh adapters start: `pytorch` as in the reference code; `mean_of_heads` each student head at
-            the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
-        preset: base of `losses`, over which its explicit keys win.
+        adapter_init: initial values of fresh adapters: `pytorch` as in the reference code; `mean_of_heads` starts each
+            student head at the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
+        preset: default values of `losses`; explicit keys of `losses` override them.
         losses: weight of each term, and settings of the logit loss.
-        profile: base of `targets`, over which its explicit keys win: `stored` or `stem` for attention and vision.
-        targets: where each target comes from.
-        stem: the teacher's stem, a file of `alignkd stem extract`; None takes the one that the store carries.
+        profile: default values of `targets` for attention and vision; explicit keys of `targets` override them.
+        targets: source of each target.
+        stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
         log_every: optimiser steps between lines of progress.
-        tensorboard: write `OUTPUT/tensorboard` beside `OUTPUT/metrics.jsonl`.
+        tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
@@ -134,7 +135,7 @@ class TrainConfig(Settings):
         return self
 
     def optimiser_steps(self, num_samples: int, world_size: int) -> int:
-        """`steps`, or what `epochs` over so many samples come to.
+        """`steps`, or the number of steps of `epochs` over so many samples.
 
         Raises:
             TrainError: as `global_batch_size`.
@@ -144,12 +145,12 @@ class TrainConfig(Settings):
         return math.ceil(samples_of_epochs(self.epochs, num_samples) / self.global_batch_size(world_size))
 
     def in_steps(self, num_samples: int, world_size: int) -> Self:
-        """The same settings with `steps` in place of `epochs`."""
+        """The same settings with `steps` instead of `epochs`."""
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
 
     @property
     def num_steps(self) -> int:
-        """`steps` of settings that are given in steps, as `in_steps` makes them."""
+        """`steps`, which are given after `in_steps`."""
         assert self.steps is not None
         return self.steps
 
@@ -157,14 +158,14 @@ class TrainConfig(Settings):
         """Samples per optimiser step.
 
         Raises:
-            TrainError: the devices cannot fill `global_batch` with whole micro-batches.
+            TrainError: `global_batch` is not a multiple of the samples of one pass over all devices.
         """
         pass_size = self.micro_batch * world_size
         if self.global_batch is None:
             return pass_size
         if self.global_batch % pass_size:
             raise TrainError(
-                f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch} x {world_size} "
+                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch} x {world_size} "
                 f"devices = {pass_size}; change one of them"
             )
         return self.global_batch

@@ -11,7 +11,7 @@ from alignkd.student_train.data.handoff.stream import closing_workers
 from alignkd.student_train.distributed.interrupt import StopSignals
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import Engine, StepOutcome
-from alignkd.student_train.engine.memory_faults import naming_memory_settings
+from alignkd.student_train.engine.memory_faults import memory_error_as_train_error
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob, TrainResult
 from alignkd.student_train.metrics.file import Metrics
@@ -28,7 +28,7 @@ from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student
 
 
-@naming_memory_settings
+@memory_error_as_train_error
 def train(job: TrainJob) -> TrainResult:
     """Train a student from a store, or resume where an earlier call of the same job stopped.
 

@@ -38,7 +38,7 @@ from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
 
 _NO_BLOCK = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-# parts of the same name, one per target -> one array
+# joins the parts of one name, one per target, into one array
 Join = Callable[[Sequence[Any]], NDArray[Any]]
 
 
@@ -90,10 +90,10 @@ def _stem_inputs(
     attention: AttentionTargets | None,
     pairs: AttentionPairs,
 ) -> StemInputs:
-    computed_anyway = "attention" in stem.wanted and pairs == "tqv" and attention is not None
+    has_tqv = "attention" in stem.wanted and pairs == "tqv" and attention is not None
     return StemInputs(
         text=stem.table.rows(sequences.input_ids_BL),
-        looks=_places(examples, "tqv") if "vision_top" in stem.wanted and not computed_anyway else None,
+        tqv_places=_places(examples, "tqv") if "vision_top" in stem.wanted and not has_tqv else None,
         num_images_S=[count for example in examples if (count := example.positions.num_images)],
     )
 
@@ -101,7 +101,7 @@ def _stem_inputs(
 def _attention(
     examples: Sequence[Example], records: Sequence[Record] | None, pairs: AttentionPairs
 ) -> AttentionTargets | None:
-    """None where no sample has a row; without `records` only the places."""
+    """Targets of eq. 1; None if no sample has a row; without `records` only rows and columns."""
     places = _places(examples, pairs)
     if not any(places.num_rows_B):
         return None
@@ -149,7 +149,7 @@ def _top_index(records: Sequence[Record]) -> Tensor:
 
 
 def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
-    """The logits of some records of one store, which all hold the same kind, one after the other."""
+    """The logits of some records, joined; all records of a store have the same kind of logits."""
     if truncated := [logits for logits in kept if isinstance(logits, TruncatedLogits)]:
         return TruncatedTargets(
             entries=_entries(truncated, [logits.logprobs for logits in truncated]),
@@ -179,9 +179,9 @@ def _entries(
 
 
 def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
-    """Targets of one codec, joined part by part; at least one is there.
+    """Targets of one codec, joined part by part; at least one is not None.
 
-    Where they are of several (rows through several images cannot keep a scale per image) all are decoded.
+    If they have different codecs (rows through several images cannot keep a scale per image), all are decoded.
     """
     there = [_parts(target) for target in targets if target is not None]
     if len({codec for codec, _ in there}) > 1:
@@ -199,7 +199,7 @@ def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:
 
 
 def _padded(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
-    """[B, ...], 0 where a sample has less than the largest, or nothing."""
+    """Pad to [B, ...] with 0; None is padded as well."""
     there = [part for part in parts if part is not None]
     sizes = [max(axis) for axis in zip(*(part.shape for part in there), strict=True)]
     padded = np.zeros((len(parts), *sizes), there[0].dtype)

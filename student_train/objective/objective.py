@@ -115,6 +115,6 @@ class DistilledStudent(nn.Module):
 def weighted_total(
     terms: Mapping[str, LossSum], weights: Mapping[str, float], global_counts: Mapping[str, int]
 ) -> Tensor:
-    """This micro-batch's share of eq. 7: summed over all micro-batches of all ranks it is the global batch's loss."""
+    """This micro-batch's share of eq. 7; the sum over all micro-batches and ranks is the loss of the global batch."""
     parts = [weights[name] * term.total / max(global_counts[name], 1) for name, term in terms.items()]
     return torch.stack(parts).sum()

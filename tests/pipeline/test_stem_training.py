@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused(write: WriteConfig, golden: Path, tmp_path
         return load_run_config(write("other", store=store, train=output | train), "train").train_job()
 
     dumped(write("stored", store={}))
-    refused(job_of(profile="stem"), TrainError, r"carries no stem.*alignkd stem extract.*set train\.stem")
+    refused(job_of(profile="stem"), TrainError, r"has no stem.*alignkd stem extract.*set train\.stem")
     stem, other = tmp_path / "stem.safetensors", tmp_path / "other.safetensors"
     extract_stem(golden / "teacher", stem, dtype=torch.float32, vision_config=golden / "clip")
     extract_stem(golden / "student", other, dtype=torch.float32, vision_config=golden / "clip")

@@ -124,7 +124,9 @@ def test_samples_longer_than_max_tokens(exact_store: Path, make_job: MakeJob) ->
 
 
 def test_global_batch_that_does_not_divide(exact_store: Path, make_job: MakeJob) -> None:
-    refused(make_job(exact_store, micro_batch=2, global_batch=3), "global_batch 3 is no multiple of micro_batch 2 x 1")
+    refused(
+        make_job(exact_store, micro_batch=2, global_batch=3), "global_batch 3 is not a multiple of micro_batch 2 x 1"
+    )
 
 
 def test_adapters_of_another_pair(exact_store: Path, make_job: MakeJob, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ CHILD = """
 import signal, sys
 sys.path.insert(0, {root!r})
 from alignkd.student_train.distributed import interrupt
-interrupt.SECONDS_OF_ONE_WISH = {{True: float(sys.argv[1]), False: float(sys.argv[2])}}
+interrupt.SECONDS_OF_ONE_REQUEST = {{True: float(sys.argv[1]), False: float(sys.argv[2])}}
 if len(sys.argv) > 3:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 with interrupt.StopSignals() as signals:

@@ -299,7 +299,7 @@ def test_under_gradient_checkpointing(reentrant: bool) -> None:
 def test_gradients_that_were_not_announced_are_refused(wrong: tuple[float, float]) -> None:
     problem = Problem("js", "full", 1.0)
     cross_entropy, divergence = problem.fused(*leaves(problem.hidden_ND, problem.head_VD), chunk=2)
-    with pytest.raises(ValueError, match=r"fused with weights \[1\.0, 0\.25\], which must be proportional"):
+    with pytest.raises(ValueError, match=r"not proportional to the weights \[1\.0, 0\.25\] with which"):
         (wrong[0] * cross_entropy + wrong[1] * divergence).backward()
 
 

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
+from alignkd.student_train.objective.head_terms import head_terms
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Term
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.output import loss_names
@@ -55,6 +60,39 @@ def test_a_new_loss_is_in_settings_metrics_total_tensorboard_and_report(
 
     events = EventAccumulator(str(job.train.output / "tensorboard")).Reload()
     assert {"loss/vision_l1", "loss/label_surprise"} <= set(events.Tags()["scalars"])
+
+
+def test_a_new_loss_on_logits_has_its_own_gradient_next_to_terms_that_overwrite_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(PROCESS.parent)
+    from toy_losses import ENTRIES
+
+    losses = LossConfig()
+    monkeypatch.setitem(TERMS, "label_surprise", ENTRIES["label_surprise"])
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((6, 5), (40, 5))]
+    targets = TruncatedTargets(
+        entries=RaggedEntries(
+            ids_E=torch.arange(12).to(torch.uint16),
+            values_E=torch.full((12,), -3.0),
+            offsets=torch.arange(0, 13, 2),
+            widest=2,
+        ),
+        tail_logmass_N=torch.full((6,), -0.1),
+    )
+    inputs = losses.head_inputs(torch.arange(6), targets, None)
+    weights = {"supervised": 1.0, "label_surprise": 0.25, "logit": 0.5}
+    made = {name: TERMS[name].on_logits for name in weights}
+    apart = [WeightedTerm(term=make(inputs), weight=weights[name]) for name, make in made.items() if make is not None]
+    together, each = (fused_head_losses(*leaves, terms) for terms in (head_terms(inputs, weights), apart))
+    assert len(apart) == 3
+    torch.testing.assert_close(together, each)
+    found, expected = (
+        torch.autograd.grad(sum(w * total for w, total in zip(weights.values(), totals, strict=True)), leaves)
+        for totals in (together, each)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

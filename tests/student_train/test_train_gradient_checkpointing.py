@@ -12,7 +12,7 @@ from alignkd.student_train.data.collate import collate
 from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
-from alignkd.student_train.objective.attention_term import attention_term
+from alignkd.student_train.objective.attention_term import chunked_attention_loss
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
@@ -84,8 +84,8 @@ def test_attention_in_chunks_gives_the_same_gradients(
     def gradients(student: DistilledStudent, chunk_bytes: int) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
             patch.setattr(
-                "alignkd.student_train.objective.objective.attention_term",
-                lambda *args, **given: attention_term(*args, **given | {"chunk_bytes": chunk_bytes}),
+                "alignkd.student_train.objective.attention_term.chunked_attention_loss",
+                lambda *args, **given: chunked_attention_loss(*args, **given | {"chunk_bytes": chunk_bytes}),
             )
             weighted_total(student(batch), job.train.losses.weights, counts).backward()
         return {name: value.grad for name, value in student.named_parameters() if value.grad is not None}

@@ -65,8 +65,8 @@ class TrainConfig(Settings):
         checkpoint_minutes: largest time of training without a checkpoint; None or 0 sets no limit.
         keep_checkpoints: number of newest checkpoints that are kept.
         offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
-        float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in the
-            weights' dtype, which takes less device memory if the optimiser is offloaded.
+        float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in
+            the weights' dtype, which takes less device memory if the optimiser is offloaded.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
             was not finite.

@@ -88,7 +88,7 @@ def _run_steps(plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], sta
             step = plan.step(state.step)
             tally = StepTally(config.losses.weights, counts(step.positions))
             outcome = _optimiser_step(engine, batches, tally, step.factor)
-            tally.gather(ranks, stop=signals.asked, time_is_up=times.time_is_up)
+            tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 
             state = state.after(samples=len(step.positions), skipped=not outcome.applied)
             log.append(step_figures(state, step, tally, outcome, device=ranks.device))

@@ -94,7 +94,7 @@ class RaggedEntries:
     widest: int
 
     def padded(self, positions: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries of some positions: ids int64 and values float32, 0 where padded, and bool, False where padded: [n, K]."""
+        """Ids int64, values float32 and a mask bool of some positions, [n, K]; 0 and False where padded."""
         start, stop, _ = positions.indices(len(self.offsets) - 1)
         place_nK, kept_nK = ragged_places(self.offsets[start : stop + 1], self.widest)
         ids_nK = _taken(self.ids_E, place_nK).long()

@@ -38,7 +38,7 @@ class StopSignals:
         self._pipe: tuple[socket.socket, socket.socket] | None = None
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether the run must end after the current step: a signal came, or the launcher of the run has died."""
         return self.received > 0 or self._launcher.is_gone()
 

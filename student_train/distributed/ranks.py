@@ -14,7 +14,7 @@ from alignkd.vlm.hardware.devices import keep_float32_exact, local_cuda_index
 
 # DeepSpeed reads this variable when it is imported, so `engine.py` sets it; the user's value is kept here.
 ACCELERATOR = "DS_ACCELERATOR"
-ASKED_ACCELERATOR = os.environ.get(ACCELERATOR)
+REQUESTED_ACCELERATOR = os.environ.get(ACCELERATOR)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def accelerator() -> Literal["cpu", "cuda"]:
     Raises:
         TrainError: DS_ACCELERATOR names an accelerator that is missing or not supported.
     """
-    asked, has_cuda = ASKED_ACCELERATOR, torch.cuda.is_available()
+    asked, has_cuda = REQUESTED_ACCELERATOR, torch.cuda.is_available()
     if asked not in (None, "cpu", "cuda"):
         raise TrainError(f"{ACCELERATOR} is {asked!r}, training runs on 'cuda' or 'cpu'; unset {ACCELERATOR}")
     if asked == "cuda" and not has_cuda:

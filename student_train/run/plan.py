@@ -52,7 +52,7 @@ class RunPlan:
 
     Attributes:
         job: the job, its length given in steps.
-        asked_epochs: `train.epochs` as the user gave it, or None.
+        requested_epochs: `train.epochs` as the user gave it, or None.
         ranks: this process among all.
         dataset: the store's samples as the student reads them.
         order: which samples each step takes.
@@ -61,7 +61,7 @@ class RunPlan:
     """
 
     job: TrainJob
-    asked_epochs: float | None
+    requested_epochs: float | None
     ranks: Ranks
     dataset: CachedDataset
     order: SampleOrder
@@ -124,7 +124,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
     return RunPlan(
         job=job,
-        asked_epochs=epochs,
+        requested_epochs=epochs,
         ranks=ranks,
         dataset=dataset,
         order=SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size)),

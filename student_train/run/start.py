@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.student_train.config import samples_of_epochs
-from alignkd.student_train.distributed.ranks import ASKED_ACCELERATOR
+from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import read_finished
@@ -88,7 +88,7 @@ def announce(plan: RunPlan) -> None:
 
 def _log_device(plan: RunPlan) -> None:
     ranks = plan.ranks
-    line, warnings = device_report(ranks.device, plan.job.torch_dtype, chosen=ASKED_ACCELERATOR is not None)
+    line, warnings = device_report(ranks.device, plan.job.torch_dtype, chosen=REQUESTED_ACCELERATOR is not None)
     logger.info("%s%s", line, f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
     for warning in warnings:
         logger.warning("%s", warning)
@@ -100,10 +100,10 @@ def _length(plan: RunPlan) -> str:
     line = (
         f"{steps} steps of {batch} samples: {steps * batch} samples, {steps * batch / stored:.4g} passes over {stored}"
     )
-    if plan.asked_epochs is None:
+    if plan.requested_epochs is None:
         return line
-    asked = f"train.epochs {plan.asked_epochs:g}"
-    added = steps * batch - samples_of_epochs(plan.asked_epochs, stored)
+    asked = f"train.epochs {plan.requested_epochs:g}"
+    added = steps * batch - samples_of_epochs(plan.requested_epochs, stored)
     if not added:
         return f"{line} ({asked})"
     return f"{line} ({asked}, rounded up to whole steps by {added} more samples; no sample is dropped)"

@@ -1,15 +1,13 @@
 """Losses fused with the output head against dense float64 formulas: value, gradient, memory."""
 
 import math
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from alignkd.student_train.losses.divergences import MIXED, named_divergence
@@ -250,7 +248,7 @@ def test_half_precision_stays_within_its_rounding(dtype: torch.dtype, bound: flo
         assert (gradient.double() - true).norm() <= 5 * bound * true.norm()
 
 
-def test_float16_slopes_below_its_smallest_number_are_kept() -> None:
+def test_float16_gradients_below_its_smallest_number_are_kept() -> None:
     """Every slope but the label's is about 1e-9; a plain cast to float16 would give 0."""
     head_VD = torch.zeros(300, 2, dtype=torch.float16)
     head_VD[0] = 10.0
@@ -301,35 +299,6 @@ def test_gradients_that_were_not_announced_are_refused(wrong: tuple[float, float
     cross_entropy, divergence = problem.fused(*leaves(problem.hidden_ND, problem.head_VD), chunk=2)
     with pytest.raises(ValueError, match=r"not proportional to the weights \[1\.0, 0\.25\] with which"):
         (wrong[0] * cross_entropy + wrong[1] * divergence).backward()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages made under it that are alive, and the most of them at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak, self._known = 0, 0, set[int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            self._note(tensor, counted=False)  # made before
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            self._note(tensor, counted=True)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _note(self, tensor: Any, *, counted: bool) -> None:
-        if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage())._cdata in self._known:
-            return
-        size = storage.nbytes() if counted else 0
-        self._known.add(storage._cdata)
-        self.now += size
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def peak_bytes(work: Callable[[], Tensor]) -> int:

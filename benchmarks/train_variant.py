@@ -25,7 +25,7 @@ from alignkd.pipeline.config.run_config import RunConfig, load_run_config
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.engine.engine import Engine, StepOutcome
@@ -113,11 +113,11 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
     return replace(
         batch,
-        attention=replace(attention, coded_BRHC=CodedTensor.plain(attention_BHRC.transpose(1, 2))),
-        vision_all_IPD=CodedTensor.plain(vision_IPD),
+        attention=replace(attention, coded_BRHC=EncodedTensor.plain(attention_BHRC.transpose(1, 2))),
+        vision_all_IPD=EncodedTensor.plain(vision_IPD),
         vision_top_index_IK=top_IK,
-        vision_top_embeddings_IKD=CodedTensor.plain(top_IKD),
-        logits=HiddenTargets(states=CodedTensor.plain(hidden_ND)),
+        vision_top_embeddings_IKD=EncodedTensor.plain(top_IKD),
+        logits=HiddenTargets(states=EncodedTensor.plain(hidden_ND)),
     )
 
 

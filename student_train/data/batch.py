@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets, LogitTargets, StemInputs
 from alignkd.vlm.inputs.batch import SequenceBatch
 
@@ -39,9 +39,9 @@ class TrainBatch:
     supervised_N: Tensor
     labels_N: Tensor
     attention: AttentionTargets | None = None
-    vision_all_IPD: CodedTensor | None = None
+    vision_all_IPD: EncodedTensor | None = None
     vision_top_index_IK: Tensor | None = None
-    vision_top_embeddings_IKD: CodedTensor | None = None
+    vision_top_embeddings_IKD: EncodedTensor | None = None
     first_image_S: Tensor | None = None
     logits: LogitTargets | None = None
     stem: StemInputs | None = None

@@ -21,7 +21,7 @@ from alignkd.storage.record.record import (
     as_float32,
 )
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
     AttentionTargets,
@@ -178,7 +178,7 @@ def _entries(
     )
 
 
-def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
+def _coded(targets: Sequence[Target | None], join: Join) -> EncodedTensor:
     """Targets of one codec, joined part by part; at least one is not None.
 
     If they have different codecs (rows through several images cannot keep a scale per image), all are decoded.
@@ -189,7 +189,7 @@ def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
     codec, names = there[0][0], there[0][1].keys()
     absent = dict.fromkeys(names)
     every = [absent if target is None else _parts(target)[1] for target in targets]
-    return CodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
+    return EncodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
 
 
 def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -48,7 +48,7 @@ DECODERS: dict[str, Callable[[Parts], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodedTensor:
+class EncodedTensor:
     """Float values in the stored parts of a codec, with any number of leading batch axes.
 
     Attributes:

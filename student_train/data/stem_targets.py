@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.vlm.model.focus import focus_tokens
 from alignkd.vlm.stem.stem import EmbeddingTable, TeacherStem
@@ -55,12 +55,12 @@ class StemTargets(nn.Module):
         if inputs is None:
             return batch
         vision_IPD = self.stem.vision_embeddings(features_IND)
-        filled: dict[str, Any] = {"vision_all_IPD": CodedTensor.plain(vision_IPD)} if "vision_all" in wanted else {}
+        filled: dict[str, Any] = {"vision_all_IPD": EncodedTensor.plain(vision_IPD)} if "vision_all" in wanted else {}
         embeds_BLD = self.stem.embed(inputs.text, batch.sequences, vision_IPD)
         attention_BHRC = None
         if "attention" in wanted and batch.attention is not None:
             attention_BHRC = self._attention(batch.attention, embeds_BLD)
-            coded = CodedTensor.plain(attention_BHRC.transpose(1, 2))
+            coded = EncodedTensor.plain(attention_BHRC.transpose(1, 2))
             filled["attention"] = replace(batch.attention, coded_BRHC=coded)
         if "vision_top" in wanted:
             places, tqv_BHQP = batch.attention, attention_BHRC
@@ -92,5 +92,5 @@ def _top_tokens(
         image += count
     return {
         "vision_top_index_IK": torch.stack(index_SK),
-        "vision_top_embeddings_IKD": CodedTensor.plain(torch.stack(embeddings_SKD)),
+        "vision_top_embeddings_IKD": EncodedTensor.plain(torch.stack(embeddings_SKD)),
     }

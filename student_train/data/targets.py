@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.losses.ragged import ragged_places
 from alignkd.student_train.losses.sampled_logit import SampledDistribution
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
@@ -35,7 +35,7 @@ class AttentionTargets:
     cols_BC: Tensor
     num_rows_B: list[int]
     num_cols_B: list[int]
-    coded_BRHC: CodedTensor | None = None
+    coded_BRHC: EncodedTensor | None = None
     samples_B: Tensor | None = None
 
     @property
@@ -44,7 +44,7 @@ class AttentionTargets:
         return self.stored_BRHC.decode().transpose(1, 2)
 
     @property
-    def stored_BRHC(self) -> CodedTensor:
+    def stored_BRHC(self) -> EncodedTensor:
         """`coded_BRHC`, which is not None when the losses are computed."""
         assert self.coded_BRHC is not None
         return self.coded_BRHC
@@ -151,7 +151,7 @@ class SampledTargets:
 class HiddenTargets:
     """`hidden`: the teacher's last hidden states [N, Dt], which its lm_head turns into logits."""
 
-    states: CodedTensor
+    states: EncodedTensor
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
@@ -162,7 +162,7 @@ class HiddenTargets:
 class FullTargets:
     """`full`: the teacher's logits [N, V]."""
 
-    logits: CodedTensor
+    logits: EncodedTensor
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignkd.storage.codecs import get_codec
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
@@ -29,7 +29,7 @@ def targets(request: pytest.FixtureRequest) -> AttentionTargets:
         cols_BC=torch.arange(2, 7).repeat(3, 1),
         num_rows_B=ROWS,
         num_cols_B=COLS,
-        coded_BRHC=CodedTensor(codec=request.param, parts=parts),
+        coded_BRHC=EncodedTensor(codec=request.param, parts=parts),
     )
 
 
@@ -73,8 +73,8 @@ def test_chunks_change_neither_loss_nor_gradients(
 def test_padding_may_hold_anything(
     targets: AttentionTargets, adapters: Adapters, projected: tuple[Tensor, Tensor]
 ) -> None:
-    coded = CodedTensor.plain(targets.stored_BRHC.decode().float().clone())
-    spoiled = CodedTensor.plain(coded.decode().clone())
+    coded = EncodedTensor.plain(targets.stored_BRHC.decode().float().clone())
+    spoiled = EncodedTensor.plain(coded.decode().clone())
     for sample, (rows, cols) in enumerate(zip(ROWS, COLS, strict=True)):
         spoiled.parts[""][sample, rows:], spoiled.parts[""][sample, :, :, cols:] = torch.inf, torch.nan
     sound, found = (

@@ -11,7 +11,7 @@ from alignkd.storage import SampleOrder
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import FullTargets
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import Engine
@@ -36,7 +36,7 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     embeds_BLD = teacher.embed(sequences, vision_IPD)
     hidden_BLD = teacher.hidden_states(embeds_BLD)
     logits_NV = teacher.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
-    live_logits = FullTargets(logits=CodedTensor.plain(logits_NV))
+    live_logits = FullTargets(logits=EncodedTensor.plain(logits_NV))
     if vision_IPD is None or attention is None:
         return replace(batch, logits=live_logits)
     attention_BHRC = teacher.first_layer_attention(embeds_BLD, attention.rows_BR, attention.cols_BC)
@@ -52,10 +52,10 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
     return replace(
         batch,
-        attention=replace(attention, coded_BRHC=CodedTensor.plain(attention_BHRC.transpose(1, 2))),
-        vision_all_IPD=CodedTensor.plain(vision_IPD),
+        attention=replace(attention, coded_BRHC=EncodedTensor.plain(attention_BHRC.transpose(1, 2))),
+        vision_all_IPD=EncodedTensor.plain(vision_IPD),
         vision_top_index_IK=top_IK,
-        vision_top_embeddings_IKD=CodedTensor.plain(top_IKD),
+        vision_top_embeddings_IKD=EncodedTensor.plain(top_IKD),
         logits=live_logits,
     )
 

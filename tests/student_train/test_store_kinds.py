@@ -14,7 +14,7 @@ from alignkd.storage import Codecs, LogitsCodec, StoreReader, StoreWriter
 from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.loss_sum import LossSum
@@ -145,7 +145,7 @@ def test_batches_carry_stored_bytes_which_decode_to_the_hosts_values(name: str, 
     check_logits(batch.logits, records)
 
 
-def same_dtypes(coded: CodedTensor, kept: Any) -> bool:
+def same_dtypes(coded: EncodedTensor, kept: Any) -> bool:
     parts = kept.parts if isinstance(kept, EncodedArray) else {"": kept}
     return {name: part.numpy().dtype for name, part in coded.parts.items()} == {n: p.dtype for n, p in parts.items()}
 

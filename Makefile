@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check format install
+.PHONY: demo test test-zarr check wheel-check format install
 
 # The stamp is newer than what decides the installation: a second `make` starts at once.
 install: $(VENV)/.installed
@@ -22,11 +22,25 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+# The stores with the newest zarr, which needs Python 3.12; constraints.txt has the newest for Python 3.11. Without torch.
+ZARR_PYTHON ?= python3.12
+test-zarr:
+	test -x .venv-zarr/bin/python || $(ZARR_PYTHON) -m venv .venv-zarr
+	.venv-zarr/bin/python -m pip install --quiet --upgrade 'zarr<4' botocore click flask flask-cors google-crc32c hypothesis \
+		'moto[s3]' numpy pillow pydantic pytest pyyaml safetensors tqdm 'urllib3<3' 'webdataset<2'
+	PYTHONPATH=src OMP_NUM_THREADS=1 .venv-zarr/bin/python -m pytest tests/storage \
+		--ignore tests/storage/test_codec_bfloat16.py $(ARGS)
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/api/typed_script.py
 	$(BIN)/lint-imports
+
+# builds the wheel, installs it beside foreign packages, runs the demo from it
+wheel-check: install
+	.ci/wheel_check
 
 format: install
 	$(BIN)/ruff format .

@@ -39,6 +39,7 @@ import torch
 from dump_inputs import scale_head, write_inputs
 from measuring import machine
 
+from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.order import shard_plan
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.bucketing import length_buckets
@@ -74,7 +75,7 @@ class Measured:
 @click.option("--shard-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--profile", type=click.Choice(["exact", "compact"]), multiple=True, help="Default: both.")
 @click.option("--entropy", type=click.FloatRange(0.01, 10.3), multiple=True, default=[2.0], show_default=True)
-@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
+@click.option("--backend", type=click.Choice(layout_names()), default="zarr", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=torch.get_num_threads(), show_default=True)
@@ -137,7 +138,8 @@ class Bench:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.folder, self.profile = options, options["folder"], "exact"
-        self.model = load_teacher(self.job())
+        job = self.job()
+        self.model = load_teacher(job, job.open_teacher())
         builder = load_example_builder(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
         with Preparation(builder, self.folder / "images", 2) as preparation:
@@ -247,9 +249,7 @@ class Bench:
 
     @staticmethod
     def _batch(samples: Sequence[Prepared]) -> SequenceBatch:
-        return collate_sequences(
-            [replace(sample.example, pixel_values=sample.pixels[0] if sample.pixels else None) for sample in samples]
-        )
+        return collate_sequences([replace(sample.example, pixel_values=sample.pixels) for sample in samples])
 
 
 class _Timed(DumpControl):

@@ -21,6 +21,7 @@ from dump import Bench
 from dump_inputs import write_inputs
 from measuring import machine
 
+from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.preparation import Preparation
@@ -43,7 +44,7 @@ PARTS = (
     (attention.FirstLayer, "rotated", "attention: rotation"),
     (attention, "attention_rows", "attention: rows"),
     (capture, "encode", "encoding"),
-    (capture, "focus_tokens", "focus"),
+    (capture, "vision_top_index", "focus"),
     (capture.Capture, "__call__", "indices and copies"),
     (Preparation, "_prepare", "reading, tokens, hashes"),
     (images, "decode_image", "image: decoding"),
@@ -89,7 +90,7 @@ class Clock:
 @click.option("--shard-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--profile", type=click.Choice(["exact", "compact"]), default="compact", show_default=True)
 @click.option("--entropy", type=click.FloatRange(0.01, 10.3), default=2.0, show_default=True)
-@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), default="zarr", show_default=True)
+@click.option("--backend", type=click.Choice(layout_names()), default="zarr", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 def main(**options: Any) -> None:
     """A table of parts, the forward pass first."""

@@ -125,7 +125,7 @@ class Demo:
         builder = load_example_builder(checkpoint, template=TEMPLATE, vision_config=vision)
         model = load_model(checkpoint, vision_config=vision, dtype=torch.float32)
         samples = load_samples(data.conversations)[:scenes]
-        examples = [builder.build(sample.turns, read_images(data.images, sample.image)) for sample in samples]
+        examples = [builder.build(sample.turns, read_images(data.images, sample.images)) for sample in samples]
         states, labels = [], []
         for start in range(0, len(examples), 32):
             batch = collate_sequences(examples[start : start + 32])

@@ -27,7 +27,9 @@ from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.plan.host import offloaded_of
 from alignkd.pipeline.plan.plan import PlanOptions, make_plan
 from alignkd.vlm.model.config import load_config, parse_config
-from alignkd.vlm.weights.checkpoint import load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "assets" / "teacher"
 MIB = 1 << 20

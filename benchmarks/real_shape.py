@@ -132,12 +132,12 @@ def measure_dump(config: RunConfig) -> dict[str, Any]:
 def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     """A few optimiser steps; seconds of each, targets and data included."""
     job, ranks = config.train_job(), start_ranks()
-    dataset = open_dataset(job)
+    dataset = open_dataset(job, job.open_student())
     from alignkd.storage import SampleOrder
 
     order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
     batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
-    student = build_student(job, dataset.reader)
+    student = build_student(job, job.open_student(), dataset.reader)
     counts = GlobalCounts(dataset.reader, student.model.config, job.train.losses.weights)
     engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)

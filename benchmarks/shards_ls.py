@@ -20,7 +20,7 @@ import click
 from measuring import machine
 from synthetic_records import Records
 
-from alignkd.storage import StoreWriter
+from alignkd.storage import open_writer
 from alignkd.storage.schema.commit_record import commit_path, shard_name
 from alignkd.storage.schema.sealed_json import seal, unseal
 
@@ -61,7 +61,7 @@ def main(shards: int, rounds: int) -> None:
 def make_store(store: Path, shards: int) -> int:
     """A store of which only the first shard has files; the bytes of its commit records."""
     records = Records("u8", vision_all=False)
-    writer = StoreWriter(store, records.manifest(num_samples=shards, shard_size=1, backend="zarr"))
+    writer = open_writer(store, records.manifest(num_samples=shards, shard_size=1, backend="zarr"))
     with writer.open_shard(0) as sink:
         sink.append(records[int(writer.planned_samples(0)[0])])
         sink.commit()

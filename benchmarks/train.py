@@ -44,7 +44,7 @@ from measuring import machine
 from real_shape import write_digits, write_random_checkpoint
 
 from alignkd.pipeline.config.yaml_core import dump_yaml
-from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.model.sizes import MEMBERS, official_config
 from alignkd.vlm.weights.checkpoint import load_example_builder
 

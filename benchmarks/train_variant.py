@@ -126,12 +126,12 @@ class Training:
 
     def __init__(self, config: RunConfig, variant: str, *, no_optimizer: bool) -> None:
         self.ranks, job = start_ranks(), config.train_job()
-        dataset = open_dataset(job)
+        dataset = open_dataset(job, job.open_student())
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         stem = stem_lookup(dataset.reader, job.train)
         self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0, stem=stem)
-        student = build_student(job, dataset.reader)
+        student = build_student(job, job.open_student(), dataset.reader)
         self.student, self.losses = student, job.train.losses
         self.reader = dataset.reader
         self.counts = self._counts(dataset.reader)

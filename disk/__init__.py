@@ -1,1 +1,1 @@
-"""What every room needs of the file system: files that are whole or absent, and what to do when the system refuses."""
+"""The file system for all packages: files that are whole or absent, and the next step after an error of the system."""

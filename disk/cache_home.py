@@ -1,4 +1,4 @@
-"""Where a user's caches are, also for a user without a home folder, as `docker run --user 1234` makes one."""
+"""The folder for a user's caches, also for a user without a home folder (`docker run --user 1234`)."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ def has_home() -> bool:
 
 
 def _temporary() -> Path:
-    """A folder that only this user can write to; the same at every call, unless somebody else has its name."""
+    """A folder that only this user can write to; the same at every call, unless another user owns its name."""
     folder = Path(tempfile.gettempdir()) / f"alignkd-cache-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

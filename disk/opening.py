@@ -1,7 +1,7 @@
-"""Opening files without waiting for a pipe and without reading a device for ever.
+"""Open files without waiting for a pipe and without reading a device endlessly.
 
-`open()` of a named pipe waits until somebody writes into it, and `/dev/zero` has no end. A library that opens a file by
-its name may also hide why the system refused; `check_readable` is called before such a library.
+`open()` of a named pipe waits until a process writes into it, and `/dev/zero` has no end. A library that opens a file
+by its name may also hide the system's reason for an error: call `check_readable` before such a library.
 """
 
 import errno
@@ -19,11 +19,11 @@ _KINDS = (
 
 
 class NotRegularError(OSError):
-    """The name leads to a pipe, a device or a socket; `strerror` gives which."""
+    """The path is a pipe, a device or a socket; `strerror` contains which."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, open for reading; errors as of `regular_descriptor`."""
+    """A regular file, open for reading; raises as `regular_descriptor`."""
     return os.fdopen(regular_descriptor(path), "rb")
 
 
@@ -51,13 +51,13 @@ def regular_descriptor(path: os.PathLike[str] | str) -> int:
 
 
 def read_regular(path: Path) -> bytes:
-    """All bytes of a regular file; errors as of `open_regular`."""
+    """All bytes of a regular file; raises as `open_regular`."""
     with open_regular(path) as stream:
         return stream.read()
 
 
 def open_regular_or_pipe(path: Path) -> BufferedReader:
-    """A file that may be a pipe, as `<(command)` and `/dev/stdin` are; devices are refused all the same.
+    """A file that may also be a pipe, such as `<(command)` and `/dev/stdin`; devices are refused.
 
     Raises:
         NotRegularError: a device or a socket. OSError: as `open`.
@@ -66,12 +66,12 @@ def open_regular_or_pipe(path: Path) -> BufferedReader:
 
 
 def check_regular(path: os.PathLike[str] | str) -> None:
-    """Before a library opens the file itself; errors as of `regular_descriptor`."""
+    """Call before a library opens the file itself; raises as `regular_descriptor`."""
     check_is_file(Path(path).stat().st_mode, path)
 
 
 def check_readable(path: Path) -> None:
-    """Open a regular file for reading, read its first byte and close it.
+    """Open a regular file, read its first byte and close it.
 
     Raises:
         OSError: with errno and file name; it cannot be opened or read, or is not a regular file.
@@ -79,7 +79,7 @@ def check_readable(path: Path) -> None:
     descriptor = regular_descriptor(path)
     try:
         os.read(descriptor, 1)
-    except OSError as error:  # of a descriptor, which has no name
+    except OSError as error:  # it has no file name, because it concerns a descriptor
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)

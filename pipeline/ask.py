@@ -9,20 +9,18 @@ from typing import Literal
 import torch
 
 from alignkd.disk.opening import read_regular
-from alignkd.vlm.data.conversations import one_or_tuple
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
 from alignkd.vlm.hardware.device_report import device_report
-from alignkd.vlm.hardware.devices import Quantization, usable_device
+from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, Turn, check_turns
+from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.generation import stream_greedy
 from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 UNFINISHED = "\ufffd"  # what a character whose bytes are not all there yet decodes to
 
 
@@ -33,7 +31,7 @@ class Question:
     Attributes:
         checkpoint: folder or hub id.
         text: the question; None with template `plain`, which captions an image and takes no question.
-        image: an image file, a tuple of several, or None.
+        images: image files, in the order of their `<image>`.
         template: prompt template that the checkpoint was trained with.
         max_new_tokens: the answer is cut here, or earlier where the model's positions end.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
@@ -44,7 +42,7 @@ class Question:
 
     checkpoint: str | Path
     text: str | None
-    image: Path | tuple[Path, ...] | None = None
+    images: tuple[Path, ...] = ()
     template: TemplateName = "v1"
     max_new_tokens: int = 256
     vision_config: Path | None = None
@@ -98,22 +96,15 @@ def ask(
     """
     started = time.perf_counter()
     device = usable_device(question.device)
-    dtype = question.dtype or dtype_on(device, question.checkpoint, question.vision_config)
-    # The prompt first: what is wrong with it is known in a second, the weights take a minute.
-    builder = load_example_builder(
-        question.checkpoint, template=question.template, vision_config=question.vision_config
-    )
+    checkpoint = Checkpoint.open(question.checkpoint, vision_config=question.vision_config, weights=False)
+    dtype = question.dtype or dtype_on(device, checkpoint)
+    # The prompt first: its errors show within a second, loading the weights takes a minute.
+    builder = checkpoint.example_builder(question.template)
     prompt = _prompt(builder, question)
     line, warnings = device_report(device, getattr(torch, dtype), chosen=question.device is not None)
     for text in (line, *warnings):
         on_notice(text)
-    model = load_model(
-        question.checkpoint,
-        vision_config=question.vision_config,
-        dtype=getattr(torch, dtype),
-        device=device,
-        quantization=question.quantization,
-    )
+    model = checkpoint.load_model(dtype=getattr(torch, dtype), device=device, quantization=question.quantization)
     room = model.config.max_positions - prompt.positions.length
     if room < 1:
         raise InputError(
@@ -178,7 +169,7 @@ def _generate(
 
 def _prompt(builder: ExampleBuilder, question: Question) -> Example:
     """The prompt as training writes it: unless it is there, a placeholder per image is put at the head."""
-    text, paths = question.text, _paths(question)
+    text, paths = question.text, question.images
     if (text is None) != (question.template == "plain"):
         raise InputError(
             "template 'plain' captions an image and takes no question; leave the question out, or use template v1"
@@ -193,14 +184,9 @@ def _prompt(builder: ExampleBuilder, question: Question) -> Example:
     files = [_read_image(path) for path in paths]
     try:
         check_turns(turns, num_images=len(files))
-        return builder.build_question(turns, one_or_tuple(files))
+        return builder.build_question(turns, files)
     except SampleError as error:
         raise InputError(f"{', '.join(map(str, paths)) or 'the question'}: {error}") from error
-
-
-def _paths(question: Question) -> tuple[Path, ...]:
-    image = question.image
-    return image if isinstance(image, tuple) else () if image is None else (image,)
 
 
 def _read_image(path: Path) -> bytes:
@@ -210,14 +196,13 @@ def _read_image(path: Path) -> bytes:
         raise unreadable(path, error, "image cannot be read") from error
 
 
-def dtype_on(device: torch.device, checkpoint: str | Path, vision_config: Path | None = None) -> DtypeName:
-    """What a checkpoint is run in where nobody says: its own dtype on a GPU, float32 on a CPU.
+def dtype_on(device: torch.device, checkpoint: Checkpoint) -> DtypeName:
+    """The dtype in which a checkpoint is run by default: its own on a GPU, float32 on a CPU.
 
     Raises:
-        InputError: no such checkpoint.
+        InputError: the checkpoint's configuration is unusable.
     """
     if device.type == "cpu":
         return "float32"
-    folder = resolve_checkpoint(checkpoint, weights=False)
-    saved = load_config(folder, vision_config=vision_config).raw.get("torch_dtype")
+    saved = checkpoint.config.raw.get("torch_dtype")
     return saved if saved in ("bfloat16", "float16") else "float32"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.places import load_manifest
 
 
 def changed_data_notice(conversations: Path, store: Path | str) -> str | None:

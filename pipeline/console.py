@@ -15,6 +15,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
+from alignkd.disk.errors import AlignkdError
 from alignkd.disk.next_step import next_step, reason
 
 P = ParamSpec("P")
@@ -120,8 +121,8 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_domain_error(error: ValueError) -> bool:
-    """Whether `error` is one of our own classes, with a message made for users, and no accident inside a library."""
-    return type(error).__module__.startswith("alignkd.")
+    """Whether `error` has a message for users; other ValueErrors are faults of the program or of a library."""
+    return isinstance(error, AlignkdError)
 
 
 def format_bytes(count: int) -> str:

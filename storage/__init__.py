@@ -1,7 +1,19 @@
-"""The store of cached teacher targets: what a record is, how it lies on disk, how it stays correct.
+"""The store of cached teacher targets: records, their bytes on disk, and how they stay correct.
 
-Knows no torch and no model. Start at `record.py` (the logical record), then `manifest.py` (what a store
-promises), `writer.py` / `reader.py` (the interface) and `sharding_layout.py` (the bytes).
+Imports neither torch nor a model. Start with `record/record.py` (the logical record), then `schema/manifest.py` (the
+settings of a store), `write/store.py` and `read/store.py` (the interface) and `layouts/` (the bytes).
+
+Each room imports only rooms below it; `lint-imports` checks the order:
+
+    tools      verify, compare, merge, convert, collect garbage
+    write      shards, committed whole or not at all          read   records by position
+    places     the files of a store at a path or URL
+    layouts    zarr and tar shards
+    remote     buckets and web servers
+    schema     manifest, commit records, columns, plan
+    logits, record, codecs
+    files      folders, locks, exclusive creation, checksums
+    errors
 """
 
 from alignkd.storage.codecs.settings import PROFILES, profile_codecs
@@ -12,7 +24,7 @@ from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, Sa
 from alignkd.storage.schema.manifest import Codecs, LogitsCodec, Manifest, Shapes, check_fingerprint
 from alignkd.storage.schema.order import SampleOrder, permutation
 from alignkd.storage.tools.verify.verify import Problem, VerifyReport, verify_store
-from alignkd.storage.write.store import ShardWriter, StoreWriter
+from alignkd.storage.write.store import ShardWriter, StoreWriter, open_writer
 
 __all__ = [
     "PROFILES",
@@ -38,6 +50,7 @@ __all__ = [
     "as_float32",
     "check_fingerprint",
     "list_shards",
+    "open_writer",
     "permutation",
     "profile_codecs",
     "verify_store",

@@ -3,31 +3,32 @@
 import contextlib
 from collections.abc import Iterator
 
+from alignkd.disk.errors import AlignkdError
 from alignkd.disk.next_step import is_no_room, next_step, reason
 
 
-class StoreError(ValueError):
-    """A store, a record or a request that cannot be right."""
+class StoreError(AlignkdError):
+    """A store, a record or a request with an invalid value."""
 
 
 class RecordError(StoreError):
-    """One sample's values that cannot be cached; the next sample may be fine.
+    """Values of one sample that cannot be stored; the next sample may be usable.
 
-    Names the field, not the sample, which the caller knows.
+    The message names the field; the caller adds the sample.
     """
 
 
 class CorruptStoreError(StoreError):
-    """Bytes on disk that are not what was committed."""
+    """Stored bytes that differ from what was committed."""
 
 
 class RemoteError(StoreError):
-    """A remote store that does not answer, or refuses; says nothing about the store's bytes."""
+    """A remote store does not answer, or refuses; this does not mean that its bytes are damaged."""
 
 
 @contextlib.contextmanager
 def naming(subject: str) -> Iterator[None]:
-    """Put the subject in front of the StoreErrors of a block."""
+    """Prefix the StoreErrors of a block with the subject."""
     try:
         yield
     except StoreError as error:
@@ -36,18 +37,18 @@ def naming(subject: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(subject: str) -> Iterator[None]:
-    """Turn a full disk and its like into a StoreError of one line."""
+    """Convert an OSError, such as a full disk, to a StoreError of one line."""
     try:
         yield
     except OSError as error:
-        step = "make room and run again" if is_no_room(error) else next_step(error)
+        step = "free some space and run again" if is_no_room(error) else next_step(error)
         raise StoreError(f"{subject}: {reason(error)} ({error.filename or 'while writing'}); {step}") from error
 
 
 def repair_step(error: OSError, repair: str) -> str:
-    """What to do about a file of a store that cannot be read: `repair` where it is gone, not where it may be sound.
+    """The next step for a file of a store that cannot be read: `repair` only if the file does not exist.
 
-    A missing permission or a file server that is away is no damage, and to delete or restore a shard for it does harm.
+    A missing permission or an absent file server is not damage: deleting or restoring a shard would then do harm.
     """
     gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return repair if gone else next_step(error)

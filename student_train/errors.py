@@ -6,10 +6,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from alignkd.disk.errors import AlignkdError
 from alignkd.disk.next_step import next_step, reason
 
 
-class TrainError(ValueError):
+class TrainError(AlignkdError):
     """A training run cannot start or continue as requested."""
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
 from alignkd.vlm.inputs.templates import TemplateName
-
-DtypeName = Literal["float32", "bfloat16", "float16"]
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,15 @@ class TrainJob:
     @property
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as a torch dtype."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+        return TORCH_DTYPES[self.dtype]
+
+    def open_student(self) -> Checkpoint:
+        """The student's checkpoint, found once for the whole run.
+
+        Raises:
+            InputError: no such checkpoint.
+        """
+        return Checkpoint.open(self.student, vision_config=self.vision_config)
 
 
 @dataclass(frozen=True, kw_only=True)

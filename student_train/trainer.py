@@ -55,14 +55,14 @@ def _train(plan: RunPlan) -> TrainResult:
     if end.state.step < plan.config.num_steps:
         return plan.result(end.state, end.metrics, interrupted_by=end.signal or signal.SIGTERM)
     last = end.metrics if start.finished_metrics is None else start.finished_metrics
-    export(plan.job, engine, end.state, plan.settings, last)
+    export(plan.job, plan.student, engine, end.state, plan.settings, last)
     plan.ranks.barrier()
     return plan.result(end.state, last, already_finished=start.finished_metrics is not None)
 
 
 def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
     """The student under ZeRO-2, as at the start of the run."""
-    student = build_student(plan.job, plan.reader)
+    student = build_student(plan.job, plan.student, plan.reader)
     engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)

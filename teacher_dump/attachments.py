@@ -1,37 +1,37 @@
-"""The store-level files that make a store complete: what training and inspection need of the teacher."""
+"""The files that a store carries: what training and inspection need of the teacher."""
 
 from torch import Tensor
 
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.stem.extract import extracted_bytes
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, LM_HEAD_KEY, TOKENIZER_FILE, lm_head_bytes
-from alignkd.vlm.weights.checkpoint import resolve_checkpoint
-from alignkd.vlm.weights.sources import weight_sources
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
-def make_attachments(job: DumpJob, builder: ExampleBuilder) -> dict[str, bytes]:
-    """Name -> content: the tokenizer always, for `hidden` logits the matrix that turns states into logits, and the
-    teacher's stem where it is to give targets that are not stored.
+def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
+    """Name -> content: the tokenizer; `lm_head` where logits are stored as hidden states; the teacher's stem where it
+    replaces stored targets.
 
-    They come from the checkpoint's files, in the teacher's dtype: whether a store is complete is known without the
-    teacher.
+    They come from the checkpoint's files, in the teacher's dtype, so a finished store is recognised without loading
+    the teacher.
+
+    Raises:
+        InputError: a tensor is missing, or a file cannot be read.
     """
-    teacher, attachments = job.teacher, {TOKENIZER_FILE: builder.tokenizer.model_file.read_bytes()}
+    attachments = {TOKENIZER_FILE: teacher.tokenizer.model_file.read_bytes()}
     if job.store.logits.kind == "hidden":
-        attachments[LM_HEAD_FILE] = lm_head_bytes(_lm_head(job))
+        attachments[LM_HEAD_FILE] = lm_head_bytes(_lm_head(job, teacher))
     if job.store.codecs().from_stem:
-        attachments[STEM_FILE] = extracted_bytes(
-            teacher.checkpoint, dtype=teacher.torch_dtype, vision_config=teacher.vision_config
-        )
+        attachments[STEM_FILE] = extracted_bytes(teacher, dtype=job.teacher.torch_dtype)
     return attachments
 
 
-def _lm_head(job: DumpJob) -> Tensor:
-    folder = resolve_checkpoint(job.teacher.checkpoint)
-    for source in weight_sources(folder):
+def _lm_head(job: DumpJob, teacher: Checkpoint) -> Tensor:
+    for source in teacher.sources:
         if LM_HEAD_KEY in source.shapes():
             return next(tensor for key, tensor in source.tensors() if key == LM_HEAD_KEY).to(job.teacher.torch_dtype)
-    raise InputError(f"{folder}: no {LM_HEAD_KEY} in it, which logits.kind hidden stores; give a whole checkpoint")
+    raise InputError(
+        f"{teacher.folder}: no {LM_HEAD_KEY} in it, which logits.kind hidden stores; give a complete checkpoint"
+    )

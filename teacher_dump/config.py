@@ -4,11 +4,8 @@ from typing import Literal
 
 import torch
 
-from alignkd.vlm.hardware.devices import Quantization, usable_device
-from alignkd.vlm.settings import Checkpoint, Count, Settings, UserPath
-
-DtypeName = Literal["float32", "bfloat16", "float16"]
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName, Quantization, usable_device
+from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath
 
 
 class TeacherConfig(Settings):
@@ -31,7 +28,7 @@ class TeacherConfig(Settings):
         device: torch device; None takes a GPU when there is one.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointName
     vision_config: UserPath | None = None
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"

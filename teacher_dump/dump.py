@@ -9,10 +9,10 @@ from pathlib import Path
 
 from alignkd.disk.next_step import tried
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import check_location
+from alignkd.storage.files.location import check_location
+from alignkd.storage.places import load_manifest
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.manifest import load_manifest
-from alignkd.storage.write.store import StoreWriter
+from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.fingerprint import make_manifest
@@ -29,9 +29,8 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
@@ -61,44 +60,35 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     if not len(samples):
         raise InputError(f"{job.conversations}: no conversations in it; give a file with at least one")
     _check_image_folder(job, samples)
-    teacher = job.teacher
-    builder = load_example_builder(
-        teacher.checkpoint, template=job.template, vision_config=teacher.vision_config, max_tokens=job.max_tokens
-    )
-    config = load_config(resolve_checkpoint(teacher.checkpoint), vision_config=teacher.vision_config)
-    attachments = make_attachments(job, builder)
-    manifest = make_manifest(job, config, builder, samples, attachments)
-    # a checkpoint that cannot be loaded must not leave a new store behind, nor a finished store ask for a teacher
+    teacher = job.open_teacher()
+    builder = teacher.example_builder(job.template, max_tokens=job.max_tokens)
+    attachments = make_attachments(job, teacher)
+    manifest = make_manifest(job, teacher, builder, samples, attachments)
+    # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
     if model is None and not _exists(job):
-        model = load_teacher(job)
-    store = StoreWriter(job.store.path, manifest, attachments=attachments)
+        model = load_teacher(job, teacher)
+    store = open_writer(job.store.path, manifest, attachments=attachments)
     del attachments  # hundreds of megabytes, where a stem or lm_head is among them
     run = _Run(job, builder, samples, store)
     if job.retry_unusable:
         run.retry()
     with job.control.over(store) as shards:
         if store.pending_shards():
-            run.write(model or load_teacher(job), shards)
+            run.write(model or load_teacher(job, teacher), shards)
     return run.result(time.monotonic() - started)
 
 
-def load_teacher(job: DumpJob) -> MobileVLM:
-    """The teacher on its device, which is reported first.
+def load_teacher(job: DumpJob, teacher: Checkpoint) -> MobileVLM:
+    """The teacher on its device, after a notice that names the device.
 
     Raises:
-        InputError: as `load_model`, and where the device cannot compute in the teacher's dtype.
+        InputError: as `Checkpoint.load_model`, and where the device cannot compute in the teacher's dtype.
     """
-    teacher, device = job.teacher, job.teacher.torch_device
-    line, warnings = device_report(device, teacher.torch_dtype, chosen=teacher.device is not None)
+    config, device = job.teacher, job.teacher.torch_device
+    line, warnings = device_report(device, config.torch_dtype, chosen=config.device is not None)
     for text in (line, *warnings):
         job.control.notice(text)
-    return load_model(
-        teacher.checkpoint,
-        vision_config=teacher.vision_config,
-        dtype=teacher.torch_dtype,
-        device=device,
-        quantization=teacher.quantization,
-    )
+    return teacher.load_model(dtype=config.torch_dtype, device=device, quantization=config.quantization)
 
 
 class _Run:
@@ -244,7 +234,7 @@ def _exists(job: DumpJob) -> bool:
 
 def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
     folder = job.images
-    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.image for sample in samples):
+    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.images for sample in samples):
         found = "is missing"
         if folder is not None:
             found = (

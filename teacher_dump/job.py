@@ -8,6 +8,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.inputs.templates import TemplateName
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,14 @@ class DumpJob:
     store: StoreConfig
     retry_unusable: bool = False
     control: DumpControl = field(default_factory=DumpControl)
+
+    def open_teacher(self) -> Checkpoint:
+        """The teacher's checkpoint, found once for the whole dump.
+
+        Raises:
+            InputError: no such checkpoint.
+        """
+        return Checkpoint.open(self.teacher.checkpoint, vision_config=self.teacher.vision_config)
 
 
 @dataclass(frozen=True, kw_only=True)

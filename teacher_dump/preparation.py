@@ -15,18 +15,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.vlm.data.conversations import (
-    ImageFiles,
-    MissingImageError,
-    Sample,
-    every_one,
-    image_hashes,
-    read_images,
-    sample_key,
-)
+from alignkd.vlm.data.conversations import MissingImageError, Sample, image_hashes, read_images
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.images import ImageProcessor
+from alignkd.vlm.inputs.sample_key import sample_key
 
 TICK_SECONDS = 0.5
 
@@ -44,8 +37,8 @@ class Prepared:
         example: without pixels.
         pixels: float32 [3, image_size, image_size] of each image; empty once the teacher has seen them.
         key: content hash of the sample.
-        image_files: the bytes of each image file, one as it is, several as a tuple, or None.
-        image_sha256: of each, likewise.
+        image_files: the bytes of each image file.
+        image_hashes: sha256 of each image file.
     """
 
     place: int
@@ -53,13 +46,8 @@ class Prepared:
     example: Example
     pixels: tuple[NDArray[np.float32], ...]
     key: str
-    image_files: ImageFiles
-    image_sha256: str | tuple[str, ...] | None
-
-    @property
-    def image_hashes(self) -> tuple[str, ...]:
-        """sha256 of each image."""
-        return every_one(self.image_sha256)
+    image_files: tuple[bytes, ...]
+    image_hashes: tuple[str, ...]
 
     @property
     def length(self) -> int:
@@ -166,7 +154,7 @@ class Preparation:
         """Samples that show the same picture are one task: it is read and decoded once."""
         tasks: defaultdict[object, list[tuple[int, Sample]]] = defaultdict(list)
         for place, sample in enumerate(samples, start):
-            tasks[sample.image or place].append((place, sample))
+            tasks[sample.images or place].append((place, sample))
         return [self._pool.submit(self._prepare, members) for members in tasks.values()]
 
     def _prepare(self, members: Sequence[tuple[int, Sample]]) -> list[Prepared | Unusable]:
@@ -183,7 +171,7 @@ class Preparation:
         if sample.problem is not None:
             raise SampleError(sample.problem)
         try:
-            files = read_images(self._images, sample.image)
+            files = read_images(self._images, sample.images)
         except MissingImageError:
             self._check_image_folder()
             raise
@@ -195,11 +183,11 @@ class Preparation:
         return Prepared(
             place=place,
             sample=sample,
-            example=replace(example, pixel_values=None),
-            pixels=example.pixels_of_images,
+            example=replace(example, pixel_values=()),
+            pixels=example.pixel_values,
             key=sample_key(sample.conversations(), hashes, builder.template),
             image_files=files,
-            image_sha256=hashes,
+            image_hashes=hashes,
         )
 
     def _check_image_folder(self) -> None:

@@ -19,7 +19,7 @@ from alignkd.teacher_dump.operation.memory_faults import in_halves
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.sanity_report import (
     MIN_IMAGES,
-    LabelScores,
+    SampleScores,
     SanityFinding,
     finding,
     judge_images,
@@ -48,12 +48,12 @@ class _Checks:
         self.model, self.job = model, job
         self.capture = Capture(model, job.store)
 
-    def scores(self, samples: Sequence[Prepared]) -> list[LabelScores | None]:
+    def scores(self, samples: Sequence[Prepared]) -> list[SampleScores | None]:
         """Of each sample; None where one does not fit the device."""
         teacher = self.job.teacher
         self.capture.begin_window([])
         lengths = [sample.length for sample in samples]
-        found: list[LabelScores | None] = [None] * len(samples)
+        found: list[SampleScores | None] = [None] * len(samples)
         for bucket in length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch):
             self.job.control.check()
             parts = in_halves(lambda numbers: self._score([samples[n] for n in numbers]), bucket, lambda: None)
@@ -62,12 +62,12 @@ class _Checks:
                     found[number] = scores
         return found
 
-    def _score(self, samples: Sequence[Prepared]) -> list[LabelScores]:
+    def _score(self, samples: Sequence[Prepared]) -> list[SampleScores]:
         states = self.capture.supervised_states(samples)
         return [self._label_scores(hidden, sample) for hidden, sample in zip(states, samples, strict=True)]
 
     @torch.no_grad()
-    def _label_scores(self, hidden_ND: Tensor, sample: Prepared) -> LabelScores:
+    def _label_scores(self, hidden_ND: Tensor, sample: Prepared) -> SampleScores:
         wanted_N3 = torch.from_numpy(_labels_and_neighbours(sample)).to(hidden_ND.device)
         picked, entropies = [torch.empty(0, 3)], [torch.empty(0)]
         for hidden_nD, wanted_n3 in zip(
@@ -78,7 +78,7 @@ class _Checks:
             entropies.append(-(logprobs_nV.exp() * logprobs_nV).sum(-1).cpu())
         found = torch.cat(picked).double().numpy()
         beside = np.where(_labels_and_neighbours(sample)[:, 1:] >= 0, found[:, 1:], np.nan)
-        return LabelScores(own_N=found[:, 0], entropy_N=torch.cat(entropies).double().numpy(), beside_N2=beside)
+        return SampleScores(own_N=found[:, 0], entropy_N=torch.cat(entropies).double().numpy(), beside_N2=beside)
 
     def batch(self, samples: Sequence[Prepared]) -> SanityFinding:
         """Hidden states of samples of differing length, together and one by one."""
@@ -129,7 +129,7 @@ def check_teacher(
 
 
 def _check_images(
-    checks: _Checks, samples: Sequence[Prepared], scores: dict[int, LabelScores], vocab_size: int
+    checks: _Checks, samples: Sequence[Prepared], scores: dict[int, SampleScores], vocab_size: int
 ) -> SanityFinding:
     """Every sample of one image with the image of the next such sample, the last with the first's."""
     numbers = list({samples[n].image_hashes: n for n in scores if len(samples[n].image_hashes) == 1}.values())
@@ -139,7 +139,7 @@ def _check_images(
     others = numbers[1:] + numbers[:1]
     swapped = checks.scores(
         [
-            replace(samples[n], pixels=samples[other].pixels, image_sha256=samples[other].image_sha256)
+            replace(samples[n], pixels=samples[other].pixels, image_hashes=samples[other].image_hashes)
             for n, other in zip(numbers, others, strict=True)
         ]
     )

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.tools.verify.label_shift import CLEAR, MIN_PAIRS, VAGUE
+from alignkd.storage.tools.verify.label_shift import CLEAR, MIN_PAIRS, VAGUE, lead
 
 MIN_IMAGES = 32
 # standard errors by which the right images must be better than the wrong ones
@@ -35,7 +35,7 @@ class SanityFinding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelScores:
+class SampleScores:
     """Of one sample's N supervised positions: log-probability of the label, entropy, mean differences to neighbours.
 
     Attributes:
@@ -64,7 +64,7 @@ def finding(name: str, passed: bool | None, figures: str, advice: str = "") -> S
     return SanityFinding(name=name, outcome="failed", message=f"{figures}: {advice}")
 
 
-def judge_labels(scores: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
+def judge_labels(scores: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
     """Is the label of the next or of the previous position clearly likelier than a position's own?"""
     leads, losses = [], []
     for side in (0, 1):
@@ -84,7 +84,7 @@ def judge_labels(scores: Sequence[LabelScores], vocab_size: int) -> SanityFindin
     return finding("labels", True if leads[worst] > CLEAR else None, figures)
 
 
-def judge_images(right: Sequence[LabelScores], swapped: Sequence[LabelScores], vocab_size: int) -> SanityFinding:
+def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
     """Are the labels likelier with the right images than with those of other samples?"""
     if len(right) < MIN_IMAGES:
         return finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
@@ -101,14 +101,3 @@ def judge_images(right: Sequence[LabelScores], swapped: Sequence[LabelScores], v
     return finding(
         "images", bool(gains.mean() > SEEING * error), figures, "it is blind, or the images belong to other samples"
     )
-
-
-def lead(differences: Sequence[NDArray[np.float64]]) -> float:
-    """Mean difference in standard errors; tokens of a sample are not independent, so samples are what counts.
-
-    One nat of spread at least, so that few equal values are not taken for certainty.
-    """
-    values = np.concatenate(differences)
-    of_tokens = max(float(values.std()), 1.0) * np.sqrt(len(values))
-    of_samples = np.sqrt(sum(float((found - values.mean()).sum()) ** 2 for found in differences))
-    return float(values.sum() / max(of_tokens, float(of_samples)))

@@ -5,85 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import (
-    FROM_ALL,
-    KIND_SETTINGS,
-    MAX_DRAWS,
-    MAX_ENTRIES,
-    NOT_STORED,
-    NUCLEUS,
-    PROFILES,
-    Codecs,
-    LogitsCodec,
-    LogitsKind,
-    dtypes_of_kind,
-    profile_codecs,
-)
+from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, LogitsCodec, profile_codecs
+from alignkd.storage.layouts.registry import layout_names
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
-
-# Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "full": {"dtype": "float32"},
-    "topk": {"top_k": 64, "dtype": "float16"},
-    "nucleus": {name: value for name, value in NUCLEUS.items() if name != "kind"},
-    "hidden": {"dtype": "bfloat16"},
-    "sampled": {"num_draws": 50},
-    "none": {},
-}
-SETTINGS = ("top_k", "p", "min_entries", "max_entries", "num_draws", "dtype")
-
-
-class LogitsConfig(Settings):
-    """How the teacher's distribution at supervised positions is kept; what is not given is that of `DEFAULTS`.
-
-    Attributes:
-        kind: `full` keeps every logit; `topk` the `top_k` likeliest tokens; `nucleus` per position the fewest likeliest
-            tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and the exact
-            mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact for every
-            divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none` nothing.
-        top_k: tokens of `topk` at each position; 64 unless given.
-        p: mass that the tokens of `nucleus` have at least; 0.98 unless given.
-        min_entries, max_entries: fewest and most tokens of `nucleus` at a position; 32 and 1024 unless given.
-        num_draws: of `sampled`, at each position; 50 unless given.
-        dtype: codec of the logits (`full`, float32 unless given), of the log-probabilities (`topk`, `nucleus`; float16)
-            or of the states (`hidden`; bfloat16).
-    """
-
-    kind: LogitsKind = "nucleus"
-    top_k: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
-    p: float | None = Field(default=None, gt=0, le=1)
-    min_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
-    max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
-    num_draws: int | None = Field(default=None, ge=1, le=MAX_DRAWS)
-    dtype: str | None = None
-
-    @model_validator(mode="after")
-    def _check_relations(self) -> Self:
-        problems = []
-        for name, value in self._given().items():
-            if name != "dtype" and name not in KIND_SETTINGS[self.kind]:
-                kinds = " and ".join(kind for kind, names in KIND_SETTINGS.items() if name in names)
-                problems.append(f"{name} {value} with kind {self.kind!r}; {name} belongs to kind {kinds}")
-        allowed = dtypes_of_kind(self.kind)
-        if self.dtype is not None and self.dtype not in allowed:
-            expected = f"expected one of {', '.join(allowed)}" if allowed else "leave it out"
-            problems.append(f"dtype {self.dtype!r} with kind {self.kind!r}; {expected}")
-        settings = self._filled_in()
-        if settings.get("min_entries", 0) > settings.get("max_entries", MAX_ENTRIES):
-            problems.append(f"min_entries is {settings['min_entries']}, above max_entries {settings['max_entries']}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    def codec(self) -> LogitsCodec:
-        """The kind with every setting it takes, as the manifest records it."""
-        return LogitsCodec(kind=self.kind, **self._filled_in())
-
-    def _given(self) -> dict[str, Any]:
-        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
-
-    def _filled_in(self) -> dict[str, Any]:
-        return {**DEFAULTS[self.kind], **self._given()}
 
 
 def _codec_for(target: str, *more: str) -> AfterValidator:
@@ -116,13 +40,13 @@ class StoreConfig(Settings):
 
     path: UserLocation
     profile: Literal["exact", "compact", "stem"] | None = None
-    backend: Literal["zarr", "webdataset"] = "zarr"
+    backend: Annotated[str, AfterValidator(OneOf(*layout_names()))] = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
-    logits: LogitsConfig = LogitsConfig()
+    logits: LogitsCodec = LogitsCodec()
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
     on_error: Literal["quarantine", "stop"] = "quarantine"
@@ -152,13 +76,12 @@ class StoreConfig(Settings):
             attention_pairs=self.attention_pairs,
             vision_top=self.vision_top,
             vision_all=self.vision_all,
-            logits=self.logits.codec(),
+            logits=self.logits,
         )
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:
     """A profile's logits with the settings that are given; another kind shares none of them."""
-    given = given.model_dump(exclude_unset=True) if isinstance(given, LogitsConfig) else given
     if given is None or (isinstance(given, dict) and given.get("kind", base["kind"]) == base["kind"]):
         return {**base, **(given or {})}
     return given

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from alignkd.disk.errors import AlignkdError
 from alignkd.disk.next_step import next_step, reason, tried
 
 
-class InputError(ValueError):
+class InputError(AlignkdError):
     """A file, value or configuration of the user's is unusable. The message is one complete line."""
 
 

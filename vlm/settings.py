@@ -32,7 +32,7 @@ class Settings(BaseModel):
         """A section inside this one whose keys are all commented out is one that is not there."""
         if not isinstance(values, dict):
             return values
-        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, Settings)}
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
         return {key: value for key, value in values.items() if value is not None or key not in sections}
 
 
@@ -115,7 +115,7 @@ def _location(value: Any) -> Path | str:
 # The titles are what docs/configuration.md calls these types.
 UserPath = Annotated[Path, BeforeValidator(lambda value: Path(_path_text(value))), Field(title="path")]
 UserLocation = Annotated[Path | str, BeforeValidator(_location), Field(title="path or URL")]
-Checkpoint = Annotated[str, BeforeValidator(_path_text), Field(title="path or hub id")]
+CheckpointName = Annotated[str, BeforeValidator(_path_text), Field(title="path or hub id")]
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountFromZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]

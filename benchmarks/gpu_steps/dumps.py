@@ -41,7 +41,8 @@ class StopsAfterOneShard(DumpControl):
 def run(check: Check) -> None:
     """Every kind; then the same store three times."""
     folder = check.out / "dumps"
-    teacher = load_teacher(dump_job(folder, "raw", check.device))
+    job = dump_job(folder, "raw", check.device)
+    teacher = load_teacher(job, job.open_teacher())
     check.figures["tf32_convolutions"] = torch.backends.cudnn.allow_tf32  # once the product has set what it sets
     del teacher
     for kind in ("raw", "compact") if check.tiny else STORES:
@@ -80,7 +81,7 @@ def same_focus(a: Record, b: Record) -> bool:
     """Whether the same 16 tokens were kept, but for those of equal score (eq. 2)."""
     if a.vision_top_index is None or b.vision_top_index is None:
         return a.vision_top_index is b.vision_top_index
-    score_P = as_float32(a.attention).mean(axis=1).sum(axis=0)
+    score_P = as_float32(a.attention).mean(axis=2).sum(axis=1).reshape(-1)
     scores = (score_P[index.astype(np.int64)] for index in (a.vision_top_index, b.vision_top_index))
     first_K, second_K = scores
     return bool(np.abs(first_K - second_K).max() <= TIE)

@@ -32,7 +32,7 @@ def run(check: Check) -> None:
 
     folder = check.out / "waits"
     job = dump_job(folder, "compact", check.device, "store")
-    teacher = load_teacher(job)
+    teacher = load_teacher(job, job.open_teacher())
     with noticed() as waits:
         dump(job, teacher)
     compare(check, "dump", waits, [HIDDEN_STATES, *LOADING])
@@ -46,9 +46,9 @@ def micro_batch(folder: Path, device: str) -> None:
     from alignkd.student_train.data.collate import collate
 
     job = train_job(folder / "store", folder / "never", steps=1)
-    dataset = open_dataset(job)
+    dataset = open_dataset(job, job.open_student())
     torch.cuda.set_sync_debug_mode("default")
-    student = build_student(job, dataset.reader).to(device)
+    student = build_student(job, job.open_student(), dataset.reader).to(device)
     torch.cuda.set_sync_debug_mode("warn")
     weights = job.train.losses.weights
     samples, targets = [dataset[number] for number in range(len(dataset))], job.train.losses.needed_targets.values()

@@ -42,8 +42,7 @@ def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **setting
     from alignkd.pipeline.ask import Question
     from alignkd.pipeline.ask import ask as answer
 
-    image = images if len(images) > 1 else images[0] if images else None
-    asked = Question(text=question, image=image, **settings)
+    asked = Question(text=question, images=images, **settings)
 
     def notice(text: str) -> None:
         click.echo(f"alignkd: {text}", err=True)

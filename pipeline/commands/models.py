@@ -41,14 +41,10 @@ def models(checkpoint: str | None, vision_config: Path | None, as_json: bool) ->
 
 def size_of_checkpoint(checkpoint: str, vision_config: Path | None) -> ModelSize:
     """The size of a folder or hub id from its `config.json` alone; the family's own need not be fetched."""
-    from alignkd.vlm.model.config import load_config
-    from alignkd.vlm.model.sizes import MEMBERS, family_config, model_size
-    from alignkd.vlm.weights.hub import resolve_checkpoint
+    from alignkd.pipeline.plan.models import config_of
+    from alignkd.vlm.model.sizes import model_size
 
-    if checkpoint in MEMBERS and not Path(checkpoint).exists():
-        return model_size(checkpoint, family_config(checkpoint))
-    folder = resolve_checkpoint(checkpoint, weights=False)
-    return model_size(checkpoint, load_config(folder, vision_config=vision_config))
+    return model_size(checkpoint, config_of(checkpoint, vision_config))
 
 
 def table(sizes: Sequence[ModelSize]) -> str:

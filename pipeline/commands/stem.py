@@ -44,20 +44,16 @@ def extract(
     Example: alignkd stem extract run.yaml --out stem.safetensors
     """
     from alignkd.pipeline.config.recipes import load_stage
+    from alignkd.vlm.hardware.devices import TORCH_DTYPES
     from alignkd.vlm.stem.extract import extract_stem
     from alignkd.vlm.stem.file import is_stem
-    from alignkd.vlm.weights.tower_hash import HASHED_DTYPES
+    from alignkd.vlm.weights.checkpoint import Checkpoint
 
     teacher = load_stage(config, "dump", stage).teacher
     assert teacher is not None
     claim_file("--out", out, is_stem, reads=(config, teacher.checkpoint, teacher.vision_config), force=force)
-    info = extract_stem(
-        teacher.checkpoint,
-        out,
-        dtype=HASHED_DTYPES[dtype or teacher.dtype],
-        lm_head=lm_head,
-        vision_config=teacher.vision_config,
-    )
+    checkpoint = Checkpoint.open(teacher.checkpoint, vision_config=teacher.vision_config)
+    info = extract_stem(checkpoint, out, dtype=TORCH_DTYPES[dtype or teacher.dtype], lm_head=lm_head)
     _report(info, as_json)
 
 
@@ -91,17 +87,12 @@ def size(model: str, vision_config: Path | None, lm_head: bool, dtype: str, as_j
 
     Example: alignkd stem size mtgv/MobileVLM_V2-7B
     """
-    from alignkd.vlm.model.config import load_config
-    from alignkd.vlm.model.sizes import MEMBERS, family_config
+    from alignkd.pipeline.plan.models import config_of
+    from alignkd.vlm.hardware.devices import TORCH_DTYPES
     from alignkd.vlm.stem.stem import stem_sizes
-    from alignkd.vlm.weights.hub import resolve_checkpoint
-    from alignkd.vlm.weights.tower_hash import HASHED_DTYPES
 
-    if model in MEMBERS and not Path(model).exists():
-        config = family_config(model)
-    else:
-        config = load_config(resolve_checkpoint(model, weights=False), vision_config=vision_config)
-    found = _sizes(stem_sizes(config, HASHED_DTYPES[dtype], lm_head=lm_head))
+    config = config_of(model, vision_config)
+    found = _sizes(stem_sizes(config, TORCH_DTYPES[dtype], lm_head=lm_head))
     if as_json:
         print_json({"model": model, "dtype": dtype, "lm_head": lm_head, **found})
     else:

@@ -23,20 +23,25 @@ class Stage:
     config: RunConfig
 
 
-def load_stage(path: Path, command: Command, name: str | None) -> RunConfig:
+def load_stage(path: Path, command: Command, name: str | None, replaced: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration of one stage.
+
+    Args:
+        replaced: as of `load_stages`.
 
     Raises:
         InputError: as `load_stages`, or the file has several stages and none was named.
     """
-    stages = load_stages(path, command, only=name)
+    stages = load_stages(path, command, only=name, replaced=replaced)
     if len(stages) > 1:
         names = ", ".join(str(stage.name) for stage in stages)
         raise InputError(f"{path}: has stages {names}; choose one with --stage, or start all with `alignkd run`")
     return stages[0].config
 
 
-def load_stages(path: Path, command: Command, *, only: str | None = None) -> list[Stage]:
+def load_stages(
+    path: Path, command: Command, *, only: str | None = None, replaced: Mapping[str, Any] | None = None
+) -> list[Stage]:
     """Every stage of a file in its order; a file without `stages` is one without a name.
 
     Sections beside `stages` hold for every stage, whose own keys win. From the second stage on, `student.checkpoint`
@@ -44,6 +49,7 @@ def load_stages(path: Path, command: Command, *, only: str | None = None) -> lis
 
     Args:
         only: name of the one stage that is wanted; the others are not checked.
+        replaced: sections whose keys replace those of every stage.
 
     Raises:
         InputError: one line with every problem of the file, or no stage of that name.
@@ -58,7 +64,7 @@ def load_stages(path: Path, command: Command, *, only: str | None = None) -> lis
     for name, sections in named.items():
         if only not in (None, name):
             continue
-        config, found = checked_config(sections, command)
+        config, found = checked_config(_merged(sections, replaced or {}), command)
         problems += [problem if name is None else f"stage {name}: {problem}" for problem in found]
         if config is not None:
             stages.append(Stage(name=name, config=config))

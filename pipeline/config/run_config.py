@@ -8,13 +8,16 @@ from pydantic import ValidationError, model_validator
 from alignkd.disk.opening import open_regular_or_pipe
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
+from alignkd.storage.codecs.settings import STEM
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.job import DtypeName, TrainJob
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError, unreadable
-from alignkd.vlm.settings import Checkpoint, Count, Settings, UserPath, described
+from alignkd.vlm.hardware.devices import DtypeName
+from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath, described
 
 Command = Literal["dump", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
@@ -52,7 +55,7 @@ class StudentConfig(Settings):
         dtype: of the weights in training; master weights and optimiser state are float32.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointName
     vision_config: UserPath | None = None
     dtype: DtypeName = "float32"
 
@@ -96,8 +99,9 @@ class RunConfig(Settings):
         assert self.train is not None
         if key == "logits":
             return self.store.logits.kind == "none"
-        given = getattr(self.train.targets, key) == "stem" or self.train.stem is not None
-        return getattr(self.store, key) == "none" and not given
+        codec, chosen = getattr(self.store, key), getattr(self.train.targets, key)
+        # a codec `stem` with targets `stored` is a problem of its own
+        return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
 
     def dump_job(self) -> DumpJob:
         """Phase 1 of this configuration."""

@@ -11,14 +11,14 @@ import torch
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.ask import dtype_on
-from alignkd.vlm.data.conversations import ConversationFile, ImagePaths, Sample, read_images, read_json, sample_of_entry
+from alignkd.vlm.data.conversations import ConversationFile, Sample, read_images, read_json, sample_of_entry
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns, tokenize_question
 from alignkd.vlm.model.generation import generate_greedy
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 QUESTION_TYPES_KEY = "question_types"
 
@@ -29,13 +29,13 @@ class Answer:
 
     Attributes:
         id: the sample's id.
-        image: path relative to the image folder, a tuple of several, or None.
+        images: paths relative to the image folder.
         question: without the image placeholder.
         question_type: as the file gives it, or None.
     """
 
     id: str
-    image: ImagePaths
+    images: tuple[str, ...]
     question: str
     question_type: str | None
     expected: str
@@ -117,10 +117,10 @@ def evaluate(
         InputError: unusable checkpoint, device or file, an entry of several turns, or an image that cannot be read.
     """
     questions = load_questions(conversations)
-    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
+    opened = Checkpoint.open(checkpoint, vision_config=vision_config, weights=False)
+    builder = opened.example_builder(template)
     place = usable_device(device)
-    dtype = getattr(torch, dtype_on(place, checkpoint, vision_config))
-    model = load_model(checkpoint, vision_config=vision_config, dtype=dtype, device=place)
+    model = opened.load_model(dtype=getattr(torch, dtype_on(place, opened)), device=place)
     answers: dict[int, Answer] = {}
     for numbers in _batches([sample for sample, _ in questions], builder, batch):
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
@@ -169,7 +169,7 @@ def _question_type(entry: Mapping[str, Any]) -> str | None:
 
 def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images: Path) -> Example:
     try:
-        return builder.build_question(sample.turns[:1], read_images(images, sample.image))
+        return builder.build_question(sample.turns[:1], read_images(images, sample.images))
     except SampleError as error:
         raise InputError(f"{_where(conversations, sample)}: {error}") from error
 
@@ -192,7 +192,7 @@ def _answer(sample: Sample, question_type: str | None, text: str) -> Answer:
     question, answer = (turn.value for turn in sample.turns)
     return Answer(
         id=sample.id,
-        image=sample.image,
+        images=sample.images,
         question=question.replace(IMAGE_PLACEHOLDER, "").strip(),
         question_type=question_type,
         expected=answer.strip(),

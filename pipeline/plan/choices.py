@@ -9,12 +9,19 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import store_size
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, STEM, Codecs, profile_codecs
-from alignkd.storage.schema.manifest import Manifest, Shapes
-from alignkd.teacher_dump.store_config import DEFAULTS
+from alignkd.storage.codecs.settings import (
+    FROM_ALL,
+    LOGITS_DEFAULTS,
+    NOT_STORED,
+    PROFILES,
+    STEM,
+    Codecs,
+    profile_codecs,
+)
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.teacher_dump.fingerprint import manifest_of
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.model.focus import FOCUS_TOKENS
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
@@ -25,7 +32,7 @@ ASSUMED_DISTINCT_DRAWS = 0.25
 _SHA256 = hashlib.sha256(b"").hexdigest()
 # logits that are compared; entries per position are those of the configuration's own kind, where that keeps entries
 LOGITS: Mapping[str, Mapping[str, Any]] = {
-    **{kind: {"kind": kind, **settings} for kind, settings in DEFAULTS.items()},
+    **{kind: {"kind": kind, **settings} for kind, settings in LOGITS_DEFAULTS.items()},
     "hidden int8": {"kind": "hidden", "dtype": "int8_group"},
 }
 
@@ -36,30 +43,19 @@ def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder
     known = {} if builder is None else builder.fingerprint
     probe = [] if builder is None else builder.tokenizer.probe_ids()
     attachments = attachments_of(dict.fromkeys((TOKENIZER_FILE, LM_HEAD_FILE, STEM_FILE), 0), config.store.codecs())
-    return Manifest(
-        fingerprint={
+    return manifest_of(
+        config.teacher,
+        config.store,
+        teacher,
+        checkpoint={
             **known,
             "tokenizer_probe": json.dumps(probe),
             "weights": _SHA256,
             "vision_config": _SHA256,
-            "dtype": config.teacher.precision,
-            "capture": "0",
         },
-        data_fingerprint={"conversations": _SHA256, "max_tokens": str(config.data.max_tokens)},
-        shapes=Shapes(
-            num_heads=teacher.num_heads,
-            hidden_size=teacher.hidden_size,
-            vision_tokens=teacher.vision_tokens,
-            vocab_size=teacher.vocab_size,
-            vision_top_tokens=min(FOCUS_TOKENS, teacher.vision_tokens),
-        ),
-        codecs=config.store.codecs(),
-        backend=config.store.backend,
-        inputs=config.store.inputs,
+        data={"conversations": _SHA256, "max_tokens": str(config.data.max_tokens)},
         attachments=dict.fromkeys(attachments, _SHA256),
         num_samples=data.num_samples,
-        shard_size=config.store.shard_size,
-        seed=config.store.seed,
     )
 
 
@@ -77,8 +73,8 @@ def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: flo
     if manifest.codecs.vision_all not in NOT_STORED:
         top[FROM_ALL] = sizes("vision_top", vision_top=FROM_ALL)
     kept = {
-        "topk": DEFAULTS["topk"]["top_k"],
-        "sampled": ASSUMED_DISTINCT_DRAWS * DEFAULTS["sampled"]["num_draws"],
+        "topk": LOGITS_DEFAULTS["topk"]["top_k"],
+        "sampled": ASSUMED_DISTINCT_DRAWS * LOGITS_DEFAULTS["sampled"]["num_draws"],
         "nucleus": ASSUMED_NUCLEUS,
     }
     own = manifest.codecs.logits.kind

@@ -1,7 +1,7 @@
 """From a configuration and counted data to what decides the memory of both phases."""
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.memory import ELEMENT, StudentLoad, TeacherLoad
+from alignkd.pipeline.plan.memory import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
 from alignkd.pipeline.plan.models import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import TARGETS, StoreSize
@@ -27,7 +27,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
         supervised=round(tokens * float(rows.supervised.sum()) / per_token),
         queries=round(tokens * float(rows.queries.sum()) / per_token) if computed else 0,
         stored=round(tokens * stored / (data.num_records * data.mean("length"))),
-        keeps_logits=config.store.logits.kind not in ("hidden", "none"),
+        logit_bytes=LOGIT_BYTES[config.store.logits.kind],
     )
 
 

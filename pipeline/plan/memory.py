@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from alignkd.pipeline.plan.host import BESIDE_TRAINING, group_sizes, host_bytes
 from alignkd.pipeline.plan.models import ModelShapes
 from alignkd.student_train.engine.zero_config import MAX_BUCKET, sums_in_float32
-from alignkd.teacher_dump.config import TORCH_DTYPES
 from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
 from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
-from alignkd.vlm.hardware.devices import Quantization
+from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
 from alignkd.vlm.model.sizes import ModelSize
 
 BESIDE_TORCH = 1 << 30
@@ -115,7 +114,7 @@ class TeacherLoad:
         supervised, queries: of all samples of a forward pass, positions with a label next and text positions after the
             image; 0 queries where no attention is computed.
         stored: bytes of the targets of a forward pass as the store keeps them.
-        keeps_logits: logits are computed (not where they are kept as hidden states, or not at all).
+        logit_bytes: bytes per logit in work, see `LOGIT_BYTES`; 0 where no logits are computed.
     """
 
     dtype: str
@@ -126,13 +125,14 @@ class TeacherLoad:
     supervised: int
     queries: int
     stored: int
-    keeps_logits: bool
+    logit_bytes: int
 
 
 # batches whose targets wait for the writer: its queue, the one it writes, the one that is computed
 BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
-# bytes per logit in work: the product, float32 log-probabilities, sorted values and their int64 positions, masses
-LOGIT_BYTES = 30
+# Bytes per logit in work, by kind. Kept tokens: the product, float32 log-probabilities, sorted values and their int64
+# positions, masses. Draws: the product, float32 log-probabilities, running sums, and the entropy in float64.
+LOGIT_BYTES = {"full": 30, "topk": 30, "nucleus": 30, "sampled": 40, "hidden": 0, "none": 0}
 # float32 copies of a chunk of logits that the losses of the student hold
 HEAD_COPIES = 6
 # float32 copies of the attention rows in work: of the teacher pass, and of training, where targets of the chunk count
@@ -207,15 +207,15 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     e, D = ELEMENT[load.dtype], model.size.hidden_size
     plain = load.quantization == "none"
     weights = e * model.size.parameters["total"] if plain else model.size.weight_bytes[load.quantization]
-    # the residual and the normed input, beside the widest moment of a layer: gate, up and product, or a norm in float32
+    # input of the layer, residual and normed input, and the widest moment: gate, up and product, or a norm in float32
     widest = max(3 * e * model.size.intermediate_size, 12 * D)
-    decoder = load.tokens * (2 * e * D + widest)
+    decoder = load.tokens * (3 * e * D + widest)
     # queries of the rows and keys, being rotated; rows in work; the kept columns of all rows in float32, and encoded
     heads = model.size.num_heads
     work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
     rows = ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
     rows += 4 * e * D * load.tokens if load.queries else 0
-    logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * LOGIT_BYTES if load.keeps_logits else 0
+    logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes
     states = e * D * (load.tokens + load.supervised)
     keys = model.size.num_key_value_heads * D // heads
     parts = {

@@ -1,12 +1,13 @@
 """What a plan needs to know of a model: its `config.json` and nothing else."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from alignkd.vlm.model.config import VLMConfig, load_config
+from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.model.sizes import MEMBERS, ModelSize, family_config, model_size
-from alignkd.vlm.weights.hub import resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,37 @@ class ModelShapes:
         )
 
 
-def config_of(checkpoint: str, vision_config: Path | None) -> VLMConfig:
-    """The configuration of a folder or hub id; the family's own need not be fetched.
+class PlannedModel:
+    """A model of the configuration: its checkpoint is found at most once, and without its weights.
 
-    Raises:
-        InputError: no such checkpoint, or none of ours.
+    Attributes:
+        name: folder or hub id.
     """
-    if checkpoint in MEMBERS and not Path(checkpoint).exists():
-        return family_config(checkpoint)
-    return load_config(resolve_checkpoint(checkpoint, weights=False), vision_config=vision_config)
+
+    def __init__(self, name: str, vision_config: Path | None) -> None:
+        self.name, self._vision_config = name, vision_config
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Configuration and tokenizer files.
+
+        Raises:
+            InputError: no such checkpoint.
+        """
+        return Checkpoint.open(self.name, vision_config=self._vision_config, weights=False)
+
+    @cached_property
+    def config(self) -> VLMConfig:
+        """The configuration; that of an official model is known without its checkpoint.
+
+        Raises:
+            InputError: no such checkpoint, or an unsupported one.
+        """
+        if self.name in MEMBERS and not Path(self.name).exists():
+            return family_config(self.name)
+        return self.checkpoint.config
+
+
+def config_of(checkpoint: str, vision_config: Path | None) -> VLMConfig:
+    """`PlannedModel.config`, for callers that need nothing else."""
+    return PlannedModel(checkpoint, vision_config).config

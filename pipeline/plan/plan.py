@@ -33,7 +33,7 @@ from alignkd.pipeline.plan.devices import (
 )
 from alignkd.pipeline.plan.loads import student_load, teacher_load
 from alignkd.pipeline.plan.memory import ELEMENT, Memory, StudentLoad, student_memory, teacher_memory
-from alignkd.pipeline.plan.models import ModelShapes, config_of
+from alignkd.pipeline.plan.models import ModelShapes, PlannedModel, config_of
 from alignkd.pipeline.plan.probe import Probe, entries_in_store, run_probe
 from alignkd.pipeline.plan.samples import DataSize, assumed_samples, count_samples
 from alignkd.pipeline.plan.stem import StemPlan, sizes_of, stem_bytes_on_disk, stem_flops, stem_plan, takes_from_stem
@@ -47,7 +47,6 @@ from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
-from alignkd.vlm.weights.checkpoint import load_example_builder
 
 TYPICAL_TOKENIZER_BYTES = 500_000
 SAFETENSORS_HEADER_BYTES = 88
@@ -191,9 +190,10 @@ def make_plan(
         InputError: unusable data, checkpoint or options.
     """
     assert config.teacher is not None
-    teacher_config = config_of(config.teacher.checkpoint, config.teacher.vision_config)
-    teacher = ModelShapes.of(config.teacher.checkpoint, teacher_config)
-    builder = _builder(config) if options.samples is None else None
+    teacher_model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config)
+    teacher_config = teacher_model.config
+    teacher = ModelShapes.of(teacher_model.name, teacher_config)
+    builder = teacher_model.checkpoint.example_builder(config.data.template) if options.samples is None else None
     data = _data(config, options, teacher, builder)
     if not len(data.rows):
         raise InputError(
@@ -258,12 +258,6 @@ def free_bytes(store: Path | str) -> int | None:
     return shutil.disk_usage(place).free
 
 
-def _builder(config: RunConfig) -> ExampleBuilder:
-    assert config.teacher is not None
-    teacher = config.teacher
-    return load_example_builder(teacher.checkpoint, template=config.data.template, vision_config=teacher.vision_config)
-
-
 def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: ExampleBuilder | None) -> DataSize:
     store, data = config.store, config.data
     if builder is None:
@@ -292,7 +286,7 @@ def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder
 
 def _entries(store: StoreConfig, teacher: VLMConfig, given: float | None, probe: Probe | None) -> tuple[float, str]:
     """Kept tokens per supervised position, and where the figure is from."""
-    codec = store.logits.codec()
+    codec = store.logits
     if codec.kind not in ("topk", "nucleus", "sampled"):
         return 0.0, "no tokens are kept one by one"
     if given is not None:

@@ -82,7 +82,7 @@ def entries_in_store(config: StoreConfig) -> float | None:
         reader = StoreReader(config.path, allow_incomplete=True)
     except StoreError:
         return None
-    if not len(reader) or reader.manifest.codecs.logits != config.logits.codec():
+    if not len(reader) or reader.manifest.codecs.logits != config.logits:
         return None
     return mean_entries(reader)
 
@@ -113,7 +113,6 @@ def _some_samples(config: RunConfig, count: int, path: Path) -> Path:
     for index in order:
         sample = samples[int(index)]
         if sample.problem is None:
-            image = {} if sample.image is None else {"image": sample.image}
-            entries.append({"id": sample.id, **image, "conversations": sample.conversations()})
+            entries.append({"id": sample.id, "image": sample.images, "conversations": sample.conversations()})
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return path

@@ -4,7 +4,6 @@ Counted from the data itself by the dump's own tokenizer and templates, for the 
 is a random draw from the whole data set, so a few thousand samples say within about a percent what all will take.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from alignkd.pipeline.data.process_pool import Workers, usable_cpus
 from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text
+from alignkd.storage.layouts.rows import sample_text
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.inputs.examples import is_overlong
 
@@ -224,13 +224,7 @@ def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
 
 
 def _stored_text(sample: Sample) -> bytes:
-    hashes = [SHA256] * len(sample.images)
-    stored = {
-        "conversations": sample.conversations(),
-        "image": sample.image,
-        "image_sha256": hashes if len(hashes) > 1 else hashes[0] if hashes else None,
-    }
-    text = json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
+    text = sample_text(sample.conversations(), sample.images, [SHA256] * len(sample.images))
     return text.encode("utf-8", "surrogatepass")
 
 

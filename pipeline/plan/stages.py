@@ -7,7 +7,7 @@ from typing import Any
 from alignkd.pipeline.config.recipes import load_stages
 from alignkd.pipeline.plan.models import ModelShapes
 from alignkd.pipeline.plan.plan import Plan, PlanOptions, make_plan, shapes_of_student
-from alignkd.storage.files.source import check_location
+from alignkd.storage.files.location import check_location
 
 
 def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan]:

@@ -10,16 +10,19 @@ from alignkd.pipeline.plan.devices import training_flops
 from alignkd.pipeline.plan.memory import StudentLoad
 from alignkd.pipeline.plan.models import ModelShapes, config_of
 from alignkd.pipeline.plan.samples import DataSize
-from alignkd.storage.codecs.settings import STEM, STEM_TARGETS
-from alignkd.teacher_dump.config import TORCH_DTYPES, TeacherConfig
+from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.student_train.target_source import target_source
+from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
 from alignkd.vlm.stem.stem import StemSizes, stem_shapes, stem_sizes
+from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.hub import cached_checkpoint
-from alignkd.vlm.weights.tower_hash import HASHED_DTYPES, checkpoint_tower_hash, tower_settings
+from alignkd.vlm.weights.tower_hash import checkpoint_tower_hash, tower_settings
 
 _SHA256 = "0" * 64
 # of `builder_entries`, where there is no tokenizer to ask
@@ -113,15 +116,15 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
         return None, f"the student {student.checkpoint} is not there yet"
     for name, found, expected in _differing(own, theirs):
         return False, f"{name} is {found} in the student, {expected} in the teacher"
-    folders = [cached_checkpoint(model.checkpoint) for model in (teacher, student)]
-    if any(folder is None for folder in folders):
+    folders = (cached_checkpoint(teacher.checkpoint), cached_checkpoint(student.checkpoint))
+    if folders[0] is None or folders[1] is None:
         return None, "not both checkpoints are on this machine; `alignkd train` compares the towers"
+    checkpoints = (
+        Checkpoint.open(folders[0], vision_config=teacher.vision_config),
+        Checkpoint.open(folders[1], vision_config=student.vision_config),
+    )
     try:
-        hashes = {
-            checkpoint_tower_hash(folder, shapes, student.dtype)
-            for folder, shapes in zip(folders, (theirs, own), strict=True)
-            if folder is not None
-        }
+        hashes = {checkpoint_tower_hash(checkpoint, student.dtype) for checkpoint in checkpoints}
     except InputError as error:
         return None, f"the towers cannot be compared ({error})"
     if len(hashes) > 1:
@@ -134,9 +137,9 @@ def takes_from_stem(config: RunConfig) -> bool:
     if config.train is None:
         return bool(config.store.codecs().from_stem)
     weighed = {*config.train.losses.needed_targets.values()}
-    chosen = config.train.targets
+    chosen, has_stem = config.train.targets, config.train.stem is not None
     return any(
-        getattr(chosen, key) == STEM or (getattr(chosen, key) is None and getattr(config.store, key) == STEM)
+        target_source(getattr(config.store, key), getattr(chosen, key), has_stem=has_stem) == "stem"
         for key in weighed & set(STEM_TARGETS)
     )
 
@@ -150,7 +153,7 @@ def stem_bytes_on_disk(teacher: VLMConfig, settings: TeacherConfig, builder: Exa
     }
     known = dict.fromkeys(TYPICAL_ENTRIES, _SHA256) if builder is None else builder_entries(builder)
     fingerprint = {**known, "weights": _SHA256, "vision_config": _SHA256}
-    tower = dict.fromkeys(HASHED_DTYPES, _SHA256)
+    tower = dict.fromkeys(TORCH_DTYPES, _SHA256)
     return stem_file_bytes(StemParts(weights=weights, fingerprint=fingerprint, tower=tower, config=teacher))
 
 

@@ -13,7 +13,7 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpResult
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.status import WorkerStatus
-from alignkd.teacher_dump.operation.stops import StopSignals
+from alignkd.teacher_dump.operation.stops import DumpStopSignals
 from alignkd.teacher_dump.operation.workers import Worker, worker_of
 
 
@@ -44,7 +44,7 @@ def run_dump(config: RunConfig, worker: str | None = None, *, retry_unusable: bo
     which = worker_of(os.environ, worker)
     job = replace(config.dump_job(), retry_unusable=retry_unusable)
     # disable=None: quiet when stderr is not a terminal
-    with StopSignals() as stops, tqdm(desc=_bar_name(which), unit="sample", disable=None) as bar:
+    with DumpStopSignals() as stops, tqdm(desc=_bar_name(which), unit="sample", disable=None) as bar:
 
         def progress(status: WorkerStatus) -> None:
             bar.total = status.total

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignkd.pipeline.console import format_bytes
-from alignkd.storage.files.source import as_location
+from alignkd.storage.files.location import as_location
 from alignkd.storage.read.listing import ShardInfo, list_shards
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
 

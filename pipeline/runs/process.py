@@ -12,8 +12,8 @@ from alignkd.disk.cache_home import cache_home, has_home
 from alignkd.pipeline.console import end_for, is_utf8, say
 
 UTF8_MODE = "PYTHONUTF8"
-# `alignkd` itself, and what `python -m alignkd.pipeline.cli` and launchers start
-_PROGRAMS = ("alignkd", "cli.py")
+# what `alignkd`, `python -m alignkd` and `python -m alignkd.pipeline.cli` start, also below torchrun and deepspeed
+_PROGRAMS = ("alignkd", "alignkd/__main__.py", "pipeline/cli.py")
 
 
 class Program(click.Group):
@@ -77,4 +77,5 @@ def settle_caches() -> None:
 
 def _is_our_process() -> bool:
     """Not a notebook or a test that calls the command: they would be started again."""
-    return bool(sys.executable) and Path(sys.argv[0]).name in _PROGRAMS
+    program = Path(sys.argv[0])
+    return bool(sys.executable) and any(program.match(name) for name in _PROGRAMS)

@@ -98,7 +98,8 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
     finished = read_finished(config.train.output)
     if finished is None or _kept_configuration(config.train.output) != config:
         return None
-    start = starting_point(config.train_job())
+    job = config.train_job()
+    start = starting_point(job, job.open_student())
     if any(finished["settings"].get(name) != value for name, value in start.items()):
         return None
     return {name: finished[name] for name in ("step", "samples_seen", "skipped_steps", "metrics")}

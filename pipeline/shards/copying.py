@@ -2,27 +2,26 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from alignkd.pipeline.console import clean_errors, json_option, print_json
-from alignkd.pipeline.shards.options import LOCATION, progress_bar
+from alignkd.pipeline.shards.options import LOCATION, LayoutChoice, progress_bar
 
 if TYPE_CHECKING:
     from alignkd.storage.tools.convert import CopyReport
 
 MAX_NAMED = 10
-Layout = Literal["zarr", "webdataset"]
 
 
 @click.command()
 @click.argument("source", type=LOCATION)
 @click.argument("target", type=LOCATION)
-@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), required=True, help="Layout of TARGET.")
+@click.option("--backend", type=LayoutChoice(), required=True, help="Layout of TARGET.")
 @json_option
 @clean_errors
-def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bool) -> None:
+def convert(source: Path | str, target: Path | str, backend: str, as_json: bool) -> None:
     """Copy SOURCE to TARGET in another layout.
 
     Nothing is decoded or rounded again. Quarantined samples and attachments come along. Stop it any time and run it
@@ -30,7 +29,7 @@ def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bo
 
     Example: alignkd shards convert runs/store runs/store-tar --backend webdataset
     """
-    from alignkd.storage.schema.manifest import load_manifest
+    from alignkd.storage.places import load_manifest
     from alignkd.storage.tools.convert import convert_store
 
     with progress_bar("convert", load_manifest(source).num_samples, "sample") as done:
@@ -43,11 +42,11 @@ def convert(source: Path | str, target: Path | str, backend: Layout, as_json: bo
 
 @click.command()
 @click.argument("stores", metavar="STORE STORE... TARGET", type=LOCATION, nargs=-1, required=True)
-@click.option("--backend", type=click.Choice(["zarr", "webdataset"]), help="Layout of TARGET; else the first store's.")
+@click.option("--backend", type=LayoutChoice(), help="Layout of TARGET; else the first store's.")
 @click.option("--keep-first", is_flag=True, help="Of a record that two stores have keep the first store's.")
 @json_option
 @clean_errors
-def merge(stores: tuple[Path | str, ...], backend: Layout | None, keep_first: bool, as_json: bool) -> None:
+def merge(stores: tuple[Path | str, ...], backend: str | None, keep_first: bool, as_json: bool) -> None:
     """Merge stores of one teacher into TARGET.
 
     The stores hold different data. Indices of the second store's samples go on where the first's end, and so on.
@@ -56,7 +55,7 @@ def merge(stores: tuple[Path | str, ...], backend: Layout | None, keep_first: bo
 
     Example: alignkd shards merge runs/captions runs/dialogs runs/all
     """
-    from alignkd.storage.schema.manifest import load_manifest
+    from alignkd.storage.places import load_manifest
     from alignkd.storage.tools.merge import merge_stores
 
     if len(stores) < 3:

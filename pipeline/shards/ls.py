@@ -30,7 +30,7 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     if unusable:
         print_unusable(store, as_json)
         return
-    from alignkd.storage.files.source import open_files
+    from alignkd.storage.places import open_files
     from alignkd.storage.read.listing import list_shards, list_store
     from alignkd.storage.schema.manifest import read_manifest
 

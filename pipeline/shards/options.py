@@ -24,9 +24,22 @@ class Location(click.ParamType[Path | str]):
     name = "store"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        from alignkd.storage.files.source import as_location
+        from alignkd.storage.files.location import as_location
 
         return as_location(value)
+
+
+class LayoutChoice(click.Choice[str]):
+    """One of the layouts of `storage/layouts/registry.py`, which is imported when the choice is used."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # click sets an attribute
+        from alignkd.storage.layouts.registry import layout_names
+
+        return layout_names()
 
 
 LOCATION = Location()

@@ -92,7 +92,7 @@ def _draw(
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")
     if not record.has_image:
         fail(f"sample {record.id!r} (index {record.index}) has no image to draw; choose another record")
-    files = record.image_files
+    files = record.image_bytes
     if not files:
         if images is None:
             fail(f"the store has only the path of {', '.join(record.images)}; give the folder of the images (--images)")

@@ -41,12 +41,12 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
     """
     if quick and deep:
         raise click.UsageError("--quick and --deep ask for the opposite; give one of them")
-    from alignkd.storage.files.source import open_files
-    from alignkd.storage.tools.verify.files import files_to_verify
+    from alignkd.storage.places import open_files
 
     records: list[UnreadableRecord] = []
     found: dict[str, Any] = {}
-    with nullcontext(open_files(store)) if quick else files_to_verify(store) as files:
+    opened = open_files(store)
+    with nullcontext(opened) if quick else opened.past_caches() as files:
         report = _verify(files, quick)
         problems = [*report.problems]
         shards = sorted({problem.shard for problem in problems if problem.shard is not None})

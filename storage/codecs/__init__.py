@@ -1,4 +1,11 @@
-"""How a target becomes stored arrays. One file per codec; `get_codec` finds one by its manifest name."""
+"""How float targets become stored arrays: one file per codec, which `CODECS` lists by their names.
+
+A codec has a second half in torch in each phase: an encoder in `teacher_dump/targets/device_codecs.py` and a decoder in
+`student_train/data/decode.py`. storage does not import torch, so these modules compare their tables with `CODECS` when
+they are imported (`check_all_present`). A codec without its torch side is an error at start, not amid a dump.
+"""
+
+from collections.abc import Iterable
 
 from alignkd.storage.codecs.base import Codec
 from alignkd.storage.codecs.bfloat16 import Bfloat16
@@ -9,9 +16,9 @@ from alignkd.storage.codecs.int8_group import Int8Group
 from alignkd.storage.codecs.sqrt_u8 import SqrtU8
 from alignkd.storage.errors import StoreError
 
-__all__ = ["Codec", "codec_names", "get_codec"]
+__all__ = ["CODECS", "Codec", "check_all_present", "codec_names", "get_codec"]
 
-_CODECS: dict[str, Codec] = {
+CODECS: dict[str, Codec] = {
     codec.name: codec for codec in (Float32(), Float16(), Bfloat16(), SqrtU8(), Int8Channel(), Int8Group())
 }
 
@@ -20,13 +27,30 @@ def get_codec(name: str) -> Codec:
     """The codec of that name.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is no such codec.
     """
-    if name not in _CODECS:
-        raise StoreError(f"codec is {name!r}, expected one of {', '.join(_CODECS)}")
-    return _CODECS[name]
+    if name not in CODECS:
+        raise StoreError(f"codec is {name!r}, expected one of {', '.join(CODECS)}")
+    return CODECS[name]
 
 
 def codec_names(target: str) -> tuple[str, ...]:
     """The codecs that may store a target (see `Codec.targets`)."""
-    return tuple(name for name, codec in _CODECS.items() if target in codec.targets)
+    return tuple(name for name, codec in CODECS.items() if target in codec.targets)
+
+
+def check_all_present(names: Iterable[str], place: str) -> None:
+    """Refuse a table that does not have exactly the codecs of `CODECS`; called when the table's module is imported.
+
+    Args:
+        names: the codecs in the table.
+        place: file and name of the table.
+
+    Raises:
+        ImportError: naming the codec and the place.
+    """
+    found = set(names)
+    if missing := sorted(CODECS.keys() - found):
+        raise ImportError(f"codec {missing[0]!r} of storage/codecs is missing in {place}; add it there")
+    if unknown := sorted(found - CODECS.keys()):
+        raise ImportError(f"codec {unknown[0]!r} in {place} is missing in storage/codecs/__init__.py; add it there")

@@ -1,4 +1,4 @@
-"""What every codec of a float target offers."""
+"""The interface of a codec of float targets."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -20,21 +20,20 @@ def part_column(field: str, part: str) -> str:
 class Codec(Protocol):
     """Turns float values into one or more stored arrays and back, along the LAST axes; leading axes are free.
 
-    The part named "" has the shape of the values; others (a scale, say) are stored beside it as `<field>_<part>`.
-    To add a codec: one file with a class like this, one line in `storage/codecs/__init__.py`.
+    The part named "" has the shape of the values. Other parts (a scale, for example) are stored as `<field>_<part>`.
     """
 
     @property
     def name(self) -> str:
-        """The name in the manifest."""
+        """Name in the manifest."""
 
     @property
     def targets(self) -> frozenset[str]:
-        """What it may store: `attention`, `vision_top`, `vision_all`, `hidden`."""
+        """The targets that it may store: `attention`, `vision_top`, `vision_all`, `hidden`."""
 
     @property
     def plain(self) -> bool:
-        """Whether the part "" is the float array itself; a Record then holds that, not an EncodedArray."""
+        """Whether the part "" is the float array itself; a Record then holds this array, not an EncodedArray."""
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -48,17 +47,36 @@ class Codec(Protocol):
         """Each stored part -> dtype and shape, for values of `shape`."""
 
     def encode(self, values: NDArray[Any]) -> Parts:
-        """Stored parts of finite float values.
+        """Encode finite float values.
 
         Raises:
             RecordError: the codec cannot hold these values.
         """
 
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The values again, on the host; for tools and tests."""
+        """Decode on the host, float32; for tools and tests."""
+
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Largest possible |decoded - exact| of each value, float32, in the shape of the values."""
 
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
-        """Stored numbers that `encode` never makes: they decode to NaN, infinity or beyond the scale."""
+        """Count stored numbers that `encode` never makes: they decode to NaN, infinity or beyond the scale."""
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: `codec_id`, the decoding `formula` and the `error_bound`, for readers without this package."""
+
+
+# turns a bound relative to the exact value into one relative to the rounded value
+_FROM_ROUNDED = np.float32(1 + 2**-7)
+
+
+def rounding_bound(rounded: NDArray[Any], step: float, smallest: float) -> NDArray[np.float32]:
+    """Error bound of values that were rounded to a float format.
+
+    Args:
+        step: half the distance between neighbours, relative to the value.
+        smallest: the bound below the format's normal range.
+    """
+    relative = np.abs(rounded.astype(np.float32, copy=False)) * np.float32(step) * _FROM_ROUNDED
+    bound: NDArray[np.float32] = np.maximum(relative, np.float32(smallest))
+    return bound

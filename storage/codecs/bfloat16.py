@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape, rounding_bound
 from alignkd.storage.errors import RecordError
 
 LARGEST = float.fromhex("0x1.FEp127")  # 3.39e38
-_INFINITY = 0x7F80  # bits of +inf; what is above, the sign apart, is NaN
+_INFINITY = 0x7F80  # bits of +inf; greater magnitudes are NaN
 
 
 class Bfloat16:
-    """Bit patterns u2, rounded to nearest even; a device reads them as its own bfloat16.
+    """Bit patterns as uint16, rounded to nearest even; a device reads them as its own bfloat16.
 
     x' = float32 with the bits q << 16. |x' - x| <= |x| * 2^-8, and <= 2^-134 below the normal range (1.2e-38).
-    numpy has no such dtype, hence integers.
+    The stored dtype is an integer because numpy has no bfloat16.
     """
 
     name = "bfloat16"
@@ -50,6 +50,9 @@ class Bfloat16:
 
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return (parts[""].astype(np.uint32) << 16).view(np.float32)
+
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return rounding_bound(self.decode(parts), 2**-8, 2**-134)
 
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
         return int(np.count_nonzero((parts[""] & 0x7FFF) >= _INFINITY))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.codecs.base import Parts, PartShapes, Shape
+from alignkd.storage.codecs.base import Parts, PartShapes, Shape, rounding_bound
 from alignkd.storage.errors import RecordError
 
 
@@ -39,6 +39,9 @@ class Float16:
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return parts[""].astype(np.float32)
 
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return rounding_bound(parts[""], 2**-11, 2**-25)
+
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
         return _num_infinite_or_nan(parts[""])
 
@@ -47,6 +50,6 @@ class Float16:
 
 
 def _num_infinite_or_nan(values: NDArray[np.float16]) -> int:
-    """By their bits, ten times as fast as asking float by float: all exponent bits are set."""
+    # by their bits, which is ten times as fast as np.isfinite: all bits of the exponent are set
     exponents = np.ascontiguousarray(values).view(np.uint16) & np.uint16(0x7C00)
     return int(np.count_nonzero(exponents == 0x7C00))

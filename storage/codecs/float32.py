@@ -1,4 +1,4 @@
-"""`float32`: the values as they are."""
+"""`float32`: the values without any change."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +27,9 @@ class Float32:
 
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return parts[""]
+
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return np.zeros(parts[""].shape, np.float32)
 
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
         return int(np.count_nonzero(~np.isfinite(parts[""])))

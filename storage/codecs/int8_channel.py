@@ -1,6 +1,6 @@
 """`int8_channel`: 8 bits per value and one scale per channel over all tokens of an image.
 
-Vision embeddings have a few outlier channels: a scale per token would give all its steps to them.
+Vision embeddings have a few outlier channels, which would use up all steps of a scale per token.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs.base import Parts, PartShapes, Shape
-from alignkd.storage.codecs.half_scale import DTYPE, int8_scale, invalid_int8, invalid_scales, to_int8
+from alignkd.storage.codecs.half_scale import DTYPE, STEP_BOUND, int8_scale, invalid_int8, invalid_scales, to_int8
 
 
 class Int8Channel:
@@ -41,6 +41,10 @@ class Int8Channel:
 
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return parts[""] * parts["scale"].astype(np.float32)[..., None, :]
+
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        bound = np.float32(STEP_BOUND) * parts["scale"].astype(np.float32)[..., None, :]
+        return np.broadcast_to(bound, parts[""].shape)
 
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
         return invalid_int8(parts[""]) + invalid_scales(parts["scale"])

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs.base import Parts, PartShapes, Shape
-from alignkd.storage.codecs.half_scale import DTYPE, int8_scale, invalid_int8, invalid_scales, to_int8
+from alignkd.storage.codecs.half_scale import DTYPE, STEP_BOUND, int8_scale, invalid_int8, invalid_scales, to_int8
 
 GROUP = 64
 
@@ -41,6 +41,9 @@ class Int8Group:
     def decode(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         values: NDArray[np.float32] = parts[""] * _per_channel(parts["scale"].astype(np.float32), parts[""].shape[-1])
         return values
+
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return _per_channel(np.float32(STEP_BOUND) * parts["scale"].astype(np.float32), parts[""].shape[-1])
 
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
         return invalid_int8(parts[""]) + invalid_scales(parts["scale"])

@@ -1,4 +1,4 @@
-"""Which codec stores which target: the part of a manifest, and of a run's configuration, that users choose."""
+"""Which codec stores which target: the part of a manifest and of a run's configuration that users choose."""
 
 from copy import deepcopy
 from typing import Annotated, Any, Literal, Self
@@ -11,41 +11,45 @@ from alignkd.storage.errors import StoreError
 LogitsKind = Literal["full", "topk", "nucleus", "hidden", "sampled", "none"]
 
 FROM_ALL = "from_all"
-# of a target that is not stored because the teacher's stem gives it; of one that is neither stored nor given
+# STEM: the target is not stored, because the teacher's stem gives it. NONE: it is neither stored nor given.
 STEM, NONE = "stem", "none"
 NOT_STORED = (NONE, STEM)
 STEM_TARGETS = ("attention", "vision_top", "vision_all")
 LOG_PROB_CODECS = ("float32", "float16")
-# settings that a kind needs beside its dtype; it takes no others
-KIND_SETTINGS: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "topk": ("top_k",),
-    "nucleus": ("p", "min_entries", "max_entries"),
-    "hidden": (),
-    "sampled": ("num_draws",),
-    "none": (),
+# The settings that each kind of logits takes, with their defaults. 50 draws as in random-sampling knowledge
+# distillation (arXiv 2503.16870).
+LOGITS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {"dtype": "float32"},
+    "topk": {"top_k": 64, "dtype": "float16"},
+    "nucleus": {"p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"},
+    "hidden": {"dtype": "bfloat16"},
+    "sampled": {"num_draws": 50},
+    "none": {},
 }
-DEFAULT_DTYPES = {"full": "float16", "topk": "float16", "nucleus": "float16", "hidden": "bfloat16"}
 MAX_ENTRIES = 1 << 22
 MAX_DRAWS = (1 << 16) - 1  # counts are uint16 at most
 
 
 class LogitsCodec(BaseModel):
-    """How the teacher's distribution at supervised positions is kept.
+    """How the teacher's distribution at supervised positions is kept; what is not given is that of `LOGITS_DEFAULTS`.
 
     Attributes:
-        kind: `full` every logit; `topk` the likeliest `top_k` tokens and the label; `nucleus` per position the
-            smallest set of tokens with mass `p`, but `min_entries` to `max_entries` of them, and the label; both with
-            the exact mass of the tail; `hidden` the last hidden state (training needs the teacher's lm_head);
-            `sampled` the tokens of `num_draws` draws (forward KL only).
-        top_k, p, min_entries, max_entries, num_draws: of the kinds that they are named at, needed there.
-        dtype: codec of the logits (`full`), log-probs (`topk`, `nucleus`) or states (`hidden`): float16, for `hidden`
-            bfloat16 unless given; `sampled` has none. Kind `none` ignores it (schema 1 recorded one).
+        kind: `full` keeps every logit; `topk` the `top_k` most probable tokens; `nucleus` per position the fewest most
+            probable tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and
+            the exact mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact
+            for every divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none`
+            nothing.
+        top_k: tokens of `topk` at each position; 64 unless given.
+        p: mass that the tokens of `nucleus` have at least; 0.98 unless given.
+        min_entries, max_entries: fewest and most tokens of `nucleus` at a position; 32 and 1024 unless given.
+        num_draws: draws of `sampled` at each position; 50 unless given.
+        dtype: codec of the logits (`full`, float32 unless given), of the log-probabilities (`topk`, `nucleus`; float16)
+            or of the states (`hidden`; bfloat16).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    kind: LogitsKind = "topk"
+    kind: LogitsKind = "nucleus"
     top_k: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     p: float | None = Field(default=None, gt=0, le=1)
     min_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
@@ -55,37 +59,35 @@ class LogitsCodec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_dtype(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and settings.get("dtype") is None:
-            kind = settings.get("kind", "topk")
-            return {**settings, "dtype": DEFAULT_DTYPES.get(kind) if isinstance(kind, str) else None}
-        return settings
+    def _fill_in_defaults(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        given = {name: value for name, value in settings.items() if value is not None}
+        kind = given.get("kind", "nucleus")
+        return {**LOGITS_DEFAULTS.get(kind, {}), **given} if isinstance(kind, str) else settings
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
-        needed = KIND_SETTINGS[self.kind]
+        problems = []
         for name in ("top_k", "p", "min_entries", "max_entries", "num_draws"):
             value = getattr(self, name)
-            if (value is not None) != (name in needed):
-                kinds = " and ".join(kind for kind, names in KIND_SETTINGS.items() if name in names)
-                raise ValueError(f"logits kind {self.kind} with {name} {value}: {name} belongs to kind {kinds}")
-        if self.min_entries is not None and self.max_entries is not None and self.min_entries > self.max_entries:
-            raise ValueError(f"logits min_entries is {self.min_entries}, above max_entries {self.max_entries}")
-        self._check_dtype()
-        return self
-
-    def _check_dtype(self) -> None:
+            if value is not None and name not in LOGITS_DEFAULTS[self.kind]:
+                kinds = " and ".join(kind for kind, settings in LOGITS_DEFAULTS.items() if name in settings)
+                problems.append(f"{name} {value} with kind {self.kind!r}; {name} belongs to kind {kinds}")
         allowed = dtypes_of_kind(self.kind)
-        if self.dtype is None and self.kind not in DEFAULT_DTYPES:
-            return
-        if self.dtype not in allowed:
+        if self.dtype is not None and self.dtype not in allowed:
             expected = f"expected one of {', '.join(allowed)}" if allowed else "leave it out"
-            raise ValueError(f"logits kind {self.kind} with dtype {self.dtype}: {expected}")
+            problems.append(f"dtype {self.dtype!r} with kind {self.kind!r}; {expected}")
+        if self.min_entries is not None and self.max_entries is not None and self.min_entries > self.max_entries:
+            problems.append(f"min_entries is {self.min_entries}, above max_entries {self.max_entries}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def dtypes_of_kind(kind: str) -> tuple[str, ...]:
-    """The codecs that `dtype` may name for a kind of logits; none for `sampled`."""
-    if kind == "sampled":
+    """The codecs that `dtype` may name for a kind of logits; empty for kinds without a dtype."""
+    if "dtype" not in LOGITS_DEFAULTS[kind]:
         return ()
     return codec_names("hidden") if kind == "hidden" else LOG_PROB_CODECS
 
@@ -101,15 +103,15 @@ def _codec_for(target: str, *others: str) -> AfterValidator:
 
 
 class Codecs(BaseModel):
-    """How each target is stored; `none` = not stored; `stem` = not stored, because the teacher's stem gives it.
+    """How each target is stored. `none`: not stored. `stem`: not stored, because the teacher's stem gives it.
 
     Attributes:
-        attention: of the first layer's attention.
-        attention_pairs: which queries and keys: text-query-vision, text-query-text or vision-query-vision.
-        vision_top: of the focused vision tokens; `from_all` stores their index only, the embeddings are rows of
+        attention: codec of the first layer's attention.
+        attention_pairs: its queries and keys: text-query-vision, text-query-text or vision-query-vision.
+        vision_top: codec of the focused vision tokens; `from_all` stores their index only, the embeddings are rows of
             those of `vision_all`.
-        vision_all: of all vision tokens.
-        logits: of the distribution at supervised positions.
+        vision_all: codec of all vision tokens.
+        logits: codec of the distribution at supervised positions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -134,9 +136,9 @@ class Codecs(BaseModel):
         return tuple(name for name in STEM_TARGETS if getattr(self, name) == STEM)
 
 
-NUCLEUS = {"kind": "nucleus", "p": 0.98, "min_entries": 32, "max_entries": 1024, "dtype": "float16"}
-# Settings by name, as a run's configuration spells them: `exact` rounds to 16 bits, `compact` to 8, `stem` stores what
-# the teacher's stem cannot give.
+_NUCLEUS = {"kind": "nucleus", **LOGITS_DEFAULTS["nucleus"]}
+# Settings by name, as a run's configuration spells them: `exact` rounds to 16 bits, `compact` to 8, `stem` stores only
+# what the teacher's stem cannot give.
 PROFILES: dict[str, dict[str, Any]] = {
     "exact": {
         "attention": "float16",
@@ -148,17 +150,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": "sqrt_u8",
         "vision_top": FROM_ALL,
         "vision_all": "int8_channel",
-        "logits": NUCLEUS,
+        "logits": _NUCLEUS,
     },
     "stem": {
         **dict.fromkeys(STEM_TARGETS, STEM),
-        "logits": NUCLEUS,
+        "logits": _NUCLEUS,
     },
 }
 
 
 def profile_codecs(name: str) -> dict[str, Any]:
-    """The codec settings of a profile, as plain values to change and to give to `Codecs`.
+    """The codec settings of a profile, as plain values that may be changed and given to `Codecs`.
 
     Raises:
         StoreError: there is no such profile.

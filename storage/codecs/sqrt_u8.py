@@ -11,8 +11,9 @@ from alignkd.storage.codecs.half_scale import DTYPE, half_at_least, invalid_scal
 from alignkd.storage.errors import RecordError
 
 STEPS = 255
-# what a softmax in 16 bits may give instead of 1
+# a softmax in 16 bits may give this instead of 1
 LARGEST = 1.001
+_HALF_STEP = np.float32(1 / (2 * STEPS))
 
 
 class SqrtU8:
@@ -21,7 +22,7 @@ class SqrtU8:
     q = rint(255 * sqrt(a / scale)); a' = scale * (q / 255)^2.
     |a' - a| <= 1.001 * scale * (sqrt(a / scale) / 255 + 1 / (4 * 255^2)): q / 255 is at most d = 1/510 from
     s = sqrt(a / scale), and (s + d)^2 - s^2 = 2sd + d^2; 1.001 is for arithmetic in float32.
-    scale <= max a * (1 + 2^-10) + 2^-24. A row of zeros has scale 0 and comes back as zeros.
+    scale <= max a * (1 + 2^-10) + 2^-24. A row of zeros has scale 0 and is decoded to zeros.
     """
 
     name = "sqrt_u8"
@@ -35,7 +36,7 @@ class SqrtU8:
 
     def encode(self, values: NDArray[Any]) -> Parts:
         """Raises:
-        RecordError: a value is no probability: below 0, above 1.001 or NaN.
+        RecordError: a value is not a probability: below 0, above 1.001 or NaN.
         """
         values = values.astype(np.float32, copy=False)
         smallest, largest = values.min(initial=0), values.max(-1, initial=0)
@@ -54,6 +55,13 @@ class SqrtU8:
         root *= root
         root *= parts["scale"].astype(np.float32)[..., None]
         return root
+
+    def error_bound(self, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        # the exact root is at most d = 1/510 from the stored s, so the square is at most 2sd + d^2 off
+        roots = parts[""] * np.float32(1 / STEPS)
+        steps = np.float32(1.001) * (2 * roots * _HALF_STEP + _HALF_STEP**2)
+        bound: NDArray[np.float32] = steps * parts["scale"].astype(np.float32)[..., None]
+        return bound
 
     def num_invalid(self, parts: Mapping[str, NDArray[Any]]) -> int:
         return invalid_scales(parts["scale"]) + int(np.count_nonzero(parts["scale"] > half_at_least(_LARGEST)))

@@ -1,1 +1,1 @@
-"""Files of a store: exclusive creation, append, checksums, reading of ranges."""
+"""Files of a store: locations, exclusive creation, append, checksums, reads of ranges."""

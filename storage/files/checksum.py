@@ -1,8 +1,8 @@
 """Checksums; the one module that imports google_crc32c.
 
-crc32c guards chunks and small files: fast enough to verify on every read. It cannot identify a file made of
-chunks that each end in their own crc32c: data followed by its crc leaves the same state whatever the data
-was, so such files of one size all have one crc32c. Files of a shard are identified by sha256.
+crc32c protects chunks and small files: it is fast enough to verify on every read. It cannot identify a file of chunks
+that each end in their own crc32c: data followed by its crc leaves the same state for any data, so all such files of one
+size have the same crc32c. Files of a shard are identified by sha256.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ READ_BYTES = 1 << 20
 
 
 def crc32c(buffer: bytes | NDArray[Any], start: int = 0) -> int:
-    """crc32c of contiguous bytes; `start` is the checksum of what comes before them."""
+    """crc32c of contiguous bytes; `start` is the checksum of the bytes before them."""
     return int(google_crc32c.extend(start, buffer))
 
 

@@ -1,8 +1,8 @@
-"""Durable files: temporary names that die with their owner, exclusive creation, fsync.
+"""Durable files: locked temporary files, exclusive creation, fsync.
 
-Every temporary file or folder is locked (flock) by the process that makes it. The kernel drops the lock when
-that process ends, however it ends, so a lock that can be had marks a leftover; names, ages and process
-numbers, which containers and pid re-use make worthless, are not needed.
+Every temporary file or folder is locked (flock) by the process that makes it. The kernel releases the lock when that
+process ends, however it ends, so an unlocked temporary file is a leftover. Names, ages and process numbers are not
+evidence: containers and reused process numbers make them ambiguous.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ from alignkd.disk.whole_file import fsync_path as fsync_path
 TEMPORARY_PREFIX = ".tmp-"
 FSYNC_THREADS = 16
 COPY_BYTES = 1 << 20
-# a longer file is worth being read in order
+# a longer file is read in order, see `drop_cached_pages`
 FETCHED_BYTES = 1 << 20
 
 
 def fsync_all(paths: Iterable[Path]) -> None:
-    """Force many files and folders to disk; together, because the file system then shares its journal writes."""
+    """Force many files and folders to disk, concurrently: the file system then combines its journal writes."""
     with ThreadPoolExecutor(FSYNC_THREADS) as pool:
         list(pool.map(fsync_path, paths))
 
 
-def read_anew(path: Path) -> None:
-    """Ask the kernel to forget a clean file, and to fetch a short one from the disk again while others are looked at.
+def drop_cached_pages(path: Path) -> None:
+    """Drop a clean file from the page cache, and start to read a short one from the disk again in the background.
 
-    Fetched in this way a file lies in the page cache in pages of 4 KiB, and copying out of them takes twice as long as
-    out of the large ones that reading from beginning to end makes: a long file is left to whoever reads it so.
+    Read ahead in this way, a file is cached in pages of 4 KiB, and copying out of them takes twice as long as out of
+    the large pages that reading from beginning to end makes. So a long file is only dropped.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -52,9 +52,9 @@ class Lock:
 
     @classmethod
     def take(cls, path: Path) -> "Lock | None":
-        """The lock, or None if somebody else holds it or the path is gone.
+        """The lock, or None if it is held elsewhere or the path does not exist.
 
-        A path that was replaced between opening and locking counts as gone.
+        A path that was replaced between opening and locking counts as missing.
         """
         try:
             descriptor = _open_for_locking(path)
@@ -81,7 +81,7 @@ class Lock:
 
 
 def _open_for_locking(path: Path) -> int:
-    """NFS grants an exclusive lock only on a descriptor that may write; of a folder there is none such."""
+    """NFS grants an exclusive lock only on a descriptor opened for writing; a folder cannot be opened for writing."""
     try:
         return os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -95,16 +95,7 @@ def make_temporary_folder(parent: Path, name: str) -> tuple[Path, Lock]:
     while True:
         path = _temporary_path(parent, name)
         path.mkdir()
-        # between these two lines another process may take the folder for a leftover; then try again
-        if (lock := Lock.take(path)) is not None:
-            return path, lock
-
-
-def make_draft(parent: Path, name: str) -> tuple[Path, Lock]:
-    """A new locked empty file `.tmp-<name>-<pid>-<random>`."""
-    while True:
-        path = _temporary_path(parent, name)
-        path.touch(exist_ok=False)
+        # another process may remove the still unlocked folder as a leftover: then try again
         if (lock := Lock.take(path)) is not None:
             return path, lock
 
@@ -113,19 +104,41 @@ def _temporary_path(parent: Path, name: str) -> Path:
     return parent / f"{TEMPORARY_PREFIX}{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def create_exclusively(path: Path, data: bytes, temporary: Path) -> bool:
-    """Create a complete, durable file under a name that nobody has; False if somebody has it.
+def create_exclusively(path: Path, source: Path | bytes, temporary: Path) -> bool:
+    """Create a complete, durable file under a new name; False if a file of that name exists.
 
-    The name appears only when all bytes are on disk. `temporary` is a folder on the same file system.
+    The name appears when all bytes are on disk.
+
+    Args:
+        source: the content, or a file to copy, of which little is in memory at a time.
+        temporary: a folder on the same file system.
     """
-    return copy_exclusively(path, data, temporary)
+    with _temporary_file(temporary, path.stem, source) as complete:
+        try:
+            os.link(complete, path)
+        except FileExistsError:
+            return False
+    fsync_path(path.parent)
+    return True
 
 
-def copy_exclusively(path: Path, source: Path | bytes, temporary: Path) -> bool:
-    """As `create_exclusively`, from bytes or from another file, of which little is in memory at a time."""
-    draft, lock = make_draft(temporary, path.stem)
+def replace_durably(path: Path, data: bytes, temporary: Path) -> None:
+    """Replace a file by a complete, durable one: at every moment the old or the new one exists whole.
+
+    Args:
+        temporary: a folder on the same file system.
+    """
+    with _temporary_file(temporary, path.stem, data) as complete:
+        complete.replace(path)
+    fsync_path(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary_file(parent: Path, name: str, source: Path | bytes) -> Iterator[Path]:
+    """A durable file with the content of `source`, locked; removed at the end of the block unless it was renamed."""
+    path, lock = _make_temporary_file(parent, name)
     try:
-        with draft.open("wb") as file:
+        with path.open("wb") as file:
             if isinstance(source, bytes):
                 file.write(source)
             else:
@@ -133,36 +146,23 @@ def copy_exclusively(path: Path, source: Path | bytes, temporary: Path) -> bool:
                     shutil.copyfileobj(original, file, COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
-        os.link(draft, path)
-    except FileExistsError:
-        return False
+        yield path
     finally:
-        draft.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         lock.release()
-    fsync_path(path.parent)
-    return True
 
 
-def replace_durably(path: Path, data: bytes, temporary: Path) -> None:
-    """Put a complete, durable file in the place of another: at every moment one of them stands there whole.
-
-    `temporary` is a folder on the same file system.
-    """
-    draft, lock = make_draft(temporary, path.stem)
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-        lock.release()
-    fsync_path(path.parent)
+def _make_temporary_file(parent: Path, name: str) -> tuple[Path, Lock]:
+    """A new locked empty file `.tmp-<name>-<pid>-<random>`."""
+    while True:
+        path = _temporary_path(parent, name)
+        path.touch(exist_ok=False)
+        if (lock := Lock.take(path)) is not None:
+            return path, lock
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all it holds, if it is there."""
+    """Remove a file or a folder with its content; nothing happens if it does not exist."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -179,7 +179,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked_if_free(path: Path) -> Iterator[Lock | None]:
-    """The lock of a path for the length of a block, None if it cannot be had."""
+    """The lock of a path for the length of a block, None if it is held elsewhere."""
     lock = Lock.take(path)
     try:
         yield lock

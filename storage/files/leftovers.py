@@ -1,4 +1,4 @@
-"""Files that desktops, file servers and editors leave in any folder they look at: no part of a store, and no damage."""
+"""Droppings: files that desktops, file servers and editors leave in any folder; neither part of a store nor damage."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _NAMES = (
     r"\.directory", r"\.goutputstream-.*", r"\.~lock\..*#",  # Linux desktops, LibreOffice
     r".*~", r"\..*\.sw[a-p]", r"#.*#", r"\.#.*", r"4913",  # Emacs, Vim and others
 )  # fmt: skip
-# what they leave as folders
+# folders of the same origin
 _FOLDERS = (
     r"\.Spotlight-V100",
     r"\.fseventsd",
@@ -19,7 +19,7 @@ _FOLDERS = (
     r"@eaDir",
     r"\.ipynb_checkpoints",
 )
-# may hold what somebody wants back, or belong to the file system: noted, never removed
+# may contain what a user wants back, or belong to the file system: reported, never removed
 _KEPT = (
     r"\.Trash(es|-\d+)?",
     r"\$RECYCLE\.BIN",
@@ -33,15 +33,12 @@ _KNOWN = re.compile("|".join((*_NAMES, *_FOLDERS, *_KEPT)), re.IGNORECASE | re.D
 
 
 def is_dropping(path: str) -> bool:
-    """Whether a path relative to a store is, or lies in, what an observer leaves."""
+    """Whether a path relative to a store is a dropping, or lies in one."""
     return any(_KNOWN.fullmatch(part) for part in path.split("/"))
 
 
 def removable_droppings(paths: Iterable[str]) -> list[str]:
-    """The files and folders to remove for all of some paths to be gone, but for those that are never removed.
-
-    Of a path that lies in such a folder the folder is given.
-    """
+    """The droppings among some paths that may be removed, sorted; for a path in a dropped folder, that folder."""
     found = set()
     for path in paths:
         parts = path.split("/")

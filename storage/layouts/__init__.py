@@ -1,1 +1,1 @@
-"""Layouts of a shard on disk: zarr, and webdataset (tar)."""
+"""Layouts of a shard on disk: zarr, and webdataset (tar). `registry.py` lists them."""

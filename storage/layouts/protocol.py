@@ -1,28 +1,24 @@
-"""What a physical layout must offer: one class, one line in the registry.
+"""What a physical layout must offer: a class like `Backend` and a line in `registry.py`.
 
 A shard is a folder of files. A sink takes one record at a time: the rows that the record adds to each column of
-`columns.py` (none for a column it does not name), the shard's tables among them. A source gives a record's rows back.
+`schema/columns.py` (no rows for a column that is absent), including the rows of the shard's tables. A source gives a
+record's rows back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import ShardTables
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
 from alignkd.storage.schema.columns import Column
-from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord
 from alignkd.storage.schema.manifest import Manifest
-
-# what a source has verified once, by column or kind of bytes: one byte per chunk, kept by the reader for the process
-Verified = dict[str, bytearray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +32,31 @@ class WrittenFile:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """What a sink put into its folder; `arrays` stays empty where files describe themselves."""
+    """The files that a sink wrote; `arrays` is empty where files describe themselves."""
 
     files: list[WrittenFile]
     arrays: dict[str, ArrayLayout] = field(default_factory=dict)
 
 
 class ShardSink(Protocol):
-    """Takes the records of one shard, in order, in bounded memory."""
+    """Writes the records of one shard, in order, in bounded memory."""
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Add one record: its rows of each column and of the tables `offsets` (where its rows end) and `records`."""
+        """Add one record: its rows of each column and of the tables `offsets` (where its rows end) and `records`.
+
+        Raises:
+            OSError: the disk is full.
+        """
 
     def close(self) -> WrittenShard:
         """Complete and fsync every file."""
 
     def abandon(self) -> None:
-        """Give resources back; the caller removes the folder."""
+        """Release resources; the caller removes the folder."""
 
 
 class ShardSource(Protocol):
-    """Gives back the records of one shard; safe in threads and after a fork."""
+    """Reads the records of one shard; safe in threads and after a fork."""
 
     def tables(self) -> ShardTables:
         """The shard's tables, checked.
@@ -69,52 +69,55 @@ class ShardSource(Protocol):
         """The key of each record, uint8 [records, 32]."""
 
     def ids(self) -> NDArray[Any]:
-        """The ids of all records, UTF-8 one after the other, uint8 [bytes]; `tables().ends("id")` parts them."""
+        """The ids of all records as concatenated UTF-8, uint8 [bytes]; `tables().ends("id")` separates them."""
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
-        """Column -> the record's rows of it, verified, in memory of their own; `numbers` is its row of `records`.
+        """Column -> the record's rows of it, verified, in new memory; `numbers` is the record's row of `records`.
 
         Raises:
-            CorruptStoreError: naming file and place, now or when a column is read.
+            CorruptStoreError: names the file and the place; raised now or when a column is read.
         """
 
     def table_bytes(self) -> int:
-        """Bytes of memory that stay in use after `release`, about."""
+        """Approximate bytes of memory that stay in use after `release`."""
 
     def hold(self, limit: int) -> int:
-        """Keep what is small in memory, verified, because many records will be read; bytes kept, at most `limit`.
+        """Keep small columns in memory, verified, because many records will be read; returns the bytes kept.
+
+        Args:
+            limit: most bytes to keep.
 
         Raises:
-            CorruptStoreError: naming file and place.
+            CorruptStoreError: names the file and the place.
         """
 
     def release(self) -> None:
-        """Close the files and forget what is held; tables stay, and the next read opens the files again."""
+        """Close the files and free what `hold` keeps; tables stay, and the next read opens the files again."""
 
     def check_descriptions(self) -> None:
-        """Verify what describes the shard to other software and what `rows` never reads; cheap, once per process.
+        """Verify the files that describe the shard to other software, and bytes that `rows` never reads; cheap.
 
         Raises:
-            CorruptStoreError: it is not as committed.
+            CorruptStoreError: they differ from the committed ones.
         """
 
     def damage(self, *, headers: bool = True) -> list[str]:
-        """Read every byte again and compare checksums; what is wrong, in words.
+        """Read every byte again, compare checksums, and describe each problem.
 
         Args:
-            headers: also look whether what stands between arrays is what a writer writes, where a layout has such.
+            headers: also compare the bytes between arrays, if the layout has any, with those that a writer writes.
         """
 
     def structure_problems(self) -> list[str]:
-        """Where the layout and the tables contradict each other, in words; empty if they do not."""
+        """Describe each contradiction between the layout and the tables."""
 
 
 class Backend(Protocol):
     """One physical layout.
 
     Attributes:
-        files_per_shard: descriptors that an open shard may hold.
-        descriptions: names of files that other software spells; two good copies of a shard may differ in them.
+        files_per_shard: most file descriptors of an open shard.
+        descriptions: names of files that other software writes; two good copies of a shard may differ in them.
     """
 
     files_per_shard: int
@@ -130,32 +133,18 @@ class Backend(Protocol):
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> ShardSource:
-        """Open a shard that lies in `folder` of the store.
-
-        Args:
-            verified: remembers across openings what needs no second look; None verifies every byte on every read.
+        """Open a shard.
 
         Raises:
             CorruptStoreError: its index or description is damaged.
         """
 
+    def predicted_bytes(
+        self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True
+    ) -> Iterator[PredictedShard]:
+        """Predict the files of each shard without writing data.
 
-_BACKENDS = {
-    "zarr": ("alignkd.storage.layouts.zarr.backend", "ZarrBackend"),
-    "webdataset": ("alignkd.storage.layouts.tar.backend", "WebDatasetBackend"),
-}
-
-
-def get_backend(name: str) -> Backend:
-    """The backend of that name.
-
-    Raises:
-        StoreError: there is none.
-    """
-    if name not in _BACKENDS:
-        raise StoreError(f"backend is {name!r}, expected one of {', '.join(_BACKENDS)}")
-    module, backend = _BACKENDS[name]
-    made: Backend = getattr(import_module(module), backend)()
-    return made
+        Args:
+            overhead: False allows a layout to leave out files of `overhead` that take time to predict.
+        """

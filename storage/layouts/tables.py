@@ -1,4 +1,4 @@
-"""The tables of one shard: which rows of every group belong to which record."""
+"""The tables of one shard: which rows of each group belong to which record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,24 @@ from numpy.typing import NDArray
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.schema.columns import OFFSETS, RECORDS, Column
 
-# groups whose rows are brought by one record and shared by all with the same image
+# groups whose rows are stored with one record and shared by all records that show the same image
 IMAGE_GROUPS = ("image", "image_bytes")
 NONE = -1
 
-# group -> first row and row after the last; and the same as two lists by the group's number, "record" after the others
+# Ranges: group -> first row and row after the last. Bounds: the same as two lists by the group's number, the group
+# "record" last.
 Ranges = dict[str, tuple[int, int]]
 Bounds = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTables:
-    """Rows of records.
+    """The two tables of a shard.
 
     Attributes:
         groups: names of the columns of `offsets`.
         fields: names of the columns of `records`.
-        offsets: where each record's rows begin in each group, int64 [records + 1, groups].
+        offsets: first row of each record in each group, and last the number of rows, int64 [records + 1, groups].
         records: numbers of each record, int64 [records, fields].
     """
 
@@ -39,7 +40,7 @@ class ShardTables:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tables."""
+        """Bytes of both tables."""
         return self.offsets.nbytes + self.records.nbytes
 
     def field(self, name: str) -> NDArray[np.int64]:
@@ -47,7 +48,7 @@ class ShardTables:
         return self.records[:, self.fields.index(name)]
 
     def ends(self, group: str) -> NDArray[np.int64]:
-        """Where the rows of records begin and end in one group, int64 [records + 1]."""
+        """First row of each record in one group, and last the number of rows, int64 [records + 1]."""
         return self.offsets[:, self.groups.index(group)]
 
     def lengths(self) -> NDArray[np.int64]:
@@ -63,18 +64,15 @@ class ShardTables:
         return dict(zip(self.fields, self.records[record].tolist(), strict=True))
 
     def ranges(self, record: int, numbers: dict[str, int]) -> Ranges:
-        """`bounds` by group."""
+        """The same as `bounds`, by the group's name."""
         starts, stops = self.bounds(record, numbers)
         return dict(zip((*self.groups, "record"), zip(starts, stops, strict=True), strict=True))
 
     def bounds(self, record: int, numbers: dict[str, int]) -> Bounds:
-        """A record's rows in each group; image rows are those of the record that brought the image."""
+        """First and last rows of a record in each group; image rows are those of the record that stores the image."""
         starts, stops = self.offsets[record : record + 2].tolist()
-        source = numbers.get("image_record")
-        if source is None:  # schema 1: one row per image
-            image = self.groups.index("image")
-            starts[image], stops[image] = numbers["image_row"], numbers["image_row"] + 1
-        elif source != record and source != NONE:
+        source = numbers["image_record"]
+        if source not in (record, NONE):
             for group in map(self.groups.index, IMAGE_GROUPS):
                 starts[group], stops[group] = self.offsets[source : source + 2, group].tolist()
         starts.append(record)
@@ -82,22 +80,18 @@ class ShardTables:
         return starts, stops
 
     def problem(self) -> str | None:
-        """What no writer writes, in words; nothing outside the shard can be addressed where this is None."""
+        """Describe the first number that no writer writes. None means that no row outside the shard is addressed."""
         falling = np.argwhere(np.diff(self.offsets, axis=0) < 0)
         if falling.size or self.offsets[0].any():
             row = int(falling[0, 0]) if falling.size else 0
-            return f"array {OFFSETS}: not rising from 0, first at record {row}"
+            return f"array {OFFSETS}: does not rise from 0, first at record {row}"
         for name in ("image_row", "attention_columns", "dataset_index"):
             if len(self) and int(self.field(name).min()) < (0 if name == "dataset_index" else NONE):
                 return f"array {RECORDS}: {name} is {int(self.field(name).min())}"
-        if "image_record" in self.fields:
-            return self._image_problem()
-        if len(self) and int(self.field("image_row").max()) >= self.rows_of("image") > 0:
-            return f"array {RECORDS}: image_row is {int(self.field('image_row').max())} of {self.rows_of('image')}"
-        return None
+        return self._image_problem()
 
     def _image_problem(self) -> str | None:
-        """Every image is brought by a record that is not later, which names itself."""
+        """Check that each record's image is stored with itself or with an earlier record, which names itself."""
         source = self.field("image_record")
         place = np.arange(len(self))
         brought = source[np.clip(source, 0, place)]
@@ -112,8 +106,11 @@ def tables_from(
 ) -> ShardTables:
     """Tables of a shard, checked.
 
+    Args:
+        where: the file and the shard, for messages.
+
     Raises:
-        CorruptStoreError: numbers that no writer writes.
+        CorruptStoreError: a number that no writer writes.
     """
     labels = {column.name: column.labels for column in columns}
     tables = ShardTables(groups=labels[OFFSETS], fields=labels[RECORDS], offsets=offsets, records=records)

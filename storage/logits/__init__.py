@@ -1,1 +1,1 @@
-"""Codecs of the teacher's output distributions."""
+"""Codecs of the teacher's output distributions. `registry.py` lists them."""

@@ -1,4 +1,4 @@
-"""Ragged entries per supervised position: stored as counts, used as offsets."""
+"""A varying number of entries per supervised position: stored as counts, used as offsets."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ def id_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def offsets_of(counts: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """[N] entries per position -> [N + 1] offsets."""
+    """Offsets [N + 1] of the entries of each position, from their counts [N]."""
     offsets = np.zeros(len(counts) + 1, np.int64)
     offsets[1:] = counts
-    # of one dtype: numpy's detour for two of them is what takes the time in reading
+    # in one dtype: numpy takes several times as long for two
     return np.add.accumulate(offsets, out=offsets)
 
 

@@ -17,7 +17,7 @@ COLUMN = "logits"
 
 @dataclass(frozen=True)
 class FullLogits:
-    """Unnormalised logits [N, V] in float32 or float16; error as of that codec."""
+    """Unnormalised logits [N, V] in float32 or float16, with the error of that codec."""
 
     vocab_size: int
     dtype: str

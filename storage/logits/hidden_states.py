@@ -1,4 +1,4 @@
-"""`hidden`: the teacher's last hidden state per supervised position; its lm_head gives every logit again."""
+"""`hidden`: the teacher's last hidden state per supervised position; the lm_head gives every logit from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ COLUMN = "hidden_states"
 
 @dataclass(frozen=True)
 class HiddenStatesCodec:
-    """States [N, Dt] after the final norm in float32, float16, bfloat16 or int8_group; error as of that codec."""
+    """States [N, Dt] after the final norm, in a codec of the target `hidden`, with the error of that codec."""
 
     hidden_size: int
     dtype: str

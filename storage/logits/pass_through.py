@@ -1,4 +1,4 @@
-"""Between a record's field and stored parts: what is encoded already is stored as it is."""
+"""Converts between a record's field and stored parts; a field that is encoded already keeps its bytes."""
 
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.base import Parts
@@ -10,7 +10,7 @@ def encoded(codec: str, field: str, values: FloatArray | EncodedArray) -> Parts:
     """Stored parts of a field.
 
     Raises:
-        StoreError: the values are encoded by another codec; encoding twice would lose twice without a word.
+        StoreError: the values are encoded by another codec; encoding them again would silently round twice.
         RecordError: the codec cannot hold the values.
     """
     if isinstance(values, EncodedArray):
@@ -25,5 +25,5 @@ def encoded(codec: str, field: str, values: FloatArray | EncodedArray) -> Parts:
 
 
 def decoded(codec: str, parts: Parts) -> FloatArray | EncodedArray:
-    """The field as a record holds it: floats of a plain codec, else the parts as they are."""
+    """The field in the form that a record holds: the floats of a plain codec, otherwise the parts."""
     return parts[""] if get_codec(codec).plain else EncodedArray(codec, parts)

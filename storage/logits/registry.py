@@ -1,6 +1,6 @@
 """How the distribution at supervised positions becomes stored arrays: one codec per kind of `LogitsCodec`.
 
-To add a kind: one file with a class like `LogitsArrays`, one line here, its settings in `codec_settings.py`.
+To add a kind: a file with a class like `LogitsArrays`, its line here, and its settings in `codecs/settings.py`.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class LogitsArrays(Protocol):
 
         Raises:
             RecordError: values that the codec cannot hold.
-            StoreError: not what the manifest promises.
+            StoreError: another shape than the manifest's.
         """
 
     def decode(self, read: ReadRows) -> Any:
@@ -48,14 +48,14 @@ class LogitsArrays(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitSizes:
-    """What of the teacher decides the arrays' shapes."""
+    """The teacher's sizes that determine the arrays' shapes."""
 
     vocab_size: int
     hidden_size: int
 
 
 def logits_codec(settings: LogitsCodec, sizes: LogitSizes) -> LogitsArrays | None:
-    """The codec of these settings; None where no logits are kept."""
+    """The codec of these settings; None if no logits are kept."""
     return None if settings.kind == "none" else _KINDS[settings.kind](settings, sizes)
 
 
@@ -94,7 +94,7 @@ def _dtype(settings: LogitsCodec) -> str:
 
 
 def found_kind(logits: object) -> str:
-    """What a record's logits are, in a word for messages."""
+    """The kind of a record's logits, for messages."""
     return "none" if logits is None else "full" if isinstance(logits, np.ndarray) else type(logits).__name__
 
 
@@ -102,7 +102,7 @@ def check_kind(logits: object, settings: LogitsCodec, codec: LogitsArrays | None
     """Refuse logits of another kind than the store's.
 
     Raises:
-        StoreError: naming both.
+        StoreError: names both kinds.
     """
     if not isinstance(logits, type(None) if codec is None else codec.value_type):
         raise StoreError(

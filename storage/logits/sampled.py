@@ -47,7 +47,7 @@ class SampledLogitsCodec:
 
     def encode(self, logits: SampledLogits) -> Parts:
         """Raises:
-        RecordError: an id outside the vocabulary, another number of draws, an entropy that V tokens cannot have.
+        RecordError: an id outside the vocabulary, another number of draws, an entropy above log V.
         """
         check_ids(logits.ids, self.vocab_size)
         draws = logits.draws_per_position()

@@ -1,4 +1,4 @@
-"""`topk` and `nucleus`: kept entries of the teacher's distribution, ragged, plus one tail bucket per position.
+"""`topk` and `nucleus`: kept entries of the teacher's distribution, plus one tail bucket per position.
 
 Stored per supervised position: the number of entries (uint32) and the tail's log-mass (float32); per entry:
 the id (uint16 while the vocabulary fits, else uint32) and the log-prob.
@@ -19,7 +19,7 @@ from alignkd.storage.record.distributions import TruncatedLogits
 
 LOGPROBS = "entry_logprobs"
 TAIL = "tail_logmass"
-# of a sum over the vocabulary in float32
+# error of a sum over the vocabulary in float32
 MASS_TOLERANCE = 1e-3
 
 
@@ -28,9 +28,9 @@ class TruncatedLogitsCodec:
     """Codec of `TruncatedLogits`; ids and tail exact, log-probs with the error of `dtype`.
 
     Attributes:
-        max_entries: kept per position, the label may add one.
-        min_entries: of `nucleus`; a vocabulary below it is kept whole.
-        mass: of `nucleus`, held by the entries of every position that has fewer than `max_entries`; None for `topk`.
+        max_entries: most entries per position; the label may add one.
+        min_entries: fewest entries per position of `nucleus`; a smaller vocabulary is kept whole.
+        mass: mass of `nucleus`, which the entries of each position with fewer than `max_entries` have; None for `topk`.
         dtype: codec of the log-probs.
     """
 
@@ -55,8 +55,7 @@ class TruncatedLogitsCodec:
 
     def encode(self, logits: TruncatedLogits) -> Parts:
         """Raises:
-        RecordError: an id outside the vocabulary, a position with too few or too many entries, or with less mass than
-            the settings promise.
+        RecordError: an id outside the vocabulary, or a position with too few or too many entries or too little mass.
         """
         counts = np.diff(logits.offsets)
         check_ids(logits.ids, self.vocab_size)

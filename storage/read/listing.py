@@ -1,18 +1,19 @@
-"""`alignkd shards ls`: what each shard of a store holds, from its commit records alone."""
+"""`alignkd shards ls`: the content of each shard of a store, from the commit records alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkd.storage.files.source import StoreFiles, open_files
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import RootHash
 from alignkd.storage.schema.commit_record import CommitHead, Quarantined, commit_name, committed_shards, load_heads
-from alignkd.storage.schema.manifest import read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
-    """One shard of the plan; without a commit only `shard` and `planned` say something."""
+    """One shard of the plan; without a commit only `shard` and `planned` have a meaning."""
 
     shard: int
     committed: bool
@@ -27,7 +28,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreListing:
-    """Every shard of the plan in order, and the hash of all that is committed (`alignkd.storage.read.root_hash`)."""
+    """Every shard of the plan in order, and the hash of the committed content (`alignkd.storage.read.root_hash`)."""
 
     shards: list[ShardInfo]
     root_hash: str
@@ -37,16 +38,16 @@ def list_shards(path: Path | str) -> list[ShardInfo]:
     """Every shard of the plan, in order.
 
     Raises:
-        StoreError: no store, or a commit record that cannot be right.
+        StoreError: not a store, or a damaged commit record.
     """
     return _list(open_files(path), None)
 
 
 def list_unusable(path: Path | str | StoreFiles) -> Iterator[tuple[int, Quarantined]]:
-    """(shard, sample) of every sample that the teacher pass could not use, with its reason.
+    """(shard, sample) of every unusable sample, with its reason.
 
     Raises:
-        StoreError: no store, or a commit record that cannot be right.
+        StoreError: not a store, or a damaged commit record.
     """
     files = open_files(path)
     manifest_hash = read_manifest(files).manifest_hash()
@@ -59,10 +60,10 @@ def list_store(path: Path | str | StoreFiles) -> StoreListing:
     """Every shard of the plan, and the store's root hash.
 
     Raises:
-        StoreError: no store, or a commit record that cannot be right.
+        StoreError: not a store, or a damaged commit record.
     """
     files = open_files(path)
-    root = RootHash(read_manifest(files))
+    root = RootHash(read_manifest(files), files.label(FILE_NAME))
     return StoreListing(shards=_list(files, root), root_hash=root.hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""The teacher's `lm_head` as a store's attachment: hidden states become logits, in numpy, without holding it whole."""
+"""The teacher's `lm_head`, an attachment of a store: computes logits from hidden states in numpy, block by block."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ class LmHead:
     """The matrix [V, Dt], mapped from its file in its own dtype."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Map the file; bfloat16 is why this is no call of the safetensors package, whose numpy side has none.
+        """Map the file. The safetensors package cannot read bfloat16 into numpy.
 
         Raises:
-            CorruptStoreError: no safetensors file, or not this store's matrix.
+            CorruptStoreError: not a safetensors file, or not this store's matrix.
         """
         shape = (manifest.shapes.vocab_size, manifest.shapes.hidden_size)
         try:
@@ -43,7 +43,9 @@ class LmHead:
             step = repair_step(error, "restore it from a copy")
             raise CorruptStoreError(f"{path}: {error.strerror}; {step}") from None
         except (ValueError, KeyError, TypeError, IndexError, OverflowError):
-            raise CorruptStoreError(f"{path}: no safetensors file with {LM_HEAD_KEY}; restore it from a copy") from None
+            raise CorruptStoreError(
+                f"{path}: not a safetensors file with {LM_HEAD_KEY}; restore it from a copy"
+            ) from None
         self._is_bfloat16 = entry["dtype"] == "BF16"
 
     def logits(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -51,7 +53,7 @@ class LmHead:
         return self._times(states, magnitude=False)
 
     def error_bound(self, state_bound: NDArray[np.float32]) -> NDArray[np.float32]:
-        """How far logits may be off where states [N, Dt] may be off by `state_bound`; float32 [N, V]."""
+        """Largest error of logits, float32 [N, V], if `state_bound` [N, Dt] is the largest error of states."""
         return self._times(state_bound, magnitude=True)
 
     def _times(self, values: NDArray[np.float32], *, magnitude: bool) -> NDArray[np.float32]:

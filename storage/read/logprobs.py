@@ -1,4 +1,4 @@
-"""The teacher's log-probabilities out of whatever a store keeps of its distribution, one interface for all kinds.
+"""The teacher's log-probabilities from any kind of stored logits.
 
 N supervised positions, V vocabulary, M questions (a position and a token id each).
 """
@@ -27,8 +27,8 @@ class Answers:
     """Answers to M questions.
 
     Attributes:
-        logprobs: natural log, float64 [M]; where `kept` is False an estimate: the tail spread evenly over the other
-            tokens (`topk`, `nucleus`), one draw's worth of a uniform prior (`sampled`).
+        logprobs: natural log, float64 [M]. Where `kept` is False an estimate: the tail's mass in equal parts for the
+            other tokens (`topk`, `nucleus`), or a uniform prior that counts as one draw (`sampled`).
         kept: whether the token is among the stored entries, bool [M].
     """
 
@@ -37,10 +37,10 @@ class Answers:
 
 
 def open_lm_head(files: StoreFiles, manifest: Manifest) -> LmHead | None:
-    """The matrix that a store of hidden states needs; None where the store has none, or needs none.
+    """The matrix for a store of hidden states; None if the store has no hidden states or no matrix.
 
     Raises:
-        CorruptStoreError: it is damaged.
+        CorruptStoreError: the matrix is damaged.
     """
     if manifest.codecs.logits.kind != "hidden" or LM_HEAD_FILE not in manifest.attachments:
         return None
@@ -48,9 +48,9 @@ def open_lm_head(files: StoreFiles, manifest: Manifest) -> LmHead | None:
 
 
 def distribution_of(logits: Logits | None, lm_head: LmHead | None) -> Distribution | None:
-    """What `answers` and `entropies` take: hidden states as logits [N, V], other kinds as they are.
+    """The input of `answers` and `entropies`: logits [N, V] for hidden states, other kinds unchanged.
 
-    None where the store keeps nothing, or hidden states without an lm_head.
+    None if nothing is stored, or hidden states without an lm_head.
     """
     if not isinstance(logits, HiddenStates):
         return logits
@@ -66,22 +66,28 @@ def answers(
     if isinstance(found, np.ndarray):
         picked = found[places, tokens].astype(np.float64)
         return Answers(logprobs=picked - log_normalisers(found)[places], kept=np.ones(len(tokens), np.bool_))
-    counts = np.diff(found.offsets)
-    entry, kept = _entries_of(found, counts, places, tokens)
-    if isinstance(found, TruncatedLogits):
-        known = found.logprobs.astype(np.float64)
-        others = found.tail_logmass.astype(np.float64) - np.log(np.maximum(vocab_size - counts, 1))
-    else:
-        draws = found.draws_per_position().astype(np.float64)
-        known = np.log((found.counts + 1 / vocab_size) / (np.repeat(draws, counts) + 1))
-        others = np.log(1 / vocab_size / (draws + 1))
+    entry, kept = _entries_of(found, np.diff(found.offsets), places, tokens)
+    known, others = entry_values(found, vocab_size)
     values: NDArray[np.float64] = others[places]
     values[kept] = known[entry[kept]]
     return Answers(logprobs=values, kept=kept)
 
 
+def entry_values(
+    found: TruncatedLogits | SampledLogits, vocab_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-probability of each entry, float64 [E], and of any one other token at each position, float64 [N]."""
+    counts = np.diff(found.offsets)
+    if isinstance(found, TruncatedLogits):
+        tail = found.tail_logmass.astype(np.float64)
+        return found.logprobs.astype(np.float64), tail - np.log(np.maximum(vocab_size - counts, 1))
+    draws = found.draws_per_position().astype(np.float64)
+    known = np.log((found.counts + 1 / vocab_size) / (np.repeat(draws, counts) + 1))
+    return known, np.log(1 / vocab_size / (draws + 1))
+
+
 def entropies(found: Distribution, vocab_size: int) -> NDArray[np.float64]:
-    """Entropy at each position in nats, float64 [N]; for `topk` and `nucleus` the largest that the tail allows."""
+    """Entropy at each position in nats, float64 [N]; for `topk` and `nucleus` the largest possible with the tail."""
     if isinstance(found, SampledLogits):
         return found.entropy.astype(np.float64)
     if isinstance(found, TruncatedLogits):
@@ -120,7 +126,7 @@ def _entries_of(
     positions: NDArray[np.int64],
     ids: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Number of the entry that answers each question, and whether there is one."""
+    """Index of the entry that answers each question, and whether it exists."""
     codes = np.repeat(np.arange(len(counts), dtype=np.int64), counts) << 32 | found.ids.astype(np.int64)
     if not len(codes):
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)

@@ -1,4 +1,4 @@
-"""One hash for all that a store holds: equal for two honest writers of the same targets, however they got there."""
+"""One hash of a store's content: equal for two correct writers of the same targets."""
 
 import hashlib
 import json
@@ -6,27 +6,29 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.commit_record import commit_name, committed_shards, load_heads
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest
 
 
 class RootHash:
     """sha256 over the manifest's hash and the commits in shard order.
 
-    Left out is what may differ between good copies: reasons of quarantined samples (they may name folders), names of
-    shard folders, descriptions that other software spells; and what follows from the rest: shapes of arrays, totals.
+    It excludes what may differ between correct copies: reasons of quarantined samples (they may name folders), names of
+    shard folders, and descriptions that other software formats. It also excludes what follows from the rest: shapes of
+    arrays, totals.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._descriptions = tuple(get_backend(manifest.backend).descriptions)
+    def __init__(self, manifest: Manifest, where: str) -> None:
+        """`where` names the manifest's file in errors."""
+        self._descriptions = tuple(get_backend(manifest.backend, where).descriptions)
         self._hash = hashlib.sha256(manifest.manifest_hash().encode())
 
     def add(self, commit: dict[str, Any], where: str) -> None:
-        """Add the document of the next commit record, which `where` names in errors.
+        """Add the document of the next commit record; `where` is its name in errors.
 
         Raises:
-            CorruptStoreError: it holds what no writer writes.
+            CorruptStoreError: it contains what no writer writes.
         """
         try:
             files = [
@@ -37,7 +39,7 @@ class RootHash:
             quarantined = [[entry["index"], entry["id"]] for entry in commit["quarantined"]]
             content = [commit["shard"], commit["num_records"], quarantined, files]
         except (KeyError, TypeError, AttributeError):
-            raise CorruptStoreError(f"{where}: is no list of a shard's files; delete it and dump again") from None
+            raise CorruptStoreError(f"{where}: is not a list of a shard's files; delete it and dump again") from None
         self._hash.update(json.dumps(content, separators=(",", ":")).encode())
 
     def hexdigest(self) -> str:
@@ -48,9 +50,9 @@ def root_hash(files: StoreFiles, manifest: Manifest) -> str:
     """The root hash of the committed shards, 64 hex digits.
 
     Raises:
-        StoreError: a commit record that cannot be right.
+        StoreError: a damaged commit record.
     """
-    root, manifest_hash = RootHash(manifest), manifest.manifest_hash()
+    root, manifest_hash = RootHash(manifest, files.label(FILE_NAME)), manifest.manifest_hash()
     for head, document in load_heads(files, committed_shards(files), manifest_hash):
         root.add(document, files.label(commit_name(head.shard)))
     return root.hexdigest()

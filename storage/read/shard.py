@@ -1,16 +1,17 @@
-"""One shard opened for reading: its tables in memory, its records read as they are asked for."""
+"""One shard opened for reading: tables in memory, records read on request."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import ShardSource, Verified, get_backend
+from alignkd.storage.layouts.protocol import ShardSource
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 
-# so many records of an open shard, and this part of all, are read one by one before small columns are read whole
+# after so many records of an open shard, and 1/PART_BEFORE_HOLDING of all, small columns are read whole
 READS_BEFORE_HOLDING = 8
 PART_BEFORE_HOLDING = 32
 
@@ -19,11 +20,11 @@ class OpenShard:
     """Records of one shard.
 
     Attributes:
-        source: the backend's view of it.
+        source: the layout's access to the shard.
         tables: which rows belong to which record.
-        num_bytes: of memory that stays in use after `release`, about.
-        held_bytes: of columns that are in memory until then.
-        last_read: when it was read last, in the count of whoever keeps it.
+        num_bytes: memory that stays in use after `release`, approximately.
+        held_bytes: memory of the columns that are held until `release`.
+        last_read: number of the last read, in the count of the cache that keeps the shard.
     """
 
     def __init__(
@@ -32,19 +33,15 @@ class OpenShard:
         manifest: Manifest,
         codec: RecordCodec,
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> None:
         """Read the tables.
-
-        Args:
-            verified: what needs no second verification; None verifies every byte on every read.
 
         Raises:
             CorruptStoreError: a table is damaged.
         """
         self.codec, self.commit = codec, commit
         backend = get_backend(manifest.backend)
-        self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit, verified)
+        self.source: ShardSource = backend.open(files, commit.path, manifest, codec.columns, commit)
         self.tables = self.source.tables()
         self.num_bytes = self.source.table_bytes()
         self.held_bytes = self.last_read = self._reads = 0
@@ -62,10 +59,10 @@ class OpenShard:
         return self.source.ids()
 
     def record(self, number: int) -> Record:
-        """The record at a place in the shard, verified.
+        """The record of that number in the shard, verified.
 
         Raises:
-            CorruptStoreError: naming shard, file and place.
+            CorruptStoreError: naming shard, file and chunk or member.
         """
         self._reads += 1
         numbers = self.tables.numbers(number)
@@ -73,21 +70,21 @@ class OpenShard:
 
     @property
     def is_busy(self) -> bool:
-        """Whether so many records were read that holding small columns pays."""
+        """Whether so many records were read that holding small columns saves time."""
         return self._reads >= self._busy_after and not self.held_bytes
 
     def hold(self, limit: int) -> None:
-        """Keep small columns in memory, at most so many bytes.
+        """Keep small columns in memory, at most `limit` bytes.
 
         Raises:
-            CorruptStoreError: naming shard, file and place.
+            CorruptStoreError: naming shard, file and chunk.
         """
         self.held_bytes = self.source.hold(limit)
         if not self.held_bytes:
-            # nothing fits, or the layout has no such columns: ask less often
+            # nothing fits, or the layout has no such columns: try less often
             self._reads, self._busy_after = 0, 2 * self._busy_after
 
     def release(self) -> None:
-        """Close files and forget held columns; tables stay, and reading goes on as before."""
+        """Close files and drop held columns; tables stay, and the next read opens the files again."""
         self._reads = self.held_bytes = 0
         self.source.release()

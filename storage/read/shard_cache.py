@@ -1,8 +1,8 @@
 """The shards that a reader keeps in memory: tables of many, files of few.
 
-A globally shuffled reader comes back to a shard after all others: opening it anew would parse its descriptions and
-indices for every record. Tables are kept for as many shards as a bound in bytes allows, descriptors for those used
-last, and the small columns of those that are read most.
+A globally shuffled reader returns to a shard after all others: opening it again would parse its descriptions and
+indices for every record. Tables are kept for as many shards as a limit in bytes allows, descriptors for the shards used
+last, and small columns for the shards read most.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 from alignkd.storage.read.shard import OpenShard
 
-# tables and indices of all shards in memory, closed ones among them
+# tables and indices of all shards in memory, closed shards included
 TABLE_BYTES = 64 << 20
 # small columns of all open shards together, and of one
 HELD_BYTES = 64 << 20
 HELD_BYTES_PER_SHARD = 8 << 20
-# a shard that so many times as many reads as there are open shards went past is not read any more
+# a shard is idle after IDLE_ROUNDS x (number of open shards) reads of other shards
 IDLE_ROUNDS = 8
 
 
@@ -31,7 +31,7 @@ class ShardCache:
         self._reads = 0
 
     def get(self, place: int, open_shard: Callable[[int], OpenShard]) -> OpenShard:
-        """The shard at a place, opened by `open_shard` if it is not known; `done` must follow once it has been read."""
+        """The shard at a place, opened by `open_shard` if necessary; call `done` after reading from it."""
         shard = self._known.get(place)
         if shard is None:
             shard = self._known.setdefault(place, open_shard(place))
@@ -41,26 +41,26 @@ class ShardCache:
         try:
             self._known.move_to_end(place)
             self._open.move_to_end(place)
-        except KeyError:  # it is closed, or another thread dropped it
+        except KeyError:  # the shard is closed, or another thread dropped it
             self._reopen(place, shard)
         return shard
 
     def done(self, place: int, shard: OpenShard) -> None:
-        """A record was read: hold small columns of a shard that is read often."""
+        """Call after reading a record: holds small columns of a shard that is read often."""
         if self._open.get(place) is not shard:
-            # another thread released it meanwhile, and the reading may have opened files again
+            # another thread released the shard meanwhile, and the read may have opened files again
             shard.release()
         elif shard.is_busy:
             shard.hold(min(HELD_BYTES_PER_SHARD, self._free_held_bytes()))
 
     def drop(self, place: int) -> None:
-        """Forget a shard; its files close with the last reference."""
+        """Remove a shard; its files are closed with the last reference."""
         self._open.pop(place, None)
         self._known.pop(place, None)
 
     def _reopen(self, place: int, shard: OpenShard) -> None:
-        """Note that a shard may have open files, and close those of the shards that were read longest ago."""
-        with contextlib.suppress(KeyError):  # another thread dropped it, or took the last one
+        """Mark a shard as open, and close the shards read longest ago if too many are open."""
+        with contextlib.suppress(KeyError):  # another thread dropped the shard, or removed the last one
             for shards in (self._known, self._open):
                 shards[place] = shard
                 shards.move_to_end(place)
@@ -77,7 +77,7 @@ class ShardCache:
             surplus -= shard.num_bytes
 
     def _free_held_bytes(self) -> int:
-        """What may still be held, once shards that are not read any more have given theirs back."""
+        """Bytes that may still be held, after releasing idle shards."""
         shards = list(self._open.values())
         for shard in shards:
             if shard.held_bytes and self._reads - shard.last_read > IDLE_ROUNDS * len(shards):

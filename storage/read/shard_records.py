@@ -1,4 +1,4 @@
-"""Records of a store shard by shard, also where some of it cannot be read: for tools that must not stop there."""
+"""Records of a store shard by shard, for tools that continue where a part of the store cannot be read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from alignkd.storage.schema.manifest import Manifest, read_manifest
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableRecord:
-    """A record that cannot be read, or whose values cannot be right; `message` names file, field and place."""
+    """A record that cannot be read, or has invalid values; `message` names file and field."""
 
     shard: int
     record: int
@@ -22,15 +22,15 @@ class UnreadableRecord:
 
 
 class ShardFolder:
-    """A store opened without the checks that a reader begins with.
+    """A store opened without the checks of `StoreReader`.
 
     Attributes:
-        manifest: what it promises.
+        manifest: settings of the store.
         shards: numbers of the committed shards.
     """
 
     def __init__(self, files: StoreFiles) -> None:
-        """Read the manifest; StoreError where there is none."""
+        """Read the manifest; raises StoreError if it is missing or damaged."""
         self.files = files
         self.manifest: Manifest = read_manifest(files)
         self.shards = committed_shards(files)
@@ -41,20 +41,19 @@ class ShardFolder:
         """One shard.
 
         Raises:
-            StoreError: its commit record or its tables cannot be read.
+            StoreError: the commit record or the tables cannot be read.
         """
         return OpenShard(self.files, self.manifest, self.codec, self.commit(shard))
 
     def commit(self, shard: int) -> CommitRecord:
-        """Its commit record; raises as `load_commit`."""
+        """The commit record of a shard; raises as `load_commit`."""
         return load_commit(self.files, shard, self._hash)
 
     def unreadable_records(self, shard: int) -> Iterator[UnreadableRecord | None]:
-        """For each record of a shard what is wrong with it, None where nothing is; nothing at all for a shard that
-        cannot be opened: then none of its records can be read.
+        """One entry per record of a shard, None if it is readable; no entry at all if the shard cannot be opened.
 
         Raises:
-            RemoteError: a distant store does not answer, or refuses.
+            RemoteError: a remote store does not answer, or refuses.
         """
         try:
             opened = self.open(shard)

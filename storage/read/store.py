@@ -1,26 +1,31 @@
-"""Reading a store: records by position, and their lengths and ids without touching the payload."""
+"""Reading a store: records by position, and their lengths and ids without reading the targets."""
 
+import operator
 import resource
-import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.files.source import LocalFiles, StoreFiles, open_files
-from alignkd.storage.layouts.protocol import Verified, get_backend
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.places import open_files
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.shard_cache import ShardCache
+from alignkd.storage.read.teacher_logprobs import Logprobs, teacher_logprobs
 from alignkd.storage.read.text_tables import IdTable, KeyTable
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.attachments import verified_attachment
@@ -31,34 +36,32 @@ from alignkd.storage.schema.commit_record import (
     committed_shards,
     load_commit,
     load_commits,
-    missing_or_resized,
 )
-from alignkd.storage.schema.manifest import Manifest, read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
+from alignkd.storage.schema.shard_files import missing_or_resized
 
-# an open shard costs descriptors (zarr: a file per column); at most half of what the process may have, and no more
+# an open shard needs descriptors (zarr: one per column): at most these, and half of what the process is allowed
 MAX_OPEN_FILES = 4096
 MAX_OPEN_SHARDS = 256
-# asking a network file system for the sizes of many files; threads cost more than they bring where answers come at once
+# shards whose file sizes are requested at the same time: a network file system answers each request late
 STAT_THREADS = 8
 STAT_BATCH = 256
-SLOW_STAT_SECONDS = 1e-4
-SLOW_SHARDS = 4
 _GROUPS = ("token", "vision", "query", "supervised")
 
 
-class StoreReader:
+class StoreReader(Sequence[Record]):
     """The committed records of a store, shard after shard in their written order.
 
-    `reader[i]` verifies the checksum of every byte it reads. Float targets come as they are stored: a float16 target
-    stays float16, a quantised one an `EncodedArray`, so that few bytes travel and the training device widens them.
-    Readers can be forked, pickled and shared by threads.
+    `reader[i]` verifies the checksum of every byte it reads. Float targets are returned as stored: a float16 target as
+    float16, a quantised one as an `EncodedArray`, so that few bytes are copied and the training device decodes them.
+    Readers can be forked, pickled and shared by threads. A slice is a list of records, read at once.
 
     Attributes:
-        path: the store's folder.
-        files: where its bytes come from.
-        manifest: what the store promises.
-        commits: the commit record of each shard, by shard number; loaded when asked for.
-        quarantined: samples that could not be cached, with reasons.
+        path: the store's folder, or its URL.
+        files: the store's files.
+        manifest: settings of the store.
+        commits: the commit record of each shard, by shard number; loaded on request.
+        quarantined: unusable samples, with reasons.
     """
 
     def __init__(
@@ -66,24 +69,21 @@ class StoreReader:
         path: Path | str | StoreFiles,
         *,
         allow_incomplete: bool = False,
-        verify: Literal["always", "once"] = "always",
     ) -> None:
-        """Open a store and check that all committed files are there in their committed size.
+        """Open a store and check that all committed files exist in their committed size.
 
         Args:
             path: the store's folder or URL.
-            allow_incomplete: read what is committed so far; what is committed later is not seen.
-            verify: `once` verifies a checksum when this process first reads its bytes and then trusts them.
+            allow_incomplete: read what is committed now; shards committed later are not seen.
 
         Raises:
-            StoreError: no store, or shards of the plan are missing and `allow_incomplete` is not set.
+            StoreError: not a store, or shards of the plan are missing and `allow_incomplete` is not set.
             CorruptStoreError: a file is missing or has another size.
         """
-        if verify not in ("always", "once"):
-            raise StoreError(f"verify is {verify!r}, expected 'always' or 'once'")
         self.files = open_files(path)
         self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
         self.manifest: Manifest = read_manifest(self.files)
+        get_backend(self.manifest.backend, self.files.label(FILE_NAME))
         found = committed_shards(self.files)
         if not allow_incomplete and len(found) < self.manifest.num_shards:
             raise StoreError(
@@ -95,13 +95,13 @@ class StoreReader:
         self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
         self._codec = RecordCodec(self.manifest)
         self._starts = [0, *accumulate(head.num_records for head in heads)]
-        self._once = verify == "once" and self.files.checks_sizes
-        # by place of the shard; also says which shards' descriptions have been looked at
-        self._verified: dict[int, Verified] = {}
+        # places of the shards whose descriptions this process has verified
+        self._described: set[int] = set()
         self._shards = self._shard_cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_shards"} | {"_verified": {}}
+        left_out = ("_shards", "_lm_head")  # open files
+        return {name: value for name, value in self.__dict__.items() if name not in left_out} | {"_described": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -110,21 +110,37 @@ class StoreReader:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, position: int) -> Record:
-        """The record at a position, 0 to `len(self) - 1`.
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        shards = f"{len(self.commits)} of {manifest.num_shards} shards"
+        return f"StoreReader({str(self.path)!r}, {len(self)} records, {shards}, {manifest.backend})"
+
+    @overload
+    def __getitem__(self, position: int) -> Record: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Record]: ...
+    def __getitem__(self, position: int | slice) -> Record | list[Record]:
+        """The record at a position; negative positions count from the end. A slice gives a list.
 
         Raises:
-            IndexError: there is no such position.
-            CorruptStoreError: naming shard, file and place.
+            IndexError: the position does not exist.
+            CorruptStoreError: naming shard, file and chunk or member.
         """
-        position = int(position)  # numpy's own numbers are slow to compare
-        if not 0 <= position < self._starts[-1]:
+        if isinstance(position, slice):
+            return [self[number] for number in range(*position.indices(len(self)))]
+        number = operator.index(position)  # numpy integers are slow to compare
+        if number < 0:
+            number += len(self)
+        if not 0 <= number < len(self):
             raise IndexError(f"position {position} of a store with {len(self)} records")
+        return self._at(number)
+
+    def _at(self, position: int) -> Record:
         place = bisect_right(self._starts, position) - 1
         try:
             return self._record(place, position - self._starts[place])
         except CorruptStoreError:
-            # a distant store's local copies may be what is damaged
+            # the damage may be in the local cache of a remote store
             self._shards.drop(place)
             if not self.files.refresh(self._commit(place).path):
                 raise
@@ -188,7 +204,7 @@ class StoreReader:
         return IdTable(self._concatenated(texts, np.uint8), ends)
 
     def find(self, *, key: str | None = None, id: str | None = None, index: int | None = None) -> list[int]:
-        """Positions of the records with this key, id or data-set index; empty if there are none.
+        """Positions of the records with this key, id or data-set index; may be empty.
 
         Raises:
             ValueError: not exactly one of the three is given.
@@ -202,19 +218,37 @@ class StoreReader:
         return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
 
     def attachment(self, name: str) -> Path:
-        """A store-level file, such as `tokenizer.model`; verified when first asked for.
+        """A store-level file, such as `tokenizer.model`; verified on the first call.
 
         Raises:
-            StoreError: the store has none of that name.
-            CorruptStoreError: it is missing or damaged.
+            StoreError: the store has no attachment of that name.
+            CorruptStoreError: the file is missing or damaged.
         """
         if name not in self._attachments:
             self._attachments[name] = verified_attachment(self.files, self.manifest, name)
         return self._attachments[name]
 
+    def logprobs(self, position: int) -> Logprobs:
+        """The teacher's log-probabilities at the supervised positions of a record.
+
+        `DenseLogprobs` [N, V] where the store keeps logits or hidden states, `SparseLogprobs` where it keeps some
+        tokens per position. Both have `of(ids)` and `dense()`.
+
+        Raises:
+            IndexError: there is no such position.
+            StoreError: the store keeps nothing of the distribution.
+            CorruptStoreError: as `reader[position]`, or the attached lm_head is damaged.
+        """
+        where = f"store {self.files.location}"
+        return teacher_logprobs(self[position].logits, self.manifest, self._lm_head, where)
+
     def root_hash(self) -> str:
-        """One hash for all that is committed, 64 hex digits; equal for equal targets (see `read/root_hash.py`)."""
+        """One hash of the committed content, 64 hex digits; equal for equal targets (`read/root_hash.py`)."""
         return root_hash(self.files, self.manifest)
+
+    @cached_property
+    def _lm_head(self) -> LmHead | None:
+        return open_lm_head(self.files, self.manifest)
 
     @cached_property
     def _attachments(self) -> dict[str, Path]:
@@ -238,7 +272,7 @@ class StoreReader:
         return np.concatenate([np.empty(0, dtype), *parts])
 
     def _all_shards(self) -> Iterator[OpenShard]:
-        """Every shard once, opened apart from those in use; each closes when the next one comes."""
+        """Every shard once, opened separately from those in use; each is closed before the next one."""
         places = range(len(self.commits))
         return (OpenShard(self.files, self.manifest, self._codec, self._commit(place)) for place in places)
 
@@ -249,19 +283,17 @@ class StoreReader:
         return ShardCache(max(1, min(MAX_OPEN_SHARDS, max_files // files_per_shard)))
 
     def _open_shard(self, place: int) -> OpenShard:
-        verified: Verified = self._verified.get(place, {})
-        commit = self._commit(place)
-        shard = OpenShard(self.files, self.manifest, self._codec, commit, verified if self._once else None)
-        if place not in self._verified:
+        shard = OpenShard(self.files, self.manifest, self._codec, self._commit(place))
+        if place not in self._described:
             shard.source.check_descriptions()
-            self._verified[place] = verified
+            self._described.add(place)
         return shard
 
     def _commit(self, place: int) -> CommitRecord:
-        """The commit record of a shard, which is loaded when asked for: it must be the one that was there at first.
+        """The commit record of a shard, loaded again: it must be the one that existed when the reader was opened.
 
         Raises:
-            StoreError: it is another one, so that lengths, ids and order of this reader are not the shard's.
+            StoreError: the shard was replaced, so that this reader's lengths, ids and order are not the shard's.
         """
         commit = self.commits[place]
         if _identity(commit) != self._identities[place]:
@@ -272,19 +304,12 @@ class StoreReader:
         return commit
 
     def _checked_heads(self) -> tuple[list[CommitHead], list[int]]:
-        """The head of each commit record, and what tells it from another; few are in memory whole at a time."""
+        """The head and the identity of each commit record; few whole records are in memory at a time."""
         commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
         heads: list[tuple[CommitHead, int]] = []
-        slow = 0  # in a row: a busy machine is slow now and then
-        for commit in commits:
-            started = time.monotonic()
-            heads.append(self._checked_head(commit))
-            slow = slow + 1 if time.monotonic() - started > SLOW_STAT_SECONDS * len(commit.files) else 0
-            if slow == SLOW_SHARDS:
-                break
         with ThreadPoolExecutor(STAT_THREADS) as pool:
-            while some := list(islice(commits, STAT_BATCH)):
-                heads += pool.map(self._checked_head, some)
+            while batch := list(islice(commits, STAT_BATCH)):
+                heads += pool.map(self._checked_head, batch)
         return [head for head, _ in heads], [identity for _, identity in heads]
 
     def _checked_head(self, commit: CommitRecord) -> tuple[CommitHead, int]:
@@ -304,12 +329,12 @@ class StoreReader:
 
 
 def _identity(commit: CommitRecord) -> int:
-    """Differs between two commits of a shard; small, because there are as many as shards."""
+    """A small number that differs between two commits of a shard."""
     return crc32c(" ".join([commit.folder, *(entry.sha256 for entry in commit.files)]).encode())
 
 
 class CommitLog(Sequence[CommitRecord]):
-    """The commit records of a store, each loaded and checked when asked for: whole, ten thousand fill the memory."""
+    """The commit records of a store, each loaded and checked on request: ten thousand do not fit into memory."""
 
     def __init__(self, files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> None:
         self.files, self.shards, self.manifest_hash = files, np.array(shards, np.int64), manifest_hash

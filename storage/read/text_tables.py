@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 
 class IdTable(Sequence[str]):
-    """Texts as one byte array; a text is decoded when it is asked for."""
+    """Texts in one byte array; a text is decoded on request."""
 
     def __init__(self, data: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        """Texts in UTF-8 one after the other, uint8 [bytes]; `ends` [n + 1] rises from 0."""
+        """Texts in UTF-8, concatenated, uint8 [bytes]; `ends` [n + 1] rises from 0."""
         self._data, self._ends = data, ends
 
     def __len__(self) -> int:
@@ -31,17 +31,17 @@ class IdTable(Sequence[str]):
         return (self[place] for place in range(len(self)))
 
     def find(self, text: str) -> list[int]:
-        """Places of a text, rising."""
+        """Positions of a text, ascending."""
         wanted = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
         places = np.flatnonzero(np.diff(self._ends) == len(wanted))
-        # byte by byte from the end, where ids that count differ; each byte leaves fewer places
+        # byte by byte from the end, where numbered ids differ; each byte leaves fewer candidates
         for at in reversed(range(len(wanted))):
             places = places[self._data[self._ends[places] + at] == wanted[at]]
         return [int(place) for place in places]
 
 
 class KeyTable(Sequence[str]):
-    """Keys as 32 bytes each; shown in hex."""
+    """Keys, stored as 32 bytes each and returned in hex."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         """uint8 [n, 32]."""
@@ -64,7 +64,7 @@ class KeyTable(Sequence[str]):
         return (row.tobytes().hex() for row in self._data)
 
     def find(self, key: str) -> list[int]:
-        """Places of a key, rising."""
+        """Positions of a key, ascending."""
         try:
             wanted = np.frombuffer(bytes.fromhex(key), np.uint8)
         except ValueError:

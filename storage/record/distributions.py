@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from alignkd.storage.errors import RecordError
 from alignkd.storage.record.checks import FLOATS, check_array, check_finite, check_offsets, check_target
 from alignkd.storage.record.encoded import EncodedArray, FloatArray
+from alignkd.storage.record.shown import show_fields
 
 # float16 log-probs near -16 are 1/128 apart, so exact masses come back up to about 1 % off
 MASS_TOLERANCE = 0.02
@@ -44,6 +45,9 @@ class TruncatedLogits:
     logprobs: FloatArray
     offsets: NDArray[np.int64]
     tail_logmass: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        return show_fields(self)
 
     def __post_init__(self) -> None:
         """Check shapes, dtypes, and that entries and tail together hold the whole mass.
@@ -100,6 +104,9 @@ class SampledLogits:
     offsets: NDArray[np.int64]
     entropy: NDArray[np.float32]
 
+    def __repr__(self) -> str:
+        return show_fields(self)
+
     def __post_init__(self) -> None:
         """Check shapes, dtypes, that ids are distinct and that every position has the same number of draws.
 
@@ -152,6 +159,9 @@ class HiddenStates:
     """
 
     states: FloatArray | EncodedArray
+
+    def __repr__(self) -> str:
+        return show_fields(self)
 
     def __post_init__(self) -> None:
         """Check shape, dtype and finiteness.

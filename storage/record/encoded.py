@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.errors import RecordError
+from alignkd.storage.record.shown import show
 
 FloatArray = NDArray[np.float16] | NDArray[np.float32]
 
@@ -25,6 +26,10 @@ class EncodedArray:
 
     codec: str
     parts: dict[str, NDArray[Any]]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name or 'values'}={show(part)}" for name, part in self.parts.items())
+        return f"EncodedArray({self.codec!r}, {parts})"
 
     @classmethod
     def encode(cls, codec: str, values: FloatArray) -> "EncodedArray":
@@ -95,6 +100,19 @@ class EncodedArray:
 def as_float32(values: FloatArray | EncodedArray) -> NDArray[np.float32]:
     """The values of a target, decoded or widened, on the host; for tools and tests."""
     return values.decode() if isinstance(values, EncodedArray) else values.astype(np.float32, copy=False)
+
+
+def error_bound(values: FloatArray | EncodedArray) -> NDArray[np.float32]:
+    """Largest possible |decoded - exact| of each value of a target, float32, in its shape.
+
+    `exact` is what was given to the codec: the bound of float32 is 0.
+
+    Raises:
+        StoreError: there is no such codec.
+    """
+    if isinstance(values, EncodedArray):
+        return get_codec(values.codec).error_bound(values.parts)
+    return get_codec(str(values.dtype)).error_bound({"": values})
 
 
 def _bytes_of(parts: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

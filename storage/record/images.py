@@ -1,13 +1,12 @@
-"""Records with several images: how what belongs to each of them is told apart and stored.
+"""Targets and files of a record's k images: as an axis k or a tuple in memory, as rows or one file in the store.
 
-A record holds one image's path, hash and bytes as they are, several images' as tuples. Targets of k > 1 images have a
-leading axis k, and are stored as k times as many rows of the same columns: one image is stored as it always was.
+A target [k, n, ...] is stored as k * n rows of its columns, so a record with one image has the same rows as if it had
+no axis k. The files of several images are packed into one.
 """
 
 import itertools
 import struct
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +16,14 @@ from alignkd.storage.codecs.base import Parts
 from alignkd.storage.errors import StoreError
 from alignkd.storage.record.encoded import EncodedArray, FloatArray
 
-Item = TypeVar("Item", str, bytes)
 Target = FloatArray | EncodedArray
 
-# no image format begins so
+# no image format starts with these bytes
 MAGIC = b"\0IMAGES\0"
 
 
-def every_one(value: Item | tuple[Item, ...] | None) -> tuple[Item, ...]:
-    """None, one thing or several, as a tuple."""
-    if value is None:
-        return ()
-    return value if isinstance(value, tuple) else (value,)
-
-
 def joined_rows(parts: Parts) -> Parts:
-    """Stored parts [k, n, ...] of a target as rows [k * n, ...]."""
+    """The parts [k, n, ...] of a target as rows [k * n, ...]."""
     return {name: part.reshape(-1, *part.shape[2:]) for name, part in parts.items()}
 
 
@@ -42,7 +33,7 @@ def split_rows(parts: Parts, num_images: int) -> Parts:
 
 
 def of_each_image(target: Target) -> list[Target]:
-    """The k targets of one image each in a target with a leading axis k."""
+    """The targets of each image, without the axis k."""
     if isinstance(target, EncodedArray):
         codec, parts = target.codec, target.parts
         return [EncodedArray(codec, {name: part[n] for name, part in parts.items()}) for n in range(len(parts[""]))]
@@ -50,23 +41,22 @@ def of_each_image(target: Target) -> list[Target]:
 
 
 def vision_rows(every: Target, index: NDArray[np.uint16]) -> Target:
-    """Embeddings [K, Dt] at `index` among all vision tokens, through all images.
+    """Embeddings [K, Dt] at `index` among the vision tokens of all images.
 
     Args:
-        every: [P, Dt], or [k, P, Dt] of several images. Encoded ones whose scale belongs to an image are decoded: the
-            rows of several images share none.
+        every: [k, P, Dt]. Where the codec has one scale per image, rows of several images are decoded, because they
+            share no scale.
+        index: counted through all images.
     """
-    if len(every.shape) == 2:
-        return every[index]
     if not isinstance(every, EncodedArray):
         return every.reshape(-1, every.shape[-1])[index]
-    if get_codec(every.codec).shared_parts:
+    if every.num_rows > 1 and get_codec(every.codec).shared_parts:
         return every.decode().reshape(-1, every.shape[-1])[index]
     return EncodedArray(every.codec, joined_rows(every.parts))[index]
 
 
 def pack_files(files: Sequence[bytes]) -> bytes:
-    """Several image files as one: magic, their number (uint32), the length of each (uint64), their bytes.
+    """Several image files as one: magic, their number (uint32), the length of each (uint64), their contents.
 
     Numbers are little-endian. The inverse of `unpack_files`.
     """
@@ -75,10 +65,10 @@ def pack_files(files: Sequence[bytes]) -> bytes:
 
 
 def unpack_files(packed: bytes, count: int) -> tuple[bytes, ...]:
-    """The `count` image files again.
+    """The `count` image files that `pack_files` packed.
 
     Raises:
-        StoreError: these are not so many packed files, or some bytes are missing.
+        StoreError: the content is not that of `count` packed files, or some bytes are missing.
     """
     begin = len(MAGIC) + 4
     found = int.from_bytes(packed[len(MAGIC) : begin], "little")
@@ -89,7 +79,7 @@ def unpack_files(packed: bytes, count: int) -> tuple[bytes, ...]:
     start = begin + 8 * count
     if start + sum(lengths) != len(packed):
         raise StoreError(
-            f"image_bytes: {len(packed)} bytes, but {count} image files of {sum(lengths)} bytes are announced; "
+            f"image_bytes: {len(packed)} bytes, but {count} image files of {sum(lengths)} bytes are listed; "
             "dump the sample again"
         )
     ends = np.cumsum([start, *lengths]).tolist() if count else []

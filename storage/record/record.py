@@ -4,7 +4,7 @@ Shape letters: T input_ids before splicing, L sequence after splicing, k images,
 that can see every image, N supervised positions, R and C attention rows and columns, Ht heads of the teacher, Dt its
 hidden size, V vocabulary, K selected vision tokens (16).
 
-What belongs to ONE image is as it is; of several, paths, hashes and bytes are tuples, and arrays have a leading axis k.
+What belongs to images is a tuple of k items, or an array with a leading axis k, whether k is 0, 1 or more.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from alignkd.storage.errors import RecordError
 from alignkd.storage.record.checks import FLOATS, check_array, check_finite, check_hex, check_positions, check_target
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits, unchecked
 from alignkd.storage.record.encoded import EncodedArray, FloatArray, as_float32
-from alignkd.storage.record.images import every_one
+from alignkd.storage.record.shown import show_fields
 
 __all__ = [
     "EncodedArray",
@@ -32,8 +32,9 @@ __all__ = [
     "as_float32",
 ]
 
-IMAGE_TOKEN = -200
-IGNORED_LABEL = -100
+# as in `vlm`, which this room does not import
+IMAGE_TOKEN_ID = -200
+IGNORE_LABEL = -100
 
 Target = FloatArray | EncodedArray
 Logits = FloatArray | TruncatedLogits | HiddenStates | SampledLogits
@@ -48,20 +49,20 @@ class Record:
         id: the user's id; need not be unique.
         index: position of the sample in the data set.
         conversations: turns, each `{"from": "human" | "gpt", "value": text}`.
-        image: path relative to the image folder; a tuple of the paths of k > 1 images; None for a text-only sample.
-        image_sha256: of the image file's bytes, or of each; None exactly where `image` is.
-        image_bytes: the image file's bytes, or each one's, where the store embeds them, else None.
+        images: paths of the k images, relative to the image folder; empty for a text-only sample.
+        image_sha256: sha256 of each image file.
+        image_bytes: bytes of each image file, where the store embeds them; else empty.
         input_ids: int32 [T], -200 where an image is.
         labels: int32 [T], -100 where not supervised.
         vision_positions: int32 [k * P], or [0] for text only; like all positions in the spliced sequence.
         tqv_query_positions: int32 [Q], text positions after the last vision token.
         supervised_positions: int32 [N], positions whose NEXT token has a label.
-        attention: probabilities [R, Ht, C] of the first decoder layer; `tqv` has R = Q and C = P. Of k > 1 images
-            [k, R, Ht, P], a block of columns for each, where the columns are vision tokens.
+        attention: probabilities [k, R, Ht, C] of the first decoder layer, a block of columns for each image; `tqv` has
+            R = Q and C = P. One block where the columns are text tokens (`tqt`).
         vision_top_index: uint16 [K], the vision tokens with the highest focus score, counted through all images.
         vision_top_embeddings: projector output at those tokens [K, Dt]; may be left out where `vision_embeddings`
             has them.
-        vision_embeddings: projector output [P, Dt], of k > 1 images [k, P, Dt].
+        vision_embeddings: projector output [k, P, Dt].
         logits: unnormalised logits [N, V], the kept entries of the distribution, hidden states or draws.
 
     Targets are float16 or float32, or an EncodedArray of the store's codec; one that the store does not keep, or
@@ -72,8 +73,8 @@ class Record:
     id: str
     index: int
     conversations: list[dict[str, str]]
-    image: str | tuple[str, ...] | None
-    image_sha256: str | tuple[str, ...] | None
+    images: tuple[str, ...]
+    image_sha256: tuple[str, ...]
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     vision_positions: NDArray[np.int32]
@@ -84,7 +85,7 @@ class Record:
     vision_top_embeddings: Target | None = None
     vision_embeddings: Target | None = None
     logits: Logits | None = None
-    image_bytes: bytes | tuple[bytes, ...] | None = None
+    image_bytes: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field against the others.
@@ -97,6 +98,9 @@ class Record:
         self._check_attention()
         self._check_vision()
         self._check_logits()
+
+    def __repr__(self) -> str:
+        return show_fields(self)
 
     @classmethod
     def trusted(cls, fields: dict[str, Any]) -> "Record":
@@ -114,18 +118,24 @@ class Record:
             self.logits.__post_init__()
 
     @property
+    def attention_float32(self) -> NDArray[np.float32] | None:
+        """`attention` decoded, float32 of the same shape; which queries and keys: `Manifest.codecs.attention_pairs`."""
+        return _decoded(self.attention)
+
+    @property
+    def vision_embeddings_float32(self) -> NDArray[np.float32] | None:
+        """`vision_embeddings` decoded, float32 of the same shape."""
+        return _decoded(self.vision_embeddings)
+
+    @property
+    def vision_top_embeddings_float32(self) -> NDArray[np.float32] | None:
+        """`vision_top_embeddings` decoded, float32 [K, Dt]."""
+        return _decoded(self.vision_top_embeddings)
+
+    @property
     def has_image(self) -> bool:
-        return self.image is not None
-
-    @property
-    def images(self) -> tuple[str, ...]:
-        """The paths of all images."""
-        return every_one(self.image)
-
-    @property
-    def image_files(self) -> tuple[bytes, ...]:
-        """The bytes of each image file where the store embeds them, else none."""
-        return every_one(self.image_bytes)
+        """Whether the sample has images."""
+        return bool(self.images)
 
     @property
     def num_images(self) -> int:
@@ -139,29 +149,23 @@ class Record:
 
     def _check_text(self) -> None:
         check_hex("key", self.key)
-        if (self.image is None) != (self.image_sha256 is None):
-            raise RecordError(f"image is {self.image!r} but image_sha256 is {self.image_sha256!r}: give both")
-        hashes = every_one(self.image_sha256)
-        if len(hashes) != self.num_images or (isinstance(self.image, tuple) and self.num_images < 2):
-            raise RecordError(
-                f"image names {self.num_images} images, image_sha256 has {len(hashes)}: give one as it is, or a tuple "
-                "of two or more"
-            )
-        for sha256 in hashes:
+        if len(self.image_sha256) != self.num_images:
+            raise RecordError(f"images has {self.num_images} paths, image_sha256 {len(self.image_sha256)} hashes")
+        for sha256 in self.image_sha256:
             check_hex("image_sha256", sha256)
-        self._check_image_bytes(hashes)
+        self._check_image_bytes()
         if self.index < 0:
             raise RecordError(f"index is {self.index}, expected 0 or more")
         for turn in self.conversations:
             if set(turn) != {"from", "value"} or not all(isinstance(text, str) for text in turn.values()):
                 raise RecordError(f"conversations has a turn {turn!r}, expected texts 'from' and 'value'")
 
-    def _check_image_bytes(self, hashes: tuple[str, ...]) -> None:
-        if self.image_bytes is None:
+    def _check_image_bytes(self) -> None:
+        if not self.image_bytes:
             return
-        if len(self.image_files) != len(hashes):
-            raise RecordError(f"image_bytes holds {len(self.image_files)} files, image_sha256 {len(hashes)} hashes")
-        for content, sha256 in zip(self.image_files, hashes, strict=True):
+        if len(self.image_bytes) != self.num_images:
+            raise RecordError(f"image_bytes holds {len(self.image_bytes)} files, image_sha256 {self.num_images} hashes")
+        for content, sha256 in zip(self.image_bytes, self.image_sha256, strict=True):
             if (found := hashlib.sha256(content).hexdigest()) != sha256:
                 raise RecordError(
                     f"image_bytes ({len(content)} bytes) have sha256 {found[:12]}, image_sha256 is {sha256[:12]}"
@@ -172,15 +176,17 @@ class Record:
             check_array(name, getattr(self, name), (np.int32,), 1)
         if self.labels.shape != self.input_ids.shape:
             raise RecordError(f"labels has shape {self.labels.shape}, input_ids {self.input_ids.shape}")
-        images = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN))
+        images = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN_ID))
         if images != self.num_images:
-            raise RecordError(f"input_ids holds {images} image tokens ({IMAGE_TOKEN}), image is {self.image!r}")
+            raise RecordError(
+                f"input_ids holds {images} image tokens ({IMAGE_TOKEN_ID}), images has {self.num_images} paths"
+            )
         vision = len(self.vision_positions)
         if (vision > 0) != self.has_image or vision % max(images, 1):
-            raise RecordError(f"vision_positions has shape {self.vision_positions.shape}, image is {self.image!r}")
+            raise RecordError(f"vision_positions has shape {self.vision_positions.shape}, images {self.num_images}")
         for name in _POSITION_FIELDS:
             check_positions(name, getattr(self, name), self.sequence_length)
-        supervised = int(np.count_nonzero(self.labels[1:] != IGNORED_LABEL))
+        supervised = int(np.count_nonzero(self.labels[1:] != IGNORE_LABEL))
         if len(self.supervised_positions) != supervised:
             raise RecordError(
                 f"supervised_positions has shape {self.supervised_positions.shape}, labels supervise {supervised}"
@@ -189,17 +195,16 @@ class Record:
     def _check_attention(self) -> None:
         if self.attention is None:
             return
-        several = self.num_images > 1 and len(self.attention.shape) == 4
-        check_target("attention", "attention", self.attention, 4 if several else 3)
-        if several and self.attention.shape[0] != self.num_images:
+        check_target("attention", "attention", self.attention, 4)
+        if self.attention.shape[0] not in (1, self.num_images):
             raise RecordError(f"attention has shape {self.attention.shape}, of {self.num_images} images")
 
     def _check_vision(self) -> None:
         P, every = len(self.vision_positions), self.vision_embeddings
         if every is not None:
-            k = max(self.num_images, 1)
-            check_target("vision_embeddings", "vision_all", every, 2 if k == 1 else 3)
-            if not P or every.shape[:-1] != ((P,) if k == 1 else (k, P // k)):
+            k = self.num_images
+            check_target("vision_embeddings", "vision_all", every, 3)
+            if not P or every.shape[:-1] != (k, P // k):
                 raise RecordError(f"vision_embeddings has shape {every.shape}, vision_positions ({P},), images {k}")
         index, embeddings = self.vision_top_index, self.vision_top_embeddings
         if index is None and embeddings is None:
@@ -227,6 +232,10 @@ class Record:
             raise RecordError(
                 f"logits has {positions} positions, supervised_positions {self.supervised_positions.shape}"
             )
+
+
+def _decoded(target: Target | None) -> NDArray[np.float32] | None:
+    return None if target is None else as_float32(target)
 
 
 _POSITION_FIELDS = ("vision_positions", "tqv_query_positions", "supervised_positions")

@@ -1,1 +1,1 @@
-"""Stores in a bucket or behind a web server."""
+"""Clients of stores in a bucket or behind a web server."""

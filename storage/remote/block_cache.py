@@ -1,15 +1,15 @@
-"""Blocks of remote files on the local disk: of bounded size, shared by processes, safe against kill -9.
+"""Blocks of remote files on the local disk: bounded in size, shared by processes, safe against kill -9.
 
-FOLDER/blocks/GROUP/NAME   one block; GROUP and NAME are hashes of where it comes from. Its mtime is its last use.
-FOLDER/drafts/...          blocks being written, locked by their writer (see `files`), so a free one is a leftover
+FOLDER/blocks/GROUP/NAME   one block; GROUP and NAME are hashes of its origin. Its mtime is the time of its last use.
+FOLDER/drafts/...          temporary files, locked by their writer (`files/exclusive.py`): an unlocked one is a leftover
 FOLDER/usage               bytes in `blocks`, 8 bytes; locked while blocks are added or evicted
 
-A draft is renamed into place under the lock and after the new total is written: whoever dies in between leaves a
-total that is too high, which the next count corrects. Each process writes one draft at a time, so the cache never
-takes more than its bound and one block per process.
+A temporary file is renamed into place under the lock, after the new total is written. A process that is killed in
+between leaves a total that is too high, which the next count corrects. Each process writes one temporary file at a
+time, so the cache never takes more than its limit and one block per process.
 
-Nothing here proves that a block is right: readers verify the checksums of what they take from it, and have it
-dropped and fetched again if they do not hold.
+The cache does not verify blocks: readers verify the checksums of what they read, and after a mismatch drop the block
+and fetch it again.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from pathlib import Path
 from alignkd.storage.files.exclusive import make_temporary_folder, remove, remove_leftovers
 from alignkd.storage.files.source import Buffers
 
-# evicting a little more than needed spares looking through the folder for every block
+# evict a little more than necessary, so that not every new block lists the folder
 SLACK = 0.1
-# how stale the time of last use of a block may be
+# precision of a block's time of last use
 TOUCH_SECONDS = 30.0
-# a lock is held for milliseconds; a process that was forked while it was held may keep it
+# a lock is held for milliseconds, unless a process was forked meanwhile and keeps it
 LOCK_SECONDS = 10.0
 NAME_BYTES = 16
 
 
 def hashed(*parts: object) -> str:
-    """A file name for whatever identifies something."""
+    """A file name that identifies the parts."""
     return blake2b("\n".join(map(str, parts)).encode(), digest_size=NAME_BYTES).hexdigest()
 
 
 class BlockCache:
-    """See the module. Methods may raise OSError, e.g. for a full disk: then work without the cache."""
+    """See the module. Methods may raise OSError, for example on a full disk: then work without the cache."""
 
     def __init__(self, folder: Path, limit: int, touch_seconds: float = TOUCH_SECONDS) -> None:
         self.folder, self.limit, self.touch_seconds = folder, limit, touch_seconds
@@ -52,7 +52,7 @@ class BlockCache:
             usage.write(self.num_bytes())
 
     def read_into(self, group: str, name: str, size: int, buffers: Buffers, offset: int) -> bool:
-        """Fill buffers from a block of `size` bytes; False if it is not cached in that size."""
+        """Fill buffers from a block of `size` bytes; False if no block of that size is cached."""
         try:
             descriptor = os.open(f"{self.blocks}/{group}/{name}", os.O_RDONLY)
         except FileNotFoundError:
@@ -69,17 +69,17 @@ class BlockCache:
             os.close(descriptor)
 
     def has(self, group: str, name: str, size: int) -> bool:
-        """Whether a block is cached in that size."""
+        """Whether a block of that size is cached."""
         try:
             return os.stat(f"{self.blocks}/{group}/{name}").st_size == size  # noqa: PTH116 - called per read
         except FileNotFoundError:
             return False
 
     def put(self, group: str, name: str, data: bytes) -> None:
-        """Keep a block, evicting those not used for longest."""
+        """Store a block; evicts the least recently used ones."""
         if len(data) > self.limit:
             return
-        with self._writing, self._draft(data) as draft, self._usage() as usage:
+        with self._writing, self._temporary(data) as temporary, self._usage() as usage:
             target = self.blocks / group / name
             replaced = target.stat().st_size if target.exists() else 0
             total = usage.read() - replaced
@@ -87,10 +87,10 @@ class BlockCache:
                 total = self._evict(int((self.limit - len(data)) * (1 - SLACK)), spare=target)
             usage.write(total + len(data))
             target.parent.mkdir(exist_ok=True)
-            draft.rename(target)
+            temporary.rename(target)
 
     def drop(self, group: str) -> None:
-        """Forget all blocks of a group."""
+        """Remove all blocks of a group."""
         with self._usage() as usage:
             folder, freed = self.blocks / group, 0
             for path, size, _ in _files_of(folder):
@@ -99,11 +99,11 @@ class BlockCache:
             usage.write(max(0, usage.read() - freed))
 
     def num_bytes(self) -> int:
-        """What the blocks take, counted."""
+        """Bytes of all blocks, counted."""
         return sum(size for _, size, _ in self._entries())
 
     def _evict(self, limit: int, spare: Path) -> int:
-        """Remove the longest unused blocks until the rest takes at most `limit` bytes; returns what it takes."""
+        """Remove the least recently used blocks until at most `limit` bytes remain; returns what remains."""
         remove_leftovers(self.drafts)
         entries = sorted((entry for entry in self._entries() if entry[0] != str(spare)), key=lambda entry: entry[2])
         total = sum(size for _, size, _ in entries)
@@ -122,7 +122,7 @@ class BlockCache:
             yield from _files_of(folder)
 
     @contextlib.contextmanager
-    def _draft(self, data: bytes) -> Iterator[Path]:
+    def _temporary(self, data: bytes) -> Iterator[Path]:
         folder, lock = make_temporary_folder(self.drafts, "block")
         try:
             (folder / "block").write_bytes(data)
@@ -138,7 +138,7 @@ class BlockCache:
             _lock(descriptor)
             yield _Usage(descriptor)
         finally:
-            # closing is not enough: a process forked meanwhile shares the lock
+            # closing alone does not unlock it: a process forked meanwhile shares the lock
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Fetching blocks of remote files: many at the same time, each once, through the cache on disk."""
+"""Fetches blocks of remote files, many at the same time, each once, through the cache on disk."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from alignkd.storage.remote.objects import ObjectStore, Span
 from alignkd.storage.remote.settings import RemoteSettings
 
 T = TypeVar("T")
-# in place of a file's size: nobody was asked
+# in place of a file's size: it is not known
 KNOWN = -1
 KEPT_BLOCKS = 64
 _LOG = logging.getLogger("alignkd")
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("alignkd")
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Bytes `start:stop` of a remote file; group and name say where it is cached."""
+    """Bytes `start:stop` of a remote file; group and name are its place in the cache."""
 
     path: str
     start: int
@@ -34,11 +34,11 @@ class Block:
 
 
 class BlockFetcher:
-    """The blocks of one store. Everything in it belongs to one process: a forked or unpickled copy starts anew."""
+    """The blocks of one store. Its state belongs to one process: a forked or unpickled copy starts empty."""
 
     def __init__(self, objects: ObjectStore, settings: RemoteSettings) -> None:
         self.objects, self.settings = objects, settings
-        self._start_anew()
+        self._reset()
         _FETCHERS.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class BlockFetcher:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._cache: BlockCache | None = None
@@ -55,7 +55,7 @@ class BlockFetcher:
         self._coming: dict[Block, Future[Span]] = {}
 
     def want(self, block: Block) -> Future[Span] | None:
-        """Have a block fetched in the background; None if it is cached."""
+        """Fetch a block in the background; None if it is cached."""
         with self._lock:
             if (coming := self._coming.get(block)) is not None:
                 return coming
@@ -66,15 +66,15 @@ class BlockFetcher:
         return coming
 
     def read_into(self, block: Block, buffers: Buffers, offset: int) -> int:
-        """Fill buffers from a block, from `offset` in it; gives the whole file's size, KNOWN for a cached block.
+        """Fill buffers with a block's bytes from `offset`; returns the file's size, KNOWN for a cached block.
 
-        Buffers are filled only if the file reaches to the block's end.
+        Buffers are filled only if the file contains the whole block.
 
         Raises:
-            AbsentError, RemoteError: what `ObjectStore.get_range` raises.
+            AbsentError, RemoteError: as `ObjectStore.get_range`.
         """
         size = block.stop - block.start
-        for _ in range(2):  # another process may evict the block between asking and reading
+        for _ in range(2):  # another process may evict the block between `want` and reading
             if self._cached(lambda cache: cache.read_into(block.group, block.name, size, buffers, offset)):
                 return KNOWN
             coming = self.want(block)
@@ -88,7 +88,7 @@ class BlockFetcher:
         return span.total
 
     def forget(self, group: str) -> None:
-        """Drop a group's blocks from the cache."""
+        """Remove a group's blocks from the cache."""
         with self._lock:
             for block in [block for block in self._coming if block.group == group]:
                 del self._coming[block]
@@ -100,12 +100,12 @@ class BlockFetcher:
             return [self._threads().submit(work, argument) for argument in arguments]
 
     def close(self) -> None:
-        """Wait for what is being fetched and drop what is only asked for; reading again starts anew."""
+        """Wait for running requests and cancel waiting ones; the fetcher can be used again."""
         with self._lock:
             pool = self._pool
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-        self._start_anew()
+        self._reset()
 
     def _fetch(self, block: Block) -> Span:
         span = self.objects.get_range(block.path, block.start, block.stop)
@@ -119,11 +119,11 @@ class BlockFetcher:
             if self._coming.get(block) is future and (self._cache_works or failed or future.cancelled()):
                 del self._coming[block]
             elif len(self._coming) > KEPT_BLOCKS:
-                # without a cache what was fetched ahead waits here until it is asked for
+                # without a cache, blocks fetched ahead wait here until they are read
                 del self._coming[next(iter(self._coming))]
             waiting = list(self._coming.values()) if failed else []
         for other in waiting:
-            # a server that is gone is not asked for everything that was to be fetched ahead
+            # do not request all blocks ahead from a server that does not answer
             other.cancel()
 
     def _result(self, coming: Future[Span], block: Block) -> Span:
@@ -142,7 +142,7 @@ class BlockFetcher:
         return self._pool
 
     def _cached(self, work: Callable[[BlockCache], T]) -> T | None:
-        """Use the cache as long as its disk works; a full one costs speed, not the run."""
+        """Use the cache as long as its disk works; after an error reading continues without it."""
         if not self._cache_works:
             return None
         try:
@@ -152,12 +152,14 @@ class BlockFetcher:
         except OSError as error:
             self._cache_works = False
             folder = self.settings.cache_folder
-            _LOG.warning("cache %s: %s; reading on without it (ALIGNKD_CACHE names another)", folder, error.strerror)
+            _LOG.warning(
+                "cache %s: %s; reading continues without it (ALIGNKD_CACHE sets another folder)", folder, error.strerror
+            )
             return None
 
 
 def group_of(objects: ObjectStore, path: str) -> str:
-    """Files of one shard lie together in the cache, so that they can be dropped together."""
+    """Group of a file in the cache: files of one shard share a group, so that they can be removed together."""
     return hashed(objects.identity, *path.split("/")[:2])
 
 
@@ -172,10 +174,10 @@ _FETCHERS: "weakref.WeakSet[BlockFetcher]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # threads are not forked, and locks may be held by them
+    # a fork copies no threads, but locks that they hold
     for fetcher in list(_FETCHERS):
         with contextlib.suppress(AttributeError):
-            fetcher._start_anew()
+            fetcher._reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,40 +1,49 @@
-"""The files of a remote store, for readers: small ones whole, shard files in blocks through the cache."""
+"""The files of a remote store, for readers: small files whole, shard files in blocks through the cache."""
 
-import os
-import uuid
+import hashlib
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
+from alignkd.disk.whole_file import written_whole
 from alignkd.storage.errors import CorruptStoreError, StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
+from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.files.location import parse_location
 from alignkd.storage.files.source import REPAIR, Buffers
 from alignkd.storage.remote.block_cache import hashed
 from alignkd.storage.remote.blocks import KNOWN, Block, BlockFetcher, group_of
+from alignkd.storage.remote.fresh import past_caches
 from alignkd.storage.remote.http import HttpStore
-from alignkd.storage.remote.objects import AbsentError, ObjectStore, parse_location
+from alignkd.storage.remote.objects import AbsentError, ObjectStore
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
 from alignkd.storage.schema.commit_record import COMMITS, MAX_COMMIT_BYTES, commit_name
 from alignkd.storage.schema.manifest import read_manifest
 
 T = TypeVar("T")
-# small files fetched ahead of the one asked for; bounds memory
+# small files fetched ahead; bounds memory
 LOOK_AHEAD = 64
-# blocks of one read that are fetched at the same time; bounds memory
+# blocks of one read fetched at the same time; bounds memory
 MOST_AHEAD = 16
 DOWNLOAD_BYTES = 8 << 20
+# what `sha256` reads at a time, and how many of these pieces it requests ahead; with the threads it bounds memory
+PIECE_BYTES = 4 << 20
+PIECES_AHEAD = 3
 
 
 def open_location(location: str, settings: RemoteSettings | None = None) -> "RemoteFiles":
     """The files of the store at an s3://, http:// or https:// URL.
 
     Raises:
-        StoreError: a URL that cannot be right, or one with credentials in it.
+        StoreError: an invalid URL, or one that contains credentials.
     """
     settings = settings or settings_from_environment()
     if parse_location(location).scheme == "s3":
@@ -46,11 +55,12 @@ class RemoteFiles:
     """See `alignkd.storage.files.source.StoreFiles`; pickles without its connections."""
 
     checks_sizes = False
+    absent = "there is no such object"
 
     def __init__(self, objects: ObjectStore, settings: RemoteSettings) -> None:
         self.objects, self.settings = objects, settings
         self.blocks = BlockFetcher(objects, settings)
-        # commit records as first read, compressed: they are needed whenever a shard is opened again
+        # commit records as first read, compressed: needed when a shard is opened again
         self._records: dict[str, bytes] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,50 +94,60 @@ class RemoteFiles:
         return self.objects.size(path)
 
     def names(self, folder: str) -> list[str]:
-        """See `list`."""
-        raise NotImplementedError
-
-    def list(self, folder: str) -> list[str]:
         if folder == COMMITS:
             self._records = {}
-        return self.names(folder)
+        return self._names(folder)
+
+    def _names(self, folder: str) -> list[str]:
+        raise NotImplementedError
+
+    def droppings(self) -> list[str]:
+        return sorted(path for path in self.sizes_below("") or () if is_dropping(path))
+
+    def sha256(self, path: str, size: int, sha256: str) -> str:
+        file = self.open(path, size=size, sha256=sha256)
+        digest, buffer = hashlib.sha256(), np.empty(min(PIECE_BYTES, size), np.uint8)
+        for start in range(0, size, PIECE_BYTES):
+            piece = buffer[: size - start]
+            if self.settings.cached:
+                file.will_need(start, (1 + PIECES_AHEAD) * PIECE_BYTES)
+            file.pread_into([piece], start)
+            digest.update(piece.data)
+        return digest.hexdigest()
 
     def fetch(self, path: str, sha256: str) -> Path:
-        """A copy under its checksum in the cache folder, outside of the cache's bound."""
+        """A copy named by its checksum in the cache folder; it does not count towards the cache's limit."""
         copy = self.settings.cache_folder / "attachments" / sha256 / Path(path).name
         with disk_errors(f"{self.label(path)}: copy in {copy.parent}"):
             if copy.exists() and file_sha256(copy) == sha256:
                 return copy
             copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = copy.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            try:
-                self._download(path, draft)
-                if (found := file_sha256(draft)) != sha256:
+            with written_whole(copy) as temporary:
+                self._download(path, temporary)
+                if (found := file_sha256(temporary)) != sha256:
                     raise CorruptStoreError(
                         f"{self.label(path)}: sha256 is {found[:12]}, expected {sha256[:12]}; restore it from a copy"
                     )
-                draft.rename(copy)
-            finally:
-                draft.unlink(missing_ok=True)
         return copy
 
     def refresh(self, folder: str) -> bool:
         self.blocks.forget(group_of(self.objects, folder))
         return True
 
+    def past_caches(self) -> AbstractContextManager["RemoteFiles"]:
+        return past_caches(self)
+
     def label(self, path: str) -> str:
         return f"{self.location}/{path}"
 
     def sizes_below(self, folder: str) -> dict[str, int] | None:
-        """Path and length in bytes of every object below a folder, None where nothing can be listed."""
         raise NotImplementedError
 
     def sizes(self, paths: Sequence[str]) -> Sequence[int | None]:
-        """`size` of many files, asked for at the same time."""
         return tuple(ordered(self.blocks, self.size, paths))
 
     def with_settings(self, settings: RemoteSettings) -> Self:
-        """The same store with nothing cached or kept."""
+        """The same store with other settings and nothing kept."""
         return type(self)(self.objects, settings)
 
     def _keep(self, path: str, data: bytes) -> None:
@@ -150,7 +170,7 @@ class S3Files(RemoteFiles):
         super().__init__(objects, settings)
         self._bucket = objects
 
-    def names(self, folder: str) -> list[str]:
+    def _names(self, folder: str) -> list[str]:
         return self._bucket.names(folder)
 
     def sizes_below(self, folder: str) -> dict[str, int]:
@@ -158,10 +178,10 @@ class S3Files(RemoteFiles):
 
 
 class HttpFiles(RemoteFiles):
-    """A web server cannot be listed: the commit records that the plan promises are asked for, all at once."""
+    """A web server cannot be listed: all commit records of the plan are requested."""
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the commit records; other folders seem empty."""
+    def _names(self, folder: str) -> list[str]:
+        """Names of the commit records; other folders appear empty."""
         if folder != COMMITS:
             return []
         paths = [commit_name(shard) for shard in range(read_manifest(self).num_shards)]
@@ -194,7 +214,7 @@ class RemoteFile:
         blocks = self._blocks(offset, end)
         rest = list(buffers)
         for number, block in enumerate(blocks):
-            # one more for each that is done
+            # request one more block for each that was read
             first_ahead = number + MOST_AHEAD - 1 if number else 1
             for ahead in blocks[first_ahead : number + MOST_AHEAD]:
                 self._files.blocks.want(ahead)
@@ -202,7 +222,7 @@ class RemoteFile:
             self._read_block(block, _take(rest, last - first), first - block.start)
 
     def will_need(self, offset: int, size: int) -> None:
-        # far more than a record is a scan: it would only push itself out of a small cache
+        # a scan announces far more than a record, and would evict itself from a small cache
         for block in self._blocks(offset, min(self.size, offset + size))[:MOST_AHEAD]:
             self._files.blocks.want(block)
 
@@ -215,7 +235,7 @@ class RemoteFile:
             raise CorruptStoreError(f"{self.label}: holds {total} bytes, committed {self.size}; {REPAIR}")
 
     def _blocks(self, start: int, stop: int) -> list[Block]:
-        """The blocks that cover a range; the range itself where nothing is cached."""
+        """The blocks that cover a range; without a cache the range itself."""
         settings = self._files.settings
         step = int(settings.block_bytes)
         bounds = [(at, min(at + step, self.size)) for at in range(start - start % step, stop, step)]
@@ -229,7 +249,7 @@ class RemoteFile:
 
 
 def ordered(blocks: BlockFetcher, work: Callable[[str], T], arguments: Iterable[str]) -> Iterator[T]:
-    """Results of a function in the order of its arguments, computed by threads a bounded number ahead."""
+    """Results of a function in the order of its arguments, computed ahead by threads."""
     rest = iter(arguments)
     coming: deque[Future[T]] = deque()
     while True:
@@ -240,7 +260,7 @@ def ordered(blocks: BlockFetcher, work: Callable[[str], T], arguments: Iterable[
 
 
 def _take(rest: list[Any], count: int) -> list[Any]:
-    """Remove the first `count` bytes of a list of buffers and give them as buffers."""
+    """Remove the first `count` bytes from a list of buffers and return them as buffers."""
     taken = []
     while count:
         head = rest.pop(0)

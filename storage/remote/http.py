@@ -1,6 +1,6 @@
 """A store behind a plain web server, read-only; the one module that imports urllib3.
 
-HTTP has no listing: readers ask for the commit records that the plan promises.
+HTTP has no listing: readers request every commit record of the plan.
 """
 
 import os
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from alignkd.storage.errors import RemoteError, StoreError
-from alignkd.storage.remote.objects import AbsentError, Span, check_content_range, parse_location, read_body, whole
+from alignkd.storage.files.location import parse_location
+from alignkd.storage.remote.objects import AbsentError, Span, check_content_range, read_body, whole
 from alignkd.storage.remote.retry import TransientError, with_retries
 from alignkd.storage.remote.settings import RemoteSettings
 
@@ -49,7 +50,7 @@ class HttpStore:
             with self._request("HEAD", path) as response:
                 length = response.headers.get("Content-Length", "")
                 if not length.isdecimal():
-                    raise RemoteError(f"{self._subject(path)}: the server does not say how long it is; use another one")
+                    raise RemoteError(f"{self._subject(path)}: the server sends no Content-Length; use another one")
                 return int(length)
 
         try:
@@ -62,7 +63,7 @@ class HttpStore:
             return check_content_range(response.headers.get("Content-Range"), start, stop)
         length = response.headers.get("Content-Length", "")
         if start == 0 and length.isdecimal() and int(length) <= stop:
-            return int(length), int(length)  # all of it was asked for
+            return int(length), int(length)  # the whole file was requested
         raise RemoteError(
             f"{self._subject(path)}: the server ignores Range requests; serve the store with one that honours them "
             "(nginx, caddy, any S3 service)"
@@ -72,14 +73,14 @@ class HttpStore:
         from urllib3.exceptions import HTTPError
 
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise RemoteError(f"{self._subject(path)}: the server sends it compressed, unasked; turn that off")
+            raise RemoteError(f"{self._subject(path)}: the server sends it compressed without a request; disable that")
         try:
             return read_body(lambda size: response.read(size, decode_content=False), count, deadline)
         except (HTTPError, OSError) as error:
             raise TransientError(_reason(error)) from None
 
     def _request(self, method: str, path: str, headers: dict[str, str] | None = None) -> "urllib3.BaseHTTPResponse":
-        """Send once; closes its connection unless the body is read to the end.
+        """Send a request once; the connection is closed unless the body is read to the end.
 
         Raises:
             AbsentError, TransientError, RemoteError
@@ -138,7 +139,7 @@ def _new_manager(settings: RemoteSettings) -> "urllib3.PoolManager":
 
 
 def _reason(error: BaseException) -> str:
-    """What happened, from the exception's class alone: messages hold URLs."""
+    """What happened, from the exception's class alone: messages contain URLs."""
     name = type(error).__name__
     known = {
         "NewConnectionError": "no connection",

@@ -1,6 +1,6 @@
-"""What dead writers leave in a bucket: shard folders that no commit record names, uploads that were never completed.
+"""Leftovers of dead writers in a bucket: shard folders that no commit record names, and incomplete uploads.
 
-Listing alone cannot tell a dead writer from a slow one, so whoever removes them must leave the young ones alone.
+A listing does not distinguish a dead writer from a slow one, so the caller must not remove young leftovers.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.leftovers import is_dropping, removable_droppings
+from alignkd.storage.files.location import parse_location
 from alignkd.storage.remote.files import S3Files
-from alignkd.storage.remote.objects import AbsentError, parse_location
+from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
 from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, committed_shards, load_heads
@@ -28,8 +29,8 @@ class RemoteLeftover:
             a desktop, a file server or an editor (`alignkd.storage.files.leftovers`).
         path: relative to the store.
         num_bytes: 0 for an upload, whose parts are not counted.
-        age_seconds: since its youngest object was written, or the upload begun, by the service's clock.
-        upload_id: of an upload.
+        age_seconds: time since its youngest object was written, or the upload started, by the service's clock.
+        upload_id: id of an upload.
     """
 
     kind: Literal["folder", "upload", "foreign"]
@@ -40,12 +41,12 @@ class RemoteLeftover:
 
 
 def remote_leftovers(location: str, settings: RemoteSettings | None = None) -> list[RemoteLeftover]:
-    """Everything below `shards/` that no commit record names, and droppings anywhere, by path.
+    """Everything below `shards/` that no commit record names, and droppings anywhere, sorted by path.
 
-    Commit records are read after the listing, so that a shard committed meanwhile is not taken for a leftover.
+    Commit records are read after the listing, so that a shard committed meanwhile does not count as a leftover.
 
     Raises:
-        StoreError: no store, or one that cannot be listed (http), or a commit record that cannot be right.
+        StoreError: not a store, a store that cannot be listed (http), or a damaged commit record.
         RemoteError: the service does not answer, or refuses.
     """
     objects = _bucket(location, settings)
@@ -63,7 +64,7 @@ def remote_leftovers(location: str, settings: RemoteSettings | None = None) -> l
 def remove_remote_leftovers(
     location: str, leftovers: Iterable[RemoteLeftover], settings: RemoteSettings | None = None
 ) -> None:
-    """Remove what `remote_leftovers` has found; what is gone meanwhile counts as removed."""
+    """Remove what `remote_leftovers` found; what no longer exists counts as removed."""
     objects = _bucket(location, settings)
     for left in leftovers:
         if left.upload_id is not None:
@@ -100,7 +101,7 @@ def _folders(objects: S3Store) -> list[RemoteLeftover]:
 
 
 def _droppings(objects: S3Store) -> list[RemoteLeftover]:
-    """Objects, one by one: a bucket has no folders."""
+    """Droppings, one entry per object: a bucket has no folders."""
     now = datetime.now(UTC)
     return [
         RemoteLeftover(

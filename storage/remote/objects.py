@@ -1,7 +1,4 @@
-"""What a remote store is made of: objects by name. Implemented by `remote_s3` and `remote_http`.
-
-A location never carries credentials: they come from the environment, so that no manifest, log or error can show them.
-"""
+"""The objects of a remote store: the interface that `s3.py` and `http.py` implement, and checks of their answers."""
 
 import re
 import time
@@ -9,18 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from alignkd.storage.errors import CorruptStoreError, StoreError
+from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.remote.retry import TransientError
 
 PIECE_BYTES = 1 << 18
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class AbsentError(Exception):
-    """There is no object of that name."""
+    """No object of that name exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,83 +38,42 @@ class Listed:
 class ObjectStore(Protocol):
     """Objects below one location; safe in threads and after a fork, can be pickled.
 
-    Every method repeats requests that fail for a moment, and raises RemoteError when that does not help.
+    Every method repeats requests after transient failures, and raises RemoteError if that does not help.
     """
 
     @property
     def location(self) -> str:
-        """What the user named, without a slash at the end."""
+        """The URL that the user gave, without a slash at the end."""
 
     @property
     def identity(self) -> str:
-        """Names the place among all places; part of the key of cached blocks."""
+        """Identifies the place among all places; part of the key of cached blocks."""
 
     def get(self, path: str, limit: int) -> bytes:
         """A whole small object.
 
         Raises:
-            AbsentError: it is not there.
-            CorruptStoreError: it holds more than `limit` bytes.
+            AbsentError: the object does not exist.
+            CorruptStoreError: the object holds more than `limit` bytes.
         """
 
     def get_range(self, path: str, start: int, stop: int) -> Span:
         """Bytes `start:stop`, fewer only where the object ends before `stop`.
 
         Raises:
-            AbsentError: it is not there.
+            AbsentError: the object does not exist.
         """
 
     def size(self, path: str) -> int | None:
-        """Length in bytes, None if it is not there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """A parsed location: `host` is the bucket for s3."""
-
-    scheme: str
-    host: str
-    prefix: str
-
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://{self.host}/{self.prefix}".rstrip("/")
-
-
-def parse_location(location: str) -> Location:
-    """Take a location apart.
-
-    Raises:
-        StoreError: credentials in the URL (which are not repeated), a query, or no bucket or host.
-    """
-    try:
-        parts = urlsplit(location)
-        scheme, host, port, prefix = parts.scheme, parts.hostname or "", parts.port, parts.path.strip("/")
-    except ValueError:
-        raise StoreError("store location is no URL; expected s3://BUCKET/PREFIX or https://HOST/PATH") from None
-    if "@" in parts.netloc:
-        raise StoreError(
-            f"{scheme}://...@{host}/{prefix}: has credentials in the URL; give them in AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY (S3 only) and the URL without them"
-        )
-    shown = f"{scheme}://{host}/{prefix}"
-    if parts.query or parts.fragment:
-        raise StoreError(f"{shown}: has a query or a fragment; give the URL of the store's folder alone")
-    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise StoreError(f"{shown}: has an empty or relative part; give the URL of the store's folder")
-    if scheme == "s3" and (port or not _BUCKET.fullmatch(parts.netloc)):
-        raise StoreError(f"{shown}: {parts.netloc!r} is no bucket name; expected s3://BUCKET/PREFIX")
-    if not host:
-        raise StoreError(f"{shown}: has no host; expected https://HOST/PATH")
-    return Location(scheme=scheme, host=parts.netloc, prefix=prefix)
+        """Length in bytes, None if the object does not exist."""
 
 
 def read_body(read: Callable[[int], bytes], expected: int, deadline: float) -> bytes:
-    """The body of an answer, read piece by piece so that memory and time are bounded whatever the server sends.
+    """The body of an answer, read in pieces so that memory and time are bounded.
 
     Args:
-        read: gives up to so many bytes, none at the end.
-        expected: announced length.
+        read: returns at most n bytes, none at the end.
+        expected: announced length in bytes.
         deadline: time.monotonic() value.
 
     Raises:
@@ -132,14 +86,14 @@ def read_body(read: Callable[[int], bytes], expected: int, deadline: float) -> b
         if count > expected:
             break
         if time.monotonic() > deadline:
-            raise TransientError(f"still incomplete after {count} bytes when the time was up")
+            raise TransientError(f"still incomplete after {count} bytes at the deadline")
     if count != expected:
         raise TransientError(f"the answer holds {count} bytes, not {expected}")
     return b"".join(pieces)
 
 
 def whole(span: Span, limit: int, subject: str) -> bytes:
-    """The bytes of a span that was to hold a whole object.
+    """The bytes of a span that was requested to hold a whole object.
 
     Raises:
         CorruptStoreError: the object is longer than `limit`.
@@ -150,15 +104,15 @@ def whole(span: Span, limit: int, subject: str) -> bytes:
 
 
 def check_content_range(header: str | None, start: int, stop: int) -> tuple[int, int]:
-    """Number of bytes that a 206 answer holds and the object's size.
+    """Number of bytes of a 206 answer, and the object's size.
 
     Raises:
-        TransientError: it holds another range than asked for.
+        TransientError: the answer holds another range than requested.
     """
     match = _CONTENT_RANGE.fullmatch(header or "")
     if match is None:
-        raise TransientError("the answer does not say which bytes it holds")
+        raise TransientError("the answer has no valid Content-Range")
     first, last, total = map(int, match.groups())
     if first != start or last + 1 != min(stop, total):
-        raise TransientError(f"the answer holds bytes {first} to {last}, asked for {start} to {stop - 1}")
+        raise TransientError(f"the answer holds bytes {first} to {last}, requested {start} to {stop - 1}")
     return last + 1 - first, total

@@ -1,4 +1,4 @@
-"""Repeating requests: one policy for S3 and HTTP, bounded in number and in time."""
+"""Repeated requests: one policy for S3 and HTTP, bounded in number and in time."""
 
 import random
 import time
@@ -9,17 +9,20 @@ from alignkd.storage.errors import RemoteError
 from alignkd.storage.remote.settings import RemoteSettings
 
 T = TypeVar("T")
+# pause before the second attempt, and the longest one; each is twice the one before
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 10.0
 
 
 class TransientError(Exception):
-    """A failure that may be gone at the next attempt; the message is a reason without secrets."""
+    """A failure that may not occur at the next attempt; the message is a reason without secrets."""
 
 
 def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float], T]) -> T:
     """Run `work(deadline)` until it does not raise TransientError; `deadline` is a time.monotonic() value.
 
     Raises:
-        RemoteError: all attempts failed, or the time is up; names the subject and the last reason.
+        RemoteError: all attempts failed, or the deadline is reached; names the subject and the last reason.
     """
     started = time.monotonic()
     deadline = started + settings.deadline_seconds
@@ -28,7 +31,7 @@ def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float],
             return work(deadline)
         except TransientError as error:
             reason = str(error)
-        pause = _pause(settings, attempt)
+        pause = _pause(attempt)
         if attempt == settings.attempts or time.monotonic() + pause > deadline:
             break
         time.sleep(pause)
@@ -38,7 +41,7 @@ def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float],
     )
 
 
-def _pause(settings: RemoteSettings, attempt: int) -> float:
-    """Exponential, with jitter so that many readers do not come back together."""
-    longest = min(settings.max_backoff_seconds, settings.first_backoff_seconds * 2.0 ** (attempt - 1))
+def _pause(attempt: int) -> float:
+    """Seconds before the next attempt: exponential, with jitter so that many readers do not repeat together."""
+    longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
     return longest * random.uniform(0.5, 1.0)

@@ -1,4 +1,4 @@
-"""How remote stores are read: cache, block size, timeouts, retries. Credentials are not among it."""
+"""How remote stores are read: cache, block size, timeouts, repeated requests. Contains no credentials."""
 
 import os
 import tempfile
@@ -15,24 +15,25 @@ _VARIABLES = {
     "cache_bytes": "ALIGNKD_CACHE_BYTES",
     "block_bytes": "ALIGNKD_CACHE_BLOCK_BYTES",
     "timeout_seconds": "ALIGNKD_REMOTE_TIMEOUT",
+    "deadline_seconds": "ALIGNKD_REMOTE_DEADLINE",
+    "attempts": "ALIGNKD_REMOTE_ATTEMPTS",
     "connections": "ALIGNKD_REMOTE_CONNECTIONS",
     "staging_folder": "ALIGNKD_STAGING",
 }
 
 
 class RemoteSettings(BaseModel):
-    """What a process needs to know to talk to a remote store; travels with a pickled reader.
+    """Settings of the client of remote stores, each from an environment variable; pickled with a reader.
 
     Attributes:
-        cache_folder: where blocks of remote files are kept, for all processes and stores of a user.
-        cache_bytes: what they may take together; below one block nothing is cached and exact ranges are fetched.
-        block_bytes: what one request fetches.
-        timeout_seconds: for connecting, and for each wait for bytes.
-        deadline_seconds: for a request with all its repetitions.
-        attempts: how often a request is sent when connections break or the server is overloaded.
-        first_backoff_seconds: wait before the second attempt; doubles up to `max_backoff_seconds`.
+        cache_folder: folder for blocks of remote files, shared by all processes and stores of a user.
+        cache_bytes: limit of all blocks together; below one block nothing is cached and exact ranges are fetched.
+        block_bytes: bytes of one request.
+        timeout_seconds: limit of connecting, and of each wait for bytes.
+        deadline_seconds: limit of one request with all its repetitions.
+        attempts: how often a request is sent while connections break or the server is overloaded.
         connections: requests at the same time, per process.
-        staging_folder: where a shard is completed before it is uploaded.
+        staging_folder: folder in which a shard is completed before it is uploaded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,8 +44,6 @@ class RemoteSettings(BaseModel):
     timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
     deadline_seconds: float = Field(default=300.0, gt=0)
     attempts: int = Field(default=7, ge=1, le=20)
-    first_backoff_seconds: float = Field(default=0.2, ge=0)
-    max_backoff_seconds: float = Field(default=10.0, ge=0)
     connections: int = Field(default=16, ge=1, le=256)
     staging_folder: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / f"alignkd-staging-{os.getuid()}")
 
@@ -57,7 +56,7 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Re
     """Settings from the ALIGNKD_* variables; sizes may be written as 20GiB.
 
     Raises:
-        StoreError: a variable that cannot be right.
+        StoreError: a variable that has no valid value.
     """
     given = {field: environment[name] for field, name in _VARIABLES.items() if environment.get(name)}
     for field in given.keys() & {"cache_folder", "staging_folder"}:

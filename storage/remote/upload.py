@@ -1,7 +1,7 @@
-"""Putting files into a bucket so that what arrives is what was meant.
+"""Uploads to a bucket, verified from the local file to the object.
 
-Every request carries the MD5 of its body, which the service compares (Content-MD5); the committed sha256 is computed
-again from the bytes that are sent. Afterwards the object's size is compared, and its ETag where that is an MD5.
+Every request has the MD5 of its body, which the service compares (Content-MD5). The sha256 of the bytes sent must be
+the committed one. Afterwards the object's size is compared, and its ETag where that is an MD5.
 """
 
 import base64
@@ -35,10 +35,10 @@ class Upload:
 
 
 def upload_all(store: S3Store, uploads: list[Upload]) -> None:
-    """Upload files side by side; large ones part by part, one after the other.
+    """Upload small files at the same time, then each large file in parts.
 
     Raises:
-        CorruptStoreError: the local disk gave other bytes than were committed, or the service keeps others.
+        CorruptStoreError: the local disk returned other bytes than committed, or the service stored others.
         RemoteError: the service does not answer, or refuses.
     """
     with ThreadPoolExecutor(THREADS, "alignkd-upload") as pool:
@@ -50,46 +50,57 @@ def upload_all(store: S3Store, uploads: list[Upload]) -> None:
 
 
 def put_if_absent(store: S3Store, path: str, data: bytes) -> bool:
-    """Create an object unless there is one of that name; False if somebody else's is there.
+    """Create an object; False if an object of that name with other content exists.
 
-    A repeated request may find what its first attempt has written: equal content counts as ours.
+    A repeated request may find what its first attempt has written, so equal content counts as created here.
 
     Raises:
-        UnsupportedError: the service cannot do it.
+        StoreError: the service does not support the condition.
     """
     try:
-        store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
+        _put_new(store, path, data)
     except ExistsError:
         return store.get(path, max(len(data), 1 << 24)) == data
+    except UnsupportedError:
+        raise _unconditional(store) from None
     return True
 
 
-def keeps_existing(store: S3Store, path: str, data: bytes) -> bool:
-    """Whether the service honours conditional writes, tried by creating what is there with its own content."""
+def check_conditional_puts(store: S3Store, path: str, data: bytes) -> None:
+    """Refuse a service that ignores If-None-Match, tried by creating an existing object with its own content.
+
+    Without the condition two writers could commit one shard, or create one store with two manifests.
+
+    Raises:
+        StoreError: the service ignores or does not support the condition.
+    """
     try:
-        store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
+        _put_new(store, path, data)
     except ExistsError:
-        return True
+        return
     except UnsupportedError:
-        return False
-    return False
+        pass
+    raise _unconditional(store)
 
 
-def put_and_look(store: S3Store, path: str, data: bytes) -> bool:
-    """As `put_if_absent` for services without conditional writes: look, put, look again; the last writer wins."""
-    with suppress(AbsentError):
-        return store.get(path, max(len(data), 1 << 24)) == data
-    put(store, path, data)
-    return store.get(path, max(len(data), 1 << 24)) == data
+def _put_new(store: S3Store, path: str, data: bytes) -> None:
+    store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
+
+
+def _unconditional(store: S3Store) -> StoreError:
+    return StoreError(
+        f"store {store.location}: the service does not honour If-None-Match, which keeps two writers apart; write the "
+        "store to a folder and copy it to the bucket, or use a service that does"
+    )
 
 
 def put(store: S3Store, path: str, data: bytes) -> None:
-    """Write a small object, in place of what may be there; the service does it in one step."""
+    """Write a small object, in place of an older one, in one step."""
     store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data))
 
 
 def remote_sha256(store: S3Store, path: str, size: int) -> str:
-    """sha256 (hex) of an object, fetched for it."""
+    """sha256 (hex) of an object, which is fetched."""
     sha256 = hashlib.sha256()
     for start in range(0, size, PART_BYTES):
         sha256.update(store.get_range(path, start, min(size, start + PART_BYTES)).data)
@@ -104,7 +115,7 @@ def _put_small(store: S3Store, upload: Upload) -> None:
 
 
 class _Multipart:
-    """One file uploaded in parts; nothing of it stays if that fails."""
+    """One file uploaded in parts; no part remains after a failure."""
 
     def __init__(self, store: S3Store, upload: Upload) -> None:
         self.store, self.upload = store, upload
@@ -148,7 +159,7 @@ class _Multipart:
         try:
             return self._send("complete_multipart_upload", MultipartUpload={"Parts": parts})
         except AbsentError:
-            # a repeated request whose first attempt was done: the comparison of sizes decides
+            # the first attempt of a repeated request succeeded; the sizes are compared afterwards
             return {}
 
     def _send(self, operation: str, keep: str | None = None, **arguments: Any) -> Any:
@@ -167,13 +178,13 @@ def _check_sent(upload: Upload, num_bytes: int, sha256: str) -> None:
 
 
 def _check_kept(store: S3Store, upload: Upload, answer: Any, md5: str) -> None:
-    """Size as the service tells it, and the ETag where it is an MD5 (not with encryption by foreign keys)."""
+    """Compare the object's size, and its ETag where it is an MD5 (not with server-side encryption by KMS keys)."""
     kept = store.size(upload.path)
     etag = str(answer.get("ETag", "")).strip('"').lower()
     is_md5 = len(etag) == len(md5) and etag[32:] == md5[32:] and answer.get("ServerSideEncryption") != "aws:kms"
     if kept != upload.num_bytes or (is_md5 and etag != md5):
         raise CorruptStoreError(
-            f"{store.subject(upload.path)}: the service keeps {kept} bytes with ETag {etag[:12]}, sent were "
+            f"{store.subject(upload.path)}: the service stored {kept} bytes with ETag {etag[:12]}, sent were "
             f"{upload.num_bytes} with {md5[:12]}; run again"
         )
 

@@ -1,7 +1,7 @@
 """Which arrays a shard consists of: a pure function of the manifest.
 
-Arrays whose rows belong together (labels and input_ids, say) form a group; one table per shard holds, for
-every group, where each record's rows begin and end.
+Arrays whose rows belong together (labels and input_ids, for example) form a group. One table per shard holds the first
+and the last row of each record in each group.
 """
 
 from dataclasses import dataclass
@@ -21,29 +21,27 @@ OFFSETS = "offsets"
 RECORDS = "records"
 KEYS = "keys"
 # image_row: row of the record's (first) image in the group "image"; image_record: number in the shard of the record
-# that brought it; both -1 without image. A record of k images has k rows there, and k times its rows of attention.
+# that stores it; both -1 without an image. A record of k images has k rows there, and k times the rows of attention.
 RECORD_FIELDS = ("dataset_index", "image_row", "attention_columns", "image_record")
 IMAGE_BYTES = "image_bytes"
-# schema 1 had neither the last group nor the last field
-_NUM_GROUPS = {1: 10, 2: 11}
-_NUM_FIELDS = {1: 3, 2: 4}
 
-# An inner chunk is the unit of reading and of checksumming: what a record does not need of its first and
-# last chunk is read in vain, while each chunk costs about 2 us of Python. Measured with 32 heads and 144
-# vision tokens: 32 to 256 KiB within 20 % of each other. Fields of few bytes per record want small chunks.
+# An inner chunk is the unit of reading and of checksumming. Large chunks: more bytes are read that a record does not
+# need. Small chunks: each costs about 2 us of Python. Measured with 32 heads and 144 vision tokens: 32 to 256 KiB are
+# within 20 % of each other. Small chunks are better for fields of few bytes per record.
 CHUNK_BYTES = 1 << 17
 SMALL_CHUNK_BYTES = 1 << 13
 SMALL_ROW_BYTES = 256
-# rows of an attention that differs in width are chunked along the columns too
+# attention of variable width is chunked along the columns too
 COLUMN_BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Column:
-    """One stored array: rows of `row_shape`; with `variable_width` the last dimension differs per record.
+    """One stored array: rows of `row_shape`; with `variable_width` the last dimension differs between records.
 
     Attributes:
-        labels: names of the entries of a row, for tables whose entries mean different things.
+        group: name of the group; its arrays have the same number of rows.
+        labels: names of the entries of a row, for the shard's tables.
     """
 
     name: str
@@ -59,30 +57,19 @@ class Column:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Inner chunk, rows first; its last dimension is a block of columns if the width varies."""
+        """Shape of an inner chunk, rows first; the last dimension is a block of columns if the width varies."""
         one_row = self.group in ("record", "top", "image")
         target = SMALL_CHUNK_BYTES if one_row or self.row_bytes <= SMALL_ROW_BYTES else CHUNK_BYTES
         rows = max(1, target // max(1, self.row_bytes))
         return (1 << (rows.bit_length() - 1), *self.row_shape)
 
 
-def groups_of(manifest: Manifest) -> tuple[str, ...]:
-    """The columns of the table `offsets`."""
-    return GROUPS[: _NUM_GROUPS[manifest.schema_version]]
-
-
-def record_fields_of(manifest: Manifest) -> tuple[str, ...]:
-    """The columns of the table `records`."""
-    return RECORD_FIELDS[: _NUM_FIELDS[manifest.schema_version]]
-
-
 def columns_of(manifest: Manifest) -> tuple[Column, ...]:
     """Every array of a shard of this store."""
-    groups, fields = groups_of(manifest), record_fields_of(manifest)
     i8, i4, u1 = np.dtype("<i8"), np.dtype("<i4"), np.dtype("u1")
     columns = [
-        Column(OFFSETS, "record", i8, (len(groups),), labels=groups),
-        Column(RECORDS, "record", i8, (len(fields),), labels=fields),
+        Column(OFFSETS, "record", i8, (len(GROUPS),), labels=GROUPS),
+        Column(RECORDS, "record", i8, (len(RECORD_FIELDS),), labels=RECORD_FIELDS),
         Column(KEYS, "record", u1, (32,)),
         Column("text", "text", u1),
         Column("id", "id", u1),
@@ -98,16 +85,17 @@ def columns_of(manifest: Manifest) -> tuple[Column, ...]:
 
 
 def logits_codec_of(manifest: Manifest) -> LogitsArrays | None:
-    """The codec of the store's logits, None where it keeps none."""
+    """The codec of the store's logits; None if it keeps no logits."""
     shapes = manifest.shapes
     sizes = LogitSizes(vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)
     return logits_codec(manifest.codecs.logits, sizes)
 
 
 def describe_targets(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """For each stored target, by the name of its main column, how to decode it and with which error; JSON-able.
+    """Name of each stored target's main column -> how to decode the target, and its error bound; JSON-able.
 
-    For readers without this package: attributes of zarr arrays, headers of tar files.
+    For readers without this package: in attributes of zarr arrays and in files of `alignkd shards export`. Tars name
+    the codecs only, in their manifest.
     """
     codecs, logits = manifest.codecs, logits_codec_of(manifest)
     fields = {
@@ -147,7 +135,7 @@ def _float_columns(
 ) -> list[Column]:
     if codec in (FROM_ALL, *NOT_STORED):
         return []
-    # of parts beside the values (scales) none has the axis that varies
+    # only the values have the axis that varies, not the scales
     return [
         Column(part_column(field, part), group, dtype, shape, variable_width and not part)
         for part, (dtype, shape) in get_codec(codec).parts(row_shape).items()

@@ -1,7 +1,7 @@
 """Commit records: the only proof that a shard exists. Readers list these, never the shard files.
 
-A record is checked in two steps, because a store may have ten thousand shards: `CommitHead` is what listing
-and counting need, `CommitRecord` adds every array and file.
+A record is checked in two steps, because a store may have ten thousand shards: `CommitHead` for listing and counting,
+`CommitRecord` with every array and file.
 """
 
 import re
@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
-from alignkd.storage.files.source import LocalFiles, StoreFiles
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.sealed_json import unseal_bytes
 
 COMMITS = "commits"
 SHARDS = "shards"
-# one shard's record; a shard of 1024 samples with every column needs about 10 KB
+# of one record; that of a shard of 1024 samples with every column has about 10 KB
 MAX_COMMIT_BYTES = 16 << 20
 MAX_SIZE = 2**62
+Shape = tuple[int, ...]
 
-# names that writers give to folders of shards; no other folder is a leftover of theirs
+# names that writers give to folders of shards; `gc` removes no others
 WRITTEN = re.compile(r"\d{8,}(-[0-9a-f-]{1,90})?")
 _FOLDER = re.compile(r"[0-9a-f-]{1,100}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
@@ -38,20 +39,23 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArrayEntry:
-    """Shape of a stored array and of its inner chunks (zarr)."""
+@dataclass(frozen=True, slots=True)
+class ArrayLayout:
+    """Shape of a stored array and of its inner chunks (zarr); the same number of dimensions, rows first."""
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
 
-    def layout(self) -> ArrayLayout:
-        return ArrayLayout(self.shape, self.chunk)
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of row blocks and of column blocks."""
+        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
+        return -(-self.shape[0] // self.chunk[0]), columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quarantined:
-    """A sample that could not be cached, and why; counted, never silently dropped."""
+    """An unusable sample and the reason; counted, never silently dropped."""
 
     index: int
     id: str
@@ -60,7 +64,7 @@ class Quarantined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sums over the shard's records; `images` distinct ones, `bytes` of all its files."""
+    """Sums over the shard's records; `images`: distinct images, `bytes`: size of all files."""
 
     tokens: int
     queries: int
@@ -71,10 +75,10 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class CommitHead:
-    """What a shard holds, without its files.
+    """A commit record without arrays and files.
 
     Attributes:
-        folder: name of its folder in `shards/`; where folders cannot be renamed each writer takes its own.
+        folder: name of the shard's folder in `shards/`; in a bucket each writer has its own.
     """
 
     shard: int
@@ -92,20 +96,17 @@ class CommitHead:
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRecord(CommitHead):
-    """Everything that a reader must find true of a shard."""
+    """A commit record: the files of a shard, and what they hold."""
 
-    arrays: Mapping[str, ArrayEntry]
+    arrays: Mapping[str, ArrayLayout]
     files: tuple[FileEntry, ...]
 
-    def layouts(self) -> dict[str, ArrayLayout]:
-        return {name: entry.layout() for name, entry in self.arrays.items()}
-
     def head(self) -> CommitHead:
-        """The record without what is large."""
+        """The record without arrays and files."""
         return CommitHead(**{name: getattr(self, name) for name in CommitHead.__dataclass_fields__})
 
     def document(self) -> dict[str, Any]:
-        """What is sealed in `commits/`."""
+        """The content of the file in `commits/`."""
         return asdict(self)
 
 
@@ -114,7 +115,7 @@ def shard_name(shard: int) -> str:
 
 
 def shard_folder(store: Path, shard: int) -> Path:
-    """Where a shard that is renamed into place goes."""
+    """The folder that a finished shard is renamed to."""
     return store / SHARDS / shard_name(shard)
 
 
@@ -128,9 +129,9 @@ def commit_path(store: Path, shard: int) -> Path:
 
 
 def committed_shards(store: Path | StoreFiles) -> list[int]:
-    """Numbers of the committed shards, rising; other files in the folder are not commits."""
+    """Numbers of the committed shards, rising; other files in the folder are ignored."""
     files = LocalFiles(store) if isinstance(store, Path) else store
-    numbers = [int(name[:-5]) for name in files.list(COMMITS) if _NAME.fullmatch(name)]
+    numbers = [int(name[:-5]) for name in files.names(COMMITS) if _NAME.fullmatch(name)]
     return sorted(number for number in numbers if number < MAX_SIZE)
 
 
@@ -139,7 +140,7 @@ def load_commit(store: Path | StoreFiles, shard: int, manifest_hash: str) -> Com
 
     Raises:
         StoreError: it is absent, or belongs to another store or another shard.
-        CorruptStoreError: it is damaged, or holds what no writer writes.
+        CorruptStoreError: it is damaged, or holds a value that no writer writes.
     """
     files = LocalFiles(store) if isinstance(store, Path) else store
     name = commit_name(shard)
@@ -155,10 +156,10 @@ def load_commits(files: StoreFiles, shards: Sequence[int], manifest_hash: str) -
 def load_heads(
     files: StoreFiles, shards: Sequence[int], manifest_hash: str, *, whole: bool = True
 ) -> Iterator[tuple[CommitHead, dict[str, Any]]]:
-    """As `load_commits`, quicker: the head, and the document with its arrays and files unchecked.
+    """Faster than `load_commits`: the head, and the document with its arrays and files unchecked.
 
     Args:
-        whole: whether the document shall have arrays and files at all; most of the time goes into parsing them.
+        whole: False leaves out arrays and files, which take most of the time.
     """
     left_out = () if whole else ("arrays", "files")
     for shard, data in zip(shards, _read_all(files, shards), strict=True):
@@ -172,25 +173,6 @@ def parse_commit(data: bytes, where: str, shard: int, manifest_hash: str) -> Com
     parser = _Parser(where, _document(data, where, shard, manifest_hash))
     parser.only("shard", "manifest_hash", "num_records", "quarantined", "totals", "folder", "arrays", "files")
     return CommitRecord(**parser.head(), arrays=parser.arrays(), files=parser.files())
-
-
-def missing_or_resized(store: Path | StoreFiles, commit: CommitRecord, folder: str | None = None) -> list[str]:
-    """Files of a shard that are not there or not as long as committed, in words.
-
-    Args:
-        folder: where the shard lies relative to the store, if not where it was committed to.
-    """
-    files = LocalFiles(store) if isinstance(store, Path) else store
-    folder = commit.path if folder is None else folder
-    problems = []
-    for entry in commit.files:
-        path = f"{folder}/{entry.path}"
-        size = files.size(path)
-        if size is None:
-            problems.append(f"{files.label(path)}: No such file or directory")
-        elif size != entry.bytes:
-            problems.append(f"{files.label(path)}: holds {size} bytes, committed {entry.bytes}")
-    return problems
 
 
 def _read_all(files: StoreFiles, shards: Sequence[int]) -> Iterator[bytes]:
@@ -210,12 +192,10 @@ def _document(data: bytes, where: str, shard: int, manifest_hash: str, left_out:
 
 
 class _Parser:
-    """Turns a document into checked values; anything odd is one line that names file and field."""
+    """Turns a document into checked values; errors name the file and the field."""
 
     def __init__(self, where: str, document: dict[str, Any]) -> None:
         self.where, self.document = where, document
-        # commits of schema 1 do not name their folder
-        document.setdefault("folder", shard_name(document["shard"]))
 
     def only(self, *names: str) -> None:
         if unknown := sorted(self.document.keys() - set(names)):
@@ -224,21 +204,22 @@ class _Parser:
     def head(self) -> dict[str, Any]:
         document = self.document
         quarantined = [self._fields(entry, "quarantined", Quarantined) for entry in self._list("quarantined")]
-        if not isinstance(document["folder"], str) or not _FOLDER.fullmatch(document["folder"]):
-            raise self._wrong("folder", f"is {str(document['folder'])[:40]!r}, expected digits, a-f and '-'")
+        folder = document.get("folder")
+        if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
+            raise self._wrong("folder", f"is {str(folder)[:40]!r}, expected digits, a-f and '-'")
         return {
             "shard": document["shard"],
             "manifest_hash": document["manifest_hash"],
             "num_records": self._size("num_records", document.get("num_records")),
             "quarantined": tuple(Quarantined(**entry) for entry in quarantined),
             "totals": Totals(**self._fields(document.get("totals"), "totals", Totals)),
-            "folder": document["folder"],
+            "folder": folder,
         }
 
-    def arrays(self) -> dict[str, ArrayEntry]:
+    def arrays(self) -> dict[str, ArrayLayout]:
         arrays = self.document.get("arrays")
         if not isinstance(arrays, dict):
-            raise self._wrong("arrays", "is no object")
+            raise self._wrong("arrays", "is not an object")
         return {name: self._array(name, entry) for name, entry in arrays.items()}
 
     def files(self) -> tuple[FileEntry, ...]:
@@ -246,11 +227,11 @@ class _Parser:
         for entry in self._list("files"):
             if not _is_file(entry):
                 path = self._fields(entry, "files", FileEntry)["path"]
-                raise self._wrong("files", f"has an entry for {path[:80]!r}, no file of a shard")
+                raise self._wrong("files", f"has an entry for {path[:80]!r}, which cannot be a file of a shard")
             files.append(FileEntry(**entry))
         return tuple(files)
 
-    def _array(self, name: str, entry: Any) -> ArrayEntry:
+    def _array(self, name: str, entry: Any) -> ArrayLayout:
         try:
             shape, chunk = tuple(entry["shape"]), tuple(entry["chunk"])
         except (TypeError, KeyError):
@@ -258,16 +239,16 @@ class _Parser:
         sound = len(shape) == len(chunk) > 0 and set(map(type, shape + chunk)) == {int}
         if not sound or min(shape) < 0 or min(chunk) < 1 or max(shape + chunk) > MAX_SIZE:
             raise self._wrong("arrays", f"gives {name[:80]!r} shape {str(shape)[:80]} and chunk {str(chunk)[:80]}")
-        return ArrayEntry(shape=shape, chunk=chunk)
+        return ArrayLayout(shape, chunk)
 
     def _list(self, name: str) -> list[Any]:
         values = self.document.get(name)
         if not isinstance(values, list):
-            raise self._wrong(name, "is no list")
+            raise self._wrong(name, "is not a list")
         return values
 
     def _fields(self, entry: Any, name: str, kind: type) -> dict[str, Any]:
-        """A JSON object with exactly the fields of a dataclass of texts and sizes."""
+        """A JSON object with exactly the fields of `kind`, a dataclass of texts and sizes."""
         types = kind.__annotations__
         if not isinstance(entry, dict) or entry.keys() != types.keys():
             raise self._wrong(name, f"holds {str(entry)[:80]}, expected {', '.join(types)}")
@@ -288,7 +269,7 @@ class _Parser:
 
 
 def _is_file(entry: Any) -> bool:
-    """Whether a JSON value is what a writer says of a file; quick, because a large store has 300,000 of them."""
+    """Whether a JSON value is a valid entry of a file; fast, because a large store has 300,000 of them."""
     return (
         type(entry) is dict
         and len(entry) == 3

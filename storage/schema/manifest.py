@@ -1,20 +1,19 @@
-"""What a store promises: the settings that decide its bytes and the fingerprint of who made them.
+"""The manifest of a store: the settings that determine its bytes, and the fingerprint of the teacher and the data.
 
-Schema 2 is written; schema 1 (alignkd 0.1) is read, as the same class with the settings that it had no choice in.
-A manifest may come from a stranger: every size in it is bounded, so that opening a store takes bounded memory.
+A manifest may come from an untrusted source. Every size in it is bounded, so that opening a store takes bounded
+memory.
 """
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from alignkd.storage.codecs.settings import NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import StoreFiles, open_files
-from alignkd.storage.schema.schema_v1 import check_schema_1, hashed_by_schema_1
+from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
 
 __all__ = [
@@ -27,19 +26,18 @@ __all__ = [
     "Shapes",
     "check_fingerprint",
     "check_same_manifest",
-    "load_manifest",
+    "flatten",
     "parse_manifest",
     "read_manifest",
 ]
 
-SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)
+SCHEMA_VERSION: Final = 2
 FILE_NAME = "manifest.json"
-# what may differ between two runs that write the same bytes
+# fields that may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}
 
 MAX_FILE_BYTES = 1 << 20
-# the order of all samples is held in memory, 8 bytes each
+# the order of all samples is in memory, 8 bytes each
 MAX_SAMPLES = 1 << 27
 MAX_SHARDS = 1 << 20
 MAX_SHARD_SIZE = 1 << 20
@@ -48,6 +46,7 @@ MAX_ROW_VALUES = 1 << 26
 MAX_ATTACHMENTS = 64
 
 AttachmentName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_.]*$", max_length=100)]
+LayoutName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
@@ -56,7 +55,7 @@ class _Model(BaseModel):
 
 
 class Shapes(_Model):
-    """Sizes of the teacher that give the arrays their shape."""
+    """Sizes of the teacher that determine the shapes of the arrays."""
 
     num_heads: int = Field(ge=1, le=1 << 12)
     hidden_size: int = Field(ge=1, le=1 << 18)
@@ -77,23 +76,23 @@ class Shapes(_Model):
 
 
 class Manifest(_Model):
-    """Written once when a store is made; every commit carries its hash.
+    """Written once when a store is created; every commit record holds its hash.
 
     Attributes:
-        fingerprint: all that decided the teacher's outputs: weights, tokenizer, template, ...
-        data_fingerprint: what the samples were: hash of the conversations file, number of samples, ...
-        backend: physical layout of the shards.
+        fingerprint: what determined the teacher's outputs: weights, tokenizer, template, ...
+        data_fingerprint: the samples: hash of the conversations file, number of samples, ...
+        backend: name of the shards' layout; `layouts/registry.py` has the layouts.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
-        created_with: versions for the record; the only part that may differ on re-opening.
+        created_with: versions of software; the only part that may differ when the store is opened for writing again.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[2] = SCHEMA_VERSION
     fingerprint: dict[str, str]
     data_fingerprint: dict[str, str]
     shapes: Shapes
     codecs: Codecs
-    backend: Literal["zarr", "webdataset"] = "zarr"
+    backend: LayoutName = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
     num_samples: int = Field(ge=1, le=MAX_SAMPLES)
@@ -113,8 +112,6 @@ class Manifest(_Model):
                 f"num_samples is {self.num_samples} and shard_size {self.shard_size}: {self.num_shards} shards, at "
                 f"most {MAX_SHARDS} are allowed"
             )
-        if self.schema_version == 1:
-            check_schema_1(self.model_dump(exclude_unset=True))
         return self
 
     @property
@@ -126,25 +123,27 @@ class Manifest(_Model):
         return max(0, min(self.shard_size, self.num_samples - shard * self.shard_size))
 
     def manifest_hash(self) -> str:
-        """sha256 (hex) of everything that decides the store's bytes, as its schema version spells it."""
-        if self.schema_version == 1:
-            document = hashed_by_schema_1(self.model_dump(exclude=VOLATILE))
-        else:
-            # without the settings that a kind of logits has not: a new kind must not change the hash of the others
-            document = self.model_dump(exclude=VOLATILE, exclude_none=True)
+        """sha256 (hex) of every setting that determines the store's bytes."""
+        # None: a setting that the kind of logits does not take. Left out, so that a new setting of one kind does not
+        # change the hash of the others.
+        document = self.model_dump(exclude=VOLATILE, exclude_none=True)
         return hashlib.sha256(canonical(document)).hexdigest()
 
-    def check_writable(self) -> None:
-        """Refuse to write by an old schema.
+    def __repr__(self) -> str:
+        shapes, codecs = self.shapes.model_dump(), self.codecs.model_dump(exclude_none=True)
+        logits = ", ".join(f"{name}={value}" for name, value in codecs.pop("logits").items())
+        lines = [
+            f"Manifest(schema {self.schema_version}, {self.backend}, inputs {self.inputs},",
+            f"  {self.num_samples} samples in {self.num_shards} shards of {self.shard_size}, seed {self.seed},",
+            f"  shapes: {', '.join(f'{name}={value}' for name, value in shapes.items())},",
+            f"  codecs: {', '.join(f'{name}={value}' for name, value in codecs.items())}, logits({logits}),",
+            f"  attachments: {', '.join(self.attachments) or 'none'},",
+            f"  fingerprint of: {', '.join((*self.fingerprint, *self.data_fingerprint))})",
+        ]
+        return "\n".join(lines)
 
-        Raises:
-            StoreError: it has another schema version than this software writes.
-        """
-        if self.schema_version != SCHEMA_VERSION:
-            raise StoreError(
-                f"schema_version is {self.schema_version}, this alignkd writes {SCHEMA_VERSION}; old stores are "
-                "read-only, dump or convert to another path"
-            )
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class HasManifest(Protocol):
@@ -152,60 +151,56 @@ class HasManifest(Protocol):
 
     @property
     def path(self) -> Path | str:
-        """Where it is."""
+        """The store's folder or URL."""
 
     @property
     def manifest(self) -> Manifest:
-        """What it promises."""
-
-
-def load_manifest(store: Path | str) -> Manifest:
-    """The manifest of the store at a path or URL; errors as of `read_manifest`."""
-    return read_manifest(open_files(store))
+        """The store's manifest."""
 
 
 def read_manifest(files: StoreFiles) -> Manifest:
-    """The manifest of a store.
+    """Read the manifest of a store.
 
     Raises:
-        StoreError: there is none, it is damaged or too large, or another version of the software wrote it.
+        StoreError: it is missing, damaged or too large, or another version of the software wrote it.
     """
     where = files.label(FILE_NAME)
     return parse_manifest(unseal_bytes(files.read(FILE_NAME, MAX_FILE_BYTES), where), where)
 
 
 def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
-    """The manifest of a JSON document, of any schema version that can be read.
+    """The manifest in a JSON document.
 
     Args:
-        document: as `unseal` gives it.
+        document: the result of `unseal`.
         where: the file, for messages.
 
     Raises:
         StoreError: another version of the software wrote it, or a value is out of bounds.
     """
-    if (version := document.get("schema_version")) not in READABLE_SCHEMAS or isinstance(version, bool | float):
-        readable = " and ".join(map(str, READABLE_SCHEMAS))
+    version = document.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise StoreError(
-            f"{where}: schema_version is {version!r:.40}, this alignkd reads {readable}; use a matching alignkd"
+            f"{where}: schema_version is {version!r:.40}, this alignkd reads {SCHEMA_VERSION}; open the store with the "
+            "alignkd that wrote it, or dump the targets again"
         )
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        # keys are a stranger's: one line, of bounded length
+        # keys may come from an untrusted source: one line, of bounded length
         place = ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()
         raise StoreError(f"{where}: {place:.200}: {first['msg']:.400}; use the alignkd that wrote the store") from None
 
 
 def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
-    """Refuse to go on with a store that was made with other settings.
+    """Refuse to resume a store that was made with other settings.
 
     Raises:
-        StoreError: one line naming each differing field with both values.
+        StoreError: names each differing field with both values.
     """
-    stored = _flatten(found.model_dump(exclude=VOLATILE))
-    wanted = _flatten(asked.model_dump(exclude=VOLATILE))
+    stored = flatten(found.model_dump(exclude=VOLATILE))
+    wanted = flatten(asked.model_dump(exclude=VOLATILE))
     differing = [
         f"{name} is {stored.get(name, 'absent')} in the store, {wanted.get(name, 'absent')} asked for"
         for name in sorted(stored.keys() | wanted.keys())
@@ -219,14 +214,14 @@ def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> N
 
 
 def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
-    """Refuse a store whose teacher saw other inputs than this student will.
+    """Refuse a store whose teacher saw other inputs than this student will see.
 
     Args:
         store: an opened store.
-        expected: name -> value for the parts that must agree, e.g. tokenizer, template, image_processor.
+        expected: name -> value of the parts that must agree, e.g. tokenizer, template, image_processor.
 
     Raises:
-        StoreError: one line naming each differing part with both values.
+        StoreError: names each differing part with both values.
     """
     found = store.manifest.fingerprint
     differing = [
@@ -244,8 +239,9 @@ def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
 _ABSENT = object()
 
 
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, `codecs.attention` for the field `attention` of `codecs`."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -1,22 +1,22 @@
-"""Deterministic order: a pure function of seed and epoch, so that its whole state is a sample count.
+"""Deterministic order of samples: a pure function of seed and epoch, so that its only state is a sample count.
 
-numpy promises that the raw stream of a bit generator never changes between versions; it does not promise
-that for `Generator.permutation`. So the order is a stable argsort of the raw Philox stream.
+numpy guarantees that the raw stream of a bit generator never changes between versions, but not the result of
+`Generator.permutation`. So the order is a stable argsort of the raw Philox stream.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 WORD = 2**64
-# the epoch number that no training reaches: the order in which samples are written to shards
+# an epoch that no training reaches: the order in which samples are written to shards
 WRITE_EPOCH = WORD - 1
 
 
 def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of `range(n)`, int64 [n], that depends on nothing but its arguments.
+    """A permutation of `range(n)`, int64 [n], that depends on the arguments only.
 
     Raises:
-        ValueError: `n` is negative, or seed or epoch is no unsigned 64-bit number.
+        ValueError: `n` is negative, or seed or epoch is not an unsigned 64-bit number.
     """
     if n < 0 or not 0 <= seed < WORD or not 0 <= epoch < WORD:
         raise ValueError(f"n {n}, seed {seed}, epoch {epoch}: expected n >= 0 and seed, epoch in 0..2**64-1")
@@ -33,8 +33,8 @@ def shard_plan(num_samples: int, shard_size: int, seed: int) -> list[NDArray[np.
 class SampleOrder:
     """The endless stream of training samples: epoch after epoch, each in its own order.
 
-    Nothing in here changes while training: what a step sees follows from the step's number, so a run can
-    resume at any step with any number of ranks.
+    Nothing here changes during training. The samples of a step follow from its number, so a run can resume at any step
+    with any number of ranks.
     """
 
     def __init__(self, num_samples: int, seed: int, global_batch: int) -> None:
@@ -56,7 +56,7 @@ class SampleOrder:
         """This rank's part of the global batch: every `world_size`-th sample, int64 [global_batch / W].
 
         Raises:
-            ValueError: the ranks cannot share the global batch equally, or there is no such rank.
+            ValueError: the number of ranks does not divide the global batch, or the rank does not exist.
         """
         if not 0 <= rank < world_size or self.global_batch % world_size:
             raise ValueError(
@@ -67,7 +67,7 @@ class SampleOrder:
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
-            if len(self._epochs) > 1:  # a batch may straddle two epochs; older ones never come back
+            if len(self._epochs) > 1:  # a batch may span two epochs; older ones are not needed again
                 del self._epochs[min(self._epochs)]
             self._epochs[epoch] = permutation(self.num_samples, self.seed, epoch)
         return self._epochs[epoch]

@@ -1,6 +1,6 @@
-"""Small JSON files that prove their own integrity: sorted keys, one fixed spelling, a crc32c inside.
+"""Small JSON files that verify their own integrity: sorted keys, fixed white space, a crc32c inside.
 
-One spelling means that any changed byte is found, also in white space and in fields nobody compares.
+Because the bytes of a document are fixed, any changed byte is found, also in white space and in unused fields.
 """
 
 import json
@@ -11,41 +11,41 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.files.source import read_file
+from alignkd.storage.files.local import read_file
 
 SEAL = "crc32c"
 MAX_BYTES = 16 << 20
-# the seal's own line: keys of the document itself, and only they, stand after one blank
+# the line of the checksum: only keys of the document itself follow a single blank
 _LINE_BEGINS = b'\n "crc32c": "'
 _LINE = re.compile(_LINE_BEGINS + rb'([0-9a-f]{8})"(,?)(?=\n)')
 
 
 def canonical(document: dict[str, Any]) -> bytes:
-    """The one spelling of a JSON document that is hashed, sealed and compared."""
+    """The bytes of a JSON document that are hashed, sealed and compared."""
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Bytes of a file that holds the document and its checksum."""
+    """Content of a file with the document and its checksum."""
     return canonical({**document, SEAL: f"{crc32c(canonical(document)):08x}"})
 
 
 def unseal(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The document of a sealed file, of which no more than `max_bytes` are read.
+    """The document in a sealed file, of which at most `max_bytes` are read.
 
     Raises:
-        StoreError: the file is absent or unreadable.
+        StoreError: the file is missing or cannot be read.
         CorruptStoreError: the bytes are not those that were written, or too many.
     """
     return unseal_bytes(read_file(path, max_bytes), str(path))
 
 
 def unseal_bytes(data: bytes, where: str, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The document of a sealed file's bytes.
+    """The document in the bytes of a sealed file.
 
     Args:
         where: names the file in errors.
-        left_out: keys whose lists and objects are not parsed (null stands there); checked all the same.
+        left_out: keys whose lists and objects are not parsed but replaced by null; their bytes are verified too.
 
     Raises:
         CorruptStoreError: the bytes are not those that were written.
@@ -56,7 +56,7 @@ def unseal_bytes(data: bytes, where: str, left_out: Sequence[str] = ()) -> dict[
         found = document.pop(SEAL)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CorruptStoreError(f"{where}: damaged, not a sealed JSON document; restore it from a copy") from None
-    # without its line the file is what was checksummed; dumping the document again would take 50 times longer
+    # the checksum is that of the file without its line; dumping the document again takes 50 times longer
     before = data[: line.start()] if line[2] else data[: line.start()].removesuffix(b",")
     expected = f"{crc32c(data[line.end() :], crc32c(before)):08x}"
     if found != expected:
@@ -67,7 +67,7 @@ def unseal_bytes(data: bytes, where: str, left_out: Sequence[str] = ()) -> dict[
 
 
 def _line(data: bytes) -> re.Match[bytes]:
-    """The only line that begins as the seal's; searched for by its bytes, which is quicker than by the pattern."""
+    """The line of the checksum; it is found by its first bytes, which is faster than by the pattern."""
     line = _LINE.match(data, start) if (start := data.find(_LINE_BEGINS)) >= 0 else None
     if line is None or data.find(_LINE_BEGINS, line.end()) >= 0:
         raise ValueError("not one seal")
@@ -75,7 +75,7 @@ def _line(data: bytes) -> re.Match[bytes]:
 
 
 def _without(data: bytes, keys: Sequence[str]) -> bytes:
-    """The JSON text with null in place of some lists and objects; what they hold is indented, their ends are not."""
+    """The JSON text with null in place of some lists and objects, which end where a line is not indented further."""
     for key in keys:
         start = data.find(f'\n "{key}": '.encode())
         begin = start + len(key) + 6

@@ -1,1 +1,1 @@
-"""Tools over whole stores: verify, compare, merge, convert, collect garbage."""
+"""Tools for whole stores: verify, compare, merge, convert, collect garbage."""

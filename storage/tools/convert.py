@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import open_files
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.places import open_files
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
-from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
-from alignkd.storage.write.store import StoreWriter
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.write.store import StoreWriter, open_writer
 
 Progress = Callable[[int], object]
 Sample = Callable[[int], Record | Quarantined]
@@ -22,7 +22,7 @@ Sample = Callable[[int], Record | Quarantined]
 
 @dataclass(frozen=True, kw_only=True)
 class CopyReport:
-    """What was written; a run that goes on counts only its own."""
+    """What was written; a resumed run counts only its own shards."""
 
     shards_written: int
     num_shards: int
@@ -33,36 +33,35 @@ class CopyReport:
 def convert_store(
     source: Path | str,
     target: Path | str,
-    backend: Literal["zarr", "webdataset"],
+    backend: str,
     progress: Progress = lambda samples: None,
 ) -> CopyReport:
     """Write the store at `source` again at `target`.
 
-    Targets are passed through as they are stored, the plan stays the same, quarantined samples and attachments too: all
-    but the layout (and an old schema version) is equal. Stopped any time, the same call goes on.
+    Targets are copied as stored; plan, unusable samples and attachments stay the same. Only the layout changes. After
+    an interruption the same call resumes.
 
     Args:
-        progress: called with the number of samples that are done since the last call.
+        progress: called with the number of samples done since the last call.
 
     Raises:
-        StoreError: the source is incomplete or damaged, or the target is something else.
+        StoreError: the source is incomplete or damaged, or the target cannot be this store.
     """
     check_other_place(target, [source])
     reader = StoreReader(source)
     manifest = converted_manifest(reader.manifest, backend)
     attachments = {name: reader.attachment(name) for name in manifest.attachments}
-    writer = StoreWriter(target, manifest, attachments)
+    writer = open_writer(target, manifest, attachments)
     return copy_samples(writer, samples_of(reader), progress)
 
 
 def converted_manifest(manifest: Manifest, backend: str) -> Manifest:
-    """The manifest with another backend, in the schema version that is written."""
-    document = manifest.model_dump() | {"backend": backend, "schema_version": SCHEMA_VERSION}
-    return Manifest.model_validate(document)
+    """The manifest with another backend."""
+    return Manifest.model_validate(manifest.model_dump() | {"backend": backend})
 
 
 def samples_of(reader: StoreReader) -> Sample:
-    """Data-set index -> the sample's record, or why there is none."""
+    """Data-set index -> the sample's record, or the reason why it is unusable."""
     positions = positions_by_index(reader)
     quarantined = {entry.index: entry for entry in reader.quarantined}
 
@@ -74,14 +73,14 @@ def samples_of(reader: StoreReader) -> Sample:
 
 
 def positions_by_index(reader: StoreReader) -> NDArray[np.int64]:
-    """Position in the store of each sample of the plan, -1 where it is quarantined, int64 [num_samples]."""
+    """Position in the store of each sample of the plan, -1 where it is unusable, int64 [num_samples]."""
     positions = np.full(reader.manifest.num_samples, -1, np.int64)
     positions[reader.dataset_index] = np.arange(len(reader))
     return positions
 
 
 def copy_samples(writer: StoreWriter, sample: Sample, progress: Progress) -> CopyReport:
-    """Fill every shard of the plan that is not committed yet."""
+    """Write every pending shard of the plan."""
     pending = writer.pending_shards()
     records = quarantined = 0
     progress(writer.manifest.num_samples - sum(map(writer.manifest.planned_size, pending)))
@@ -105,17 +104,16 @@ def copy_samples(writer: StoreWriter, sample: Sample, progress: Progress) -> Cop
 
 
 def check_other_place(target: Path | str, sources: list[Path | str]) -> None:
-    """Refuse to write into a store that is read.
+    """Refuse to write into a source.
 
     Raises:
         StoreError: the target is one of the sources.
     """
     for source in sources:
         if _place(source) == _place(target):
-            raise StoreError(f"store {target} is read and written at once; choose another path for the new store")
+            raise StoreError(f"store {target} is both source and target; choose another path for the new store")
 
 
 def _place(location: Path | str) -> str:
     files = open_files(location)
-    root: Path | None = getattr(files, "root", None)
-    return files.location.rstrip("/") if root is None else str(root.resolve())
+    return str(files.root.resolve()) if isinstance(files, LocalFiles) else files.location.rstrip("/")

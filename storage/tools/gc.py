@@ -1,4 +1,4 @@
-"""Removing what dead writers left in a store; what a live writer holds, and what is committed, is never touched."""
+"""Removes leftovers of dead writers from a store; never what is committed or what a live writer holds."""
 
 import time
 from collections.abc import Iterator
@@ -8,23 +8,23 @@ from typing import Literal
 
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, locked_if_free, remove
 from alignkd.storage.files.leftovers import removable_droppings
-from alignkd.storage.files.source import LocalFiles, as_location, check_location
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.location import as_location, check_location
 from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, committed_shards, load_heads
 from alignkd.storage.schema.manifest import read_manifest
-from alignkd.storage.tools.verify.files import local_droppings
 
-DISTANT_AGE_SECONDS = 24 * 3600.0
+BUCKET_AGE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """One thing in a store that belongs to no commit.
+    """A file or folder in a store that belongs to no commit.
 
     Attributes:
-        kind: `temporary` file or folder of a writer, shard `folder` without a commit record, `upload` never completed,
+        kind: `temporary` file or folder of a writer, shard `folder` without a commit record, incomplete `upload`,
             `foreign` file or folder of a desktop, a file server or an editor (`alignkd.storage.files.leftovers`).
         path: relative to the store.
-        age_seconds: since anything in it was last written.
+        age_seconds: time since the last write.
         state: `removed`, `found` (dry run), `in use` by a live writer, or too `young`.
     """
 
@@ -38,29 +38,30 @@ class Leftover:
 def collect_garbage(location: Path | str, *, older_than: float | None = None, dry_run: bool = False) -> list[Leftover]:
     """Remove leftovers of dead writers.
 
-    In a folder a lock tells the dead from the living. A bucket has no locks: there only what is older than a day goes.
+    In a folder, a lock shows whether the writer is alive. A bucket has no locks, so only leftovers older than a day are
+    removed.
 
     Args:
-        older_than: seconds; younger leftovers stay. 0 for a folder, a day for a bucket if not given.
-        dry_run: only say what would be removed.
+        older_than: seconds; younger leftovers stay. Default: 0 for a folder, a day for a bucket.
+        dry_run: find leftovers without removing them.
 
     Returns:
-        Everything that belongs to no commit, also what stays.
+        Everything that belongs to no commit, removed or not.
 
     Raises:
-        StoreError: no store, or a commit record that cannot be read: nothing is removed then.
+        StoreError: not a store, or a commit record that cannot be read; nothing is removed then.
     """
     place = as_location(location)
     check_location(place)
     if isinstance(place, str):
-        return _distant(place, DISTANT_AGE_SECONDS if older_than is None else older_than, dry_run)
+        return _in_bucket(place, BUCKET_AGE_SECONDS if older_than is None else older_than, dry_run)
     return list(_local(place, older_than or 0.0, dry_run))
 
 
 def _local(store: Path, older_than: float, dry_run: bool) -> Iterator[Leftover]:
     """Leftovers, then droppings.
 
-    Folders are listed before commit records are read: what is committed in between is then known as such.
+    Folders are listed before commit records are read, so that shards committed in between count as committed.
     """
     folders = [path for path in _entries(store / SHARDS) if path.is_dir()]
     named = _named(store)
@@ -68,7 +69,7 @@ def _local(store: Path, older_than: float, dry_run: bool) -> Iterator[Leftover]:
     for path in folders:
         if f"{SHARDS}/{path.name}" not in named and WRITTEN.fullmatch(path.name) and path.exists():
             yield _handle(store, path, "folder", older_than, dry_run)
-    for name in removable_droppings(local_droppings(store)):
+    for name in removable_droppings(LocalFiles(store).droppings()):
         yield _handle(store, store / name, "foreign", older_than, dry_run)
 
 
@@ -81,7 +82,7 @@ def _handle(
         if lock is None:
             state = "in use"
         elif kind == "folder" and f"{SHARDS}/{path.name}" in _named(store, int(path.name.partition("-")[0])):
-            state = "in use"  # committed since the listing; its writer has just let go
+            state = "in use"  # committed since the listing; its writer has released the lock
         elif age < older_than:
             state = "young"
         elif not dry_run:
@@ -93,7 +94,7 @@ def _handle(
 
 
 def _named(store: Path, shard: int | None = None) -> set[str]:
-    """Folders that commit records name; `shard` looks at its record alone."""
+    """Folders that commit records name; with `shard`, only that of its record."""
     files = LocalFiles(store)
     manifest_hash = read_manifest(files).manifest_hash()
     shards = [number for number in committed_shards(files) if shard in (None, number)]
@@ -105,7 +106,7 @@ def _temporary(store: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder by name; links lead elsewhere and are left alone."""
+    """The entries of a folder by name, without links."""
     return sorted(path for path in folder.iterdir() if not path.is_symlink()) if folder.is_dir() else []
 
 
@@ -115,13 +116,13 @@ def _size_and_age(path: Path) -> tuple[int, float]:
     for entry in found:
         try:
             stats.append((entry.lstat().st_mtime, entry.lstat().st_size if entry.is_file() else 0))
-        except FileNotFoundError:  # its writer is at work
+        except FileNotFoundError:  # its writer removed it
             continue
     newest = max((mtime for mtime, _ in stats), default=time.time())
     return sum(size for _, size in stats), max(0.0, time.time() - newest)
 
 
-def _distant(location: str, older_than: float, dry_run: bool) -> list[Leftover]:
+def _in_bucket(location: str, older_than: float, dry_run: bool) -> list[Leftover]:
     from alignkd.storage.remote.leftovers import remote_leftovers, remove_remote_leftovers
 
     found = remote_leftovers(location)

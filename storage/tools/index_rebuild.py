@@ -1,7 +1,6 @@
-"""Indexes of a webdataset store, made again from the tars and compared with what was committed."""
+"""Rebuilds the indexes of a webdataset store from its tars, and compares them with what was committed."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Literal
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
-from alignkd.storage.files.exclusive import make_draft
-from alignkd.storage.files.source import LocalFiles, as_location
+from alignkd.storage.files.exclusive import replace_durably
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.location import as_location
 from alignkd.storage.layouts.tar.rebuild import rebuild_index
 from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
 from alignkd.storage.schema.manifest import read_manifest
@@ -21,9 +21,9 @@ class IndexState:
     """One shard's index.
 
     Attributes:
-        state: `sound` as it was; `rebuilt`: it was missing or damaged, and what the tar gives has the committed sha256;
-            `repairable`: the same without writing; `lost`: the tar gives another index, or none.
-        message: what is wrong, empty where nothing is.
+        state: `sound`: unchanged; `rebuilt`: it was missing or damaged, and the index of the tar has the committed
+            sha256; `repairable`: the same, not written; `lost`: the tar has another index, or none.
+        message: the problem, or empty.
     """
 
     shard: int
@@ -34,13 +34,13 @@ class IndexState:
 def rebuild_indexes(
     location: Path | str, *, write: bool, on_shard: Callable[[int], object] = lambda shard: None
 ) -> list[IndexState]:
-    """Make the index of every committed shard from its tar, and put it in place where the stored one is not right.
+    """Build the index of every committed shard from its tar, and replace the stored one if that is damaged.
 
-    The checksums in a rebuilt index are computed from the tar as it is; that they are the committed ones is proven by
-    the sha256 of the whole index in the commit record. An index that differs is never written.
+    The checksums in a rebuilt index are computed from the present tar. The commit record has the sha256 of the whole
+    index, which proves that they are the committed ones. An index that differs is never written.
 
     Raises:
-        StoreError: no webdataset store in a local folder, or a commit record that cannot be read.
+        StoreError: not a webdataset store in a local folder, or a commit record that cannot be read.
     """
     place = as_location(location)
     if isinstance(place, str):
@@ -79,19 +79,5 @@ def _rebuild(store: Path, commit: CommitRecord, write: bool) -> IndexState:
     message = f"{path}: {'is missing' if stored is None else f'sha256 is {stored[:12]}'}, committed {idx.sha256[:12]}"
     if not write:
         return IndexState(shard=shard, state="repairable", message=message)
-    _replace(store, path, content)
+    replace_durably(path, content, store)
     return IndexState(shard=shard, state="rebuilt", message=message)
-
-
-def _replace(store: Path, path: Path, content: bytes) -> None:
-    """The whole new file or the old one, whatever happens."""
-    draft, lock = make_draft(store, path.stem)
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-        lock.release()

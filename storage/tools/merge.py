@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +13,18 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
-from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.tools.compare.matching import key_numbers
 from alignkd.storage.tools.convert import CopyReport, Progress, check_other_place, copy_samples, samples_of
-from alignkd.storage.write.store import StoreWriter
+from alignkd.storage.write.store import open_writer
 
 MAX_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """A record whose key an earlier store has already; indices are those of the merged store."""
+    """A record whose key an earlier store has too; indices are those of the merged store."""
 
     key: str
     index: int
@@ -33,7 +33,7 @@ class Duplicate:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport(CopyReport):
-    """Also what two stores had both."""
+    """With the records that two stores have."""
 
     duplicates: list[Duplicate]
 
@@ -42,26 +42,26 @@ def merge_stores(
     sources: Sequence[Path | str],
     target: Path | str,
     *,
-    backend: Literal["zarr", "webdataset"] | None = None,
+    backend: str | None = None,
     keep_first: bool = False,
     progress: Progress = lambda samples: None,
 ) -> MergeReport:
     """Write all records of the sources into one store.
 
-    The data set of the merged store is the sources' one after the other: a sample's index grows by the number of
-    samples of the sources before its own; the first source's seed and shard size make the plan. `data_fingerprint`
-    names for each source its range of indices and the hash of its own data fingerprint. Quarantined samples stay so.
-    Targets are passed through as they are stored. Stopped any time, the same call goes on.
+    The data set of the merged store is the concatenation of the sources': a sample's index grows by the number of
+    samples in the sources before its own. The plan uses the first source's seed and shard size. `data_fingerprint` has
+    for each source its range of indices and the hash of its own data fingerprint. Unusable samples stay unusable.
+    Targets are copied as stored. After an interruption the same call resumes.
 
     Args:
-        backend: layout of the new store; the first source's if not given.
-        keep_first: of records that two stores have both (by key) keep the first store's; the others are listed as
-            quarantined, with the index of the one that is kept.
-        progress: called with the number of samples that are done since the last call.
+        backend: layout of the new store; default: the first source's.
+        keep_first: if two stores have a record of the same key, keep the first store's; the other is listed as
+            unusable, with the index of the one that is kept.
+        progress: called with the number of samples done since the last call.
 
     Raises:
-        StoreError: other teachers, codecs or attachments (naming both values), a key in two sources without
-            `keep_first`, a source that is incomplete or damaged, or a target that is something else.
+        StoreError: different teachers, codecs or attachments (with both values), a key in two sources without
+            `keep_first`, a source that is incomplete or damaged, or a target that cannot be this store.
     """
     if len(sources) < 2:
         raise StoreError(f"{len(sources)} store given to merge, expected two or more")
@@ -75,13 +75,13 @@ def merge_stores(
         raise StoreError(_refusal(duplicates, readers, starts))
     first = readers[0]
     attachments = {name: first.attachment(name) for name in first.manifest.attachments}
-    writer = StoreWriter(target, merged_manifest(readers, backend), attachments)
+    writer = open_writer(target, merged_manifest(readers, backend), attachments)
     report = copy_samples(writer, _Samples(readers, starts, duplicates), progress)
     return MergeReport(**asdict(report), duplicates=duplicates)
 
 
 def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Manifest:
-    """What the merged store promises: a pure function of the sources' manifests and their order."""
+    """The manifest of the merged store: a pure function of the sources' manifests and their order."""
     manifests, start = [reader.manifest for reader in readers], 0
     data = {"merged_sources": str(len(manifests))}
     for number, manifest in enumerate(manifests):
@@ -91,16 +91,15 @@ def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Mani
     changes = {
         "data_fingerprint": data,
         "num_samples": start,
-        "schema_version": SCHEMA_VERSION,
         "backend": backend or manifests[0].backend,
     }
     return Manifest.model_validate(manifests[0].model_dump() | changes)
 
 
 def find_duplicates(readers: Sequence[StoreReader], starts: Sequence[int]) -> list[Duplicate]:
-    """Records whose key an EARLIER source has; what a source holds twice itself was so in its data."""
+    """Records whose key an EARLIER source has; repetitions within one source come from its data and stay."""
     numbers = key_numbers(list(readers))
-    seen: NDArray[np.int64] = np.empty(0, np.int64)  # numbers of keys, rising, and beside them the first index
+    seen: NDArray[np.int64] = np.empty(0, np.int64)  # numbers of keys, ascending; `first` has the first index of each
     first: NDArray[np.int64] = np.empty(0, np.int64)
     duplicates = []
     for reader, start, keys in zip(readers, starts, numbers, strict=False):
@@ -136,7 +135,7 @@ class _Samples:
 
 def _check_mergeable(first: StoreReader, other: StoreReader) -> None:
     """Raises:
-    StoreError: one line with every difference that makes two stores no part of one, both values each.
+    StoreError: one line with every difference that prevents a merge, and both values.
     """
     ours, theirs = _decisive(first.manifest), _decisive(other.manifest)
     differing = [

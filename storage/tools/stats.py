@@ -1,4 +1,4 @@
-"""What a store holds, in numbers: bytes by column, counts, reasons of quarantine; from tables, not from payload."""
+"""Figures of a store: bytes by column, counts, reasons of unusable samples; from tables, without reading targets."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.columns import Column, columns_of, logits_codec_of
 from alignkd.storage.schema.manifest import Manifest
 
-# what differs from sample to sample in a reason: quoted text, paths, numbers
+# parts of a reason that differ between samples: quoted text, paths, numbers
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(?:\.\d+)?")
 
 
@@ -33,12 +33,12 @@ class StoreStats:
     """Sums over all committed shards.
 
     Attributes:
-        bytes: of all files of shards; `overhead_bytes` of them are padding, headers, checksums and indexes.
-        columns: largest first.
-        records_with_image, distinct_images: of each shard, summed: an image is stored once per shard.
-        dedup_ratio: images shown by records per stored image.
+        bytes: bytes of all files of shards; of these `overhead_bytes` are padding, headers, checksums and indexes.
+        columns: stored columns, largest first.
+        records_with_image, distinct_images: sums over shards: an image is stored once per shard.
+        dedup_ratio: number of images in records per stored image.
         entries_per_position: kept entries (or distinct draws) per supervised position; None for other logits.
-        quarantine_reasons: (reason, how many), names and numbers left out, most frequent first.
+        quarantine_reasons: (reason, count) without names and numbers, most frequent first.
     """
 
     shards: int
@@ -61,7 +61,7 @@ def store_stats(reader: StoreReader, progress: Callable[[int], object] = lambda 
     """Read the tables of every committed shard.
 
     Args:
-        progress: called with the number of shards that are done since the last call.
+        progress: called with the number of shards done since the last call.
 
     Raises:
         CorruptStoreError: a table is damaged.
@@ -120,7 +120,7 @@ def payload_bytes(tables: ShardTables, column: Column) -> int:
 
 
 def codec_of(manifest: Manifest, column: Column) -> str:
-    """The codec that made a column, as the manifest names it; empty for what is stored as it is."""
+    """The codec of a column, as the manifest names it; empty for a column that is stored without a codec."""
     codecs = manifest.codecs
     logits = logits_codec_of(manifest)
     if logits is not None and column.name in {array[0] for array in logits.arrays()}:
@@ -133,5 +133,5 @@ def codec_of(manifest: Manifest, column: Column) -> str:
 
 
 def general_reason(reason: str) -> str:
-    """A reason without what names one sample: `'a.jpg' has 3 bytes` becomes `... has N bytes`."""
+    """A reason without the parts of one sample: `'a.jpg' has 3 bytes` becomes `... has N bytes`."""
     return _VARYING.sub(lambda found: "N" if found[0][0].isdigit() and "/" not in found[0] else "...", reason)

@@ -1,8 +1,8 @@
 """The last steps of a shard: read it back, rename it into place, publish its commit record.
 
-At every moment the process may be killed, and other writers may be doing the same shard. What makes it safe:
-the folder stays locked from its creation until the record is published, also through the rename, so a
-folder in place without a record and without a lock belongs to a dead writer and may be replaced.
+The process may be killed at every moment, and other writers may write the same shard. The folder is locked from its
+creation until the record is published, also during the rename. So a folder in place without a record and without a
+lock belongs to a dead writer and may be replaced.
 """
 
 import errno
@@ -10,35 +10,36 @@ import time
 from pathlib import Path
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
-from alignkd.storage.files.exclusive import Lock, create_exclusively, fsync_path, read_anew, remove
-from alignkd.storage.files.source import LocalFiles
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.files.exclusive import Lock, create_exclusively, drop_cached_pages, fsync_path, remove
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.columns import columns_of
-from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, commit_path, missing_or_resized, shard_folder
+from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, commit_path, shard_folder
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
-from alignkd.storage.tools.verify.shard import foreign_files
+from alignkd.storage.schema.shard_files import foreign_files, missing_or_resized
 
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 
-def read_back(store: Path, folder: Path, commit: CommitRecord, manifest: Manifest) -> None:
+def read_back(folder: Path, commit: CommitRecord, manifest: Manifest) -> None:
     """Compare the finished shard on disk with what was meant to be written.
 
     Args:
-        folder: where the shard lies now, a folder of the store.
+        folder: where the shard lies now.
 
     Raises:
         CorruptStoreError: the disk, or this program, wrote something else.
     """
     for entry in commit.files:
-        read_anew(folder / entry.path)
-    problems = missing_or_resized(store, commit, folder.name) or foreign_files(folder, commit)
+        drop_cached_pages(folder / entry.path)
+    files = LocalFiles(folder.parent)
+    problems = missing_or_resized(files, commit, folder.name) or foreign_files(files, commit, folder.name)
     if not problems:
-        # every byte against the crc32c computed before writing; what describes the shard by sha256
+        # every byte against the crc32c computed before writing; descriptions of the shard against their sha256
         backend = get_backend(manifest.backend)
-        source = backend.open(LocalFiles(store), folder.name, manifest, columns_of(manifest), commit)
+        source = backend.open(files, folder.name, manifest, columns_of(manifest), commit)
         source.check_descriptions()
         problems = source.damage(headers=False)
     if problems:
@@ -46,20 +47,20 @@ def read_back(store: Path, folder: Path, commit: CommitRecord, manifest: Manifes
 
 
 def publish(store: Path, folder: Path, commit: CommitRecord) -> bool:
-    """Make the shard part of the store; False if another writer has done so first.
+    """Make the shard part of the store; False if another writer has committed it first.
 
     Raises:
-        StoreError: another writer holds the place and does not finish.
+        StoreError: another writer holds the folder and does not commit.
     """
     if not _move_into_place(store, folder, commit.shard):
         return False
     target, record = shard_folder(store, commit.shard), commit_path(store, commit.shard)
     try:
         fsync_path(store / SHARDS)
-        # where locks do not work across machines, the exclusive creation still lets exactly one win
+        # where locks do not work across machines, exclusive creation still lets exactly one writer commit
         return create_exclusively(record, seal(commit.document()), store)
     except BaseException:
-        # after the link the shard is committed, whatever failed then
+        # once the record exists the shard is committed, even if a later step failed
         if not record.exists():
             remove(target)
         raise
@@ -89,7 +90,7 @@ def _remove_dead(target: Path, record: Path) -> None:
     if lock is None:
         return
     try:
-        # whoever held the lock may have committed since we looked
+        # the owner of the lock may have committed in the meantime
         if not record.exists():
             remove(target)
     finally:

@@ -1,6 +1,5 @@
 """Writing one shard: every planned sample appended in order or quarantined, then committed whole."""
 
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -9,48 +8,46 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import RecordError, StoreError, disk_errors
 from alignkd.storage.files.exclusive import make_temporary_folder, remove
-from alignkd.storage.layouts.protocol import get_backend
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import NO_ROW, RecordCodec, Rows
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.columns import OFFSETS, RECORDS
 from alignkd.storage.schema.commit_record import (
-    ArrayEntry,
     CommitRecord,
     FileEntry,
     Quarantined,
     Totals,
-    load_commit,
     shard_name,
 )
-from alignkd.storage.write.publish import publish, read_back
-from alignkd.storage.write.replace import publish_successor, successor
+from alignkd.storage.write.place import Place
+from alignkd.storage.write.publish import read_back
 
 
 class ShardWriter:
     """One shard being written: append every planned sample in order or quarantine it, then commit."""
 
     def __init__(
-        self, store: Path, codec: RecordCodec, shard: int, planned: NDArray[np.int64], *, replaces: bool = False
+        self, place: Place, codec: RecordCodec, shard: int, planned: NDArray[np.int64], *, replaces: bool = False
     ) -> None:
         """`replaces`: the shard is committed already, and this one is to take its place."""
-        self.store, self.codec, self.shard, self.replaces = store, codec, shard, replaces
+        self.place, self.codec, self.shard, self.replaces = place, codec, shard, replaces
         self.manifest_hash = codec.manifest.manifest_hash()
-        self._name = f"shard {shard} of store {store}"
+        self._name = f"shard {shard} of store {place.path}"
         self.num_records = 0
         self.committed: CommitRecord | None = None
         self._planned = planned.tolist()
         self._next = 0
         self._quarantined: dict[int, Quarantined] = {}
-        # image_sha256 -> its row among the shard's images, and the record that stores it for all; several images of a
-        # record are stored together, once for all records that show the same ones
-        self._images: dict[str | tuple[str, ...], tuple[int, int]] = {}
+        # image_sha256 -> its row among the shard's images, and the record that stores it; several images of a record
+        # are stored together, once for all records that show the same images
+        self._images: dict[tuple[str, ...], tuple[int, int]] = {}
         self._num_images = 0
         labels = {column.name: column.labels for column in codec.columns}
         self._fields = labels[RECORDS]
         self._ends = dict.fromkeys(labels[OFFSETS], 0)
         self._groups = {column.name: column.group for column in codec.columns}
         with disk_errors(self._name):
-            self.folder, self._lock = make_temporary_folder(store, shard_name(shard))
+            self.folder, self._lock = make_temporary_folder(place.staging, shard_name(shard))
             try:
                 self._sink = get_backend(codec.manifest.backend).create(
                     self.folder, shard, codec.manifest, codec.columns
@@ -65,7 +62,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Without a commit nothing of the shard remains."""
+        """Without a commit remove everything."""
         self._sink.abandon()
         self._remove_folder()
 
@@ -73,7 +70,7 @@ class ShardWriter:
         """Add the next planned sample.
 
         Raises:
-            RecordError: values that cannot be stored; the shard is as before, quarantine the sample or stop.
+            RecordError: values that cannot be stored; the shard is unchanged, quarantine the sample or stop.
             StoreError: not the next planned sample, targets that do not fit the manifest, a full disk.
         """
         self._check_turn(record.index)
@@ -90,22 +87,25 @@ class ShardWriter:
         self.num_records += 1
 
     def quarantine(self, index: int, id: str, reason: str) -> None:
-        """Note that a planned sample cannot be cached, before any later sample is appended.
+        """Record that a planned sample is unusable, before any later sample is appended.
 
         Raises:
-            StoreError: the sample is not among those still to come.
+            StoreError: the sample is not pending.
         """
         if index not in self._planned[self._next :] or index in self._quarantined:
-            raise StoreError(f"sample {id!r} (index {index}) is not to come in shard {self.shard}")
+            raise StoreError(
+                f"sample {id!r} (index {index}) is not pending in shard {self.shard}: "
+                "not planned there, or already written"
+            )
         self._quarantined[index] = Quarantined(index=index, id=id, reason=reason)
 
     def commit(self) -> CommitRecord:
-        """Complete, read back, and publish the shard; returns the record that stands in the store.
+        """Complete, read back and publish the shard; returns its commit record in the store.
 
-        If another writer was faster its shard is as good as this one, and its record is returned.
+        If another writer has committed the shard first, this one is dropped and the other record returned.
 
         Raises:
-            StoreError: planned samples are missing, the disk gave back other bytes, or it is full.
+            StoreError: planned samples are missing, the disk returned other bytes, or it is full.
         """
         if self.committed is not None:
             return self.committed
@@ -118,21 +118,13 @@ class ShardWriter:
             )
         with disk_errors(self._name):
             commit = self._commit_record()
-            read_back(self.store, self.folder, commit, self.codec.manifest)
-            self.committed = self._publish(commit)
+            read_back(self.folder, commit, self.codec.manifest)
+            publish = self.place.replace if self.replaces else self.place.publish
+            self.committed = publish(self.folder, commit)
         return self.committed
 
-    def _publish(self, commit: CommitRecord) -> CommitRecord:
-        """Make the verified shard part of the store; the record that stands there then."""
-        if self.replaces:
-            commit = successor(commit)
-            publish_successor(self.store, self.folder, commit)
-            return commit
-        ours = publish(self.store, self.folder, commit)
-        return commit if ours else load_commit(self.store, self.shard, self.manifest_hash)
-
     def _remove_folder(self) -> None:
-        remove(self.folder)  # gone already if this writer published it
+        remove(self.folder)  # already renamed if this writer published it
         self._lock.release()
 
     def _check_turn(self, index: int) -> None:
@@ -149,7 +141,7 @@ class ShardWriter:
             self._next += 1
 
     def _tables(self, record: Record, rows: Rows) -> Rows:
-        """The record's rows of the two tables: where its rows end in each group, and its numbers."""
+        """The record's rows of the two tables: the ends of its rows in each group, and its integer fields."""
         added = {self._groups[name]: len(values) for name, values in rows.items()}
         self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
         numbers = {"dataset_index": record.index, **self._image_numbers(record)}
@@ -160,9 +152,9 @@ class ShardWriter:
         }
 
     def _image_numbers(self, record: Record) -> dict[str, int]:
-        """Which of the shard's images the record shows, and which record brought it."""
+        """Row of the record's image among the shard's images, and number of the record that stores it."""
         sha256 = record.image_sha256
-        if sha256 is None:
+        if not sha256:
             return {"image_row": NO_ROW, "image_record": NO_ROW}
         if sha256 not in self._images:
             self._images[sha256] = self._num_images, self.num_records
@@ -178,7 +170,7 @@ class ShardWriter:
             num_records=self.num_records,
             folder=shard_name(self.shard),
             quarantined=tuple(self._quarantined[index] for index in sorted(self._quarantined)),
-            arrays={name: ArrayEntry(shape=a.shape, chunk=a.chunk) for name, a in written.arrays.items()},
+            arrays=written.arrays,
             files=tuple(FileEntry(path=file.path, bytes=file.num_bytes, sha256=file.sha256) for file in written.files),
             totals=Totals(
                 tokens=self._ends["token"],

@@ -107,7 +107,7 @@ def _attention(
         return None
     if records is None:
         return places
-    stored = [block for record in records for block in _attention_of_blocks(record, pairs)]
+    stored = [block for record in records for block in _blocks(record.attention)]
     return replace(places, coded_BRHC=_coded(stored, _padded))
 
 
@@ -124,18 +124,14 @@ def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTarg
     )
 
 
-def _attention_of_blocks(record: Record, pairs: AttentionPairs) -> Sequence[Target | None]:
-    several = record.num_images > 1 and record.attention is not None and pairs != "tqt"
-    return of_each_image(record.attention) if several and record.attention is not None else [record.attention]
+def _blocks(target: Target | None) -> Sequence[Target | None]:
+    """The blocks of a target [k, ...]; a target that is absent is one empty block."""
+    return [None] if target is None else of_each_image(target)
 
 
 def _vision_of_images(records: Sequence[Record]) -> list[Target | None]:
     """[P, Dt] of every image."""
-    targets: list[Target | None] = []
-    for record in records:
-        every = record.vision_embeddings
-        targets += [every] if every is None or record.num_images == 1 else of_each_image(every)
-    return targets
+    return [image for record in records for image in _blocks(record.vision_embeddings)]
 
 
 def _first_images(records: Sequence[Record]) -> Tensor | None:

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
 from alignkd.student_train.data.lengths import same_vision_tokens
-from alignkd.vlm.data.conversations import ImageFiles, every_one, one_or_tuple, read_image_bytes
+from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import Turn
 
 
 class CachedDataset:
@@ -51,12 +51,12 @@ class CachedDataset:
                 _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
         return example, record
 
-    def _image_bytes(self, record: Record) -> ImageFiles:
+    def _image_bytes(self, record: Record) -> list[bytes]:
         """The image files, from the folder or the record; their hashes must be those that the teacher saw."""
-        embedded, files = record.image_files, []
-        for number, (image, sha256) in enumerate(zip(record.images, every_one(record.image_sha256), strict=True)):
-            if embedded:
-                data, where = embedded[number], f"store {self.reader.path}, image {image}"
+        files = []
+        for number, (image, sha256) in enumerate(zip(record.images, record.image_sha256, strict=True)):
+            if record.image_bytes:
+                data, where = record.image_bytes[number], f"store {self.reader.path}, image {image}"
             else:
                 assert self.images is not None  # checks.check_images
                 data, where = read_image_bytes(self.images, image), str(self.images / image)
@@ -65,7 +65,7 @@ class CachedDataset:
                     f"{where}: sha256 is {found}, the teacher saw {sha256}; restore the file or dump the targets again"
                 )
             files.append(data)
-        return one_or_tuple(files)
+        return files
 
 
 def _check_equal(sample: str, field: str, *, found: NDArray[np.int32], stored: NDArray[np.int32]) -> None:

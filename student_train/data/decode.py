@@ -1,6 +1,6 @@
-"""Targets as the store keeps them, decoded on the device that trains: what crosses the bus is what lies on the disk.
+"""Decodes stored targets on the device that trains, so that the bytes on the bus are those on the disk.
 
-One formula per codec, that of the codec's docstring in `storage/codecs`; tests hold them equal to the host's decoding.
+One decoder per codec, by the formula in the codec's docstring in `storage/codecs`; tests compare them with the host's.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,12 +10,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from alignkd.storage.codecs import check_all_present
 from alignkd.storage.codecs.int8_group import GROUP
 
 Parts = Mapping[str, Tensor]
 
 
-def _as_they_are(parts: Parts) -> Tensor:
+def _unchanged(parts: Parts) -> Tensor:
     return parts[""]
 
 
@@ -38,22 +39,23 @@ def _int8_group(parts: Parts) -> Tensor:
 
 
 DECODERS: dict[str, Callable[[Parts], Tensor]] = {
-    "float32": _as_they_are,
-    "float16": _as_they_are,
+    "float32": _unchanged,
+    "float16": _unchanged,
     "bfloat16": _bfloat16,
     "sqrt_u8": _sqrt_u8,
     "int8_channel": _int8_channel,
     "int8_group": _int8_group,
 }
+check_all_present(DECODERS, "DECODERS of student_train/data/decode.py")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedTensor:
-    """Float values in the stored parts of a codec, with any number of leading batch axes.
+    """Float values as the stored parts of a codec, with any number of leading batch axes.
 
     Attributes:
         codec: name of the codec.
-        parts: part name -> tensor; the part "" has the shape of the values. bfloat16 is uint16 bit patterns.
+        parts: part name -> tensor; the part "" has the shape of the values. bfloat16 is stored as uint16 bit patterns.
     """
 
     codec: str
@@ -61,7 +63,7 @@ class EncodedTensor:
 
     @classmethod
     def plain(cls, values: Tensor) -> Self:
-        """Floats that are not encoded."""
+        """Wrap float values that are not encoded."""
         return cls(codec="float32", parts={"": values})
 
     @property
@@ -70,7 +72,7 @@ class EncodedTensor:
         return self.parts[""].shape
 
     def rows(self, rows: slice) -> Self:
-        """Of attention [B, R, H, C], which every codec keeps row by row, some of the rows."""
+        """Some of the rows R of attention [B, R, H, C]; every codec of attention encodes row by row."""
         return replace(self, parts={name: part[:, rows] for name, part in self.parts.items()})
 
     def to(self, device: torch.device | str) -> Self:
@@ -78,5 +80,5 @@ class EncodedTensor:
         return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
 
     def decode(self) -> Tensor:
-        """The values: float32, or float16 and bfloat16 where they are stored so."""
+        """The values: float32, or float16 or bfloat16 where they are stored in these."""
         return DECODERS[self.codec](self.parts)

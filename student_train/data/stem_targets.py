@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.stem.stem import EmbeddingTable, TeacherStem
 
 
@@ -86,7 +86,7 @@ def _top_tokens(
         first, rows = blocks[image], places.num_rows_B[blocks[image]]
         # [k, Ht, Q, P] -> [Ht, Q, k * P]: through all images of the sample
         of_sample_HQP = attention_BHQP[first : first + count, :, :rows].permute(1, 2, 0, 3).flatten(2)
-        index_K = focus_tokens(of_sample_HQP)
+        index_K = vision_top_index(of_sample_HQP)
         index_SK.append(index_K)
         embeddings_SKD.append(vision_IPD[image : image + count].flatten(0, 1)[index_K])
         image += count

@@ -20,8 +20,9 @@ from alignkd.student_train.output import FINISHED, adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.finite import is_finite
-from alignkd.vlm.weights.checkpoint import resolve_checkpoint, save_model
+from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.files import weight_files
+from alignkd.vlm.weights.saving import save_model
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 
@@ -56,7 +57,9 @@ def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None
         )
 
 
-def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics) -> None:
+def export(
+    job: TrainJob, checkpoint: Checkpoint, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics
+) -> None:
     """Write adapters, student and, last, the mark that the run is finished; called by ALL ranks.
 
     Raises:
@@ -70,7 +73,7 @@ def export(job: TrainJob, engine: Engine, state: TrainState, settings: dict[str,
     temporary = output / ".tmp-student"
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(output):
-        save_model(engine.student.model, temporary, tokenizer_from=resolve_checkpoint(job.student))
+        save_model(engine.student.model, temporary, tokenizer_from=checkpoint.folder)
         for path in (*temporary.iterdir(), temporary):
             fsync_path(path)
         save_tensors(adapters, adapters_file(output))

@@ -23,8 +23,7 @@ from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, resolve_checkpoint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,7 @@ class RunPlan:
     Attributes:
         job: the job, its length given in steps.
         requested_epochs: `train.epochs` as the user gave it, or None.
+        student: the checkpoint that the student starts from.
         ranks: this process among all.
         dataset: the store's samples as the student reads them.
         order: which samples each step takes.
@@ -62,6 +62,7 @@ class RunPlan:
 
     job: TrainJob
     requested_epochs: float | None
+    student: Checkpoint
     ranks: Ranks
     dataset: CachedDataset
     order: SampleOrder
@@ -120,27 +121,26 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     Raises:
         ValueError: one line about what does not fit.
     """
-    dataset, epochs = open_dataset(job), job.train.epochs
+    student, epochs = job.open_student(), job.train.epochs
+    dataset = open_dataset(job, student)
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
     return RunPlan(
         job=job,
         requested_epochs=epochs,
+        student=student,
         ranks=ranks,
         dataset=dataset,
         order=SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size)),
         kinds=SampleKinds(dataset.reader, dataset.builder.vision_tokens),
-        settings=deciding_settings(job, dataset.reader, ranks),
+        settings=deciding_settings(job, student, dataset.reader, ranks),
     )
 
 
-def open_dataset(job: TrainJob) -> CachedDataset:
+def open_dataset(job: TrainJob, student: Checkpoint) -> CachedDataset:
     """The store as this job's student reads it, after every check that needs no weights."""
     reader = StoreReader(job.store)
-    builder = load_example_builder(
-        job.student, template=job.template, vision_config=job.vision_config, max_tokens=job.max_tokens
-    )
-    shapes = load_config(resolve_checkpoint(job.student, weights=False), vision_config=job.vision_config)
-    check_store_fits(reader, builder, shapes, job.train.losses)
+    builder = student.example_builder(job.template, max_tokens=job.max_tokens)
+    check_store_fits(reader, builder, student.config, job.train.losses)
     stem_of_run(reader, job.train)
     check_images(reader, job.images)
     return CachedDataset(reader, builder, job.images)

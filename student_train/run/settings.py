@@ -9,7 +9,7 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
-from alignkd.vlm.weights.checkpoint import weights_fingerprint
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 # Locations, intervals of reports and sizes of work units: they change what is learnt by no more than rounding.
 NOT_DECIDING_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
@@ -37,7 +37,7 @@ NOT_DECIDING = {
 }
 
 
-def deciding_settings(job: TrainJob, reader: StoreReader, ranks: Ranks) -> dict[str, Any]:
+def deciding_settings(job: TrainJob, student: Checkpoint, reader: StoreReader, ranks: Ranks) -> dict[str, Any]:
     """A flat JSON-able dict of name -> value, compared when a run is resumed and kept in its checkpoints.
 
     The length of `job` must be given in steps.
@@ -46,7 +46,7 @@ def deciding_settings(job: TrainJob, reader: StoreReader, ranks: Ranks) -> dict[
     decided: dict[str, Any] = {
         "manifest_hash": reader.manifest.manifest_hash(),
         "num_records": len(reader),  # grows if unusable samples are dumped again
-        **ranks.from_first(starting_point(job) if ranks.is_first else None),
+        **ranks.from_first(starting_point(job, student) if ranks.is_first else None),
         "dtype": job.dtype,
         "global_batch": config.global_batch_size(ranks.world_size),
     }
@@ -58,7 +58,7 @@ def deciding_settings(job: TrainJob, reader: StoreReader, ranks: Ranks) -> dict[
     return decided
 
 
-def starting_point(job: TrainJob) -> dict[str, Any]:
+def starting_point(job: TrainJob, student: Checkpoint) -> dict[str, Any]:
     """Content hashes of the weights that training starts from: the deciding settings that need no store.
 
     Raises:
@@ -67,7 +67,7 @@ def starting_point(job: TrainJob) -> dict[str, Any]:
     """
     adapters = job.train.adapters
     return {
-        "student_weights": weights_fingerprint(job.student),
+        "student_weights": student.fingerprint,
         "adapters_crc32c": _checksum(adapters) if adapters else None,
     }
 

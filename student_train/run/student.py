@@ -14,12 +14,12 @@ from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_lm_head
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
-def build_student(job: TrainJob, reader: StoreReader) -> DistilledStudent:
+def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) -> DistilledStudent:
     """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh."""
-    model = load_model(job.student, vision_config=job.vision_config, dtype=job.torch_dtype)
+    model = checkpoint.load_model(dtype=job.torch_dtype)
     teacher = reader.manifest.shapes
     adapters = Adapters(
         heads=(teacher.num_heads, model.config.num_heads),

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from alignkd.storage import StoreReader
-from alignkd.storage.codecs.settings import NOT_STORED, STEM
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.target_source import target_source
 from alignkd.vlm.stem.checks import check_stem_of_teacher
 from alignkd.vlm.stem.file import STEM_FILE, StemInfo, open_table, read_stem_info
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
@@ -75,16 +75,15 @@ def _stem_path(reader: StoreReader, config: TrainConfig) -> Path:
 
 def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
     codec, chosen = getattr(reader.manifest.codecs, key), getattr(config.targets, key)
-    if chosen == "stem" or (chosen is None and (codec == STEM or (codec in NOT_STORED and config.stem is not None))):
-        return True
-    if codec in NOT_STORED:
+    source = target_source(codec, chosen, has_stem=config.stem is not None)
+    if source is None:
         asked = "" if chosen is None else f" and targets.{key} is {chosen!r}"
         raise TrainError(
             f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} was dumped with codecs.{key} "
             f"{codec}{asked}; set losses.{term} to 0 or dump again with that target, or take it from the teacher's "
             f"stem (targets.{key}: stem)"
         )
-    return False
+    return source == "stem"
 
 
 def _head_is_the_stems(reader: StoreReader, config: TrainConfig, term: str) -> bool:

@@ -11,7 +11,7 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.operation.status import StatusPlace, WorkerStatus, status_place
-from alignkd.teacher_dump.operation.stops import DumpStopped, StopSignals
+from alignkd.teacher_dump.operation.stops import DumpStopped, DumpStopSignals
 from alignkd.teacher_dump.operation.workers import Worker, shards_to_write
 from alignkd.vlm.errors import one_line
 
@@ -38,13 +38,13 @@ class DumpControl:
         self,
         worker: Worker | None = None,
         *,
-        stops: StopSignals | None = None,
+        stops: DumpStopSignals | None = None,
         progress: Progress = lambda status: None,
         visible: bool = False,
         notice: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.worker = worker or Worker()
-        self.stops = stops or StopSignals()
+        self.stops = stops or DumpStopSignals()
         self.status = WorkerStatus(worker=str(self.worker))
         self._progress, self._visible = progress, visible
         self._notice = notice

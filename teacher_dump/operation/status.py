@@ -20,9 +20,10 @@ from typing import Any, Literal, Protocol
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.exclusive import Lock, locked_if_free
-from alignkd.storage.files.source import open_files
-from alignkd.storage.remote.objects import AbsentError
-from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.places import open_files
+from alignkd.storage.write.place import SharedFiles
 from alignkd.storage.write.store import StoreWriter
 
 FOLDER = ".status"
@@ -128,9 +129,8 @@ class StatusPlace(Protocol):
 def status_place(store: StoreWriter, worker: str) -> StatusPlace:
     """The place for a worker of a store that is being written."""
     name = re.sub(r"[^A-Za-z0-9.-]", "-", f"worker-{worker}-{socket.gethostname()}-{os.getpid()}")
-    if isinstance(objects := getattr(store, "objects", None), S3Store):
-        return BucketPlace(objects, name)
-    return FolderPlace(store.path / FOLDER, name)
+    shared = store.place.shared_folder(FOLDER)
+    return FolderPlace(shared, name) if isinstance(shared, Path) else BucketPlace(shared, name)
 
 
 class FolderPlace:
@@ -199,15 +199,14 @@ class BucketPlace:
 
     interval = SECONDS_BETWEEN_IN_BUCKET
 
-    def __init__(self, objects: S3Store, name: str) -> None:
-        self._objects, self._name = objects, name
+    def __init__(self, shared: SharedFiles, name: str) -> None:
+        self._shared, self._name = shared, name
         self._status: WorkerStatus | None = None
         self._shards: set[int] = set()
 
     def write(self, status: WorkerStatus) -> None:
         self._status = status
-        path = f"{FOLDER}/{self._name}.json"
-        self._objects.send(path, "put_object", **self._objects.key(path), Body=status.to_json())
+        self._shared.put(f"{self._name}.json", status.to_json())
 
     def take(self, shard: int) -> bool:
         if shard in self._shards or self._others(shard):
@@ -225,22 +224,18 @@ class BucketPlace:
     def close(self, *, complete: bool) -> None:
         self._shards.clear()
         if complete:
-            names = [name for name in self._objects.names(FOLDER) if name.startswith("worker-")]
-            gone = [name for name in names if name == f"{self._name}.json" or not self._alive(name)]
-            self._objects.delete([f"{FOLDER}/{name}" for name in gone])
+            names = [name for name in self._shared.names() if name.startswith("worker-")]
+            self._shared.delete([name for name in names if name == f"{self._name}.json" or not self._alive(name)])
 
     def _others(self, shard: int) -> list[str]:
         """Names of living workers that hold the shard."""
-        names = [name for name in self._objects.names(FOLDER) if name != f"{self._name}.json"]
+        names = [name for name in self._shared.names() if name != f"{self._name}.json"]
         return [name for name in names if self._alive(name, shard)]
 
     def _alive(self, name: str, shard: int | None = None) -> bool:
-        try:
-            status = WorkerStatus.of_json(self._objects.get(f"{FOLDER}/{name}", MAX_BYTES))
-        except AbsentError:
+        if (data := self._shared.get(name, MAX_BYTES)) is None or (status := WorkerStatus.of_json(data)) is None:
             return False
-        speaks = status is not None and status.state == "running" and not is_old(status)
-        return speaks and (shard is None or (status is not None and shard in status.shards))
+        return status.state == "running" and not is_old(status) and (shard is None or shard in status.shards)
 
     def _say(self) -> None:
         status = self._status or WorkerStatus(worker="0/1", interval=self.interval)
@@ -253,9 +248,7 @@ def read_workers(location: Path | str) -> list[WorkerStatus]:
     Raises:
         StoreError: the place cannot be listed or read.
     """
-    files = open_files(location)
-    local = location if isinstance(location, Path) else None
-    return list(_workers(files, local))
+    return list(_workers(open_files(location)))
 
 
 def is_old(status: WorkerStatus) -> bool:
@@ -263,8 +256,9 @@ def is_old(status: WorkerStatus) -> bool:
     return time.time() - status.heartbeat > max(PATIENCE_SECONDS, MISSED_HEARTBEATS * status.interval)
 
 
-def _workers(files: Any, folder: Path | None) -> Iterator[WorkerStatus]:
-    for name in sorted(files.list(FOLDER)):
+def _workers(files: StoreFiles) -> Iterator[WorkerStatus]:
+    folder = files.root if isinstance(files, LocalFiles) else None
+    for name in sorted(files.names(FOLDER)):
         if not name.endswith(".json"):
             continue
         with suppress(StoreError):  # removed since it was listed

@@ -47,7 +47,7 @@ class DumpStopped(BaseException):
         self.signal = number
 
 
-class StopSignals:
+class DumpStopSignals:
     """While entered, signals end the dump as the table above says. Without being entered it never stops anything.
 
     After a signal that gives up, the process ends within seconds, also if `DumpStopped` is caught: leaving the block
@@ -157,7 +157,7 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-_entered: list[StopSignals] = []
+_entered: list[DumpStopSignals] = []
 _masks = threading.local()
 
 

@@ -24,14 +24,14 @@ from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, bat
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
 from alignkd.vlm.model.attention import FirstLayer
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 IMAGES_AT_ONCE = 16
 # of float32 [B, Ht, r, L], r rows at a time; on a CPU as much as stays in the cache and is not asked of the kernel anew
 ATTENTION_BYTES = 256 << 20
 ATTENTION_BYTES_CPU = 8 << 20
-FOCUS_INDEX = "index"
+VISION_TOP_INDEX = "index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +47,22 @@ class Captured:
     """What is kept of the teacher for one sample, in parts of the store's codecs; None where the store keeps nothing.
 
     Attributes:
-        attention: parts of [R, Ht, C]; of k > 1 images and vision columns of [k, R, Ht, P].
-        focus: `FOCUS_INDEX`, int32 [16], eq. 2, through all images; with parts of [16, Dt] unless `vision_top` is
-            `from_all`.
+        attention: parts of [k, R, Ht, C], a block of columns for each of k images; one block where the columns are
+            text tokens.
+        vision_top: `VISION_TOP_INDEX`, int32 [16], eq. 2, counted through all images; with parts of [16, Dt] unless
+            the codec of `vision_top` is `from_all`.
         vision: parts of [P, Dt] of each image.
         logits: see `distribution.keep_distribution`.
     """
 
     attention: HostArrays | None
-    focus: HostArrays | None
+    vision_top: HostArrays | None
     vision: tuple[HostArrays, ...]
     logits: LogitRows
 
     def arrive(self) -> None:
         """Wait until everything is on the host, so that the device's memory is free again."""
-        for arrays in (self.attention, self.focus, *self.vision, self.logits.arrays):
+        for arrays in (self.attention, self.vision_top, *self.vision, self.logits.arrays):
             if arrays is not None:
                 arrays.wait()
 
@@ -84,7 +85,7 @@ class Capture:
 
     def __init__(self, model: MobileVLM, config: StoreConfig) -> None:
         self.model, self.config = model, config
-        self._codec = config.logits.codec()
+        self._codec = config.logits
         self._keeps_looks = any(codec not in NOT_STORED for codec in (config.attention, config.vision_top))
         self._copies = HostCopies(model.device)
         self._shared: dict[str, SeenImage] = {}
@@ -111,7 +112,7 @@ class Capture:
         return [
             Captured(
                 attention=looks[row][0] if row in looks else None,
-                focus=looks[row][1] if row in looks else None,
+                vision_top=looks[row][1] if row in looks else None,
                 vision=tuple(parts for image in sample.image_hashes if (parts := images[image].parts) is not None),
                 logits=logits[row],
             )
@@ -185,31 +186,31 @@ class Capture:
         first_layer: FirstLayer | None,
         images: dict[str, SeenImage],
     ) -> list[tuple[HostArrays | None, HostArrays | None]]:
-        """Attention and focus of each sample that has an image; `rows` of the batch."""
+        """Attention and `vision_top` of each sample that has an image; `rows` are its rows in the batch."""
         config = self.config
-        keeps_attention, keeps_focus = (codec not in NOT_STORED for codec in (config.attention, config.vision_top))
+        keeps_attention, keeps_top = (codec not in NOT_STORED for codec in (config.attention, config.vision_top))
         if not rows or first_layer is None:
             return [(None, None)] * len(rows)
         maps = [samples[row].example.positions for row in rows]
-        kinds = {pairs for pairs, kept in ((config.attention_pairs, keeps_attention), ("tqv", keeps_focus)) if kept}
+        kinds = {pairs for pairs, kept in ((config.attention_pairs, keeps_attention), ("tqv", keeps_top)) if kept}
         probs = {pairs: self._attention(maps, rows, first_layer, pairs) for pairs in kinds}
         found = []
         for number, (row, positions) in enumerate(zip(rows, maps, strict=True)):
-            attention = focus = None
+            attention = top = None
             if keeps_attention:
                 blocks = len(positions.attention_blocks(config.attention_pairs))
                 attention_RHC = probs[config.attention_pairs][number].transpose(0, 1)
                 attention = self._copies.start(encode(config.attention, in_blocks(attention_RHC, blocks)))
-            if keeps_focus:
+            if keeps_top:
                 vision_PD = torch.cat([images[image].embeddings_PD for image in samples[row].image_hashes])
-                focus = self._focus(probs["tqv"][number], vision_PD)
-            found.append((attention, focus))
+                top = self._vision_top(probs["tqv"][number], vision_PD)
+            found.append((attention, top))
         return found
 
-    def _focus(self, tqv_attention_HQP: Tensor, vision_PD: Tensor) -> HostArrays:
-        index = focus_tokens(tqv_attention_HQP)
+    def _vision_top(self, tqv_attention_HQP: Tensor, vision_PD: Tensor) -> HostArrays:
+        index = vision_top_index(tqv_attention_HQP)
         top = {} if self.config.vision_top == FROM_ALL else encode(self.config.vision_top, vision_PD[index])
-        return self._copies.start({FOCUS_INDEX: index.to(torch.int32), **top})
+        return self._copies.start({VISION_TOP_INDEX: index.to(torch.int32), **top})
 
     def _attention(
         self,
@@ -240,5 +241,6 @@ class Capture:
 
 
 def in_blocks(attention_RHC: Tensor, blocks: int) -> Tensor:
-    """[R, Ht, k * P] -> [k, R, Ht, P] of several images; of one block as it is."""
-    return attention_RHC if blocks == 1 else attention_RHC.unflatten(-1, (blocks, -1)).permute(2, 0, 1, 3)
+    """[R, Ht, k * C] -> [k, R, Ht, C]."""
+    attention_kRHC: Tensor = attention_RHC.unflatten(-1, (blocks, -1)).permute(2, 0, 1, 3)
+    return attention_kRHC

@@ -1,7 +1,7 @@
-"""The store's codecs on the teacher's device: the same bytes as `storage.codecs`, so less has to leave the device.
+"""The store's codecs on the teacher's device: the same bytes as `storage.codecs`, so that less leaves the device.
 
-The formulas and their error bounds are in `storage/codecs/`; tests compare every byte. What cannot be stored is not
-found out here, where asking would mean waiting for the device: the extremes go along, and the host asks the codec.
+Formulas and error bounds are in `storage/codecs/`; tests compare every byte. Values that cannot be stored are not
+detected here, because that would mean waiting for the device: the extremes are returned too, and the host checks them.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from alignkd.storage.codecs import get_codec
+from alignkd.storage.codecs import check_all_present, get_codec
 from alignkd.storage.codecs.half_scale import INT8_STEPS
 from alignkd.storage.codecs.int8_group import GROUP
 from alignkd.storage.codecs.sqrt_u8 import STEPS
@@ -24,39 +24,39 @@ from alignkd.storage.record.record import Target
 
 Parts = dict[str, Tensor]
 EXTREMES = "extremes"
-"""Beside the parts of a codec: float32 [2], the smallest and the largest value, NaN if there is one."""
+"""In addition to the parts of a codec: float32 [2], the smallest and the largest value, NaN if there is a NaN."""
 
 
 def encode(codec: str, values: Tensor) -> Parts:
-    """Stored parts of a codec and the `EXTREMES`, on the device of `values` (any float dtype)."""
+    """Encode values of any float dtype on their device: the stored parts of a codec, and `EXTREMES`."""
     values = values.float()
-    # elementwise results keep the strides of a transposed input; what leaves the device lies in order
+    # elementwise results keep the strides of a transposed input; what leaves the device is contiguous
     parts = {name: part.contiguous() for name, part in _ENCODERS[codec](values).items()}
     return {**parts, EXTREMES: torch.stack([values.amin(), values.amax()]) if values.numel() else values.new_zeros(2)}
 
 
 def extremes(values: Tensor, dim: int) -> Tensor:
-    """Smallest and largest along an axis, in a new last axis of 2; NaN where there is one."""
+    """Smallest and largest value along an axis, in a new last axis of length 2; NaN where there is a NaN."""
     return torch.stack([values.amin(dim), values.amax(dim)], dim=-1)  # several times as fast as aminmax on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredParts:
-    """What came from the device of one target.
+    """One target as it came from the device.
 
     Attributes:
         codec: name of the codec.
-        parts: as `encode` gives them, on the host.
+        parts: the result of `encode`, on the host.
     """
 
     codec: str
     parts: dict[str, NDArray[Any]]
 
     def target(self, field: str) -> Target:
-        """As a record holds it.
+        """The target in the form that a record holds.
 
         Raises:
-            RecordError: a value is NaN or infinite, or one that the codec cannot hold; named `field`.
+            RecordError: a value is NaN or infinite, or the codec cannot hold it; the message names `field`.
         """
         codec = get_codec(self.codec)
         extremes = self.parts[EXTREMES].astype(np.float32)
@@ -64,7 +64,7 @@ class StoredParts:
             size = self.parts[""].size
             raise RecordError(f"{field} has values among its {size} that are NaN or infinite, expected none")
         with naming(field):
-            codec.encode(extremes[:, None])  # the codec itself refuses what it cannot hold
+            codec.encode(extremes[:, None])  # raises if the codec cannot hold them
         found = {name: part for name, part in self.parts.items() if name != EXTREMES}
         dtypes = {name: dtype for name, (dtype, _) in codec.parts(found[""].shape).items()}
         stored = {name: part.view(dtypes[name]) for name, part in found.items()}
@@ -103,7 +103,7 @@ def _int8_group(values: Tensor) -> Parts:
 
 
 def _half_at_least(values: Tensor) -> Tensor:
-    """The smallest float16 numbers that are not below the values, which are not negative."""
+    """Round non-negative values up to float16."""
     halves = values.abs().half()
     too_small = halves.to(values.dtype) < values
     # the next bit pattern is the next number: halves are not negative here
@@ -111,7 +111,7 @@ def _half_at_least(values: Tensor) -> Tensor:
 
 
 def _int8_scale(largest: Tensor) -> Tensor:
-    """Width of one step where `largest` is the greatest magnitude; float64 as on the host."""
+    """Width of one step for values up to the magnitude `largest`; in float64, as on the host."""
     return _half_at_least(largest.clamp(min=0).double() / INT8_STEPS)
 
 
@@ -131,3 +131,4 @@ _ENCODERS: dict[str, Callable[[Tensor], Parts]] = {
     "int8_channel": _int8_channel,
     "int8_group": _int8_group,
 }
+check_all_present(_ENCODERS, "_ENCODERS of teacher_dump/targets/device_codecs.py")

@@ -10,7 +10,7 @@ from alignkd.storage.record.encoded import EncodedArray
 from alignkd.storage.record.record import Record, Target
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.teacher_dump.targets.capture import FOCUS_INDEX, Captured
+from alignkd.teacher_dump.targets.capture import VISION_TOP_INDEX, Captured
 from alignkd.teacher_dump.targets.device_codecs import StoredParts
 from alignkd.teacher_dump.targets.distribution import stored_logits
 
@@ -22,18 +22,18 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         RecordError: a target is not finite, or the codec cannot hold it.
     """
     sample, example = prepared.sample, prepared.example
-    focus = None if captured.focus is None else captured.focus.wait()
-    index = None if focus is None else focus.pop(FOCUS_INDEX).astype(np.uint16)
-    top = StoredParts(codec=config.vision_top, parts=focus) if focus and config.vision_top != FROM_ALL else None
+    parts = None if captured.vision_top is None else captured.vision_top.wait()
+    index = None if parts is None else parts.pop(VISION_TOP_INDEX).astype(np.uint16)
+    top = StoredParts(codec=config.vision_top, parts=parts) if parts and config.vision_top != FROM_ALL else None
     rows = {name: values[captured.logits.rows] for name, values in captured.logits.arrays.wait().items()}
     return Record(
         key=prepared.key,
         id=sample.id,
         index=sample.index,
         conversations=sample.conversations(),
-        image=sample.image,
-        image_sha256=prepared.image_sha256,
-        image_bytes=prepared.image_files if config.inputs == "embed" else None,
+        images=sample.images,
+        image_sha256=prepared.image_hashes,
+        image_bytes=prepared.image_files if config.inputs == "embed" else (),
         input_ids=example.input_ids,
         labels=example.labels,
         vision_positions=example.positions.vision_positions,
@@ -43,7 +43,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         vision_top_index=index,
         vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
         vision_embeddings=_vision(captured, config),
-        logits=stored_logits(rows, config.logits.codec()),
+        logits=stored_logits(rows, config.logits),
     )
 
 
@@ -54,13 +54,13 @@ def _attention(captured: Captured, config: StoreConfig) -> Target | None:
 
 
 def _vision(captured: Captured, config: StoreConfig) -> Target | None:
-    """[P, Dt] of one image, [k, P, Dt] of several."""
+    """[k, P, Dt]; None without images, and where they are not stored."""
     found = [
         StoredParts(codec=config.vision_all, parts=image.wait()).target("vision_embeddings")
         for image in captured.vision
     ]
-    if len(found) < 2:
-        return found[0] if found else None
+    if not found:
+        return None
     if isinstance(found[0], EncodedArray):
         parts = [image.parts for image in found if isinstance(image, EncodedArray)]
         return EncodedArray(config.vision_all, {name: np.stack([part[name] for part in parts]) for name in parts[0]})

@@ -14,8 +14,8 @@ from alignkd.pipeline.ask import Question, ask
 from alignkd.pipeline.config.run_config import read_yaml
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
-from alignkd.storage.files.source import LocalFiles
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.places import load_manifest
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.vlm.data.conversations import load_samples, open_image, read_image_bytes, read_json
 from alignkd.vlm.errors import InputError
@@ -80,7 +80,7 @@ def test_every_input_that_is_opened_by_name(pipe: Path, tmp_path: Path, golden: 
     (checkpoint / "tokenizer_config.json").unlink(missing_ok=True)
     os.mkfifo(checkpoint / "tokenizer_config.json")
     os.mkfifo(tmp_path / "manifest.json")
-    question = Question(checkpoint=golden / "student", text="hi", image=pipe, vision_config=golden / "clip")
+    question = Question(checkpoint=golden / "student", text="hi", images=(pipe,), vision_config=golden / "clip")
     adapters = Adapters(heads=(1, 1), hidden_sizes=(1, 1))
     actions: list[tuple[Callable[[], object], type[Exception]]] = [
         (lambda: read_image_bytes(tmp_path, "pipe"), InputError),

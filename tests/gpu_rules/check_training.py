@@ -67,8 +67,8 @@ def test_every_known_wait_is_still_met(found: dict[str, Any]) -> None:
 
 def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outcome]:
     """Forward and backward of a fresh student, on the CPU and on the pretend device."""
-    dataset = open_dataset(job)
-    student = build_student(job, dataset.reader)
+    dataset = open_dataset(job, job.open_student())
+    student = build_student(job, job.open_student(), dataset.reader)
     batch = batch_of(dataset, job.train, ids)
     here = forward_and_backward(student, batch)
     student.zero_grad()

@@ -119,8 +119,8 @@ AROUND = [
 ]
 LOADING = [
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are not finite are refused"),
-    Known("vlm/weights/checkpoint.py", "_read", "to the device", None, "the teacher's weights"),
-    Known("vlm/weights/checkpoint.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
+    Known("vlm/weights/loading.py", "_read", "to the device", None, "the teacher's weights"),
+    Known("vlm/weights/loading.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
 ]
 SANITY = [
     Known("teacher_dump/sanity.py", "_label_scores", "to the device", None, "a sample's labels"),

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter, TruncatedLogits
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.writer import write_weights
 
@@ -87,3 +89,71 @@ def another_tower(golden: Path, tmp_path: Path) -> Path:
     key = next(name for name in weights if name.endswith("patch_embedding.weight"))
     write_weights(weights | {key: weights[key] * 1.01}, folder, dtype=None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_small_store() -> Callable[[Path], Path]:
+    """`write_small_store(path)`: a zarr store that no teacher made, for commands that only look at a store.
+
+    Five samples in shards of three; sample 1 is quarantined, 2 has no image, 0 and 4 show the same image.
+    """
+
+    def write(path: Path) -> Path:
+        writer = StoreWriter(path, _small_manifest())
+        for shard in writer.pending_shards():
+            with writer.open_shard(shard) as sink:
+                for index in writer.planned_samples(shard).tolist():
+                    if index == 1:
+                        sink.quarantine(index, "id 1", "image is damaged")
+                    else:
+                        sink.append(_small_record(index))
+                sink.commit()
+        return path
+
+    return write
+
+
+def _small_manifest() -> Manifest:
+    return Manifest(
+        fingerprint={"weights": "w", "tokenizer": "t"},
+        data_fingerprint={"conversations": "c"},
+        shapes=Shapes(num_heads=3, hidden_size=6, vision_tokens=4, vision_top_tokens=2, vocab_size=50),
+        codecs=Codecs(vision_top="float16", vision_all="float16", logits=LogitsCodec(kind="topk", top_k=3)),
+        num_samples=5,
+        shard_size=3,
+        seed=3,
+    )
+
+
+def _small_record(index: int) -> Record:
+    def values(*shape: int) -> "np.ndarray[Any, np.dtype[np.float16]]":
+        numbers = np.arange(np.prod(shape)).reshape(shape) % 17 - 8
+        return (numbers / (3 if index == 3 else 4)).astype(np.float16)
+
+    with_image = index != 2
+    ids = [1, -200, 7, 8, 9, 10 + index] if with_image else [1, 7, 8, 9, 10 + index]
+    positions = np.arange(len(ids) + (3 if with_image else 0), dtype=np.int32)
+    vision, queries = (positions[1:5], positions[5:]) if with_image else (positions[:0], positions[:0])
+    return Record(
+        key=f"{index:064x}",
+        id=f"id {index} ж",
+        index=index,
+        conversations=[{"from": "human", "value": "?" * index}, {"from": "gpt", "value": "да"}],
+        image=f"{3 if index == 3 else 4}.png" if with_image else None,
+        image_sha256=f"{3 if index == 3 else 4:064x}" if with_image else None,
+        input_ids=np.array(ids, np.int32),
+        labels=np.array([-100] * (len(ids) - 2) + ids[-2:], np.int32),
+        vision_positions=vision,
+        tqv_query_positions=queries,
+        supervised_positions=positions[-3:-1],
+        attention=values(len(queries), 3, 4) if with_image else None,
+        vision_top_index=np.array([2, 0], np.uint16) if with_image else None,
+        vision_top_embeddings=values(2, 6) if with_image else None,
+        vision_embeddings=values(4, 6) if with_image else None,
+        logits=TruncatedLogits(
+            ids=np.array([3, 49, 4], np.uint16),
+            logprobs=np.log([0.5, 0.25, 1]).astype(np.float16),
+            offsets=np.array([0, 2, 3], np.int64),
+            tail_logmass=np.array([np.log(0.25), -np.inf], np.float32),
+        ),
+    )

@@ -17,9 +17,9 @@ from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.templates import Turn
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
@@ -31,8 +31,8 @@ def without_cache(checkpoint: Path, clip: Path, text: str, image: Path | None, n
     """The twin: text and number of tokens, with the whole sequence again for every token."""
     builder = load_example_builder(checkpoint, template="v1", vision_config=clip)
     model = load_model(checkpoint, vision_config=clip)
-    image_bytes = None if image is None else image.read_bytes()
-    batch = collate_sequences([builder.build_question([Turn("human", text)], image_bytes)])
+    files = [] if image is None else [image.read_bytes()]
+    batch = collate_sequences([builder.build_question([Turn("human", text)], files)])
     vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
     embeds_BLD, ids = model.embed(batch, vision), list[int]()
     while len(ids) < num_tokens:
@@ -56,7 +56,7 @@ def test_answers_are_those_of_full_forward_passes(golden: Path, golden_images: P
             Question(
                 checkpoint=checkpoint,
                 text=text,
-                image=picture,
+                images=() if picture is None else (picture,),
                 vision_config=golden / "clip",
                 max_new_tokens=num_tokens,
                 device="cpu",
@@ -80,7 +80,7 @@ def test_the_shipped_teacher_answers_demo_questions(tmp_path: Path) -> None:
     for entry in entries:
         question, answer = (turn["value"] for turn in entry["conversations"])
         asked = question.replace("<image>", "").strip()
-        reply = ask(Question(checkpoint=TEACHER_CHECKPOINT, text=asked, image=files.images / entry["image"]))
+        reply = ask(Question(checkpoint=TEACHER_CHECKPOINT, text=asked, images=(files.images / entry["image"],)))
         right += reply.answer == answer
     assert len(entries) >= 3 and right >= len(entries) - 1, f"{right} of {len(entries)}"
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import alignkd.pipeline.runs.phases
 from alignkd.pipeline.changed_data import changed_data_notice
 from alignkd.pipeline.cli import main
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Shapes, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Shapes, open_writer
 from alignkd.vlm.errors import InputError
 
 MakeStore = Callable[..., Path]
@@ -33,7 +33,7 @@ def make_store(tmp_path: Path) -> MakeStore:
             shard_size=1,
             seed=0,
         )
-        StoreWriter(tmp_path / "store", manifest)
+        open_writer(tmp_path / "store", manifest)
         return tmp_path / "store"
 
     return make

@@ -11,7 +11,7 @@ from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.reference import meanings, tables, with_tables
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.yaml_core import parse_yaml
-from alignkd.teacher_dump.store_config import DEFAULTS, LogitsConfig
+from alignkd.storage.codecs.settings import LOGITS_DEFAULTS, LogitsCodec
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -35,8 +35,8 @@ def test_every_key_is_explained_and_stands_in_the_tables(model: type[BaseModel])
 
 
 def test_the_defaults_of_a_kind_of_logits_are_those_that_are_explained() -> None:
-    told = meanings(LogitsConfig)
-    for kind, settings in DEFAULTS.items():
+    told = meanings(LogitsCodec)
+    for kind, settings in LOGITS_DEFAULTS.items():
         for name, value in settings.items():
             assert re.search(rf"(?<![\w.]){re.escape(str(value))}(?!\w)", told[name]), (kind, name, value)
 

@@ -47,7 +47,7 @@ def test_every_picture_is_named_once_and_has_the_scenes_size(
 def test_the_projects_loader_finds_no_problem(files: DatasetFiles, entries: list[dict[str, Any]]) -> None:
     samples = load_samples(files.conversations)
     assert [sample.problem for sample in samples] == [None] * len(entries)
-    assert [sample.image for sample in samples] == [entry.get("image") for entry in entries]
+    assert [sample.images for sample in samples] == [(entry["image"],) if "image" in entry else () for entry in entries]
     assert len({sample.id for sample in samples}) == len(samples)
 
 

@@ -15,12 +15,14 @@ from alignkd.pipeline.demo.report import gap_recovered, plain_table, table
 from alignkd.pipeline.demo.settings import FULL, recipes
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.templates import Turn
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 REPORT: dict[str, Any] = {
     "teacher": {"accuracy": 0.9, "by_type": {"sum": 0.8, "position": 1.0}},
@@ -125,7 +127,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_telling_word_is_what_is_asked_about(teacher: Path, question: str, word: str) -> None:
     builder = load_example_builder(teacher, template="v1")
     picture = png(builder.image_processor.image_size)
-    example = builder.build_question([Turn("human", f"<image>\n{question}")], picture)
+    example = builder.build_question([Turn("human", f"<image>\n{question}")], [picture])
     found, position = telling_position(example, builder.tokenizer)
     assert found == word
     # The spliced sequence has 36 vision tokens where the ids have one placeholder.
@@ -143,13 +145,12 @@ def png(side: int) -> bytes:
 def test_maps_are_the_models_own_first_layer_attention(teacher: Path, tmp_path: Path) -> None:
     """Against transformers' full attention matrix, the picture against the file's pixels."""
     data = write_dataset(tmp_path, num_scenes=3, pool="held_out", seed=1, questions_per_scene=1, single_turn=True)
-    samples = [sample for sample in load_samples(data.conversations) if sample.image]
+    samples = [sample for sample in load_samples(data.conversations) if sample.images]
     maps = attention_maps(teacher, samples, data.images, template="v1", vision_config=None)
     builder, model = load_example_builder(teacher, template="v1"), load_model(teacher)
     model.model.config._attn_implementation = "eager"
     for sample, found in zip(samples, maps, strict=True):
-        assert sample.image is not None
-        example = builder.build_question(sample.turns[:1], read_image_bytes(data.images, sample.image))
+        example = builder.build_question(sample.turns[:1], read_images(data.images, sample.images))
         batch = collate_sequences([example])
         assert batch.pixel_values_ICHW is not None
         with torch.no_grad():

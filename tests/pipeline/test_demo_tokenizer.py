@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from alignkd.pipeline.demo.world.questions import conversation, scene_questions, text_questions
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, make_scene
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE, demo_corpus, train_tokenizer
+from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.templates import V1_SYSTEM, Turn, tokenize_conversation
+from alignkd.vlm.inputs.templates import tokenize_conversation
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 QUESTION_WORDS = (

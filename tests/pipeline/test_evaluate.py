@@ -11,11 +11,13 @@ from alignkd.pipeline.demo import evaluate as evaluate_module
 from alignkd.pipeline.demo.evaluate import evaluate, read_evaluation, write_evaluation
 from alignkd.pipeline.demo.models import STUDENT, write_configs
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
-from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 MAX_NEW_TOKENS = 4
 
@@ -48,8 +50,8 @@ def oracle(checkpoint: Path, questions: DatasetFiles) -> list[str]:
     builder, model = load_example_builder(checkpoint, template="v1"), load_model(checkpoint)
     texts = []
     for sample in load_samples(questions.conversations):
-        image = None if sample.image is None else read_image_bytes(questions.images, sample.image)
-        batch = collate_sequences([builder.build_question(sample.turns[:1], image)])
+        files = read_images(questions.images, sample.images)
+        batch = collate_sequences([builder.build_question(sample.turns[:1], files)])
         vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
         embeds_BLD, ids = model.embed(batch, vision), list[int]()
         while len(ids) < MAX_NEW_TOKENS:
@@ -89,7 +91,7 @@ def test_answers_are_those_of_the_oracle_whatever_the_batch(
         assert [answer.found for answer in evaluation.answers] == oracle
     samples = load_samples(questions.conversations)
     assert [answer.id for answer in evaluation.answers] == [sample.id for sample in samples]
-    assert any(answer.image is None for answer in evaluation.answers)
+    assert any(not answer.images for answer in evaluation.answers)
 
 
 def test_figures_count_right_answers_overall_and_per_type(
@@ -178,7 +180,7 @@ def test_a_gpu_runs_the_checkpoints_own_dtype_and_a_cpu_float32(
         asked.append((options["device"].type, options["dtype"]))
         raise LoadedError
 
-    monkeypatch.setattr(evaluate_module, "load_model", load)
+    monkeypatch.setattr(Checkpoint, "load_model", load)
     monkeypatch.setattr(evaluate_module, "usable_device", lambda name: torch.device(name or "cuda"))
     raw = json.loads((checkpoint / "config.json").read_text())
     for saved in ("float16", "bfloat16", "float32"):

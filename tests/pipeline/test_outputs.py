@@ -5,7 +5,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +15,6 @@ from alignkd.pipeline.outputs import claim_file, claim_folder, never
 from alignkd.vlm.errors import InputError
 
 WriteConfig = Callable[..., Path]
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def run(*arguments: object) -> Result:
@@ -32,13 +30,12 @@ def refused(*arguments: object, why: str) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, golden: Path, golden_images: Path) -> Path:
-    """A folder with data, images, models and a store of schema 1, entered."""
+def place(tmp_path: Path, golden: Path, golden_images: Path, write_small_store: Callable[[Path], Path]) -> Path:
+    """A folder with data, images, models and a store, entered."""
     shutil.copytree(golden_images, tmp_path / "images")
     shutil.copy(golden / "v1.json", tmp_path / "data.json")
     shutil.copytree(golden / "student", tmp_path / "teacher")
-    ZipFile(GOLDEN / "store_v1" / "topk.zip").extractall(tmp_path / "zip")
-    next(path.parent for path in (tmp_path / "zip").rglob("manifest.json")).rename(tmp_path / "store")
+    write_small_store(tmp_path / "store")
     return tmp_path
 
 

@@ -16,7 +16,9 @@ from alignkd.student_train import trainer
 from alignkd.student_train.engine.engine import Engine
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.model.config import load_config, parse_config
-from alignkd.vlm.weights.checkpoint import load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 WriteConfig = Callable[..., Path]
 

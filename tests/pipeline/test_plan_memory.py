@@ -111,7 +111,7 @@ def test_trained_parameters_are_those_of_the_student_that_is_trained() -> None:
 def test_weights_are_those_of_the_models_command(name: str) -> None:
     model = shapes(name)
     made = TeacherLoad(dtype="bfloat16", quantization="none", tokens=1, longest=1, images=1, supervised=1, queries=1,
-                       stored=1, keeps_logits=True)  # fmt: skip
+                       stored=1, logit_bytes=30)  # fmt: skip
     assert teacher_memory(model, made).parts["weights"] == model.size.weight_bytes["bfloat16"]
     student = student_memory(model, load(micro_batch=1, length=1))
     adapters = (
@@ -129,7 +129,7 @@ def test_the_family_on_a_24_gib_card() -> None:
     assert short.peak + BESIDE_TORCH < 12 * GIB and long.peak + BESIDE_TORCH < 20 * GIB
     assert 25 * GIB < short.host < 28 * GIB and not student_memory(student, load()).fits(card)
     teacher = TeacherLoad(dtype="bfloat16", quantization="none", tokens=8192, longest=2048, images=64, supervised=4000,
-                          queries=4000, stored=30_000_000, keeps_logits=True)  # fmt: skip
+                          queries=4000, stored=30_000_000, logit_bytes=30)  # fmt: skip
     assert 13.2 * GIB < teacher_memory(shapes(TEACHER), teacher).peak < 20 * GIB
 
 

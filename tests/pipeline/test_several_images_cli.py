@@ -13,17 +13,17 @@ from safetensors.torch import save_file
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.evaluate import Answer, Evaluation
-from alignkd.storage import StoreReader
+from alignkd.storage import LogitsCodec, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import LogitsConfig, StoreConfig
+from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import new_model
 from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.loading import new_model
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
@@ -78,7 +78,7 @@ def test_dump_look_and_train(
     stats = json.loads(run("shards", "stats", path, "--json").stdout)
     assert (stats["records_with_image"], stats["distinct_images"]) == (3, 6)
     shown = json.loads(run("shards", "show", path, "--id", "s3", "--json").stdout)
-    assert shown["num_images"] == 3 and shown["image"] == ENTRIES[3]["image"]
+    assert shown["num_images"] == 3 and shown["images"] == ENTRIES[3]["image"]
     assert [last - first + 1 for first, last in shown["vision_spans"]] == [P] * 3
     assert shown["input_pieces"].count("<image>") == 3 and len(shown["focus"]) == 16
     page = run("shards", "show", path, "--id", "s3").stdout
@@ -117,7 +117,7 @@ def test_a_question_about_two_images(golden: Path, golden_images: Path) -> None:
 
     one, two = ask("Is it?", images[0]), ask("Is it?", *images)
     assert two["prompt_tokens"] > one["prompt_tokens"] + P
-    assert one["question"]["image"] == str(images[0]) and two["question"]["image"] == [str(image) for image in images]
+    assert one["question"]["images"] == [str(images[0])] and two["question"]["images"] == list(map(str, images))
     assert ask("<image>\n<image>\nIs it?", *images)["answer"] == two["answer"]
     too_few = ["ask", golden / "teacher", "<image> it?", "--image", images[0], "--image", images[1], *options]
     refused = CliRunner().invoke(main, list(map(str, too_few)))
@@ -126,7 +126,7 @@ def test_a_question_about_two_images(golden: Path, golden_images: Path) -> None:
 
 def test_answers_about_several_images_come_back_from_json() -> None:
     said = {"question": "q", "question_type": None, "expected": "a", "found": "a"}
-    answers = tuple(Answer(id="x", image=image, **said) for image in (("a.png", "b.png"), "a.png", None))
+    answers = tuple(Answer(id="x", images=images, **said) for images in (("a.png", "b.png"), ("a.png",), ()))
     evaluation = Evaluation(answers)
     assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
 
@@ -150,7 +150,7 @@ def test_two_projectors_with_one_number_of_tokens(golden: Path, golden_images: P
             template="v1",
             max_tokens=None,
             teacher=TeacherConfig(checkpoint=str(tmp_path / "teacher"), vision_config=golden / "clip", sanity="off"),
-            store=StoreConfig(path=tmp_path / "store", logits=LogitsConfig(kind="full")),
+            store=StoreConfig(path=tmp_path / "store", logits=LogitsCodec(kind="full")),
         )
     )
     assert dumped.num_records == 3 and StoreReader(tmp_path / "store").manifest.shapes.vision_tokens == 576

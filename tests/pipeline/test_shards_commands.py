@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.commands.shards import shards
-from alignkd.storage import Record, StoreReader, StoreWriter, as_float32
+from alignkd.storage import Record, StoreReader, as_float32, open_writer
 
 ROOT = Path(__file__).parents[2]
 KINDS: dict[str, dict[str, Any]] = {
@@ -44,11 +44,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images
 
 
 @pytest.fixture(scope="module")
-def old_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of schema 1: five samples, one of them quarantined, top-3 logits."""
-    folder = tmp_path_factory.mktemp("old")
-    zipfile.ZipFile(ROOT / "tests" / "golden" / "store_v1" / "topk.zip").extractall(folder)
-    return next(path.parent for path in folder.rglob("manifest.json"))
+def small_store(tmp_path_factory: pytest.TempPathFactory, write_small_store: Callable[[Path], Path]) -> Path:
+    """Five samples, one of them quarantined, top-3 logits; see `write_small_store`."""
+    return write_small_store(tmp_path_factory.mktemp("small") / "store")
 
 
 def run(*arguments: object) -> Result:
@@ -69,18 +67,18 @@ def one_line(result: Result) -> str:
     return result.stderr
 
 
-def test_ls_and_its_root_hash(stores: dict[str, Path], old_store: Path) -> None:
+def test_ls_and_its_root_hash(stores: dict[str, Path], small_store: Path) -> None:
     listing = run_json("ls", stores["compact"])
     assert listing["records"] == 4 and listing["root_hash"] == StoreReader(stores["compact"]).root_hash()
-    shown = run("ls", old_store).stdout
+    shown = run("ls", small_store).stdout
     assert "4 records, 1 quarantined" in shown and "logits topk top_k 3 float16" in shown
 
 
-def test_ls_lists_unusable_samples_with_their_reasons(stores: dict[str, Path], old_store: Path) -> None:
-    (sample,) = StoreReader(old_store).quarantined
-    found = run_json("ls", old_store, "--unusable")
+def test_ls_lists_unusable_samples_with_their_reasons(stores: dict[str, Path], small_store: Path) -> None:
+    (sample,) = StoreReader(small_store).quarantined
+    found = run_json("ls", small_store, "--unusable")
     assert found == [{"shard": 0, "index": sample.index, "id": sample.id, "reason": sample.reason}]
-    line, total = run("ls", old_store, "--unusable").stdout.splitlines()
+    line, total = run("ls", small_store, "--unusable").stdout.splitlines()
     assert line == f"shard 0, sample {sample.id!r} (index {sample.index}): {sample.reason}"
     assert total == "1 unusable samples"
     assert run("ls", stores["compact"], "--unusable").stdout == "0 unusable samples\n"
@@ -108,14 +106,14 @@ def test_show_tells_pieces_and_probabilities(stores: dict[str, Path], golden: Pa
     assert [ranked[rank] for rank in range(1, 17)] == seen["focus"]
 
 
-def test_show_without_tokenizer_and_with_one(old_store: Path, golden: Path) -> None:
-    seen = run_json("show", old_store)
+def test_show_without_tokenizer_and_with_one(small_store: Path, golden: Path) -> None:
+    seen = run_json("show", small_store)
     assert seen["input_pieces"][0] == "#1" and seen["index"] == 0 and seen["supervised"][0]["top"][0]["piece"] == "#3"
-    message = one_line(run("show", old_store, "--tokenizer", golden / "teacher" / "tokenizer.model"))
+    message = one_line(run("show", small_store, "--tokenizer", golden / "teacher" / "tokenizer.model"))
     assert "512 pieces, the store's teacher 50" in message
-    assert "no record with --id nobody" in one_line(run("show", old_store, "--id", "nobody"))
-    assert "quarantined: " in one_line(run("show", old_store, "--index", "1"))
-    assert run("show", old_store, "--id", "a", "--index", "1").exit_code == 2
+    assert "no record with --id nobody" in one_line(run("show", small_store, "--id", "nobody"))
+    assert "quarantined: " in one_line(run("show", small_store, "--index", "1"))
+    assert run("show", small_store, "--id", "a", "--index", "1").exit_code == 2
 
 
 def test_show_draws_the_attention(stores: dict[str, Path], golden_images: Path, tmp_path: Path) -> None:
@@ -131,13 +129,13 @@ def test_show_draws_the_attention(stores: dict[str, Path], golden_images: Path, 
     assert "the teacher saw" in one_line(run(*plain, "--images", tmp_path))
 
 
-def test_verify_in_three_depths(stores: dict[str, Path], tmp_path: Path, old_store: Path) -> None:
+def test_verify_in_three_depths(stores: dict[str, Path], tmp_path: Path, small_store: Path) -> None:
     for options in ([], ["--quick"], ["--deep"]):
         report = run_json("verify", stores["hidden"], *options)
         assert report["ok"] and report["num_records"] == 4 and ("labels" in report) == (options == ["--deep"])
     assert run_json("verify", stores["compact"], "--deep")["labels"]["outcome"] == "no opinion"  # random weights
-    assert "labels: " in run("verify", old_store, "--deep").stdout
-    assert run("verify", old_store, "--deep", "--quick").exit_code == 2
+    assert "labels: " in run("verify", small_store, "--deep").stdout
+    assert run("verify", small_store, "--deep", "--quick").exit_code == 2
 
 
 def test_verify_names_the_records_that_are_lost(stores: dict[str, Path], tmp_path: Path) -> None:
@@ -159,7 +157,7 @@ def test_verify_deep_catches_targets_off_by_one(stores: dict[str, Path], tmp_pat
     head = {name: reader.attachment(name) for name in reader.manifest.attachments}
     rows = {record["index"]: record for record in (run_json("show", stores["hidden"], "--index", i) for i in range(4))}
     for name, shift in (("good", 0), ("bad", 1)):
-        writer = StoreWriter(tmp_path / name, reader.manifest, head)
+        writer = open_writer(tmp_path / name, reader.manifest, head)
         with writer.open_shard(0) as sink:
             for index in writer.planned_samples(0).tolist():
                 record = reader[reader.find(index=index)[0]]
@@ -227,17 +225,17 @@ def test_export_decoded_and_raw(stores: dict[str, Path], tmp_path: Path) -> None
     np.testing.assert_allclose(decoded["tqv_attention"], by_hand.transpose(1, 0, 2), rtol=1e-5)
     scale = stored["vision_embeddings_scale"].astype("f4")
     np.testing.assert_allclose(decoded["vision_embeddings"], stored["vision_embeddings"][0] * scale, rtol=1e-5)
-    assert decoded["image_bytes"].tobytes().startswith(b"\x89PNG") and listed["attention"] == [121, 8, 144]
+    assert decoded["image_bytes_0"].tobytes().startswith(b"\x89PNG") and listed["attention"] == [121, 8, 144]
     with safe_open(raw, "np") as file:
         assert json.loads(file.metadata()["codecs"])["attention"]["codec_id"] == "sqrt_u8"
 
 
-def test_merge_and_gc(stores: dict[str, Path], old_store: Path, tmp_path: Path) -> None:
-    assert "are in two stores" in one_line(run("merge", old_store, old_store, tmp_path / "all"))
-    merged = run_json("merge", old_store, old_store, tmp_path / "all", "--keep-first", "--backend", "webdataset")
+def test_merge_and_gc(stores: dict[str, Path], small_store: Path, tmp_path: Path) -> None:
+    assert "are in two stores" in one_line(run("merge", small_store, small_store, tmp_path / "all"))
+    merged = run_json("merge", small_store, small_store, tmp_path / "all", "--keep-first", "--backend", "webdataset")
     assert (merged["num_records"], merged["num_quarantined"], len(merged["duplicates"])) == (4, 6, 4)
-    assert "cannot be merged" in one_line(run("merge", old_store, stores["hidden"], tmp_path / "none"))
-    assert run("merge", old_store, tmp_path / "none").exit_code == 2
+    assert "cannot be merged" in one_line(run("merge", small_store, stores["hidden"], tmp_path / "none"))
+    assert run("merge", small_store, tmp_path / "none").exit_code == 2
     (tmp_path / "all" / ".tmp-dead").mkdir()
     assert "1 leftovers would be removed" in run("gc", tmp_path / "all", "--dry-run").stdout
     assert run_json("gc", tmp_path / "all", "--older-than", "1h")["leftovers"][0]["state"] == "young"
@@ -270,7 +268,7 @@ sys.exit(str([name for name in heavy if name in sys.modules]))
 """
 
 
-def test_no_command_loads_what_is_heavy(old_store: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LOOKING, str(old_store), str(tmp_path)]
+def test_no_command_loads_what_is_heavy(small_store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOOKING, str(small_store), str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert found.stderr.splitlines()[-1] == "[]", found.stderr

@@ -60,10 +60,10 @@ def test_the_map_of_a_head_and_of_a_token() -> None:
     attention = np.random.default_rng(0).random((3, heads, P)).astype(np.float32)
     ids = np.array([1, 7, -200, 8, 9, 8], np.int32)  # positions 0 1 (2..7) 8 9 10
     record = Record(
-        key="0" * 64, id="x", index=0, conversations=[], image="a.png", image_sha256="0" * 64, input_ids=ids,
+        key="0" * 64, id="x", index=0, conversations=[], images=("a.png",), image_sha256=("0" * 64,), input_ids=ids,
         labels=np.full(6, -100, np.int32), vision_positions=np.arange(2, 8, dtype=np.int32),
         tqv_query_positions=np.array([8, 9, 10], np.int32), supervised_positions=np.empty(0, np.int32),
-        attention=attention,
+        attention=attention[None],
     )  # fmt: skip
     assert [input_number(record, position) for position in (0, 1, 8, 9, 10)] == [0, 1, 3, 4, 5]
     assert is_padded(manifest) == (False, 56)

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 
 from alignkd.pipeline.commands.stem import stem
 from alignkd.storage import StoreReader
+from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.record.record import as_float32
-from alignkd.storage.tools.compare.error_bounds import error_bound
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.file import open_stem, read_stem_info
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
@@ -56,8 +56,8 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
     for place in range(len(reader)):
         record = reader[place]
         sample = samples[record.id]
-        example = builder.build(sample.turns, read_images(golden_images, sample.image))
-        if example.pixel_values is None:
+        example = builder.build(sample.turns, read_images(golden_images, sample.images))
+        if not example.pixel_values:
             continue
         batch = collate_sequences([example])
         assert batch.pixel_values_ICHW is not None
@@ -68,12 +68,12 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
         rows, cols = (pad_positions([p])[0] for p in (positions.tqv_query_positions, positions.vision_positions))
         attention_HQP = teacher.first_layer_attention(embeds, rows, cols)[0]
         assert record.vision_top_index is not None
-        index = focus_tokens(attention_HQP)
+        index = vision_top_index(attention_HQP)
         np.testing.assert_array_equal(record.vision_top_index, index.numpy())
         top = record.vision_top_embeddings
         for stored, found in (
-            (record.attention, attention_HQP.transpose(0, 1)),
-            (record.vision_embeddings, vision[0]),
+            (record.attention, attention_HQP.transpose(0, 1)[None]),
+            (record.vision_embeddings, vision),
             (top, vision[0][index]),
         ):
             assert stored is not None

@@ -25,6 +25,7 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.stem.extract import extract_stem
 from alignkd.vlm.stem.file import STEM_FILE, read_stem_info
 from alignkd.vlm.stem.stem import stem_shapes
+from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.files import read_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -52,6 +53,11 @@ ENTRIES = [
     entry(4, ["coffee.png"], "<image>\nA cup, or two of them?", "one"),
     entry(5, [], "Count to three.", "one two three"),
 ]
+
+
+def opened(golden: Path, who: str) -> Checkpoint:
+    """The golden teacher or student."""
+    return Checkpoint.open(golden / who, vision_config=golden / "clip")
 
 
 @pytest.fixture
@@ -136,7 +142,7 @@ def test_sources_per_target(write: WriteConfig, golden: Path, tmp_path: Path) ->
     config = write("stored", store={"logits": HIDDEN})
     dumped(config)
     stem = tmp_path / "stem.safetensors"
-    extract_stem(golden / "teacher", stem, dtype=torch.float32, lm_head=True, vision_config=golden / "clip")
+    extract_stem(opened(golden, "teacher"), stem, dtype=torch.float32, lm_head=True)
     expected = trained(config)
     path = str(tmp_path / "store-stored")
     for name, settings in {
@@ -184,8 +190,8 @@ def test_the_tower_runs_once_and_the_stem_is_no_part_of_the_result(
     config = write("stem", store=FROM_STEM)
     dumped(config)
     job = load_run_config(config, "train").train_job()
-    dataset = open_dataset(job)
-    student = build_student(job, dataset.reader)
+    dataset = open_dataset(job, job.open_student())
+    student = build_student(job, job.open_student(), dataset.reader)
     assert student.stem is not None
     assert not [name for name, _ in student.named_parameters() if "stem" in name]
     assert not [name for name in student.state_dict() if "stem" in name]
@@ -243,7 +249,7 @@ def test_changing_the_source_of_a_run_is_refused(write: WriteConfig, golden: Pat
     dumped(config)
     trained(config)
     stem = tmp_path / "stem.safetensors"
-    extract_stem(golden / "teacher", stem, dtype=torch.float32, vision_config=golden / "clip")
+    extract_stem(opened(golden, "teacher"), stem, dtype=torch.float32)
     changed = write("stored", store={}, train={"stem": str(stem), "targets": {"attention": "stem"}})
     with pytest.raises(TrainError, match=r"targets\.attention .*stem in float32"):
         trained(changed)
@@ -266,8 +272,8 @@ def test_what_does_not_fit_is_refused(write: WriteConfig, golden: Path, tmp_path
     dumped(write("stored", store={}))
     refused(job_of(profile="stem"), TrainError, r"has no stem.*alignkd stem extract.*set train\.stem")
     stem, other = tmp_path / "stem.safetensors", tmp_path / "other.safetensors"
-    extract_stem(golden / "teacher", stem, dtype=torch.float32, vision_config=golden / "clip")
-    extract_stem(golden / "student", other, dtype=torch.float32, vision_config=golden / "clip")
+    extract_stem(opened(golden, "teacher"), stem, dtype=torch.float32)
+    extract_stem(opened(golden, "student"), other, dtype=torch.float32)
     refused(
         job_of(profile="stem", stem=str(other)),
         InputError,
@@ -302,7 +308,7 @@ def test_a_target_that_is_nowhere(write: WriteConfig, golden: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"train\.targets\.attention is 'stored', but store\.attention is 'stem'"):
         load_run_config(write("clash", store=FROM_STEM, train={"profile": "stored"}), "train")
     stem = tmp_path / "stem.safetensors"
-    extract_stem(golden / "teacher", stem, dtype=torch.float32, vision_config=golden / "clip")
+    extract_stem(opened(golden, "teacher"), stem, dtype=torch.float32)
     stored = write("stored", store={})
     dumped(stored)
     given = write("given", store={**nothing, **path}, train={"stem": str(stem)})

@@ -16,7 +16,7 @@ import alignkd.pipeline.plan.plan
 import alignkd.pipeline.runs.dump  # here once, not in every forked process
 import alignkd.pipeline.runs.interrupts
 import alignkd.storage.files.exclusive
-import alignkd.storage.tools.verify.shard
+import alignkd.storage.files.local
 import alignkd.teacher_dump.operation.stops
 import alignkd.teacher_dump.preparation
 from alignkd.pipeline.cli import main
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_a_probe_and_a_verification(
     config = write_config(teacher={"sanity": "off"})
     main(["dump", str(config)], standalone_mode=False)
     monkeypatch.setattr(alignkd.teacher_dump.preparation, "read_images", blocked)
-    monkeypatch.setattr(alignkd.storage.tools.verify.shard, "file_sha256", blocked)
+    monkeypatch.setattr(alignkd.storage.files.local, "file_sha256", blocked)
     for command in (["plan", config, "--probe", 2], ["shards", "verify", tmp_path / "store"]):
         child = start(*command)
         blocked.wait()

@@ -18,10 +18,11 @@ from alignkd.storage import (
     Record,
     SampledLogits,
     Shapes,
-    StoreWriter,
     TruncatedLogits,
+    open_writer,
 )
 from alignkd.storage.codecs import get_codec
+from alignkd.storage.record.images import vision_rows
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -66,9 +67,9 @@ def make_record() -> MakeRecord:
                 {"from": "human", "value": "чьё это? これは何ですか"},
                 {"from": "gpt", "value": "a" * index},
             ],
-            "image": name,
-            "image_sha256": None if name is None else _sha(name),
-            "image_bytes": name.encode() if name is not None and manifest.inputs == "embed" else None,
+            "images": () if name is None else (name,),
+            "image_sha256": () if name is None else (_sha(name),),
+            "image_bytes": (name.encode(),) if name is not None and manifest.inputs == "embed" else (),
             **sequence,
             **_targets(manifest, rng, np.random.default_rng(1000 + index // 2), sequence),
         }
@@ -90,7 +91,7 @@ def write_store(make_record: MakeRecord) -> WriteStore:
         record_of: Callable[[int], Record] | None = None,
     ) -> Path:
         record_of = record_of or (lambda index: make_record(manifest, index))
-        writer = StoreWriter(path, manifest)
+        writer = open_writer(path, manifest)
         for shard in writer.pending_shards() if shards is None else shards:
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard).tolist():
@@ -170,18 +171,20 @@ def _targets(
     shapes, codecs = manifest.shapes, manifest.codecs
     P, Q = len(sequence["vision_positions"]), len(sequence["tqv_query_positions"])
     rows, columns = {"tqv": (Q, P), "vqv": (P, P), "tqt": (Q, 2 * Q + 1)}[codecs.attention_pairs]
-    embeddings = image_rng.normal(size=(shapes.vision_tokens, shapes.hidden_size))
+    embeddings = image_rng.normal(size=(1, shapes.vision_tokens, shapes.hidden_size))
     top = np.sort(rng.permutation(shapes.vision_tokens)[: shapes.vision_top_tokens]).astype(np.uint16)
     targets: dict[str, Any] = {"logits": _logits(manifest, rng, len(sequence["supervised_positions"]))}
     if P and codecs.attention != "none":
-        targets["attention"] = _as_stored(codecs.attention, rng.random((rows, shapes.num_heads, columns)))
+        targets["attention"] = _as_stored(codecs.attention, rng.random((1, rows, shapes.num_heads, columns)))
     if P and codecs.vision_all != "none":
         targets["vision_embeddings"] = _as_stored(codecs.vision_all, embeddings)
     if P and codecs.vision_top != "none":
         targets["vision_top_index"] = top
         from_all = codecs.vision_top == "from_all"
         targets["vision_top_embeddings"] = (
-            targets["vision_embeddings"][top] if from_all else _as_stored(codecs.vision_top, embeddings[top])
+            vision_rows(targets["vision_embeddings"], top)
+            if from_all
+            else _as_stored(codecs.vision_top, embeddings[0][top])
         )
     return targets
 

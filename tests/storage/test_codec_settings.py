@@ -7,27 +7,25 @@ from pydantic import ValidationError
 
 from alignkd.storage import PROFILES, Codecs, LogitsCodec, StoreError, profile_codecs
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import DEFAULT_DTYPES, KIND_SETTINGS, LogitsKind, dtypes_of_kind
+from alignkd.storage.codecs.settings import LOGITS_DEFAULTS, LogitsKind, dtypes_of_kind
 
-EXAMPLES: dict[str, Any] = {"top_k": 4, "p": 0.9, "min_entries": 2, "max_entries": 8, "num_draws": 50}
+EXAMPLES: dict[str, Any] = {"top_k": 4, "p": 0.9, "min_entries": 2, "max_entries": 2000, "num_draws": 50}
 
 
 def settings_of(kind: str) -> dict[str, Any]:
-    return {"kind": kind, **{name: EXAMPLES[name] for name in KIND_SETTINGS[kind]}}
+    return {"kind": kind, **{name: EXAMPLES[name] for name in LOGITS_DEFAULTS[kind] if name in EXAMPLES}}
 
 
 @pytest.mark.parametrize("kind", get_args(LogitsKind))
 def test_each_kind_takes_exactly_its_settings(kind: str) -> None:
-    settings = settings_of(kind)
-    made = LogitsCodec(**settings)
-    assert made.dtype == DEFAULT_DTYPES.get(kind)
-    for name in KIND_SETTINGS[kind]:
-        with pytest.raises(ValidationError, match=f"logits kind {kind} with {name} None: {name} belongs to kind"):
-            LogitsCodec(**{key: value for key, value in settings.items() if key != name})
+    settings, defaults = settings_of(kind), LOGITS_DEFAULTS[kind]
+    assert LogitsCodec(**settings).model_dump(exclude_none=True) == defaults | settings
+    for name in settings.keys() - {"kind"}:
+        for left_out in ({}, {name: None}):
+            given = {key: value for key, value in settings.items() if key != name} | left_out
+            assert getattr(LogitsCodec(**given), name) == defaults[name]
     for name in EXAMPLES.keys() - settings.keys():
-        with pytest.raises(
-            ValidationError, match=f"logits kind {kind} with {name} {EXAMPLES[name]}: {name} belongs to"
-        ):
+        with pytest.raises(ValidationError, match=f"{name} {EXAMPLES[name]} with kind '{kind}'; {name} belongs to"):
             LogitsCodec(**settings, **{name: EXAMPLES[name]})
 
 
@@ -38,7 +36,7 @@ def test_each_kind_takes_its_dtypes(kind: str, dtype: str) -> None:
         assert LogitsCodec(**settings_of(kind), dtype=dtype).dtype == dtype
     else:
         with pytest.raises(
-            ValidationError, match=f"logits kind {kind} with dtype {dtype}: (expected one of|leave it out)"
+            ValidationError, match=f"dtype '{dtype}' with kind '{kind}'; (expected one of|leave it out)"
         ):
             LogitsCodec(**settings_of(kind), dtype=dtype)
 

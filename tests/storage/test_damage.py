@@ -11,7 +11,7 @@ import pytest
 
 from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, list_shards, verify_store
 from alignkd.storage.schema.sealed_json import seal, unseal
-from alignkd.storage.tools.verify.shard import FOREIGN
+from alignkd.storage.schema.shard_files import FOREIGN
 
 MakeManifest = Callable[..., Manifest]
 
@@ -182,7 +182,7 @@ def test_swapped_shards_are_found(
     (shards / "x").rename(shards / names_of[1])
     assert problems(store, deep=False) == []
     found = problems(store)
-    assert len(found) == 2 and all("the plan says" in message for message in found)
+    assert len(found) == 2 and all("the plan lists" in message for message in found)
 
 
 def test_a_file_of_another_shard_is_found(

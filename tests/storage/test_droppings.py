@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage import StoreError, StoreReader, open_writer, verify_store
 from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.schema.shard_files import FOREIGN
 from alignkd.storage.tools.gc import collect_garbage
-from alignkd.storage.tools.verify.shard import FOREIGN
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
 DROPPINGS = (
@@ -69,19 +69,19 @@ def test_no_file_of_a_store_is_taken_for_one(name: str) -> None:
 
 def test_a_folder_that_holds_only_droppings_is_empty(tmp_path: Path, make_manifest: Any, bucket: Any) -> None:
     drop(tmp_path, ".DS_Store", "._shards")
-    StoreWriter(tmp_path, make_manifest())
+    open_writer(tmp_path, make_manifest())
     bucket.put(".DS_Store", b"x")
-    StoreWriter(bucket.url, make_manifest())
+    open_writer(bucket.url, make_manifest())
     drop(tmp_path / "other", "notes.txt")
     with pytest.raises(StoreError, match=r"holds 'notes\.txt' but no manifest"):
-        StoreWriter(tmp_path / "other", make_manifest())
+        open_writer(tmp_path / "other", make_manifest())
 
 
 def test_a_file_that_appears_while_a_shard_is_written_does_not_spoil_it(
     tmp_path: Path, make_manifest: Any, make_record: Any
 ) -> None:
     manifest = make_manifest()
-    writer = StoreWriter(tmp_path, manifest)
+    writer = open_writer(tmp_path, manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0).tolist():
             sink.append(make_record(manifest, index))
@@ -92,7 +92,7 @@ def test_a_file_that_appears_while_a_shard_is_written_does_not_spoil_it(
 
 def test_in_a_bucket_they_are_noted_and_removed_too(bucket: Any, make_manifest: Any, make_record: Any) -> None:
     manifest = make_manifest()
-    writer = StoreWriter(bucket.url, manifest)
+    writer = open_writer(bucket.url, manifest)
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
             for index in writer.planned_samples(shard).tolist():

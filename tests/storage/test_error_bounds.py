@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from alignkd.storage import EncodedArray, StoreError
 from alignkd.storage.codecs import codec_names, get_codec
-from alignkd.storage.tools.compare.error_bounds import error_bound
+from alignkd.storage.record.encoded import error_bound
 
 CODECS = sorted({name for target in ("attention", "vision_all", "hidden") for name in codec_names(target)})
 
@@ -26,6 +26,6 @@ def test_no_value_is_further_off(codec: str, seed: int, exponent: int, rows: int
     assert (np.abs(encoded.decode() - values.astype(np.float64)) <= bound).all()
 
 
-def test_a_codec_without_a_bound_is_refused() -> None:
-    with pytest.raises(StoreError, match="codec gzip states no error bound"):
+def test_an_unknown_codec_is_refused() -> None:
+    with pytest.raises(StoreError, match="codec is 'gzip', expected one of float32"):
         error_bound(EncodedArray("gzip", {"": np.zeros(3)}))

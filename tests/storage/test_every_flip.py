@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, verify_store
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.tar.index import parse_index
 from alignkd.storage.layouts.zarr.reader import ZarrSource
 from alignkd.storage.schema.commit_record import load_commit
@@ -121,21 +121,3 @@ def test_every_byte_of_a_zarr_description_counts(stores: dict[str, Path], make_m
         for at in range(0, path.stat().st_size, 13):
             with flipped(path, at), pytest.raises(CorruptStoreError, match=r"zarr.json: sha256 is \w+, committed"):
                 ZarrSource(LocalFiles(store), folder, reader._codec.columns, commit).check_descriptions()
-
-
-@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
-def test_verified_once_the_first_read_still_finds_it(stores: dict[str, Path], backend: str) -> None:
-    store = stores[backend]
-    name = "attention/c.0.0.0" if backend == "zarr" else "00000000.tar"
-    path = store / "shards/00000000" / name
-    at = 9 if backend == "zarr" else path.read_bytes().index(b".attention.npy") // 512 * 512 + 640 + 9
-    reader = StoreReader(store, verify="once")
-    for _ in range(2):  # damage is not remembered as seen
-        with flipped(path, at), pytest.raises(CorruptStoreError, match="attention"):
-            for place in range(3):
-                reader[place]
-    assert [reader[place].index for place in range(3)] == StoreReader(store).dataset_index.tolist()
-    with flipped(path, at):
-        for place in range(3):
-            reader[place]  # trusted now: the documented price of `once`
-        assert not verify_store(store, deep=True).ok

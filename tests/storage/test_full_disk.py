@@ -57,7 +57,7 @@ def test_a_full_disk_commits_nothing_half(
     for kilobytes in [*range(floor + 4, ceiling, 40), *range(ceiling - 16, ceiling, 4)]:
         remove_second_shard(store)
         resize(mounted, kilobytes)
-        with pytest.raises(StoreError, match=r"No space left on device .* make room and run again") as caught:
+        with pytest.raises(StoreError, match=r"No space left on device .* free some space and run again") as caught:
             write_store(store, manifest)
         messages.add(str(caught.value).split(": ")[0])
         assert tree_bytes(store) == first_shard
@@ -85,7 +85,7 @@ def test_a_refused_write_commits_nothing_half(
         try:
             write_store(store, manifest)
         except StoreError as error:
-            os._exit(0 if "File too large" in str(error) and "make room" in str(error) else 2)
+            os._exit(0 if "File too large" in str(error) and "free some space" in str(error) else 2)
         except BaseException:
             os._exit(3)
         os._exit(4)
@@ -97,9 +97,9 @@ def test_a_refused_write_commits_nothing_half(
 def test_a_folder_that_may_not_be_written_is_one_line(
     tmp_path: Path, make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkd.storage import StoreWriter
+    from alignkd.storage import open_writer
 
-    writer = StoreWriter(tmp_path / "store", make_manifest())
+    writer = open_writer(tmp_path / "store", make_manifest())
     (tmp_path / "store").rename(tmp_path / "moved")
     with pytest.raises(StoreError, match=r"shard 0 of store .*: No such file or directory .* check the path"):
         writer.open_shard(0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import StoreError, StoreWriter, verify_store
+from alignkd.storage import StoreError, open_writer, verify_store
 from alignkd.storage.tools.gc import Leftover, collect_garbage
 
 TreeBytes = Callable[[Path], dict[str, bytes]]
@@ -44,7 +44,7 @@ def test_dead_leftovers_are_removed_and_nothing_else(small_store: Path, tree_byt
 
 def test_a_live_writer_goes_on(tmp_path: Path, make_manifest: Any, make_record: Any) -> None:
     manifest = make_manifest()
-    writer = StoreWriter(tmp_path, manifest)
+    writer = open_writer(tmp_path, manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0).tolist():
             sink.append(make_record(manifest, index))

@@ -7,6 +7,7 @@ import pytest
 
 from alignkd.storage import StoreError, verify_store
 from alignkd.storage.layouts.tar.format import BLOCK, NPY_HEADER
+from alignkd.storage.layouts.tar.rebuild import rebuild_index
 from alignkd.storage.tools.index_rebuild import rebuild_indexes
 
 
@@ -51,3 +52,33 @@ def test_only_where_there_are_indexes(small_store: Path) -> None:
         rebuild_indexes(small_store, write=False)
     with pytest.raises(StoreError, match="copy the store to one first"):
         rebuild_indexes("s3://bucket/store", write=False)
+
+
+def test_no_changed_byte_of_a_tar_gives_the_committed_index(
+    tmp_path: Path, make_manifest: Any, write_store: Any
+) -> None:
+    """In headers and padding it is refused, in data the checksum differs; a sample of all bytes."""
+    store = write_store(tmp_path / "s", make_manifest(backend="webdataset", num_samples=2, shard_size=2))
+    tar = index_of(store, 0, "tar")
+    sound, committed = tar.read_bytes(), index_of(store, 0).read_bytes()
+    assert rebuild_index(tar) == committed
+    refused = 0
+    for place in range(0, len(sound), 97):
+        tar.write_bytes(sound[:place] + bytes([sound[place] ^ 0x41]) + sound[place + 1 :])
+        try:
+            found = rebuild_index(tar)
+        except StoreError as error:
+            refused += 1
+            assert str(error).startswith(f"{tar}") and len(str(error).splitlines()) == 1
+        else:
+            assert found != committed, place
+    assert 100 < refused < len(sound) / 97
+
+
+def test_bytes_after_the_end_of_a_tar_are_refused(tar_store: Path) -> None:
+    tar = index_of(tar_store, 0, "tar")
+    tar.write_bytes(tar.read_bytes() + bytes(512))
+    with pytest.raises(
+        StoreError, match=r"00000000\.tar: member __end__/counts\.json is followed by 512 bytes; restore"
+    ):
+        rebuild_index(tar)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignkd.storage import Manifest, StoreReader, StoreWriter, verify_store
+from alignkd.storage import Manifest, StoreReader, open_writer, verify_store
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
 
 MakeManifest = Callable[..., Manifest]
@@ -144,7 +144,7 @@ def test_killed_again_and_again_every_run_gets_further(
         deaths += 1
         check_survivors(store)
         assert deaths < 50
-    StoreWriter(store, manifest)  # clears what a death after the last commit may have left
+    open_writer(store, manifest)  # clears what a death after the last commit may have left
     assert deaths > 0 and tree_bytes(store) == unbroken
     assert list(store.glob(f"{TEMPORARY_PREFIX}*")) == []
 

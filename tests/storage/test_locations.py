@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from alignkd.storage import StoreError, StoreReader
-from alignkd.storage.files.source import as_location, check_location, open_files
+from alignkd.storage.files.location import as_location, check_location
+from alignkd.storage.places import open_files
 
 FOREIGN = ("gs://b/s", "az://b/s", "abfss://c@account.dfs/s", "hdfs://name:9000/s", "ftp://h/s", "file:///data/s", "S3://b/s",
            "gs:/b/s", "hf://datasets/a/b")  # fmt: skip
@@ -27,7 +28,7 @@ def test_a_scheme_of_others_is_named_with_what_is_supported(location: str, writi
 
 @pytest.mark.parametrize("location", ["s3://", "s3://B_AD/x"])
 def test_a_url_without_a_bucket_is_refused(location: str) -> None:
-    with pytest.raises(StoreError, match="is no bucket name; expected s3://BUCKET/PREFIX"):
+    with pytest.raises(StoreError, match="is not a bucket name; expected s3://BUCKET/PREFIX"):
         check_location(location)
 
 

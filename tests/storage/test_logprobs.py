@@ -104,5 +104,5 @@ def test_hidden_states_through_the_mapped_head(tmp_path: Path, make_manifest: An
 def test_a_head_that_is_none_is_one_line(tmp_path: Path, make_manifest: Any, content: bytes) -> None:
     path = tmp_path / "lm_head.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CorruptStoreError, match=r"no safetensors file with lm_head\.weight"):
+    with pytest.raises(CorruptStoreError, match=r"not a safetensors file with lm_head\.weight"):
         LmHead(path, make_manifest())

@@ -15,10 +15,14 @@ from alignkd.storage import (
     Shapes,
     StoreError,
     StoreReader,
-    StoreWriter,
     check_fingerprint,
+    open_writer,
+    verify_store,
 )
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.places import load_manifest
+from alignkd.storage.read.listing import list_store
+from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.storage.tools.convert import convert_store
 
 MakeManifest = Callable[..., Manifest]
 
@@ -28,7 +32,7 @@ MakeManifest = Callable[..., Manifest]
     [
         ({"num_shards": 3}, "Extra inputs are not permitted"),
         ({"seed": -1}, "greater than or equal to 0"),
-        ({"backend": "tar"}, "Input should be 'zarr' or 'webdataset'"),
+        ({"backend": "../tar"}, "String should match pattern"),
         ({"inputs": "link"}, "Input should be 'reference' or 'embed'"),
         ({"shapes": Shapes(num_heads=2, hidden_size=6, vision_tokens=5, vocab_size=40)}, "vision_top_tokens is 16"),
     ],
@@ -51,11 +55,11 @@ PINNED = "74af3545b283b3177f5c40c16920ee7ddea64680a72ca9d18cd3fdc429e80167"
 
 def test_other_settings_are_refused_with_every_difference(tmp_path: Path, make_manifest: MakeManifest) -> None:
     path = tmp_path / "store"
-    StoreWriter(path, make_manifest())
+    open_writer(path, make_manifest())
     codecs = Codecs(attention="float32", vision_top="float16", vision_all="float16", logits=LogitsCodec(kind="none"))
     other = make_manifest(seed=7, codecs=codecs, fingerprint={"weights": "w1", "tokenizer": "t0", "dtype": "fp16"})
     with pytest.raises(StoreError) as caught:
-        StoreWriter(path, other)
+        open_writer(path, other)
     assert str(caught.value) == (
         f"store {path} was made with other settings: "
         "codecs.attention is float16 in the store, float32 asked for; "
@@ -70,32 +74,54 @@ def test_other_settings_are_refused_with_every_difference(tmp_path: Path, make_m
 
 
 def test_another_version_of_the_writer_may_go_on(tmp_path: Path, make_manifest: MakeManifest) -> None:
-    StoreWriter(tmp_path / "store", make_manifest(created_with={"alignkd": "0.1"}))
-    writer = StoreWriter(tmp_path / "store", make_manifest(created_with={"alignkd": "0.2"}))
+    open_writer(tmp_path / "store", make_manifest(created_with={"alignkd": "0.1"}))
+    writer = open_writer(tmp_path / "store", make_manifest(created_with={"alignkd": "0.2"}))
     assert writer.pending_shards() == [0, 1, 2]
     assert load_manifest(tmp_path / "store").created_with == {"alignkd": "0.1"}
 
 
 def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path, make_manifest: MakeManifest) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(StoreError, match=r"holds 'thesis.tex' but no manifest.json, so it is no store; choose another"):
-        StoreWriter(tmp_path, make_manifest())
+    with pytest.raises(
+        StoreError, match=r"holds 'thesis.tex' but no manifest.json, so it is not a store; choose another"
+    ):
+        open_writer(tmp_path, make_manifest())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path, make_manifest: MakeManifest) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file/store: Not a directory .* a part of the path is a file, not a folder"):
-        StoreWriter(tmp_path / "file" / "store", make_manifest())
+        open_writer(tmp_path / "file" / "store", make_manifest())
 
 
-def test_a_newer_schema_is_refused_with_both_versions(small_store: Path) -> None:
-    from alignkd.storage.schema.sealed_json import seal, unseal
-
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_schema_is_refused_with_both_versions(small_store: Path, version: int) -> None:
     path = small_store / "manifest.json"
-    path.write_bytes(seal({**unseal(path), "schema_version": 3}))
-    with pytest.raises(StoreError, match="schema_version is 3, this alignkd reads 1 and 2; use a matching alignkd"):
+    path.write_bytes(seal({**unseal(path), "schema_version": version}))
+    with pytest.raises(StoreError) as caught:
         StoreReader(small_store)
+    assert str(caught.value) == (
+        f"{path}: schema_version is {version}, this alignkd reads 2; open the store with the alignkd that wrote it, or "
+        "dump the targets again"
+    )
+
+
+def test_an_unknown_layout_is_refused_by_writers_and_readers(
+    tmp_path: Path, small_store: Path, make_manifest: MakeManifest
+) -> None:
+    rest = "backend is 'hdf5', this alignkd has zarr and webdataset; choose one of these, or open the store with the"
+    with pytest.raises(StoreError, match=f"store {tmp_path / 'new'}: {rest}"):
+        open_writer(tmp_path / "new", make_manifest(backend="hdf5"))
+    assert not (tmp_path / "new").exists()
+    path = small_store / "manifest.json"
+    path.write_bytes(seal({**unseal(path), "backend": "hdf5"}))
+    for opened in (StoreReader, list_store, lambda store: convert_store(store, tmp_path / "new", "zarr")):
+        with pytest.raises(StoreError, match=f"{path}: {rest}"):
+            opened(small_store)
+    assert [problem.message for problem in verify_store(small_store).problems] == [
+        f"{path}: {rest} alignkd that wrote it"
+    ]
 
 
 def test_an_edited_manifest_is_found(small_store: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from alignkd.storage import Manifest, StoreError
-from alignkd.storage.schema.manifest import MAX_FILE_BYTES, load_manifest, parse_manifest
+from alignkd.storage.places import load_manifest
+from alignkd.storage.schema.manifest import MAX_FILE_BYTES, parse_manifest
 from alignkd.storage.schema.sealed_json import seal
 
 MakeManifest = Callable[..., Manifest]
@@ -55,7 +56,7 @@ def refused(document: dict[str, Any]) -> str:
         ("attachments", {f"a{number}": SHA for number in range(65)}, "at most 64 items"),
         ("fingerprint", {"weights": 3}, "fingerprint.weights: Input should be a valid string"),
         ("new\nline", 1, r"new\nline: Extra inputs are not permitted"),
-        ("schema_version", True, "schema_version is True, this alignkd reads 1 and 2"),
+        ("schema_version", True, "schema_version is True, this alignkd reads 2; open"),
         ("schema_version", "2" * 1000, "schema_version is '2222"),
         ("schema_version", 2.0, "schema_version is 2.0"),
         ("schema_version", None, "schema_version is None"),
@@ -113,7 +114,7 @@ LOAD = """
 import resource, sys
 from pathlib import Path
 from alignkd.storage import StoreError
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.places import load_manifest
 resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = resident()
 try:

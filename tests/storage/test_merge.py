@@ -99,7 +99,7 @@ def test_other_teachers_are_refused(
 ) -> None:
     with pytest.raises(StoreError, match=named):
         merge_stores([write_part("a", 2, 0), write_part("b", 2, 10, **fields)], tmp_path / "all")
-    with pytest.raises(StoreError, match="is read and written at once"):
+    with pytest.raises(StoreError, match="is both source and target"):
         merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "b")
     with pytest.raises(StoreError, match="1 store given to merge"):
         merge_stores([tmp_path / "a"], tmp_path / "all")

@@ -18,11 +18,11 @@ from alignkd.storage import (
     Record,
     SampledLogits,
     Shapes,
-    StoreWriter,
     TruncatedLogits,
+    open_writer,
     verify_store,
 )
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.read.lm_head import LM_HEAD_FILE, LM_HEAD_KEY
 from alignkd.storage.tools.verify.plausibility import PlausibilityReport, check_plausibility
 
@@ -63,7 +63,7 @@ def write_told(tmp_path: Path, make_manifest: Any, make_record: Any, write_store
             **hidden,
         )
         path = tmp_path / "store"
-        StoreWriter(path, manifest, {LM_HEAD_FILE: head} if hidden else None)
+        open_writer(path, manifest, {LM_HEAD_FILE: head} if hidden else None)
         return write_store(
             path,
             manifest,
@@ -138,7 +138,7 @@ def test_targets_off_by_one_are_caught_in_every_kind(
 
 def test_one_bad_shard_is_named(tmp_path: Path, make_manifest: Any, make_record: Any, write_store: Any) -> None:
     manifest = make_manifest(codecs=Codecs(logits=KINDS["full"], attention="none"), num_samples=40, shard_size=20)
-    bad = set(StoreWriter(tmp_path, manifest).planned_samples(1).tolist())
+    bad = set(open_writer(tmp_path, manifest).planned_samples(1).tolist())
     store = write_store(
         tmp_path, manifest, record_of=lambda i: told(make_record(manifest, i), manifest, int(i in bad), 8.0, 0.9)
     )

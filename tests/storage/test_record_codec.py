@@ -24,7 +24,7 @@ from alignkd.storage import (
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.codecs.settings import FROM_ALL
 from alignkd.storage.layouts.rows import NO_ROW, RecordCodec
-from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, columns_of, describe_targets
+from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, Column, columns_of, describe_targets
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -52,7 +52,7 @@ INPUTS = st.sampled_from(["reference", "embed"])
 
 def through_rows(codec: RecordCodec, records: list[Record]) -> list[Record]:
     """Encode and decode as a shard does: an image's rows stand in the first record that has it."""
-    brought: dict[str | None, int] = {}
+    brought: dict[tuple[str, ...], int] = {}
     rows = []
     for number, record in enumerate(records):
         first = brought.setdefault(record.image_sha256, number)
@@ -60,16 +60,24 @@ def through_rows(codec: RecordCodec, records: list[Record]) -> list[Record]:
     return [_decode(codec, rows, brought, number, record) for number, record in enumerate(records)]
 
 
-def _decode(codec: RecordCodec, rows: list[Any], brought: dict[str | None, int], number: int, record: Record) -> Record:
+def columns_by_name(codec: RecordCodec) -> dict[str, Column]:
+    return {column.name: column for column in codec.columns}
+
+
+def _decode(
+    codec: RecordCodec, rows: list[Any], brought: dict[tuple[str, ...], int], number: int, record: Record
+) -> Record:
+    columns = columns_by_name(codec)
+
     def read(name: str) -> NDArray[Any]:
-        column = codec.by_name[name]
+        column = columns[name]
         stored: NDArray[Any] = rows[brought[record.image_sha256] if column.group in IMAGE_GROUPS else number][name]
         assert stored.dtype == column.dtype
         width = stored.shape[-1:] if column.variable_width else column.row_shape[-1:]
         assert stored.shape[1:] == (*column.row_shape[:-1], *width)
         return stored.copy()
 
-    width = NO_ROW if record.attention is None else record.attention.shape[2]
+    width = NO_ROW if record.attention is None else record.attention.shape[-1]
     return codec.decode(read, {"dataset_index": record.index, "attention_columns": width})
 
 
@@ -101,7 +109,7 @@ def in_floats(record: Record, rng: np.random.Generator) -> Record:
         shape = record.vision_top_embeddings.shape  # type: ignore[union-attr]
         every = changes.get("vision_embeddings")
         changes["vision_top_embeddings"] = (
-            rng.random(shape, np.float32) if every is None else every[record.vision_top_index]
+            rng.random(shape, np.float32) if every is None else every[0][record.vision_top_index]
         )
     if isinstance(record.logits, HiddenStates):
         changes["logits"] = HiddenStates(states=rng.random(record.logits.states.shape, np.float32))
@@ -122,7 +130,7 @@ def test_floats_come_back_as_their_codecs_give_them(
     assert_rounded(found.attention, record.attention, codecs.attention)
     assert_rounded(found.vision_embeddings, record.vision_embeddings, codecs.vision_all)
     if codecs.vision_top == FROM_ALL and record.has_image:
-        rows = as_float32(found.vision_embeddings)[record.vision_top_index]  # type: ignore[arg-type]
+        rows = as_float32(found.vision_embeddings)[0][record.vision_top_index]  # type: ignore[arg-type]
         assert (as_float32(found.vision_top_embeddings) == rows).all()  # type: ignore[arg-type]
     else:
         assert_rounded(found.vision_top_embeddings, record.vision_top_embeddings, codecs.vision_top)
@@ -178,7 +186,7 @@ def test_from_all_stores_no_embedding_twice(compact: Manifest, make_record: Make
         [found] = through_rows(codec, [variant])
         top, every = found.vision_top_embeddings, found.vision_embeddings
         assert isinstance(top, EncodedArray) and isinstance(every, EncodedArray) and record.vision_top_index is not None
-        assert (top.decode() == every.decode()[record.vision_top_index]).all()
+        assert (top.decode() == every.decode()[0][record.vision_top_index]).all()
 
 
 def test_from_all_refuses_embeddings_that_reading_would_change(compact: Manifest, make_record: MakeRecord) -> None:
@@ -202,10 +210,10 @@ def test_other_codecs_need_the_focused_embeddings(make_manifest: MakeManifest, m
 
 def test_an_image_that_the_shard_has_adds_no_rows(compact: Manifest, make_record: MakeRecord) -> None:
     codec, record = RecordCodec(compact), make_record(compact, 0)
-    groups = {name: column.group for name, column in codec.by_name.items()}
+    groups = {name: column.group for name, column in columns_by_name(codec).items()}
     first, again = (codec.encode(record, with_image=brought) for brought in (True, False))
     assert {groups[name] for name in first.keys() - again.keys()} == set(IMAGE_GROUPS)
-    assert first["image_bytes"].tobytes() == record.image_bytes
+    assert (first["image_bytes"].tobytes(),) == record.image_bytes
 
 
 @pytest.mark.parametrize(("inputs", "present"), [("reference", True), ("embed", False)])
@@ -258,14 +266,11 @@ def test_the_logits_of_a_trusted_record_are_checked_again(make_manifest: MakeMan
         Record.trusted(record.__dict__ | {"logits": wrong}).recheck()
 
 
-def test_tables_of_both_schemas(make_manifest: MakeManifest) -> None:
-    labels = {}
-    for version in (1, 2):
-        columns = columns_of(make_manifest(schema_version=version))
-        labels[version] = [column.labels for column in columns if column.name in ("offsets", "records")]
-        assert len({column.name for column in columns}) == len(columns)
-    assert labels[2] == [GROUPS, RECORD_FIELDS]
-    assert labels[1] == [GROUPS[:-1], RECORD_FIELDS[:-1]]
+def test_tables_label_their_columns(make_manifest: MakeManifest) -> None:
+    columns = columns_of(make_manifest())
+    assert len({column.name for column in columns}) == len(columns)
+    labels = [column.labels for column in columns if column.name in ("offsets", "records")]
+    assert labels == [GROUPS, RECORD_FIELDS]
 
 
 def test_each_target_is_described_by_its_main_column(compact: Manifest, make_manifest: MakeManifest) -> None:

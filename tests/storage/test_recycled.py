@@ -1,6 +1,7 @@
 """Memory that is used again is nobody else's by then."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,3 +69,17 @@ def test_a_thread_has_its_own() -> None:
     thread.start()
     thread.join()
     assert address(mine) != address(theirs[0])
+
+
+@pytest.mark.parametrize("missing", ["cpython", "lock"])
+def test_memory_is_not_reused_where_references_are_not_counted(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing == "lock":
+        monkeypatch.setattr(recycled.sys, "_is_gil_enabled", lambda: False, raising=False)
+    else:
+        monkeypatch.setattr(recycled.sys, "implementation", SimpleNamespace(name="pypy"))
+    assert recycled._references_of_unused() is None
+    monkeypatch.undo()
+    assert recycled._references_of_unused() == recycled._UNUSED == 2
+    monkeypatch.setattr(recycled, "_UNUSED", None)
+    first = empty((SIZE,), BYTE)
+    assert first.base is None and empty((SIZE,), BYTE).base is None

@@ -56,10 +56,6 @@ def as_stored(codec: str, values: Any) -> Any:
     return encoded.parts[""] if get_codec(codec).plain else encoded
 
 
-def one_or_all(values: list[Any]) -> Any:
-    return tuple(values) if len(values) > 1 else values[0]
-
-
 def embeddings(manifest: Manifest, name: str) -> Any:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
     shape = (manifest.shapes.vision_tokens, manifest.shapes.hidden_size)
@@ -82,9 +78,9 @@ def several(make_record: Callable[..., Record], manifest: Manifest, index: int) 
     vision = np.flatnonzero(kinds == 1)
     queries = np.arange(vision[-1] + 1, len(kinds))
     fields: dict[str, Any] = {
-        "image": one_or_all(list(names)),
-        "image_sha256": one_or_all([hashlib.sha256(content(name)).hexdigest() for name in names]),
-        "image_bytes": one_or_all([content(name) for name in names]) if manifest.inputs == "embed" else None,
+        "images": names,
+        "image_sha256": tuple(hashlib.sha256(content(name)).hexdigest() for name in names),
+        "image_bytes": tuple(map(content, names)) if manifest.inputs == "embed" else (),
         "input_ids": np.array(ids, np.int32),
         "labels": np.array(labels, np.int32),
         "vision_positions": vision.astype(np.int32),
@@ -102,11 +98,11 @@ def targets(manifest: Manifest, rng: np.random.Generator, names: tuple[str, ...]
     every = np.stack([embeddings(manifest, name) for name in names])
     top = np.sort(rng.permutation(k * P)[: manifest.shapes.vision_top_tokens]).astype(np.uint16)
     fields: dict[str, Any] = {
-        "attention": as_stored(codecs.attention, attention if shape[0] > 1 else attention[0]),
+        "attention": as_stored(codecs.attention, attention),
         "vision_top_index": top,
     }
     if codecs.vision_all != "none":
-        fields["vision_embeddings"] = as_stored(codecs.vision_all, every if k > 1 else every[0])
+        fields["vision_embeddings"] = as_stored(codecs.vision_all, every)
     if codecs.vision_top == "from_all":
         fields["vision_top_embeddings"] = vision_rows(fields["vision_embeddings"], top)
     else:
@@ -170,13 +166,13 @@ def test_the_index_of_a_tar_is_rebuilt_with_the_rows_of_each_image(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": ("b.png",)}, "image names 1 images, image_sha256 has 2"),
-        ({"image": ("b.png", "c.jpg", "d.png")}, "image names 3 images, image_sha256 has 2"),
-        ({"image": "b.png", "image_sha256": "0" * 64}, "input_ids holds 2 image tokens"),
+        ({"images": ("b.png",)}, "images has 1 paths, image_sha256 2 hashes"),
+        ({"images": ("b.png", "c.jpg", "d.png")}, "images has 3 paths, image_sha256 2 hashes"),
+        ({"images": ("b.png",), "image_sha256": ("0" * 64,)}, "input_ids holds 2 image tokens"),
         ({"image_bytes": (b"x", b"y")}, "have sha256"),
         ({"image_bytes": (b"x",)}, "image_bytes holds 1 files, image_sha256 2"),
         ({"vision_positions": np.arange(9, dtype=np.int32)}, r"vision_positions has shape \(9,\)"),
-        ({"vision_embeddings": np.zeros((10, 6), np.float32)}, r"vision_embeddings has shape \(10, 6\)"),
+        ({"vision_embeddings": np.zeros((1, 10, 6), np.float32)}, r"vision_embeddings has shape \(1, 10, 6\)"),
         ({"vision_embeddings": np.zeros((2, 4, 6), np.float32)}, r"has shape \(2, 4, 6\), vision_positions \(10,\)"),
         ({"attention": np.zeros((3, 4, 2, 5), np.float16)}, r"attention has shape \(3, 4, 2, 5\), of 2 images"),
         ({"vision_top_index": np.array([1, 2, 10], np.uint16)}, "expected distinct tokens below 10"),
@@ -194,7 +190,7 @@ def test_a_store_refuses_blocks_of_another_shape(
     manifest = make_manifest(codecs=STORES["floats"], num_samples=3)
     record = several(make_record, manifest, 2)
     assert isinstance(record.attention, np.ndarray)
-    flat = replace(record, attention=np.concatenate(list(record.attention), axis=-1))
+    flat = replace(record, attention=np.concatenate(list(record.attention), axis=-1)[None])
     with pytest.raises(StoreError, match=r"attention has shape .*, the store expects \(2, "):
         write_store(tmp_path / "s", manifest, record_of=lambda index: replace(flat, index=index))
 

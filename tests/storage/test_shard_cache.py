@@ -35,10 +35,9 @@ def first_reads(store: Path) -> list[Record]:
     return [StoreReader(store)[place] for place in range(len(reader))]
 
 
-@pytest.mark.parametrize("verify", ["always", "once"])
-def test_held_columns_give_the_same_records(store: Path, verify: str, assert_same: AssertSame) -> None:
+def test_held_columns_give_the_same_records(store: Path, assert_same: AssertSame) -> None:
     expected = first_reads(store)
-    reader = StoreReader(store, verify=verify)  # type: ignore[arg-type]
+    reader = StoreReader(store)
     for place in np.random.default_rng(0).permutation(4 * len(reader)) % len(reader):
         record = reader[int(place)]
         assert_same(record, expected[place])

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from alignkd.storage import CorruptStoreError
 from alignkd.storage.files.append import PIECE_BYTES
-from alignkd.storage.files.source import LocalFile, LocalFiles
+from alignkd.storage.files.local import LocalFile, LocalFiles
 from alignkd.storage.layouts.protocol import WrittenShard
 from alignkd.storage.layouts.zarr.backend import ZarrSink
-from alignkd.storage.layouts.zarr.chunk_file import ArrayLayout, data_file
+from alignkd.storage.layouts.zarr.chunk_file import data_file
 from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
 from alignkd.storage.schema.columns import COLUMN_BLOCK, Column
+from alignkd.storage.schema.commit_record import ArrayLayout
 
 COLUMNS = (
     Column("numbers", "g", np.dtype("<i4")),

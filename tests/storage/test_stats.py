@@ -39,7 +39,7 @@ def test_bytes_of_columns_are_those_of_the_records(
     codec, places = RecordCodec(reader.manifest), iter(range(len(reader)))
     images = 0
     for commit in reader.commits:
-        seen: set[str | None] = {None}
+        seen: set[tuple[str, ...]] = {()}
         for record in (reader[next(places)] for _ in range(commit.num_records)):
             rows = codec.encode(record, with_image=record.image_sha256 not in seen)
             images += record.image_sha256 not in seen

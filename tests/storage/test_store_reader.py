@@ -59,7 +59,7 @@ def test_find_takes_exactly_one(small_store: Path, wanted: dict[str, object]) ->
         StoreReader(small_store).find(**wanted)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("position", [-1, 8])
+@pytest.mark.parametrize("position", [-9, 8])
 def test_positions_outside_are_index_errors(small_store: Path, position: int) -> None:
     with pytest.raises(IndexError, match=f"position {position} of a store with 8 records"):
         StoreReader(small_store)[position]

@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, open_writer
 from alignkd.storage.schema.columns import GROUPS, columns_of
 
 WriteStore = Callable[..., Path]
@@ -97,7 +97,7 @@ def test_edge_records_come_back(
         "input_ids": np.array([1, -200], np.int32),
         "labels": np.full(2, -100, np.int32),
         "vision_positions": np.arange(1, P + 1, dtype=np.int32),
-        "attention": np.empty((0, 2, P), np.float16),
+        "attention": np.empty((1, 0, 2, P), np.float16),
     }
     changes: dict[int, dict[str, Any]] = {
         0: image_last,
@@ -112,7 +112,7 @@ def test_edge_records_come_back(
     for place in range(4):
         assert_same(reader[place], record_of(int(reader.dataset_index[place])))
     [without_queries] = [reader[place] for place in reader.find(index=0)]
-    assert without_queries.attention is not None and without_queries.attention.shape == (0, 2, P)
+    assert without_queries.attention is not None and without_queries.attention.shape == (1, 0, 2, P)
 
 
 def test_plain_zarr_reads_every_array_as_we_do(small_store: Path) -> None:
@@ -133,9 +133,9 @@ def test_plain_zarr_reads_every_array_as_we_do(small_store: Path) -> None:
             assert rows("input_ids", "token").tolist() == record.input_ids.tolist()
             assert json.loads(rows("text", "text").tobytes())["conversations"] == record.conversations
             if record.attention is not None and record.vision_embeddings is not None:
-                assert (rows("attention", "attention") == record.attention).all()
+                assert (rows("attention", "attention") == record.attention[0]).all()
                 image_row = group["records"][number, group["records"].attrs["labels"].index("image_row")]
-                assert (group["vision_embeddings"][int(image_row)] == record.vision_embeddings).all()
+                assert (group["vision_embeddings"][int(image_row)] == record.vision_embeddings[0]).all()
 
 
 def test_an_image_is_stored_once_per_shard(
@@ -166,8 +166,12 @@ def test_a_store_written_from_a_store_has_the_same_bytes(
         ({}, {"attention": None}, "attention is absent, the store's codec for it is float16"),
         ({"attention": "none"}, {}, "attention is present, the store's codec for it is none"),
         ({"vision_top": "none"}, {}, "vision_top_embeddings is present"),
-        ({}, {"attention": np.zeros((1, 2, 5), np.float16)}, r"attention has shape \(1, 2, 5\), the store expects"),
-        ({}, {"vision_embeddings": np.zeros((5, 7), np.float16)}, r"vision_embeddings has shape \(5, 7\)"),
+        (
+            {},
+            {"attention": np.zeros((1, 1, 2, 5), np.float16)},
+            r"attention has shape \(1, 1, 2, 5\), the store",
+        ),
+        ({}, {"vision_embeddings": np.zeros((1, 5, 7), np.float16)}, r"vision_embeddings has shape \(1, 5, 7\)"),
         ({}, {"logits": None}, "logits: the record has none, the store keeps topk"),
     ],
 )
@@ -183,7 +187,7 @@ def test_targets_that_the_manifest_does_not_promise_are_refused(
     record = make_record(manifest, 0, **changes)
     promised = make_manifest(num_samples=1, codecs=manifest.codecs.model_copy(update=codecs))
     expected = rf"sample 'sample-0' \(index 0\): {message}"
-    with StoreWriter(tmp_path / "store", promised).open_shard(0) as sink, pytest.raises(StoreError, match=expected):
+    with open_writer(tmp_path / "store", promised).open_shard(0) as sink, pytest.raises(StoreError, match=expected):
         sink.append(record)
 
 
@@ -191,7 +195,7 @@ def test_after_a_value_that_overflows_the_shard_goes_on(
     tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord, assert_same: AssertSame
 ) -> None:
     manifest = make_manifest(num_samples=3, shard_size=3)
-    writer = StoreWriter(tmp_path / "store", manifest)
+    writer = open_writer(tmp_path / "store", manifest)
     first, second, third = writer.planned_samples(0).tolist()
     large = make_record(manifest, first, text_only=False)
     with writer.open_shard(0) as sink:

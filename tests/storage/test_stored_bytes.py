@@ -1,8 +1,7 @@
 """The bytes on disk are pinned: a store written today must be the same, and readable, tomorrow.
 
-If this fails after a deliberate change of layout, raise `SCHEMA_VERSION` (stores of the versions before must stay
-readable, see test_schema_v1.py) and write the new checksums with `python tests/storage/test_stored_bytes.py` from the
-repository's root.
+If this fails after a deliberate change of layout, raise `SCHEMA_VERSION` and write the new checksums with
+`python tests/storage/test_stored_bytes.py` from the repository's root.
 """
 
 import hashlib
@@ -24,8 +23,8 @@ from alignkd.storage import (
     SampledLogits,
     Shapes,
     StoreReader,
-    StoreWriter,
     TruncatedLogits,
+    open_writer,
 )
 
 PINNED = Path(__file__).with_name("stored_bytes.json")
@@ -75,20 +74,20 @@ def record(store: Manifest, index: int) -> Record:
         id=f"id {index} ж",
         index=index,
         conversations=[{"from": "human", "value": "?" * index}, {"from": "gpt", "value": "да"}],
-        image=f"{index % 2}.png" if image else None,
-        image_sha256=(hashlib.sha256(IMAGES[index % 2]).hexdigest() if embed else f"{index % 2:064x}")
+        images=(f"{index % 2}.png",) if image else (),
+        image_sha256=(hashlib.sha256(IMAGES[index % 2]).hexdigest() if embed else f"{index % 2:064x}",)
         if image
-        else None,
-        image_bytes=IMAGES[index % 2] if image and embed else None,
+        else (),
+        image_bytes=(IMAGES[index % 2],) if image and embed else (),
         input_ids=np.array(tail, np.int32),
         labels=np.array([-100] * (len(tail) - 2) + tail[-2:], np.int32),
         vision_positions=np.array([1, 2, 3] if image else [], np.int32),
         tqv_query_positions=positions[4:] if image else positions[:0],
         supervised_positions=positions[-2:],
-        attention=fraction((2, 2, columns), 7) if image else None,
+        attention=fraction((1, 2, 2, columns), 7) if image else None,
         vision_top_index=np.array([2, 0], np.uint16) if image else None,
         vision_top_embeddings=fraction((2, 4), 3) if image and store.codecs.vision_top != "from_all" else None,
-        vision_embeddings=fraction((3, 4), 5) if image else None,
+        vision_embeddings=fraction((1, 3, 4), 5) if image else None,
         logits=truncated() if store.codecs.logits.kind == "topk" else sampled(),
     )
 
@@ -118,7 +117,7 @@ def sampled() -> SampledLogits:
 
 def checksums(folder: Path, name: str) -> dict[str, str]:
     """sha256 and length of every data file of the store; `zarr.json` is zarr-python's to spell."""
-    writer = StoreWriter(folder / name, manifest(name))
+    writer = open_writer(folder / name, manifest(name))
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
             for index in writer.planned_samples(shard).tolist():

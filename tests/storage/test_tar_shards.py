@@ -46,21 +46,23 @@ def test_stock_webdataset_reads_every_array_as_we_do(store: Path) -> None:
     for sample, record in zip(samples, (reader[place] for place in range(10)), strict=True):
         fields = json.loads(sample["json"])
         assert (fields["key"], fields["id"], fields["index"]) == (record.key, record.id, record.index)
-        assert (fields["conversations"], fields["image"]) == (record.conversations, record.image)
+        assert (fields["conversations"], fields["image"]) == (record.conversations, *(record.images or (None,)))
         assert sample["__key__"] == f"{record.index:09d}"
         arrays = {name[:-4]: np.load(io.BytesIO(data)) for name, data in sample.items() if name.endswith(".npy")}
         for name in ("input_ids", "labels", "vision_positions", "tqv_query_positions", "supervised_positions"):
             assert (arrays[name] == getattr(record, name)).all(), name
         assert (arrays["tail_logmass"] == record.logits.tail_logmass).all()  # type: ignore[union-attr]
         assert (arrays["entry_ids"] == record.logits.ids).all()  # type: ignore[union-attr]
-        if record.image is None:
+        if not record.has_image:
             assert fields["image_record"] is None and "attention" not in arrays
             continue
-        for name in ("attention", "vision_top_index", "vision_top_embeddings"):
+        assert (arrays["attention"] == record.attention[0]).all()  # type: ignore[index]
+        for name in ("vision_top_index", "vision_top_embeddings"):
             assert (arrays[name] == getattr(record, name)).all(), name
         source = by_name[fields["image_record"]]
         embeddings = np.load(io.BytesIO(source["vision_embeddings.npy"]))
-        assert (embeddings == record.vision_embeddings).all() and source["bin"] == record.image_bytes
+        assert (embeddings == record.vision_embeddings[0]).all()  # type: ignore[index]
+        assert (source["bin"],) == record.image_bytes
     assert sum("vision_embeddings.npy" in sample for sample in samples) == 5
 
 
@@ -89,11 +91,11 @@ def test_an_image_is_named_by_how_it_begins(
     store = write_store(
         tmp_path / "s",
         manifest,
-        record_of=lambda index: make_record(manifest, index, image_bytes=data, image_sha256=sha256),
+        record_of=lambda index: make_record(manifest, index, image_bytes=(data,), image_sha256=(sha256,)),
     )
     with tarfile.open(store / TAR) as tar:
         assert sum(name.endswith(f".{suffix}") for name in tar.getnames()) == 1
-    assert [record.image_bytes for record in (StoreReader(store)[0], StoreReader(store)[1])] == [data, data]
+    assert [record.image_bytes for record in (StoreReader(store)[0], StoreReader(store)[1])] == [(data,), (data,)]
     assert rebuild_index(store / TAR) == (store / TAR).with_suffix(".idx").read_bytes()
 
 

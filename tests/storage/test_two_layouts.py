@@ -17,7 +17,7 @@ from alignkd.storage import (
     Record,
     StoreError,
     StoreReader,
-    StoreWriter,
+    open_writer,
     verify_store,
 )
 from alignkd.storage.read.listing import list_store
@@ -34,7 +34,7 @@ BF16 = Codecs(attention="bfloat16", attention_pairs="vqv", vision_top="bfloat16"
 
 def copied(path: Path, source: StoreReader, manifest: Manifest) -> StoreReader:
     """A store of the same records and quarantined samples with another manifest."""
-    writer = StoreWriter(path, manifest)
+    writer = open_writer(path, manifest)
     quarantined = {sample.index: sample for sample in source.quarantined}
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
@@ -74,14 +74,11 @@ def test_there_and_back_is_the_same_store(
     one = StoreReader(write_store(folder / "one", make_manifest(backend=first, **fields), quarantine=quarantine))
     two = copied(folder / "two", one, make_manifest(backend=second, **fields))
     back = copied(folder / "back", two, one.manifest)
-    once = StoreReader(folder / "two", verify="once")
     assert back.root_hash() == one.root_hash() != two.root_hash()
     assert list(two.ids) == list(one.ids) and list(two.keys) == list(one.keys)
     assert (two.sequence_lengths == one.sequence_lengths).all() and (two.has_image == one.has_image).all()
     for place in range(len(one)):
-        expected = one[place]
-        for other in (two[place], once[place], once[place]):
-            assert_same(other, expected)
+        assert_same(two[place], one[place])
     assert verify_store(folder / "two", deep=True).problems == []
     shutil.rmtree(folder)
 
@@ -120,7 +117,7 @@ def test_a_reader_sees_what_is_committed_when_it_opens(
     """While a writer is in the middle of the next shard, and after it has committed."""
     manifest = make_manifest(backend=backend)
     path = write_store(tmp_path / "store", manifest, shards=[1])
-    writer = StoreWriter(path, manifest)
+    writer = open_writer(path, manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0).tolist():
             reader = StoreReader(path, allow_incomplete=True)
@@ -145,7 +142,7 @@ def test_attachments_travel_with_the_store(
     manifest, contents = attached(make_manifest, tokenizer__model=b"pieces", lm_head__safetensors=b"weights" * 1000)
     (tmp_path / "head").write_bytes(contents["lm_head.safetensors"])
     given = {**contents, "lm_head.safetensors": tmp_path / "head"}
-    StoreWriter(tmp_path / "store", manifest, given)
+    open_writer(tmp_path / "store", manifest, given)
     path = write_store(tmp_path / "store", manifest)  # goes on without being given them again
     reader = StoreReader(path)
     for name, data in contents.items():
@@ -159,8 +156,8 @@ def test_attachments_travel_with_the_store(
         StoreReader(path).attachment("tokenizer.model")
     assert [str(target) in problem.message for problem in verify_store(path).problems] == [True]
     with pytest.raises(StoreError, match=r"tokenizer.model: is missing or damaged, .* give it to the writer again"):
-        StoreWriter(path, manifest)
-    StoreWriter(path, manifest, contents)
+        open_writer(path, manifest)
+    open_writer(path, manifest, contents)
     assert StoreReader(path).attachment("tokenizer.model").read_bytes() == b"pieces"
 
 
@@ -172,5 +169,5 @@ def test_a_store_without_its_attachments_is_not_begun(tmp_path: Path, make_manif
         ({**contents, "b": b""}, r"attachment 'b' is given, the manifest names \['a.model'\]"),
     ):
         with pytest.raises(StoreError, match=message):
-            StoreWriter(tmp_path / "store", manifest, contents_given)
+            open_writer(tmp_path / "store", manifest, contents_given)
         assert not (tmp_path / "store" / "manifest.json").exists()

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import alignkd.storage.write.publish
-from alignkd.storage import Manifest, Record, ShardWriter, StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage import (
+    Manifest,
+    Record,
+    ShardWriter,
+    StoreError,
+    StoreReader,
+    StoreWriter,
+    open_writer,
+    verify_store,
+)
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, Lock, make_temporary_folder
 from alignkd.storage.schema.commit_record import shard_folder
 
@@ -38,7 +47,7 @@ def test_of_two_writers_of_a_shard_one_commits(
 ) -> None:
     manifest = make_manifest(num_samples=3, shard_size=3)
     alone = write_store(tmp_path / "alone", manifest)
-    one, other = (StoreWriter(tmp_path / "store", manifest) for _ in range(2))
+    one, other = (open_writer(tmp_path / "store", manifest) for _ in range(2))
     with one.open_shard(0) as first, other.open_shard(0) as second:
         fill(one, first, make_record)
         fill(other, second, make_record)
@@ -89,7 +98,7 @@ def test_a_dead_writers_folder_is_replaced(
 ) -> None:
     """Renamed into place, not committed, and nobody holds its lock."""
     manifest = make_manifest(num_samples=3, shard_size=3)
-    StoreWriter(tmp_path / "store", manifest)
+    open_writer(tmp_path / "store", manifest)
     leftover = shard_folder(tmp_path / "store", 0)
     leftover.mkdir()
     (leftover / "half").write_text("a shard")
@@ -102,7 +111,7 @@ def test_a_living_writers_folder_is_waited_for_not_replaced(
 ) -> None:
     monkeypatch.setattr(alignkd.storage.write.publish, "PATIENCE_SECONDS", 0.2)
     manifest = make_manifest(num_samples=3, shard_size=3)
-    StoreWriter(tmp_path / "store", manifest)
+    open_writer(tmp_path / "store", manifest)
     held = shard_folder(tmp_path / "store", 0)
     held.mkdir()
     (held / "half").write_text("a shard")
@@ -118,12 +127,12 @@ def test_a_living_writers_folder_is_waited_for_not_replaced(
 def test_opening_a_store_clears_the_dead_and_spares_the_living(tmp_path: Path, make_manifest: MakeManifest) -> None:
     manifest = make_manifest(num_samples=3, shard_size=3)
     store = tmp_path / "store"
-    StoreWriter(store, manifest)
+    open_writer(store, manifest)
     living, lock = make_temporary_folder(store, "00000000")
     dead, dead_lock = make_temporary_folder(store, "00000001")
     dead_lock.release()
     (store / f"{TEMPORARY_PREFIX}00000002-1-abc.json").write_text("a draft")
-    StoreWriter(store, manifest)
+    open_writer(store, manifest)
     assert list(store.glob(f"{TEMPORARY_PREFIX}*")) == [living] and not dead.exists()
     lock.release()
 
@@ -133,13 +142,15 @@ def test_samples_come_in_the_order_of_the_plan(
 ) -> None:
     """The order decides the bytes, so that any writer makes the same shard."""
     manifest = make_manifest(num_samples=3, shard_size=3)
-    writer = StoreWriter(tmp_path / "store", manifest)
+    writer = open_writer(tmp_path / "store", manifest)
     first, second, third = writer.planned_samples(0).tolist()
     with writer.open_shard(0) as sink:
         with pytest.raises(StoreError, match=f"index {second} appended, the plan's next is {first}"):
             sink.append(make_record(manifest, second))
         sink.append(make_record(manifest, first))
-        with pytest.raises(StoreError, match=rf"sample 'x' \(index {first}\) is not to come in shard 0"):
+        with pytest.raises(
+            StoreError, match=rf"sample 'x' \(index {first}\) is not pending in shard 0: not planned there"
+        ):
             sink.quarantine(first, "x", "too late")
         with pytest.raises(StoreError, match=f"2 of 3 planned samples are neither .* the first has index {second}"):
             sink.commit()
@@ -154,6 +165,6 @@ def test_samples_come_in_the_order_of_the_plan(
 
 @pytest.mark.parametrize("shard", [-1, 1])
 def test_shards_outside_the_plan_are_refused(tmp_path: Path, make_manifest: MakeManifest, shard: int) -> None:
-    writer = StoreWriter(tmp_path / "store", make_manifest(num_samples=3, shard_size=3))
+    writer = open_writer(tmp_path / "store", make_manifest(num_samples=3, shard_size=3))
     with pytest.raises(StoreError, match=rf"shard is {shard}, the plan of store .* has 0..0"):
         writer.open_shard(shard)

@@ -57,7 +57,7 @@ def unnormalised(rows: Rows) -> None:
     ("change", "message"),
     [
         (lower_offsets, "array input_ids: has"),
-        (repeat_index, "the plan says"),
+        (repeat_index, "the plan lists"),
         (far_position, "supervised_positions spans"),
         (nan_attention, "that are NaN"),
         (unnormalised, "log-sum-exp"),

@@ -4,7 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, open_writer
 from alignkd.storage.files.append import PIECE_BYTES
 from alignkd.storage.files.background import MAX_WAITING
 from alignkd.storage.layouts.zarr.chunk_writer import LARGE_CHUNK_BYTES, SMALL_PIECE_BYTES
@@ -21,7 +21,7 @@ def test_memory_does_not_grow_with_the_shard(
     one_chunk_of_each = sum(c.chunk_shape[0] * c.row_bytes for c in columns)
     large = sum(c.chunk_shape[0] * c.row_bytes >= LARGE_CHUNK_BYTES for c in columns)
     bound = one_chunk_of_each + len(columns) * SMALL_PIECE_BYTES + (large + MAX_WAITING) * PIECE_BYTES
-    writer = StoreWriter(tmp_path / "store", manifest)
+    writer = open_writer(tmp_path / "store", manifest)
     with writer.open_shard(0) as sink:
         largest = 0
         make_record(manifest, 0)  # imports what its checks need

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from alignkd.storage.layouts.zarr.chunk_file import METADATA, ArrayLayout
+from alignkd.storage.layouts.zarr.chunk_file import METADATA
 from alignkd.storage.layouts.zarr.metadata import write_metadata
 from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.commit_record import ArrayLayout
 
 
 @settings(max_examples=25)

@@ -19,16 +19,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter, TruncatedLogits
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, TruncatedLogits, open_writer
 from alignkd.storage.record.record import HiddenStates, SampledLogits
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.output import TIMINGS
-from alignkd.vlm.data.conversations import sample_key
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import Turn
+from alignkd.vlm.inputs.sample_key import sample_key
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
@@ -112,7 +112,7 @@ def dump(teacher: MobileVLM, student_builder: ExampleBuilder) -> Dump:
             shard_size=4,
             seed=0,
         )
-        writer = StoreWriter(path, manifest, attachments=head)
+        writer = open_writer(path, manifest, attachments=head)
         for shard in writer.pending_shards():
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard):
@@ -277,8 +277,8 @@ def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tens
         tqv_rows = torch.from_numpy(example.positions.tqv_query_positions.astype(np.int64))[None]
         tqv_cols = torch.from_numpy(example.positions.vision_positions.astype(np.int64))[None]
         scores = teacher.first_layer_attention(embeds, tqv_rows, tqv_cols)[0].mean(0).sum(0)
-        targets["attention"] = teacher.first_layer_attention(embeds, rows, cols)[0].transpose(0, 1)
-        targets["vision_embeddings"] = vision[0]
+        targets["attention"] = teacher.first_layer_attention(embeds, rows, cols).transpose(1, 2)
+        targets["vision_embeddings"] = vision
         targets["vision_top_index"] = scores.argsort(descending=True, stable=True)[:16]
         targets["vision_top_embeddings"] = vision[0][targets["vision_top_index"]]
     return targets
@@ -295,12 +295,12 @@ def _record(
     codecs: Codecs,
     inputs: str,
 ) -> Record:
-    image = sample.get("image")
-    data = (IMAGES / image).read_bytes() if image else None
-    digest = hashlib.sha256(data).hexdigest() if data else None
+    images = (sample["image"],) if "image" in sample else ()
+    files = tuple((IMAGES / image).read_bytes() for image in images)
+    hashes = tuple(hashlib.sha256(file).hexdigest() for file in files)
     turns = [Turn(turn["from"], turn["value"]) for turn in sample["conversations"]]
-    example = builder.build(turns, data)
-    known = (example.input_ids.tobytes(), digest, codecs.attention_pairs)
+    example = builder.build(turns, files)
+    known = (example.input_ids.tobytes(), hashes, codecs.attention_pairs)
     if known not in _FOUND:
         _FOUND[known] = _targets(teacher, example, codecs.attention_pairs)
     found = _FOUND[known]
@@ -315,19 +315,19 @@ def _record(
         if codec != "none" and name in found
     }
     return Record(
-        key=sample_key(sample["conversations"], digest, "v1"),
+        key=sample_key(sample["conversations"], hashes, "v1"),
         id=sample["id"],
         index=index,
         conversations=sample["conversations"],
-        image=image,
-        image_sha256=digest,
+        images=images,
+        image_sha256=hashes,
         input_ids=example.input_ids,
         labels=example.labels,
         vision_positions=example.positions.vision_positions,
         tqv_query_positions=example.positions.tqv_query_positions,
         supervised_positions=example.positions.supervised_positions,
         logits=_stored_logits(found, codecs.logits),
-        image_bytes=data if inputs == "embed" else None,
+        image_bytes=files if inputs == "embed" else (),
         **kept,
     )
 

@@ -38,7 +38,8 @@ def test_a_tokenizer_that_gives_other_ids(
     """Whatever the tokenizer files' hashes say: the same texts must become the same ids."""
     same = student_builder.tokenizer.probe_ids()
     store = dump(tmp_path / "same", v1_samples[:1], fingerprint={"tokenizer_probe": json.dumps(same)})
-    assert len(open_dataset(make_job(store))) == 1
+    job = make_job(store)
+    assert len(open_dataset(job, job.open_student())) == 1
     text, ids = next(iter(same.items()))
     other = {**same, text: [*ids, 29871]}
     store = dump(tmp_path / "other", v1_samples[:1], fingerprint={"tokenizer_probe": json.dumps(other)})
@@ -120,7 +121,8 @@ def test_lm_head_that_is_damaged(dump: Any, v1_samples: Any, make_job: MakeJob, 
 
 def test_samples_longer_than_max_tokens(exact_store: Path, make_job: MakeJob) -> None:
     refused(make_job(exact_store, max_tokens=362), "longest sample has 363 tokens, max_tokens is 362")
-    assert len(open_dataset(make_job(exact_store, max_tokens=363))) == 4
+    job = make_job(exact_store, max_tokens=363)
+    assert len(open_dataset(job, job.open_student())) == 4
 
 
 def test_global_batch_that_does_not_divide(exact_store: Path, make_job: MakeJob) -> None:

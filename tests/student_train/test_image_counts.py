@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.losses.loss_sum import LossSum
@@ -20,10 +20,11 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_key, sample_of_entry
+from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_of_entry
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.inputs.position_map import AttentionPairs
+from alignkd.vlm.inputs.sample_key import sample_key
 from alignkd.vlm.inputs.templates import IMAGE_TOKEN_ID
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
@@ -43,7 +44,7 @@ Side = dict[str, Tensor]
 def seen_by(model: MobileVLM, builder: ExampleBuilder, sample: Sample, files: Any) -> Side:
     """Everything a loss compares, of one sample, spliced by hand; attention [H, L, L] of the first layer."""
     example = builder.build(sample.turns, files)
-    features = [model.encode_images(torch.from_numpy(image)[None])[0] for image in example.pixels_of_images]
+    features = [model.encode_images(torch.from_numpy(image)[None])[0] for image in example.pixel_values]
     images = iter(features)
     embeds_LD = torch.cat(
         [
@@ -99,8 +100,8 @@ def targets_of(side: Side, pairs: AttentionPairs, k: int, kept: dict[str, str]) 
     top = tqv(side).mean(0).sum(0).argsort(descending=True, stable=True)[:16]
     every = side["vision"].numpy()
     return {
-        "attention": np.stack(blocks) if len(blocks) > 1 else blocks[0],
-        "vision_embeddings": every.reshape(k, P, -1) if k > 1 else every,
+        "attention": np.stack(blocks),
+        "vision_embeddings": every.reshape(k, P, -1),
         "vision_top_index": top.numpy().astype(np.uint16),
         "vision_top_embeddings": None if kept["vision_top"] == "from_all" else every[top],
     }
@@ -119,7 +120,7 @@ def samples() -> list[Sample]:
 def teacher_sides(
     teacher: MobileVLM, student_builder: ExampleBuilder, samples: list[Sample], images_folder: Path
 ) -> list[Side]:
-    return [seen_by(teacher, student_builder, s, read_images(images_folder, s.image)) for s in samples]
+    return [seen_by(teacher, student_builder, s, read_images(images_folder, s.images)) for s in samples]
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def write(
             seed=0,
         )
         path = tmp_path / f"{backend}-{inputs}-{pairs}"
-        writer = StoreWriter(path, manifest)
+        writer = open_writer(path, manifest)
         with writer.open_shard(0) as sink:
             for index in writer.planned_samples(0).tolist():
                 sink.append(record(index, kept, pairs, inputs))
@@ -156,7 +157,7 @@ def write(
 
     def record(index: int, kept: dict[str, str], pairs: AttentionPairs, inputs: str) -> Record:
         sample, side = samples[index], teacher_sides[index]
-        files = read_images(images_folder, sample.image)
+        files = read_images(images_folder, sample.images)
         example, hashes = student_builder.build(sample.turns, files), image_hashes(files)
         positions = example.positions
         return Record(
@@ -164,9 +165,9 @@ def write(
             id=sample.id,
             index=index,
             conversations=sample.conversations(),
-            image=sample.image,
+            images=sample.images,
             image_sha256=hashes,
-            image_bytes=files if inputs == "embed" else None,
+            image_bytes=files if inputs == "embed" else (),
             input_ids=example.input_ids,
             labels=example.labels,
             vision_positions=positions.vision_positions,
@@ -206,7 +207,7 @@ def test_cached_terms_equal_live_ones(
     dataset = CachedDataset(StoreReader(write(EXACT)), student_builder, images_folder)
     for place in range(len(samples)):
         sample = samples[int(dataset.reader.dataset_index[place])]
-        side = seen_by(student.model, student_builder, sample, read_images(images_folder, sample.image))
+        side = seen_by(student.model, student_builder, sample, read_images(images_folder, sample.images))
         with torch.no_grad():
             expected = expected_terms(teacher_sides[sample.index], side, student.adapters)
             found = terms_of(student, dataset, [place])

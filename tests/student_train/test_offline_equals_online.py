@@ -63,7 +63,7 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
 def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], TrainBatch]) -> list[dict[str, float]]:
     """Loss terms of STEPS optimiser steps."""
     ranks = start_ranks()
-    student = build_student(job, dataset.reader)
+    student = build_student(job, job.open_student(), dataset.reader)
     counts = GlobalCounts(dataset.reader, student.model.config, TERMS)
     engine = Engine(student, job.train, dtype=torch.float32, ranks=ranks)
     order = SampleOrder(len(dataset), seed=0, global_batch=job.train.micro_batch)
@@ -83,7 +83,7 @@ def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], T
 
 def test_every_term_at_every_step(many_store: Path, make_job: Callable[..., TrainJob], teacher: MobileVLM) -> None:
     job = make_job(many_store, micro_batch=4, learning_rate=1e-4)
-    dataset = open_dataset(job)
+    dataset = open_dataset(job, job.open_student())
     offline = run(job, dataset, lambda batch: batch)
     online = run(job, dataset, lambda batch: live_targets(teacher, batch))
     for step, (cached, live) in enumerate(zip(offline, online, strict=True)):

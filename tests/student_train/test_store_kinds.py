@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from alignkd.storage import Codecs, LogitsCodec, StoreReader, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, StoreReader, open_writer
 from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
@@ -130,18 +130,18 @@ def test_batches_carry_stored_bytes_which_decode_to_the_hosts_values(name: str, 
         assert same_dtypes(batch.attention.coded_BRHC, with_image[0].attention)
         padded_BHRC = batch.attention.teacher_BHRC.float().numpy()
         for record, padded in zip(records, padded_BHRC, strict=True):
-            rows = 0 if record.attention is None else record.attention.shape[0]
+            rows = 0 if record.attention is None else record.attention.shape[1]
             assert not padded[:, rows:].any()
             if record.attention is not None:
-                np.testing.assert_array_equal(padded[:, :rows].transpose(1, 0, 2), as_float32(record.attention))
-    for coded, field in (
-        (batch.vision_all_IPD, "vision_embeddings"),
-        (batch.vision_top_embeddings_IKD, "vision_top_embeddings"),
+                np.testing.assert_array_equal(padded[:, :rows].transpose(1, 0, 2), as_float32(record.attention)[0])
+    for coded, field, join in (
+        (batch.vision_all_IPD, "vision_embeddings", np.concatenate),
+        (batch.vision_top_embeddings_IKD, "vision_top_embeddings", np.stack),
     ):
         if coded is not None:
             kept = [getattr(record, field) for record in with_image]
             assert same_dtypes(coded, kept[0])
-            np.testing.assert_array_equal(coded.decode().float().numpy(), np.stack([as_float32(k) for k in kept]))
+            np.testing.assert_array_equal(coded.decode().float().numpy(), join([as_float32(k) for k in kept]))
     check_logits(batch.logits, records)
 
 
@@ -186,7 +186,7 @@ def test_terms_are_those_of_the_live_teacher_within_the_codecs_bounds(
         if record.has_image:
             assert not np.array_equal(as_float32(record.vision_embeddings), true.vision_embeddings)  # it did round
             weight_sd = student.adapters.attn_adapter.weight[:, :, 0, 0].abs().detach().numpy()
-            moved = np.einsum("st,rtc->src", weight_sd, bound(record.attention, as_float32(true.attention)))
+            moved = np.einsum("st,rtc->src", weight_sd, bound(record.attention, as_float32(true.attention))[0])
             assert_near(found["attention"], expected["attention"], moved)
             weight_ds = student.adapters.proj_adapter.weight[:, :, 0].abs().detach().numpy()
             for term, field in (("vision_all", "vision_embeddings"), ("vision_top", "vision_top_embeddings")):
@@ -316,14 +316,15 @@ def test_a_flipped_bit_of_an_embedded_image_is_found(
 ) -> None:
     sound = opened(codecs_of("compact"), backend=backend, inputs="embed").reader.path
     path = Path(shutil.copytree(sound, tmp_path / "store"))
-    (image,) = {
-        record.image_bytes for record in map(StoreReader(path).__getitem__, ALL) if record.image == "coffee.png"
+    ((image,),) = {
+        record.image_bytes for record in map(StoreReader(path).__getitem__, ALL) if record.images == ("coffee.png",)
     }
     for file in sorted((path / "shards").rglob("*")):
         if file.is_file() and (at := (data := bytearray(file.read_bytes())).find(image[1000:1100])) >= 0:
             data[at] ^= 1
             file.write_bytes(data)
-    dataset = open_dataset(make_job(path, images=None))
+    job = make_job(path, images=None)
+    dataset = open_dataset(job, job.open_student())
     with pytest.raises(ValueError, match="shard 0"):
         _ = [dataset[i] for i in ALL]
 
@@ -334,13 +335,14 @@ def test_an_embedded_image_that_is_not_the_teachers_is_found(
     """Checksums all right, as of one who wrote the store anew: the sha256 that the teacher noted still tells."""
     reader = opened(codecs_of("compact"), inputs="embed").reader
     other = (images_folder / "chelsea.png").read_bytes()
-    writer = StoreWriter(tmp_path / "forged", reader.manifest)
+    writer = open_writer(tmp_path / "forged", reader.manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0):
             record = reader[reader.find(index=int(index))[0]]
-            forged = {"image_bytes": other} if record.image == "coffee.png" else {}
+            forged = {"image_bytes": (other,)} if record.images == ("coffee.png",) else {}
             sink.append(Record.trusted(vars(record) | forged))
         sink.commit()
-    dataset = open_dataset(make_job(tmp_path / "forged", images=None))
+    job = make_job(tmp_path / "forged", images=None)
+    dataset = open_dataset(job, job.open_student())
     with pytest.raises(ValueError, match=r"image coffee\.png: sha256 is [0-9a-f]{64}, the teacher saw [0-9a-f]{64}"):
         dataset[dataset.reader.find(id="ft-0")[0]]

@@ -41,9 +41,9 @@ def test_a_run_has_the_same_losses(
 
 def test_only_the_inputs_of_layers_are_kept(exact_store: Path, make_job: MakeJob) -> None:
     job = make_job(exact_store)
-    dataset = open_dataset(job)
+    dataset = open_dataset(job, job.open_student())
     batch = collate([dataset[i] for i in range(4)], targets=LossConfig().needed_targets.values(), attention_pairs="tqv")
-    student = build_student(job, dataset.reader)
+    student = build_student(job, job.open_student(), dataset.reader)
 
     def kept_by(part: Callable[[], Tensor]) -> int:
         """Numbers that are kept for the backward pass beside weights."""
@@ -75,7 +75,7 @@ def test_attention_in_chunks_gives_the_same_gradients(
     checkpointed: bool, exact_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(exact_store, losses={"logit": 0.0}, gradient_checkpointing=checkpointed)
-    dataset = open_dataset(job)
+    dataset = open_dataset(job, job.open_student())
     batch = collate(
         [dataset[i] for i in range(4)], targets=job.train.losses.needed_targets.values(), attention_pairs="tqv"
     )
@@ -90,9 +90,9 @@ def test_attention_in_chunks_gives_the_same_gradients(
             weighted_total(student(batch), job.train.losses.weights, counts).backward()
         return {name: value.grad for name, value in student.named_parameters() if value.grad is not None}
 
-    expected = gradients(build_student(job, dataset.reader), 1 << 30)  # all rows at once
+    expected = gradients(build_student(job, job.open_student(), dataset.reader), 1 << 30)  # all rows at once
     for chunk_bytes in (1, 1 << 20):  # a row at a time, and a few
-        found = gradients(build_student(job, dataset.reader), chunk_bytes)
+        found = gradients(build_student(job, job.open_student(), dataset.reader), chunk_bytes)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
@@ -101,7 +101,7 @@ def test_attention_in_chunks_gives_the_same_gradients(
 def test_no_attention_matrix_is_kept(exact_store: Path, make_job: MakeJob) -> None:
     """Kept are gradients of queries and keys: nothing of size heads x rows x length."""
     job = make_job(exact_store)
-    model = build_student(job, open_dataset(job).reader).model
+    model = build_student(job, job.open_student(), open_dataset(job, job.open_student()).reader).model
     length, rows, heads = 300, 150, model.config.num_heads
     embeds = torch.randn(1, length, model.config.hidden_size, requires_grad=True)
     rows_BR, cols_BC = torch.arange(length - rows, length)[None], torch.arange(4)[None]

@@ -13,7 +13,8 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import new_model, save_model
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

@@ -39,7 +39,7 @@ def first_value(job: TrainJob) -> float:
     """Mean absolute error of the first global batch, computed here from the untrained student."""
     plan = plan_run(job, start_ranks())
     batch = next(iter(plan.micro_batches(first_step=0)))
-    student: Any = build_student(job, plan.reader)
+    student: Any = build_student(job, plan.student, plan.reader)
     assert batch.vision_all_IPD is not None
     adapted = student.adapters.adapt_vision(batch.vision_all_IPD.decode())
     found = student.model.encode_images(batch.sequences.pixel_values_ICHW)

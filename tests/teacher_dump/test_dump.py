@@ -43,14 +43,14 @@ def test_records_equal_the_original_implementation(make_job: MakeJob, golden: Pa
         np.testing.assert_array_equal(record.supervised_positions, expected["supervised_positions"])
         np.testing.assert_allclose(record.logits, expected["teacher.logits"], rtol=1e-4, atol=1e-5)
         if record.has_image:
-            attention = record.attention.transpose(1, 0, 2)
+            attention = record.attention[0].transpose(1, 0, 2)
             np.testing.assert_allclose(attention, expected["teacher.layer0_tqv_attention"], rtol=1e-4, atol=1e-7)
-            vision = record.vision_embeddings
+            (vision,) = record.vision_embeddings
             np.testing.assert_allclose(vision, expected["teacher.vision_embeddings"], rtol=1e-4, atol=1e-5)
             np.testing.assert_array_equal(record.vision_top_embeddings, vision[record.vision_top_index])
 
 
-def test_focus_tokens_equal_the_original(make_job: MakeJob, golden_expected: dict[str, dict[str, object]]) -> None:
+def test_vision_top_equals_the_original(make_job: MakeJob, golden_expected: dict[str, dict[str, object]]) -> None:
     job = make_job()
     dump(job)
     for sample_id, record in by_id(job.store.path).items():
@@ -85,8 +85,8 @@ def test_other_attention_pairs(make_job: MakeJob, pairs: str, columns: int | Non
             assert record.attention is None
             continue
         rows = 144 if pairs == "vqv" else len(record.tqv_query_positions)
-        assert record.attention.shape == (rows, 8, columns or len(record.input_ids) - 1)
-        row_sums = record.attention.sum(axis=2)
+        assert record.attention.shape == (1, rows, 8, columns or len(record.input_ids) - 1)
+        row_sums = record.attention.sum(axis=3)
         assert row_sums.max() <= 1 + 1e-5 and row_sums.min() > 0
 
 

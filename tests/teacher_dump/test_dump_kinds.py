@@ -44,10 +44,10 @@ def test_profiles(
         record = found[sample_id]
         assert record.key == true.key
         if not true.has_image:
-            assert record.image_bytes is None and record.attention is None
+            assert record.image_bytes == () and record.attention is None
             continue
-        assert record.image is not None and job.images is not None
-        assert record.image_bytes == (job.images / record.image).read_bytes()
+        assert record.has_image and job.images is not None
+        assert record.image_bytes == tuple((job.images / image).read_bytes() for image in record.images)
         for field in ("attention", "vision_embeddings", "vision_top_embeddings"):
             stored, expected = as_float32(getattr(record, field)), as_float32(getattr(true, field))
             assert 0 < np.linalg.norm(stored - expected) < 0.01 * np.linalg.norm(expected), field

@@ -18,15 +18,15 @@ import torch
 import alignkd.teacher_dump.operation.stops
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.places import load_manifest
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.schema.commit_record import committed_shards
-from alignkd.storage.schema.manifest import load_manifest
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.status import read_workers
-from alignkd.teacher_dump.operation.stops import HANG_UPS, DumpStopped, StopSignals
+from alignkd.teacher_dump.operation.stops import HANG_UPS, DumpStopped, DumpStopSignals
 
 MakeJob = Callable[..., DumpJob]
 SHARDS = 8
@@ -34,7 +34,7 @@ SHARDS = 8
 SAFETY_SECONDS = 120.0
 
 
-def in_child(work: Callable[[StopSignals], object]) -> int:
+def in_child(work: Callable[[DumpStopSignals], object]) -> int:
     """A forked process in which signals stop the work, as soon as this returns; it exits as the command does."""
     ready, tell = os.pipe()
     child = os.fork()
@@ -43,7 +43,7 @@ def in_child(work: Callable[[StopSignals], object]) -> int:
         try:
             torch.set_num_threads(1)
             try:
-                with StopSignals() as stops:
+                with DumpStopSignals() as stops:
                     os.write(tell, b"1")
                     try:
                         work(stops)
@@ -74,7 +74,7 @@ def ended(child: int, seconds: float = SAFETY_SECONDS) -> int:
     raise AssertionError(f"still there after {seconds} s")
 
 
-def run(job: DumpJob) -> Callable[[StopSignals], object]:
+def run(job: DumpJob) -> Callable[[DumpStopSignals], object]:
     return lambda stops: dump(replace(job, control=DumpControl(stops=stops, visible=True)))
 
 
@@ -188,7 +188,7 @@ def test_sigterm_ends_a_batch_that_does_not_end(
 
     begun, begin = os.pipe()
 
-    def stuck(stops: StopSignals) -> None:
+    def stuck(stops: DumpStopSignals) -> None:
         stops.announce = lambda: "a shard is in hand"
         os.write(begin, b"1")
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
@@ -204,7 +204,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *HANG_UPS)
 
 
 def test_a_signal_before_the_first_shard_stops_at_once() -> None:
-    def loading(stops: StopSignals) -> None:
+    def loading(stops: DumpStopSignals) -> None:
         try:
             time.sleep(2 * SAFETY_SECONDS)
         except Exception as error:  # as around the parsing of files, where anything may come
@@ -222,8 +222,8 @@ def test_the_watch_goes_on_when_the_block_is_left(number: signal.Signals, monkey
     monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.05)
     monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_CTRL_C", 0.05)
 
-    def left(stops: StopSignals) -> None:
-        with pytest.raises(DumpStopped), StopSignals():
+    def left(stops: DumpStopSignals) -> None:
+        with pytest.raises(DumpStopped), DumpStopSignals():
             os.kill(os.getpid(), number)
             time.sleep(2 * SAFETY_SECONDS)
         time.sleep(2 * SAFETY_SECONDS)
@@ -232,9 +232,9 @@ def test_the_watch_goes_on_when_the_block_is_left(number: signal.Signals, monkey
 
 
 def test_a_finished_block_leaves_no_watch_behind() -> None:
-    def finishing(stops: StopSignals) -> None:
+    def finishing(stops: DumpStopSignals) -> None:
         before = set(threading.enumerate())
-        with StopSignals() as inner:
+        with DumpStopSignals() as inner:
             (watch,) = set(threading.enumerate()) - before
             inner.announce = lambda: ""
             os.kill(os.getpid(), signal.SIGINT)
@@ -248,9 +248,9 @@ def test_a_finished_block_leaves_no_watch_behind() -> None:
 def test_a_hang_up_that_is_ignored_stays_so() -> None:
     """`nohup alignkd dump ...` goes on when its terminal is closed."""
 
-    def under_nohup(stops: StopSignals) -> None:
+    def under_nohup(stops: DumpStopSignals) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with StopSignals() as inner:
+        with DumpStopSignals() as inner:
             os.kill(os.getpid(), signal.SIGHUP)
             inner.check()
         assert inner.received == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -262,7 +262,7 @@ def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(monkeypatch: pyte
     """Pools end their processes with SIGTERM: the pipe that the parent listens to must not be the child's too."""
     monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_SIGTERM", 0.1)
 
-    def parent(stops: StopSignals) -> None:
+    def parent(stops: DumpStopSignals) -> None:
         stops.announce = lambda: ""
         child = os.fork()
         if not child:
@@ -278,7 +278,7 @@ def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(monkeypatch: pyte
 @pytest.mark.usefixtures("usual_ctrl_c")
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with StopSignals() as stops:
+    with DumpStopSignals() as stops:
         assert signal.getsignal(signal.SIGTERM) != before[1]
         stops.check()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -289,7 +289,7 @@ def test_handlers_are_put_back() -> None:
 
     def elsewhere() -> None:  # handlers can be set in the main thread only; there it does nothing
         try:
-            with StopSignals() as stops:
+            with DumpStopSignals() as stops:
                 stops.check()
         except BaseException as error:
             threads.append(error)

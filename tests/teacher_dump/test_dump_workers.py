@@ -16,12 +16,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.places import load_manifest
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import settings_from_environment
 from alignkd.storage.schema.commit_record import committed_shards
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.write.bucket import BucketFolder
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
@@ -206,8 +207,8 @@ def test_a_shard_is_held_by_one_and_free_when_its_holder_dies(tmp_path: Path) ->
 
 
 def test_in_a_bucket_a_living_workers_word_holds_a_shard(bucket: Any) -> None:
-    objects = S3Store(bucket.url, settings_from_environment())
-    one, two = BucketPlace(objects, "worker-a"), BucketPlace(objects, "worker-b")
+    shared = BucketFolder(S3Store(bucket.url, settings_from_environment()), FOLDER)
+    one, two = BucketPlace(shared, "worker-a"), BucketPlace(shared, "worker-b")
     one.write(WorkerStatus(worker="0/2", interval=one.interval))
     assert one.take(3) and not two.take(3) and two.take(4) and not one.take(4)
     assert {worker.shards for worker in read_workers(bucket.url)} == {(3,), (4,)}
@@ -229,9 +230,9 @@ def said_by_both(say: Callable[[], None], both: threading.Barrier) -> None:
 def test_two_that_begin_a_shard_in_a_bucket_at_the_same_moment_do_not_both_keep_it(
     bucket: Any, patience: float
 ) -> None:
-    objects = S3Store(bucket.url, settings_from_environment())
+    shared = BucketFolder(S3Store(bucket.url, settings_from_environment()), FOLDER)
     both = threading.Barrier(2, timeout=patience)  # a test that waits for ever says nothing
-    places = [BucketPlace(objects, f"worker-{name}") for name in "ab"]
+    places = [BucketPlace(shared, f"worker-{name}") for name in "ab"]
     for place in places:
         place._say = partial(said_by_both, place._say, both)  # type: ignore[method-assign]
     kept: list[bool] = [False, False]

@@ -13,10 +13,10 @@ from torch import Tensor
 from alignkd.storage import Record, StoreReader
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.inputs.templates import Turn
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
@@ -48,8 +48,8 @@ def entries(golden: Path) -> list[Any]:
 @torch.no_grad()
 def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path) -> dict[str, Tensor]:
     """Targets of one sample alone, by the model's own methods."""
-    file = None if record.image is None else (images / str(record.image)).read_bytes()
-    example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], file)
+    files = [(images / image).read_bytes() for image in record.images]
+    example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], files)
     batch = collate_sequences([example])
     vision_1PD = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
     embeds_1LD = model.embed(batch, vision_1PD)
@@ -61,8 +61,8 @@ def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path
             for at in (example.positions.tqv_query_positions, example.positions.vision_positions)
         )
         tqv_HQP = model.first_layer_attention(embeds_1LD, rows, cols)[0]
-        top = focus_tokens(tqv_HQP)
-        found |= {"attention": tqv_HQP.transpose(0, 1), "vision_embeddings": vision_1PD[0]}
+        top = vision_top_index(tqv_HQP)
+        found |= {"attention": tqv_HQP.transpose(0, 1)[None], "vision_embeddings": vision_1PD}
         found |= {"vision_top_index": top, "vision_top_embeddings": vision_1PD[0, top]}
     return found
 

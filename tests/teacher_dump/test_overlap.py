@@ -26,6 +26,7 @@ from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.inputs.images import ImageProcessor
 from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 MakeJob = Callable[..., DumpJob]
 ANSWERS = ["yes", "two cups of coffee on a table", "green", "it is to the left of the other one, as far as one can see"]
@@ -142,7 +143,7 @@ def test_a_complete_store_asks_for_no_teacher(
 ) -> None:
     job = make_job(entries, shard_size=12)
     assert dump(job).shards_written == 1
-    monkeypatch.setattr("alignkd.teacher_dump.dump.load_model", lambda *arguments, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(Checkpoint, "load_model", lambda *arguments, **options: pytest.fail("loaded"))
     assert dump(job).shards_written == 0
 
 
@@ -166,7 +167,7 @@ class Sink:
 
 
 def unusable(place: int) -> Unusable:
-    sample = Sample(index=place, id=str(place), image=None, turns=())
+    sample = Sample(index=place, id=str(place), images=(), turns=())
     return Unusable(place=place, sample=sample, reason=SampleError("no"))
 
 

@@ -14,7 +14,7 @@ import pytest
 import alignkd.storage.write.replace
 import alignkd.vlm.data.conversations
 import alignkd.vlm.patience
-from alignkd.storage import StoreError, StoreReader, StoreWriter, verify_store
+from alignkd.storage import StoreError, StoreReader, open_writer, verify_store
 from alignkd.storage.tools.gc import collect_garbage
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
@@ -135,11 +135,11 @@ def test_two_that_redo_a_shard_write_it_once_and_others_see_it_throughout(make: 
     dump(job)
     away.rename(image)
     manifest = StoreReader(job.store.path).manifest
-    one, two = (StoreWriter(job.store.path, manifest) for _ in range(2))
+    one, two = (open_writer(job.store.path, manifest) for _ in range(2))
     for writer in (one, two):
         writer.redo([0])
         assert writer.pending_shards() == [0] and writer.is_pending(0)
-    assert StoreWriter(job.store.path, manifest).pending_shards() == []
+    assert open_writer(job.store.path, manifest).pending_shards() == []
     dump(replace(job, retry_unusable=True))
     assert one.pending_shards() == two.pending_shards() == [] and not one.is_pending(0)
     with pytest.raises(StoreError, match="is committed already"):
@@ -173,7 +173,7 @@ def test_a_fault_that_passes_is_waited_for_and_one_that_stays_stops_the_dump_wit
     with pytest.raises(TransientReadError, match=rf"{os.strerror(number)}: 7 attempts in \d+ s; run the same command"):
         dump(job)
     assert waited[: len(PAUSES)] == list(PAUSES)
-    assert StoreWriter(job.store.path, StoreReader(job.store.path, allow_incomplete=True).manifest).pending_shards()
+    assert open_writer(job.store.path, StoreReader(job.store.path, allow_incomplete=True).manifest).pending_shards()
     monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(len(PAUSES), number))
     assert dump(job).quarantined == []
 

@@ -16,7 +16,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.sanity_report import LabelScores, judge_images, judge_labels
+from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.model.mobilevlm import MobileVLM
@@ -141,8 +141,8 @@ def test_too_few_images_are_not_judged(demo_job: MakeDemoJob) -> None:
     assert outcomes(demo_job(text_and_few_images)) == {"batch": "passed", "labels": "passed", "images": "not checked"}
 
 
-def scores(own: np.ndarray, beside: float, entropy: float) -> LabelScores:
-    return LabelScores(own_N=own, entropy_N=np.full_like(own, entropy), beside_N2=np.full((len(own), 2), beside))
+def scores(own: np.ndarray, beside: float, entropy: float) -> SampleScores:
+    return SampleScores(own_N=own, entropy_N=np.full_like(own, entropy), beside_N2=np.full((len(own), 2), beside))
 
 
 def test_chance_alone_never_stops_a_run_that_sees_a_little() -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from alignkd.storage import Record, StoreReader, verify_store
-from alignkd.storage.record.encoded import EncodedArray, as_float32
-from alignkd.storage.tools.compare.error_bounds import error_bound
+from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.data.conversations import read_image_bytes
@@ -72,8 +71,8 @@ def alone(model: MobileVLM, builder: ExampleBuilder, record: Record, folder: Pat
         of_image = [attention[:, after:, start : start + P].transpose(0, 1) for start in blocks]
         scores = torch.cat([block.mean(1).sum(0) for block in of_image])
         expected |= {
-            "attention": torch.stack(of_image) if len(blocks) > 1 else of_image[0],
-            "vision_embeddings": torch.stack(features) if len(blocks) > 1 else features[0],
+            "attention": torch.stack(of_image),
+            "vision_embeddings": torch.stack(features),
             "vision_top_index": scores.argsort(descending=True, stable=True)[:TOP],
         }
         expected["vision_top_embeddings"] = torch.cat(features)[expected["vision_top_index"]]
@@ -116,7 +115,7 @@ def test_a_compact_store_of_its_own_images(
     assert job.images is not None
     for place in range(len(reader)):
         record = reader[place]
-        assert record.image_files == tuple((job.images / image).read_bytes() for image in record.images)
+        assert record.image_bytes == tuple((job.images / image).read_bytes() for image in record.images)
         expected = alone(model, builder, record, job.images)
         for name in ("attention", "vision_embeddings"):
             if name not in expected:
@@ -139,7 +138,7 @@ def test_what_decides_a_record_of_several_images(make_job: MakeJob, tmp_path: Pa
     result = dump(make_job(entries, sanity="off"))
     reader = StoreReader(tmp_path / "store")
     first, turned = (reader[reader.find(id=name)[0]] for name in ("s0", "turned"))
-    assert first.key != turned.key and first.image == ("coffee.png", "chelsea.png")
+    assert first.key != turned.key and first.images == ("coffee.png", "chelsea.png")
     assert first.vision_embeddings is not None and turned.vision_embeddings is not None
     np.testing.assert_array_equal(first.vision_embeddings[::-1], turned.vision_embeddings)
     reasons = {sample_id: reason for _, sample_id, reason in result.quarantined}

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import PROFILES
-from alignkd.teacher_dump.store_config import DEFAULTS, LogitsConfig, StoreConfig
+from alignkd.storage.codecs.settings import LOGITS_DEFAULTS, PROFILES, LogitsCodec
+from alignkd.teacher_dump.store_config import StoreConfig
 
 
 def config(**values: Any) -> StoreConfig:
@@ -37,7 +37,7 @@ def test_logits_of_a_profile_yield_key_by_key_within_their_kind() -> None:
         "dtype": "float16",
     }
     assert config(profile="compact", logits={"kind": "topk"}).codecs().logits.top_k == 64
-    assert config(profile="exact", logits=LogitsConfig(dtype="int8_group", kind="hidden")).codecs().logits.dtype == (
+    assert config(profile="exact", logits=LogitsCodec(dtype="int8_group", kind="hidden")).codecs().logits.dtype == (
         "int8_group"
     )
 
@@ -48,9 +48,11 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
         assert StoreConfig(**resolved.model_dump(mode="json")) == resolved
 
 
-@pytest.mark.parametrize("kind", DEFAULTS)
-def test_every_kind_has_defaults_that_the_manifest_takes(kind: Any) -> None:
-    assert LogitsConfig(kind=kind).codec().kind == kind
+@pytest.mark.parametrize("kind", LOGITS_DEFAULTS)
+def test_a_kind_alone_means_its_defaults(kind: Any) -> None:
+    made = config(logits={"kind": kind}).codecs().logits
+    assert made.model_dump(exclude_none=True) == {"kind": kind, **LOGITS_DEFAULTS[kind]}
+    assert config().codecs().logits.kind == "nucleus"
 
 
 @pytest.mark.parametrize("codec", codec_names("attention"))

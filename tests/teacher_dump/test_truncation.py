@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignkd.storage import TruncatedLogits
 from alignkd.teacher_dump.targets.truncation import keep_nucleus, keep_top_k, truncated_logits
-from alignkd.vlm.model.focus import focus_scores, focus_tokens
+from alignkd.vlm.model.focus import focus_scores, vision_top_index
 
 
 def in_csr(table: dict[str, Tensor]) -> TruncatedLogits:
@@ -45,7 +45,7 @@ def test_focus_is_equation_2(heads: int, queries: int, tokens: int, seed: int) -
     attention = torch.rand(heads, queries, tokens, generator=torch.Generator().manual_seed(seed))
     by_hand = [sum(float(attention[:, q, p].mean()) for q in range(queries)) for p in range(tokens)]
     np.testing.assert_allclose(focus_scores(attention).numpy(), by_hand, rtol=1e-5)
-    chosen = focus_tokens(attention).tolist()
+    chosen = vision_top_index(attention).tolist()
     assert len(chosen) == min(16, tokens) == len(set(chosen))
     scores = focus_scores(attention)
     assert scores[chosen].tolist() == sorted(scores.tolist(), reverse=True)[: len(chosen)]

@@ -8,7 +8,8 @@ import torch
 
 from alignkd.vlm.model.config import VLMConfig, load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_model, new_model
+from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.loading import new_model
 
 
 def full_attention(model: MobileVLM, embeds_BLD: torch.Tensor) -> torch.Tensor:

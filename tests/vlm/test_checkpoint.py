@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, weights_fingerprint
+from alignkd.vlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.sources import TOWER_PREFIX
 
@@ -194,10 +194,10 @@ def test_a_tower_of_its_own_is_read_where_mm_vision_tower_leads(
     assert loaded.keys() == whole.keys()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in whole.items())
     assert f"{checkpoint} holds no vision tower; its weights are read from {checkpoint / 'tower'}" in caplog.text
-    before = weights_fingerprint(checkpoint)
+    before = Checkpoint.open(checkpoint).fingerprint
     tower["vision_model.pre_layrnorm.weight"] += 1
     torch.save(tower, checkpoint / "tower/pytorch_model.bin")
-    assert weights_fingerprint(checkpoint) != before, "the tower decides the teacher's outputs"
+    assert Checkpoint.open(checkpoint).fingerprint != before, "the tower decides the teacher's outputs"
 
 
 def test_a_checkpoint_without_any_tower_lists_what_is_missing(checkpoint: Path, golden: Path) -> None:
@@ -281,12 +281,12 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint: Path, golden: 
 
 
 def test_the_fingerprint_follows_the_bytes(checkpoint: Path, golden: Path) -> None:
-    before = weights_fingerprint(checkpoint)
-    assert before == weights_fingerprint(golden / "student")
+    before = Checkpoint.open(checkpoint).fingerprint
+    assert before == Checkpoint.open(golden / "student").fingerprint
     weights = read_weights(checkpoint)
     weights["model.norm.weight"][0] += 1e-3
     save_file(weights, checkpoint / "model.safetensors")
-    assert weights_fingerprint(checkpoint) != before
+    assert Checkpoint.open(checkpoint).fingerprint != before
 
 
 def test_neither_a_folder_nor_a_hub_id(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason=
 CHILD = """
 import ctypes, gc, json, sys, threading, torch
 from pathlib import Path
-from alignkd.vlm.weights.checkpoint import load_model, save_model
+from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.saving import save_model
 from alignkd.vlm.weights.files import read_weights
 torch.set_num_threads(1)
 folder, clip, out = map(Path, sys.argv[1:])

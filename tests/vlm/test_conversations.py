@@ -15,9 +15,9 @@ from alignkd.vlm.data.conversations import (
     open_image,
     read_image_bytes,
     read_images,
-    sample_key,
 )
 from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.sample_key import sample_key
 
 GOOD = {"id": 7, "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nhi"}]}
 
@@ -35,27 +35,26 @@ def test_json_and_json_lines_hold_the_same(tmp_path: Path) -> None:
         write(tmp_path, "\n\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries), "data.jsonl")
     )
     assert as_list == as_lines
-    assert [(sample.id, sample.image, sample.problem) for sample in as_list] == [
-        ("7", "a.png", None),
-        ("#1", None, None),
+    assert [(sample.id, sample.images, sample.problem) for sample in as_list] == [
+        ("7", ("a.png",), None),
+        ("#1", (), None),
     ]
     assert as_list[1].turns[0].speaker == "human"
 
 
-def test_several_images_are_a_tuple_and_one_is_not(tmp_path: Path) -> None:
-    entries = [{**GOOD, "image": image} for image in (["a.png", "b.png"], ["a.png"], [], None)]
+def test_images_are_a_tuple_however_many_there_are(tmp_path: Path) -> None:
+    entries = [{**GOOD, "image": image} for image in (["a.png", "b.png"], ["a.png"], "a.png", [], None)]
     samples = load_samples(write(tmp_path, json.dumps(entries)))
-    assert [sample.image for sample in samples] == [("a.png", "b.png"), "a.png", None, None]
-    assert [sample.images for sample in samples] == [("a.png", "b.png"), ("a.png",), (), ()]
+    assert [sample.images for sample in samples] == [("a.png", "b.png"), ("a.png",), ("a.png",), (), ()]
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(name.encode())
-    files = [read_images(tmp_path, sample.image) for sample in samples]
-    assert files == [(b"a.png", b"b.png"), b"a.png", None, None]
+    files = [read_images(tmp_path, sample.images) for sample in samples]
+    assert files == [(b"a.png", b"b.png"), (b"a.png",), (b"a.png",), (), ()]
     hashes = [image_hashes(file) for file in files]
     first = hashlib.sha256(b"a.png").hexdigest()
-    assert hashes == [(first, hashlib.sha256(b"b.png").hexdigest()), first, None, None]
+    assert hashes == [(first, hashlib.sha256(b"b.png").hexdigest()), (first,), (first,), (), ()]
     conversations = samples[0].conversations()
-    keys = {sample_key(conversations, shown, "v1") for shown in [*hashes, (hashes[0] or ())[::-1]]}
+    keys = {sample_key(conversations, shown, "v1") for shown in [*hashes, hashes[0][::-1]]}
     assert len(keys) == 4  # which images, and in which order
     with pytest.raises(MissingImageError, match=r"c\.png: image cannot be read"):
         read_images(tmp_path, ("a.png", "c.png"))
@@ -150,11 +149,19 @@ def test_images_stay_inside_their_folder(tmp_path: Path) -> None:
 
 def test_the_key_follows_all_that_decides_the_input() -> None:
     conversation = [{"from": "human", "value": "hi"}]
-    key = sample_key(conversation, "ab", "v1")
+    key = sample_key(conversation, ["ab"], "v1")
     others = [
-        sample_key([{"from": "human", "value": "ho"}], "ab", "v1"),
-        sample_key(conversation, "cd", "v1"),
-        sample_key(conversation, None, "v1"),
-        sample_key(conversation, "ab", "plain"),
+        sample_key([{"from": "human", "value": "ho"}], ["ab"], "v1"),
+        sample_key(conversation, ["cd"], "v1"),
+        sample_key(conversation, [], "v1"),
+        sample_key(conversation, ["ab"], "plain"),
     ]
-    assert len({key, *others}) == 5 and key == sample_key(list(conversation), "ab", "v1")
+    assert len({key, *others}) == 5 and key == sample_key(list(conversation), ["ab"], "v1")
+
+
+@pytest.mark.parametrize(("hashes", "spelled"), [([], None), (["ab"], "ab"), (["ab", "cd"], ["ab", "cd"])])
+def test_the_key_is_that_of_stores_that_exist(hashes: list[str], spelled: object) -> None:
+    """One hash is written as a text, several as a list: a store's keys must not change with how they are held."""
+    conversation = [{"from": "human", "value": "hé"}]
+    written = json.dumps([conversation, spelled, "v1:1"], ensure_ascii=False, sort_keys=True)
+    assert sample_key(conversation, hashes, "v1") == hashlib.sha256(written.encode()).hexdigest()

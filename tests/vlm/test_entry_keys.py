@@ -7,7 +7,7 @@ import pytest
 from alignkd.vlm.data.conversations import sample_of_entry
 from alignkd.vlm.data.entry_keys import keys_not_read
 from alignkd.vlm.data.media_marks import marks_in
-from alignkd.vlm.inputs.templates import V1_SYSTEM, Turn
+from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 
 HUMAN, GPT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}
 TEXT: dict[str, Any] = {"id": "a", "conversations": [HUMAN, GPT]}
@@ -113,18 +113,18 @@ def test_entries_of_public_data_sets_are_read() -> None:
         {"model": "gpt-4v", "language": "en", "title": None, "custom_instruction": False, "system_prompt": None},
     ):
         sample = sample_of_entry(0, {**TEXT, "image": "coco/a.jpg", **extra})
-        assert sample.problem is None and sample.image == "coco/a.jpg", sample.problem
+        assert sample.problem is None and sample.images == ("coco/a.jpg",), sample.problem
 
 
 def test_images_is_another_name_of_image() -> None:
     def read(**keys: Any) -> tuple[Any, str]:
         sample = sample_of_entry(0, {**TEXT, **keys})
-        return sample.image, sample.problem or ""
+        return sample.images, sample.problem or ""
 
-    assert read(images=["a.png"]) == read(images="a.png") == read(image=None, images=["a.png"]) == ("a.png", "")
+    assert read(images=["a.png"]) == read(images="a.png") == read(image=None, images=["a.png"]) == (("a.png",), "")
     assert read(images=["a.png", "b.png"]) == (("a.png", "b.png"), "")
-    assert read(image="a.png", images=["a.png"]) == read(image="a.png", images=None) == ("a.png", "")
-    assert read(images=[]) == read(images=None) == (None, "")
+    assert read(image="a.png", images=["a.png"]) == read(image="a.png", images=None) == (("a.png",), "")
+    assert read(images=[]) == read(images=None) == ((), "")
     assert "'image' is 'a.png', 'images' is 'b.png'; keep one" in read(image="a.png", images=["b.png"])[1]
     assert "'images' is [{'bytes': ''}], expected a relative path" in read(images=[{"bytes": ""}])[1]
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from alignkd.vlm.weights.checkpoint import load_model, save_model
+from alignkd.vlm.weights.checkpoint import load_model
 from alignkd.vlm.weights.files import read_weights, weight_files
+from alignkd.vlm.weights.saving import save_model
 from alignkd.vlm.weights.writer import write_weights
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.finite import check_finite, is_finite
 from alignkd.vlm.stem.extract import extract_stem
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.weights.checkpoint import Checkpoint, load_model
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
 
@@ -49,7 +49,7 @@ def test_a_value_beyond_float16_is_another_matter(checkpoint: Path, golden: Path
 def test_a_stem_takes_no_such_value_along(checkpoint: Path, golden: Path, tmp_path: Path) -> None:
     put(checkpoint, float("nan"))
     with pytest.raises(InputError, match=f"{KEY} holds 1 of 4096 values"):
-        extract_stem(checkpoint, tmp_path / "stem", dtype=torch.float32, vision_config=golden / "clip")
+        extract_stem(Checkpoint.open(checkpoint, vision_config=golden / "clip"), tmp_path / "stem", dtype=torch.float32)
     assert not (tmp_path / "stem").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import position_map
@@ -41,8 +41,7 @@ def test_cached_equals_uncached_for_mixed_prompts(golden: Path, golden_images: P
     builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
     prompts = []
     for sample in load_samples(golden / "v1.json"):
-        image = None if sample.image is None else read_image_bytes(golden_images, sample.image)
-        prompts.append(builder.build_question(sample.turns[:1], image))
+        prompts.append(builder.build_question(sample.turns[:1], read_images(golden_images, sample.images)))
     got = generate_greedy(model, prompts, max_new_tokens=6, eos_token_id=-1)
     assert got == [without_cache(model, prompt, 6) for prompt in prompts]
 
@@ -51,8 +50,8 @@ def test_cached_equals_uncached_for_mixed_prompts(golden: Path, golden_images: P
 def test_stops_at_the_end_token(golden: Path) -> None:
     model = load_model(golden / "teacher", vision_config=golden / "clip")
     builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
-    (sample,) = [entry for entry in load_samples(golden / "v1.json") if entry.image is None]
-    prompt = builder.build_question(sample.turns[:1], None)
+    (sample,) = [entry for entry in load_samples(golden / "v1.json") if not entry.images]
+    prompt = builder.build_question(sample.turns[:1], ())
     (free,) = generate_greedy(model, [prompt], max_new_tokens=8, eos_token_id=-1)
     (stopped,) = generate_greedy(model, [prompt], max_new_tokens=8, eos_token_id=free[3])
     assert stopped == free[: free.index(free[3])]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkd.vlm.data.conversations import Sample, load_samples, read_image_bytes
+from alignkd.vlm.data.conversations import Sample, load_samples, read_images
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.model.mobilevlm import MobileVLM
@@ -25,8 +25,7 @@ def example_of(golden: Path, golden_images: Path, sample_id: str) -> tuple[Sampl
     template = "plain" if sample_id.startswith("pt") else "v1"
     builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
     (sample,) = [entry for entry in load_samples(golden / f"{template}.json") if entry.id == sample_id]
-    image = None if sample.image is None else read_image_bytes(golden_images, sample.image)
-    return sample, builder.build(sample.turns, image)
+    return sample, builder.build(sample.turns, read_images(golden_images, sample.images))
 
 
 @pytest.mark.parametrize("sample_id", SAMPLES)
@@ -38,10 +37,10 @@ def test_tokens_labels_positions_and_pixels_are_exact(golden: Path, golden_image
     np.testing.assert_array_equal(example.positions.supervised_positions, expected["supervised_positions"])
     np.testing.assert_array_equal(example.positions.next_labels, expected["supervised_labels"])
     np.testing.assert_array_equal(example.positions.text_positions, expected["text_positions"])
-    if example.pixel_values is not None:
+    for pixels_CHW in example.pixel_values:
         np.testing.assert_array_equal(example.positions.vision_positions, expected["vision_positions"])
         np.testing.assert_array_equal(example.positions.tqv_query_positions, expected["tqv_query_positions"])
-        np.testing.assert_array_equal(example.pixel_values[:, ::8, ::8], expected["pixel_values_stride8"])
+        np.testing.assert_array_equal(pixels_CHW[:, ::8, ::8], expected["pixel_values_stride8"])
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])

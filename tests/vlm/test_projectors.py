@@ -18,8 +18,10 @@ from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.projector import build_projector, is_projector_type, projector_grid
 from alignkd.vlm.model.projector_ldp import LDPProjector, squeezed_channels
 from alignkd.vlm.model.sizes import model_size
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.weights.saving import save_model
 
 TYPES = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp1x_gelu": 576, "mlp2x_gelu": 576, "mlp3x_gelu": 576}
 Weights = dict[str, Tensor]
@@ -187,7 +189,7 @@ def test_the_number_of_vision_tokens_follows_from_the_type(
     assert builder.vision_tokens == model.config.vision_tokens == size.vision_tokens == vision_tokens
     assert size.parameters["total"] == sum(tensor.numel() for tensor in read_weights(folder).values())
     sample = load_samples(golden / "v1.json")[0]
-    example = builder.build(sample.turns, read_images(golden_images, sample.image))
+    example = builder.build(sample.turns, read_images(golden_images, sample.images))
     assert len(example.positions.vision_positions) == vision_tokens
     with torch.no_grad():
         batch = collate_sequences([example])

@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.places import load_manifest
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.data.conversations import load_samples, read_image_bytes
+from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.model.quantization import FULL_PRECISION, quantizable, quantized_bytes
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, save_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.weights.files import read_weights
+from alignkd.vlm.weights.saving import save_model
 
 KINDS = ["int8", "nf4"]
 needs_bitsandbytes = pytest.mark.skipif(
@@ -33,9 +34,9 @@ needs_bitsandbytes = pytest.mark.skipif(
 def batch(golden: Path, golden_images: Path) -> SequenceBatch:
     """The golden fine-tuning samples that have an image."""
     builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
-    samples = [sample for sample in load_samples(golden / "v1.json") if sample.image]
+    samples = [sample for sample in load_samples(golden / "v1.json") if sample.images]
     return collate_sequences(
-        [builder.build(sample.turns, read_image_bytes(golden_images, str(sample.image))) for sample in samples]
+        [builder.build(sample.turns, read_images(golden_images, sample.images)) for sample in samples]
     )
 
 

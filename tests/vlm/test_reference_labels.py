@@ -11,15 +11,14 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.position_map import position_map
 from alignkd.vlm.inputs.templates import (
     IGNORE_LABEL,
     IMAGE_TOKEN_ID,
-    V1_SYSTEM,
     LabelMaskError,
     TemplateName,
-    Turn,
     check_turns,
     tokenize_conversation,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.schema.manifest import load_manifest
+from alignkd.storage.places import load_manifest
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.settings import expanded

@@ -46,7 +46,7 @@ def model(golden: Path) -> MobileVLM:
 @pytest.fixture(scope="module")
 def examples(builder: ExampleBuilder, golden_images: Path) -> list[Example]:
     samples = [sample_of(number) for number in range(len(SAMPLES))]
-    return [builder.build(sample.turns, read_images(golden_images, sample.image)) for sample in samples]
+    return [builder.build(sample.turns, read_images(golden_images, sample.images)) for sample in samples]
 
 
 def spliced_by_hand(model: MobileVLM, example: Example, files: list[bytes], builder: ExampleBuilder) -> torch.Tensor:
@@ -111,8 +111,7 @@ def test_images_of_other_samples_and_their_number_change_nothing(model: MobileVL
 def test_the_order_of_images_matters(model: MobileVLM, builder: ExampleBuilder, golden_images: Path) -> None:
     """A model that saw one image twice, or both at the first place, would pass without this."""
     sample = sample_of(0)
-    files = read_images(golden_images, sample.image)
-    assert isinstance(files, tuple)
+    files = read_images(golden_images, sample.images)
     with torch.no_grad():
         logits = [
             model(collate_sequences([builder.build(sample.turns, given)]))
@@ -143,7 +142,7 @@ def test_as_many_placeholders_as_images(
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "a"}]
     sample = sample_of_entry(0, {"image": images, "conversations": turns})
     with pytest.raises(SampleError, match=message):
-        builder.build(sample.turns, read_images(golden_images, sample.image))
+        builder.build(sample.turns, read_images(golden_images, sample.images))
 
 
 def test_a_broken_image_is_counted_out(builder: ExampleBuilder, golden_images: Path) -> None:

@@ -18,11 +18,12 @@ from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_posit
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
 from alignkd.vlm.model.config import VLMConfig, load_config
-from alignkd.vlm.model.focus import focus_tokens
+from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.model.sizes import family_config
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, TeacherStem, stem_shapes, stem_sizes
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model, new_model
+from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.loading import new_model
 
 V1 = ("ft-0", "ft-1", "ft-2", "ft-3")  # ft-2 is text-only
 MIB = 1 << 20
@@ -48,7 +49,7 @@ def stem_of(model: MobileVLM, *, lm_head: bool = False) -> TeacherStem:
 def examples_of(golden: Path, images: Path, names: Sequence[str], template: Any = "v1") -> list[Example]:
     builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
     samples = {sample.id: sample for sample in load_samples(golden / f"{template}.json")}
-    return [builder.build(samples[name].turns, read_images(images, samples[name].image)) for name in names]
+    return [builder.build(samples[name].turns, read_images(images, samples[name].images)) for name in names]
 
 
 def blocks_of(examples: Sequence[Example], pairs: AttentionPairs) -> tuple[list[int], Tensor, Tensor]:
@@ -113,7 +114,7 @@ def test_targets_equal_the_original_implementation(
     attention_HQP = stem.first_layer_attention(embeds, rows, cols)[0]
     torch.testing.assert_close(vision[0], expected["teacher.vision_embeddings"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(attention_HQP, expected["teacher.layer0_tqv_attention"], rtol=1e-4, atol=1e-7)
-    assert torch.equal(focus_tokens(attention_HQP), focus_tokens(expected["teacher.layer0_tqv_attention"]))
+    assert torch.equal(vision_top_index(attention_HQP), vision_top_index(expected["teacher.layer0_tqv_attention"]))
 
 
 @pytest.mark.parametrize(

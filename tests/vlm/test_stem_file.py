@@ -21,7 +21,7 @@ from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.extract import extract_stem
 from alignkd.vlm.stem.file import METADATA_KEY, StemInfo, open_stem, read_stem_info
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, stem_shapes
-from alignkd.vlm.weights.checkpoint import load_model, weights_fingerprint
+from alignkd.vlm.weights.checkpoint import Checkpoint, load_model
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.sources import TOWER_PREFIX
 from alignkd.vlm.weights.tower_hash import running_tower_hash, tower_hashes
@@ -35,8 +35,8 @@ def extract(golden: Path, tmp_path: Path) -> Extract:
     """extract(checkpoint, dtype=, lm_head=): the golden teacher's stem by default."""
 
     def run(checkpoint: Path | None = None, *, name: str = "stem.safetensors", **settings: Any) -> StemInfo:
-        options = {"dtype": torch.float32, "vision_config": golden / "clip", **settings}
-        return extract_stem(checkpoint or golden / "teacher", tmp_path / name, **options)
+        opened = Checkpoint.open(checkpoint or golden / "teacher", vision_config=golden / "clip")
+        return extract_stem(opened, tmp_path / name, **{"dtype": torch.float32, **settings})
 
     return run
 
@@ -83,7 +83,7 @@ def test_single_sharded_and_pickled_checkpoints_give_the_same_stem(
         one, other = load_file(first.path), load_file(again.path)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
         assert again.tower == first.tower
-        assert again.fingerprint["weights"] == weights_fingerprint(teacher_copy) != first.fingerprint["weights"]
+        assert again.fingerprint["weights"] == Checkpoint.open(teacher_copy).fingerprint != first.fingerprint["weights"]
         same = {key: value for key, value in again.fingerprint.items() if key != "weights"}
         assert same == {key: value for key, value in first.fingerprint.items() if key != "weights"}
 
@@ -105,6 +105,7 @@ MEMORY = """
 import ctypes, sys, threading, torch
 from pathlib import Path
 from alignkd.vlm.stem.extract import extract_stem
+from alignkd.vlm.weights.checkpoint import Checkpoint
 torch.set_num_threads(1)
 def anonymous():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -117,7 +118,7 @@ def watch():
     while not done.wait(0.001):
         highest = max(highest, anonymous())
 thread = threading.Thread(target=watch); thread.start()
-extract_stem(folder, out, dtype=torch.float16, vision_config=clip)
+extract_stem(Checkpoint.open(folder, vision_config=clip), out, dtype=torch.float16)
 done.set(); thread.join()
 print(highest - before)
 """

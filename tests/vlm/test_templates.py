@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.templates import (
     IGNORE_LABEL,
     IMAGE_TOKEN_ID,
     LabelMaskError,
-    Turn,
     tokenize_conversation,
     tokenize_question,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.files.source import LocalFiles
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
@@ -73,7 +73,7 @@ def test_a_missing_permission_is_named_as_such(folder: Path, golden: Path, reade
     with another_user(), pytest.raises(InputError) as caught:
         read(file)
     message = str(caught.value)
-    assert message.startswith(f"{file}: ") and "Permission denied" in message and "have it granted" in message
+    assert message.startswith(f"{file}: ") and "Permission denied" in message and "ask for it" in message
     assert "broken" not in message and "download" not in message and "No such file" not in message
 
 

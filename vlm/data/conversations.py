@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from alignkd.disk.opening import open_regular, read_regular
 from alignkd.vlm.data.entry_keys import check_entry_keys, check_turn_keys
@@ -16,14 +16,9 @@ from alignkd.vlm.data.known_formats import HEAD_BYTES, known_format
 from alignkd.vlm.data.media_marks import check_marks
 from alignkd.vlm.data.missing_images import LONGEST_PATH, address_problem, advice
 from alignkd.vlm.data.neighbour_layouts import no_conversation, no_turn
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, one_line, unreadable
-from alignkd.vlm.inputs.templates import TemplateName, Turn, template_fingerprint
 from alignkd.vlm.patience import patient
-
-# One image as it is, several as a tuple of two or more.
-ImagePaths = str | tuple[str, ...] | None
-ImageFiles = bytes | tuple[bytes, ...] | None
-Item = TypeVar("Item", str, bytes)
 
 
 class MissingImageError(SampleError):
@@ -37,22 +32,17 @@ class Sample:
     Attributes:
         index: position in the file, from 0: the sample's identity within the data set.
         id: the user's id; NOT unique across merged data sets.
-        image: path relative to the image folder, a tuple of the paths of several images in the order of their
-            `<image>`, or None for a text-only sample (or where a `problem` hides it).
+        images: paths relative to the image folder, in the order of their `<image>`; empty for a text-only sample, and
+            where a `problem` hides them.
         turns: the conversation.
         problem: why the entry is unusable, or None.
     """
 
     index: int
     id: str
-    image: ImagePaths
+    images: tuple[str, ...]
     turns: tuple[Turn, ...]
     problem: str | None = None
-
-    @property
-    def images(self) -> tuple[str, ...]:
-        """The paths of all its images."""
-        return every_one(self.image)
 
     def conversations(self) -> list[dict[str, str]]:
         """The conversation as the data set writes it."""
@@ -127,53 +117,40 @@ def _why_no_json(data: bytes, error: json.JSONDecodeError | UnicodeDecodeError) 
 def sample_of_entry(index: int, entry: Any) -> Sample:
     """The sample that entry number `index` of a file describes."""
     if not isinstance(entry, dict):
-        return Sample(index=index, id=f"#{index}", image=None, turns=(), problem="the entry is not a JSON object")
+        return Sample(index=index, id=f"#{index}", images=(), turns=(), problem="the entry is not a JSON object")
     sample_id = _printable(str(entry.get("id", f"#{index}")))
-    image = None
+    images: tuple[str, ...] = ()
     try:
-        image = _image_of(entry)
+        images = _images_of(entry)
         check_entry_keys(entry)
         turns = _turns(entry)
-        if image is None:
+        if not images:
             check_marks(turns)
     except SampleError as error:
-        return Sample(index=index, id=sample_id, image=image, turns=(), problem=str(error))
-    return Sample(index=index, id=sample_id, image=image, turns=turns)
+        return Sample(index=index, id=sample_id, images=images, turns=(), problem=str(error))
+    return Sample(index=index, id=sample_id, images=images, turns=turns)
 
 
-def _image_of(entry: dict[str, Any]) -> ImagePaths:
+def _images_of(entry: dict[str, Any]) -> tuple[str, ...]:
     """`"image"` is a path, or a list of paths as in LLaVA's multi-image data; `"images"` means the same."""
-    image = _image("image", entry.get("image"))
-    if "images" not in entry:
-        return image
-    images = _image("images", entry["images"])
-    if image is not None and images is not None and image != images:
-        raise SampleError(
-            f"'image' is {one_line(repr(image))[:60]}, 'images' is {one_line(repr(images))[:60]}; keep one of the two"
-        )
-    return image if images is None else images
+    one, other = (_paths(key, entry.get(key)) for key in ("image", "images"))
+    if one and other and one != other:
+        raise SampleError(f"'image' is {_listed(one)}, 'images' is {_listed(other)}; keep one of the two")
+    return one or other
 
 
-def _image(key: str, value: Any) -> ImagePaths:
+def _listed(paths: Sequence[str]) -> str:
+    return one_line(", ".join(map(repr, paths)))[:60]
+
+
+def _paths(key: str, value: Any) -> tuple[str, ...]:
     paths = value if isinstance(value, list) else [] if value is None else [value]
     for path in paths:
         if not isinstance(path, str) or not path:
             raise SampleError(f"{key!r} is {one_line(repr(value))[:60]}, expected a relative path or a list of them")
         if "\0" in path or _printable(path) != path:
             raise SampleError(f"{key!r} is {one_line(repr(path))[:60]}, which no file can be called; mend the path")
-    return one_or_tuple(paths)
-
-
-def every_one(value: Item | tuple[Item, ...] | None) -> tuple[Item, ...]:
-    """None, one thing or several, as a tuple."""
-    if value is None:
-        return ()
-    return value if isinstance(value, tuple) else (value,)
-
-
-def one_or_tuple(items: Sequence[Item]) -> Item | tuple[Item, ...] | None:
-    """The inverse of `every_one`: a tuple only where there are two or more."""
-    return tuple(items) if len(items) > 1 else items[0] if items else None
+    return tuple(paths)
 
 
 def _turns(entry: dict[str, Any]) -> tuple[Turn, ...]:
@@ -239,28 +216,19 @@ def read_image_bytes(images: Path, image: str) -> bytes:
             raise MissingImageError(f"{where}: image cannot be read ({error.strerror}); restore the file") from error
 
 
-def read_images(images: Path | None, image: ImagePaths) -> ImageFiles:
-    """The bytes of a sample's image files, one as it is, several as a tuple in order.
+def read_images(folder: Path | None, images: Sequence[str]) -> tuple[bytes, ...]:
+    """The bytes of a sample's image files, in order.
 
     Args:
-        images: the image folder; not None unless `image` is.
+        folder: the image folder; not None if there are any images.
 
     Raises:
         SampleError: as `read_image_bytes`.
     """
-    paths = every_one(image)
-    assert images is not None or not paths
-    return one_or_tuple([read_image_bytes(images, path) for path in paths if images is not None])
+    assert folder is not None or not images
+    return tuple(read_image_bytes(folder, image) for image in images if folder is not None)
 
 
-def image_hashes(files: ImageFiles) -> str | tuple[str, ...] | None:
+def image_hashes(files: Sequence[bytes]) -> tuple[str, ...]:
     """sha256 (hex) of each image file."""
-    return one_or_tuple([hashlib.sha256(file).hexdigest() for file in every_one(files)])
-
-
-def sample_key(
-    conversations: Sequence[dict[str, str]], image_sha256: str | tuple[str, ...] | None, template: TemplateName
-) -> str:
-    """Content hash (64 hex) of all that decides a sample's input: conversation, image bytes, template."""
-    content = [list(conversations), image_sha256, template_fingerprint(template)]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    return tuple(hashlib.sha256(file).hexdigest() for file in files)

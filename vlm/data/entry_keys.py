@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from alignkd.vlm.data.turns import V1_SYSTEM
 from alignkd.vlm.errors import SampleError, one_line
-from alignkd.vlm.inputs.templates import V1_SYSTEM
 
 READ_KEYS = frozenset({"id", "image", "images", "conversations"})
 READ_TURN_KEYS = frozenset({"from", "value"})

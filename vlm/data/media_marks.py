@@ -7,8 +7,8 @@ where data sets write marks: at the head of a human turn or alone on a line of i
 import re
 from collections.abc import Sequence
 
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.inputs.templates import Turn
 
 # No text that people write holds these: tokens of Qwen-VL, Phi, Llama, InternVL, LLaVA and of interleaved data.
 _TOKEN = re.compile(

@@ -8,6 +8,8 @@ import torch
 from alignkd.vlm.errors import InputError, one_line
 
 Quantization = Literal["none", "int8", "nf4"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # The first compute capability with bfloat16 units (Ampere). torch emulates bfloat16 on older cards.
 BFLOAT16_CAPABILITY = (8, 0)

@@ -71,8 +71,8 @@ def collate_sequences(examples: Sequence[Example]) -> SequenceBatch:
         input_ids[row, text] = example.input_ids[is_text]
         labels[row, text] = example.labels[is_text]
         vision_mask[row, example.positions.vision_positions] = True
-    pixels = [image for example in examples for image in example.pixels_of_images]
-    num_images = [len(example.pixels_of_images) for example in examples]
+    pixels = [image for example in examples for image in example.pixel_values]
+    num_images = [len(example.pixel_values) for example in examples]
     return SequenceBatch(
         input_ids_BL=torch.from_numpy(input_ids),
         labels_BL=torch.from_numpy(labels),

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.vlm.data.conversations import ImageFiles, every_one
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import ImageError, SampleError
 from alignkd.vlm.inputs.images import ImageProcessor
 from alignkd.vlm.inputs.position_map import PositionMap, position_map
 from alignkd.vlm.inputs.templates import (
     IGNORE_LABEL,
     TemplateName,
-    Turn,
     template_fingerprint,
     tokenize_conversation,
     tokenize_question,
@@ -50,22 +49,15 @@ class Example:
 
     Attributes:
         input_ids, labels: int32 [T].
-        pixel_values: float32 [3, image_size, image_size], of k > 1 images [k, 3, image_size, image_size], or None
-            without an image.
+        pixel_values: float32 [3, image_size, image_size] of each image; empty without an image, and where the pixels
+            were taken out.
         positions: the position map of the spliced sequence.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
-    pixel_values: NDArray[np.float32] | None
+    pixel_values: tuple[NDArray[np.float32], ...]
     positions: PositionMap
-
-    @property
-    def pixels_of_images(self) -> tuple[NDArray[np.float32], ...]:
-        """The pixels [3, image_size, image_size] of each image."""
-        if self.pixel_values is None:
-            return ()
-        return tuple(self.pixel_values) if self.pixel_values.ndim == 4 else (self.pixel_values,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,39 +94,37 @@ class ExampleBuilder:
         tokens = tokenize_conversation(turns, template=self.template, num_images=num_images, tokenizer=self.tokenizer)
         return self._place(tokens.input_ids, tokens.labels)
 
-    def build(self, turns: Sequence[Turn], image_bytes: ImageFiles) -> Example:
+    def build(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """The training example of a conversation.
 
         Args:
-            image_bytes: of the image file, a tuple of several in the order of their `<image>`, or None.
+            files: bytes of each image file, in the order of their `<image>`.
 
         Raises:
             SampleError: unusable conversation or image. OverlongError: more than `max_tokens`.
         """
-        return self._example(self.tokenize(turns, num_images=len(every_one(image_bytes))), image_bytes)
+        return self._example(self.tokenize(turns, num_images=len(files)), files)
 
-    def build_question(self, turns: Sequence[Turn], image_bytes: ImageFiles) -> Example:
-        """A prompt that ends where the answer begins (no labels), for generation."""
-        input_ids = tokenize_question(
-            turns, template=self.template, num_images=len(every_one(image_bytes)), tokenizer=self.tokenizer
-        )
-        return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), image_bytes)
+    def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
+        """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
+        input_ids = tokenize_question(turns, template=self.template, num_images=len(files), tokenizer=self.tokenizer)
+        return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), files)
 
     def _place(self, input_ids: list[int], labels: list[int]) -> Tokens:
         positions = position_map(input_ids, labels, vision_tokens=self.vision_tokens)
         return Tokens(input_ids=input_ids, labels=labels, positions=positions)
 
-    def _example(self, tokens: Tokens, image_bytes: ImageFiles) -> Example:
+    def _example(self, tokens: Tokens, files: Sequence[bytes]) -> Example:
         if self.max_tokens is not None and is_overlong(tokens.positions.length, self.max_tokens):
             raise overlong_error(tokens.positions.length, self.max_tokens)
         return Example(
             input_ids=np.asarray(tokens.input_ids, np.int32),
             labels=np.asarray(tokens.labels, np.int32),
-            pixel_values=self._pixels(every_one(image_bytes)),
+            pixel_values=self._pixels(files),
             positions=tokens.positions,
         )
 
-    def _pixels(self, files: Sequence[bytes]) -> NDArray[np.float32] | None:
+    def _pixels(self, files: Sequence[bytes]) -> tuple[NDArray[np.float32], ...]:
         pixels = []
         for number, file in enumerate(files):
             try:
@@ -143,4 +133,4 @@ class ExampleBuilder:
                 if len(files) == 1:
                     raise
                 raise ImageError(f"image {number + 1} of {len(files)}: {error}") from error
-        return np.stack(pixels) if len(pixels) > 1 else pixels[0] if pixels else None
+        return tuple(pixels)

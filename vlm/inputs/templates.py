@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 
@@ -16,10 +17,6 @@ IMAGE_TOKEN_ID = -200
 IGNORE_LABEL = -100
 
 TemplateName = Literal["plain", "v1"]
-V1_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 V1_END_OF_TURN = "</s>"
 V1_ANSWER = " ASSISTANT: "
 PLAIN_SEPARATOR = "\n"
@@ -36,14 +33,6 @@ TEMPLATE_VERSION = 1
 
 class LabelMaskError(SampleError):
     """The original's label mask does not fit the sample: it prints a warning, masks all of it and trains on nothing."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One utterance: `speaker` is "human" or "gpt"."""
-
-    speaker: str
-    value: str
 
 
 @dataclass(frozen=True)

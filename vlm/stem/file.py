@@ -14,10 +14,10 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from alignkd.disk.next_step import tried
 from alignkd.vlm.errors import InputError, one_line, unreadable
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.model.config import LLAMA_KEYS, VLMConfig
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, TeacherStem, stem_shapes, stem_sizes
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
-from alignkd.vlm.weights.tower_hash import HASHED_DTYPES
 
 METADATA_KEY = "alignkd_stem"
 # as a store carries it
@@ -65,7 +65,7 @@ class StemInfo:
     @property
     def sizes(self) -> StemSizes:
         """Bytes on the device and on the host."""
-        return stem_sizes(self.config, HASHED_DTYPES[self.dtype], lm_head=self.has_lm_head)
+        return stem_sizes(self.config, TORCH_DTYPES[self.dtype], lm_head=self.has_lm_head)
 
 
 @dataclass(frozen=True, kw_only=True)

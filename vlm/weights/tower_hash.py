@@ -9,17 +9,17 @@ hash: run in bfloat16 the two are one tower, run in float32 they are not.
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors, weight_sources
+from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors
 
-HASHED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What of the tower's configuration decides its features.
 SETTINGS = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
@@ -28,7 +28,7 @@ SETTINGS = (
 
 
 def tower_hashes(
-    tensors: Iterable[tuple[str, Tensor]], config: VLMConfig, dtypes: Iterable[str] = tuple(HASHED_DTYPES)
+    tensors: Iterable[tuple[str, Tensor]], config: VLMConfig, dtypes: Iterable[str] = tuple(TORCH_DTYPES)
 ) -> dict[str, str]:
     """Dtype -> sha256 over the tower's names, shapes and values in that dtype, and the settings of its features.
 
@@ -36,9 +36,9 @@ def tower_hashes(
         tensors: a model's parameters by name, in any order; those outside the tower are passed over. One at a time is
             held in each dtype.
         config: the model's.
-        dtypes: which of `HASHED_DTYPES`.
+        dtypes: which of `TORCH_DTYPES`.
     """
-    wanted = {name: HASHED_DTYPES[name] for name in dtypes}
+    wanted = {name: TORCH_DTYPES[name] for name in dtypes}
     digests: dict[str, dict[str, str]] = {name: {} for name in wanted}
     for key, tensor in tensors:
         if key.startswith(TOWER_PREFIX):
@@ -68,13 +68,14 @@ def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
     return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
 
 
-def checkpoint_tower_hash(folder: Path, config: VLMConfig, dtype: str) -> str:
-    """The hash in `dtype` of the tower in a checkpoint's weight files; nothing else of them is read.
+def checkpoint_tower_hash(checkpoint: Checkpoint, dtype: str) -> str:
+    """The hash in `dtype` of the tower in a checkpoint's weight files; no other tensor is read.
 
     Raises:
-        InputError: the folder has no weights, or no tower among them.
+        InputError: the checkpoint has no weights, or no tower among them.
     """
-    return tower_hashes(tower_tensors(folder, weight_sources(folder)), config, [dtype])[dtype]
+    tensors = tower_tensors(checkpoint.folder, checkpoint.sources)
+    return tower_hashes(tensors, checkpoint.config, [dtype])[dtype]
 
 
 def _digest(tensor: Tensor) -> str:

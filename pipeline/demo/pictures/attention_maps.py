@@ -18,7 +18,7 @@ from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.templates import TemplateName
 from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.weights.checkpoint import Checkpoint
 
 # Words that say which part of the picture, or which digit, is asked about; the last one of a question counts.
 TELLING_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
@@ -45,12 +45,11 @@ def attention_maps(
     checkpoint: Path, questions: Sequence[Sample], images: Path, *, template: TemplateName, vision_config: Path | None
 ) -> list[AttentionMap]:
     """The attention of a checkpoint for each of `questions`, which all have an image."""
-    builder = load_example_builder(checkpoint, template=template, vision_config=vision_config)
-    model = load_model(checkpoint, vision_config=vision_config)
+    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
+    builder, model = opened.example_builder(template), opened.load_model()
     maps = []
     for sample in questions:
-        assert sample.image is not None
-        example = builder.build_question(sample.turns[:1], read_images(images, sample.image))
+        example = builder.build_question(sample.turns[:1], read_images(images, sample.images))
         batch, (word, row) = collate_sequences([example]), telling_position(example, builder.tokenizer)
         assert batch.pixel_values_ICHW is not None
         embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
@@ -75,8 +74,8 @@ def telling_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple
 
 def _pixels(example: Example, builder: ExampleBuilder) -> NDArray[np.float32]:
     """The pixel values before normalisation."""
-    assert example.pixel_values is not None
+    (pixels_CHW,) = example.pixel_values
     processor = builder.image_processor
     mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
-    pixels_HWC: NDArray[np.float32] = np.clip(example.pixel_values.transpose(1, 2, 0) * std + mean, 0, 1)
+    pixels_HWC: NDArray[np.float32] = np.clip(pixels_CHW.transpose(1, 2, 0) * std + mean, 0, 1)
     return pixels_HWC

@@ -21,8 +21,9 @@ from alignkd.pipeline.demo.world.questions import (
     ask_text,
 )
 from alignkd.pipeline.demo.world.scenes import make_scene
+from alignkd.vlm.data.turns import V1_SYSTEM
 from alignkd.vlm.errors import InputError, one_line
-from alignkd.vlm.inputs.templates import ROLE_NAMES, V1_SYSTEM
+from alignkd.vlm.inputs.templates import ROLE_NAMES
 
 TOKENIZER_MODEL = Path(__file__).parents[1] / "assets" / "tokenizer.model"
 VOCAB_SIZE = 404

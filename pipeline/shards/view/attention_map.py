@@ -55,8 +55,7 @@ def attention_map(
         raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
     if head is not None and not 0 <= head < heads:
         raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
-    attention = as_float32(record.attention)
-    attention = attention[image] if record.num_images > 1 else attention
+    attention = as_float32(record.attention)[image]
     shown = "mean over heads" if head is None else f"head {head}"
     attention = attention.mean(1) if head is None else attention[:, head]
     if token is None:

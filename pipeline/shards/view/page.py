@@ -14,8 +14,8 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
         note: said in place of what the teacher says.
     """
     lines = [f"{name:<14}{seen[name]}" for name in ("id", "index", "key")]
-    for name in ("image", "image_sha256"):
-        lines += [f"{name:<14}{value}" for value in (seen[name] if seen["num_images"] > 1 else [seen[name]])]
+    for image, sha256 in zip(seen["images"], seen["image_sha256"], strict=True):
+        lines += [f"{'image':<14}{image}", f"{'image_sha256':<14}{sha256}"]
     lines += [f"{turn['from']:>12}: {turn['value']!r}" for turn in seen["conversations"]]
     vision = ", ".join(f"{first}..{last}" for first, last in seen["vision_spans"]) or "none"
     lines.append(

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from alignkd.pipeline.picture_file import SHARDS_SHOW, save_picture
 from alignkd.pipeline.shards.view.attention_map import attention_map, is_padded, map_extent
 from alignkd.pipeline.shards.view.pieces import Pieces
-from alignkd.storage.record.images import every_one
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.vlm.errors import SampleError
@@ -62,7 +61,7 @@ def draw_attention(
 
 
 def _checked(record: Record, files: Sequence[bytes]) -> Sequence[bytes]:
-    for image, sha256, content in zip(record.images, every_one(record.image_sha256), files, strict=True):
+    for image, sha256, content in zip(record.images, record.image_sha256, files, strict=True):
         if (found := hashlib.sha256(content).hexdigest()) != sha256:
             raise SampleError(
                 f"image {image}: sha256 is {found[:12]}, the teacher saw {sha256[:12]}; "

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignkd.storage.record.record import IMAGE_TOKEN
+from alignkd.storage.record.record import IMAGE_TOKEN_ID
 from alignkd.vlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Pieces:
         return self._tokenizer is not None
 
     def __call__(self, token: int) -> str:
-        if token == IMAGE_TOKEN:
+        if token == IMAGE_TOKEN_ID:
             return IMAGE_PIECE
         if self._tokenizer is None or not 0 <= token < len(self._tokenizer):
             return f"#{token}"

@@ -21,8 +21,8 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
     """Every array of a record under its public name; targets that are not stored are left out.
 
     Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P]. Ids, labels,
-    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. Of k > 1 images P is
-    k * P, image by image, and their files are `image_bytes_0`, `image_bytes_1`, ...
+    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. With k images P is
+    k * P, image by image; their files are `image_bytes_0`, `image_bytes_1`, ...
     """
     tensors: dict[str, NDArray[Any] | None] = {
         "input_ids": record.input_ids,
@@ -41,17 +41,13 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
         **_logit_tensors(record.logits),
     }
     widened = {name: _widened(values) for name, values in tensors.items() if values is not None}
-    files = record.image_files
-    names = (
-        [f"image_bytes_{number}" for number in range(len(files))] if len(files) > 1 else ["image_bytes"] * len(files)
-    )
-    return widened | {name: np.frombuffer(file, np.uint8) for name, file in zip(names, files, strict=True)}
+    return widened | {
+        f"image_bytes_{number}": np.frombuffer(file, np.uint8) for number, file in enumerate(record.image_bytes)
+    }
 
 
 def heads_first(attention: NDArray[Any]) -> NDArray[Any]:
-    """[R, Ht, C] or, of k images, [k, R, Ht, P] -> [Ht, R, C], the images' columns side by side."""
-    if attention.ndim == 3:
-        return attention.transpose(1, 0, 2)
+    """[k, R, Ht, C] -> [Ht, R, k * C], the images' columns side by side."""
     k, rows, heads, columns = attention.shape
     return attention.transpose(2, 1, 0, 3).reshape(heads, rows, k * columns)
 
@@ -75,8 +71,8 @@ def summary(
         "key": record.key,
         "id": record.id,
         "index": record.index,
-        "image": record.image,
-        "image_sha256": record.image_sha256,
+        "images": list(record.images),
+        "image_sha256": list(record.image_sha256),
         "num_images": record.num_images,
         "conversations": record.conversations,
         "num_tokens": len(record.input_ids),

@@ -10,7 +10,7 @@ from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import distribution_of, log_normalisers
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
-from alignkd.storage.record.record import IGNORED_LABEL, Record
+from alignkd.storage.record.record import IGNORE_LABEL, Record
 
 TOP_TOKENS = 5
 
@@ -22,7 +22,7 @@ def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> l
     piece and number of draws, beside the teacher's `entropy`. Neither where nothing is stored, or hidden states without
     their lm_head.
     """
-    labels = record.labels[1:][record.labels[1:] != IGNORED_LABEL].tolist()
+    labels = record.labels[1:][record.labels[1:] != IGNORE_LABEL].tolist()
     rows = [
         {"position": position, "label": label, "label_piece": pieces(label)}
         for position, label in zip(record.supervised_positions.tolist(), labels, strict=True)

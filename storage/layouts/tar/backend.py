@@ -1,10 +1,11 @@
 """WebDataset layout: a shard is one tar of plain files, and an index that makes it randomly readable."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.layouts.protocol import Verified
+from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
+from alignkd.storage.layouts.tar.predict import predicted_shard
 from alignkd.storage.layouts.tar.reader import TarSource
 from alignkd.storage.layouts.tar.writer import TarSink
 from alignkd.storage.schema.columns import Column
@@ -13,7 +14,7 @@ from alignkd.storage.schema.manifest import Manifest
 
 
 class WebDatasetBackend:
-    """See `layouts.protocol.Backend`; file names follow the shard's number, so that tars can be moved together."""
+    """See `layouts.protocol.Backend`; files are named by the shard's number, so that tars may share one folder."""
 
     files_per_shard = 1
     descriptions: frozenset[str] = frozenset()
@@ -28,6 +29,10 @@ class WebDatasetBackend:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> TarSource:
-        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit, verified)
+        return TarSource(files, folder, shard_name(commit.shard), manifest, columns, commit)
+
+    def predicted_bytes(
+        self, manifest: Manifest, columns: Sequence[Column], shards: Iterable[ShardRows], *, overhead: bool = True
+    ) -> Iterator[PredictedShard]:
+        return (predicted_shard(manifest, columns, rows) for rows in shards)

@@ -2,34 +2,38 @@
 
     __store__/manifest.json                 the manifest, without what may differ between writers
     000000017.json                          key, id, index, image_record, conversations, image, image_sha256
-    000000017.input_ids.npy                 one array for each column that the record has; .npy version 1.0
+    000000017.input_ids.npy                 one array per column that the record has; .npy version 1.0
     000000017.attention.npy
-    000000017.vision_embeddings.npy         columns of the image come last, and only in the record that brings the image
-    000000017.jpg                           the image file's bytes, where the store embeds them; several of one record
-                                            are one .bin (`several_images.pack_files`)
-    __end__/counts.json                     what the shard holds, to tell a whole tar from one cut between members
+    000000017.vision_embeddings.npy         arrays of the image, last and only in the first record that shows the image
+    000000017.jpg                           bytes of the image file, if the store embeds them; several images of one
+                                            record are one .bin (`record/images.pack_files`)
+    __end__/counts.json                     number of records, members and rows: a tar cut between members lacks it
 
 Members of a record are consecutive. `image_record` is the name (`000000017`) of the record that holds the image's
-arrays and bytes, null without an image. Readers that follow the WebDataset convention skip names that begin with
-`__x__/`. Headers are ustar with time, owner and mode fixed, npy headers 128 bytes long: array data begins at a multiple
-of 64, and the same records give the same bytes.
+arrays and bytes, null without an image. Readers that follow the WebDataset convention skip names that start with
+`__x__/`. Headers are ustar with fixed time, owner and mode; npy headers are 128 bytes long. So array data starts at a
+multiple of 64, and the same records give the same bytes.
 """
 
 import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.layouts.tables import IMAGE_GROUPS
-from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import VOLATILE, Manifest
 from alignkd.storage.schema.sealed_json import canonical
+
+Buffer = bytes | NDArray[Any]
+Offset = TypeVar("Offset", int, NDArray[np.int64])
 
 BLOCK = 512
 NPY_HEADER = 128
@@ -37,14 +41,14 @@ NPY_MAGIC = b"\x93NUMPY\x01\x00"
 MANIFEST_MEMBER = "__store__/manifest.json"
 COUNTS_MEMBER = "__end__/counts.json"
 END = bytes(2 * BLOCK)
-# fields of a ustar header; a longer name is cut in two by tarfile
+# fields of a ustar header; tarfile splits a longer name in two
 _NAME_BYTES = 100
 _SIZE_FIELD, _CHECKSUM_FIELD = slice(124, 136), slice(148, 156)
 JSON = "json"
-IMAGE_BYTES = "image_bytes"
+NPY = ".npy"
 # stored in the JSON member and in the index, not as arrays
 NOT_ARRAYS = (OFFSETS, RECORDS, KEYS, "id", "text")
-# one row for each record or image: shown to other readers without the axis of length one (several images have it)
+# One row per record or image: other readers see it without the axis of length one. Several images keep the axis.
 ONE_ROW_GROUPS = ("top", "image")
 
 _MAGIC_NUMBERS = (
@@ -58,8 +62,8 @@ _MAGIC_NUMBERS = (
 IMAGE_SUFFIXES = (*(suffix for suffix, _ in _MAGIC_NUMBERS), "bin")
 
 
-def aligned(offset: int) -> int:
-    """The next multiple of a tar block."""
+def aligned(offset: Offset) -> Offset:
+    """The next multiple of a tar block; of one offset or of an array of them."""
     return -(-offset // BLOCK) * BLOCK
 
 
@@ -72,7 +76,7 @@ def member_header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii", "replace")
     if len(encoded) > _NAME_BYTES or not name.isascii() or not 0 <= size < 1 << 33:
         return _tarfile_header(name, size)
-    # all else is the same for every member; tarfile takes ten times as long to spell it again
+    # the rest is the same for every member; tarfile takes ten times as long to make a whole header
     header = bytearray(_tarfile_header("", 0))
     header[: len(encoded)] = encoded
     header[_SIZE_FIELD] = b"%011o\0" % size
@@ -92,69 +96,102 @@ def _tarfile_header(name: str, size: int) -> bytes:
 
 
 def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
-    """Header of an .npy file, version 1.0, in the one spelling that this layout uses."""
+    """Header of an .npy file, version 1.0, always with the same spaces and padding."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
     size = NPY_HEADER - len(NPY_MAGIC) - 2
     if len(text) >= size:
-        raise StoreError(f"an array of shape {tuple(shape)} has too long a description for the tar layout")
+        raise StoreError(
+            f"an array of shape {tuple(shape)} has a description that is too long for the tar layout; the zarr backend "
+            "has no such limit"
+        )
     return NPY_MAGIC + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n"
 
 
 def shown_shape(column: Column, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a record's rows as other readers see it."""
+    """Shape in the .npy header of a record's rows."""
     return shape[1:] if column.group in ONE_ROW_GROUPS and shape[0] == 1 else shape
 
 
-def array_columns(columns: Sequence[Column]) -> list[Column]:
-    """Columns that become members, in the order of members: those of the image last, its file's bytes at the end."""
+@dataclass(frozen=True)
+class Member:
+    """One place in the order of a record's members.
+
+    Attributes:
+        column: the column whose rows are the member's data; None for the JSON member.
+        of_image: only the record that brings an image has this member.
+    """
+
+    column: Column | None = None
+    of_image: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return JSON if self.column is None else self.column.name
+
+    @property
+    def header_bytes(self) -> int:
+        """Length of the .npy header."""
+        return 0 if self.column is None or self.column.name == IMAGE_BYTES else NPY_HEADER
+
+    def file_name(self, index: int, data: Buffer) -> str:
+        """Name in the tar; `index` is the record's position in the data set, `data` the member's data."""
+        if self.column is not None and self.column.name == IMAGE_BYTES:
+            return f"{record_name(index)}.{image_suffix(bytes(data[:16]))}"
+        return f"{record_name(index)}.{self.name if self.column is None else self.name + NPY}"
+
+    def frame(self, index: int, data: Buffer, shape: tuple[int, ...]) -> bytes:
+        """All bytes before the member's data: the tar header and the .npy header.
+
+        Args:
+            shape: of the record's rows of the column.
+        """
+        header = b""
+        if self.column is not None and self.header_bytes:
+            header = npy_header(self.column.dtype, shown_shape(self.column, shape))
+        return member_header(self.file_name(index, data), len(header) + len(data)) + header
+
+
+def record_members(columns: Sequence[Column]) -> tuple[Member, ...]:
+    """A record's members in the order of the tar: its JSON, its arrays, and what belongs to its image.
+
+    This is the only statement of that order. Writer, reader, checks, rebuilding and prediction iterate over it.
+    """
     arrays = [column for column in columns if column.name not in NOT_ARRAYS]
-    return sorted(arrays, key=lambda column: IMAGE_GROUPS.index(column.group) + 1 if is_image(column) else 0)
-
-
-def is_image(column: Column) -> bool:
-    """Whether only the record that brings an image has these rows."""
-    return column.group in IMAGE_GROUPS
+    own = [Member(column) for column in arrays if column.group not in IMAGE_GROUPS]
+    image = [Member(column, of_image=True) for group in IMAGE_GROUPS for column in arrays if column.group == group]
+    return (Member(), *own, *image)
 
 
 def record_name(index: int) -> str:
-    """What all members of a record begin with; `index` is its position in the data set."""
+    """Start of the names of a record's members; `index` is the record's position in the data set."""
     return f"{index:09d}"
 
 
-def array_suffix(column: Column, data: bytes | NDArray[np.uint8]) -> str:
-    """What follows a record's name; an image's bytes are recognised by how they begin."""
-    return image_suffix(bytes(data[:16])) if column.name == IMAGE_BYTES else f"{column.name}.npy"
-
-
-def array_header(column: Column, shape: tuple[int, ...]) -> bytes:
-    """What stands between a member's tar header and its data."""
-    return b"" if column.name == IMAGE_BYTES else npy_header(column.dtype, shown_shape(column, shape))
-
-
 def image_suffix(beginning: bytes) -> str:
-    """File name suffix of an image file that begins with these bytes; `bin` for an unknown kind."""
+    """File name suffix of an image file with these first bytes; `bin` for an unknown format."""
     return next((suffix for suffix, magic in _MAGIC_NUMBERS if magic.match(beginning)), "bin")
 
 
 def json_head(*, key: str, id: str, index: int, image_record: int | None) -> bytes:
-    """How a record's JSON member begins: the fields that the shard's tables hold, up to and with the comma.
+    """Start of a record's JSON member: the fields that are in the shard's tables, up to and including the comma.
 
-    `image_record` is the index of the record that brought the image.
+    `image_record` is the data-set index of the record that stores the image.
     """
     shown = None if image_record is None else record_name(image_record)
     head = {"key": key, "id": id, "index": index, "image_record": shown}
     text = json.dumps(head, ensure_ascii=False, separators=(",", ":"))
-    # data sets hold lone surrogates now and then; the store keeps what it was given
+    # some data sets contain lone surrogates; the store keeps them
     return text[:-1].encode("utf-8", "surrogatepass") + b","
 
 
 def json_member(head: bytes, text: bytes) -> bytes:
-    """The JSON member: the head and the fields of the column `text`, one object."""
+    """The JSON member: one object of the fields in the head and those of the column `text`."""
     return head + text[1:]
 
 
 def text_rows(member: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
-    """The `length` bytes of the column `text` again, from the JSON member's bytes."""
+    """The `length` bytes of the column `text`, restored from the JSON member's bytes."""
     rows = np.empty(length, np.uint8)
     if length:
         rows[0] = ord("{")
@@ -163,12 +200,12 @@ def text_rows(member: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
 
 
 def opening(manifest: Manifest) -> bytes:
-    """All that comes before the first record."""
+    """All bytes before the first record."""
     return _whole_member(MANIFEST_MEMBER, canonical(manifest.model_dump(exclude=VOLATILE)))
 
 
 def closing(num_records: int, num_members: int, rows: Mapping[str, int]) -> bytes:
-    """All that comes after the last record; `rows` in each group."""
+    """All bytes after the last record; `rows`: number of rows in each group."""
     counts = {"num_records": num_records, "num_members": num_members, "rows": dict(rows)}
     return _whole_member(COUNTS_MEMBER, canonical(counts)) + END
 

@@ -1,4 +1,4 @@
-"""The index beside a tar shard (`NNNNNNNN.idx`): the shard's tables, and where every member's data lies.
+"""The index of a tar shard (`NNNNNNNN.idx`): the shard's tables, and the place of every member's data.
 
 Little-endian, each array at a multiple of 8 bytes:
 
@@ -9,16 +9,17 @@ Little-endian, each array at a multiple of 8 bytes:
     i8  offsets [n + 1, g]                  rows of each record in each group, as in the zarr layout
     i8  records [n, f]                      numbers of each record
     u1  keys [n, 32]
-    u1  ids                                 UTF-8, parted by `offsets`
-    i8  parts [n, 3]                        where the record begins, where its image's members begin, where it ends
+    u1  ids                                 UTF-8, separated by `offsets`
+    i8  parts [n, 3]                        start of the record, start of its image's members, end of the record
     u4  part_checksums [n, 2]               crc32c of all bytes of both parts, headers and padding included
-    (i8 offset, i8 size, u4 crc32c) [n, m]  data of each member, without headers; -1, 0, 0 where there is none
-    u4  crc32c of all that comes before
+    (i8 offset, i8 size, u4 crc32c) [n, m]  data of each member, without headers; -1, 0, 0 if the record has no such
+    u4  crc32c of all bytes before it
 
-Members are the JSON and then the columns in the order of `tar_format.array_columns`. Names of groups, fields and
-columns follow from the manifest, which the tar itself holds.
+Members are in the order of `format.record_members`. Names of groups, fields and columns follow from the manifest, which
+is in the tar.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +34,19 @@ from alignkd.storage.files.source import REPAIR
 MAGIC = b"alignidx"
 VERSION = 1
 MAX_BYTES = 1 << 30
+CRC_BYTES = 4
 PLACE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32c", "<u4")])
 _HEADER = struct.Struct("<8sIIQIIQQQQII")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TarIndex:
-    """See the module's description; `head_bytes` is the opening's length, `tail_start` where the closing begins."""
+    """See the module's description.
+
+    Attributes:
+        head_bytes: length of the opening.
+        tail_start: offset of the closing.
+    """
 
     offsets: NDArray[np.int64]
     records: NDArray[np.int64]
@@ -55,7 +62,7 @@ class TarIndex:
     tail_checksum: int
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Content of the index file."""
         n, m = self.places.shape
         header = _HEADER.pack(
             MAGIC,
@@ -73,7 +80,7 @@ class TarIndex:
         )
         arrays = (self.offsets, self.records, self.keys, self.ids, self.parts, self.part_checksums, self.places)
         content = _padded(header) + b"".join(_padded(array.tobytes()) for array in arrays)
-        return content + crc32c(content).to_bytes(4, "little")
+        return content + crc32c(content).to_bytes(CRC_BYTES, "little")
 
 
 def parse_index(data: bytes, where: str) -> TarIndex:
@@ -82,33 +89,22 @@ def parse_index(data: bytes, where: str) -> TarIndex:
     Raises:
         CorruptStoreError: damaged, of another version, or with sizes that do not fit each other.
     """
-    if len(data) < _HEADER.size + 4 or data[:8] != MAGIC:
-        raise CorruptStoreError(f"{where}: {len(data)} bytes are no index of a tar shard; {REPAIR}")
-    found, actual = int.from_bytes(data[-4:], "little"), crc32c(data[:-4])
+    if len(data) < _HEADER.size + CRC_BYTES or data[:8] != MAGIC:
+        raise CorruptStoreError(f"{where}: {len(data)} bytes are not an index of a tar shard; {REPAIR}")
+    found, actual = int.from_bytes(data[-CRC_BYTES:], "little"), crc32c(data[:-CRC_BYTES])
     if found != actual:
         raise CorruptStoreError(f"{where}: crc32c is {actual:08x}, stored {found:08x}; {REPAIR}")
     _, version, m, n, g, f, id_bytes, tar_bytes, head_bytes, tail_start, head, tail = _HEADER.unpack_from(data)
     if version != VERSION:
         raise CorruptStoreError(f"{where}: version is {version}, this alignkd reads {VERSION}; use a matching alignkd")
-    shapes: list[tuple[Any, tuple[int, ...]]] = [
-        ("<i8", (n + 1, g)),
-        ("<i8", (n, f)),
-        ("u1", (n, 32)),
-        ("u1", (id_bytes,)),
-        ("<i8", (n, 3)),
-        ("<u4", (n, 2)),
-        (PLACE, (n, m)),
-    ]
     arrays, at = [], _aligned(_HEADER.size)
-    for dtype, shape in shapes:
-        size = np.dtype(dtype).itemsize
-        for length in shape:  # Python numbers: absurd sizes must not wrap around
-            size *= length
-        if at + size > len(data) - 4:
+    for dtype, shape in _arrays(n, g, f, id_bytes, m):
+        size = _num_bytes(dtype, shape)
+        if at + size > len(data) - CRC_BYTES:
             raise CorruptStoreError(f"{where}: {n} records with {m} members do not fit {len(data)} bytes; {REPAIR}")
-        arrays.append(np.frombuffer(data, dtype, size // np.dtype(dtype).itemsize, at).reshape(shape))
+        arrays.append(np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(shape))
         at += _aligned(size)
-    if at != len(data) - 4:
+    if at != len(data) - CRC_BYTES:
         raise CorruptStoreError(f"{where}: {n} records with {m} members do not fill {len(data)} bytes; {REPAIR}")
     offsets, records, keys, ids, parts, part_checksums, places = arrays
     return TarIndex(
@@ -128,7 +124,7 @@ def parse_index(data: bytes, where: str) -> TarIndex:
 
 
 class IndexBuilder:
-    """Collects an index record by record, for the writer and for rebuilding."""
+    """Collects an index record by record."""
 
     def __init__(self, num_groups: int) -> None:
         self._offsets: list[Any] = [np.zeros(num_groups, np.int64)]
@@ -150,7 +146,7 @@ class IndexBuilder:
         checksums: tuple[int, int],
         places: list[tuple[int, int, int]],
     ) -> None:
-        """The next record: its rows of `offsets` and `records`, and where its bytes are."""
+        """Add the next record: its rows of `offsets` and `records`, and the places of its bytes."""
         self._offsets.append(ends)
         self._records.append(numbers)
         self._keys.append(key)
@@ -169,7 +165,7 @@ class IndexBuilder:
 
     @property
     def ends(self) -> NDArray[np.int64]:
-        """Rows in each group so far."""
+        """Number of rows in each group so far."""
         ends: NDArray[np.int64] = self._offsets[-1]
         return ends
 
@@ -195,6 +191,30 @@ class IndexBuilder:
             head_checksum=crc32c(opening),
             tail_checksum=crc32c(closing),
         )
+
+
+def index_bytes(records: int, groups: int, fields: int, id_bytes: int, members: int) -> int:
+    """Length of an index file."""
+    arrays = _arrays(records, groups, fields, id_bytes, members)
+    return _aligned(_HEADER.size) + sum(_aligned(_num_bytes(*array)) for array in arrays) + CRC_BYTES
+
+
+def _arrays(n: int, g: int, f: int, id_bytes: int, m: int) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
+    """dtype and shape of each array of the file, in their order; letters as in the module's description."""
+    i8, u4, u1 = np.dtype("<i8"), np.dtype("<u4"), np.dtype("u1")
+    return [
+        (i8, (n + 1, g)),
+        (i8, (n, f)),
+        (u1, (n, 32)),
+        (u1, (id_bytes,)),
+        (i8, (n, 3)),
+        (u4, (n, 2)),
+        (PLACE, (n, m)),
+    ]
+
+
+def _num_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype.itemsize  # not numpy: hostile sizes must not overflow
 
 
 def _aligned(size: int) -> int:

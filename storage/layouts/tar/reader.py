@@ -11,20 +11,17 @@ from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.buffers import empty
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import REPAIR, ByteFile, Bytes, StoreFiles
-from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import NONE, ShardTables, tables_from
 from alignkd.storage.layouts.tar.check import frame_problem, places_problem
-from alignkd.storage.layouts.tar.format import array_columns, closing, opening, text_rows
+from alignkd.storage.layouts.tar.format import closing, opening, record_members, text_rows
 from alignkd.storage.layouts.tar.index import MAX_BYTES, TarIndex, parse_index
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
 from alignkd.storage.schema.manifest import Manifest
 
-# smaller arrays are copied out of the range that was read, so that keeping one does not keep a megabyte
+# smaller arrays are copied, so that keeping one does not keep a whole record in memory
 COPY_BYTES = 1 << 14
-# which parts of records were verified: key of `Verified`
-PARTS = "parts"
 
 Rows = dict[str, NDArray[Any]]
 _BYTE = np.dtype(np.uint8)
@@ -41,14 +38,15 @@ class TarSource:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> None:
         self.files, self.folder, self.manifest, self.columns, self.commit = files, folder, manifest, columns, commit
-        self._arrays = array_columns(columns)
+        self._record_members = record_members(columns)
         groups = self._group_numbers(columns)
         self._text_group = groups["text"]
         self._cuts = [
-            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width) for c in self._arrays
+            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width)
+            for member in self._record_members
+            if (c := member.column) is not None
         ]
         self._by_name = {column.name: column for column in columns}
         tar, self._idx_label = self._entry(f"{name}.tar"), files.label(f"{folder}/{name}.idx")
@@ -63,9 +61,6 @@ class TarSource:
         self._tar: ByteFile | None = None
         self._opened()
         self._offsets = np.ascontiguousarray(self.index.places["offset"])
-        self._verified = None
-        if verified is not None:
-            self._verified = verified.setdefault(PARTS, bytearray(2 * len(self._tables)))
 
     def tables(self) -> ShardTables:
         return self._tables
@@ -94,7 +89,7 @@ class TarSource:
         return arrays.__getitem__
 
     def rows_without_member(self, record: int, name: str) -> NDArray[Any]:
-        """A record's rows of a column that is in the index, or that the record does not have."""
+        """A record's rows of a column that is in the index or that the record does not have."""
         if name == KEYS:
             return self.index.keys[record : record + 1].copy()
         if name == "id":
@@ -122,7 +117,7 @@ class TarSource:
             if (found := crc32c(data)) != committed:
                 raise self._wrong(self._tar_label, f"byte {start}: crc32c is {found:08x}, indexed {committed:08x}")
             if data.tobytes() != expected:
-                raise self._wrong(self._tar_label, f"byte {start}: is no member of this store's shards")
+                raise self._wrong(self._tar_label, f"byte {start}: is not a member of this store's shards")
 
     def damage(self, *, headers: bool = True) -> list[str]:
         problems = []
@@ -150,12 +145,12 @@ class TarSource:
         data = content.tobytes()
         found = hashlib.sha256(data).hexdigest()
         if found != entry.sha256:
-            # what is wrong inside says more
+            # a problem inside is more specific than the sha256
             parse_index(data, self._idx_label)
             raise self._wrong(self._idx_label, f"sha256 is {found[:12]}, committed {entry.sha256[:12]}")
         index = parse_index(data, self._idx_label)
         shapes = {column.name: column.row_shape for column in self.columns}
-        expected = (*shapes[OFFSETS], *shapes[RECORDS], 1 + len(self._arrays), self.commit.num_records)
+        expected = (*shapes[OFFSETS], *shapes[RECORDS], len(self._record_members), self.commit.num_records)
         held = (index.offsets.shape[1], index.records.shape[1], index.places.shape[1], len(index.records))
         if held != expected:
             raise self._wrong(self._idx_label, f"has groups, fields, members, records {held}, expected {expected}")
@@ -171,18 +166,16 @@ class TarSource:
         if index.tar_bytes != tar.bytes:
             return f"describes a tar of {index.tar_bytes} bytes, committed {tar.bytes}"
         if len(index.ids) != self._tables.rows_of("id"):
-            return f"holds {len(index.ids)} bytes of ids, offsets say {self._tables.rows_of('id')}"
-        return places_problem(index, self._tables, self._arrays)
+            return f"holds {len(index.ids)} bytes of ids, expected {self._tables.rows_of('id')} by the offsets"
+        return places_problem(index, self._tables, self._record_members)
 
     def _read(self, record: int, start: int, end: int) -> Bytes:
         """Verified bytes of one or both parts of a record."""
         data = self._pread(start, end)
-        seen, (begin, image, stop) = self._verified, self.index.parts[record].tolist()
+        begin, image, stop = self.index.parts[record].tolist()
         for part, first, last in ((0, begin, image), (1, image, stop)):
-            if start <= first < last <= end and (seen is None or not seen[2 * record + part]):
+            if start <= first < last <= end:
                 self._verify(record, part, data[first - start : last - start], first)
-                if seen is not None:
-                    seen[2 * record + part] = 1
         return data
 
     def _verify(self, record: int, part: int, data: Bytes, start: int) -> None:
@@ -199,11 +192,11 @@ class TarSource:
         raise self._wrong(where, f"crc32c is {found:08x}, indexed {committed:08x}")
 
     def _members(self, record: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
-        names = ("json", *(column.name for column in self._arrays))
+        names = [member.name for member in self._record_members]
         return zip(names, self.index.places[record].tolist(), strict=True)
 
     def _cut(self, record: int, data: Bytes, arrays: Rows, numbers: dict[str, int], *, own: bool, image: bool) -> None:
-        """Arrays of a record's members; the index was checked, so every one lies within the data."""
+        """Put the arrays of a record's members into `arrays`; the index was checked, so all of them are in the data."""
         begin, middle, _ = self.index.parts[record].tolist()
         start = begin if own else middle
         offsets = self._offsets[record].tolist()
@@ -223,12 +216,12 @@ class TarSource:
             arrays[name] = array.copy() if rows * row_bytes < COPY_BYTES else array
 
     def _record_problems(self, record: int, *, headers: bool) -> list[str]:
-        """Wrong checksums (raised) and, where they are right, headers that are not those of the record's arrays."""
+        """Raise for wrong checksums; describe headers that are not those of the record's arrays."""
         start, _, end = self.index.parts[record].tolist()
         data = self._read(record, start, end)
         if not headers:
             return []
-        problem = frame_problem(self.index, self._tables, self._arrays, record, data)
+        problem = frame_problem(self.index, self._tables, self._record_members, record, data)
         return [f"{self._tar_label}, record {record}: {problem}; {REPAIR}"] if problem else []
 
     def _closing(self) -> bytes:
@@ -242,7 +235,7 @@ class TarSource:
         return data
 
     def _opened(self) -> ByteFile:
-        """The tar, opened anew after `release`."""
+        """Open the tar, again after `release`."""
         entry, path = self._entry_of_tar, f"{self.folder}/{self._entry_of_tar.path}"
         file = self.files.open(path, f"shard {self.commit.shard}", size=entry.bytes, sha256=entry.sha256)
         if file.size != entry.bytes:
@@ -261,7 +254,7 @@ class TarSource:
 
 
 class _RecordRows(Rows):
-    """A record's rows by column; those that are no member of the tar are made when asked for."""
+    """A record's rows by column; columns without a member are made on demand."""
 
     def __init__(self, source: TarSource, record: int) -> None:
         self._source, self._record = source, record

@@ -1,222 +1,167 @@
-"""The index of a tar shard made again from the tar alone, byte for byte what the writer wrote.
+"""Rebuilds the index of a tar shard from the tar alone, byte for byte as the writer wrote it.
 
-Checksums are computed from the data that is there: the result says where everything is, not that it is undamaged.
-Compare the files' sha256 with the commit record for that (`alignkd shards verify`).
+Every record is read out of the tar and given to the writer again. The bytes that the writer makes are compared with the
+tar and thrown away; the index remains. Its checksums are those of the data that is there: the index says where
+everything is, not that it is undamaged. Compare its sha256 with the commit record for that.
 """
 
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.files.source import LocalFile
 from alignkd.storage.layouts.tables import NONE
 from alignkd.storage.layouts.tar.format import (
-    BLOCK,
     COUNTS_MEMBER,
-    IMAGE_BYTES,
     IMAGE_SUFFIXES,
     MANIFEST_MEMBER,
+    NPY,
     NPY_HEADER,
-    array_columns,
-    array_header,
-    array_suffix,
-    closing,
-    is_image,
+    Buffer,
     json_head,
-    member_header,
-    opening,
+    record_members,
     record_name,
-    shown_shape,
+    text_rows,
 )
-from alignkd.storage.layouts.tar.index import IndexBuilder, TarIndex
-from alignkd.storage.layouts.tar.members import Member, TarMembers
-from alignkd.storage.schema.columns import OFFSETS, RECORDS, Column, columns_of
-from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, parse_manifest
+from alignkd.storage.layouts.tar.members import TarMembers
+from alignkd.storage.layouts.tar.writer import TarWriter
+from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, OFFSETS, RECORDS, Column, columns_of
 
+Rows = dict[str, NDArray[Any]]
 _NPY_SHAPE = re.compile(rb"'shape': \(((?:\d{1,19}, ?)*\d{0,19})\)")
 
 
 def rebuild_index(tar: Path) -> bytes:
-    """Content of the index file of a tar shard; checksums recomputed, compare with the commit's sha256.
+    """Content of the index file of a tar shard.
 
-    Nothing in the tar is executed or unpickled; at most one member is in memory.
+    Nothing in the tar is executed; one record is in memory at a time.
 
     Raises:
-        CorruptStoreError: a member that no writer writes, a tar that is cut, or one that its closing member
-            contradicts; naming file and member.
+        CorruptStoreError: the tar is not what the writer makes of its records: a member that does not belong there, a
+            header that is spelled otherwise, an end that is missing. Names the file and the member.
     """
-    return _Rebuild(TarMembers(LocalFile(tar, str(tar)))).run().to_bytes()
+    members = TarMembers(tar)
+    manifest = members.read_manifest()
+    columns = columns_of(manifest)
+    compared = _ComparedBytes(members)
+    writer = TarWriter(compared, manifest, columns)
+    records = _Records(members, columns)
+    for name, contents in members.records():
+        rows = records.rows(name, contents)
+        compared.what = f"{name}.json"
+        writer.append(rows)
+    compared.what = COUNTS_MEMBER
+    index = writer.finish()
+    if index.tar_bytes != members.file.size:
+        raise members.wrong(compared.what, f"is followed by {members.file.size - index.tar_bytes} bytes")
+    return index.to_bytes()
 
 
-@dataclass
-class _Record:
-    """A record being read: its JSON fields and what its members told."""
+class _ComparedBytes:
+    """Compares what a writer appends with the tar, and keeps nothing.
 
-    name: str
-    document: dict[str, Any]
-    rows: dict[str, int]
-    start: int
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    checksums: list[int] = field(default_factory=lambda: [0, 0])
-    image_start: int = 0
-    end: int = 0
-    width: int = NONE
+    Attributes:
+        what: the member that is being written, for messages.
+    """
+
+    def __init__(self, members: TarMembers) -> None:
+        self._members = members
+        self.num_bytes = 0
+        self.what = MANIFEST_MEMBER
+
+    def append(self, data: Buffer) -> None:
+        found = self._members.read(self.num_bytes, len(data))
+        if found.tobytes() != bytes(data):
+            raise self._members.wrong(self.what, f"or one after it is not as written, from byte {self.num_bytes} on")
+        self.num_bytes += len(data)
 
 
-class _Rebuild:
-    def __init__(self, tar: TarMembers) -> None:
-        self.tar = tar
-        self.manifest, self.opening = self._read_opening()
-        columns = columns_of(self.manifest)
+class _Records:
+    """Turns the members of records into rows of columns and of the tables, in the order of the records."""
+
+    def __init__(self, members: TarMembers, columns: Sequence[Column]) -> None:
+        self._members = members
         labels = {column.name: column.labels for column in columns}
-        self.groups, self.fields = labels[OFFSETS], labels[RECORDS]
-        self.arrays = array_columns(columns)
-        self.index = IndexBuilder(len(self.groups))
-        # record name -> number of the record and row of its image
-        self._records: dict[str, int] = {}
+        self._fields = labels[RECORDS]
+        self._groups = {column.name: column.group for column in columns}
+        self._columns = [member.column for member in record_members(columns) if member.column is not None]
+        self._ends = dict.fromkeys(labels[OFFSETS], 0)
+        self._numbers: dict[str, int] = {}
+        # name of the record that brought an image -> row of the image in the shard
         self._image_rows: dict[str, int] = {}
         self._num_images = 0
 
-    def run(self) -> TarIndex:
-        member = self.tar.at(len(self.opening))
-        while member.name != COUNTS_MEMBER:
-            member = self._read_record(member)
-        rows = dict(zip(self.groups, self.index.ends.tolist(), strict=True))
-        tail = closing(self.index.num_records, self.index.num_members, rows)
-        if self.tar.read(member.start, self.tar.file.size - member.start).tobytes() != tail:
-            raise self.tar.wrong(member.name, f"does not count {self.index.num_records} records; the tar is not whole")
-        return self.index.finish(len(self.fields), 1 + len(self.arrays), self.opening, member.start, tail)
+    def rows(self, name: str, contents: dict[str, Buffer]) -> Rows:
+        """The rows of a record; `contents`: content of each member by what follows the record's name."""
+        if "json" not in contents or name in self._numbers:
+            raise self._members.wrong(f"{name}.json", "is missing or there twice")
+        document = self._members.json(f"{name}.json", contents["json"])
+        rows = self._text_rows(name, document, np.frombuffer(contents["json"], np.uint8))
+        for column in self._columns:
+            suffixes = IMAGE_SUFFIXES if column.name == IMAGE_BYTES else (column.name + NPY,)
+            for suffix in suffixes:
+                if suffix in contents:
+                    rows[column.name] = self._array(f"{name}.{suffix}", contents[suffix], column)
+        return rows | self._tables(name, document, rows)
 
-    def _read_opening(self) -> tuple[Manifest, bytes]:
-        member = self.tar.at(0)
-        if member.name != MANIFEST_MEMBER or member.size > MAX_FILE_BYTES:
-            raise self.tar.wrong(member.name, f"is the first member, expected {MANIFEST_MEMBER}")
-        document = self.tar.json(member)
-        manifest = parse_manifest(document, f"{self.tar.file.label}, member {member.name}")
-        expected = opening(manifest)
-        if self.tar.read(0, member.end).tobytes() != expected:
-            raise self.tar.wrong(member.name, "is not as written")
-        return manifest, expected
-
-    def _read_record(self, member: Member) -> Member:
-        """One record from its JSON member on; returns the member that follows it."""
-        record = self._begin(member)
-        member = self.tar.at(member.end)
-        image = False
-        for column in self.arrays:
-            if is_image(column) and not image:
-                image, record.image_start = True, record.end
-            if self._is(member, record.name, column):
-                self._add_array(record, member, column)
-                member = self.tar.at(member.end)
-            else:
-                record.places.append((-1, 0, 0))
-        if not image:
-            record.image_start = record.end
-        self._finish(record)
-        return member
-
-    def _begin(self, member: Member) -> _Record:
-        name, _, suffix = member.name.partition(".")
-        if suffix != "json":
-            raise self.tar.wrong(member.name, "is not where a writer puts it, expected a record's .json")
-        document, data = self.tar.json(member), self.tar.read(member.content, member.size)
+    def _text_rows(self, name: str, document: dict[str, Any], content: NDArray[np.uint8]) -> Rows:
         try:
-            source = document["image_record"]
-            head = json_head(
-                key=bytes.fromhex(document["key"]).hex(),
-                id=document["id"],
-                index=document["index"],
-                image_record=None if source is None else int(source),
-            )
-            sound = isinstance(document["id"], str) and type(document["index"]) is int
-            sound = sound and len(document["key"]) == 64 and record_name(document["index"]) == name
+            key, id = bytes.fromhex(document["key"]), document["id"].encode("utf-8", "surrogatepass")
+            index, source = document["index"], document["image_record"]
+            image_record = None if source is None else int(source)
+            head = json_head(key=key.hex(), id=document["id"], index=index, image_record=image_record)
+            sound = type(index) is int and record_name(index) == name and len(key) == 32 and len(content) >= len(head)
         except (KeyError, TypeError, ValueError, AttributeError):
-            sound, head = False, b""
-        if not sound or data[: len(head)].tobytes() != head or name in self._records:
-            raise self.tar.wrong(member.name, "is not as written")
-        record = _Record(name, document, {}, member.start)
-        record.rows["text"] = member.size - len(head) + 1
-        record.rows["id"] = len(document["id"].encode("utf-8", "surrogatepass"))
-        self._add(record, member, b"", 0)
-        return record
+            sound = False
+        if not sound:
+            raise self._members.wrong(f"{name}.json", "is not as written")
+        return {
+            KEYS: np.frombuffer(key, np.uint8).reshape(1, 32),
+            "id": np.frombuffer(id, np.uint8),
+            "text": text_rows(content, len(content) - len(head) + 1),
+        }
 
-    def _add_array(self, record: _Record, member: Member, column: Column) -> None:
+    def _array(self, member: str, content: Buffer, column: Column) -> NDArray[Any]:
+        """Rows of an array; dtype and spelling of the .npy header are compared later, with what the writer writes."""
         if column.name == IMAGE_BYTES:
-            shape: tuple[int, ...] = (member.size,)
-            header = b""
-        else:
-            shape = self._shape(member, column)
-            header = array_header(column, shape)
-        if column.name == "attention":
-            record.width = shape[-1]
-        record.rows[column.group] = shape[0]
-        self._add(record, member, header, int(is_image(column)))
-
-    def _shape(self, member: Member, column: Column) -> tuple[int, ...]:
-        """Shape of a record's rows from the .npy header, which must be spelled as written, with this column's dtype."""
-        data = self.tar.read(member.content, min(member.size, NPY_HEADER)).tobytes()
-        found = _NPY_SHAPE.search(data)
+            return np.frombuffer(content, np.uint8)
+        found = _NPY_SHAPE.search(bytes(content[:NPY_HEADER]))
         shown = tuple(int(n) for n in found[1].split(b",") if n.strip()) if found else ()
-        # one row is shown without its axis
-        shape = shown if shown_shape(column, (1,)) or len(shown) > len(column.row_shape) else (1, *shown)
-        fixed = slice(1, -1 if column.variable_width else None)
+        # one row may be shown without its axis
+        shape = shown if len(shown) > len(column.row_shape) else (1, *shown)
+        fixed = slice(0, -1 if column.variable_width else None)
         if (
             len(shape) != 1 + len(column.row_shape)
-            or shape[fixed] != column.row_shape[: -1 if column.variable_width else None]
-            or array_header(column, shape) != data
-            or NPY_HEADER + int(np.prod(shape, dtype=object)) * column.dtype.itemsize != member.size
+            or shape[1:][fixed] != column.row_shape[fixed]
+            or NPY_HEADER + math.prod(shape) * column.dtype.itemsize != len(content)
         ):
-            raise self.tar.wrong(member.name, f"is no array of {column.dtype.str} rows of shape {column.row_shape}")
-        return shape
+            raise self._members.wrong(member, f"is not an array of {column.dtype.str} rows of shape {column.row_shape}")
+        return np.frombuffer(content, column.dtype, offset=NPY_HEADER).reshape(shape)
 
-    def _add(self, record: _Record, member: Member, header: bytes, part: int) -> None:
-        """Note where a member's data is, and checksums of the data and of the whole member."""
-        data = self.tar.read(member.start, member.end - member.start)
-        offset, size = BLOCK + len(header), member.size - len(header)
-        content = data[offset : offset + size]
-        suffix = "json" if not record.places else member.name.partition(".")[2]
-        if suffix != "json" and not suffix.endswith(".npy") and suffix != array_suffix(self.arrays[-1], content):
-            raise self.tar.wrong(member.name, "does not begin as such a file does")
-        if data[:offset].tobytes() != member_header(member.name, member.size) + header or data[offset + size :].any():
-            raise self.tar.wrong(member.name, "has a header or padding that is not as written")
-        record.places.append((member.start + offset, size, crc32c(content)))
-        record.checksums[part] = crc32c(data, record.checksums[part])
-        record.end = member.end
-
-    def _finish(self, record: _Record) -> None:
-        number, source = self.index.num_records, record.document["image_record"]
-        self._records[record.name] = number
-        if source is not None and source != record.name and source not in self._image_rows:
-            raise self.tar.wrong(
-                f"{record.name}.json", f"has image_record {str(source)[:40]!r}, no earlier record's image"
-            )
-        if source is not None and source not in self._image_rows:
-            self._image_rows[source] = self._num_images
-            image = record.document.get("image")
+    def _tables(self, name: str, document: dict[str, Any], rows: Rows) -> Rows:
+        """The record's rows of the shard's tables; see `ShardWriter`, which counts in the same way."""
+        source = document["image_record"]
+        self._numbers[name] = len(self._numbers)
+        if source == name and source not in self._image_rows:
+            self._image_rows[name] = self._num_images
+            image = document.get("image")
             self._num_images += len(image) if isinstance(image, list) else 1
+        if source is not None and source not in self._image_rows:
+            problem = f"has image_record {str(source)[:40]!r}, which is not an earlier record with an image"
+            raise self._members.wrong(f"{name}.json", problem)
+        added = {self._groups[column]: len(values) for column, values in rows.items()}
+        self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
         numbers = {
-            "dataset_index": record.document["index"],
+            "dataset_index": document["index"],
             "image_row": NONE if source is None else self._image_rows[source],
-            "attention_columns": record.width,
-            "image_record": NONE if source is None else self._records[source],
+            "attention_columns": rows["attention"].shape[-1] if "attention" in rows else NONE,
+            "image_record": NONE if source is None else self._numbers[source],
         }
-        added = np.array([record.rows.get(group, 0) for group in self.groups], np.int64)
-        self.index.add(
-            ends=self.index.ends + added,
-            numbers=np.array([numbers[name] for name in self.fields], np.int64),
-            key=bytes.fromhex(record.document["key"]),
-            id=record.document["id"].encode("utf-8", "surrogatepass"),
-            parts=(record.start, record.image_start, record.end),
-            checksums=(record.checksums[0], record.checksums[1]),
-            places=record.places,
-        )
-
-    def _is(self, member: Member, name: str, column: Column) -> bool:
-        if column.name == IMAGE_BYTES:
-            return member.name in {f"{name}.{suffix}" for suffix in IMAGE_SUFFIXES}
-        return member.name == f"{name}.{column.name}.npy"
+        return {
+            OFFSETS: np.array([list(self._ends.values())], "<i8"),
+            RECORDS: np.array([[numbers[field] for field in self._fields]], "<i8"),
+        }

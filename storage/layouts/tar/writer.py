@@ -1,59 +1,61 @@
-"""Writes one tar shard as its records arrive; see `tar_format` and `tar_index`."""
+"""Writes one tar shard as its records arrive; see `format.py` and `index.py`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.files.append import AppendFile, Buffer
+from alignkd.storage.files.append import AppendFile
 from alignkd.storage.files.background import Background
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
 from alignkd.storage.layouts.tables import NONE
-from alignkd.storage.layouts.tar.format import (
-    aligned,
-    array_columns,
-    array_header,
-    array_suffix,
-    closing,
-    is_image,
-    json_head,
-    json_member,
-    member_header,
-    opening,
-    record_name,
-)
-from alignkd.storage.layouts.tar.index import IndexBuilder
+from alignkd.storage.layouts.tar.format import Buffer, aligned, closing, json_head, json_member, opening, record_members
+from alignkd.storage.layouts.tar.index import IndexBuilder, TarIndex
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import Manifest
 
 
-class TarSink:
-    """See `alignkd.storage.layouts.protocol.ShardSink`; holds one record and the index in memory."""
+class Output(Protocol):
+    """Receives the bytes of a tar in order; `num_bytes` counts them."""
 
-    def __init__(self, folder: Path, name: str, manifest: Manifest, columns: Sequence[Column]) -> None:
-        self.folder, self.tar, self.idx = folder, f"{name}.tar", f"{name}.idx"
+    @property
+    def num_bytes(self) -> int: ...
+
+    def append(self, data: Buffer) -> None: ...
+
+
+class TarWriter:
+    """Makes the bytes of a tar out of records, and its index; holds one record and the index in memory."""
+
+    def __init__(self, file: Output, manifest: Manifest, columns: Sequence[Column]) -> None:
         labels = {column.name: column.labels for column in columns}
         self._groups, self._fields = labels[OFFSETS], labels[RECORDS]
-        self._arrays = array_columns(columns)
+        self._members = record_members(columns)
         self._index = IndexBuilder(len(self._groups))
         self._opening = opening(manifest)
-        self._background = Background()
-        self._file = AppendFile(folder / self.tar, background=self._background)
+        self._file = file
         self._file.append(self._opening)
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         numbers = dict(zip(self._fields, rows[RECORDS][0].tolist(), strict=True))
         own, image = _Part(self._file.num_bytes), None
-        own.add(f"{record_name(numbers['dataset_index'])}.json", b"", self._json(rows, numbers))
-        for column in self._arrays:
+        data: Buffer
+        for member in self._members:
             part = own
-            if is_image(column):
+            if member.of_image:
                 part = image = image or _Part(own.end)
-            self._add_array(part, column, rows.get(column.name), numbers["dataset_index"])
+            if member.column is None:
+                data, shape = self._json(rows, numbers), ()
+            elif (values := rows.get(member.name)) is None:
+                part.skip()
+                continue
+            else:
+                data, shape = _bytes_of(values, member.column), values.shape
+            part.add(member.frame(numbers["dataset_index"], data, shape), data)
         image = image or _Part(own.end)
         self._index.add(
             ends=rows[OFFSETS][0],
@@ -67,14 +69,44 @@ class TarSink:
         for piece in own.pieces + image.pieces:
             self._file.append(piece)
 
-    def close(self) -> WrittenShard:
+    def finish(self) -> TarIndex:
+        """Append the last member and return the index of the whole tar."""
         index, tail_start = self._index, self._file.num_bytes
         rows = dict(zip(self._groups, index.ends.tolist(), strict=True))
         tail = closing(index.num_records, index.num_members, rows)
         self._file.append(tail)
-        finished = index.finish(len(self._fields), 1 + len(self._arrays), self._opening, tail_start, tail)
+        return index.finish(len(self._fields), len(self._members), self._opening, tail_start, tail)
+
+    def _json(self, rows: Mapping[str, NDArray[Any]], numbers: Mapping[str, int]) -> bytes:
+        source = numbers["image_record"]
+        if source not in (NONE, self._index.num_records):
+            source_index = int(self._index.numbers(source)[self._fields.index("dataset_index")])
+        else:
+            source_index = numbers["dataset_index"]
+        head = json_head(
+            key=rows[KEYS].tobytes().hex(),
+            id=rows["id"].tobytes().decode("utf-8", "surrogatepass"),
+            index=numbers["dataset_index"],
+            image_record=None if source == NONE else source_index,
+        )
+        return json_member(head, rows["text"].tobytes())
+
+
+class TarSink:
+    """See `alignkd.storage.layouts.protocol.ShardSink`."""
+
+    def __init__(self, folder: Path, name: str, manifest: Manifest, columns: Sequence[Column]) -> None:
+        self.folder, self.tar, self.idx = folder, f"{name}.tar", f"{name}.idx"
+        self._background = Background()
+        self._file = AppendFile(folder / self.tar, background=self._background)
+        self._writer = TarWriter(self._file, manifest, columns)
+
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        self._writer.append(rows)
+
+    def close(self) -> WrittenShard:
         idx = AppendFile(self.folder / self.idx)
-        idx.append(finished.to_bytes())
+        idx.append(self._writer.finish().to_bytes())
         files = [self._file, idx]
         for file in files:
             file.close()
@@ -91,28 +123,6 @@ class TarSink:
         self._background.end()
         self._file.release()
 
-    def _json(self, rows: Mapping[str, NDArray[Any]], numbers: Mapping[str, int]) -> bytes:
-        source = numbers["image_record"]
-        if source not in (NONE, self._index.num_records):
-            source_index = int(self._index.numbers(source)[self._fields.index("dataset_index")])
-        else:
-            source_index = numbers["dataset_index"]
-        head = json_head(
-            key=rows[KEYS].tobytes().hex(),
-            id=rows["id"].tobytes().decode("utf-8", "surrogatepass"),
-            index=numbers["dataset_index"],
-            image_record=None if source == NONE else source_index,
-        )
-        return json_member(head, rows["text"].tobytes())
-
-    def _add_array(self, part: "_Part", column: Column, rows: NDArray[Any] | None, index: int) -> None:
-        if rows is None:
-            part.places.append((-1, 0, 0))
-            return
-        data = np.ascontiguousarray(rows, column.dtype).reshape(-1).view(np.uint8)
-        name = f"{record_name(index)}.{array_suffix(column, data)}"
-        part.add(name, array_header(column, rows.shape), data)
-
 
 class _Part:
     """Consecutive members of a record, not yet written."""
@@ -122,9 +132,12 @@ class _Part:
         self.pieces: list[Buffer] = []
         self.places: list[tuple[int, int, int]] = []
 
-    def add(self, name: str, header: bytes, data: Buffer) -> None:
-        """One member: tar header, the data's own header, data, padding."""
-        frame = member_header(name, len(header) + len(data)) + header
+    def skip(self) -> None:
+        """Note that the record does not have the next member."""
+        self.places.append((-1, 0, 0))
+
+    def add(self, frame: bytes, data: Buffer) -> None:
+        """Add the next member: its headers, its data, padding."""
         offset = self.end + len(frame)
         self.end = aligned(offset + len(data))
         self.pieces += (frame, data, bytes(self.end - offset - len(data)))
@@ -135,3 +148,7 @@ class _Part:
         for piece in self.pieces:
             checksum = crc32c(piece, checksum)
         return checksum
+
+
+def _bytes_of(values: NDArray[Any], column: Column) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values, column.dtype).reshape(-1).view(np.uint8)

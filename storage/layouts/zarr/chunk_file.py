@@ -1,39 +1,33 @@
 """The bytes of one zarr v3 sharding file, written append-only and read with pread.
 
-Layout (zarr core spec, codec `sharding_indexed`, index at the end): inner chunks of a fixed shape, each
-little-endian bytes and their crc32c (4 bytes); then for every chunk of the grid, in C order, (offset, bytes)
-as two uint64, all ones for a chunk that is not there (= zeros); then the crc32c of that index.
+Layout (zarr core spec, codec `sharding_indexed`, index at the end): inner chunks of a fixed shape, each as
+little-endian bytes and their crc32c (4 bytes); then (offset, bytes) of every chunk of the grid in C order, as two
+uint64, all ones for a missing chunk (= zeros); then the crc32c of that index.
 
-Our chunk grid spans rows and, for arrays whose width varies, blocks of columns: padding columns are chunks
-that are not there, so neither writer nor disk pays for them.
+The chunk grid spans rows and, for arrays of variable width, blocks of columns. Padding columns are missing chunks: they
+take no time and no room.
 """
 
-from dataclasses import dataclass
+import math
 
 from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.commit_record import ArrayLayout
 
 CRC_BYTES = 4
+# an entry of the index: offset and length of a chunk
+PLACE_BYTES = 16
 # file name of every description, and the group's attribute with the crc32c of each array's chunks and of its index
 METADATA = "zarr.json"
 CHECKSUMS = "crc32c"
 MISSING = 2**64 - 1
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ArrayLayout:
-    """Shape of a finished array and of its inner chunks, same number of dimensions, rows first."""
-
-    shape: Shape
-    chunk: Shape
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of row blocks and of column blocks."""
-        columns = max(1, -(-self.shape[-1] // self.chunk[-1])) if len(self.shape) > 1 else 1
-        return -(-self.shape[0] // self.chunk[0]), columns
 
 
 def data_file(column: Column) -> str:
     """Path of a column's only chunk file, relative to the shard's folder."""
     return f"{column.name}/{'.'.join(['c'] + ['0'] * (1 + len(column.row_shape)))}"
+
+
+def index_bytes(layout: ArrayLayout) -> int:
+    """Length of the index at the end of a file."""
+    # math.prod, not numpy: a hostile shape must not overflow
+    return math.prod(layout.grid) * PLACE_BYTES + CRC_BYTES

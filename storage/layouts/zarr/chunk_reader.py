@@ -1,11 +1,12 @@
-"""Reads row ranges of one zarr sharding file (see `sharding_layout`) without zarr-python: 50 times faster.
+"""Reads row ranges of one zarr sharding file (see `chunk_file.py`), 10 to 60 times faster than zarr-python.
 
-Whole chunks land in the destination; only the first and the last chunk of a range, of which a part is wanted, pass
-through a buffer. All of a range is read by one call.
+Whole chunks are read into the destination. The first and the last chunk of a range, of which a part is needed, pass
+through a buffer. A range is read by one system call.
 """
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,19 @@ from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.buffers import empty
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import REPAIR, ByteFile, Bytes
-from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, ArrayLayout
+from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, index_bytes
+from alignkd.storage.schema.commit_record import ArrayLayout
 
-# bytes read at once when every chunk of a file is verified
+# bytes per read when every chunk of a file is verified
 SCAN_BYTES = 1 << 22
 _BYTE = np.dtype(np.uint8)
-# where the checksums between chunks go that are not looked at, of every thread
-_IGNORED = memoryview(bytearray(CRC_BYTES))
 _THREAD = threading.local()
 
 
 class ShardingFileReader:
     """Reads row ranges of one array, verified.
 
-    Reads share no position and no buffer, so one reader serves threads and forked processes alike.
+    Reads share no position and no buffer, so that threads and forked processes can use one reader.
     """
 
     def __init__(
@@ -38,27 +38,24 @@ class ShardingFileReader:
         layout: ArrayLayout,
         *,
         expected: NDArray[np.uint32] | None = None,
-        verified: bytearray | None = None,
         reopen: Callable[[], ByteFile] | None = None,
     ) -> None:
         """Verify the file's index.
 
         Args:
             file: None for an array without rows, which has no file.
-            expected: crc32c of each chunk and, last, of the index: binds the file to its shard.
-            verified: one byte per chunk, set once its checksum was right; such chunks are not verified again.
-                None verifies every chunk on every read.
+            expected: crc32c of each chunk and, last, of the index; shows that the file belongs to its shard.
             reopen: opens the file again after `release`.
 
         Raises:
-            CorruptStoreError: the file is cut, its index is damaged, or it is not of this shape.
+            CorruptStoreError: the file is cut, its index is damaged, or it has another shape.
         """
         self.file, self.dtype, self.layout = file, dtype, layout
-        # arrays, not lists: the numbers of many shards stay in memory
+        # arrays, not lists: those of many shards stay in memory
         self._expected = None if expected is None else expected.astype("<u4")
-        self._verified, self._reopen = verified, reopen
+        self._reopen = reopen
         self._size, self._label = 0, ""
-        self._chunk_bytes = _product(layout.chunk) * dtype.itemsize
+        self._chunk_bytes = math.prod(layout.chunk) * dtype.itemsize
         self._row_bytes = self._chunk_bytes // layout.chunk[0]
         self._row_shape = layout.shape[1:]
         self._whole_rows = layout.chunk[1:] == layout.shape[1:]
@@ -69,25 +66,23 @@ class ShardingFileReader:
             return
         self._size, self._label = file.size, file.label
         index = self._read_index(file)
-        # chunks lie back to back, so it is enough to know how many come before each row of chunks
+        # chunks are back to back, so the number of chunks before each row of chunks gives their offsets
         present = np.count_nonzero(index[..., 0] != MISSING, axis=1)
         self._chunks_before = np.concatenate([[0], np.cumsum(present)])
         if self._whole_rows and not present.all():
             raise self._wrong("index", "lacks chunks")
         if self._expected is not None and len(self._expected) != self.num_chunks + 1:
             raise self._wrong("index", f"has {self.num_chunks} chunks, {len(self._expected) - 1} were committed")
-        if verified is not None:
-            verified.extend(bytes(self.num_chunks - len(verified)))
 
     @property
     def num_chunks(self) -> int:
-        """Chunks that are in the file."""
+        """Number of chunks in the file."""
         return int(self._chunks_before[-1])
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the array."""
-        return _product(self.layout.shape) * self.dtype.itemsize
+        return math.prod(self.layout.shape) * self.dtype.itemsize
 
     def release(self) -> None:
         """Close the file; the next read opens it again."""
@@ -98,7 +93,7 @@ class ShardingFileReader:
         """Rows `start:stop`, only the first `width` columns where the width varies.
 
         Raises:
-            CorruptStoreError: naming file and chunk.
+            CorruptStoreError: names the file and the chunk.
         """
         if not 0 <= start <= stop <= self.layout.shape[0]:
             raise self._wrong("index", f"has {self.layout.shape[0]} rows, {start}:{stop} asked for")
@@ -110,18 +105,18 @@ class ShardingFileReader:
         return np.ndarray((stop - start, *self._row_shape), self.dtype, data)
 
     def will_need(self, start: int, stop: int) -> None:
-        """Announce the rows `start:stop` to the file."""
+        """Announce that the rows `start:stop` will be read."""
         if self.num_chunks:
             stored, per_chunk = self._chunk_bytes + CRC_BYTES, self.layout.chunk[0]
             first, end = self._before(start // per_chunk, -(-stop // per_chunk))
             self._opened().will_need(first * stored, (end - first) * stored)
 
     def damaged_chunks(self) -> Iterator[CorruptStoreError]:
-        """Every chunk read and verified; an error for each that is wrong."""
+        """Read and verify every chunk; yields an error for each damaged one."""
         stored = self._chunk_bytes + CRC_BYTES
         most, first, count = max(1, SCAN_BYTES // stored), 0, 0
         while (first := first + count) < self.num_chunks:
-            # more each time: the kernel soon keeps the file in large pages, out of which copying takes half the time
+            # more each time: the kernel then caches the file in large pages, and copying takes half the time
             count = min(max(1, 2 * count), most, self.num_chunks - first)
             data = self._pread(_scratch(count * stored), first * stored)
             for place in range(count):
@@ -134,27 +129,16 @@ class ShardingFileReader:
     def _fill(self, target: Bytes, start: int, stop: int) -> None:
         """Copy the bytes of rows that are as wide as a chunk."""
         first, end = start // self.layout.chunk[0], -(-stop // self.layout.chunk[0])
-        # where the wanted bytes begin in the first chunk
+        # offset of the first row in the first chunk
         skip = start * self._row_bytes - first * self._chunk_bytes
-        if self._verified is not None and self._verified.find(0, first, end) < 0:
-            self._fill_trusted(target, first * (self._chunk_bytes + CRC_BYTES) + skip, self._chunk_bytes - skip)
-        elif end - first == 1 and len(target) < self._chunk_bytes:
+        if end - first == 1 and len(target) < self._chunk_bytes:
             chunk = self._read_chunk(first)
             target[:] = chunk[skip : skip + len(target)]
         else:
-            self._fill_verified(target, first, end, skip)
+            self._fill_chunks(target, first, end, skip)
 
-    def _fill_trusted(self, target: Bytes, offset: int, in_first: int) -> None:
-        """No checksums: just the wanted bytes, around the checksums between the chunks."""
-        size, file = self._chunk_bytes, self.file or self._opened()
-        view = memoryview(target)  # type: ignore[arg-type]  # arrays are buffers
-        buffers = [view[:in_first]]
-        for at in range(in_first, len(view), size):
-            buffers += (_IGNORED, view[at : at + size])
-        file.pread_into(buffers, offset)
-
-    def _fill_verified(self, target: Bytes, first: int, end: int, skip: int) -> None:
-        """Several chunks at once; a chunk of which a part is wanted goes through the buffer."""
+    def _fill_chunks(self, target: Bytes, first: int, end: int, skip: int) -> None:
+        """Read several chunks at once; a chunk of which a part is needed passes through the buffer."""
         size, count = self._chunk_bytes, end - first
         scratch = _scratch(2 * size + count * CRC_BYTES)
         checksums = scratch[2 * size :]
@@ -181,11 +165,9 @@ class ShardingFileReader:
         if actual != stored or (self._expected is not None and actual != self._expected[first:end].tolist()):
             for place, chunk in enumerate(chunks):
                 self._verify(chunk, stored[place], first + place)
-        if self._verified is not None:
-            self._verified[first:end] = b"\x01" * len(chunks)
 
     def _read_blocks(self, start: int, stop: int, width: int | None) -> NDArray[Any]:
-        """Rows chunk by chunk along rows and columns; absent chunks are zeros, which no record's own width needs."""
+        """Read chunk by chunk along rows and columns; missing chunks, beyond the width of every record, are zeros."""
         per_chunk, step = self.layout.chunk[0], self.layout.chunk[-1]
         first, end = start // per_chunk, -(-stop // per_chunk)
         columns = self.layout.shape[-1] if width is None else width
@@ -202,7 +184,7 @@ class ShardingFileReader:
         return rows
 
     def _before(self, *blocks: int) -> list[int]:
-        """How many chunks come before each of these rows of chunks."""
+        """Number of chunks before each of these rows of chunks."""
         return [int(self._chunks_before[block]) for block in blocks]
 
     def _copy_block(self, wanted: NDArray[Any], block: int, skip: int) -> None:
@@ -229,8 +211,6 @@ class ShardingFileReader:
             raise self._wrong(str(number), f"crc32c is {actual:08x}, stored {found:08x}")
         if self._expected is not None and actual != self._expected[number]:
             raise self._wrong(str(number), f"crc32c is {actual:08x}, committed {int(self._expected[number]):08x}")
-        if self._verified is not None:
-            self._verified[number] = 1
 
     def _read_index(self, file: ByteFile) -> NDArray[np.uint64]:
         shape, size = (*self.layout.grid, 2), index_bytes(self.layout)
@@ -247,7 +227,7 @@ class ShardingFileReader:
         return index
 
     def _check_index(self, index: NDArray[np.uint64], end: int) -> None:
-        """Chunks must fill the file back to back in the order of appending; `_fill` relies on it."""
+        """Check that the chunks fill the file back to back in the order of appending, which `_fill` assumes."""
         present = index[index[..., 0] != MISSING]
         stored = self._chunk_bytes + CRC_BYTES
         sound = len(present) * stored == end and (present[:, 1] == stored).all()
@@ -259,7 +239,7 @@ class ShardingFileReader:
         return buffer
 
     def _opened(self) -> ByteFile:
-        """The file; whoever reads it keeps it open, also if another thread releases it."""
+        """The open file; a read in progress keeps it open, even if another thread releases it."""
         file = self.file
         if file is None:
             assert self._reopen is not None
@@ -272,19 +252,6 @@ class ShardingFileReader:
     def _wrong(self, chunk: str, problem: str) -> CorruptStoreError:
         where = f"{self._label}, " if self._label else ""
         return CorruptStoreError(f"{where}chunk {chunk}: {problem}; {REPAIR}")
-
-
-def index_bytes(layout: ArrayLayout) -> int:
-    """Length of the index at the end of a file."""
-    return _product(layout.grid) * 16 + CRC_BYTES
-
-
-def _product(shape: Sequence[int]) -> int:
-    """In Python numbers: a poisoned shape must not wrap around."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _scratch(count: int) -> Bytes:

@@ -1,4 +1,4 @@
-"""Writes one zarr sharding file (see `sharding_layout`) as its rows arrive."""
+"""Writes one zarr sharding file (see `chunk_file.py`) as its rows arrive."""
 
 import math
 from pathlib import Path
@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from alignkd.storage.files.append import PIECE_BYTES, AppendFile
 from alignkd.storage.files.background import Background
 from alignkd.storage.files.checksum import crc32c
-from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING, ArrayLayout, Shape
+from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, MISSING
+from alignkd.storage.schema.commit_record import ArrayLayout, Shape
 
 LARGE_CHUNK_BYTES = 1 << 15
-# written at once, sooner than another thread could be told to
+# pieces that are written without a second thread, because handing them over takes longer
 SMALL_PIECE_BYTES = 1 << 16
 
 
 class ShardingFileWriter:
-    """Appends rows to one array; holds one row of chunks in memory, and one piece that waits to be written."""
+    """Appends rows to one array; holds one row of chunks and one unwritten piece in memory."""
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class ShardingFileWriter:
     ) -> None:
         self.path, self.chunk, self.variable_width = path, chunk, variable_width
         self.num_rows = 0
-        # of files of small chunks there are many, and most of a record is not in them
+        # there are many files of small chunks, and they hold a small part of a record
         small = math.prod(chunk) * dtype.itemsize < LARGE_CHUNK_BYTES
         self._file = AppendFile(path, *((SMALL_PIECE_BYTES, None) if small else (PIECE_BYTES, background)))
         self._width = 0 if variable_width else (chunk[-1] if len(chunk) > 1 else 1)
@@ -47,16 +48,16 @@ class ShardingFileWriter:
 
     @property
     def sha256(self) -> str:
-        """Of the closed file, hex."""
+        """sha256 of the closed file, in hex."""
         return self._file.sha256.hexdigest()
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Add rows; whatever fills a chunk goes to the file at once."""
+        """Add rows; complete chunks are written at once."""
         while len(rows):
             if self.variable_width:
                 self._widen(rows.shape[-1])
             elif not self._filled and len(rows) >= len(self._block) and rows.dtype == self._block.dtype:
-                rows = self._append_chunk(rows)  # nothing to wait for: no copy
+                rows = self._append_chunk(rows)  # a complete chunk: no copy
                 continue
             take = min(len(rows), len(self._block) - self._filled)
             target = self._block[self._filled : self._filled + take]
@@ -68,7 +69,7 @@ class ShardingFileWriter:
                 self._flush()
 
     def close(self) -> ArrayLayout:
-        """Write the rest and the index, not yet fsynced; an array without rows has no file."""
+        """Write the rest and the index, without fsync; an array without rows has no file."""
         if self._filled:
             self._flush()
         width = () if len(self.chunk) == 1 else (self._width,)
@@ -83,11 +84,11 @@ class ShardingFileWriter:
         return layout
 
     def release(self) -> None:
-        """Give the file descriptor back; harmless when done twice."""
+        """Close the file descriptor; may be called twice."""
         self._file.release()
 
     def _append_chunk(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Write one chunk of rows; the rest of them."""
+        """Write the first rows as one chunk and return the others."""
         take = len(self._block)
         self._index.append([self._write_chunk(rows[:take])])
         self.num_rows += take

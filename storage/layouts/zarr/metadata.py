@@ -11,8 +11,9 @@ from zarr import config
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, ArrayLayout, Shape
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA
 from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.commit_record import ArrayLayout, Shape
 
 
 def write_metadata(
@@ -22,11 +23,11 @@ def write_metadata(
     checksums: Mapping[str, bytearray],
     described: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write `zarr.json` of the group and of every array beside the data files that are already there.
+    """Write `zarr.json` of the group and of every array into the folders of the data files.
 
     Args:
         checksums: crc32c of each array's chunks in file order and of its index, 4 bytes each.
-        described: how to decode an array whose numbers are not the values themselves.
+        described: array name -> how to decode its numbers to values.
     """
     attributes = {CHECKSUMS: {name: data.hex() for name, data in checksums.items()}}
     zarr.create_group(folder, zarr_format=3, attributes=attributes)
@@ -43,7 +44,7 @@ def write_metadata(
 
 @lru_cache(256)
 def _description(column: Column, chunk: Shape, attributes: str) -> str:
-    """What zarr writes for an array of one chunk; shards of a store differ from it, and from each other, in shape."""
+    """The `zarr.json` that zarr writes for an array of one chunk; those of real arrays differ from it in shape."""
     written: dict[str, Any] = {}
     zarr.create_array(
         MemoryStore(written),
@@ -70,5 +71,5 @@ def _attributes(column: Column, described: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def _file_shape(layout: ArrayLayout) -> tuple[int, ...]:
-    """The array rounded up to whole inner chunks: all of it lies in one file, at least one chunk."""
+    """Shape of the array rounded up to whole inner chunks, at least one: the array is in one file."""
     return tuple(max(1, -(-size // chunk)) * chunk for size, chunk in zip(layout.shape, layout.chunk, strict=True))

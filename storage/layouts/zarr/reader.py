@@ -1,8 +1,8 @@
-"""Reading a zarr shard: a record's rows of every column, straight from the sharding files."""
+"""Reads a zarr shard: a record's rows of every column, directly from the sharding files."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
-from alignkd.storage.layouts.protocol import Verified
 from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, ArrayLayout, data_file
-from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader, index_bytes
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file, index_bytes
+from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
 from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
-from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
+from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord, FileEntry
 
-# the group's description grows by 8 digits for each chunk
+# the group's description has 8 digits for each chunk
 MAX_DESCRIPTION_BYTES = 64 << 20
-# what Python takes for one column's entries in the commit record, its layout and its reader
+# memory of the Python objects of one column: entries of the commit record, layout, reader
 OBJECT_BYTES = 4 << 10
 
 
@@ -34,18 +33,16 @@ class ZarrSource:
         folder: str,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> None:
         self.files, self.folder, self.columns, self.commit = files, folder, columns, commit
         self._by_name = {column.name: column for column in columns}
         groups = (*self._by_name[OFFSETS].labels, "record")
         self.places = {column.name: (groups.index(column.group), column.variable_width) for column in columns}
-        self._verified = verified
         self._committed = {entry.path: entry for entry in commit.files}
         self._layouts = self._checked_layouts()
-        self._checksums: Any = self._attribute(CHECKSUMS)
+        self._checksums = self._read_checksums()
         self._open: dict[str, ShardingFileReader] = {}
-        # replaced, never changed, because threads read it
+        # replaced as a whole, because other threads read it
         self._busy = _BusyColumns([], [])
         self._tables: ShardTables | None = None
 
@@ -79,7 +76,7 @@ class ZarrSource:
         return rows.__getitem__
 
     def _announce(self, ranges: Ranges) -> None:
-        """Let a distant store fetch every column of a record at once instead of one after the other."""
+        """Let a remote store fetch all columns of a record at once."""
         not_read = {OFFSETS, RECORDS, *(name for name, _, _ in self._busy.held)}
         wanted = [c for c in self.columns if c.name not in not_read and _length(ranges, c) > 0]
         self._open_together(wanted)
@@ -87,7 +84,7 @@ class ZarrSource:
             self.file(column.name).will_need(*ranges[column.group])
 
     def _open_together(self, columns: Sequence[Column]) -> None:
-        """Open files of which a distant store fetches the indices at once."""
+        """Open files; a remote store fetches their indices at once."""
         new = [column for column in columns if column.name not in self._open and self._layouts[column.name].shape[0]]
         files = {column.name: self._open_data(column) for column in new}
         for name, file in files.items():
@@ -97,7 +94,7 @@ class ZarrSource:
             self._open[column.name] = self._open_file(column, files[column.name])
 
     def table_bytes(self) -> int:
-        chunks = sum(len(data) for data in self._checksums.values()) if self._checksums else 0
+        chunks = sum(len(data) for data in self._checksums.values())
         return self.tables().num_bytes + 2 * chunks + OBJECT_BYTES * len(self.columns)
 
     def hold(self, limit: int) -> int:
@@ -142,7 +139,7 @@ class ZarrSource:
             layout, where = self._layouts[column.name], f"shard {self.commit.shard}, array {column.name}"
             expected = tables.rows_of(column.group) + (column.name == OFFSETS)
             if layout.shape[0] != expected:
-                problems.append(f"{where}: has {layout.shape[0]} rows, offsets say {expected}")
+                problems.append(f"{where}: has {layout.shape[0]} rows, expected {expected} by the offsets")
             path = f"{column.name}/{METADATA}"
             if (found := self._description(path).get("shape")) != list(layout.shape):
                 problems.append(f"{self._label(path)}: shape is {found}, committed {list(layout.shape)}")
@@ -164,7 +161,6 @@ class ZarrSource:
             column.dtype,
             layout,
             expected=self._expected(name),
-            verified=None if self._verified is None else self._verified.setdefault(name, bytearray()),
             reopen=self._opener(self._entry(data_file(column)), f", array {name}") if layout.shape[0] else None,
         )
 
@@ -175,7 +171,7 @@ class ZarrSource:
         return self._opener(entry, what)()
 
     def _opener(self, entry: FileEntry, what: str) -> Callable[[], ByteFile]:
-        """Opens a file; holds no reference to the source, which would keep it and its files in a cycle."""
+        """A function that opens a file; it does not refer to the source, to avoid a reference cycle."""
         path, what = f"{self.folder}/{entry.path}", f"shard {self.commit.shard}{what}"
         return partial(self.files.open, path, what, size=entry.bytes, sha256=entry.sha256)
 
@@ -185,18 +181,16 @@ class ZarrSource:
             raise self._wrong(f"{path} is not in the commit record")
         return entry
 
-    def _expected(self, name: str) -> NDArray[np.uint32] | None:
-        """crc32c of each chunk and of the index; None in stores of schema 1, which do not have them."""
-        if not self._checksums:
-            return None
+    def _expected(self, name: str) -> NDArray[np.uint32]:
+        """crc32c of each chunk and of the index."""
         try:
             return np.frombuffer(bytes.fromhex(self._checksums[name]), ">u4")
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise self._wrong(f"{METADATA} holds no checksums of array {name}") from None
+        except (KeyError, ValueError):
+            raise self._wrong(f"{METADATA} has no checksums of array {name}") from None
 
-    def _checked_layouts(self) -> dict[str, ArrayLayout]:
-        """Layouts of the commit record; only numbers of rows, and widths that vary, are not the manifest's."""
-        layouts = self.commit.layouts()
+    def _checked_layouts(self) -> Mapping[str, ArrayLayout]:
+        """Layouts of the commit record; they may differ from the manifest's in numbers of rows and variable widths."""
+        layouts = self.commit.arrays
         for column in self.columns:
             layout = layouts.get(column.name)
             if layout is None:
@@ -211,7 +205,7 @@ class ZarrSource:
         return layouts
 
     def _description(self, path: str) -> dict[str, Any]:
-        """A `zarr.json`, which must be the committed one."""
+        """Read a `zarr.json` and verify that it is the committed one."""
         entry = self._entry(path)
         data = self._read_description(entry, self._open_entry(entry))
         try:
@@ -219,7 +213,7 @@ class ZarrSource:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            raise self._wrong(f"{path} is no JSON object")
+            raise self._wrong(f"{path} is not a JSON object")
         return document
 
     def _read_description(self, entry: FileEntry, file: ByteFile) -> bytes:
@@ -233,9 +227,13 @@ class ZarrSource:
             raise CorruptStoreError(f"{label}: sha256 is {found[:12]}, committed {entry.sha256[:12]}; {REPAIR}")
         return data.tobytes()
 
-    def _attribute(self, name: str) -> Any:
+    def _read_checksums(self) -> dict[str, str]:
+        """Array name -> crc32c of its chunks and of its index, in hex, from the attributes of the group."""
         attributes = self._description(METADATA).get("attributes")
-        return attributes.get(name) if isinstance(attributes, dict) else None
+        found = attributes.get(CHECKSUMS) if isinstance(attributes, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(digits, str) for digits in found.values()):
+            raise self._wrong(f"{METADATA} has no checksums of the arrays")
+        return found
 
     def _label(self, path: str) -> str:
         return self.files.label(f"{self.folder}/{path}")
@@ -248,8 +246,8 @@ class _BusyColumns(NamedTuple):
     """The columns of a shard from which many records are read, each with the number of its group.
 
     Attributes:
-        held: whole arrays that are in memory.
-        others: whose rows are read for every record that has some.
+        held: columns that are in memory as a whole.
+        others: columns whose rows are read for each record.
     """
 
     held: list[tuple[str, int, NDArray[Any]]]
@@ -257,7 +255,7 @@ class _BusyColumns(NamedTuple):
 
 
 class _RecordRows(dict[str, NDArray[Any]]):
-    """A record's rows by column; those that were not put into it are read when asked for."""
+    """A record's rows by column; columns that are not in it are read on demand."""
 
     def __init__(self, source: ZarrSource, bounds: Bounds, width: int) -> None:
         self._source, self._width = source, width

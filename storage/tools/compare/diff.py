@@ -1,4 +1,4 @@
-"""Two stores, record by record, whatever their layouts and codecs."""
+"""Compares two stores record by record, for any layouts and codecs."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import Manifest, flatten
 from alignkd.storage.tools.compare.matching import match_records
 from alignkd.storage.tools.compare.record_diff import FieldResult, LmHeads, compare_records
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordName:
-    """A record as people and scripts find it again."""
+    """Names of a record for users and scripts."""
 
     key: str
     id: str
@@ -28,12 +28,12 @@ class FieldDifference:
     """One field over all records that both stores have.
 
     Attributes:
-        records: in which it differs.
-        beyond: records in which it differs by more than is tolerated.
-        max_abs: largest difference of a number, None where these are no floats.
-        relative_l2: norm of all differences over the norm of A's values, None likewise.
+        records: number of records in which the field differs.
+        beyond: number of records in which it differs by more than the tolerance.
+        max_abs: largest absolute difference of floats, None for other values.
+        relative_l2: norm of all differences over the norm of A's values, None for other values.
         worst: the record with the largest difference, or the first one.
-        note: in what it differs, where numbers do not say.
+        note: description of the difference, where numbers do not show it.
     """
 
     field: str
@@ -59,11 +59,11 @@ class DiffReport:
     """What differs between stores A and B.
 
     Attributes:
-        matched: records that both have.
-        only_a, only_b: records that the other has not.
-        quarantined_only_a, quarantined_only_b: (index, id) of samples that only one lists.
-        fields: those that differ in some record.
-        manifest: differing fields of the manifests; they do not make stores unequal.
+        matched: number of records that both have.
+        only_a, only_b: records that the other store does not have.
+        quarantined_only_a, quarantined_only_b: (index, id) of unusable samples that only one store lists.
+        fields: fields that differ in at least one record.
+        manifest: differing fields of the manifests; stores may be equal in spite of them.
     """
 
     matched: int
@@ -76,7 +76,7 @@ class DiffReport:
 
     @property
     def equal(self) -> bool:
-        """The same samples, and nothing beyond what is tolerated."""
+        """The same samples, and no difference beyond the tolerance."""
         missing = self.only_a or self.only_b or self.quarantined_only_a or self.quarantined_only_b
         return not missing and not any(found.beyond for found in self.fields)
 
@@ -92,10 +92,10 @@ def diff_stores(
     """Compare all records of two stores, matched by key (and by index where records share one).
 
     Args:
-        tolerance: largest difference of a float that counts as equal; if not given, none where both stores keep a
-            target by the same codec, else the sum of the two codecs' stated bounds, value by value.
-        ignore: fields that are not compared; `logits` also means its parts.
-        progress: called with the number of records that are done since the last call.
+        tolerance: largest difference of floats that counts as equal. Default: 0 if both stores keep a target by the
+            same codec, else the sum of the two codecs' error bounds, value by value.
+        ignore: fields that are not compared; `logits` includes its parts.
+        progress: called with the number of records done since the last call.
 
     Raises:
         CorruptStoreError: a record cannot be read.
@@ -123,7 +123,7 @@ def compare_fields(
     ignore: Collection[str] = (),
     progress: Callable[[int], object] = lambda records: None,
 ) -> list[FieldDifference]:
-    """Every field over pairs of positions, int64 [n, 2], also those that never differ; see `diff_stores`."""
+    """Every field over pairs of positions, int64 [n, 2], including those that never differ; see `diff_stores`."""
     heads = LmHeads(a=open_lm_head(a.files, a.manifest), b=open_lm_head(b.files, b.manifest))
     sums: dict[str, _FieldSum] = {}
     for ours, theirs in pairs.tolist():
@@ -137,8 +137,8 @@ def compare_fields(
 
 
 def diff_manifests(a: Manifest, b: Manifest) -> list[ManifestDifference]:
-    """Fields that differ, nested ones as `codecs.attention`; None where one has none."""
-    first, second = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    """Fields that differ, nested ones as `codecs.attention`; None where a manifest does not have the field."""
+    first, second = flatten(a.model_dump(mode="json")), flatten(b.model_dump(mode="json"))
     return [
         ManifestDifference(field=name, a=first.get(name), b=second.get(name))
         for name in sorted(first.keys() | second.keys())
@@ -184,10 +184,3 @@ def _name(reader: StoreReader, place: int) -> RecordName:
 
 def _quarantined(reader: StoreReader) -> set[tuple[int, str]]:
     return {(entry.index, entry.id) for entry in reader.quarantined}
-
-
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -1,4 +1,4 @@
-"""Which records of two stores are the same sample."""
+"""Pairs of records of two stores that are the same sample."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +15,7 @@ class Matches:
 
     Attributes:
         pairs: the same sample in A and in B, int64 [n, 2], in the order of A.
-        only_a, only_b: what the other store has not, int64, rising.
+        only_a, only_b: records that the other store does not have, int64, ascending.
     """
 
     pairs: NDArray[np.int64]
@@ -44,7 +44,7 @@ def key_numbers(readers: list[StoreReader]) -> list[NDArray[np.int64]]:
 
 
 def _identities(readers: list[StoreReader]) -> list[NDArray[np.int64]]:
-    """A number for each (key, how many records before it in the store share the key)."""
+    """A number for each (key, number of earlier records of the store with the same key)."""
     result = []
     for reader, numbers in zip(readers, key_numbers(readers), strict=True):
         order = np.lexsort((reader.dataset_index, numbers))

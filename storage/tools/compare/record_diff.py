@@ -1,4 +1,4 @@
-"""Two records of the same sample, field by field, whatever codecs they are stored with."""
+"""Compares two records of the same sample field by field, for any codecs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import Answers, answers, distribution_of
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
-from alignkd.storage.record.encoded import EncodedArray, as_float32
+from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.storage.record.record import Logits, Record, Target
-from alignkd.storage.tools.compare.error_bounds import error_bound
 
-# log-softmax of logits that were multiplied in float32
+# error of log-softmax with logits computed in float32
 ARITHMETIC = 1e-3
 
 Values = NDArray[np.float32] | NDArray[np.float64]
@@ -24,7 +23,7 @@ EXACT_FIELDS = (
     "id",
     "index",
     "conversations",
-    "image",
+    "images",
     "image_sha256",
     "image_bytes",
     "input_ids",
@@ -39,15 +38,15 @@ TARGET_FIELDS = ("attention", "vision_top_embeddings", "vision_embeddings")
 
 @dataclass(frozen=True, kw_only=True)
 class FieldResult:
-    """How one field of two records compares.
+    """Comparison of one field of two records.
 
     Attributes:
         field: its name; `logits.logprobs` and the like for the parts of logits.
-        differs: whether anything does.
-        max_abs: largest difference of a number; None where these are no floats, or cannot be compared.
-        squared_error, squared_norm: sums over the values, the norm of A's.
-        beyond: whether the difference is more than the codecs' stated bounds allow; of equal codecs any difference.
-        note: why it cannot be compared, or in what it differs.
+        differs: whether the values differ.
+        max_abs: largest absolute difference of floats; None for other values, or if they cannot be compared.
+        squared_error, squared_norm: sums of squares of the differences and of A's values.
+        beyond: whether the difference exceeds the codecs' error bounds; with equal codecs any difference does.
+        note: why the values cannot be compared, or how they differ.
     """
 
     field: str
@@ -61,14 +60,14 @@ class FieldResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LmHeads:
-    """What turns each side's hidden states into logits, where the store has it."""
+    """The lm_head of each side, if the store has one: computes logits from hidden states."""
 
     a: LmHead | None = None
     b: LmHead | None = None
 
 
 def compare_records(a: Record, b: Record, heads: LmHeads, vocab_size: int) -> Iterator[FieldResult]:
-    """Every field that at least one of them has."""
+    """Every field that at least one record has."""
     for name in EXACT_FIELDS:
         yield _exact(name, getattr(a, name), getattr(b, name))
     for name in TARGET_FIELDS:
@@ -106,7 +105,7 @@ def _targets(name: str, a: Target, b: Target) -> FieldResult:
     bound = None if _codec(a) == _codec(b) else error_bound(a) + error_bound(b)
     result = _floats(name, as_float32(a), as_float32(b), bound)
     if isinstance(a, EncodedArray) and isinstance(b, EncodedArray) and a.codec == b.codec and not result.differs:
-        # equal values in other bytes: two stores of one codec are equal by their bytes
+        # stores of the same codec are compared by their bytes, and equal values may have different ones
         return FieldResult(
             field=name, differs=True, max_abs=0.0, beyond=True, note="stored parts differ, values do not"
         )
@@ -154,7 +153,7 @@ def _same_entries(a: TruncatedLogits, b: TruncatedLogits) -> bool:
 
 
 def _common_logprobs(a: Logits, b: Logits, heads: LmHeads, vocab_size: int) -> FieldResult:
-    """Kinds that differ, by the log-probabilities of the tokens that both keep."""
+    """Logits of different kinds, compared by the log-probabilities of the tokens that both keep."""
     name = "logits"
     sides = [_Side.of(a, heads.a), _Side.of(b, heads.b)]
     for which, side, logits in zip("AB", sides, (a, b), strict=True):
@@ -181,7 +180,7 @@ def _everything(side: "_Side", vocab_size: int) -> tuple[NDArray[np.int64], NDAr
 
 
 class _Side:
-    """One store's distribution: full logits [N, V], made from hidden states where need be, or kept entries."""
+    """One store's distribution: full logits [N, V], perhaps computed from hidden states, or kept entries."""
 
     def __init__(self, found: NDArray[Any] | TruncatedLogits, bound: NDArray[np.float32] | None) -> None:
         self.found, self._bound = found, bound
@@ -203,7 +202,7 @@ class _Side:
         return self.found.num_positions if isinstance(self.found, TruncatedLogits) else len(self.found)
 
     def entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Position and id of each kept entry; None where all are."""
+        """Position and id of each kept entry; None if all are kept."""
         if not isinstance(self.found, TruncatedLogits):
             return None
         positions = np.repeat(np.arange(self.num_positions, dtype=np.int64), np.diff(self.found.offsets))
@@ -213,7 +212,8 @@ class _Side:
         return answers(self.found, positions, ids, vocab_size)
 
     def bound(self, positions: NDArray[np.int64], ids: NDArray[np.int64], found: Answers) -> NDArray[np.float64]:
-        """Of kept entries the codec's; of logits their own and, for the normaliser, the largest of the position."""
+        """Error bounds: the codec's for kept entries; for logits their own plus, for the normaliser, the largest of the
+        position."""
         if isinstance(self.found, TruncatedLogits):
             rounded: Any = found.logprobs.astype(self.found.logprobs.dtype)
             return error_bound(rounded).astype(np.float64)

@@ -1,4 +1,4 @@
-"""How far a store's targets are from the exact ones: measured where another store has those, else what is stated."""
+"""Errors of a store's targets: measured against a store of exact ones, or bounds that the codecs state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.distributions import HiddenStates, TruncatedLogits
-from alignkd.storage.record.encoded import EncodedArray, as_float32
+from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.storage.record.record import Record, Target
 from alignkd.storage.tools.compare.diff import FieldDifference, compare_fields
-from alignkd.storage.tools.compare.error_bounds import error_bound
 from alignkd.storage.tools.compare.matching import match_records
 from alignkd.storage.tools.verify.attention_sums import AttentionSums, attention_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
@@ -21,11 +20,11 @@ from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
 
 @dataclass(frozen=True, kw_only=True)
 class StatedBound:
-    """What a codec promises of one field, evaluated from the stored numbers of the sampled records.
+    """The error bound of one field, computed from the stored values of the sampled records.
 
     Attributes:
-        largest, mean: of the bound on |decoded - exact|, over the values.
-        relative_l2: norm of the bounds over the norm of the decoded values: the error cannot be larger.
+        largest, mean: largest and mean bound on |decoded - exact| over the values.
+        relative_l2: norm of the bounds over the norm of the decoded values, a bound on the relative error.
     """
 
     field: str
@@ -37,14 +36,14 @@ class StatedBound:
 
 @dataclass(frozen=True, kw_only=True)
 class StatedErrors:
-    """What the sampled records of a store tell by themselves.
+    """Figures of the sampled records of one store.
 
     Attributes:
-        records: sampled.
-        bounds: of every target.
-        attention: sums of its rows.
-        labels: what the teacher thinks of them; `topk` and `nucleus` keep each label.
-        largest_mass_error: |mass of entries and tail - 1|, largest; None for other logits.
+        records: number of sampled records.
+        bounds: error bound of every target.
+        attention: sums of attention rows.
+        labels: whether the teacher's probabilities fit the labels; `topk` and `nucleus` keep each label.
+        largest_mass_error: largest |mass of entries and tail - 1|; None for other logits.
     """
 
     records: int
@@ -65,7 +64,7 @@ def sampled_positions(reader: StoreReader, count: int) -> list[int]:
 def stated_errors(
     reader: StoreReader, positions: list[int], progress: Callable[[int], object] = lambda records: None
 ) -> StatedErrors:
-    """Evaluate bounds and identities; nothing here is a measured error.
+    """Compute bounds and identities; no measured errors.
 
     Raises:
         CorruptStoreError: a record is damaged.
@@ -98,8 +97,8 @@ def measured_errors(
 ) -> list[FieldDifference]:
     """Compare up to `count` records that both stores have, evenly spaced; norms are those of the exact store.
 
-    Of each field: the largest difference, the relative L2 difference, and in how many records it is beyond the sum of
-    the two codecs' stated bounds.
+    Each field has the largest difference, the relative L2 difference, and the number of records in which it exceeds the
+    sum of the two codecs' error bounds.
 
     Raises:
         CorruptStoreError: a record is damaged.

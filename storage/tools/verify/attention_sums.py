@@ -1,27 +1,26 @@
-"""Sums of attention rows: over the keys that are stored, probabilities of one query cannot exceed 1."""
+"""Sums of attention rows: over the stored keys, the probabilities of one query sum to at most 1."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from alignkd.storage.record.encoded import as_float32
+from alignkd.storage.record.encoded import as_float32, error_bound
 from alignkd.storage.record.record import Target
-from alignkd.storage.tools.compare.error_bounds import error_bound
 
-# a softmax that its device rounds to bfloat16: 2^-8 relative in every term
+# relative error of each term of a softmax that a device rounds to bfloat16
 SOFTMAX_ROUNDING = 2**-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSums:
-    """Over rows (one query and head each).
+    """Figures over rows of one query and head each.
 
     Attributes:
-        rows: looked at.
-        smallest: value.
-        smallest_sum, largest_sum: of a row.
-        negative: values below 0 by more than the codec's bound.
-        above_one: rows whose sum is above 1 by more than the codec's bounds and the rounding of a softmax allow.
+        rows: number of rows.
+        smallest: smallest value.
+        smallest_sum, largest_sum: smallest and largest sum of a row.
+        negative: number of values below 0 by more than the codec's error bound.
+        above_one: number of rows whose sum exceeds 1 by more than the error bounds and the rounding of a softmax.
     """
 
     rows: int = 0
@@ -42,7 +41,7 @@ class AttentionSums:
         )
 
     def problems(self) -> list[str]:
-        """What is wrong, in words."""
+        """One line for each problem."""
         found = []
         if self.negative:
             found.append(
@@ -51,17 +50,17 @@ class AttentionSums:
         if self.above_one:
             found.append(
                 f"attention sums to up to {self.largest_sum:.4f} in {self.above_one} of {self.rows} rows, expected at "
-                "most 1: these are no probabilities; dump the targets again"
+                "most 1: these are not probabilities; dump the targets again"
             )
         return found
 
 
 def attention_sums(attention: Target) -> AttentionSums:
-    """Of one record's attention [R, Ht, C], or of several images [k, R, Ht, P]: blocks of the same rows."""
+    """Sums of one record's attention [k, R, Ht, C]; its k blocks belong to the same rows."""
     values, bound = as_float32(attention), error_bound(attention)
     if not values.size:
         return AttentionSums()
-    keys = (0, -1) if values.ndim == 4 else -1
+    keys = (0, -1)
     sums = values.sum(keys, dtype=np.float64)
     allowed = 1 + SOFTMAX_ROUNDING + bound.sum(keys, dtype=np.float64)
     return AttentionSums(

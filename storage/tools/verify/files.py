@@ -1,91 +1,70 @@
-"""The files of a store for `verify`: where they are read from, and what can be wrong with those of a shard."""
+"""What can be wrong with the files of a store's shards, in a folder, in a bucket or behind a web server."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 
-from alignkd.storage.errors import StoreError
-from alignkd.storage.files.leftovers import is_dropping
-from alignkd.storage.files.source import LocalFiles, StoreFiles, open_files
-from alignkd.storage.schema.commit_record import CommitRecord, missing_or_resized
-from alignkd.storage.tools.verify.shard import file_problems
+from alignkd.storage.errors import RemoteError, StoreError
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, FileEntry
+from alignkd.storage.schema.shard_files import foreign_files, missing_or_resized
+
+# one thread waits for bytes while another one hashes
+READ_THREADS = 4
 
 
-@contextmanager
-def files_to_verify(location: Path | str) -> Iterator[StoreFiles]:
-    """The files of a store as its disk or server keeps them, past what earlier readers have cached of it.
+class ShardFiles:
+    """The files of a store's shards, compared with commit records; a problem is one line.
 
-    Raises:
-        StoreError: a location that cannot be right.
+    A service that does not answer, or refuses, raises RemoteError, which does not mean that a file is damaged.
     """
-    files = open_files(location)
-    if isinstance(files, LocalFiles):
-        yield files
-        return
-    from alignkd.storage.remote.files import RemoteFiles
-    from alignkd.storage.tools.verify.remote import fresh_copies
 
-    with fresh_copies(files) if isinstance(files, RemoteFiles) else nullcontext(files) as fresh:
-        yield fresh
+    def __init__(self, files: StoreFiles) -> None:
+        self.files = files
 
+    def sizes(self, commit: CommitRecord) -> list[str]:
+        """Files that do not exist or have another length."""
+        return missing_or_resized(self.files, commit, listed=self._listed_of(commit))
 
-class ShardChecks(Protocol):
-    """What can be wrong with the files of shards; `alignkd.storage.tools.verify.remote` has the distant ones."""
+    def contents(self, commit: CommitRecord) -> list[str]:
+        """Files with another checksum and, where the store can be listed, files that are not the shard's."""
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            problems = list(pool.map(partial(self._content, commit), commit.files))
+        return [*filter(None, problems), *foreign_files(self.files, commit, listed=self._listed_of(commit))]
 
     @property
     def limits(self) -> Sequence[str]:
-        """What cannot be found, in words."""
+        """One line for each kind of problem that cannot be found in this place."""
+        if self.files.checks_sizes or self._listed is not None:
+            return []
+        return ["a web server cannot be listed: objects that belong to no shard are not looked for"]
 
-    def sizes(self, commit: CommitRecord) -> list[str]:
-        """Files that are missing or of another size."""
+    def _listed_of(self, commit: CommitRecord) -> Mapping[str, int] | None:
+        """Path -> length of the files of a shard; None: ask for each."""
+        listed = None if self.files.checks_sizes else self._listed
+        return None if listed is None else listed.get(commit.path, {})
 
-    def contents(self, commit: CommitRecord) -> list[str]:
-        """Files with another checksum, or that are not the shard's."""
+    @cached_property
+    def _listed(self) -> dict[str, dict[str, int]] | None:
+        """Shard folder -> path -> length, from one listing of a remote store.
 
-    def droppings(self) -> list[str]:
-        """Paths, relative to the store, of what observers left (`alignkd.storage.files.leftovers`)."""
+        It is made after the commit records were read, so that a shard committed meanwhile does not count as missing.
+        """
+        sizes = self.files.sizes_below(SHARDS)
+        if sizes is None:
+            return None
+        folders: dict[str, dict[str, int]] = {}
+        for path, size in sizes.items():
+            folders.setdefault("/".join(path.split("/")[:2]), {})[path] = size
+        return folders
 
-
-class _LocalChecks:
-    limits: tuple[str, ...] = ()
-
-    def __init__(self, store: Path) -> None:
-        self.store = store
-
-    def sizes(self, commit: CommitRecord) -> list[str]:
-        return missing_or_resized(self.store, commit)
-
-    def contents(self, commit: CommitRecord) -> list[str]:
-        return file_problems(self.store, commit)
-
-    def droppings(self) -> list[str]:
-        return local_droppings(self.store)
-
-
-def local_droppings(store: Path) -> list[str]:
-    """Paths of what observers left anywhere in a store's folder; a link is not followed."""
-    found = []
-    for folder, folders, files in os.walk(store):
-        where = Path(folder).relative_to(store)
-        left = [name for name in (*folders, *files) if is_dropping(name)]
-        found += [(where / name).as_posix() for name in left]
-        folders[:] = [name for name in folders if name not in left]
-    return sorted(found)
-
-
-def checks_of(files: StoreFiles) -> ShardChecks:
-    """The checks for a store's place.
-
-    Raises:
-        StoreError: files of a kind that nobody can check.
-    """
-    if isinstance(files, LocalFiles):
-        return _LocalChecks(files.root)
-    from alignkd.storage.remote.files import RemoteFiles
-    from alignkd.storage.tools.verify.remote import RemoteChecks
-
-    if not isinstance(files, RemoteFiles):
-        raise StoreError(f"store {files.location}: nothing here can verify it; copy it to a folder")
-    return RemoteChecks(files)
+    def _content(self, commit: CommitRecord, entry: FileEntry) -> str | None:
+        path = f"{commit.path}/{entry.path}"
+        try:
+            found = self.files.sha256(path, entry.bytes, entry.sha256)
+        except RemoteError:
+            raise
+        except StoreError as error:
+            return str(error)
+        label, committed = self.files.label(path), entry.sha256
+        return None if found == committed else f"{label}: sha256 is {found[:12]}, committed {committed[:12]}"

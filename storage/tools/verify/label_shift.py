@@ -1,8 +1,8 @@
-"""Do targets and labels belong to the same positions? The teacher's own probabilities tell.
+"""Tests with the teacher's own probabilities whether targets and labels belong to the same positions.
 
 For every supervised position whose neighbour is supervised too, the log-probability of its label is compared with that
-of the NEXT position's label and with that of the PREVIOUS one. Targets that were taken one position too late predict
-the next label, one too early the previous.
+of the NEXT position's label and with that of the PREVIOUS one. Targets taken one
+position too late predict the next label, targets taken one position too early the previous label.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from alignkd.storage.read.logprobs import Distribution, answers, entropies
 from alignkd.storage.record.distributions import TruncatedLogits
-from alignkd.storage.record.record import IGNORED_LABEL, Record
+from alignkd.storage.record.record import IGNORE_LABEL, Record
 from alignkd.storage.schema.manifest import Manifest
 
-# pairs of differing neighbours below which nothing is said
+# with fewer pairs of differing neighbours there is no verdict
 MIN_PAIRS = 64
 # standard errors of the mean difference
 CLEAR = 4.0
-# share of log V: a teacher with more entropy says too little to expect anything of it, and one that is more surprised
-# by a neighbour's label does not predict that either
+# share of log V: a teacher with more entropy is near the uniform distribution, so that nothing can be expected of it;
+# and if its perplexity of a neighbour's label is higher, it does not predict that label either
 VAGUE = 0.75
-# log-probability of what cannot happen: outside the entries where the tail is empty
+# log-probability of impossible tokens: those outside the entries where the tail is empty
 FLOOR = -50.0
 
 Outcome = Literal["ok", "shifted", "implausible", "no opinion", "not enough data", "not stored"]
@@ -32,18 +32,20 @@ Outcome = Literal["ok", "shifted", "implausible", "no opinion", "not enough data
 
 @dataclass(frozen=True, kw_only=True)
 class LabelVerdict:
-    """What the teacher thinks of the labels.
+    """Whether the teacher's probabilities fit the labels.
 
     Attributes:
-        outcome: `ok`: labels are clearly likelier where they are; `shifted`: a neighbour's label is; `implausible`:
-            neither, of a teacher that is sure; `no opinion`: neither, of a teacher near the uniform distribution.
-        positions: whose label was looked up.
-        perplexity: of the labels; exp of the mean negative log-probability.
-        perplexity_next, perplexity_previous: of the neighbour's labels, at positions that have one.
-        lead_next, lead_previous: mean log-probability of the label minus that of the neighbour's, over pairs that
+        outcome: `ok`: labels are clearly more probable at their own positions; `shifted`: at a neighbour's;
+            `implausible`: neither, although the teacher is confident; `no opinion`: neither, because the teacher is
+            near the uniform distribution.
+        positions: number of positions whose label was looked up.
+        perplexity: perplexity of the labels, exp of the mean negative log-probability.
+        perplexity_next, perplexity_previous: perplexity of the neighbour's labels, at positions that have a neighbour.
+        lead_next, lead_previous: mean log-probability of the label minus that of the neighbour's label, over pairs that
             differ, in standard errors.
-        entropy: of the teacher in nats, mean (for `topk` and `nucleus` the largest that the tail allows).
-        labels_not_kept: positions whose label is not among the kept entries (`topk`, `nucleus`), which always hold it.
+        entropy: mean entropy of the teacher in nats (for `topk` and `nucleus` the largest possible with the tail).
+        labels_not_kept: number of positions whose label is not among the kept entries (`topk`, `nucleus`), which is an
+            error.
     """
 
     outcome: Outcome
@@ -72,7 +74,7 @@ class LabelScores:
 
     def add(self, record: Record, found: Distribution) -> None:
         """Look up one record's labels; `found` is its distribution at supervised positions."""
-        labels = record.labels[1:][record.labels[1:] != IGNORED_LABEL].astype(np.int64)
+        labels = record.labels[1:][record.labels[1:] != IGNORE_LABEL].astype(np.int64)
         if not len(labels):
             return
         places = np.arange(len(labels))
@@ -82,15 +84,15 @@ class LabelScores:
         self._own.append(np.maximum(own.logprobs, FLOOR))
         self._entropy.append(entropies(found, self.vocab_size))
         self.positions += len(labels)
-        beside = np.flatnonzero(np.diff(record.supervised_positions) == 1)
-        for name, at, other in (("next", beside, beside + 1), ("previous", beside + 1, beside)):
+        adjacent = np.flatnonzero(np.diff(record.supervised_positions) == 1)
+        for name, at, other in (("next", adjacent, adjacent + 1), ("previous", adjacent + 1, adjacent)):
             logprobs = np.maximum(answers(found, at, labels[other], self.vocab_size).logprobs, FLOOR)
             differ = labels[at] != labels[other]
             self._neighbours[name].append(logprobs)
             self._pairs[name].append(np.stack([self._own[-1][at], logprobs], 1)[differ])
 
     def add_all(self, other: "LabelScores") -> None:
-        """Take over what another one has collected."""
+        """Add what another object has collected."""
         self._own += other._own
         self._entropy += other._entropy
         for name in self._pairs:
@@ -104,7 +106,9 @@ class LabelScores:
             return LabelVerdict(outcome="not stored")
         if not self.positions:
             return LabelVerdict(outcome="not enough data")
-        leads = {name: _lead(pairs) for name, pairs in self._pairs.items() if pairs}
+        leads = {
+            name: lead([pairs[:, 0] - pairs[:, 1] for pairs in found]) for name, found in self._pairs.items() if found
+        }
         enough = min((sum(map(len, pairs)) for pairs in self._pairs.values()), default=0) >= MIN_PAIRS
         entropy = float(np.concatenate(self._entropy).mean())
         return LabelVerdict(
@@ -120,7 +124,7 @@ class LabelScores:
         )
 
     def problems(self) -> list[str]:
-        """What is wrong, in words."""
+        """One line for each problem."""
         found, verdict = [], self.verdict()
         if verdict.labels_not_kept:
             found.append(
@@ -135,33 +139,35 @@ class LabelScores:
         if min(leads.values()) > CLEAR:
             return "ok"
         guessing = self.vocab_size**VAGUE
-        for name, lead in leads.items():
-            # without the second condition a teacher that knows neither may seem to prefer one
-            if lead < -CLEAR and (_perplexity(self._neighbours[name]) or guessing) < guessing:
+        for name, found in leads.items():
+            # without the second condition a teacher that predicts neither may seem to prefer one
+            if found < -CLEAR and (_perplexity(self._neighbours[name]) or guessing) < guessing:
                 return "shifted"
         return "no opinion" if entropy > VAGUE * np.log(self.vocab_size) else "implausible"
 
 
 def _blame(verdict: LabelVerdict) -> str:
-    beside = {"next": verdict.perplexity_next, "previous": verdict.perplexity_previous}
+    neighbours = {"next": verdict.perplexity_next, "previous": verdict.perplexity_previous}
     leads = {"next": verdict.lead_next or 0.0, "previous": verdict.lead_previous or 0.0}
     name = min(leads, key=lambda which: leads[which])
-    than = f"against {beside[name]:.4g} for the label of the {name} position"
+    than = f"against {neighbours[name]:.4g} for the label of the {name} position"
     if verdict.outcome == "shifted":
         return f"logits are shifted by one: the teacher's perplexity is {verdict.perplexity:.4g} for the labels {than}"
     return (
-        f"logits do not fit the labels: perplexity {verdict.perplexity:.4g} for the labels {than}, of a teacher whose "
-        f"entropy is only {verdict.entropy:.3g} nats"
+        f"logits do not fit the labels: perplexity {verdict.perplexity:.4g} for the labels {than}, although the "
+        f"teacher's entropy is only {verdict.entropy:.3g} nats"
     )
 
 
-def _lead(records: Sequence[NDArray[np.float64]]) -> float:
-    """Mean of own minus neighbour's, in standard errors.
+def lead(differences: Sequence[NDArray[np.float64]]) -> float:
+    """Mean of the differences of all records, in standard errors; 0 without any.
 
-    The error is that of independent pairs or that of independent records, whichever is larger: tokens repeat within a
-    record. One nat of spread at least, so that few equal values are not taken for certainty.
+    The standard error is that of independent pairs or that of independent records, whichever is larger, because tokens
+    repeat within a record. The spread is at least one nat, so that few equal values do not count as certainty.
+
+    Args:
+        differences: of each record, the label's log-probability minus that of a neighbour's label, in nats.
     """
-    differences = [pairs[:, 0] - pairs[:, 1] for pairs in records]
     all_pairs = np.concatenate(differences)
     if not len(all_pairs):
         return 0.0

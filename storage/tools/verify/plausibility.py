@@ -1,7 +1,7 @@
-"""Is a store's content plausible? What checksums cannot see: targets that are intact but belong to other positions.
+"""Checks whether a store's content is plausible: intact targets may belong to other positions, unseen by checksums.
 
-Labels: the teacher must find the label of a position likelier than its neighbour's (`label_shift.py`). Attention:
-probabilities of one query are not negative and sum to at most 1 (`attention_sums.py`).
+Labels: the label of a position must be more probable for the teacher than its neighbour's (`label_shift.py`).
+Attention: probabilities of one query are not negative and sum to at most 1 (`attention_sums.py`).
 """
 
 from collections.abc import Callable, Collection
@@ -24,7 +24,7 @@ MAX_HIDDEN_POSITIONS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class PlausibilityReport:
-    """What was found in all shards together, and what is wrong by shard."""
+    """Figures of all shards together, and problems by shard."""
 
     labels: LabelVerdict
     attention: AttentionSums
@@ -37,15 +37,15 @@ def check_plausibility(
     skip: Collection[int] = (),
     progress: Callable[[int], object] = lambda records: None,
 ) -> PlausibilityReport:
-    """Both checks over every shard that can be read; a shard is judged by itself where it has enough positions.
+    """Both checks over every readable shard; a shard with enough positions has its own verdict.
 
     Args:
         skip: shards that are known to be damaged.
-        progress: called with the number of records that are done since the last call.
+        progress: called with the number of records done since the last call.
 
     Raises:
-        StoreError: no store, or a damaged lm_head.
-        RemoteError: a distant store does not answer, or refuses.
+        StoreError: not a store, or a damaged lm_head.
+        RemoteError: a remote store does not answer, or refuses.
     """
     store = ShardFolder(files)
     lm_head = open_lm_head(files, store.manifest)
@@ -74,7 +74,7 @@ def check_plausibility(
 def _look(
     shard: OpenShard, labels: LabelScores, lm_head: LmHead | None, progress: Callable[[int], object]
 ) -> tuple[LabelScores, AttentionSums]:
-    """Attention of every record, labels of evenly spaced ones."""
+    """Check the attention of every record and the labels of evenly spaced records."""
     sums, total = AttentionSums(), shard.tables.rows_of("supervised")
     stride = -(-total // (MAX_POSITIONS if lm_head is None else MAX_HIDDEN_POSITIONS)) or 1
     for number in range(len(shard)):

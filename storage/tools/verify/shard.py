@@ -1,53 +1,84 @@
-"""What can be wrong with a shard, in words: files, tables, records. Used after writing and by verify."""
+"""What can be wrong with one committed shard: its size in the plan, its files, its tables, its records."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from alignkd.storage.errors import RemoteError, StoreError
-from alignkd.storage.files.checksum import file_sha256
-from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.registry import get_backend
+from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
-from alignkd.storage.schema.commit_record import CommitRecord, missing_or_resized
-
-READ_THREADS = 4
-FOREIGN = "is not part of the committed shard; move it out of the store, or delete it if nobody needs it"
-
-
-def file_problems(store: Path, commit: CommitRecord, folder: str | None = None) -> list[str]:
-    """Files that are absent, of another size, with another checksum, or not of this shard.
-
-    Args:
-        folder: where the shard lies relative to the store, if not where it was committed to.
-    """
-    problems = missing_or_resized(store, commit, folder)
-    if problems:
-        return problems
-    place = store / (commit.path if folder is None else folder)
-    with ThreadPoolExecutor(READ_THREADS) as pool:  # the files are read from disk: one waits while another is hashed
-        hashes = list(pool.map(file_sha256, [place / entry.path for entry in commit.files]))
-    for entry, found in zip(commit.files, hashes, strict=True):
-        if found != entry.sha256:
-            problems.append(f"{place / entry.path}: sha256 is {found[:12]}, committed {entry.sha256[:12]}")
-    return problems + foreign_files(place, commit)
+from alignkd.storage.schema.commit_record import CommitRecord
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.order import shard_plan
+from alignkd.storage.tools.verify.files import ShardFiles
 
 
-def foreign_files(place: Path, commit: CommitRecord) -> list[str]:
-    """Files in the shard's folder that it was not committed with, but for droppings, in words."""
-    listed = {place / entry.path for entry in commit.files}
-    found = (path for path in place.rglob("*") if path.is_file() and path not in listed)
-    foreign = sorted(path for path in found if not is_dropping(path.relative_to(place).as_posix()))
-    return [f"{path}: {FOREIGN}" for path in foreign]
+class ShardChecker:
+    """Checks the shards of one store; a problem is one line that names the file or the record."""
+
+    def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
+        self.files, self.manifest = ShardFiles(files), manifest
+        self.codec = RecordCodec(manifest)
+        self.plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
+
+    def shallow(self, commit: CommitRecord) -> list[str]:
+        """Compare number of samples, presence and sizes of files."""
+        return self._accounting(commit) + self.files.sizes(commit)
+
+    def deep(self, commit: CommitRecord) -> list[str]:
+        """Read every byte, and check the records if the bytes are right."""
+        if problems := self.shallow(commit):
+            return problems
+        problems = self._all(commit)
+        # a transfer may damage bytes too: report only what a second transfer confirms
+        return self._all(commit) if problems and self.files.files.refresh(commit.path) else problems
+
+    def _all(self, commit: CommitRecord) -> list[str]:
+        in_files = self.files.contents(commit)
+        problems = problems_of(lambda: self._damage(commit))
+        # the message about a chunk is more precise than the one about its file: one line for each file
+        for problem in in_files:
+            path = problem.partition(": sha256 is")[0]
+            if not any(named.startswith(f"{path}: ") for named in problems):
+                problems.append(problem)
+        return problems or problems_of(lambda: self._content_problems(commit))
+
+    def _damage(self, commit: CommitRecord) -> list[str]:
+        backend = get_backend(self.manifest.backend)
+        return backend.open(self.files.files, commit.path, self.manifest, self.codec.columns, commit).damage()
+
+    def _accounting(self, commit: CommitRecord) -> list[str]:
+        if commit.shard >= self.manifest.num_shards:
+            return [f"shard {commit.shard}: the plan has {self.manifest.num_shards} shards; delete its record"]
+        held, planned = commit.num_records + len(commit.quarantined), self.manifest.planned_size(commit.shard)
+        if held != planned:
+            return [f"shard {commit.shard}: accounts for {held} samples, the plan has {planned}"]
+        return []
+
+    def _content_problems(self, commit: CommitRecord) -> list[str]:
+        shard = OpenShard(self.files.files, self.manifest, self.codec, commit)
+        problems = shard.source.structure_problems()
+        return problems or _record_problems(shard, commit, self.plan[commit.shard].tolist())
 
 
-def record_problems(shard: OpenShard, commit: CommitRecord, planned: Sequence[int]) -> list[str]:
-    """Records that are not the planned samples, or that the checks of `Record` would have refused."""
+def problems_of(check: Callable[[], list[str]]) -> list[str]:
+    """What a check finds, or the StoreError that it raises; RemoteError passes."""
+    try:
+        return check()
+    except RemoteError:
+        raise
+    except StoreError as error:
+        return [str(error)]
+
+
+def _record_problems(shard: OpenShard, commit: CommitRecord, planned: Sequence[int]) -> list[str]:
+    """Records that are not the planned samples, or that the checks of `Record` refuse."""
     problems = []
     skipped = {sample.index for sample in commit.quarantined}
     expected = [index for index in planned if index not in skipped]
     found = shard.tables.field("dataset_index").tolist()
     if found != expected:
-        problems.append(f"shard {commit.shard}: holds samples {found[:4]}..., the plan says {expected[:4]}...")
+        problems.append(f"shard {commit.shard}: holds samples {found[:4]}..., the plan lists {expected[:4]}...")
     for number in range(commit.num_records):
         try:
             shard.record(number).recheck()

@@ -1,4 +1,4 @@
-"""`alignkd shards verify`: read a store again and name everything that is not as committed."""
+"""`alignkd shards verify`: read a store and report everything that differs from what was committed."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,24 +9,21 @@ from pathlib import Path
 
 from alignkd.storage.errors import RemoteError, StoreError
 from alignkd.storage.files.leftovers import removable_droppings
-from alignkd.storage.files.source import StoreFiles, open_files
-from alignkd.storage.layouts.protocol import get_backend
-from alignkd.storage.layouts.rows import RecordCodec
-from alignkd.storage.read.shard import OpenShard
-from alignkd.storage.schema.attachments import attachment_path, attachments_of, verified_attachment
+from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.layouts.registry import get_backend
+from alignkd.storage.places import open_files
+from alignkd.storage.schema.attachments import attachment_path, verified_attachment
 from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
-from alignkd.storage.schema.manifest import Manifest, read_manifest
-from alignkd.storage.schema.order import shard_plan
-from alignkd.storage.tools.verify.files import checks_of, files_to_verify
-from alignkd.storage.tools.verify.shard import record_problems
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
+from alignkd.storage.tools.verify.shard import ShardChecker, problems_of
 
-# commit records of a distant store that are fetched at the same time
+# commit records of a remote store that are fetched at the same time
 COMMIT_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong; `shard` is None where it concerns the whole store."""
+    """One problem; `shard` is None if it concerns the whole store."""
 
     shard: int | None
     message: str
@@ -34,7 +31,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was looked at and what was wrong with it; `notes` say what could not be looked at."""
+    """What was checked, and its problems; `notes` list what could not be checked."""
 
     deep: bool
     num_shards: int = 0
@@ -56,43 +53,44 @@ def verify_store(
     """Check a store; damage is reported, not raised.
 
     Args:
-        location: the store's folder or URL. Files that are given opened are read as they are, through their cache; a
-            URL is read past it, in bounded memory and at most 4 GiB of the staging folder.
-        deep: read every byte again and check every record; otherwise only commit records, presence and
-            sizes of files.
+        location: the store's folder or URL. Open files are read through their cache; a URL is read past the readers'
+            cache, in bounded memory and with at most 4 GiB in the staging folder.
+        deep: read every byte and check every record; otherwise only commit records, presence and sizes of files.
         on_shard: called after each shard.
 
     Returns:
-        The report; numbers count committed shards whose record could be read.
+        The report; its figures count committed shards whose record could be read.
 
     Raises:
-        RemoteError: a distant store does not answer, or refuses: nothing is known then.
-        StoreError: a location that cannot be right.
+        RemoteError: a remote store does not answer, or refuses; the check is then incomplete.
+        StoreError: an invalid location.
     """
     if not isinstance(location, Path | str):
         return _verify(location, deep, on_shard)
-    with files_to_verify(location) if deep else nullcontext(open_files(location)) as files:
-        return _verify(files, deep, on_shard)
+    files = open_files(location)
+    with files.past_caches() if deep else nullcontext(files) as read:
+        return _verify(read, deep, on_shard)
 
 
 def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], object]) -> VerifyReport:
     try:
         manifest = read_manifest(files)
+        get_backend(manifest.backend, files.label(FILE_NAME))
     except RemoteError:
         raise
     except StoreError as error:
         return VerifyReport(deep=deep, problems=[Problem(shard=None, message=str(error))])
     commits, problems = _load_commits(files, manifest)
     problems += _attachment_problems(files, manifest, deep or files.checks_sizes)
-    checker = _ShardChecker(files, manifest)
+    checker = ShardChecker(files, manifest)
     for commit in commits:
         found = checker.deep(commit) if deep else checker.shallow(commit)
         problems += [Problem(shard=commit.shard, message=message) for message in found]
         on_shard(commit)
-    notes = list(checker.checks.limits) if deep else []
-    notes += _dropping_notes(files, checker.checks.droppings())
-    if attachments_of(manifest) and not deep and not files.checks_sizes:
-        notes.append("of attachments only the presence was looked at")
+    notes = list(checker.files.limits) if deep else []
+    notes += _dropping_notes(files, files.droppings())
+    if manifest.attachments and not deep and not files.checks_sizes:
+        notes.append("of attachments only the presence was checked")
     return VerifyReport(
         deep=deep,
         num_shards=len(commits),
@@ -104,7 +102,7 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
 
 
 def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
-    """One line, however many there are."""
+    """At most one line."""
     if not paths:
         return []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
@@ -113,7 +111,7 @@ def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
     if removable:
         which = "them" if removable == len(paths) else f"{removable} of them"
         step = f"`alignkd shards gc {files.location}` removes {which}"
-    return [f"left by a desktop, file server or editor, no part of the store: {files.label(paths[0])}{more}; {step}"]
+    return [f"left by a desktop, file server or editor, not part of the store: {files.label(paths[0])}{more}; {step}"]
 
 
 def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:
@@ -139,73 +137,17 @@ def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRec
 
 def _attachment_problems(files: StoreFiles, manifest: Manifest, read: bool) -> list[Problem]:
     problems = []
-    for name in attachments_of(manifest):
-        found = _problems_of(partial(_attachment_problem, files, manifest, name, read))
+    for name in manifest.attachments:
+        found = problems_of(partial(_attachment_problem, files, manifest, name, read))
         problems += [Problem(shard=None, message=message) for message in found]
     return problems
 
 
 def _attachment_problem(files: StoreFiles, manifest: Manifest, name: str, read: bool) -> list[str]:
-    """Raises StoreError for a damaged one; unless it is to be read only its presence counts."""
+    """Raises StoreError for a damaged attachment; unless `read`, only its presence is checked."""
     path = attachment_path(name)
     if read:
         verified_attachment(files, manifest, name)
     elif files.size(path) is None:
-        return [f"{files.label(path)}: there is no such object"]
+        return [f"{files.label(path)}: {files.absent}"]
     return []
-
-
-def _problems_of(work: Callable[[], list[str]]) -> list[str]:
-    """What the work finds, or what it fails with."""
-    try:
-        return work()
-    except RemoteError:
-        raise
-    except StoreError as error:
-        return [str(error)]
-
-
-class _ShardChecker:
-    def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
-        self.files, self.manifest = files, manifest
-        self.checks = checks_of(files)
-        self.codec = RecordCodec(manifest)
-        self.plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
-
-    def shallow(self, commit: CommitRecord) -> list[str]:
-        return self._accounting(commit) + self.checks.sizes(commit)
-
-    def deep(self, commit: CommitRecord) -> list[str]:
-        """Bytes first; the meaning of damaged bytes is not looked at."""
-        if problems := self.shallow(commit):
-            return problems
-        problems = self._all(commit)
-        # bytes may also be damaged on their way from a distant store: only what is so twice is said
-        return self._all(commit) if problems and self.files.refresh(commit.path) else problems
-
-    def _all(self, commit: CommitRecord) -> list[str]:
-        in_files = self.checks.contents(commit)
-        problems = _problems_of(lambda: self._damage(commit))
-        # a damaged chunk says more than a damaged file: one line for each file
-        for problem in in_files:
-            path = problem.partition(": sha256 is")[0]
-            if not any(named.startswith(f"{path}: ") for named in problems):
-                problems.append(problem)
-        return problems or _problems_of(lambda: self._content_problems(commit))
-
-    def _damage(self, commit: CommitRecord) -> list[str]:
-        backend = get_backend(self.manifest.backend)
-        return backend.open(self.files, commit.path, self.manifest, self.codec.columns, commit).damage()
-
-    def _accounting(self, commit: CommitRecord) -> list[str]:
-        if commit.shard >= self.manifest.num_shards:
-            return [f"shard {commit.shard}: the plan has {self.manifest.num_shards} shards; delete its record"]
-        held, planned = commit.num_records + len(commit.quarantined), self.manifest.planned_size(commit.shard)
-        if held != planned:
-            return [f"shard {commit.shard}: accounts for {held} samples, the plan has {planned}"]
-        return []
-
-    def _content_problems(self, commit: CommitRecord) -> list[str]:
-        shard = OpenShard(self.files, self.manifest, self.codec, commit)
-        problems = shard.source.structure_problems()
-        return problems or record_problems(shard, commit, self.plan[commit.shard].tolist())

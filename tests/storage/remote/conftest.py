@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import Manifest, StoreWriter
+from alignkd.storage import Manifest, open_writer
+from alignkd.storage.remote import retry
 from alignkd.storage.remote.files import RemoteFiles, open_location
 from alignkd.storage.remote.settings import RemoteSettings
 
@@ -48,7 +49,7 @@ def stores(
             backend=backend, num_samples=5, shard_size=3, attachments={"tokenizer.model": attached}
         )
         folder, bucket = tmp_path_factory.mktemp("stores") / backend, make_bucket()
-        StoreWriter(folder, manifest, {"tokenizer.model": TOKENIZER})
+        open_writer(folder, manifest, {"tokenizer.model": TOKENIZER})
         write_store(folder, manifest, quarantine=(4,))
         for path in folder.rglob("*"):
             if path.is_file():
@@ -64,14 +65,14 @@ def stored(request: pytest.FixtureRequest, stores: Callable[[str], Stored], s3: 
 
 
 @pytest.fixture
-def settings(tmp_path: Path, remote_environment: None) -> RemoteSettings:
-    """Small blocks, short waits between attempts; a request may take its time on a loaded machine."""
+def settings(tmp_path: Path, remote_environment: None, monkeypatch: pytest.MonkeyPatch) -> RemoteSettings:
+    """Small blocks, short pauses between attempts; a request may take its time on a loaded machine."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     return RemoteSettings(
         cache_folder=tmp_path / "cache",
         block_bytes=4096,
         timeout_seconds=60,
         attempts=4,
-        first_backoff_seconds=0.01,
         staging_folder=tmp_path / "staging",
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import Manifest, Record, StoreError, StoreReader, StoreWriter
+from alignkd.storage import Manifest, Record, StoreError, StoreReader, open_writer
 
 TOKEN = "session+token/for+tests=="
 
@@ -42,7 +42,7 @@ def test_credentials_are_nowhere(
             print(error)
 
     manifest = make_manifest(num_samples=2, shard_size=2, backend="webdataset")
-    writer = StoreWriter(bucket.url, manifest)
+    writer = open_writer(bucket.url, manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0).tolist():
             sink.append(make_record(manifest, index))

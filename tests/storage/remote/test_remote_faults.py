@@ -146,7 +146,8 @@ def test_without_a_working_cache_reading_goes_on_and_says_so(
         files = open_remote(stored.url, cache_folder=tmp_path / "file" / "cache")
         read_all(files, StoreReader(stored.folder), assert_same)
     assert [record.message for record in caplog.records if record.name == "alignkd"] == [
-        f"cache {tmp_path}/file/cache: Not a directory; reading on without it (ALIGNKD_CACHE names another)"
+        f"cache {tmp_path}/file/cache: Not a directory; "
+        "reading continues without it (ALIGNKD_CACHE sets another folder)"
     ]
 
 

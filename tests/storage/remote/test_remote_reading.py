@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from alignkd.storage import Manifest, Record, StoreError, StoreReader
+from alignkd.storage.files.location import parse_location
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.remote.files import RemoteFiles
-from alignkd.storage.remote.objects import parse_location
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]
@@ -160,10 +160,10 @@ def one_line(message: str, work: Callable[[], object]) -> None:
         ("https://host/x?X-Amz-Signature=hidden", "has a query or a fragment"),
         ("https://host/x#hidden", "has a query or a fragment"),
         ("s3://bucket/a/../hidden", "has an empty or relative part"),
-        ("s3:///x", "is no bucket name"),
-        ("s3://Bad_Bucket/x", "is no bucket name"),
+        ("s3:///x", "is not a bucket name"),
+        ("s3://Bad_Bucket/x", "is not a bucket name"),
         ("https:///x", "has no host"),
-        ("https://[hidden/x", "is no URL"),
+        ("https://[hidden/x", "is not a URL"),
     ],
 )
 def test_locations_that_cannot_be_right(location: str, problem: str) -> None:
@@ -175,8 +175,28 @@ def test_locations_that_cannot_be_right(location: str, problem: str) -> None:
 
 @pytest.mark.parametrize(
     "name, value",
-    [("ALIGNKD_CACHE_BYTES", "much"), ("ALIGNKD_CACHE_BLOCK_BYTES", "1"), ("ALIGNKD_REMOTE_TIMEOUT", "0")],
+    [
+        ("ALIGNKD_CACHE_BYTES", "much"),
+        ("ALIGNKD_CACHE_BLOCK_BYTES", "1"),
+        ("ALIGNKD_REMOTE_TIMEOUT", "0"),
+        ("ALIGNKD_REMOTE_ATTEMPTS", "0"),
+        ("ALIGNKD_REMOTE_DEADLINE", "soon"),
+    ],
 )
 def test_variables_that_cannot_be_right(bucket: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     one_line(f"{name} is '{value}'", lambda: StoreReader(bucket.url))
+
+
+@pytest.mark.parametrize(
+    "name, value, found",
+    [("ALIGNKD_REMOTE_ATTEMPTS", "2", "2 attempts in"), ("ALIGNKD_REMOTE_DEADLINE", "0.1", "1 attempts in")],
+)
+def test_variables_bound_what_is_repeated(
+    stored: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str, found: str
+) -> None:
+    """Before the second attempt at least half of 0.2 s is waited."""
+    monkeypatch.setenv(name, value)
+    gateway.break_with(503)
+    one_line(found, lambda: StoreReader(stored.url))
+    assert len(gateway.seen) == int(found[0])

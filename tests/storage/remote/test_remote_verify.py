@@ -10,11 +10,11 @@ import pytest
 
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.errors import RemoteError
+from alignkd.storage.places import open_files
 from alignkd.storage.read.shard_records import ShardFolder
 from alignkd.storage.remote.files import RemoteFiles
-from alignkd.storage.tools.verify.files import files_to_verify
+from alignkd.storage.schema.shard_files import FOREIGN
 from alignkd.storage.tools.verify.plausibility import check_plausibility
-from alignkd.storage.tools.verify.shard import FOREIGN
 
 OpenRemote = Callable[..., RemoteFiles]
 
@@ -105,7 +105,7 @@ def test_what_belongs_to_no_shard_is_named_or_the_blindness_is(copy: Copy) -> No
         assert report.notes == []
     else:
         assert report.ok and report.notes[0].startswith("a web server cannot be listed")
-    assert verify_store(copy.url).notes == ["of attachments only the presence was looked at"]
+    assert verify_store(copy.url).notes == ["of attachments only the presence was checked"]
 
 
 def test_each_byte_travels_once_in_small_ranges(stored: Any, gateway: Any) -> None:
@@ -147,7 +147,7 @@ def test_a_staging_folder_that_cannot_be_made_is_one_line(
     monkeypatch.setenv("ALIGNKD_STAGING", str(tmp_path / "file" / "staging"))
     with (
         pytest.raises(ValueError, match=r"^staging folder .*is a file, not a folder"),
-        files_to_verify(stored.url),
+        open_files(stored.url).past_caches(),
     ):
         pass
     assert verify_store(stored.url).ok

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import alignkd.storage.remote.upload
-from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, StoreWriter
+from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, StoreWriter, open_writer
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.remote.leftovers import remote_leftovers, remove_remote_leftovers
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings
 from alignkd.storage.remote.upload import Upload, upload_all
-from alignkd.storage.remote.writer import RemoteStoreWriter
+from alignkd.storage.write.bucket import BucketPlace
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
@@ -26,11 +26,11 @@ FOLDER = re.compile(r"shards/\d{8}-[0-9a-f]{8}/")
 
 
 @pytest.fixture
-def write_remote(make_record: MakeRecord, settings: RemoteSettings) -> Callable[..., RemoteStoreWriter]:
+def write_remote(make_record: MakeRecord, settings: RemoteSettings) -> Callable[..., StoreWriter]:
     """write_remote(url, manifest, shards=None) writes or completes a store in a bucket."""
 
-    def write(url: str, manifest: Manifest, shards: list[int] | None = None) -> RemoteStoreWriter:
-        writer = RemoteStoreWriter(url, manifest, settings=settings)
+    def write(url: str, manifest: Manifest, shards: list[int] | None = None) -> StoreWriter:
+        writer = StoreWriter(BucketPlace(url, settings), manifest)
         for shard in writer.pending_shards() if shards is None else shards:
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard).tolist():
@@ -80,7 +80,7 @@ def test_a_bucket_holds_what_a_folder_would(
 ) -> None:
     """By the public names, as a user would."""
     manifest = make_manifest(backend=backend, num_samples=3, shard_size=3)
-    writer = StoreWriter(bucket.url, manifest)
+    writer = open_writer(bucket.url, manifest)
     assert writer.pending_shards() == [0]
     with writer.open_shard(0) as sink:
         first, second, third = writer.planned_samples(0).tolist()
@@ -115,7 +115,7 @@ def test_killed_while_uploading(
     open_remote: Callable[..., Any],
     settings: RemoteSettings,
     manifest: Manifest,
-    write_remote: Callable[..., RemoteStoreWriter],
+    write_remote: Callable[..., StoreWriter],
     alone: StoreReader,
     assert_same: AssertSame,
     moment: int,
@@ -153,11 +153,11 @@ def test_of_two_writers_of_a_shard_one_commits(
     make_record: MakeRecord,
     manifest: Manifest,
     settings: RemoteSettings,
-    write_remote: Callable[..., RemoteStoreWriter],
+    write_remote: Callable[..., StoreWriter],
     alone: StoreReader,
     assert_same: AssertSame,
 ) -> None:
-    one, other = (RemoteStoreWriter(bucket.url, manifest, settings=settings) for _ in range(2))
+    one, other = (StoreWriter(BucketPlace(bucket.url, settings), manifest) for _ in range(2))
     with one.open_shard(0) as first, other.open_shard(0) as second:
         for index in one.planned_samples(0).tolist():
             first.append(make_record(manifest, index))
@@ -172,7 +172,7 @@ def test_processes_share_a_plan(
     bucket: Any,
     open_remote: Callable[..., Any],
     manifest: Manifest,
-    write_remote: Callable[..., RemoteStoreWriter],
+    write_remote: Callable[..., StoreWriter],
     alone: StoreReader,
     assert_same: AssertSame,
 ) -> None:
@@ -196,7 +196,7 @@ def test_what_passes_is_survived(
     gateway: Any,
     open_remote: Callable[..., Any],
     manifest: Manifest,
-    write_remote: Callable[..., RemoteStoreWriter],
+    write_remote: Callable[..., StoreWriter],
     alone: StoreReader,
     assert_same: AssertSame,
     kind: str | int,
@@ -216,33 +216,23 @@ def test_what_passes_is_survived(
 
 
 @pytest.mark.parametrize("kind", ["unconditional", "unsupported"])
-def test_services_without_conditional_writes(
-    bucket: Any,
-    gateway: Any,
-    open_remote: Callable[..., Any],
-    make_record: MakeRecord,
-    manifest: Manifest,
-    settings: RemoteSettings,
-    write_remote: Callable[..., RemoteStoreWriter],
-    alone: StoreReader,
-    assert_same: AssertSame,
-    kind: str,
+def test_services_without_conditional_writes_are_refused(
+    bucket: Any, gateway: Any, manifest: Manifest, write_remote: Callable[..., StoreWriter], kind: str
 ) -> None:
-    """One overwrites without a word, one refuses: noticed, and the loser still gets the winner's record."""
+    """One overwrites silently, the other answers 501: both before a shard is written, new store or not."""
+    line = (
+        rf"store {bucket.url}: the service does not honour If-None-Match, .*; write the store to a folder and copy it"
+    )
     gateway.break_with(kind)
-    one, other = (RemoteStoreWriter(bucket.url, manifest, settings=settings) for _ in range(2))
-    assert not one.exclusive and not other.exclusive
-    with one.open_shard(0) as first, other.open_shard(0) as second:
-        for index in one.planned_samples(0).tolist():
-            first.append(make_record(manifest, index))
-            second.append(make_record(manifest, index))
-        winner = first.commit()
-        assert second.commit() == winner
-    write_remote(bucket.url, manifest)
-    [loser] = remote_leftovers(bucket.url, settings)
-    assert loser.path.startswith("shards/00000000-") and loser.num_bytes == winner.totals.bytes
-    remove_remote_leftovers(bucket.url, [loser], settings)
-    assert_complete(bucket, open_remote, alone, assert_same)
+    with pytest.raises(StoreError, match=line):
+        open_writer(bucket.url, manifest)
+    gateway.heal()
+    write_remote(bucket.url, manifest, [0])
+    before = bucket.objects()
+    gateway.break_with(kind)
+    with pytest.raises(StoreError, match=line):
+        open_writer(bucket.url, manifest)
+    assert bucket.objects() == before
 
 
 def test_a_service_that_is_gone_is_one_line(
@@ -253,7 +243,7 @@ def test_a_service_that_is_gone_is_one_line(
     make_record: MakeRecord,
     open_remote: Callable[..., Any],
 ) -> None:
-    writer = RemoteStoreWriter(bucket.url, manifest, settings=settings)
+    writer = StoreWriter(BucketPlace(bucket.url, settings), manifest)
     with writer.open_shard(0) as sink:
         for index in writer.planned_samples(0).tolist():
             sink.append(make_record(manifest, index))
@@ -304,7 +294,7 @@ def test_a_failed_large_file_leaves_nothing(
 
 
 def test_a_dead_upload_is_a_leftover(
-    bucket: Any, settings: RemoteSettings, manifest: Manifest, write_remote: Callable[..., RemoteStoreWriter]
+    bucket: Any, settings: RemoteSettings, manifest: Manifest, write_remote: Callable[..., StoreWriter]
 ) -> None:
     write_remote(bucket.url, manifest, [])
     key = "some/store/shards/00000001-abc/x.tar"
@@ -330,33 +320,33 @@ def test_a_bucket_that_is_something_else(
     bucket: Any, settings: RemoteSettings, make_manifest: MakeManifest, manifest: Manifest
 ) -> None:
     bucket.put("holiday.jpg", b"")
-    with pytest.raises(StoreError, match=r"holds 'holiday.jpg' but no manifest.json, so it is no store"):
-        StoreWriter(bucket.url, manifest)
+    with pytest.raises(StoreError, match=r"holds 'holiday.jpg' but no manifest.json, so it is not a store"):
+        open_writer(bucket.url, manifest)
     bucket.delete("holiday.jpg")
-    StoreWriter(bucket.url, manifest)
+    open_writer(bucket.url, manifest)
     with pytest.raises(StoreError, match=r"made with other settings: seed is 1 in the store, 2 asked for"):
-        StoreWriter(bucket.url, manifest.model_copy(update={"seed": 2}))
+        open_writer(bucket.url, manifest.model_copy(update={"seed": 2}))
     with pytest.raises(StoreError, match=r"https://host/x: can only be read"):
-        StoreWriter("https://host/x", manifest)
+        open_writer("https://host/x", manifest)
     with pytest.raises(StoreError, match=r"there is no bucket no-such-bucket"):
-        StoreWriter("s3://no-such-bucket/x", manifest)
+        open_writer("s3://no-such-bucket/x", manifest)
 
 
 def test_attachments(bucket: Any, make_manifest: MakeManifest, open_remote: Callable[..., Any], tmp_path: Path) -> None:
     content = b"pieces" * 100
     manifest = make_manifest(attachments={"a.model": hashlib.sha256(content).hexdigest()})
     with pytest.raises(StoreError, match=r"attachments/a.model: is missing, and the store needs it"):
-        StoreWriter(bucket.url, manifest)
+        open_writer(bucket.url, manifest)
     with pytest.raises(StoreError, match=r"attachment a.model: sha256 is \w{12}, expected \w{12} by the manifest"):
-        StoreWriter(bucket.url, manifest, {"a.model": b"other"})
+        open_writer(bucket.url, manifest, {"a.model": b"other"})
     assert bucket.objects() == {}
     bucket.put("attachments/a.model", b"of another run")
     with pytest.raises(
         StoreError, match=r"attachments/a.model: is not the a.model of this run and belongs to no store"
     ):
-        StoreWriter(bucket.url, manifest, {"a.model": content})
+        open_writer(bucket.url, manifest, {"a.model": content})
     bucket.delete("attachments/a.model")
     (tmp_path / "a").write_bytes(content)
-    StoreWriter(bucket.url, manifest, {"a.model": tmp_path / "a"})
-    StoreWriter(bucket.url, manifest)
+    open_writer(bucket.url, manifest, {"a.model": tmp_path / "a"})
+    open_writer(bucket.url, manifest)
     assert StoreReader(open_remote(bucket.url), allow_incomplete=True).attachment("a.model").read_bytes() == content

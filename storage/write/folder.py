@@ -1,0 +1,58 @@
+"""Writing a store into a folder of a mounted file system."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignkd.storage.errors import StoreError, disk_errors
+from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
+from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.schema.attachments import ATTACHMENTS, write_attachments
+from alignkd.storage.schema.commit_record import COMMITS, SHARDS, CommitRecord, load_commit
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, check_same_manifest, read_manifest
+from alignkd.storage.schema.sealed_json import seal
+from alignkd.storage.write.publish import publish
+from alignkd.storage.write.replace import publish_successor, successor
+
+
+class FolderPlace:
+    """See `alignkd.storage.write.place.Place`; shards are staged in the store's own folder and renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = self.staging = path
+        self.files = LocalFiles(path)
+
+    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
+        with disk_errors(f"store {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / FILE_NAME).exists():
+                self._check_empty()
+                (self.path / SHARDS).mkdir(exist_ok=True)
+                (self.path / COMMITS).mkdir(exist_ok=True)
+                write_attachments(self.path, manifest, attachments)
+                create_exclusively(self.path / FILE_NAME, seal(manifest.model_dump()), self.path)
+            check_same_manifest(self.path, read_manifest(self.files), manifest)
+            write_attachments(self.path, manifest, attachments)
+            remove_leftovers(self.path)
+
+    def publish(self, folder: Path, commit: CommitRecord) -> CommitRecord:
+        ours = publish(self.path, folder, commit)
+        return commit if ours else load_commit(self.files, commit.shard, commit.manifest_hash)
+
+    def replace(self, folder: Path, commit: CommitRecord) -> CommitRecord:
+        ours = successor(commit)
+        publish_successor(self.path, folder, ours)
+        return ours
+
+    def shared_folder(self, name: str) -> Path:
+        return self.path / name
+
+    def _check_empty(self) -> None:
+        """Refuse a folder with files that no writer of this store makes."""
+        own = (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME)
+        names = sorted(entry.name for entry in self.path.iterdir())
+        foreign = [name for name in names if name not in own and not name.startswith(TEMPORARY_PREFIX)]
+        if foreign := [name for name in foreign if not is_dropping(name)]:
+            raise StoreError(
+                f"{self.path} holds {foreign[0]!r} but no {FILE_NAME}, so it is not a store; choose another path"
+            )

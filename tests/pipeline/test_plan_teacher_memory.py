@@ -1,0 +1,153 @@
+"""The planned memory of a teacher pass against the tensors that were alive at once."""
+
+import json
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from alignkd.pipeline.plan.memory import BATCHES_IN_FLIGHT, LOGIT_BYTES, Memory, TeacherLoad, teacher_memory
+from alignkd.pipeline.plan.models import ModelShapes, config_of
+from alignkd.storage.codecs.settings import NOT_STORED
+from alignkd.teacher_dump.preparation import Preparation, Prepared
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.capture import Capture, Captured
+from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.model.config import VLMConfig, load_config
+from alignkd.vlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.weights.loading import new_model
+
+NUM = 8
+STORES: tuple[dict[str, Any], ...] = (
+    {"profile": "exact"},
+    {"profile": "compact"},
+    {"profile": "stem"},
+    {"profile": "stem", "logits": {"kind": "none"}},
+    {"logits": {"kind": "sampled"}},
+    {"logits": {"kind": "full"}},
+    {"logits": {"kind": "topk", "top_k": 4}, "attention_pairs": "vqv"},
+)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations made and that are still alive; `peak` is the most of them.
+
+    Args:
+        others: tensors that were there before; a view of one is no new memory.
+    """
+
+    def __init__(self, others: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in others}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.fixture(scope="module")
+def config(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> VLMConfig:
+    """The golden teacher's tower before a language model that is wide enough to count."""
+    folder = tmp_path_factory.mktemp("wide")
+    raw = json.loads((golden / "teacher" / "config.json").read_text())
+    wide = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 2, "num_attention_heads": 8}
+    (folder / "config.json").write_text(json.dumps({**raw, **wide, "num_key_value_heads": 8, "vocab_size": 4000}))
+    return load_config(folder, vision_config=golden / "clip")
+
+
+@pytest.fixture(scope="module")
+def samples(golden: Path, golden_images: Path) -> list[Prepared]:
+    builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+    image = next(entry["image"] for entry in json.loads((golden / "v1.json").read_text()) if "image" in entry)
+    turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
+    with Preparation(builder, golden_images, 2) as preparation:
+        return preparation.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
+
+
+def stored_bytes(captured: list[Captured]) -> int:
+    arrays = {id(held): held for one in captured for held in (one.attention, one.vision_top, *one.vision)}
+    arrays[id(captured[0].logits.arrays)] = captured[0].logits.arrays
+    return sum(part.nbytes for held in arrays.values() if held is not None for part in held.wait().values())
+
+
+def load_of(samples: list[Prepared], store: StoreConfig, dtype: str, stored: int) -> TeacherLoad:
+    positions = [sample.example.positions for sample in samples]
+    computed = store.attention not in NOT_STORED or store.vision_top not in NOT_STORED
+    rows = [max(len(at.attention_rows(store.attention_pairs)), len(at.tqv_query_positions)) for at in positions]
+    return TeacherLoad(
+        dtype=dtype,
+        quantization="none",
+        tokens=sum(at.length for at in positions),
+        longest=max(at.length for at in positions),
+        images=len(samples),
+        supervised=sum(len(at.supervised_positions) for at in positions),
+        queries=sum(rows) if computed else 0,
+        stored=stored,
+        logit_bytes=LOGIT_BYTES[store.logits.kind],
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("store", STORES, ids=str)
+def test_the_plan_is_never_below_what_is_alive(
+    store: dict[str, Any], dtype: str, config: VLMConfig, samples: list[Prepared]
+) -> None:
+    settings, model = StoreConfig(path="store", **store), new_model(config, seed=0).to(getattr(torch, dtype))
+    capture = Capture(model, settings)
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        captured = capture(samples)
+    assert len(captured) == NUM
+    stored = stored_bytes(captured)
+    planned = teacher_memory(ModelShapes.of("wide", config), load_of(samples, settings, dtype, stored))
+    # nothing waits for a writer here, and targets of this batch exist only after the decoder has run
+    one_batch = planned.peak - planned.parts["weights"] - BATCHES_IN_FLIGHT * stored
+    assert one_batch + stored >= live.peak, (live.peak, planned)
+    assert one_batch <= 3 * live.peak, (live.peak, planned)
+    if planned.parts["decoder"] == max(moments(planned)):
+        assert one_batch >= live.peak
+
+
+def moments(planned: Memory) -> list[int]:
+    return [planned.parts[name] for name in ("decoder", "vision tower", "attention rows", "logits")]
+
+
+@pytest.mark.parametrize("kind", ["hidden", "nucleus"])
+def test_the_7b_teacher_fits_a_24_gb_card(kind: str) -> None:
+    """Batches of 8192 tokens, of samples up to 2048, in bfloat16."""
+    shapes = ModelShapes.of("7B", config_of("mtgv/MobileVLM_V2-7B", None))
+    load = TeacherLoad(
+        dtype="bfloat16",
+        quantization="none",
+        tokens=8192,
+        longest=2048,
+        images=64,
+        supervised=6000,
+        queries=6000,
+        stored=8192 * 4096 * 2,
+        logit_bytes=LOGIT_BYTES[kind],
+    )
+    assert 14.1e9 < teacher_memory(shapes, load).peak < 20 * 2**30

@@ -1,0 +1,20 @@
+"""The identity of a sample's input, by content."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from alignkd.vlm.inputs.templates import TemplateName, template_fingerprint
+
+
+def sample_key(conversations: Sequence[dict[str, str]], image_sha256: Sequence[str], template: TemplateName) -> str:
+    """Content hash (64 hex digits) of all that decides a sample's input: conversation, image bytes, template.
+
+    Args:
+        conversations: turns, each `{"from": speaker, "value": text}`.
+        image_sha256: sha256 of each image file, in order.
+    """
+    # keys of samples with one image are older than lists of images
+    hashes = list(image_sha256) if len(image_sha256) > 1 else image_sha256[0] if image_sha256 else None
+    content = [list(conversations), hashes, template_fingerprint(template)]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

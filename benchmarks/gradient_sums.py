@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if __name__ == "__main__":  # before deepspeed is imported
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 from torch import Tensor, nn

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from alignkd.storage import LogitsCodec
 from alignkd.storage.logits.registry import LogitSizes, logits_codec
-from alignkd.student_train.config import LossConfig
 from alignkd.student_train.data.collate import logit_targets
-from alignkd.student_train.objective.logit_term import logit_term
+from alignkd.student_train.objective.logit_terms import logit_term
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution, stored_logits
 
-LOSSES = LossConfig(supervised=0, attention=0, vision_all=0, vision_focus=0, logit=1)
+LOSSES = LossConfig(supervised=0, attention=0, vision_all=0, vision_top=0, logit=1)
 
 
 def _nucleus(p: float, least: int, most: int) -> dict[str, Any]:
@@ -130,7 +130,8 @@ def _gradient(positions: Positions, settings: dict[str, Any]) -> tuple[Tensor, f
     stored = arrays.encode(stored_logits({name: rows.numpy() for name, rows in kept.items()}, codec))
     targets = logit_targets([arrays.decode(stored.__getitem__)])
     student_NV = positions.student_NV.clone().requires_grad_()
-    total = logit_term(targets, positions.teacher_head_VD, LOSSES)(student_NV, slice(0, len(student_NV)))
+    inputs = LOSSES.head_inputs(positions.labels_N, targets, positions.teacher_head_VD)
+    total = logit_term(inputs)(student_NV, slice(0, len(student_NV)))
     (gradient_NV,) = torch.autograd.grad(total, student_NV)
     return gradient_NV.double(), sum(part.nbytes for part in stored.values()) / len(student_NV)
 

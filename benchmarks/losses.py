@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from alignkd.student_train.losses.divergences import MIXED, PLAIN, named_divergence
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
 from alignkd.student_train.losses.logit import logit_loss, teacher_logits
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 
 TOP_K = 64
 
@@ -139,14 +139,14 @@ def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings
     return torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
-def _truncated(states_ND: Tensor, head_VD: Tensor) -> SparseDistribution:
+def _truncated(states_ND: Tensor, head_VD: Tensor) -> TruncatedDistribution:
     parts = []
     for states_nD in states_ND.split(256):
         sorted_nV, order_nV = teacher_logits(states_nD, head_VD).float().log_softmax(-1).sort(descending=True)
         parts.append((order_nV[:, :TOP_K].clone(), sorted_nV[:, :TOP_K].clone(), sorted_nV[:, TOP_K:].logsumexp(-1)))
     ids_NK, logprobs_NK, tail_N = (torch.cat(column) for column in zip(*parts, strict=True))
     kept_NK = torch.ones_like(ids_NK, dtype=torch.bool)
-    return SparseDistribution(ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=tail_N)
+    return TruncatedDistribution(ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=tail_N)
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -33,12 +33,12 @@ from torch import Tensor
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
-from alignkd.student_train.data.loader import micro_batches
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import MOMENTS, Engine
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.student_train.run.plan import micro_batches, open_dataset
+from alignkd.student_train.run.student import build_student
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.model.config import load_config
 from alignkd.vlm.model.mobilevlm import MobileVLM

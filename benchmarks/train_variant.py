@@ -23,19 +23,22 @@ from torch import Tensor
 
 from alignkd.pipeline.config.run_config import RunConfig, load_run_config
 from alignkd.storage import SampleOrder, StoreReader
-from alignkd.student_train.config import PRESETS, LossConfig, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.decode import CodedTensor
-from alignkd.student_train.data.loader import micro_batches
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.objective.target_sources import stem_lookup
-from alignkd.student_train.trainer import _optimiser_step, build_student, open_dataset
+from alignkd.student_train.objective.terms import preset_weights
+from alignkd.student_train.run.plan import micro_batches, open_dataset
+from alignkd.student_train.run.student import build_student
+from alignkd.student_train.run.target_sources import stem_lookup
+from alignkd.student_train.trainer import _optimiser_step
 from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import load_model
 
@@ -110,11 +113,11 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
     return replace(
         batch,
-        attention=replace(attention, coded_BRHC=CodedTensor.plain(attention_BHRC.transpose(1, 2))),
-        vision_all_IPD=CodedTensor.plain(vision_IPD),
-        top_index_IK=top_IK,
-        top_embeddings_IKD=CodedTensor.plain(top_IKD),
-        logits=HiddenTargets(states=CodedTensor.plain(hidden_ND)),
+        attention=replace(attention, coded_BRHC=EncodedTensor.plain(attention_BHRC.transpose(1, 2))),
+        vision_all_IPD=EncodedTensor.plain(vision_IPD),
+        vision_top_index_IK=top_IK,
+        vision_top_embeddings_IKD=EncodedTensor.plain(top_IKD),
+        logits=HiddenTargets(states=EncodedTensor.plain(hidden_ND)),
     )
 
 
@@ -154,7 +157,7 @@ class Training:
     def plain(self) -> dict[str, Any]:
         """Do a step of plain fine-tuning in this process, with the same memory as `step`."""
         losses, stem = self.losses, self.student.stem
-        self.losses = self.student.losses = LossConfig(**PRESETS["supervised"])
+        self.losses = self.student.losses = LossConfig(**preset_weights("supervised"))
         counts, self.counts, self.student.stem = self.counts, self._counts(self.reader), None
         try:
             return self.step()

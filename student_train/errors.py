@@ -1,4 +1,4 @@
-"""Errors a user can cause; each is one line that names both values and the next step."""
+"""Errors that a user can cause; each is one line that names both values and the next step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from alignkd.disk.next_step import next_step, reason
 
 
 class TrainError(AlignkdError):
-    """A training run that cannot start or go on as asked."""
+    """A training run cannot start or continue as requested."""
 
 
 @contextmanager
@@ -27,5 +27,5 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def unreadable(what: object, error: OSError) -> TrainError:
-    """The error for a file that the system does not open or read: nothing is known about its content."""
+    """The error for a file that the system cannot open or read; its content is unknown."""
     return TrainError(f"{what}: cannot be read ({reason(error)}); {next_step(error)}")

@@ -1,4 +1,4 @@
-"""A training run as the pipeline hands it over, and what comes back."""
+"""Input and result of a training run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class TrainJob:
     Attributes:
         student: checkpoint folder (or hub id) in the official layout.
         vision_config: folder with the vision tower's config, overriding the checkpoint's.
-        dtype: of the student's weights; master weights and optimiser state are float32.
-        images: folder the samples' image paths are relative to; None where the store holds the image files.
+        dtype: dtype of the student's weights; master weights and optimiser state are float32.
+        images: folder to which the samples' image paths are relative; None if the store holds the image files.
         template: prompt template; must be the store's.
-        max_tokens: most embedded tokens of a sample, or None.
+        max_tokens: largest number of embedded tokens of a sample, or None.
         store: the teacher's cached targets, a folder or a URL.
         train: optimisation settings.
-        configuration: the whole configuration of the run, JSON-able, which is kept as `OUTPUT/run.json`; decides
-            nothing.
+        configuration: the whole configuration of the run, JSON-able, which is written to `OUTPUT/run.json`; it has no
+            effect on training.
     """
 
     student: str | Path
@@ -42,7 +42,7 @@ class TrainJob:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch names it."""
+        """`dtype` as a torch dtype."""
         return TORCH_DTYPES[self.dtype]
 
     def open_student(self) -> Checkpoint:
@@ -61,14 +61,14 @@ class TrainResult:
     Attributes:
         step: optimiser steps done, resumed ones included.
         samples_seen: samples consumed, resumed ones included.
-        samples_by_kind: the same by kind, see `sample_kinds.SampleKinds`.
-        quarantined: samples that the teacher could not use; the store holds nothing of them.
+        samples_by_kind: samples consumed by kind, see `sample_kinds.SampleKinds`.
+        quarantined: unusable samples; the store has no targets of them.
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         metrics: the last line of `metrics.jsonl`.
-        student: exported checkpoint folder, None when interrupted.
-        adapters: exported adapters, None when interrupted.
-        already_finished: nothing was trained, an earlier run had finished.
-        interrupted_by: number of the signal that ended the run early, or None. A command exits with 128 + this.
+        student: exported checkpoint folder; None if interrupted.
+        adapters: exported adapters; None if interrupted.
+        already_finished: an earlier call had finished the run, and nothing was trained.
+        interrupted_by: number of the signal that ended the run early, or None. The command exits with 128 + this.
     """
 
     step: int

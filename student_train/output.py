@@ -1,6 +1,7 @@
-"""What a run leaves in its output folder, by name."""
+"""Names in the output folder of a run, and in its metrics file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,32 @@ from alignkd.student_train.errors import TrainError
 
 METRICS = "metrics.jsonl"
 CONFIG = "run.json"  # no model has a file of this name
-EARLIER_CONFIG = "config.json"  # the name that earlier versions gave it
+EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
+# Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
+TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
+FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", *TIMINGS)
+KIND_PREFIX = "samples_"
 SECTIONS = {"data", "store", "train"}
 
 
 def student_folder(output: Path) -> Path:
-    """Where the trained student is, in the official checkpoint layout."""
+    """Folder of the trained student, in the official checkpoint layout."""
     return output / "student"
 
 
 def adapters_file(output: Path) -> Path:
-    """Where the trained adapters are."""
+    """File of the trained adapters."""
     return output / "adapters.safetensors"
 
 
+def loss_names(line: Mapping[str, Any]) -> list[str]:
+    """The losses of a step's line of METRICS: `loss`, their weighted sum, and every term."""
+    return [name for name in line if name not in FIGURES and not name.startswith(KIND_PREFIX)]
+
+
 def read_finished(output: Path) -> dict[str, Any] | None:
-    """What a finished run left (its state, deciding settings and last metrics), or None.
+    """State, deciding settings and last metrics of a finished run; None for any other run.
 
     Raises:
         TrainError: the file is damaged.
@@ -37,18 +47,18 @@ def read_finished(output: Path) -> dict[str, Any] | None:
         return unseal(output / FINISHED)
     except CorruptStoreError as error:
         raise TrainError(
-            f"{output / FINISHED}: damaged ({error}); remove it and run the same command again: the student is "
-            "exported from the last checkpoint"
+            f"{output / FINISHED}: damaged ({error}); remove it and run the same command again, which exports the "
+            "student from the last checkpoint"
         ) from error
 
 
 def read_configuration(output: Path) -> dict[str, Any] | None:
-    """The resolved configuration that a run kept, also one of an earlier version; None where there is none."""
+    """The resolved configuration of a run, also of an earlier version; None if there is none."""
     for name in (CONFIG, EARLIER_CONFIG):
         try:
             document = json.loads((output / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(document, dict) and document.keys() >= SECTIONS:  # a model's config.json has none of them
+        if isinstance(document, dict) and document.keys() >= SECTIONS:  # a model's config.json has none of these keys
             return document
     return None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.record.encoded import EncodedArray
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import RaggedEntries
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
 from alignkd.student_train.losses.logit import logit_loss
@@ -61,7 +61,7 @@ def codecs(check: Check, device: torch.device) -> None:
             found = target.parts if isinstance(target, EncodedArray) else {"": target}
             same = all(found[part].tobytes() == array.tobytes() for part, array in expected.items())
             check.expect(same, f"codec {name} of {dtype} {tuple(values.shape)}: other bytes than the store's")
-            coded = CodedTensor(codec=name, parts={part: torch.from_numpy(array) for part, array in expected.items()})
+            coded = EncodedTensor(codec=name, parts={part: torch.from_numpy(array) for part, array in expected.items()})
             decoded = coded.to(device).decode().float().cpu().numpy()
             same = np.array_equal(decoded, get_codec(name).decode(expected))
             check.expect(same, f"codec {name} {tuple(values.shape)}: decodes to other values than the store's")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from alignkd.student_train.objective.objective import weighted_total
-from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import build_student
 from alignkd.teacher_dump.dump import dump, load_teacher
 from gpu_steps.check import Check
 from gpu_steps.golden import dump_job, train_job
@@ -50,7 +51,8 @@ def micro_batch(folder: Path, device: str) -> None:
     student = build_student(job, job.open_student(), dataset.reader).to(device)
     torch.cuda.set_sync_debug_mode("warn")
     weights = job.train.losses.weights
-    batch = collate([dataset[number] for number in range(len(dataset))], terms=weights, attention_pairs="tqv")
+    samples, targets = [dataset[number] for number in range(len(dataset))], job.train.losses.needed_targets.values()
+    batch = collate(samples, targets=targets, attention_pairs="tqv")
     weighted_total(student(batch.to(device)), weights, dict.fromkeys(weights, 1)).backward()
 
 

@@ -41,9 +41,9 @@ def tables() -> str:
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Key -> its description in the model's docstring, under `Attributes`."""
+    """Key -> its `description`, or its text in the model's docstring under `Attributes`."""
     lines = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")[2].splitlines()
-    found: dict[str, str] = {}
+    found = {name: field.description for name, field in model.model_fields.items() if field.description}
     names: list[str] = []
     for line in lines:
         if match := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line):

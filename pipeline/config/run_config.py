@@ -9,7 +9,7 @@ from alignkd.disk.opening import open_regular_or_pipe
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import STEM
-from alignkd.student_train.config import TARGET_OF_TERM, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.config import TeacherConfig
@@ -75,7 +75,7 @@ class RunConfig(Settings):
         if self.train is None:
             return self
         losses, targets = self.train.losses, self.train.targets
-        weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in losses.weights}
+        weighed = losses.needed_targets
         problems = []
         if missing := [term for term, key in weighed.items() if self._is_missing(key)]:
             problems.append(

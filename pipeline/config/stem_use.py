@@ -5,7 +5,6 @@ from typing import Any
 from alignkd.pipeline.config.checkpoint_config import checkpoint_config, vision_config_of
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
-from alignkd.student_train.config import TARGET_OF_TERM
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.model.config import VLMConfig
@@ -18,7 +17,7 @@ def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes from the stem a target whose loss has a weight."""
     if config.train is None:
         return bool(config.store.codecs().from_stem)
-    weighed = {key for term, key in TARGET_OF_TERM.items() if term in config.train.losses.weights}
+    weighed = {*config.train.losses.needed_targets.values()}
     chosen, has_stem = config.train.targets, config.train.stem is not None
     return any(
         target_source(getattr(config.store, key), getattr(chosen, key), has_stem=has_stem) == "stem"

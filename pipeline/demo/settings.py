@@ -63,7 +63,7 @@ class DemoSettings:
     checkpoint_every: int | None = 250
     data_workers: int = 0
     losses: Mapping[str, float] = field(
-        default_factory=lambda: {"attention": 2e4, "vision_all": 0.3, "vision_focus": 0.03, "logit": 0.3}
+        default_factory=lambda: {"attention": 2e4, "vision_all": 0.3, "vision_top": 0.03, "logit": 0.3}
     )
     logit_divergence: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
     temperature: float = 1.0
@@ -108,7 +108,7 @@ class Recipe:
         }
 
 
-_VISION = ("vision_all", "vision_focus")
+_VISION = ("vision_all", "vision_top")
 _ALL = ("logit", "attention", *_VISION)
 SUPERVISED_ONLY = Recipe(name=SUPERVISED, label="supervised only", terms=())
 EVERYTHING = Recipe(name=ALIGN_KD, label="Align-KD", terms=_ALL)

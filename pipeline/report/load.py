@@ -1,4 +1,4 @@
-"""Training runs as `alignkd report` sees them: what their output folders say, nothing recomputed."""
+"""The figures of training runs for `alignkd report`, as their output folders hold them; nothing is recomputed."""
 
 import itertools
 import json
@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.storage import StoreError
-from alignkd.student_train.output import FINISHED, METRICS, read_finished
+from alignkd.student_train.output import FINISHED, KIND_PREFIX, METRICS, loss_names, read_finished
 from alignkd.vlm.errors import InputError, unreadable
-
-LOSSES = ("loss", "supervised", "logit", "attention", "vision_all", "vision_focus")
-KINDS = "samples_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +18,17 @@ class Run:
     """One training run.
 
     Attributes:
-        name: shortest end of its path that tells it from the other runs.
+        name: shortest end of its path that differs from those of the other runs.
         path: its output folder.
-        state: `finished`, or `unfinished` while it goes on or after it was stopped.
+        state: `finished`, or `unfinished` while it is running or after it was stopped.
         steps: optimiser steps done.
         samples_seen: samples consumed.
-        samples_by_kind: the same by kind.
+        samples_by_kind: samples consumed by kind.
         skipped: steps whose loss or gradient was not finite.
-        final: by loss term, the mean over the last steps that have it.
-        seconds_per_step, tokens_per_second, wait_share: medians over the steps; None where the run did not note them.
-        peak_memory_mib: most memory on the (first) device.
-        curves: by loss term, (step, running mean) of each step that has it.
+        final: mean of each loss over the last steps that have it.
+        seconds_per_step, tokens_per_second, wait_share: medians over the steps; None if the run did not record them.
+        peak_memory_mib: peak memory of the (first) device.
+        curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
     """
 
     name: str
@@ -50,14 +47,14 @@ class Run:
 
 
 def load_runs(paths: Sequence[Path], *, smooth: int) -> list[Run]:
-    """Every run, named apart.
+    """Every run, under a name of its own.
 
     Args:
         paths: output folders of training, or their metrics files.
-        smooth: steps that a running mean covers.
+        smooth: number of steps in a running mean.
 
     Raises:
-        InputError: a folder without a usable metrics file, or the same run twice.
+        InputError: a folder has no usable metrics file, or a run is given twice.
     """
     folders = [path.parent if path.name == METRICS else path for path in paths]
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
@@ -71,6 +68,11 @@ def report_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [asdict(run) for run in runs]
 
 
+def losses_of(runs: Sequence[Run]) -> list[str]:
+    """The losses that any of the runs has, in the order of their metrics files."""
+    return [*dict.fromkeys(name for run in runs for name in run.curves)]
+
+
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and up to `window - 1` before it."""
     return [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
@@ -78,22 +80,23 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 def _load(folder: Path, name: str, smooth: int) -> Run:
     lines = _metrics(folder)
-    points = {term: [(line["step"], line[term]) for line in lines if line.get(term) is not None] for term in LOSSES}
+    names = dict.fromkeys(name for line in lines for name in loss_names(line))
+    points = {name: [(line["step"], line[name]) for line in lines if line.get(name) is not None] for name in names}
     curves = {
-        term: list(zip([step for step, _ in of_term], running_mean([v for _, v in of_term], smooth), strict=True))
-        for term, of_term in points.items()
-        if of_term
+        name: list(zip([step for step, _ in found], running_mean([v for _, v in found], smooth), strict=True))
+        for name, found in points.items()
+        if found
     }
-    kinds = {key.removeprefix(KINDS) for line in lines for key in line if key.startswith(KINDS)} - {"seen"}
+    kinds = {key.removeprefix(KIND_PREFIX) for line in lines for key in line if key.startswith(KIND_PREFIX)} - {"seen"}
     return Run(
         name=name,
         path=folder,
         state="finished" if _is_finished(folder) else "unfinished",
         steps=lines[-1]["step"],
         samples_seen=lines[-1]["samples_seen"],
-        samples_by_kind={kind: sum(line.get(KINDS + kind, 0) for line in lines) for kind in sorted(kinds)},
+        samples_by_kind={kind: sum(line.get(KIND_PREFIX + kind, 0) for line in lines) for kind in sorted(kinds)},
         skipped=sum(bool(line.get("skipped")) for line in lines),
-        final={term: curve[-1][1] for term, curve in curves.items()},
+        final={name: curve[-1][1] for name, curve in curves.items()},
         seconds_per_step=_median(lines, "seconds"),
         tokens_per_second=_median(lines, "tokens_per_second"),
         wait_share=_median(lines, "wait_share"),
@@ -110,26 +113,26 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a training run's output folder") from error
     except OSError as error:
         raise unreadable(file, error) from error
-    # a run that is being written, or was killed, may end in half a line
+    # the file of a run that is running or was killed may end in an incomplete line
     whole = [(number, line) for number, line in enumerate(text.splitlines(keepends=True), 1) if line.endswith("}\n")]
     try:
         lines: list[dict[str, Any]] = [json.loads(line) for _, line in whole]
         if not lines:
-            raise InputError(f"{file}: holds no step yet; wait for the run's first one")
+            raise InputError(f"{file}: has no step yet; wait until the run has done its first one")
         assert all({"step", "samples_seen", "loss"} <= line.keys() for line in lines)
     except (json.JSONDecodeError, AssertionError, AttributeError) as error:
-        raise InputError(f"{file}: is no metrics file of a training run; give its output folder") from error
+        raise InputError(f"{file}: is not the metrics file of a training run; give the run's output folder") from error
     _check_order(file, [(number, line["step"]) for (number, _), line in zip(whole, lines, strict=True)])
     return lines
 
 
 def _check_order(file: Path, steps: Sequence[tuple[int, Any]]) -> None:
-    """Refuse what two runs at once wrote; (line number, step) of each line."""
+    """Refuse a file that two runs wrote at the same time; `steps` are (line number, step)."""
     for (_, before), (number, step) in itertools.pairwise(steps):
         if not isinstance(step, int) or step <= before:
             raise InputError(
-                f"{file}: line {number} has step {step} after step {before}; several runs wrote it at once, and their "
-                "figures cannot be separated: train again into another output"
+                f"{file}: line {number} has step {step} after step {before}; several runs wrote the file at the same "
+                "time, and their figures cannot be separated; train again into another output"
             )
 
 
@@ -146,7 +149,7 @@ def _median(lines: Sequence[dict[str, Any]], name: str) -> float | None:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The fewest last parts of each path that make all names different."""
+    """The last parts of each path, as few as make all names different."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -1,16 +1,16 @@
-"""Runs side by side as a table: one column per run."""
+"""A table of training runs: one column per run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from alignkd.pipeline.report.load import LOSSES, Run
+from alignkd.pipeline.report.load import Run, losses_of
 
 HEADING = "# Training runs"
-NAMES = {"loss": "loss (weighted sum)", "vision_all": "vision, all tokens", "vision_focus": "vision, focus tokens"}
+LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
 
 
 def is_report(path: Path) -> bool:
-    """Whether `path` is a page that `markdown_table` made."""
+    """Whether `path` is a page made by `markdown_table`."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -18,14 +18,14 @@ def is_report(path: Path) -> bool:
 
 
 def markdown_table(runs: Sequence[Run], *, picture: str, smooth: int) -> str:
-    """A page: table, picture, and what the figures are."""
+    """A page with the table, the picture and an explanation of the figures."""
     rows = _rows(runs)
     width = len(runs)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, f"|:--|{'--:|' * width}")
     note = (
-        f"Losses are means over the last {smooth} steps that have the term, curves running means over as many; a term "
-        "of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
+        f"Losses are means over the last {smooth} steps that have the term; curves are running means over as many "
+        "steps. A term of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
     )
     return "\n".join([HEADING, "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
 
@@ -42,7 +42,6 @@ def plain_table(runs: Sequence[Run]) -> str:
 
 
 def _rows(runs: Sequence[Run]) -> list[list[str]]:
-    terms = [term for term in LOSSES if any(term in run.final for run in runs)]
     kinds = sorted({kind for run in runs for kind in run.samples_by_kind})
     figures: list[tuple[str, Callable[[Run], str]]] = [
         ("state", lambda run: run.state),
@@ -50,7 +49,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("samples seen", lambda run: f"{run.samples_seen:,}"),
         *((f"samples {kind.replace('_', ' ')}", _kind(kind)) for kind in kinds),
         ("skipped steps", lambda run: str(run.skipped)),
-        *((NAMES.get(term, term), _final(term)) for term in terms),
+        *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
         ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),
         ("waiting for data", lambda run: _number(run.wait_share, ".1%")),
@@ -63,8 +62,8 @@ def _kind(kind: str) -> Callable[[Run], str]:
     return lambda run: _number(run.samples_by_kind.get(kind), ",d")
 
 
-def _final(term: str) -> Callable[[Run], str]:
-    return lambda run: _number(run.final.get(term), ".4g")
+def _final(name: str) -> Callable[[Run], str]:
+    return lambda run: _number(run.final.get(name), ".4g")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,6 +1,6 @@
-"""One micro-batch: what the student reads and what its teacher said about it.
+"""One micro-batch: the student's inputs and the teacher's targets.
 
-Targets stay as stored until they are on the device (`alignkd.student_train.data.decode`).
+Targets keep their stored form until they are on the device (`alignkd.student_train.data.decode`).
 
 Shape letters: B samples, S of them with images, I images (as many as S unless a sample has several), P vision tokens,
 K selected vision tokens, Dt teacher hidden size, N supervised positions of the whole batch.
@@ -12,36 +12,36 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets, LogitTargets, StemInputs
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBatch:
-    """B samples and their targets; a target is None when no loss wants it or no sample of the batch has it.
+    """B samples and their targets; a target is None if no loss needs it or no sample of the batch has it.
 
     Attributes:
-        sequences: what the student reads.
-        supervised_N: int64, supervised positions in the flattened [B * L]; known ahead, so that no forward pass
-            waits for the accelerator to count a mask.
+        sequences: the student's inputs.
+        supervised_N: int64, supervised positions in the flattened [B * L]. They are computed on the host, so that no
+            forward pass waits for the accelerator to count a mask.
         labels_N: int64, the token that follows each of them.
         attention: targets of eq. 1.
         vision_all_IPD: teacher vision embeddings, one row per image in batch order.
-        top_index_IK: int64 [S, K], the tokens of eq. 2, counted through the images of their sample.
-        top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
-        first_image_S: int64, number of each sample's first image in the batch; None where no sample has several.
-        logits: one of four kinds, positions as in `supervised_N`.
-        stem: what the teacher's stem makes the targets from that are not stored; None where it makes none.
+        vision_top_index_IK: int64 [S, K], the tokens of eq. 2, counted through the images of their sample.
+        vision_top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
+        first_image_S: int64, index of each sample's first image in the batch; None if no sample has several images.
+        logits: one of four kinds; positions as in `supervised_N`.
+        stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
 
     sequences: SequenceBatch
     supervised_N: Tensor
     labels_N: Tensor
     attention: AttentionTargets | None = None
-    vision_all_IPD: CodedTensor | None = None
-    top_index_IK: Tensor | None = None
-    top_embeddings_IKD: CodedTensor | None = None
+    vision_all_IPD: EncodedTensor | None = None
+    vision_top_index_IK: Tensor | None = None
+    vision_top_embeddings_IKD: EncodedTensor | None = None
     first_image_S: Tensor | None = None
     logits: LogitTargets | None = None
     stem: StemInputs | None = None

@@ -21,7 +21,7 @@ from alignkd.storage.record.record import (
     as_float32,
 )
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
     AttentionTargets,
@@ -38,21 +38,22 @@ from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
 
 _NO_BLOCK = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-# parts of the same name, one per target -> one array
+# joins the parts of one name, one per target, into one array
 Join = Callable[[Sequence[Any]], NDArray[Any]]
 
 
 def collate(
     samples: Sequence[tuple[Example, Record]],
     *,
-    terms: Collection[str],
+    targets: Collection[str],
     attention_pairs: AttentionPairs,
     stem: StemLookup | None = None,
 ) -> TrainBatch:
-    """One micro-batch with the targets that `terms` need.
+    """One micro-batch with its targets.
 
     Args:
-        stem: gives some of the targets later, on the device; of those nothing is taken from the records.
+        targets: which of `attention`, `vision_top`, `vision_all` and `logits` the losses need.
+        stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
     given = frozenset() if stem is None else stem.wanted
     examples, records = [example for example, _ in samples], [record for _, record in samples]
@@ -60,12 +61,11 @@ def collate(
     length = sequences.input_ids_BL.shape[1]
     supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
     with_image = [record for record in records if record.has_image]
-    all_wanted, focus_wanted = (
-        bool(with_image) and term in terms and target not in given
-        for term, target in (("vision_all", "vision_all"), ("vision_focus", "vision_top"))
+    all_wanted, top_wanted = (
+        bool(with_image) and target in targets and target not in given for target in ("vision_all", "vision_top")
     )
     attention = None
-    if "attention" in terms:
+    if "attention" in targets:
         attention = _attention(examples, None if "attention" in given else records, attention_pairs)
     return TrainBatch(
         sequences=sequences,
@@ -73,10 +73,12 @@ def collate(
         labels_N=sequences.supervised_labels_N,
         attention=attention,
         vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
-        top_index_IK=_top_index(with_image) if focus_wanted else None,
-        top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack) if focus_wanted else None,
+        vision_top_index_IK=_top_index(with_image) if top_wanted else None,
+        vision_top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack)
+        if top_wanted
+        else None,
         first_image_S=_first_images(with_image),
-        logits=logit_targets([record.logits for record in records]) if "logit" in terms else None,
+        logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
         stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
     )
 
@@ -88,10 +90,10 @@ def _stem_inputs(
     attention: AttentionTargets | None,
     pairs: AttentionPairs,
 ) -> StemInputs:
-    computed_anyway = "attention" in stem.wanted and pairs == "tqv" and attention is not None
+    has_tqv = "attention" in stem.wanted and pairs == "tqv" and attention is not None
     return StemInputs(
         text=stem.table.rows(sequences.input_ids_BL),
-        looks=_places(examples, "tqv") if "vision_top" in stem.wanted and not computed_anyway else None,
+        tqv_places=_places(examples, "tqv") if "vision_top" in stem.wanted and not has_tqv else None,
         num_images_S=[count for example in examples if (count := example.positions.num_images)],
     )
 
@@ -99,7 +101,7 @@ def _stem_inputs(
 def _attention(
     examples: Sequence[Example], records: Sequence[Record] | None, pairs: AttentionPairs
 ) -> AttentionTargets | None:
-    """None where no sample has a row; without `records` only the places."""
+    """Targets of eq. 1; None if no sample has a row; without `records` only rows and columns."""
     places = _places(examples, pairs)
     if not any(places.num_rows_B):
         return None
@@ -143,7 +145,7 @@ def _top_index(records: Sequence[Record]) -> Tensor:
 
 
 def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
-    """The logits of some records of one store, which all hold the same kind, one after the other."""
+    """The logits of some records, joined; all records of a store have the same kind of logits."""
     if truncated := [logits for logits in kept if isinstance(logits, TruncatedLogits)]:
         return TruncatedTargets(
             entries=_entries(truncated, [logits.logprobs for logits in truncated]),
@@ -172,10 +174,10 @@ def _entries(
     )
 
 
-def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
-    """Targets of one codec, joined part by part; at least one is there.
+def _coded(targets: Sequence[Target | None], join: Join) -> EncodedTensor:
+    """Targets of one codec, joined part by part; at least one is not None.
 
-    Where they are of several (rows through several images cannot keep a scale per image) all are decoded.
+    If they have different codecs (rows through several images cannot keep a scale per image), all are decoded.
     """
     there = [_parts(target) for target in targets if target is not None]
     if len({codec for codec, _ in there}) > 1:
@@ -183,7 +185,7 @@ def _coded(targets: Sequence[Target | None], join: Join) -> CodedTensor:
     codec, names = there[0][0], there[0][1].keys()
     absent = dict.fromkeys(names)
     every = [absent if target is None else _parts(target)[1] for target in targets]
-    return CodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
+    return EncodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
 
 
 def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:
@@ -193,7 +195,7 @@ def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:
 
 
 def _padded(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
-    """[B, ...], 0 where a sample has less than the largest, or nothing."""
+    """Pad to [B, ...] with 0; None is padded as well."""
     there = [part for part in parts if part is not None]
     sizes = [max(axis) for axis in zip(*(part.shape for part in there), strict=True)]
     padded = np.zeros((len(parts), *sizes), there[0].dtype)

@@ -1,4 +1,4 @@
-"""From a record of the store to a training example: tokenised again and compared, never trusted blindly."""
+"""Turns a record of the store into a training example, which is tokenised again and compared with the record."""
 
 import hashlib
 from pathlib import Path
@@ -20,22 +20,22 @@ class CachedDataset:
     Args:
         reader: the store.
         builder: the STUDENT's tokenizer, template and image processor.
-        images: folder the records' image paths are relative to; None where the store holds the image files.
+        images: folder to which the records' image paths are relative; None if the store holds the image files.
     """
 
     def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path | None) -> None:
         self.reader, self.builder, self.images = reader, builder, images
-        # else only the terms are trained that need no position of the store's, see `checks`
+        # if False, `checks` allows only terms that need no vision positions of the store
         self._same_positions = same_vision_tokens(reader, builder.vision_tokens)
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, position: int) -> tuple[Example, Record]:
-        """Example and record at a position of the store.
+        """Example and record of this number in the store.
 
         Raises:
-            SampleError: the image is gone or changed, or the student tokenises the conversation differently.
+            SampleError: the image is missing or changed, or the student tokenises the conversation differently.
         """
         record = self.reader[position]
         name = f"sample {record.id!r} (index {record.index})"
@@ -52,7 +52,7 @@ class CachedDataset:
         return example, record
 
     def _image_bytes(self, record: Record) -> list[bytes]:
-        """What is read from the folder, or comes with the record, must be what the teacher saw."""
+        """The image files, from the folder or the record; their hashes must be those that the teacher saw."""
         files = []
         for number, (image, sha256) in enumerate(zip(record.images, record.image_sha256, strict=True)):
             if record.image_bytes:

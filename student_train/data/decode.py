@@ -50,7 +50,7 @@ check_all_present(DECODERS, "DECODERS of student_train/data/decode.py")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodedTensor:
+class EncodedTensor:
     """Float values as the stored parts of a codec, with any number of leading batch axes.
 
     Attributes:

@@ -1,9 +1,8 @@
-"""The stream of this rank's micro-batches: a pure function of the order, resumable at any optimiser step."""
+"""The stream of one rank's micro-batches: a pure function of the order, resumable at any optimiser step."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from alignkd.storage import SampleOrder
-from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
@@ -13,41 +12,46 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 
 
-def micro_batches(
+def load_micro_batches(
     dataset: CachedDataset,
     order: SampleOrder,
-    config: TrainConfig,
     ranks: Ranks,
     *,
-    first_step: int,
+    steps: range,
+    micro_batch: int,
+    targets: Collection[str],
     stem: StemLookup | None = None,
+    workers: int = 0,
 ) -> Iterator[TrainBatch]:
-    """This rank's micro-batches from optimiser step `first_step` to the last, the same for any `data_workers`.
+    """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
 
-    Data workers are forked by this call: before a model and optimiser state are there, which they would keep.
+    Data workers are forked by this call. Make it before there is a model and optimiser state: they would keep both.
 
     Args:
-        stem: gives the targets that are not stored.
+        micro_batch: samples per micro-batch; the global batch of `order` is a multiple of it times the ranks.
+        targets: which targets the losses need.
+        stem: computes the targets that are not stored.
+        workers: processes that prepare batches; 0 prepares them in this process.
 
     Raises:
-        TrainError: while iterating, when a sample cannot be used or a worker was killed.
+        TrainError: while iterating, if a sample cannot be used or a worker was killed.
     """
-    per_step = config.accumulation_steps(ranks.world_size)
+    per_step = order.global_batch // (micro_batch * ranks.world_size)
 
     def make(number: int) -> TrainBatch:
-        """Micro-batch of that number; numbers count on through all optimiser steps."""
+        """The micro-batch of this number; micro-batches are numbered through all optimiser steps."""
         step, part = divmod(number, per_step)
         mine = order.rank_slice(step, ranks.rank, ranks.world_size)
-        positions = mine[part * config.micro_batch : (part + 1) * config.micro_batch]
+        positions = mine[part * micro_batch : (part + 1) * micro_batch]
         try:
             return collate(
                 [dataset[int(position)] for position in positions],
-                terms=config.losses.weights,
+                targets=targets,
                 attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
                 stem=stem,
             )
         except ValueError as error:
             raise TrainError(str(error)) from error
 
-    numbers = range(first_step * per_step, config.num_steps * per_step)
-    return FromWorkers(make, numbers, config.data_workers) if config.data_workers else map(make, numbers)
+    numbers = range(steps.start * per_step, steps.stop * per_step)
+    return FromWorkers(make, numbers, workers) if workers else map(make, numbers)

@@ -1,4 +1,4 @@
-"""What kinds of samples a global batch holds: none is left out of training, each gives the terms that it has."""
+"""Counts of samples by kind. No kind is left out of training: each sample contributes to the terms that it has."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,19 +6,16 @@ from numpy.typing import NDArray
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.data.lengths import sequence_lengths
 
-PREFIX = "samples_"
-
 
 class SampleKinds:
     """Counts samples by kind, from the store's index alone.
 
-    `one_image`, `several_images` and `text_only` (which has the supervised and logit terms only) are all samples
-    between them; `unsupervised` are those of any kind without a supervised token, which have the attention and vision
-    terms at most.
+    Every sample is `one_image`, `several_images` or `text_only`, which has only the supervised and logit terms. Samples
+    without a supervised token are also `unsupervised`; they have at most the attention and vision terms.
     """
 
     def __init__(self, reader: StoreReader, vision_tokens: int) -> None:
-        """`vision_tokens` are the student's per image."""
+        """`vision_tokens`: tokens per image for the student."""
         num_images = reader.num_images
         self._is_kind = {
             "one_image": num_images == 1,
@@ -29,11 +26,11 @@ class SampleKinds:
         self._tokens = sequence_lengths(reader, vision_tokens)
 
     def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
-        """Samples by kind among those at these store positions."""
+        """Samples by kind among these record numbers of the store."""
         return {kind: int(np.count_nonzero(is_kind[positions])) for kind, is_kind in self._is_kind.items()}
 
     def tokens(self, positions: NDArray[np.int64]) -> int:
-        """Positions of the spliced sequences, padding left out."""
+        """Tokens of the spliced sequences of these records, without padding."""
         return int(self._tokens[positions].sum())
 
     def up_to(self, step: int, order: SampleOrder) -> dict[str, int]:

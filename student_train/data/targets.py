@@ -1,7 +1,7 @@
-"""A micro-batch's targets, as stored, until the losses decode them on their device.
+"""A micro-batch's targets in their stored form, until the losses decode them on their device.
 
 Shape letters: B samples, R attention rows, C attention columns, Ht teacher heads, N supervised positions of the whole
-batch, E entries of all of them, K the most entries of one, V vocabulary, Dt teacher hidden size.
+batch, E entries of all positions, K the largest number of entries of a position, V vocabulary, Dt teacher hidden size.
 """
 
 from dataclasses import dataclass, replace
@@ -10,10 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.losses.ragged import ragged_places
 from alignkd.student_train.losses.sampled_logit import SampledDistribution
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.stem.stem import TextRows
 
 
@@ -21,21 +21,21 @@ from alignkd.vlm.stem.stem import TextRows
 class AttentionTargets:
     """First-layer attention of the teacher in B blocks, padded on the right.
 
-    A sample is one block, of 0 rows if it is text-only; one with several images is a block for each, where the columns
-    are vision tokens.
+    A sample is one block, which has 0 rows if the sample is text-only. If the columns are vision tokens, a sample with
+    several images has one block per image.
 
     Attributes:
         rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
         num_rows_B, num_cols_B: real rows and columns, plain integers.
-        coded_BRHC: token-major as stored, 0 where padded; None until the teacher's stem has given it.
-        samples_B: int64, the sample of each block; None where every sample is one.
+        coded_BRHC: token-major as stored, 0 where padded; None until the teacher's stem has computed it.
+        samples_B: int64, the sample of each block; None if every sample is one block.
     """
 
     rows_BR: Tensor
     cols_BC: Tensor
     num_rows_B: list[int]
     num_cols_B: list[int]
-    coded_BRHC: CodedTensor | None = None
+    coded_BRHC: EncodedTensor | None = None
     samples_B: Tensor | None = None
 
     @property
@@ -44,8 +44,8 @@ class AttentionTargets:
         return self.stored_BRHC.decode().transpose(1, 2)
 
     @property
-    def stored_BRHC(self) -> CodedTensor:
-        """`coded_BRHC`, which is there when the losses are computed."""
+    def stored_BRHC(self) -> EncodedTensor:
+        """`coded_BRHC`, which is not None when the losses are computed."""
         assert self.coded_BRHC is not None
         return self.coded_BRHC
 
@@ -57,34 +57,35 @@ class AttentionTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class StemInputs:
-    """What the teacher's stem needs of a batch with images, beside what the student reads.
+    """What the teacher's stem needs of a batch with images, in addition to the student's inputs.
 
     Attributes:
         text: rows of the teacher's token embeddings.
-        looks: places of text-query-vision attention, where the focus is asked and `TrainBatch.attention` is none of it
-            or of other pairs.
-        num_images_S: images of each sample that has any, plain integers.
+        tqv_places: rows and columns of text-query-vision attention for the target `vision_top`; None if it is not
+            needed, or `TrainBatch.attention` has the same pairs.
+        num_images_S: number of images of each sample that has any, plain integers.
     """
 
     text: TextRows
-    looks: AttentionTargets | None
+    tqv_places: AttentionTargets | None
     num_images_S: list[int]
 
     def to(self, device: torch.device | str) -> Self:
         """The inputs with every tensor on `device`."""
-        looks = None if self.looks is None else self.looks.to(device)
-        return replace(self, text=self.text.to(device), looks=looks)
+        places = None if self.tqv_places is None else self.tqv_places.to(device)
+        return replace(self, text=self.text.to(device), tqv_places=places)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaggedEntries:
-    """Entries [E] of which position n owns `offsets[n]:offsets[n + 1]`.
+    """Entries [E]; position n owns the entries `offsets[n]:offsets[n + 1]`.
 
     Attributes:
         ids_E: token ids, uint16 or uint32.
-        values_E: what is kept beside each id, see the users.
+        values_E: the value of each id; its meaning depends on the kind of targets.
         offsets: int64 [N + 1].
-        widest: K, the most entries of a position; a plain integer, so that padding waits for no accelerator.
+        widest: K, the largest number of entries of a position; a plain integer, so that padding does not wait for the
+            accelerator.
     """
 
     ids_E: Tensor
@@ -93,7 +94,7 @@ class RaggedEntries:
     widest: int
 
     def padded(self, positions: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some positions ids int64 [n, K], float32 values [n, K], both 0 where padded, and bool, False where so."""
+        """Ids int64, values float32 and a mask bool of some positions, [n, K]; 0 and False where padded."""
         start, stop, _ = positions.indices(len(self.offsets) - 1)
         place_nK, kept_nK = ragged_places(self.offsets[start : stop + 1], self.widest)
         ids_nK = _taken(self.ids_E, place_nK).long()
@@ -114,10 +115,10 @@ class TruncatedTargets:
     entries: RaggedEntries
     tail_logmass_N: Tensor
 
-    def distribution(self, positions: slice = slice(None)) -> SparseDistribution:
-        """Of some positions, padded, on the device where the targets are."""
+    def distribution(self, positions: slice = slice(None)) -> TruncatedDistribution:
+        """The distribution at some positions, padded, on the device of the targets."""
         ids_NK, logprobs_NK, kept_NK = self.entries.padded(positions)
-        return SparseDistribution(
+        return TruncatedDistribution(
             ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N[positions]
         )
 
@@ -135,7 +136,7 @@ class SampledTargets:
     num_draws: int
 
     def distribution(self, positions: slice = slice(None)) -> SampledDistribution:
-        """Of some positions, padded, on the device where the targets are."""
+        """The distribution at some positions, padded, on the device of the targets."""
         ids_NK, counts_NK, _ = self.entries.padded(positions)
         return SampledDistribution(
             ids_NK=ids_NK, weights_NK=counts_NK / self.num_draws, entropy_N=self.entropy_N[positions]
@@ -150,7 +151,7 @@ class SampledTargets:
 class HiddenTargets:
     """`hidden`: the teacher's last hidden states [N, Dt], which its lm_head turns into logits."""
 
-    states: CodedTensor
+    states: EncodedTensor
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
@@ -161,7 +162,7 @@ class HiddenTargets:
 class FullTargets:
     """`full`: the teacher's logits [N, V]."""
 
-    logits: CodedTensor
+    logits: EncodedTensor
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
@@ -172,6 +173,6 @@ LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets
 
 
 def _taken(values_E: Tensor, place_nK: Tensor) -> Tensor:
-    """`values_E[place_nK]`; torch can convert its unsigned integers, but not index them."""
+    """`values_E[place_nK]`; torch can convert unsigned integers, but not index them."""
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(values_E.dtype)
     return values_E[place_nK] if signed is None else values_E.view(signed)[place_nK].view(values_E.dtype)

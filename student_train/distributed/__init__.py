@@ -1,1 +1,1 @@
-"""Ranks, the environment of launchers, and stop requests that all ranks agree on."""
+"""Ranks, the environment of launchers, and stop requests."""

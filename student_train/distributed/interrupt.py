@@ -1,9 +1,9 @@
-"""Signals that end a run after the step in hand, with a checkpoint.
+"""Signals that end a run after the current step, with a checkpoint.
 
-Ctrl-C, SIGTERM, and what a closed terminal (SIGHUP) and batch systems (SIGUSR1, SIGUSR2) send before the end.
-One wish often arrives twice: DeepSpeed's launcher answers the terminal's SIGINT with a SIGTERM of its own, and
-`alignkd run` passes on a SIGTERM that may have been sent to the whole process group. A second wish ends the process at
-once, so the two are told apart by time.
+These are Ctrl-C, SIGTERM, and the signals of a closed terminal (SIGHUP) and of batch systems (SIGUSR1, SIGUSR2).
+One stop request often arrives twice: DeepSpeed's launcher answers the terminal's SIGINT with a SIGTERM of its own, and
+`alignkd run` passes on a SIGTERM that may have been sent to the whole process group. A second request ends the process
+at once, so time decides whether a signal repeats the first request.
 """
 
 import os
@@ -17,17 +17,18 @@ from typing import Self
 from alignkd.student_train.distributed.launcher import LauncherWatch
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# `nohup` and batch systems switch these off; a run that was started so must not die of them.
+# `nohup` and batch systems ignore these; a run started that way must not end because of them.
 IGNORABLE = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-SECONDS_OF_ONE_WISH = {True: 1.0, False: 10.0}  # by whether the signal is the first one again
+# Within this time a signal belongs to the first request; by whether it is the same signal.
+SECONDS_OF_ONE_REQUEST = {True: 1.0, False: 10.0}
 _CLOSED = 0  # no signal has this number
 
 
 class StopSignals:
-    """While entered, the first signal is remembered, and a second wish to end ends the process at once.
+    """While entered, the first signal is recorded, and a second stop request ends the process at once.
 
     Attributes:
-        received: number of the signal, 0 while there was none.
+        received: number of the first signal; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -37,8 +38,8 @@ class StopSignals:
         self._pipe: tuple[socket.socket, socket.socket] | None = None
 
     @property
-    def asked(self) -> bool:
-        """Whether the run is to end after the step in hand: a signal came, or the launcher that started it is gone."""
+    def stop_requested(self) -> bool:
+        """Whether the run must end after the current step: a signal came, or the launcher of the run has died."""
         return self.received > 0 or self._launcher.is_gone()
 
     def __enter__(self) -> Self:
@@ -62,15 +63,15 @@ class StopSignals:
         self.received = self.received or number
 
     def _watch(self) -> None:
-        """A thread that hears of signals from the kernel, also while the main thread waits in a collective."""
+        """Start a thread that the kernel notifies of signals, also while the main thread waits in a collective."""
         self._pipe = socket.socketpair()
         for end in self._pipe:
             end.setblocking(end is self._pipe[0])
         signal.set_wakeup_fd(self._pipe[1].fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=_end_at_second_wish, args=(self._pipe[0],), daemon=True, name="stops").start()
+        threading.Thread(target=_end_at_second_request, args=(self._pipe[0],), daemon=True, name="stops").start()
 
 
-def _end_at_second_wish(pipe: socket.socket) -> None:
+def _end_at_second_request(pipe: socket.socket) -> None:
     first = began = 0.0
     while numbers := pipe.recv(64):
         for number in numbers:
@@ -80,5 +81,5 @@ def _end_at_second_wish(pipe: socket.socket) -> None:
                 continue
             if not first:
                 first, began = number, time.monotonic()
-            elif time.monotonic() - began > SECONDS_OF_ONE_WISH[number == first]:
+            elif time.monotonic() - began > SECONDS_OF_ONE_REQUEST[number == first]:
                 os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, deepspeed) says in the environment: input like any other, checked before it is used."""
+"""Environment variables of launchers (torchrun, deepspeed), checked before they are used."""
 
 import logging
 import os
@@ -13,17 +13,17 @@ from pathlib import Path
 from alignkd.student_train.errors import TrainError
 
 logger = logging.getLogger(__name__)
-SECONDS_UNTIL_TOLD = 5.0
-# Where ranks are started one by one the first one's name may appear late.
+SECONDS_UNTIL_NOTICE = 5.0
+# If ranks are started one by one, the host name of the first one may appear late.
 SECONDS_FOR_A_NAME = 60.0
-# Variables that only these launchers set: their process is this one's parent.
+# Variables that only these launchers set; the launcher is the parent process.
 TORCHRUN, DEEPSPEED = "TORCHELASTIC_RUN_ID", "CROSS_SIZE"
-_UNSET = "unset them to train alone, or start by torchrun or deepspeed"
+_UNSET = "unset them to train in a single process, or start with torchrun or deepspeed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeetingPoint:
-    """This process among several, and where they find each other."""
+    """Rank of this process and the address at which all processes meet."""
 
     rank: int
     world_size: int
@@ -35,10 +35,10 @@ class MeetingPoint:
 
 
 def meeting_point(environment: Mapping[str, str]) -> MeetingPoint | None:
-    """Where to meet the other ranks; None for a process that is alone, also as the only one of a launcher.
+    """Where to meet the other ranks; None for a single process, with or without a launcher.
 
     Raises:
-        TrainError: variables that cannot be right, all named.
+        TrainError: variables are wrong or incomplete; the message names all of them.
     """
     local = environment.get("LOCAL_RANK", "0")
     if _number(local) is None:
@@ -66,14 +66,14 @@ def meeting_point(environment: Mapping[str, str]) -> MeetingPoint | None:
 
 @contextmanager
 def joining(place: MeetingPoint) -> Iterator[None]:
-    """Around the call that waits for the other ranks: say that it waits, and make its errors one line.
+    """Wraps the call that waits for the other ranks: logs that it waits, and turns its errors into one line.
 
     Raises:
-        TrainError: the name of the host is not known, its port is in use, or the others did not come.
+        TrainError: the host name is unknown, its port is in use, or the other ranks did not connect.
     """
     who = f"rank {place.rank}: " if place.rank else ""
     waiting = f"{who}waiting for {place.world_size} processes at {place} (MASTER_ADDR, MASTER_PORT)"
-    timer = threading.Timer(SECONDS_UNTIL_TOLD, logger.info, [waiting])
+    timer = threading.Timer(SECONDS_UNTIL_NOTICE, logger.info, [waiting])
     timer.daemon = True
     timer.start()
     try:
@@ -88,11 +88,11 @@ def joining(place: MeetingPoint) -> Iterator[None]:
 
 
 class LauncherWatch:
-    """Notices that the launcher which started this process has died, as DeepSpeed's does on SIGTERM.
+    """Notices that the launcher of this process has died, as DeepSpeed's does on SIGTERM.
 
-    It does not pass the signal on (DeepSpeed#4098). torchrun is this process's parent. DeepSpeed's command starts one
-    more process on each machine, which outlives it, and that one starts the ranks; where there are several machines
-    the command may run on another one.
+    DeepSpeed does not pass the signal on (DeepSpeed#4098). torchrun is the parent of this process. DeepSpeed's command
+    starts another process on each machine, which outlives it and starts the ranks. With several machines the command
+    may run on another one.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -103,7 +103,7 @@ class LauncherWatch:
                 self._grandparent = _parent_of(self._parent)
 
     def is_gone(self) -> bool:
-        """Whether it died after this object was made; cheap enough for every step."""
+        """Whether the launcher died after this object was created; cheap enough for every step."""
         if self._parent is None:
             return False
         return os.getppid() != self._parent or _is_other(self._grandparent, _parent_of(self._parent))
@@ -114,7 +114,7 @@ def _is_other(before: int | None, now: int | None) -> bool:
 
 
 def _parent_of(process: int) -> int | None:
-    """Linux only; the name in the second field may hold blanks and parentheses."""
+    """Parent process id, Linux only; the name in the second field may contain blanks and parentheses."""
     try:
         return int(
             Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
@@ -145,7 +145,9 @@ def _find(place: MeetingPoint) -> None:
 
 def _reason(place: MeetingPoint, error: str) -> str:
     if "EADDRINUSE" in error or "address already in use" in error.lower():
-        return f"MASTER_PORT={place.port} is in use on this machine; choose a port that is free, or stop its owner"
+        return (
+            f"MASTER_PORT={place.port} is in use on this machine; choose a free port, or stop the process that uses it"
+        )
     shown = " ".join(error.split())[:160]
     return (
         f"rank {place.rank} did not meet the {place.world_size} processes at {place} ({shown}); start all of them with "

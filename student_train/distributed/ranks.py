@@ -1,4 +1,4 @@
-"""The processes that train together. One process alone needs no launcher; under torchrun the environment decides."""
+"""The processes that train together: a single one, or as many as the launcher's environment gives."""
 
 import atexit
 import os
@@ -12,14 +12,14 @@ from alignkd.student_train.distributed.launcher import DEEPSPEED, TORCHRUN, Meet
 from alignkd.student_train.errors import TrainError
 from alignkd.vlm.hardware.devices import keep_float32_exact, local_cuda_index
 
-# DeepSpeed reads this variable when it is imported, and `engine.py` sets it for that; so the user's value is kept here.
+# DeepSpeed reads this variable when it is imported, so `engine.py` sets it; the user's value is kept here.
 ACCELERATOR = "DS_ACCELERATOR"
-ASKED_ACCELERATOR = os.environ.get(ACCELERATOR)
+REQUESTED_ACCELERATOR = os.environ.get(ACCELERATOR)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size`, with its device."""
+    """Rank and device of this process among `world_size`."""
 
     rank: int
     world_size: int
@@ -27,7 +27,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
@@ -52,8 +52,8 @@ def start_ranks() -> Ranks:
     """Join the process group, once per process.
 
     Raises:
-        TrainError, InputError: the launcher's environment cannot be right, the other processes are not to be found, or
-            there is no device for this process.
+        TrainError, InputError: the launcher's environment is wrong, the other processes cannot be found, or there is no
+            device for this process.
     """
     place = meeting_point(os.environ)
     device = training_device()
@@ -67,14 +67,14 @@ def start_ranks() -> Ranks:
 
 
 def accelerator() -> Literal["cpu", "cuda"]:
-    """The kind of device that training uses: a GPU when there is one, the CPU else and where DS_ACCELERATOR is `cpu`.
+    """The kind of device that training uses: a GPU if there is one and DS_ACCELERATOR is not `cpu`, else the CPU.
 
-    DeepSpeed follows the same variable, so its device and this one cannot differ.
+    DeepSpeed reads the same variable, so both use the same device.
 
     Raises:
-        TrainError: DS_ACCELERATOR names an accelerator that is not there or not supported.
+        TrainError: DS_ACCELERATOR names an accelerator that is missing or not supported.
     """
-    asked, has_cuda = ASKED_ACCELERATOR, torch.cuda.is_available()
+    asked, has_cuda = REQUESTED_ACCELERATOR, torch.cuda.is_available()
     if asked not in (None, "cpu", "cuda"):
         raise TrainError(f"{ACCELERATOR} is {asked!r}, training runs on 'cuda' or 'cpu'; unset {ACCELERATOR}")
     if asked == "cuda" and not has_cuda:
@@ -87,7 +87,7 @@ def training_device() -> torch.device:
 
     Raises:
         TrainError: as `accelerator`.
-        InputError: more processes than GPUs.
+        InputError: there are more processes than GPUs.
     """
     if accelerator() == "cpu":
         return torch.device("cpu")
@@ -101,7 +101,7 @@ def _join(backend: str, place: MeetingPoint | None) -> None:
     if place is not None:
         with joining(place):
             distributed.init_process_group(backend)
-    else:  # alone: an in-process store needs no port, so two runs on a machine cannot collide
+    else:  # an in-process store needs no port, so two runs on a machine cannot collide
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 

@@ -1,14 +1,14 @@
-"""DeepSpeed ZeRO-2 behind a few methods; the one module that imports deepspeed.
+"""DeepSpeed ZeRO-2 behind a few methods; the only module that imports deepspeed.
 
-What is set and why:
+Settings and their reasons:
 
-* torch's AdamW as client optimiser and no shared-memory collective: DeepSpeed's own are C++ that it compiles on first
-  use (25 to 45 s, and a compiler must be there). Without them, set-up takes about 2 s on a CPU.
-* The caller's loss is already divided by the counts of the GLOBAL batch, so the division by the number of ranks that
-  DeepSpeed applies is undone and the one by accumulation steps is off.
-* State is read and written as full float32 tensors per parameter, so a checkpoint holds no pickle and fits any number
-  of ranks. This uses DeepSpeed's `safe_get_*` / `safe_set_*` and a few internals of its stage 2 optimiser, which is why
-  its version is bounded in pyproject.toml.
+* torch's AdamW as client optimiser and no shared-memory collective: DeepSpeed compiles its own from C++ on first use,
+  which takes 25 to 45 s and needs a compiler. Without them, set-up takes about 2 s on a CPU.
+* The caller's loss is already divided by the counts of the GLOBAL batch, so DeepSpeed's division by the number of ranks
+  is undone, and its division by accumulation steps is switched off.
+* State is read and written as full float32 tensors per parameter, so a checkpoint contains no pickle and can be loaded
+  on any number of ranks. This uses DeepSpeed's `safe_get_*` / `safe_set_*` and a few internals of its stage 2
+  optimiser, so its version is bounded in pyproject.toml.
 """
 
 import logging
@@ -42,13 +42,13 @@ from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.objective import DistilledStudent
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# What float16's dynamic loss scaler needs to go on where it was.
+# The state of float16's dynamic loss scaler.
 SCALER_STATE = {"cur_scale": float, "cur_iter": int, "last_overflow_iter": int, "cur_hysteresis": int}
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What an optimiser step did: `applied` is False when the gradient was not finite."""
+    """Result of an optimiser step; `applied` is False if the gradient was not finite."""
 
     applied: bool
     grad_norm: float
@@ -60,7 +60,7 @@ class Engine:
     Args:
         student: the module; float32 master weights start from its values as rounded to `dtype`.
         config: optimisation settings.
-        dtype: of weights, activations and gradients.
+        dtype: dtype of weights, activations and gradients.
         ranks: this process among all.
 
     Raises:
@@ -74,11 +74,11 @@ class Engine:
         groups = parameter_groups(student, config)
         self._peak_rates = [group["lr"] for group in groups]
         student.to(ranks.device)
-        with _buffers_as_they_are(student):
+        with _keep_buffer_dtypes(student):
             try:
                 self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                     model=student,
-                    # Fused: the other kernels hold copies as large as the master weights, and are slower on a host.
+                    # Fused: the other kernels make copies as large as the master weights, and are slower on a host.
                     optimizer=torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True),
                     config=zero_config(student, config, dtype, ranks.world_size, pin_memory=pin_memory),
                     dist_init_required=False,
@@ -101,7 +101,7 @@ class Engine:
         self._deepspeed.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def end_micro_batch(self, learning_rate_factor: float) -> StepOutcome | None:
-        """To be called after every `backward`; the outcome of the optimiser step, or None while accumulating."""
+        """Call after every `backward`: the outcome of the optimiser step, or None while accumulating."""
         boundary = self._deepspeed.is_gradient_accumulation_boundary()
         for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * learning_rate_factor
@@ -109,7 +109,7 @@ class Engine:
         if not boundary:
             return None
         if self._optimizer.overflow:
-            self._forget_sums()
+            self._drop_gradient_sums()
         return StepOutcome(not self._optimizer.overflow, float(self._deepspeed.get_global_grad_norm()))
 
     def master_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -130,38 +130,38 @@ class Engine:
         return {"adam_step": float(step), **{name: float(scaler[name]) for name in SCALER_STATE if name in scaler}}
 
     def load_weights(self, read: Callable[[str], Tensor]) -> None:
-        """Set master weights and the weights of computation to what `read` gives for each parameter's name."""
+        """Set master weights and computing weights; `read` returns the tensor of a parameter's name."""
         for name, parameter in self._trained():
             master = read(name).to(self.ranks.device)
             safe_set_full_fp32_param(parameter, master)
             parameter.data.copy_(master)
 
     def load_moments(self, kind: str, read: Callable[[str], Tensor]) -> None:
-        """Set one of AdamW's moments of every trained parameter."""
+        """Set one of AdamW's moments of every trained parameter; `read` as in `load_weights`."""
         for name, parameter in self._trained():
             safe_set_full_optimizer_state(parameter, read(name).to(self.ranks.device), kind)
 
     def load_counters(self, counters: dict[str, float]) -> None:
-        """Set what `counters` gave."""
+        """Set the values that `counters` returned."""
         for state in self._optimizer.optimizer.state.values():
             state["step"].fill_(counters["adam_step"])
         for name in SCALER_STATE.keys() & counters.keys():
             setattr(self._optimizer.loss_scaler, name, SCALER_STATE[name](counters[name]))
 
-    def _forget_sums(self) -> None:
-        """Drop the gradients of a step that was skipped.
+    def _drop_gradient_sums(self) -> None:
+        """Drop the gradients of a skipped step.
 
-        DeepSpeed 0.19.8 keeps them where the optimiser is offloaded and sums are float32: one gradient that is not
-        finite would be part of every later step.
+        DeepSpeed 0.19.8 keeps them if the optimiser is offloaded and sums are float32: one gradient that is not finite
+        would be part of every later step.
         """
         sums = self._optimizer.averaged_gradients
         sums.update(dict.fromkeys(sums))
 
     def _create_moments(self) -> None:
-        """Give AdamW the zeros it would create in its first step.
+        """Create the zeros that AdamW would create in its first step.
 
-        A resumed run needs them before; and DeepSpeed, with several parameter groups, links only the first group's
-        moments to their parameters when it leaves the creation to AdamW.
+        A resumed run needs them earlier. Also, if AdamW creates them and there are several parameter groups, DeepSpeed
+        links only the first group's moments to their parameters.
         """
         inner = self._optimizer.optimizer
         for flat in self._optimizer.single_partition_of_fp32_groups:
@@ -175,7 +175,7 @@ class Engine:
 
 
 def _prepare_deepspeed() -> None:
-    """Adopt the running process group, without the C++ collective that only inference uses."""
+    """Use the running process group, without the C++ collective that only inference needs."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("LOCAL_RANK", "0")  # asserted by deepspeed.initialize, also without a launcher
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -183,10 +183,10 @@ def _prepare_deepspeed() -> None:
 
 
 @contextmanager
-def _buffers_as_they_are(module: nn.Module) -> Iterator[None]:
-    """Undo the cast of buffers to the weights' dtype.
+def _keep_buffer_dtypes(module: nn.Module) -> Iterator[None]:
+    """Undo DeepSpeed's cast of buffers to the weights' dtype.
 
-    Rotary frequencies rounded to bfloat16 put positions off by units; the teacher's lm_head has the teacher's dtype.
+    Rotary frequencies rounded to bfloat16 shift positions by whole units; the teacher's lm_head keeps its own dtype.
     """
     kept = {name: value for name, value in module.named_buffers() if value.is_floating_point()}
     yield

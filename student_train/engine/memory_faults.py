@@ -1,4 +1,4 @@
-"""Out of memory while training: one line with the settings that take less."""
+"""Out of memory while training: one line with the settings that need less memory."""
 
 import functools
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory, memory_line
 R = TypeVar("R")
 
 
-def naming_memory_settings(train: Callable[[TrainJob], R]) -> Callable[[TrainJob], R]:
-    """A training whose lack of memory, of device or host, is a TrainError that names what to change."""
+def memory_error_as_train_error(train: Callable[[TrainJob], R]) -> Callable[[TrainJob], R]:
+    """Turn an out-of-memory error of device or host into a TrainError that names the settings to change."""
 
     @functools.wraps(train)
     def run(job: TrainJob) -> R:

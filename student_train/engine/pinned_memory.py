@@ -1,7 +1,7 @@
-"""Page-locked host memory: how much torch takes for a tensor, and how to keep it from taking twice as much.
+"""Page-locked host memory: how much torch allocates for a tensor, and how to avoid that it allocates twice as much.
 
-torch's host allocator rounds every block up to a power of two: a group of 5.1 GiB takes 8. Since 2.13 it has a setting
-that exempts large blocks. An older one refuses the setting with a ValueError; then nothing is pinned.
+torch's host allocator rounds every block up to a power of two: a group of 5.1 GiB takes 8 GiB. Since 2.13 it has a
+setting that exempts large blocks. An older torch refuses the setting with a ValueError; then nothing is pinned.
 """
 
 import logging
@@ -21,9 +21,9 @@ def pinned_bytes(num_bytes: int) -> int:
 
 
 def bound_rounding() -> bool:
-    """Exempt blocks above ROUNDED_MIB from rounding, for this process; False where this torch cannot.
+    """Exempt blocks above ROUNDED_MIB from rounding in this process; False if this torch cannot.
 
-    Settings that a user made (PYTORCH_ALLOC_CONF) stay; their own threshold is not replaced.
+    The user's settings (PYTORCH_ALLOC_CONF) are kept, also a threshold of their own.
     """
     get, put = (getattr(torch._C, f"_accelerator_{name}AllocatorSettings", None) for name in ("get", "set"))
     if get is None or put is None:
@@ -39,12 +39,12 @@ def bound_rounding() -> bool:
 
 
 def may_pin(device: torch.device) -> bool:
-    """Whether what is offloaded from `device` is to be pinned: from a GPU, by a torch that does not round it up."""
+    """Whether to pin state that is offloaded from `device`: only from a GPU, and if torch does not round it up."""
     if device.type != "cuda" or bound_rounding():
         return device.type == "cuda"
     logger.warning(
         "torch %s rounds page-locked memory up to powers of two, so offloaded state is not page-locked: copies are "
-        "slower; torch 2.13 and later need no rounding",
+        "slower; torch 2.13 and later can switch the rounding off",
         torch.__version__,
     )
     return False

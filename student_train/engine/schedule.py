@@ -4,9 +4,9 @@ import math
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_ratio: float) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then a cosine to 0 after the last step.
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, then a cosine that is 0 after the last step.
 
-    The first step already learns (1 / warm-up steps), where the usual formula spends it at 0.
+    The first step has 1 / warm-up steps of the peak; in the usual formula it has a learning rate of 0.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:

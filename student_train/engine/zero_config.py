@@ -7,7 +7,7 @@ import torch
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.objective import DistilledStudent
 
-# Elements per reduction bucket: DeepSpeed allocates buckets in full, and its default takes 1 GB in bfloat16.
+# Elements per reduction bucket: DeepSpeed allocates whole buckets, and its default takes 1 GB in bfloat16.
 MAX_BUCKET = 50_000_000
 PROJECTOR_PREFIX = "model.model.mm_projector."
 ADAPTER_PREFIX = "adapters."
@@ -19,7 +19,7 @@ def zero_config(
     """The DeepSpeed configuration of ZeRO-2 for this run.
 
     Args:
-        pin_memory: page-lock what is offloaded, so that it is copied faster.
+        pin_memory: page-lock offloaded state, which makes copies faster.
     """
     trained = sum(value.numel() for value in student.parameters() if value.requires_grad)
     bucket = min(MAX_BUCKET, trained)
@@ -46,8 +46,9 @@ def zero_config(
 def sums_in_float32(wanted: bool, dtype: torch.dtype, offload: bool, accumulates: bool) -> bool:
     """Whether DeepSpeed adds up gradients in one flat float32 buffer on the device (0.19.8, ZeRO-2).
 
-    Without offloading it does so for a single micro-batch, too: its other way flattens the gradients and copies them to
-    float32, which takes twice as much. With offloading a single gradient goes to the host at once, and needs no sum.
+    Without offloading this also helps for a single micro-batch: otherwise DeepSpeed flattens the gradients and copies
+    them to float32, which takes twice as much memory. With offloading a single gradient is sent to the host at once and
+    needs no sum.
     """
     return wanted and dtype != torch.float32 and (accumulates or not offload)
 

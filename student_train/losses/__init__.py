@@ -1,4 +1,6 @@
-"""The terms of Align-KD's objective, one file each: pure functions of tensors that return a `LossSum`.
+"""The formulas of the loss terms: pure functions of tensors that return a `LossSum`.
+
+Which tensors of a batch they get is decided in `alignkd.student_train.objective`.
 
 Shape letters: B batch, N supervised positions, V vocabulary, K kept entries of a truncated distribution, H heads
 (Ht teacher, Hs student), R attention rows, C attention columns, I images, P vision tokens, D hidden size (Dt, Ds).

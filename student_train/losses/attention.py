@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 
 
 def attention_loss(
@@ -16,15 +16,15 @@ def attention_loss(
     Args:
         adapted_teacher_BHRC: teacher attention after the adapter `Ht -> Hs`.
         student_BHRC: softmaxed student attention at the same rows and columns.
-        num_rows_B, num_cols_B: real rows and columns of each sample, padding is on the right. Plain integers: the
-            count must be known without waiting for the accelerator.
+        num_rows_B, num_cols_B: real rows and columns of each sample; padding is on the right. Plain integers, because
+            the count must be known without waiting for the accelerator.
     """
-    error_BHRC = accumulable(adapted_teacher_BHRC) - accumulable(student_BHRC)
+    error_BHRC = to_accum_dtype(adapted_teacher_BHRC) - to_accum_dtype(student_BHRC)
     mask_BRC = (
         _length_mask(num_rows_B, error_BHRC.shape[2], error_BHRC)[:, :, None]
         & (_length_mask(num_cols_B, error_BHRC.shape[3], error_BHRC)[:, None, :])
     )
-    # masked_fill, not a product: a padded entry may hold anything, and 0 * inf is not 0.
+    # masked_fill, not a product: a padded entry may have any value, and 0 * inf is not 0.
     total = error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum()
     pairs = sum(rows * cols for rows, cols in zip(num_rows_B, num_cols_B, strict=True))
     return LossSum(total, pairs * student_BHRC.shape[1])

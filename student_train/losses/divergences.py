@@ -1,11 +1,12 @@
-"""Divergences between next-token distributions, one short function each: p the teacher's, q the student's.
+"""Divergences between next-token distributions, one short function each; p is the teacher's, q the student's.
 
-Each takes log-probabilities of the same outcomes and gives each outcome's term in nats; their sum is the divergence.
+Each takes log-probabilities of the same outcomes and returns one summand per outcome, in nats. Their sum is the
+divergence.
 
-All are f-divergences (Csiszar 1967): never negative, 0 only where p = q, and merging outcomes never raises them. So on
+All are f-divergences (Csiszar 1967): never negative, 0 only for p = q, and merging outcomes never increases them. So on
 a truncated teacher's K + 1 outcomes (kept tokens and ONE bucket for all others) they are true divergences, and lower
-bounds of the one over the whole vocabulary. An outcome that the teacher gives no mass must come with a very low finite
-log-probability, not with -inf: 0 * inf is not 0.
+bounds of the divergence over the whole vocabulary. An outcome without teacher mass must have a very low finite
+log-probability, not -inf: 0 * inf is not 0.
 """
 
 import math
@@ -32,8 +33,8 @@ def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
 def js(student: Tensor, teacher: Tensor, mixture: float) -> Tensor:
     """b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q: Jensen-Shannon of weight b (arXiv 2306.13649).
 
-    Symmetric and at most ln 2 for b = 1/2; divided by b it tends to forward KL for b to 0, by 1 - b to reverse KL for
-    b to 1.
+    Symmetric and at most ln 2 for b = 1/2. Divided by b it tends to forward KL as b tends to 0; divided by 1 - b it
+    tends to reverse KL as b tends to 1.
     """
     mixed = _mixed(student, teacher, mixture)
     return mixture * forward_kl(mixed, teacher) + (1 - mixture) * reverse_kl(student, mixed)
@@ -54,7 +55,7 @@ def _mixed(student: Tensor, teacher: Tensor, teacher_share: float) -> Tensor:
 
 
 PLAIN: dict[str, Divergence] = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}
-# With the mixture that is taken where none is given: the sources' own.
+# With the default mixture, which is that of the sources.
 MIXED: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
     "js": (js, 0.5),
     "skewed_reverse_kl": (skewed_reverse_kl, 0.1),
@@ -63,10 +64,11 @@ MIXED: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
 
 
 def named_divergence(name: LogitDivergence, mixture: float | None = None) -> Divergence:
-    """The divergence of a name.
+    """The divergence of this name.
 
     Args:
-        mixture: b of `js`, a of the skewed ones, above 0 and below 1; None takes 0.5 and 0.1. The plain ones have none.
+        mixture: b of `js`, a of the skewed divergences, above 0 and below 1; None is 0.5 and 0.1. The plain divergences
+            have none.
     """
     if name in PLAIN:
         assert mixture is None, (name, mixture)

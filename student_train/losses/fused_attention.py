@@ -1,9 +1,10 @@
-"""A loss of chosen attention rows fused with the attention: of the rows, only a chunk is ever held.
+"""A loss on selected attention rows, fused with the attention: only one chunk of rows is held at a time.
 
-Scores, softmax, the loss on the chosen columns, its slopes along the scores and their products with queries and keys
-are done chunk after chunk of rows IN THE FORWARD PASS, in the memory of the scores; the backward pass only scales the
-gradients. Making the scores again in the backward pass would cost a fourth product of R * L * d per head, and would
-happen when everything that the decoder keeps is still there. `fused_head.py` does the same with the output head.
+For each chunk of rows, scores, softmax, the loss on the selected columns, its gradient with respect to the scores, and
+the products of that gradient with queries and keys are computed IN THE FORWARD PASS, in the memory of the scores. The
+backward pass only scales the gradients. Computing the scores again in the backward pass would cost a fourth product of
+R * L * d per head, at a time when the decoder's activations still take memory. `fused_head.py` does the same with the
+output head.
 
 Shape letters: B samples, H heads, L positions, R rows, r of a chunk, C columns, d size of a head.
 """
@@ -19,7 +20,8 @@ from torch.autograd.function import once_differentiable
 from alignkd.student_train.losses.inner_autograd import value_and_gradients
 from alignkd.vlm.model.attention_rows import attention_weights, expanded_columns, row_chunks
 
-# The loss's sum over some rows: attention float32 [B, H, r, C] (float64 of float64), which rows, and its parameters.
+# The sum of the loss over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input), the slice
+# of rows, and the loss's parameters.
 RowsLoss = Callable[..., Tensor]
 
 
@@ -34,13 +36,14 @@ def fused_attention_loss(
     scaling: float,
     rows_at_once: int,
 ) -> Tensor:
-    """The loss's sum over all rows: a scalar, float32 (float64 for float64 input).
+    """The sum of the loss over all rows: a scalar, float32 (float64 for float64 input).
 
     Args:
         query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `alignkd.vlm.model.attention_rows`.
-        loss: called with each chunk of rows; a sum over them.
-        parameters: what else it is differentiated along, float32 or float64.
-        rows_at_once: rows in a chunk. Beside one float32 [B, H, r, L] a gradient of queries and keys is held, float32.
+        loss: called with each chunk of rows; returns a sum over them.
+        parameters: further tensors that get a gradient, float32 or float64; passed on to `loss`.
+        rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L], float32 gradients of queries and keys
+            are held.
     """
     places = _Places(rows_BR=rows_BR, cols_BC=cols_BC, scaling=scaling, at_once=rows_at_once)
     total: Tensor = _FusedAttention.apply(query_BHRd, key_BHLd, places, loss, torch.is_grad_enabled(), *parameters)
@@ -49,7 +52,7 @@ def fused_attention_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """Which part of the attention is looked at."""
+    """The selected part of the attention."""
 
     rows_BR: Tensor
     cols_BC: Tensor
@@ -78,18 +81,18 @@ class _FusedAttention(torch.autograd.Function):
             if not grad_enabled:
                 total += loss(chosen_BHrC, chunk, *parameters)
                 continue
-            value, (slopes_BHrC, *of_parameters) = value_and_gradients(
+            value, (grad_chosen_BHrC, *of_parameters) = value_and_gradients(
                 lambda chosen, *leaves, rows=chunk: loss(chosen, rows, *leaves), [chosen_BHrC, *parameters]
             )
             total += value
-            # of a softmax, where only the columns are looked at: p_l * (g_l - sum over c of p_c * g_c)
-            weighed_BHrC = slopes_BHrC.mul(chosen_BHrC).mul_(places.scaling)
+            # gradient of a softmax of which only the columns are used: p_l * (g_l - sum over c of p_c * g_c)
+            weighed_BHrC = grad_chosen_BHrC.mul(chosen_BHrC).mul_(places.scaling)
             weights_BHrL.mul_(-weighed_BHrC.sum(-1, keepdim=True) / sum_BHr1)
-            slopes_BHrL = weights_BHrL.scatter_add_(3, columns_BHrC, weighed_BHrC)
-            _add_products(slopes_BHrL, query_BHrd, key_BHLd, gradients[0][:, :, chunk], gradients[1])
+            grad_scores_BHrL = weights_BHrL.scatter_add_(3, columns_BHrC, weighed_BHrC)
+            _add_products(grad_scores_BHrL, query_BHrd, key_BHLd, gradients[0][:, :, chunk], gradients[1])
             for own, more in zip(gradients[2:], of_parameters, strict=True):
                 own += more
-            del weights_BHrL, slopes_BHrL  # before the next chunk's are made
+            del weights_BHrL, grad_scores_BHrL  # before those of the next chunk are allocated
         if grad_enabled:
             ctx.save_for_backward(*gradients)
             ctx.dtypes = [like.dtype for like in (query_BHRd, key_BHLd, *parameters)]
@@ -106,14 +109,14 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _add_products(
-    slopes_BHrL: Tensor, query_BHrd: Tensor, key_BHLd: Tensor, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor
+    grad_scores_BHrL: Tensor, query_BHrd: Tensor, key_BHLd: Tensor, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor
 ) -> None:
-    """Add to the gradients of queries and keys what slopes along their scores give."""
-    # no loss scale has come yet that would hold the slopes in float16's range
+    """Add a chunk to the gradients of queries and keys, given the gradient of the scores."""
+    # the loss scale that keeps gradients in float16's range is not applied yet
     dtype = torch.float32 if key_BHLd.dtype == torch.float16 else key_BHLd.dtype
-    slopes_BHrL, keys = slopes_BHrL.to(dtype), slice(slopes_BHrL.shape[3])
-    query_grad_BHrd += slopes_BHrL @ key_BHLd[:, :, keys].to(dtype)
-    key_grad_BHLd[:, :, keys] += slopes_BHrL.transpose(2, 3) @ query_BHrd.to(dtype)
+    grad_scores_BHrL, keys = grad_scores_BHrL.to(dtype), slice(grad_scores_BHrL.shape[3])
+    query_grad_BHrd += grad_scores_BHrL @ key_BHLd[:, :, keys].to(dtype)
+    key_grad_BHLd[:, :, keys] += grad_scores_BHrL.transpose(2, 3) @ query_BHrd.to(dtype)
 
 
 def _summed(like: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Gradients while the forward pass is still running, for losses that are fused with what they look at."""
+"""Gradients that are computed during the forward pass, for fused losses."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def value_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A scalar function of tensors, which it may write over, and its gradients along them."""
-    # Under gradient checkpointing a hook is active that would run the whole forward again for what is saved here.
+    """Value of a scalar function of tensors, which it may overwrite, and its gradients with respect to them."""
+    # Under gradient checkpointing a hook is active that would run the whole forward pass again for tensors saved here.
     own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with torch.enable_grad(), own:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]

@@ -1,9 +1,9 @@
 """Align-KD eq. 6: divergence between the student's and the teacher's next-token distributions.
 
 A truncated teacher is compared on K + 1 outcomes: its kept tokens and ONE bucket for all others, whose mass was
-measured from the full distribution. That is a true divergence (never negative, 0 only at equality on these
-outcomes). Partial sums over the kept tokens and supports renormalised on either side are not: they teach the student
-to flee the support, or say nothing about the tail.
+measured from the full distribution. That is a true divergence (never negative, 0 only if both sides agree on
+these outcomes). Partial sums over the kept tokens, and supports renormalised on either side, are not: they teach the
+student to avoid the kept tokens, or ignore the tail.
 """
 
 import torch
@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkd.student_train.losses.divergences import Divergence, reverse_kl
-from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 from alignkd.student_train.losses.outcomes import Outcomes, outcomes
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 
-# Of a bucket that the teacher gives no mass; finite, see `divergences`.
+# Log-probability of a bucket without teacher mass; finite, see `divergences`.
 NO_MASS = -1e30
 
 
 def logit_loss(
     student_logits_NV: Tensor,
-    teacher: Tensor | SparseDistribution,
+    teacher: Tensor | TruncatedDistribution,
     *,
     divergence: Divergence = reverse_kl,
     temperature: float = 1.0,
@@ -31,22 +31,22 @@ def logit_loss(
     Args:
         student_logits_NV: the student's logits at N supervised positions.
         teacher: full logits [N, V], or a truncated distribution.
-        divergence: of `alignkd.student_train.losses.divergences`; reverse KL is the paper's.
+        divergence: a function of `alignkd.student_train.losses.divergences`; reverse KL is the paper's.
         temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
             gradient does not depend on it (Hinton et al. 2015).
 
     Raises:
-        ValueError: a truncated teacher at a temperature other than 1. The tempered mass of its tail is unknown.
+        ValueError: the teacher is truncated and the temperature is not 1. The tempered mass of its tail is unknown.
 
-    `sampled_logit.py` holds the same loss for a teacher kept as draws.
+    `sampled_logit.py` has the same loss for a teacher that is stored as draws.
     """
-    if isinstance(teacher, SparseDistribution):
+    if isinstance(teacher, TruncatedDistribution):
         if temperature != 1.0:
             raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
-        seen = outcomes(accumulable(student_logits_NV), ids_NK=teacher.ids_NK, kept_NK=teacher.kept_NK)
+        seen = outcomes(to_accum_dtype(student_logits_NV), ids_NK=teacher.ids_NK, kept_NK=teacher.kept_NK)
         return bucketed_loss(seen, teacher, divergence)
-    student_NV = functional.log_softmax(accumulable(student_logits_NV) / temperature, dim=-1)
-    teacher_NV = functional.log_softmax(accumulable(teacher) / temperature, dim=-1)
+    student_NV = functional.log_softmax(to_accum_dtype(student_logits_NV) / temperature, dim=-1)
+    teacher_NV = functional.log_softmax(to_accum_dtype(teacher) / temperature, dim=-1)
     total_N = divergence(student_NV, teacher_NV).sum(dim=-1)
     return LossSum(total_N.sum() * temperature**2, len(student_logits_NV))
 
@@ -54,18 +54,18 @@ def logit_loss(
 def teacher_logits(states_ND: Tensor, lm_head_VD: Tensor) -> Tensor:
     """The teacher's logits [N, V] from its stored last hidden states: exact for every divergence and temperature.
 
-    In the dtype of its lm_head, as those of the live teacher.
+    In the dtype of its lm_head, like the logits of the live teacher.
     """
     return states_ND.to(lm_head_VD.dtype) @ lm_head_VD.T
 
 
-def bucketed_loss(student: Outcomes, teacher: SparseDistribution, divergence: Divergence) -> LossSum:
-    """`logit_loss` of a truncated teacher, from what it keeps of the student's distribution."""
+def bucketed_loss(student: Outcomes, teacher: TruncatedDistribution, divergence: Divergence) -> LossSum:
+    """`logit_loss` for a truncated teacher, from the student's log-probabilities of its tokens and tail."""
     assert student.logprobs_NK is not None
     kept_N = divergence(student.logprobs_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
     has_tail_N = teacher.kept_NK.sum(dim=-1) < student.vocab_size
-    # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Give it a
-    # harmless stand-in before the divergence and drop it after; masking the result alone would leave 0 * NaN.
+    # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Replace it by
+    # 0 before the divergence and mask the result as well; masking the result alone would leave 0 * NaN.
     student_tail_N = torch.where(has_tail_N, student.tail_logmass_N, 0.0)
     teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.clamp(min=NO_MASS), 0.0)
     tail_N = torch.where(has_tail_N, divergence(student_tail_N, teacher_tail_N), 0.0)

@@ -1,4 +1,4 @@
-"""A loss as a sum and a count, so that means over any larger batch stay exact."""
+"""A loss as a sum and a count, so that means over any larger batch are exact."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class LossSum:
 
     Attributes:
         total: scalar, float32 (float64 for float64 input).
-        count: elements summed; 0 where the batch has none, e.g. no image.
+        count: number of elements summed; 0 if the batch has none, e.g. no image.
     """
 
     total: Tensor
@@ -24,6 +24,6 @@ class LossSum:
         return self.total / max(self.count, 1)
 
 
-def accumulable(values: Tensor) -> Tensor:
-    """`values` in the precision losses are summed in: float32, or float64 if they already are."""
+def to_accum_dtype(values: Tensor) -> Tensor:
+    """Convert to the dtype in which losses are summed: float32, or float64 if `values` already are."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,15 +1,15 @@
 """Log-probabilities of a few tokens per position and the log-mass of all others, from ONE pass over the logits.
 
-Cross-entropy and every loss on a truncated teacher look at nothing else. Autograd through log-softmax, mask and
-log-sum-exp holds up to seven [N, V] tensors; here value and slope are written over one.
+Cross-entropy and every loss on a truncated teacher need nothing else. Autograd through log-softmax, mask and
+log-sum-exp holds up to seven [N, V] tensors; here value and gradient share the memory of one.
 
-With T the tokens that are not kept, u the softmax within T and m its share of all mass, an incoming gradient g of the
-outcomes (sum G over all, g_T of the log-mass) has along the logits the slope
+Let T be the tokens that are not kept, u the softmax within T, m the share of T in all mass, g the incoming gradient of
+the outcomes, G its sum over all outcomes, and g_T that of the log-mass. Then the gradient with respect to the logits is
 
     u * (g_T - m G)  on T,      g_k - q_k G  on a kept token k of probability q_k.
 
-Kept tokens are taken out before the pass, so the mass of T is summed from its own members: 1 - sum(kept) would cancel
-when it is small.
+Kept tokens are masked before the pass, so the mass of T is the sum over its own members. 1 - sum(kept) would lose all
+precision when it is small.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """What of a distribution at N positions is looked at, natural logs; None where it was not asked for.
+    """Log-probabilities (natural logs) of some outcomes at N positions; None if they were not requested.
 
     Attributes:
-        label_logprobs_N: of the labels.
-        logprobs_NK: of `ids_NK`, also where nothing is kept.
-        tail_logmass_N: of all tokens that are not kept; -inf where every token is.
+        label_logprobs_N: log-probabilities of the labels.
+        logprobs_NK: log-probabilities of `ids_NK`, also of those that are not kept.
+        tail_logmass_N: log of the mass of all tokens that are not kept; -inf if every token is kept.
         vocab_size: V.
     """
 
@@ -45,15 +45,15 @@ def outcomes(
     kept_NK: Tensor | None = None,
     overwrite: bool = False,
 ) -> Outcomes:
-    """Differentiable once.
+    """Compute the outcomes; differentiable once.
 
     Args:
         logits_NV: float32 or float64.
         labels_N: int64, one token per position.
         ids_NK: int64.
-        kept_NK: bool, which of `ids_NK` are no part of the tail, each token at most once; None: none.
-        overwrite: use the logits' memory: they and all that shares it are lost, and so is the graph after one backward
-            pass.
+        kept_NK: bool, which of `ids_NK` do not belong to the tail, each token at most once; None keeps none.
+        overwrite: use the memory of the logits. They, and all tensors that share it, are destroyed, and the graph can
+            be used for one backward pass only.
     """
     label_logprobs_N, logprobs_NK, tail_N = _Outcomes.apply(logits_NV, labels_N, ids_NK, kept_NK, overwrite)
     return Outcomes(
@@ -107,11 +107,11 @@ class _Outcomes(torch.autograd.Function):
         if grad_NK is not None:
             total_N += grad_NK.sum(-1)
         factor_N1 = (tail_grad_N - logmass_N.exp() * total_N)[:, None] / sum_N1
-        slopes_NV = tail_NV.mul_(factor_N1) if ctx.overwrite else tail_NV * factor_N1
-        if kept_NK is not None and grad_NK is not None:  # their share of the softmax is missing in the tail's
+        grad_logits_NV = tail_NV.mul_(factor_N1) if ctx.overwrite else tail_NV * factor_N1
+        if kept_NK is not None and grad_NK is not None:  # the tail's gradient lacks their share of the softmax
             grad_NK = grad_NK - (logprobs_NK.exp() * total_N[:, None]).masked_fill_(~kept_NK, 0.0)
         if ids_NK is not None and grad_NK is not None:
-            slopes_NV.scatter_add_(1, ids_NK, grad_NK)
+            grad_logits_NV.scatter_add_(1, ids_NK, grad_NK)
         if labels_N is not None and label_grad_N is not None:
-            slopes_NV.scatter_add_(1, labels_N[:, None], label_grad_N[:, None])
-        return slopes_NV, None, None, None, None
+            grad_logits_NV.scatter_add_(1, labels_N[:, None], label_grad_N[:, None])
+        return grad_logits_NV, None, None, None, None

@@ -5,11 +5,11 @@ from torch import Tensor
 
 
 def ragged_places(offsets: Tensor, widest: int) -> tuple[Tensor, Tensor]:
-    """Where the entries of each position lie, of which position n owns `offsets[n]:offsets[n + 1]`.
+    """Index of each position's entries; position n owns the entries `offsets[n]:offsets[n + 1]`.
 
     Args:
         offsets: int64 [N + 1].
-        widest: K, at least the most entries of a position.
+        widest: K, at least the largest number of entries of a position.
 
     Returns:
         int64 [N, K], 0 where padded, and bool [N, K], False where padded.

@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
-from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 
 
 def supervised_loss(logits_NV: Tensor, labels_N: Tensor) -> LossSum:
     """Cross-entropy in nats at supervised positions; `labels_N` int64 holds each position's NEXT token."""
-    return cross_entropy(outcomes(accumulable(logits_NV), labels_N=labels_N))
+    return cross_entropy(outcomes(to_accum_dtype(logits_NV), labels_N=labels_N))
 
 
 def cross_entropy(student: Outcomes) -> LossSum:
-    """The same from the log-probabilities of the labels."""
+    """`supervised_loss` from the log-probabilities of the labels."""
     assert student.label_logprobs_N is not None
     return LossSum(-student.label_logprobs_N.sum(), len(student.label_logprobs_N))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.loss_sum import LossSum, accumulable
+from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 
 
 def vision_all_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum:
@@ -11,18 +11,18 @@ def vision_all_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum
     return _squared_error(adapted_teacher_IPD, student_IPD)
 
 
-def vision_focus_loss(adapted_teacher_IKD: Tensor, student_IPD: Tensor, top_index_IK: Tensor) -> LossSum:
-    """Eq. 3: the same over the K tokens that the teacher's text queries look at most.
+def vision_top_loss(adapted_teacher_IKD: Tensor, student_IPD: Tensor, index_IK: Tensor) -> LossSum:
+    """Eq. 3: squared error over the K vision tokens that the teacher's text queries attend to most.
 
     Args:
-        adapted_teacher_IKD: teacher embeddings of the tokens `top_index_IK`, after the adapter `Dt -> Ds`.
+        adapted_teacher_IKD: teacher embeddings of the tokens `index_IK`, after the adapter `Dt -> Ds`.
         student_IPD: all of the student's vision embeddings.
-        top_index_IK: int64, positions among the P vision tokens (eq. 2).
+        index_IK: int64, positions among the P vision tokens (eq. 2).
     """
-    index_IKD = top_index_IK[:, :, None].expand(-1, -1, student_IPD.shape[-1])
+    index_IKD = index_IK[:, :, None].expand(-1, -1, student_IPD.shape[-1])
     return _squared_error(adapted_teacher_IKD, torch.gather(student_IPD, 1, index_IKD))
 
 
 def _squared_error(teacher: Tensor, student: Tensor) -> LossSum:
     assert teacher.shape == student.shape, (teacher.shape, student.shape)
-    return LossSum((accumulable(teacher) - accumulable(student)).square().sum(), student.numel())
+    return LossSum((to_accum_dtype(teacher) - to_accum_dtype(student)).square().sum(), student.numel())

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object per optimiser step, equal for a resumed and an unbroken run but for timings."""
+"""`metrics.jsonl`: one JSON object per optimiser step; only timings differ between a resumed and an unbroken run."""
 
 import json
 import math
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
+from alignkd.disk.whole_file import write_whole
 from alignkd.student_train.errors import TrainError, writing
 
 Metrics = dict[str, float | int | bool | None]
-# What differs between two runs of the same job.
-TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")
 
 
 class MetricsLog:
@@ -23,28 +22,25 @@ class MetricsLog:
         self.path = path
 
     def cut_back(self, step: int) -> Metrics:
-        """Drop everything after `step`, which a resumed run writes again; returns the last line kept, {} if none.
+        """Drop the lines after `step`, which a resumed run writes again; return the last line kept, {} if none.
 
         Raises:
-            TrainError: a line that is no step's, or the file cannot be written.
+            TrainError: a line is not that of a step, or the file cannot be written.
         """
         try:
             lines = [json.loads(line) for line in self._complete_lines()]
             kept = [line for line in lines if line["step"] <= step]
         except (ValueError, KeyError, TypeError) as error:
             raise TrainError(
-                f"{self.path}: damaged ({type(error).__name__}: {error}); restore it, or move it away to go on without "
-                "the figures so far"
+                f"{self.path}: damaged ({type(error).__name__}: {error}); restore it, or move it away to continue "
+                "without the figures so far"
             ) from error
         with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(self.path)
+            write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept[-1] if kept else {}
 
     def append(self, values: Mapping[str, float | int | bool | None]) -> Metrics:
-        """Write one line, values that JSON has no number for as null; returns what was written."""
+        """Write one line, with null for infinity and NaN; return what was written."""
         line: Metrics = {name: _json_number(value) for name, value in values.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -57,7 +53,7 @@ class MetricsLog:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory that this process has had on the device so far, MiB; of the host where that is the device."""
+    """Peak memory of this process on the device so far, MiB; on the host if the device is a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Where the figures of each step go: metrics.jsonl, TensorBoard, and a person's eyes."""
+"""Records the figures of each step: metrics.jsonl, TensorBoard, progress bar or log."""
 
 from types import TracebackType
 from typing import Self
@@ -13,15 +13,15 @@ from alignkd.student_train.output import METRICS
 
 
 class RunLog:
-    """Of one run; only the first rank writes and shows anything.
+    """The records of one run; only the first rank writes and shows anything.
 
     Args:
-        config: of the run, its length in steps.
+        config: settings of the run, its length in steps.
         ranks: this process among all.
-        done: optimiser steps done before; lines of later ones are dropped.
+        done: optimiser steps done before; lines of later steps are dropped.
 
     Attributes:
-        last: the line of the last step, {} before the first.
+        last: the line of the last step, {} before the first one.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks, *, done: int) -> None:
@@ -38,7 +38,7 @@ class RunLog:
                 self._tensorboard = TensorBoardLog(config.output, done)
 
     def append(self, values: Metrics) -> None:
-        """Note one step."""
+        """Record one step."""
         if not self._writes:
             return
         self.last = self._metrics.append(values)
@@ -47,7 +47,7 @@ class RunLog:
         self._progress.update(self.last)
 
     def flush(self) -> None:
-        """Before a checkpoint: everything up to it is on the disk."""
+        """Write everything to the disk; called before a checkpoint."""
         if self._tensorboard is not None:
             with writing(self._metrics.path.parent):
                 self._tensorboard.flush()

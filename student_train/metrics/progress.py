@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a log line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, elsewhere a log line every few steps."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows steps as they are done, on the first rank only."""
+    """Shows finished steps, on the first rank only."""
 
     def __init__(self, *, done: int, steps: int, log_every: int, show: bool) -> None:
         self.steps, self.log_every, self.show = steps, log_every, show
@@ -20,7 +20,7 @@ class Progress:
         self._bar = tqdm(total=steps, initial=done, unit="step") if bar else None
 
     def update(self, line: Metrics) -> None:
-        """Show the metrics of one step; nobody may be there to see them, when a terminal was closed."""
+        """Show the metrics of one step; errors are ignored, because the terminal may have been closed."""
         with suppress(OSError):
             self._show(line)
 
@@ -34,7 +34,7 @@ class Progress:
             logger.info("step %d of %d: %s, %.2f s/step", step, self.steps, text, line["seconds"])
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it visible."""
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.close()

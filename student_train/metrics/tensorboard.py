@@ -1,14 +1,13 @@
-"""The same figures as `metrics.jsonl`, for TensorBoard."""
+"""The figures of `metrics.jsonl` for TensorBoard."""
 
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from alignkd.student_train.config import TERMS
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.objective.terms import TERMS
 
 FOLDER = "tensorboard"
-LOSSES = ("loss", *TERMS)
 
 
 class TensorBoardLog:
@@ -16,27 +15,29 @@ class TensorBoardLog:
 
     Args:
         output: folder of the run.
-        done: optimiser steps done before; what an earlier process wrote of later ones is hidden.
+        done: optimiser steps done before; points that an earlier process wrote for later steps are hidden.
     """
 
     def __init__(self, output: Path, done: int) -> None:
         self._writer = SummaryWriter(output / FOLDER, purge_step=done + 1 if done else None)
 
     def add(self, line: Metrics) -> None:
-        """One point of every figure that the step has."""
+        """Add one point for every figure of the step."""
         step = line["step"]
         for name, value in line.items():
             if name != "step" and value is not None:
                 self._writer.add_scalar(_tag(name), float(value), step)
 
     def flush(self) -> None:
-        """Wait until all is written: before a checkpoint, whose earlier steps nobody writes again."""
+        """Wait until all points are written; called before a checkpoint, as earlier steps are not written again."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write the remaining points and close the files."""
         self._writer.close()
 
 
 def _tag(name: str) -> str:
-    return f"loss/{'total' if name == 'loss' else name}" if name in LOSSES else f"run/{name}"
+    if name == "loss":
+        return "loss/total"
+    return f"loss/{name}" if name in TERMS else f"run/{name}"

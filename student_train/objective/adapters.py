@@ -30,11 +30,11 @@ class Adapters(nn.Module):
     def initialise(self, how: AdapterInit, *, seed: int) -> None:
         """Fresh weights that depend on `seed` alone.
 
-        "pytorch" is the reference code's (Kaiming uniform, random bias). "mean_of_heads" starts every student head
-        at the mean of the teacher's heads with no bias: a target that is a distribution from the first step on, for
-        short runs that cannot afford to learn the mixing first. "grouped_heads" starts each student head at the mean
-        of its own group of neighbouring teacher heads, so that a head with one clear task is not averaged away. The
-        projection starts random in all of them.
+        "pytorch" is the initialisation of the reference code (Kaiming uniform, random bias). "mean_of_heads" starts
+        every student head at the mean of the teacher's heads with no bias. The target is then a distribution from the
+        first step on, which suits short runs that cannot first learn the mixing. "grouped_heads" starts each student
+        head at the mean of its own group of neighbouring teacher heads, so that a head with one clear task is not
+        averaged away. In every case the projection starts random.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -53,9 +53,19 @@ class Adapters(nn.Module):
         return functional.conv2d(teacher_BHRC.float(), weight_ST[:, :, None, None], bias_S)
 
     def attention_weights(self) -> tuple[Tensor, Tensor]:
-        """What `adapt_attention` multiplies and adds: float32 [Hs, Ht] and [Hs]."""
+        """Weight and bias of `adapt_attention`: float32 [Hs, Ht] and [Hs]."""
         conv = self.attn_adapter
         return conv.weight.float().flatten(1), conv.bias.float()  # type: ignore[union-attr]
+
+    def adapt_no_attention(self) -> Tensor:
+        """The adapted attention of a made-up teacher: reaches the adapter's parameters if a batch has no target."""
+        conv = self.attn_adapter
+        return self.adapt_attention(conv.weight.new_zeros((1, conv.in_channels, 1, 1)))
+
+    def adapt_no_vision(self) -> Tensor:
+        """The same for vision embeddings."""
+        conv = self.proj_adapter
+        return self.adapt_vision(conv.weight.new_zeros((1, 1, conv.in_channels)))
 
     def adapt_vision(self, teacher_IPD: Tensor) -> Tensor:
         """[I, P, Dt] -> float32 [I, P, Ds]."""
@@ -75,8 +85,8 @@ class Adapters(nn.Module):
         """Read weights written by `save` or by the reference code's layout.
 
         Raises:
-            TrainError: no readable safetensors file, or other names or shapes than this pair of models needs.
-            InputError: values that are not finite.
+            TrainError: the file is not a readable safetensors file, or names or shapes do not fit this pair of models.
+            InputError: a value is not finite.
         """
         try:
             with open_tensors(path) as file:

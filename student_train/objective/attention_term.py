@@ -1,18 +1,51 @@
-"""Eq. 1 on stored targets, some rows at a time: neither side's attention is ever held as a whole.
+"""Eq. 1 on stored targets, some rows at a time: the attention of neither side is ever held as a whole.
 
 Shape letters as in `alignkd.student_train.data.targets`; r rows of a chunk, Hs heads of the student.
 """
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from alignkd.storage import StoreReader
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.term import ForwardPass, idle
+from alignkd.vlm.model.config import VLMConfig
 
 
-def attention_term(
+def attention_term(forward: ForwardPass) -> LossSum:
+    """Squared error between the adapted teacher's first-layer attention and the student's."""
+    targets, first_layer = forward.batch.attention, forward.first_layer
+    if targets is None:
+        return idle(forward.adapters.adapt_no_attention())
+    query_BHRd, key_BHLd = first_layer.rotated(targets.rows_BR, targets.samples_B)
+    return chunked_attention_loss(
+        forward.adapters,
+        targets,
+        query_BHRd,
+        key_BHLd,
+        scaling=first_layer.scaling,
+        chunk_bytes=forward.attention_chunk_bytes,
+    )
+
+
+def attention_elements(reader: StoreReader, student: VLMConfig) -> NDArray[np.int64]:
+    """Attention rows times columns times student heads of each sample; 0 for a sample without an image."""
+    pairs, vision_of_sample = reader.manifest.codecs.attention_pairs, reader.num_images * student.vision_tokens
+    if pairs == "vqv":
+        num_pairs = vision_of_sample**2
+    elif pairs == "tqt":
+        num_pairs = reader.num_queries * (reader.sequence_lengths - vision_of_sample)
+    else:
+        num_pairs = reader.num_queries * vision_of_sample
+    return student.num_heads * reader.has_image.astype(np.int64) * num_pairs
+
+
+def chunked_attention_loss(
     adapters: Adapters,
     targets: AttentionTargets,
     query_BHRd: Tensor,
@@ -24,10 +57,10 @@ def attention_term(
     """Squared error between the adapted teacher's attention and the student's.
 
     Args:
-        query_BHRd, key_BHLd: the student's, of the targets' rows and of all positions, rotated.
-        scaling: of its scores.
-        chunk_bytes: most that a chunk's attention over all positions, or its targets, take in float32, but at least
-            one row's.
+        query_BHRd, key_BHLd: the student's rotated queries of the targets' rows, and keys of all positions.
+        scaling: scale factor of the student's scores.
+        chunk_bytes: largest size in float32 of a chunk's attention over all positions and of its targets; a chunk has
+            at least one row.
     """
     coded_BRHC = targets.stored_BRHC
     num, _, teacher_heads, cols = coded_BRHC.shape

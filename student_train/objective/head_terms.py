@@ -1,64 +1,61 @@
-"""The terms of eq. 7 on the student's logits, and whether one pass over a chunk of them serves all.
+"""All terms on the student's logits together, and whether one pass over a chunk of logits serves several.
 
 Labels and a truncated teacher's entries are a few tokens per position: cross-entropy and logit loss then share the
-pass of `losses/outcomes.py`. A teacher's full logits are compared token by token, each loss for itself.
+pass of `losses/outcomes.py`. A teacher's full logits are compared token by token, so each term reads the logits itself.
 """
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from alignkd.student_train.config import LossConfig
-from alignkd.student_train.data.targets import (
-    FullTargets,
-    HiddenTargets,
-    LogitTargets,
-    SampledTargets,
-    TruncatedTargets,
-)
-from alignkd.student_train.losses.fused_head import JointTerms, WeightedTerm
+from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
+from alignkd.student_train.losses.fused_head import JointTerms
 from alignkd.student_train.losses.logit import bucketed_loss
 from alignkd.student_train.losses.outcomes import outcomes
 from alignkd.student_train.losses.sampled_logit import loss_of_draws
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
-from alignkd.student_train.losses.supervised import cross_entropy, supervised_loss
-from alignkd.student_train.objective.logit_term import logit_term
+from alignkd.student_train.losses.supervised import cross_entropy
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.objective.term import HeadInputs
+from alignkd.student_train.objective.terms import TERMS
 
-HEAD_TERMS = ("supervised", "logit")
+# The terms that share one pass, unless the teacher's logits are full.
+SHARED = ("supervised", "logit")
 
 
-def head_terms(
-    labels_N: Tensor, targets: LogitTargets | None, lm_head_VD: Tensor | None, losses: LossConfig
-) -> JointTerms:
-    """Those of `HEAD_TERMS` that have a weight, in this order.
-
-    Args:
-        labels_N: int64, the next token of each of N supervised positions.
-        targets: the teacher's distributions there; not looked at where `logit` has no weight.
-        lm_head_VD: the teacher's, needed by `HiddenTargets` alone.
-    """
-    if losses.logit > 0 and isinstance(targets, FullTargets | HiddenTargets):
-        terms = [WeightedTerm(term=logit_term(targets, lm_head_VD, losses), weight=losses.logit)]
-        if losses.supervised > 0:
-            term = lambda logits_nV, chunk: supervised_loss(logits_nV, labels_N[chunk]).total  # noqa: E731
-            terms.insert(0, WeightedTerm(term=term, weight=losses.supervised))
-        return JointTerms.of(terms)
-    assert losses.logit == 0 or isinstance(targets, TruncatedTargets | SampledTargets), targets
-    sparse = targets if losses.logit > 0 and isinstance(targets, TruncatedTargets | SampledTargets) else None
+def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
+    """The terms on logits that have a weight, in the order of `weights`."""
+    own = {name: TERMS[name].on_logits for name in weights}
+    names = [name for name, term in own.items() if term is not None]
+    full = "logit" in names and isinstance(inputs.targets, FullTargets | HiddenTargets)
+    shared = frozenset() if full else frozenset(names) & {*SHARED}
+    alone = {name: make(inputs) for name, make in own.items() if make is not None and name not in shared}
 
     def terms_of_chunk(logits_nV: Tensor, chunk: slice) -> list[Tensor]:
-        teacher = None if sparse is None else sparse.distribution(chunk)
-        student = outcomes(
-            logits_nV,
-            labels_N=labels_N[chunk] if losses.supervised > 0 else None,
-            ids_NK=None if teacher is None else teacher.ids_NK,
-            kept_NK=teacher.kept_NK if isinstance(teacher, SparseDistribution) else None,
-            overwrite=True,
-        )
-        found = [cross_entropy(student)] if losses.supervised > 0 else []
-        if isinstance(teacher, SparseDistribution):
-            found.append(bucketed_loss(student, teacher, losses.divergence))
-        elif teacher is not None:
-            found.append(loss_of_draws(student, teacher))
-        return [loss.total for loss in found]
+        found = {name: term(logits_nV, chunk) for name, term in alone.items()}
+        if shared:
+            found |= _shared_terms(inputs, shared, logits_nV, chunk, overwrite=not alone)
+        return [found[name] for name in names]
 
-    weights = [weight for weight in (losses.supervised, losses.logit) if weight > 0]
-    return JointTerms(terms=terms_of_chunk, weights=weights)
+    return JointTerms(terms=terms_of_chunk, weights=[weights[name] for name in names])
+
+
+def _shared_terms(
+    inputs: HeadInputs, shared: frozenset[str], logits_nV: Tensor, chunk: slice, *, overwrite: bool
+) -> dict[str, Tensor]:
+    teacher = None
+    if "logit" in shared:
+        assert isinstance(inputs.targets, TruncatedTargets | SampledTargets), inputs.targets
+        teacher = inputs.targets.distribution(chunk)
+    student = outcomes(
+        logits_nV,
+        labels_N=inputs.labels_N[chunk] if "supervised" in shared else None,
+        ids_NK=None if teacher is None else teacher.ids_NK,
+        kept_NK=teacher.kept_NK if isinstance(teacher, TruncatedDistribution) else None,
+        overwrite=overwrite,
+    )
+    found = {"supervised": cross_entropy(student).total} if "supervised" in shared else {}
+    if isinstance(teacher, TruncatedDistribution):
+        found["logit"] = bucketed_loss(student, teacher, inputs.divergence).total
+    elif teacher is not None:
+        found["logit"] = loss_of_draws(student, teacher).total
+    return found

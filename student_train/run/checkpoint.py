@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: written aside, checked by checksum, renamed.
+"""Checkpoints that are whole or absent: written under a temporary name, checked by checksum, renamed.
 
-What a resumed run needs, all of it: float32 master weights of every trained parameter (adapters included), both
-moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the run. No random
-state: nothing draws random numbers while training, and the sample order is a pure function of seed and step. The
-frozen vision tower comes from the student's own checkpoint, whose hash is among the settings.
+A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
+included), both moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the
+run. It has no random state: training draws no random numbers, and the sample order is a pure function of seed and step.
+The frozen vision tower comes from the student's own checkpoint, whose hash is among the settings.
 """
 
 import logging
@@ -30,13 +30,13 @@ from alignkd.vlm.weights.tensor_file import save_tensors
 logger = logging.getLogger(__name__)
 STATE = "state.json"
 WEIGHTS = "weights"
-# settings that checkpoints of earlier versions do not state
-NOT_OF_OLD_CHECKPOINTS = {"num_records"}
+# settings that checkpoints of earlier versions lack
+ABSENT_FROM_OLD_CHECKPOINTS = {"num_records"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Where a run is; `step` optimiser steps are done."""
+    """Progress of a run; `step` is the number of optimiser steps done."""
 
     step: int = 0
     samples_seen: int = 0
@@ -45,7 +45,7 @@ class TrainState:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        """The state that a stored document holds among other things."""
+        """The state in a stored document, which may have other keys."""
         return cls(**{name: document[name] for name in asdict(cls())})
 
     def after(self, *, samples: int, skipped: bool) -> Self:
@@ -65,11 +65,11 @@ def save_checkpoint(
     """Write `folder/step-N` and drop all but the newest `keep`; called by ALL ranks, written by the first.
 
     Raises:
-        TrainError: the disk is full or not writable; nothing half-written stays.
+        TrainError: the disk is full or not writable; no incomplete checkpoint remains.
     """
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f".tmp-{target.name}"
-    problem = _attempt(target, lambda: _make_afresh(temporary)) if ranks.is_first else None
+    problem = _attempt(target, lambda: _make_empty(temporary)) if ranks.is_first else None
     for name, tensors in _parts(engine):
         if ranks.is_first and not problem:
             problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
@@ -77,7 +77,7 @@ def save_checkpoint(
         document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
         shutil.rmtree(temporary, ignore_errors=True)
-    # An error on the first rank is everybody's: the others must not wait for it in the next step.
+    # All ranks raise an error of the first one: otherwise they would wait for it in the next step.
     if problem := ranks.from_first(problem):
         raise TrainError(problem)
     if ranks.is_first:
@@ -87,7 +87,7 @@ def save_checkpoint(
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A sound checkpoint on the disk; nothing of its tensors is in memory.
+    """A sound checkpoint on the disk; its tensors are not in memory.
 
     Attributes:
         path: its folder.
@@ -107,7 +107,7 @@ def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> 
     """The newest sound checkpoint of a run, the same on ALL ranks; None if there is none at all.
 
     Raises:
-        TrainError: every checkpoint is broken, or they belong to a run with other settings.
+        TrainError: every checkpoint is damaged, or they belong to a run with other settings.
     """
     found: Checkpoint | None = None
     problem: str | None = None
@@ -125,7 +125,7 @@ def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> 
 
 
 def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
-    """Bring the engine to a checkpoint."""
+    """Load a checkpoint into the engine."""
     with Parts(found.path, WEIGHTS) as parts:
         engine.load_weights(parts.tensor)
     for kind in MOMENTS:
@@ -135,33 +135,33 @@ def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
 
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under other settings; TrainError names each with both values."""
+    """Refuse to continue a run with other settings; the TrainError names each with both values."""
     differing = [
         f"{name} was {found.get(name)}, is {asked.get(name)}"
-        for name in sorted({*found, *asked} - (NOT_OF_OLD_CHECKPOINTS - {*found}))
+        for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))
         if found.get(name) != asked.get(name)
     ]
     if len(differing) == 1 and differing[0].startswith("num_records "):
         raise TrainError(
-            f"output {output} was begun when the store had {found.get('num_records')} samples, now it has "
+            f"output {output} was started when the store had {found.get('num_records')} samples, now it has "
             f"{asked.get('num_records')} (`dump --retry-unusable` adds samples); choose another output"
         )
     if differing:
         raise TrainError(
-            f"output {output} was begun with other settings: {'; '.join(differing)}; "
+            f"output {output} was started with other settings: {'; '.join(differing)}; "
             "restore them, or choose another output"
         )
 
 
 def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The files of a checkpoint by name, one after the other: at no time is more than one of them in memory."""
+    """The files of a checkpoint by name, one after the other: only one of them is in memory at a time."""
     for kind in (WEIGHTS, *MOMENTS):
         tensors = engine.master_weights() if kind == WEIGHTS else engine.moments(kind)
         yield from in_parts(kind, tensors)
 
 
 def _attempt(target: Path, write: Callable[[], None]) -> str | None:
-    """Call `write`; the error line if the disk did not take it."""
+    """Call `write`; return the error line if the disk refused it."""
     try:
         with writing(target):
             write()
@@ -170,7 +170,7 @@ def _attempt(target: Path, write: Callable[[], None]) -> str | None:
     return None
 
 
-def _make_afresh(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
@@ -180,7 +180,7 @@ def _commit(temporary: Path, target: Path, document: dict[str, Any]) -> None:
     (temporary / STATE).write_bytes(seal({**document, "files": files}))
     for path in (*temporary.iterdir(), temporary):
         fsync_path(path)
-    if target.exists():  # only a broken one can be: a sound one would have been resumed from
+    if target.exists():  # it is damaged: a sound one would have been resumed
         shutil.rmtree(target)
     temporary.rename(target)
     fsync_path(target.parent)
@@ -197,7 +197,7 @@ def _newest_sound(folder: Path) -> Checkpoint | None:
         try:
             return Checkpoint(path=path, document=_verified(path))
         except (StoreError, TrainError) as error:
-            logger.warning("checkpoint %s is broken (%s); trying the one before", path, error)
+            logger.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if candidates:
         raise TrainError(
             f"{folder}: none of {len(candidates)} checkpoints is sound; restore one, or choose another output"
@@ -206,16 +206,16 @@ def _newest_sound(folder: Path) -> Checkpoint | None:
 
 
 def _check_can_be_opened(path: Path) -> None:
-    """Stop at a checkpoint without permission or behind a file server that is away: it may be sound and is not skipped.
+    """Stop at a checkpoint that cannot be opened (permissions, a file server that is down): it may be sound.
 
     Raises:
-        TrainError: a file that is there cannot be opened.
+        TrainError: an existing file cannot be opened.
     """
     try:
         for file in path.iterdir():
             check_readable(file)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return  # damage, which `_verified` names
+        return  # damage, which `_verified` reports
     except OSError as error:
         raise unreadable(error.filename or path, error) from error
 

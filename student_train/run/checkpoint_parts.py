@@ -1,7 +1,7 @@
 """Many named tensors as several safetensors files of bounded size, written and read one at a time.
 
-safetensors writes a file from tensors that are all in memory. Gathered from all ranks, one kind of a checkpoint's
-tensors is as large as all trained weights in float32; in files of PART_BYTES it is never there as a whole.
+safetensors writes a file from tensors that are all in memory. The tensors of one kind, gathered from all ranks, are as
+large as all trained weights in float32. In files of PART_BYTES only a part of them is in memory at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,13 +17,13 @@ PART_BYTES = 256 << 20
 
 
 def in_parts(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """File name -> tensors of at most PART_BYTES, or one that is larger."""
-    for number, part in enumerate(_of_some_size(tensors)):
+    """Pairs of file name and tensors: together at most PART_BYTES, or a single larger one."""
+    for number, part in enumerate(_bounded(tensors)):
         yield f"{kind}-{number:03}.safetensors", part
 
 
 class Parts:
-    """All files of one kind in a folder, open as long as the block lasts; tensors are mapped from them."""
+    """All files of one kind in a folder, open while the block lasts; tensors are mapped from them."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         # Version 0.1 wrote one file per kind.
@@ -40,12 +40,12 @@ class Parts:
         self._stack.close()
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor by its name."""
+        """The tensor of this name."""
         found: Tensor = self._file_of[name].get_tensor(name)
         return found
 
 
-def _of_some_size(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _bounded(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:

@@ -1,12 +1,13 @@
-"""What must fit together before the first step: store, student and settings."""
+"""Checks before the first step: store, student and settings must fit together."""
 
 import json
 from pathlib import Path
 
 from alignkd.storage import StoreReader, check_fingerprint
-from alignkd.student_train.config import LossConfig
 from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.config import VLMConfig
 
@@ -15,7 +16,7 @@ def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMC
     """Refuse a store made for another student, or with logits that `losses` cannot use.
 
     Raises:
-        InputError: the student's tokenizer gives other ids for a text than the teacher's.
+        InputError: the student's tokenizer gives other ids for a probe text than the teacher's.
         StoreError: tokenizer, template or image pre-processing differ.
         TrainError: vocabulary, sample length or logits do not fit.
     """
@@ -28,10 +29,10 @@ def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMC
 
 
 def check_images(reader: StoreReader, images: Path | None) -> None:
-    """Refuse a run without image folder on a store that only refers to its images.
+    """Refuse a run without an image folder if the store only refers to its images.
 
     Raises:
-        TrainError: naming both settings.
+        TrainError: the message names both settings.
     """
     if images is None and reader.manifest.inputs == "reference" and reader.has_image.any():
         raise TrainError(
@@ -40,14 +41,11 @@ def check_images(reader: StoreReader, images: Path | None) -> None:
         )
 
 
-POSITIONAL = ("attention", "vision_all", "vision_focus")
-
-
 def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
-    """Tokens and pixels must be the teacher's; vision tokens need not where no term compares them one by one."""
+    """Tokens and pixels must be the teacher's; the number of vision tokens only if a term compares them one by one."""
     own = builder.fingerprint
     if not same_vision_tokens(reader, builder.vision_tokens):
-        if weighed := [term for term in POSITIONAL if term in losses.weights]:
+        if weighed := [name for name in losses.weights if TERMS[name].positional]:
             names = ", ".join(f"losses.{term}" for term in weighed)
             raise TrainError(
                 f"store {reader.path}: an image is {reader.manifest.shapes.vision_tokens} tokens in the store, "
@@ -60,7 +58,10 @@ def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: Los
 
 def _check_sizes(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig) -> None:
     if not len(reader):
-        raise TrainError(f"store {reader.path} holds 0 samples, all {len(reader.quarantined)} were quarantined")
+        raise TrainError(
+            f"store {reader.path} holds 0 samples, all {len(reader.quarantined)} were unusable; `alignkd shards ls "
+            f"{reader.path} --unusable` lists the reasons"
+        )
     if (found := reader.manifest.shapes.vocab_size) != student.vocab_size:
         raise TrainError(
             f"store {reader.path}: the teacher's vocab_size is {found}, the student's {student.vocab_size}; "

@@ -1,4 +1,4 @@
-"""The trained student and its adapters, written for good once a run is finished."""
+"""Export: the trained student and its adapters, written at the end of a run."""
 
 import shutil
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from alignkd.disk.whole_file import fsync_path
+from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
@@ -27,10 +27,10 @@ from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 
 def is_exported(output: Path) -> bool:
-    """Whether student and adapters of a finished run are there and can be opened.
+    """Whether student and adapters of a finished run exist and can be opened.
 
-    Converters move them or change them in place. The headers of safetensors files are read, which shows a file that
-    was cut; the values are not.
+    Converters move them or change them in place. Only the headers of safetensors files are read, which is enough to
+    notice a truncated file.
     """
     student = student_folder(output)
     try:
@@ -44,7 +44,7 @@ def is_exported(output: Path) -> bool:
 
 
 def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None:
-    """Refuse to train a finished run again, where what is to be exported once more is not in a checkpoint.
+    """Refuse to train a finished run again if its student is missing and no checkpoint holds its last step.
 
     Raises:
         TrainError: the newest sound checkpoint is not that of the last step.
@@ -52,18 +52,18 @@ def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None
     if state.step < config.num_steps:
         newest = f"the newest is of step {state.step}" if state.step else "there is none"
         raise TrainError(
-            f"output {config.output}: finished, but its student or adapters are gone, and so is the checkpoint of step "
-            f"{config.num_steps} to export them from ({newest}); restore them, or train into another output"
+            f"output {config.output}: finished, but its student or adapters are missing, and so is the checkpoint of "
+            f"step {config.num_steps} to export them from ({newest}); restore them, or train into another output"
         )
 
 
 def export(
     job: TrainJob, checkpoint: Checkpoint, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics
 ) -> None:
-    """Write student, adapters and, last of all, the mark that the run is finished; called by ALL ranks.
+    """Write adapters, student and, last, the mark that the run is finished; called by ALL ranks.
 
     Raises:
-        TrainError: no step changed the student, or the last ones left weights that are not finite.
+        TrainError: no step changed the student, or a weight is not finite.
     """
     adapters = _adapters(engine)
     _check_worth(job, engine, state)
@@ -74,19 +74,18 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(output):
         save_model(engine.student.model, temporary, tokenizer_from=checkpoint.folder)
-        save_tensors(adapters, output / ".tmp-adapters")
-        (output / ".tmp-finished").write_bytes(seal({**asdict(state), "settings": settings, "metrics": last}))
-        for path in (*temporary.iterdir(), temporary, output / ".tmp-adapters", output / ".tmp-finished"):
+        for path in (*temporary.iterdir(), temporary):
             fsync_path(path)
+        save_tensors(adapters, adapters_file(output))
         _remove(target)
         temporary.rename(target)
-        (output / ".tmp-adapters").rename(adapters_file(output))
-        (output / ".tmp-finished").rename(output / FINISHED)
+        fsync_path(output)  # the mark comes last: student and adapters are on the disk before it
+        write_whole(output / FINISHED, seal({**asdict(state), "settings": settings, "metrics": last}))
         fsync_path(output)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, or a link to one and not what it leads to."""
+    """Remove a folder, or a link to a folder without its target."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -94,7 +93,7 @@ def _remove(folder: Path) -> None:
 
 
 def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
-    """The same on every rank: all hold the same weights."""
+    """Refuse to export a useless student. The answer is the same on every rank: all hold the same weights."""
     output = job.train.output
     if state.skipped_steps == state.step:
         raise TrainError(
@@ -111,7 +110,7 @@ def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
 
 
 def _adapters(engine: Engine) -> dict[str, Tensor]:
-    """Float32 adapters: master weights where trained, as they came otherwise."""
+    """The adapters in float32: master weights of those that are trained."""
     weights = {name: value.float().cpu() for name, value in engine.student.adapters.state_dict().items()}
     for name, value in engine.master_weights():
         if name.startswith(ADAPTER_PREFIX):

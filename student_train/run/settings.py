@@ -1,4 +1,4 @@
-"""The settings that decide a run's weights: what a resumed run must not change."""
+"""The settings that decide the trained weights: a resumed run must not change them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ from alignkd.storage.files.checksum import file_crc32c
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.weights.checkpoint import Checkpoint
 
-# Where things are, how often to report and how the work is cut up: none of it changes what is learnt, but for rounding.
-UNDECISIVE_OF_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
-UNDECISIVE = {
+# Locations, intervals of reports and sizes of work units: they change what is learnt by no more than rounding.
+NOT_DECIDING_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
+NOT_DECIDING = {
     "output",
-    "epochs",  # `steps` says it
+    "epochs",  # given as `steps`
     "micro_batch",
     "global_batch",
     "checkpoint_every",
@@ -29,7 +29,7 @@ UNDECISIVE = {
     "adapters",
     "preset",
     "losses",
-    "profile",  # `targets` says it
+    "profile",  # given as `targets`
     "targets",
     "stem",
     "log_every",
@@ -38,20 +38,20 @@ UNDECISIVE = {
 
 
 def deciding_settings(job: TrainJob, student: Checkpoint, reader: StoreReader, ranks: Ranks) -> dict[str, Any]:
-    """Flat name -> value, JSON-able; compared when a run is resumed and kept in its checkpoints.
+    """A flat JSON-able dict of name -> value, compared when a run is resumed and kept in its checkpoints.
 
-    The job's length is given in steps.
+    The length of `job` must be given in steps.
     """
     config = job.train
     decided: dict[str, Any] = {
         "manifest_hash": reader.manifest.manifest_hash(),
-        "num_records": len(reader),  # shards may have been done again, with samples that were unusable before
+        "num_records": len(reader),  # grows if unusable samples are dumped again
         **ranks.from_first(starting_point(job, student) if ranks.is_first else None),
         "dtype": job.dtype,
         "global_batch": config.global_batch_size(ranks.world_size),
     }
-    decided |= config.model_dump(mode="json", exclude=UNDECISIVE)
-    losses = config.losses.model_dump(exclude=UNDECISIVE_OF_LOSSES)
+    decided |= config.model_dump(mode="json", exclude=NOT_DECIDING)
+    losses = config.losses.model_dump(exclude=NOT_DECIDING_LOSSES)
     decided |= {f"losses.{name}": value for name, value in losses.items()}
     if (stem := stem_of_run(reader, config)) is not None:  # its fingerprint is the store's
         decided |= {f"targets.{name}": f"stem in {stem.dtype}" for name in targets_of_stem(reader, config)}
@@ -59,11 +59,11 @@ def deciding_settings(job: TrainJob, student: Checkpoint, reader: StoreReader, r
 
 
 def starting_point(job: TrainJob, student: Checkpoint) -> dict[str, Any]:
-    """What training starts from, by content: the part of the deciding settings that needs no store.
+    """Content hashes of the weights that training starts from: the deciding settings that need no store.
 
     Raises:
         TrainError: the adapters cannot be read.
-        InputError: there is no such student.
+        InputError: the student does not exist.
     """
     adapters = job.train.adapters
     return {

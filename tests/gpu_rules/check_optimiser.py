@@ -14,7 +14,7 @@ from pretend_device import LOG
 
 from alignkd.student_train import trainer
 from alignkd.student_train.engine.engine import Engine
-from alignkd.student_train.metrics.file import TIMINGS
+from alignkd.student_train.output import TIMINGS
 from alignkd.student_train.trainer import train
 
 STEPS = 4

@@ -13,7 +13,8 @@ from torch import Tensor
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
-from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import build_student
 
 ONE, SEVERAL, TEXT = ("ft-0", "ft-2"), ("two", "ft-2", "ft-1"), ("ft-2",)
 # Largest relative differences to the CPU's terms, and of a gradient's norm. The ways differ (sums in another order,

@@ -17,7 +17,7 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.objective.target_sources import stem_lookup
+from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
@@ -98,7 +98,7 @@ def batch_of(dataset: CachedDataset, config: TrainConfig, ids: Sequence[str]) ->
     places = {sample_id: place for place, sample_id in enumerate(dataset.reader.ids)}
     return collate(
         [dataset[places[sample_id]] for sample_id in ids],
-        terms=config.losses.weights,
+        targets=config.losses.needed_targets.values(),
         attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
         stem=stem_lookup(dataset.reader, config),
     )

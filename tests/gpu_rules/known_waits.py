@@ -109,7 +109,7 @@ STEP = [
     Known("student_train/distributed/ranks.py", "sum", "tolist", 1, "sums over ranks"),
 ]
 AROUND = [
-    Known("student_train/trainer.py", "_train", "to the device", None, "the student, before the first step"),
+    Known("student_train/trainer.py", "_prepare_engine", "to the device", None, "the student, before the first step"),
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are exported are looked at once"),
     Known("student_train/engine/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
     Known("student_train/engine/engine.py", "moments", "to the host", None, "a checkpoint"),

@@ -23,6 +23,7 @@ def one_line_error(process: "subprocess.CompletedProcess[str]") -> str:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
+        ({"train": {"losses": {"vision_focus": 0.1}}}, ["vision_focus: unknown key (did you mean 'vision_top'?)"]),
         ({"store": {"atention": "float32"}}, ["store.atention: unknown key (did you mean 'attention'?)"]),
         (
             {"train": {"steps": 0}, "data": {"template": "v2"}},

@@ -18,7 +18,7 @@ TERMS = {
     "logit": "reverse_kl",
     "attention": "attention_mse",
     "vision_all": "vision_all_mse",
-    "vision_focus": "vision_focus_mse",
+    "vision_top": "vision_focus_mse",
 }
 # too small to change a float32 weight: every step then sees the golden student
 NO_LEARNING = 1e-30
@@ -60,5 +60,5 @@ def _compare(metrics: dict[str, Any], expected: dict[str, Any], divergence: str)
         else:
             assert not expected["has_image"] and metrics[term] in (0.0, None)
     if expected["has_image"] and divergence == "reverse_kl":
-        total = sum((0.1 if term == "vision_focus" else 1.0) * metrics[term] for term in TERMS)
+        total = sum((0.1 if term == "vision_top" else 1.0) * metrics[term] for term in TERMS)
         assert metrics["loss"] == pytest.approx(total, rel=1e-5)

@@ -88,7 +88,7 @@ def test_the_teacher_can_be_deleted_between_the_phases(
     trained = alignkd_here("train", config)
     assert trained.returncode == 0, trained.stderr
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    terms = {"step", "loss", "supervised", "attention", "vision_focus", "vision_all", "logit", "samples_seen"}
+    terms = {"step", "loss", "supervised", "attention", "vision_top", "vision_all", "logit", "samples_seen"}
     assert len(lines) == 2 and all(terms <= json.loads(line).keys() for line in lines)
 
 

@@ -14,7 +14,7 @@ from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, key_po
 from alignkd.pipeline.demo.report import gap_recovered, plain_table, table
 from alignkd.pipeline.demo.settings import FULL, recipes
 from alignkd.pipeline.demo.world.dataset import write_dataset
-from alignkd.student_train.config import LossConfig
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
@@ -61,7 +61,7 @@ def test_there_is_no_share_of_a_gap_that_is_not_there() -> None:
 def test_recipes_are_the_rows_the_paper_compares() -> None:
     assert [row.name for row in recipes(ablation=False)] == ["supervised", "align_kd"]
     weights = {row.name: set(LossConfig(**row.losses(FULL)).weights) for row in recipes(ablation=True)}
-    vision = {"vision_all", "vision_focus"}
+    vision = {"vision_all", "vision_top"}
     everything = {"supervised", "logit", "attention", *vision}
     assert weights == {
         "supervised": {"supervised"},

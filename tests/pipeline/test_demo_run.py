@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 from alignkd.pipeline.demo.settings import FULL, QUICK
-from alignkd.student_train.metrics.file import TIMINGS
+from alignkd.student_train.output import TIMINGS
 
 Alignkd = Callable[..., "CompletedProcess[str]"]
-TERMS = ("supervised", "logit", "attention", "vision_all", "vision_focus")
+TERMS = ("supervised", "logit", "attention", "vision_all", "vision_top")
 
 
 @pytest.fixture(scope="session")

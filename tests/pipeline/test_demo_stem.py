@@ -13,7 +13,7 @@ from alignkd.pipeline.demo import demo
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.storage import StoreReader
-from alignkd.student_train.config import TERMS
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.weights.checkpoint import load_model

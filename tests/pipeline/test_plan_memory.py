@@ -21,13 +21,14 @@ from alignkd.pipeline.plan.memory.student import layer_bytes, student_memory, tr
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.operations import forward_flops, training_flops
-from alignkd.student_train.config import LossConfig, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine import engine as engine_module
 from alignkd.student_train.engine.engine import MOMENTS
 from alignkd.student_train.engine.pinned_memory import may_pin, pinned_bytes
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.model.config import VLMConfig, parse_config
 from alignkd.vlm.model.mobilevlm import MobileVLM

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from alignkd.pipeline.report.load import load_runs, running_mean
+from alignkd.pipeline.report.load import load_runs, losses_of, running_mean
+from alignkd.pipeline.report.picture import draw_curves
 from alignkd.pipeline.report.table import plain_table
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.vlm.errors import InputError
@@ -117,6 +119,33 @@ def test_the_command_writes_page_and_picture(alignkd_here: Alignkd, tmp_path: Pa
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20  # something is drawn
     found = json.loads(alignkd_here("report", *runs, "--json").stdout)
     assert [run["final"]["loss"] for run in found] == [running_mean([3.0, 2.0, 1.0 + n], 50)[-1] for n in range(2)]
+
+
+def test_losses_are_those_of_the_metrics_files(tmp_path: Path) -> None:
+    """Also one that this version does not know: a run of another version, or of a branch with a loss of its own."""
+    runs = load_runs(
+        [
+            write_run(tmp_path / "a", [2.0, 1.0]),
+            write_run(
+                tmp_path / "b", [2.0, 1.0], unheard_of=[5.0, 3.0], learning_rate=[1.0, 1.0], grad_norm=[2.0, 2.0]
+            ),
+        ],
+        smooth=1,
+    )
+    assert losses_of(runs) == ["loss", "supervised", "unheard_of"]
+    assert "unheard of" in plain_table(runs)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 200])
+def test_a_run_of_any_length_is_seen_in_the_picture(steps: int, tmp_path: Path) -> None:
+    """A line through a single point draws nothing."""
+    (run,) = load_runs([write_run(tmp_path / "run", [1.0] * steps)], smooth=1)
+    picture = tmp_path / "curves.png"
+    draw_curves([replace(run, curves={"loss": run.curves["loss"]})], picture, smooth=1)
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    first_colour = np.array([31, 119, 180])  # of matplotlib's cycle
+    assert (abs(pixels - first_colour).sum(-1) < 30).sum() > 20
 
 
 @given(st.lists(st.floats(-1e3, 1e3), max_size=30), st.integers(1, 40))

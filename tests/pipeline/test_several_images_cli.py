@@ -101,7 +101,7 @@ def test_dump_look_and_train(
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     for line in lines:
-        assert all(line[term] > 0 for term in ("supervised", "logit", "attention", "vision_all", "vision_focus"))
+        assert all(line[term] > 0 for term in ("supervised", "logit", "attention", "vision_all", "vision_top"))
         kinds = [line[f"samples_{kind}"] for kind in ("one_image", "several_images", "text_only")]
         assert kinds == [1, 2, 1] and not line["skipped"]
 

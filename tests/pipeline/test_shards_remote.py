@@ -118,7 +118,7 @@ def test_training_from_a_bucket_gives_the_terms_of_the_folder(dumped: Dumped, s3
         ]
         for name in ("local", "distant")
     )
-    assert len(local) == 2 and {"loss", "attention", "logit", "vision_all", "vision_focus"} <= local[0].keys()
+    assert len(local) == 2 and {"loss", "attention", "logit", "vision_all", "vision_top"} <= local[0].keys()
     assert distant == local
     assert json.loads((dumped.folder / "distant" / "run.json").read_text())["store"]["path"] == dumped.url
     assert not (dumped.folder / "s3:").exists()

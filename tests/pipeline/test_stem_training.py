@@ -14,10 +14,12 @@ from safetensors import safe_open
 from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.schema.columns import columns_of
-from alignkd.student_train.config import TERMS
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.trainer import build_student, open_dataset, train
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import build_student
+from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.stem.extract import extract_stem
@@ -163,7 +165,7 @@ def test_coarser_stored_targets_differ_from_the_stems(write: WriteConfig) -> Non
     stem = write("stem", store=FROM_STEM)
     dumped(stem)
     one, other = trained(stored)[0], trained(stem)[0]
-    for term in ("attention", "vision_all", "vision_focus"):
+    for term in ("attention", "vision_all", "vision_top"):
         assert one[term] == pytest.approx(other[term], rel=3e-2)
         assert one[term] != pytest.approx(other[term], rel=1e-6)
     assert one["logit"] == pytest.approx(other["logit"], rel=1e-6)
@@ -196,11 +198,14 @@ def test_the_tower_runs_once_and_the_stem_is_no_part_of_the_result(
     calls = []
     student.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     from alignkd.student_train.data.collate import collate
-    from alignkd.student_train.objective.target_sources import stem_lookup
+    from alignkd.student_train.run.target_sources import stem_lookup
 
     student(
         collate(
-            [dataset[0], dataset[1]], terms=TERMS, attention_pairs="tqv", stem=stem_lookup(dataset.reader, job.train)
+            [dataset[0], dataset[1]],
+            targets=job.train.losses.needed_targets.values(),
+            attention_pairs="tqv",
+            stem=stem_lookup(dataset.reader, job.train),
         )
     )
     assert calls == [1]
@@ -265,7 +270,7 @@ def test_what_does_not_fit_is_refused(write: WriteConfig, golden: Path, tmp_path
         return load_run_config(write("other", store=store, train=output | train), "train").train_job()
 
     dumped(write("stored", store={}))
-    refused(job_of(profile="stem"), TrainError, r"carries no stem.*alignkd stem extract.*set train\.stem")
+    refused(job_of(profile="stem"), TrainError, r"has no stem.*alignkd stem extract.*set train\.stem")
     stem, other = tmp_path / "stem.safetensors", tmp_path / "other.safetensors"
     extract_stem(opened(golden, "teacher"), stem, dtype=torch.float32)
     extract_stem(opened(golden, "student"), other, dtype=torch.float32)
@@ -293,12 +298,12 @@ def test_another_tower_is_refused_with_the_way_out(write: WriteConfig, another_t
 def test_a_target_that_is_nowhere(write: WriteConfig, golden: Path, tmp_path: Path) -> None:
     """`none` in the store: refused, unless a stem is named."""
     nothing = {"attention": "none", "vision_top": "none"}
-    config = write("none", store=nothing, train={"losses": {"attention": 0.0, "vision_focus": 0.0}})
+    config = write("none", store=nothing, train={"losses": {"attention": 0.0, "vision_top": 0.0}})
     dumped(config)
     path = {"path": str(tmp_path / "store-none")}
     job = load_run_config(write("other", store=path), "train").train_job()
     refused(job, TrainError, r"codecs\.attention none; set losses\.attention to 0 .*targets\.attention: stem")
-    with pytest.raises(InputError, match=r"train\.losses weighs attention, vision_focus, but the store keeps"):
+    with pytest.raises(InputError, match=r"train\.losses weighs attention, vision_top, but the store keeps"):
         load_run_config(write("file", store=nothing), "train")
     with pytest.raises(InputError, match=r"train\.targets\.attention is 'stored', but store\.attention is 'stem'"):
         load_run_config(write("clash", store=FROM_STEM, train={"profile": "stored"}), "train")

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, TruncatedLogits, open_writer
 from alignkd.storage.record.record import HiddenStates, SampledLogits
-from alignkd.student_train.config import TERMS, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.metrics.file import TIMINGS
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.output import TIMINGS
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
@@ -147,6 +148,13 @@ def many_samples(v1_samples: Samples) -> Samples:
 def many_store(dump: Dump, many_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten samples, every target in float32, logits in full."""
     return dump(tmp_path_factory.mktemp("stores") / "many", many_samples)
+
+
+@pytest.fixture(scope="session")
+def truncated_store(dump: Dump, many_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same samples with the 20 most probable tokens of each position."""
+    codecs = exact_codecs().model_copy(update={"logits": LogitsCodec(kind="topk", top_k=20, dtype="float32")})
+    return dump(tmp_path_factory.mktemp("stores") / "truncated", many_samples, codecs=codecs)
 
 
 @pytest.fixture

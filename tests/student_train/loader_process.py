@@ -14,8 +14,8 @@ import torch
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.loader import micro_batches
 from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.run.plan import micro_batches
 from alignkd.vlm.weights.checkpoint import load_example_builder
 
 

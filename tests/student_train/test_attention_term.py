@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from alignkd.storage.codecs import get_codec
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_term import attention_term
+from alignkd.student_train.objective.attention_term import chunked_attention_loss
 
 ROWS, COLS = [7, 0, 3], [4, 0, 5]
 
@@ -29,7 +29,7 @@ def targets(request: pytest.FixtureRequest) -> AttentionTargets:
         cols_BC=torch.arange(2, 7).repeat(3, 1),
         num_rows_B=ROWS,
         num_cols_B=COLS,
-        coded_BRHC=CodedTensor(codec=request.param, parts=parts),
+        coded_BRHC=EncodedTensor(codec=request.param, parts=parts),
     )
 
 
@@ -60,7 +60,9 @@ def test_chunks_change_neither_loss_nor_gradients(
     leaves: list[Tensor] = [*projected, *adapters.attn_adapter.parameters()]
     adapted = adapters.adapt_attention(targets.teacher_BHRC)
     whole = attention_loss(adapted, student_attention(*projected), ROWS, COLS)
-    found = attention_term(adapters, targets, *projected, scaling=0.3, chunk_bytes=rows_at_once * 4 * 3 * 4 * 12)
+    found = chunked_attention_loss(
+        adapters, targets, *projected, scaling=0.3, chunk_bytes=rows_at_once * 4 * 3 * 4 * 12
+    )
     assert found.count == whole.count == 4 * (7 * 4 + 3 * 5)
     torch.testing.assert_close(found.total, whole.total, rtol=1e-6, atol=0.0)
     gradients = (torch.autograd.grad(loss.total, leaves) for loss in (found, whole))
@@ -71,17 +73,17 @@ def test_chunks_change_neither_loss_nor_gradients(
 def test_padding_may_hold_anything(
     targets: AttentionTargets, adapters: Adapters, projected: tuple[Tensor, Tensor]
 ) -> None:
-    coded = CodedTensor.plain(targets.stored_BRHC.decode().float().clone())
-    spoiled = CodedTensor.plain(coded.decode().clone())
+    coded = EncodedTensor.plain(targets.stored_BRHC.decode().float().clone())
+    spoiled = EncodedTensor.plain(coded.decode().clone())
     for sample, (rows, cols) in enumerate(zip(ROWS, COLS, strict=True)):
         spoiled.parts[""][sample, rows:], spoiled.parts[""][sample, :, :, cols:] = torch.inf, torch.nan
     sound, found = (
-        attention_term(adapters, replace(targets, coded_BRHC=x), *projected, scaling=0.3, chunk_bytes=1)
+        chunked_attention_loss(adapters, replace(targets, coded_BRHC=x), *projected, scaling=0.3, chunk_bytes=1)
         for x in (coded, spoiled)
     )
     assert torch.equal(sound.total, found.total)
     empty = replace(targets, num_rows_B=[0, 0, 0])
-    assert attention_term(adapters, empty, *projected, scaling=0.3, chunk_bytes=1).count == 0
+    assert chunked_attention_loss(adapters, empty, *projected, scaling=0.3, chunk_bytes=1).count == 0
 
 
 def test_padded_queries_may_be_anything(
@@ -94,7 +96,7 @@ def test_padded_queries_may_be_anything(
         spoiled[sample, :, rows:] = 1e3
     spoiled.requires_grad_()
     sound, found = (
-        attention_term(adapters, targets, x, key, scaling=0.3, chunk_bytes=1).total for x in (query, spoiled)
+        chunked_attention_loss(adapters, targets, x, key, scaling=0.3, chunk_bytes=1).total for x in (query, spoiled)
     )
     assert torch.equal(sound, found)
     assert torch.equal(*(torch.autograd.grad(total, key)[0] for total in (sound, found)))

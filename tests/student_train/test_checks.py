@@ -12,7 +12,8 @@ import torch
 from alignkd.storage import Codecs, LogitsCodec
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.trainer import open_dataset, train
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.trainer import train
 from alignkd.vlm.inputs.examples import ExampleBuilder
 
 MakeJob = Callable[..., TrainJob]
@@ -53,7 +54,7 @@ def test_vocabulary(dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("key", "term"),
-    [("attention", "attention"), ("vision_top", "vision_focus"), ("vision_all", "vision_all"), ("logits", "logit")],
+    [("attention", "attention"), ("vision_top", "vision_top"), ("vision_all", "vision_all"), ("logits", "logit")],
 )
 def test_target_that_was_not_dumped(
     key: str, term: str, dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path
@@ -125,7 +126,9 @@ def test_samples_longer_than_max_tokens(exact_store: Path, make_job: MakeJob) ->
 
 
 def test_global_batch_that_does_not_divide(exact_store: Path, make_job: MakeJob) -> None:
-    refused(make_job(exact_store, micro_batch=2, global_batch=3), "global_batch 3 is no multiple of micro_batch 2 x 1")
+    refused(
+        make_job(exact_store, micro_batch=2, global_batch=3), "global_batch 3 is not a multiple of micro_batch 2 x 1"
+    )
 
 
 def test_adapters_of_another_pair(exact_store: Path, make_job: MakeJob, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_checkpoint_of_somebody_else_is_named_and_left_as_it_is(tmp_path: Path
         (tmp_path / name).write_bytes(content)
     (tmp_path / "config.json").write_text('{"architectures": ["MobileLlamaForCausalLM"]}')
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    named = r"holds config\.json, metrics\.jsonl, model\.safetensors and 1 more, but no"
+    named = r"contains config\.json, metrics\.jsonl, model\.safetensors and 1 more, but no"
     with pytest.raises(TrainError, match=named), claimed(tmp_path, start_ranks(), configuration=OF_A_RUN):
         pass
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -45,18 +45,18 @@ def test_logs_the_configuration_and_droppings_may_be_there_first(name: str, tmp_
     path.mkdir() if name.endswith("/") else path.touch()
     check_output(tmp_path)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(TrainError, match=r"holds notes\.txt, but no training run \(run\.lock\); choose a folder"):
+    with pytest.raises(TrainError, match=r"contains notes\.txt, but no training run \(run\.lock\); choose a new"):
         check_output(tmp_path)
     (tmp_path / LOCK).touch()
     check_output(tmp_path)
 
 
 def test_the_output_of_another_run_holds_no_second_one(tmp_path: Path) -> None:
-    """Whoever removes the first run would remove the second one."""
+    """Removing the first run would remove the second one."""
     with claimed(tmp_path / "first", start_ranks()):
         pass
     inside = tmp_path / "first" / "checkpoints" / "second"
-    with pytest.raises(TrainError, match=f"second lies in {tmp_path / 'first'}, the output of another training run"):
+    with pytest.raises(TrainError, match=f"second is inside {tmp_path / 'first'}, the output of another training run"):
         check_output(inside)
     check_output(tmp_path / "second")
 
@@ -149,7 +149,7 @@ def test_without_locks_a_run_goes_on_with_a_warning(
     with caplog.at_level(logging.WARNING), claimed(tmp_path, start_ranks()):
         pass
     (record,) = caplog.records
-    assert "carries no locks (No locks available)" in record.getMessage() and "start only one" in record.getMessage()
+    assert "has no locks (No locks available)" in record.getMessage() and "start only one" in record.getMessage()
 
 
 HOLD = """

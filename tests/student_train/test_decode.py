@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from alignkd.storage.codecs import codec_names, get_codec
-from alignkd.student_train.data.decode import DECODERS, CodedTensor
+from alignkd.student_train.data.decode import DECODERS, EncodedTensor
 
 TARGETS = ("attention", "vision_top", "vision_all", "hidden")
 
@@ -36,13 +36,13 @@ def test_device_equals_host(name: str, values: np.ndarray, signed: bool, seed: i
         values = values * np.random.default_rng(seed).choice([-300.0, 1.0], values.shape).astype(np.float32)
     codec = get_codec(name)
     parts = codec.encode(values)
-    coded = CodedTensor(codec=name, parts={part: torch.from_numpy(stored) for part, stored in parts.items()})
+    coded = EncodedTensor(codec=name, parts={part: torch.from_numpy(stored) for part, stored in parts.items()})
     assert coded.shape == values.shape
     np.testing.assert_array_equal(coded.decode().float().numpy(), codec.decode(parts))
 
 
 def test_bfloat16_is_read_not_converted() -> None:
     bits = np.array([[0x3F80, 0xC000, 0x0001]], np.uint16)
-    decoded = CodedTensor(codec="bfloat16", parts={"": torch.from_numpy(bits)}).decode()
+    decoded = EncodedTensor(codec="bfloat16", parts={"": torch.from_numpy(bits)}).decode()
     assert decoded.dtype == torch.bfloat16
     assert decoded.tolist() == [[1.0, -2.0, 2.0**-133]]

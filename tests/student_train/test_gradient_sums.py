@@ -2,60 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from gradient_sums import relative_error
+from torch import Tensor
 
-from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.distributed.ranks import start_ranks
-from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.trainer import train
-
-MICRO_BATCHES, WIDTH = 16, 64
-
-
-class Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, rows_ND: Tensor) -> Tensor:
-        return cast(Tensor, self.model(rows_ND)).float().square().sum()
 
 
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize(("in_float32", "least", "most"), [(True, 0.0, 1e-7), (False, 1e-3, 1e-1)])
-def test_sums_are_as_exact_as_their_dtype(
-    in_float32: bool, least: float, most: float, offload: bool, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    module = Layer()
-    config = TrainConfig(
-        output=tmp_path, steps=1, micro_batch=1, global_batch=MICRO_BATCHES, gradient_clip=0,
-        offload_optimizer=offload, float32_gradients=in_float32,
-    )  # fmt: skip
-    engine = Engine(cast(DistilledStudent, module), config, dtype=torch.bfloat16, ranks=start_ranks())
-    optimizer, summed = engine._optimizer, list[Tensor]()
-    step = optimizer._optimizer_step
-
-    def note(group: int) -> Any:
-        summed.append(optimizer.single_partition_of_fp32_groups[group].grad.double())
-        return step(group)
-
-    optimizer._optimizer_step = note
-    exact = torch.zeros(WIDTH * WIDTH + WIDTH, dtype=torch.float64)
-    for _ in range(MICRO_BATCHES):
-        rows_ND = torch.randn(4, WIDTH).to(torch.bfloat16)
-        own = torch.autograd.grad(module(rows_ND), list(module.parameters()))
-        exact += torch.cat([gradient.flatten() for gradient in own]).double()
-        engine.backward(engine._deepspeed(rows_ND))
-        engine.end_micro_batch(1.0)
-    error = (summed[0][: len(exact)] - exact).norm() / exact.norm()
+def test_sums_are_as_exact_as_their_dtype(in_float32: bool, least: float, most: float, offload: bool) -> None:
+    error = relative_error(16, float32_gradients=in_float32, offload=offload)
     assert least <= error < most
 
 

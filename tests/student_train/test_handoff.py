@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.handoff.block import ALIGNMENT, PackedBatch, unpack
 from alignkd.student_train.data.handoff.slots import SharedSlots
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 # torch has few operations for uint16 and uint32: what is done to them here must be among these
@@ -36,7 +36,9 @@ def batches() -> st.SearchStrategy[Any]:
         leaves, lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=3), parts)
     )
     sequences = st.builds(SequenceBatch, **{field.name: inner for field in fields(SequenceBatch)})
-    return st.builds(SparseDistribution, **{field.name: inner | sequences for field in fields(SparseDistribution)})
+    return st.builds(
+        TruncatedDistribution, **{field.name: inner | sequences for field in fields(TruncatedDistribution)}
+    )
 
 
 @settings(max_examples=40)

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
-from alignkd.student_train.config import TERMS, LossConfig
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_of_entry
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import ExampleBuilder
@@ -81,7 +82,7 @@ def expected_terms(teacher: Side, student: Side, adapters: Adapters) -> dict[str
         terms |= {
             "attention": (adapters.adapt_attention(tqv(teacher)[None])[0] - tqv(student)).square().mean(),
             "vision_all": (adapted - student["vision"]).square().mean(),
-            "vision_focus": (adapted - student["vision"])[focus].square().mean(),
+            "vision_top": (adapted - student["vision"])[focus].square().mean(),
         }
     return {name: float(term) for name, term in terms.items()}
 
@@ -188,7 +189,11 @@ def student(new_student: Callable[[], MobileVLM], golden_folder: Path) -> Distil
 
 def terms_of(student: DistilledStudent, dataset: CachedDataset, places: list[int]) -> dict[str, LossSum]:
     pairs = dataset.reader.manifest.codecs.attention_pairs
-    return student(collate([dataset[place] for place in places], terms=TERMS, attention_pairs=pairs))  # type: ignore[no-any-return]
+    return student(
+        collate(
+            [dataset[place] for place in places], targets=LossConfig().needed_targets.values(), attention_pairs=pairs
+        )
+    )  # type: ignore[no-any-return]
 
 
 def test_cached_terms_equal_live_ones(
@@ -245,7 +250,7 @@ def test_gradients_of_a_mixed_batch_add_up(
     write: Callable[..., Path], student: DistilledStudent, student_builder: ExampleBuilder, images_folder: Path
 ) -> None:
     dataset = CachedDataset(StoreReader(write(EXACT)), student_builder, images_folder)
-    names = ("attention", "vision_all", "vision_focus")
+    names = ("attention", "vision_all", "vision_top")
 
     def gradient(batches: list[list[int]]) -> Tensor:
         student.zero_grad()

@@ -15,13 +15,13 @@ CHILD = """
 import signal, sys
 sys.path.insert(0, {root!r})
 from alignkd.student_train.distributed import interrupt
-interrupt.SECONDS_OF_ONE_WISH = {{True: float(sys.argv[1]), False: float(sys.argv[2])}}
+interrupt.SECONDS_OF_ONE_REQUEST = {{True: float(sys.argv[1]), False: float(sys.argv[2])}}
 if len(sys.argv) > 3:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 with interrupt.StopSignals() as signals:
     print("ready", flush=True)
     for line in sys.stdin:
-        print(signals.received, signals.asked, flush=True)
+        print(signals.received, signals.stop_requested, flush=True)
 """
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -91,6 +91,6 @@ def test_nohup_keeps_its_meaning(start: Start) -> None:
 def test_handlers_are_put_back() -> None:
     before = {number: signal.getsignal(number) for number in ENDING}
     with StopSignals() as signals:
-        assert not signals.asked
+        assert not signals.stop_requested
     assert {number: signal.getsignal(number) for number in ENDING} == before
     assert signal.set_wakeup_fd(-1) == -1

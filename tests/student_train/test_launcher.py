@@ -47,7 +47,7 @@ def test_what_cannot_be_right_is_one_line(changes: dict[str, str | None], named:
     environment = {name: value for name, value in (WHOLE | changes).items() if value is not None}
     with pytest.raises(TrainError) as error:
         meeting_point(environment)
-    assert named in str(error.value) and "unset them to train alone" in str(error.value)
+    assert named in str(error.value) and "unset them to train in a single process" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -58,7 +58,7 @@ def test_a_local_rank_alone_is_checked_too() -> None:
 
 
 def test_who_waits_is_told_where(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(launcher, "SECONDS_UNTIL_TOLD", 0.0)
+    monkeypatch.setattr(launcher, "SECONDS_UNTIL_NOTICE", 0.0)
     told = threading.Event()
     monkeypatch.setattr(launcher.logger, "info", lambda text: (launcher.logger.warning(text), told.set()))
     with caplog.at_level(logging.WARNING), joining(PLACE):

@@ -1,15 +1,13 @@
 """Losses fused with the output head against dense float64 formulas: value, gradient, memory."""
 
 import math
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from alignkd.student_train.losses.divergences import MIXED, named_divergence
@@ -17,8 +15,8 @@ from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fuse
 from alignkd.student_train.losses.logit import logit_loss, teacher_logits
 from alignkd.student_train.losses.outcomes import outcomes
 from alignkd.student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 
 N, V, D = 4, 7, 3
 NUM_KEPT = {"topk": [3] * N, "nucleus": [1, V, 4, 2]}
@@ -75,11 +73,11 @@ class Problem:
         sparse = self._truncated(logprobs_NV.gather(1, self.order_NV))
         return lambda x, chunk: logit_loss(x, sparse[chunk], **settings).total
 
-    def _truncated(self, sorted_NV: Tensor) -> SparseDistribution:
+    def _truncated(self, sorted_NV: Tensor) -> TruncatedDistribution:
         num_kept_N = torch.tensor(NUM_KEPT[self.kind])
         kept_NV = torch.arange(V) < num_kept_N[:, None]
         widest = int(num_kept_N.max())
-        return SparseDistribution(
+        return TruncatedDistribution(
             ids_NK=self.order_NV.masked_fill(~kept_NV, 0)[:, :widest],
             logprobs_NK=sorted_NV.masked_fill(~kept_NV, 0.0)[:, :widest],
             kept_NK=kept_NV[:, :widest],
@@ -149,7 +147,7 @@ def test_equal_logits_and_a_teacher_without_tail_mass_stay_finite(name: Any, num
     logits_NV = torch.randn(num, V, requires_grad=True)
     assert logit_loss(logits_NV, logits_NV.detach(), divergence=divergence).total.abs() < 1e-6
     ids_NK, kept_NK = torch.zeros(num, 1, dtype=torch.int64), torch.ones(num, 1, dtype=torch.bool)
-    sure = SparseDistribution(
+    sure = TruncatedDistribution(
         ids_NK=ids_NK, logprobs_NK=torch.zeros(num, 1), kept_NK=kept_NK, tail_logmass_N=torch.full((num,), -torch.inf)
     )
     total = logit_loss(logits_NV, sure, divergence=divergence).total
@@ -250,7 +248,7 @@ def test_half_precision_stays_within_its_rounding(dtype: torch.dtype, bound: flo
         assert (gradient.double() - true).norm() <= 5 * bound * true.norm()
 
 
-def test_float16_slopes_below_its_smallest_number_are_kept() -> None:
+def test_float16_gradients_below_its_smallest_number_are_kept() -> None:
     """Every slope but the label's is about 1e-9; a plain cast to float16 would give 0."""
     head_VD = torch.zeros(300, 2, dtype=torch.float16)
     head_VD[0] = 10.0
@@ -299,37 +297,8 @@ def test_under_gradient_checkpointing(reentrant: bool) -> None:
 def test_gradients_that_were_not_announced_are_refused(wrong: tuple[float, float]) -> None:
     problem = Problem("js", "full", 1.0)
     cross_entropy, divergence = problem.fused(*leaves(problem.hidden_ND, problem.head_VD), chunk=2)
-    with pytest.raises(ValueError, match=r"fused with weights \[1\.0, 0\.25\], which must be proportional"):
+    with pytest.raises(ValueError, match=r"not proportional to the weights \[1\.0, 0\.25\] with which"):
         (wrong[0] * cross_entropy + wrong[1] * divergence).backward()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages made under it that are alive, and the most of them at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak, self._known = 0, 0, set[int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            self._note(tensor, counted=False)  # made before
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            self._note(tensor, counted=True)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _note(self, tensor: Any, *, counted: bool) -> None:
-        if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage())._cdata in self._known:
-            return
-        size = storage.nbytes() if counted else 0
-        self._known.add(storage._cdata)
-        self.now += size
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def peak_bytes(work: Callable[[], Tensor]) -> int:

@@ -12,7 +12,7 @@ from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.losses.divergences import PLAIN
 from alignkd.student_train.losses.logit import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.losses.vision import vision_all_loss, vision_focus_loss
+from alignkd.student_train.losses.vision import vision_all_loss, vision_top_loss
 from alignkd.student_train.objective.adapters import Adapters
 
 WITH_IMAGE = ["pt-0", "pt-1", "pt-2", "ft-0", "ft-1", "ft-3"]
@@ -63,6 +63,6 @@ def test_vision(sample_id: str, adapters: Adapters, golden_tensors: Tensors, gol
     teacher, student = (tensors[f"{model}.vision_embeddings"][None] for model in ("teacher", "student"))
     top = torch.tensor([expected["vision_top16"]])
     everything = vision_all_loss(adapters.adapt_vision(teacher), student)
-    focus = vision_focus_loss(adapters.adapt_vision(teacher[:, top[0]]), student, top)
+    focus = vision_top_loss(adapters.adapt_vision(teacher[:, top[0]]), student, top)
     assert everything.mean.item() == pytest.approx(expected["vision_all_mse"], rel=1e-5)
     assert focus.mean.item() == pytest.approx(expected["vision_focus_mse"], rel=1e-5)

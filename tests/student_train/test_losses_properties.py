@@ -13,14 +13,14 @@ from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.losses.divergences import Divergence, forward_kl, reverse_kl
 from alignkd.student_train.losses.logit import logit_loss
-from alignkd.student_train.losses.sparse_distribution import SparseDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.losses.vision import vision_focus_loss
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.losses.vision import vision_top_loss
 
 DIVERGENCES: list[Divergence] = [reverse_kl, forward_kl]
 
 
-def truncate(teacher_logits_NV: Tensor, num_kept: list[int]) -> SparseDistribution:
+def truncate(teacher_logits_NV: Tensor, num_kept: list[int]) -> TruncatedDistribution:
     """The `num_kept[n]` most probable entries of each position and the exact mass of the rest."""
     logprobs_NV = teacher_logits_NV.double().log_softmax(-1)
     ids, logprobs, tails = [], [], []
@@ -166,7 +166,7 @@ def test_attention_batch_is_the_sum_of_its_samples(
 def test_focus_takes_the_named_tokens() -> None:
     student_IPD, teacher_IKD = torch.randn(2, 9, 4), torch.randn(2, 3, 4)
     top_IK = torch.tensor([[8, 0, 4], [1, 2, 7]])
-    loss = vision_focus_loss(teacher_IKD, student_IPD, top_IK)
+    loss = vision_top_loss(teacher_IKD, student_IPD, top_IK)
     by_hand = sum((teacher_IKD[i] - student_IPD[i, top_IK[i]]).square().sum() for i in range(2))
     torch.testing.assert_close(loss.total, torch.as_tensor(by_hand))
     assert loss.count == 2 * 3 * 4

@@ -8,7 +8,7 @@ import torch
 
 from alignkd.student_train import trainer
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.engine.memory_faults import naming_memory_settings
+from alignkd.student_train.engine.memory_faults import memory_error_as_train_error
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 
@@ -19,7 +19,7 @@ class Job:
 
 
 def run(error: BaseException, **settings: Any) -> None:
-    @naming_memory_settings
+    @memory_error_as_train_error
     def train(job: TrainJob) -> None:
         raise error
 

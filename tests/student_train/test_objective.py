@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
-from alignkd.student_train.config import TERMS, LossConfig
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
@@ -34,7 +35,9 @@ def dataset(exact_store: Path, student_builder: ExampleBuilder, images_folder: P
 
 def terms_of(student: DistilledStudent, dataset: CachedDataset, positions: list[int]) -> dict[str, LossSum]:
     pairs = dataset.reader.manifest.codecs.attention_pairs
-    return student(collate([dataset[i] for i in positions], terms=TERMS, attention_pairs=pairs))  # type: ignore[no-any-return]
+    return student(
+        collate([dataset[i] for i in positions], targets=LossConfig().needed_targets.values(), attention_pairs=pairs)
+    )  # type: ignore[no-any-return]
 
 
 def test_every_term_equals_the_golden_value(
@@ -47,7 +50,7 @@ def test_every_term_equals_the_golden_value(
         "logit": "reverse_kl",
         "attention": "attention_mse",
         "vision_all": "vision_all_mse",
-        "vision_focus": "vision_focus_mse",
+        "vision_top": "vision_focus_mse",
     }
     for position, sample_id in enumerate(dataset.reader.ids):
         terms = terms_of(student, dataset, [position])
@@ -111,18 +114,18 @@ def test_the_vision_tower_is_frozen(golden_folder: Path, new_student: NewStudent
     assert frozen == {f"model.model.vision_tower.{n}" for n, _ in student.model.model.vision_tower.named_parameters()}
 
 
-@pytest.mark.parametrize("off", ["attention", "vision_all", "vision_focus", "logit", "supervised"])
+@pytest.mark.parametrize("off", ["attention", "vision_all", "vision_top", "logit", "supervised"])
 def test_a_term_of_weight_zero_is_not_computed(
     off: str, dataset: CachedDataset, golden_folder: Path, new_student: NewStudent
 ) -> None:
     losses = LossConfig(**{off: 0.0})
     student = distilled(new_student(), golden_folder, losses)
-    batch = collate([dataset[0]], terms=losses.weights, attention_pairs="tqv")
+    batch = collate([dataset[0]], targets=losses.needed_targets.values(), attention_pairs="tqv")
     assert set(student(batch)) == set(TERMS) - {off}
 
 
 def test_an_adapter_without_a_loss_is_not_trained(golden_folder: Path, new_student: NewStudent) -> None:
-    student = distilled(new_student(), golden_folder, LossConfig(attention=0.0, vision_all=0.0, vision_focus=0.0))
+    student = distilled(new_student(), golden_folder, LossConfig(attention=0.0, vision_all=0.0, vision_top=0.0))
     assert not any(value.requires_grad for value in student.adapters.parameters())
 
 

@@ -8,18 +8,20 @@ import pytest
 import torch
 
 from alignkd.storage import SampleOrder
-from alignkd.student_train.config import TERMS
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import FullTargets
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.trainer import build_student, open_dataset
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import build_student
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 STEPS = 6
@@ -34,7 +36,7 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     embeds_BLD = teacher.embed(sequences, vision_IPD)
     hidden_BLD = teacher.hidden_states(embeds_BLD)
     logits_NV = teacher.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
-    live_logits = FullTargets(logits=CodedTensor.plain(logits_NV))
+    live_logits = FullTargets(logits=EncodedTensor.plain(logits_NV))
     if vision_IPD is None or attention is None:
         return replace(batch, logits=live_logits)
     attention_BHRC = teacher.first_layer_attention(embeds_BLD, attention.rows_BR, attention.cols_BC)
@@ -50,10 +52,10 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
     return replace(
         batch,
-        attention=replace(attention, coded_BRHC=CodedTensor.plain(attention_BHRC.transpose(1, 2))),
-        vision_all_IPD=CodedTensor.plain(vision_IPD),
-        top_index_IK=top_IK,
-        top_embeddings_IKD=CodedTensor.plain(top_IKD),
+        attention=replace(attention, coded_BRHC=EncodedTensor.plain(attention_BHRC.transpose(1, 2))),
+        vision_all_IPD=EncodedTensor.plain(vision_IPD),
+        vision_top_index_IK=top_IK,
+        vision_top_embeddings_IKD=EncodedTensor.plain(top_IKD),
         logits=live_logits,
     )
 
@@ -69,7 +71,9 @@ def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], T
     for step in range(STEPS):
         positions = order.global_batch_indices(step)
         tally = StepTally(job.train.losses.weights, counts(positions))
-        batch = collate([dataset[int(i)] for i in positions], terms=TERMS, attention_pairs="tqv")
+        batch = collate(
+            [dataset[int(i)] for i in positions], targets=LossConfig().needed_targets.values(), attention_pairs="tqv"
+        )
         engine.backward(tally.add(engine(prepare(batch))))
         engine.end_micro_batch(1.0)
         tally.gather(ranks, stop=False)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkd.student_train.config import LossConfig
 from alignkd.student_train.data.targets import LogitTargets, RaggedEntries, SampledTargets, TruncatedTargets
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
 from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.objective.head_terms import head_terms
-from alignkd.student_train.objective.logit_term import logit_term
+from alignkd.student_train.objective.logit_terms import logit_term
+from alignkd.student_train.objective.settings import LossConfig
 
 N, V = 4, 7
 # padded slots point to a kept token, to one that is not kept and to none at all; the last position keeps every token
@@ -122,15 +122,16 @@ def test_terms_that_share_a_pass_are_those_that_do_not(
     generator, targets = torch.Generator().manual_seed(2), targets_of(kind)
     leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((6, 5), (50_000, 5))]
     labels_N = torch.randint(50_000, (6,), generator=generator)
+    inputs = losses.head_inputs(labels_N, targets, None)
     apart: list[Any] = []
     if supervised:
         apart.append((lambda x, chunk: supervised_loss(x, labels_N[chunk]).total, supervised))
     if logit:
         assert targets is not None
-        apart.append((logit_term(targets, None, losses), logit))
+        apart.append((logit_term(inputs), logit))
     terms = [WeightedTerm(term=term, weight=weight) for term, weight in apart]
     chunk_bytes = 4 * 50_000 * positions_at_once
-    joint = head_terms(labels_N, targets, None, losses)
+    joint = head_terms(inputs, losses.weights)
     found, expected = (fused_head_losses(*leaves, x, chunk_bytes=chunk_bytes) for x in (joint, terms))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     gradients = (

@@ -14,7 +14,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with two GPUs, started by no launcher, with nothing said about accelerators."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(ranks, "ASKED_ACCELERATOR", None)
+    monkeypatch.setattr(ranks, "REQUESTED_ACCELERATOR", None)
     for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "CROSS_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -38,19 +38,19 @@ def test_more_processes_of_a_launcher_than_gpus(machine: pytest.MonkeyPatch, lau
 
 
 def test_ds_accelerator_cpu_means_the_cpu_for_everything(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(ranks, "ASKED_ACCELERATOR", "cpu")
+    machine.setattr(ranks, "REQUESTED_ACCELERATOR", "cpu")
     assert start_ranks().device == torch.device("cpu")
     assert torch.distributed.get_backend() == "gloo"
 
 
 def test_another_accelerator_is_refused(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(ranks, "ASKED_ACCELERATOR", "xpu")
+    machine.setattr(ranks, "REQUESTED_ACCELERATOR", "xpu")
     with pytest.raises(TrainError, match=r"DS_ACCELERATOR is 'xpu', training runs on 'cuda' or 'cpu'"):
         accelerator()
 
 
 def test_cuda_that_is_not_there_is_refused(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(ranks, "ASKED_ACCELERATOR", "cuda")
+    machine.setattr(ranks, "REQUESTED_ACCELERATOR", "cuda")
     assert accelerator() == "cuda"
     machine.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TrainError, match="DS_ACCELERATOR is 'cuda', but torch cannot use CUDA here"):

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader, open_writer
 from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
-from alignkd.student_train.config import TERMS, LossConfig
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.trainer import open_dataset, teacher_lm_head, train
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import teacher_lm_head
+from alignkd.student_train.trainer import train
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
@@ -104,7 +106,9 @@ def terms_of(
     }
     student.losses = LossConfig(**weights, **losses)
     student.teacher_lm_head_VD = teacher_lm_head(dataset.reader, student.losses)
-    batch = collate([dataset[i] for i in positions], terms=student.losses.weights, attention_pairs="tqv")
+    batch = collate(
+        [dataset[i] for i in positions], targets=student.losses.needed_targets.values(), attention_pairs="tqv"
+    )
     with torch.no_grad():
         return student(batch)  # type: ignore[no-any-return]
 
@@ -116,7 +120,9 @@ def test_batches_carry_stored_bytes_which_decode_to_the_hosts_values(name: str, 
     samples = [dataset[i] for i in ALL]
     records = [record for _, record in samples]
     batch = collate(
-        samples, terms=set(TERMS) - {t for t in TERMS if STORES[name].get(t) == "none"}, attention_pairs="tqv"
+        samples,
+        targets=[t for t in LossConfig().needed_targets.values() if STORES[name].get(t) != "none"],
+        attention_pairs="tqv",
     )
     with_image = [record for record in records if record.has_image]
     assert len(with_image) == 3
@@ -130,7 +136,7 @@ def test_batches_carry_stored_bytes_which_decode_to_the_hosts_values(name: str, 
                 np.testing.assert_array_equal(padded[:, :rows].transpose(1, 0, 2), as_float32(record.attention)[0])
     for coded, field, join in (
         (batch.vision_all_IPD, "vision_embeddings", np.concatenate),
-        (batch.top_embeddings_IKD, "vision_top_embeddings", np.stack),
+        (batch.vision_top_embeddings_IKD, "vision_top_embeddings", np.stack),
     ):
         if coded is not None:
             kept = [getattr(record, field) for record in with_image]
@@ -139,7 +145,7 @@ def test_batches_carry_stored_bytes_which_decode_to_the_hosts_values(name: str, 
     check_logits(batch.logits, records)
 
 
-def same_dtypes(coded: CodedTensor, kept: Any) -> bool:
+def same_dtypes(coded: EncodedTensor, kept: Any) -> bool:
     parts = kept.parts if isinstance(kept, EncodedArray) else {"": kept}
     return {name: part.numpy().dtype for name, part in coded.parts.items()} == {n: p.dtype for n, p in parts.items()}
 
@@ -183,7 +189,7 @@ def test_terms_are_those_of_the_live_teacher_within_the_codecs_bounds(
             moved = np.einsum("st,rtc->src", weight_sd, bound(record.attention, as_float32(true.attention))[0])
             assert_near(found["attention"], expected["attention"], moved)
             weight_ds = student.adapters.proj_adapter.weight[:, :, 0].abs().detach().numpy()
-            for term, field in (("vision_all", "vision_embeddings"), ("vision_focus", "vision_top_embeddings")):
+            for term, field in (("vision_all", "vision_embeddings"), ("vision_top", "vision_top_embeddings")):
                 moved = bound(getattr(record, field), as_float32(getattr(true, field))) @ weight_ds.T
                 assert_near(found[term], expected[term], moved)
         if isinstance(record.logits, HiddenStates):

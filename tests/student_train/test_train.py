@@ -124,7 +124,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
     flip_a_bit(checkpoints / "step-00000003" / "exp_avg-000.safetensors")
     with caplog.at_level(logging.WARNING):
         train(job)
-    assert "step-00000003 is broken (exp_avg-000.safetensors has crc32c" in caplog.text
+    assert "step-00000003 is damaged (exp_avg-000.safetensors has crc32c" in caplog.text
     unbroken = make_job(many_store, output=tmp_path / "unbroken", steps=5)
     train(unbroken)
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
@@ -294,7 +294,7 @@ def test_what_is_gone_of_a_finished_run_is_exported_again(
     before = {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
     take_away(output, gone)
     result = train(job)
-    assert "its student or adapters are gone; exporting them again" in caplog.text
+    assert "its student or adapters are missing; exporting them again" in caplog.text
     assert (result.already_finished, result.step, result.student) == (True, 2, student_folder(output))
     after = {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
     volatile = {path for path in before.keys() | after.keys() if path.parts[0] in ("run.lock", "tensorboard")}
@@ -396,7 +396,7 @@ def test_workers_start_before_the_model_and_end_with_a_refused_start(
 def test_a_folder_that_is_not_of_this_run_is_not_replaced(many_store: Path, make_job: MakeJob) -> None:
     job = make_job(many_store)
     (job.train.output / "student").mkdir(parents=True)
-    with pytest.raises(TrainError, match=r"holds student, but no training run \(run\.lock\); choose a folder"):
+    with pytest.raises(TrainError, match=r"contains student, but no training run \(run\.lock\); choose a new"):
         train(job)
 
 
@@ -462,3 +462,24 @@ def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [
+        ({"steps": 2}, "2 steps of 4 samples: 8 samples, 0.8 passes over 10"),
+        ({"epochs": 0.8}, "2 steps of 4 samples: 8 samples, 0.8 passes over 10 (train.epochs 0.8)"),
+        (
+            {"epochs": 0.5},
+            "2 steps of 4 samples: 8 samples, 0.8 passes over 10 "
+            "(train.epochs 0.5, rounded up to whole steps by 3 more samples; no sample is dropped)",
+        ),
+    ],
+)
+def test_the_length_of_a_run_is_logged(
+    length: dict[str, Any], told: str, many_store: Path, make_job: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        result = train(make_job(many_store, **{"steps": None, "micro_batch": 4, "preset": "supervised", **length}))
+    assert told in caplog.messages
+    assert (result.step, result.samples_seen) == (2, 8)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from alignkd.student_train.config import LossConfig, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.schedule import learning_rate_factor
 from alignkd.student_train.engine.zero_config import parameter_groups, zero_config
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.terms import TERMS, preset_weights
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 
@@ -21,7 +23,7 @@ def config(**values: Any) -> TrainConfig:
 
 
 def test_defaults_are_the_papers_weights() -> None:
-    weights = {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1, "logit": 1.0}
+    weights = {"supervised": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_top": 0.1, "logit": 1.0}
     assert config().losses.weights == weights == config(preset="paper").losses.weights
     assert config().losses.logit_divergence == "reverse_kl"
 
@@ -35,6 +37,11 @@ def test_presets_yield_to_explicit_keys() -> None:
         "supervised": 1.0,
         "attention": 2.0,
     }
+
+
+def test_presets_weigh_every_term() -> None:
+    for preset in ("paper", "supervised"):
+        assert preset_weights(preset).keys() == TERMS.keys() == config(preset=preset).losses.model_fields_set
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,7 @@ def test_what_cannot_be_is_refused(values: dict[str, Any], named: str) -> None:
 def test_global_batch_and_accumulation() -> None:
     assert config(micro_batch=4).global_batch_size(2) == 8
     assert config(micro_batch=4, global_batch=32).accumulation_steps(2) == 4
-    with pytest.raises(ValueError, match="global_batch 12 is no multiple of micro_batch 4 x 2 devices = 8"):
+    with pytest.raises(ValueError, match="global_batch 12 is not a multiple of micro_batch 4 x 2 devices = 8"):
         config(micro_batch=4, global_batch=12).global_batch_size(2)
 
 

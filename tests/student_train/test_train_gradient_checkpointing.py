@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkd.student_train.config import TERMS
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
-from alignkd.student_train.objective.attention_term import attention_term
+from alignkd.student_train.objective.attention_term import chunked_attention_loss
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
-from alignkd.student_train.trainer import build_student, open_dataset, train
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import build_student
+from alignkd.student_train.trainer import train
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
@@ -39,7 +42,7 @@ def test_a_run_has_the_same_losses(
 def test_only_the_inputs_of_layers_are_kept(exact_store: Path, make_job: MakeJob) -> None:
     job = make_job(exact_store)
     dataset = open_dataset(job, job.open_student())
-    batch = collate([dataset[i] for i in range(4)], terms=TERMS, attention_pairs="tqv")
+    batch = collate([dataset[i] for i in range(4)], targets=LossConfig().needed_targets.values(), attention_pairs="tqv")
     student = build_student(job, job.open_student(), dataset.reader)
 
     def kept_by(part: Callable[[], Tensor]) -> int:
@@ -73,14 +76,16 @@ def test_attention_in_chunks_gives_the_same_gradients(
 ) -> None:
     job = make_job(exact_store, losses={"logit": 0.0}, gradient_checkpointing=checkpointed)
     dataset = open_dataset(job, job.open_student())
-    batch = collate([dataset[i] for i in range(4)], terms=job.train.losses.weights, attention_pairs="tqv")
+    batch = collate(
+        [dataset[i] for i in range(4)], targets=job.train.losses.needed_targets.values(), attention_pairs="tqv"
+    )
     counts = dict.fromkeys(TERMS, 1)
 
     def gradients(student: DistilledStudent, chunk_bytes: int) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
             patch.setattr(
-                "alignkd.student_train.objective.objective.attention_term",
-                lambda *args, **given: attention_term(*args, **given | {"chunk_bytes": chunk_bytes}),
+                "alignkd.student_train.objective.attention_term.chunked_attention_loss",
+                lambda *args, **given: chunked_attention_loss(*args, **given | {"chunk_bytes": chunk_bytes}),
             )
             weighted_total(student(batch), job.train.losses.weights, counts).backward()
         return {name: value.grad for name, value in student.named_parameters() if value.grad is not None}

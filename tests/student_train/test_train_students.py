@@ -90,13 +90,13 @@ def test_a_student_with_other_vision_tokens_learns_from_logits(
     job = make_job(many_store, steps=4, micro_batch=10)
     refused = (
         r"an image is 144 tokens in the store, 576 in the student, so losses\.attention, losses\.vision_all, "
-        r"losses\.vision_focus have nothing to compare; set them to 0 "
+        r"losses\.vision_top have nothing to compare; set them to 0 "
     )
     with pytest.raises(TrainError, match=refused) as error:
         train(TrainJob(**vars(job) | {"student": student}))
     assert "\n" not in str(error.value)
 
-    off = {"attention": 0.0, "vision_all": 0.0, "vision_focus": 0.0}
+    off = {"attention": 0.0, "vision_all": 0.0, "vision_top": 0.0}
     job = make_job(many_store, steps=4, micro_batch=10, losses=off)
     with pytest.raises(TrainError, match=r"longest sample has \d{3} tokens, max_tokens is 300"):
         train(TrainJob(**vars(job) | {"student": student, "max_tokens": 300}))

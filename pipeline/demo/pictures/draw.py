@@ -26,7 +26,7 @@ TERM_TITLES = {
     "logit": "logits, reverse KL in nats",
     "attention": "attention, squared error",
     "vision_all": "vision, squared error, all tokens",
-    "vision_focus": "vision, squared error, focused tokens",
+    "vision_top": "vision, squared error, focused tokens",
 }
 GREY, BLUE, GREEN, VERMILION = "#595959", "#0072B2", "#009E73", "#D55E00"
 SKY, ORANGE, PURPLE = "#56B4E9", "#E69F00", "#CC79A7"

@@ -1,7 +1,7 @@
-"""A micro-batch as one block of bytes: tensors back to back, then everything else of it.
+"""A micro-batch as one block of bytes: its tensors back to back, then a pickle of the rest.
 
-torch hands every tensor of a batch to another process through a shared file of its own, which costs more than the
-bytes. One block can lie in memory that is used again and again, and is read where it lies.
+torch passes every tensor of a batch to another process through a separate shared file, which costs more than copying
+the bytes. One block can be written to reused memory and is read in place.
 """
 
 import io
@@ -18,11 +18,11 @@ ALIGNMENT = 64  # a cache line, and more than any dtype needs
 class PackedBatch:
     """The layout of one batch as a block.
 
-    The rest of the batch (its dataclasses, dicts, integers, None) is a pickle in which each tensor is named by its
-    place, so new fields need nothing here. It is written and read by processes of one run, never from a file.
+    The rest of the batch (dataclasses, dicts, integers, None) is a pickle that refers to each tensor by its offset, so
+    new fields need no code here. It is written and read by processes of one run, never from a file.
 
     Attributes:
-        rest_start: where the pickle begins, after the last tensor.
+        rest_start: offset of the pickle, after the last tensor.
         num_bytes: size of the block.
     """
 
@@ -34,7 +34,7 @@ class PackedBatch:
         self.num_bytes = self.rest_start + len(self._rest)
 
     def write(self, block_N: Tensor) -> None:
-        """Fill a block, uint8 [at least `num_bytes`]."""
+        """Write the batch into a block, uint8 [at least `num_bytes`]."""
         for start, tensor in self._tensors:
             # copied in its own dtype: a single element may have any stride, which a view of its bytes refuses
             block_N[start : start + tensor.nbytes].view(tensor.dtype).copy_(tensor.reshape(-1))
@@ -42,12 +42,12 @@ class PackedBatch:
 
 
 def unpack(block_N: Tensor, rest_start: int) -> Any:
-    """The batch in a block, uint8 [`num_bytes`]; its tensors ARE the block's memory."""
+    """The batch in a block, uint8 [`num_bytes`]; its tensors share the block's memory."""
     return _TensorsInPlace(block_N, rest_start).load()
 
 
 class _TensorsApart(pickle.Pickler):
-    """Gives each tensor an aligned place in the block instead of pickling it."""
+    """Assigns each tensor an aligned offset in the block instead of pickling it."""
 
     def __init__(self) -> None:
         self.file = io.BytesIO()
@@ -65,7 +65,7 @@ class _TensorsApart(pickle.Pickler):
 
 
 class _TensorsInPlace(pickle.Unpickler):
-    """Puts views of the block where `_TensorsApart` left places."""
+    """Replaces the offsets of `_TensorsApart` by views of the block."""
 
     def __init__(self, block_N: Tensor, rest_start: int) -> None:
         super().__init__(io.BytesIO(block_N[rest_start:].numpy().tobytes()))

@@ -1,7 +1,7 @@
 """Values prepared by worker processes, in order.
 
-torch's DataLoader runs the processes and keeps the order; only the bytes take another way (`handoff.py`): a slot of
-shared memory that is chosen in this process, at the moment when the value is asked for.
+torch's DataLoader runs the processes and keeps the order. Only the bytes are passed differently: through a slot of
+shared memory (`slots.py`), which this process selects when it requests the value.
 """
 
 import atexit
@@ -22,27 +22,27 @@ from alignkd.student_train.data.handoff.shared_memory import check_shared_memory
 from alignkd.student_train.data.handoff.slots import SharedSlots
 from alignkd.student_train.data.handoff.worker import (
     become_data_worker,
-    dead_workers_are_one_line,
-    no_errors_from_child_signals,
+    restore_sigchld_handler,
+    worker_death_as_train_error,
 )
 from alignkd.student_train.errors import TrainError
 
-# Values that each worker has finished or works on; and those that the caller holds: one in use, one arriving.
+# Values that each worker has finished or works on; and values that the caller holds: one in use, one arriving.
 PREFETCHED = 2
 IN_USE = 2
-# Loaders whose iteration has begun; one that a traceback keeps alive would outlast the program.
+# Loaders that are iterating; one that a traceback keeps alive would outlast the program.
 _RUNNING: WeakSet[Any] = WeakSet()
 
 
 @atexit.register
 def _end_workers() -> None:
-    """Before `multiprocessing` does it at exit: it sends SIGTERM, whose first one a worker survives, and waits."""
+    """End workers before `multiprocessing` does at exit: it sends one SIGTERM, which a worker survives, and waits."""
     for loader in list(_RUNNING):
         _end(loader)
 
 
 def _end(loader: Any) -> None:
-    """What torch does when nothing refers to a loader any more: ask its workers to end, and wait."""
+    """Ask the workers of a loader to end, and wait: what torch does when the loader is deleted."""
     if loader in _RUNNING:
         _RUNNING.discard(loader)
         loader.__del__()
@@ -51,15 +51,13 @@ def _end(loader: Any) -> None:
 class FromWorkers(Iterator[Any]):
     """`make(number)` for each number in order, made by `workers` processes.
 
-    They are forked here, at construction, and begin at once. A forked process keeps the memory that its parent had
-    then: every page that the parent writes later exists twice, or more. So whoever needs much memory starts the workers
-    before it has that memory.
+    They are forked at construction and start at once. A forked process keeps the memory of its parent: every page that
+    the parent writes later exists twice or more often. So create the workers before the process allocates much memory.
 
-    Tensors lie in memory shared with a worker; they stay what they are as long as any of them is referenced, also when
-    all values are kept.
+    Tensors share memory with a worker. It is not reused while a tensor in it is referenced, so all values may be kept.
 
     Raises:
-        TrainError: while iterating, when `make` raised one, a worker was killed, or /dev/shm has no room for them.
+        TrainError: /dev/shm is too small; while iterating, if `make` raised a TrainError or a worker was killed.
     """
 
     def __init__(self, make: Callable[[int], Any], numbers: range, workers: int) -> None:
@@ -69,20 +67,20 @@ class FromWorkers(Iterator[Any]):
         loader = DataLoader(
             _HandedOver(make, slots),
             batch_size=None,
-            # Runs in this process, whenever a worker is asked for one more value: without a free slot, because the
-            # caller keeps many, that value takes torch's way.
+            # Runs in this process, whenever another value is requested from a worker. If no slot is free, because the
+            # caller keeps many values, torch passes the value.
             sampler=((number, slots.take()) for number in numbers),
             num_workers=workers,
             prefetch_factor=PREFETCHED,
             multiprocessing_context="fork",  # slots are inherited, not sent
             worker_init_fn=partial(become_data_worker, parent=os.getpid()),
         )
-        with no_errors_from_child_signals():
+        with restore_sigchld_handler():
             self._handed_over: Any = iter(loader)
         _RUNNING.add(self._handed_over)
 
     def __next__(self) -> Any:
-        with dead_workers_are_one_line(self._workers):
+        with worker_death_as_train_error(self._workers):
             handed = next(self._handed_over, None)
         if handed is None:
             raise StopIteration
@@ -91,14 +89,14 @@ class FromWorkers(Iterator[Any]):
         return handed.value(self._slots)
 
     def close(self) -> None:
-        """End the workers, and wait until they are gone; there is no next value."""
+        """End the workers and wait for them; the iterator is then exhausted."""
         running, self._handed_over = self._handed_over, iter(())
         _end(running)
 
 
 @contextmanager
 def closing_workers(values: Iterator[Any], *, only_after_an_error: bool = False) -> Iterator[None]:
-    """End the workers behind `values` with the block: an error's traceback would keep them waiting."""
+    """End the workers of `values` at the end of the block: the traceback of an error would keep them alive."""
     try:
         yield
     except BaseException:
@@ -111,7 +109,7 @@ def closing_workers(values: Iterator[Any], *, only_after_an_error: bool = False)
 
 @dataclass(frozen=True, kw_only=True)
 class _Handed:
-    """Where a worker put a value: in a slot, or in a block that travels with this message."""
+    """Where a worker put a value: in a slot, or in a block inside this message."""
 
     slot: int | None
     block_N: Tensor | None
@@ -119,14 +117,14 @@ class _Handed:
     num_bytes: int
 
     def value(self, slots: SharedSlots) -> Any:
-        """The value, in place; its slot is free again when the last of its tensors is gone."""
+        """The value, in place; its slot is free again when the last of its tensors is deleted."""
         block_N = self.block_N if self.slot is None else slots.read(self.slot, self.num_bytes)
         assert block_N is not None
         return unpack(block_N, self.rest_start)
 
 
 class _HandedOver(Dataset[_Handed | str]):
-    """(number, slot) -> the value in that slot; asked in a worker."""
+    """Writes the value of a (number, slot) into that slot; runs in a worker."""
 
     def __init__(self, make: Callable[[int], Any], slots: SharedSlots) -> None:
         self.make, self.slots = make, slots
@@ -136,7 +134,7 @@ class _HandedOver(Dataset[_Handed | str]):
         try:
             packed = PackedBatch(self.make(number))
         except TrainError as error:
-            return str(error)  # raised by the parent: a worker's exception would arrive as a page of traceback
+            return str(error)  # the parent raises it: an exception in a worker would arrive as a long traceback
         if slot is None:
             block_N = torch.empty(packed.num_bytes, dtype=torch.uint8)
         else:

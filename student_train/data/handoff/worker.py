@@ -1,4 +1,4 @@
-"""Life and death of data workers: they follow the training process, and never take it with them."""
+"""Signals and end of data workers: they end with the training process, and it survives their end."""
 
 import ctypes
 import os
@@ -14,28 +14,28 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def become_data_worker(worker: int, parent: int) -> None:
-    """To be called in a fresh worker process whose parent is the process `parent`.
+    """Set up signals in a new worker process whose parent is the process `parent`.
 
-    Ctrl-C, a closed terminal and the signals of launchers and batch systems go to every process of a group; the worker
-    outlives the first one, because the training process asks it for the rest of the step in hand. It dies with the
-    training process, however that dies.
+    Ctrl-C, a closed terminal and the signals of launchers and batch systems go to every process of a group. The worker
+    survives the first one, because the training process needs it for the rest of the current step. It is killed when
+    the training process ends, for whatever reason.
     """
-    signal.set_wakeup_fd(-1)  # inherited: the training process would take this one's signals for its own
+    signal.set_wakeup_fd(-1)  # inherited: the training process would receive signals of this process
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    if sys.platform == "linux":  # elsewhere torch's worker looks for its parent every few seconds
+    if sys.platform == "linux":  # elsewhere torch's worker checks every few seconds whether its parent is alive
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
 
 @contextmanager
-def no_errors_from_child_signals() -> Iterator[None]:
-    """Undo the SIGCHLD handler that torch's DataLoader installs when it starts inside.
+def restore_sigchld_handler() -> Iterator[None]:
+    """Remove the SIGCHLD handler that torch's DataLoader installs if it is started inside the block.
 
-    That handler raises wherever the main thread happens to be, be it in the middle of a checkpoint. Without it the
-    loader notices a dead worker when it waits for its batch, within 5 seconds.
+    That handler raises wherever the main thread is, for example in the middle of a checkpoint. Without it the loader
+    notices a dead worker within 5 seconds of waiting for its batch.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
     before = signal.getsignal(signal.SIGCHLD)
@@ -45,14 +45,14 @@ def no_errors_from_child_signals() -> Iterator[None]:
 
 
 @contextmanager
-def dead_workers_are_one_line(workers: int) -> Iterator[None]:
-    """Turn torch's error about a killed worker into a TrainError."""
+def worker_death_as_train_error(workers: int) -> Iterator[None]:
+    """Turn torch's error about a killed worker into a TrainError of one line."""
     try:
         yield
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
             raise
         raise TrainError(
-            f"{str(error).splitlines()[0]}: killed from outside, perhaps for want of memory; run again, the run goes "
-            f"on from its last checkpoint, or lower data_workers {workers}"
+            f"{str(error).splitlines()[0]}: it was killed, possibly because the host is out of memory; run "
+            f"again to resume from the last checkpoint, or lower data_workers {workers}"
         ) from error

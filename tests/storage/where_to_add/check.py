@@ -19,7 +19,7 @@ from alignkd.storage.read.listing import list_store
 from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.tools.convert import convert_store
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 
@@ -53,7 +53,7 @@ def check_student_side(store: StoreReader, records: dict[int, Record]) -> None:
         exact, found = records[record.index].attention, record.attention
         if exact is not None:
             assert isinstance(found, EncodedArray)
-            coded = CodedTensor(codec=CODEC, parts={"": torch.from_numpy(found.parts[""])}).decode().numpy()
+            coded = EncodedTensor(codec=CODEC, parts={"": torch.from_numpy(found.parts[""])}).decode().numpy()
             assert np.array_equal(coded, as_float32(found))
             assert (np.abs(coded - as_float32(exact)) <= error_bound(found)).all()
 

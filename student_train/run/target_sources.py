@@ -1,9 +1,9 @@
-"""Where each target of a run comes from: what the store keeps, or the teacher's stem."""
+"""The source of each target of a run: the store or the teacher's stem."""
 
 from pathlib import Path
 
 from alignkd.storage import StoreReader
-from alignkd.student_train.config import TARGET_OF_TERM, TrainConfig
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.target_source import target_source
@@ -15,26 +15,25 @@ from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
 def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
     """The targets (`attention`, `vision_top`, `vision_all`, `logits`) that this run takes from the stem.
 
-    Of logits it is only what turns stored hidden states into logits.
+    For `logits` the stem provides only the head that turns stored hidden states into logits.
 
     Raises:
-        TrainError: a loss has a weight, and its target is neither stored nor given by a stem.
+        TrainError: a loss has a weight, but its target is neither stored nor provided by a stem.
     """
-    weighed = {term: key for term, key in TARGET_OF_TERM.items() if term in config.losses.weights}
     return frozenset(
         key
-        for term, key in weighed.items()
-        if (_head_is_the_stems(reader, config) if key == "logits" else _is_the_stems(reader, config, term, key))
+        for term, key in config.losses.needed_targets.items()
+        if (_head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key))
     )
 
 
 def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
-    """The stem that the run needs, of the store's teacher; None where it needs none. No tensor is read.
+    """The stem of the store's teacher, if the run needs it, else None. No tensor is read.
 
     Raises:
-        TrainError: as `targets_of_stem`; there is no stem, or it has no `lm_head` where the logits need it.
-        StoreError: the store's own is missing or damaged.
-        InputError: the file is no stem, or one of another teacher.
+        TrainError: as `targets_of_stem`; or there is no stem; or it lacks the `lm_head` that the logits need.
+        StoreError: the stem in the store is missing or damaged.
+        InputError: the file is not a stem, or is that of another teacher.
     """
     wanted = targets_of_stem(reader, config)
     if not wanted:
@@ -50,10 +49,10 @@ def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
 
 
 def stem_lookup(reader: StoreReader, config: TrainConfig) -> StemLookup | None:
-    """What preparing batches needs of the stem; None where no target comes from it.
+    """The part of the stem that prepares batches; None if no target comes from the stem.
 
-    It needs no model: data workers start with it before there is one. The table is mapped from the file, so they share
-    its memory.
+    It needs no model, so data workers can be started with it before the model exists. The table is mapped from the
+    file, so the workers share its memory.
 
     Raises:
         As `stem_of_run`.
@@ -69,8 +68,8 @@ def _stem_path(reader: StoreReader, config: TrainConfig) -> Path:
     if STEM_FILE in reader.manifest.attachments:
         return reader.attachment(STEM_FILE)
     raise TrainError(
-        f"store {reader.path} carries no stem, and train.stem is not set; write the teacher's by `alignkd stem extract "
-        "CONFIG --out stem.safetensors` and set train.stem to it"
+        f"store {reader.path} has no stem, and train.stem is not set; write the teacher's stem by "
+        "`alignkd stem extract CONFIG --out stem.safetensors` and set train.stem to that file"
     )
 
 
@@ -87,12 +86,12 @@ def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str)
     return source == "stem"
 
 
-def _head_is_the_stems(reader: StoreReader, config: TrainConfig) -> bool:
+def _head_is_the_stems(reader: StoreReader, config: TrainConfig, term: str) -> bool:
     kind, chosen = reader.manifest.codecs.logits.kind, config.targets.logits
     if kind == "none":
         raise TrainError(
-            f"losses.logit is {config.losses.logit}, but store {reader.path} was dumped with codecs.logits none; set "
-            "losses.logit to 0 or dump again with that target"
+            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} was dumped with codecs.logits "
+            f"none; set losses.{term} to 0 or dump again with that target"
         )
     if chosen == "stem" and kind != "hidden":
         raise TrainError(

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseDistribution:
-    """Kept entries at N positions, padded to the widest of them.
+class TruncatedDistribution:
+    """Kept entries at N positions, padded to the largest number of entries of a position.
 
     Attributes:
         ids_NK: int64 token ids, 0 where padded.
         logprobs_NK: float32, natural log, normalised over the whole vocabulary; 0 where padded. They are used as
-            stored: entries rounded to float16 are not renormalised, so a row may sum to 1 only within 1e-3.
+            stored: entries rounded to float16 are not renormalised, so the sum of a row may differ from 1 by 1e-3.
         kept_NK: bool, False where padded.
         tail_logmass_N: float32, log of the mass of all tokens not kept; -inf when every token is.
     """
@@ -24,5 +24,5 @@ class SparseDistribution:
     tail_logmass_N: Tensor
 
     def __getitem__(self, positions: slice) -> Self:
-        """The same of some of the positions, without a copy."""
+        """The entries of some of the positions, without a copy."""
         return type(self)(**{name: values[positions] for name, values in vars(self).items()})

@@ -2,11 +2,11 @@
 
 import torch
 
-from alignkd.student_train.config import LossConfig
-from alignkd.student_train.data.decode import CodedTensor
+from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.losses.logit import logit_loss
-from alignkd.student_train.objective.logit_term import logit_term
+from alignkd.student_train.objective.logit_terms import logit_term
+from alignkd.student_train.objective.settings import LossConfig
 
 
 def test_hidden_states_become_logits_in_the_dtype_of_the_teachers_head() -> None:
@@ -16,5 +16,6 @@ def test_hidden_states_become_logits_in_the_dtype_of_the_teachers_head() -> None
     student_NV, chunk = torch.randn(4, 30), slice(1, 3)
     live = logit_loss(student_NV[chunk], (states_ND @ lm_head_VD.T)[chunk]).total
     for stored_ND in (states_ND, states_ND.float()):
-        term = logit_term(HiddenTargets(states=CodedTensor.plain(stored_ND)), lm_head_VD, LossConfig())
+        targets = HiddenTargets(states=EncodedTensor.plain(stored_ND))
+        term = logit_term(LossConfig().head_inputs(torch.zeros(4).long(), targets, lm_head_VD))
         assert torch.equal(term(student_NV[chunk], chunk), live)

@@ -1,0 +1,104 @@
+"""Settings of the loss terms; their weights are keys made from the table `alignkd.student_train.objective.terms`."""
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, create_model, model_validator
+from torch import Tensor
+
+from alignkd.student_train.data.targets import LogitTargets
+from alignkd.student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
+from alignkd.student_train.objective.term import HeadInputs, Target
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.settings import Amount, Count, Positive, Settings
+
+if TYPE_CHECKING:
+    _Weights = Settings
+else:
+    _Weights = create_model(
+        "_Weights",
+        __base__=Settings,
+        **{name: (Amount, Field(default=term.weight, description=term.meaning)) for name, term in TERMS.items()},
+    )
+
+
+class LossConfig(_Weights):
+    """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
+
+    Attributes:
+        logit_divergence: divergence of the logit loss; formulas in `losses/divergences.py`.
+        logit_mixture: share of the teacher in the mixture of `js` (default 0.5); share of the distribution that comes
+            first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1). The plain divergences
+            have none.
+        temperature: divides the logits of both sides in the logit loss.
+        head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
+        attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
+    """
+
+    logit_divergence: LogitDivergence = "reverse_kl"
+    logit_mixture: float | None = Field(default=None, gt=0, lt=1)
+    temperature: Positive = 1.0
+    head_chunk_mib: Count = 64
+    attention_chunk_mib: Count = 8
+
+    @model_validator(mode="after")
+    def _decoder_is_trained(self) -> Self:
+        on_logits = [name for name, term in TERMS.items() if term.on_logits is not None]
+        if not self.weights.keys() & {*on_logits}:
+            raise ValueError(
+                f"{' and '.join(on_logits)} are {'both' if len(on_logits) == 2 else 'all'} 0, so nothing trains the "
+                "decoder; set one above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_is_used(self) -> Self:
+        if self.logit_mixture is not None and self.logit_divergence in PLAIN:
+            raise ValueError(
+                f"logit_mixture is {self.logit_mixture}, but logit_divergence {self.logit_divergence!r} mixes nothing; "
+                "leave logit_mixture out or take 'js', 'skewed_reverse_kl' or 'skewed_forward_kl'"
+            )
+        return self
+
+    def problems_with(self, logits_kind: str, where: str) -> list[str]:
+        """Why the logit loss cannot use a kind of stored logits, one line per reason; `where` names the store."""
+        if "logit" not in self.weights:
+            return []
+        found, problems = f"but {where} keeps logits {logits_kind!r}", []
+        if logits_kind == "sampled" and self.logit_divergence != "forward_kl":
+            problems.append(
+                f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which estimate 'forward_kl' only; "
+                "set it to 'forward_kl' or dump other logits"
+            )
+        if logits_kind not in ("full", "hidden", "none") and self.temperature != 1.0:
+            problems.append(
+                f"losses.temperature is {self.temperature}, {found}, which fit temperature 1.0 only; set it to 1.0 or "
+                "dump 'hidden' or 'full' logits"
+            )
+        return problems
+
+    @property
+    def divergence(self) -> Divergence:
+        """The divergence of the logit loss, with its mixture."""
+        return named_divergence(self.logit_divergence, self.logit_mixture)
+
+    def head_inputs(
+        self, labels_N: Tensor, targets: LogitTargets | None, teacher_lm_head_VD: Tensor | None
+    ) -> HeadInputs:
+        """What the terms on logits need of a batch and of these settings."""
+        return HeadInputs(
+            labels_N=labels_N,
+            targets=targets,
+            teacher_lm_head_VD=teacher_lm_head_VD,
+            divergence=self.divergence,
+            temperature=self.temperature,
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights above 0 by term."""
+        return {name: weight for name in TERMS if (weight := float(getattr(self, name))) > 0}
+
+    @property
+    def needed_targets(self) -> dict[str, Target]:
+        """The target that each term with a weight above 0 needs, by term; terms that need none are left out."""
+        return {name: target for name in self.weights if (target := TERMS[name].target) is not None}

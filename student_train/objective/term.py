@@ -1,0 +1,104 @@
+"""The form of a loss term, and what the forward pass provides for it. The terms are listed in `terms.py`.
+
+Shape letters: I images, P vision tokens, Ds the student's hidden size, B samples, L positions, N supervised positions
+of the whole batch, V vocabulary, Dt the teacher's hidden size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignkd.storage import StoreReader
+from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.targets import LogitTargets
+from alignkd.student_train.losses.divergences import Divergence
+from alignkd.student_train.losses.fused_head import HeadTerm
+from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.vlm.model.attention import FirstLayer
+from alignkd.vlm.model.config import VLMConfig
+
+Preset = Literal["paper", "supervised"]
+Target = Literal["attention", "vision_top", "vision_all", "logits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+    """One forward pass of the student over a micro-batch.
+
+    Attributes:
+        batch: inputs and targets, all on the student's device.
+        adapters: the trained projections of the teacher's targets.
+        vision_IPD: the student's vision embeddings [I, P, Ds]; of one image of zeros where the batch has no image.
+        hidden_BLD: the student's hidden states [B, L, Ds] after its final norm.
+        first_layer: queries and keys of the decoder's first layer.
+        attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
+    """
+
+    batch: TrainBatch
+    adapters: Adapters
+    vision_IPD: Tensor
+    hidden_BLD: Tensor
+    first_layer: FirstLayer
+    attention_chunk_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInputs:
+    """What terms on the student's logits need in addition to the logits.
+
+    Attributes:
+        labels_N: int64, the token that follows each supervised position.
+        targets: the teacher's distributions at these positions; None if no term needs them.
+        teacher_lm_head_VD: the teacher's output head [V, Dt]; only `HiddenTargets` need it.
+        divergence, temperature: settings of the logit loss.
+    """
+
+    labels_N: Tensor
+    targets: LogitTargets | None
+    teacher_lm_head_VD: Tensor | None
+    divergence: Divergence
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One loss term. Exactly one of `compute` and `on_logits` is given.
+
+    Attributes:
+        meaning: the line about its weight in docs/configuration.md.
+        weight: default weight.
+        presets: the presets that give the term its default weight; the others give it 0.
+        target: the stored target that it compares with; None if it needs no teacher.
+        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
+        adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
+        compute: the term as a sum over the micro-batch. If the batch lacks its target the count is 0, and the sum must
+            still depend on every parameter that the term trains (`idle`).
+        elements: how many elements each sample of a store contributes to `compute`, int64 [samples], for a student of
+            these shapes. The total is divided by their sum over the global batch.
+        on_logits: for a sum over supervised positions that needs the student's logits: gives the function that is
+            called with one chunk of positions at a time.
+    """
+
+    meaning: str
+    weight: float
+    presets: tuple[Preset, ...] = ()
+    target: Target | None = None
+    positional: bool = False
+    adapter: Literal["attn_adapter", "proj_adapter"] | None = None
+    compute: Callable[[ForwardPass], LossSum] | None = None
+    elements: Callable[[StoreReader, VLMConfig], NDArray[np.int64]] | None = None
+    on_logits: Callable[[HeadInputs], HeadTerm] | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.compute is None) != (self.on_logits is None), self
+        assert (self.compute is None) == (self.elements is None), self  # on_logits: the supervised positions
+
+
+def idle(output: Tensor) -> LossSum:
+    """A term without elements that gives the parameters behind `output` a gradient of zeros."""
+    return LossSum(0.0 * output.float().sum(), 0)

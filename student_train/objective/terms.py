@@ -1,0 +1,63 @@
+"""The table of all loss terms (eq. 7). Settings, presets, checks, counts, metrics and reports are derived from it."""
+
+from alignkd.student_train.objective.attention_term import attention_elements, attention_term
+from alignkd.student_train.objective.logit_terms import label_term, logit_term
+from alignkd.student_train.objective.term import Preset, Term
+from alignkd.student_train.objective.vision_terms import (
+    vision_all_elements,
+    vision_all_term,
+    vision_top_elements,
+    vision_top_term,
+)
+
+# By the name that they have in settings, metrics and TensorBoard.
+TERMS: dict[str, Term] = {
+    "supervised": Term(
+        meaning="weight of cross-entropy with the labels.",
+        weight=1.0,
+        presets=("paper", "supervised"),
+        on_logits=label_term,
+    ),
+    "attention": Term(
+        meaning="weight of the loss on the first layer's attention from text queries to vision tokens.",
+        weight=1.0,
+        presets=("paper",),
+        target="attention",
+        positional=True,
+        adapter="attn_adapter",
+        compute=attention_term,
+        elements=attention_elements,
+    ),
+    "vision_all": Term(
+        meaning="weight of the loss on all vision embeddings.",
+        weight=1.0,
+        presets=("paper",),
+        target="vision_all",
+        positional=True,
+        adapter="proj_adapter",
+        compute=vision_all_term,
+        elements=vision_all_elements,
+    ),
+    "vision_top": Term(
+        meaning="weight of the loss on the embeddings of the vision tokens that the teacher attends to most.",
+        weight=0.1,
+        presets=("paper",),
+        target="vision_top",
+        positional=True,
+        adapter="proj_adapter",
+        compute=vision_top_term,
+        elements=vision_top_elements,
+    ),
+    "logit": Term(
+        meaning="weight of the loss on the distribution at supervised positions.",
+        weight=1.0,
+        presets=("paper",),
+        target="logits",
+        on_logits=logit_term,
+    ),
+}
+
+
+def preset_weights(preset: Preset) -> dict[str, float]:
+    """Weight of every term in a preset."""
+    return {name: term.weight if preset in term.presets else 0.0 for name, term in TERMS.items()}

@@ -1,0 +1,122 @@
+"""Where a run starts: at its beginning, at a checkpoint, or not at all because it was finished before."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.student_train.config import samples_of_epochs
+from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
+from alignkd.student_train.job import TrainResult
+from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.output import read_finished
+from alignkd.student_train.run.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
+from alignkd.student_train.run.export import check_export_can_be_repeated, is_exported
+from alignkd.student_train.run.plan import RunPlan
+from alignkd.vlm.hardware.device_report import device_report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        checkpoint: to be loaded; None at the beginning.
+        finished_metrics: the last metrics of a run that was finished before, if only its export is repeated.
+    """
+
+    checkpoint: Checkpoint | None
+    finished_metrics: Metrics | None
+
+    @property
+    def state(self) -> TrainState:
+        """The state before the first step."""
+        return TrainState() if self.checkpoint is None else self.checkpoint.state
+
+
+def checkpoints_folder(output: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return output / "checkpoints"
+
+
+def result_of_finished(plan: RunPlan) -> TrainResult | None:
+    """The result of a run that was finished before, with its student and adapters in place; None for any other run.
+
+    Raises:
+        TrainError: the finished run had other settings, or its mark is damaged.
+    """
+    output = plan.config.output
+    if (finished := read_finished(output)) is None:
+        return None
+    check_same_settings(output, finished["settings"], plan.settings)
+    logger.info("output %s: all %d steps were done before", output, finished["step"])
+    if not is_exported(output):
+        return None
+    return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True)
+
+
+def find_start(plan: RunPlan) -> Start:
+    """The newest sound checkpoint of the run, or its beginning; the same on ALL ranks.
+
+    Raises:
+        TrainError: as `find_checkpoint`; a finished run lost its student, and the checkpoint to export it from.
+    """
+    config, ranks = plan.config, plan.ranks
+    found = find_checkpoint(checkpoints_folder(config.output), plan.settings, ranks)
+    finished = read_finished(config.output)
+    start = Start(checkpoint=found, finished_metrics=None if finished is None else finished["metrics"])
+    if finished is not None:
+        check_export_can_be_repeated(config, start.state)
+        logger.warning("output %s: its student or adapters are missing; exporting them again", config.output)
+    elif found is not None and ranks.is_first:
+        logger.info("output %s: resuming at step %d of %d", config.output, start.state.step, config.num_steps)
+    return start
+
+
+def announce(plan: RunPlan) -> None:
+    """Log device, length and unusable samples of a run, on the first rank.
+
+    Raises:
+        InputError: the device cannot compute in the job's dtype.
+    """
+    if plan.ranks.is_first:
+        _log_device(plan)
+        logger.info("%s", _length(plan))
+        _warn_about_unusable(plan)
+
+
+def _log_device(plan: RunPlan) -> None:
+    ranks = plan.ranks
+    line, warnings = device_report(ranks.device, plan.job.torch_dtype, chosen=REQUESTED_ACCELERATOR is not None)
+    logger.info("%s%s", line, f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
+    for warning in warnings:
+        logger.warning("%s", warning)
+
+
+def _length(plan: RunPlan) -> str:
+    """Steps and samples of the run, and how `epochs` were rounded to them."""
+    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, len(plan.dataset)
+    line = (
+        f"{steps} steps of {batch} samples: {steps * batch} samples, {steps * batch / stored:.4g} passes over {stored}"
+    )
+    if plan.requested_epochs is None:
+        return line
+    asked = f"train.epochs {plan.requested_epochs:g}"
+    added = steps * batch - samples_of_epochs(plan.requested_epochs, stored)
+    if not added:
+        return f"{line} ({asked})"
+    return f"{line} ({asked}, rounded up to whole steps by {added} more samples; no sample is dropped)"
+
+
+def _warn_about_unusable(plan: RunPlan) -> None:
+    """A store holds no target of a sample that the teacher could not use, so no term can be trained on it."""
+    reader = plan.reader
+    if reader.quarantined:
+        logger.warning(
+            "store %s: %d samples were unusable for the teacher and are not trained on; "
+            "`alignkd shards ls %s --unusable` lists them with the reasons",
+            reader.path,
+            len(reader.quarantined),
+            reader.path,
+        )

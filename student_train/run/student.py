@@ -1,0 +1,64 @@
+"""The trained module of a run: student, adapters, and the frozen parts of the teacher that its targets need."""
+
+from torch import Tensor
+
+from alignkd.storage import StoreReader
+from alignkd.student_train.data.stem_targets import StemTargets
+from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.stem.checks import check_same_tower
+from alignkd.vlm.stem.file import open_stem
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_lm_head
+from alignkd.vlm.weights.checkpoint import Checkpoint
+
+
+def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) -> DistilledStudent:
+    """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh."""
+    model = checkpoint.load_model(dtype=job.torch_dtype)
+    teacher = reader.manifest.shapes
+    adapters = Adapters(
+        heads=(teacher.num_heads, model.config.num_heads),
+        hidden_sizes=(teacher.hidden_size, model.config.hidden_size),
+    )
+    if job.train.adapters is None:
+        adapters.initialise(job.train.adapter_init, seed=job.train.seed)
+    else:
+        adapters.load(job.train.adapters)
+    stem, head_VD = load_stem(job, reader, model)
+    if head_VD is None:
+        head_VD = teacher_lm_head(reader, job.train.losses)
+    if job.train.gradient_checkpointing:
+        checkpoint_decoder_layers(model)
+    return DistilledStudent(model, adapters, job.train.losses, head_VD, stem)
+
+
+def load_stem(job: TrainJob, reader: StoreReader, student: MobileVLM) -> tuple[StemTargets | None, Tensor | None]:
+    """What computes the targets that are not stored, and the teacher's lm_head [V, Dt] if the stem provides it.
+
+    Raises:
+        InputError: the student's vision tower differs from that of the stem's teacher; else as `stem_of_run`.
+    """
+    info, wanted = stem_of_run(reader, job.train), targets_of_stem(reader, job.train)
+    if info is None:
+        return None, None
+    if wanted != {"logits"}:
+        check_same_tower(info, student)
+    stem = open_stem(info.path, lm_head="logits" in wanted)
+    head_VD = stem.take_lm_head()
+    if wanted == {"logits"}:
+        return None, head_VD
+    chunk_bytes = job.train.losses.attention_chunk_mib << 20
+    return StemTargets(stem, wanted - {"logits"}, chunk_bytes=chunk_bytes), head_VD
+
+
+def teacher_lm_head(reader: StoreReader, losses: LossConfig) -> Tensor | None:
+    """The head [V, Dt] that turns stored hidden states into logits; None if the run needs none."""
+    if reader.manifest.codecs.logits.kind != "hidden" or "logits" not in losses.needed_targets.values():
+        return None
+    shapes = reader.manifest.shapes
+    return read_lm_head(reader.attachment(LM_HEAD_FILE), vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)

@@ -1,6 +1,6 @@
 """The interface of a codec of float targets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,9 @@ Shape = tuple[int, ...]
 Parts = dict[str, NDArray[Any]]
 # part -> dtype and shape
 PartShapes = dict[str, tuple[np.dtype[Any], Shape]]
+
+# column -> the record's rows of it
+ReadRows = Callable[[str], NDArray[Any]]
 
 
 def part_column(field: str, part: str) -> str:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from alignkd.storage.codecs.base import ReadRows
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
-from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import ShardTables
 from alignkd.storage.schema.columns import Column
 from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord

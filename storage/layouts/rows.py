@@ -1,28 +1,25 @@
 """Converts a record to rows of columns and back."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs import get_codec
-from alignkd.storage.codecs.base import Parts, part_column
+from alignkd.storage.codecs.base import Parts, ReadRows, part_column
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.storage.errors import CorruptStoreError, StoreError, naming
 from alignkd.storage.logits.pass_through import decoded, encoded
 from alignkd.storage.logits.registry import check_kind
 from alignkd.storage.record.images import joined_rows, pack_files, split_rows, unpack_files, vision_rows
 from alignkd.storage.record.record import EncodedArray, Record, Target
-from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, columns_of, logits_codec_of
+from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, NO_ROW, columns_of, logits_codec_of
 from alignkd.storage.schema.manifest import Manifest
 
 Rows = dict[str, NDArray[Any]]
-# column -> the record's rows of it
-ReadRows = Callable[[str], NDArray[Any]]
 
-NO_ROW = -1
 _INT_FIELDS = ("input_ids", "labels", "vision_positions", "tqv_query_positions", "supervised_positions")
 _OPTIONAL = ("attention", "vision_top_index", "vision_top_embeddings", "vision_embeddings", "logits", "image_bytes")
 _ABSENT: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), "image_bytes": ()}

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError
-from alignkd.storage.schema.columns import OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import NO_ROW, OFFSETS, RECORDS, Column
 
 # groups whose rows are stored with one record and shared by all records that show the same image
 IMAGE_GROUPS = ("image", "image_bytes")
-NONE = -1
 
 # Ranges: group -> first row and row after the last. Bounds: the same as two lists by the group's number, the group
 # "record" last.
@@ -72,7 +71,7 @@ class ShardTables:
         """First and last rows of a record in each group; image rows are those of the record that stores the image."""
         starts, stops = self.offsets[record : record + 2].tolist()
         source = numbers["image_record"]
-        if source not in (record, NONE):
+        if source not in (record, NO_ROW):
             for group in map(self.groups.index, IMAGE_GROUPS):
                 starts[group], stops[group] = self.offsets[source : source + 2, group].tolist()
         starts.append(record)
@@ -86,7 +85,7 @@ class ShardTables:
             row = int(falling[0, 0]) if falling.size else 0
             return f"array {OFFSETS}: does not rise from 0, first at record {row}"
         for name in ("image_row", "attention_columns", "dataset_index"):
-            if len(self) and int(self.field(name).min()) < (0 if name == "dataset_index" else NONE):
+            if len(self) and int(self.field(name).min()) < (0 if name == "dataset_index" else NO_ROW):
                 return f"array {RECORDS}: {name} is {int(self.field(name).min())}"
         return self._image_problem()
 
@@ -95,7 +94,7 @@ class ShardTables:
         source = self.field("image_record")
         place = np.arange(len(self))
         brought = source[np.clip(source, 0, place)]
-        wrong = np.flatnonzero((source < NONE) | (source > place) | ((source >= 0) & (brought != source)))
+        wrong = np.flatnonzero((source < NO_ROW) | (source > place) | ((source >= 0) & (brought != source)))
         if wrong.size:
             return f"array {RECORDS}: image_record of record {wrong[0]} is {source[wrong[0]]}"
         return None

@@ -1,6 +1,5 @@
 """`full`: every logit of every supervised position."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs import get_codec
-from alignkd.storage.codecs.base import Parts, Shape
+from alignkd.storage.codecs.base import Parts, ReadRows, Shape
 from alignkd.storage.errors import StoreError
 from alignkd.storage.record.encoded import FloatArray
 
@@ -36,7 +35,7 @@ class FullLogits:
             raise StoreError(f"logits has shape {logits.shape}, the store expects {expected}")
         return {COLUMN: get_codec(self.dtype).encode(logits)[""]}
 
-    def decode(self, read: Callable[[str], NDArray[Any]]) -> NDArray[Any]:
+    def decode(self, read: ReadRows) -> NDArray[Any]:
         return read(COLUMN)
 
     def describe(self) -> dict[str, Any]:

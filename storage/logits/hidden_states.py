@@ -1,14 +1,12 @@
 """`hidden`: the teacher's last hidden state per supervised position; the lm_head gives every logit from it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alignkd.storage.codecs import get_codec
-from alignkd.storage.codecs.base import Parts, Shape, part_column
+from alignkd.storage.codecs.base import Parts, ReadRows, Shape, part_column
 from alignkd.storage.errors import StoreError
 from alignkd.storage.logits.pass_through import decoded, encoded
 from alignkd.storage.record.distributions import HiddenStates
@@ -39,7 +37,7 @@ class HiddenStatesCodec:
         parts = encoded(self.dtype, COLUMN, logits.states)
         return {part_column(COLUMN, part): values for part, values in parts.items()}
 
-    def decode(self, read: Callable[[str], NDArray[Any]]) -> HiddenStates:
+    def decode(self, read: ReadRows) -> HiddenStates:
         parts = {part: read(part_column(COLUMN, part)) for part in get_codec(self.dtype).part_names}
         return HiddenStates.trusted({"states": decoded(self.dtype, parts)})
 

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from alignkd.storage.codecs.base import Parts, Shape
+from alignkd.storage.codecs.base import Parts, ReadRows, Shape
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.errors import StoreError
 from alignkd.storage.logits.full import FullLogits
 from alignkd.storage.logits.hidden_states import HiddenStatesCodec
 from alignkd.storage.logits.sampled import SampledLogitsCodec
 from alignkd.storage.logits.truncated import TruncatedLogitsCodec
-
-ReadRows = Callable[[str], NDArray[Any]]
 
 
 class LogitsArrays(Protocol):

@@ -5,14 +5,12 @@ distinct id: the id (uint16 while the vocabulary fits, else uint32) and how ofte
 per position, else uint16).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from alignkd.storage.codecs.base import Parts, Shape
+from alignkd.storage.codecs.base import Parts, ReadRows, Shape
 from alignkd.storage.errors import RecordError
 from alignkd.storage.logits.csr import COUNTS_DTYPE, ENTRY_COUNTS, ENTRY_IDS, check_ids, id_dtype, offsets_of
 from alignkd.storage.record.distributions import ENTROPY_TOLERANCE, SampledLogits
@@ -63,7 +61,7 @@ class SampledLogitsCodec:
             DRAWS: logits.counts.astype(self.draws_dtype, copy=False),
         }
 
-    def decode(self, read: Callable[[str], NDArray[Any]]) -> SampledLogits:
+    def decode(self, read: ReadRows) -> SampledLogits:
         return SampledLogits.trusted(
             {
                 "ids": read(ENTRY_IDS),

@@ -4,7 +4,6 @@ Stored per supervised position: the number of entries (uint32) and the tail's lo
 the id (uint16 while the vocabulary fits, else uint32) and the log-prob.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs import get_codec
-from alignkd.storage.codecs.base import Parts, Shape
+from alignkd.storage.codecs.base import Parts, ReadRows, Shape
 from alignkd.storage.errors import RecordError
 from alignkd.storage.logits.csr import COUNTS_DTYPE, ENTRY_COUNTS, ENTRY_IDS, check_ids, id_dtype, offsets_of
 from alignkd.storage.record.distributions import TruncatedLogits
@@ -68,7 +67,7 @@ class TruncatedLogitsCodec:
             LOGPROBS: get_codec(self.dtype).encode(logits.logprobs)[""],
         }
 
-    def decode(self, read: Callable[[str], NDArray[Any]]) -> TruncatedLogits:
+    def decode(self, read: ReadRows) -> TruncatedLogits:
         return TruncatedLogits.trusted(
             {
                 "ids": read(ENTRY_IDS),

@@ -24,6 +24,8 @@ KEYS = "keys"
 # that stores it; both -1 without an image. A record of k images has k rows there, and k times the rows of attention.
 RECORD_FIELDS = ("dataset_index", "image_row", "attention_columns", "image_record")
 IMAGE_BYTES = "image_bytes"
+# in `records`: the record has no such row, or no attention
+NO_ROW = -1
 
 # An inner chunk is the unit of reading and of checksumming. Large chunks: more bytes are read that a record does not
 # need. Small chunks: each costs about 2 us of Python. Measured with 32 heads and 144 vision tokens: 32 to 256 KiB are

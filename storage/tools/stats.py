@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignkd.storage.layouts.rows import RecordCodec
-from alignkd.storage.layouts.tables import NONE, ShardTables
+from alignkd.storage.layouts.tables import ShardTables
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.columns import Column, columns_of, logits_codec_of
+from alignkd.storage.schema.columns import NO_ROW, Column, columns_of, logits_codec_of
 from alignkd.storage.schema.manifest import Manifest
 
 # parts of a reason that differ between samples: quoted text, paths, numbers
@@ -81,7 +81,7 @@ def store_stats(reader: StoreReader, progress: Callable[[int], object] = lambda 
             images=commit.totals.images,
             bytes=commit.totals.bytes,
             entries=tables.rows_of("entry"),
-            with_image=int(np.count_nonzero(tables.field("image_row") != NONE)),
+            with_image=int(np.count_nonzero(tables.field("image_row") != NO_ROW)),
             shown=tables.rows_of("vision") // manifest.shapes.vision_tokens,
         )
         progress(1)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from alignkd.storage.errors import RecordError, StoreError, disk_errors
 from alignkd.storage.files.exclusive import make_temporary_folder, remove
 from alignkd.storage.layouts.registry import get_backend
-from alignkd.storage.layouts.rows import NO_ROW, RecordCodec, Rows
+from alignkd.storage.layouts.rows import RecordCodec, Rows
 from alignkd.storage.record.record import Record
-from alignkd.storage.schema.columns import OFFSETS, RECORDS
+from alignkd.storage.schema.columns import NO_ROW, OFFSETS, RECORDS
 from alignkd.storage.schema.commit_record import (
     CommitRecord,
     FileEntry,

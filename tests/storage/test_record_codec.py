@@ -23,8 +23,8 @@ from alignkd.storage import (
 )
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.codecs.settings import FROM_ALL
-from alignkd.storage.layouts.rows import NO_ROW, RecordCodec
-from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, Column, columns_of, describe_targets
+from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.schema.columns import GROUPS, NO_ROW, RECORD_FIELDS, Column, columns_of, describe_targets
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]

@@ -155,7 +155,10 @@ def test_attachments_travel_with_the_store(
     with pytest.raises(CorruptStoreError, match=r"tokenizer.model: sha256 is \w+, expected \w+; restore it"):
         StoreReader(path).attachment("tokenizer.model")
     assert [str(target) in problem.message for problem in verify_store(path).problems] == [True]
-    with pytest.raises(StoreError, match=r"tokenizer.model: is missing or damaged, .* give it to the writer again"):
+    with pytest.raises(
+        StoreError,
+        match=r"tokenizer.model: is missing or damaged; give the attachment 'tokenizer.model' to the writer again",
+    ):
         open_writer(path, manifest)
     open_writer(path, manifest, contents)
     assert StoreReader(path).attachment("tokenizer.model").read_bytes() == b"pieces"

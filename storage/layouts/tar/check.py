@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.files.source import Bytes
-from alignkd.storage.layouts.tables import NONE, ShardTables
+from alignkd.storage.layouts.tables import ShardTables
 from alignkd.storage.layouts.tar.format import BLOCK, Member, aligned, json_head
 from alignkd.storage.layouts.tar.index import TarIndex
-from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.columns import NO_ROW, Column
 
 MAX_WIDTH = 1 << 31
 
@@ -108,5 +108,5 @@ def _json_head(index: TarIndex, tables: ShardTables, record: int) -> bytes:
         key=index.keys[record].tobytes().hex(),
         id=index.ids[first:last].tobytes().decode("utf-8", "surrogatepass"),
         index=numbers["dataset_index"],
-        image_record=None if source == NONE else tables.numbers(source)["dataset_index"],
+        image_record=None if source == NO_ROW else tables.numbers(source)["dataset_index"],
     )

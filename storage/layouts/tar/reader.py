@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.codecs.base import ReadRows
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.buffers import empty
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.source import REPAIR, ByteFile, Bytes, StoreFiles
-from alignkd.storage.layouts.rows import ReadRows
-from alignkd.storage.layouts.tables import NONE, ShardTables, tables_from
+from alignkd.storage.layouts.tables import ShardTables, tables_from
 from alignkd.storage.layouts.tar.check import frame_problem, places_problem
 from alignkd.storage.layouts.tar.format import closing, opening, record_members, text_rows
 from alignkd.storage.layouts.tar.index import MAX_BYTES, TarIndex, parse_index
-from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
 from alignkd.storage.schema.manifest import Manifest
 
@@ -75,7 +75,7 @@ class TarSource:
         tables = self._tables
         arrays = _RecordRows(self, record)
         source = numbers["image_record"]
-        if source in (record, NONE):
+        if source in (record, NO_ROW):
             start, _, end = self.index.parts[record].tolist()
             self._cut(record, self._read(record, start, end), arrays, numbers, own=True, image=True)
         else:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.layouts.tables import NONE
 from alignkd.storage.layouts.tar.format import (
     COUNTS_MEMBER,
     IMAGE_SUFFIXES,
@@ -29,7 +28,7 @@ from alignkd.storage.layouts.tar.format import (
 )
 from alignkd.storage.layouts.tar.members import TarMembers
 from alignkd.storage.layouts.tar.writer import TarWriter
-from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, OFFSETS, RECORDS, Column, columns_of
+from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, NO_ROW, OFFSETS, RECORDS, Column, columns_of
 
 Rows = dict[str, NDArray[Any]]
 _NPY_SHAPE = re.compile(rb"'shape': \(((?:\d{1,19}, ?)*\d{0,19})\)")
@@ -157,9 +156,9 @@ class _Records:
         self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
         numbers = {
             "dataset_index": document["index"],
-            "image_row": NONE if source is None else self._image_rows[source],
-            "attention_columns": rows["attention"].shape[-1] if "attention" in rows else NONE,
-            "image_record": NONE if source is None else self._numbers[source],
+            "image_row": NO_ROW if source is None else self._image_rows[source],
+            "attention_columns": rows["attention"].shape[-1] if "attention" in rows else NO_ROW,
+            "image_record": NO_ROW if source is None else self._numbers[source],
         }
         return {
             OFFSETS: np.array([list(self._ends.values())], "<i8"),

@@ -12,10 +12,9 @@ from alignkd.storage.files.background import Background
 from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
-from alignkd.storage.layouts.tables import NONE
 from alignkd.storage.layouts.tar.format import Buffer, aligned, closing, json_head, json_member, opening, record_members
 from alignkd.storage.layouts.tar.index import IndexBuilder, TarIndex
-from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import Manifest
 
 
@@ -79,7 +78,7 @@ class TarWriter:
 
     def _json(self, rows: Mapping[str, NDArray[Any]], numbers: Mapping[str, int]) -> bytes:
         source = numbers["image_record"]
-        if source not in (NONE, self._index.num_records):
+        if source not in (NO_ROW, self._index.num_records):
             source_index = int(self._index.numbers(source)[self._fields.index("dataset_index")])
         else:
             source_index = numbers["dataset_index"]
@@ -87,7 +86,7 @@ class TarWriter:
             key=rows[KEYS].tobytes().hex(),
             id=rows["id"].tobytes().decode("utf-8", "surrogatepass"),
             index=numbers["dataset_index"],
-            image_record=None if source == NONE else source_index,
+            image_record=None if source == NO_ROW else source_index,
         )
         return json_member(head, rows["text"].tobytes())
 

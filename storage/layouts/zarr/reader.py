@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.codecs.base import ReadRows
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
-from alignkd.storage.layouts.rows import ReadRows
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
 from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file, index_bytes
 from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader

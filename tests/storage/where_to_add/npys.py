@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.codecs.base import ReadRows
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
 from alignkd.storage.layouts.protocol import Verified, WrittenFile, WrittenShard
-from alignkd.storage.layouts.rows import ReadRows
-from alignkd.storage.layouts.tables import NONE, ShardTables, tables_from
-from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.layouts.tables import IMAGE_GROUPS, ShardTables, tables_from
+from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 
 FILE = "rows.npys"
-IMAGE_GROUPS = ("image", "image_bytes")
 HEADER = 128
 
 
@@ -68,7 +67,7 @@ class NpysSource:
 
     def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
         source = numbers["image_record"]
-        brought = self._records[record if source == NONE else source]
+        brought = self._records[record if source == NO_ROW else source]
         own = self._records[record]
         return lambda name: (brought if self._groups[name] in IMAGE_GROUPS else own)[name].copy()
 

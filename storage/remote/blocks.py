@@ -45,7 +45,9 @@ class BlockFetcher:
         return {"objects": self.objects, "settings": self.settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.objects, self.settings = state["objects"], state["settings"]
+        self._reset()
+        _FETCHERS.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

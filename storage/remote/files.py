@@ -5,7 +5,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,11 +20,11 @@ from alignkd.storage.files.location import parse_location
 from alignkd.storage.files.source import REPAIR, Buffers
 from alignkd.storage.remote.block_cache import hashed
 from alignkd.storage.remote.blocks import KNOWN, Block, BlockFetcher, group_of
-from alignkd.storage.remote.fresh import past_caches
 from alignkd.storage.remote.http import HttpStore
 from alignkd.storage.remote.objects import AbsentError, ObjectStore
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
+from alignkd.storage.remote.temporary_cache import temporary_cache
 from alignkd.storage.schema.commit_record import COMMITS, MAX_COMMIT_BYTES, commit_name
 from alignkd.storage.schema.manifest import read_manifest
 
@@ -134,8 +134,14 @@ class RemoteFiles:
         self.blocks.forget(group_of(self.objects, folder))
         return True
 
-    def past_caches(self) -> AbstractContextManager["RemoteFiles"]:
-        return past_caches(self)
+    @contextmanager
+    def past_caches(self) -> Iterator[Self]:
+        with temporary_cache(self.settings) as settings:
+            fresh = type(self)(self.objects, settings)
+            try:
+                yield fresh
+            finally:
+                fresh.blocks.close()
 
     def label(self, path: str) -> str:
         return f"{self.location}/{path}"
@@ -145,10 +151,6 @@ class RemoteFiles:
 
     def sizes(self, paths: Sequence[str]) -> Sequence[int | None]:
         return tuple(ordered(self.blocks, self.size, paths))
-
-    def with_settings(self, settings: RemoteSettings) -> Self:
-        """The same store with other settings and nothing kept."""
-        return type(self)(self.objects, settings)
 
     def _keep(self, path: str, data: bytes) -> None:
         self._records[path] = zlib.compress(data, 1)

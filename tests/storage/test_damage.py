@@ -1,5 +1,7 @@
 """Every file of a store cut, flipped, deleted, added or copied: deep verification names it, readers refuse it."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import alignkd.storage.files.local
 from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, list_shards, verify_store
 from alignkd.storage.schema.sealed_json import seal, unseal
 from alignkd.storage.schema.shard_files import FOREIGN
@@ -232,3 +235,20 @@ def test_list_shards_counts(small_store: Path) -> None:
     assert sum(info.num_supervised for info in infos) == reader.num_supervised.sum()
     on_disk = sum(path.stat().st_size for path in (small_store / "shards").rglob("*") if path.is_file())
     assert sum(info.num_bytes for info in infos) == on_disk
+
+
+def test_a_disk_that_fails_is_named_with_its_file(sound_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other files are still verified."""
+    broken, other = [path for path in files_of(sound_store) if "shards" in path.parts][:2]
+    sha256 = alignkd.storage.files.local.file_sha256
+
+    def failing(path: Path) -> str:
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return sha256(path) if path != other else "0" * 64
+
+    monkeypatch.setattr(alignkd.storage.files.local, "file_sha256", failing)
+    found = sorted(problems(sound_store), key=lambda line: not line.startswith(f"{broken}: "))
+    assert len(found) == 2 and all("\n" not in line for line in found)
+    assert found[0].startswith(f"{broken}: Input/output error; the disk, the file server")
+    assert found[1].startswith(f"{other}: sha256 is 000000000000, committed ")

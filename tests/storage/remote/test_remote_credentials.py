@@ -84,7 +84,7 @@ def test_without_the_clients_the_extra_is_named(package: str, location: str) -> 
     script = f"""
 import sys
 sys.modules["{package}"] = None
-import storage
+import alignkd.storage as storage
 assert "botocore.session" not in sys.modules and "alignkd.storage.remote.files" not in sys.modules
 try:
     storage.StoreReader("{location}")

@@ -1,4 +1,4 @@
-"""Weights that are not numbers: one makes every output of a model meaningless, and no step can mend it."""
+"""Weights that are NaN or infinite: one of them makes every output of a model meaningless."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from alignkd.vlm.errors import InputError
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; one pass, no memory. True on the meta device, and if empty."""
+    """Whether a tensor has no NaN and no infinity; one pass, no extra memory. True on the meta device and if empty."""
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
     lowest, highest = torch.aminmax(tensor.detach())  # NaN anywhere makes both NaN
@@ -20,7 +20,7 @@ def check_finite(tensor: Tensor, name: str, file: Path) -> None:
     """Refuse a tensor that is not finite.
 
     Raises:
-        InputError: it names file and tensor, and counts the values.
+        InputError: names file and tensor, and counts the values.
     """
     if not is_finite(tensor):
         count = int((~torch.isfinite(tensor)).sum())

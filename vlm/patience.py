@@ -1,7 +1,7 @@
-"""Reads that fail for a moment: tried again for about a minute, and told apart from a file that is not there.
+"""Retries for reads that fail temporarily, for about a minute, and the difference from a file that is missing.
 
-A file server that restarts, a lost mount or too many open files says nothing about the file that was asked for. A
-sample must not be called unusable for it, so the phase ends instead when patience has not helped.
+A restarting file server, a lost mount or too many open files are not faults of the requested file. A sample must not
+be listed as unusable because of them, so the phase ends with an error if retrying does not help.
 """
 
 import errno
@@ -15,7 +15,7 @@ from alignkd.vlm.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Not among them: what the file itself or its name causes (ENOENT, ENOTDIR, EISDIR, ELOOP, EACCES, EPERM, EINVAL ...).
+# Excluded: errors that the file itself or its name causes (ENOENT, ENOTDIR, EISDIR, ELOOP, EACCES, EPERM, EINVAL ...).
 _NAMES = (
     "EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED",
     "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ENOLINK", "ECOMM", "EPROTO", "EKEYEXPIRED",
@@ -27,12 +27,14 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 
 class TransientReadError(InputError):
-    """A read failed again and again for a reason that says nothing about the file. No SampleError: nothing is listed
-    as unusable for it."""
+    """All retries of a read failed for a reason unrelated to the file.
+
+    Not a SampleError, so that no sample is listed as unusable.
+    """
 
 
 def transient_cause(error: BaseException | None) -> OSError | None:
-    """The transient OSError that an error is, or was made from."""
+    """The transient OSError that an error is or was caused by; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in TRANSIENT:
             return error
@@ -41,7 +43,7 @@ def transient_cause(error: BaseException | None) -> OSError | None:
 
 
 def patient(read: Callable[P, R]) -> Callable[P, R]:
-    """A function that reads a file, made to try again where it fails for a transient reason.
+    """Decorate a function that reads a file so that transient failures are retried.
 
     Raises:
         TransientReadError: all attempts failed.

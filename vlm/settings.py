@@ -1,4 +1,4 @@
-"""What every section of a configuration file has in common: strict values, and paths as users write them."""
+"""What all sections of a configuration file share: strict values, and paths as users write them."""
 
 import os
 import re
@@ -15,7 +15,7 @@ MAX_COUNT = 2**31 - 1
 # Far below the largest float32, so that a setting times a loss or a gradient stays finite.
 MAX_NUMBER = 1e30
 
-# The type of an error whose message is complete: it names what was found.
+# The type of an error whose message is complete, including what was found.
 COMPLETE = "complete"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -29,7 +29,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_empty_sections_out(cls, values: Any) -> Any:
-        """A section inside this one whose keys are all commented out is one that is not there."""
+        """Treat an inner section whose keys are all commented out as absent."""
         if not isinstance(values, dict):
             return values
         sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
 
 class OneOf:
-    """A validator that takes one of `names`, which are known only when the program runs."""
+    """A validator that accepts one of `names`, which are known only at run time."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -49,7 +49,7 @@ class OneOf:
 
 
 def described(value: Any) -> str:
-    """A value of a configuration file in words: `the number 2024`, `the text 'x'`, `a list`, `nothing`."""
+    """Describe a value of a configuration file: `the number 2024`, `the text 'x'`, `a list`, `nothing`."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -65,7 +65,8 @@ def expanded(text: str) -> str:
     """A path or URL with `$NAME`, `${NAME}` and a leading `~` replaced; `$$` stands for a dollar sign.
 
     Raises:
-        ValueError: a variable that is not set or empty, another use of `$`, no such user, control characters, no text.
+        ValueError: a variable that is unset or empty, another use of `$`, an unknown user, control characters, or an
+            empty text.
     """
     if not text.strip():
         raise ValueError("expected a path, found an empty text")
@@ -75,7 +76,7 @@ def expanded(text: str) -> str:
     if found.startswith("~"):
         user = found.partition("/")[0]
         raise ValueError(
-            f"the home folder {user!r} in {text!r} is not known; write the path out, or begin it with './'"
+            f"the home folder {user!r} in {text!r} is not known; write the path out, or start it with './'"
         )
     return found
 
@@ -84,7 +85,7 @@ def _with_variables(text: str) -> str:
     template = string.Template(text)
     if not template.is_valid():
         raise ValueError(
-            f"has a '$' in {text!r} that begins no name; $NAME and ${{NAME}} are variables, $$ is a dollar sign"
+            f"has a '$' in {text!r} that does not start a name; $NAME and ${{NAME}} are variables, $$ is a dollar sign"
         )
     for name in template.get_identifiers():
         if not os.environ.get(name):
@@ -107,7 +108,7 @@ def _path_text(value: Any) -> str:
 
 
 def _location(value: Any) -> Path | str:
-    """A folder, or a URL as it is: as a path it would lose a slash."""
+    """A folder as a path, a URL as text: as a path it would lose a slash."""
     text = _path_text(value)
     return text if "://" in text else Path(text)
 

@@ -31,7 +31,7 @@ class Sample:
 
     Attributes:
         index: position in the file, from 0: the sample's identity within the data set.
-        id: the user's id; NOT unique across merged data sets.
+        id: the user's id; not unique across merged data sets.
         images: paths relative to the image folder, in the order of their `<image>`; empty for a text-only sample, and
             where a `problem` hides them.
         turns: the conversation.
@@ -45,23 +45,23 @@ class Sample:
     problem: str | None = None
 
     def conversations(self) -> list[dict[str, str]]:
-        """The conversation as the data set writes it."""
+        """The conversation in the data set's form."""
         return [{"from": turn.speaker, "value": turn.value} for turn in self.turns]
 
 
 class ConversationFile:
-    """The samples of a LLaVA-style JSON list or JSON-lines file, read from the file one by one when asked for.
+    """The samples of a LLaVA-style JSON list or JSON-lines file, each read from the file when requested.
 
-    What stays in memory is 16 bytes per sample, whatever the file's size. Copies may be pickled to other processes.
+    Only 16 bytes per sample stay in memory. Copies may be pickled to other processes.
     Malformed entries are samples with a `problem`.
 
     Args:
         path: a JSON list; with the suffix `.jsonl` or `.ndjson` one JSON object per line. It must not change.
-        progress: called with bytes read and bytes in all while the file is read through and checked, once.
+        progress: called with the bytes read and the total bytes during the first pass, which checks the file.
         window: bytes read at once in that pass.
 
     Raises:
-        InputError: the file is missing, or no JSON list / JSON lines; later, that it has changed.
+        InputError: the file is missing, or not a JSON list or JSON lines; later, that it has changed.
     """
 
     def __init__(self, path: Path, *, progress: ReadProgress | None = None, window: int = WINDOW_BYTES) -> None:
@@ -70,7 +70,7 @@ class ConversationFile:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, from the same pass; 64 hex digits."""
+        """sha256 of the file's bytes, from the same pass; 64 hex digits."""
         return self._entries.sha256
 
     def __len__(self) -> int:
@@ -83,17 +83,21 @@ class ConversationFile:
         return (self[index] for index in range(len(self)))
 
     def entry(self, index: int) -> Any:
-        """The JSON value that sample `index` was made of."""
+        """The JSON value of sample `index`."""
         return self._entries[index]
 
 
 def load_samples(path: Path) -> list[Sample]:
-    """All samples of a small file at once; `ConversationFile` says what is read and refused."""
+    """All samples of a small file at once; see `ConversationFile`."""
     return list(ConversationFile(path))
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; InputError names line and column of what is broken."""
+    """The JSON value in `path`.
+
+    Raises:
+        InputError: unreadable, or not JSON; names line and column.
+    """
     try:
         data = read_regular(path)
     except OSError as error:
@@ -111,11 +115,11 @@ def _why_no_json(data: bytes, error: json.JSONDecodeError | UnicodeDecodeError) 
         return f"{found.name}, expected JSON; {found.step}"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 ({error.reason} at byte {error.start}); re-encode the file"
-    return f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg}); mend or re-export the file"
+    return f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg}); repair or re-export the file"
 
 
 def sample_of_entry(index: int, entry: Any) -> Sample:
-    """The sample that entry number `index` of a file describes."""
+    """The sample of entry `index` of a file."""
     if not isinstance(entry, dict):
         return Sample(index=index, id=f"#{index}", images=(), turns=(), problem="the entry is not a JSON object")
     sample_id = _printable(str(entry.get("id", f"#{index}")))
@@ -149,7 +153,7 @@ def _paths(key: str, value: Any) -> tuple[str, ...]:
         if not isinstance(path, str) or not path:
             raise SampleError(f"{key!r} is {one_line(repr(value))[:60]}, expected a relative path or a list of them")
         if "\0" in path or _printable(path) != path:
-            raise SampleError(f"{key!r} is {one_line(repr(path))[:60]}, which no file can be called; mend the path")
+            raise SampleError(f"{key!r} is {one_line(repr(path))[:60]}, which cannot be a file name; correct the path")
     return tuple(paths)
 
 
@@ -164,25 +168,25 @@ def _turns(entry: dict[str, Any]) -> tuple[Turn, ...]:
         if len(turn) > 2:
             check_turn_keys(number, turn)
         if _printable(turn["value"]) != turn["value"]:
-            raise SampleError(f"turn {number} holds half a surrogate pair (\\ud800 to \\udfff alone); mend the text")
+            raise SampleError(f"turn {number} holds half a surrogate pair (\\ud800 to \\udfff alone); correct the text")
         turns.append(Turn(str(turn["from"]).lower(), turn["value"]))
     return tuple(turns)
 
 
 def _printable(text: str) -> str:
-    """`text` with surrogates that stand alone escaped: JSON allows them, UTF-8 and so every tokenizer does not."""
+    """`text` with lone surrogates escaped: JSON allows them, but UTF-8 and therefore tokenizers do not."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def open_image(images: Path, image: str) -> BinaryIO:
     """A sample's image file, open for reading.
 
-    Links in the image folder are followed, wherever they lead: whoever owns the folder made them, and large image
-    sets are commonly linked into place. What the data says may not leave the folder.
+    Links in the image folder are followed, because large image sets are often linked into place by the folder's
+    owner. Paths in the data set may not leave the folder.
 
     Raises:
-        MissingImageError: no such file, or one that cannot be opened.
-        SampleError: a path that leaves the image folder, or no path but an address or an image's content.
+        MissingImageError: no such file, or it cannot be opened.
+        SampleError: a path that leaves the image folder, or an address or image content instead of a path.
     """
     if len(image) > LONGEST_PATH:
         raise SampleError(address_problem(image))
@@ -205,8 +209,8 @@ def read_image_bytes(images: Path, image: str) -> bytes:
     """The bytes of a sample's image file.
 
     Raises:
-        SampleError: as `open_image`; MissingImageError also when reading fails.
-        TransientReadError: the file system does not answer, for about a minute.
+        SampleError: as `open_image`; MissingImageError also if reading fails.
+        TransientReadError: the file system did not respond for about a minute.
     """
     with open_image(images, image) as stream:
         try:

@@ -1,8 +1,8 @@
-"""Keys of an entry and of its turns beside those that are read.
+"""Keys of an entry and of its turns other than those that are read.
 
-A key that other training programs act on (a video, a system prompt, a turn that is not trained on) makes the entry
-unusable, unless its value asks for nothing, or for what is done anyway. Every other key is counted by
-`alignkd data stats`. docs/inputs.md has the table.
+A key that other training programs act on (a video, a system prompt, a turn excluded from training) makes the entry
+unusable, unless its value requests nothing, or what is done anyway. `alignkd data stats` counts all other keys.
+docs/inputs.md has the table.
 """
 
 import re
@@ -30,7 +30,7 @@ _LOSS = (
     "every gpt turn is trained on, with weight 1; remove the turn, the sample or the key",
 )
 
-# The keys below in lower case -> what other programs take them for, and what to do.
+# Keys in lower case -> what other programs use them for, and what to do.
 _MEANINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("video", "videos", "video_path", "video_paths", "video_file", "video_url", "video_urls"), _VIDEO),
     **dict.fromkeys(("frame", "frames", "video_frames"), _FRAMES),
@@ -45,7 +45,7 @@ _IMAGE_KEYS = frozenset(
     for name in ("image", "images", "img", "imgs", "picture", "pictures")
     for ending in ("", "_path", "_paths", "_file", "_files", "_url", "_urls", "_base64")
 ) | {"pixel_values"}
-# Names of files of any kind; only the name of a picture is taken for an image.
+# Names of files of any kind; only the name of a picture counts as an image.
 _FILE_KEYS = frozenset(("file_name", "filename"))
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TURN_MEANINGS: Mapping[str, tuple[str, str]] = {
@@ -58,17 +58,17 @@ _TURN_MEANINGS: Mapping[str, tuple[str, str]] = {
 _TRAINED = frozenset(
     ("loss", "weight", "train", "training", "trainable", "loss_mask", "loss_weight", "loss_scale", "sample_weight")
 )
-# The other way round.
+# The opposite: 1 or true means do not train on it.
 _MASKED = frozenset(("masked", "mask_loss", "ignore_loss", "ignore", "skip"))
 _LOSS_KEYS = _TRAINED | _MASKED
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def check_entry_keys(entry: Mapping[str, Any]) -> None:
-    """Refuse an entry whose further keys ask for something that is not done.
+    """Refuse an entry whose other keys request something that is not supported.
 
     Raises:
-        SampleError: names the key, its value, what it means elsewhere and what to do.
+        SampleError: names the key, its value, its meaning in other programs and what to do.
     """
     if entry.keys() <= READ_KEYS:
         return
@@ -78,20 +78,20 @@ def check_entry_keys(entry: Mapping[str, Any]) -> None:
 
 
 def check_turn_keys(number: int, turn: Mapping[str, Any]) -> None:
-    """The same for turn `number`, which has more keys than 'from' and 'value'."""
+    """As `check_entry_keys`, for turn `number`, which has more keys than 'from' and 'value'."""
     is_answer = str(turn["from"]).lower() == "gpt"
     for key, value in turn.items():
         name = _name(key)
         meaning = _TURN_MEANINGS.get(name)
         if meaning is not None and not _is_nothing(value):
             raise SampleError(_refusal(f"turn {number}: key {_shown(key)}", value, meaning))
-        # questions are never trained on: on a human turn the key changes nothing, or is only counted
+        # questions are never trained on, so the key has no effect on a human turn
         if is_answer and name in _LOSS_KEYS and not _is_done_anyway(name, value):
             raise SampleError(_refusal(f"turn {number}: key {_shown(key)}", value, _LOSS))
 
 
 def keys_not_read(entry: Any) -> Iterator[str]:
-    """Every further key of an entry and of its turns (as `conversations[].KEY`), each once, whatever its value."""
+    """Each key of an entry and of its turns (as `conversations[].KEY`) that is not read, once."""
     if not isinstance(entry, dict):
         return
     yield from (key for key in entry if key not in READ_KEYS)
@@ -103,21 +103,21 @@ def keys_not_read(entry: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=1024)
 def _known(key: str) -> str:
-    """A further key of an entry as the tables above have it; nothing where none has it."""
+    """The key's name in the tables above; empty if it is in none."""
     name = _name(key)
     is_known = any(name in keys for keys in (_MEANINGS, _IMAGE_KEYS, _FILE_KEYS, _LOSS_KEYS))
     return name if key not in READ_KEYS and is_known else ""
 
 
 def _meaning(name: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What another program would do with the key; None if nothing, or what is done anyway."""
+    """What another program would do with the key; None if nothing, or if it is done anyway."""
     if name in _LOSS_KEYS:
         return None if _is_done_anyway(name, value) else _LOSS
     if _is_nothing(value):
         return None
     if name in _FILE_KEYS and not str(value).lower().endswith(_PICTURES):
         return None
-    if name in _IMAGE_KEYS or name in _FILE_KEYS:  # beside an image it tells where that is from
+    if name in _IMAGE_KEYS or name in _FILE_KEYS:  # next to an image it gives the source of the image
         return None if entry.get("image") or entry.get("images") else _IMAGE
     meaning = _MEANINGS.get(name)
     if meaning is _OTHER_TURNS and not entry.get("conversations"):  # `neighbour_layouts` names it
@@ -126,7 +126,7 @@ def _meaning(name: str, value: Any, entry: Mapping[str, Any]) -> tuple[str, str]
 
 
 def _name(key: str) -> str:
-    """`imageUrl`, `image-url` and `IMAGE_URL` are one name."""
+    """One name for `imageUrl`, `image-url` and `IMAGE_URL`."""
     return _HUMP.sub("_", key).lower().replace("-", "_")
 
 
@@ -143,9 +143,9 @@ def _is_done_anyway(name: str, value: Any) -> bool:
 
 def _refusal(where: str, value: Any, meaning: tuple[str, str]) -> str:
     what, step = meaning
-    # no texts and paths: one reason for all samples can be counted, and is read at a glance
+    # leave out texts and paths, so that equal reasons can be counted
     found = f" ({value})" if isinstance(value, bool | int | float) else ""
-    return f"{where}{found} is not read, elsewhere it {what}; {step}"
+    return f"{where}{found} is not read; in other programs it {what}; {step}"
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files of other kinds than expected, recognised by their first bytes: what they are, and what to do with them."""
+"""Recognise files of unexpected formats by their first bytes, with what to do about them."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class KnownFormat:
-    """What a file is, with its article where it has one, and what to do about it."""
+    """The name of a format, with its article, and what to do about the file."""
 
     name: str
     step: str
@@ -61,7 +61,7 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], KnownFormat], ...] = tuple(
 
 
 def known_format(head: bytes) -> KnownFormat | None:
-    """What a file is, by its first `HEAD_BYTES`; None for images that are read, text, and what is unknown."""
+    """The format of a file by its first `HEAD_BYTES`; None for supported images, text and unknown formats."""
     return next((known for pattern, known in _FORMATS if pattern.match(head)), None)
 
 
@@ -69,7 +69,7 @@ _TABLE_LINE = re.compile(r"\s*[\w\"' .-]+([,;\t])[\w\"' .-]*(\1[\w\"' .-]*)*\s*\
 
 
 def known_text(head: bytes) -> KnownFormat | None:
-    """What text that is not JSON from its first character on may be: a table with a line of column names, or YAML."""
+    """The format of text that does not start as JSON: a table with a line of column names, or YAML."""
     line = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip().partition("\n")[0]
     if (found := _TABLE_LINE.match(line)) is not None:
         kind = "TSV" if found[1] == "\t" else "CSV"

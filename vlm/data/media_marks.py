@@ -1,7 +1,7 @@
 """Marks in the text of a sample without an image that other programs replace by an image, a video or a recording.
 
-`<video>`, `<audio>` and `<img>` are also tags of HTML, and a text may be about HTML. So they are taken for a mark only
-where data sets write marks: at the head of a human turn or alone on a line of it, and without the closing tag.
+`<video>`, `<audio>` and `<img>` are also HTML tags, and a text may be about HTML. They count as marks only where data
+sets write marks: at the start of a human turn or alone on a line of it, and without a closing tag.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
 
-# No text that people write holds these: tokens of Qwen-VL, Phi, Llama, InternVL, LLaVA and of interleaved data.
+# Ordinary text does not contain these tokens of Qwen-VL, Phi, Llama, InternVL, LLaVA and of interleaved data.
 _TOKEN = re.compile(
     r"<\|(?:image|img|video|audio|vision)[\w-]*\|>|<img>[^<]*</img>|<image[ _-]?\d+>"
     r"|<(?:Image|IMAGE|Video|VIDEO|Audio|AUDIO)>"
@@ -22,7 +22,7 @@ _ANY = re.compile(rf"{_TOKEN.pattern}|{_TAG}")
 
 
 def check_marks(turns: Sequence[Turn]) -> None:
-    """Refuse the turns of a sample without an image that hold such a mark.
+    """Refuse turns with such a mark, for a sample without an image.
 
     Raises:
         SampleError: names the turn and the mark.
@@ -30,13 +30,13 @@ def check_marks(turns: Sequence[Turn]) -> None:
     for number, turn in enumerate(turns):
         if turn.speaker == "human" and "<" in turn.value and (mark := _mark(turn.value)) is not None:
             raise SampleError(
-                f"turn {number} holds {mark!r}, elsewhere the place of an image, a video or a recording, but the "
-                "sample has no image; write <image> and name the file under 'image', or remove the sample"
+                f"turn {number} holds {mark!r}, which other programs replace by media, but the sample "
+                "has no image; write <image> and name the file under 'image', or remove the sample"
             )
 
 
 def marks_in(turns: Sequence[Turn]) -> set[str]:
-    """Every such mark, wherever it is: what `check_marks` lets pass is text, and `data stats` counts it."""
+    """Every such mark at any position. `check_marks` accepts some of them as text; `data stats` counts them."""
     return {found[0] for turn in turns if "<" in turn.value for found in _ANY.finditer(turn.value)}
 
 

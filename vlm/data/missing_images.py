@@ -1,4 +1,4 @@
-"""Why an image file is not there, as far as its path and the names beside it tell. Nothing is repaired."""
+"""Possible reasons why an image file is missing, from its path and similar file names. Nothing is repaired."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from alignkd.vlm.errors import one_line
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _DATA = re.compile(r"data:[\w/+.-]*[;,]")
-# A path this long is the content of an image.
+# A longer path is taken for the content of an image.
 LONGEST_PATH = 4096
 
 
 def address_problem(image: str) -> str:
-    """The reason where an image is given by something else than a path, else nothing."""
+    """Why a value is not a path but an address or an image's content; empty if it may be a path."""
     if _DATA.match(image) or len(image) > LONGEST_PATH:
         return (
             f"{image[:30]}...: the content of an image ({len(image)} characters), expected a path; write it to a file"
@@ -28,16 +28,16 @@ def address_problem(image: str) -> str:
 
 
 def advice(images: Path, image: str) -> str:
-    """What to do about an image that cannot be opened: names a file that differs only in its spelling, if one is there.
+    """What to do about an image that cannot be opened; names a file with a similar spelling if there is one.
 
-    A few names are looked for; no folder is listed, because a folder may hold millions of names.
+    Only a few names are tried. Folders are not listed, because they may hold millions of files.
     """
     path = images / image
-    if os.path.islink(path):  # noqa: PTH114 - no error for a name that is too long
+    if os.path.islink(path):  # noqa: PTH114 - raises no error for a name that is too long
         return f"restore the file that the link leads to ({one_line(os.readlink(path))})"  # noqa: PTH115
     for why, other in _spellings(image):
         if other != image and _is_inside(other) and os.path.exists(images / other):  # noqa: PTH110
-            return f"{why} is there: write {_plain(other)} in the data, or rename the file"
+            return f"{why} exists: write {_plain(other)} in the data, or rename the file"
     return "the path has backslashes, write it with /; restore the file" if "\\" in image else "restore the file"
 
 
@@ -46,8 +46,8 @@ def _spellings(image: str) -> Iterator[tuple[str, str]]:
     yield "the path has backslashes; a file with / in their place", slashed
     for form in ("NFC", "NFD"):
         yield "a file whose name differs only in Unicode normalisation", unicodedata.normalize(form, slashed)
-    yield "a file without the blanks", "/".join(part.strip() for part in slashed.split("/"))
-    yield "a file whose name is this one without percent signs", unquote(slashed)
+    yield "a file without the spaces", "/".join(part.strip() for part in slashed.split("/"))
+    yield "a file whose name is this one with percent codes decoded", unquote(slashed)
     path = PurePosixPath(slashed)
     if not path.name:
         return
@@ -68,5 +68,5 @@ def _cases(text: str) -> tuple[str, ...]:
 
 
 def _plain(path: str) -> str:
-    """Composed and decomposed letters look the same, so one of the two is shown by number."""
+    """Composed and decomposed letters look the same, so decomposed ones are shown by code."""
     return path if path.isascii() or unicodedata.is_normalized("NFC", path) else ascii(path)

@@ -1,4 +1,4 @@
-"""Entries of other programs' layouts: what they are, and how they become human and gpt turns."""
+"""Entries in other programs' layouts, and how to convert them to human and gpt turns."""
 
 import difflib
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Why torch does not use the NVIDIA GPU of a machine: its driver is asked directly, without torch.
+"""Why torch does not use the machine's NVIDIA GPU, found by querying the driver without torch.
 
-`torch.cuda.is_available()` is False without a reason. The commonest one is a driver that is older than the CUDA version
-of the torch wheel. A run on the CPU instead would take weeks, so the reason must reach the user.
+`torch.cuda.is_available()` returns False without a reason. The most common one is a driver older than the CUDA version
+of the torch wheel. A run on the CPU would take weeks, so the user must learn the reason.
 """
 
 import ctypes
@@ -21,8 +21,8 @@ class CudaDriver:
     """The installed NVIDIA driver.
 
     Attributes:
-        version: newest CUDA version that it runs, (major, minor).
-        init_code: what `cuInit` returned; 100 if the machine has no GPU.
+        version: newest supported CUDA version, (major, minor).
+        init_code: return code of `cuInit`; 100 if the machine has no GPU.
     """
 
     version: tuple[int, int]
@@ -30,7 +30,7 @@ class CudaDriver:
 
     @classmethod
     def installed(cls) -> Self | None:
-        """The driver of this machine, None without one."""
+        """The driver of this machine, or None."""
         try:
             return cls.of_library(ctypes.CDLL(CUDA_LIBRARY))
         except OSError:
@@ -46,12 +46,12 @@ class CudaDriver:
 
 
 def unused_gpu(driver: CudaDriver | None, *, built_for: str | None, visible_devices: str | None = None) -> str | None:
-    """Why torch cannot use an NVIDIA GPU that is there, with the next step; None if there is none, or it is hidden.
+    """Why torch cannot use an existing NVIDIA GPU, with the next step; None without a GPU, or if it is hidden.
 
     Args:
-        driver: of this machine.
+        driver: driver of this machine.
         built_for: `torch.version.cuda`, such as "13.0"; None for a CPU build of torch.
-        visible_devices: the variable CUDA_VISIBLE_DEVICES, None if unset.
+        visible_devices: value of CUDA_VISIBLE_DEVICES, None if unset.
     """
     if driver is None or driver.init_code == NO_DEVICE or visible_devices in ("", "-1"):
         return None
@@ -67,12 +67,12 @@ def unused_gpu(driver: CudaDriver | None, *, built_for: str | None, visible_devi
         return f"the NVIDIA driver (CUDA {runs}) does not start, cuInit returned {driver.init_code}; run nvidia-smi"
     return (
         f"torch (CUDA {built_for}) cannot use the GPU, though the NVIDIA driver (CUDA {runs}) starts; "
-        "run `python -c 'import torch; torch.cuda.init()'` for its reason"
+        "run `python -c 'import torch; torch.cuda.init()'` to see the reason"
     )
 
 
 def unused_gpu_here() -> str | None:
-    """`unused_gpu` of this machine and this torch; None where torch can use CUDA or is built for AMD."""
+    """`unused_gpu` for this machine and torch; None if torch can use CUDA or is built for AMD."""
     if torch.cuda.is_available() or torch.version.hip is not None:
         return None
     return unused_gpu(

@@ -1,4 +1,4 @@
-"""The lines that tell a user which device a command uses."""
+"""Lines that report which device a command uses."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from alignkd.vlm.hardware.cuda_driver import unused_gpu_here
 from alignkd.vlm.hardware.devices import check_dtype
 
 GIB = 2**30
-# Limits of a container, version 2 and version 1 of Linux control groups.
+# Memory limits of a container: Linux control groups version 2 and version 1.
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -17,8 +17,8 @@ def device_report(device: torch.device, dtype: torch.dtype, *, chosen: bool) -> 
     """The line that names `device` with its memory, and the warnings about it.
 
     Args:
-        dtype: of the weights.
-        chosen: the user named the device, so no other was looked for.
+        dtype: dtype of the weights.
+        chosen: whether the user chose the device.
 
     Raises:
         InputError: `device` cannot compute in `dtype`.
@@ -41,7 +41,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def host_memory() -> int:
-    """Bytes of main memory that this process may use: the machine's, or the container's limit."""
+    """Bytes of main memory for this process: the machine's memory or the container's limit."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *filter(None, map(_limit, _MEMORY_LIMITS))])
 

@@ -1,4 +1,4 @@
-"""Which device a model runs on, in which number format, and in how many bits."""
+"""Device, number format and quantisation of a model."""
 
 import os
 from typing import Literal
@@ -16,10 +16,10 @@ BFLOAT16_CAPABILITY = (8, 0)
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
-    """`name` as a torch device that exists; None takes a GPU when there is one, else the CPU.
+    """`name` as an existing torch device; None selects a GPU if there is one, else the CPU.
 
     Raises:
-        InputError: this machine has no device of that name.
+        InputError: this machine has no such device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,18 +32,18 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 
 
 def hide_gpus() -> None:
-    """Make torch take the CPU in this process and in those that it starts; to be called before CUDA is used."""
+    """Make torch use the CPU in this process and its children; call it before CUDA is initialised."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def local_cuda_index(local_rank: int, *, visible: int, own_launcher: bool) -> int:
-    """Index of the GPU for process `local_rank` of a machine on which it can see `visible` GPUs.
+    """Index of the GPU for process `local_rank` on a machine where it sees `visible` GPUs.
 
-    A scheduler may show every task one GPU of its own, which is index 0 whatever the task's number is. A launcher that
-    starts the processes itself (torchrun, deepspeed) shows all of them the same GPUs.
+    A scheduler may give every task one GPU of its own, which has index 0. With a launcher (torchrun, deepspeed) all
+    processes see the same GPUs.
 
     Args:
-        own_launcher: the processes were started by torchrun or deepspeed.
+        own_launcher: whether torchrun or deepspeed started the processes.
 
     Raises:
         InputError: there is no GPU for this process.
@@ -61,7 +61,7 @@ def local_cuda_index(local_rank: int, *, visible: int, own_launcher: bool) -> in
 def keep_float32_exact() -> None:
     """Switch TF32 off for convolutions: torch computes them with 10-bit mantissas on Ampere and later by default.
 
-    torch's default for matrix products is full float32 already. After this call float32 has 24 bits everywhere.
+    Matrix products already use full float32 by default. After this call float32 has 24 bits everywhere.
     """
     torch.backends.cudnn.allow_tf32 = False
 

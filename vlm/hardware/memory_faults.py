@@ -1,7 +1,7 @@
-"""Recognising that memory is used up, in all the words that torch, its libraries and the host have for it.
+"""Recognise out-of-memory errors by all the messages of torch, its libraries and the host.
 
-torch raises OutOfMemoryError where its own allocator fails. A library that allocates by itself, a kernel that is loaded
-late, page-locked host memory, NCCL and other kinds of devices raise a plain RuntimeError, known by its text alone.
+torch raises OutOfMemoryError if its own allocator fails. Libraries that allocate themselves, kernels that are loaded
+late, page-locked host memory, NCCL and other device types raise a plain RuntimeError, which only its text identifies.
 """
 
 import re
@@ -17,12 +17,12 @@ _CERTAIN = re.compile(
     r"|cudaErrorMemoryAllocation",
     re.IGNORECASE,
 )
-# Said mostly, but not only, where a library found no room for its workspace.
+# Usually, but not always, caused by a lack of memory for a library's workspace.
 _LIKELY = re.compile(
     r"(CUBLAS|HIPBLAS|CUDNN|CUSOLVER)_STATUS_NOT_INITIALIZED"
     r"|unable to find an engine to execute|Unable to find a valid cuDNN algorithm|OUT_OF_RESOURCES"
 )
-# After these every call on the device fails, whatever it says then.
+# After these errors every call on the device fails with any message.
 _BROKEN_DEVICE = re.compile(
     r"illegal (memory access|instruction|address)|device-side assert|unspecified launch failure|misaligned address"
     r"|invalid program counter|hardware stack error|uncorrectable|launch timed out|context is destroyed|unknown error"
@@ -32,31 +32,31 @@ _BROKEN_DEVICE = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device or the host has no memory left."""
+    """Whether an error means that the device or the host is out of memory."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, RuntimeError) or _BROKEN_DEVICE.search(str(error)):
         return False
-    # by name: this module is imported where torch is not
+    # by name, because this module is imported without torch
     return type(error).__name__ == "OutOfMemoryError" or _CERTAIN.search(str(error)) is not None
 
 
 def may_be_out_of_memory(error: BaseException) -> bool:
-    """The same, or an error that has this cause most of the time: worth another try with less, but no verdict."""
+    """As `is_out_of_memory`, or an error that usually has this cause: reason to retry with less, but not proof."""
     is_likely = isinstance(error, RuntimeError) and not _BROKEN_DEVICE.search(str(error))
     return is_out_of_memory(error) or (is_likely and _LIKELY.search(str(error)) is not None)
 
 
 def memory_line(error: BaseException) -> str:
-    """The fault in a few words, for a message that goes on with what to do."""
+    """A short description of the error, to be followed by what to do."""
     text = one_line(error)[:160]
-    where = "host memory is used up" if isinstance(error, MemoryError) else "memory is used up"
+    where = "out of host memory" if isinstance(error, MemoryError) else "out of memory"
     return f"{where} ({text})" if text else where
 
 
 @contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
-    """Turn a lack of memory inside the block into an InputError that ends with `advice`."""
+    """Convert out-of-memory errors inside the block to an InputError that ends with `advice`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

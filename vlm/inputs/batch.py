@@ -1,7 +1,6 @@
 """Right-padded batches of spliced sequences.
 
-Causal attention never looks right, so right padding needs no attention mask: padded positions see real ones, real
-positions never see padding.
+Attention is causal, so right padding needs no attention mask: real positions never attend to padding.
 """
 
 from collections.abc import Sequence
@@ -27,8 +26,7 @@ class SequenceBatch:
         vision_mask_BL: bool, True at vision positions.
         lengths_B: int64, real positions per sample.
         pixel_values_ICHW: float32, image by image of each sample in turn, or None when no sample has an image.
-        image_samples_I: int64, the batch row of each image, ascending; a sample with several images stands there as
-            often.
+        image_samples_I: int64, the batch row of each image, ascending.
     """
 
     input_ids_BL: Tensor

@@ -1,4 +1,4 @@
-"""From a conversation and image bytes to what a model eats: used by the teacher pass, the trainer and evaluation."""
+"""From a conversation and image bytes to the model's input, for the teacher pass, training and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 
 class OverlongError(SampleError):
-    """The sample has more embedded tokens than `max_tokens`; it is dropped, never truncated."""
+    """The sample has more embedded tokens than `max_tokens`. It is dropped, not truncated."""
 
 
 def is_overlong(num_tokens: int, max_tokens: int) -> bool:
-    """Whether a sample of so many embedded tokens (text + vision) is dropped."""
+    """Whether a sample with `num_tokens` embedded tokens (text + vision) is dropped."""
     return num_tokens > max_tokens
 
 
 def overlong_error(num_tokens: int, max_tokens: int) -> OverlongError:
-    """Says that a sample is overlong."""
+    """The error for an overlong sample."""
     return OverlongError(f"{num_tokens} tokens, more than max_tokens {max_tokens}; dropped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A sample without its pixels: `input_ids`, `labels` of T, and the position map of the spliced sequence."""
+    """A sample without its pixels: `input_ids` and `labels` [T], and the position map of the spliced sequence."""
 
     input_ids: list[int]
     labels: list[int]
@@ -65,8 +65,8 @@ class ExampleBuilder:
     """Tokenizer, template and image processor of a checkpoint.
 
     Attributes:
-        vision_tokens: P, tokens that each image becomes.
-        max_tokens: most embedded tokens (text + vision) of a sample, or None.
+        vision_tokens: P, tokens per image.
+        max_tokens: maximum number of embedded tokens (text + vision) of a sample, or None.
     """
 
     tokenizer: LegacyLlamaTokenizer
@@ -77,7 +77,7 @@ class ExampleBuilder:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What decides a sample's tokens and pixels, by name; teacher and student must agree on all of it."""
+        """Everything that decides a sample's tokens and pixels, by name; teacher and student must agree on it."""
         return {
             "tokenizer": self.tokenizer.fingerprint,
             "template": template_fingerprint(self.template),
@@ -86,7 +86,7 @@ class ExampleBuilder:
         }
 
     def tokenize(self, turns: Sequence[Turn], *, num_images: int) -> Tokens:
-        """The tokens of a training example of any length; no image is looked at.
+        """The tokens of a training example of any length; images are not needed.
 
         Raises:
             SampleError: unusable conversation.

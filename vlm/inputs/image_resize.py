@@ -1,7 +1,8 @@
-"""Resizing as Pillow does it, to the byte, but with the canvas never whole in memory.
+"""Resizing with the same bytes as Pillow, without the whole canvas in memory.
 
-Pillow resizes in two passes, rows then columns, with 8 bits per channel between them. Taken apart and done in strips
-the passes give the same bytes: a picture of 1 x 2000 pixels, whose shortest side becomes 336, would be 900 MB whole.
+Pillow resizes in two passes, rows then columns, with 8 bits per channel between them. Done separately and in strips,
+the passes give the same bytes. The canvas of a picture of 1 x 2000 pixels, whose shortest side becomes 336, would take
+900 MB.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,14 @@ from PIL import Image
 from alignkd.vlm.errors import ImageError
 
 MAX_CANVAS_PIXELS = 2**29
-"""Pixels of the padded square, or of the resized image before its centre is cut out: beyond, the sample is refused."""
+"""Maximum pixels of the padded square, or of the resized image before its centre is cropped."""
 _STRIP_PIXELS = 2**24
 
 Colour = tuple[int, ...]
 
 
 def resize_padded(image: Image.Image, size: int, colour: Colour) -> Image.Image:
-    """The image in the middle of a square of `colour`, resized to `size` x `size`."""
+    """The image centred in a square of `colour`, resized to `size` x `size`."""
     width, height = image.size
     side = max(width, height)
     _check_canvas(image, side * side, f"{side} x {side} once padded to a square")
@@ -33,7 +34,7 @@ def resize_padded(image: Image.Image, size: int, colour: Colour) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The image resized so that its shortest side has `size` pixels, and of that the square in the middle."""
+    """The central square of the image after its shortest side is resized to `size` pixels."""
     width, height = image.size
     short, long = sorted(image.size)
     resized_long = int(size * long / short)
@@ -48,7 +49,7 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _strips(image: Image.Image, canvas_width: int) -> Iterator[tuple[int, Image.Image]]:
-    """Bands of rows with their offsets, each small enough to be made `canvas_width` wide."""
+    """Bands of rows with their offsets, each small enough for a width of `canvas_width`."""
     rows = max(1, _STRIP_PIXELS // canvas_width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))

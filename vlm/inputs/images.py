@@ -23,20 +23,20 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RESCALE = 1 / 255
 IMAGE_PROCESSING_VERSION = 2
 MAX_IMAGE_PIXELS = 178_956_970
-"""Width times height of the largest image that is decoded: where Pillow's own defaults, hence the original, stop."""
+"""Maximum width times height of a decoded image: the limit of Pillow's defaults, hence of the original."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
-"""Pillow's names of the formats that are read. Not EPS, for which Pillow starts another program."""
-# Greater than a byte: Pillow clips these to 0..255 instead of scaling them.
+"""Supported formats by Pillow's names. EPS is excluded, because Pillow starts another program for it."""
+# Wider than a byte: Pillow clips these to 0..255 instead of scaling them.
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOURS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
-# Of `preprocessor_config.json`: steps that the original takes and this module always does.
+# Steps in `preprocessor_config.json` that this module always does, as the original.
 _STEPS = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 _ORIENTATIONS = range(1, 9)
 T = TypeVar("T")
 
-# What Pillow has to say of a file ends in the sample's error or changes nothing. Silenced here and once: a filter set
-# around each call is shared with every other thread and may outlive it.
+# Pillow's warnings either become the sample's error or change nothing. They are silenced once and here: a filter set
+# around each call is shared with all other threads and may outlive the call.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -47,8 +47,8 @@ class ImageProcessor:
 
     Attributes:
         image_size: side in pixels of the vision tower's input.
-        mean, std: per channel, of pixel values in 0..1.
-        pad_to_square: `image_aspect_ratio: pad`; else the shortest side is resized and the centre cropped.
+        mean, std: per channel, for pixel values in 0..1.
+        pad_to_square: `image_aspect_ratio: pad`; otherwise the shortest side is resized and the centre cropped.
     """
 
     image_size: int
@@ -63,7 +63,7 @@ class ImageProcessor:
         """From CLIP's `preprocessor_config.json`; `image_size` is the vision config's and must agree.
 
         Raises:
-            InputError: a setting asks for other pixels than this pipeline makes.
+            InputError: a setting that this pipeline does not implement.
         """
         wanted: dict[str, tuple[Any, ...]] = {
             **dict.fromkeys(_STEPS, (True,)),
@@ -93,11 +93,19 @@ class ImageProcessor:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, image_bytes: bytes) -> NDArray[np.float32]:
-        """Raises ImageError when the bytes are no complete image, or one that is refused (`decode_image`)."""
+        """`pixel_values` of an image file.
+
+        Raises:
+            ImageError: as `decode_image` and `process`.
+        """
         return self.process(decode_image(image_bytes))
 
     def process(self, image: Image.Image) -> NDArray[np.float32]:
-        """`pixel_values` of a decoded RGB image; ImageError when it is so long that nothing of it would be seen."""
+        """`pixel_values` of a decoded RGB image.
+
+        Raises:
+            ImageError: the image is so elongated that its canvas would be too large.
+        """
         size = self.image_size
         if self.pad_to_square:
             image = resize_padded(image, size, tuple(int(channel * 255) for channel in self.mean))
@@ -106,13 +114,13 @@ class ImageProcessor:
         pixels = np.empty((3, size, size), np.float32)
         planes = np.asarray(image).transpose(2, 0, 1)
         for values, plane, out in zip(_pixel_values(self.mean, self.std), planes, pixels, strict=True):
-            np.take(values, plane, out=out, mode="clip")  # nothing to clip: the other modes copy `out`
+            np.take(values, plane, out=out, mode="clip")  # all values are in range; the other modes would copy `out`
         return pixels
 
 
 @functools.cache
 def _pixel_values(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """What each of the 256 values of a channel becomes: float32 [3, 256]."""
+    """The normalised value of each of the 256 values of a channel: float32 [3, 256]."""
     # the order of roundings is the original's: float64 rescale, then float32 normalisation
     scaled_256 = (np.arange(256) * RESCALE).astype(np.float32)
     mean_31, std_31 = np.array(mean, np.float32)[:, None], np.array(std, np.float32)[:, None]
@@ -124,16 +132,16 @@ def decode_image(image_bytes: bytes) -> Image.Image:
     """The first frame of an image file as RGB, pixels as stored.
 
     Raises:
-        ImageError: truncated, no image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
-        InputError: something in this process has told Pillow to accept truncated files.
+        ImageError: truncated, not an image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
+        InputError: code in this process has set Pillow to accept truncated files.
     """
     return _decoded(image_bytes, _rgb)
 
 
 def decode_with_orientation(image_bytes: bytes) -> tuple[Image.Image, int]:
-    """The same, and the EXIF orientation that viewers turn the image by: 1 where it stays as stored.
+    """As `decode_image`, with the EXIF orientation by which viewers turn the image; 1 means unturned.
 
-    Of TIFF it is 1 always: Pillow turns those itself.
+    It is always 1 for TIFF, which Pillow turns itself.
     """
     return _decoded(image_bytes, lambda image: (_rgb(image), _orientation(image)))
 
@@ -141,8 +149,8 @@ def decode_with_orientation(image_bytes: bytes) -> tuple[Image.Image, int]:
 def _decoded(image_bytes: bytes, read: Callable[[Image.Image], T]) -> T:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which turns the missing part of a broken image grey without "
-            "a word; set it to False"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which silently fills the missing part of a broken image with "
+            "grey; set it to False"
         )
     try:
         with Image.open(io.BytesIO(image_bytes), formats=_formats()) as image:
@@ -166,11 +174,11 @@ def _instead(data: bytes) -> str:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow can be built without some
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow can be built without some of them
 
 
 def _check_pixels(size: tuple[int, int]) -> None:
-    """By the header, before anything is decoded."""
+    """Refuse images that are too large by their header, before decoding."""
     width, height = size
     if width * height > MAX_IMAGE_PIXELS:
         raise ImageError(
@@ -185,14 +193,14 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if not np.array_equal(values, np.asarray(rgb.getchannel(0))):
             raise ImageError(
-                f"{image.mode} pixels from {values.min():g} to {values.max():g}, of which Pillow keeps what is whole "
-                "and within 0 to 255; save the image with 8 bits per channel"
+                f"{image.mode} pixels from {values.min():g} to {values.max():g}, but Pillow keeps only whole numbers "
+                "from 0 to 255; save the image with 8 bits per channel"
             )
     return rgb
 
 
 def _orientation(image: Image.Image) -> int:
-    """Of a decoded image; damaged EXIF data turn nothing, in viewers neither."""
+    """The EXIF orientation of a decoded image; 1 if its EXIF data is damaged, as in viewers."""
     if image.format == "TIFF":
         return 1
     try:

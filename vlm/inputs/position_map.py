@@ -1,4 +1,4 @@
-"""Where everything is once the vision tokens are spliced in: the one answer both phases use.
+"""Positions in the sequence after the vision tokens are spliced in; both phases use this module.
 
 Shapes: T ids before splicing, L positions after splicing, k images, P vision tokens of each, Q text queries that can
 see every image, N supervised positions. All positions count from 0 in the spliced sequence.
@@ -40,22 +40,22 @@ class PositionMap:
     next_labels: Positions
 
     def attention_rows(self, pairs: AttentionPairs) -> Positions:
-        """Query positions [R] of an attention target; none without an image."""
+        """Query positions [R] of an attention target; empty without an image."""
         if pairs == "vqv":
             return self.vision_positions
         return self.tqv_query_positions
 
     def attention_cols(self, pairs: AttentionPairs) -> Positions:
-        """Key positions [C] of an attention target; none without an image."""
+        """Key positions [C] of an attention target; empty without an image."""
         if not len(self.vision_positions):
             return self.vision_positions
         return self.text_positions if pairs == "tqt" else self.vision_positions
 
     def attention_blocks(self, pairs: AttentionPairs) -> list[tuple[Positions, Positions]]:
-        """Rows and columns of each block that an attention target is kept in.
+        """Rows and columns of each block of an attention target.
 
-        With vision columns one block per image: all rows, and the image's P columns. One block for `tqt`, none without
-        an image.
+        With vision columns there is one block per image: all rows and the image's P columns. `tqt` has one block. A
+        sample without images has no block.
         """
         if not self.num_images:
             return []
@@ -69,7 +69,7 @@ def position_map(input_ids: Sequence[int], labels: Sequence[int], *, vision_toke
     Args:
         input_ids: [T] with `IMAGE_TOKEN_ID` where each image is.
         labels: [T] with `IGNORE_LABEL` where not supervised.
-        vision_tokens: P, vision tokens that one image becomes.
+        vision_tokens: P, vision tokens per image.
     """
     is_image = np.asarray(input_ids) == IMAGE_TOKEN_ID
     repeats = np.where(is_image, vision_tokens, 1)

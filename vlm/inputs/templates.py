@@ -21,18 +21,18 @@ V1_END_OF_TURN = "</s>"
 V1_ANSWER = " ASSISTANT: "
 PLAIN_SEPARATOR = "\n"
 ROLE_NAMES = {"human": "USER", "gpt": "ASSISTANT"}
-# What other layouts call them.
+# Names of the same speakers in other layouts.
 _OTHER_SPEAKERS = {
     **dict.fromkeys(("user", "question", "prompter", "usr"), "human"),
     **dict.fromkeys(("assistant", "chatgpt", "bot", "bing", "bard", "model", "answer", "ai"), "gpt"),
 }
 _SYSTEM_SPEAKERS = ("system", "developer")
-# Part of the fingerprint: raise it when the bytes of a prompt or of a label mask change.
+# Part of the fingerprint. Raise it when the bytes of a prompt or of a label mask change.
 TEMPLATE_VERSION = 1
 
 
 class LabelMaskError(SampleError):
-    """The original's label mask does not fit the sample: it prints a warning, masks all of it and trains on nothing."""
+    """The original's label mask does not fit the sample: the original prints a warning and masks the whole sample."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TokenizedConversation:
 
 
 def template_fingerprint(name: TemplateName) -> str:
-    """Names everything of the template that decides token ids and labels."""
+    """Identify the template: everything in it that decides token ids and labels."""
     return f"{name}:{TEMPLATE_VERSION}"
 
 
@@ -54,11 +54,11 @@ def tokenize_conversation(
     """Token ids and labels of one conversation for training.
 
     Args:
-        num_images: of the sample; the conversation must hold `<image>` as often.
+        num_images: number of images of the sample; the conversation must contain as many `<image>`.
 
     Raises:
-        SampleError: the conversation is empty, its speakers do not alternate, or `<image>` is missing or too many.
-        LabelMaskError: the original would train on none of its tokens.
+        SampleError: the conversation is empty, its speakers do not alternate, or the number of `<image>` is wrong.
+        LabelMaskError: the original would train on no token of it.
     """
     check_turns(turns, num_images=num_images)
     if template == "plain":
@@ -72,7 +72,7 @@ def tokenize_question(
     """Token ids of a prompt that ends where the answer begins; the last turn is the human's.
 
     Raises:
-        SampleError: as `tokenize_conversation`; template `plain` looks at no text.
+        SampleError: as `tokenize_conversation`; template `plain` ignores the text.
     """
     if template == "plain":
         _refuse_several(num_images)
@@ -83,7 +83,11 @@ def tokenize_question(
 
 
 def check_turns(turns: Sequence[Turn], *, num_images: int) -> None:
-    """Refuse what the original would train on wrongly or not at all."""
+    """Refuse conversations that the original would train on wrongly or not at all.
+
+    Raises:
+        SampleError: names what is wrong and what to do.
+    """
     if not turns:
         raise SampleError("empty conversation; give at least one human and one gpt turn")
     for turn in turns:
@@ -134,17 +138,17 @@ def _tokenize_plain(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLla
 
 
 def _refuse_several(num_images: int) -> None:
-    """Pre-training drops the question, and with it where the images stood."""
+    """Refuse several images: pre-training drops the question and with it the positions of the images."""
     if num_images > 1:
         raise SampleError(f"template 'plain' captions one image, found {num_images}; use template 'v1' for several")
 
 
 def _refuse_padding(input_ids: Sequence[int], tokenizer: LegacyLlamaTokenizer) -> None:
-    """The original pads with `<unk>`: one inside a text is neither counted nor attended to."""
+    """Refuse `<unk>` in the text: the original pads with it, so it neither counts nor attends to it."""
     if found := input_ids.count(tokenizer.unk_token_id):
         raise LabelMaskError(
-            f"the text holds {found} <unk> (id {tokenizer.unk_token_id}), which the original takes for padding; "
-            "remove it, or the character that the tokenizer does not know"
+            f"the text holds {found} <unk> (id {tokenizer.unk_token_id}), which the original treats as padding; "
+            "remove it, or the character that is not in the vocabulary"
         )
 
 
@@ -152,7 +156,7 @@ def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
     if ROLE_NAMES[turns[0].speaker] != "USER":
         if IMAGE_PLACEHOLDER in turns[0].value:
             raise SampleError(
-                f"{IMAGE_PLACEHOLDER} is in a gpt turn that comes first and is dropped; give it to the human"
+                f"{IMAGE_PLACEHOLDER} is in a leading gpt turn, which is dropped; move it to a human turn"
             )
         turns = turns[1:]  # the original drops a first turn that is not the human's
     if not turns:
@@ -161,18 +165,18 @@ def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
     for number, turn in enumerate(turns):
         expected = ("USER", "ASSISTANT")[number % 2]
         if ROLE_NAMES[turn.speaker] != expected:
-            raise SampleError(f"turn {number} is of {turn.speaker!r}; human and gpt must alternate")
+            raise SampleError(f"turn {number} is from {turn.speaker!r}; human and gpt must alternate")
         value = _image_first(turn.value) if num_images else turn.value
-        # An empty value is an open turn in the original: the role alone, nothing after the colon.
+        # In the original an empty value is an open turn: the role and a colon.
         prompt += f"{expected}: {value}" + (" ", V1_END_OF_TURN)[number % 2] if value else f"{expected}:"
     return prompt
 
 
 def _image_first(value: str) -> str:
-    """The original moves `<image>` to the head of its turn, on a line of its own.
+    """Move `<image>` to the start of its turn, on a line of its own, as the original does.
 
-    Several in one turn stay where they are: what the text says of each depends on the place. (The original would make
-    one of them; LLaVA-NeXT's data code, which was made for several, leaves them too.)
+    Several in one turn stay in place, because the text refers to each by its position. (The original would merge them
+    into one; LLaVA-NeXT's data code, which supports several, leaves them in place.)
     """
     if value.count(IMAGE_PLACEHOLDER) != 1:
         return value
@@ -189,8 +193,7 @@ def _tokenize_v1(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLlamaT
     _refuse_padding(input_ids, tokenizer)
     labels = list(input_ids)
     _mask(labels, 0, 1)
-    # The walk of the original: lengths of separately tokenised rounds, each counted with its own BOS, which stands
-    # for the `</s>` that the split removed.
+    # As the original: rounds are tokenised separately; the BOS of each stands for the `</s>` that the split removed.
     position = 1
     for round_text in prompt.split(V1_END_OF_TURN):
         question, *answers = round_text.split(V1_ANSWER)
@@ -201,7 +204,7 @@ def _tokenize_v1(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLlamaT
     _mask(labels, position, len(labels))
     if position != len(input_ids):
         raise LabelMaskError(
-            f"the label mask covers {position} of {len(input_ids)} tokens, so the original would train on none; "
+            f"the label mask covers {position} of {len(input_ids)} tokens, so the original would train on nothing; "
             "give every question an answer and remove ' ASSISTANT: ' and '</s>' from the texts"
         )
     return TokenizedConversation(input_ids, labels)

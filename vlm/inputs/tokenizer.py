@@ -1,9 +1,9 @@
 """LLaMA's slow tokenizer as MobileVLM was trained with it, as a small wrapper over the sentencepiece model.
 
-The original tokenises with the slow `LlamaTokenizer` of transformers 4.33.1: the text is cut at the special tokens,
-and every piece between them is encoded by sentencepiece on its own, each (`legacy`) with its own dummy prefix. Later
-versions treat the text after `</s>` differently (one token less per extra turn), so the rule is written down here,
-where both phases use it, and pinned by golden samples.
+The original uses the slow `LlamaTokenizer` of transformers 4.33.1: the text is split at the special tokens, and
+sentencepiece encodes each piece separately, each (`legacy`) with its own dummy prefix. Later versions treat the text
+after `</s>` differently (one token less per extra turn). So the rule is implemented here for both phases, and golden
+samples pin it.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ PROBE_TEXTS = (
     "na\u00efve \u4e2d\u6587 \U0001f600\U0001f3fd \ufb01 \u2460",
     "   ",
 )
-"""What `LegacyLlamaTokenizer.probe_ids` encodes: all that has ever differed between tokenizers."""
+"""Texts for `LegacyLlamaTokenizer.probe_ids`: all cases in which tokenizers have differed."""
 
 _SPACE = "\u2581"
-# Ends a serialised model, so that its `normalizer_spec.add_dummy_prefix` (field 3.3) becomes false: where a protocol
-# buffer holds a field twice, the last one counts.
+# Appended to a serialised model, it sets `normalizer_spec.add_dummy_prefix` (field 3.3) to false: if a protocol buffer
+# holds a field twice, the last one counts.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-# LLaMA's own vocabulary, known by its size and two pieces, must encode this so.
+# LLaMA's own vocabulary, recognised by its size and two pieces, must give these ids.
 _LLAMA_PIECES = 32000
 _LLAMA_IDS = {"\u2581Hello": 15043, "\u2581world": 3186}
 
@@ -40,10 +40,10 @@ class LegacyLlamaTokenizer:
     """Token ids of the slow LLaMA tokenizer of transformers 4.33.1.
 
     Args:
-        model_file: a sentencepiece `tokenizer.model`. The JSON files beside it decide the `TokenizerRules`.
+        model_file: a sentencepiece `tokenizer.model`. The JSON files next to it decide the `TokenizerRules`.
 
     Raises:
-        InputError: the file is missing or no LLaMA model, or a file beside it asks for ids that are not supported.
+        InputError: the file is missing or not a LLaMA model, or a file next to it needs ids that are not supported.
     """
 
     def __init__(self, model_file: Path) -> None:
@@ -67,7 +67,7 @@ class LegacyLlamaTokenizer:
         """Token ids of `text`; special tokens in the text become their own ids.
 
         Raises:
-            SampleError: `text` holds half a surrogate pair, which is no character.
+            SampleError: `text` holds half a surrogate pair, which is not a character.
         """
         ids = [self.bos_token_id] if add_bos else []
         for piece in self._pieces(text):
@@ -78,33 +78,33 @@ class LegacyLlamaTokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids` without special tokens."""
         special = set(self._special_ids.values())
         return str(self._sp.decode([token for token in ids if token not in special]))
 
     def piece(self, token_id: int) -> str:
-        """The piece of one id, as sentencepiece writes it (U+2581 for a blank)."""
+        """The piece of one id, as sentencepiece writes it (U+2581 for a space)."""
         return str(self._sp.id_to_piece(token_id))
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the model file and of the splitting rule, after the name of unusual rules."""
+        """sha256 of the model file and the splitting rule, preceded by the name of unusual rules."""
         digest = hashlib.sha256(b"legacy-llama-slow:1:" + self._bytes).hexdigest()
         return " ".join(filter(None, (self.rules.name, digest)))
 
     def probe_ids(self) -> dict[str, list[int]]:
-        """Ids of `PROBE_TEXTS` by text: JSON-able, to be stored with whatever depends on this tokenizer."""
+        """Text -> ids of `PROBE_TEXTS`, JSON-able, to be stored with data that depends on this tokenizer."""
         return {text: self.encode(text) for text in PROBE_TEXTS}
 
     def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
-        """Encode the texts of a stored probe again.
+        """Encode the texts of a stored probe again and compare.
 
         Args:
-            stored: what `probe_ids` gave, now or in another version.
-            where: names the file or store that holds it.
+            stored: the result of `probe_ids`, possibly of another version.
+            where: name of the file or store that holds it.
 
         Raises:
-            InputError: another id for any of them.
+            InputError: the ids of a text differ.
         """
         for text, ids in stored.items():
             if (found := self.encode(text)) != list(ids):
@@ -114,12 +114,12 @@ class LegacyLlamaTokenizer:
                 )
 
     def _pieces(self, text: str) -> list[str]:
-        """The text cut at special tokens, white space that they swallow removed."""
+        """The text split at special tokens, without the white space that they strip."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise SampleError(
-                f"the text holds {text[error.start]!r}, half of a surrogate pair; write the whole character"
+                f"the text holds {text[error.start]!r}, half of a surrogate pair; write the complete character"
             ) from error
         if text and not self.rules.legacy:
             text = _SPACE + text.replace(_SPACE, " ")
@@ -130,14 +130,14 @@ class LegacyLlamaTokenizer:
             if pieces[number] in self.rules.strip_right:
                 pieces[number + 1] = pieces[number + 1].lstrip()
         if not self.rules.legacy and len(pieces) > 1 and pieces[0] == _SPACE:
-            pieces[0] = ""  # the prefix is for a text, and this begins with a special token
+            pieces[0] = ""  # the prefix belongs to text, but this starts with a special token
         return pieces
 
     def _encode_piece(self, piece: str) -> list[int]:
         ids: list[int] = self._encoder.encode(piece)
         if self.rules.legacy or not piece.startswith((_SPACE, " ")):
             return ids
-        # Without a dummy prefix sentencepiece drops a leading blank; behind other text it keeps it.
+        # Without a dummy prefix sentencepiece drops a leading space; after other text it keeps it.
         guard = SPECIAL_TOKENS["unk_token"]
         return list(self._encoder.encode(guard + piece)[len(self._encoder.encode(guard)) :])
 
@@ -182,7 +182,7 @@ def _processor(model: bytes, file: Path) -> sentencepiece.SentencePieceProcessor
 
 
 def _shortened(ids: Sequence[int], other: Sequence[int]) -> str:
-    """Up to eight ids from just before where `other` differs."""
+    """Up to eight ids, starting just before the first difference from `other`."""
     same = next((n for n, pair in enumerate(zip(ids, other, strict=False)) if pair[0] != pair[1]), len(other))
     start = max(0, min(same, len(ids)) - 2)
     shown = ", ".join(map(str, ids[start : start + 8]))

@@ -1,7 +1,7 @@
-"""What the small JSON files beside `tokenizer.model` change in the token ids, as transformers 4.33.1 reads them.
+"""How the small JSON files next to `tokenizer.model` change token ids, as transformers 4.33.1 reads them.
 
-MobileVLM was trained with that version's slow `LlamaTokenizer`. Three of its settings change ids and are followed
-here; every other setting that would is refused. docs/inputs.md has the table.
+MobileVLM was trained with that version's slow `LlamaTokenizer`. Three settings that change ids are supported; all
+others are refused. docs/inputs.md has the table.
 """
 
 import json
@@ -16,7 +16,7 @@ from alignkd.vlm.errors import InputError, one_line, unreadable
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 
-# Settings that change ids, with the one value that gives MobileVLM's. Absent means that value.
+# Settings that change ids, with the value of MobileVLM, which is also the default.
 _FIXED = {"add_bos_token": True, "add_eos_token": False, "split_special_tokens": False}
 _CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 
@@ -26,8 +26,8 @@ class TokenizerRules:
     """How text around special tokens is encoded.
 
     Attributes:
-        legacy: every piece of text between special tokens gets its own dummy prefix; else only the first does.
-        strip_left, strip_right: special tokens that swallow the white space before, after them.
+        legacy: every piece of text between special tokens gets its own dummy prefix; otherwise only the first does.
+        strip_left, strip_right: special tokens that strip the white space before or after them.
     """
 
     legacy: bool = True
@@ -36,7 +36,7 @@ class TokenizerRules:
 
     @property
     def name(self) -> str:
-        """Empty for the usual rules; else names what differs. Part of the tokenizer's fingerprint."""
+        """Names the differences from the usual rules; empty without any. Part of the tokenizer's fingerprint."""
         parts = [] if self.legacy else ["legacy=false"]
         for side, tokens in (("lstrip", self.strip_left), ("rstrip", self.strip_right)):
             parts += [f"{side}={','.join(sorted(tokens))}"] if tokens else []
@@ -47,14 +47,14 @@ def read_rules(folder: Path) -> TokenizerRules:
     """The rules of a checkpoint folder; its JSON files may be missing.
 
     Raises:
-        InputError: a setting or an added token that would give other ids than MobileVLM's training saw.
+        InputError: a setting or an added token that would give other ids than in MobileVLM's training.
     """
     config = _read_object(folder / CONFIG_FILE)
     _check_settings(folder / CONFIG_FILE, config)
     _check_added(folder / CONFIG_FILE, _contents(config.get("added_tokens_decoder")))
     _check_added(folder / ADDED_FILE, tuple(_read_object(folder / ADDED_FILE)))
     strip = dict.fromkeys(SPECIAL_TOKENS.values(), (False, False))
-    # A bare string means a token that keeps its white space in the config, but swallows it in the map.
+    # A bare string means a token that keeps white space in the config, but strips it in the map.
     for file, tokens, bare in ((CONFIG_FILE, config, False), (MAP_FILE, _read_object(folder / MAP_FILE), True)):
         strip.update(_strips(folder / file, tokens, bare=bare))
     return TokenizerRules(
@@ -77,7 +77,7 @@ def _check_settings(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def _strips(file: Path, tokens: Mapping[str, Any], *, bare: bool) -> dict[str, tuple[bool, bool]]:
-    """Whether white space is swallowed (before, after) each special token that the file mentions."""
+    """Whether each special token in the file strips white space (before, after)."""
     strips = {}
     for key, wanted in SPECIAL_TOKENS.items():
         value = tokens.get(key, wanted)
@@ -89,7 +89,7 @@ def _strips(file: Path, tokens: Mapping[str, Any], *, bare: bool) -> dict[str, t
             strips[wanted] = bool(value.get("lstrip")), bool(value.get("rstrip"))
         elif key in tokens:
             strips[wanted] = bare, bare
-    # Padding never reaches a prompt: the original replaces it by <unk>. But a token that is not in the model is new.
+    # Padding never appears in a prompt, because the original replaces it by <unk>. A token outside the model is new.
     others = [tokens.get(key) for key in ("pad_token", "sep_token", "cls_token", "mask_token")]
     _check_added(file, tuple(_content(value) for value in others if value))
     _check_added(file, _contents(tokens.get("additional_special_tokens")))
@@ -110,7 +110,7 @@ def _contents(values: Any) -> tuple[str, ...]:
 
 
 def _content(value: Any) -> str:
-    """The text of a token, written bare or as an object."""
+    """The text of a token, given as a string or as an object."""
     return str(value.get("content") if isinstance(value, dict) else value)
 
 

@@ -1,8 +1,8 @@
 """Softmaxed attention of the FIRST decoder layer for chosen queries and keys only (paper eq. 1, `A_HQP`).
 
-The input of layer 0 is the spliced embedding sequence itself, so its queries and keys follow from the embeddings,
-the layer's input norm, `W_q`, `W_k` and rotary positions. Nothing else of the model needs to run, and the [H, L, L]
-matrix is never built. Where the decoder runs anyway, queries and keys are those that its first layer makes.
+The input of layer 0 is the spliced embedding sequence, so its queries and keys follow from the embeddings, the
+layer's input norm, `W_q`, `W_k` and rotary positions. The rest of the model need not run, and the [H, L, L] matrix is
+never built. If the decoder runs anyway, the queries and keys of its first layer are reused.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ def first_layer_attention(
         model: the LLaMA decoder.
         inputs_embeds_BLD: spliced embeddings, right-padded.
         rows_BR, cols_BC: int64 positions in 0..L-1; pad with 0 and mask the result.
-        chunk_bytes: take so few rows at a time (at least one) that their float32 [B, H, r, L] needs at most this; None
-            takes all rows at once.
+        chunk_bytes: maximum bytes of the float32 [B, H, r, L] of the rows computed at a time (at least one row); None
+            computes all rows at once.
     """
     layer = model.layers[0]
     attention = layer.self_attn
@@ -47,14 +47,14 @@ def first_layer_attention(
 
 @dataclass
 class FirstLayer:
-    """Queries [B, L, H * d] and keys [B, L, Hk * d] of the first layer, not rotated; there once the decoder has run."""
+    """Queries [B, L, H * d] and keys [B, L, Hk * d] of the first layer before rotation, set by a decoder pass."""
 
     model: LlamaModel
     query_BLD: Tensor | None = None
     key_BLD: Tensor | None = None
 
     def rotated(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Queries of rows [B, H, R, d] and keys of all positions [B, H, L, d], of these samples."""
+        """Queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
         assert self.query_BLD is not None and self.key_BLD is not None
         query_BLD, key_BLD = self.query_BLD, self.key_BLD
         if samples_B is not None:
@@ -64,25 +64,25 @@ class FirstLayer:
     def attention(
         self, rows_BR: Tensor, cols_BC: Tensor, samples_B: Tensor | None = None, *, chunk_bytes: int | None = None
     ) -> Tensor:
-        """What `first_layer_attention` gives for these samples, without making queries and keys once more."""
+        """The result of `first_layer_attention` for these samples, without computing queries and keys again."""
         queries_keys = self.rotated(rows_BR, samples_B)
         return attention_rows(*queries_keys, rows_BR, cols_BC, scaling=self.scaling, chunk_bytes=chunk_bytes)
 
     @property
     def num_samples(self) -> int:
-        """B."""
+        """B, number of samples."""
         assert self.key_BLD is not None
         return len(self.key_BLD)
 
     @property
     def scaling(self) -> float:
-        """Of the scores."""
+        """Scale factor of the scores."""
         return float(self.model.layers[0].self_attn.scaling)
 
 
 @contextmanager
 def watched_first_layer(model: LlamaModel) -> Iterator[FirstLayer]:
-    """Inside, a forward pass of the decoder leaves its first layer's queries and keys in what is given."""
+    """Record the first layer's queries and keys in the yielded object when the decoder runs inside the block."""
     first, attention = FirstLayer(model), model.layers[0].self_attn
     hooks = [
         projection.register_forward_hook(lambda _, __, output, field=field: setattr(first, field, output))
@@ -91,7 +91,7 @@ def watched_first_layer(model: LlamaModel) -> Iterator[FirstLayer]:
     try:
         yield first
     finally:
-        for hook in hooks:  # before the backward pass, where gradient checkpointing runs the layer once more
+        for hook in hooks:  # before the backward pass, in which gradient checkpointing runs the layer again
             hook.remove()
 
 
@@ -100,7 +100,7 @@ def _rows(values_BLD: Tensor, rows_BR: Tensor) -> Tensor:
 
 
 def _rotated(model: LlamaModel, query_BRD: Tensor, key_BLD: Tensor, rows_BR: Tensor) -> tuple[Tensor, Tensor]:
-    """By head and with their positions, keys once per query head."""
+    """Queries and keys by head with rotary positions; keys are repeated for each query head."""
     head_dim = model.layers[0].self_attn.head_dim
     query_BHRd, key_BHLd = (values.unflatten(-1, (-1, head_dim)).transpose(1, 2) for values in (query_BRD, key_BLD))
     positions_L = torch.arange(key_BLD.shape[1], device=key_BLD.device)

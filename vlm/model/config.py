@@ -12,10 +12,10 @@ from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.model.projector import PROJECTOR_TYPES, is_projector_type, projector_grid
 from alignkd.vlm.model.projector_ldp import CHANNEL_STEP
 
-# The same layout under other names: LLaVA, whose training code MobileVLM's grew out of, in its own repository's form.
+# LLaVA, on whose training code MobileVLM's is based, has the same layout in its own repository's form.
 MODEL_TYPES = ("mobilevlm", "llava", "llava_llama")
 DEFAULT_POOLED_GRID = 12
-# What the original saves and what decides our forward pass; anything else in config.json is carried through.
+# Keys that decide the forward pass; all other keys of config.json are kept unchanged.
 LLAMA_KEYS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
     "max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling tie_word_embeddings "
@@ -25,7 +25,7 @@ REQUIRED_KEYS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads mm_projector_type "
     "mm_hidden_size mm_vision_select_layer"
 ).split()
-# Key -> (value when absent, the value whose meaning is implemented): with any other we would be silently wrong.
+# Key -> (value when absent, the only supported value). Other values would give silently wrong results.
 SUPPORTED: dict[str, tuple[Any, Any]] = {
     "mm_vision_select_feature": ("patch", "patch"),
     "mm_use_im_start_end": (False, False),
@@ -33,7 +33,7 @@ SUPPORTED: dict[str, tuple[Any, Any]] = {
     "mm_patch_merge_type": ("flat", "flat"),
     "tie_word_embeddings": (False, False),
 }
-# Hub models whose vision config is known, so that a checkpoint loads without the hub.
+# Vision configs of known hub models, so that a checkpoint loads without the hub.
 KNOWN_VISION_TOWERS: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14-336": {
         "hidden_size": 1024,
@@ -49,7 +49,7 @@ KNOWN_VISION_TOWERS: dict[str, dict[str, Any]] = {
     }
 }
 
-# With any other the original cuts an image into several.
+# With other values the original splits an image into several.
 ASPECT_RATIOS = (None, "pad", "square")
 
 Config = TypeVar("Config")
@@ -60,10 +60,10 @@ class VLMConfig:
     """Shapes and settings of one model.
 
     Attributes:
-        raw: `config.json` as read, written back on export.
+        raw: content of `config.json`, written back on export.
         llama: the language model's config.
         vision: the CLIP tower's config.
-        preprocessor: `preprocessor_config.json` beside the vision config, or empty.
+        preprocessor: `preprocessor_config.json` next to the vision config, or empty.
     """
 
     raw: dict[str, Any]
@@ -78,7 +78,7 @@ class VLMConfig:
 
     @property
     def pooled_grid(self) -> int:
-        """Side of what `ldpnetv2` pools to; 12 in every official checkpoint (`mm_projector_grid` is ours)."""
+        """Side of the grid that `ldpnetv2` pools to; 12 in official checkpoints (`mm_projector_grid` is our key)."""
         return int(self.raw.get("mm_projector_grid", DEFAULT_POOLED_GRID))
 
     @property
@@ -89,17 +89,17 @@ class VLMConfig:
 
     @property
     def vision_tokens(self) -> int:
-        """P, vision tokens that one image becomes."""
+        """P, vision tokens per image."""
         return self.vision_grid**2
 
     @property
     def hidden_size(self) -> int:
-        """D of the language model."""
+        """D, hidden size of the language model."""
         return int(self.llama.hidden_size)
 
     @property
     def num_heads(self) -> int:
-        """H, attention heads (query heads where keys are grouped)."""
+        """H, attention heads (query heads if keys are grouped)."""
         return int(self.llama.num_attention_heads)
 
     @property
@@ -109,12 +109,12 @@ class VLMConfig:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V, vocabulary size."""
         return int(self.llama.vocab_size)
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence the language model was made for."""
+        """Maximum sequence length of the language model."""
         return int(self.llama.max_position_embeddings)
 
     @property
@@ -143,11 +143,11 @@ def load_config(checkpoint: Path, *, vision_config: Path | None = None) -> VLMCo
 
 
 def parse_config(raw: Any, *, path: Path, vision_config: Path | None = None) -> VLMConfig:
-    """The model that the JSON object `raw` describes.
+    """The configuration that the JSON object `raw` describes.
 
     Args:
-        raw: as the original saves `config.json`.
-        path: where it was read, for messages and for a vision tower beside it.
+        raw: content of `config.json` as the original saves it.
+        path: path of that file, for messages and for a vision tower next to it.
         vision_config: folder (or file) with the tower's `config.json`; overrides `mm_vision_tower`.
 
     Raises:
@@ -188,7 +188,7 @@ def _check_layout(raw: Any, path: Path) -> None:
 
 
 def _check_variant(raw: dict[str, Any], path: Path) -> None:
-    """Refuse settings that mean another computation than ours."""
+    """Refuse settings whose computation is not implemented."""
     for key, (default, supported) in SUPPORTED.items():
         if raw.get(key, default) != supported:
             raise InputError(f"{path}: {key} {raw[key]!r}, only {supported!r} is supported; use an official checkpoint")
@@ -200,7 +200,7 @@ def _check_variant(raw: dict[str, Any], path: Path) -> None:
     if (ratio := raw.get("image_aspect_ratio")) not in ASPECT_RATIOS:
         raise InputError(
             f"{path}: image_aspect_ratio {ratio!r}, expected one of {', '.join(map(str, ASPECT_RATIOS))}; checkpoints "
-            "that see an image in several parts are not supported"
+            "that split an image into several parts are not supported"
         )
 
 

@@ -1,4 +1,4 @@
-"""Greedy generation with a KV cache: token by token for one prompt, in batches of equal length for many."""
+"""Greedy generation with a KV cache: streamed for one prompt, in batches of equal length for many."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ def generate_greedy(
     Prompts may differ in length: those of equal length share a batch, so nothing is padded.
 
     Raises:
-        InputError: logits that are not finite; of them no token is the likeliest.
+        InputError: logits that are not finite, so that no token is the most probable.
 
     Returns:
         One list of at most `max_new_tokens` token ids per prompt, in the order of `prompts`.
@@ -39,7 +39,7 @@ def generate_greedy(
 
 
 def stream_greedy(model: MobileVLM, prompt: Example, *, max_new_tokens: int, eos_token_id: int) -> Iterator[int]:
-    """The tokens of `generate_greedy` for one prompt, each as soon as it is known."""
+    """The tokens of `generate_greedy` for one prompt, each as soon as it is computed."""
     for next_B in itertools.islice(_next_tokens(model, [prompt]), max_new_tokens):
         token = int(next_B.item())
         if token == eos_token_id:
@@ -50,7 +50,7 @@ def stream_greedy(model: MobileVLM, prompt: Example, *, max_new_tokens: int, eos
 def _generate_equal(
     model: MobileVLM, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int
 ) -> list[list[int]]:
-    """Rows of at most `max_new_tokens` ids; what a row holds after its first end token means nothing."""
+    """Rows of at most `max_new_tokens` ids; ids after a row's first end token are meaningless."""
     steps: list[Tensor] = []
     finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     for next_B in itertools.islice(_next_tokens(model, prompts), max_new_tokens):
@@ -63,7 +63,7 @@ def _generate_equal(
 
 @torch.no_grad()
 def _next_tokens(model: MobileVLM, prompts: Sequence[Example]) -> Iterator[Tensor]:
-    """The likeliest next token of each prompt, int64 [B], without end; prompts have one length."""
+    """Endless stream of the most probable next token of each prompt, int64 [B]; prompts have equal length."""
     batch = collate_sequences(prompts).to(model.device)
     vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
     inputs_embeds = model.embed(batch, vision)

@@ -1,4 +1,4 @@
-"""MobileVLM and its kin: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
+"""MobileVLM and related models: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
 from contextlib import AbstractContextManager
 
@@ -27,7 +27,7 @@ class _Decoder(LlamaModel):  # type: ignore[misc]
 class MobileVLM(nn.Module):
     """One vision-language model; weights are random until loaded.
 
-    Shapes: B samples, I of them with an image, L positions, P vision tokens, D hidden size, V vocabulary.
+    Shapes: B samples, I images, L positions, P vision tokens, D hidden size, V vocabulary.
     """
 
     def __init__(self, config: VLMConfig) -> None:
@@ -37,7 +37,7 @@ class MobileVLM(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def freeze_vision_tower(self) -> None:
-        """Never train the tower (both phases of Align-KD)."""
+        """Exclude the tower from training (both phases of Align-KD)."""
         self.model.vision_tower.freeze()
 
     def encode_images(self, pixel_values_ICHW: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class MobileVLM(nn.Module):
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
     def watched_first_layer(self) -> AbstractContextManager[FirstLayer]:
-        """Inside, `hidden_states` leaves layer 0's queries and keys there, with their gradient; see `attention.py`."""
+        """Record layer 0's queries and keys, with gradient, when `hidden_states` runs inside; see `attention.py`."""
         return watched_first_layer(self.model)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
@@ -77,5 +77,5 @@ class MobileVLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.lm_head.weight.device

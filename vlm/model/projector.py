@@ -23,17 +23,17 @@ _MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
 
 
 def is_projector_type(name: object) -> bool:
-    """Whether `build_projector` knows it."""
+    """Whether `build_projector` supports it."""
     return isinstance(name, str) and (name in PROJECTOR_TYPES[:3] or _MLP.fullmatch(name) is not None)
 
 
 def projector_grid(name: str, patch_grid: int, pooled_grid: int) -> int:
-    """Side of the square of vision tokens that come out.
+    """Side of the square of vision tokens of the output.
 
     Args:
         name: `mm_projector_type`.
-        patch_grid: side of the square of patches that go in.
-        pooled_grid: what `ldpnetv2` pools to.
+        patch_grid: side of the square of input patches.
+        pooled_grid: side of the grid that `ldpnetv2` pools to.
     """
     if name == "ldpnetv2":
         return pooled_grid
@@ -41,7 +41,7 @@ def projector_grid(name: str, patch_grid: int, pooled_grid: int) -> int:
 
 
 def build_projector(name: str, vision_size: int, hidden_size: int, pooled_grid: int) -> nn.Module:
-    """The projector of a type that `is_projector_type` knows; weights are random."""
+    """The projector of a supported type; weights are random."""
     if name == "ldpnetv2":
         return LDPv2Projector(vision_size, hidden_size, pooled_grid)
     if name == "ldpnet":
@@ -81,7 +81,7 @@ class _PositionInjection(nn.Module):
 
 
 class LDPv2Projector(nn.Module):
-    """MobileVLM V2's: P = grid x grid."""
+    """Projector of MobileVLM V2: P = grid x grid."""
 
     def __init__(self, vision_size: int, hidden_size: int, grid: int) -> None:
         super().__init__()

@@ -23,14 +23,14 @@ def halved(grid: int) -> int:
 
 
 def squeezed_channels(channels: int) -> int:
-    """A quarter of the channels, as the original rounds it: to a multiple of 8, but not down by more than 10 %."""
+    """A quarter of the channels, rounded as the original: to a multiple of 8, down by at most 10 %."""
     wanted = channels // SQUEEZE
     rounded = max(CHANNEL_STEP, (wanted + CHANNEL_STEP // 2) // CHANNEL_STEP * CHANNEL_STEP)
     return rounded + CHANNEL_STEP if 10 * rounded < 9 * wanted else rounded
 
 
 class _ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each place: [B, D, h, w]."""
+    """Layer norm over the channels at each grid position: [B, D, h, w]."""
 
     def forward(self, grid_BDhw: Tensor) -> Tensor:
         normed_BhwD = functional.layer_norm(
@@ -40,7 +40,7 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 class _SqueezeExcitation(nn.Module):
-    """Scales each channel by what the mean over all places says."""
+    """Scale each channel by a function of its mean over the grid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _SqueezeExcitation(nn.Module):
 
 
 class _InvertedResidual(nn.Module):
-    """Depthwise, squeeze and excitation, point-wise; a residual where the grid stays as it is."""
+    """Depthwise, squeeze and excitation, point-wise; with a residual if the grid size does not change."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _InvertedResidual(nn.Module):
 class _LDPBlock(nn.Module):
     def __init__(self, vision_size: int, hidden_size: int) -> None:
         super().__init__()
-        # the original's first entries do nothing, but they count in the names
+        # the first entries do nothing in the original, but shift the numbers in the names
         self.mlp = nn.Sequential(
             nn.Identity(), nn.Linear(vision_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )

@@ -1,9 +1,9 @@
-"""A teacher in 8 or 4 bits, so that 7B fits a small card; for inference only.
+"""A teacher in 8 or 4 bits, so that a 7B model fits a small GPU; for inference only.
 
 Only the linear layers of the decoder are quantised. Vision tower, projector, embeddings and `lm_head` keep full
-precision, and so do `q_proj` and `k_proj` of layer 0: the first layer's attention is itself a target of Align-KD, it
-follows from them and from the embeddings alone, and the two matrices are 0.5 % of the decoder. So attention and
-vision targets are exactly those of the unquantised teacher; only the logits carry the quantisation error.
+precision. So do `q_proj` and `k_proj` of layer 0, which are 0.5 % of the decoder: with the embeddings they decide the
+first layer's attention, which is a target of Align-KD. So attention and vision targets equal those of the unquantised
+teacher; only the logits have a quantisation error.
 """
 
 import importlib
@@ -24,7 +24,7 @@ INT8_OUTLIER = 6.0  # LLM.int8(): activations beyond it are multiplied in 16 bit
 
 
 def quantizable(model: MobileVLM) -> Iterator[tuple[str, nn.Linear]]:
-    """Name and module of every layer that quantisation replaces."""
+    """Name and module of each layer that quantisation replaces."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith(DECODER_PREFIX) and name not in FULL_PRECISION:
             yield name, module
@@ -37,13 +37,13 @@ def quantized_bytes(linear: nn.Linear, kind: Literal["int8", "nf4"]) -> int:
 
 
 class Quantizer:
-    """Replaces the decoder's linear layers of a model on the meta device and fills them one weight at a time.
+    """Replace the decoder's linear layers of a model on the meta device, and fill them one weight at a time.
 
     Args:
-        model: on the meta device; its layers are exchanged here, their weights come by `take`.
+        model: model on the meta device; its layers are replaced here, `take` sets their weights.
         kind: `none` does nothing.
-        dtype: of activations, and of everything that stays in full precision.
-        device: where the quantised weights go.
+        dtype: dtype of activations and of unquantised weights.
+        device: device of the quantised weights.
 
     Raises:
         InputError: bitsandbytes is not installed or does not work here.
@@ -61,7 +61,7 @@ class Quantizer:
             self._modules[f"{name}.weight"] = replacement
 
     def take(self, key: str, weight: Tensor) -> bool:
-        """Quantise `weight` into its layer if `key` belongs to one; False leaves it to the caller."""
+        """Quantise `weight` into its layer and return True; return False if `key` is not quantised."""
         if (module := self._modules.get(key)) is None:
             return False
         if self._kind == "int8":
@@ -75,7 +75,7 @@ class Quantizer:
                 compress_statistics=False,
                 module=module,
             )
-        module.weight = parameter.to(self._device)  # quantised on the way
+        module.weight = parameter.to(self._device)  # quantised by this transfer
         return True
 
     def _empty(self, linear: nn.Linear) -> Any:
@@ -83,7 +83,7 @@ class Quantizer:
         common = {"bias": linear.bias is not None, "device": "meta"}
         if self._kind == "int8":
             return self._bnb.nn.Linear8bitLt(**shape, **common, has_fp16_weights=False, threshold=INT8_OUTLIER)
-        # No second quantisation of the scales: 0.4 bits per weight are worth less than the teacher's precision.
+        # The scales are not quantised again: it would save 0.4 bits per weight and cost precision.
         return self._bnb.nn.Linear4bit(
             **shape, **common, compute_dtype=self._dtype, compress_statistics=False, quant_type="nf4"
         )

@@ -49,7 +49,7 @@ _COMMON: dict[str, Any] = {
     "vision_tower_type": "clip",
     "vocab_size": 32000,
 }
-# The 3B's language model was trained in another framework, whose keys its config still holds; nothing reads them.
+# The 3B's language model was trained in another framework, whose unused keys remain in its config.
 _LEFT_OVER_3B: dict[str, Any] = {
     "_mlp_class": "LLaMAMLP",
     "_norm_class": "RMSNorm",
@@ -105,18 +105,18 @@ MEMBERS = tuple(_MEMBERS)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """What a model is made of and what its weights take.
+    """Shapes, parameter counts and weight bytes of a model.
 
     Attributes:
-        name: hub id, or the folder described.
-        num_layers, hidden_size, num_heads, num_key_value_heads, intermediate_size, vocab_size, max_positions: of the
-            language model.
+        name: hub id or folder.
+        num_layers, hidden_size, num_heads, num_key_value_heads, intermediate_size, vocab_size, max_positions: shapes
+            of the language model.
         vision_tower: `mm_vision_tower` of its config.
-        image_size: pixels, side of the square that the tower sees.
-        vision_tokens: tokens of the language model that one image becomes.
+        image_size: side of the tower's input in pixels.
+        vision_tokens: vision tokens per image.
         parameters: counts of `language_model` (with embeddings and head), `vision_tower`, `projector`, `total`.
-        weight_bytes: of all weights by precision; `int8` and `nf4` quantise the decoder (see `quantization.py`) and
-            leave the rest in 16 bits.
+        weight_bytes: bytes of all weights by precision; `int8` and `nf4` quantise the decoder (see `quantization.py`);
+            the rest has 16 bits.
     """
 
     name: str
@@ -146,17 +146,17 @@ def official_config(name: str) -> dict[str, Any]:
     for member, own in _MEMBERS.items():
         if name in (member, member.partition("/")[2]):
             return {"_name_or_path": member, **_COMMON, **own}
-    raise InputError(f"{name}: no model of the family; choose one of {', '.join(MEMBERS)}")
+    raise InputError(f"{name}: not a model of the family; choose one of {', '.join(MEMBERS)}")
 
 
 def family_config(name: str) -> VLMConfig:
-    """The configuration of a family member; needs no file and no network."""
+    """The configuration of a family member, without files or network."""
     raw = official_config(name)
     return parse_config(raw, path=Path(raw["_name_or_path"]) / "config.json")
 
 
 def model_size(name: str, config: VLMConfig) -> ModelSize:
-    """Shapes, parameter counts and bytes; the model is built on the meta device, so nothing is counted by hand."""
+    """Shapes, parameter counts and bytes, counted on a model on the meta device."""
     with torch.device("meta"):
         model = MobileVLM(config)
     counts = {

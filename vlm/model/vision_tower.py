@@ -1,4 +1,4 @@
-"""The CLIP vision tower up to the selected hidden state; later layers are loaded and saved but never run."""
+"""The CLIP vision tower up to the selected hidden state; later layers are loaded and saved but not run."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 
 class _TowerWrapper(nn.Module):
-    """Gives the parameter names of the official checkpoints: `vision_tower.vision_model.*`."""
+    """Wrapper for the parameter names of the official checkpoints: `vision_tower.vision_model.*`."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
@@ -37,6 +37,6 @@ class VisionTower(nn.Module):
             return hidden[:, 1:]
 
     def freeze(self) -> None:
-        """Never train the tower (both phases of Align-KD)."""
+        """Exclude the tower from training (both phases of Align-KD)."""
         self.frozen = True
         self.requires_grad_(False)

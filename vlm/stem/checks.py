@@ -1,4 +1,4 @@
-"""Whether a stem gives the targets that were meant: of the store's teacher, for the student's own features."""
+"""Whether a stem gives the intended targets: from the store's teacher, for the student's own features."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ def check_stem_of_teacher(stem: StemInfo, fingerprint: Mapping[str, str], store:
     """Refuse a stem of another teacher than the store's.
 
     Args:
-        fingerprint: of the store's manifest; its template and dtype are not the teacher's own.
-        store: the store's path, for the message.
+        fingerprint: fingerprint in the store's manifest; its template and dtype are not compared.
+        store: path of the store, for the message.
 
     Raises:
-        InputError: one line naming each differing entry with both values.
+        InputError: one line with each differing entry and both values.
     """
     differing = [
         f"{name} is {value[:64]} in the stem, {fingerprint.get(name, 'not recorded')[:64]} in the store"
@@ -31,10 +31,10 @@ def check_stem_of_teacher(stem: StemInfo, fingerprint: Mapping[str, str], store:
 
 
 def check_same_tower(stem: StemInfo, student: MobileVLM) -> None:
-    """Refuse a stem whose teacher sees with another vision tower than the student, in the student's dtype.
+    """Refuse a stem whose teacher has another vision tower than the student, in the student's dtype.
 
     Raises:
-        InputError: naming both hashes and the way out.
+        InputError: names both hashes and what to do.
     """
     dtype, found = running_tower_hash(student)
     if (expected := stem.tower.get(dtype, "not recorded")) != found:

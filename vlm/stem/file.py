@@ -1,4 +1,4 @@
-"""A stem as one safetensors file: the tensors by their checkpoint names, and in the metadata whose they are."""
+"""A stem as one safetensors file: tensors by their checkpoint names; the metadata identifies the teacher."""
 
 import json
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, Teac
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 METADATA_KEY = "alignkd_stem"
-# as a store carries it
+# its name in a store
 STEM_FILE = "stem.safetensors"
 # dtypes as safetensors names them
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 class _Described(BaseModel):
-    """The metadata: pydantic, because a file may come from a stranger."""
+    """The metadata, checked by pydantic because files may come from untrusted sources."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,15 +42,15 @@ class _Described(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class StemInfo:
-    """Whose stem a file holds.
+    """Description of a stem file.
 
     Attributes:
-        path: the file.
-        dtype: of the tensors.
-        fingerprint: of the teacher, the entries that a store's manifest has too (`alignkd.vlm.stem.checks`).
+        path: path of the file.
+        dtype: dtype of the tensors.
+        fingerprint: fingerprint of the teacher: entries that a store's manifest also has (`alignkd.vlm.stem.checks`).
         tower: dtype -> hash of the vision tower's weights (`alignkd.vlm.weights.tower_hash`).
-        config: the teacher's.
-        has_lm_head: whether `lm_head` and the final norm are in it.
+        config: configuration of the teacher.
+        has_lm_head: whether the file has `lm_head` and the final norm.
         file_bytes: size of the file.
     """
 
@@ -70,10 +70,10 @@ class StemInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StemParts:
-    """What a stem file is written from.
+    """Content of a stem file.
 
     Attributes:
-        weights: of one dtype, named as `stem_shapes` has them.
+        weights: tensors of one dtype, named as in `stem_shapes`.
         fingerprint, tower, config: as in `StemInfo`.
     """
 
@@ -83,7 +83,7 @@ class StemParts:
     config: VLMConfig
 
     def metadata(self) -> dict[str, str]:
-        """One entry: safetensors writes several in an order of chance, and the same stem must be the same bytes."""
+        """The metadata as one entry: safetensors writes several in random order, but equal stems must have equal bytes."""
         (dtype,) = {_name(tensor) for tensor in self.weights.values()}
         vision = json.loads(self.config.vision.to_json_string(use_diff=False))
         described = _Described(
@@ -105,8 +105,8 @@ def stem_bytes(parts: StemParts) -> bytes:
 def stem_file_bytes(parts: StemParts) -> int:
     """Size of the file, from shapes alone: the tensors of `parts` may be on the meta device.
 
-    As https://huggingface.co/docs/safetensors describes the format: 8 bytes of length, a JSON header filled up with
-    spaces to a multiple of 8, the tensors back to back.
+    Format (https://huggingface.co/docs/safetensors): 8 bytes of length, a JSON header padded with spaces to a multiple
+    of 8, the tensors back to back.
     """
     entries: dict[str, Any] = {"__metadata__": parts.metadata()}
     end = 0
@@ -118,10 +118,10 @@ def stem_file_bytes(parts: StemParts) -> int:
 
 
 def write_stem(path: Path, parts: StemParts) -> StemInfo:
-    """Write a stem whole or not at all; missing folders are made.
+    """Write a stem whole or not at all; missing folders are created.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     try:
         save_tensors(parts.weights, path, metadata=parts.metadata())
@@ -131,10 +131,10 @@ def write_stem(path: Path, parts: StemParts) -> StemInfo:
 
 
 def read_stem_info(path: Path) -> StemInfo:
-    """Whose stem a file holds; no tensor is read.
+    """Describe a stem file; no tensor is read.
 
     Raises:
-        InputError: no stem file, a damaged one, or of another version.
+        InputError: not a stem file, damaged, or of another version.
     """
     try:
         with open_tensors(path) as file:
@@ -149,7 +149,7 @@ def read_stem_info(path: Path) -> StemInfo:
             f"{tried(path)}: cannot be read as a stem ({one_line(error)[:160]}); `alignkd stem extract` writes one"
         ) from error
     if text is None:
-        raise InputError(f"{path}: safetensors without a stem's metadata; `alignkd stem extract` writes a stem")
+        raise InputError(f"{path}: safetensors without the metadata of a stem; `alignkd stem extract` writes a stem")
     described = _described(text, path)
     config = _config(described, path)
     lm_head = "lm_head.weight" in shapes
@@ -175,7 +175,7 @@ def is_stem(path: Path) -> bool:
 
 
 def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
-    """The stem of a file on the CPU; the token embeddings stay mapped from it, the rest is read.
+    """The stem of a file on the CPU; the token embeddings stay mapped from the file, the rest is read.
 
     Args:
         lm_head: False leaves `lm_head` and the final norm in the file.
@@ -187,12 +187,12 @@ def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
     wanted = stem_shapes(info.config, lm_head=lm_head and info.has_lm_head)
     with open_tensors(path) as file:
         mapped = {key: file.get_tensor(key) for key in wanted}
-    # a copy of all but the table: a file that is replaced later must not change what is trained on
+    # copy all but the table, so that a file that is replaced later does not change the targets
     return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
 
 
 def open_table(info: StemInfo) -> EmbeddingTable:
-    """The token embeddings of a stem alone, mapped from its file."""
+    """Only the token embeddings of a stem, mapped from its file."""
     with open_tensors(info.path) as file:
         return EmbeddingTable(file.get_tensor(EMBEDDING_KEY))
 
@@ -214,7 +214,7 @@ def _described(text: str, path: Path) -> _Described:
 
 
 def _config(described: _Described, path: Path) -> VLMConfig:
-    """As `alignkd.vlm.model.config` builds it from a checkpoint."""
+    """The configuration, as `alignkd.vlm.model.config` builds it from a checkpoint."""
     raw = described.config
     settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
     try:
@@ -227,7 +227,7 @@ def _config(described: _Described, path: Path) -> VLMConfig:
         stem_shapes(config, lm_head=True)
     except Exception as error:  # a library over damaged values fails in any way
         raise InputError(
-            f"{path}: config in the metadata is unusable ({one_line(error)[:160]}); extract again"
+            f"{path}: config in the metadata is unusable ({one_line(error)[:160]}); extract the stem again"
         ) from error
     return config
 
@@ -248,4 +248,6 @@ def _check_tensors(
         )
     code = _CODES[dtype]
     if dtypes != {code}:
-        raise InputError(f"{path}: tensors are {', '.join(sorted(dtypes))}, its metadata says {code}; extract again")
+        raise InputError(
+            f"{path}: tensors are {', '.join(sorted(dtypes))}, {code} in its metadata; extract the stem again"
+        )

@@ -1,9 +1,9 @@
-"""The teacher's stem: what first-layer attention and vision embeddings follow from, and nothing else of the teacher.
+"""The teacher's stem: the tensors that give its first-layer attention and vision embeddings.
 
-Both targets are shallow. Vision embeddings are the projector's output for features of the frozen tower, which the
-student computes anyway where the two share it. The first layer's attention follows from the spliced embeddings, the
-layer's input norm, `W_q`, `W_k` and rotary positions. So these few tensors give both targets exactly, op for op by the
-live teacher's own modules and functions.
+Vision embeddings are the projector's output for features of the frozen tower, which the student computes anyway if
+both share the tower. The first layer's attention depends on the spliced embeddings, the layer's input norm, `W_q`,
+`W_k` and rotary positions. So these few tensors give both targets exactly, with the same operations as the live
+teacher.
 
 Shapes: B samples, L positions, I images, P vision tokens, U different token ids of a batch, R rows, C columns, Ht
 heads, Dt hidden size, V vocabulary, N supervised positions.
@@ -32,25 +32,25 @@ class TextRows:
 
     Attributes:
         rows_UD: [U, Dt], in the table's dtype.
-        index_BL: int64, the row of each position.
+        index_BL: int64, row of each position.
     """
 
     rows_UD: Tensor
     index_BL: Tensor
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on `device`."""
+        """A copy on `device`."""
         return replace(self, rows_UD=self.rows_UD.to(device), index_BL=self.index_BL.to(device))
 
 
 class EmbeddingTable:
-    """The teacher's token embeddings [V, Dt] on the host, mapped from the stem file where they come from one."""
+    """The teacher's token embeddings [V, Dt] on the host, mapped from a stem file if they come from one."""
 
     def __init__(self, weight_VD: Tensor) -> None:
         self._weight_VD = weight_VD
 
     def rows(self, input_ids_BL: Tensor) -> TextRows:
-        """What the tokens of a batch need of the table: only these rows travel to a device.
+        """The rows of the table that a batch needs; only these are copied to a device.
 
         Args:
             input_ids_BL: int64 on the host; vision and padding positions hold 0, as in `SequenceBatch`.
@@ -64,8 +64,8 @@ class StemSizes:
     """Bytes of a stem's tensors.
 
     Attributes:
-        device: projector, norm, `W_q`, `W_k`; what training holds on the device.
-        lm_head: `lm_head` and the final norm, on the device too; 0 without them.
+        device: projector, norm, `W_q`, `W_k`, which training keeps on the device.
+        lm_head: `lm_head` and the final norm, also on the device; 0 without them.
         host: token embeddings, mapped from the file.
     """
 
@@ -75,24 +75,24 @@ class StemSizes:
 
     @property
     def total(self) -> int:
-        """Of all tensors: the file, but for a header of some kilobytes."""
+        """Bytes of all tensors: the size of the file without its header of a few kilobytes."""
         return self.device + self.lm_head + self.host
 
 
 class TeacherStem(nn.Module):
-    """The stem of a teacher, frozen: its tensors are buffers, under the parameter names of the checkpoint.
+    """The frozen stem of a teacher. Its tensors are buffers with the parameter names of the checkpoint.
 
-    Buffers, so that no optimiser, and nothing that casts or shares out parameters, takes them for the student's.
+    They are buffers so that optimisers and code that casts or partitions parameters ignore them.
 
     Attributes:
-        config: the teacher's.
-        table: the token embeddings.
+        config: configuration of the teacher.
+        table: token embeddings.
     """
 
     lm_head: nn.Linear | None
 
     def __init__(self, config: VLMConfig, weights: Mapping[str, Tensor]) -> None:
-        """`weights` are exactly those that `stem_shapes` names; all but the embeddings are moved by `.to(device)`."""
+        """`weights` are those named by `stem_shapes`; `.to(device)` moves all but the embeddings."""
         super().__init__()
         self.config = config
         with torch.device("meta"):
@@ -101,12 +101,12 @@ class TeacherStem(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
         self.table = EmbeddingTable(weights[EMBEDDING_KEY])
         self.load_state_dict({key: value for key, value in weights.items() if key != EMBEDDING_KEY}, assign=True)
-        self.model.rotary_emb = LlamaRotaryEmbedding(config=config.llama)  # from the config, on the CPU as everywhere
+        self.model.rotary_emb = LlamaRotaryEmbedding(config=config.llama)  # computed on the CPU on every machine
         _freeze(self)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of the arithmetic."""
+        """Dtype of the weights and the arithmetic."""
         return self.model.get_buffer("layers.0.self_attn.q_proj.weight").dtype
 
     @torch.no_grad()
@@ -127,17 +127,17 @@ class TeacherStem(nn.Module):
     def first_layer_attention(
         self, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor, *, chunk_bytes: int | None = None
     ) -> Tensor:
-        """The teacher's float32 [B, Ht, R, C], as `alignkd.vlm.model.attention` has it."""
+        """The teacher's attention, float32 [B, Ht, R, C]; see `alignkd.vlm.model.attention`."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
     def take_lm_head(self) -> Tensor | None:
-        """`lm_head` [V, Dt], which is the caller's from now on: the stem holds it no longer, nor the final norm."""
+        """Return `lm_head` [V, Dt] and drop it and the final norm from the stem."""
         head, self.lm_head, self.model.norm = self.lm_head, None, None
         return None if head is None else head.weight
 
     @torch.no_grad()
     def logits(self, states_ND: Tensor, *, normed: bool = True) -> Tensor:
-        """The teacher's logits [N, V] of its last hidden states, which stores keep after the final norm (`normed`)."""
+        """The teacher's logits [N, V] from its last hidden states, which stores keep after the final norm (`normed`)."""
         assert self.lm_head is not None and self.model.norm is not None, "a stem without lm_head"
         states_ND = states_ND.to(self.dtype)
         logits_NV: Tensor = self.lm_head(states_ND if normed else self.model.norm(states_ND))
@@ -145,7 +145,7 @@ class TeacherStem(nn.Module):
 
 
 def stem_shapes(config: VLMConfig, *, lm_head: bool) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a stem, as the checkpoint names them; nothing is allocated."""
+    """Checkpoint name -> shape of every tensor of a stem; nothing is allocated."""
     with torch.device("meta"):
         decoder = _StemDecoder(config, with_norm=lm_head)
     shapes = {f"model.{key}": tuple(tensor.shape) for key, tensor in decoder.state_dict().items()}
@@ -156,7 +156,7 @@ def stem_shapes(config: VLMConfig, *, lm_head: bool) -> dict[str, tuple[int, ...
 
 
 def stem_sizes(config: VLMConfig, dtype: torch.dtype, *, lm_head: bool) -> StemSizes:
-    """Bytes of a stem from the teacher's shapes alone."""
+    """Bytes of a stem, from the teacher's shapes alone."""
     count = {
         key: torch.Size(shape).numel() * dtype.itemsize for key, shape in stem_shapes(config, lm_head=True).items()
     }
@@ -165,7 +165,7 @@ def stem_sizes(config: VLMConfig, dtype: torch.dtype, *, lm_head: bool) -> StemS
 
 
 class _QueriesAndKeys(nn.Module):
-    """What `first_layer_attention` uses of LLaMA's attention; with grouped queries `k_proj` has fewer heads."""
+    """The part of LLaMA's attention that `first_layer_attention` uses; `k_proj` has fewer heads if keys are grouped."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class _FirstLayer(nn.Module):
 
 
 class _StemDecoder(nn.Module):
-    """Named as the teacher's decoder, without what a stem does not need."""
+    """The needed part of the teacher's decoder, with its names."""
 
     rotary_emb: nn.Module | None
 

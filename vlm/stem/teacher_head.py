@@ -1,4 +1,4 @@
-"""The teacher's files inside a store, by the names both phases use: its tokenizer, and its `lm_head`."""
+"""The teacher's files inside a store: the names of its tokenizer and its `lm_head`, and how `lm_head` is stored."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ LM_HEAD_KEY = "lm_head.weight"
 
 
 def lm_head_bytes(weight_VD: Tensor) -> bytes:
-    """A safetensors file of the matrix [V, Dt], in its own dtype."""
+    """The content of a safetensors file with the matrix [V, Dt], in its own dtype."""
     content: bytes = save({LM_HEAD_KEY: weight_VD.detach().cpu().contiguous()})
     return content
 
@@ -24,7 +24,7 @@ def read_lm_head(path: Path, *, vocab_size: int, hidden_size: int) -> Tensor:
     """The matrix [V, Dt] that `lm_head_bytes` wrote, on the CPU.
 
     Raises:
-        InputError: no safetensors file, or another matrix.
+        InputError: not a safetensors file, or a matrix of another shape.
     """
     try:
         with open_tensors(path) as file:

@@ -1,4 +1,4 @@
-"""Reading weight files: safetensors or `.bin`, single or sharded, one tensor at a time and never unpickled freely."""
+"""Read weight files: safetensors or `.bin`, single or sharded, one tensor at a time, without unpickling other objects."""
 
 import pickle
 import zipfile
@@ -15,17 +15,17 @@ from alignkd.vlm.data.conversations import read_json
 from alignkd.vlm.errors import InputError, one_line, unreadable
 from alignkd.vlm.weights.tensor_file import open_tensors
 
-# In order of preference: where a folder holds both, safetensors win and the `.bin` files are not looked at.
+# In order of preference: `.bin` files are ignored if a folder also holds safetensors.
 FORMATS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 Shape = tuple[int, ...]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint: those the index names, else the single file.
+    """The weight files of a checkpoint: those in the index, or the single file.
 
     Raises:
-        InputError: none is there, or the index is malformed, names a file outside the folder or a missing one.
+        InputError: no weights, or the index is malformed, names a file outside the folder or a missing file.
     """
     for stem, suffix in FORMATS:
         index = folder / f"{stem}{suffix}.index.json"
@@ -40,7 +40,7 @@ def weight_shapes(file: Path) -> dict[str, Shape]:
     """Name -> shape of every tensor of a weight file; no weights are read.
 
     Raises:
-        InputError: a file that cannot be opened, is broken, or holds more than tensors.
+        InputError: the file cannot be opened, is damaged, or holds other objects than tensors.
     """
     with _named_errors(file):
         if file.suffix == ".safetensors":
@@ -50,10 +50,10 @@ def weight_shapes(file: Path) -> dict[str, Shape]:
 
 
 def iter_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a weight file, each a view of the mapped file: copy it to keep it.
+    """Every tensor of a weight file as a view of the mapped file; copy a tensor to keep it.
 
     Raises:
-        InputError: a file that cannot be opened, is broken, or holds more than tensors.
+        InputError: the file cannot be opened, is damaged, or holds other objects than tensors.
     """
     with _named_errors(file):
         if file.suffix == ".safetensors":
@@ -77,22 +77,22 @@ def _indexed_files(index: Path, suffix: str) -> list[Path]:
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{index}: no 'weight_map' of tensor names to file names in it; download it again")
     files = sorted(set(names.values()))
-    # A bare name of the same format: an index must not lead to other folders, nor from safetensors to a pickle.
+    # only names in this folder and format: an index must not lead to other folders, nor from safetensors to a pickle
     strange = [name for name in files if Path(name).name != name or not name.endswith(suffix)]
     if strange:
         raise InputError(
-            f"{index}: names {one_line(', '.join(strange))[:200]}, expected {suffix} files beside it; "
+            f"{index}: names {one_line(', '.join(strange))[:200]}, expected {suffix} files next to it; "
             "take the checkpoint from a source you trust"
         )
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
-        raise InputError(f"{index}: names {', '.join(missing)}, which is not there; finish the download")
+        raise InputError(f"{index}: names {', '.join(missing)}, which does not exist; finish the download")
     return [index.parent / name for name in files]
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
-    """Tensors only (`weights_only`): any other object in the pickle is refused before it is built."""
-    # Files older than torch 1.6 are no zip archives and cannot be mapped.
+    """Load tensors only (`weights_only`): other objects in the pickle are refused before they are built."""
+    # Files older than torch 1.6 are not zip archives and cannot be mapped.
     loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{file}: not a mapping of names to tensors; take the checkpoint's own weight file")
@@ -111,8 +111,8 @@ def _named_errors(file: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file}: broken, or holds more than tensors; nothing in it was run ({one_line(error)[:160]}); "
+            f"{file}: damaged, or holds other objects than tensors; no code in it was run ({one_line(error)[:160]}); "
             "download it again from a source you trust"
         ) from error
     except Exception as error:  # a parser over damaged bytes fails in any way
-        raise InputError(f"{file}: broken weight file ({one_line(error)[:120]}); download it again") from error
+        raise InputError(f"{file}: damaged weight file ({one_line(error)[:120]}); download it again") from error

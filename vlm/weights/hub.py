@@ -1,7 +1,7 @@
-"""Where a checkpoint is: a local folder, or a model of the Hugging Face hub, `org/name` or `org/name@revision`.
+"""Find a checkpoint: a local folder, or a model of the Hugging Face hub, `org/name` or `org/name@revision`.
 
-The hub's own rules hold: what its cache (`HF_HOME`) has is taken from there, and `HF_HUB_OFFLINE=1` never asks the
-network. Only files that are needed are fetched, and weights in one format only: safetensors where the model has them.
+The hub's own rules apply: files in its cache (`HF_HOME`) are reused, and `HF_HUB_OFFLINE=1` disables the network. Only
+needed files are fetched, and weights in one format only: safetensors if the model has them.
 """
 
 import re
@@ -26,10 +26,10 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
 
     Args:
         checkpoint: local folder, or hub id with an optional `@revision` (branch, tag or commit).
-        weights: False fetches configuration and tokenizer only; they are in the same folder.
+        weights: False fetches only configuration and tokenizer, into the same folder.
 
     Raises:
-        InputError: neither a folder nor a model of the hub, or not complete in the cache while the hub is out of reach.
+        InputError: neither a folder nor a model of the hub, or incomplete in the cache while the hub is unreachable.
     """
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
@@ -43,7 +43,7 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
 
 
 def cached_checkpoint(checkpoint: str | Path) -> Path | None:
-    """The folder of a checkpoint whose weights are on this machine, None where they are not; nothing is fetched."""
+    """The folder of a checkpoint whose weights are on this machine, else None; nothing is fetched."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         match = _HUB_ID.fullmatch(str(checkpoint))
@@ -53,13 +53,13 @@ def cached_checkpoint(checkpoint: str | Path) -> Path | None:
 
         try:
             folder = Path(snapshot_download(match["name"], revision=match["revision"], local_files_only=True))
-        except Exception:  # of the cache: many unrelated classes, all of which say that it is not there
+        except Exception:  # the cache raises many unrelated classes if the model is missing
             return None
     return folder if _has_weights(folder) else None
 
 
 def resolve_tower(checkpoint: Path, name: str) -> Path | None:
-    """The folder with a vision tower's own weights, or None: inside `checkpoint`, a local folder, or of the hub."""
+    """The folder with a vision tower's own weights (inside `checkpoint`, local, or from the hub), or None."""
     for folder in (checkpoint / name, Path(name)):
         if folder.is_dir():
             return folder if _has_weights(folder) else None
@@ -80,7 +80,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _fetch_with_weights(name: str, revision: str | None, required: list[str]) -> Path:
-    """The snapshot with weights in the first format it has; offline, in the first format the cache has whole."""
+    """The snapshot with weights in its first format; offline, in the first format that is complete in the cache."""
     problem: InputError | None = None
     for patterns in WEIGHT_PATTERNS:
         try:
@@ -103,12 +103,12 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # of the network, the hub's answers or the cache: many unrelated classes
+    except Exception as error:  # network, hub and cache raise many unrelated classes
         raise InputError(f"{_spelled(name, revision)}: {_reason(error, name, revision)}") from error
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"{_spelled(name, revision)}: the hub's cache has no config.json of it in {folder}; "
-            "finish the download where the hub is in reach"
+            f"{_spelled(name, revision)}: no config.json in the hub's cache {folder}; "
+            "finish the download on a machine that reaches the hub"
         )
     return folder
 
@@ -124,11 +124,11 @@ def _reason(error: Exception, name: str, revision: str | None) -> str:
             f"(tried {Path(name).absolute()})"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"the hub has no revision {revision!r} of it; choose one from its page"
+        return f"the hub has no revision {revision!r} of this model; choose one from its page"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
-            "neither a local folder nor complete in the hub's cache, and the hub is out of reach "
-            "(or HF_HUB_OFFLINE is set); fetch it once where it is in reach, or give a local folder "
+            "neither a local folder nor complete in the hub's cache, and the hub is unreachable "
+            "(or HF_HUB_OFFLINE is set); fetch it once with a connection, or give a local folder "
             f"(tried {Path(name).absolute()})"
         )
     return (

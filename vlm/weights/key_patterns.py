@@ -1,4 +1,4 @@
-"""Hundreds of parameter names in one readable line: `model.layers.{0-31}.mlp.up_proj.weight`. Nothing is left out."""
+"""Write hundreds of parameter names in one readable line, without omissions: `model.layers.{0-31}.mlp.up_proj.weight`."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ _FIRST_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def group_keys(keys: Iterable[str]) -> list[str]:
-    """Names that differ in their first number alone become one pattern; sorted, each key in exactly one pattern.
+    """Join names that differ only in their first number into patterns; sorted, each key in exactly one pattern.
 
     >>> group_keys(["a.0.w", "a.1.w", "a.3.w", "b"])
     ['a.{0-1,3}.w', 'b']
@@ -26,7 +26,7 @@ def group_keys(keys: Iterable[str]) -> list[str]:
 
 
 def _braces(values: Sequence[int]) -> str:
-    """[0, 1, 2, 5] -> `{0-2,5}`; one number stands alone."""
+    """[0, 1, 2, 5] -> `{0-2,5}`; a single number has no braces."""
     if len(values) == 1:
         return str(values[0])
     runs: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""From weight files to parameters: which file holds which parameter, and whether all of them are there and fit."""
+"""From weight files to parameters: which file holds which parameter, and whether all are present with their shapes."""
 
 import logging
 from collections import defaultdict
@@ -15,19 +15,19 @@ from alignkd.vlm.weights.hub import resolve_tower
 from alignkd.vlm.weights.key_patterns import group_keys
 
 logger = logging.getLogger(__name__)
-# Buffers that older versions of transformers saved; they follow from the config.
+# Buffers that older versions of transformers saved; they are derived from the config.
 DERIVED_KEYS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSource:
-    """One weight file, and how its names become parameter names.
+    """One weight file, and the mapping from its names to parameter names.
 
     Attributes:
         file: safetensors or `.bin`.
-        only: names that start otherwise are not the model's (a CLIP checkpoint has a text model too).
-        prefix: put before each name.
+        only: other names are ignored unless they start with this (a CLIP checkpoint also has a text model).
+        prefix: prefix added to each name.
     """
 
     file: Path
@@ -47,10 +47,13 @@ class WeightSource:
 
 
 def weight_sources(folder: Path) -> list[WeightSource]:
-    """The checkpoint's weight files, and those of its vision tower where it carries none itself.
+    """The checkpoint's weight files, and those of its vision tower if it contains none.
 
-    Official MobileVLM V2 checkpoints carry their tower. The first generation's did not: the original then takes
-    `mm_vision_tower`, a local folder or a hub id, and so do we.
+    Official MobileVLM V2 checkpoints contain their tower. First-generation ones do not; then the tower is read from
+    `mm_vision_tower`, a local folder or a hub id, as in the original.
+
+    Raises:
+        InputError: no weights.
     """
     sources = [WeightSource(file=file) for file in weight_files(folder)]
     if any(key.startswith(TOWER_PREFIX) for source in sources for key in source.shapes()):
@@ -69,7 +72,7 @@ def tower_tensors(folder: Path, sources: Iterable[WeightSource]) -> Iterator[tup
     """The vision tower's parameters, views of the mapped files.
 
     Raises:
-        InputError: while iterating, when there are none.
+        InputError: while iterating, if there are none.
     """
     seen = False
     for source in sources:
@@ -78,15 +81,17 @@ def tower_tensors(folder: Path, sources: Iterable[WeightSource]) -> Iterator[tup
                 seen = True
                 yield key, tensor
     if not seen:
-        raise InputError(f"{folder}: no vision tower in its weights, nor where mm_vision_tower leads; give a whole one")
+        raise InputError(
+            f"{folder}: no vision tower in its weights, nor at mm_vision_tower; give a complete checkpoint"
+        )
 
 
 def check_sources(folder: Path, sources: Iterable[WeightSource], expected: Mapping[str, Shape]) -> None:
     """Refuse weights that are not exactly `expected`.
 
     Raises:
-        InputError: one line with every key that is missing, unknown, misshapen or doubled; keys that differ in their
-            layer number alone are written as one, `model.layers.{0-31}.mlp.up_proj.weight`.
+        InputError: one line with every key that is missing, unknown, misshapen or duplicated; keys that differ only in
+            their layer number are joined, `model.layers.{0-31}.mlp.up_proj.weight`.
     """
     found: dict[str, Shape] = {}
     problems: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -108,4 +113,4 @@ def check_sources(folder: Path, sources: Iterable[WeightSource], expected: Mappi
 def _hint(found: Mapping[str, Shape]) -> str:
     if any(key.startswith(TOWER_PREFIX) for key in found):
         return "; take config.json and weights from the same checkpoint"
-    return "; without a vision tower of its own, mm_vision_tower in config.json must lead to one with weights"
+    return "; the checkpoint has no vision tower, so mm_vision_tower in config.json must name one with weights"

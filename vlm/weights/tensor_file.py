@@ -1,7 +1,7 @@
-"""Safetensors files of torch tensors: written whole, with the mode of the umask, opened with the system's own errors.
+"""Safetensors files of torch tensors: written whole, with the mode of the umask; errors of the system keep their errno.
 
-The only module that calls `safetensors.torch.save_file`: it makes files of mode 0600 whatever the umask is, and puts
-the errors of the operating system into a text.
+The only module that calls `safetensors.torch.save_file`, which creates files of mode 0600 whatever the umask is and
+converts errors of the operating system to text.
 """
 
 import os
@@ -25,10 +25,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
     """Write a safetensors file whole or not at all, flushed to the disk; an existing one is replaced.
 
     Args:
-        tensors: contiguous, of any device.
+        tensors: contiguous, on any device.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with written_whole(path) as aside:
         try:
@@ -39,11 +39,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """`safetensors.safe_open` for torch, after the file has proved that it can be opened.
+    """`safetensors.safe_open` for torch, after a check that the file can be opened.
 
     Raises:
-        OSError: it cannot be opened, with errno: safetensors has "No such file" for a missing permission too.
-        SafetensorError: it is not a sound safetensors file.
+        OSError: the file cannot be opened, with errno: safetensors reports "No such file" also for missing permissions.
+        SafetensorError: the file is not a valid safetensors file.
     """
     check_readable(path)
     with safe_open(path, "pt") as file:
@@ -51,6 +51,6 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def _system_error(error: SafetensorError, path: Path) -> Exception:
-    """The OSError whose number is in the text of `error`; `error` itself where there is none."""
+    """The OSError whose number is in the text of `error`; `error` itself without a number."""
     found = _ERRNO.search(str(error))
     return error if found is None else OSError(int(found[1]), os.strerror(int(found[1])), str(path))

@@ -1,9 +1,9 @@
-"""Whether two models share their frozen vision tower: a hash of its weights, as they are run.
+"""Whether two models share their frozen vision tower: a hash of its weights in the dtype in which they run.
 
-Features follow from the weights in the dtype of the arithmetic, so a tower has one hash per dtype: that of its values
-rounded to it. float32 is exact for every 16-bit copy, so copies of the same values hash alike there whatever dtype
-they are saved in. A copy that was ROUNDED (float32 saved as bfloat16) has another float32 hash and the same bfloat16
-hash: run in bfloat16 the two are one tower, run in float32 they are not.
+Features depend on the weights in the dtype of the arithmetic, so a tower has one hash per dtype, over its values
+rounded to that dtype. float32 holds every 16-bit value exactly, so copies of the same values have the same float32
+hash whatever dtype they are saved in. A rounded copy (float32 saved as bfloat16) has another float32 hash and the same
+bfloat16 hash: the two are one tower in bfloat16, but not in float32.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.sources import TOWER_PREFIX, tower_tensors
 
-# What of the tower's configuration decides its features.
+# Settings of the tower that decide its features.
 SETTINGS = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
     "layer_norm_eps"
@@ -33,10 +33,10 @@ def tower_hashes(
     """Dtype -> sha256 over the tower's names, shapes and values in that dtype, and the settings of its features.
 
     Args:
-        tensors: a model's parameters by name, in any order; those outside the tower are passed over. One at a time is
-            held in each dtype.
-        config: the model's.
-        dtypes: which of `TORCH_DTYPES`.
+        tensors: a model's parameters by name, in any order; others than the tower's are skipped. One at a time is held
+            in each dtype.
+        config: configuration of the model.
+        dtypes: names in `TORCH_DTYPES`.
     """
     wanted = {name: TORCH_DTYPES[name] for name in dtypes}
     digests: dict[str, dict[str, str]] = {name: {} for name in wanted}
@@ -52,7 +52,7 @@ def tower_hashes(
 
 
 def tower_settings(config: VLMConfig) -> dict[str, Any]:
-    """What of a model's configuration decides the tower's features; nothing of the library that reads it."""
+    """The settings of a model that decide the tower's features, independent of the library that reads them."""
     return {name: getattr(config.vision, name) for name in SETTINGS} | {"select": config.vision_select_layer}
 
 

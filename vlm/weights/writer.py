@@ -1,7 +1,7 @@
-"""Writing weights as the original's tools expect them: `model.safetensors`, or numbered shards and their index.
+"""Write weights as the original's tools expect them: `model.safetensors`, or numbered shards and an index.
 
-llama.cpp's conversion of MobileVLM V2 takes the vision projector from ONE file (`llava_surgery_v2.py`), and the rest
-from `model.safetensors` or `model-00001-of-*.safetensors`; so a shard never ends within the projector.
+llama.cpp's conversion of MobileVLM V2 reads the vision projector from one file (`llava_surgery_v2.py`), and the rest
+from `model.safetensors` or `model-00001-of-*.safetensors`. So a shard never ends within the projector.
 """
 
 import json
@@ -24,14 +24,14 @@ _KEPT_TOGETHER = "model.mm_projector."
 def write_weights(
     weights: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype | None, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> list[Path]:
-    """Write `weights` as safetensors, one file if they fit, and remove other safetensors weights of the folder.
+    """Write `weights` as safetensors, in one file if they fit, and remove other safetensors weights from the folder.
 
-    Memory beside `weights`: at most one shard, and nothing where a tensor is on the CPU in the right dtype already.
+    Extra memory: at most one shard; none for tensors on the CPU in the right dtype.
 
     Args:
-        weights: floating-point tensors of any device, in the order of the model.
-        dtype: of the saved weights; None keeps each tensor's.
-        max_shard_bytes: a file is closed before it grows larger; one tensor (or the projector) may exceed it.
+        weights: floating-point tensors on any device, in the order of the model.
+        dtype: dtype of the saved weights; None keeps each tensor's.
+        max_shard_bytes: maximum size of a file; a single tensor (or the projector) may exceed it.
 
     Returns:
         The weight files written.
@@ -41,7 +41,7 @@ def write_weights(
     names = _file_names(len(shards))
     for name, keys in zip(names, shards, strict=True):
         tensors = {key: weights[key].detach().to("cpu", dtype or weights[key].dtype).contiguous() for key in keys}
-        save_tensors(tensors, folder / name, metadata=METADATA)  # who has the old file mapped keeps the old bytes
+        save_tensors(tensors, folder / name, metadata=METADATA)  # processes that map the old file keep the old bytes
     _write_index(folder, {key: name for name, keys in zip(names, shards, strict=True) for key in keys}, weights, dtype)
     for stale in set(folder.glob("model-*-of-*.safetensors")) | {folder / "model.safetensors"}:
         if stale.name not in names:
@@ -65,7 +65,7 @@ def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
 
 
 def _inseparable(keys: Iterable[str]) -> Iterator[list[str]]:
-    """Each key alone, the projector's (which stand together in the model) as one."""
+    """Groups of keys for one file: the projector's keys together, every other key alone."""
     for together, group in groupby(keys, key=lambda key: key.startswith(_KEPT_TOGETHER)):
         members = list(group)
         yield from [members] if together else [[key] for key in members]

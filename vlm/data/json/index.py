@@ -1,4 +1,4 @@
-"""Byte ranges of the entries of a JSON list or of JSON lines, found in one pass that never holds the file."""
+"""Byte ranges of the entries of a JSON list or of JSON lines, found in one pass without loading the file."""
 
 import json
 import re
@@ -14,18 +14,18 @@ from alignkd.vlm.data.json.window import WINDOW_BYTES, BrokenJsonError, Window, 
 
 WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 BLANKS = " \t\n\r\v\f"
-# A result this near to the end of a window may be another one with more text: `1` of `1.5e-3`, half of `\ud83d\ude80`.
+# A result this near to the end of a window may change with more text: `1` of `1.5e-3`, half of `\ud83d\ude80`.
 LOOKAHEAD = 16
 NUMBER_CHARACTERS = frozenset("0123456789+-.eE")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EntryIndex:
-    """Where the entries of a file are.
+    """Positions of the entries of a file.
 
     Attributes:
         starts, ends: int64 [entries], byte ranges `start:end`.
-        sha256: of all bytes of the file, 64 hex digits.
+        sha256: sha256 of the whole file, 64 hex digits.
         num_bytes: size of the file as read.
     """
 
@@ -41,13 +41,13 @@ def index_entries(
     """Read a whole stream once and find its entries.
 
     Args:
-        stream: at its beginning.
+        stream: positioned at its start.
         lines: JSON lines instead of one JSON list.
         window: bytes held at once, more only for an entry that is longer.
         progress: called with the number of bytes read so far, once per window.
 
     Raises:
-        JsonError: exactly when `json.loads` refuses the text, when it is no list, and for JSON lines that are a list.
+        JsonError: if `json.loads` refuses the text, if it is not a list, or if a file of JSON lines is a list.
     """
     source = Window(stream, window, progress)
     starts, ends = array("q"), array("q")
@@ -88,18 +88,18 @@ def _refuse_other_kind(scan: "_Scan") -> None:
 
 
 class _Scan:
-    """A place in the window from which a JSON list is read on."""
+    """A position in the window, from which a JSON list is read."""
 
     def __init__(self, window: Window) -> None:
         self.window, self.at, self.decoder = window, 0, json.JSONDecoder()
 
     @property
     def position(self) -> int:
-        """In the file, in bytes."""
+        """Position in the file, in bytes."""
         return self.window.offset + self.at
 
     def peek(self) -> str:
-        """The next character that is no white space, or nothing at the end of the file; goes there."""
+        """Move to the next character that is not white space and return it; empty at the end of the file."""
         while True:
             match = WHITE_SPACE.match(self.window.text, self.at)
             self.at = match.end() if match else self.at
@@ -108,11 +108,11 @@ class _Scan:
             self._grow()
 
     def step(self) -> None:
-        """Go behind the character that `peek` gave."""
+        """Move past the character that `peek` returned."""
         self.at += 1
 
     def value(self) -> tuple[int, int]:
-        """Byte range of the JSON value that starts here; goes behind it."""
+        """Byte range of the JSON value that starts here; moves past it."""
         while (end := self._parse()) is None:
             self._grow()
         start, self.at = self.position, end
@@ -123,7 +123,7 @@ class _Scan:
         self.at = 0
 
     def _parse(self) -> int | None:
-        """Where the value ends in the window; None if only more text can tell."""
+        """End of the value in the window; None if more text is needed."""
         text, at_end = self.window.text, self.window.at_end
         try:
             _, end = self.decoder.raw_decode(text, self.at)
@@ -133,7 +133,7 @@ class _Scan:
             if at_end or not cut:
                 raise BrokenJsonError(error.msg, self.window.offset + error.pos) from None
         except (ValueError, RecursionError) as error:
-            # An integer of thousands of digits is refused, a float of as many is not.
+            # Python refuses integers of thousands of digits, but not such floats.
             if at_end or isinstance(error, RecursionError) or text[-1] not in NUMBER_CHARACTERS:
                 raise BrokenJsonError(beyond_limits(error), self.position) from None
         else:
@@ -143,8 +143,8 @@ class _Scan:
 
 
 def beyond_limits(error: Exception) -> str:
-    """What Python's JSON reader refuses though JSON allows it."""
-    return "nested too deep" if isinstance(error, RecursionError) else str(error).split(";")[0]
+    """Describe valid JSON that Python's reader refuses."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
 def _line_ranges(window: Window) -> Iterator[tuple[int, int]]:

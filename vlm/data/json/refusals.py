@@ -1,4 +1,4 @@
-"""Why a data file cannot be read, as one line: another format, another kind of JSON, or broken JSON with its place."""
+"""Why a data file cannot be read, as one line: another format, another kind of JSON, or where the JSON is broken."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _FIRST_MEMBER = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*(.)\s*(.[^:,\]}]{
 
 
 def json_refusal(path: Path, fault: JsonError, *, lines: bool) -> InputError:
-    """`fault` of the file as one line for users.
+    """The error for `fault` of the file.
 
     Args:
         lines: the file was read as JSON lines.
@@ -33,7 +33,7 @@ def json_refusal(path: Path, fault: JsonError, *, lines: bool) -> InputError:
 
 
 def _other_format(fault: JsonError, head: bytes) -> KnownFormat | None:
-    if isinstance(fault, WrongKindError):  # JSON, or a table whose first column name is in quotation marks
+    if isinstance(fault, WrongKindError):  # JSON, or a table whose first column name is quoted
         return known_text(head) if fault.reason == "string" else None
     is_at_start = isinstance(fault, BrokenJsonError) and not head[: fault.position].strip(b"\xef\xbb\xbf \t\r\n")
     return known_format(head) or (known_text(head) if is_at_start else None)
@@ -45,11 +45,11 @@ def _broken(path: Path, fault: BrokenJsonError, *, is_empty: bool) -> InputError
     with open_regular(path) as stream:
         line, column = line_and_column(stream, fault.position)
     where = f"line {line}, column {column}"
-    return InputError(f"{path}: broken JSON at {where} ({fault.reason}); mend or re-export the file")
+    return InputError(f"{path}: broken JSON at {where} ({fault.reason}); repair or re-export the file")
 
 
 def _other_kind(kind: str, head: bytes) -> str:
-    """What a JSON text that is no list holds, as far as its beginning tells."""
+    """Describe a JSON text that is not a list, from its start."""
     plain = f"a JSON {kind}, expected a list of conversations; JSON lines end in .jsonl"
     found = _FIRST_MEMBER.match(head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace"))
     if found is None:

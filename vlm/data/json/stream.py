@@ -1,4 +1,4 @@
-"""A JSON list or JSON lines of any size as a sequence: an index of byte ranges, and entries read when asked for."""
+"""A JSON list or JSON lines of any size as a sequence: an index of byte ranges, entries read on request."""
 
 import json
 import operator
@@ -23,14 +23,14 @@ ReadProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class FileVersion:
-    """What tells that a file is still the one that was indexed."""
+    """Size and time of a file, to detect changes since it was indexed."""
 
     num_bytes: int
     mtime_ns: int
 
     @classmethod
     def of(cls, descriptor: int) -> "FileVersion":
-        """Of an open file."""
+        """The version of an open file."""
         status = os.fstat(descriptor)
         return cls(status.st_size, status.st_mtime_ns)
 
@@ -42,9 +42,9 @@ class FileVersion:
 class JsonEntries:
     """The entries of a JSON list, or of JSON lines if the suffix is `.jsonl` or `.ndjson`.
 
-    The file is read through once and checked as `json.loads` checks it; what stays in memory is 16 bytes per entry.
-    Any process or thread may read entries, also a copy that was pickled: each opens the file when it first needs it,
-    and reads at given positions, so nobody moves anybody's place in the file. A byte order mark is skipped.
+    The file is read once and checked as `json.loads` does; 16 bytes per entry stay in memory. Any process or thread
+    may read entries, including pickled copies: each process opens the file on first use and reads at absolute
+    positions, so readers do not disturb each other. A byte order mark is skipped.
 
     Args:
         path: the file; it must not change while in use.
@@ -52,10 +52,10 @@ class JsonEntries:
         progress: called while the file is read through.
 
     Attributes:
-        sha256: of the file's bytes, from the same pass.
+        sha256: sha256 of the file's bytes, from the same pass.
 
     Raises:
-        InputError: no such file; broken JSON with line and column; not UTF-8; no list.
+        InputError: no such file; broken JSON with line and column; not UTF-8; not a list.
     """
 
     def __init__(self, path: Path, *, window: int = WINDOW_BYTES, progress: ReadProgress | None = None) -> None:
@@ -71,7 +71,7 @@ class JsonEntries:
         """The JSON value of one entry.
 
         Raises:
-            InputError: the file is not the one that was indexed, or cannot be read any more.
+            InputError: the file has changed since it was indexed, or is no longer readable.
         """
         number = operator.index(number)
         if not -len(self) <= number < len(self):
@@ -96,7 +96,7 @@ class JsonEntries:
             data = os.pread(descriptor, end - start, start)
             version = FileVersion.of(descriptor)
         except OSError as error:
-            raise unreadable(self.path, error, "cannot be read any more") from error
+            raise unreadable(self.path, error, "can no longer be read") from error
         if version != self._version:
             raise self._changed(f"now {version}")
         return data
@@ -113,13 +113,13 @@ class JsonEntries:
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether the suffix promises one JSON value per line."""
+    """Whether the suffix means one JSON value per line."""
     return path.suffix.lower() in LINES_SUFFIXES
 
 
 def _read_through(path: Path, window: int, progress: ReadProgress | None) -> tuple[FileVersion, EntryIndex]:
     try:
-        with open_regular(path) as stream:  # a pipe would be waited for, and cannot be read twice
+        with open_regular(path) as stream:  # a pipe would block and cannot be read twice
             version = FileVersion.of(stream.fileno())
             report = None if progress is None else (lambda done: progress(done, version.num_bytes))
             try:

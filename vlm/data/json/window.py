@@ -1,7 +1,7 @@
-"""The part of a JSON file that is in hand, as text of one character per byte; its bytes are checked and hashed.
+"""The part of a JSON file that is in memory, as text with one character per byte; its bytes are checked and hashed.
 
-The text is latin-1: everything that JSON itself means is ASCII, so a value parses as latin-1 exactly when it parses as
-UTF-8, and positions in the text are positions in the file. Whether the bytes are UTF-8 at all is checked beside it.
+The text is latin-1: JSON syntax is ASCII, so a value parses as latin-1 exactly when it parses as UTF-8, and positions
+in the text are positions in the file. UTF-8 is checked separately.
 """
 
 import codecs
@@ -14,7 +14,7 @@ BYTE_ORDER_MARK = codecs.BOM_UTF8
 
 
 class JsonError(ValueError):
-    """Why a file cannot be indexed: `reason`, and `position`, the byte where it shows."""
+    """Why a file cannot be indexed: `reason` and `position` in bytes."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
@@ -22,24 +22,24 @@ class JsonError(ValueError):
 
 
 class BrokenJsonError(JsonError):
-    """The text is no JSON."""
+    """The text is not JSON."""
 
 
 class NotUtf8Error(JsonError):
-    """The bytes are no UTF-8."""
+    """The bytes are not UTF-8."""
 
 
 class WrongKindError(JsonError):
-    """The file is JSON of another kind than was promised; `reason` is the kind."""
+    """The file is JSON of another kind than expected; `reason` is the kind."""
 
 
 class Window:
-    """The part of the file in hand.
+    """The part of the file in memory.
 
     Attributes:
         text: the part, as latin-1.
         offset: position of its first byte in the file.
-        at_end: nothing comes after it.
+        at_end: whether it reaches the end of the file.
     """
 
     def __init__(self, stream: BinaryIO, size: int, progress: Callable[[int], None] | None) -> None:
@@ -52,7 +52,7 @@ class Window:
             self.text, self.offset = "", len(BYTE_ORDER_MARK)
 
     def grow(self, keep_from: int) -> None:
-        """Drop what stands before `keep_from` and read on: a window, or as much again as is kept."""
+        """Drop the text before `keep_from` and read more: one window, or as much as is kept."""
         self.text = self.text[keep_from:]
         self.offset += keep_from
         self._read(max(self.size, len(self.text)))
@@ -68,7 +68,7 @@ class Window:
             self.progress(self.num_bytes)
 
     def _check_utf8(self, data: bytes) -> None:
-        pending = len(self._utf8.getstate()[0])  # bytes of a character that the last window cut
+        pending = len(self._utf8.getstate()[0])  # bytes of a character that was cut by the end of the last window
         try:
             self._utf8.decode(data, final=self.at_end)
         except UnicodeDecodeError as error:
@@ -76,7 +76,7 @@ class Window:
 
 
 def line_and_column(stream: BinaryIO, position: int) -> tuple[int, int]:
-    """Line and column, from 1, of a byte of a stream that is at its beginning; columns count characters."""
+    """Line and column (from 1) of a byte of a stream positioned at its start; columns count characters."""
     line, column = 1, 1
     head = stream.read(min(position, len(BYTE_ORDER_MARK)))
     block = b"" if head == BYTE_ORDER_MARK else head
@@ -85,7 +85,7 @@ def line_and_column(stream: BinaryIO, position: int) -> tuple[int, int]:
         if newlines := block.count(b"\n"):
             line, column = line + newlines, 1
             block = block[block.rindex(b"\n") + 1 :]
-        column += len(block.translate(None, delete=bytes(range(0x80, 0xC0))))  # each character has one other byte
+        column += len(block.translate(None, delete=bytes(range(0x80, 0xC0))))  # count one byte per character
         block = stream.read(min(left, WINDOW_BYTES))
         left -= len(block)
         if not block:

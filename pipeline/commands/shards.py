@@ -18,7 +18,7 @@ from alignkd.pipeline.shards.verify import verify
 def shards(context: click.Context) -> None:
     """Inspect, compare, convert and repair stores.
 
-    STORE is a folder, or a URL such as s3://bucket/store or https://host/store.
+    STORE is a folder, or a URL such as s3://bucket/store.
 
     Example: alignkd shards ls runs/store
     """

@@ -172,7 +172,7 @@ def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path
     assert "device is 'tpu', expected one of" in refused(write_config(), "--device", "tpu")
     assert "no stage 'third'" in refused(CONFIGS / "short.yaml", *NO_DATA, "--stage", "third")
     wrong = CliRunner().invoke(main, ["plan", str(gone), "--disk", "much"])
-    assert wrong.exit_code == 2 and "expected a size as 24GiB or 2TB" in wrong.stderr
+    assert wrong.exit_code == 2 and "expected a size such as 24GiB or 2TB" in wrong.stderr
 
 
 def test_a_size_without_its_unit_is_refused() -> None:

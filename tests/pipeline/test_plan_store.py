@@ -154,7 +154,7 @@ def test_a_store_that_does_not_fit_gets_advice_that_does(make_run: MakeRun) -> N
     step = check_advice(make_plan(run, PlanOptions(disk=big.profiles["compact"])))
     assert step["set"] == {"store.profile": "compact"} and step["bytes"] == big.profiles["compact"]
     hopeless = check_advice(make_plan(run, PlanOptions(disk=100_000)))
-    assert hopeless["set"] == {} and "there is room for" in hopeless["say"]
+    assert hopeless["set"] == {} and "the disk has room for" in hopeless["say"]
 
 
 @pytest.mark.parametrize("pairs", ["tqv", "vqv", "tqt"])

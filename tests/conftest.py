@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from prepared_processes import PreparedProcesses
 
 # Expected values were computed on a CPU, so every test runs on one, whatever this machine has. Tests with the marker
 # `gpu` start processes with the fixture `gpu_environment`.
@@ -63,6 +64,13 @@ def wait_until() -> WaitUntil:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[PreparedProcesses]:
+    """prepared.start(script, *arguments): a process that has imported torch and what both phases need."""
+    with PreparedProcesses(["alignkd.pipeline.runs.dump", "alignkd.student_train.trainer"]) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="session")

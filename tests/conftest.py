@@ -69,7 +69,13 @@ def wait_until() -> WaitUntil:
 @pytest.fixture(scope="session")
 def prepared() -> Iterator[PreparedProcesses]:
     """prepared.start(script, *arguments): a process that has imported torch and what both phases need."""
-    with PreparedProcesses(["alignkd.pipeline.runs.dump", "alignkd.student_train.trainer"]) as processes:
+    # DeepSpeed imports its Muon with the first optimiser, and torch's compiler with it: 2 s
+    modules = [
+        "alignkd.pipeline.runs.dump",
+        "alignkd.student_train.trainer",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+    ]
+    with PreparedProcesses(modules) as processes:
         yield processes
 
 

@@ -115,7 +115,7 @@ class PreparedProcesses:
         self._server.wait()
 
     def start(self, *arguments: object, new_session: bool = False, **environment: str) -> PreparedProcess:
-        """`python ARGUMENTS`, a script or `-m MODULE` first, with this process's environment and `environment`."""
+        """`python ARGUMENTS` (SCRIPT, -m MODULE or -c CODE first) with this process's environment and `environment`."""
         given = list(map(str, arguments))
         return PreparedProcess(self._socket, given, {**os.environ, **environment}, new_session=new_session)
 
@@ -187,6 +187,9 @@ if __name__ == "__main__":
         if _arguments[0] == "-m":
             sys.argv = _arguments[1:]
             runpy.run_module(_arguments[1], run_name="__main__", alter_sys=True)
+        elif _arguments[0] == "-c":
+            sys.argv = ["-c", *_arguments[2:]]
+            exec(_arguments[1], {"__name__": "__main__"})
         else:
             sys.argv = _arguments
             runpy.run_path(_arguments[0], run_name="__main__")

@@ -111,11 +111,13 @@ def gpu_environment() -> dict[str, str]:
 
 
 _SERVER = """
-import os, sys, threading
+import functools, os, sys, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 import logging
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
+# at every request it would list its own package: a third of the time
+DomainDispatcherApplication.get_backend_for_host = functools.cache(DomainDispatcherApplication.get_backend_for_host)
 server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
 print(server.server_port, flush=True)
 # ends with the tests, however they end

@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from prepared_processes import PreparedProcesses
 
 # Expected values were computed on a CPU, so every test runs on one, whatever this machine has. Tests with the marker
 # `gpu` start processes with the fixture `gpu_environment`.
@@ -66,6 +67,19 @@ def wait_until() -> WaitUntil:
 
 
 @pytest.fixture(scope="session")
+def prepared() -> Iterator[PreparedProcesses]:
+    """prepared.start(script, *arguments): a process that has imported torch and what both phases need."""
+    # DeepSpeed imports its Muon with the first optimiser, and torch's compiler with it: 2 s
+    modules = [
+        "alignkd.pipeline.runs.dump",
+        "alignkd.student_train.trainer",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+    ]
+    with PreparedProcesses(modules) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder with a tiny teacher and student and the outputs of the original implementation."""
     return GOLDEN
@@ -97,11 +111,13 @@ def gpu_environment() -> dict[str, str]:
 
 
 _SERVER = """
-import os, sys, threading
+import functools, os, sys, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 import logging
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
+# at every request it would list its own package: a third of the time
+DomainDispatcherApplication.get_backend_for_host = functools.cache(DomainDispatcherApplication.get_backend_for_host)
 server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
 print(server.server_port, flush=True)
 # ends with the tests, however they end

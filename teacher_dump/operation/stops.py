@@ -162,12 +162,18 @@ _masks = threading.local()
 
 
 def _hold_back() -> None:
-    """A signal that reaches a child before it has forgotten would be written to its parent's pipe."""
-    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, *HANG_UPS})
+    """A signal that reaches a child before it has forgotten would be written to its parent's pipe.
+
+    Only where there is such a pipe: Python drops what a handler raises while it lets the signals in again, and so a
+    KeyboardInterrupt; of a signal that `StopSignals` has received, enough is left without the exception.
+    """
+    held = {signal.SIGINT, signal.SIGTERM, *HANG_UPS}
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, held) if _entered else None
 
 
 def _let_in() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+    if _masks.before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
 def _forget_all() -> None:

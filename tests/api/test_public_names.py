@@ -65,7 +65,7 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_only_our_own_program_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignkd.pipeline.runs.process import _is_our_process
+    from alignkd.pipeline.console.program import _is_our_process
 
     for program, expected in (
         ("/usr/bin/alignkd", True),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from prepared_processes import PreparedProcesses
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter, TruncatedLogits
 from alignkd.vlm.weights.files import read_weights
@@ -29,6 +30,18 @@ def alignkd(patience: float) -> Alignkd:
         command = [sys.executable, "-m", "alignkd.pipeline.cli", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
         return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=patience)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def alignkd_prepared(prepared: PreparedProcesses, patience: float) -> Alignkd:
+    """The same, forked from a process that has imported torch, DeepSpeed and transformers already."""
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        process = prepared.start("-m", "alignkd.pipeline.cli", *arguments)
+        output, errors = process.communicate(patience)
+        return subprocess.CompletedProcess(list(map(str, arguments)), process.wait(patience), output, errors)
 
     return run
 

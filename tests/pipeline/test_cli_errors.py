@@ -43,10 +43,10 @@ def test_every_problem_of_a_configuration_is_named(
 
 
 def test_missing_sections_and_files(
-    alignkd: Alignkd, alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path
+    alignkd_prepared: Alignkd, alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path
 ) -> None:
     config = write_config(drop=("student", "train"))
-    assert "student: section is missing, alignkd train needs it" in one_line_error(alignkd("train", config))
+    assert "student: section is missing, alignkd train needs it" in one_line_error(alignkd_prepared("train", config))
     assert "none.yaml: cannot be read" in one_line_error(alignkd_here("dump", tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "contains a list" in one_line_error(alignkd_here("dump", tmp_path / "list.yaml"))

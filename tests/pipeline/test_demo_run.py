@@ -163,19 +163,19 @@ def test_the_store_verifies(alignkd_here: Alignkd, out: Path) -> None:
     assert json.loads(finished.stdout)["num_records"] == len(read(out / "data" / "train" / "conversations.json"))
 
 
-def test_phase_two_needs_no_teacher(alignkd: Alignkd, out: Path, tmp_path: Path) -> None:
+def test_phase_two_needs_no_teacher(alignkd_prepared: Alignkd, out: Path, tmp_path: Path) -> None:
     """The same run without the teacher's checkpoint on the disk: the same losses, to the last bit."""
     config = yaml.safe_load(configs(out, "align_kd")[0].read_text())
     config["train"]["output"] = str(tmp_path / "again")
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(config))
     with without(out / "teacher"):
-        finished = alignkd("train", tmp_path / "again.yaml")
+        finished = alignkd_prepared("train", tmp_path / "again.yaml")
     assert finished.returncode == 0, finished.stderr
     assert metrics(tmp_path / "again") == metrics(out / "students" / "align_kd" / "seed-0")
 
 
 def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
-    alignkd: Alignkd, out: Path, report: dict[str, Any], tmp_path: Path
+    alignkd_prepared: Alignkd, out: Path, report: dict[str, Any], tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
     # Paths inside the configurations are absolute, so the copy takes the original's place.
@@ -187,7 +187,7 @@ def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
             (out / "evaluations" / "align_kd-seed-0.json").unlink()
             (out / "report.json").unlink()
             before = kept.stat().st_mtime_ns
-            finished = alignkd("demo", "--quick", "--out", out)
+            finished = alignkd_prepared("demo", "--quick", "--out", out)
             assert finished.returncode == 0, finished.stderr
             assert kept.stat().st_mtime_ns == before
             second = read(out / "report.json")

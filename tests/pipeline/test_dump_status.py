@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from prepared_processes import PreparedProcesses
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.console.printing import format_duration
@@ -24,12 +25,6 @@ def status(store: Path, *options: str) -> Any:
     found = CliRunner().invoke(main, ["dump", "--status", str(store), *options])
     assert found.exit_code == 0, found.output
     return json.loads(found.stdout) if "--json" in options else found.stdout
-
-
-def start(config: Path, *options: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    command = [sys.executable, "-m", "alignkd.pipeline.cli", "dump", str(config), *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.fixture
@@ -46,10 +41,10 @@ def many(write_config: WriteConfig, golden: Path, tmp_path: Path) -> Path:
 
 
 def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(
-    many: Path, tmp_path: Path, wait_until: Callable[..., None], patience: float
+    many: Path, tmp_path: Path, prepared: PreparedProcesses, wait_until: Callable[..., None], patience: float
 ) -> None:
     store = tmp_path / "store"
-    process = start(many, "--worker", "0/2")
+    process = prepared.start("-m", "alignkd.pipeline.cli", "dump", many, "--worker", "0/2")
     try:
         seen: dict[str, Any] = {}
 

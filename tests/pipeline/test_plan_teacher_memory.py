@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignkd.pipeline.plan.memory import BATCHES_IN_FLIGHT, LOGIT_BYTES, Memory, TeacherLoad, teacher_memory
-from alignkd.pipeline.plan.models import ModelShapes, config_of
+from alignkd.pipeline.config.checkpoint_config import checkpoint_config
+from alignkd.pipeline.plan.memory.loads import LOGIT_BYTES, TeacherLoad
+from alignkd.pipeline.plan.memory.result import Memory
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.teacher_dump.preparation import Preparation, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
@@ -138,7 +141,7 @@ def moments(planned: Memory) -> list[int]:
 @pytest.mark.parametrize("kind", ["hidden", "nucleus"])
 def test_the_7b_teacher_fits_a_24_gb_card(kind: str) -> None:
     """Batches of 8192 tokens, of samples up to 2048, in bfloat16."""
-    shapes = ModelShapes.of("7B", config_of("mtgv/MobileVLM_V2-7B", None))
+    shapes = ModelShapes.of("7B", checkpoint_config("mtgv/MobileVLM_V2-7B", None))
     load = TeacherLoad(
         dtype="bfloat16",
         quantization="none",

@@ -1,7 +1,6 @@
 """Every `alignkd shards` command over real stores, as people and as scripts use it."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from prepared_processes import PreparedProcesses
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -27,7 +27,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images: Path) -> dict[str, Path]:
+def stores(
+    tmp_path_factory: pytest.TempPathFactory,
+    golden: Path,
+    golden_images: Path,
+    prepared: PreparedProcesses,
+    patience: float,
+) -> dict[str, Path]:
     """Golden samples dumped: `compact` (tar, embedded images, nucleus) and `hidden` (zarr)."""
     folder = tmp_path_factory.mktemp("stores")
     model = {"checkpoint": str(golden / "teacher"), "vision_config": str(golden / "clip"), "dtype": "float32"}
@@ -37,9 +43,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(sections))
     dump = "import sys; from alignkd.pipeline.cli import main\n"
     dump += "[main(['dump', n], standalone_mode=False) for n in sys.argv[1:]]"
-    command = [sys.executable, "-c", dump, *(f"{name}.yaml" for name in KINDS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)
+    process = prepared.start("-c", dump, *(folder / f"{name}.yaml" for name in KINDS))
+    assert process.wait(patience) == 0, process.errors()
     return {name: folder / name for name in KINDS}
 
 

@@ -2,18 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from http_servers import WebServer
+from prepared_processes import PreparedProcesses
 from safetensors.numpy import load_file
 
 from alignkd.pipeline.cli import main
@@ -45,6 +45,8 @@ def dumped(
     s3_service: str,
     make_bucket: Callable[[], Any],
     remote_variables: Callable[[Path], dict[str, str]],
+    prepared: PreparedProcesses,
+    patience: float,
 ) -> Dumped:
     folder = tmp_path_factory.mktemp("both")
     found = Dumped(folder, folder / "store", make_bucket().url)
@@ -58,12 +60,16 @@ def dumped(
             "train": {"output": str(folder / name), "steps": 2, "micro_batch": 2},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(sections))
-    environment = {**os.environ, **remote_variables(folder), "AWS_ENDPOINT_URL": s3_service}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    environment = {name: value for name, value in environment.items() if value}
-    command = [sys.executable, "-c", BOTH_PHASES, "local.yaml", "distant.yaml"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("AWS_ENDPOINT_URL", s3_service)
+        for name, value in remote_variables(folder).items():
+            if value:
+                patch.setenv(name, value)
+            else:
+                patch.delenv(name, raising=False)
+        process = prepared.start("-c", BOTH_PHASES, "local.yaml", "distant.yaml")
+    assert process.wait(patience) == 0, process.errors()[-4000:]
     return found
 
 
@@ -84,7 +90,7 @@ def refusing_service() -> Iterator[str]:
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = WebServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -6,9 +6,6 @@ code of the other phase.
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prepared_processes import PreparedProcess, PreparedProcesses
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -201,21 +199,18 @@ def tensorboard_equals_metrics() -> Callable[[Path], None]:
 
 
 @pytest.fixture
-def start_child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start_child(prepared: PreparedProcesses) -> Iterator[Callable[..., PreparedProcess]]:
     """start_child(job, blow=(module, function, n-th call, signal), **environment) runs `train(job)` elsewhere."""
-    children: list[subprocess.Popen[str]] = []
+    children: list[PreparedProcess] = []
 
-    def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **environment: str) -> Any:
+    def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **options: Any) -> PreparedProcess:
         described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
-        command = [sys.executable, str(CHILD), json.dumps(described, default=str), json.dumps(blow)]
-        inherited = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src"), **os.environ}
-        children.append(subprocess.Popen(command, env=inherited | environment, stderr=subprocess.PIPE, text=True))
+        children.append(prepared.start(CHILD, json.dumps(described, default=str), json.dumps(blow), **options))
         return children[-1]
 
     yield start
     for child in children:
         child.kill()
-        child.communicate()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Micro-batches are the same whoever prepares them, and data workers live and die with the training process."""
 
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from prepared_processes import PreparedProcess, PreparedProcesses
 from torch import Tensor
 
 from alignkd.storage import SampleOrder, StoreReader
@@ -156,17 +156,16 @@ def test_a_killed_worker_ends_training_with_that_line(many_store: Path, make_job
 
 
 def test_killing_the_trainer_leaves_nothing(
-    many_store: Path, golden_folder: Path, images_folder: Path, wait_until: Callable[..., None]
+    many_store: Path,
+    golden_folder: Path,
+    images_folder: Path,
+    prepared: PreparedProcesses,
+    wait_until: Callable[..., None],
 ) -> None:
-    command = [sys.executable, HERE / "loader_process.py", many_store, golden_folder / "student"]
-    child = subprocess.Popen(
-        [*map(str, command), str(golden_folder / "clip"), str(images_folder)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    workers = [int(pid) for pid in child.stdout.readline().split()]
+    arguments = (many_store, golden_folder / "student", golden_folder / "clip", images_folder)
+    child = prepared.start(HERE / "loader_process.py", *arguments)
+    wait_until(lambda: child.poll() is not None or "\n" in child.output(), "the first batch")
+    workers = [int(pid) for pid in child.output().split()]
     assert len(workers) == 2
     assert all(map(_lives, workers))
     mapped = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in (child.pid, *workers)]
@@ -207,18 +206,15 @@ def test_no_room_for_workers_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd:
 
 
 def test_a_signal_to_the_whole_group_is_a_clean_stop(
-    many_store: Path, make_job: MakeJob, wait_until: Callable[..., None], patience: float
+    many_store: Path,
+    make_job: MakeJob,
+    start_child: Callable[..., PreparedProcess],
+    wait_until: Callable[..., None],
+    patience: float,
 ) -> None:
     """As torchrun does it: the step in hand is completed with batches of the workers, and saved."""
     job = make_job(many_store, steps=100_000, data_workers=2)
-    described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
-    child = subprocess.Popen(
-        [sys.executable, str(HERE / "child_process.py"), json.dumps(described, default=str), "null"],
-        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    child = start_child(job, new_session=True)
     metrics = job.train.output / "metrics.jsonl"
     wait_until(
         lambda: child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 3),

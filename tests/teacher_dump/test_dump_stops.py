@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,6 +275,31 @@ def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(monkeypatch: pyte
         stops.check()
 
     assert ended(in_child(parent)) == 0
+
+
+FORKS = """
+import os, signal
+def held():
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+seen = []
+os.register_at_fork(before=lambda: seen.append(held()))  # registered first, called last
+from alignkd.teacher_dump.operation.stops import StopSignals
+def fork():
+    if os.fork() == 0:
+        os._exit(held())
+    seen.append(held())
+    assert os.wait()[1] == 0
+fork()
+with StopSignals():
+    fork()
+print(seen)
+"""
+
+
+def test_a_fork_holds_signals_back_during_a_dump_only() -> None:
+    """What a handler raises in the hooks of a fork is dropped: a Ctrl-C would be lost."""
+    done = subprocess.run([sys.executable, "-c", FORKS], check=True, capture_output=True, text=True)
+    assert done.stdout == "[False, False, True, False]\n"
 
 
 @pytest.mark.usefixtures("usual_ctrl_c")

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from http_servers import WebServer
 from safetensors.torch import load_file, save_file
 
 from alignkd.vlm.errors import InputError
@@ -141,7 +142,7 @@ def test_what_the_cache_lacks_is_one_line_with_the_next_step(
     assert "\n" not in message
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(WebServer):
     """A hub with one model: what the client asks for its files, and nothing else. `fetched` lists the files sent."""
 
     def __init__(self, folder: Path) -> None:

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_servers import WebServer
 
 from alignkd.storage import Manifest, open_writer
 from alignkd.storage.remote import retry
@@ -144,8 +145,7 @@ def gateway_to() -> Iterator[Callable[[str], Gateway]]:
     def start(target: str) -> Gateway:
         gateway = Gateway()
         handler = type("Handler", (_GatewayHandler,), {"gateway": gateway, "target": target.removeprefix("http://")})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = WebServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         servers.append(server)
         gateway.url = f"http://127.0.0.1:{server.server_port}"
@@ -174,8 +174,7 @@ def serve_folder() -> Iterator[Callable[..., str]]:
 
     def serve(folder: Path, ranges: bool = True) -> str:
         handler = type("Handler", (_FolderHandler,), {"folder": folder, "ranges": ranges})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = WebServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"

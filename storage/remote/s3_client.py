@@ -25,7 +25,7 @@ from alignkd.storage.remote.retry import TransientError
 from alignkd.storage.remote.settings import RemoteSettings
 
 MAX_ERROR_BYTES = 1 << 16
-# the service wants another region, address or credential: only the client knows what to do
+# the service requires another region, address or credential, which only the client can find out
 _ASK_CLIENT = {301, 302, 307, 308, 400, 401, 403}
 _CODE = re.compile(rb"<Code>([^<]{1,80})</Code>")
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]+/\d{8}/([^/,]+)/s3/aws4_request,")

@@ -31,7 +31,7 @@ class BucketPlace:
     """See `alignkd.storage.write.place.Place`."""
 
     def __init__(self, location: str, settings: RemoteSettings | None = None) -> None:
-        """Raises StoreError for a URL that cannot be right; nothing is requested."""
+        """Raises StoreError for an invalid URL; sends no request."""
         settings = settings or settings_from_environment()
         self.objects = S3Store(location, settings)
         self.path, self.staging = self.objects.location, settings.staging_folder

@@ -10,7 +10,7 @@ from alignkd.storage.schema.manifest import Manifest
 
 
 class SharedFiles(Protocol):
-    """Small files in one folder of a store in a bucket, for processes that tell each other what they do."""
+    """Small files in one folder of a store in a bucket, for processes that exchange their state."""
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file, in place of an older one; raises StoreError if the service refuses."""

@@ -88,7 +88,7 @@ def test_errors_have_one_base_class() -> None:
 
 
 def test_the_command_ends_with_one_line_for_our_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
-    from alignkd.pipeline.console import clean_errors
+    from alignkd.pipeline.console.errors import clean_errors
 
     class ForeignError(ValueError):
         """Of a plug-in whose name begins as ours."""

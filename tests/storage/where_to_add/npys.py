@@ -14,7 +14,7 @@ from alignkd.storage.codecs.base import ReadRows
 from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
-from alignkd.storage.layouts.protocol import Verified, WrittenFile, WrittenShard
+from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
 from alignkd.storage.layouts.tables import IMAGE_GROUPS, ShardTables, tables_from
 from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord
@@ -114,7 +114,6 @@ class NpysBackend:
         manifest: Manifest,
         columns: Sequence[Column],
         commit: CommitRecord,
-        verified: Verified | None = None,
     ) -> NpysSource:
         return NpysSource(files, folder, columns, commit)
 

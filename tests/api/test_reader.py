@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save
 
 import alignkd
-from alignkd.storage import Codecs, LogitsCodec, StoreWriter
+from alignkd.storage import Codecs, LogitsCodec, open_writer
 from alignkd.storage.read.logprobs import answers
 
 COMPACT = {"attention": "sqrt_u8", "vision_top": "from_all", "vision_all": "int8_channel"}
@@ -122,7 +122,7 @@ def test_logprobs_of_hidden_states_go_through_the_attached_head(
     head = save({"lm_head.weight": weight})
     sha256 = {"lm_head.safetensors": hashlib.sha256(head).hexdigest()}
     manifest = make_manifest(codecs=compact("hidden"), attachments=sha256)
-    writer = StoreWriter(tmp_path / "s", manifest, {"lm_head.safetensors": head})
+    writer = open_writer(tmp_path / "s", manifest, {"lm_head.safetensors": head})
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
             for index in writer.planned_samples(shard).tolist():

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 from prepared_processes import PreparedProcesses
 
-from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreWriter, TruncatedLogits
+from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, TruncatedLogits, open_writer
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.writer import write_weights
 
@@ -112,7 +112,7 @@ def write_small_store() -> Callable[[Path], Path]:
     """
 
     def write(path: Path) -> Path:
-        writer = StoreWriter(path, _small_manifest())
+        writer = open_writer(path, _small_manifest())
         for shard in writer.pending_shards():
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard).tolist():

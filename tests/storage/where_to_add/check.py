@@ -13,7 +13,7 @@ import torch
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.plan.samples import DataSize, SampleRows
 from alignkd.pipeline.plan.store import store_size
-from alignkd.storage import CorruptStoreError, EncodedArray, Record, StoreReader, StoreWriter, as_float32, verify_store
+from alignkd.storage import CorruptStoreError, EncodedArray, Record, StoreReader, as_float32, open_writer, verify_store
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.listing import list_store
 from alignkd.storage.record.encoded import error_bound
@@ -37,7 +37,7 @@ def dumped(record: Record) -> Record:
 
 
 def write(path: Path, manifest: Manifest, records: dict[int, Record]) -> None:
-    writer = StoreWriter(path, manifest)
+    writer = open_writer(path, manifest)
     for shard in writer.pending_shards():
         with writer.open_shard(shard) as sink:
             for index in writer.planned_samples(shard).tolist():

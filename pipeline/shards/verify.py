@@ -110,7 +110,7 @@ def _plausibility(files: "StoreFiles", report: "VerifyReport", damaged: list[int
 
 
 # outcome -> why the labels were not checked
-_NOT_CHECKED = {
+NOT_CHECKED = {
     "no opinion": "the teacher's predictions are close to uniform, so they cannot show whether labels are shifted",
     "not enough data": "too few neighbouring supervised positions have different labels",
     "not stored": "the store contains no logits, or hidden states without lm_head.safetensors",
@@ -119,7 +119,7 @@ _NOT_CHECKED = {
 
 def labels_line(labels: "LabelVerdict") -> str:
     """The result of the check of labels on one line: what was found, or why nothing was checked."""
-    reason = _NOT_CHECKED.get(labels.outcome)
+    reason = NOT_CHECKED.get(labels.outcome)
     outcome = labels.outcome if reason is None else f"not checked: {reason}"
     if labels.perplexity is None:
         return f"labels: {outcome}"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,10 @@ from safetensors.numpy import load_file
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.commands.shards import shards
+from alignkd.pipeline.shards.verify import NOT_CHECKED, attention_line, labels_line
 from alignkd.storage import Record, StoreReader, as_float32, open_writer
+from alignkd.storage.tools.verify.attention_sums import AttentionSums
+from alignkd.storage.tools.verify.label_shift import LabelVerdict, Outcome
 
 ROOT = Path(__file__).parents[2]
 KINDS: dict[str, dict[str, Any]] = {
@@ -145,6 +148,15 @@ def test_verify_in_three_depths(stores: dict[str, Path], tmp_path: Path, small_s
     )
     assert "labels: " in run("verify", small_store, "--deep").stdout
     assert run("verify", small_store, "--deep", "--quick").exit_code == 2
+
+
+def test_a_check_that_was_not_made_is_explained() -> None:
+    """Every outcome is either a verdict or has a reason; so has a store without attention."""
+    assert NOT_CHECKED.keys() | {"ok", "shifted", "implausible"} == set(get_args(Outcome))
+    for outcome, reason in NOT_CHECKED.items():
+        assert labels_line(LabelVerdict(outcome=outcome)) == f"labels: not checked: {reason}"  # type: ignore[arg-type]
+    assert "takes it from the teacher's stem" in attention_line(AttentionSums(), from_stem=True)
+    assert "no record has any" in attention_line(AttentionSums(), from_stem=False)
 
 
 def test_verify_names_the_records_that_are_lost(stores: dict[str, Path], tmp_path: Path) -> None:

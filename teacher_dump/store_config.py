@@ -1,4 +1,4 @@
-"""What of the teacher is kept, and how: the configuration's section `store`."""
+"""The section `store` of the configuration: which targets are kept, and how."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -21,7 +21,7 @@ from alignkd.storage.codecs.settings import (
 )
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
-# Of the settings that a kind takes; `num_draws` is that of random-sampling knowledge distillation (arXiv 2503.16870).
+# Defaults of each kind's settings; `num_draws` is from random-sampling knowledge distillation (arXiv 2503.16870).
 DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32"},
     "topk": {"top_k": 64, "dtype": "float16"},
@@ -34,19 +34,20 @@ SETTINGS = ("top_k", "p", "min_entries", "max_entries", "num_draws", "dtype")
 
 
 class LogitsConfig(Settings):
-    """How the teacher's distribution at supervised positions is kept; what is not given is that of `DEFAULTS`.
+    """How the teacher's distribution at supervised positions is kept; `DEFAULTS` fills in the rest.
 
     Attributes:
-        kind: `full` keeps every logit; `topk` the `top_k` likeliest tokens; `nucleus` per position the fewest likeliest
-            tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and the exact
-            mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact for every
-            divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none` nothing.
-        top_k: tokens of `topk` at each position; 64 unless given.
-        p: mass that the tokens of `nucleus` have at least; 0.98 unless given.
-        min_entries, max_entries: fewest and most tokens of `nucleus` at a position; 32 and 1024 unless given.
-        num_draws: of `sampled`, at each position; 50 unless given.
-        dtype: codec of the logits (`full`, float32 unless given), of the log-probabilities (`topk`, `nucleus`; float16)
-            or of the states (`hidden`; bfloat16).
+        kind: `full` keeps every logit; `topk` the `top_k` most probable tokens; `nucleus` per position the fewest most
+            probable tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and
+            the exact mass of the rest; `hidden` the last hidden state (the store contains the teacher's lm_head: exact
+            for every divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none`
+            nothing.
+        top_k: tokens of `topk` at each position; default 64.
+        p: minimum mass of the tokens of `nucleus`; default 0.98.
+        min_entries, max_entries: minimum and maximum number of tokens of `nucleus` at a position; default 32 and 1024.
+        num_draws: draws of `sampled` at each position; default 50.
+        dtype: codec of the logits (`full`, default float32), of the log-probabilities (`topk`, `nucleus`; float16) or
+            of the states (`hidden`; bfloat16).
     """
 
     kind: LogitsKind = "nucleus"
@@ -76,7 +77,7 @@ class LogitsConfig(Settings):
         return self
 
     def codec(self) -> LogitsCodec:
-        """The kind with every setting it takes, as the manifest records it."""
+        """The kind with all its settings, as the manifest records it."""
         return LogitsCodec(kind=self.kind, **self._filled_in())
 
     def _given(self) -> dict[str, Any]:
@@ -91,27 +92,28 @@ def _codec_for(target: str, *more: str) -> AfterValidator:
 
 
 class StoreConfig(Settings):
-    """Where the targets go, which are kept, and how.
+    """Where the targets are stored, which are kept, and how.
 
     Attributes:
-        path: folder of the store, or the URL of one; created, or gone on with when its manifest is the same.
-        profile: base of the codecs, over which explicit keys win: `exact` loses what 16 bits lose, `compact` takes less
-            than half of its room, `stem` keeps logits alone: the rest follows from the teacher's stem, exactly, for
-            students that share the teacher's vision tower.
+        path: folder or URL of the store; created, or resumed if its manifest is the same.
+        profile: preset of the codecs, which explicit keys override: `exact` rounds to 16 bits, `compact` needs less
+            than half of its space, `stem` keeps only logits: the teacher's stem gives the rest exactly, for students
+            that share the teacher's vision tower.
         backend: physical layout of the shards.
-        inputs: `embed` puts the image files into the store, so that training needs no image folder; `reference` only
-            their paths and hashes.
+        inputs: `embed` stores the image files, so that training needs no image folder; `reference` stores only their
+            paths and hashes.
         attention: codec of the first layer's attention.
         attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
             and vision-query-vision.
-        vision_top, vision_all: codecs of the 16 focused and of all vision embeddings; `vision_top: from_all` keeps the
-            numbers of the 16 and takes their embeddings from `vision_all`. Any of these three may be `stem`: not
-            stored, but computed while training from the stem that the store then carries.
+        vision_top, vision_all: codecs of the 16 vision embeddings with the highest focus score and of all; `vision_top:
+            from_all` stores only the indices of the 16 and takes their embeddings from `vision_all`. `attention`,
+            `vision_top` and `vision_all` may be `stem`: not stored, but computed in training from the stem, which the
+            store then contains.
         logits: how the teacher's distribution at supervised positions is kept.
         shard_size: samples per shard.
-        seed: of the order in which samples are written, and of the draws of `logits.kind: sampled`.
-        on_error: `quarantine` lists an unusable sample in the store and goes on; `stop` ends the run.
-        max_errors: unusable samples after which a run stops all the same; None for no limit.
+        seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
+        on_error: `quarantine` lists an unusable sample in the store and continues; `stop` ends the run.
+        max_errors: a run with more unusable samples stops; None for no limit.
     """
 
     path: UserLocation
@@ -132,7 +134,7 @@ class StoreConfig(Settings):
     @classmethod
     def _apply_profile(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("profile") not in tuple(PROFILES):
-            return values  # an unknown profile is the field's own error
+            return values  # the field itself reports an unknown profile
         base = profile_codecs(values["profile"])
         return {**base, **values, "logits": _merged_logits(base["logits"], values.get("logits"))}
 
@@ -140,7 +142,7 @@ class StoreConfig(Settings):
     def _check_from_all(self) -> Self:
         if self.vision_top == FROM_ALL and self.vision_all in NOT_STORED:
             raise ValueError(
-                f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and keeps nothing to take it from; "
+                f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and has nothing to take it from; "
                 "choose another codec for one of them"
             )
         return self
@@ -157,7 +159,7 @@ class StoreConfig(Settings):
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:
-    """A profile's logits with the settings that are given; another kind shares none of them."""
+    """A profile's logits overridden by the given settings; another kind inherits none of them."""
     given = given.model_dump(exclude_unset=True) if isinstance(given, LogitsConfig) else given
     if given is None or (isinstance(given, dict) and given.get("kind", base["kind"]) == base["kind"]):
         return {**base, **(given or {})}

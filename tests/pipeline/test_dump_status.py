@@ -72,7 +72,7 @@ def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(
     assert process.returncode == 143 and output == ""
     device, stopped = errors.split("\n", 1)
     assert device.startswith("alignkd: device cpu (")
-    assert stopped.strip() == "alignkd: stopped by SIGTERM; run the same command again to go on"
+    assert stopped.strip() == "alignkd: stopped by SIGTERM; run the same command again to resume"
     after = status(store, "--json")
     assert after["state"] == "stopped" and after["workers"][0]["state"] == "stopped" and after["seconds_left"] is None
     assert 0 < after["shards_done"] < 300 and after["samples_done"] == 4 * after["shards_done"]

@@ -39,7 +39,7 @@ def test_the_line_names_what_is_not_set_yet(error: BaseException) -> None:
     with pytest.raises(TrainError) as stopped:
         run(error, micro_batch=4, offload_optimizer=True)
     message = str(stopped.value)
-    assert "memory is used up" in message and "lower train.micro_batch (now 4;" in message and "\n" not in message
+    assert "out of memory" in message and "lower train.micro_batch (now 4;" in message and "\n" not in message
     assert "set train.gradient_checkpointing to true" in message and "offload_optimizer" not in message
     assert message.endswith("`alignkd plan CONFIG` shows what fits")
     with pytest.raises(

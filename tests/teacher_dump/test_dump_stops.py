@@ -149,7 +149,7 @@ def test_the_first_ctrl_c_finishes_the_shard_and_the_second_gives_it_up(
     os.kill(child, signal.SIGINT)
     assert ended(child) == 130
     said = capfd.readouterr().err
-    assert "alignkd: finishing shard" in said and "Ctrl-C again gives it up" in said
+    assert "alignkd: finishing shard" in said and "Ctrl-C again abandons it" in said
     before = committed(store)
     assert 1 <= before < SHARDS and not in_hand(store)
     assert [worker.state for worker in read_workers(store)] == ["stopped"]
@@ -197,7 +197,7 @@ def test_sigterm_ends_a_batch_that_does_not_end(
     os.read(begun, 1)
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 143
-    assert "alignkd: stopped by SIGTERM; run the same command again to go on" in capfd.readouterr().err
+    assert "alignkd: stopped by SIGTERM; run the same command again to resume" in capfd.readouterr().err
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, *HANG_UPS)

@@ -210,7 +210,7 @@ def test_a_checkpoint_without_any_tower_lists_what_is_missing(checkpoint: Path, 
         with pytest.raises(InputError) as error:
             load_model(checkpoint, vision_config=golden / "clip")
         layers = f"missing {TOWER_PREFIX}vision_model.encoder.layers.{{0-2}}.mlp.fc1.bias; "
-        assert layers in str(error.value) and "mm_vision_tower in config.json must lead to one" in str(error.value)
+        assert layers in str(error.value) and "mm_vision_tower in config.json must name one" in str(error.value)
 
 
 def test_a_cut_weight_file_is_named(checkpoint: Path, golden: Path) -> None:

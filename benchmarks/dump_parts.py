@@ -25,8 +25,7 @@ from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.preparation import Preparation
-from alignkd.teacher_dump.targets import capture, distribution
-from alignkd.teacher_dump.targets import most_likely as likeliest
+from alignkd.teacher_dump.targets import capture, distribution, most_likely
 from alignkd.vlm.inputs import images
 from alignkd.vlm.model import attention
 from alignkd.vlm.model.mobilevlm import MobileVLM
@@ -39,8 +38,8 @@ PARTS = (
     (MobileVLM, "embed", "splicing"),
     (capture, "keep_distribution", "lm_head"),
     (distribution, "keep_nucleus", "nucleus: entries and tail"),
-    (likeliest, "_on_host", "nucleus: softmax, rest"),
-    (likeliest, "select", "nucleus: likeliest tokens"),
+    (most_likely, "_on_host", "nucleus: softmax, rest"),
+    (most_likely, "select", "nucleus: most probable tokens"),
     (attention.FirstLayer, "rotated", "attention: rotation"),
     (attention, "attention_rows", "attention: rows"),
     (capture, "encode", "encoding"),

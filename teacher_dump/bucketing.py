@@ -1,19 +1,19 @@
-"""Which samples share a forward pass: a pure function of the plan and of lengths, so that a resumed store is the same.
+"""Which samples share a forward pass: a pure function of the plan and of lengths, so that a resumed dump is the same.
 
-Padding is computed for nothing, so samples of similar length go together; but records are written in the order of the
-plan, so only the samples of one window (consecutive in the plan) are mixed, and no more than a window of records waits.
+Samples of similar length are batched together to reduce padding. Records are written in the order of the plan, so only
+samples of one window (consecutive in the plan) are mixed, and at most a window of records waits.
 """
 
 from collections.abc import Sequence
 
 
 def length_buckets(lengths: Sequence[int], *, token_budget: int, max_samples: int) -> list[list[int]]:
-    """Numbers of the samples of each batch, longest first: where memory does not suffice shows at once.
+    """Indices of the samples of each batch, longest first, so that a lack of memory shows at once.
 
     Args:
         lengths: embedded tokens of each sample of a window.
-        token_budget: samples x longest of them, of a batch of two or more.
-        max_samples: of a batch.
+        token_budget: maximum of (number of samples x longest of them) for a batch of two or more.
+        max_samples: maximum number of samples of a batch.
     """
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):

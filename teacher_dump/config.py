@@ -1,4 +1,4 @@
-"""What phase 1 is told about the teacher; what of it is kept is in `store_config`."""
+"""The configuration of the teacher in phase 1; `store_config` configures what is kept."""
 
 from typing import Literal
 
@@ -14,18 +14,18 @@ class TeacherConfig(Settings):
     Attributes:
         checkpoint: folder in the official layout, or hub id.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
-        dtype: of the teacher's weights and arithmetic.
+        dtype: dtype of the teacher's weights and arithmetic.
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
-            fits a small card; attention and vision targets stay those of `dtype`, logits carry the error.
+            fits a small GPU; attention and vision targets are as without, logits have a quantisation error.
         token_budget: padded tokens (text + vision) of a forward pass; samples of similar length share one, and a sample
-            that is longer by itself has one of its own.
-        batch: most samples of a forward pass, whatever the budget.
-        window: consecutive samples of a shard that may share forward passes: more means less padding, and more records
-            in memory, because they are written in the order of the plan.
-        data_workers: threads that read, decode and tokenise the samples to come.
-        sanity: what becomes of a teacher that fails the checks before the first shard (`sanity.py`): `stop` ends the
-            run, `warn` prints a warning and continues, `off` checks nothing.
-        device: torch device; None takes a GPU when there is one.
+            longer than the budget has one of its own.
+        batch: maximum number of samples of a forward pass.
+        window: consecutive samples of a shard that may share forward passes. A larger window means less padding, and
+            more records in memory, because they are written in the order of the plan.
+        data_workers: threads that read, decode and tokenise samples ahead.
+        sanity: what to do if the teacher fails the checks before the first shard (`sanity.py`): `stop` ends the run,
+            `warn` prints a warning and continues, `off` disables the checks.
+        device: torch device; None selects a GPU if there is one.
     """
 
     checkpoint: CheckpointName
@@ -41,15 +41,19 @@ class TeacherConfig(Settings):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch's own."""
+        """`dtype` as a torch dtype."""
         return TORCH_DTYPES[self.dtype]
 
     @property
     def torch_device(self) -> torch.device:
-        """Where the teacher runs; InputError when there is no such device."""
+        """The teacher's device.
+
+        Raises:
+            InputError: there is no such device.
+        """
         return usable_device(self.device)
 
     @property
     def precision(self) -> str:
-        """What decides the rounding of the targets, for the fingerprint: `bfloat16`, or `bfloat16+nf4`."""
+        """Precision of the targets for the fingerprint: `bfloat16`, or `bfloat16+nf4`."""
         return self.dtype if self.quantization == "none" else f"{self.dtype}+{self.quantization}"

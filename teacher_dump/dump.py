@@ -1,6 +1,6 @@
-"""The teacher pass: plan, prepare, batch, forward, capture, append, commit; each beside the others.
+"""The teacher pass: plan, prepare, batch, forward, capture, append, commit, all in parallel.
 
-Threads of `Preparation` are a window ahead, the main thread feeds the device, `ShardThread` writes what comes back.
+Threads of `Preparation` work one window ahead, the main thread feeds the device, and `ShardThread` writes the results.
 """
 
 import time
@@ -34,16 +34,16 @@ from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
-    """Write every shard of the plan that is not committed yet, as far as `job.control` gives them.
+    """Write the shards of the plan that are not committed yet and that `job.control` assigns.
 
-    With `job.retry_unusable` also committed ones again, of which more samples are usable now.
+    With `job.retry_unusable`, committed shards with samples that have become usable are written again.
 
     Args:
-        model: the teacher of `job`, if the caller has loaded it already.
+        model: the teacher of `job`, if already loaded.
 
     Raises:
-        InputError: unusable data, checkpoint or teacher, too many unusable samples, or no memory left.
-        StoreError: the store was made with other settings, or cannot be written.
+        InputError: unusable data, checkpoint or teacher, too many unusable samples, or out of memory.
+        StoreError: the store has other settings, or cannot be written.
     """
     teacher = job.teacher
     with memory_errors(
@@ -58,7 +58,7 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     check_location(job.store.path, writing=True)
     samples = ConversationFile(job.conversations)
     if not len(samples):
-        raise InputError(f"{job.conversations}: no conversations in it; give a file with at least one")
+        raise InputError(f"{job.conversations}: contains no conversations; give a file with at least one")
     _check_image_folder(job, samples)
     teacher = job.open_teacher()
     builder = teacher.example_builder(job.template, max_tokens=job.max_tokens)
@@ -68,7 +68,7 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     if model is None and not _exists(job):
         model = load_teacher(job, teacher)
     store = open_writer(job.store.path, manifest, attachments=attachments)
-    del attachments  # hundreds of megabytes, where a stem or lm_head is among them
+    del attachments  # hundreds of megabytes if they include a stem or lm_head
     run = _Run(job, builder, samples, store)
     if job.retry_unusable:
         run.retry()
@@ -92,7 +92,7 @@ def load_teacher(job: DumpJob, teacher: Checkpoint) -> MobileVLM:
 
 
 class _Run:
-    """One run over the shards that the control gives: what it needs and what it counts."""
+    """One run over the assigned shards, with its counters."""
 
     def __init__(self, job: DumpJob, builder: ExampleBuilder, samples: ConversationFile, store: StoreWriter) -> None:
         self.job, self.builder, self.samples, self.store = job, builder, samples, store
@@ -100,7 +100,7 @@ class _Run:
         self.sanity: tuple[SanityFinding, ...] = ()
 
     def write(self, model: MobileVLM, shards: Iterable[int]) -> None:
-        """Every shard, each whole or not at all."""
+        """Write the shards, each completely or not at all."""
         job = self.job
         capture = Capture(model, job.store)
         with (
@@ -110,7 +110,9 @@ class _Run:
             self._check_teacher(model, preparation)
             for window in preparation.windows(self._windows(shards)):
                 if window.plan.start == 0:
-                    if job.control.stops.finishing:  # asked ahead: begun is only what is computed
+                    if (
+                        job.control.stops.finishing
+                    ):  # shards are requested one window ahead; after a stop request, do not start the next
                         break
                     writer.begin(self.store.open_shard(window.plan.shard))
                 if window.unusable:
@@ -122,7 +124,7 @@ class _Run:
             writer.finish()
 
     def retry(self) -> None:
-        """Take the shards for pending that list samples which can be prepared now."""
+        """Mark shards as pending if samples that they list as unusable can be prepared now."""
         job = self.job
         with Preparation(self.builder, job.images, job.teacher.data_workers, job.control.check) as preparation:
             found = list(shards_to_retry(self.store, self.samples, preparation.prepare))
@@ -130,12 +132,12 @@ class _Run:
         shards = [shard for shard, _, count in found if count]
         job.control.notice(
             f"{usable} of {sum(listed for _, listed, _ in found)} unusable samples can be prepared now; "
-            f"{len(shards)} committed shards are done again"
+            f"{len(shards)} committed shards will be written again"
         )
         self.store.redo(shards)
 
     def result(self, seconds: float) -> DumpResult:
-        """What is in the store now, and what of it is this run's."""
+        """The state of the store, and the part that this run wrote."""
         job, is_complete = self.job, not self.store.pending_shards()
         reader = StoreReader(job.store.path, allow_incomplete=True)
         quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
@@ -163,7 +165,7 @@ class _Run:
                 yield PlannedWindow(shard=shard, start=start, samples=samples, is_last=is_last)
 
     def _batches(self, capture: Capture, window: Window) -> Iterator[list[Outcome]]:
-        """The window's samples after the teacher, batch by batch."""
+        """The window's samples with their targets, batch by batch."""
         teacher, prepared = self.job.teacher, window.prepared
         capture.begin_window(prepared)
         lengths = [sample.length for sample in prepared]
@@ -171,7 +173,7 @@ class _Run:
         for bucket in buckets:
             batch = [prepared[number] for number in bucket]
             for number in bucket:
-                prepared[number] = prepared[number].without_pixels()  # the window holds them no longer
+                prepared[number] = prepared[number].without_pixels()  # free the pixels in the window
             for part, captured in in_halves(capture, batch, self._halve):
                 if captured is None:
                     yield [_does_not_fit(part[0], capture.model)]
@@ -182,7 +184,7 @@ class _Run:
                 ]
 
     def _check_teacher(self, model: MobileVLM, preparation: Preparation) -> None:
-        """Before the first shard of a store."""
+        """Check the teacher before the first shard of a store."""
         pending, mode = self.store.pending_shards(), self.job.teacher.sanity
         if mode == "off" or len(pending) < self.store.manifest.num_shards:
             return
@@ -190,7 +192,7 @@ class _Run:
         self.sanity = tuple(check_teacher(model, planned, preparation.prepare, self.job))
 
     def _note(self, done: Done) -> None:
-        """In the main thread, often: pass on what was written, and stop if asked to."""
+        """Report progress and stop if requested; called often, in the main thread."""
         control = self.job.control
         self.written += done.written
         if done.written or done.errors:
@@ -218,13 +220,13 @@ def _why(quarantined: Sequence[tuple[int, str, str]]) -> str:
 
 def _does_not_fit(prepared: Prepared, model: MobileVLM) -> Unusable:
     reason = DoesNotFitError(
-        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; free it or take a larger device"
+        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; free it or use a larger device"
     )
     return Unusable(place=prepared.place, sample=prepared.sample, reason=reason)
 
 
 def _exists(job: DumpJob) -> bool:
-    """Whether there is a store that can be gone on with; anything else is found out, and said, when it is opened."""
+    """True if a resumable store exists; other problems are reported on open."""
     try:
         load_manifest(job.store.path)
     except StoreError:
@@ -237,14 +239,13 @@ def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
     if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.images for sample in samples):
         found = "is missing"
         if folder is not None:
-            found = (
-                f"is {tried(folder)}, which is {'an empty folder; is it mounted?' if folder.is_dir() else 'no folder'}"
-            )
+            state = "an empty folder; is it mounted?" if folder.is_dir() else "not a folder"
+            found = f"is {tried(folder)}, which is {state}"
         raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")
 
 
 def _is_empty(folder: Path) -> bool:
     try:
         return next(folder.iterdir(), None) is None
-    except OSError:  # a folder that may be entered but not listed
+    except OSError:  # the folder may not be listed
         return False

@@ -1,4 +1,4 @@
-"""What decided a store's targets, written into its manifest: models, settings and data."""
+"""The manifest of a store: models, settings and data that decide its targets."""
 
 import hashlib
 import json

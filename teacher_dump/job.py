@@ -1,4 +1,4 @@
-"""A dump as the pipeline hands it over, and what comes back."""
+"""The input and the result of a dump."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,10 @@ class DumpJob:
 
     Attributes:
         conversations: LLaVA-style JSON or JSON lines.
-        images: folder the samples' image paths are relative to; None when no sample has an image.
-        max_tokens: samples with more embedded tokens are dropped (and listed), or None.
-        retry_unusable: also do those committed shards again whose unusable samples can be read by now.
-        control: which shards to take, when to stop, who is told.
+        images: folder of the samples' image paths; None if no sample has an image.
+        max_tokens: samples with more embedded tokens are dropped and listed; None for no limit.
+        retry_unusable: also write committed shards again if unusable samples of theirs can be read now.
+        control: which shards to write, when to stop, and progress reports.
     """
 
     conversations: Path
@@ -43,18 +43,18 @@ class DumpJob:
 
 @dataclass(frozen=True, kw_only=True)
 class DumpResult:
-    """What a dump did.
+    """The result of a dump.
 
     Attributes:
-        num_samples: in the data set.
-        num_records: in the store now.
+        num_samples: samples in the data set.
+        num_records: records in the store now.
         written: records that this run added.
-        quarantined: (index, id, reason) of every sample the store lists as unusable.
-        retryable: how many of them have a reason that can go away, such as a missing file (`retry_unusable`).
-        shards_written: by this run; 0 when there was nothing left to do.
+        quarantined: (index, id, reason) of every sample that the store lists as unusable.
+        retryable: number of them whose reason can be removed, such as a missing file (`retry_unusable`).
+        shards_written: shards that this run wrote; 0 if there was nothing to do.
         seconds: wall time of this run.
-        halved_batches: how often a batch did not fit the device and was halved.
-        sanity: what the checks before the first shard found; empty when it was there already.
+        halved_batches: number of batches that did not fit the device and were halved.
+        sanity: results of the checks before the first shard; empty if the store had shards already.
     """
 
     num_samples: int

@@ -1,6 +1,6 @@
-"""Samples made ready for the teacher by threads, a window ahead: files read, text tokenised, images decoded once each.
+"""Threads that prepare samples for the teacher one window ahead: read files, tokenise text, decode each image once.
 
-Decoding, resizing and tokenising release Python's lock, so threads are enough to keep ahead of a teacher.
+Decoding, resizing and tokenising release Python's lock, so threads are fast enough for a teacher.
 """
 
 import os
@@ -25,7 +25,7 @@ TICK_SECONDS = 0.5
 
 
 class DoesNotFitError(SampleError):
-    """A sample for which the device has no room, even alone."""
+    """A sample that does not fit the device, even alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ class Prepared:
     """A sample ready for the teacher.
 
     Attributes:
-        place: in the shard's plan.
-        example: without pixels.
-        pixels: float32 [3, image_size, image_size] of each image; empty once the teacher has seen them.
+        place: position in the shard's plan.
+        sample: the data set's entry.
+        example: tokens and positions, without pixels.
+        pixels: float32 [3, image_size, image_size] of each image; empty after the forward pass.
         key: content hash of the sample.
         image_files: the bytes of each image file.
         image_hashes: sha256 of each image file.
@@ -55,13 +56,13 @@ class Prepared:
         return self.example.positions.length
 
     def without_pixels(self) -> "Prepared":
-        """What the record still needs."""
+        """A copy without pixels, enough to make the record."""
         return replace(self, pixels=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unusable:
-    """A sample that cannot be cached, and why."""
+    """An unusable sample, and why."""
 
     place: int
     sample: Sample
@@ -74,9 +75,9 @@ class PlannedWindow:
 
     Attributes:
         shard: number of the shard.
-        start: place of the first sample in the shard's plan; 0 begins a shard.
-        samples: in the order of the plan.
-        is_last: whether the shard ends with them.
+        start: position of the first sample in the shard's plan; 0 starts a shard.
+        samples: samples in the order of the plan.
+        is_last: whether this is the last window of the shard.
     """
 
     shard: int
@@ -87,7 +88,7 @@ class PlannedWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A planned window whose samples are ready."""
+    """A planned window whose samples are prepared."""
 
     plan: PlannedWindow
     prepared: list[Prepared]
@@ -98,10 +99,10 @@ class Preparation:
     """Threads that prepare samples; a context manager.
 
     Args:
-        builder: of the teacher's checkpoint.
-        images: folder the image paths are relative to.
-        num_threads: threads.
-        waiting: called about every `TICK_SECONDS` while samples are waited for; may raise.
+        builder: tokenizer and image processor of the teacher.
+        images: folder of the image paths.
+        num_threads: number of threads.
+        waiting: called about every `TICK_SECONDS` while waiting for samples; may raise.
     """
 
     def __init__(
@@ -121,11 +122,11 @@ class Preparation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # what still runs is not needed any more, and may be inside a read that does not return
+        # running tasks are not needed and may be stuck in a read
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def windows(self, plans: Iterable[PlannedWindow]) -> Iterator[Window]:
-        """Each window in turn; the one after it is being prepared meanwhile."""
+        """Yield each window while the next one is being prepared."""
         started: list[tuple[PlannedWindow, list[Future[list[Prepared | Unusable]]]]] = []
         for plan in plans:
             started.append((plan, self._start(plan.samples, plan.start)))
@@ -135,7 +136,7 @@ class Preparation:
             yield self._finished(plan, futures)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """The usable ones of some samples, now."""
+        """Prepare some samples now; unusable ones are left out."""
         plan = PlannedWindow(shard=0, start=0, samples=samples, is_last=True)
         return self._finished(plan, self._start(samples, 0)).prepared
 
@@ -151,7 +152,7 @@ class Preparation:
         )
 
     def _start(self, samples: Sequence[Sample], start: int) -> list[Future[list[Prepared | Unusable]]]:
-        """Samples that show the same picture are one task: it is read and decoded once."""
+        """Start one task per distinct image, so that each is read and decoded once."""
         tasks: defaultdict[object, list[tuple[int, Sample]]] = defaultdict(list)
         for place, sample in enumerate(samples, start):
             tasks[sample.images or place].append((place, sample))
@@ -191,21 +192,21 @@ class Preparation:
         )
 
     def _check_image_folder(self) -> None:
-        """Before a file is called missing: a folder that was unmounted lacks them all.
+        """Check the image folder before a file is reported missing: an unmounted folder lacks all files.
 
         Raises:
-            InputError: the folder cannot be read any more, or is another one.
+            InputError: the folder can no longer be read, or has been replaced.
         """
         assert self._images is not None
         if (found := _inode(self._images)) != self._folder_id:
             raise InputError(
                 f"data.images {self._images}: {'cannot be read' if found is None else 'is another folder'} since the "
-                "dump began, so its files cannot be called missing; mount it again and run the same command again"
+                "dump started, so no file can be reported missing; mount it again and rerun the command"
             )
 
 
 def _inode(folder: Path) -> int | None:
-    """Of a folder that can be read; the folder under a mount point has another one than what is mounted there."""
+    """Inode of a readable folder, else None; a mount point and the mounted folder have different inodes."""
     try:
         os.scandir(folder).close()
         return folder.stat().st_ino
@@ -215,7 +216,7 @@ def _inode(folder: Path) -> int | None:
 
 @dataclass(frozen=True)
 class _DecodesOnce(ImageProcessor):
-    """Remembers the pixels of the files that it has seen."""
+    """An image processor that caches the pixels of each file."""
 
     seen: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, compare=False)
 

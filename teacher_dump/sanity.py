@@ -1,7 +1,7 @@
-"""Before the long run: does this teacher see, does it predict the labels where they are, does batching change it?
+"""Checks before a long run: does the teacher use its images, are labels aligned, does batching change the result?
 
-A blind teacher (a projector that was not loaded, images of other samples) writes a store that looks like any other.
-The first samples of the plan are enough to tell; `sanity_report.py` judges.
+A teacher that ignores its images (a projector that was not loaded, images of other samples) writes a store that looks
+normal. The first samples of the plan are enough to detect it; `sanity_report.py` has the criteria.
 """
 
 import itertools
@@ -49,7 +49,7 @@ class _Checks:
         self.capture = Capture(model, job.store)
 
     def scores(self, samples: Sequence[Prepared]) -> list[SampleScores | None]:
-        """Of each sample; None where one does not fit the device."""
+        """The scores of each sample; None if it does not fit the device."""
         teacher = self.job.teacher
         self.capture.begin_window([])
         lengths = [sample.length for sample in samples]
@@ -81,7 +81,7 @@ class _Checks:
         return SampleScores(own_N=found[:, 0], entropy_N=torch.cat(entropies).double().numpy(), beside_N2=beside)
 
     def batch(self, samples: Sequence[Prepared]) -> SanityFinding:
-        """Hidden states of samples of differing length, together and one by one."""
+        """Compare hidden states of samples of different length, batched and one by one."""
         teacher = self.job.teacher
         by_length = sorted((sample for sample in samples if _num_labels(sample)), key=lambda sample: sample.length)
         if len(by_length) < 2:
@@ -96,16 +96,18 @@ class _Checks:
                 raise
             return finding("batch", None, f"{len(chosen)} samples at once do not fit the device")
         errors = [float((a - b).float().norm() / b.float().norm()) for a, b in zip(together, alone, strict=True)]
-        worst = max((error for error in errors if np.isfinite(error)), default=0.0)  # NaN is that sample's own error
+        worst = max((error for error in errors if np.isfinite(error)), default=0.0)  # NaN is an error of that sample
         limit = ROUNDING[teacher.dtype] if teacher.quantization == "none" else ROUNDING_QUANTIZED
         figures = f"hidden states of {len(chosen)} samples differ by {worst:.2g} from those of single samples"
-        return finding("batch", worst <= limit, f"{figures}, {limit:g} at most is rounding", "try teacher.batch 1")
+        return finding(
+            "batch", worst <= limit, f"{figures}, rounding explains at most {limit:g}", "try teacher.batch 1"
+        )
 
 
 def check_teacher(
     model: MobileVLM, planned: Iterable[Sample], prepare: Prepare, job: DumpJob
 ) -> Iterator[SanityFinding]:
-    """All checks over the first samples of the plan.
+    """Run all checks on the first samples of the plan.
 
     Raises:
         InputError: a check failed and `teacher.sanity` is `stop`.
@@ -123,7 +125,7 @@ def check_teacher(
         if found.outcome == "failed":
             line = f"{job.teacher.checkpoint}: teacher check {found.name!r} failed: {found.message}"
             if job.teacher.sanity == "stop":
-                raise InputError(f"{line} (teacher.sanity is 'stop'; 'warn' goes on all the same)")
+                raise InputError(f"{line} (teacher.sanity is 'stop'; 'warn' continues)")
             job.control.notice(line)
         yield found
 
@@ -131,7 +133,7 @@ def check_teacher(
 def _check_images(
     checks: _Checks, samples: Sequence[Prepared], scores: dict[int, SampleScores], vocab_size: int
 ) -> SanityFinding:
-    """Every sample of one image with the image of the next such sample, the last with the first's."""
+    """Score samples with one image again with the image of the next such sample (the last with the first's)."""
     numbers = list({samples[n].image_hashes: n for n in scores if len(samples[n].image_hashes) == 1}.values())
     numbers = numbers[:ENOUGH_IMAGES]
     if len(numbers) < MIN_IMAGES:
@@ -148,7 +150,7 @@ def _check_images(
 
 
 def _first_samples(planned: Iterable[Sample], prepare: Prepare) -> list[Prepared]:
-    """The usable ones of the first samples, until enough of them have images of their own."""
+    """The first usable samples, until enough of them have distinct images."""
     found: list[Prepared] = []
     remaining = itertools.islice(planned, MAX_SAMPLES)
     while samples := list(itertools.islice(remaining, SAMPLES_AT_ONCE)):
@@ -159,7 +161,7 @@ def _first_samples(planned: Iterable[Sample], prepare: Prepare) -> list[Prepared
 
 
 def _labels_and_neighbours(sample: Prepared) -> NDArray[np.int64]:
-    """[N, 3]: the label, the next and the previous position's; -1 where there is none or it is the same."""
+    """[N, 3]: the label, and those of the next and the previous position; -1 if there is none or it is equal."""
     positions = sample.example.positions
     labels, at = positions.next_labels.astype(np.int64), positions.supervised_positions
     wanted = np.full((len(labels), 3), -1, np.int64)

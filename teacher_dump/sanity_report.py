@@ -1,7 +1,7 @@
-"""Judging a teacher from what it says of the labels: pure functions of log-probabilities.
+"""Criteria for a teacher's log-probabilities of the labels, as pure functions.
 
-Only what is clearly wrong fails: differences are compared with their standard errors, and a teacher that says nothing
-about the text either (random weights: entropy near log V) is not judged.
+Only clear errors fail: differences are compared with their standard errors, and a teacher without information about
+the text (random weights: entropy near log V) is not judged.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from alignkd.storage.tools.verify.label_shift import CLEAR, MIN_PAIRS, VAGUE, lead
 
 MIN_IMAGES = 32
-# standard errors by which the right images must be better than the wrong ones
+# minimum advantage of the right images over the wrong ones, in standard errors
 SEEING = 2.0
 
 Outcome = Literal["passed", "failed", "not checked"]
@@ -26,7 +26,7 @@ class SanityFinding:
 
     Attributes:
         name: `batch`, `labels` or `images`.
-        message: one line with the figures, and of a check that failed what to do.
+        message: one line with the figures, and what to do if the check failed.
     """
 
     name: str
@@ -36,13 +36,13 @@ class SanityFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleScores:
-    """Of one sample's N supervised positions: log-probability of the label, entropy, mean differences to neighbours.
+    """The teacher's scores at one sample's N supervised positions.
 
     Attributes:
         own_N: log-probability of the label.
-        entropy_N: of the distribution, nats.
-        beside_N2: log-probability of the next and of the previous position's label; NaN where that is the same token
-            or there is none.
+        entropy_N: entropy of the distribution, in nats.
+        beside_N2: log-probability of the next and of the previous position's label; NaN if that is the same token or
+            there is none.
     """
 
     own_N: NDArray[np.float64]
@@ -51,12 +51,12 @@ class SampleScores:
 
     @property
     def is_usable(self) -> bool:
-        """Whether there are labels, and a finite loss of them; what is not finite is quarantined later."""
+        """Whether there are labels with finite scores; samples without are listed as unusable later."""
         return len(self.own_N) > 0 and bool(np.isfinite(self.own_N).all() and np.isfinite(self.entropy_N).all())
 
 
 def finding(name: str, passed: bool | None, figures: str, advice: str = "") -> SanityFinding:
-    """A check that passed, failed (with what to do) or, None, could not be made."""
+    """The finding of a check; `passed` None means that it could not be made."""
     if passed is None:
         return SanityFinding(name=name, outcome="not checked", message=figures)
     if passed:
@@ -65,7 +65,7 @@ def finding(name: str, passed: bool | None, figures: str, advice: str = "") -> S
 
 
 def judge_labels(scores: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
-    """Is the label of the next or of the previous position clearly likelier than a position's own?"""
+    """Check that labels of the next or previous position are not clearly more probable than a position's own."""
     leads, losses = [], []
     for side in (0, 1):
         differences = [found.own_N - found.beside_N2[:, side] for found in scores]
@@ -78,19 +78,21 @@ def judge_labels(scores: Sequence[SampleScores], vocab_size: int) -> SanityFindi
     worst = int(np.argmin(leads))
     beside = ("next", "previous")[worst]
     figures = f"loss {own:.3f} of the labels, {losses[worst]:.3f} of those of the {beside} position"
-    # a teacher that knows neither may seem to prefer one
+    # a teacher that predicts neither may seem to prefer one
     if leads[worst] < -CLEAR and losses[worst] < VAGUE * np.log(vocab_size):
-        return finding("labels", False, figures, "off by one; check that tokenizer and template are the teacher's")
+        return finding("labels", False, figures, "off by one; check that tokenizer and template belong to the teacher")
     return finding("labels", True if leads[worst] > CLEAR else None, figures)
 
 
 def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
-    """Are the labels likelier with the right images than with those of other samples?"""
+    """Check that labels are more probable with the right images than with those of other samples."""
     if len(right) < MIN_IMAGES:
         return finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
     entropy = np.concatenate([found.entropy_N for found in right]).mean()
     if entropy > VAGUE * np.log(vocab_size):
-        return finding("images", None, f"entropy {entropy:.2f} nats, hardly below log V: a teacher that says nothing")
+        return finding(
+            "images", None, f"entropy {entropy:.2f} nats, hardly below log V, so the teacher predicts almost nothing"
+        )
     gains = np.array([a.own_N.mean() - b.own_N.mean() for a, b in zip(right, swapped, strict=True)])
     error = gains.std(ddof=1) / np.sqrt(len(gains))
     losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
@@ -99,5 +101,8 @@ def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores],
         f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f})"
     )
     return finding(
-        "images", bool(gains.mean() > SEEING * error), figures, "it is blind, or the images belong to other samples"
+        "images",
+        bool(gains.mean() > SEEING * error),
+        figures,
+        "the teacher ignores its images, or they are paired with the wrong samples",
     )

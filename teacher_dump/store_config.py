@@ -1,4 +1,4 @@
-"""What of the teacher is kept, and how: the configuration's section `store`."""
+"""The section `store` of the configuration: which targets are kept, and how."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -15,27 +15,28 @@ def _codec_for(target: str, *more: str) -> AfterValidator:
 
 
 class StoreConfig(Settings):
-    """Where the targets go, which are kept, and how.
+    """Where the targets are stored, which are kept, and how.
 
     Attributes:
-        path: folder of the store, or the URL of one; created, or gone on with when its manifest is the same.
-        profile: base of the codecs, over which explicit keys win: `exact` loses what 16 bits lose, `compact` takes less
-            than half of its room, `stem` keeps logits alone: the rest follows from the teacher's stem, exactly, for
-            students that share the teacher's vision tower.
+        path: folder or URL of the store; created, or resumed if its manifest is the same.
+        profile: preset of the codecs, which explicit keys override: `exact` rounds to 16 bits, `compact` needs less
+            than half of its space, `stem` keeps only logits: the teacher's stem gives the rest exactly, for students
+            that share the teacher's vision tower.
         backend: physical layout of the shards.
-        inputs: `embed` puts the image files into the store, so that training needs no image folder; `reference` only
-            their paths and hashes.
+        inputs: `embed` stores the image files, so that training needs no image folder; `reference` stores only their
+            paths and hashes.
         attention: codec of the first layer's attention.
         attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
             and vision-query-vision.
-        vision_top, vision_all: codecs of the 16 focused and of all vision embeddings; `vision_top: from_all` keeps the
-            numbers of the 16 and takes their embeddings from `vision_all`. Any of these three may be `stem`: not
-            stored, but computed while training from the stem that the store then carries.
+        vision_top, vision_all: codecs of the 16 vision embeddings with the highest focus score and of all; `vision_top:
+            from_all` stores only the indices of the 16 and takes their embeddings from `vision_all`. `attention`,
+            `vision_top` and `vision_all` may be `stem`: not stored, but computed in training from the stem, which the
+            store then contains.
         logits: how the teacher's distribution at supervised positions is kept.
         shard_size: samples per shard.
-        seed: of the order in which samples are written, and of the draws of `logits.kind: sampled`.
-        on_error: `quarantine` lists an unusable sample in the store and goes on; `stop` ends the run.
-        max_errors: unusable samples after which a run stops all the same; None for no limit.
+        seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
+        on_error: `quarantine` lists an unusable sample in the store and continues; `stop` ends the run.
+        max_errors: a run with more unusable samples stops; None for no limit.
     """
 
     path: UserLocation
@@ -56,7 +57,7 @@ class StoreConfig(Settings):
     @classmethod
     def _apply_profile(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("profile") not in tuple(PROFILES):
-            return values  # an unknown profile is the field's own error
+            return values  # the field itself reports an unknown profile
         base = profile_codecs(values["profile"])
         return {**base, **values, "logits": _merged_logits(base["logits"], values.get("logits"))}
 
@@ -64,7 +65,7 @@ class StoreConfig(Settings):
     def _check_from_all(self) -> Self:
         if self.vision_top == FROM_ALL and self.vision_all in NOT_STORED:
             raise ValueError(
-                f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and keeps nothing to take it from; "
+                f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and has nothing to take it from; "
                 "choose another codec for one of them"
             )
         return self
@@ -81,7 +82,7 @@ class StoreConfig(Settings):
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:
-    """A profile's logits with the settings that are given; another kind shares none of them."""
+    """A profile's logits overridden by the given settings; another kind inherits none of them."""
     if given is None or (isinstance(given, dict) and given.get("kind", base["kind"]) == base["kind"]):
         return {**base, **(given or {})}
     return given

@@ -15,7 +15,7 @@ from alignkd.student_train.losses.logit import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 from alignkd.teacher_dump.targets.drawing import DRAWN, ENTROPY, draw_tokens, uniforms
-from alignkd.teacher_dump.targets.most_likely import _on_device, likeliest_tokens
+from alignkd.teacher_dump.targets.most_likely import _on_device, most_likely_tokens
 from gpu_steps.check import Check
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -79,7 +79,7 @@ def likeliest(check: Check, device: torch.device) -> None:
     logits_NV = logits(check.tiny)
     labels_N = torch.randint(logits_NV.shape[1], (len(logits_NV),))
     there = _on_device(logits_NV.to(device), labels_N.to(device), 64)
-    here = likeliest_tokens(logits_NV, labels_N, 64)
+    here = most_likely_tokens(logits_NV, labels_N, 64)
     check.expect(torch.equal(there.ids_NK.cpu(), here.ids_NK), "the likeliest tokens differ from the host's")
     for name in ("logprobs_NK", "label_logprob_N", "rest_logmass_N"):
         difference = (getattr(there, name).cpu() - getattr(here, name)).abs().max()

@@ -25,11 +25,13 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
     Example: alignkd train run.yaml
     """
     from alignkd.pipeline.config.recipes import load_stage
+
+    log_to_stderr("alignkd.student_train")
+    settings = load_stage(config, "train", stage)  # an error shows before the trainer is imported, which takes seconds
+
     from alignkd.pipeline.runs.changed_data import changed_data_notice
     from alignkd.pipeline.runs.train import is_first_process, run_train, summary
 
-    log_to_stderr("alignkd.student_train")
-    settings = load_stage(config, "train", stage)
     if is_first_process() and (notice := changed_data_notice(settings.data.conversations, settings.store.path)):
         say(notice)
     result = run_train(settings)

@@ -31,19 +31,20 @@ MAX_DRAWS = (1 << 16) - 1  # counts are uint16 at most
 
 
 class LogitsCodec(BaseModel):
-    """How the teacher's distribution at supervised positions is kept; what is not given is that of `LOGITS_DEFAULTS`.
+    """How the teacher's distribution at supervised positions is kept; `LOGITS_DEFAULTS` fills in the rest.
 
     Attributes:
         kind: `full` keeps every logit; `topk` the `top_k` most probable tokens; `nucleus` per position the fewest most
             probable tokens with mass `p`, but `min_entries` to `max_entries` of them; both with the label's token and
-            the exact mass of the rest; `hidden` the last hidden state (the store carries the teacher's lm_head: exact
+            the exact mass of the rest; `hidden` the last hidden state (the store contains the teacher's lm_head: exact
             for every divergence); `sampled` `num_draws` tokens drawn from the teacher (forward KL only); `none`
             nothing.
-        top_k: tokens of `topk` at each position; 64 unless given.
-        p: mass that the tokens of `nucleus` have at least; 0.98 unless given.
-        min_entries, max_entries: fewest and most tokens of `nucleus` at a position; 32 and 1024 unless given.
-        num_draws: draws of `sampled` at each position; 50 unless given.
-        dtype: codec of the logits (`full`, float32 unless given), of the log-probabilities (`topk`, `nucleus`; float16)
+        top_k: tokens of `topk` at each position; default 64.
+        p: minimum mass of the tokens of `nucleus`; default 0.98.
+        min_entries, max_entries: minimum and maximum number of tokens of `nucleus` at a position; default 32
+            and 1024.
+        num_draws: draws of `sampled` at each position; default 50.
+        dtype: codec of the logits (`full`, default float32), of the log-probabilities (`topk`, `nucleus`; float16)
             or of the states (`hidden`; bfloat16).
     """
 

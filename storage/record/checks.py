@@ -1,4 +1,4 @@
-"""Checks of single fields, shared by the classes of a record; each raises a RecordError of one line."""
+"""Checks of single fields for the classes of a record; each raises a one-line RecordError."""
 
 import re
 
@@ -12,13 +12,13 @@ FLOATS = (np.float16, np.float32)
 
 
 def check_hex(name: str, value: str) -> None:
-    """A sha256 as text."""
+    """Check that a text is a sha256."""
     if not re.fullmatch("[0-9a-f]{64}", value):
         raise RecordError(f"{name} is {value!r}, expected 64 lower-case hex digits")
 
 
 def check_array(name: str, values: object, dtypes: tuple[type, ...], dimensions: int) -> None:
-    """An array of one of the dtypes."""
+    """Check dtype and number of dimensions of an array."""
     if not isinstance(values, np.ndarray) or values.dtype not in dtypes:
         found = getattr(values, "dtype", type(values).__name__)
         raise RecordError(f"{name} is {found}, expected {' or '.join(d.__name__ for d in dtypes)}")
@@ -27,7 +27,7 @@ def check_array(name: str, values: object, dtypes: tuple[type, ...], dimensions:
 
 
 def check_target(name: str, target: str, values: object, dimensions: int) -> None:
-    """A finite float array, or an encoded one whose codec suits the target."""
+    """Check a finite float array, or an encoded one whose codec fits the target."""
     if isinstance(values, EncodedArray):
         values.check(name, target, dimensions)
     else:
@@ -36,14 +36,14 @@ def check_target(name: str, target: str, values: object, dimensions: int) -> Non
 
 
 def check_finite(name: str, values: FloatArray) -> None:
-    """No NaN, no infinity."""
+    """Check that no value is NaN or infinite."""
     if not np.isfinite(values).all():
         bad = int(np.count_nonzero(~np.isfinite(values)))
         raise RecordError(f"{name} has {bad} of {values.size} values that are NaN or infinite, expected none")
 
 
 def check_positions(name: str, positions: NDArray[np.int32], length: int) -> None:
-    """Rising positions within a sequence."""
+    """Check that positions ascend within a sequence."""
     if not positions.size:
         return
     if positions[0] < 0 or positions[-1] >= length or (np.diff(positions) <= 0).any():
@@ -54,7 +54,7 @@ def check_positions(name: str, positions: NDArray[np.int32], length: int) -> Non
 
 
 def check_offsets(offsets: NDArray[np.int64], positions: tuple[str, int], entries: dict[str, int]) -> None:
-    """Offsets of a CSR layout: from 0, rising, one more than positions, up to the number of entries.
+    """Check offsets of a CSR layout: they ascend from 0 to the number of entries, with one more than positions.
 
     Args:
         positions: name and length of an array with one number per position.

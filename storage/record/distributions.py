@@ -1,4 +1,4 @@
-"""What a record holds of the teacher's next-token distribution, where that is not every logit.
+"""The forms of the teacher's next-token distribution in a record, other than full logits.
 
 N supervised positions, V vocabulary, E entries of all positions together, Dt hidden size of the teacher.
 """
@@ -16,7 +16,7 @@ from alignkd.storage.record.shown import show_fields
 
 # float16 log-probs near -16 are 1/128 apart, so exact masses come back up to about 1 % off
 MASS_TOLERANCE = 0.02
-# entropy of a teacher that is sure, summed in float32
+# rounding of the entropy of a confident teacher, summed in float32
 ENTROPY_TOLERANCE = 1e-3
 
 IDS = (np.uint16, np.uint32)
@@ -36,9 +36,9 @@ class TruncatedLogits:
 
     Attributes:
         ids: token ids, uint16 or uint32 [E].
-        logprobs: natural log, normalised with the TRUE log-sum-exp over V; float16 or float32 [E].
+        logprobs: natural logs, normalised with the log-sum-exp over all of V; float16 or float32 [E].
         offsets: entries of position n are `offsets[n]:offsets[n + 1]`; int64 [N + 1].
-        tail_logmass: natural log of the mass outside the entries, -inf where nothing is; float32 [N].
+        tail_logmass: natural log of the mass outside the entries, -inf if there is none; float32 [N].
     """
 
     ids: NDArray[np.uint16] | NDArray[np.uint32]
@@ -50,10 +50,10 @@ class TruncatedLogits:
         return show_fields(self)
 
     def __post_init__(self) -> None:
-        """Check shapes, dtypes, and that entries and tail together hold the whole mass.
+        """Check shapes, dtypes, and that entries and tail sum to 1.
 
         Raises:
-            RecordError: naming the field and both values.
+            RecordError: names the field and both values.
         """
         check_array("ids", self.ids, IDS, 1)
         check_array("logprobs", self.logprobs, FLOATS, 1)
@@ -65,12 +65,12 @@ class TruncatedLogits:
 
     @classmethod
     def trusted(cls, fields: dict[str, Any]) -> "TruncatedLogits":
-        """Entries that a checksum already vouches for: no checks, for the reading path."""
+        """Entries without checks, for the reading path, where a checksum has verified them."""
         return unchecked(cls, fields)
 
     @property
     def num_positions(self) -> int:
-        """N."""
+        """N, number of positions."""
         return len(self.tail_logmass)
 
     def _check_mass(self) -> None:
@@ -90,13 +90,13 @@ class SampledLogits:
     """Tokens drawn from the teacher's own distribution (temperature 1, with replacement) at N positions, CSR form.
 
     With counts / sum of counts as weights, -entropy - sum(weight * student_logprob) is an unbiased estimate of
-    the FORWARD KL(teacher || student), and of no other divergence.
+    the forward KL(teacher || student), but not of other divergences.
 
     Attributes:
         ids: distinct drawn ids of each position, uint16 or uint32 [E].
-        counts: how often each was drawn, at least once; uint8 or uint16 [E].
+        counts: number of times each was drawn, at least 1; uint8 or uint16 [E].
         offsets: entries of position n are `offsets[n]:offsets[n + 1]`; int64 [N + 1].
-        entropy: of the teacher's whole distribution, exact, in nats; float32 [N].
+        entropy: entropy of the teacher's whole distribution, in nats; float32 [N].
     """
 
     ids: NDArray[np.uint16] | NDArray[np.uint32]
@@ -111,7 +111,7 @@ class SampledLogits:
         """Check shapes, dtypes, that ids are distinct and that every position has the same number of draws.
 
         Raises:
-            RecordError: naming the field and both values.
+            RecordError: names the field and both values.
         """
         check_array("ids", self.ids, IDS, 1)
         check_array("counts", self.counts, (np.uint8, np.uint16), 1)
@@ -126,16 +126,16 @@ class SampledLogits:
 
     @classmethod
     def trusted(cls, fields: dict[str, Any]) -> "SampledLogits":
-        """Draws that a checksum already vouches for: no checks, for the reading path."""
+        """Draws without checks, for the reading path, where a checksum has verified them."""
         return unchecked(cls, fields)
 
     @property
     def num_positions(self) -> int:
-        """N."""
+        """N, number of positions."""
         return len(self.entropy)
 
     def draws_per_position(self) -> NDArray[np.int64]:
-        """Sum of the counts of each position, int64 [N]."""
+        """Sum of the counts at each position, int64 [N]."""
         cumulative = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
         draws: NDArray[np.int64] = cumulative[self.offsets[1:]] - cumulative[self.offsets[:-1]]
         return draws
@@ -152,7 +152,7 @@ class SampledLogits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HiddenStates:
-    """The teacher's last hidden states: its `lm_head` turns them into every logit.
+    """The teacher's last hidden states, from which its `lm_head` computes all logits.
 
     Attributes:
         states: after the final norm, before `lm_head`; [N, Dt].
@@ -167,16 +167,16 @@ class HiddenStates:
         """Check shape, dtype and finiteness.
 
         Raises:
-            RecordError: naming the field and both values.
+            RecordError: names the field and both values.
         """
         check_target("hidden states", "hidden", self.states, 2)
 
     @classmethod
     def trusted(cls, fields: dict[str, Any]) -> "HiddenStates":
-        """States that a checksum already vouches for: no checks, for the reading path."""
+        """States without checks, for the reading path, where a checksum has verified them."""
         return unchecked(cls, fields)
 
     @property
     def num_positions(self) -> int:
-        """N."""
+        """N, number of positions."""
         return self.states.shape[0]

@@ -1,4 +1,4 @@
-"""A target as it is stored: decoding is left to the device that trains, after the transfer."""
+"""A target in its stored form; it is decoded on the training device after the transfer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class EncodedArray:
         return sum(part.nbytes for part in self.parts.values())
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> "EncodedArray":
-        """Rows by slice or by an array of row numbers; scales that belong to all rows stay whole."""
+        """Rows by slice or by an array of row numbers; scales shared by all rows are kept whole."""
         shared = get_codec(self.codec).shared_parts
         return EncodedArray(
             self.codec, {name: part if name in shared else part[rows] for name, part in self.parts.items()}
@@ -68,33 +68,33 @@ class EncodedArray:
         return get_codec(self.codec).decode(self.parts)
 
     def same_as(self, other: "EncodedArray") -> bool:
-        """Whether codec and every stored byte agree."""
+        """Whether codec and all stored bytes are equal."""
         return self.codec == other.codec and _bytes_of(self.parts) == _bytes_of(other.parts)
 
     def check(self, name: str, target: str, dimensions: int) -> None:
-        """Refuse parts that the codec would not have made.
+        """Refuse parts that the codec does not produce.
 
         Args:
-            name: of the field, for the message.
-            target: what is stored, see `Codec.targets`.
-            dimensions: of the values.
+            name: name of the field, for the message.
+            target: kind of target, see `Codec.targets`.
+            dimensions: number of dimensions of the values.
 
         Raises:
-            RecordError: naming the field and both values.
+            RecordError: names the field and both values.
         """
         codec = get_codec(self.codec)
         if codec.plain or target not in codec.targets:
-            raise RecordError(f"{name} is encoded as {self.codec}, which is no encoding of {target}")
+            raise RecordError(f"{name} is encoded as {self.codec}, which cannot encode {target}")
         if "" in self.parts and len(self.shape) != dimensions:
             raise RecordError(f"{name} has shape {self.shape}, expected {dimensions} dimensions")
         found = {part: (values.dtype, values.shape) for part, values in self.parts.items()}
         if found.keys() != set(codec.part_names) or found != codec.parts(self.shape):
             raise RecordError(
-                f"{name} has parts {_listed(found)}, {self.codec} makes "
+                f"{name} has parts {_listed(found)}, {self.codec} produces "
                 f"{_listed(codec.parts(self.shape)) if '' in found else codec.part_names}"
             )
         if invalid := codec.num_invalid(self.parts):
-            raise RecordError(f"{name} has {invalid} stored numbers that {self.codec} never makes, expected none")
+            raise RecordError(f"{name} has {invalid} stored numbers that {self.codec} never produces, expected none")
 
 
 def as_float32(values: FloatArray | EncodedArray) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""One sample's cached targets, as everybody outside `storage` sees them.
+"""One sample's cached targets, in the form used outside `storage`.
 
 Shape letters: T input_ids before splicing, L sequence after splicing, k images, P vision tokens of each, Q text queries
 that can see every image, N supervised positions, R and C attention rows and columns, Ht heads of the teacher, Dt its
@@ -42,31 +42,30 @@ Logits = FloatArray | TruncatedLogits | HiddenStates | SampledLogits
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """All that the student needs of one sample. Checked once, here, where data enters.
+    """Everything that a student needs of one sample, checked on construction.
 
     Attributes:
         key: content hash of conversation, image bytes and template; 64 lower-case hex digits.
         id: the user's id; need not be unique.
-        index: position of the sample in the data set.
+        index: index of the sample in the data set.
         conversations: turns, each `{"from": "human" | "gpt", "value": text}`.
         images: paths of the k images, relative to the image folder; empty for a text-only sample.
         image_sha256: sha256 of each image file.
         image_bytes: bytes of each image file, where the store embeds them; else empty.
         input_ids: int32 [T], -200 where an image is.
         labels: int32 [T], -100 where not supervised.
-        vision_positions: int32 [k * P], or [0] for text only; like all positions in the spliced sequence.
+        vision_positions: int32 [k * P], [0] for text only; all positions are in the spliced sequence.
         tqv_query_positions: int32 [Q], text positions after the last vision token.
         supervised_positions: int32 [N], positions whose NEXT token has a label.
         attention: probabilities [k, R, Ht, C] of the first decoder layer, a block of columns for each image; `tqv` has
             R = Q and C = P. One block where the columns are text tokens (`tqt`).
         vision_top_index: uint16 [K], the vision tokens with the highest focus score, counted through all images.
-        vision_top_embeddings: projector output at those tokens [K, Dt]; may be left out where `vision_embeddings`
-            has them.
+        vision_top_embeddings: projector output at those tokens [K, Dt]; may be None if `vision_embeddings` has them.
         vision_embeddings: projector output [k, P, Dt].
         logits: unnormalised logits [N, V], the kept entries of the distribution, hidden states or draws.
 
-    Targets are float16 or float32, or an EncodedArray of the store's codec; one that the store does not keep, or
-    that a text-only sample lacks, is None.
+    Targets are float16 or float32, or an EncodedArray of the store's codec. Targets that the store does not keep, and
+    image targets of a text-only sample, are None.
     """
 
     key: str
@@ -91,7 +90,7 @@ class Record:
         """Check every field against the others.
 
         Raises:
-            RecordError: naming the field and both values.
+            RecordError: names the field and both values.
         """
         self._check_text()
         self._check_sequence()
@@ -104,14 +103,14 @@ class Record:
 
     @classmethod
     def trusted(cls, fields: dict[str, Any]) -> "Record":
-        """A record from fields that a checksum already vouches for: no checks, for the reading path."""
+        """A record without checks, for the reading path, where a checksum has verified the fields."""
         return unchecked(cls, fields)
 
     def recheck(self) -> None:
-        """Every check of the constructor, also of the logits: for records that were only trusted so far.
+        """Run all checks of the constructor, also of the logits, on a `trusted` record.
 
         Raises:
-            RecordError: naming the field and both values.
+            RecordError: names the field and both values.
         """
         self.__post_init__()
         if isinstance(self.logits, TruncatedLogits | HiddenStates | SampledLogits):
@@ -139,12 +138,12 @@ class Record:
 
     @property
     def num_images(self) -> int:
-        """k."""
+        """k, number of images."""
         return len(self.images)
 
     @property
     def sequence_length(self) -> int:
-        """L: tokens after each image placeholder is replaced by the vision tokens."""
+        """L, tokens after each image placeholder is replaced by the vision tokens."""
         return len(self.input_ids) - self.num_images + len(self.vision_positions)
 
     def _check_text(self) -> None:

@@ -1,4 +1,4 @@
-"""What surrounds the dump's loop: which shards it takes, when it stops, what others can see of it."""
+"""Control of a dump: which shards it writes, when it stops, and its published status."""
 
 import threading
 import time
@@ -20,18 +20,18 @@ Progress = Callable[[WorkerStatus], None]
 
 
 class DumpControl:
-    """One run of one worker. The default is alone with its store, never stops, and tells nobody.
+    """Control of one worker's run. Defaults: one worker, no signal handling, no status file.
 
     Args:
-        worker: which of the workers this is.
-        stops: signals; None lets them do what they do by default.
+        worker: identity of this worker.
+        stops: signal handling; None leaves signals at their defaults.
         progress: called with the counters after every batch.
-        notice: called with one-line messages for people.
-        visible: whether the store's `.status` folder shows this worker and holds its shards.
+        notice: called with one-line messages for the user.
+        visible: whether the store's `.status` folder shows this worker and its claimed shards.
 
     Attributes:
         status: the counters.
-        began: time.monotonic() when the first shard was asked for: loading is over.
+        began: time.monotonic() when the first shard was requested, after loading.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class DumpControl:
         self.began = time.monotonic()
         self._rate = _Rate()
         self._held: dict[int, int] = {}
-        self._place: _Board | _Nobody = _Nobody()
+        self._place: _PublishedStatus | _LocalClaims = _LocalClaims()
 
     @contextmanager
     def over(self, store: StoreWriter) -> Iterator[Iterator[int]]:
-        """The shards to write, each held until it is committed or the block ends."""
+        """Yield an iterator over the shards to write; each is claimed until it is committed or the block ends."""
         pending = store.pending_shards()
         self._update(total=sum(len(store.planned_samples(shard)) for shard in pending if self.worker.owns(shard)))
         if self._visible:
-            self._place = _Board(status_place(store, str(self.worker)), self) if pending else _clear(store)
+            self._place = _PublishedStatus(status_place(store, str(self.worker)), self) if pending else _clear(store)
         ended: WorkerStatus | None = None
         try:
             yield self._shards(store)
@@ -75,15 +75,15 @@ class DumpControl:
             self._place.close(ended or self.status, lambda: not store.pending_shards())
 
     def check(self) -> None:
-        """To be called between batches, and about every second by whoever waits.
+        """Call between batches, and about every second while waiting.
 
         Raises:
-            DumpStopped: the shards in hand are to be given up.
+            DumpStopped: the shards in progress must be abandoned.
         """
         self.stops.check()
 
     def advance(self, *, written: int = 0, errors: int = 0, tokens: int = 0, halved: int = 0) -> None:
-        """Count what a batch came to: samples written, unusable samples, embedded tokens, halvings of the batch."""
+        """Count a batch: samples written, unusable samples, embedded tokens, halvings."""
         now = self.status
         samples = now.samples + written + errors
         self._update(
@@ -97,11 +97,11 @@ class DumpControl:
         self._progress(self.status)
 
     def notice(self, text: str) -> None:
-        """One line for the person at the keyboard."""
+        """Show one line to the user."""
         self._notice(text)
 
     def committed(self, commit: CommitRecord) -> None:
-        """Count a shard and let go of it."""
+        """Count a committed shard and release its claim."""
         now = self.status
         self._held.pop(commit.shard, None)
         self._place.release(commit.shard)
@@ -132,25 +132,25 @@ class DumpControl:
                 return
 
     def _finishing_line(self) -> str:
-        """Of the shard that is written; the next one may have been taken, but is not begun any more."""
+        """Progress of the shard being written; the next one may be claimed, but will not be started."""
         shard, planned = next(iter(self._held.items()))
         left = (planned - self.status.in_hand) / self.status.rate if self.status.rate > 0 else None
         about = "" if left is None else f", about {max(0.0, left):.0f} s"
-        return f"alignkd: finishing shard {shard}{about}; Ctrl-C again gives it up at once"
+        return f"alignkd: finishing shard {shard}{about}; Ctrl-C again abandons it at once"
 
     def _update(self, **changes: object) -> None:
         self.status = replace(self.status, heartbeat=time.time(), **changes)  # type: ignore[arg-type]
 
 
-def _clear(store: StoreWriter) -> "_Nobody":
-    """Nothing is left to do: remove what a worker that died behind its last shard has left."""
+def _clear(store: StoreWriter) -> "_LocalClaims":
+    """All shards are committed: remove the status files of workers that died after their last shard."""
     with suppress(OSError, StoreError):
         status_place(store, "").close(complete=True)
-    return _Nobody()
+    return _LocalClaims()
 
 
-class _Nobody:
-    """Holds shards for a worker that is alone."""
+class _LocalClaims:
+    """Claims of a single worker, without a status file."""
 
     def __init__(self) -> None:
         self._shards: set[int] = set()
@@ -167,14 +167,14 @@ class _Nobody:
         pass
 
 
-class _Board:
-    """A thread that shows the worker's counters. A dump never fails because they cannot be shown."""
+class _PublishedStatus:
+    """A thread that publishes the worker's counters. Errors in publishing never fail a dump."""
 
     def __init__(self, place: StatusPlace, control: DumpControl) -> None:
         self._place, self._control = place, control
         self._stop = threading.Event()
         control.status = replace(control.status, interval=place.interval)
-        self._say(control.status)
+        self._publish(control.status)
         self._thread = threading.Thread(target=self._run, daemon=True, name="status")
         self._thread.start()
 
@@ -187,15 +187,15 @@ class _Board:
     def close(self, status: WorkerStatus, is_complete: Callable[[], bool]) -> None:
         self._stop.set()
         self._thread.join()
-        self._say(replace(status, heartbeat=time.time(), shards=()))
+        self._publish(replace(status, heartbeat=time.time(), shards=()))
         with suppress(OSError, StoreError):
             self._place.close(complete=is_complete())
 
     def _run(self) -> None:
         while not self._stop.wait(self._place.interval):
-            self._say(replace(self._control.status, heartbeat=time.time()))
+            self._publish(replace(self._control.status, heartbeat=time.time()))
 
-    def _say(self, status: WorkerStatus) -> None:
+    def _publish(self, status: WorkerStatus) -> None:
         with suppress(OSError, StoreError):
             self._place.write(status)
 
@@ -207,7 +207,7 @@ class _Rate:
         self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def add(self, samples: int) -> float:
-        """The rate, with `samples` done so far."""
+        """The rate after `samples` samples."""
         now = time.monotonic()
         self._seen.append((now, samples))
         while len(self._seen) > 2 and now - self._seen[0][0] > RATE_SECONDS:

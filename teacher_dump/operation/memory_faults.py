@@ -1,4 +1,4 @@
-"""Out of memory: the batch is halved and the run goes on; what does not fit alone is that sample's error."""
+"""Out of memory: halve the batch and continue; a sample that does not fit alone is unusable."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -16,14 +16,14 @@ def in_halves(
 ) -> Iterator[tuple[Sequence[T], Sequence[R] | None]]:
     """(items, results) of the parts of a batch that fit, in order; None for one item that does not fit alone.
 
-    Nothing is remembered: the next batch is tried whole again, so that what a shard holds depends on its samples and
-    the device, not on what was computed before.
+    The next batch is tried whole again, so that the content of a shard depends on its samples and the device, not on
+    earlier batches.
 
     Args:
         halved: called each time a batch is halved.
 
     Raises:
-        RuntimeError: any other fault; also one that only may be for lack of memory, where a single item shows it.
+        RuntimeError: any other error; for a single item also an error that is not certainly a lack of memory.
     """
     results = _within_memory(compute, items)
     if results is not None or len(items) == 1:
@@ -39,18 +39,18 @@ def _within_memory(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequenc
     try:
         return compute(items)
     except RuntimeError as error:
-        # a verdict about a sample needs certainty; less will do for trying again with fewer
+        # calling a sample unusable needs certainty; halving a batch does not
         if not (is_out_of_memory(error) if len(items) == 1 else may_be_out_of_memory(error)):
             raise
         _check_device(error)
-    # here and not above: the error's frames hold the tensors of the attempt
+    # here and not above, because the error's frames hold the tensors of the attempt
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
 
 def _check_device(error: RuntimeError) -> None:
-    """Raise the error if the device is broken: then everything fails, and no sample is to blame."""
+    """Raise the error if the device is broken, which is not the fault of a sample."""
     if torch.cuda.is_available():
         try:
             torch.cuda.synchronize()

@@ -1,7 +1,7 @@
-"""Samples that a store lists as unusable and that may be usable by now: their shards are done again.
+"""Unusable samples of a store that may have become usable; their shards are written again.
 
-A file that was missing, unreadable or broken may have been restored; a sample that did not fit the device may fit
-another one. What the data file and the settings decide cannot change under a store: its manifest holds them to it.
+A missing, unreadable or damaged file may have been restored; a sample that did not fit the device may fit another one.
+The data file and the settings cannot change, because the manifest fixes them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,30 +13,30 @@ from alignkd.vlm.data.conversations import ConversationFile, Sample
 
 COMMAND = "alignkd dump CONFIG --retry-unusable"
 _ADVICE = f", then run `{COMMAND}`"
-# in the reasons of stores that were written before the advice was part of them
+# parts of reasons in stores written before the advice was added
 _WITHOUT_ADVICE = ("image cannot be read (", "do not fit the memory of")
 SAMPLES_AT_ONCE = 64
 
 
 def with_advice(reason: str) -> str:
-    """A reason that a retry may end, with the command that does it."""
+    """A reason that a retry may remove, with the command for it."""
     return reason + _ADVICE
 
 
 def may_be_retried(reason: str) -> bool:
-    """Whether a reason in a store is one that can go away."""
+    """Whether a reason in a store can be removed by a retry."""
     return COMMAND in reason or any(text in reason for text in _WITHOUT_ADVICE)
 
 
 def shards_to_retry(
     store: StoreWriter, samples: ConversationFile, prepare: Callable[[Sequence[Sample]], list[Prepared]]
 ) -> Iterator[tuple[int, int, int]]:
-    """(shard, unusable samples, of them those that can be prepared now) of each shard that lists any.
+    """(shard, number of unusable samples, number of them that can be prepared now) of each shard with any.
 
-    Images are read and decoded, and conversations tokenised; the teacher is not asked.
+    Images are read and decoded, and conversations tokenised; the teacher is not needed.
 
     Raises:
-        StoreError: a commit record that cannot be right. InputError: files that cannot be read for the moment.
+        StoreError: an invalid commit record. InputError: files that temporarily cannot be read.
     """
     shards, manifest_hash = committed_shards(store.files), store.manifest.manifest_hash()
     for head, _ in load_heads(store.files, shards, manifest_hash, whole=False):

@@ -1,7 +1,7 @@
-"""Appending, quarantining and committing in a thread of its own, while the teacher goes on with the next batch.
+"""A thread that appends records, lists unusable samples and commits shards while the teacher runs the next batch.
 
-What comes in any order within a window is appended in the order of the plan. The queue is bounded: a disk that is
-slower than the teacher makes the teacher wait, and no more than the queue is lost beside the shard in hand.
+Samples arrive in any order within a window and are appended in the order of the plan. The queue is bounded: if the disk
+is slower than the teacher, the teacher waits.
 """
 
 import queue
@@ -23,24 +23,24 @@ from alignkd.teacher_dump.targets.records import make_record
 from alignkd.vlm.data.conversations import MissingImageError
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 
-# reasons that may go away while the store stays the same
+# reasons that a retry may remove
 RETRYABLE = (MissingImageError, ImageError, DoesNotFitError)
 QUEUE_BATCHES = 4
 TICK_SECONDS = 0.5
-# for a commit that is under way when the run is stopped
+# time for a running commit when the run is stopped
 PATIENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A sample that the teacher has seen."""
+    """A sample with the teacher's targets."""
 
     prepared: Prepared
     captured: Captured
 
     @property
     def place(self) -> int:
-        """In the shard's plan."""
+        """Position in the shard's plan."""
         return self.prepared.place
 
 
@@ -49,7 +49,7 @@ Outcome = Finished | Unusable
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What the thread has come to: samples written and unusable, embedded tokens, shards committed."""
+    """Progress of the thread: samples written, unusable samples, embedded tokens, shards committed."""
 
     written: int = 0
     errors: int = 0
@@ -57,18 +57,18 @@ class Done:
     commits: tuple[CommitRecord, ...] = ()
 
 
-class _Abandoned(Exception):  # noqa: N818 - no error: the run ends
+class _Abandoned(Exception):  # noqa: N818 - not an error: the run ends
     pass
 
 
 class ShardThread:
-    """A context manager: left by an exception, everything that is not committed is abandoned.
+    """A context manager; if an exception leaves it, everything uncommitted is abandoned.
 
     Args:
-        config: the store's section: codecs, and what unusable samples lead to.
+        config: section `store`: codecs, and what to do about unusable samples.
         where: the data file, for messages.
-        waiting: called with what was done since, after each call of the methods below and about every
-            `TICK_SECONDS` while one waits; in the caller's thread. May raise.
+        waiting: called with the progress since the last call, in each method below and about every `TICK_SECONDS`
+            while a method waits; in the caller's thread. May raise.
     """
 
     def __init__(self, config: StoreConfig, where: object, waiting: Callable[[Done], object]) -> None:
@@ -92,25 +92,25 @@ class ShardThread:
     ) -> None:
         self._is_abandoned.set()
         self._thread.join(PATIENCE_SECONDS)
-        # a commit that takes longer ends with the process, and what it leaves is cleared away by the next run
+        # a longer commit ends with the process; the next run removes its temporary files
         if not self._thread.is_alive():
             self._leave_all()
 
     def begin(self, sink: ShardWriter) -> None:
-        """The shard that later outcomes belong to; it is left (and if need be abandoned) here."""
+        """Start a shard for later outcomes; this object closes it, or abandons it."""
         self._sinks.append(sink)
         self._put(self._begin)
 
     def put(self, outcomes: list[Outcome]) -> None:
-        """Samples of the shard begun last, in any order."""
+        """Add samples of the shard started last, in any order."""
         self._put(lambda: self._take(outcomes))
 
     def commit(self) -> None:
-        """All samples of the shard have been put."""
+        """Commit the shard; all its samples must have been added."""
         self._put(self._commit)
 
     def finish(self) -> None:
-        """Wait until everything is committed."""
+        """Wait until all shards are committed."""
         self._put(self._end)
         while self._thread.is_alive():
             self._thread.join(TICK_SECONDS)
@@ -127,7 +127,7 @@ class ShardThread:
                 continue
 
     def _tick(self) -> None:
-        """In the caller's thread: pass on what was done, and the error that ended the thread."""
+        """Report progress and raise the error that ended the thread; runs in the caller's thread."""
         with self._lock:
             done, self._done = self._done, Done()
         self._waiting(done)
@@ -164,7 +164,7 @@ class ShardThread:
     def _take(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, Finished):
-                outcome.captured.arrive()  # samples may wait long for their turn, but not on the device
+                outcome.captured.arrive()  # samples may wait long for their turn, so free the device memory now
             self._early[outcome.place] = outcome
         while self._next_place in self._early:
             self._check()
@@ -192,7 +192,7 @@ class ShardThread:
         self._count(errors=1)
         if (limit := self._config.max_errors) is not None and self._num_errors > limit:
             raise InputError(
-                f"{where}; {self._num_errors} unusable samples, store.max_errors is {limit}; mend the data"
+                f"{where}; {self._num_errors} unusable samples, store.max_errors is {limit}; repair the data"
             ) from error
         self._sinks[0].quarantine(sample.index, sample.id, reason)
 

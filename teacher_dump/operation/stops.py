@@ -1,16 +1,16 @@
-"""Signals during a dump: which one finishes the shard in hand, which gives it up, and how soon the process ends.
+"""Signals during a dump: which ones finish the current shard, which abandon it, and how soon the process ends.
 
-| signal | what happens |
+| signal | effect |
 |---|---|
-| first Ctrl-C | the shard in hand is finished, no other is begun |
-| second Ctrl-C | the shard in hand is given up at once |
-| SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 | the same: a preempted job has seconds, a shard takes minutes |
+| first Ctrl-C | the current shard is finished, no other is started |
+| second Ctrl-C | the current shard is abandoned at once |
+| SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 | likewise: a preempted job has seconds, a shard takes minutes |
 
-Giving up happens between two batches, where everything can be put away. A batch that takes longer than a preempted job
-has left is cut off: what is on disk then is what a kill leaves, and the next run clears it away.
+A shard is abandoned between two batches, where everything can be cleaned up. If a batch takes longer than a preempted
+job has left, the process is killed; the next run removes its temporary files.
 
-The promise covers the end of the interpreter, which waits for threads: one of them may be inside a read of a file
-server that does not answer. So the watch over a process that gives up goes on until the process has ended.
+The interpreter waits for threads at exit, and one of them may be stuck in a read of a file server. So the time limit
+stays active until the process has ended.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ SECONDS_AFTER_SIGTERM = 8.0
 SECONDS_AFTER_CTRL_C = 3.0
 # HUP: the terminal was closed; USR1, USR2: what batch systems send ahead of their kill (SLURM's --signal)
 HANG_UPS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# on the pipe to the watching thread, beside numbers of signals
+# messages on the pipe to the watching thread, in addition to signal numbers
 _CLOSED = 0
 _GAVE_UP = 255
 
 
 class DumpStopped(BaseException):
-    """The shard in hand is given up because of a signal.
+    """The current shard is abandoned because of a signal.
 
-    No Exception, like KeyboardInterrupt: code that turns whatever a broken file may raise into a message of its own
-    must not take it for that.
+    Like KeyboardInterrupt it is not an Exception, so that code that converts any error of a damaged file does not
+    catch it.
 
     Attributes:
-        signal: its number; a process that ends for it has exit code 128 + number.
+        signal: signal number; the exit code of the process is 128 + this.
     """
 
     def __init__(self, number: int) -> None:
@@ -48,16 +48,16 @@ class DumpStopped(BaseException):
 
 
 class DumpStopSignals:
-    """While entered, signals end the dump as the table above says. Without being entered it never stops anything.
+    """A context manager in which signals end the dump as in the table above; outside it has no effect.
 
-    After a signal that gives up, the process ends within seconds, also if `DumpStopped` is caught: leaving the block
-    puts the handlers back but does not end the watch. A SIGHUP, SIGUSR1 or SIGUSR2 that is ignored (`nohup`) stays so.
+    After a signal that abandons a shard the process ends within seconds, even if `DumpStopped` is caught: leaving the
+    block restores the handlers but keeps the time limit. Ignored SIGHUP, SIGUSR1 and SIGUSR2 (`nohup`) stay ignored.
 
     Attributes:
-        received: number of the signal, 0 while there was none.
-        finishing: no shard is to be begun any more.
-        announce: set while there is a shard in hand: gives one line for the person at the keyboard, that it will be
-            finished. While it is None any signal raises DumpStopped where it finds the main thread.
+        received: signal number, 0 before any signal.
+        finishing: whether no further shard may be started.
+        announce: set while a shard is being written: returns one line for the user that it will be finished. While it
+            is None, any signal raises DumpStopped in the main thread.
     """
 
     def __init__(self) -> None:
@@ -88,16 +88,16 @@ class DumpStopSignals:
             self._tell(_CLOSED)
 
     def check(self) -> None:
-        """To be called between batches.
+        """Call between batches.
 
         Raises:
-            DumpStopped: the shard in hand is to be given up.
+            DumpStopped: the current shard must be abandoned.
         """
         if self._giving_up:
             raise DumpStopped(self.received)
 
     def forget(self) -> None:
-        """In a forked child: signals are the parent's affair, and a child that is ended must not end the parent."""
+        """In a forked child: leave signals to the parent, so that ending a child does not end the parent."""
         signal.set_wakeup_fd(-1)
         for number in self._previous:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
@@ -109,12 +109,12 @@ class DumpStopSignals:
             _say(self.announce())
             return
         self.finishing = self._giving_up = True
-        self._tell(_GAVE_UP)  # a first Ctrl-C that finds no shard in hand is not known to the watch as such
+        self._tell(_GAVE_UP)  # the watching thread cannot tell that a first Ctrl-C came without a current shard
         if self.announce is None:
             raise DumpStopped(number)
 
     def _watch(self) -> None:
-        """A thread that hears of signals from the kernel, also while the main thread computes and runs no handler."""
+        """Start a thread that receives signals from the kernel, even while the main thread runs no handler."""
         self._pipe = socket.socketpair()
         for end in self._pipe:
             end.setblocking(end is self._pipe[0])
@@ -122,7 +122,7 @@ class DumpStopSignals:
         threading.Thread(target=self._count_down, args=(self._pipe[0],), daemon=True, name="stops").start()
 
     def _tell(self, message: int) -> None:
-        with contextlib.suppress(OSError):  # a full pipe holds enough for the watch to act on
+        with contextlib.suppress(OSError):  # a full pipe already has a message to act on
             if self._pipe is not None:
                 self._pipe[1].send(bytes([message]))
 
@@ -142,15 +142,15 @@ class DumpStopSignals:
 
 
 def _end_after(seconds: float, number: int) -> NoReturn:
-    """Nothing puts this off: what the process still does after a signal has so long and no longer."""
+    """End the process after some seconds, whatever it is doing."""
     threading.Event().wait(seconds)
     name = signal.Signals(number).name
-    _say(f"alignkd: stopped by {name}; run the same command again to go on")
+    _say(f"alignkd: stopped by {name}; run the same command again to resume")
     os._exit(128 + number)
 
 
 def end_process(code: int) -> NoReturn:
-    """End now with an exit code, output written: the interpreter's own end would wait for every thread."""
+    """Exit at once after flushing output; the interpreter's normal exit would wait for all threads."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not there
             stream.flush()
@@ -162,10 +162,11 @@ _masks = threading.local()
 
 
 def _hold_back() -> None:
-    """A signal that reaches a child before it has forgotten would be written to its parent's pipe.
+    """Block signals during a fork: in the child, one would be written to its parent's pipe.
 
-    Only where there is such a pipe: Python drops what a handler raises while it lets the signals in again, and so a
-    KeyboardInterrupt; of a signal that `StopSignals` has received, enough is left without the exception.
+    Signals are blocked only inside `DumpStopSignals`. Elsewhere a Ctrl-C would be lost: Python drops the
+    KeyboardInterrupt that a handler raises while the hooks of a fork unblock signals. `DumpStopSignals` acts on a
+    signal without that exception.
     """
     held = {signal.SIGINT, signal.SIGTERM, *HANG_UPS}
     _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, held) if _entered else None
@@ -186,7 +187,7 @@ os.register_at_fork(before=_hold_back, after_in_parent=_let_in, after_in_child=_
 
 
 def _say(line: str) -> None:
-    """One line on stderr, past its buffer: this runs in signal handlers and beside them."""
+    """Write one line to stderr without its buffer, because this runs in signal handlers."""
     if line:
-        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone, which SIGHUP is about
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be closed, as after SIGHUP
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{line}\n".encode())

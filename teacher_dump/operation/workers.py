@@ -1,8 +1,8 @@
-"""Several processes that share one dump: which shards are whose, and how a shard is held while it is written.
+"""Several processes that share one dump: assignment of shards, and claims while a shard is written.
 
-Worker `rank` of `count` owns every `count`-th shard. When its own are done it takes what others have not finished and
-nobody holds, so workers may join, die and come back. What a shard holds depends on the plan alone; two writers of the
-same shard would make the same bytes, and the commit lets one of them win.
+Worker `rank` of `count` owns every `count`-th shard. When its own are done, it takes unfinished and unclaimed shards of
+others, so workers may join, die and return. The content of a shard depends only on the plan: two writers of one shard
+would write the same bytes, and one commit wins.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Protocol, Self
 from alignkd.vlm.errors import InputError
 
 _GIVEN = re.compile(r"(\d{1,9})/(\d{1,9})")
-# environment variables of launchers: number of this worker, how many there are
+# environment variables of launchers: number of this worker, number of workers
 TORCHRUN = ("RANK", "WORLD_SIZE")  # torchrun and DeepSpeed's launcher
 SLURM_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
 
@@ -30,27 +30,27 @@ class Worker:
 
     @classmethod
     def parse(cls, given: str) -> Self:
-        """The worker that `2/8` names.
+        """The worker of a text such as `2/8`.
 
         Raises:
-            InputError: something else, or no such worker.
+            InputError: another form, or no such worker.
         """
         match = _GIVEN.fullmatch(given)
         rank, count = map(int, match.groups()) if match else (0, 0)
         if not rank < count:
-            raise InputError(f"worker is {given!r}, expected RANK/COUNT with 0 <= RANK < COUNT, as 2/8")
+            raise InputError(f"worker is {given!r}, expected RANK/COUNT with 0 <= RANK < COUNT, such as 2/8")
         return cls(rank=rank, count=count)
 
     def owns(self, shard: int) -> bool:
-        """Whether the shard is one of this worker's own."""
+        """Whether the shard belongs to this worker."""
         return shard % self.count == self.rank
 
 
 def worker_of(environment: Mapping[str, str], given: str | None = None) -> Worker:
-    """This process among the workers: as given (`2/8`), else as torchrun, DeepSpeed or a SLURM array says, else alone.
+    """The worker of this process: as given (`2/8`), from torchrun, DeepSpeed or a SLURM array, or the only one.
 
     Raises:
-        InputError: numbers that cannot be right.
+        InputError: invalid numbers.
     """
     if given is not None:
         return Worker.parse(given)
@@ -62,56 +62,56 @@ def worker_of(environment: Mapping[str, str], given: str | None = None) -> Worke
             try:
                 return Worker.parse(f"{number}/{environment[count]}")
             except InputError as error:
-                raise InputError(f"{rank} and {count} in the environment: {error}; or say --worker") from None
+                raise InputError(f"{rank} and {count} in the environment: {error}; or give --worker") from None
     return Worker()
 
 
 def _array_position(environment: Mapping[str, str]) -> int:
-    """A SLURM array may begin anywhere and have steps: `--array=10-40:10` has tasks 10, 20, 30, 40."""
+    """Position of this task in a SLURM array, which may start anywhere and have steps: `--array=10-40:10`."""
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
     values = [environment.get(name, "") for name in names]
     if not all(value.isdecimal() for value in values):
         return int(values[0]) if values[0].isdecimal() else -1
     number, first, last, count = map(int, values)
     step = (last - first) // (count - 1) if count > 1 else 1
-    # of an array of single numbers (`--array=1,2,7`) nobody can tell
+    # unknown for an array of single numbers (`--array=1,2,7`)
     even = step > 0 and (number - first) % step == 0
     return (number - first) // step if even else -1
 
 
 class Claims(Protocol):
-    """How shards are held: by locks in a folder, by what workers say of themselves in a bucket."""
+    """Claims of shards: locks in a folder, status files in a bucket."""
 
     def take(self, shard: int) -> bool:
-        """Hold a shard; False if somebody else does, or this process itself."""
+        """Claim a shard; False if it is already claimed, also by this process."""
 
     def release(self, shard: int) -> None:
-        """Hold it no longer; harmless when it is not held."""
+        """Release the claim, if there is one."""
 
 
 def shards_to_write(
     worker: Worker, claims: Claims, pending: Callable[[], Sequence[int]], is_committed: Callable[[int], bool]
 ) -> Iterator[int]:
-    """The shards that this worker is to write, each taken; the caller releases them.
+    """The shards for this worker to write, each claimed; the caller releases them.
 
-    First its own, then what others left unfinished and nobody holds, in an order of this worker's own, so that several
-    do not meet at the same shard.
+    First its own, then unfinished and unclaimed shards of others, starting at a different shard for each worker to
+    avoid conflicts.
 
     Args:
-        pending: gives the shards without a commit record, rising.
-        is_committed: the same for one shard, asked when it is held: others may have been faster.
+        pending: returns the shards without a commit record, ascending.
+        is_committed: the same for one shard, called after it is claimed, because another worker may have committed it.
     """
     yield from _taken([shard for shard in pending() if worker.owns(shard)], claims, is_committed)
     while True:
         left = list(pending())
         start = len(left) * worker.rank // worker.count
-        # what another worker held a moment ago may be free now: look again until a round finds nothing
+        # claims of other workers may have been released: repeat until a round finds nothing
         if not (yield from _taken(left[start:] + left[:start], claims, is_committed)):
             return
 
 
 def _taken(shards: Sequence[int], claims: Claims, is_committed: Callable[[int], bool]) -> Generator[int, None, int]:
-    """Yields what is free and not committed; returns how many."""
+    """Yield the shards that are unclaimed and not committed; return their number."""
     found = 0
     for shard in shards:
         if not claims.take(shard):

@@ -1,4 +1,4 @@
-"""One teacher forward and everything a student must learn from it, encoded on the device and on its way to the host.
+"""One forward pass of the teacher and its targets, encoded on the device and copied to the host.
 
 Shapes: B samples, L positions, k images of a sample, I images, R attention rows, C attention columns, P vision tokens
 of an image, Ht heads, Dt hidden size, N supervised positions.
@@ -28,7 +28,7 @@ from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.model.mobilevlm import MobileVLM
 
 IMAGES_AT_ONCE = 16
-# of float32 [B, Ht, r, L], r rows at a time; on a CPU as much as stays in the cache and is not asked of the kernel anew
+# bytes of float32 [B, Ht, r, L] for r rows at a time; on a CPU as much as stays in the cache
 ATTENTION_BYTES = 256 << 20
 ATTENTION_BYTES_CPU = 8 << 20
 VISION_TOP_INDEX = "index"
@@ -44,14 +44,14 @@ class LogitRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Captured:
-    """What is kept of the teacher for one sample, in parts of the store's codecs; None where the store keeps nothing.
+    """The targets of one sample in parts of the store's codecs; None where the store keeps nothing.
 
     Attributes:
         attention: parts of [k, R, Ht, C], a block of columns for each of k images; one block where the columns are
             text tokens.
         vision_top: `VISION_TOP_INDEX`, int32 [16], eq. 2, counted through all images; with parts of [16, Dt] unless
             the codec of `vision_top` is `from_all`.
-        vision: parts of [P, Dt] of each image.
+        vision: parts of [P, Dt] for each image.
         logits: see `distribution.keep_distribution`.
     """
 
@@ -61,7 +61,7 @@ class Captured:
     logits: LogitRows
 
     def arrive(self) -> None:
-        """Wait until everything is on the host, so that the device's memory is free again."""
+        """Wait until everything is on the host, so that the device memory is freed."""
         for arrays in (self.attention, self.vision_top, *self.vision, self.logits.arrays):
             if arrays is not None:
                 arrays.wait()
@@ -69,50 +69,50 @@ class Captured:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenImage:
-    """An image after tower and projector: [P, Dt] on the device, its parts where `vision_all` keeps them."""
+    """An image after tower and projector: [P, Dt] on the device, and its parts if `vision_all` is stored."""
 
     embeddings_PD: Tensor
     parts: HostArrays | None
 
 
 class Capture:
-    """A teacher, and what of it is kept.
+    """Runs the teacher on batches and captures targets.
 
     Args:
         model: the teacher.
-        config: the store's section.
+        config: section `store`.
     """
 
     def __init__(self, model: MobileVLM, config: StoreConfig) -> None:
         self.model, self.config = model, config
         self._codec = config.logits
-        self._keeps_looks = any(codec not in NOT_STORED for codec in (config.attention, config.vision_top))
+        self._keeps_attention_targets = any(codec not in NOT_STORED for codec in (config.attention, config.vision_top))
         self._copies = HostCopies(model.device)
         self._shared: dict[str, SeenImage] = {}
         self._uses: Counter[str] = Counter()
 
     def begin_window(self, samples: Iterable[Prepared]) -> None:
-        """Forget the images seen; those that several of the samples show will go through the tower once."""
+        """Drop cached images, and count the images of the window: those of several samples are computed once."""
         self._shared = {}
         self._uses = Counter(image for sample in samples for image in set(sample.image_hashes))
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Prepared]) -> list[Captured]:
-        """Run the teacher on `samples` as one batch and take the targets of each.
+        """Run the teacher on `samples` as one batch and return the targets of each.
 
         Raises:
             torch.OutOfMemoryError: the batch does not fit the device.
         """
-        with self.model.watched_first_layer() if self._keeps_looks else nullcontext() as first_layer:
+        with self.model.watched_first_layer() if self._keeps_attention_targets else nullcontext() as first_layer:
             images, hidden_BLD = self._forward(samples)
         with_image = [row for row, sample in enumerate(samples) if sample.image_hashes]
-        looks = dict(zip(with_image, self._looks(samples, with_image, first_layer, images), strict=True))
-        del first_layer  # its queries and keys, before the logits come
+        found = dict(zip(with_image, self._attention_targets(samples, with_image, first_layer, images), strict=True))
+        del first_layer  # free its queries and keys before the logits are computed
         logits = self._logits(samples, hidden_BLD)
         return [
             Captured(
-                attention=looks[row][0] if row in looks else None,
-                vision_top=looks[row][1] if row in looks else None,
+                attention=found[row][0] if row in found else None,
+                vision_top=found[row][1] if row in found else None,
                 vision=tuple(parts for image in sample.image_hashes if (parts := images[image].parts) is not None),
                 logits=logits[row],
             )
@@ -127,7 +127,7 @@ class Capture:
         return list(self._supervised(samples, hidden_BLD).split(counts))
 
     def _forward(self, samples: Sequence[Prepared]) -> tuple[dict[str, SeenImage], Tensor]:
-        """Images by hash, last hidden states [B, L, Dt]."""
+        """Images by hash, and last hidden states [B, L, Dt]."""
         batch = batch_to_device(collate_sequences([sample.example for sample in samples]), self.model.device)
         images = self._see(samples)
         vision = [images[image].embeddings_PD for sample in samples for image in sample.image_hashes]
@@ -135,7 +135,7 @@ class Capture:
         return images, self.model.hidden_states(embeds_BLD)
 
     def _supervised(self, samples: Sequence[Prepared], hidden_BLD: Tensor) -> Tensor:
-        """Hidden states [N, Dt] at the supervised positions of all samples; found on the host, so nothing waits."""
+        """Hidden states [N, Dt] at all supervised positions, whose indices come from the host to avoid a sync."""
         places = [
             sample.example.positions.supervised_positions.astype(np.int64) + row * hidden_BLD.shape[1]
             for row, sample in enumerate(samples)
@@ -143,7 +143,7 @@ class Capture:
         return hidden_BLD.flatten(0, 1)[self._indices(np.concatenate(places))]
 
     def _see(self, samples: Sequence[Prepared]) -> dict[str, SeenImage]:
-        """The images of the batch by hash: those seen before, and the others in the order of the samples."""
+        """The images of the batch by hash: cached ones, and new ones in the order of the samples."""
         pixels = {
             image: pixels_CHW
             for sample in samples
@@ -179,7 +179,7 @@ class Capture:
         arrays, ends = self._copies.start(kept), np.cumsum(counts).tolist()
         return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
 
-    def _looks(
+    def _attention_targets(
         self,
         samples: Sequence[Prepared],
         rows: Sequence[int],

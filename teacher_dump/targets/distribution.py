@@ -1,7 +1,8 @@
-"""The teacher's next-token distribution as the store keeps it, a few hundred positions at a time.
+"""The teacher's next-token distribution in the store's form, a few hundred positions at a time.
 
-All logits of a batch are never held: what is kept of them is decided on the teacher's device, and only that leaves it.
-Nothing in `keep_distribution` waits for the device: what is ragged becomes so on the host, in `stored_logits`.
+The logits of a whole batch are never in memory: the kept part is selected on the teacher's device, and only that is
+copied. `keep_distribution` does not synchronise with the device; ragged arrays are made on the host, in
+`stored_logits`.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,13 +33,13 @@ def keep_distribution(
     uniforms_ND: Tensor | None,
     codec: LogitsCodec,
 ) -> Rows:
-    """What `codec` keeps of the distribution at N positions of any samples: tensors with a row per position.
+    """The part of the distribution at N positions that `codec` keeps: tensors with one row per position.
 
     Args:
-        lm_head: the teacher's, [n, D] -> [n, V].
+        lm_head: the teacher's `lm_head`, [n, D] -> [n, V].
         hidden_ND: last hidden states after the final norm, on the teacher's device.
-        labels_N: int64, the token that follows each position; same device.
-        uniforms_ND: numbers in [0, 1) for `sampled`; same device.
+        labels_N: int64, the next token at each position, on the same device.
+        uniforms_ND: numbers in [0, 1) for `sampled`, on the same device.
     """
     if codec.kind == "none":
         return {}
@@ -54,7 +55,7 @@ def keep_distribution(
 
 
 def draws_of(codec: LogitsCodec, seed: int, samples: list[tuple[int, int]]) -> NDArray[np.float64] | None:
-    """The numbers [N, draws] of samples given as (index in the data set, positions); None if none are needed."""
+    """The random numbers [N, draws] of samples given as (index in the data set, positions); None if not needed."""
     if codec.kind != "sampled":
         return None
     assert codec.num_draws is not None
@@ -63,10 +64,10 @@ def draws_of(codec: LogitsCodec, seed: int, samples: list[tuple[int, int]]) -> N
 
 
 def stored_logits(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec) -> Logits | None:
-    """A record's logits from a sample's rows of what `keep_distribution` gave.
+    """A record's logits from a sample's rows of the result of `keep_distribution`.
 
     Raises:
-        RecordError: the teacher gives NaN or infinity.
+        RecordError: the teacher's output is NaN or infinite.
     """
     if codec.kind == "none":
         return None
@@ -83,7 +84,7 @@ def stored_logits(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec) -> Logit
 
 
 def _encoded_rows(values_NX: Tensor, codec: LogitsCodec) -> Rows:
-    """Stored parts with the extremes of each position: one sample's NaN is no other's."""
+    """Stored parts with the extremes of each position, so that one sample's NaN does not affect others."""
     assert codec.dtype is not None
     return {**encode(codec.dtype, values_NX), EXTREMES: extremes(values_NX.float(), dim=-1)}
 

@@ -1,4 +1,4 @@
-"""Tokens drawn from the teacher: a pure function of seed, sample and position, whatever the batch or the device."""
+"""Tokens drawn from the teacher: a pure function of seed, sample and position, independent of batch and device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,10 @@ LARGEST_UINT8 = 2**8 - 1
 
 
 def uniforms(seed: int, sample_index: int, num_positions: int, num_draws: int) -> NDArray[np.float64]:
-    """Numbers of [0, 1), [N, draws]: row n belongs to the sample's n-th supervised position.
+    """Random numbers in [0, 1), [N, draws]; row n belongs to the sample's n-th supervised position.
 
-    Philox is a counter-based generator: the key (seed, sample) names the stream, position and draw the place in it.
-    The raw 64-bit stream is used, which numpy promises never to change.
+    Philox is a counter-based generator: the key (seed, sample) selects the stream, position and draw the offset in it.
+    The raw 64-bit stream is used, because numpy guarantees that it never changes.
     """
     stream = np.random.Philox(key=np.array([seed, sample_index], np.uint64))
     raw = stream.random_raw(num_positions * num_draws).reshape(num_positions, num_draws)
@@ -28,20 +28,20 @@ def uniforms(seed: int, sample_index: int, num_positions: int, num_draws: int) -
 
 
 def draw_tokens(logits_NV: Tensor, uniforms_ND: Tensor) -> dict[str, Tensor]:
-    """With replacement, at temperature 1, by inverting the cumulative distribution at each uniform number.
+    """Draw with replacement, at temperature 1, by inverting the cumulative distribution at each uniform number.
 
     Args:
         logits_NV: unnormalised, any float dtype; finite.
         uniforms_ND: float64 on the same device, one number in [0, 1) per draw.
 
     Returns:
-        `DRAWN` int32 [N, D] and `ENTROPY` float32 [N], of the whole distribution, in nats.
+        `DRAWN` int32 [N, D], and `ENTROPY` float32 [N] of the whole distribution, in nats.
     """
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     cumulative_NV = cumulative_mass(integer_mass(logprobs_NV))
     total_N1 = cumulative_NV[:, -1:]
     thresholds_ND = (uniforms_ND * total_N1.double()).floor().to(torch.int64)
-    # right=True: the first token whose running mass is ABOVE the threshold, so one without mass is never drawn
+    # right=True: the first token whose running mass is above the threshold; a token without mass is never drawn
     drawn_ND = torch.searchsorted(cumulative_NV, thresholds_ND.minimum(total_N1 - 1), right=True)
     exact_NV = logprobs_NV.double()
     entropy_N = -(exact_NV.exp() * exact_NV).sum(dim=-1)
@@ -49,10 +49,10 @@ def draw_tokens(logits_NV: Tensor, uniforms_ND: Tensor) -> dict[str, Tensor]:
 
 
 def sampled_logits(table: Mapping[str, NDArray[Any]]) -> SampledLogits:
-    """The record's form of draws: the distinct tokens of each position, rising, and how often each was drawn.
+    """The record's form of draws: the distinct tokens of each position, ascending, and their counts.
 
     Raises:
-        RecordError: they are no draws from a distribution.
+        RecordError: not draws from a distribution.
     """
     sorted_ND = np.sort(table[DRAWN], axis=1)
     is_new_ND = np.ones(sorted_ND.shape, np.bool_)

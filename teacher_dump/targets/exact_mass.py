@@ -1,13 +1,13 @@
-"""Probabilities as integers: sums of integers do not depend on the order of addition, so a GPU gives them every time.
+"""Probabilities as integers, whose sums do not depend on the order of addition and so are reproducible on a GPU.
 
-Where a running sum crosses a threshold decides which entries a store holds, and a resumed dump must write the same
-bytes; cumulative sums of floats on a GPU differ from run to run in the last bit.
+The position where a running sum crosses a threshold decides which entries a store holds, and a resumed dump must write
+the same bytes. Cumulative sums of floats on a GPU differ in the last bit from run to run.
 """
 
 import torch
 from torch import Tensor
 
-# A float32 probability keeps all its bits down to 2^-29, and the sum over any vocabulary stays exact in float64.
+# keeps all bits of a float32 probability down to 2^-29; sums over any vocabulary are exact in float64
 ONE = 2.0**52
 
 

@@ -1,7 +1,7 @@
-"""From the device to the host without waiting: the copies run beside the next forward pass, on a stream of their own.
+"""Asynchronous copies from the device to the host, on a stream of their own, in parallel to the next forward pass.
 
-On a CPU there is nothing to copy. A device with streams (CUDA) needs page-locked memory, which torch keeps and reuses
-by itself. Nothing here names CUDA, so `tests/gpu_rules` runs this code with the strictest streams there can be.
+On a CPU nothing is copied. A device with streams (CUDA) needs page-locked memory, which torch caches. The code does not
+name CUDA, so that `tests/gpu_rules` can run it with the strictest possible streams.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from alignkd.vlm.inputs.batch import SequenceBatch
 
 
 class HostArrays:
-    """Arrays on their way to the host; the tensors they come from are kept until they have arrived."""
+    """Arrays being copied to the host; their source tensors are kept until the copy is complete."""
 
     def __init__(
         self, copies: dict[str, Tensor], sources: Mapping[str, Tensor] | None = None, event: torch.Event | None = None
@@ -24,7 +24,7 @@ class HostArrays:
         self._copies, self._sources, self._event = copies, sources, event
 
     def wait(self) -> dict[str, NDArray[Any]]:
-        """The arrays, once all of them have arrived; from any thread, as often as wanted."""
+        """Wait for the copies and return the arrays; any thread may call it, repeatedly."""
         if self._event is not None:
             self._event.synchronize()
             self._sources = None
@@ -32,14 +32,14 @@ class HostArrays:
 
 
 class HostCopies:
-    """Starts copies from one device."""
+    """Start copies from one device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._module = device, _module_with_streams(device)
         self._stream = None if self._module is None else self._module.Stream(device)
 
     def start(self, tensors: Mapping[str, Tensor]) -> HostArrays:
-        """Copies of tensors as they will be when the work queued so far is done."""
+        """Start copies of tensors as they will be after the work that is queued now."""
         if self._stream is None or self._module is None:
             return HostArrays({name: tensor.cpu() for name, tensor in tensors.items()})
         self._stream.wait_event(self._module.current_stream(self._device).record_event())
@@ -52,14 +52,14 @@ class HostCopies:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, without waiting where page-locked memory allows it."""
+    """Copy a host tensor to the device, asynchronously if page-locked memory allows it."""
     if _module_with_streams(device) is not None:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def batch_to_device(batch: SequenceBatch, device: torch.device) -> SequenceBatch:
-    """Every tensor of a batch, by `to_device`."""
+    """Copy every tensor of a batch by `to_device`."""
     moved = {
         field.name: to_device(value, device)
         for field in fields(batch)
@@ -69,8 +69,8 @@ def batch_to_device(batch: SequenceBatch, device: torch.device) -> SequenceBatch
 
 
 def _module_with_streams(device: torch.device) -> Any:
-    """torch's module of a device that copies beside its other work, such as `torch.cuda`; None of any other device."""
-    if device.type == "cpu":  # whose module has streams in name alone
+    """torch's module of a device with asynchronous copies, such as `torch.cuda`; None for other devices."""
+    if device.type == "cpu":  # its module has only nominal streams
         return None
     module = torch.get_device_module(device)
     return module if hasattr(module, "Stream") else None

@@ -1,7 +1,7 @@
-"""The likeliest tokens of each position and the mass of all others: all that truncation needs of a distribution.
+"""The most probable tokens of each position and the mass of all others, which truncation needs.
 
-The order depends on the logits alone: best first, ties by id. On a CPU a few passes over rows that stay in the cache
-do it (`likeliest_host.py`); here is what a GPU does, which nothing waits for.
+The order depends only on the logits: best first, ties by id. The CPU implementation makes a few passes over rows that
+stay in the cache (`most_likely_host.py`). The GPU implementation here does not synchronise.
 
 Shapes: N positions, V vocabulary, K tokens kept.
 """
@@ -14,22 +14,24 @@ from torch import Tensor
 from alignkd.teacher_dump.targets.device_codecs import extremes
 from alignkd.teacher_dump.targets.most_likely_host import ID_BITS, ID_MASK, Enough, in_order, select
 
-# of logits in float32: few rows take every step while they are in the cache
+# bytes of float32 logits processed at a time, so that they stay in the cache
 CACHED_BYTES = 4 << 20
-# below it, probabilities too small for float32 may be a part of the mass that matters
+# below this, probabilities too small for float32 may be a relevant part of the mass
 FAINT = 1e-25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeliest:
-    """Of N positions, on the device of their logits. Log-probabilities are natural logs over the whole vocabulary.
+class MostLikely:
+    """The most probable tokens of N positions, on the device of their logits.
+
+    Log-probabilities are natural logs over the whole vocabulary.
 
     Attributes:
         ids_NK: int64, best first, ties by id.
-        logprobs_NK: float32 of these; -inf where a row has fewer entries, because they were `Enough`.
-        label_logprob_N: float32 of the next token.
+        logprobs_NK: float32 log-probabilities; -inf where a row has fewer entries, because they were `Enough`.
+        label_logprob_N: float32 log-probability of the next token.
         rest_logmass_N: float32, log of the mass of all other tokens, the label not among them; -inf without any.
-        is_finite_N: bool, whether all logits are; where they are not, nothing else means anything.
+        is_finite_N: bool, whether all logits are finite; if not, the other fields are meaningless.
     """
 
     ids_NK: Tensor
@@ -39,14 +41,14 @@ class Likeliest:
     is_finite_N: Tensor
 
 
-def likeliest_tokens(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | None = None) -> Likeliest:
-    """The (at most) `count` likeliest tokens.
+def most_likely_tokens(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | None = None) -> MostLikely:
+    """The (at most) `count` most probable tokens.
 
     Args:
         logits_NV: unnormalised, any float dtype.
         labels_N: int64, the next token of each position.
         count: K, at least 1.
-        enough: fewer will do where they are; on a GPU every row has as many.
+        enough: when fewer entries suffice; on a GPU every row has `count`.
     """
     count = min(count, logits_NV.shape[1])
     if logits_NV.device.type != "cpu":
@@ -56,11 +58,11 @@ def likeliest_tokens(logits_NV: Tensor, labels_N: Tensor, count: int, enough: En
         _on_host(logits_nV.float(), labels_n, count, enough)
         for logits_nV, labels_n in zip(logits_NV.split(size), labels_N.split(size), strict=True)
     ]
-    return Likeliest(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return MostLikely(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def _on_host(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | None) -> dict[str, Tensor]:
-    """Parts of `Likeliest` of few positions."""
+    """Fields of `MostLikely` for a few positions."""
     smallest_N, probs_NV = logits_NV.amin(dim=-1), logits_NV.softmax(dim=-1)
     ids_NK, logits_NK = map(torch.from_numpy, select(logits_NV.numpy(), probs_NV.numpy(), count, enough))
     best_logit_N1, best_N1 = logits_NK[:, :1].clone(), probs_NV.gather(1, ids_NK[:, :1])
@@ -80,13 +82,13 @@ def _on_host(logits_NV: Tensor, labels_N: Tensor, count: int, enough: Enough | N
     }
 
 
-def _on_device(logits_NV: Tensor, labels_N: Tensor, count: int) -> Likeliest:
-    """Which of several equal tokens are taken at the cut is left to torch's `topk`."""
+def _on_device(logits_NV: Tensor, labels_N: Tensor, count: int) -> MostLikely:
+    """Which of several equal tokens are kept at the cut is decided by torch's `topk`."""
     found = logits_NV.topk(count, dim=-1, sorted=False)
     bits_NK = (found.values + 0.0).view(torch.int32)
     ids_NK = (~in_order(bits_NK).to(torch.int64) << ID_BITS | found.indices).sort(dim=-1).values & ID_MASK
     logprobs_NV = logits_NV.log_softmax(dim=-1)
-    return Likeliest(
+    return MostLikely(
         ids_NK=ids_NK,
         logprobs_NK=logprobs_NV.gather(1, ids_NK),
         label_logprob_N=logprobs_NV.gather(1, labels_N[:, None])[:, 0],
@@ -96,5 +98,5 @@ def _on_device(logits_NV: Tensor, labels_N: Tensor, count: int) -> Likeliest:
 
 
 def _without(logprobs_NV: Tensor, ids_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """The same table with -inf for these tokens."""
+    """The table with -inf for these tokens, changed in place."""
     return logprobs_NV.scatter_(1, ids_NK, float("-inf")).scatter_(1, labels_N[:, None], float("-inf"))

@@ -1,7 +1,7 @@
-"""The likeliest tokens on a CPU, where torch's `topk` took several times as long and most of a dump's time.
+"""The most probable tokens on a CPU, where torch's `topk` took several times as long and most of a dump's time.
 
-A bound that enough tokens reach comes from the best of groups of tokens; those that reach it are candidates, few of
-which are left out when all are put in order.
+The maxima of groups of tokens give a bound that enough tokens reach. Tokens that reach it are candidates; few of them
+are dropped after sorting.
 
 Shapes: N positions, V vocabulary, K tokens kept, C candidates, G groups of tokens.
 """
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 ID_BITS = 32
 ID_MASK = (1 << ID_BITS) - 1
 LARGEST_INT32 = 2**31 - 1
-# of a group: with more there are fewer numbers to find the bound among, but more candidates
+# tokens per group: larger groups mean fewer maxima to search for the bound, but more candidates
 GROUP_SIZE = 8
 FEW = 64
-# of a sum of float32 probabilities, and more
+# more than the rounding error of a sum of float32 probabilities
 SLACK = 1e-4
 
 Integers = TypeVar("Integers", torch.Tensor, NDArray[np.int32])
@@ -28,11 +28,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Enough:
-    """What makes fewer entries of a row do.
+    """When fewer entries of a row suffice.
 
     Attributes:
-        mass: that they hold.
-        entries: how many there are at least.
+        mass: minimum mass of the entries.
+        entries: minimum number of entries.
     """
 
     mass: float
@@ -40,22 +40,22 @@ class Enough:
 
 
 def in_order(bits: Integers) -> Integers:
-    """Integers in the order of the numbers whose float32 bits are given, and back; 0 and -0 differ."""
+    """Map float32 bits to integers of the same order, and back; 0 and -0 differ."""
     return bits ^ (bits >> 31 & LARGEST_INT32)
 
 
 def select(logits_NV: Floats, probs_NV: Floats, count: int, enough: Enough | None) -> tuple[NDArray[np.int64], Floats]:
-    """The likeliest tokens of each row, ties by id: int64 ids [N, K], best first, and their logits.
+    """The most probable tokens of each row, ties by id: int64 ids [N, K], best first, and their logits.
 
-    Where fewer than K were enough, the best comes again with a logit of -inf.
+    If fewer than K suffice, the best token fills the rest with a logit of -inf.
 
     Args:
-        logits_NV, probs_NV: before and after softmax.
+        logits_NV, probs_NV: values before and after softmax.
         count: K, 1..V.
     """
     num, vocab = logits_NV.shape
     is_candidate_NV = probs_NV < _bounds(probs_NV, count, enough)[:, None]
-    np.logical_not(is_candidate_NV, out=is_candidate_NV)  # and not `>=`: a row of NaN has candidates, too
+    np.logical_not(is_candidate_NV, out=is_candidate_NV)  # not `>=`, so that a row of NaN also has candidates
     places = np.flatnonzero(is_candidate_NV)
     starts = np.arange(num) * vocab
     ends_N = places.searchsorted(starts + vocab)
@@ -74,10 +74,10 @@ def select(logits_NV: Floats, probs_NV: Floats, count: int, enough: Enough | Non
 
 
 def _bounds(probs_NV: Floats, count: int, enough: Enough | None) -> Floats:
-    """Of each row a probability that `count` of its tokens reach, or those that are `enough`: [N].
+    """For each row [N] a probability that at least `count` of its tokens reach, or fewer if they are `enough`.
 
-    Each group whose best is among the best `count` of groups has a token that reaches the last of these; with twice as
-    many groups or more, few other tokens do. And those few groups hold at least the mass of their best.
+    Each of the `count` groups with the largest maxima has a token that reaches the smallest of these maxima; with at
+    least twice as many groups, few other tokens reach it. The mass of a group is at least its maximum.
     """
     num, vocab = probs_NV.shape
     size = max(1, min(GROUP_SIZE, vocab // (2 * count)))
@@ -87,6 +87,6 @@ def _bounds(probs_NV: Floats, count: int, enough: Enough | None) -> Floats:
     top_NK = np.partition(best_NG, cut, axis=1)[:, cut:]
     if enough is None or (few := max(FEW, enough.entries)) >= count:
         return top_NK[:, 0]
-    # one after the other: for several places at once numpy leaves its fast path
+    # two calls, because numpy is slow for several positions in one call
     few_NF = np.partition(top_NK, count - few, axis=1)[:, count - few :]
     return np.where(few_NF.sum(axis=1) >= enough.mass + SLACK, few_NF[:, 0], top_NK[:, 0])

@@ -16,10 +16,10 @@ from alignkd.teacher_dump.targets.distribution import stored_logits
 
 
 def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> Record:
-    """The record of one sample, its targets encoded by the codecs of `config`; waits until they are on the host.
+    """The record of one sample, with targets encoded by the codecs of `config`; waits for the copies to the host.
 
     Raises:
-        RecordError: a target is not finite, or the codec cannot hold it.
+        RecordError: a target is not finite, or its codec cannot represent it.
     """
     sample, example = prepared.sample, prepared.example
     parts = None if captured.vision_top is None else captured.vision_top.wait()

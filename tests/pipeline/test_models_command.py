@@ -69,7 +69,7 @@ def test_members_by_hub_id_need_no_network_and_give_a_config() -> None:
     changed["hidden_size"] = 1
     assert official_config("MobileVLM_V2-7B")["hidden_size"] == 4096
     with pytest.raises(
-        InputError, match=r"MobileVLM_V2-9B: no model of the family; choose one of mtgv/MobileVLM_V2-1.7B"
+        InputError, match=r"MobileVLM_V2-9B: not a model of the family; choose one of mtgv/MobileVLM_V2-1.7B"
     ):
         official_config("MobileVLM_V2-9B")
 

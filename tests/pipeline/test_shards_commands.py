@@ -182,9 +182,9 @@ def test_verify_deep_catches_targets_off_by_one(stores: dict[str, Path], tmp_pat
         with writer.open_shard(0) as sink:
             for index in writer.planned_samples(0).tolist():
                 record = reader[reader.find(index=index)[0]]
-                likeliest = [row["top"][0]["id"] for row in rows[index]["supervised"]]
+                most_likely = [row["top"][0]["id"] for row in rows[index]["supervised"]]
                 labels = record.labels.copy()
-                labels[labels != -100] = np.roll(likeliest, shift)
+                labels[labels != -100] = np.roll(most_likely, shift)
                 sink.append(Record(**{**record.__dict__, "labels": labels}))
             sink.commit()
     good = run_json("verify", tmp_path / "good", "--deep")

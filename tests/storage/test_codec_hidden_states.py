@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_refused() -> None:
     encoded = HiddenStates(states=EncodedArray.encode("int8_group", states))
     with pytest.raises(StoreError, match="hidden_states is encoded as int8_group, the store keeps bfloat16; decode it"):
         HiddenStatesCodec(8, "bfloat16").encode(encoded)
-    with pytest.raises(RecordError, match="hidden states is encoded as int8_channel, which is no encoding of hidden"):
+    with pytest.raises(RecordError, match="hidden states is encoded as int8_channel, which cannot encode hidden"):
         HiddenStates(states=EncodedArray.encode("int8_channel", states))
     with pytest.raises(RecordError, match="hidden states has 1 of 16 values that are NaN"):
         HiddenStates(states=np.where(np.arange(16).reshape(2, 8) == 3, np.nan, 0).astype(np.float32))

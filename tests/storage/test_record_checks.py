@@ -101,10 +101,10 @@ def test_every_form_of_a_target_is_accepted(changes: dict[str, Any]) -> None:
         ({"attention": encoded("sqrt_u8", 3, 2)}, r"attention has shape \(3, 2\), expected 4 dimensions"),
         (
             {"attention": encoded("int8_channel", 1, 3, 2, 3)},
-            "is encoded as int8_channel, which is no encoding of",
+            "is encoded as int8_channel, which cannot encode",
         ),
         ({"vision_embeddings": encoded("int8_channel", 1, 2, 4)}, r"vision_embeddings has shape \(1, 2, 4\)"),
-        ({"vision_embeddings": encoded("int8_group", 1, 3, 4)}, "which is no encoding of vision_all"),
+        ({"vision_embeddings": encoded("int8_group", 1, 3, 4)}, "which cannot encode vision_all"),
         ({"vision_top_embeddings": encoded("bfloat16", 3, 4)}, r"has shape \(2,\), vision_top_embeddings \(3, 4\)"),
         ({"vision_top_embeddings": None, "vision_embeddings": None}, "belong together"),
         ({"image_bytes": (IMAGE,)}, rf"image_bytes \(15 bytes\) have sha256 {IMAGE_SHA[:12]}, image_sha256 is 0000000"),

@@ -177,7 +177,7 @@ def test_no_usable_sample_at_all_is_an_error(make_job: MakeJob, tmp_path: Path) 
     ]
     with pytest.raises(InputError, match=r"none of 2 samples is usable, all for one reason: key 'video' is not read"):
         dump(make_job(films, path=tmp_path / "films"))
-    with pytest.raises(InputError, match="no conversations in it"):
+    with pytest.raises(InputError, match="contains no conversations"):
         dump(make_job([]))
 
 

@@ -151,7 +151,7 @@ def test_the_first_ctrl_c_finishes_the_shard_and_the_second_gives_it_up(
     os.kill(child, signal.SIGINT)
     assert ended(child) == 130
     said = capfd.readouterr().err
-    assert "alignkd: finishing shard" in said and "Ctrl-C again gives it up" in said
+    assert "alignkd: finishing shard" in said and "Ctrl-C again abandons it" in said
     before = committed(store)
     assert 1 <= before < SHARDS and not in_hand(store)
     assert [worker.state for worker in read_workers(store)] == ["stopped"]

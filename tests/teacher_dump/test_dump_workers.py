@@ -53,7 +53,7 @@ def test_the_launcher_says_which_worker_this_is(environment: dict[str, str], giv
 def test_a_worker_that_cannot_be_is_refused(given: str) -> None:
     with pytest.raises(InputError, match=f"worker is '{given}', expected RANK/COUNT"):
         worker_of({}, given)
-    with pytest.raises(InputError, match=r"SLURM_ARRAY_TASK_COUNT in the environment: .*; or say --worker"):
+    with pytest.raises(InputError, match=r"SLURM_ARRAY_TASK_COUNT in the environment: .*; or give --worker"):
         worker_of({**ARRAY, "SLURM_ARRAY_TASK_ID": "35"})
 
 

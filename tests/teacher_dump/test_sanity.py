@@ -96,7 +96,7 @@ def test_warn_says_so_and_goes_on_off_is_silent(demo_job: MakeDemoJob) -> None:
 def test_a_blind_teacher(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
     true = MobileVLM.encode_images
     monkeypatch.setattr(MobileVLM, "encode_images", lambda self, pixels: true(self, pixels * 0))
-    with pytest.raises(InputError, match=r"'images' failed: .* it is blind"):
+    with pytest.raises(InputError, match=r"'images' failed: .* the teacher ignores its images"):
         dump(demo_job())
 
 

@@ -108,9 +108,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({**GOOD, "conversations": [{"from": "human", "value": 3}]}, "turn 0"),
         ({**GOOD, "image": ["a.png", 3]}, "a relative path or a list of them"),
         ({**GOOD, "image": ""}, "a relative path or a list of them"),
-        ({**GOOD, "image": ["a.png", "b\0.png"]}, "'b\\x00.png', which no file can be called"),
-        ({**GOOD, "image": "a\0.png"}, "no file can be called"),
-        ({**GOOD, "image": "a\ud800.png"}, "no file can be called"),
+        ({**GOOD, "image": ["a.png", "b\0.png"]}, "'b\\x00.png', which cannot be a file name"),
+        ({**GOOD, "image": "a\0.png"}, "cannot be a file name"),
+        ({**GOOD, "image": "a\ud800.png"}, "cannot be a file name"),
         ({**GOOD, "conversations": [{"from": "human", "value": "half \ud83d"}]}, "turn 0 holds half a surrogate pair"),
     ],
 )

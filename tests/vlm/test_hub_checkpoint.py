@@ -130,8 +130,8 @@ def test_a_cached_model_loads_without_network_at_any_revision(cached: dict[str, 
             ["org/tiny@nope", "nor complete in the hub's cache", "HF_HUB_OFFLINE", "give a local folder"],
         ),
         ("org/nothing", ["org/nothing: neither a local folder nor complete in the hub's cache"]),
-        ("org/half", ["names model-00002-of-00002.safetensors, which is not there", "`hf download org/half`"]),
-        ("org/bare", ["org/bare: the hub's cache has no config.json", "finish the download"]),
+        ("org/half", ["names model-00002-of-00002.safetensors, which does not exist", "`hf download org/half`"]),
+        ("org/bare", ["org/bare: no config.json in the hub's cache", "finish the download"]),
     ],
 )
 def test_what_the_cache_lacks_is_one_line_with_the_next_step(

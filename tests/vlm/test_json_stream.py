@@ -171,7 +171,7 @@ def write(path: Path, data: str | bytes) -> Path:
         ("a.json", "<html>", r"a.json: an HTML page, expected"),
         ("a.json", "<a>", r"line 1, column 1 \(Expecting '\['\)"),
         ("a.json", "", r"a.json: the file is empty"),
-        ("a.json", "[" * 100_000, r"nested too deep"),
+        ("a.json", "[" * 100_000, r"nested too deeply"),
         ("a.json", f'[{"1" * 5000}, "x{"y" * 99}"]', r"Exceeds the limit"),
         ("a.jsonl", '{"a": 1}\n\n{"a"', r"a.jsonl: broken JSON at line 3, column 5"),
         ("a.jsonl", '{"a": 1} {"b": 2}', r"line 1, column 10 \(Extra data\)"),
@@ -225,7 +225,7 @@ def test_numbers_count_from_both_ends(tmp_path: Path) -> None:
     [
         ("[10, 11, 1]", r"was 12 bytes of .*, now 11 bytes of .*; start again"),
         ("[10, 11, 13]", r"changed while in use"),
-        (None, "cannot be read any more"),
+        (None, "can no longer be read"),
     ],
 )
 def test_a_file_that_changes_is_noticed(tmp_path: Path, after: str | None, message: str, pickled: bool) -> None:

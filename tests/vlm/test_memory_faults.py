@@ -74,12 +74,12 @@ def test_classes_of_their_own_are_known_too() -> None:
     with pytest.raises(MemoryError) as of_numpy:
         np.empty(2**62, np.uint8)
     assert is_out_of_memory(of_torch.value) and is_out_of_memory(of_numpy.value)
-    assert memory_line(of_numpy.value).startswith("host memory is used up (Unable to allocate")
-    assert memory_line(MemoryError()) == "host memory is used up"
+    assert memory_line(of_numpy.value).startswith("out of host memory (Unable to allocate")
+    assert memory_line(MemoryError()) == "out of host memory"
 
 
 def test_lack_of_memory_is_one_line_with_the_next_step() -> None:
-    message = r"memory is used up \(CUDA error: out of memory\); lower the batch"
+    message = r"out of memory \(CUDA error: out of memory\); lower the batch"
     with pytest.raises(InputError, match=message), memory_errors("lower the batch"):
         raise RuntimeError("CUDA error: out of memory")
     with pytest.raises(RuntimeError, match="illegal"), memory_errors("lower the batch"):

@@ -23,14 +23,14 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ("sub\\coffee.png", "the path has backslashes; a file with / in their place is there: write sub/coffee.png in"),
+        ("sub\\coffee.png", "the path has backslashes; a file with / in their place exists: write sub/coffee.png in"),
         ("sub\\none.png", "the path has backslashes, write it with /; restore the file"),
-        ("cat.jpg", "a file whose name differs only in upper and lower case is there: write cat.JPG in the data, or"),
-        ("Dog.JPG", "differs only in upper and lower case is there: write dog.jpg"),
+        ("cat.jpg", "a file whose name differs only in upper and lower case exists: write cat.JPG in the data, or"),
+        ("Dog.JPG", "differs only in upper and lower case exists: write dog.jpg"),
         ("coco/a.png", "restore the file"),
-        ("dog.jpg ", "a file without the blanks is there: write dog.jpg"),
-        ("my%20photo.png", "without percent signs is there: write my photo.png"),
-        ("long.jpg", "a file with another extension is there: write long.jpeg"),
+        ("dog.jpg ", "a file without the spaces exists: write dog.jpg"),
+        ("my%20photo.png", "with percent codes decoded exists: write my photo.png"),
+        ("long.jpg", "a file with another extension exists: write long.jpeg"),
         ("gone.png", "restore the file that the link leads to (/nowhere/gone.png)"),
         ("none.png", "restore the file"),
         ("dog.jpg/x.png", "restore the file"),
@@ -50,7 +50,7 @@ def test_names_that_look_the_same_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / there).write_bytes(b"pixels")
         with pytest.raises(MissingImageError) as refused:
             open_image(tmp_path, asked)
-        said = f"a file whose name differs only in Unicode normalisation is there: write {shown} in the data"
+        said = f"a file whose name differs only in Unicode normalisation exists: write {shown} in the data"
         assert said in str(refused.value)
         (tmp_path / there).unlink()
 

@@ -50,7 +50,7 @@ def test_expanded(text: str, path: str) -> None:
         ("$NOT_SET/store", "the environment variable NOT_SET in '$NOT_SET/store' is not set; set it"),
         ("${NOT_SET}", "the environment variable NOT_SET"),
         ("$EMPTY/store", "the environment variable EMPTY in '$EMPTY/store' is empty"),
-        ("${SCRATCH:-/tmp}/x", "has a '$' in '${SCRATCH:-/tmp}/x' that begins no name"),
+        ("${SCRATCH:-/tmp}/x", "has a '$' in '${SCRATCH:-/tmp}/x' that does not start a name"),
         ("a$", "$$ is a dollar sign"),
         ("~no-such-user/x", "the home folder '~no-such-user' in '~no-such-user/x' is not known"),
         ("", "an empty text"),

@@ -215,8 +215,8 @@ def rewrite(path: Path, tensors: Any = lambda t: t, **metadata: Any) -> None:
     [
         ({"version": 2}, "metadata of another version or damaged"),
         ({"surprise": 1}, "metadata of another version or damaged"),
-        ({"format": None}, "safetensors without a stem's metadata"),
-        ({"dtype": "bfloat16"}, "tensors are F32, its metadata says BF16"),
+        ({"format": None}, "safetensors without the metadata of a stem"),
+        ({"dtype": "bfloat16"}, "tensors are F32, BF16 in its metadata"),
         ({"config": {}}, "config in the metadata is unusable"),
         (
             {"tensors": lambda t: {k: v for k, v in t.items() if "q_proj" not in k}},

@@ -92,7 +92,7 @@ def test_a_question_is_the_training_prompt_up_to_the_answer() -> None:
         ([Turn("assistant", "a")], 0, "unknown speaker 'assistant', expected 'gpt'; rename it"),
         ([Turn("cat", "a")], 0, "unknown speaker 'cat', expected 'human' or 'gpt'"),
         ([Turn("gpt", "a")], 0, "no human turn"),
-        ([Turn("gpt", "<image>"), *turns("What is it?", "a cup")], 1, "<image> is in a gpt turn that comes first"),
+        ([Turn("gpt", "<image>"), *turns("What is it?", "a cup")], 1, "<image> is in a leading gpt turn"),
         (turns("say ' ASSISTANT: '", "ok ASSISTANT: no"), 0, "the label mask covers"),
     ],
 )

@@ -83,7 +83,7 @@ class StemParts:
     config: VLMConfig
 
     def metadata(self) -> dict[str, str]:
-        """The metadata as one entry: safetensors orders several at random, and equal stems must have equal bytes."""
+        """One entry, because safetensors writes several in random order and equal stems must have equal bytes."""
         (dtype,) = {_name(tensor) for tensor in self.weights.values()}
         vision = json.loads(self.config.vision.to_json_string(use_diff=False))
         described = _Described(

@@ -137,7 +137,7 @@ class TeacherStem(nn.Module):
 
     @torch.no_grad()
     def logits(self, states_ND: Tensor, *, normed: bool = True) -> Tensor:
-        """The teacher's logits [N, V] from its last hidden states; stores keep them after the final norm (`normed`)."""
+        """The teacher's logits [N, V] from its last hidden states, after the final norm as in stores (`normed`)."""
         assert self.lm_head is not None and self.model.norm is not None, "a stem without lm_head"
         states_ND = states_ND.to(self.dtype)
         logits_NV: Tensor = self.lm_head(states_ND if normed else self.model.norm(states_ND))

@@ -1,4 +1,4 @@
-"""Read weight files: safetensors or `.bin`, single or sharded, a tensor at a time, without unpickling other objects."""
+"""Read weight files: safetensors or `.bin`, single or sharded, one tensor at a time; only tensors are unpickled."""
 
 import pickle
 import zipfile

@@ -1,4 +1,4 @@
-"""Write hundreds of parameter names in one complete, readable line: `model.layers.{0-31}.mlp.up_proj.weight`."""
+"""Write hundreds of parameter names as one readable line: `model.layers.{0-31}.mlp.up_proj.weight`."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignkd.teacher_dump.targets import most_likely as module
-from alignkd.teacher_dump.targets.most_likely import Likeliest, likeliest_tokens
+from alignkd.teacher_dump.targets.most_likely import MostLikely, most_likely_tokens
 from alignkd.teacher_dump.targets.most_likely_host import FEW, GROUP_SIZE, Enough
 from alignkd.teacher_dump.targets.truncation import keep_nucleus, keep_top_k, truncated_logits
 
 
-def check(found: Likeliest, logits_NV: Tensor, labels_N: Tensor, count: int) -> None:
+def check(found: MostLikely, logits_NV: Tensor, labels_N: Tensor, count: int) -> None:
     """Each position by sorting, in float64."""
     dense_NV = logits_NV.double().log_softmax(-1).numpy()
     for row, values_V in enumerate(logits_NV.float().numpy()):
@@ -45,15 +45,15 @@ def test_order_log_probabilities_and_rest(num: int, vocab: int, count: int, scal
         "all equal": torch.zeros_like(logits),
     }[kind]
     labels = torch.randint(vocab, (num,), generator=generator)
-    check(likeliest_tokens(logits, labels, count), logits, labels, min(count, vocab))
+    check(most_likely_tokens(logits, labels, count), logits, labels, min(count, vocab))
 
 
 def test_rows_are_the_same_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(7)
-    together = likeliest_tokens(logits, labels, 20)
+    together = most_likely_tokens(logits, labels, 20)
     monkeypatch.setattr(module, "CACHED_BYTES", 4 * 300 * 2)
-    for name, values in vars(likeliest_tokens(logits, labels, 20)).items():
+    for name, values in vars(most_likely_tokens(logits, labels, 20)).items():
         assert torch.equal(values, getattr(together, name)), name
 
 
@@ -62,7 +62,7 @@ def test_a_gpu_finds_the_same(num: int, vocab: int, count: int, scale: float, se
     generator = torch.Generator().manual_seed(seed)
     logits = torch.stack([torch.randperm(vocab, generator=generator) for _ in range(num)]).float() * (scale / vocab)
     labels, count = torch.randint(vocab, (num,), generator=generator), min(count, vocab)
-    host, device = likeliest_tokens(logits, labels, count), module._on_device(logits, labels, count)
+    host, device = most_likely_tokens(logits, labels, count), module._on_device(logits, labels, count)
     assert torch.equal(host.ids_NK, device.ids_NK) and torch.equal(host.is_finite_N, device.is_finite_N)
     for name in ("logprobs_NK", "label_logprob_N", "rest_logmass_N"):
         torch.testing.assert_close(getattr(host, name), getattr(device, name), rtol=1e-6, atol=5e-6)
@@ -75,7 +75,7 @@ def test_a_faint_rest_is_as_exact(best: float) -> None:
     logits[1, 77] += best
     logits[2, [3, 4, 5, 6]] += best
     labels = torch.tensor([0, 77, 9])
-    check(likeliest_tokens(logits, labels, 4), logits, labels, 4)
+    check(most_likely_tokens(logits, labels, 4), logits, labels, 4)
     tails = torch.from_numpy(np.delete(logits[1].double().log_softmax(-1).numpy(), 77)).logsumexp(-1)
     kept = keep_nucleus(logits, labels, p=0.9, min_entries=1, max_entries=400)
     np.testing.assert_allclose(kept["tail_logmass"][1], tails, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_bounds_hold_where_all_candidates_are_of_one_group() -> None:
     logits = torch.zeros(1, vocab)
     logits[0, :: vocab // GROUP_SIZE] = torch.arange(1.0, 1 + GROUP_SIZE)
     labels = torch.tensor([1])
-    check(likeliest_tokens(logits, labels, count), logits, labels, count)
+    check(most_likely_tokens(logits, labels, count), logits, labels, count)
 
 
 @pytest.mark.parametrize("p", [0.3, 0.9, 0.98, 1.0])
@@ -125,7 +125,7 @@ def test_a_row_that_is_not_finite_is_found_and_harms_no_other(value: float, enou
     logits = torch.randn(3, 400, generator=torch.Generator().manual_seed(0))
     labels, sound = torch.tensor([1, 2, 3]), logits.clone()
     logits[1, 7] = value
-    found, expected = likeliest_tokens(logits, labels, 100, enough), likeliest_tokens(sound, labels, 100, enough)
+    found, expected = most_likely_tokens(logits, labels, 100, enough), most_likely_tokens(sound, labels, 100, enough)
     assert found.is_finite_N.tolist() == [True, False, True]
     assert module._on_device(logits, labels, 100).is_finite_N.tolist() == [True, False, True]
     for name, values in vars(expected).items():

@@ -328,7 +328,9 @@ def test_the_shard_commands_on_a_store_for_the_stem(
         return str(done.stdout if code == 0 else done.stdout + done.stderr)
 
     assert "attention stem, vision_top stem, vision_all stem" in run("ls", store)
-    assert "attention, vision_top, vision_all: the teacher's stem gives them" in run("show", store, "--id", "s2")
+    assert "attention, vision_top, vision_all: training computes them from the teacher's stem" in run(
+        "show", store, "--id", "s2"
+    )
     assert json.loads(run("show", store, "--id", "s1", "--json"))["from_stem"] == []  # text alone
     picture = ("--images", golden_images, "--png", tmp_path / "a.png")
     assert "no stored attention (store.attention is stem)" in run("show", store, "--id", "s2", *picture, code=1)

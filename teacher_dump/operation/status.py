@@ -1,10 +1,10 @@
-"""What each worker of a dump says of itself, for other shells: a small file in `STORE/.status`, replaced every second.
+"""The status that each worker of a dump publishes: a small file in `STORE/.status`, replaced every second.
 
     .status/<worker>.json    counters and a heartbeat; in a bucket replaced every 20 seconds
     .status/<worker>.lock    locked while the worker lives; not in a bucket
     .status/<shard>.claim    locked while a worker writes the shard; not in a bucket
 
-Readers of a store never look into this folder. It may be deleted when nobody writes, and goes when a dump is complete.
+Readers of a store ignore this folder. It may be deleted while no worker writes, and is removed when a dump is complete.
 """
 
 import json
@@ -29,7 +29,7 @@ from alignkd.storage.write.store import StoreWriter
 FOLDER = ".status"
 SECONDS_BETWEEN = 1.0
 SECONDS_BETWEEN_IN_BUCKET = 20.0
-# in units of the worker's own interval, and at least so many seconds: clocks of two machines are not the same
+# in units of the worker's interval, and a minimum in seconds, because clocks of two machines differ
 MISSED_HEARTBEATS = 4
 PATIENCE_SECONDS = 30.0
 MAX_BYTES = 1 << 16
@@ -39,25 +39,25 @@ State = Literal["running", "finished", "stopped", "failed", "silent", "dead"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """One worker, by its own counters.
+    """The counters of one worker.
 
     Attributes:
         worker: `rank/count`.
-        host, pid: where it runs.
-        state: as it says itself, `running`, `finished`, `stopped` or `failed`; a reader adds `dead` (it let go of its
-            lock without a word) and `silent` (it holds its lock, or nobody can tell, and has said nothing for long).
+        host, pid: host and process.
+        state: `running`, `finished`, `stopped` or `failed` as published; a reader adds `dead` (its lock is free, but it
+            published no end) and `silent` (no heartbeat for long, while its lock is held or cannot be checked).
         started, heartbeat: seconds since 1970, by its clock.
         interval: seconds between two heartbeats.
-        shards: those in its hands.
-        shards_written: committed by it.
-        samples: done in this run, written and unusable.
-        in_hand: of them, those of shards that are not committed yet.
-        total: samples of the shards it has had and, of its own, those still to come.
+        shards: claimed shards.
+        shards_written: shards it committed.
+        samples: samples done in this run, written and unusable.
+        in_hand: number of these in shards that are not committed yet.
+        total: samples of the shards that it claimed, and of its own remaining shards.
         errors: unusable samples.
         tokens: embedded tokens (text + vision).
-        num_bytes: of the shards it committed.
+        num_bytes: bytes of the shards it committed.
         halved: batches that did not fit the device and were halved.
-        rate: samples per second, lately.
+        rate: recent samples per second.
         message: why it failed.
     """
 
@@ -81,12 +81,12 @@ class WorkerStatus:
     message: str = ""
 
     def to_json(self) -> bytes:
-        """One line."""
+        """The status as one line of JSON."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod
     def of_json(cls, data: bytes) -> "WorkerStatus | None":
-        """What `to_json` made; None for anything else: the folder is not under our control."""
+        """The inverse of `to_json`; None for other content, because other programs may write to the folder."""
         try:
             values = json.loads(data)
             known: dict[str, Any] = {name: type(value)(values[name]) for name, value in asdict(_EXAMPLE).items()}
@@ -99,7 +99,7 @@ _EXAMPLE = WorkerStatus(worker="0/1")
 
 
 class StatusPlace(Protocol):
-    """Where one worker's file is, and how it holds shards."""
+    """The place of one worker's status file and its claims of shards."""
 
     @property
     def interval(self) -> float:
@@ -109,7 +109,7 @@ class StatusPlace(Protocol):
         """Replace the file.
 
         Raises:
-            OSError, StoreError: it cannot be written.
+            OSError, StoreError: the file cannot be written.
         """
 
     def take(self, shard: int) -> bool:
@@ -119,10 +119,10 @@ class StatusPlace(Protocol):
         """See `alignkd.teacher_dump.operation.workers.Claims`."""
 
     def close(self, *, complete: bool) -> None:
-        """Let go of everything.
+        """Release all claims.
 
         Args:
-            complete: the store needs no more workers: what they said is removed.
+            complete: whether the dump is complete, so that all status files are removed.
         """
 
 
@@ -159,7 +159,9 @@ class FolderPlace:
 
     def release(self, shard: int) -> None:
         if (lock := self._held.pop(shard, None)) is not None:
-            (self._folder / _claim(shard)).unlink(missing_ok=True)  # under the lock: nobody holds another by this name
+            (self._folder / _claim(shard)).unlink(
+                missing_ok=True
+            )  # under the lock: there is no other claim of this name
             lock.release()
 
     def close(self, *, complete: bool) -> None:
@@ -186,15 +188,15 @@ class FolderPlace:
                 if lock is not None:
                     for left in (path.with_suffix(".json"), path.with_suffix(".draft"), path):
                         left.unlink(missing_ok=True)
-        for path in self._folder.glob("*.json"):  # of workers that ended with a word, so without a lock
+        for path in self._folder.glob("*.json"):  # workers that ended normally have no lock
             if not path.with_suffix(".lock").exists():
                 path.unlink(missing_ok=True)
 
 
 class BucketPlace:
-    """Objects, which cannot be locked: a shard is held by whoever says so first, as long as it goes on speaking.
+    """Objects, which cannot be locked: the first worker to publish a claim owns the shard until its heartbeat expires.
 
-    Two workers that begin a shard within the same second both see the other; the one whose name comes first keeps it.
+    If two workers claim a shard within the same second, each sees the other; the one whose name sorts first keeps it.
     """
 
     interval = SECONDS_BETWEEN_IN_BUCKET
@@ -212,7 +214,7 @@ class BucketPlace:
         if shard in self._shards or self._others(shard):
             return False
         self._shards.add(shard)
-        self._say()
+        self._publish()
         if any(name < self._name for name in self._others(shard)):
             self.release(shard)
             return False
@@ -237,22 +239,22 @@ class BucketPlace:
             return False
         return status.state == "running" and not is_old(status) and (shard is None or shard in status.shards)
 
-    def _say(self) -> None:
+    def _publish(self) -> None:
         status = self._status or WorkerStatus(worker="0/1", interval=self.interval)
         self.write(replace(status, shards=tuple(sorted(self._shards)), heartbeat=time.time()))
 
 
 def read_workers(location: Path | str) -> list[WorkerStatus]:
-    """The workers of a store, in the order of their names, each with the state in which it is.
+    """The workers of a store in the order of their names, each with its current state.
 
     Raises:
-        StoreError: the place cannot be listed or read.
+        StoreError: the folder cannot be listed or read.
     """
     return list(_workers(open_files(location)))
 
 
 def is_old(status: WorkerStatus) -> bool:
-    """Whether the last heartbeat is so long ago that the worker cannot be well."""
+    """Whether the last heartbeat has expired."""
     return time.time() - status.heartbeat > max(PATIENCE_SECONDS, MISSED_HEARTBEATS * status.interval)
 
 
@@ -261,7 +263,7 @@ def _workers(files: StoreFiles) -> Iterator[WorkerStatus]:
     for name in sorted(files.names(FOLDER)):
         if not name.endswith(".json"):
             continue
-        with suppress(StoreError):  # removed since it was listed
+        with suppress(StoreError):  # it was removed after it was listed
             status = WorkerStatus.of_json(files.read(f"{FOLDER}/{name}", MAX_BYTES))
             if status is not None:
                 lock = None if folder is None else folder / FOLDER / f"{name.removesuffix('.json')}.lock"

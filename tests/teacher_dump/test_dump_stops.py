@@ -199,7 +199,7 @@ def test_sigterm_ends_a_batch_that_does_not_end(
     os.read(begun, 1)
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 143
-    assert "alignkd: stopped by SIGTERM; run the same command again to go on" in capfd.readouterr().err
+    assert "alignkd: stopped by SIGTERM; run the same command again to resume" in capfd.readouterr().err
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, *HANG_UPS)

@@ -202,7 +202,10 @@ def test_a_slow_disk_makes_the_teacher_wait() -> None:
 
 def test_limits_on_unusable_samples_are_those_of_the_whole_run() -> None:
     for settings, reason in (
-        ({"max_errors": 2}, r"^data.json: sample '2' \(index 2\): no; 3 unusable samples, store.max_errors is 2; mend"),
+        (
+            {"max_errors": 2},
+            r"^data.json: sample '2' \(index 2\): no; 3 unusable samples, store.max_errors is 2; repair",
+        ),
         ({"on_error": "stop"}, r"^data.json: sample '0' \(index 0\): no \(store.on_error is 'stop'\)$"),
     ):
         sink = Sink()

@@ -200,7 +200,7 @@ def test_an_unmounted_image_folder_stops_the_dump(
         return true(folder, image)
 
     monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", unmounting)
-    with pytest.raises(InputError, match="is another folder since the dump began"):
+    with pytest.raises(InputError, match="is another folder since the dump started"):
         dump(job)
     with pytest.raises(InputError, match="which is an empty folder; is it mounted"):
         dump(job)

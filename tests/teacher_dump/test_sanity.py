@@ -77,7 +77,9 @@ def test_a_trained_teacher_passes_every_check_once(demo_job: MakeDemoJob) -> Non
 
 def test_images_of_other_samples_stop_the_run(demo_job: MakeDemoJob) -> None:
     heard: list[str] = []
-    with pytest.raises(InputError, match=r"teacher check 'images' failed: loss .* belong to other samples") as error:
+    with pytest.raises(
+        InputError, match=r"teacher check 'images' failed: loss .* paired with the wrong samples"
+    ) as error:
         dump(demo_job(shuffle_images, heard=heard))
     assert "\n" not in str(error.value) and "teacher.sanity is 'stop'" in str(error.value)
     assert len(heard) == 1 and heard[0].startswith("device cpu (")

@@ -54,8 +54,8 @@ def test_reprs_show_shapes_and_no_array(tmp_path: Path, make_manifest: MakeManif
     for part in (
         "id='sample-6'",
         f"input_ids=int32[{len(record.input_ids)}]",
-        f"attention=EncodedArray('sqrt_u8', values=uint8[{Q}, 2, 5], scale=float16[{Q}, 2])",
-        "vision_embeddings=EncodedArray('int8_channel', values=int8[5, 6], scale=float16[6])",
+        f"attention=EncodedArray('sqrt_u8', values=uint8[1, {Q}, 2, 5], scale=float16[1, {Q}, 2])",
+        "vision_embeddings=EncodedArray('int8_channel', values=int8[1, 5, 6], scale=float16[1, 6])",
         "logits=TruncatedLogits(\n",
         "vision_top_index=uint16[3]",
         "conversations=2 turns",

@@ -283,14 +283,14 @@ def held():
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 seen = []
 os.register_at_fork(before=lambda: seen.append(held()))  # registered first, called last
-from alignkd.teacher_dump.operation.stops import StopSignals
+from alignkd.teacher_dump.operation.stops import DumpStopSignals
 def fork():
     if os.fork() == 0:
         os._exit(held())
     seen.append(held())
     assert os.wait()[1] == 0
 fork()
-with StopSignals():
+with DumpStopSignals():
     fork()
 print(seen)
 """

@@ -92,7 +92,7 @@ class TargetDataset(Dataset[dict[str, Any]]):
 def _attention(record: Record, manifest: Manifest) -> Tensor:
     shapes, pairs = manifest.shapes, manifest.codecs.attention_pairs
     if pairs == "tqt":
-        return _tensor(record.attention_float32, (0, shapes.num_heads, 0))
+        return _tensor(record.attention_float32, (1, 0, shapes.num_heads, 0))[0]
     rows = len(record.tqv_query_positions if pairs == "tqv" else record.vision_positions)
     shape = (record.num_images, rows, shapes.num_heads, shapes.vision_tokens)
     return _tensor(record.attention_float32, shape).reshape(shape)

@@ -70,6 +70,7 @@ class RecordCodec:
             "index": table["dataset_index"],
             "conversations": text["conversations"],
             **_ABSENT,
+            "attention_pairs": self.codecs.attention_pairs,
         }
         for name in _INT_FIELDS:
             fields[name] = read(name)

@@ -63,6 +63,7 @@ class Record:
         vision_top_embeddings: projector output at those tokens [K, Dt]; may be None if `vision_embeddings` has them.
         vision_embeddings: projector output [k, P, Dt].
         logits: unnormalised logits [N, V], the kept entries of the distribution, hidden states or draws.
+        attention_pairs: queries and keys of `attention`: `tqv`, `tqt` or `vqv`; set by readers, not stored here.
 
     Targets are float16 or float32, or an EncodedArray of the store's codec. Targets that the store does not keep, and
     image targets of a text-only sample, are None.
@@ -85,6 +86,7 @@ class Record:
     vision_embeddings: Target | None = None
     logits: Logits | None = None
     image_bytes: tuple[bytes, ...] = ()
+    attention_pairs: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field against the others.
@@ -118,8 +120,21 @@ class Record:
 
     @property
     def attention_float32(self) -> NDArray[np.float32] | None:
-        """`attention` decoded, float32 of the same shape; which queries and keys: `Manifest.codecs.attention_pairs`."""
+        """`attention` decoded, float32 of the same shape; `attention_pairs` names its queries and keys."""
         return _decoded(self.attention)
+
+    @property
+    def tqv_attention(self) -> NDArray[np.float32] | None:
+        """Attention from text queries to vision tokens, decoded, float32 [k, Q, Ht, P].
+
+        Raises:
+            RecordError: the store keeps the attention of other pairs.
+        """
+        if self.attention_pairs not in ("tqv", None):
+            raise RecordError(
+                f"attention is of the pairs {self.attention_pairs}, tqv_attention needs tqv; use attention_float32"
+            )
+        return self.attention_float32
 
     @property
     def vision_embeddings_float32(self) -> NDArray[np.float32] | None:

@@ -76,10 +76,16 @@ def test_a_record_gives_floats_beside_what_is_stored(
     q, scale = (record.attention.parts[part].astype(np.float32) for part in ("", "scale"))  # type: ignore[union-attr]
     np.testing.assert_allclose(record.attention_float32, scale[..., None] * (q / 255) ** 2, rtol=1e-6)
     assert record.attention_float32.dtype == record.vision_embeddings_float32.dtype == np.float32
+    assert record.tqv_attention is not None and record.attention_pairs == "tqv"
+    np.testing.assert_array_equal(record.tqv_attention, record.attention_float32)
     top = record.vision_embeddings_float32.reshape(-1, 6)[record.vision_top_index]
     np.testing.assert_array_equal(record.vision_top_embeddings_float32, top)
     text_only = next(record for record in reader if not record.has_image)
     assert text_only.attention_float32 is None and text_only.vision_top_embeddings_float32 is None
+    pairs = compact("topk").model_copy(update={"attention_pairs": "vqv"})
+    others = alignkd.open_store(write_store(tmp_path / "o", make_manifest(codecs=pairs)))
+    with pytest.raises(alignkd.AlignkdError, match="of the pairs vqv, tqv_attention needs tqv; use attention_float32"):
+        _ = others[0].tqv_attention
 
 
 @pytest.mark.parametrize("kind", ["full", "topk", "nucleus", "sampled"])

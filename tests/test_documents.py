@@ -1,0 +1,48 @@
+"""Rules of the documents: where terms are explained, how long a line is, which files they name."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GENERATED = ROOT / "docs" / "configuration.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+WIDTH = 100
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def prose(text: str) -> Iterator[str]:
+    """The lines of a document without code blocks, tables and pictures."""
+    in_code = False
+    for line in text.splitlines():
+        in_code ^= line.lstrip().startswith("```")
+        if not in_code and not line.startswith(("    ", "|", "![")):
+            yield line
+
+
+@each_document
+def test_every_document_links_the_glossary(document: Path) -> None:
+    link = "(glossary.md)" if document.parent.name == "docs" else "(docs/glossary.md)"
+    assert document.name == "glossary.md" or link in document.read_text(encoding="utf-8")
+
+
+@each_document
+def test_prose_fits_the_width(document: Path) -> None:
+    if document != GENERATED:
+        long = [line for line in prose(document.read_text(encoding="utf-8")) if len(line) > WIDTH]
+        assert not long
+
+
+@each_document
+def test_links_to_files_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (document.parent / link).exists()]
+
+
+@each_document
+def test_paths_of_the_project_exist(document: Path) -> None:
+    rooms = "|".join(("benchmarks", "disk", "pipeline", "storage", "student_train", "teacher_dump", "tests", "vlm"))
+    named = re.findall(rf"`((?:{rooms})/[\w/.-]+)`", document.read_text(encoding="utf-8"))
+    assert not [path for path in named if not (ROOT / path).exists()]

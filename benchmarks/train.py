@@ -51,7 +51,7 @@ from alignkd.vlm.weights.checkpoint import load_example_builder
 VARIANTS = {
     "supervised": "(a) supervised only",
     "stored": "(b) from the store",
-    "live": "(c) teacher beside",
+    "live": "(c) live teacher",
     "stem": "(d) from the stem",
 }
 QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"

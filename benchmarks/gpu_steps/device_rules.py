@@ -31,7 +31,7 @@ def run(check: Check) -> None:
     device = torch.device(check.device)
     torch.manual_seed(0)
     codecs(check, device)
-    likeliest(check, device)
+    most_likely(check, device)
     draws(check, device)
     unsigned(check, device)
     for dtype in DTYPES:
@@ -74,16 +74,16 @@ def logits(tiny: bool) -> Tensor:
     return torch.randn(8, 512) * 4 if tiny else torch.randn(256, 32000) * 4
 
 
-def likeliest(check: Check, device: torch.device) -> None:
+def most_likely(check: Check, device: torch.device) -> None:
     """The most probable tokens by the algorithm of a GPU and by that of the host."""
     logits_NV = logits(check.tiny)
     labels_N = torch.randint(logits_NV.shape[1], (len(logits_NV),))
     there = _on_device(logits_NV.to(device), labels_N.to(device), 64)
     here = most_likely_tokens(logits_NV, labels_N, 64)
-    check.expect(torch.equal(there.ids_NK.cpu(), here.ids_NK), "the likeliest tokens differ from the host's")
+    check.expect(torch.equal(there.ids_NK.cpu(), here.ids_NK), "the most likely tokens differ from the host's")
     for name in ("logprobs_NK", "label_logprob_N", "rest_logmass_N"):
         difference = (getattr(there, name).cpu() - getattr(here, name)).abs().max()
-        check.at_most(f"likeliest_{name}", float(difference), 2e-5)
+        check.at_most(f"most_likely_{name}", float(difference), 2e-5)
 
 
 def draws(check: Check, device: torch.device) -> None:

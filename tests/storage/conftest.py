@@ -213,7 +213,7 @@ def _logits(manifest: Manifest, rng: np.random.Generator, N: int) -> Any:
 
 
 def _truncated(logprobs: NDArray[np.float64], rng: np.random.Generator, codec: LogitsCodec) -> TruncatedLogits:
-    """Arbitrary entries for `topk`; for `nucleus` the likeliest ones."""
+    """Arbitrary entries for `topk`; for `nucleus` the most probable ones."""
     N, V = logprobs.shape
     if codec.top_k is not None:
         counts = rng.integers(1, codec.top_k + 2, N)  # the label may add one

@@ -1,4 +1,4 @@
-"""The likeliest tokens and the mass of the others, against dense formulas in float64 and against the GPU's way."""
+"""The most probable tokens and the mass of the others, against dense formulas in float64 and against the GPU's way."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Truncation to the likeliest tokens, and focus tokens, against dense formulas in float64."""
+"""Truncation to the most probable tokens, and focus tokens, against dense formulas in float64."""
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ def test_entries_and_tail_are_the_distribution(num: int, vocab: int, top_k: int,
         tail = np.delete(np.exp(dense[position]), ids).sum()
         np.testing.assert_allclose(np.exp(kept.tail_logmass[position].astype(np.float64)), tail, rtol=1e-4, atol=1e-30)
         left_out = np.delete(dense[position], ids)
-        likeliest_kept = np.sort(dense[position, ids])[::-1][: min(top_k, vocab)]
-        assert not left_out.size or left_out.max() <= likeliest_kept[-1] + 1e-5
+        most_probable_kept = np.sort(dense[position, ids])[::-1][: min(top_k, vocab)]
+        assert not left_out.size or left_out.max() <= most_probable_kept[-1] + 1e-5
 
 
 def test_everything_kept_leaves_no_tail() -> None:
@@ -76,7 +76,7 @@ def test_nucleus_is_the_smallest_set_of_its_mass(
         assert (np.diff(kept.logprobs[entries]) <= 0).all()
         tail = np.delete(np.exp(row), ids).sum()
         np.testing.assert_allclose(np.exp(kept.tail_logmass[position].astype(np.float64)), tail, rtol=1e-4, atol=1e-30)
-        # brute force: the likeliest tokens one by one until their mass is p, within the bounds
+        # brute force: the most probable tokens one by one until their mass is p, within the bounds
         mass = np.cumsum(np.sort(np.exp(row))[::-1])
         fewest, most = (
             np.clip(np.count_nonzero(mass < p + slack) + 1, min(least, vocab), min(least + more, vocab))

@@ -1,7 +1,7 @@
 """Rebuilds the index of a tar shard from the tar alone, byte for byte as the writer wrote it.
 
 Every record is read out of the tar and given to the writer again. The bytes that the writer makes are compared with the
-tar and thrown away; the index remains. Its checksums are those of the data that is there: the index says where
+tar and thrown away; the index remains. Its checksums are those of the data in the tar: the index states where
 everything is, not that it is undamaged. Compare its sha256 with the commit record for that.
 """
 

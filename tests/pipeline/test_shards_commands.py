@@ -173,7 +173,7 @@ def test_verify_names_the_records_that_are_lost(stores: dict[str, Path], tmp_pat
 
 
 def test_verify_deep_catches_targets_off_by_one(stores: dict[str, Path], tmp_path: Path) -> None:
-    """The golden teacher is random, so the labels are made its own most probable tokens; then targets are moved by one."""
+    """The golden teacher is random, so its most probable tokens become the labels; then targets move by one."""
     reader = StoreReader(stores["hidden"])
     head = {name: reader.attachment(name) for name in reader.manifest.attachments}
     rows = {record["index"]: record for record in (run_json("show", stores["hidden"], "--index", i) for i in range(4))}

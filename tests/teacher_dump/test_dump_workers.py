@@ -220,7 +220,7 @@ def test_in_a_bucket_a_living_workers_word_holds_a_shard(bucket: Any) -> None:
     assert bucket.objects() == {}
 
 
-def said_by_both(say: Callable[[], None], both: threading.Barrier) -> None:
+def published_by_both(say: Callable[[], None], both: threading.Barrier) -> None:
     """Nobody speaks before both have looked, and nobody looks again before both have spoken."""
     both.wait()
     say()
@@ -234,7 +234,7 @@ def test_two_that_begin_a_shard_in_a_bucket_at_the_same_moment_do_not_both_keep_
     both = threading.Barrier(2, timeout=patience)  # a test that waits for ever says nothing
     places = [BucketPlace(shared, f"worker-{name}") for name in "ab"]
     for place in places:
-        place._say = partial(said_by_both, place._say, both)  # type: ignore[method-assign]
+        place._publish = partial(published_by_both, place._publish, both)  # type: ignore[method-assign]
     kept: list[bool] = [False, False]
 
     def take(number: int) -> None:

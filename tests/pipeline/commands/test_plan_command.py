@@ -1,0 +1,193 @@
+"""`alignkd plan` as users call it: one file, a recipe, no data yet, what it says when something is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.commands.plan import parse_bytes
+
+WriteConfig = Callable[..., Path]
+CONFIGS = Path(__file__).parents[3] / "pipeline" / "configs"
+NO_DATA = ("--samples", "1200000", "--mean-tokens", "240")
+GIB = 1 << 30
+
+
+def plan(config: Path, *options: str) -> Any:
+    found = CliRunner().invoke(main, ["plan", str(config), *options])
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout) if "--json" in options else found.stdout
+
+
+def refused(config: Path, *options: str) -> str:
+    found = CliRunner().invoke(main, ["plan", str(config), *options])
+    assert found.exit_code == 1 and len(found.stderr.splitlines()) == 1, found.output
+    return found.stderr
+
+
+def test_a_plan_holds_what_scripts_ask_for(write_config: WriteConfig) -> None:
+    config = write_config(store={"logits": {"kind": "topk", "top_k": 6}})
+    found = plan(config, "--json", "--gpu-memory", "24GiB", "--host-memory", "32GB", "--disk", "2TB")
+    assert found["store_bytes"] == sum(found["store_bytes_by_target"].values()) > 100_000
+    assert {"attention", "vision_top", "vision_all", "logits", "inputs"} <= found["store_bytes_by_target"].keys()
+    assert 0 < found["teacher_memory_bytes"] < GIB and 0 < found["student_memory_bytes"] < GIB
+    assert found["fits"] is True and found["fits_by"] == dict.fromkeys(
+        ("store", "teacher", "student", "student_host"), True
+    )
+    sizes = (found["gpu_memory_bytes"], found["host_memory_bytes"], found["disk_bytes"])
+    assert sizes == (24 * GIB, 32 * 10**9, 2 * 10**12)
+    assert found["data"]["samples"] == found["data"]["records"] == 4 and found["data"]["counted_all"]
+    assert {row["devices"] for row in found["student_memory_table"]} == {1, 2, 4, 8}
+    assert found["recommendation"] == [] and found["measured"] is None
+    page = plan(config, "--gpu-memory", "24GiB", "--host-memory", "32GB")
+    assert "everything fits" in page and "(arithmetic)" in page and "assumed for the teacher pass" in page
+
+
+def test_a_configuration_without_student_plans_the_dump_alone(write_config: WriteConfig) -> None:
+    found = plan(write_config(drop=("student", "train")), "--json")
+    assert found["student_memory_bytes"] is None and found["store_bytes"] > 0 and "student" not in found["fits_by"]
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_recipe_can_be_planned_before_there_is_anything(recipe: str) -> None:
+    found = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--gpu-memory", "24GiB", "--host-memory", "30GiB",
+                 "--disk", "4TB")  # fmt: skip
+    assert [stage["stage"] for stage in found["stages"]] == ["pretrain", "finetune"]
+    assert found["store_bytes"] == sum(stage["store_bytes"] for stage in found["stages"])
+    assert found["fits"] is ("rtx3090" in recipe), [stage["recommendation"] for stage in found["stages"]]
+    for stage in found["stages"]:
+        assert any("no data was read" in note for note in stage["notes"])
+        for step in stage["recommendation"]:
+            assert step["set"] and step["bytes"] + GIB <= 24 * GIB
+    one = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--stage", "finetune")
+    assert one["stage"] == "finetune" and one["hours"]["rtx3090"]["dump"] > 1
+
+
+def test_the_stem_is_recommended_where_the_towers_are_the_same(write_config: WriteConfig, another_tower: Path) -> None:
+    data = ("--samples", "1000", "--mean-tokens", "200")  # with four samples the stem is larger than what it saves
+    config = write_config()
+    found = plan(config, "--json", *data)["stem"]
+    assert found["usable"] is True and found["recommended"] is True and not found["used"]
+    assert 0 < found["operations_share"] < 1
+    page = plan(config, *data)
+    assert "usable: teacher and student share" in page and "recommended: set store.profile: stem" in page
+    whole = plan(config, "--json", *data)
+    short = str(whole["store_bytes_by_profile"]["stem"] + 1)
+    assert plan(config, "--json", *data, "--disk", short)["recommendation"][0]["set"] == {"store.profile": "stem"}
+
+    codecs = dict.fromkeys(("attention", "vision_top", "vision_all"), "stem")
+    chosen = plan(write_config(store=codecs), "--json", *data)
+    assert chosen["stem"]["used"] and not chosen["stem"]["recommended"]
+    assert chosen["student_memory_bytes"] == whole["student_memory_bytes"] + found["device_bytes"]
+    assert chosen["hours"]["l4"]["train"] == pytest.approx(
+        whole["hours"]["l4"]["train"] * (1 + found["operations_share"])
+    )
+
+    found = plan(write_config(student={"checkpoint": str(another_tower)}), "--json", *data)
+    assert found["stem"]["usable"] is False and "weights of the vision towers differ" in found["stem"]["reason"]
+    assert not found["stem"]["recommended"]
+    refused_plan = plan(write_config(student={"checkpoint": str(another_tower)}), "--json", *data, "--disk", short)
+    assert "stem" not in json.dumps(refused_plan["recommendation"])
+    unknown = plan(CONFIGS / "short.yaml", "--json", *data, "--stage", "pretrain")["stem"]
+    assert unknown["usable"] is None and "alignkd train" in unknown["reason"]
+
+
+def test_a_run_with_another_tower_is_refused_before_the_teacher(
+    write_config: WriteConfig, another_tower: Path, tmp_path: Path
+) -> None:
+    config = write_config(store={"attention": "stem"}, student={"checkpoint": str(another_tower)})
+    found = CliRunner().invoke(main, ["run", str(config)])
+    assert found.exit_code == 1 and len(found.stderr.splitlines()) == 1
+    assert "weights of the vision towers differ in float32" in found.stderr and "store.attention" in found.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_advice_followed_makes_it_fit(tmp_path: Path) -> None:
+    import yaml
+
+    recipe = CONFIGS / "short.yaml"
+    options = (
+        "--json",
+        *NO_DATA,
+        "--stage",
+        "finetune",
+        "--gpu-memory",
+        "24GiB",
+        "--host-memory",
+        "32GB",
+        "--disk",
+        "2TB",
+    )
+    (step,) = plan(recipe, *options)["recommendation"]
+    values = yaml.safe_load(recipe.read_text())
+    for key, value in step["set"].items():
+        section, name = key.split(".")
+        values[section][name] = value
+    followed = tmp_path / "followed.yaml"
+    followed.write_text(yaml.safe_dump(values))
+    found = plan(followed, *options)
+    assert found["fits"] and found["student_memory_bytes"] == step["bytes"]
+
+
+def test_a_host_that_is_too_small_is_said_before(tmp_path: Path) -> None:
+    import yaml
+
+    recipe = CONFIGS / "short-rtx3090.yaml"
+    options = ("--json", *NO_DATA, "--stage", "finetune", "--gpu-memory", "24GiB", "--disk", "2TB")
+    found = plan(recipe, *options, "--host-memory", "24GiB")
+    assert found["fits"] is False and found["fits_by"]["student"] and not found["fits_by"]["student_host"]
+    (step,) = found["recommendation"]
+    assert (
+        step["for"] == "student" and not step["set"] and "at least" in step["say"] and "of host memory" in step["say"]
+    )
+    page = plan(recipe, *options[1:], "--host-memory", "24GiB")
+    assert "for the system on 24.0 GiB: DOES NOT FIT" in page
+    # a device that holds the optimiser's state needs no offloading
+    larger = ("--gpu-memory", "80GiB", "--host-memory", "24GiB")
+    (step,) = plan(recipe, *options, *larger)["recommendation"]
+    assert step["set"] == {"train.micro_batch": 16, "train.offload_optimizer": False}
+    values = yaml.safe_load(recipe.read_text())
+    values["train"]["offload_optimizer"] = False
+    followed = tmp_path / "followed.yaml"
+    followed.write_text(yaml.safe_dump(values))
+    found = plan(followed, *options, *larger)
+    assert found["fits"] and found["student_host_bytes"] == step["host_bytes"]
+    # the same where a batch system allows less than the machine has
+    few = plan(recipe, *options, "--host-memory", str(plan(recipe, *options)["student_host_bytes"] + GIB - 2**20))
+    assert few["recommendation"][0]["set"] == {"train.micro_batch": 8}
+
+
+def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert "teacher: section is missing, alignkd plan needs it" in refused(write_config(drop=("teacher",)))
+    gone = write_config(data={"conversations": str(tmp_path / "none.json")})
+    assert "none.json" in refused(gone)
+    assert "--samples needs --mean-tokens" in refused(gone, "--samples", "10")
+    assert "device is 'tpu', expected one of" in refused(write_config(), "--device", "tpu")
+    assert "no stage 'third'" in refused(CONFIGS / "short.yaml", *NO_DATA, "--stage", "third")
+    wrong = CliRunner().invoke(main, ["plan", str(gone), "--disk", "much"])
+    assert wrong.exit_code == 2 and "expected a size such as 24GiB or 2TB" in wrong.stderr
+
+
+def test_a_size_without_its_unit_is_refused() -> None:
+    """`--gpu-memory 24` is 24 bytes, on which nothing fits."""
+    assert parse_bytes(CONTEXT, PARAMETER, "1.5GB") == 1_500_000_000
+    for text in ("24", "0", "24B"):
+        with pytest.raises(click.BadParameter, match=f"'{text}' is .* bytes; write the unit, such as 24GiB or 2TB"):
+            parse_bytes(CONTEXT, PARAMETER, text)
+
+
+@given(st.integers(1050, 10**6), st.sampled_from(["K", "M", "G", "T"]), st.booleans(), st.booleans())
+def test_sizes_are_read_as_they_are_written(number: int, prefix: str, binary: bool, lower: bool) -> None:
+    text = f"{number}{prefix}{'i' if binary else ''}B"
+    scale = (1024 if binary else 1000) ** ["", "K", "M", "G", "T"].index(prefix)
+    assert parse_bytes(CONTEXT, PARAMETER, text.lower() if lower else text) == number * scale
+
+
+CONTEXT, PARAMETER = click.Context(main), click.Option(["--size"])

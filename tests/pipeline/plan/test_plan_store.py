@@ -1,0 +1,176 @@
+"""The predicted size of a store against what real dumps write, and where its figures come from."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkd.pipeline.config.run_config import DataConfig, RunConfig
+from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.pipeline.plan.make import make_plan
+from alignkd.pipeline.plan.result import Plan, PlanOptions
+from alignkd.pipeline.plan.samples import assumed_samples
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.store_config import StoreConfig
+
+ASSETS = Path(__file__).parents[3] / "pipeline" / "demo" / "assets"
+TEACHER = ASSETS / "teacher"
+MakeRun = Callable[..., RunConfig]
+# every codec and kind once; all in both layouts
+CHOICES: dict[str, dict[str, Any]] = {
+    "exact": {"profile": "exact"},
+    "compact": {"profile": "compact"},
+    "stem": {"profile": "stem"},
+    "stem for attention, hidden": {"attention": "stem", "logits": {"kind": "hidden"}},
+    "defaults": {},
+    "full": {"logits": {"kind": "full"}, "attention": "float32", "vision_all": "none"},
+    "text to text": {"attention_pairs": "tqt", "logits": {"kind": "sampled"}},
+    "images inside": {"attention_pairs": "vqv", "attention": "sqrt_u8", "logits": {"kind": "none"}, "inputs": "embed"},
+    "small": {
+        "attention": "none",
+        "vision_top": "int8_channel",
+        "vision_all": "int8_channel",
+        "logits": {"kind": "hidden", "dtype": "int8_group"},
+        "inputs": "embed",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
+    """48 pictures with up to six questions each, some text-only conversations among them."""
+    return write_dataset(tmp_path_factory.mktemp("data"), num_scenes=48, pool="train", seed=3, questions_per_scene=6)
+
+
+@pytest.fixture
+def make_run(demo_data: DatasetFiles, tmp_path: Path) -> MakeRun:
+    """`make_run(**store settings)`: a dump of the demo's data by its teacher; the longest samples are dropped."""
+
+    def make(**store: Any) -> RunConfig:
+        return RunConfig(
+            data=DataConfig(conversations=demo_data.conversations, images=demo_data.images, max_tokens=105),
+            teacher=TeacherConfig(checkpoint=str(TEACHER), sanity="off"),
+            store=StoreConfig(**{"path": tmp_path / "store", "shard_size": 16, **store}),
+        )
+
+    return make
+
+
+def written_bytes(store: Path) -> int:
+    """All files of a store."""
+    return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_predicted_bytes_are_those_of_a_real_dump(make_run: MakeRun, tmp_path: Path, choice: str, backend: str) -> None:
+    run = make_run(backend=backend, **CHOICES[choice])
+    plan = make_plan(run, PlanOptions())
+    dumped = dump(run.dump_job())
+    store = tmp_path / "store"
+    actual = written_bytes(store)
+    assert 0 < len(dumped.quarantined) < dumped.num_samples  # what is not stored is not counted either
+    assert round(plan.data.num_records) == dumped.num_records and plan.data.exact
+    assert plan.store.total == pytest.approx(actual, rel=0.05)
+    # with the kept tokens per position known there is nothing left to guess
+    known = make_plan(run, PlanOptions())
+    assert known.entries_source in ("measured on the existing store", "this kind of logits keeps no list of tokens")
+    assert known.store.total == pytest.approx(actual, rel=0.002)
+    assert sum(known.store.by_target.values()) == known.to_json()["store_bytes"] == known.store.total
+    attachments = sum(file.stat().st_size for file in (store / "attachments").iterdir())
+    assert known.store.by_target["attachments"] == pytest.approx(attachments, abs=64)
+
+
+def test_a_part_of_the_data_says_what_all_of_it_takes(make_run: MakeRun) -> None:
+    run = make_run(profile="compact", shard_size=4)
+    every, part = make_plan(run, PlanOptions()), make_plan(run, PlanOptions(count=24))
+    assert not part.data.exact and part.data.counted == 24
+    assert part.store.total == pytest.approx(every.store.total, rel=0.1)
+
+
+def test_each_codec_is_priced_as_if_it_were_chosen(make_run: MakeRun) -> None:
+    plan = make_plan(make_run(), PlanOptions())
+    for target, name in [("attention", "sqrt_u8"), ("vision_all", "int8_channel"), ("vision_top", "from_all")]:
+        chosen = make_plan(make_run(**{target: name}), PlanOptions())
+        assert plan.choices[target][name] == chosen.store.by_target[target]
+    for target in ("attention", "vision_all", "vision_top"):
+        assert plan.choices[target]["stem"] == 0
+    chosen = make_plan(make_run(logits={"kind": "hidden"}), PlanOptions())
+    assert plan.choices["logits"]["hidden"] == chosen.store.by_target["logits"]
+    for profile, size in plan.profiles.items():
+        assert size == pytest.approx(make_plan(make_run(profile=profile), PlanOptions()).store.total, rel=1e-3)
+
+
+def test_no_weights_are_read(make_run: MakeRun, tmp_path: Path) -> None:
+    shutil.copytree(TEACHER, tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    run = make_run(logits={"kind": "hidden"})
+    assert run.teacher is not None
+    bare = run.model_copy(update={"teacher": run.teacher.model_copy(update={"checkpoint": str(tmp_path / "bare")})})
+    assert make_plan(bare, PlanOptions()).store == make_plan(run, PlanOptions()).store
+
+
+def test_a_probe_measures_what_is_otherwise_assumed(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(logits={"kind": "nucleus"})
+    assumed, measured = make_plan(run, PlanOptions()), make_plan(run, PlanOptions(probe=24))
+    assert assumed.entries_source.startswith("assumed") and measured.entries_source == "measured by the probe"
+    probe = measured.probe
+    assert probe is not None and probe.samples_per_second > 0 and 0 < probe.samples <= 24
+    dump(run.dump_job())
+    found = make_plan(run, PlanOptions())
+    assert measured.entries_per_position == pytest.approx(found.entries_per_position, rel=0.1)
+    assert measured.store.total == pytest.approx(written_bytes(tmp_path / "store"), rel=0.02)
+    assert make_plan(run, PlanOptions(entries=11)).entries_per_position == 11
+
+
+def test_without_data_a_mean_is_enough() -> None:
+    data = assumed_samples(1000, 250.4, shard_size=64, vision_tokens=144, supervised_share=0.5, plain=False)
+    assert (data.num_records, data.mean("length"), data.mean("images")) == (1000, 250, 1)
+    assert data.mean("queries") == 250 - 144 - 36 and data.mean("supervised") == 35 and not data.exact
+    assert data.longest(512) == 512 and data.most("queries", 512) == 512 - 144 - 36
+
+
+def test_disk_is_what_is_free_where_the_store_goes(make_run: MakeRun, tmp_path: Path) -> None:
+    plan = make_plan(make_run(path=tmp_path / "not" / "there"), PlanOptions())
+    free = os.statvfs(tmp_path)
+    assert plan.disk == pytest.approx(free.f_bavail * free.f_frsize, rel=0.05)
+    assert plan.fits_by["store"] and not replace(plan, disk=plan.store.total - 1).fits_by["store"]
+
+
+def check_advice(plan: Plan) -> dict[str, Any]:
+    (step,) = plan.advice
+    return dict(step)
+
+
+def test_a_store_that_does_not_fit_gets_advice_that_does(make_run: MakeRun) -> None:
+    run = make_run(attention="float32", vision_all="float32", logits={"kind": "full"})
+    big = make_plan(run, PlanOptions())
+    step = check_advice(make_plan(run, PlanOptions(disk=big.profiles["compact"])))
+    assert step["set"] == {"store.profile": "compact"} and step["bytes"] == big.profiles["compact"]
+    hopeless = check_advice(make_plan(run, PlanOptions(disk=100_000)))
+    assert hopeless["set"] == {} and "the disk has room for" in hopeless["say"]
+
+
+@pytest.mark.parametrize("pairs", ["tqv", "vqv", "tqt"])
+def test_samples_with_several_images_are_counted_too(demo_data: DatasetFiles, tmp_path: Path, pairs: str) -> None:
+    entries = json.loads(demo_data.conversations.read_text())
+    images = [entry["image"] for entry in entries if "image" in entry]
+    turns = [{"from": "human", "value": "<image>\n<image>\nsame?"}, {"from": "gpt", "value": "no"}]
+    doubled = [{"id": str(n), "image": images[n : n + 2], "conversations": turns} for n in range(0, 12, 2)]
+    path = tmp_path / "several.json"
+    path.write_text(json.dumps(doubled + entries[:5]))
+    run = RunConfig(
+        data=DataConfig(conversations=path, images=demo_data.images),
+        teacher=TeacherConfig(checkpoint=str(TEACHER), sanity="off"),
+        store=StoreConfig(path=tmp_path / "store", attention_pairs=pairs, inputs="embed"),
+    )
+    plan = make_plan(run, PlanOptions())
+    dump(run.dump_job())
+    assert plan.data.mean("images") > 1
+    assert plan.store.total == pytest.approx(written_bytes(tmp_path / "store"), rel=0.005)

@@ -24,7 +24,7 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
     number, prefix, binary = match.groups()
     scale: int = (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " ")
     size = round(float(number) * scale)
-    if size < SMALLEST_SIZE:
+    if size < SMALLEST_SIZE and not prefix:
         raise click.BadParameter(f"{value!r} is {size} bytes; write the unit, such as 24GiB or 2TB")
     return size
 

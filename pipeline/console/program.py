@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from alignkd.disk.cache_home import cache_home, has_home
-from alignkd.pipeline.console.errors import end_for
+from alignkd.pipeline.console.errors import INTERRUPTED, end_for
 from alignkd.pipeline.console.printing import is_utf8, say
 
 UTF8_MODE = "PYTHONUTF8"
@@ -69,6 +69,9 @@ class Program(click.Group):
             if sys.stdout is not None:
                 sys.stdout.flush()
             return result
+        except KeyboardInterrupt:  # while a command is imported; commands catch their own
+            say("interrupted; run the same command again")
+            sys.exit(INTERRUPTED)
         except OSError as error:
             end_for(error)
 

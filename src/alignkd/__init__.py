@@ -5,6 +5,7 @@ loads neither torch nor zarr. Guide with examples: docs/python.md.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ _HOMES = {
     "verify": "alignkd.storage.tools.verify.verify:verify_store",
     "webdataset_decoder": "alignkd.storage.interop.webdataset_decoder",
 }
+
+
+if (_link := Path(__file__).parent / "storage").is_file():
+    raise ImportError(
+        f"{_link} is a text file, expected a link to a folder; clone with `git clone -c core.symlinks=true`, or take "
+        "the tar.gz archive in place of the zip archive"
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,11 @@ def train_job(config: Path | str | None = None, *, stage: str | None = None, **s
 def _config(command: Command, path: Path | str | None, stage: str | None, sections: Mapping[str, Section]) -> RunConfig:
     if unknown := sorted(sections.keys() - set(SECTIONS_OF["run"])):
         raise TypeError(f"there is no section {unknown[0]!r}, expected {', '.join(SECTIONS_OF[command])}")
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise TypeError(f"section {name} is {section!r:.60}, expected a mapping of keys")
+    if stage is not None and path is None:
+        raise TypeError(f"stage is {stage!r}, but there is no configuration file that has stages")
     given = {name: dict(section) for name, section in sections.items()}
     if path is not None:
         return load_stage(Path(path), command, stage, given)

@@ -19,4 +19,6 @@ def open_store(path: Path | str, *, allow_incomplete: bool = False) -> StoreRead
         StoreError: there is no store, or shards are missing and `allow_incomplete` is not set.
         CorruptStoreError: a file is missing or has another size than committed.
     """
+    if not isinstance(path, Path | str):
+        raise TypeError(f"path is {path!r:.60}, expected the path or URL of a store")
     return StoreReader(path, allow_incomplete=allow_incomplete)

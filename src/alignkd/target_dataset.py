@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.errors import StoreError
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
@@ -51,21 +52,34 @@ class TargetDataset(Dataset[dict[str, Any]]):
         store: the reader.
     """
 
-    def __init__(self, path: Path | str, *, targets: Collection[str] = TARGETS, allow_incomplete: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, *, targets: Collection[str] | None = None, allow_incomplete: bool = False
+    ) -> None:
         """Open a store.
 
         Args:
             path: the store's folder or URL.
-            targets: which targets to decode, of `attention`, `vision_top`, `vision_all` and `logits`.
+            targets: which targets to decode, of `attention`, `vision_top`, `vision_all` and `logits`; None decodes all
+                that the store keeps.
             allow_incomplete: as of `alignkd.open_store`.
 
         Raises:
-            StoreError: as `alignkd.open_store`, or a target that does not exist.
+            StoreError: as `alignkd.open_store`; a target that does not exist, or that the store does not keep.
         """
-        if unknown := sorted(set(targets) - set(TARGETS)):
-            raise StoreError(f"targets has {unknown[0]!r}, expected some of {', '.join(TARGETS)}")
+        if isinstance(targets, str) or (unknown := sorted(set(targets or ()) - set(TARGETS))):
+            wrong = targets if isinstance(targets, str) else unknown[0]
+            raise StoreError(f"targets has {wrong!r}, expected some of {', '.join(TARGETS)}")
         self.store = StoreReader(path, allow_incomplete=allow_incomplete)
-        self._targets = frozenset(targets)
+        kept = stored_targets(self.store.manifest)
+        if missing := sorted(set(targets or ()) - kept):
+            raise StoreError(
+                f"store {path}: does not keep the target {missing[0]!r}, it has {', '.join(sorted(kept)) or 'none'}; "
+                "leave it out, or dump another profile"
+            )
+        self._targets = kept if targets is None else frozenset(targets)
+
+    def __repr__(self) -> str:
+        return f"TargetDataset({str(self.store.path)!r}, {len(self)} records, {', '.join(sorted(self._targets))})"
 
     def __len__(self) -> int:
         return len(self.store)
@@ -80,13 +94,21 @@ class TargetDataset(Dataset[dict[str, Any]]):
             "conversations": record.conversations,
             **{name: torch.from_numpy(getattr(record, name).astype(np.int64)) for name in _POSITIONS},
         }
-        if "attention" in wanted and _is_stored(manifest.codecs.attention):
+        if "attention" in wanted:
             sample[f"{manifest.codecs.attention_pairs}_attention"] = _attention(record, manifest)
-        if "vision_all" in wanted and _is_stored(manifest.codecs.vision_all):
+        if "vision_all" in wanted:
             sample["vision_embeddings"] = _vision_all(record, manifest)
-        if "vision_top" in wanted and _is_stored(manifest.codecs.vision_top):
+        if "vision_top" in wanted:
             sample |= _vision_top(record, manifest)
         return sample | (_logits(record) if "logits" in wanted else {})
+
+
+def stored_targets(manifest: Manifest) -> frozenset[str]:
+    """The targets that a store keeps, of `TARGETS`."""
+    codecs = manifest.codecs
+    names = {"attention": codecs.attention, "vision_top": codecs.vision_top, "vision_all": codecs.vision_all}
+    kept = {name for name, codec in names.items() if codec not in NOT_STORED}
+    return frozenset(kept | ({"logits"} if codecs.logits.kind != "none" else set()))
 
 
 def _attention(record: Record, manifest: Manifest) -> Tensor:
@@ -128,10 +150,6 @@ def _logits(record: Record) -> dict[str, Tensor]:
         "entry_logprobs": _floats(logits.logprobs),
         "tail_logmass": _floats(logits.tail_logmass),
     }
-
-
-def _is_stored(codec: str) -> bool:
-    return codec not in ("none", "stem")
 
 
 def _tensor(values: NDArray[Any] | None, shape_if_absent: tuple[int, ...]) -> Tensor:

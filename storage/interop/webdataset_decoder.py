@@ -28,6 +28,9 @@ class WebDatasetDecoder:
     """Turns one raw sample into arrays; can be pickled, so that data workers can have it."""
 
     def __init__(self, manifest: Manifest) -> None:
+        """Raises StoreError: the store has another layout, so it has no tars."""
+        if manifest.backend != "webdataset":
+            raise StoreError(f"backend of the store is {manifest.backend!r}, expected 'webdataset'; convert the store")
         described = describe_targets(manifest)
         self._codecs = {name: str(described[name]["codec_id"]) for name in _FIELDS if name in described}
 
@@ -50,7 +53,8 @@ class WebDatasetDecoder:
                 decoded |= _decoded_member(name, value)
             except ValueError as error:
                 place = f"{sample.get('__url__', 'tar')}: {sample.get('__key__')}.{name}"
-                raise CorruptStoreError(f"{place}: {error}; run `alignkd shards verify --deep`") from None
+                step = "" if not isinstance(value, bytes) else "; run `alignkd shards verify --deep`"
+                raise CorruptStoreError(f"{place}: {error}{step}") from None
         for field, codec in self._codecs.items():
             if field in decoded:
                 parts = {part: decoded.pop(part_column(field, part)) for part in get_codec(codec).part_names}
@@ -75,6 +79,8 @@ def webdataset_decoder(source: Path | str | Manifest) -> WebDatasetDecoder:
 
 
 def _decoded_member(name: str, value: Any) -> dict[str, Any]:
+    if (name.endswith(NPY) or name == "json") and not isinstance(value, bytes):
+        raise ValueError("is decoded already; use this decoder in place of `.decode()`")
     if name.endswith(NPY):
         return {name.removesuffix(NPY): np.lib.format.read_array(io.BytesIO(value))}
     return {name: json.loads(value) if name == "json" else value}

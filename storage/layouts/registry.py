@@ -41,7 +41,7 @@ def get_backend(name: str, where: str = "") -> Backend:
     """
     if name not in _LAYOUTS:
         raise StoreError(
-            f"{where}{': ' if where else ''}backend is {name!r:.60}, this alignkd has {' and '.join(_LAYOUTS)}; choose "
+            f"{where}{': ' if where else ''}backend is {name!r:.60}, this alignkd has {', '.join(_LAYOUTS)}; choose "
             "one of these, or open the store with the alignkd that wrote it"
         )
     return _LAYOUTS[name]()

@@ -34,8 +34,13 @@ class DenseLogprobs:
         return show_fields(self)
 
     def of(self, ids: NDArray[Any]) -> NDArray[np.float32]:
-        """Log-probability of one token id per position (such as the labels), [N] -> float32 [N]."""
-        found: NDArray[np.float32] = self.values[np.arange(len(self.values)), ids]
+        """Log-probability of one token id per position (such as the labels), [N] -> float32 [N].
+
+        Raises:
+            ValueError: `ids` are not N integers from 0 to V - 1.
+        """
+        positions, vocab_size = self.values.shape
+        found: NDArray[np.float32] = self.values[np.arange(positions), _checked(ids, positions, vocab_size)]
         return found
 
     def dense(self) -> NDArray[np.float32]:
@@ -75,9 +80,13 @@ class SparseLogprobs:
         """Log-probability of one token id per position (such as the labels), [N] -> float32 [N].
 
         Estimates a token that is not among the entries, as `dense` does.
+
+        Raises:
+            ValueError: `ids` are not N integers from 0 to V - 1.
         """
         positions = np.arange(len(self.offsets) - 1)
-        return answers(self._stored, positions, np.asarray(ids), self.vocab_size).logprobs.astype(np.float32)
+        checked = _checked(ids, len(positions), self.vocab_size)
+        return answers(self._stored, positions, checked, self.vocab_size).logprobs.astype(np.float32)
 
     def dense(self) -> NDArray[np.float32]:
         """An estimate for every token, float32 [N, V], normalised.
@@ -93,6 +102,17 @@ class SparseLogprobs:
 
 
 Logprobs = DenseLogprobs | SparseLogprobs
+
+
+def _checked(ids: NDArray[Any], positions: int, vocab_size: int) -> NDArray[np.int64]:
+    """Token ids, one per position; a label of -100 or an id of another vocabulary must not give a plausible number."""
+    found = np.asarray(ids)
+    if found.shape != (positions,) or found.dtype.kind not in "iu":
+        raise ValueError(f"ids are {found.dtype}{list(found.shape)}, expected {positions} integers, one per position")
+    wrong = found[(found < 0) | (found >= vocab_size)]
+    if wrong.size:
+        raise ValueError(f"ids contain {wrong[0]}, expected token ids from 0 to {vocab_size - 1}")
+    return found.astype(np.int64)
 
 
 def teacher_logprobs(logits: Logits | None, manifest: Manifest, lm_head: LmHead | None, where: str) -> Logprobs:

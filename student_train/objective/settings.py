@@ -6,7 +6,7 @@ from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets
-from alignkd.student_train.losses.divergences import PLAIN, Divergence, LogitDivergence, named_divergence
+from alignkd.student_train.losses.divergences import MIXED, PLAIN, Divergence, LogitDivergence, named_divergence
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.settings import Amount, Count, Positive, Settings
@@ -55,7 +55,7 @@ class LossConfig(_Weights):
         if self.logit_mixture is not None and self.logit_divergence in PLAIN:
             raise ValueError(
                 f"logit_mixture is {self.logit_mixture}, but logit_divergence {self.logit_divergence!r} mixes nothing; "
-                "leave logit_mixture out or take 'js', 'skewed_reverse_kl' or 'skewed_forward_kl'"
+                f"leave logit_mixture out or take one of {', '.join(MIXED)}"
             )
         return self
 

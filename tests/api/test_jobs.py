@@ -75,3 +75,12 @@ def test_problems_are_one_line(config: Path) -> None:
         alignkd.train_job(config, train={"stepz": 3})
     with pytest.raises(TypeError, match="there is no section 'training', expected data, student, store, train"):
         alignkd.train_job(config, training={"steps": 3})
+
+
+def test_arguments_of_a_wrong_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="section data is 'x', expected a mapping of keys"):
+        alignkd.dump_job(data="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="stage is 'second', but there is no configuration file"):
+        alignkd.dump_job(stage="second", **SECTIONS)
+    with pytest.raises(TypeError, match="path is None, expected the path or URL of a store"):
+        alignkd.open_store(None)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """An opened store as a sequence of records that people can look at."""
 
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,20 @@ def test_a_store_without_a_distribution_is_one_line(
         reader = alignkd.open_store(write_store(tmp_path / kind, make_manifest(codecs=compact(kind))))
         with pytest.raises(alignkd.AlignkdError, match=message):
             reader.logprobs(0)
+
+
+@pytest.mark.parametrize("kind", ["full", "topk", "nucleus", "sampled"])
+def test_ids_that_are_no_tokens_are_refused(
+    tmp_path: Path, make_manifest: MakeManifest, write_store: WriteStore, kind: str
+) -> None:
+    reader = alignkd.open_store(write_store(tmp_path / "s", make_manifest(codecs=compact(kind))))
+    found, V = reader.logprobs(3), 40
+    N = len(reader[3].supervised_positions)
+    for ids, message in (
+        (np.full(N, -100), "ids contain -100, expected token ids from 0 to 39"),
+        (np.full(N, V), "ids contain 40, expected token ids from 0 to 39"),
+        (np.zeros(N), f"ids are float64[{N}], expected {N} integers, one per position"),
+        (np.zeros(N + 1, np.int64), f"ids are int64[{N + 1}], expected {N} integers, one per position"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            found.of(ids)

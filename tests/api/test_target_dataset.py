@@ -161,3 +161,19 @@ def test_samples_are_memory_of_their_own(store: Path) -> None:
     assert all(torch.equal(first[name], value) for name, value in copies.items())
     again = pickle.loads(pickle.dumps(dataset))
     assert again[0]["id"] == first["id"]
+
+
+def test_targets_that_the_store_does_not_keep_are_refused(
+    tmp_path: Path, make_manifest: MakeManifest, write_store: WriteStore
+) -> None:
+    path = write_store(tmp_path / "s", make_manifest(codecs=codecs({"kind": "topk", "top_k": 4}, attention="none")))
+    for targets, message in (
+        (["attention"], "does not keep the target 'attention', it has logits, vision_all, vision_top; leave it out"),
+        (["attentoin"], "targets has 'attentoin', expected some of attention, vision_top"),
+        ("logits", "targets has 'logits', expected some of"),
+    ):
+        with pytest.raises(alignkd.AlignkdError, match=message):
+            alignkd.TargetDataset(path, targets=targets)
+    dataset = alignkd.TargetDataset(path)
+    assert repr(dataset) == f"TargetDataset('{path}', 10 records, logits, vision_all, vision_top)"
+    assert "tqv_attention" not in dataset[0] and "vision_embeddings" in dataset[0]

@@ -97,10 +97,14 @@ def python(environment: dict[str, str], *arguments: object) -> "subprocess.Compl
 def test_the_toys_work_by_following_the_lists(
     code: Callable[[Sequence[Line]], dict[str, str]], small_store: Path, tmp_path: Path
 ) -> None:
-    done = python(
-        code([line for _, lines in LISTS.values() for line in lines]), TOYS / "check.py", small_store, tmp_path
-    )
+    environment = code([line for _, lines in LISTS.values() for line in lines])
+    done = python(environment, TOYS / "check.py", small_store, tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("all done\n"), done.stderr
+
+    page = Path(shutil.copy(ROOT / "docs" / "configuration.md", tmp_path))
+    done = python(environment, "-m", "alignkd.pipeline.config.reference", page)
+    assert done.returncode == 0, done.stderr
+    assert "`milli`" in page.read_text(encoding="utf-8") and "`npys`" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("left_out", "module"), [(ENCODER, "teacher_dump.dump"), (DECODER, "student_train.trainer")])

@@ -39,7 +39,6 @@ DEVICES: Mapping[str, Device] = {
     "h100": Device(memory=80 * GB, teraflops=989),
     "h200": Device(memory=141 * GB, teraflops=989),
 }
-DEFAULT_DEVICE = "rtx3090"
 
 
 def device_named(name: str) -> Device:

@@ -178,6 +178,7 @@ def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path
 def test_a_size_without_its_unit_is_refused() -> None:
     """`--gpu-memory 24` is 24 bytes, on which nothing fits."""
     assert parse_bytes(CONTEXT, PARAMETER, "1.5GB") == 1_500_000_000
+    assert parse_bytes(CONTEXT, PARAMETER, "1MB") == 1_000_000  # small, but with its unit
     for text in ("24", "0", "24B"):
         with pytest.raises(click.BadParameter, match=f"'{text}' is .* bytes; write the unit, such as 24GiB or 2TB"):
             parse_bytes(CONTEXT, PARAMETER, text)

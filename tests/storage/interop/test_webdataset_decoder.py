@@ -76,3 +76,19 @@ def test_another_tar_is_refused(tmp_path: Path, store: Path) -> None:
     other.write_bytes(b"no tar")
     with pytest.raises(CorruptStoreError, match=r"other.tar: "):
         webdataset_decoder(other)
+
+
+def test_samples_that_are_decoded_already_are_refused(store: Path) -> None:
+    import webdataset
+
+    dataset = webdataset.WebDataset(str(store / TAR), shardshuffle=False, empty_check=False).decode()
+    with pytest.raises(StoreError, match=r"is decoded already; use this decoder in place of `.decode\(\)`"):
+        list(dataset.map(webdataset_decoder(store)))
+
+
+def test_a_store_without_tars_is_refused(
+    tmp_path: Path, make_manifest: Callable[..., Manifest], write_store: Callable[..., Path]
+) -> None:
+    path = write_store(tmp_path / "zarr", make_manifest(backend="zarr"))
+    with pytest.raises(StoreError, match="backend of the store is 'zarr', expected 'webdataset'; convert the store"):
+        webdataset_decoder(path)

@@ -110,7 +110,7 @@ def test_another_schema_is_refused_with_both_versions(small_store: Path, version
 def test_an_unknown_layout_is_refused_by_writers_and_readers(
     tmp_path: Path, small_store: Path, make_manifest: MakeManifest
 ) -> None:
-    rest = "backend is 'hdf5', this alignkd has zarr and webdataset; choose one of these, or open the store with the"
+    rest = "backend is 'hdf5', this alignkd has zarr, webdataset; choose one of these, or open the store with the"
     with pytest.raises(StoreError, match=f"store {tmp_path / 'new'}: {rest}"):
         open_writer(tmp_path / "new", make_manifest(backend="hdf5"))
     assert not (tmp_path / "new").exists()

@@ -16,11 +16,26 @@ from alignkd.storage.codecs.int8_group import Int8Group
 from alignkd.storage.codecs.sqrt_u8 import SqrtU8
 from alignkd.storage.errors import StoreError
 
-__all__ = ["CODECS", "Codec", "check_all_present", "codec_names", "get_codec"]
+__all__ = ["CODECS", "Codec", "check_all_present", "check_rows_are_separate", "codec_names", "get_codec"]
 
 CODECS: dict[str, Codec] = {
     codec.name: codec for codec in (Float32(), Float16(), Bfloat16(), SqrtU8(), Int8Channel(), Int8Group())
 }
+
+
+def check_rows_are_separate(codecs: Iterable[Codec]) -> None:
+    """Refuse a codec of attention with parts that all rows share: training slices every part by rows.
+
+    Raises:
+        ImportError: naming the codec and its parts.
+    """
+    for codec in codecs:
+        if codec.shared_parts and "attention" in codec.targets:
+            shared = ", ".join(sorted(codec.shared_parts))
+            raise ImportError(f"codec {codec.name!r} of attention shares {shared} between rows; store it for each row")
+
+
+check_rows_are_separate(CODECS.values())
 
 
 def get_codec(name: str) -> Codec:

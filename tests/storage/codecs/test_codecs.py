@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from alignkd.storage import RecordError, StoreError
-from alignkd.storage.codecs import codec_names, get_codec
+from alignkd.storage.codecs import CODECS, check_rows_are_separate, codec_names, get_codec
+from alignkd.storage.codecs.int8_channel import Int8Channel
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=6)
 FINITE_32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -106,3 +107,15 @@ def test_each_target_has_the_codecs_that_suit_it() -> None:
 def test_an_unknown_codec_is_named() -> None:
     with pytest.raises(StoreError, match="codec is 'zip', expected one of float32, float16, bfloat16, sqrt_u8"):
         get_codec("zip")
+
+
+def test_a_codec_of_attention_has_its_parts_for_each_row() -> None:
+    class ForAttention(Int8Channel):
+        name = "shared"
+        targets = frozenset({"attention"})
+
+    check_rows_are_separate(CODECS.values())
+    with pytest.raises(
+        ImportError, match="codec 'shared' of attention shares scale between rows; store it for each row"
+    ):
+        check_rows_are_separate([ForAttention()])

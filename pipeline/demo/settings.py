@@ -72,11 +72,11 @@ class DemoSettings:
 
 FULL = DemoSettings(num_scenes=1500, num_eval_scenes=400, steps=700)
 QUICK = DemoSettings(
-    num_scenes=200,
+    num_scenes=120,
     num_eval_scenes=60,
-    shard_size=64,
-    steps=60,
-    checkpoint_every=25,
+    shard_size=32,
+    steps=24,
+    checkpoint_every=10,
     teacher_training=TeacherTraining(scenes=200, tower_steps=20, steps=20),
 )
 

@@ -41,7 +41,7 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
     "--host-memory", callback=parse_bytes, help="Memory of the training machine, such as 32GiB; by default of this one."
 )
 @click.option("--disk", callback=parse_bytes, help="Space for the store, such as 2TB; by default the free space.")
-@click.option("--device", default="rtx3090", show_default=True, help="A device of the printed table.")
+@click.option("--device", default="rtx3090", show_default=True, help="GPU to plan for, of the printed table.")
 @click.option(
     "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of devices that train together."
 )
@@ -56,9 +56,7 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
     show_default=True,
     help="With --samples: share of the text tokens after the image that are supervised.",
 )
-@click.option(
-    "--count", type=click.IntRange(min=1), default=4096, show_default=True, help="Least number of samples to count."
-)
+@click.option("--count", type=click.IntRange(min=1), default=4096, show_default=True, help="Samples to count at least.")
 @click.option(
     "--entries", type=click.FloatRange(min=0), help="Kept tokens per position, for logits of kind nucleus or sampled."
 )

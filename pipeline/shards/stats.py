@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @json_option
 @clean_errors
 def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: bool) -> None:
-    """Count the contents of STORE.
+    """Show counts, bytes and codec errors of STORE.
 
     Shows bytes by column and codec, numbers of records, tokens and images, and unusable samples by reason.
 

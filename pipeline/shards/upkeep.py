@@ -31,7 +31,7 @@ class Age(click.ParamType[float]):
 
 @click.command()
 @STORE
-@click.option("--older-than", type=Age(), help="Keep younger files, such as 12h or 7d.  [default: 1d in a bucket]")
+@click.option("--older-than", type=Age(), help="Remove only older files; 12h, 7d.  [default: 1d in a bucket]")
 @click.option("--dry-run", is_flag=True, help="List the files and remove nothing.")
 @json_option
 @clean_errors

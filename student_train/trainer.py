@@ -36,7 +36,10 @@ def train(job: TrainJob) -> TrainResult:
 
     Raises:
         ValueError: one line about what does not fit: store, student, settings, output, a sample.
+        TypeError: `job` is not a TrainJob.
     """
+    if not isinstance(job, TrainJob):
+        raise TypeError(f"job is {job!r:.60}, expected a TrainJob; alignkd.train_job makes one from a file or keywords")
     ranks = start_ranks()
     with claimed(job.train.output, ranks, configuration=job.configuration):
         return _train(plan_run(job, ranks))

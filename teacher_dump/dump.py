@@ -44,7 +44,10 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
     Raises:
         InputError: unusable data, checkpoint or teacher, too many unusable samples, or out of memory.
         StoreError: the store has other settings, or cannot be written.
+        TypeError: `job` is not a DumpJob.
     """
+    if not isinstance(job, DumpJob):
+        raise TypeError(f"job is {job!r:.60}, expected a DumpJob; alignkd.dump_job makes one from a file or keywords")
     teacher = job.teacher
     with memory_errors(
         f"free memory, lower teacher.token_budget (now {teacher.token_budget}), teacher.batch or teacher.window, or "

@@ -4,7 +4,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from alignkd.pipeline.cli import main
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,3 +46,22 @@ def test_paths_of_the_project_exist(document: Path) -> None:
     rooms = "|".join(("benchmarks", "disk", "pipeline", "storage", "student_train", "teacher_dump", "tests", "vlm"))
     named = re.findall(rf"`((?:{rooms})/[\w/.-]+)`", document.read_text(encoding="utf-8"))
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words after `alignkd` of every command in a code block or between backticks."""
+    for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from (line.split()[1:] for line in block.splitlines() if line.startswith("alignkd "))
+    without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from (words.split() for words in re.findall(r"`alignkd ([a-z][^`\n]*)`", without_blocks))
+
+
+@each_document
+def test_commands_exist(document: Path) -> None:
+    context = click.Context(main)
+    for words in commands_in(document.read_text(encoding="utf-8")):
+        for name in words[0].split("|"):
+            command = main.get_command(context, name)
+            assert command is not None, words
+            if isinstance(command, click.Group) and len(words) > 1 and words[1].isalpha():
+                assert command.get_command(context, words[1]) is not None, words

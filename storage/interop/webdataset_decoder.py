@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alignkd.disk.next_step import reason
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.base import part_column
 from alignkd.storage.errors import CorruptStoreError, StoreError
@@ -94,6 +95,8 @@ def _manifest_of_tar(path: Path) -> Manifest:
             if content is None:
                 raise StoreError(f"{path}: does not begin with {MANIFEST_MEMBER}; give a tar that alignkd wrote")
             document = json.loads(content.read(MAX_FILE_BYTES))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({reason(error)}); check the path") from None
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, StoreError):
             raise

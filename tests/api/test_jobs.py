@@ -84,3 +84,11 @@ def test_arguments_of_a_wrong_kind_are_named(tmp_path: Path) -> None:
         alignkd.dump_job(stage="second", **SECTIONS)
     with pytest.raises(TypeError, match="path is None, expected the path or URL of a store"):
         alignkd.open_store(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"job is 'run.yaml', expected a DumpJob; alignkd.dump_job makes one"):
+        alignkd.dump("run.yaml")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"job is 3, expected a TrainJob; alignkd.train_job makes one"):
+        alignkd.train(3)  # type: ignore[arg-type]
+    with pytest.raises(
+        alignkd.AlignkdError, match=r"none.tar: cannot be read \(No such file or directory\); check the"
+    ):
+        alignkd.webdataset_decoder(tmp_path / "none.tar")

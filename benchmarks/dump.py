@@ -50,8 +50,8 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import Preparation, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
-from alignkd.vlm.weights.checkpoint import load_example_builder
 
 CASES = ("bare", "dump", "naive")
 # largest number of positions for the mean of `--entropy`

@@ -17,11 +17,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.model.sizes import official_config
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.sizes import official_config
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOWER = {

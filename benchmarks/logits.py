@@ -33,8 +33,8 @@ from alignkd.pipeline.demo.run_config import write_run_config
 from alignkd.pipeline.demo.settings import FULL, SUPERVISED_ONLY, TEMPLATE, DemoSettings, Recipe
 from alignkd.pipeline.demo.training import train_students
 from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 ENTROPIES = (0.3, 1.0, 3.0, 5.7)
 # with the demo's vocabulary of a few hundred pieces, larger choices keep everything

@@ -27,10 +27,10 @@ from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.plan.make import make_plan
 from alignkd.pipeline.plan.memory.host import offloaded_of
 from alignkd.pipeline.plan.result import PlanOptions
-from alignkd.vlm.model.config import load_config, parse_config
-from alignkd.vlm.weights.checkpoint import load_model
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
+from alignkd.vlm.families.mobilevlm.model.config import load_config, parse_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 
 TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "assets" / "teacher"
 MIB = 1 << 20

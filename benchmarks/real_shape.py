@@ -40,9 +40,9 @@ from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.run.plan import micro_batches, open_dataset
 from alignkd.student_train.run.student import build_student
 from alignkd.teacher_dump.dump import dump
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.model.sizes import official_config
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.sizes import official_config
 
 SHARD_BYTES = 2 << 30
 NOISE = 1 << 20

@@ -45,8 +45,8 @@ from real_shape import write_digits, write_random_checkpoint
 
 from alignkd.pipeline.config.yaml_core import dump_yaml
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.model.sizes import MEMBERS, official_config
-from alignkd.vlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
 
 VARIANTS = {
     "supervised": "(a) supervised only",

@@ -39,8 +39,8 @@ from alignkd.student_train.run.plan import micro_batches, open_dataset
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.student_train.trainer import _optimiser_step
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 TOP_TOKENS = 16
 

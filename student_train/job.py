@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
-from alignkd.vlm.inputs.templates import TemplateName
-from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

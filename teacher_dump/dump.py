@@ -26,11 +26,11 @@ from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import Checkpoint
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:

@@ -11,12 +11,12 @@ from alignkd.storage.schema.manifest import Manifest, Shapes
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.model.focus import VISION_TOP_TOKENS
-from alignkd.vlm.weights.checkpoint import Checkpoint
-from alignkd.vlm.weights.tower_hash import settings_fingerprint
 
 # Raise it when the same teacher and data would give other targets.
 CAPTURE_VERSION = "4"

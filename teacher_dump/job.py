@@ -7,8 +7,8 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.inputs.templates import TemplateName
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

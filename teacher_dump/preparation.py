@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from alignkd.vlm.data.conversations import MissingImageError, Sample, image_hashes, read_images
 from alignkd.vlm.errors import ImageError, InputError, SampleError
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.images import ImageProcessor
 from alignkd.vlm.inputs.sample_key import sample_key
 
 TICK_SECONDS = 0.5

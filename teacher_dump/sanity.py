@@ -29,8 +29,8 @@ from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
-from alignkd.vlm.model.mobilevlm import MobileVLM
 
 SAMPLES_AT_ONCE = 64
 MAX_SAMPLES = 256

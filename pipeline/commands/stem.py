@@ -45,10 +45,10 @@ def extract(
     Example: alignkd stem extract run.yaml --out stem.safetensors
     """
     from alignkd.pipeline.config.recipes import load_stage
+    from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
     from alignkd.vlm.hardware.devices import TORCH_DTYPES
     from alignkd.vlm.stem.extract import extract_stem
     from alignkd.vlm.stem.file import is_stem
-    from alignkd.vlm.weights.checkpoint import Checkpoint
 
     teacher = load_stage(config, "dump", stage).teacher
     assert teacher is not None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from alignkd.student_train.output import read_configuration, student_folder
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.model.sizes import MEMBERS, family_config
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 
 
 class PlannedModel:

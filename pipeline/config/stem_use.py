@@ -7,10 +7,10 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash, tower_settings
 from alignkd.vlm.weights.hub import cached_checkpoint
-from alignkd.vlm.weights.tower_hash import checkpoint_tower_hash, tower_settings
 
 
 def takes_from_stem(config: RunConfig) -> bool:

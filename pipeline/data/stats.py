@@ -17,8 +17,8 @@ from alignkd.pipeline.data.summary import summarise
 from alignkd.pipeline.data.table import KEPT, scan_samples
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.templates import TemplateName
-from alignkd.vlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
 
 NUM_FIRST_UNUSABLE = 10
 

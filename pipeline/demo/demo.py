@@ -20,7 +20,7 @@ from alignkd.pipeline.demo.steps import Steps
 from alignkd.pipeline.demo.training import train_students
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 Students = dict[Recipe, list[StudentPaths]]
 """Each row of the table with its students, one per seed."""

@@ -13,12 +13,17 @@ from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.conversations import ConversationFile, Sample, read_images, read_json, sample_of_entry
 from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.families.mobilevlm.inputs.templates import (
+    IMAGE_PLACEHOLDER,
+    TemplateName,
+    check_turns,
+    tokenize_question,
+)
+from alignkd.vlm.families.mobilevlm.model.generation import generate_greedy
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns, tokenize_question
-from alignkd.vlm.model.generation import generate_greedy
-from alignkd.vlm.weights.checkpoint import Checkpoint
 
 QUESTION_TYPES_KEY = "question_types"
 

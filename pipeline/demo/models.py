@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 
 TEACHER_CHECKPOINT = Path(__file__).parent / "assets" / "teacher"
 VISION_FOLDER = "vision_tower"

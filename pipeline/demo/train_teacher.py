@@ -31,17 +31,17 @@ from alignkd.pipeline.demo.world.questions import (
 )
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, tokenize_conversation
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.position_map import position_map
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, tokenize_conversation
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.model.vision_tower import VisionTower
-from alignkd.vlm.weights.checkpoint import load_example_builder
 from alignkd.vlm.weights.files import iter_weights
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
 from alignkd.vlm.weights.tensor_file import save_tensors
 
 SCENE_SEED = 77_001

@@ -11,15 +11,15 @@ import torch
 from alignkd.disk.opening import read_regular
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
+from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
+from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.families.mobilevlm.model.generation import stream_greedy
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
-from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.model.generation import stream_greedy
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import Checkpoint
 
 UNFINISHED = "\ufffd"  # a character with missing bytes decodes to this
 
@@ -37,7 +37,7 @@ class Question:
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
         dtype: dtype of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
         device: torch device; None takes a GPU if there is one.
-        quantization: quantisation of the decoder, see `alignkd.vlm.model.quantization`.
+        quantization: quantisation of the decoder, see `alignkd.vlm.families.mobilevlm.model.quantization`.
     """
 
     checkpoint: str | Path

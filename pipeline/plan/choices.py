@@ -24,8 +24,8 @@ from alignkd.storage.codecs.settings import (
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 

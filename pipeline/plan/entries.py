@@ -4,7 +4,7 @@ import numpy as np
 
 from alignkd.storage import Record, SampledLogits, StoreError, StoreReader, TruncatedLogits
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 
 # What a nucleus of 0.98 keeps of a distribution with an entropy of 1.2 nats.
 ASSUMED_NUCLEUS = 18.0

@@ -38,9 +38,9 @@ from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.order import shard_plan
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.config import VLMConfig
 
 DEVICE_COUNTS = (1, 2, 4, 8)
 

@@ -12,9 +12,9 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.config import VLMConfig
 from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
 from alignkd.vlm.stem.stem import StemSizes, stem_shapes, stem_sizes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
-from alignkd.vlm.model.focus import vision_top_index
+from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.stem.stem import EmbeddingTable, TeacherStem
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch.utils.checkpoint import checkpoint
 
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 
 def checkpoint_decoder_layers(model: MobileVLM) -> None:

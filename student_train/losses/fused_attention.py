@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkd.student_train.losses.inner_autograd import value_and_gradients
-from alignkd.vlm.model.attention_rows import attention_weights, expanded_columns, row_chunks
+from alignkd.vlm.attention.attention_rows import attention_weights, expanded_columns, row_chunks
 
 # The sum of the loss over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input), the slice
 # of rows, and the loss's parameters.
@@ -39,7 +39,7 @@ def fused_attention_loss(
     """The sum of the loss over all rows: a scalar, float32 (float64 for float64 input).
 
     Args:
-        query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `alignkd.vlm.model.attention_rows`.
+        query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `alignkd.vlm.attention.attention_rows`.
         loss: called with each chunk of rows; returns a sum over them.
         parameters: further tensors that get a gradient, float32 or float64; passed on to `loss`.
         rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L], float32 gradients of queries and keys

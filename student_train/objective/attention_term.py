@@ -14,7 +14,7 @@ from alignkd.student_train.losses.fused_attention import fused_attention_loss
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.term import ForwardPass, idle
-from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 
 
 def attention_term(forward: ForwardPass) -> LossSum:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 
 
 class GlobalCounts:

@@ -17,7 +17,7 @@ from alignkd.student_train.objective.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 
 class DistilledStudent(nn.Module):

@@ -19,8 +19,8 @@ from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.vlm.model.attention import FirstLayer
-from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.attention import FirstLayer
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 
 Preset = Literal["paper", "supervised"]
 Target = Literal["attention", "vision_top", "vision_all", "logits"]

@@ -10,7 +10,7 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.losses.vision import vision_all_loss, vision_top_loss
 from alignkd.student_train.objective.term import ForwardPass, idle
-from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 
 
 def vision_all_term(forward: ForwardPass) -> LossSum:

@@ -8,8 +8,8 @@ from alignkd.student_train.data.lengths import same_vision_tokens, sequence_leng
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.config import VLMConfig
 
 
 def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig, losses: LossConfig) -> None:

@@ -19,10 +19,10 @@ from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import FINISHED, adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.finite import is_finite
-from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.files import weight_files
-from alignkd.vlm.weights.saving import save_model
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 

@@ -23,7 +23,7 @@ from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

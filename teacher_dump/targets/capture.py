@@ -21,11 +21,11 @@ from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
+from alignkd.vlm.attention.focus import vision_top_index
+from alignkd.vlm.families.mobilevlm.model.attention import FirstLayer
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
-from alignkd.vlm.model.attention import FirstLayer
-from alignkd.vlm.model.focus import vision_top_index
-from alignkd.vlm.model.mobilevlm import MobileVLM
 
 IMAGES_AT_ONCE = 16
 # bytes of float32 [B, Ht, r, L] for r rows at a time; on a CPU as much as stays in the cache

@@ -19,9 +19,9 @@ from alignkd.storage.places import load_manifest
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.vlm.data.conversations import load_samples, open_image, read_image_bytes, read_json
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.tokenizer_rules import read_rules
+from alignkd.vlm.families.mobilevlm.inputs.tokenizer_rules import read_rules
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
 from alignkd.vlm.stem.file import read_stem_info
-from alignkd.vlm.weights.checkpoint import load_example_builder
 
 SAFETY_SECONDS = 60
 

@@ -56,7 +56,7 @@ def unmet(waits: Mapping[Wait, int], known: Sequence[Known]) -> list[Known]:
 
 
 HIDDEN_STATES = Known(
-    "vlm/model/mobilevlm.py",
+    "vlm/families/mobilevlm/model/mobilevlm.py",
     "hidden_states",
     "_local_scalar_dense",
     1,
@@ -115,12 +115,18 @@ AROUND = [
     Known("student_train/engine/engine.py", "moments", "to the host", None, "a checkpoint"),
     Known("student_train/engine/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
     Known("student_train/run/export.py", "_adapters", "to the host", None, "the adapters"),
-    Known("vlm/weights/writer.py", "write_weights", "to the host", None, "the exported student"),
+    Known("vlm/families/mobilevlm/weights/writer.py", "write_weights", "to the host", None, "the exported student"),
 ]
 LOADING = [
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are not finite are refused"),
-    Known("vlm/weights/loading.py", "_read", "to the device", None, "the teacher's weights"),
-    Known("vlm/weights/loading.py", "_materialise_buffers", "to the device", None, "the teacher's buffers"),
+    Known("vlm/families/mobilevlm/weights/loading.py", "_read", "to the device", None, "the teacher's weights"),
+    Known(
+        "vlm/families/mobilevlm/weights/loading.py",
+        "_materialise_buffers",
+        "to the device",
+        None,
+        "the teacher's buffers",
+    ),
 ]
 SANITY = [
     Known("teacher_dump/sanity.py", "_label_scores", "to the device", None, "a sample's labels"),

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from prepared_processes import PreparedProcesses
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, TruncatedLogits, open_writer
+from alignkd.vlm.families.mobilevlm.weights.writer import write_weights
 from alignkd.vlm.weights.files import read_weights
-from alignkd.vlm.weights.writer import write_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

@@ -24,12 +24,12 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.output import TIMINGS
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
 from alignkd.vlm.inputs.sample_key import sample_key
-from alignkd.vlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.term import ForwardPass, HeadInputs, Term, idle
-from alignkd.vlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 
 
 def l1_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum:

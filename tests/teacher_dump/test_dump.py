@@ -16,7 +16,7 @@ from alignkd.storage import StoreError, StoreReader, TruncatedLogits, verify_sto
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
 

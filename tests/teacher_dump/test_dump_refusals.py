@@ -12,7 +12,7 @@ import torch
 from alignkd.storage import StoreError
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 
 MakeJob = Callable[..., DumpJob]
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from alignkd.storage import Record, StoreReader
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
+from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.focus import vision_top_index
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 MakeJob = Callable[..., DumpJob]
 

@@ -19,7 +19,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 NUM_SCENES = 36  # a few more than the check of images needs
 MakeDemoJob = Callable[..., DumpJob]

@@ -13,10 +13,10 @@ from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.inputs.templates import IMAGE_TOKEN_ID
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.inputs.labels import IMAGE_TOKEN_ID
 
 MakeJob = Callable[..., DumpJob]
 P, TOP = 144, 16

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_model
 from alignkd.vlm.finite import check_finite, is_finite
 from alignkd.vlm.stem.extract import extract_stem
-from alignkd.vlm.weights.checkpoint import Checkpoint, load_model
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
 

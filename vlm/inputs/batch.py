@@ -1,11 +1,8 @@
-"""Right-padded batches of spliced sequences.
+"""Right-padded batches of sequences."""
 
-Attention is causal, so right padding needs no attention mask: real positions never attend to padding.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,7 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.vlm.inputs.examples import Example
-from alignkd.vlm.inputs.templates import IGNORE_LABEL
+from alignkd.vlm.inputs.labels import IGNORE_LABEL
+
+# The tensors of ONE image by the name of the model's argument, see `examples.ImageArrays`.
+ImageTensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,29 +21,42 @@ class SequenceBatch:
     """B samples of at most L positions with I images between them.
 
     Attributes:
-        input_ids_BL: int64, 0 at vision and padding positions (their embedding is replaced or unused).
+        input_ids_BL: int64, 0 at padding positions, and at vision positions where the ids of the samples have one id
+            per image (their embedding is replaced).
         labels_BL: int64, `IGNORE_LABEL` at vision and padding positions.
         vision_mask_BL: bool, True at vision positions.
         lengths_B: int64, real positions per sample.
-        pixel_values_ICHW: float32, image by image of each sample in turn, or None when no sample has an image.
+        images: the tensors of each image, image by image of each sample in turn; empty when no sample has an image.
+        tokens_of_image: vision tokens of each image, plain integers.
         image_samples_I: int64, the batch row of each image, ascending.
+        types: int64 [B, L] by the name of the model's argument, 0 at padding positions.
     """
 
     input_ids_BL: Tensor
     labels_BL: Tensor
     vision_mask_BL: Tensor
     lengths_B: Tensor
-    pixel_values_ICHW: Tensor | None
+    images: tuple[ImageTensors, ...]
+    tokens_of_image: tuple[int, ...]
     image_samples_I: Tensor
+    types: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on `device`."""
-        moved = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+        moved: dict[str, Any] = {
+            item.name: value.to(device)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
         }
+        moved["images"] = tuple({name: value.to(device) for name, value in image.items()} for image in self.images)
+        moved["types"] = {name: value.to(device) for name, value in self.types.items()}
         return replace(self, **moved)
+
+    @property
+    def attention_mask_BL(self) -> Tensor:
+        """int64, 1 at real positions and 0 at padding."""
+        positions_L = torch.arange(self.input_ids_BL.shape[1], device=self.lengths_B.device)
+        return (positions_L < self.lengths_B[:, None]).long()
 
     @property
     def supervised_mask_BL(self) -> Tensor:
@@ -59,25 +72,40 @@ class SequenceBatch:
 
 
 def collate_sequences(examples: Sequence[Example]) -> SequenceBatch:
-    """Splice and right-pad `examples` into one batch."""
+    """Insert the vision positions of `examples` where their ids lack them, and right-pad them into one batch."""
     num, length = len(examples), max(example.positions.length for example in examples)
     input_ids = np.zeros((num, length), np.int64)
     labels = np.full((num, length), IGNORE_LABEL, np.int64)
     vision_mask = np.zeros((num, length), np.bool_)
+    types = {name: np.zeros((num, length), np.int64) for example in examples for name in example.types}
     for row, example in enumerate(examples):
-        text, is_text = example.positions.text_positions, example.input_ids >= 0
-        input_ids[row, text] = example.input_ids[is_text]
-        labels[row, text] = example.labels[is_text]
-        vision_mask[row, example.positions.vision_positions] = True
-    pixels = [image for example in examples for image in example.pixel_values]
-    num_images = [len(example.pixel_values) for example in examples]
+        positions = example.positions
+        if len(example.input_ids) == positions.length:
+            where: Any = slice(positions.length)
+            input_ids[row, where], labels[row, where] = example.input_ids, example.labels
+            # -200 stands for an image of a single token
+            np.maximum(input_ids[row], 0, out=input_ids[row])
+        else:
+            where, is_text = positions.text_positions, example.input_ids >= 0
+            input_ids[row, where] = example.input_ids[is_text]
+            labels[row, where] = example.labels[is_text]
+        vision_mask[row, positions.vision_positions] = True
+        for name, values in example.types.items():
+            types[name][row, : len(values)] = values
+    counts = [example.positions.num_images for example in examples]
     return SequenceBatch(
         input_ids_BL=torch.from_numpy(input_ids),
         labels_BL=torch.from_numpy(labels),
         vision_mask_BL=torch.from_numpy(vision_mask),
         lengths_B=torch.tensor([example.positions.length for example in examples]),
-        pixel_values_ICHW=torch.from_numpy(np.stack(pixels)) if pixels else None,
-        image_samples_I=torch.from_numpy(np.repeat(np.arange(num), num_images)),
+        images=tuple(
+            {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in image.items()}
+            for example in examples
+            for image in example.images
+        ),
+        tokens_of_image=tuple(count for example in examples for count in example.positions.tokens_of_image),
+        image_samples_I=torch.from_numpy(np.repeat(np.arange(num), counts)),
+        types={name: torch.from_numpy(values) for name, values in types.items()},
     )
 
 

@@ -1,23 +1,23 @@
-"""From a conversation and image bytes to the model's input, for the teacher pass, training and evaluation."""
+"""One sample as a model takes it, and what prepares it; every family of models has an implementation.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Shapes: T ids, L positions after vision tokens are inserted (T = L where the ids have one entry per vision token).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.errors import ImageError, SampleError
-from alignkd.vlm.inputs.images import ImageProcessor
-from alignkd.vlm.inputs.position_map import PositionMap, position_map
-from alignkd.vlm.inputs.templates import (
-    IGNORE_LABEL,
-    TemplateName,
-    template_fingerprint,
-    tokenize_conversation,
-    tokenize_question,
-)
-from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.position_map import PositionMap
+
+# The arrays of ONE image by the name of the model's argument; the first axis is that of the argument (tiles, patches).
+ImageArrays = Mapping[str, NDArray[np.generic]]
+ImageSize = tuple[int, int]
+"""Width and height in pixels, after the rotation that the file's EXIF data ask for."""
 
 
 class OverlongError(SampleError):
@@ -36,63 +36,71 @@ def overlong_error(num_tokens: int, max_tokens: int) -> OverlongError:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A sample without its pixels: `input_ids` and `labels` [T], and the position map of the spliced sequence."""
-
-    input_ids: list[int]
-    labels: list[int]
-    positions: PositionMap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One tokenised sample.
+    """A sample without its pixels.
 
     Attributes:
         input_ids, labels: int32 [T].
-        pixel_values: float32 [3, image_size, image_size] of each image; empty without an image, and where the pixels
-            were taken out.
-        positions: the position map of the spliced sequence.
+        positions: positions in the sequence that the decoder sees.
+        types: int32 [L] by the name of the model's argument (`mm_token_type_ids`, `token_type_ids`); empty for models
+            that take none.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
-    pixel_values: tuple[NDArray[np.float32], ...]
     positions: PositionMap
+    types: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleBuilder:
-    """Tokenizer, template and image processor of a checkpoint.
+class Example(Tokens):
+    """One tokenised sample.
 
     Attributes:
-        vision_tokens: P, tokens per image.
-        max_tokens: maximum number of embedded tokens (text + vision) of a sample, or None.
+        images: the arrays of each image, e.g. `{"pixel_values": float32 [3, image_size, image_size]}`; empty without
+            an image, and where the pixels were taken out.
     """
 
-    tokenizer: LegacyLlamaTokenizer
-    template: TemplateName
-    image_processor: ImageProcessor
-    vision_tokens: int
-    max_tokens: int | None = None
+    images: tuple[ImageArrays, ...] = ()
+
+
+class Preparation(Protocol):
+    """Tokenizer, template and image processor of a checkpoint: everything that needs no weights.
+
+    Instances are used by several threads at once, and can be pickled and forked.
+    """
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Maximum number of embedded tokens (text + vision) of a sample, or None."""
+
+    @property
+    def vision_tokens(self) -> int | None:
+        """Tokens per image; None if they depend on the image."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Entries of the tokenizer; ids are below it."""
+
+    @property
+    def template_fingerprint(self) -> str:
+        """Identifies the prompt template in the samples' keys."""
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Everything that decides a sample's tokens and pixels, by name; teacher and student must agree on it."""
-        return {
-            "tokenizer": self.tokenizer.fingerprint,
-            "template": template_fingerprint(self.template),
-            "image_processor": self.image_processor.fingerprint,
-            "vision_tokens": str(self.vision_tokens),
-        }
+        """Everything that decides a sample's tokens and pixels, by name; teacher and student must agree on it.
 
-    def tokenize(self, turns: Sequence[Turn], *, num_images: int) -> Tokens:
-        """The tokens of a training example of any length; images are not needed.
+        The name `vision_tokens` holds what decides the number of vision tokens of an image.
+        """
+
+    def tokenize(self, turns: Sequence[Turn], sizes: Sequence[ImageSize]) -> Tokens:
+        """The tokens of a training example of any length; the pixels are not needed.
+
+        Args:
+            sizes: size of each image, in the order of their `<image>`.
 
         Raises:
             SampleError: unusable conversation.
         """
-        tokens = tokenize_conversation(turns, template=self.template, num_images=num_images, tokenizer=self.tokenizer)
-        return self._place(tokens.input_ids, tokens.labels)
 
     def build(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """The training example of a conversation.
@@ -103,34 +111,22 @@ class ExampleBuilder:
         Raises:
             SampleError: unusable conversation or image. OverlongError: more than `max_tokens`.
         """
-        return self._example(self.tokenize(turns, num_images=len(files)), files)
 
     def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
-        input_ids = tokenize_question(turns, template=self.template, num_images=len(files), tokenizer=self.tokenizer)
-        return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), files)
 
-    def _place(self, input_ids: list[int], labels: list[int]) -> Tokens:
-        positions = position_map(input_ids, labels, vision_tokens=self.vision_tokens)
-        return Tokens(input_ids=input_ids, labels=labels, positions=positions)
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens."""
 
-    def _example(self, tokens: Tokens, files: Sequence[bytes]) -> Example:
-        if self.max_tokens is not None and is_overlong(tokens.positions.length, self.max_tokens):
-            raise overlong_error(tokens.positions.length, self.max_tokens)
-        return Example(
-            input_ids=np.asarray(tokens.input_ids, np.int32),
-            labels=np.asarray(tokens.labels, np.int32),
-            pixel_values=self._pixels(files),
-            positions=tokens.positions,
-        )
+    def caching_images(self) -> "Preparation":
+        """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""
 
-    def _pixels(self, files: Sequence[bytes]) -> tuple[NDArray[np.float32], ...]:
-        pixels = []
-        for number, file in enumerate(files):
-            try:
-                pixels.append(self.image_processor(file))
-            except ImageError as error:
-                if len(files) == 1:
-                    raise
-                raise ImageError(f"image {number + 1} of {len(files)}: {error}") from error
-        return tuple(pixels)
+    def probe(self) -> list[list[int]]:
+        """Ids of fixed texts, kept in stores: equal files do not prove equal tokens in another library version."""
+
+    def check_probe(self, ids: list[list[int]], where: str) -> None:
+        """Compare the ids of a store with those of this tokenizer.
+
+        Raises:
+            InputError: they differ; names `where`.
+        """

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash
 from alignkd.vlm.stem.file import StemInfo
-from alignkd.vlm.weights.tower_hash import running_tower_hash
 
 
 def check_stem_of_teacher(stem: StemInfo, fingerprint: Mapping[str, str], store: str) -> None:

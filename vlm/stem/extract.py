@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint, tower_hashes
 from alignkd.vlm.finite import check_finite
 from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.stem.file import StemInfo, StemParts, stem_bytes, write_stem
 from alignkd.vlm.stem.stem import stem_shapes
-from alignkd.vlm.weights.checkpoint import Checkpoint
-from alignkd.vlm.weights.sources import WeightSource, tower_tensors
-from alignkd.vlm.weights.tower_hash import settings_fingerprint, tower_hashes
 
 
 def extract_stem(checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_head: bool = False) -> StemInfo:

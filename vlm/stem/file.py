@@ -14,8 +14,8 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from alignkd.disk.next_step import tried
 from alignkd.vlm.errors import InputError, one_line, unreadable
+from alignkd.vlm.families.mobilevlm.model.config import LLAMA_KEYS, VLMConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
-from alignkd.vlm.model.config import LLAMA_KEYS, VLMConfig
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, TeacherStem, stem_shapes, stem_sizes
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
@@ -48,7 +48,7 @@ class StemInfo:
         path: path of the file.
         dtype: dtype of the tensors.
         fingerprint: fingerprint of the teacher: entries that a store's manifest also has (`alignkd.vlm.stem.checks`).
-        tower: dtype -> hash of the vision tower's weights (`alignkd.vlm.weights.tower_hash`).
+        tower: dtype -> hash of the vision tower's weights (`alignkd.vlm.families.mobilevlm.weights.tower_hash`).
         config: configuration of the teacher.
         has_lm_head: whether the file has `lm_head` and the final norm.
         file_bytes: size of the file.
@@ -214,7 +214,7 @@ def _described(text: str, path: Path) -> _Described:
 
 
 def _config(described: _Described, path: Path) -> VLMConfig:
-    """The configuration, as `alignkd.vlm.model.config` builds it from a checkpoint."""
+    """The configuration, as `alignkd.vlm.families.mobilevlm.model.config` builds it from a checkpoint."""
     raw = described.config
     settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
     try:

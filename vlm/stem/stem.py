@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
+from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.projector import build_projector
 from alignkd.vlm.inputs.batch import SequenceBatch
-from alignkd.vlm.model.attention import first_layer_attention
-from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.model.projector import build_projector
 
 EMBEDDING_KEY = "model.embed_tokens.weight"
 
@@ -127,7 +127,7 @@ class TeacherStem(nn.Module):
     def first_layer_attention(
         self, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor, *, chunk_bytes: int | None = None
     ) -> Tensor:
-        """The teacher's attention, float32 [B, Ht, R, C]; see `alignkd.vlm.model.attention`."""
+        """The teacher's attention, float32 [B, Ht, R, C]; see `alignkd.vlm.families.mobilevlm.model.attention`."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
     def take_lm_head(self) -> Tensor | None:

@@ -1,1 +1,1 @@
-"""Checkpoint files: finding, reading and writing weights."""
+"""Checkpoint files of every family: finding them, on disk or on the hub, and single safetensors files."""

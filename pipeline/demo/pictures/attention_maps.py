@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, COLUMN_NAMES, ROW_NAMES
 from alignkd.vlm.data.conversations import Sample, read_images
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
+from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.templates import TemplateName
-from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.weights.checkpoint import Checkpoint
 
 # Words for a part of the picture or for a digit; the last one in a question is its key word.
 KEY_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))

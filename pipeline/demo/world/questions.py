@@ -27,7 +27,7 @@ from alignkd.pipeline.demo.world.scenes import (
     make_scene,
 )
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.templates import IMAGE_PLACEHOLDER
+from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from alignkd.pipeline.demo.world.questions import (
 from alignkd.pipeline.demo.world.scenes import make_scene
 from alignkd.vlm.data.turns import V1_SYSTEM
 from alignkd.vlm.errors import InputError, one_line
-from alignkd.vlm.inputs.templates import ROLE_NAMES
+from alignkd.vlm.families.mobilevlm.inputs.templates import ROLE_NAMES
 
 TOKENIZER_MODEL = Path(__file__).parents[1] / "assets" / "tokenizer.model"
 VOCAB_SIZE = 404

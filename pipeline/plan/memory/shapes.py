@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Self
 
-from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.model.sizes import ModelSize, model_size
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.sizes import ModelSize, model_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def is_padded(manifest: Manifest) -> tuple[bool, int]:
 
     An unknown fingerprint gives MobileVLM V2's values: padded, 336.
     """
-    from alignkd.vlm.inputs.images import ImageProcessor
+    from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 
     wanted = manifest.fingerprint.get("image_processor")
     for padded in (True, False):

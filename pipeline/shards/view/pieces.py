@@ -8,7 +8,7 @@ from alignkd.vlm.errors import InputError
 
 if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader
-    from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+    from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 TOKENIZER_FILE = "tokenizer.model"
 IMAGE_PIECE = "<image>"
@@ -41,7 +41,7 @@ def open_pieces(reader: "StoreReader", file: Path | None) -> Pieces:
         file = reader.attachment(TOKENIZER_FILE)
     if file is None:
         return Pieces(None)
-    from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+    from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 
     tokenizer = LegacyLlamaTokenizer(file)
     if len(tokenizer) > reader.manifest.shapes.vocab_size:

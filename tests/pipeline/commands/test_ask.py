@@ -19,9 +19,9 @@ from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
 from alignkd.pipeline.models.ask import Question, Reply, TextStream, ask
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 20, "é 象 🙂"]
 

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from alignkd.pipeline.cli import main
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.config import VLMConfig
-from alignkd.vlm.model.sizes import MEMBERS, family_config, model_size, official_config
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config, model_size, official_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 # Bytes of config.json, and GB of the bfloat16 weight files, as the hub shows them for each repository.
 PUBLISHED = {

@@ -21,9 +21,9 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.weights.files import read_weights
-from alignkd.vlm.weights.loading import new_model
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

@@ -12,7 +12,7 @@ from PIL import Image
 from alignkd.pipeline.shards.view.attention_map import attention_map, input_number, is_padded, map_extent
 from alignkd.storage import Record
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.images import ImageProcessor
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 
 GRID, SIDE = 12, 336
 

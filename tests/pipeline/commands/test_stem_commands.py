@@ -15,12 +15,12 @@ from alignkd.pipeline.commands.stem import stem
 from alignkd.storage import StoreReader
 from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.record.record import as_float32
+from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
-from alignkd.vlm.model.focus import vision_top_index
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.file import open_stem, read_stem_info
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]

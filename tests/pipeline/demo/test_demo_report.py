@@ -18,11 +18,11 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
 
 REPORT: dict[str, Any] = {
     "teacher": {"accuracy": 0.9, "by_type": {"sum": 0.8, "position": 1.0}},

@@ -16,7 +16,7 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 STEPS = 6
 

@@ -15,8 +15,8 @@ from alignkd.pipeline.demo.world.scenes import CELL_NAMES, make_scene
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL, VOCAB_SIZE, demo_corpus, train_tokenizer
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.inputs.templates import tokenize_conversation
-from alignkd.vlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.families.mobilevlm.inputs.templates import tokenize_conversation
+from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 
 QUESTION_WORDS = (
     "what which how many digit digits is are there the of sum row column left center right top middle bottom "

@@ -13,11 +13,11 @@ from alignkd.pipeline.demo.models import STUDENT, write_configs
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
 
 MAX_NEW_TOKENS = 4
 

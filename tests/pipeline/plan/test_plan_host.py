@@ -16,10 +16,10 @@ from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.student_train import trainer
 from alignkd.student_train.engine.engine import Engine
 from alignkd.teacher_dump.dump import dump
-from alignkd.vlm.model.config import load_config, parse_config
-from alignkd.vlm.weights.checkpoint import load_model
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
+from alignkd.vlm.families.mobilevlm.model.config import load_config, parse_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 
 WriteConfig = Callable[..., Path]
 

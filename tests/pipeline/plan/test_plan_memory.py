@@ -30,10 +30,10 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.config import VLMConfig, parse_config
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.model.sizes import MEMBERS, official_config
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, parse_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -23,9 +23,9 @@ from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.model.config import VLMConfig, load_config
-from alignkd.vlm.weights.checkpoint import load_example_builder
-from alignkd.vlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 
 NUM = 8
 STORES: tuple[dict[str, Any], ...] = (

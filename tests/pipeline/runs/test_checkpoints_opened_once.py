@@ -11,7 +11,7 @@ import pytest
 from alignkd.pipeline.config.run_config import RunConfig, load_run_config
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 
 WriteConfig = Callable[..., Path]
 

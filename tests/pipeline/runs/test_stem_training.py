@@ -22,10 +22,10 @@ from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.stem.extract import extract_stem
 from alignkd.vlm.stem.file import STEM_FILE, read_stem_info
 from alignkd.vlm.stem.stem import stem_shapes
-from alignkd.vlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.weights.files import read_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -16,7 +16,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
-from alignkd.vlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
 
 
 class Hanging(CachedDataset):

@@ -9,8 +9,8 @@ import pytest
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.vlm.errors import SampleError
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.weights.checkpoint import load_example_builder
 
 
 @pytest.fixture

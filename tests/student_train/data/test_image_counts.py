@@ -22,11 +22,11 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_of_entry
 from alignkd.vlm.errors import SampleError
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.labels import IMAGE_TOKEN_ID
 from alignkd.vlm.inputs.position_map import AttentionPairs
 from alignkd.vlm.inputs.sample_key import sample_key
-from alignkd.vlm.inputs.templates import IMAGE_TOKEN_ID
-from alignkd.vlm.model.mobilevlm import MobileVLM
 
 P = 144
 EXACT = {"attention": "float32", "vision_top": "float32", "vision_all": "float32"}

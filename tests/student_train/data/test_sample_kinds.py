@@ -12,7 +12,7 @@ from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 from alignkd.vlm.inputs.examples import ExampleBuilder, Tokens
-from alignkd.vlm.inputs.templates import IGNORE_LABEL
+from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

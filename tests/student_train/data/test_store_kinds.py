@@ -25,8 +25,8 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_dataset
 from alignkd.student_train.run.student import teacher_lm_head
 from alignkd.student_train.trainer import train
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., TrainJob]
 OpenStore = Callable[..., CachedDataset]

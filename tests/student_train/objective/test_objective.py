@@ -16,8 +16,8 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.inputs.examples import ExampleBuilder
-from alignkd.vlm.model.mobilevlm import MobileVLM
 
 NewStudent = Callable[[], MobileVLM]
 

@@ -22,7 +22,7 @@ from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.plan import open_dataset
 from alignkd.student_train.run.student import build_student
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 STEPS = 6
 

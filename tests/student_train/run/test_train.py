@@ -26,7 +26,7 @@ from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import student_folder
 from alignkd.student_train.run import checkpoint_parts, checkpoint_times
 from alignkd.student_train.trainer import train
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

@@ -15,7 +15,7 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS, preset_weights
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 
 def config(**values: Any) -> TrainConfig:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.weights.loading import new_model
-from alignkd.vlm.weights.saving import save_model
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]

@@ -16,7 +16,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.memory_faults import in_halves
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
 

@@ -24,9 +24,9 @@ from alignkd.teacher_dump.preparation import Unusable
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.inputs.images import ImageProcessor
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 
 MakeJob = Callable[..., DumpJob]
 ANSWERS = ["yes", "two cups of coffee on a table", "green", "it is to the left of the other one, as far as one can see"]

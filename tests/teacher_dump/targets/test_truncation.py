@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignkd.storage import TruncatedLogits
 from alignkd.teacher_dump.targets.truncation import keep_nucleus, keep_top_k, truncated_logits
-from alignkd.vlm.model.focus import focus_scores, vision_top_index
+from alignkd.vlm.attention.focus import focus_scores, vision_top_index
 
 
 def in_csr(table: dict[str, Tensor]) -> TruncatedLogits:

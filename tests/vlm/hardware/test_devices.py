@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 from alignkd.vlm.hardware import device_report as report_module
 from alignkd.vlm.hardware import devices
 from alignkd.vlm.hardware.cuda_driver import NO_DEVICE, CudaDriver, unused_gpu
 from alignkd.vlm.hardware.device_report import describe_device, device_report, host_memory
 from alignkd.vlm.hardware.devices import check_dtype, keep_float32_exact, local_cuda_index
-from alignkd.vlm.weights.checkpoint import load_model
 
 CUDA = torch.device("cuda", 0)
 

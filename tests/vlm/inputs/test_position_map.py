@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 from alignkd.vlm.inputs.position_map import AttentionPairs, position_map
-from alignkd.vlm.inputs.templates import IGNORE_LABEL, IMAGE_TOKEN_ID
 
 
 @given(st.data(), st.integers(1, 20), st.integers(1, 9), st.integers(0, 4))

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.sizes import family_config
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
-from alignkd.vlm.model.config import VLMConfig, load_config
-from alignkd.vlm.model.focus import vision_top_index
-from alignkd.vlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.model.sizes import family_config
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, TeacherStem, stem_shapes, stem_sizes
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
-from alignkd.vlm.weights.loading import new_model
 
 V1 = ("ft-0", "ft-1", "ft-2", "ft-3")  # ft-2 is text-only
 MIB = 1 << 20

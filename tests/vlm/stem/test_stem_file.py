@@ -15,17 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.model.config import load_config
-from alignkd.vlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_model
+from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash, tower_hashes
+from alignkd.vlm.families.mobilevlm.weights.writer import write_weights
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.extract import extract_stem
 from alignkd.vlm.stem.file import METADATA_KEY, StemInfo, open_stem, read_stem_info
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, stem_shapes
-from alignkd.vlm.weights.checkpoint import Checkpoint, load_model
 from alignkd.vlm.weights.files import read_weights
-from alignkd.vlm.weights.sources import TOWER_PREFIX
-from alignkd.vlm.weights.tower_hash import running_tower_hash, tower_hashes
-from alignkd.vlm.weights.writer import write_weights
 
 Extract = Callable[..., StemInfo]
 
@@ -105,7 +105,7 @@ MEMORY = """
 import ctypes, sys, threading, torch
 from pathlib import Path
 from alignkd.vlm.stem.extract import extract_stem
-from alignkd.vlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 torch.set_num_threads(1)
 def anonymous():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

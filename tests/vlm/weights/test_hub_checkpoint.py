@@ -18,7 +18,7 @@ from http_servers import WebServer
 from safetensors.torch import load_file, save_file
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
 FIRST, SECOND, HALF = "1" * 40, "2" * 40, "3" * 40
@@ -26,7 +26,7 @@ FIRST, SECOND, HALF = "1" * 40, "2" * 40, "3" * 40
 LOAD = """
 import hashlib, json, sys, torch
 from pathlib import Path
-from alignkd.vlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
 from alignkd.vlm.weights.hub import resolve_checkpoint
 torch.set_num_threads(1)
 answers = {}

@@ -1,0 +1,106 @@
+"""Loading and saving hold a model's weights in memory once, whatever the dtype on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkd.vlm.families.mobilevlm.model.config import load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.writer import write_weights
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+# Anonymous memory only: pages of the mapped weight files belong to the page cache and go when they are needed.
+CHILD = """
+import ctypes, gc, json, sys, threading, torch
+from pathlib import Path
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
+from alignkd.vlm.weights.files import read_weights
+torch.set_num_threads(1)
+folder, clip, out = map(Path, sys.argv[1:])
+
+def anonymous():
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+def peak_during(action):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be reused unseen
+    before = highest = anonymous()
+    done = threading.Event()
+    def watch():
+        nonlocal highest
+        while not done.wait(0.002):
+            highest = max(highest, anonymous())
+    thread = threading.Thread(target=watch)
+    thread.start()
+    result = action()
+    done.set()
+    thread.join()
+    return (max(highest, anonymous()) - before) / num_bytes(result), result
+
+def num_bytes(weights):
+    return sum(tensor.nbytes for tensor in (weights if isinstance(weights, dict) else weights.state_dict()).values())
+
+def load(dtype):
+    return load_model(folder, vision_config=clip, dtype=dtype)
+
+def all_at_once():
+    weights = read_weights(folder)
+    return {key: tensor.float() for key, tensor in weights.items()}
+
+peaks = {"float32": peak_during(lambda: load(torch.float32))[0], "all at once": peak_during(all_at_once)[0]}
+# Any device but the CPU: the meta device takes tensors away from the host as a GPU does.
+elsewhere = lambda: load_model(folder, vision_config=clip, dtype=torch.bfloat16, device="meta")
+peaks["elsewhere"] = peak_during(elsewhere)[0]
+peaks["float16"], model = peak_during(lambda: load(torch.float16))
+peaks["save"], _ = peak_during(lambda: save_model(model, out, tokenizer_from=folder) or model)
+print(json.dumps(peaks))
+"""
+
+
+def num_bytes(weights: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+@pytest.fixture(scope="module")
+def peaks(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Peak memory of each action as a share of the weights it leaves, over 400 MB of float16 in shards."""
+    folder = tmp_path_factory.mktemp("large")
+    shapes: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 11}
+    shapes |= {"num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 32000}
+    raw = json.loads((golden / "student/config.json").read_text()) | shapes
+    (folder / "config.json").write_text(json.dumps(raw))
+    with torch.device("meta"):
+        state = MobileVLM(load_config(folder, vision_config=golden / "clip")).state_dict()
+    weights = {key: torch.full(tensor.shape, 0.01, dtype=torch.float16) for key, tensor in state.items()}
+    assert 380e6 < num_bytes(weights) < 450e6
+    assert len(write_weights(weights, folder, dtype=None, max_shard_bytes=100_000_000)) >= 4
+    command = [sys.executable, "-c", CHILD, str(folder), str(golden / "clip"), str(folder / "saved")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_loading_holds_the_weights_once(peaks: dict[str, float]) -> None:
+    for dtype in ("float16", "float32"):
+        assert 0.95 < peaks[dtype] < 1.3, peaks
+
+
+def test_the_host_never_holds_a_model_that_goes_to_another_device(peaks: dict[str, float]) -> None:
+    assert peaks["elsewhere"] < 0.2, peaks
+
+
+def test_the_measure_sees_a_second_copy(peaks: dict[str, float]) -> None:
+    assert peaks["all at once"] > 1.4, peaks
+
+
+def test_saving_copies_nothing_that_is_on_the_cpu_already(peaks: dict[str, float]) -> None:
+    assert peaks["save"] < 0.2, peaks

@@ -1,0 +1,1 @@
+"""Tokens and pixels of MobileVLM."""

@@ -1,0 +1,117 @@
+"""Softmaxed attention of the FIRST decoder layer for chosen queries and keys only (paper eq. 1, `A_HQP`).
+
+The input of layer 0 is the spliced embedding sequence, so its queries and keys follow from the embeddings, the
+layer's input norm, `W_q`, `W_k` and rotary positions. The rest of the model need not run, and the [H, L, L] matrix is
+never built. If the decoder runs anyway, the queries and keys of its first layer are reused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import rotate_half
+
+from alignkd.vlm.attention.attention_rows import attention_rows
+
+
+def first_layer_attention(
+    model: LlamaModel,
+    inputs_embeds_BLD: Tensor,
+    rows_BR: Tensor,
+    cols_BC: Tensor,
+    *,
+    chunk_bytes: int | None = None,
+) -> Tensor:
+    """Attention of rows to columns: float32 [B, H, R, C], without gradient.
+
+    Each row is a softmax over ALL its causal keys; the columns are selected afterwards, so rows sum to at most 1.
+
+    Args:
+        model: the LLaMA decoder.
+        inputs_embeds_BLD: spliced embeddings, right-padded.
+        rows_BR, cols_BC: int64 positions in 0..L-1; pad with 0 and mask the result.
+        chunk_bytes: maximum bytes of the float32 [B, H, r, L] of the rows computed at a time (at least one row); None
+            computes all rows at once.
+    """
+    layer = model.layers[0]
+    attention = layer.self_attn
+    with torch.no_grad():
+        hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
+        query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
+        query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
+    return attention_rows(query_BHRd, key_BHLd, rows_BR, cols_BC, scaling=attention.scaling, chunk_bytes=chunk_bytes)
+
+
+@dataclass
+class FirstLayer:
+    """Queries [B, L, H * d] and keys [B, L, Hk * d] of the first layer before rotation, set by a decoder pass."""
+
+    model: LlamaModel
+    query_BLD: Tensor | None = None
+    key_BLD: Tensor | None = None
+
+    def rotated(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
+        assert self.query_BLD is not None and self.key_BLD is not None
+        query_BLD, key_BLD = self.query_BLD, self.key_BLD
+        if samples_B is not None:
+            query_BLD, key_BLD = query_BLD[samples_B], key_BLD[samples_B]
+        return _rotated(self.model, _rows(query_BLD, rows_BR), key_BLD, rows_BR)
+
+    def attention(
+        self, rows_BR: Tensor, cols_BC: Tensor, samples_B: Tensor | None = None, *, chunk_bytes: int | None = None
+    ) -> Tensor:
+        """The result of `first_layer_attention` for these samples, without computing queries and keys again."""
+        queries_keys = self.rotated(rows_BR, samples_B)
+        return attention_rows(*queries_keys, rows_BR, cols_BC, scaling=self.scaling, chunk_bytes=chunk_bytes)
+
+    @property
+    def num_samples(self) -> int:
+        """B, number of samples."""
+        assert self.key_BLD is not None
+        return len(self.key_BLD)
+
+    @property
+    def scaling(self) -> float:
+        """Scale factor of the scores."""
+        return float(self.model.layers[0].self_attn.scaling)
+
+
+@contextmanager
+def watched_first_layer(model: LlamaModel) -> Iterator[FirstLayer]:
+    """Record the first layer's queries and keys in the yielded object when the decoder runs inside the block."""
+    first, attention = FirstLayer(model), model.layers[0].self_attn
+    hooks = [
+        projection.register_forward_hook(lambda _, __, output, field=field: setattr(first, field, output))
+        for projection, field in ((attention.q_proj, "query_BLD"), (attention.k_proj, "key_BLD"))
+    ]
+    try:
+        yield first
+    finally:
+        for hook in hooks:  # before the backward pass, in which gradient checkpointing runs the layer again
+            hook.remove()
+
+
+def _rows(values_BLD: Tensor, rows_BR: Tensor) -> Tensor:
+    return values_BLD.gather(1, rows_BR[..., None].expand(-1, -1, values_BLD.shape[-1]))
+
+
+def _rotated(model: LlamaModel, query_BRD: Tensor, key_BLD: Tensor, rows_BR: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys by head with rotary positions; keys are repeated for each query head."""
+    head_dim = model.layers[0].self_attn.head_dim
+    query_BHRd, key_BHLd = (values.unflatten(-1, (-1, head_dim)).transpose(1, 2) for values in (query_BRD, key_BLD))
+    positions_L = torch.arange(key_BLD.shape[1], device=key_BLD.device)
+    cos_1Ld, sin_1Ld = model.rotary_emb(key_BLD, position_ids=positions_L[None])
+    key_BHLd = _rotate(key_BHLd, cos_1Ld[:, None], sin_1Ld[:, None])
+    query_BHRd = _rotate(query_BHRd, cos_1Ld[0, rows_BR][:, None], sin_1Ld[0, rows_BR][:, None])
+    if (shared := query_BHRd.shape[1] // key_BHLd.shape[1]) > 1:
+        key_BHLd = key_BHLd.repeat_interleave(shared, dim=1)
+    return query_BHRd, key_BHLd
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotated: Tensor = x * cos + rotate_half(x) * sin
+    return rotated

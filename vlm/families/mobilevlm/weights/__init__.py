@@ -1,0 +1,5 @@
+"""Checkpoint files of MobileVLM: reading and writing."""
+
+from alignkd.vlm.torchvision_import import make_torchvision_importable
+
+make_torchvision_importable()

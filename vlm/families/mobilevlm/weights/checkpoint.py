@@ -1,0 +1,167 @@
+"""A checkpoint in the official MobileVLM V2 layout, from a folder or the hub: found once, each part read once."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
+from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.loading import build_model
+from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, weight_sources
+from alignkd.vlm.hardware.devices import Quantization
+from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.weights.hub import resolve_checkpoint
+
+
+class Checkpoint:
+    """One checkpoint of a run. Open it once and pass it on: opening a hub id asks the hub.
+
+    Configuration, tokenizer, list of weight files and fingerprint are read when first used, then kept.
+
+    Attributes:
+        name: folder or hub id, as given.
+        folder: local folder that holds the files.
+        vision_config: folder with the vision tower's `config.json`, or None to follow `mm_vision_tower`.
+    """
+
+    def __init__(self, name: str | Path, folder: Path, *, vision_config: Path | None, has_weights: bool) -> None:
+        self.name, self.folder, self.vision_config = name, folder, vision_config
+        self._has_weights = has_weights
+
+    @classmethod
+    def open(cls, name: str | Path, *, vision_config: Path | None = None, weights: bool = True) -> Self:
+        """Find a checkpoint; a hub id is fetched, or taken from the hub's cache.
+
+        Args:
+            name: folder in the official layout, or hub id (`org/name`, `org/name@revision`).
+            vision_config: folder with the vision tower's `config.json`, overriding `mm_vision_tower`.
+            weights: False fetches configuration and tokenizer; a hub id's weights are fetched when first used, by one
+                more request.
+
+        Raises:
+            InputError: neither a folder nor a model of the hub, or incomplete.
+        """
+        folder = resolve_checkpoint(name, weights=weights)
+        return cls(name, folder, vision_config=vision_config, has_weights=weights)
+
+    @cached_property
+    def config(self) -> VLMConfig:
+        """Shapes and settings of the model.
+
+        Raises:
+            InputError: `config.json` is unusable, or the vision tower's configuration cannot be found.
+        """
+        return load_config(self.folder, vision_config=self.vision_config)
+
+    @cached_property
+    def tokenizer(self) -> LegacyLlamaTokenizer:
+        """The tokenizer.
+
+        Raises:
+            InputError: it is unusable, or has more pieces than the model has embeddings.
+        """
+        tokenizer = LegacyLlamaTokenizer(self.folder / "tokenizer.model")
+        if len(tokenizer) > self.config.vocab_size:
+            raise InputError(
+                f"{self.folder}: tokenizer.model has {len(tokenizer)} pieces, config.json vocab_size "
+                f"{self.config.vocab_size}; they are of different checkpoints"
+            )
+        return tokenizer
+
+    @cached_property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The weight files, and those of the vision tower where the checkpoint has none itself.
+
+        Raises:
+            InputError: no weights.
+        """
+        folder = self.folder if self._has_weights else resolve_checkpoint(self.name)
+        return tuple(weight_sources(folder))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over config and weight files, in name order, a vision tower from elsewhere included; 64 hex digits.
+
+        Every byte is read, tens of gigabytes for a large model.
+        """
+        digest = hashlib.sha256()
+        for file in [self.folder / "config.json", *(source.file for source in self.sources)]:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def example_builder(self, template: TemplateName, *, max_tokens: int | None = None) -> ExampleBuilder:
+        """Tokenizer, template and image processor; needs no weights.
+
+        Args:
+            max_tokens: maximum number of embedded tokens of a sample, or None.
+
+        Raises:
+            InputError: unusable configuration or tokenizer.
+        """
+        config = self.config
+        processor = ImageProcessor.from_preprocessor_config(
+            config.preprocessor, int(config.vision.image_size), pad_to_square=config.pad_to_square
+        )
+        return ExampleBuilder(
+            tokenizer=self.tokenizer,
+            template=template,
+            image_processor=processor,
+            vision_tokens=config.vision_tokens,
+            max_tokens=max_tokens,
+        )
+
+    def load_model(
+        self,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        quantization: Quantization = "none",
+    ) -> MobileVLM:
+        """The model in evaluation mode.
+
+        Args:
+            dtype: dtype of weights and arithmetic; with `quantization`, of activations and of the layers that are not
+                quantised.
+            quantization: `int8` or `nf4` quantise the decoder, see `alignkd.vlm.families.mobilevlm.model.quantization`; for inference
+                only.
+
+        Raises:
+            InputError: keys that are unknown, missing or misshapen (all listed), no such device, not enough memory on
+                it, weights that are not finite, or no bitsandbytes.
+        """
+        return build_model(
+            self.folder, self.config, self.sources, dtype=dtype, device=device, quantization=quantization
+        )
+
+
+def load_model(
+    checkpoint: str | Path,
+    *,
+    vision_config: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    quantization: Quantization = "none",
+) -> MobileVLM:
+    """`Checkpoint.load_model`, for callers that need only the model."""
+    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
+    return opened.load_model(dtype=dtype, device=device, quantization=quantization)
+
+
+def load_example_builder(
+    checkpoint: str | Path,
+    *,
+    template: TemplateName,
+    vision_config: Path | None = None,
+    max_tokens: int | None = None,
+) -> ExampleBuilder:
+    """`Checkpoint.example_builder`, for callers that need only the tokenizer and image processor."""
+    opened = Checkpoint.open(checkpoint, vision_config=vision_config, weights=False)
+    return opened.example_builder(template, max_tokens=max_tokens)

@@ -1,0 +1,82 @@
+"""Whether two models share their frozen vision tower: a hash of its weights in the dtype in which they run.
+
+Features depend on the weights in the dtype of the arithmetic, so a tower has one hash per dtype, over its values
+rounded to that dtype. float32 holds every 16-bit value exactly, so copies of the same values have the same float32
+hash whatever dtype they are saved in. A rounded copy (float32 saved as bfloat16) has another float32 hash and the same
+bfloat16 hash: the two are one tower in bfloat16, but not in float32.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX, tower_tensors
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
+
+# Settings of the tower that decide its features.
+SETTINGS = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
+    "layer_norm_eps"
+).split()
+
+
+def tower_hashes(
+    tensors: Iterable[tuple[str, Tensor]], config: VLMConfig, dtypes: Iterable[str] = tuple(TORCH_DTYPES)
+) -> dict[str, str]:
+    """Dtype -> sha256 over the tower's names, shapes and values in that dtype, and the settings of its features.
+
+    Args:
+        tensors: a model's parameters by name, in any order; others than the tower's are skipped. One at a time is held
+            in each dtype.
+        config: configuration of the model.
+        dtypes: names in `TORCH_DTYPES`.
+    """
+    wanted = {name: TORCH_DTYPES[name] for name in dtypes}
+    digests: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    for key, tensor in tensors:
+        if key.startswith(TOWER_PREFIX):
+            for name, dtype in wanted.items():
+                digests[name][f"{key} {list(tensor.shape)}"] = _digest(tensor.detach().to("cpu", dtype))
+    settings = tower_settings(config)
+    return {
+        name: hashlib.sha256(json.dumps([settings, found], sort_keys=True).encode()).hexdigest()
+        for name, found in digests.items()
+    }
+
+
+def tower_settings(config: VLMConfig) -> dict[str, Any]:
+    """The settings of a model that decide the tower's features, independent of the library that reads them."""
+    return {name: getattr(config.vision, name) for name in SETTINGS} | {"select": config.vision_select_layer}
+
+
+def settings_fingerprint(config: VLMConfig) -> str:
+    """sha256 of `tower_settings`."""
+    return hashlib.sha256(json.dumps(tower_settings(config), sort_keys=True).encode()).hexdigest()
+
+
+def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
+    """The dtype in which a model's tower runs, and its hash in it."""
+    dtype = next(model.model.vision_tower.parameters()).dtype
+    name = str(dtype).removeprefix("torch.")
+    return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
+
+
+def checkpoint_tower_hash(checkpoint: Checkpoint, dtype: str) -> str:
+    """The hash in `dtype` of the tower in a checkpoint's weight files; no other tensor is read.
+
+    Raises:
+        InputError: the checkpoint has no weights, or no tower among them.
+    """
+    tensors = tower_tensors(checkpoint.folder, checkpoint.sources)
+    return tower_hashes(tensors, checkpoint.config, [dtype])[dtype]
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -1,1 +1,0 @@
-"""The model: vision tower, projector, decoder, first-layer attention."""

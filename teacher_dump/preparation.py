@@ -187,7 +187,7 @@ class Preparation:
             sample=sample,
             example=replace(example, pixel_values=()),
             pixels=example.pixel_values,
-            key=sample_key(sample.conversations(), hashes, builder.template),
+            key=sample_key(sample.conversations(), hashes, builder.template_fingerprint),
             image_files=files,
             image_hashes=hashes,
         )

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import MAX_IMAGE_PIXELS, ImageProcessor, decode_image
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
+from alignkd.vlm.inputs.image_file import MAX_IMAGE_PIXELS, decode_image
 
 # Pillow's remarks on damaged files; that they are quiet outside of pytest is tested in a child process.
 pytestmark = pytest.mark.filterwarnings("ignore")

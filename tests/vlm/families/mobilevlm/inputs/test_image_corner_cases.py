@@ -257,6 +257,7 @@ CHILD = """
 import json, resource, sys, warnings
 from PIL import Image, ImageFile
 import alignkd.vlm.families.mobilevlm.inputs.images as images
+from alignkd.vlm.errors import ImageError
 
 def state():
     return repr((Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, warnings.filters))
@@ -270,7 +271,7 @@ for path in sys.argv[1:]:
     with open(path, "rb") as file:
         try:
             found.append(str(decode(file.read()).shape))
-        except images.ImageError as error:
+        except ImageError as error:
             found.append(str(error))
 print(json.dumps({"found": found, "grown": peak() - megabytes, "unchanged": before == state()}))
 """

@@ -113,6 +113,11 @@ class VLMConfig:
         return int(self.llama.vocab_size)
 
     @property
+    def pads_vocabulary(self) -> bool:
+        """False: every column of the head is a token."""
+        return False
+
+    @property
     def max_positions(self) -> int:
         """Maximum sequence length of the language model."""
         return int(self.llama.max_position_embeddings)

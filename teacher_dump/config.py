@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from alignkd.vlm.families.family import ProcessorChoice
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName, Quantization, usable_device
 from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath
 
@@ -34,7 +35,7 @@ class TeacherConfig(Settings):
 
     checkpoint: CheckpointName
     vision_config: UserPath | None = None
-    processor: Literal["auto", "pil"] = "auto"
+    processor: ProcessorChoice = "auto"
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
     token_budget: Count = 8192

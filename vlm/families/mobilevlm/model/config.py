@@ -116,6 +116,9 @@ class VLMConfig:
     def pads_vocabulary(self) -> bool:
         """False: every column of the head is a token."""
         return False
+    def attention_layer(self) -> int:
+        """Number of the first decoder layer that has attention."""
+        return 0
 
     @property
     def max_positions(self) -> int:

@@ -11,8 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tiny_families import gemma, idefics, internvl, llava, mistral, qwen
-from tiny_families.builder import Builder, Family, build_family
+from alignkd.vlm.torchvision_import import make_torchvision_importable
+
+make_torchvision_importable()  # before anything imports transformers
+
+from tiny_families import gemma, idefics, internvl, llava, mistral, qwen  # noqa: E402
+from tiny_families.builder import Builder, Family, build_family  # noqa: E402
 
 _FAMILIES: Final[dict[str, Family]] = {
     "llava": llava.LLAVA_15,

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignkd.vlm.torchvision_import import make_torchvision_importable
+import torch
+from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.utils import logging
 
-make_torchvision_importable()
-
-import torch  # noqa: E402
-from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-
-from tiny_families.tokenizers_of_families import Words, tokenizer_of  # noqa: E402
+from tiny_families.tokenizers_of_families import Words, tokenizer_of
 
 logging.disable_progress_bar()
 

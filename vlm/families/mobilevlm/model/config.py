@@ -116,6 +116,8 @@ class VLMConfig:
     def pads_vocabulary(self) -> bool:
         """False: every column of the head is a token."""
         return False
+
+    @property
     def attention_layer(self) -> int:
         """Number of the first decoder layer that has attention."""
         return 0

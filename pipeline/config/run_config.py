@@ -36,13 +36,14 @@ class DataConfig(Settings):
         conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
         images: folder to which image paths are relative; not needed for training from a store with `inputs: embed`,
             nor for data without images.
-        template: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning).
+        template: MobileVLM only: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning); None is `v1`.
+            Other checkpoints have a chat template of their own.
         max_tokens: samples with more embedded tokens (text + vision) are dropped and listed; None sets no limit.
     """
 
     conversations: UserPath
     images: UserPath | None = None
-    template: Literal["plain", "v1"] = "v1"
+    template: str | None = None
     max_tokens: Count | None = 2048
 
 

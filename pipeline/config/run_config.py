@@ -43,7 +43,7 @@ class DataConfig(Settings):
 
     conversations: UserPath
     images: UserPath | None = None
-    template: str | None = None
+    template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
 
 

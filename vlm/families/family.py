@@ -41,6 +41,10 @@ class ModelConfig(Protocol):
         """V, columns of the head; may exceed the entries of the tokenizer."""
 
     @property
+    def pads_vocabulary(self) -> bool:
+        """Whether the head's columns after the tokenizer's entries are padding, which no distribution counts."""
+
+    @property
     def vision_tokens(self) -> int | None:
         """Tokens per image; None if they depend on the image."""
 

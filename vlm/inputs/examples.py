@@ -118,6 +118,9 @@ class Preparation(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
 
+    def warnings(self) -> Sequence[str]:
+        """Lines on what a user should know of this template before a long run; none where there is nothing to say."""
+
     def caching_images(self) -> "Preparation":
         """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""
 

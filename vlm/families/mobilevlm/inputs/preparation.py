@@ -86,6 +86,10 @@ class MobileVLMPreparation:
         """The text of generated ids, without special tokens."""
         return self.tokenizer.decode(list(ids))
 
+    def warnings(self) -> tuple[str, ...]:
+        """None: the templates are those of the original code."""
+        return ()
+
     def caching_images(self) -> "MobileVLMPreparation":
         """A copy that keeps the pixels of each image file that it has processed."""
         return replace(self, image_processor=_DecodesOnce(**vars(self.image_processor)))

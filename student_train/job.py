@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
 
 
@@ -51,7 +52,7 @@ class TrainJob:
         Raises:
             InputError: no such checkpoint.
         """
-        return Checkpoint.open(self.student, vision_config=self.vision_config)
+        return open_checkpoint(self.student, vision_config=self.vision_config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.stem.extract import extracted_bytes
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, LM_HEAD_KEY, TOKENIZER_FILE, lm_head_bytes

@@ -26,11 +26,11 @@ from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Checkpoint
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.memory_faults import memory_errors
-from alignkd.vlm.inputs.examples import ExampleBuilder
 
 
 def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
@@ -64,7 +64,7 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
         raise InputError(f"{job.conversations}: contains no conversations; give a file with at least one")
     _check_image_folder(job, samples)
     teacher = job.open_teacher()
-    builder = teacher.example_builder(job.template, max_tokens=job.max_tokens)
+    builder = teacher.preparation(job.template, max_tokens=job.max_tokens)
     attachments = make_attachments(job, teacher)
     manifest = make_manifest(job, teacher, builder, samples, attachments)
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
@@ -97,7 +97,9 @@ def load_teacher(job: DumpJob, teacher: Checkpoint) -> MobileVLM:
 class _Run:
     """One run over the assigned shards, with its counters."""
 
-    def __init__(self, job: DumpJob, builder: ExampleBuilder, samples: ConversationFile, store: StoreWriter) -> None:
+    def __init__(
+        self, job: DumpJob, builder: MobileVLMPreparation, samples: ConversationFile, store: StoreWriter
+    ) -> None:
         self.job, self.builder, self.samples, self.store = job, builder, samples, store
         self.written = self.shards_written = self.halved = 0
         self.sanity: tuple[SanityFinding, ...] = ()

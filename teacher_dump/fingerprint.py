@@ -13,10 +13,10 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 
 # Raise it when the same teacher and data would give other targets.
 CAPTURE_VERSION = "4"
@@ -25,7 +25,7 @@ CAPTURE_VERSION = "4"
 def make_manifest(
     job: DumpJob,
     teacher: Checkpoint,
-    builder: ExampleBuilder,
+    builder: Preparation,
     samples: ConversationFile,
     attachments: Mapping[str, bytes],
 ) -> Manifest:

@@ -7,8 +7,9 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class DumpJob:
         Raises:
             InputError: no such checkpoint.
         """
-        return Checkpoint.open(self.teacher.checkpoint, vision_config=self.teacher.vision_config)
+        return open_checkpoint(self.teacher.checkpoint, vision_config=self.teacher.vision_config)
 
 
 @dataclass(frozen=True, kw_only=True)

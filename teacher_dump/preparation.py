@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from alignkd.vlm.data.conversations import MissingImageError, Sample, image_hashes, read_images
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
+from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.sample_key import sample_key
 
 TICK_SECONDS = 0.5
@@ -107,7 +108,7 @@ class Preparation:
 
     def __init__(
         self,
-        builder: ExampleBuilder,
+        builder: MobileVLMPreparation,
         images: Path | None,
         num_threads: int,
         waiting: Callable[[], object] = lambda: None,
@@ -168,7 +169,7 @@ class Preparation:
                 found.append(Unusable(place=place, sample=sample, reason=error))
         return found
 
-    def _prepared(self, place: int, sample: Sample, builder: ExampleBuilder) -> Prepared:
+    def _prepared(self, place: int, sample: Sample, builder: MobileVLMPreparation) -> Prepared:
         if sample.problem is not None:
             raise SampleError(sample.problem)
         try:

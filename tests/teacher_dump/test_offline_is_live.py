@@ -15,10 +15,10 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.examples import ExampleBuilder
 
 MakeJob = Callable[..., DumpJob]
 
@@ -29,8 +29,8 @@ def model(golden: Path) -> MobileVLM:
 
 
 @pytest.fixture(scope="module")
-def builder(golden: Path) -> ExampleBuilder:
-    return load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+def builder(golden: Path) -> MobileVLMPreparation:
+    return load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def entries(golden: Path) -> list[Any]:
 
 
 @torch.no_grad()
-def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path) -> dict[str, Tensor]:
+def live(model: MobileVLM, builder: MobileVLMPreparation, record: Record, images: Path) -> dict[str, Tensor]:
     """Targets of one sample alone, by the model's own methods."""
     files = [(images / image).read_bytes() for image in record.images]
     example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], files)
@@ -69,7 +69,7 @@ def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path
 
 @pytest.mark.parametrize("batching", [{"batch": 9}, {"token_budget": 700, "window": 5}])
 def test_every_target_of_every_sample(
-    make_job: MakeJob, model: MobileVLM, builder: ExampleBuilder, entries: list[Any], batching: dict[str, int]
+    make_job: MakeJob, model: MobileVLM, builder: MobileVLMPreparation, entries: list[Any], batching: dict[str, int]
 ) -> None:
     job = make_job(entries, shard_size=6, **batching)
     assert dump(job).num_records == len(entries)

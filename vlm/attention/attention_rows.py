@@ -34,9 +34,7 @@ class RowInputs:
     def chunk(self, rows: slice) -> Self:
         """The inputs of some of the rows."""
         visible = None if self.visible_BRL is None else self.visible_BRL[:, rows]
-        return replace(
-            self, query_BHRd=self.query_BHRd[:, :, rows], rows_BR=self.rows_BR[:, rows], visible_BRL=visible
-        )
+        return replace(self, query_BHRd=self.query_BHRd[:, :, rows], rows_BR=self.rows_BR[:, rows], visible_BRL=visible)
 
 
 @torch.no_grad()

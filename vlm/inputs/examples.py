@@ -121,11 +121,18 @@ class Preparation(Protocol):
     def caching_images(self) -> "Preparation":
         """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""
 
-    def probe(self) -> list[list[int]]:
-        """Ids of fixed texts, kept in stores: equal files do not prove equal tokens in another library version."""
+    def probe(self) -> dict[str, list[int]]:
+        """Text -> ids of fixed texts, kept in stores: equal files do not prove equal tokens in another library version.
 
-    def check_probe(self, ids: list[list[int]], where: str) -> None:
-        """Compare the ids of a store with those of this tokenizer.
+        JSON-able.
+        """
+
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
+        """Encode the texts of a stored probe again and compare.
+
+        Args:
+            stored: the result of `probe`, possibly of another version.
+            where: name of the file or store that holds it.
 
         Raises:
             InputError: they differ; names `where`.

@@ -26,7 +26,7 @@ from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 
 MakeJob = Callable[..., DumpJob]
 ANSWERS = ["yes", "two cups of coffee on a table", "green", "it is to the left of the other one, as far as one can see"]
@@ -143,7 +143,7 @@ def test_a_complete_store_asks_for_no_teacher(
 ) -> None:
     job = make_job(entries, shard_size=12)
     assert dump(job).shards_written == 1
-    monkeypatch.setattr(Checkpoint, "load_model", lambda *arguments, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(MobileVLMCheckpoint, "load_model", lambda *arguments, **options: pytest.fail("loaded"))
     assert dump(job).shards_written == 0
 
 

@@ -18,7 +18,7 @@ from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.sizes import family_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
@@ -47,7 +47,7 @@ def stem_of(model: MobileVLM, *, lm_head: bool = False) -> TeacherStem:
 
 
 def examples_of(golden: Path, images: Path, names: Sequence[str], template: Any = "v1") -> list[Example]:
-    builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template=template, vision_config=golden / "clip")
     samples = {sample.id: sample for sample in load_samples(golden / f"{template}.json")}
     return [builder.build(samples[name].turns, read_images(images, samples[name].images)) for name in names]
 

@@ -9,6 +9,7 @@ import torch
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
@@ -16,11 +17,10 @@ from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.loading import build_model
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, weight_sources
 from alignkd.vlm.hardware.devices import Quantization
-from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
 
-class Checkpoint:
+class MobileVLMCheckpoint:
     """One checkpoint of a run. Open it once and pass it on: opening a hub id asks the hub.
 
     Configuration, tokenizer, list of weight files and fingerprint are read when first used, then kept.
@@ -97,7 +97,7 @@ class Checkpoint:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
-    def example_builder(self, template: TemplateName, *, max_tokens: int | None = None) -> ExampleBuilder:
+    def preparation(self, template: TemplateName, *, max_tokens: int | None = None) -> MobileVLMPreparation:
         """Tokenizer, template and image processor; needs no weights.
 
         Args:
@@ -110,7 +110,7 @@ class Checkpoint:
         processor = ImageProcessor.from_preprocessor_config(
             config.preprocessor, int(config.vision.image_size), pad_to_square=config.pad_to_square
         )
-        return ExampleBuilder(
+        return MobileVLMPreparation(
             tokenizer=self.tokenizer,
             template=template,
             image_processor=processor,
@@ -150,18 +150,18 @@ def load_model(
     device: str | torch.device = "cpu",
     quantization: Quantization = "none",
 ) -> MobileVLM:
-    """`Checkpoint.load_model`, for callers that need only the model."""
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
+    """`MobileVLMCheckpoint.load_model`, for callers that need only the model."""
+    opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config)
     return opened.load_model(dtype=dtype, device=device, quantization=quantization)
 
 
-def load_example_builder(
+def load_preparation(
     checkpoint: str | Path,
     *,
     template: TemplateName,
     vision_config: Path | None = None,
     max_tokens: int | None = None,
-) -> ExampleBuilder:
-    """`Checkpoint.example_builder`, for callers that need only the tokenizer and image processor."""
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config, weights=False)
-    return opened.example_builder(template, max_tokens=max_tokens)
+) -> MobileVLMPreparation:
+    """`MobileVLMCheckpoint.example_builder`, for callers that need only the tokenizer and image processor."""
+    opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config, weights=False)
+    return opened.preparation(template, max_tokens=max_tokens)

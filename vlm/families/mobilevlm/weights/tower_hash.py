@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX, tower_tensors
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
 
@@ -68,7 +68,7 @@ def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
     return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
 
 
-def checkpoint_tower_hash(checkpoint: Checkpoint, dtype: str) -> str:
+def checkpoint_tower_hash(checkpoint: MobileVLMCheckpoint, dtype: str) -> str:
     """The hash in `dtype` of the tower in a checkpoint's weight files; no other tensor is read.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.families.mobilevlm.model.generation import generate_greedy
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
@@ -38,7 +38,7 @@ def without_cache(model: MobileVLM, prompt: Example, num_tokens: int) -> list[in
 @torch.no_grad()
 def test_cached_equals_uncached_for_mixed_prompts(golden: Path, golden_images: Path) -> None:
     model = load_model(golden / "teacher", vision_config=golden / "clip")
-    builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     prompts = []
     for sample in load_samples(golden / "v1.json"):
         prompts.append(builder.build_question(sample.turns[:1], read_images(golden_images, sample.images)))
@@ -49,7 +49,7 @@ def test_cached_equals_uncached_for_mixed_prompts(golden: Path, golden_images: P
 @torch.no_grad()
 def test_stops_at_the_end_token(golden: Path) -> None:
     model = load_model(golden / "teacher", vision_config=golden / "clip")
-    builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     (sample,) = [entry for entry in load_samples(golden / "v1.json") if not entry.images]
     prompt = builder.build_question(sample.turns[:1], ())
     (free,) = generate_greedy(model, [prompt], max_new_tokens=8, eos_token_id=-1)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from alignkd.vlm.data.conversations import Sample, load_samples, read_images
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 
@@ -23,7 +23,7 @@ def models(golden: Path) -> dict[str, MobileVLM]:
 
 def example_of(golden: Path, golden_images: Path, sample_id: str) -> tuple[Sample, Example]:
     template = "plain" if sample_id.startswith("pt") else "v1"
-    builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template=template, vision_config=golden / "clip")
     (sample,) = [entry for entry in load_samples(golden / f"{template}.json") if entry.id == sample_id]
     return sample, builder.build(sample.turns, read_images(golden_images, sample.images))
 

@@ -17,7 +17,7 @@ from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector, is_projector_type, projector_grid
 from alignkd.vlm.families.mobilevlm.model.projector_ldp import LDPProjector, squeezed_channels
 from alignkd.vlm.families.mobilevlm.model.sizes import model_size
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -183,7 +183,7 @@ def test_the_number_of_vision_tokens_follows_from_the_type(
 ) -> None:
 
     folder = write_checkpoint(name)
-    builder = load_example_builder(folder, template="v1", vision_config=golden / "clip")
+    builder = load_preparation(folder, template="v1", vision_config=golden / "clip")
     model = load_model(folder, vision_config=golden / "clip")
     size = model_size("mine", model.config)
     assert builder.vision_tokens == model.config.vision_tokens == size.vision_tokens == vision_tokens

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
-
-ProcessorChoice = Literal["auto", "pil"]
+from alignkd.vlm.settings import ProcessorKind
 
 
 class ModelConfig(Protocol):
@@ -309,7 +308,7 @@ class CheckpointFolder:
     raw: Mapping[str, Any]
     has_weights: bool
     vision_config: Path | None = None
-    processor: ProcessorChoice = "auto"
+    processor: ProcessorKind = "auto"
 
 
 # Opens a checkpoint of one family; None if `config.json` is not of that family.

@@ -43,15 +43,15 @@ class MobileVLMPreparation:
 
     @property
     def template_fingerprint(self) -> str:
-        """Name of the template in the samples' keys."""
-        return self.template
+        """Name and version of the template, a part of the samples' keys."""
+        return template_fingerprint(self.template)
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """Everything that decides a sample's tokens and pixels, by name; teacher and student must agree on it."""
         return {
             "tokenizer": self.tokenizer.fingerprint,
-            "template": template_fingerprint(self.template),
+            "template": self.template_fingerprint,
             "image_processor": self.image_processor.fingerprint,
             "vision_tokens": str(self.vision_tokens),
         }

@@ -1,0 +1,8 @@
+"""Recognises the toy's checkpoints."""
+
+from alignkd.vlm.families.family import CheckpointFolder
+from alignkd.vlm.families.toy.checkpoint import ToyCheckpoint
+
+
+def open_folder(found: CheckpointFolder) -> ToyCheckpoint | None:
+    return ToyCheckpoint(found.name, found.folder) if found.raw.get("model_type") == "toy" else None

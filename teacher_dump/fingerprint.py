@@ -15,7 +15,7 @@ from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint
+from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerprint
 from alignkd.vlm.inputs.examples import Preparation
 
 # Raise it when the same teacher and data would give other targets.

@@ -8,7 +8,8 @@ from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash, tower_settings
+from alignkd.vlm.families.mobilevlm.model.tower_settings import tower_settings
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.weights.hub import cached_checkpoint
 

@@ -19,7 +19,7 @@ from alignkd.vlm.families.mobilevlm.inputs.templates import (
     check_turns,
     tokenize_question,
 )
-from alignkd.vlm.families.mobilevlm.model.generation import generate_greedy
+from alignkd.vlm.families.generation import generate_greedy
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors

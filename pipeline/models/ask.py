@@ -14,7 +14,7 @@ from alignkd.vlm.errors import InputError, SampleError, unreadable
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.model.generation import stream_greedy
+from alignkd.vlm.families.generation import stream_greedy
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.device_report import device_report

@@ -23,7 +23,6 @@ from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
 
-
 ProcessorChoice = Literal["auto", "pil"]
 
 

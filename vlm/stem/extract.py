@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint, tower_hashes
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import tower_hashes
 from alignkd.vlm.finite import check_finite
+from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.file import StemInfo, StemParts, stem_bytes, write_stem
 from alignkd.vlm.stem.stem import stem_shapes
 
@@ -50,16 +50,16 @@ def teacher_fingerprint(checkpoint: MobileVLMCheckpoint) -> dict[str, str]:
     choose.
     """
     return {
-        **builder_entries(checkpoint.preparation("v1")),
+        **builder_entries(checkpoint.preparation()),
         "weights": checkpoint.fingerprint,
-        "vision_config": settings_fingerprint(checkpoint.config),
+        **checkpoint.settings_fingerprint,
     }
 
 
-def builder_entries(builder: MobileVLMPreparation) -> dict[str, str]:
+def builder_entries(builder: Preparation) -> dict[str, str]:
     """The entries of `teacher_fingerprint` that depend on tokenizer and image processor."""
     entries = {name: value for name, value in builder.fingerprint.items() if name != "template"}
-    return {**entries, "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids())}
+    return {**entries, "tokenizer_probe": json.dumps(builder.probe())}
 
 
 def _parts(checkpoint: MobileVLMCheckpoint, dtype: torch.dtype, lm_head: bool) -> StemParts:

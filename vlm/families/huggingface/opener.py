@@ -1,8 +1,9 @@
 """Opens every checkpoint that no other family recognises, or refuses it."""
 
+from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
+
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import CheckpointFolder
-from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 
 
 def open_folder(found: CheckpointFolder) -> HuggingFaceCheckpoint:
@@ -16,6 +17,4 @@ def open_folder(found: CheckpointFolder) -> HuggingFaceCheckpoint:
             f"{found.name}: vision_config {found.vision_config} is given, but the configuration of the vision tower is "
             "in this checkpoint's own config.json; leave vision_config out"
         )
-    return HuggingFaceCheckpoint(
-        found.name, found.folder, processor=found.processor, has_weights=found.has_weights
-    )
+    return HuggingFaceCheckpoint(found.name, found.folder, processor=found.processor, has_weights=found.has_weights)

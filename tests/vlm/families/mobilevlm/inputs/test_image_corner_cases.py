@@ -281,7 +281,7 @@ def in_a_child(files: list[bytes], folder: Path) -> tuple[list[str], int, bool, 
     for path, data in zip(paths, files, strict=True):
         path.write_bytes(data)
     command = [sys.executable, "-W", "default", "-c", CHILD, *map(str, paths)]
-    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[5])
     report = json.loads(child.stdout)
     return report["found"], report["grown"], report["unchanged"], child.stderr
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from alignkd.vlm.data.conversations import load_samples, read_images
-from alignkd.vlm.families.mobilevlm.model.generation import generate_greedy
+from alignkd.vlm.families.generation import generate_greedy
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -24,12 +24,12 @@ def without_cache(model: MobileVLM, prompt: Example, num_tokens: int) -> list[in
         example = Example(
             input_ids=np.asarray(ids, np.int32),
             labels=np.asarray(labels, np.int32),
-            pixel_values=prompt.pixel_values,
+            images=prompt.images,
             positions=positions,
         )
         batch = collate_sequences([example])
-        vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
-        hidden = model.hidden_states(model.embed(batch, vision))
+        vision = model.encode_images(batch.images) if batch.images else None
+        hidden = model.hidden_states(batch, vision)
         answer.append(int(model.lm_head(hidden[0, -1]).argmax()))
         ids.append(answer[-1])
     return answer

@@ -193,12 +193,12 @@ def test_the_number_of_vision_tokens_follows_from_the_type(
     assert len(example.positions.vision_positions) == vision_tokens
     with torch.no_grad():
         batch = collate_sequences([example])
-        assert batch.pixel_values_ICHW is not None
-        features = model.model.vision_tower(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images, features=True)
+        features = vision.features
         weights = {
             k.removeprefix("model.mm_projector."): t for k, t in model.state_dict().items() if "mm_projector" in k
         }
-        embeds = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+        embeds = model.embed(batch, vision)
         seen = embeds[0, example.positions.vision_positions]
     torch.testing.assert_close(seen, expected(name, weights, features)[0], rtol=1e-4, atol=1e-5)
 

@@ -43,11 +43,11 @@ def batch(golden: Path, golden_images: Path) -> SequenceBatch:
 def outputs(model: MobileVLM, batch: SequenceBatch) -> dict[str, Tensor]:
     """Every kind of target that phase 1 captures."""
     with torch.no_grad():
-        vision = model.encode_images(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images)
         embeds = model.embed(batch, vision)
         rows = torch.arange(embeds.shape[1])[None].expand(len(embeds), -1)
         return {
-            "vision": vision,
+            "vision": vision.embeddings_PD,
             "attention": model.first_layer_attention(embeds, rows, rows),
             "logits": model(batch).float(),
         }

@@ -58,7 +58,7 @@ def spliced_by_hand(
     for token in example.input_ids.tolist():
         if token == IMAGE_TOKEN_ID:
             pixels = torch.from_numpy(builder.image_processor(files.pop(0)))
-            pieces.append(model.encode_images(pixels[None])[0])
+            pieces.append(model.encode_images([{"pixel_values": pixels}]).embeddings_PD)
         else:
             pieces.append(model.model.embed_tokens.weight[token][None])
     assert not files
@@ -74,8 +74,8 @@ def test_equals_a_splice_by_hand(
     batch, positions = collate_sequences([example]), example.positions
     with torch.no_grad():
         expected = spliced_by_hand(model, example, files, builder)
-        assert batch.pixel_values_ICHW is not None and batch.image_samples_I.tolist() == [0] * len(images)
-        embeds = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+        assert batch.image_samples_I.tolist() == [0] * len(images)
+        embeds = model.embed(batch, model.encode_images(batch.images))
         torch.testing.assert_close(embeds[0], expected, rtol=1e-9, atol=1e-12)
 
         hidden = model.model(inputs_embeds=expected[None], use_cache=False).last_hidden_state[0]
@@ -127,8 +127,8 @@ def test_a_batch_numbers_its_images_by_sample(examples: list[Example]) -> None:
     batch: SequenceBatch = collate_sequences(examples)
     assert batch.image_samples_I.tolist() == [0, 0, 2, 3, 3, 3]
     assert batch.vision_mask_BL.sum(1).tolist() == [2 * P, 0, P, 3 * P]
-    assert batch.pixel_values_ICHW is not None
-    torch.testing.assert_close(batch.pixel_values_ICHW[3], batch.pixel_values_ICHW[1])  # the same cat
+    assert batch.tokens_of_image == (P,) * 6
+    torch.testing.assert_close(batch.images[3], batch.images[1])  # the same cat
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.finite import is_finite
-from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.examples import Example
 
 
 def generate_greedy(
-    model: MobileVLM, prompts: Sequence[Example], *, max_new_tokens: int, eos_token_id: int
+    model: VisionLanguageModel, prompts: Sequence[Example], *, max_new_tokens: int, eos_token_id: int
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, without the final `eos_token_id`.
 
@@ -38,9 +34,11 @@ def generate_greedy(
     return answers
 
 
-def stream_greedy(model: MobileVLM, prompt: Example, *, max_new_tokens: int, eos_token_id: int) -> Iterator[int]:
+def stream_greedy(
+    model: VisionLanguageModel, prompt: Example, *, max_new_tokens: int, eos_token_id: int
+) -> Iterator[int]:
     """The tokens of `generate_greedy` for one prompt, each as soon as it is computed."""
-    for next_B in itertools.islice(_next_tokens(model, [prompt]), max_new_tokens):
+    for next_B in itertools.islice(model.next_tokens([prompt]), max_new_tokens):
         token = int(next_B.item())
         if token == eos_token_id:
             return
@@ -48,34 +46,14 @@ def stream_greedy(model: MobileVLM, prompt: Example, *, max_new_tokens: int, eos
 
 
 def _generate_equal(
-    model: MobileVLM, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int
+    model: VisionLanguageModel, prompts: Sequence[Example], max_new_tokens: int, eos_token_id: int
 ) -> list[list[int]]:
     """Rows of at most `max_new_tokens` ids; ids after a row's first end token are meaningless."""
     steps: list[Tensor] = []
     finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    for next_B in itertools.islice(_next_tokens(model, prompts), max_new_tokens):
+    for next_B in itertools.islice(model.next_tokens(prompts), max_new_tokens):
         steps.append(next_B)
         finished_B |= next_B == eos_token_id
         if bool(finished_B.all()):
             break
     return torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
-
-
-@torch.no_grad()
-def _next_tokens(model: MobileVLM, prompts: Sequence[Example]) -> Iterator[Tensor]:
-    """Endless stream of the most probable next token of each prompt, int64 [B]; prompts have equal length."""
-    batch = collate_sequences(prompts).to(model.device)
-    vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
-    inputs_embeds = model.embed(batch, vision)
-    cache = DynamicCache(config=model.config.llama)
-    while True:
-        hidden_BLD = model.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True).last_hidden_state
-        logits_BV = model.lm_head(hidden_BLD[:, -1])
-        if not is_finite(logits_BV):
-            raise InputError(
-                f"the logits are not finite (NaN or infinity) in {str(logits_BV.dtype).removeprefix('torch.')}; the "
-                "checkpoint's training diverged, or its values do not fit: try dtype float32"
-            )
-        next_B = logits_BV.argmax(dim=-1)
-        yield next_B
-        inputs_embeds = model.model.embed_tokens(next_B[:, None])

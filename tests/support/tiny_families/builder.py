@@ -146,14 +146,16 @@ def _draw(model: Any, seed: int, tower_seed: int) -> None:
     """Draw every parameter from its own name, so that a tower does not depend on the sizes of the decoder.
 
     A matrix keeps the scale of what it is applied to; the embedding has entries of size 1; gains and biases are moved
-    by a tenth. Queries and keys are larger, so that attention has peaks.
+    by a tenth. Queries and keys, or the gains of their norms, are larger, so that attention has peaks.
     """
     of_tower = {id(parameter) for parameter in model.get_encoder("image").parameters()}
     for name, parameter in model.named_parameters():
         text = f"{tower_seed if id(parameter) in of_tower else seed}:{name}"
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
         noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-        if parameter.ndim < 2:
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            parameter.add_(0.6 + 0.3 * noise)
+        elif parameter.ndim < 2:
             parameter.add_(0.1 * noise)
         elif "embed" in name and "patch" not in name:
             parameter.copy_(noise)

@@ -64,7 +64,8 @@ def tokens(ids: Ids) -> dict[str, int]:
 
 
 def text(sizes: Sizes, ids: Ids, **more: Any) -> dict[str, Any]:
-    return sizes.text(eos_token_id=ids("<|im_end|>"), pad_token_id=ids("<|endoftext|>"), **more)
+    end = ids("<|endoftext|>")
+    return sizes.text(bos_token_id=end, eos_token_id=ids("<|im_end|>"), pad_token_id=end, **more)
 
 
 def sections(head_dim: int) -> list[int]:

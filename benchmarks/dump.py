@@ -50,7 +50,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import Preparation, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import ConversationFile
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
 CASES = ("bare", "dump", "naive")
@@ -140,7 +140,7 @@ class Bench:
         self.options, self.folder, self.profile = options, options["folder"], "exact"
         job = self.job()
         self.model = load_teacher(job, job.open_teacher())
-        builder = load_example_builder(self.folder / "teacher", template="v1")
+        builder = load_preparation(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
         with Preparation(builder, self.folder / "images", 2) as preparation:
             self.prepared = preparation.prepare(samples)

@@ -26,9 +26,9 @@ from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.preparation import Preparation
 from alignkd.teacher_dump.targets import capture, distribution, most_likely
+from alignkd.vlm.attention import attention_rows
+from alignkd.vlm.families.mobilevlm.inputs import images
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.inputs import images
-from alignkd.vlm.model import attention
 
 FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
 # module of the function, its name, what it does in addition to the parts inside it

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from alignkd.student_train.output import read_configuration, student_folder
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 
 
 class PlannedModel:
@@ -29,7 +30,7 @@ class PlannedModel:
             InputError: no such checkpoint.
         """
         vision_config = self._vision_config or vision_config_of(self.name)
-        return Checkpoint.open(self.name, vision_config=vision_config, weights=False)
+        return open_checkpoint(self.name, vision_config=vision_config, weights=False)
 
     @cached_property
     def config(self) -> VLMConfig:

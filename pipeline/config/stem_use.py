@@ -8,8 +8,9 @@ from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash, tower_settings
+from alignkd.vlm.families.mobilevlm.model.tower_settings import tower_settings
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash
+from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.weights.hub import cached_checkpoint
 
 
@@ -47,8 +48,8 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
     if folders[0] is None or folders[1] is None:
         return None, "at least one checkpoint is not on this machine; `alignkd train` compares the towers"
     checkpoints = (
-        Checkpoint.open(folders[0], vision_config=teacher.vision_config),
-        Checkpoint.open(folders[1], vision_config=student.vision_config or vision_config_of(student.checkpoint)),
+        open_checkpoint(folders[0], vision_config=teacher.vision_config),
+        open_checkpoint(folders[1], vision_config=student.vision_config or vision_config_of(student.checkpoint)),
     )
     try:
         hashes = {checkpoint_tower_hash(checkpoint, student.dtype) for checkpoint in checkpoints}

@@ -23,9 +23,9 @@ from alignkd.vlm.data.conversations import (
     sample_of_entry,
 )
 from alignkd.vlm.errors import ImageError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import decode_with_orientation
+from alignkd.vlm.inputs.image_file import decode_with_orientation
 from alignkd.vlm.families.mobilevlm.inputs.templates import LabelMaskError
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 
 TEXT_ONLY, NO_FOLDER, MALFORMED_ENTRY = "(text only)", "(no folder)", "(malformed entry)"
 # Pixels. After decoding, only a large canvas can make an image unusable: images with shorter sides are not resized.
@@ -56,7 +56,7 @@ class Scan:
     """
 
     files: tuple[ConversationFile, ...]
-    builder: ExampleBuilder
+    builder: Preparation
     images: Path | None
     decode: bool
 

@@ -18,7 +18,7 @@ from alignkd.pipeline.data.table import KEPT, scan_samples
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 
 NUM_FIRST_UNUSABLE = 10
 
@@ -66,7 +66,7 @@ def data_stats(job: StatsJob) -> DataStats:
     started = time.monotonic()
     if job.images is not None and not job.images.is_dir():
         raise InputError(f"{tried(job.images)}: no such image folder; give the folder of the image paths")
-    builder = load_example_builder(job.checkpoint, template=job.template, vision_config=job.vision_config)
+    builder = load_preparation(job.checkpoint, template=job.template, vision_config=job.vision_config)
     files = tuple(open_with_progress(path) for path in job.conversations)
     scan = Scan(files=files, builder=builder, images=job.images, decode=job.decode)
     table = scan_samples(scan, job.workers)

@@ -35,11 +35,11 @@ from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, t
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, Preparation
 from alignkd.vlm.inputs.position_map import position_map
 from alignkd.vlm.weights.files import iter_weights
 from alignkd.vlm.weights.tensor_file import save_tensors
@@ -83,7 +83,7 @@ class TeacherSchedule:
 class SceneSet:
     """Scenes with their pixels after the image processor, and patch labels for the tower."""
 
-    def __init__(self, num: int, seed: int, pool: Pool, builder: ExampleBuilder) -> None:
+    def __init__(self, num: int, seed: int, pool: Pool, builder: Preparation) -> None:
         self.scenes = [make_scene(seed, number, pool) for number in range(num)]
         self.pixels_SCHW = torch.from_numpy(
             np.stack([builder.image_processor.process(draw_scene(scene)) for scene in self.scenes]).astype(np.float16)
@@ -133,7 +133,7 @@ def train_tower(model: MobileVLM, scenes: SceneSet, schedule: TeacherSchedule) -
             report(f"tower step {step + 1} loss {digit_loss:.4f} digits {accuracy:.3f} rows {place:.3f}", started)
 
 
-def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule) -> None:
+def train_language(model: MobileVLM, scenes: SceneSet, builder: Preparation, schedule: TeacherSchedule) -> None:
     """Supervised training of projector and decoder, with new questions for every batch and a frozen tower."""
     model.freeze_vision_tower()
     model.model.config._attn_implementation = "eager"  # measured: its bf16 backward is twice as fast on a CPU here
@@ -182,7 +182,7 @@ def tower_features(model: MobileVLM, scenes: SceneSet) -> Tensor:
 
 
 def question_batches(
-    scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule
+    scenes: SceneSet, builder: Preparation, schedule: TeacherSchedule
 ) -> Iterator[tuple[SequenceBatch, Tensor]]:
     """Yield batches of conversations without end, each with the scene numbers of its images."""
     rng = np.random.default_rng([schedule.seed, 1])
@@ -199,7 +199,7 @@ def question_batches(
             yield collate_sequences([example for example, _ in part]), rows
 
 
-def make_example(scene: Scene | None, rng: np.random.Generator, max_turns: int, builder: ExampleBuilder) -> Example:
+def make_example(scene: Scene | None, rng: np.random.Generator, max_turns: int, builder: Preparation) -> Example:
     """A conversation about `scene`, or without one; no pixels, because the tower's features are already computed."""
     weights = np.array([QUESTION_WEIGHTS[name] for name in SCENE_QUESTION_TYPES])
     num_turns = int(rng.integers(max_turns // 2, max_turns + 1))
@@ -227,7 +227,7 @@ def listing(scene: Scene) -> Question:
     return Question(question_type="listing", subject="", text="which digits are there?", answer=" ".join(cells))
 
 
-def tokenized(turns: Conversation, builder: ExampleBuilder) -> Example:
+def tokenized(turns: Conversation, builder: Preparation) -> Example:
     """The example of a conversation, without pixels."""
     tokens = tokenize_conversation(
         [Turn(turn["from"], turn["value"]) for turn in turns],
@@ -244,7 +244,7 @@ def tokenized(turns: Conversation, builder: ExampleBuilder) -> Example:
 
 
 @torch.no_grad()
-def evaluate(model: MobileVLM, builder: ExampleBuilder, num: int = 400) -> str:
+def evaluate(model: MobileVLM, builder: Preparation, num: int = 400) -> str:
     """Share of right answers to questions about held-out handwriting, per type; all answer tokens must be argmax."""
     held_out = SceneSet(num, EVALUATION_SEED, "held_out", builder)
     features = tower_features(model, held_out)
@@ -283,7 +283,7 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     torch.manual_seed(schedule.seed)
     write_configs(out, TEACHER)
     model = new_model(load_config(out), seed=schedule.seed)
-    builder = load_example_builder(out, template="v1")
+    builder = load_preparation(out, template="v1")
     started = time.time()
     scenes = SceneSet(schedule.scenes, SCENE_SEED, "train", builder)
     report(f"{schedule} drew {schedule.scenes} scenes", started)

@@ -11,15 +11,16 @@ import torch
 from alignkd.disk.opening import read_regular
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.model.generation import stream_greedy
+from alignkd.vlm.families.generation import stream_greedy
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, Preparation
 
 UNFINISHED = "\ufffd"  # a character with missing bytes decodes to this
 
@@ -96,10 +97,10 @@ def ask(
     """
     started = time.perf_counter()
     device = usable_device(question.device)
-    checkpoint = Checkpoint.open(question.checkpoint, vision_config=question.vision_config, weights=False)
+    checkpoint = open_checkpoint(question.checkpoint, vision_config=question.vision_config, weights=False)
     dtype = question.dtype or dtype_on(device, checkpoint)
     # The prompt is built first: its errors show within a second, while loading the weights takes a minute.
-    builder = checkpoint.example_builder(question.template)
+    builder = checkpoint.preparation(question.template)
     prompt = _prompt(builder, question)
     line, warnings = device_report(device, getattr(torch, dtype), chosen=question.device is not None)
     for text in (line, *warnings):
@@ -167,7 +168,7 @@ def _generate(
     return ids, times
 
 
-def _prompt(builder: ExampleBuilder, question: Question) -> Example:
+def _prompt(builder: Preparation, question: Question) -> Example:
     """The prompt in the format of training; if the question has no placeholder, one per image is put first."""
     text, paths = question.text, question.images
     if (text is None) != (question.template == "plain"):

@@ -25,7 +25,7 @@ from alignkd.storage.schema.manifest import Manifest
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
@@ -39,7 +39,7 @@ LOGITS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder | None, data: DataSize) -> Manifest:
+def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: Preparation | None, data: DataSize) -> Manifest:
     """The manifest that a dump would write, exact in its length: placeholders stand for hashes of unread files."""
     assert config.teacher is not None
     known = {} if builder is None else builder.fingerprint
@@ -114,7 +114,7 @@ def bytes_by_profile(
     return sizes
 
 
-def attachment_bytes(teacher: TeacherConfig, config: VLMConfig, builder: ExampleBuilder | None) -> dict[str, int]:
+def attachment_bytes(teacher: TeacherConfig, config: VLMConfig, builder: Preparation | None) -> dict[str, int]:
     """File -> bytes of every file that a store may contain next to its shards."""
     tokenizer = TYPICAL_TOKENIZER_BYTES if builder is None else builder.tokenizer.model_file.stat().st_size
     return {

@@ -11,7 +11,7 @@ from alignkd.student_train.data.lengths import same_vision_tokens
 from alignkd.vlm.data.conversations import read_image_bytes
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, Preparation
 
 
 class CachedDataset:
@@ -23,7 +23,7 @@ class CachedDataset:
         images: folder to which the records' image paths are relative; None if the store holds the image files.
     """
 
-    def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path | None) -> None:
+    def __init__(self, reader: StoreReader, builder: Preparation, images: Path | None) -> None:
         self.reader, self.builder, self.images = reader, builder, images
         # if False, `checks` allows only terms that need no vision positions of the store
         self._same_positions = same_vision_tokens(reader, builder.vision_tokens)

@@ -9,10 +9,10 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 
 
-def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig, losses: LossConfig) -> None:
+def check_store_fits(reader: StoreReader, builder: Preparation, student: VLMConfig, losses: LossConfig) -> None:
     """Refuse a store made for another student, or with logits that `losses` cannot use.
 
     Raises:
@@ -41,7 +41,7 @@ def check_images(reader: StoreReader, images: Path | None) -> None:
         )
 
 
-def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
+def _check_fingerprint(reader: StoreReader, builder: Preparation, losses: LossConfig) -> None:
     """Tokens and pixels must be the teacher's; the number of vision tokens only if a term compares them one by one."""
     own = builder.fingerprint
     if not same_vision_tokens(reader, builder.vision_tokens):
@@ -56,7 +56,7 @@ def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: Los
     check_fingerprint(reader, own)
 
 
-def _check_sizes(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig) -> None:
+def _check_sizes(reader: StoreReader, builder: Preparation, student: VLMConfig) -> None:
     if not len(reader):
         raise TrainError(
             f"store {reader.path} holds 0 samples, all {len(reader.quarantined)} were unusable; `alignkd shards ls "

@@ -19,7 +19,7 @@ from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import FINISHED, adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.finite import is_finite
 from alignkd.vlm.weights.files import weight_files

@@ -24,10 +24,11 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.output import TIMINGS
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.sample_key import sample_key
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
 
@@ -73,8 +74,8 @@ def teacher() -> MobileVLM:
 
 
 @pytest.fixture(scope="session")
-def student_builder() -> ExampleBuilder:
-    return load_example_builder(GOLDEN / "student", template="v1", vision_config=GOLDEN / "clip")
+def student_builder() -> MobileVLMPreparation:
+    return load_preparation(GOLDEN / "student", template="v1", vision_config=GOLDEN / "clip")
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def new_student() -> Callable[[], MobileVLM]:
 
 
 @pytest.fixture(scope="session")
-def dump(teacher: MobileVLM, student_builder: ExampleBuilder) -> Dump:
+def dump(teacher: MobileVLM, student_builder: MobileVLMPreparation) -> Dump:
     """dump(path, samples, ...) writes a store of the golden teacher's targets and returns its path."""
 
     def write(
@@ -284,7 +285,7 @@ _FOUND: dict[Any, dict[str, Tensor]] = {}  # one forward pass per sample, howeve
 
 def _record(
     teacher: MobileVLM,
-    builder: ExampleBuilder,
+    builder: MobileVLMPreparation,
     sample: dict[str, Any],
     index: int,
     codecs: Codecs,
@@ -310,7 +311,7 @@ def _record(
         if codec != "none" and name in found
     }
     return Record(
-        key=sample_key(sample["conversations"], hashes, "v1"),
+        key=sample_key(sample["conversations"], hashes, "v1:1"),
         id=sample["id"],
         index=index,
         conversations=sample["conversations"],

@@ -1,6 +1,6 @@
 """The interface of a family of models: dump, training, stem, planner and generation know nothing else of a model.
 
-A family is a folder next to this file and a line in `open.py`.
+A family is a folder next to this file with an `opener.py`, and its name in `open.py`.
 
 Shapes: B samples, L positions, I images, P vision tokens of all images, D hidden size, N supervised positions, V
 columns of the head.
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
+from alignkd.vlm.settings import ProcessorKind
 
 
 class ModelConfig(Protocol):
@@ -38,6 +39,10 @@ class ModelConfig(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, columns of the head; may exceed the entries of the tokenizer."""
+
+    @property
+    def pads_vocabulary(self) -> bool:
+        """Whether the head's columns after the tokenizer's entries are padding, which no distribution counts."""
 
     @property
     def vision_tokens(self) -> int | None:
@@ -285,8 +290,29 @@ class Checkpoint(Protocol):
         """Whether `folder` holds everything that `save` writes, in files that can be opened."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFolder:
+    """What `open_checkpoint` found, for the family that the checkpoint belongs to.
+
+    Attributes:
+        name: folder or hub id, as given.
+        folder: local folder with the files.
+        raw: content of its `config.json`.
+        has_weights: whether the folder holds the weights; False: a hub id's weights are fetched when first used.
+        vision_config: folder with the vision tower's `config.json`, for checkpoints that only name their tower.
+        processor: which image processor; `auto` is what transformers picks, `pil` its variant for Pillow.
+    """
+
+    name: str | Path
+    folder: Path
+    raw: Mapping[str, Any]
+    has_weights: bool
+    vision_config: Path | None = None
+    processor: ProcessorKind = "auto"
+
+
 # Opens a checkpoint of one family; None if `config.json` is not of that family.
-Opener = Callable[..., "Checkpoint | None"]
+Opener = Callable[[CheckpointFolder], Checkpoint | None]
 
 
 def sum_of_zeros(vision: Vision) -> Tensor:

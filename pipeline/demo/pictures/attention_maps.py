@@ -16,9 +16,9 @@ from alignkd.pipeline.demo.world.scenes import CELL_NAMES, COLUMN_NAMES, ROW_NAM
 from alignkd.vlm.data.conversations import Sample, read_images
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, Preparation
 
 # Words for a part of the picture or for a digit; the last one in a question is its key word.
 KEY_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
@@ -45,8 +45,8 @@ def attention_maps(
     checkpoint: Path, questions: Sequence[Sample], images: Path, *, template: TemplateName, vision_config: Path | None
 ) -> list[AttentionMap]:
     """The attention of a checkpoint for each question; every question must have an image."""
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
-    builder, model = opened.example_builder(template), opened.load_model()
+    opened = open_checkpoint(checkpoint, vision_config=vision_config)
+    builder, model = opened.preparation(template), opened.load_model()
     maps = []
     for sample in questions:
         example = builder.build_question(sample.turns[:1], read_images(images, sample.images))
@@ -72,7 +72,7 @@ def key_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple[str
     return words[-1], int(positions[-1])
 
 
-def _pixels(example: Example, builder: ExampleBuilder) -> NDArray[np.float32]:
+def _pixels(example: Example, builder: Preparation) -> NDArray[np.float32]:
     """The pixel values before normalisation."""
     (pixels_CHW,) = example.pixel_values
     processor = builder.image_processor

@@ -20,7 +20,7 @@ from alignkd.pipeline.models.ask import Question, Reply, TextStream, ask
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
 
 QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 20, "é 象 🙂"]
@@ -29,7 +29,7 @@ QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 
 @torch.no_grad()
 def without_cache(checkpoint: Path, clip: Path, text: str, image: Path | None, num_tokens: int) -> tuple[str, int]:
     """The twin: text and number of tokens, with the whole sequence again for every token."""
-    builder = load_example_builder(checkpoint, template="v1", vision_config=clip)
+    builder = load_preparation(checkpoint, template="v1", vision_config=clip)
     model = load_model(checkpoint, vision_config=clip)
     files = [] if image is None else [image.read_bytes()]
     batch = collate_sequences([builder.build_question([Turn("human", text)], files)])

@@ -17,7 +17,7 @@ from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.record.record import as_float32
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.conversations import load_samples, read_images
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.file import open_stem, read_stem_info
@@ -50,7 +50,7 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
     check_stem_of_teacher(info, reader.manifest.fingerprint, str(reader.path))
     check_same_tower(info, student)
 
-    builder = load_example_builder(golden / "student", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "student", template="v1", vision_config=golden / "clip")
     samples = {sample.id: sample for sample in load_samples(golden / "v1.json")}
     compared = 0
     for place in range(len(reader)):

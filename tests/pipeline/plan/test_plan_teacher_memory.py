@@ -24,7 +24,7 @@ from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 
 NUM = 8
@@ -84,7 +84,7 @@ def config(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> VLMConfig:
 
 @pytest.fixture(scope="module")
 def samples(golden: Path, golden_images: Path) -> list[Prepared]:
-    builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     image = next(entry["image"] for entry in json.loads((golden / "v1.json").read_text()) if "image" in entry)
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
     with Preparation(builder, golden_images, 2) as preparation:

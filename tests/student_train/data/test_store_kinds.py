@@ -25,8 +25,8 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_dataset
 from alignkd.student_train.run.student import teacher_lm_head
 from alignkd.student_train.trainer import train
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.inputs.examples import ExampleBuilder
 
 MakeJob = Callable[..., TrainJob]
 OpenStore = Callable[..., CachedDataset]
@@ -70,7 +70,7 @@ def opened(
     dump: Any,
     v1_samples: Any,
     tmp_path_factory: pytest.TempPathFactory,
-    student_builder: ExampleBuilder,
+    student_builder: MobileVLMPreparation,
     images_folder: Path,
 ) -> OpenStore:
     """opened(codecs, **store settings): the golden samples in such a store, which nobody may change."""
@@ -87,7 +87,7 @@ def opened(
 
 
 @pytest.fixture(scope="module")
-def exact(exact_store: Path, student_builder: ExampleBuilder, images_folder: Path) -> CachedDataset:
+def exact(exact_store: Path, student_builder: MobileVLMPreparation, images_folder: Path) -> CachedDataset:
     return CachedDataset(StoreReader(exact_store), student_builder, images_folder)
 
 

@@ -24,7 +24,7 @@ from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 from alignkd.vlm.inputs.position_map import position_map
 
 TOKENIZER = LegacyLlamaTokenizer(
-    Path(__file__).parents[2] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
+    Path(__file__).parents[4] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
 )
 PADDING = 0  # the original pads with <unk>
 Tokens = tuple[list[int], list[int]]

@@ -15,7 +15,7 @@ from alignkd.storage.read.lm_head import LmHead
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer_rules import read_rules
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.stem.file import read_stem_info
 from alignkd.vlm.stem.teacher_head import lm_head_bytes, read_lm_head
 from alignkd.vlm.weights.files import iter_weights, read_weights, weight_shapes
@@ -55,7 +55,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "pickle": ("pytorch_model.bin", lambda path: list(iter_weights(path))),
     "stem": ("stem.safetensors", read_stem_info),
     "head": ("lm_head.safetensors", read_head),
-    "config": ("config.json", lambda path: load_example_builder(path.parent, template="v1")),
+    "config": ("config.json", lambda path: load_preparation(path.parent, template="v1")),
     "tokenizer": ("tokenizer.model", LegacyLlamaTokenizer),
     "tokenizer's rules": ("tokenizer_config.json", lambda path: read_rules(path.parent)),
     "index": ("model.safetensors.index.json", lambda path: read_weights(path.parent)),
@@ -64,7 +64,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_missing_permission_is_named_as_such(folder: Path, golden: Path, reader: str) -> None:
-    load_example_builder(folder, template="v1", vision_config=golden / "clip")  # imports what is imported late
+    load_preparation(folder, template="v1", vision_config=golden / "clip")  # imports what is imported late
     name, read = READERS[reader]
     file = folder / name
     if not file.exists():

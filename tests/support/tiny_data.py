@@ -50,7 +50,7 @@ ENTRIES: Final = [
         "<image>\n<image>\n<image>\nwhich of these is a house?",
         "the last one",
     ),
-    _entry("text in turns", [], "name a colour", "red", "one more", "green\n- and\n- blue"),
+    _entry("line\nbreak,\ttab %20 $HOME \\ #", [], "name a colour", "red", "one more", "green\n- and\n- blue"),
     _entry("same image", ["square.png"], "<image>\nwhat colour is the dog?", "  the dog is brown"),
 ]
 

@@ -12,8 +12,8 @@ ROWS = torch.tensor([[0, 5, 10, 10, 7], [3, 4, 0, 0, 0]])  # padded with 0, and 
 COLS = torch.tensor([[0, 3, 3, 9], [1, 2, 10, 0]])  # a column twice, and one after its row
 # A sliding window of four keys; and keys 2 to 5, which each row sees wherever it is.
 POSITIONS = torch.arange(LENGTH)
-SLIDING = (ROWS[..., None] >= POSITIONS) & (ROWS[..., None] - 4 < POSITIONS)
-BLOCK = (ROWS[..., None] >= POSITIONS) | ((POSITIONS >= 2) & (POSITIONS <= 5))
+SLIDING = (POSITIONS <= ROWS[..., None]) & (POSITIONS > ROWS[..., None] - 4)
+BLOCK = (POSITIONS <= ROWS[..., None]) | ((POSITIONS >= 2) & (POSITIONS <= 5))
 # Soft cap and mask: plain causal attention, and what other models add to it.
 FORMS = [(None, None), (0.7, None), (None, SLIDING), (0.7, BLOCK)]
 over_forms = pytest.mark.parametrize(("softcap", "visible"), FORMS, ids=["causal", "softcap", "sliding", "both"])

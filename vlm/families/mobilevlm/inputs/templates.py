@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
-from alignkd.vlm.errors import SampleError
+from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 
@@ -28,10 +28,6 @@ _OTHER_SPEAKERS = {
 _SYSTEM_SPEAKERS = ("system", "developer")
 # Part of the fingerprint. Raise it when the bytes of a prompt or of a label mask change.
 TEMPLATE_VERSION = 1
-
-
-class LabelMaskError(SampleError):
-    """The original's label mask does not fit the sample: the original prints a warning and masks the whole sample."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def tokenize_conversation(
 
     Raises:
         SampleError: the conversation is empty, its speakers do not alternate, or the number of `<image>` is wrong.
-        LabelMaskError: the original would train on no token of it.
+        LabelMaskError: the original's label mask does not fit: it prints a warning and masks the whole sample.
     """
     check_turns(turns, num_images=num_images)
     if template == "plain":

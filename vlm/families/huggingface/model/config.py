@@ -1,5 +1,6 @@
 """Sizes of a model of transformers, read from its configuration and a copy of the model without memory."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.huggingface.model.parts import attention_layer_of, layers_of, text_config_of
+from alignkd.vlm.families.huggingface.model.quiet import quiet
 
 # Images have been given to a model as already encoded (`mm_encoder_outputs`) since this version.
 NEEDED_TRANSFORMERS = "5.18"
@@ -68,13 +70,15 @@ def load_config(folder: Path) -> HuggingFaceConfig:
             ("a head", head is not None and hasattr(head, "weight")),
             ("image_token_id", _image_token(raw) is not None),
             ("an own base model", model.base_model is not model),
+            ("mm_encoder_outputs", "mm_encoder_outputs" in inspect.signature(model.base_model.forward).parameters),
         )
         if not there
     ]
     if layer is None or lacking:
         raise InputError(
             f"{path}: model_type {raw.model_type!r} has no {', no '.join(lacking)}; supported are models whose images "
-            "become tokens of a decoder, such as Qwen2.5-VL, Gemma 3, LLaVA or InternVL"
+            "become tokens of a decoder, such as Qwen2.5-VL, Gemma 3, LLaVA or InternVL, from transformers "
+            f"{NEEDED_TRANSFORMERS} on"
         )
     return HuggingFaceConfig(
         raw=raw,
@@ -96,7 +100,7 @@ def empty_model(raw: Any, path: Path) -> Any:
         InputError: transformers cannot build it.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), quiet():
             return AutoModelForImageTextToText.from_config(raw)
     except Exception as error:  # a configuration with wrong values fails anywhere in the model's constructors
         raise InputError(
@@ -107,7 +111,8 @@ def empty_model(raw: Any, path: Path) -> Any:
 
 def _read(path: Path) -> Any:
     try:
-        raw = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+        with quiet():
+            raw = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # strict configurations raise classes of their own
         raise InputError(
             f"{path}: not a configuration that transformers can read ({one_line(error)[:160]}); copy it again, or "

@@ -26,8 +26,8 @@ def greedy_tokens(model: HuggingFaceModel, prompts: Sequence[Example]) -> Iterat
     inner: Any = model.model
     ids_BL = batch.input_ids_BL
     inputs = {**model.decoder_inputs(batch, vision), "use_cache": True}
-    inputs.pop("input_ids")
-    inputs["attention_mask"] = batch.attention_mask_BL
+    for name in ("input_ids", "attention_mask"):  # prompts have equal length, so nothing is padded
+        inputs.pop(name, None)
     is_first = True
     while True:
         # the family's own methods: type ids of new tokens and positions with a cache differ between families

@@ -99,9 +99,13 @@ class HuggingFaceModel(VisionLanguageModel):
         self, images: Sequence[ImageTensors], samples: Sequence[int] | None = None, *, features: bool = False
     ) -> Vision:
         """Vision embeddings; see `VisionLanguageModel.encode_images`. `features` is always None in this family."""
+        return self.encoder.encode(images, samples, self.tower_dtype)
+
+    @property
+    def tower_dtype(self) -> torch.dtype:
+        """Dtype in which pixels are given to the vision tower."""
         tower = tower_of(self.model)
-        dtype = self.dtype if tower is None else next(tower.parameters()).dtype
-        return self.encoder.encode(images, samples, dtype)
+        return self.dtype if tower is None else next(tower.parameters()).dtype
 
     def no_image(self) -> Vision:
         """The embeddings of an image whose pixels are 0; see `VisionLanguageModel.no_image`."""

@@ -142,8 +142,8 @@ class Bench:
         self.model = load_teacher(job, job.open_teacher())
         builder = load_preparation(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
-        with PreparationThreads(builder, self.folder / "images", 2) as threads:
-            self.prepared = threads.prepare(samples)
+        with PreparationThreads(builder, self.folder / "images", 2) as preparation:
+            self.prepared = preparation.prepare(samples)
         self.batches = [self._batch(batch) for batch in self._plan()]
 
     @torch.no_grad()
@@ -221,7 +221,6 @@ class Bench:
     def _save_batch(self, out: Path, samples: Sequence[Prepared]) -> None:
         batch = self._batch(samples).to(self.options["device"])
         vision = self.model.encode_images(batch.images)
-        images = vision.split()
         embeds = self.model.embed(batch, vision)
         found = self.model.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
         logits = self.model.lm_head(found.last_hidden_state)
@@ -230,7 +229,7 @@ class Bench:
             attention = found.attentions[0][row][:, at.tqv_query_positions][:, :, at.vision_positions]
             for name, values in (
                 ("attention", attention),
-                ("vision", images[row].embeddings_PD),
+                ("vision", vision.embeddings_PD.unflatten(0, (len(samples), -1))[row]),
                 ("logits", logits[row][at.supervised_positions]),
             ):
                 np.save(out / f"{sample.sample.id}.{name}.npy", values.half().cpu().numpy())

@@ -10,7 +10,7 @@ from typing import Literal
 
 from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
-from alignkd.vlm.errors import SampleError
+from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 
@@ -21,10 +21,6 @@ PLAIN_SEPARATOR = "\n"
 ROLE_NAMES = {"human": "USER", "gpt": "ASSISTANT"}
 # Part of the fingerprint. Raise it when the bytes of a prompt or of a label mask change.
 TEMPLATE_VERSION = 1
-
-
-class LabelMaskError(SampleError):
-    """The original's label mask does not fit the sample: the original prints a warning and masks the whole sample."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def tokenize_conversation(
 
     Raises:
         SampleError: the conversation is empty, its speakers do not alternate, or the number of `<image>` is wrong.
-        LabelMaskError: the original would train on no token of it.
+        LabelMaskError: the original's label mask does not fit: it prints a warning and masks the whole sample.
     """
     check_turns(turns, num_images=num_images)
     if template == "plain":

@@ -23,7 +23,7 @@ from alignkd.vlm.data.conversations import (
     sample_of_entry,
 )
 from alignkd.vlm.errors import ImageError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import decode_with_orientation
+from alignkd.vlm.inputs.image_file import decode_with_orientation
 from alignkd.vlm.families.mobilevlm.inputs.templates import LabelMaskError
 from alignkd.vlm.inputs.examples import Preparation
 

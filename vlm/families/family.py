@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
-
-ProcessorChoice = Literal["auto", "pil"]
+from alignkd.vlm.settings import ProcessorKind
 
 
 class ModelConfig(Protocol):
@@ -40,6 +39,10 @@ class ModelConfig(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, columns of the head; may exceed the entries of the tokenizer."""
+
+    @property
+    def pads_vocabulary(self) -> bool:
+        """Whether the head's columns after the tokenizer's entries are padding, which no distribution counts."""
 
     @property
     def vision_tokens(self) -> int | None:
@@ -305,7 +308,7 @@ class CheckpointFolder:
     raw: Mapping[str, Any]
     has_weights: bool
     vision_config: Path | None = None
-    processor: ProcessorChoice = "auto"
+    processor: ProcessorKind = "auto"
 
 
 # Opens a checkpoint of one family; None if `config.json` is not of that family.

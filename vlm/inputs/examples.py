@@ -17,7 +17,7 @@ from alignkd.vlm.inputs.position_map import PositionMap
 # The arrays of ONE image by the name of the model's argument; the first axis is that of the argument (tiles, patches).
 ImageArrays = Mapping[str, NDArray[np.generic]]
 ImageSize = tuple[int, int]
-"""Width and height in pixels, after the rotation that the file's EXIF data ask for."""
+"""Width and height in pixels as stored, see `image_file.image_size`; EXIF orientation is not applied."""
 
 
 class OverlongError(SampleError):
@@ -117,6 +117,9 @@ class Preparation(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
+
+    def warnings(self) -> Sequence[str]:
+        """Lines on what a user should know of this template before a long run; none where there is nothing to say."""
 
     def caching_images(self) -> "Preparation":
         """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""

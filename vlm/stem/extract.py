@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import tower_hashes
@@ -34,12 +35,17 @@ def extract_stem(checkpoint: MobileVLMCheckpoint, out: Path, *, dtype: torch.dty
     return write_stem(out, _parts(checkpoint, dtype, lm_head))
 
 
-def extracted_bytes(checkpoint: MobileVLMCheckpoint, *, dtype: torch.dtype) -> bytes:
+def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
     """The file that `extract_stem` writes, without `lm_head`: the same bytes at every call, for a store to carry.
 
     Raises:
-        InputError: as `extract_stem`.
+        InputError: as `extract_stem`, or a family without stem.
     """
+    if not isinstance(checkpoint, MobileVLMCheckpoint):
+        raise InputError(
+            f"{checkpoint.name}: a checkpoint of the family {checkpoint.family} has no stem; store the targets, for "
+            "example with store.profile compact"
+        )
     return stem_bytes(_parts(checkpoint, dtype, False))
 
 

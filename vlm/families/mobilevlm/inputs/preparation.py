@@ -43,15 +43,15 @@ class MobileVLMPreparation:
 
     @property
     def template_fingerprint(self) -> str:
-        """Name of the template in the samples' keys."""
-        return self.template
+        """Name and version of the template, a part of the samples' keys."""
+        return template_fingerprint(self.template)
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """Everything that decides a sample's tokens and pixels, by name; teacher and student must agree on it."""
         return {
             "tokenizer": self.tokenizer.fingerprint,
-            "template": template_fingerprint(self.template),
+            "template": self.template_fingerprint,
             "image_processor": self.image_processor.fingerprint,
             "vision_tokens": str(self.vision_tokens),
         }
@@ -85,6 +85,10 @@ class MobileVLMPreparation:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
         return self.tokenizer.decode(list(ids))
+
+    def warnings(self) -> tuple[str, ...]:
+        """None: the templates are those of the original code."""
+        return ()
 
     def caching_images(self) -> "MobileVLMPreparation":
         """A copy that keeps the pixels of each image file that it has processed."""

@@ -88,9 +88,8 @@ class DistilledStudent(nn.Module):
         """
         if not sequences.images:
             return self.model.no_image()
-        return self.model.encode_images(
-            sequences.images, sequences.sample_of_image, features=self.stem is not None
-        )
+        samples = sequences.image_samples_I.tolist()  # on the host
+        return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
 
     def _terms_on_logits(self, forward: ForwardPass, zero: Tensor | None) -> dict[str, LossSum]:
         """The student's logits are never held all at once; `zero` is added to their hidden states."""

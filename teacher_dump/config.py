@@ -12,12 +12,12 @@ class TeacherConfig(Settings):
     """The teacher and how it is run.
 
     Attributes:
-        checkpoint: folder or hub id of a MobileVLM V2 checkpoint in the official layout, or of an image-text-to-text
-            checkpoint of transformers.
-        vision_config: MobileVLM only: folder with the vision tower's config.json, overriding the checkpoint's
-            `mm_vision_tower`.
-        processor: `auto` is the image processor that transformers picks, `pil` its variant without torchvision, which
-            gives slightly other pixels; MobileVLM has one only.
+        checkpoint: folder or hub id of a MobileVLM checkpoint in the official layout, or of an image-text-to-text model
+            of transformers.
+        vision_config: folder with the vision tower's config.json, overriding the `mm_vision_tower` of a MobileVLM
+            checkpoint.
+        processor: image processor of other models: `auto` takes the one that transformers selects, `pil` the one that
+            needs no torchvision and gives slightly other pixels.
         dtype: dtype of the teacher's weights and arithmetic.
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
             fits a small GPU; attention and vision targets are as without, logits have a quantisation error.

@@ -131,10 +131,10 @@ def evaluate(
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
         with memory_errors(f"lower the batch (now {batch}), or take the device cpu"):
             found = generate_greedy(
-                model, prompts, max_new_tokens=max_new_tokens, eos_token_id=builder.tokenizer.eos_token_id
+                model, prompts, max_new_tokens=max_new_tokens, stop_ids=builder.stop_ids
             )
         for number, ids in zip(numbers, found, strict=True):
-            answers[number] = _answer(*questions[number], builder.tokenizer.decode(ids))
+            answers[number] = _answer(*questions[number], builder.decode(ids))
     return Evaluation(tuple(answers[number] for number in range(len(questions))))
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
@@ -82,6 +83,10 @@ class Preparation(Protocol):
         """Entries of the tokenizer; ids are below it."""
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+
+    @property
     def template_fingerprint(self) -> str:
         """Identifies the prompt template in the samples' keys."""
 
@@ -114,6 +119,13 @@ class Preparation(Protocol):
 
     def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
+
+    def check_image(self, image: Image) -> None:
+        """Refuse a decoded RGB image from which `build` would make no arrays, without making them where possible.
+
+        Raises:
+            ImageError: its shape is unusable.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""

@@ -5,7 +5,7 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, Head
 from alignkd.vlm.stem.extract import extracted_bytes
 from alignkd.vlm.stem.file import STEM_FILE
-from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, head_bytes
 
 
 def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
@@ -20,7 +20,7 @@ def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
     """
     attachments = dict(teacher.attachments())
     if job.store.logits.kind == "hidden":
-        attachments[LM_HEAD_FILE] = lm_head_bytes(teacher.lm_head(job.teacher.torch_dtype))
+        attachments[LM_HEAD_FILE] = head_bytes(teacher.lm_head(job.teacher.torch_dtype))
     if job.store.codecs().from_stem:
         attachments[STEM_FILE] = extracted_bytes(teacher, dtype=job.teacher.torch_dtype)
     return attachments

@@ -5,15 +5,19 @@ from typing import Literal
 import torch
 
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName, Quantization, usable_device
-from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath
+from alignkd.vlm.settings import CheckpointName, Count, ProcessorKind, Settings, UserPath
 
 
 class TeacherConfig(Settings):
     """The teacher and how it is run.
 
     Attributes:
-        checkpoint: folder in the official layout, or hub id.
-        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        checkpoint: folder or hub id of a MobileVLM checkpoint in the official layout, or of an image-text-to-text model
+            of transformers.
+        vision_config: folder with the vision tower's config.json, overriding the `mm_vision_tower` of a MobileVLM
+            checkpoint.
+        processor: image processor of other models: `auto` takes the one that transformers selects, `pil` the one that
+            needs no torchvision and gives slightly other pixels.
         dtype: dtype of the teacher's weights and arithmetic.
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
             fits a small GPU; attention and vision targets are as without, logits have a quantisation error.
@@ -30,6 +34,7 @@ class TeacherConfig(Settings):
 
     checkpoint: CheckpointName
     vision_config: UserPath | None = None
+    processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
     token_budget: Count = 8192

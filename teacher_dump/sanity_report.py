@@ -84,10 +84,19 @@ def judge_labels(scores: Sequence[SampleScores], vocab_size: int) -> SanityFindi
     return finding("labels", True if leads[worst] > CLEAR else None, figures)
 
 
-def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
-    """Check that labels are more probable with the right images than with those of other samples."""
+def judge_images(
+    right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int, *, left_out: int = 0
+) -> SanityFinding:
+    """Check that labels are more probable with the right images than with those of other samples.
+
+    Args:
+        left_out: number of samples that could not be scored with another image, for example because it makes them too
+            long.
+    """
+    others = f", {left_out} more not scored: unusable with another image" if left_out else ""
     if len(right) < MIN_IMAGES:
-        return finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
+        found = f"{len(right)} samples with distinct images{others}, {MIN_IMAGES} are needed"
+        return finding("images", None, found)
     entropy = np.concatenate([found.entropy_N for found in right]).mean()
     if entropy > VAGUE * np.log(vocab_size):
         return finding(
@@ -98,7 +107,7 @@ def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores],
     losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
     figures = (
         f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
-        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f})"
+        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f}{others})"
     )
     return finding(
         "images",

@@ -311,7 +311,7 @@ def _record(
         if codec != "none" and name in found
     }
     return Record(
-        key=sample_key(sample["conversations"], hashes, "v1"),
+        key=sample_key(sample["conversations"], hashes, "v1:1"),
         id=sample["id"],
         index=index,
         conversations=sample["conversations"],

@@ -51,19 +51,19 @@ def live(model: MobileVLM, builder: MobileVLMPreparation, record: Record, images
     files = [(images / image).read_bytes() for image in record.images]
     example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], files)
     batch = collate_sequences([example])
-    vision_1PD = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
-    embeds_1LD = model.embed(batch, vision_1PD)
-    hidden_LD = model.hidden_states(embeds_1LD)[0]
+    vision = model.encode_images(batch.images) if batch.images else None
+    embeds_1LD = model.embed(batch, vision)
+    hidden_LD = model.decoder_states(embeds_1LD)[0]
     found = {"logits": model.lm_head(hidden_LD[torch.from_numpy(example.positions.supervised_positions.astype(int))])}
-    if vision_1PD is not None:
+    if vision is not None:
         rows, cols = (
             torch.from_numpy(at.astype(int))[None]
             for at in (example.positions.tqv_query_positions, example.positions.vision_positions)
         )
         tqv_HQP = model.first_layer_attention(embeds_1LD, rows, cols)[0]
         top = vision_top_index(tqv_HQP)
-        found |= {"attention": tqv_HQP.transpose(0, 1)[None], "vision_embeddings": vision_1PD}
-        found |= {"vision_top_index": top, "vision_top_embeddings": vision_1PD[0, top]}
+        found |= {"attention": tqv_HQP.transpose(0, 1)[None], "vision_embeddings": vision.embeddings_PD[None]}
+        found |= {"vision_top_index": top, "vision_top_embeddings": vision.embeddings_PD[top]}
     return found
 
 

@@ -19,6 +19,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 NUM_SCENES = 36  # a few more than the check of images needs
@@ -97,7 +98,11 @@ def test_warn_says_so_and_goes_on_off_is_silent(demo_job: MakeDemoJob) -> None:
 
 def test_a_blind_teacher(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
     true = MobileVLM.encode_images
-    monkeypatch.setattr(MobileVLM, "encode_images", lambda self, pixels: true(self, pixels * 0))
+
+    def blind(self: MobileVLM, images: Any, samples: Any = None) -> Vision:
+        return true(self, [{"pixel_values": image["pixel_values"] * 0} for image in images], samples)
+
+    monkeypatch.setattr(MobileVLM, "encode_images", blind)
     with pytest.raises(InputError, match=r"'images' failed: .* the teacher ignores its images"):
         dump(demo_job())
 
@@ -106,33 +111,33 @@ def test_a_blind_teacher(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch)
 def test_states_taken_one_position_beside(
     shift: int, beside: str, demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = MobileVLM.hidden_states
-    monkeypatch.setattr(MobileVLM, "hidden_states", lambda self, embeds: true(self, embeds).roll(shift, dims=1))
+    true = MobileVLM.decoder_states
+    monkeypatch.setattr(MobileVLM, "decoder_states", lambda self, embeds: true(self, embeds).roll(shift, dims=1))
     with pytest.raises(InputError, match=rf"'labels' failed: .* of those of the {beside} position: off by one"):
         dump(demo_job())
 
 
 def test_padding_that_is_seen(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = MobileVLM.hidden_states
+    true = MobileVLM.decoder_states
 
     def sees_padding(self: MobileVLM, embeds: Tensor) -> Tensor:
         hidden = true(self, embeds)
         return hidden + 0.05 * hidden[:, -1:]
 
-    monkeypatch.setattr(MobileVLM, "hidden_states", sees_padding)
+    monkeypatch.setattr(MobileVLM, "decoder_states", sees_padding)
     with pytest.raises(InputError, match=r"'batch' failed: hidden states of 4 samples differ by .* rounding"):
         dump(demo_job())
 
 
 def test_a_random_teacher_is_not_judged(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = MobileVLM.hidden_states
+    true = MobileVLM.decoder_states
 
     def forget(self: MobileVLM, embeds: Tensor) -> Tensor:
         true(self, embeds)  # whose first layer is looked at
         generator = torch.Generator().manual_seed(0)
         return 0.1 * torch.randn(embeds.shape[1:], generator=generator).expand_as(embeds)
 
-    monkeypatch.setattr(MobileVLM, "hidden_states", forget)
+    monkeypatch.setattr(MobileVLM, "decoder_states", forget)
     assert outcomes(demo_job()) == {"batch": "passed", "labels": "not checked", "images": "not checked"}
 
 

@@ -53,7 +53,7 @@ def alone(model: MobileVLM, builder: MobileVLMPreparation, record: Record, folde
     features = []
     for image in record.images:
         pixels = builder.image_processor(read_image_bytes(folder, image))
-        features.append(model.encode_images(torch.from_numpy(pixels)[None])[0])
+        features.append(model.encode_images([{"pixel_values": torch.from_numpy(pixels)}]).embeddings_PD)
     blocks, images, pieces = [], iter(features), []
     for token in record.input_ids.tolist():
         if token == IMAGE_TOKEN_ID:
@@ -64,7 +64,7 @@ def alone(model: MobileVLM, builder: MobileVLMPreparation, record: Record, folde
     embeds = torch.cat(pieces)[None]
     every = torch.arange(embeds.shape[1])[None]
     attention = model.first_layer_attention(embeds, every, every)[0]
-    hidden = model.hidden_states(embeds)[0][record.supervised_positions]
+    hidden = model.decoder_states(embeds)[0][record.supervised_positions]
     expected = {"logits": model.lm_head(hidden)}
     if blocks:
         after = blocks[-1] + P

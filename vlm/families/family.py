@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
-
-ProcessorChoice = Literal["auto", "pil"]
+from alignkd.vlm.settings import ProcessorKind
 
 
 class ModelConfig(Protocol):
@@ -40,6 +39,10 @@ class ModelConfig(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, columns of the head; may exceed the entries of the tokenizer."""
+
+    @property
+    def pads_vocabulary(self) -> bool:
+        """Whether the head's columns after the tokenizer's entries are padding, which no distribution counts."""
 
     @property
     def vision_tokens(self) -> int | None:
@@ -207,7 +210,7 @@ class VisionLanguageModel(nn.Module, ABC):
         """Keep only the input of each decoder layer for the backward pass, which computes the layer again."""
         for layer in self.decoder_layers:
             # preserve_rng_state: no random numbers are drawn, so there is no state to restore
-            layer.forward = partial(  # type: ignore[method-assign]
+            layer.forward = partial(
                 torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
 
@@ -273,8 +276,12 @@ class Checkpoint(Protocol):
     def attachments(self) -> dict[str, bytes]:
         """Name -> content of the files with which `open_pieces` shows a store's tokens."""
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """The head's matrix [V, D], read from the weight files without loading the model."""
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model.
+
+        Raises:
+            InputError: a tensor is missing, or a file cannot be read.
+        """
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the layout of this checkpoint, with its tokenizer and processor files.
@@ -305,7 +312,7 @@ class CheckpointFolder:
     raw: Mapping[str, Any]
     has_weights: bool
     vision_config: Path | None = None
-    processor: ProcessorChoice = "auto"
+    processor: ProcessorKind = "auto"
 
 
 # Opens a checkpoint of one family; None if `config.json` is not of that family.

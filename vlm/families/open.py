@@ -5,7 +5,8 @@ from pathlib import Path
 
 from alignkd.vlm.data.conversations import read_json
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import Checkpoint, CheckpointFolder, Opener, ProcessorChoice
+from alignkd.vlm.families.family import Checkpoint, CheckpointFolder, Opener
+from alignkd.vlm.settings import ProcessorKind
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
 # The folders of the families, in the order in which they are asked; each has a function `open_folder` in `opener.py`.
@@ -17,7 +18,7 @@ def open_checkpoint(
     *,
     vision_config: Path | None = None,
     weights: bool = True,
-    processor: ProcessorChoice = "auto",
+    processor: ProcessorKind = "auto",
 ) -> Checkpoint:
     """Find a checkpoint; a hub id is fetched, or taken from the hub's cache. Only its family is imported.
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
@@ -17,7 +18,7 @@ from alignkd.vlm.inputs.position_map import PositionMap
 # The arrays of ONE image by the name of the model's argument; the first axis is that of the argument (tiles, patches).
 ImageArrays = Mapping[str, NDArray[np.generic]]
 ImageSize = tuple[int, int]
-"""Width and height in pixels, after the rotation that the file's EXIF data ask for."""
+"""Width and height in pixels as stored, see `image_file.image_size`; EXIF orientation is not applied."""
 
 
 class OverlongError(SampleError):
@@ -82,6 +83,10 @@ class Preparation(Protocol):
         """Entries of the tokenizer; ids are below it."""
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+
+    @property
     def template_fingerprint(self) -> str:
         """Identifies the prompt template in the samples' keys."""
 
@@ -115,8 +120,18 @@ class Preparation(Protocol):
     def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
 
+    def check_image(self, image: Image) -> None:
+        """Refuse a decoded RGB image from which `build` would make no arrays, without making them where possible.
+
+        Raises:
+            ImageError: its shape is unusable.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
+
+    def warnings(self) -> Sequence[str]:
+        """Lines on what a user should know of this template before a long run; none where there is nothing to say."""
 
     def caching_images(self) -> "Preparation":
         """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""

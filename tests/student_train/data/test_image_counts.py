@@ -161,7 +161,7 @@ def write(
         example, hashes = student_builder.build(sample.turns, files), image_hashes(files)
         positions = example.positions
         return Record(
-            key=sample_key(sample.conversations(), hashes, "v1"),
+            key=sample_key(sample.conversations(), hashes, "v1:1"),
             id=sample.id,
             index=index,
             conversations=sample.conversations(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import ImageError
@@ -19,6 +20,9 @@ from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.examples import Example, ImageArrays, ImageSize, Tokens, is_overlong, overlong_error
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 from alignkd.vlm.inputs.position_map import position_map
+
+# Pixels. After decoding, only a large canvas can make an image unusable: images with shorter sides are not resized.
+LONG_SIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +46,21 @@ class MobileVLMPreparation:
         return len(self.tokenizer)
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """`</s>`."""
+        return frozenset([self.tokenizer.eos_token_id])
+
+    @property
     def template_fingerprint(self) -> str:
-        """Name of the template in the samples' keys."""
-        return self.template
+        """Name and version of the template, a part of the samples' keys."""
+        return template_fingerprint(self.template)
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """Everything that decides a sample's tokens and pixels, by name; teacher and student must agree on it."""
         return {
             "tokenizer": self.tokenizer.fingerprint,
-            "template": template_fingerprint(self.template),
+            "template": self.template_fingerprint,
             "image_processor": self.image_processor.fingerprint,
             "vision_tokens": str(self.vision_tokens),
         }
@@ -82,9 +91,22 @@ class MobileVLMPreparation:
         input_ids = tokenize_question(turns, template=self.template, num_images=len(files), tokenizer=self.tokenizer)
         return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), files)
 
+    def check_image(self, image: Image) -> None:
+        """Refuse an image that is too elongated.
+
+        Raises:
+            ImageError: its canvas would be too large.
+        """
+        if max(image.size) > LONG_SIDE:
+            self.image_processor.process(image)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
         return self.tokenizer.decode(list(ids))
+
+    def warnings(self) -> tuple[str, ...]:
+        """None: the templates are those of the original code."""
+        return ()
 
     def caching_images(self) -> "MobileVLMPreparation":
         """A copy that keeps the pixels of each image file that it has processed."""

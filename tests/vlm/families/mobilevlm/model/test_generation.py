@@ -42,7 +42,7 @@ def test_cached_equals_uncached_for_mixed_prompts(golden: Path, golden_images: P
     prompts = []
     for sample in load_samples(golden / "v1.json"):
         prompts.append(builder.build_question(sample.turns[:1], read_images(golden_images, sample.images)))
-    got = generate_greedy(model, prompts, max_new_tokens=6, eos_token_id=-1)
+    got = generate_greedy(model, prompts, max_new_tokens=6, stop_ids=())
     assert got == [without_cache(model, prompt, 6) for prompt in prompts]
 
 
@@ -52,6 +52,6 @@ def test_stops_at_the_end_token(golden: Path) -> None:
     builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     (sample,) = [entry for entry in load_samples(golden / "v1.json") if not entry.images]
     prompt = builder.build_question(sample.turns[:1], ())
-    (free,) = generate_greedy(model, [prompt], max_new_tokens=8, eos_token_id=-1)
-    (stopped,) = generate_greedy(model, [prompt], max_new_tokens=8, eos_token_id=free[3])
+    (free,) = generate_greedy(model, [prompt], max_new_tokens=8, stop_ids=())
+    (stopped,) = generate_greedy(model, [prompt], max_new_tokens=8, stop_ids={free[3], -1})
     assert stopped == free[: free.index(free[3])]

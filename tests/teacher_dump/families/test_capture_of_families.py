@@ -13,23 +13,23 @@ from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import VISION_TOP_INDEX, Capture, Captured
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.data.conversations import ConversationFile
-from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 
 EXACT = StoreConfig(
     path="unused", attention="float32", vision_top="float32", vision_all="float32", logits=LogitsCodec(kind="full")
 )
 Arrays = dict[str, np.ndarray]
+Teacher = tuple[VisionLanguageModel, list[Prepared]]
 
 
-@pytest.fixture(params=tiny_families.NINE)
-def teacher(request: pytest.FixtureRequest, family_teacher: Callable[[str], Path]) -> Checkpoint:
-    return open_checkpoint(family_teacher(request.param))
-
-
-def prepared(teacher: Checkpoint, data: Path) -> list[Prepared]:
-    with PreparationThreads(teacher.preparation(), data / "images", 2) as threads:
-        return threads.prepare(list(ConversationFile(data / "data.json")))
+@pytest.fixture(scope="module", params=tiny_families.NINE)
+def teacher(request: pytest.FixtureRequest, family_teacher: Callable[[str], Path], family_data: Path) -> Teacher:
+    """A loaded model, and the data set prepared for it."""
+    opened = open_checkpoint(family_teacher(request.param))
+    with PreparationThreads(opened.preparation(), family_data / "images", 2) as threads:
+        samples = threads.prepare(list(ConversationFile(family_data / "data.json")))
+    return opened.load_model(), samples
 
 
 def arrays_of(captured: Captured) -> Arrays:
@@ -57,8 +57,8 @@ def check_shapes(model: VisionLanguageModel, sample: Prepared, found: Arrays) ->
     np.testing.assert_array_equal(every[found["index"]], found["top"])
 
 
-def test_a_batch_with_kept_images_is_each_sample_alone(teacher: Checkpoint, family_data: Path) -> None:
-    model, samples = teacher.load_model(), prepared(teacher, family_data)
+def test_a_batch_with_kept_images_is_each_sample_alone(teacher: Teacher) -> None:
+    model, samples = teacher
     capture = Capture(model, EXACT)
     capture.begin_window([])
     alone = [arrays_of(capture([sample])[0]) for sample in samples]
@@ -71,11 +71,10 @@ def test_a_batch_with_kept_images_is_each_sample_alone(teacher: Checkpoint, fami
             np.testing.assert_allclose(other[name], values, rtol=1e-4, atol=2e-5, err_msg=f"{sample.sample.id} {name}")
 
 
-def test_attention_in_chunks_and_groups_is_attention_at_once(
-    teacher: Checkpoint, family_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_in_chunks_and_groups_is_attention_at_once(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds on memory change nothing but the order of the computation."""
-    capture, samples = Capture(teacher.load_model(), EXACT), prepared(teacher, family_data)
+    model, samples = teacher
+    capture = Capture(model, EXACT)
     whole = [arrays_of(captured) for captured in capture(samples)]
     module = "alignkd.teacher_dump.targets.capture"
     monkeypatch.setattr(f"{module}.ATTENTION_BYTES_CPU", 1)

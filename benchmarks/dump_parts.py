@@ -35,7 +35,7 @@ FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
 # module of the function, its name, what it does in addition to the parts inside it
 PARTS = (
     (MobileVLM, "encode_images", "tower and projector"),
-    (MobileVLM, "hidden_states", "decoder"),
+    (MobileVLM, "decoder_states", "decoder"),
     (MobileVLM, "embed", "splicing"),
     (capture, "keep_distribution", "lm_head"),
     (distribution, "keep_nucleus", "nucleus: entries and tail"),

@@ -276,8 +276,12 @@ class Checkpoint(Protocol):
     def attachments(self) -> dict[str, bytes]:
         """Name -> content of the files with which `open_pieces` shows a store's tokens."""
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """The head's matrix [V, D], read from the weight files without loading the model."""
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model.
+
+        Raises:
+            InputError: a tensor is missing, or a file cannot be read.
+        """
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the layout of this checkpoint, with its tokenizer and processor files.

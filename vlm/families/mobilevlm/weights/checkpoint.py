@@ -7,10 +7,9 @@ from typing import Self, cast, get_args
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
@@ -172,15 +171,16 @@ class MobileVLMCheckpoint:
         file = self.tokenizer.model_file
         return {file.name: file.read_bytes()}
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """`lm_head` [V, D], read from the weight files; other tensors are not read.
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """`lm_head`, a matrix [V, D], read from the weight files; other tensors are not read.
 
         Raises:
             InputError: the checkpoint has none.
         """
         for source in self.sources:
             if LM_HEAD_KEY in source.shapes():
-                return next(tensor for key, tensor in source.tensors() if key == LM_HEAD_KEY).to(dtype)
+                weight_VD = next(tensor for key, tensor in source.tensors() if key == LM_HEAD_KEY).to(dtype)
+                return Head(weight_VD=weight_VD)
         raise InputError(
             f"{self.folder}: no {LM_HEAD_KEY} in it, which logits.kind hidden stores; give a complete checkpoint"
         )

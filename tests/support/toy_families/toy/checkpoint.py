@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from alignkd.vlm.families.toy.model import SOFTCAP, ToyConfig, ToyModel
+from alignkd.vlm.families.toy.preparation import NUM_TOKENS, ToyPreparation
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import VisionLanguageModel
-from alignkd.vlm.families.toy.model import ToyConfig, ToyModel
-from alignkd.vlm.families.toy.preparation import NUM_TOKENS, ToyPreparation
+from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.tensor_file import save_tensors
@@ -54,8 +53,8 @@ class ToyCheckpoint:
     def attachments(self) -> dict[str, bytes]:
         return {}
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        return read_weights(self.folder)["lm_head.weight"].to(dtype)
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        return Head(weight_VD=read_weights(self.folder)["lm_head.weight"].to(dtype), softcap=SOFTCAP)
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

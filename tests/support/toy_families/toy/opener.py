@@ -1,7 +1,8 @@
 """Recognises the toy's checkpoints."""
 
-from alignkd.vlm.families.family import CheckpointFolder
 from alignkd.vlm.families.toy.checkpoint import ToyCheckpoint
+
+from alignkd.vlm.families.family import CheckpointFolder
 
 
 def open_folder(found: CheckpointFolder) -> ToyCheckpoint | None:

@@ -59,7 +59,10 @@ class ToyPreparation:
         input_ids, wanted = np.array(ids, np.int32), np.array(labels, np.int32)
         positions = spliced_position_map(input_ids == IMAGE, wanted, counts, blocks_of_images=False)
         return Tokens(
-            input_ids=input_ids, labels=wanted, positions=positions, types={"is_image": (input_ids == IMAGE).astype("i4")}
+            input_ids=input_ids,
+            labels=wanted,
+            positions=positions,
+            types={"is_image": (input_ids == IMAGE).astype("i4")},
         )
 
     def build(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import ProcessorChoice, VisionLanguageModel
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
 from alignkd.vlm.families.huggingface.model.head_weights import read_head
 from alignkd.vlm.families.huggingface.model.loading import build_model
@@ -17,6 +17,7 @@ from alignkd.vlm.families.huggingface.model.probe import probe_examples
 from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.settings import ProcessorKind
 from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
@@ -31,7 +32,7 @@ class HuggingFaceCheckpoint:
     """
 
     def __init__(
-        self, name: str | Path, folder: Path, *, processor: ProcessorChoice = "auto", has_weights: bool = True
+        self, name: str | Path, folder: Path, *, processor: ProcessorKind = "auto", has_weights: bool = True
     ) -> None:
         self.name, self.folder, self.processor = name, folder, processor
         self._has_weights = has_weights
@@ -80,9 +81,9 @@ class HuggingFaceCheckpoint:
                 "data.template out"
             )
         # its libraries are not needed by what opens a checkpoint for its sizes
-        from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePreparation
+        from alignkd.vlm.families.huggingface.inputs.opening import open_preparation
 
-        return HuggingFacePreparation.open(self.folder, processor=self.processor, max_tokens=max_tokens)
+        return open_preparation(self.folder, processor=self.processor, max_tokens=max_tokens)
 
     def load_model(
         self,

@@ -170,11 +170,6 @@ class Record:
         return _decoded(self.vision_top_embeddings)
 
     @property
-    def tokens_of_image(self) -> tuple[int, ...]:
-        """Vision tokens of each image."""
-        return (len(self.vision_positions) // max(self.num_images, 1),) * self.num_images
-
-    @property
     def has_image(self) -> bool:
         """Whether the sample has images."""
         return bool(self.images)

@@ -129,9 +129,8 @@ class Demo:
         states, labels = [], []
         for start in range(0, len(examples), 32):
             batch = collate_sequences(examples[start : start + 32])
-            pixels = batch.pixel_values_ICHW
-            embeds_BLD = model.embed(batch, None if pixels is None else model.encode_images(pixels))
-            states.append(model.hidden_states(embeds_BLD)[batch.supervised_mask_BL])
+            vision = model.encode_images(batch.images) if batch.images else None
+            states.append(model.hidden_states(batch, vision)[batch.supervised_mask_BL])
             labels.append(batch.supervised_labels_N)
         return torch.cat(states), torch.cat(labels), model.lm_head.weight.detach()
 

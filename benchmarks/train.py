@@ -189,7 +189,7 @@ def write_data(out: Path, samples: int, tokens: int) -> None:
 
 def length_of(builder: Any, digit: int, repeats: int) -> int:
     turns = [Turn("human", QUESTION), Turn("gpt", SENTENCE.format(digit=digit) * repeats)]
-    return int(builder.tokenize(turns, num_images=1).positions.length)
+    return int(builder.tokenize(turns, [(0, 0)]).positions.length)
 
 
 class Variant:

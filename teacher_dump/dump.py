@@ -108,9 +108,7 @@ def load_teacher(job: DumpJob, teacher: Checkpoint) -> VisionLanguageModel:
 class _Run:
     """One run over the assigned shards, with its counters."""
 
-    def __init__(
-        self, job: DumpJob, preparation: Preparation, samples: ConversationFile, store: StoreWriter
-    ) -> None:
+    def __init__(self, job: DumpJob, preparation: Preparation, samples: ConversationFile, store: StoreWriter) -> None:
         self.job, self.preparation, self.samples, self.store = job, preparation, samples, store
         self.written = self.shards_written = self.halved = 0
         self.sanity: tuple[SanityFinding, ...] = ()

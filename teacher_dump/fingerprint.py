@@ -28,10 +28,11 @@ def make_manifest(
     attachments: Mapping[str, bytes],
 ) -> Manifest:
     """The manifest of the store that `job` writes."""
+    config = teacher.config
     return manifest_of(
         job.teacher,
         job.store,
-        teacher.config,
+        config,
         checkpoint={
             **preparation.fingerprint,
             "tokenizer_probe": json.dumps(preparation.probe()),
@@ -41,7 +42,7 @@ def make_manifest(
         data={"conversations": samples.sha256, "max_tokens": str(job.max_tokens)},
         attachments={name: hashlib.sha256(content).hexdigest() for name, content in attachments.items()},
         num_samples=len(samples),
-        num_tokens=preparation.num_tokens if teacher.config.pads_vocabulary else None,
+        num_tokens=min(preparation.num_tokens, config.vocab_size) if config.pads_vocabulary else None,
         created_with={"torch": torch.__version__, "transformers": version("transformers")},
     )
 

@@ -1,7 +1,6 @@
 """`alignkd data`: inspect a data set before anything is computed from it."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -38,9 +37,7 @@ def data(context: click.Context) -> None:
 @data.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; without it no image is read.")
-@click.option(
-    "--template", type=click.Choice(["plain", "v1"]), default="v1", show_default=True, help="Prompt template."
-)
+@click.option("--template", type=click.Choice(["plain", "v1"]), help="Prompt template of MobileVLM; by default v1.")
 @click.option("--max-tokens", callback=token_limits, default="512,2048", show_default=True, help="Limits to compare.")
 @click.option(
     "--checkpoint",
@@ -66,7 +63,7 @@ def data(context: click.Context) -> None:
 def stats(
     files: tuple[Path, ...],
     images: Path | None,
-    template: Literal["plain", "v1"],
+    template: str | None,
     max_tokens: tuple[int, ...],
     checkpoint: str,
     vision_config: Path | None,

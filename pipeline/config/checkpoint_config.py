@@ -11,6 +11,10 @@ from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
 from alignkd.vlm.families.open import open_checkpoint
 
 
+class OtherFamilyError(InputError):
+    """The checkpoint is not a MobileVLM, so its sizes are not known."""
+
+
 class PlannedModel:
     """A model of the configuration; its checkpoint is opened at most once, and without its weights.
 
@@ -37,11 +41,17 @@ class PlannedModel:
         """The configuration; official models need no download.
 
         Raises:
-            InputError: no such checkpoint, or one of another model family.
+            InputError: no such checkpoint. OtherFamilyError: it is not a MobileVLM.
         """
         if self.name in MEMBERS and not Path(self.name).exists():
             return family_config(self.name)
-        return self.checkpoint.config
+        config = self.checkpoint.config
+        if not isinstance(config, VLMConfig):
+            raise OtherFamilyError(
+                f"{self.name}: a checkpoint of the family {self.checkpoint.family}; sizes, memory and the stem are "
+                "computed for MobileVLM checkpoints only"
+            )
+        return config
 
 
 def checkpoint_config(checkpoint: str, vision_config: Path | None) -> VLMConfig:

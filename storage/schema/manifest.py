@@ -62,6 +62,7 @@ class Shapes(_Model):
     vision_tokens: int = Field(ge=1, le=1 << 16, description="P; 144 for MobileVLM V2")
     vocab_size: int = Field(ge=1, le=1 << 22)
     num_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
+    attention_layer: int = 0
     vision_top_tokens: int = Field(default=16, ge=1, le=1 << 16, description="tokens of the focus loss (eq. 3)")
 
     @model_validator(mode="after")

@@ -163,8 +163,9 @@ class Capture:
         if not rows or first_layer is None:
             return [(None, None)] * len(rows)
         config = self.config
-        wanted = ((config.attention_pairs, self._keeps_attention), ("tqv", self._keeps_top))
-        kinds = {pairs for pairs, kept in wanted if kept}
+        kinds: set[AttentionPairs] = {config.attention_pairs} if self._keeps_attention else set()
+        if self._keeps_top:
+            kinds.add("tqv")
         found = []
         for group in self._groups(samples, rows, kinds):
             maps = [samples[row].example.positions for row in group]

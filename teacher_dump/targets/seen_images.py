@@ -90,9 +90,7 @@ class SeenImages:
         Raises:
             InputError: the model gives an image another number of vision tokens than its processor.
         """
-        seen = {
-            key: self._shared[key] for sample in samples for key in image_keys(sample) if key in self._shared
-        }
+        seen = {key: self._shared[key] for sample in samples for key in image_keys(sample) if key in self._shared}
         for units in _groups(_new_units(samples, seen)):
             for key, image in self._encoded(units):
                 seen[key] = image

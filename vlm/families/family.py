@@ -210,7 +210,7 @@ class VisionLanguageModel(nn.Module, ABC):
         """Keep only the input of each decoder layer for the backward pass, which computes the layer again."""
         for layer in self.decoder_layers:
             # preserve_rng_state: no random numbers are drawn, so there is no state to restore
-            layer.forward = partial(  # type: ignore[method-assign]
+            layer.forward = partial(
                 torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
 

@@ -22,7 +22,7 @@ from alignkd.vlm.stem.file import StemInfo, StemParts, stem_bytes, write_stem
 from alignkd.vlm.stem.stem import stem_shapes
 
 
-def extract_stem(checkpoint: MobileVLMCheckpoint, out: Path, *, dtype: torch.dtype, lm_head: bool = False) -> StemInfo:
+def extract_stem(checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_head: bool = False) -> StemInfo:
     """Write the stem of a checkpoint to the file `out`.
 
     Args:
@@ -30,23 +30,28 @@ def extract_stem(checkpoint: MobileVLMCheckpoint, out: Path, *, dtype: torch.dty
         lm_head: include `lm_head` and the final norm, for stores of hidden states that hold none.
 
     Raises:
-        InputError: unusable checkpoint, a tensor that is missing, misshapen or not finite, or `out` cannot be written.
+        InputError: unusable checkpoint, a tensor that is missing, misshapen or not finite, `out` cannot be written, or
+            a family without stem.
     """
-    return write_stem(out, _parts(checkpoint, dtype, lm_head))
+    return write_stem(out, _parts(_with_stem(checkpoint), dtype, lm_head))
 
 
 def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
     """The file that `extract_stem` writes, without `lm_head`: the same bytes at every call, for a store to carry.
 
     Raises:
-        InputError: as `extract_stem`, or a family without stem.
+        InputError: as `extract_stem`.
     """
+    return stem_bytes(_parts(_with_stem(checkpoint), dtype, False))
+
+
+def _with_stem(checkpoint: Checkpoint) -> MobileVLMCheckpoint:
     if not isinstance(checkpoint, MobileVLMCheckpoint):
         raise InputError(
             f"{checkpoint.name}: a checkpoint of the family {checkpoint.family} has no stem; store the targets, for "
             "example with store.profile compact"
         )
-    return stem_bytes(_parts(checkpoint, dtype, False))
+    return checkpoint
 
 
 def teacher_fingerprint(checkpoint: MobileVLMCheckpoint) -> dict[str, str]:

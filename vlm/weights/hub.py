@@ -26,6 +26,17 @@ PROCESSOR_FILES = (
     "merges.txt",
     "*.model",
 )
+# Further files of tokenizers and processors of transformers.
+PROCESSOR_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 # In the order of `alignkd.vlm.weights.files.FORMATS`.
 WEIGHT_PATTERNS = (
     ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),

@@ -152,9 +152,8 @@ def test_maps_are_the_models_own_first_layer_attention(teacher: Path, tmp_path: 
     for sample, found in zip(samples, maps, strict=True):
         example = builder.build_question(sample.turns[:1], read_images(data.images, sample.images))
         batch = collate_sequences([example])
-        assert batch.pixel_values_ICHW is not None
         with torch.no_grad():
-            embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+            embeds_BLD = model.embed(batch, model.encode_images(batch.images))
             output = model.model(inputs_embeds=embeds_BLD, use_cache=False, output_attentions=True)
         word, row = key_position(example, builder.tokenizer)
         vision = example.positions.vision_positions

@@ -52,11 +52,11 @@ def oracle(checkpoint: Path, questions: DatasetFiles) -> list[str]:
     for sample in load_samples(questions.conversations):
         files = read_images(questions.images, sample.images)
         batch = collate_sequences([builder.build_question(sample.turns[:1], files)])
-        vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images) if batch.images else None
         embeds_BLD, ids = model.embed(batch, vision), list[int]()
         while len(ids) < MAX_NEW_TOKENS:
             with torch.no_grad():
-                token = model.lm_head(model.hidden_states(embeds_BLD)[:, -1]).argmax(dim=-1)
+                token = model.lm_head(model.decoder_states(embeds_BLD)[:, -1]).argmax(dim=-1)
             if token.item() == builder.tokenizer.eos_token_id:
                 break
             ids.append(int(token.item()))

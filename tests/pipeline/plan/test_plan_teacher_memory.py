@@ -18,7 +18,7 @@ from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.teacher_dump.preparation import Preparation, Prepared
+from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.data.conversations import Sample
@@ -87,8 +87,8 @@ def samples(golden: Path, golden_images: Path) -> list[Prepared]:
     builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     image = next(entry["image"] for entry in json.loads((golden / "v1.json").read_text()) if "image" in entry)
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
-    with Preparation(builder, golden_images, 2) as preparation:
-        return preparation.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
+    with PreparationThreads(builder, golden_images, 2) as threads:
+        return threads.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
 
 
 def stored_bytes(captured: list[Captured]) -> int:

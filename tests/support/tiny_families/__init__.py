@@ -15,7 +15,7 @@ from alignkd.vlm.torchvision_import import make_torchvision_importable
 
 make_torchvision_importable()  # before anything imports transformers
 
-from tiny_families import gemma, idefics, internvl, llava, mistral, qwen  # noqa: E402
+from tiny_families import gemma, glm, idefics, internvl, lfm2, llava, mistral, paligemma, qwen  # noqa: E402
 from tiny_families.builder import Builder, Family, build_family  # noqa: E402
 
 _FAMILIES: Final[dict[str, Family]] = {
@@ -28,6 +28,14 @@ _FAMILIES: Final[dict[str, Family]] = {
     "internvl": internvl.INTERNVL,
     "gemma3": gemma.GEMMA3,
     "mistral3": mistral.MISTRAL3,
+    "qwen2_vl": qwen.QWEN2_VL,
+    "idefics3": idefics.IDEFICS3,
+    "ministral3": mistral.MINISTRAL3,
+    "lfm2_vl": lfm2.LFM2_VL,
+    "qwen3_5": qwen.QWEN3_5,
+    "glm4v": glm.GLM_4V,
+    "gemma4": gemma.GEMMA4,
+    "paligemma": paligemma.PALIGEMMA,
 }
 FAMILIES: Final[dict[str, Builder]] = {name: partial(build_family, family) for name, family in _FAMILIES.items()}
 """Name of a family -> function that writes a checkpoint; see `builder.build_family` for its arguments."""

@@ -14,6 +14,8 @@ from tiny_families.tokenizers_of_families import Words, tokenizer_of
 
 logging.disable_progress_bar()
 
+_NORMS = ("q_norm.weight", "k_norm.weight", "q_layernorm.weight", "k_layernorm.weight")
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -61,6 +63,7 @@ class Family:
         rows: The embedding has a multiple of so many rows; 1: as many as the tokenizer has entries.
         tie: Whether the head shares the embedding's rows unless the caller says so.
         layers: Layers of the decoder unless the caller says so.
+        norms: Added to the gains of the norms of queries and keys, which decide how peaked attention is.
     """
 
     words: Words
@@ -71,6 +74,7 @@ class Family:
     rows: int = 64
     tie: bool = False
     layers: int = 2
+    norms: float = 0.6
 
 
 class Builder(Protocol):
@@ -122,13 +126,14 @@ def build_family(
         `folder`.
     """
     tokenizer = tokenizer_of(family.words)
+    processor = family.processor(tokenizer, family.template)  # some add tokens
     rows = vocab_size or -(-len(tokenizer) // family.rows) * family.rows
     if rows < len(tokenizer):
         raise ValueError(f"vocab_size {vocab_size} is less than the {len(tokenizer)} entries of the tokenizer")
     sizes = Sizes(hidden_size, num_layers or family.layers, heads, rows, family.tie if tie is None else tie)
     config = family.config(sizes, tokenizer.convert_tokens_to_ids)
     model = AutoModelForImageTextToText.from_config(config)
-    _draw(model, seed, seed if tower_seed is None else tower_seed)
+    _draw(model, seed, seed if tower_seed is None else tower_seed, family.norms)
     stops = [tokenizer.convert_tokens_to_ids(stop) for stop in family.stops]
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -137,23 +142,25 @@ def build_family(
     )
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    family.processor(tokenizer, family.template).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def _draw(model: Any, seed: int, tower_seed: int) -> None:
+def _draw(model: Any, seed: int, tower_seed: int, norms: float) -> None:
     """Draw every parameter from its own name, so that a tower does not depend on the sizes of the decoder.
 
     A matrix keeps the scale of what it is applied to; the embedding has entries of size 1; gains and biases are moved
-    by a tenth. Queries and keys are larger, so that attention has peaks.
+    by a tenth. Queries and keys, or the gains of their norms, are larger, so that attention has peaks.
     """
     of_tower = {id(parameter) for parameter in model.get_encoder("image").parameters()}
     for name, parameter in model.named_parameters():
         text = f"{tower_seed if id(parameter) in of_tower else seed}:{name}"
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
         noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-        if parameter.ndim < 2:
+        if name.endswith(_NORMS):
+            parameter.add_(norms + 0.3 * noise)
+        elif parameter.ndim < 2:
             parameter.add_(0.1 * noise)
         elif "embed" in name and "patch" not in name:
             parameter.copy_(noise)

@@ -1,9 +1,13 @@
-"""SmolVLM."""
+"""SmolVLM and Idefics3."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from transformers import (
+    Idefics3Config,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     LlamaConfig,
     SmolVLMConfig,
     SmolVLMImageProcessor,
@@ -28,6 +32,7 @@ SMOLVLM_TEMPLATE = """
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
 """
+IDEFICS3_TEMPLATE = SMOLVLM_TEMPLATE.replace("<|im_start|>", "<|begin_of_text|>")
 PATCH, TILE = 8, 48  # 6 x 6 patches, 3 x 3 tokens a tile
 TOKENS = (TILE // PATCH // 2) ** 2
 WORDS = Words(
@@ -55,12 +60,12 @@ def tower() -> dict[str, Any]:
     }
 
 
-def text(sizes: Sizes, ids: Ids) -> LlamaConfig:
+def text(sizes: Sizes, ids: Ids, words: Words) -> LlamaConfig:
     return LlamaConfig(
         **sizes.text(
-            bos_token_id=ids("<|im_start|>"),
-            eos_token_id=ids("<end_of_utterance>"),
-            pad_token_id=ids("<|im_end|>"),
+            bos_token_id=ids(words.first[1]),
+            eos_token_id=ids(words.eos),
+            pad_token_id=ids(words.pad),
             tie_word_embeddings=sizes.tie,
         )
     )
@@ -68,7 +73,7 @@ def text(sizes: Sizes, ids: Ids) -> LlamaConfig:
 
 def _smolvlm(sizes: Sizes, ids: Ids) -> SmolVLMConfig:
     return SmolVLMConfig(
-        text_config=text(sizes, ids),
+        text_config=text(sizes, ids, WORDS),
         vision_config=tower(),
         image_token_id=ids("<image>"),
         pad_token_id=ids("<|im_end|>"),
@@ -86,3 +91,35 @@ def _smolvlm_processor(tokenizer: Any, template: str | None) -> SmolVLMProcessor
 
 
 SMOLVLM = Family(WORDS, SMOLVLM_TEMPLATE, _smolvlm, _smolvlm_processor, stops=("<end_of_utterance>",))
+IDEFICS3_WORDS = replace(
+    WORDS,
+    first=("<|end_of_text|>", "<|begin_of_text|>", "<|finetune_right_pad_id|>"),
+    bos="<|begin_of_text|>",
+    pad="<|finetune_right_pad_id|>",
+    named={},
+)
+
+
+def _idefics3(sizes: Sizes, ids: Ids) -> Idefics3Config:
+    return Idefics3Config(
+        text_config=text(sizes, ids, IDEFICS3_WORDS),
+        vision_config=tower(),
+        image_token_id=ids("<image>"),
+        pad_token_id=ids(IDEFICS3_WORDS.pad),
+        scale_factor=2,
+        tie_word_embeddings=sizes.tie,
+    )
+
+
+def _idefics3_processor(tokenizer: Any, template: str | None) -> Idefics3Processor:
+    images = Idefics3ImageProcessor(size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE})
+    return Idefics3Processor(images, tokenizer, image_seq_len=TOKENS, chat_template=template)
+
+
+IDEFICS3 = Family(
+    IDEFICS3_WORDS,
+    IDEFICS3_TEMPLATE,
+    _idefics3,
+    _idefics3_processor,
+    stops=("<|end_of_text|>", "<end_of_utterance>"),
+)

@@ -1,9 +1,10 @@
-"""Mistral Small 3.1 (Mistral3)."""
+"""Mistral Small 3.1 (Mistral3) and Ministral 3."""
 
 from collections.abc import Callable
 from typing import Any
 
 from transformers import (
+    Ministral3Config,
     Mistral3Config,
     MistralConfig,
     PixtralImageProcessor,
@@ -86,3 +87,31 @@ def processor(tokenizer: Any, template: str | None) -> PixtralProcessor:
 
 
 MISTRAL3 = Family(WORDS, TEMPLATE, _mistral3, processor, stops=("</s>",), rows=1)
+
+
+def _ministral3(sizes: Sizes, ids: Ids) -> Mistral3Config:
+    """Queries are scaled by their position, which begins to matter after 32 tokens."""
+    rope = {
+        "rope_type": "yarn",
+        "type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 16.0,
+        "original_max_position_embeddings": 32,
+        "max_position_embeddings": 512,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale_all_dim": 1.0,
+        "mscale": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
+    arguments = sizes.text(head_dim=16, tie_word_embeddings=sizes.tie, rope_parameters=rope, **special(ids))
+    return Mistral3Config(
+        vision_config=tower(),
+        text_config=Ministral3Config(**{**arguments, "max_position_embeddings": 512}),
+        image_token_index=ids("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=sizes.tie,
+    )
+
+
+MINISTRAL3 = Family(WORDS, TEMPLATE, _ministral3, processor, stops=("</s>",), tie=True)

@@ -24,8 +24,8 @@ from alignkd.teacher_dump.preparation import Unusable
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.family import Vision
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 

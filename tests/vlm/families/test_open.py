@@ -37,7 +37,7 @@ def test_mobilevlm_is_recognised_by_its_keys(golden: Path, tmp_path: Path) -> No
 def test_a_template_that_mobilevlm_has_not_is_refused(golden: Path) -> None:
     opened = open_checkpoint(golden / "teacher", vision_config=golden / "clip")
     assert opened.preparation("plain").fingerprint["template"] == "plain:1"
-    with pytest.raises(InputError, match="template 'v2', but a MobileVLM checkpoint takes plain or v1; set data.tem"):
+    with pytest.raises(InputError, match=r"template 'v2', but a MobileVLM checkpoint takes plain or v1; set data\.tem"):
         opened.preparation("v2")
 
 

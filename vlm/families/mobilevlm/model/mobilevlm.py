@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +72,19 @@ class MobileVLM(VisionLanguageModel):
             features: also return the tower's output [I, patches, D_vision].
         """
         features_IND: Tensor = self.model.vision_tower(torch.stack([image["pixel_values"] for image in images]))
+        vision = self.project(features_IND)
+        return replace(vision, features=features_IND) if features else vision
+
+    def project(self, features_IND: Tensor) -> Vision:
+        """Vision embeddings for the tower's output [I, patches, D_vision]."""
         embeddings_IPD: Tensor = self.model.mm_projector(features_IND)
-        return _vision(embeddings_IPD, features_IND if features else None)
+        images, tokens = embeddings_IPD.shape[:2]
+        return Vision(embeddings_PD=embeddings_IPD.flatten(0, 1), tokens_of_image=(tokens,) * images)
 
     def no_image(self) -> Vision:
         """The projector's output for tower features of zeros."""
         shape = (1, self.config.vision_tokens, self.config.vision.hidden_size)
-        embeddings_1PD: Tensor = self.model.mm_projector(next(self.model.mm_projector.parameters()).new_zeros(shape))
-        return _vision(embeddings_1PD, None)
+        return self.project(next(self.model.mm_projector.parameters()).new_zeros(shape))
 
     def embed(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Token embeddings with the vision embeddings spliced in: [B, L, D]."""
@@ -148,8 +154,3 @@ class MobileVLM(VisionLanguageModel):
         hidden_BLD = self.hidden_states(batch, self.encode_images(batch.images) if batch.images else None)
         logits_NV: Tensor = self.lm_head(hidden_BLD[batch.supervised_mask_BL])
         return logits_NV
-
-
-def _vision(embeddings_IPD: Tensor, features_IND: Tensor | None) -> Vision:
-    images, tokens = embeddings_IPD.shape[:2]
-    return Vision(embeddings_PD=embeddings_IPD.flatten(0, 1), tokens_of_image=(tokens,) * images, features=features_IND)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkd.vlm.data.conversations import read_json
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.key_patterns import group_keys
+from alignkd.vlm.weights.key_patterns import group_keys
 from alignkd.vlm.weights.files import Shape, iter_weights, weight_files, weight_shapes
 from alignkd.vlm.weights.hub import resolve_tower
 

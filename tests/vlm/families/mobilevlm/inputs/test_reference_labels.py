@@ -12,9 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
-from alignkd.vlm.errors import SampleError
+from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.templates import (
-    LabelMaskError,
     TemplateName,
     check_turns,
     tokenize_conversation,

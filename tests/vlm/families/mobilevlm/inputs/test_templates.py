@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.mobilevlm.inputs.templates import LabelMaskError, tokenize_conversation, tokenize_question
+from alignkd.vlm.errors import LabelMaskError, SampleError
+from alignkd.vlm.families.mobilevlm.inputs.templates import tokenize_conversation, tokenize_question
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 

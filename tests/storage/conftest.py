@@ -125,6 +125,11 @@ def tree_bytes() -> Callable[[Path], dict[str, bytes]]:
     }
 
 
+class _Fields:
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.__dict__.update(fields)
+
+
 def _assert_same(found: Any, expected: Any) -> None:
     assert found.__dict__.keys() == expected.__dict__.keys()
     for name, value in expected.__dict__.items():
@@ -135,6 +140,12 @@ def _assert_same(found: Any, expected: Any) -> None:
             _assert_same(other, value)
         elif isinstance(value, EncodedArray):
             assert isinstance(other, EncodedArray) and other.same_as(value), name
+        elif name in ("vision_embeddings", "more") and value is not None:
+            keys = range(len(value)) if isinstance(value, tuple) else sorted(value)
+            assert isinstance(other, type(value)) and len(other) == len(value), name
+            _assert_same(
+                _Fields({str(key): other[key] for key in keys}), _Fields({str(key): value[key] for key in keys})
+            )
         elif isinstance(value, np.ndarray):
             assert (other.dtype, other.shape) == (value.dtype, value.shape), name
             assert other.tobytes() == value.tobytes(), name
@@ -179,7 +190,7 @@ def _targets(
     if P and codecs.attention != "none":
         targets["attention"] = _as_stored(codecs.attention, rng.random((1, rows, shapes.num_heads, columns)))
     if P and codecs.vision_all != "none":
-        targets["vision_embeddings"] = _as_stored(codecs.vision_all, embeddings)
+        targets["vision_embeddings"] = tuple(_as_stored(codecs.vision_all, image) for image in embeddings)
     if P and codecs.vision_top != "none":
         targets["vision_top_index"] = top
         from_all = codecs.vision_top == "from_all"

@@ -1,15 +1,16 @@
 """A checkpoint of any vision-language model of transformers, in the layout of the hub."""
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import ProcessorChoice, VisionLanguageModel
-from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
+from alignkd.vlm.families.family import Head, VisionLanguageModel
+from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, empty_model, load_config
+from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.head_weights import read_head
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
@@ -17,6 +18,7 @@ from alignkd.vlm.families.huggingface.model.probe import probe_examples
 from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.settings import ProcessorKind
 from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
@@ -31,7 +33,7 @@ class HuggingFaceCheckpoint:
     """
 
     def __init__(
-        self, name: str | Path, folder: Path, *, processor: ProcessorChoice = "auto", has_weights: bool = True
+        self, name: str | Path, folder: Path, *, processor: ProcessorKind = "auto", has_weights: bool = True
     ) -> None:
         self.name, self.folder, self.processor = name, folder, processor
         self._has_weights = has_weights
@@ -61,8 +63,8 @@ class HuggingFaceCheckpoint:
 
     @property
     def settings_fingerprint(self) -> dict[str, str]:
-        """Nothing: all that decides the outputs is in the checkpoint's files, and the processor has its own."""
-        return {}
+        """The family: all else that decides the outputs is in the checkpoint's files, or the processor has it."""
+        return {"family": self.family}
 
     def preparation(self, template: str | None = None, *, max_tokens: int | None = None) -> Preparation:
         """Tokenizer, chat template and image processor; needs no weights.
@@ -80,9 +82,9 @@ class HuggingFaceCheckpoint:
                 "data.template out"
             )
         # its libraries are not needed by what opens a checkpoint for its sizes
-        from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePreparation
+        from alignkd.vlm.families.huggingface.inputs.opening import open_preparation
 
-        return HuggingFacePreparation.open(self.folder, processor=self.processor, max_tokens=max_tokens)
+        return open_preparation(self.folder, processor=self.processor, max_tokens=max_tokens)
 
     def load_model(
         self,
@@ -111,9 +113,17 @@ class HuggingFaceCheckpoint:
         """Name -> content of the files of tokenizer and processor, in the folder `processor`."""
         return {f"processor/{name}": (self.folder / name).read_bytes() for name in present_files(self.folder)}
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """The head's matrix [V, D], read from the weight files without loading the model."""
-        return read_head(self._with_weights, self.config.raw, dtype)
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """The output head, read from the weight files without loading the model.
+
+        Raises:
+            InputError: its matrix is missing, or it has a bias.
+        """
+        folder, raw = self._with_weights, self.config.raw
+        head = head_of(empty_model(raw, folder / "config.json"))
+        if head.bias_V is not None:
+            raise InputError(f"{folder}: its head has a bias, which cannot be read alone; choose another logits.kind")
+        return replace(head, weight_VD=read_head(folder, raw, dtype))
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the hub's layout, with the files of this checkpoint's tokenizer and processor.

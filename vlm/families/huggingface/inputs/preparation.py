@@ -26,7 +26,6 @@ from alignkd.vlm.inputs.image_file import decode_image
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 from alignkd.vlm.inputs.position_map import spliced_position_map
 
-
 T = TypeVar("T")
 
 

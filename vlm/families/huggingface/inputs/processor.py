@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from alignkd.disk.opening import read_regular
 from alignkd.vlm.errors import InputError, one_line, unreadable
-from alignkd.vlm.families.family import ProcessorChoice
+from alignkd.vlm.settings import ProcessorKind
 
 INSTALL = "pip install 'alignkd[families]'"
 # End of turn of ChatML, SmolVLM, Gemma 3 and Gemma 4, which not every generation_config.json lists.
@@ -50,7 +50,7 @@ class LoadedProcessor:
         return text.count(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
 
 
-def load_processor(folder: Path, choice: ProcessorChoice = "auto") -> LoadedProcessor:
+def load_processor(folder: Path, choice: ProcessorKind = "auto") -> LoadedProcessor:
     """The processor of a checkpoint's folder.
 
     Args:
@@ -69,7 +69,7 @@ def load_processor(folder: Path, choice: ProcessorChoice = "auto") -> LoadedProc
     )
 
 
-def _load(folder: Path, choice: ProcessorChoice) -> Any:
+def _load(folder: Path, choice: ProcessorKind) -> Any:
     if choice == "auto" and importlib.util.find_spec("torchvision") is None:
         raise InputError(
             f"{folder}: its image processor needs torchvision, which is not installed; {INSTALL}, or set processor: "

@@ -88,7 +88,6 @@ class Shapes(_Model):
     vision_tokens: int | None = Field(ge=1, le=1 << 16, description="144 for MobileVLM V2; null: depends on the image")
     vocab_size: int = Field(ge=1, le=1 << 22)
     num_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
-    attention_layer: int = 0
     vision_top_tokens: int = Field(default=16, ge=1, le=1 << 16, description="tokens of the focus loss (eq. 3)")
     attention_layer: int = Field(default=0, ge=0, le=1 << 10)
 

@@ -130,7 +130,7 @@ def _blocks(target: Target | None) -> Sequence[Target | None]:
 
 def _vision_of_images(records: Sequence[Record]) -> list[Target]:
     """[P, Dt] of every image."""
-    return [image for record in records for image in record.vision_embeddings or ()]
+    return [image for record in records for image in _blocks(record.vision_embeddings)]
 
 
 def _top_index(records: Sequence[Record]) -> Tensor:

@@ -51,6 +51,9 @@ def _attention(captured: Captured, config: StoreConfig) -> Target | None:
 
 
 def _vision(captured: Captured, config: StoreConfig) -> tuple[Target, ...] | None:
-    """[P_i, Dt] of each image; None without images, and where they are not stored."""
-    found = [StoredParts(codec=config.vision_all, parts=image.wait()) for image in captured.vision]
-    return tuple(image.target("vision_embeddings") for image in found) or None
+    """[P, Dt] of each image; None without images, and where they are not stored."""
+    found = tuple(
+        StoredParts(codec=config.vision_all, parts=image.wait()).target("vision_embeddings")
+        for image in captured.vision
+    )
+    return found or None

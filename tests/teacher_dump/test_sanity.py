@@ -163,6 +163,14 @@ def test_chance_alone_never_stops_a_run_that_sees_a_little() -> None:
         assert judge_images(wrong, wrong, 512).outcome == "failed"
 
 
+def test_samples_that_could_not_be_scored_with_another_image_are_counted() -> None:
+    right, wrong = ([scores(np.full(9, own), -9.0, 0.5) for _ in range(40)] for own in (-1.0, -2.0))
+    found = judge_images(right, wrong, 512, left_out=3)
+    assert found.outcome == "passed" and "3 more not scored: unusable with another image" in found.message
+    few = judge_images(right[:20], wrong[:20], 512, left_out=30)
+    assert few.outcome == "not checked" and "20 samples with distinct images, 30 more not scored" in few.message
+
+
 def test_labels_near_the_edge_are_left_alone() -> None:
     """A neighbour that is a little likelier, by chance or by repetition, is no proof."""
     random = np.random.default_rng(1)

@@ -7,6 +7,7 @@ from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.losses.logit import logit_loss
 from alignkd.student_train.objective.logit_terms import logit_term
 from alignkd.student_train.objective.settings import LossConfig
+from alignkd.vlm.families.family import Head
 
 
 def test_hidden_states_become_logits_in_the_dtype_of_the_teachers_head() -> None:
@@ -17,5 +18,5 @@ def test_hidden_states_become_logits_in_the_dtype_of_the_teachers_head() -> None
     live = logit_loss(student_NV[chunk], (states_ND @ lm_head_VD.T)[chunk]).total
     for stored_ND in (states_ND, states_ND.float()):
         targets = HiddenTargets(states=EncodedTensor.plain(stored_ND))
-        term = logit_term(LossConfig().head_inputs(torch.zeros(4).long(), targets, lm_head_VD))
+        term = logit_term(LossConfig().head_inputs(torch.zeros(4).long(), targets, Head(weight_VD=lm_head_VD)))
         assert torch.equal(term(student_NV[chunk], chunk), live)

@@ -115,7 +115,7 @@ def targets(codecs: Codecs, rng: np.random.Generator, names: tuple[str, ...], Q:
     index = np.sort(rng.permutation(k * P)[: SHAPES.vision_top_tokens]).astype(np.uint16)
     found: dict[str, Any] = {}
     if codecs.attention not in ("none", "stem"):
-        found["attention"] = as_stored(codecs.attention, rng.random(shape) / (k * P))
+        found["attention"] = as_stored(codecs.attention, rng.random(shape) / (shape[0] * shape[-1]))
     if codecs.vision_all not in ("none", "stem"):
         found["vision_embeddings"] = as_stored(codecs.vision_all, every)
     if codecs.vision_top not in ("none", "stem"):

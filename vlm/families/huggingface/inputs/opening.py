@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.settings import ProcessorKind
 from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate
 from alignkd.vlm.families.huggingface.inputs.fingerprint import (
     image_processor_fingerprint,
@@ -22,6 +21,7 @@ from alignkd.vlm.families.huggingface.inputs.remarks import remarks_of
 from alignkd.vlm.families.huggingface.inputs.reserved import ReservedTexts
 from alignkd.vlm.families.huggingface.inputs.self_check import answer, checked_images, checked_types, question
 from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.settings import ProcessorKind
 
 
 def open_preparation(

@@ -26,7 +26,6 @@ from alignkd.vlm.inputs.image_file import decode_image
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 from alignkd.vlm.inputs.position_map import spliced_position_map
 
-
 T = TypeVar("T")
 
 
@@ -207,8 +206,8 @@ class HuggingFacePreparation:
         encoded = self.images.encode(image, among)
         if encoded.replacement != self.images.replacement(image.size, among):
             raise ImageError(
-                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another image of this "
-                "size; this model is not supported"
+                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one of "
+                "this size; this model is not supported"
             )
         if self._kept is not None:
             self._kept[file, among] = image.size, encoded.arrays

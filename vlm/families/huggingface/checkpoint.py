@@ -5,10 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import ProcessorChoice, VisionLanguageModel
+from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
 from alignkd.vlm.families.huggingface.model.head_weights import read_head
 from alignkd.vlm.families.huggingface.model.loading import build_model
@@ -17,6 +16,7 @@ from alignkd.vlm.families.huggingface.model.probe import probe_examples
 from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.settings import ProcessorKind
 from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
@@ -31,7 +31,7 @@ class HuggingFaceCheckpoint:
     """
 
     def __init__(
-        self, name: str | Path, folder: Path, *, processor: ProcessorChoice = "auto", has_weights: bool = True
+        self, name: str | Path, folder: Path, *, processor: ProcessorKind = "auto", has_weights: bool = True
     ) -> None:
         self.name, self.folder, self.processor = name, folder, processor
         self._has_weights = has_weights
@@ -80,9 +80,9 @@ class HuggingFaceCheckpoint:
                 "data.template out"
             )
         # its libraries are not needed by what opens a checkpoint for its sizes
-        from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePreparation
+        from alignkd.vlm.families.huggingface.inputs.opening import open_preparation
 
-        return HuggingFacePreparation.open(self.folder, processor=self.processor, max_tokens=max_tokens)
+        return open_preparation(self.folder, processor=self.processor, max_tokens=max_tokens)
 
     def load_model(
         self,
@@ -111,8 +111,8 @@ class HuggingFaceCheckpoint:
         """Name -> content of the files of tokenizer and processor, in the folder `processor`."""
         return {f"processor/{name}": (self.folder / name).read_bytes() for name in present_files(self.folder)}
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """The head's matrix [V, D], read from the weight files without loading the model."""
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model."""
         return read_head(self._with_weights, self.config.raw, dtype)
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:

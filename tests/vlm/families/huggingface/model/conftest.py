@@ -17,11 +17,10 @@ from transformers import AutoModelForImageTextToText
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
-from alignkd.vlm.families.family import Vision
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
-FAMILIES = (*tiny_families.FAMILIES, *BUILDERS)
+FAMILIES = tuple(dict.fromkeys([*tiny_families.FAMILIES, *BUILDERS]))
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,6 @@ class Case:
         # hybrid models return attention of their attention layers only
         layer = 0 if len(output.attentions) < self.checkpoint.config.num_layers else self.checkpoint.config.attention_layer
         return Outputs(output.hidden_states[-1][0], output.logits[0], output.attentions[layer][0])
-
-
-def encoded(model: HuggingFaceModel, batch: SequenceBatch) -> Vision | None:
-    return model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
 
 
 @pytest.fixture(scope="package")

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.family import ProcessorChoice
 from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate
 from alignkd.vlm.families.huggingface.inputs.fingerprint import (
     image_processor_fingerprint,
@@ -22,10 +21,11 @@ from alignkd.vlm.families.huggingface.inputs.remarks import remarks_of
 from alignkd.vlm.families.huggingface.inputs.reserved import ReservedTexts
 from alignkd.vlm.families.huggingface.inputs.self_check import answer, checked_images, checked_types, question
 from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.settings import ProcessorKind
 
 
 def open_preparation(
-    folder: Path, *, processor: ProcessorChoice = "auto", max_tokens: int | None = None
+    folder: Path, *, processor: ProcessorKind = "auto", max_tokens: int | None = None
 ) -> HuggingFacePreparation:
     """The preparation of a checkpoint's folder; needs its configuration, tokenizer and processor files.
 

@@ -26,7 +26,6 @@ from alignkd.vlm.inputs.image_file import decode_image
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 from alignkd.vlm.inputs.position_map import spliced_position_map
 
-
 T = TypeVar("T")
 
 
@@ -61,6 +60,11 @@ class HuggingFacePreparation:
     def num_tokens(self) -> int:
         """Entries of the tokenizer."""
         return len(self.loaded.tokenizer)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self.loaded.stop_ids
 
     @property
     def template_fingerprint(self) -> str:
@@ -103,6 +107,14 @@ class HuggingFacePreparation:
         messages, images = self._messages(turns), self._opened(files)
         rendered = Rendered(self.template.render(messages, prompt=True), ())
         return self._example(self._tokens(rendered, self._replacements([image.size for image in images])), images)
+
+    def check_image(self, image: Image.Image) -> None:
+        """Refuse an RGB image whose size the processor refuses.
+
+        Raises:
+            ImageError: its shape is unusable.
+        """
+        self.images.replacement(image.size, 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
@@ -194,8 +206,8 @@ class HuggingFacePreparation:
         encoded = self.images.encode(image, among)
         if encoded.replacement != self.images.replacement(image.size, among):
             raise ImageError(
-                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another image of this "
-                "size; this model is not supported"
+                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one of "
+                "this size; this model is not supported"
             )
         if self._kept is not None:
             self._kept[file, among] = image.size, encoded.arrays

@@ -47,7 +47,7 @@ def build_model(
     target = usable_device(device)
     keep_float32_exact()
     try:
-        inner = _read(folder, config, dtype)
+        inner = read_model(folder, config, dtype)
         if quantization != "none":
             quantize(inner, quantization, after=config.attention_layer, dtype=dtype, device=target)
         inner.to(target)
@@ -64,9 +64,10 @@ def build_model(
     return model
 
 
-def _read(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> Any:
+def read_model(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> Any:
     """The model on the CPU."""
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    for file in files:
         weight_shapes(file)  # a damaged file is named
     with quiet():
         try:
@@ -93,9 +94,10 @@ def _read(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> Any:
             f"{folder}: its attention function is {implementation!r}, expected {' or '.join(RECORDABLE)}; use a model "
             "of another architecture"
         )
-    for parameter in model.parameters():
-        # copied, so that a file that is changed later does not change the model
-        parameter.data = parameter.data.clone()
+    if any(tensor.dtype == dtype for file in files for _, tensor in iter_weights(file)):
+        for parameter in model.parameters():
+            # a view of the mapped file until now: a file that is changed later would change the model
+            parameter.data = parameter.data.clone()
     return model
 
 

@@ -1,6 +1,6 @@
 """Each family once: a tiny checkpoint, its samples, the model, and what transformers computes without this package."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,3 +94,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
 @pytest.fixture(params=FAMILIES)
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     return cases[request.param]
+
+
+@pytest.fixture(scope="package")
+def make_case() -> Callable[[str, Path], Case]:
+    """A case of a checkpoint of another size."""
+    return lambda name, folder: Case(name, folder, processed_samples(folder))

@@ -1,4 +1,4 @@
-"""Memory of a forward pass over more than 4,096 positions, with images of 1,024 vision tokens: no [H, L, L] anywhere."""
+"""Memory of a forward pass over more than 4,096 positions, images of 1,024 vision tokens: no [H, L, L] anywhere."""
 
 import json
 from pathlib import Path

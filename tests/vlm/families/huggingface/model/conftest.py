@@ -21,7 +21,7 @@ from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
-FAMILIES = (*tiny_families.FAMILIES, *BUILDERS)
+FAMILIES = tuple(dict.fromkeys([*tiny_families.FAMILIES, *BUILDERS]))
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,6 @@ class Case:
         # hybrid models return attention of their attention layers only
         layer = 0 if len(output.attentions) < self.checkpoint.config.num_layers else self.checkpoint.config.attention_layer
         return Outputs(output.hidden_states[-1][0], output.logits[0], output.attentions[layer][0])
-
-
-def encoded(model: HuggingFaceModel, batch: SequenceBatch) -> Vision | None:
-    return model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
 
 
 @pytest.fixture(scope="package")

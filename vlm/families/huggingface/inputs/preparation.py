@@ -62,6 +62,11 @@ class HuggingFacePreparation:
         return len(self.loaded.tokenizer)
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self.loaded.stop_ids
+
+    @property
     def template_fingerprint(self) -> str:
         """Identifies the chat template in the samples' keys."""
         return self.fingerprint["template"]
@@ -102,6 +107,14 @@ class HuggingFacePreparation:
         messages, images = self._messages(turns), self._opened(files)
         rendered = Rendered(self.template.render(messages, prompt=True), ())
         return self._example(self._tokens(rendered, self._replacements([image.size for image in images])), images)
+
+    def check_image(self, image: Image.Image) -> None:
+        """Refuse an RGB image whose size the processor refuses.
+
+        Raises:
+            ImageError: its shape is unusable.
+        """
+        self.images.replacement(image.size, 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""

@@ -13,9 +13,7 @@ from alignkd.vlm.families.huggingface.model.parts import layers_of
 from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module
 
 
-def quantize(
-    model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: torch.dtype, device: torch.device
-) -> int:
+def quantize(model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: torch.dtype, device: torch.device) -> int:
     """Replace the linear layers of the decoder layers behind number `after`, one at a time.
 
     Args:

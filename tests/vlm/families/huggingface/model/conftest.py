@@ -14,10 +14,10 @@ from processed_samples import Processed, processed_samples
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
-from alignkd.vlm.families.family import Vision
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 

@@ -1,7 +1,6 @@
 """A checkpoint of any vision-language model of transformers, in the layout of the hub."""
 
 import hashlib
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import torch
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, VisionLanguageModel
-from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, empty_model, load_config
-from alignkd.vlm.families.huggingface.model.head import head_of
+from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
 from alignkd.vlm.families.huggingface.model.head_weights import read_head
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
@@ -114,16 +112,8 @@ class HuggingFaceCheckpoint:
         return {f"processor/{name}": (self.folder / name).read_bytes() for name in present_files(self.folder)}
 
     def lm_head(self, dtype: torch.dtype) -> Head:
-        """The output head, read from the weight files without loading the model.
-
-        Raises:
-            InputError: its matrix is missing, or it has a bias.
-        """
-        folder, raw = self._with_weights, self.config.raw
-        head = head_of(empty_model(raw, folder / "config.json"))
-        if head.bias_V is not None:
-            raise InputError(f"{folder}: its head has a bias, which cannot be read alone; choose another logits.kind")
-        return replace(head, weight_VD=read_head(folder, raw, dtype))
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model."""
+        return read_head(self._with_weights, self.config.raw, dtype)
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the hub's layout, with the files of this checkpoint's tokenizer and processor.

@@ -119,8 +119,8 @@ def _located(text: str, frame: Sequence[str], answers: Sequence[str]) -> Iterato
             found = next((form for form in _forms(answer) if _follows(text, start, form, after, ends=ends)), None)
         if found is None:
             raise SampleError(
-                f"the chat template changes answer {number + 1} ({one_line(answer)[:60]!r}) or the text around it, so it is "
-                "unknown which tokens to train; rewrite the answer as the template writes it"
+                f"the chat template changes answer {number + 1} ({one_line(answer)[:60]!r}) or the text around it, so "
+                "it is unknown which tokens to train; rewrite the answer as the template writes it"
             )
         position = start + len(found)
         yield Answer(start, position, found)

@@ -142,5 +142,5 @@ def _first_of(array: np.ndarray[Any, Any], copies: int) -> np.ndarray[Any, Any]:
 
 def _refused(size: ImageSize, error: Exception) -> ImageError:
     return ImageError(
-        f"the image processor refuses an image of {size[0]} x {size[1]} pixels ({one_line(error)[:200]}); resize or crop it"
+        f"the image processor refuses an image of {size[0]} x {size[1]} pixels ({one_line(error)[:200]}); crop it"
     )

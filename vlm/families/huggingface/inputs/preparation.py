@@ -206,8 +206,8 @@ class HuggingFacePreparation:
         encoded = self.images.encode(image, among)
         if encoded.replacement != self.images.replacement(image.size, among):
             raise ImageError(
-                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another image of this "
-                "size; this model is not supported"
+                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one of "
+                "this size; this model is not supported"
             )
         if self._kept is not None:
             self._kept[file, among] = image.size, encoded.arrays

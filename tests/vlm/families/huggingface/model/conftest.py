@@ -1,6 +1,6 @@
 """Each family once: a tiny checkpoint, its samples, the model, and what transformers computes without this package."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
-FAMILIES = (*tiny_families.FAMILIES, *BUILDERS)
+FAMILIES = tuple(dict.fromkeys([*tiny_families.FAMILIES, *BUILDERS]))
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,6 @@ class Case:
         return Outputs(output.hidden_states[-1][0], output.logits[0], output.attentions[layer][0])
 
 
-def encoded(model: HuggingFaceModel, batch: SequenceBatch) -> Vision | None:
-    return model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
-
-
 @pytest.fixture(scope="package")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
     made: dict[str, Case] = {}
@@ -98,3 +94,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
 @pytest.fixture(params=FAMILIES)
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     return cases[request.param]
+
+
+@pytest.fixture(scope="package")
+def make_case() -> Callable[[str, Path], Case]:
+    """A case of a checkpoint of another size."""
+    return lambda name, folder: Case(name, folder, processed_samples(folder))

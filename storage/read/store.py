@@ -173,11 +173,6 @@ class StoreReader(Sequence[Record]):
         return self._length("top").astype(np.int64)
 
     @property
-    def num_vision(self) -> NDArray[np.int64]:
-        """P of each record: vision tokens of all its images, int64 [n]."""
-        return self._length("vision").astype(np.int64)
-
-    @property
     def num_queries(self) -> NDArray[np.int64]:
         """Q of each record, int64 [n]."""
         return self._length("query").astype(np.int64)

@@ -61,7 +61,9 @@ def _check_fingerprint(reader: StoreReader, preparation: Preparation, losses: Lo
                 f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
                 f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
             )
-        own = {name: value for name, value in own.items() if name != "vision_tokens"}
+        # where tokens depend on the image they follow from its processor, whose pixels no term compares
+        free = {"vision_tokens"} if preparation.vision_tokens is not None else {"vision_tokens", "image_processor"}
+        own = {name: value for name, value in own.items() if name not in free}
     check_fingerprint(reader, own)
 
 
@@ -102,7 +104,7 @@ def _check_vocabulary(reader: StoreReader, preparation: Preparation, student: Mo
     if shapes.vocab_size == student.vocab_size and shapes.num_tokens in (None, preparation.num_tokens):
         return
     entries = shapes.vocab_size if shapes.num_tokens is None else shapes.num_tokens
-    if preparation.vision_tokens is not None or entries != preparation.num_tokens:
+    if not student.pads_vocabulary or entries != preparation.num_tokens:
         sizes = f"the teacher's vocab_size is {shapes.vocab_size}, the student's {student.vocab_size}"
         if shapes.num_tokens is not None:
             sizes = f"the teacher's tokenizer has {entries} entries, the student's {preparation.num_tokens}"

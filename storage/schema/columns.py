@@ -47,6 +47,7 @@ __all__ = [
     "further_logits",
     "logits_codec_of",
     "part_name",
+    "stored_targets",
     "width_field",
 ]
 
@@ -138,6 +139,25 @@ def describe_targets(manifest: Manifest) -> dict[str, dict[str, Any]]:
             parts = {array[0]: part_name(target, array[0]) for array in codec.arrays()}
             described[next(iter(parts.values()))] = {**codec.describe(), "parts": parts}
     return described
+
+
+def stored_targets(manifest: Manifest) -> list[dict[str, Any]]:
+    """Each stored target as the manifest has it, with how to decode it and the column of each part; JSON-able."""
+    described = describe_targets(manifest)
+    logits = logits_codec_of(manifest)
+    columns = {"vision_top": "vision_top_embeddings", "vision_all": "vision_embeddings"}
+    if logits is not None:
+        columns["logits"] = logits.arrays()[0][0]
+    found = []
+    for target in manifest.targets:
+        column = columns.get(target.name, target.name)
+        if target.kind == "logits" and target.name not in columns:
+            column = part_name(target, further_logits(target, manifest).arrays()[0][0])
+        if column in described:
+            found.append(target.model_dump(mode="json") | described[column])
+        elif target.codec == FROM_ALL:
+            found.append(target.model_dump(mode="json") | {"parts": {"index": "vision_top_index"}})
+    return found
 
 
 def part_name(target: NamedTarget, column: str) -> str:

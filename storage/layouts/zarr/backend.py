@@ -80,7 +80,7 @@ class ZarrSink:
 class ZarrBackend:
     """See `alignkd.storage.layouts.protocol.Backend`."""
 
-    files_per_shard = 20
+    files_per_shard = 24
     descriptions = frozenset({METADATA})
 
     def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> ZarrSink:

@@ -58,7 +58,7 @@ def _description(column: Column, chunk: Shape, attributes: str) -> str:
         ),
         filters=None,
         compressors=None,
-        fill_value=0,
+        fill_value=column.fill_value,
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes=json.loads(attributes),
     )

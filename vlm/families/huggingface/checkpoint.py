@@ -61,8 +61,8 @@ class HuggingFaceCheckpoint:
 
     @property
     def settings_fingerprint(self) -> dict[str, str]:
-        """Nothing: all that decides the outputs is in the checkpoint's files, and the processor has its own."""
-        return {}
+        """The family: all else that decides the outputs is in the checkpoint's files, or the processor has it."""
+        return {"family": self.family}
 
     def preparation(self, template: str | None = None, *, max_tokens: int | None = None) -> Preparation:
         """Tokenizer, chat template and image processor; needs no weights.

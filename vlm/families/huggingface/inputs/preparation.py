@@ -137,7 +137,7 @@ class HuggingFacePreparation:
         return replace(self, _kept={})
 
     def probe(self) -> dict[str, list[int]]:
-        """Text -> ids of fixed texts and conversations, and tokens of images of fixed sizes, see `Preparation.probe`."""
+        """Ids of fixed texts, conversations and sizes of images by name, see `Preparation.probe`."""
         return {name: probed_ids(self.template, self.tokenizer, self.images, name) for name in probes()}
 
     def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:

@@ -46,6 +46,11 @@ class HuggingFaceConfig:
     vision_tokens: int | None = None
 
     @property
+    def pads_vocabulary(self) -> bool:
+        """True: rows of the head after the tokenizer's entries are padding."""
+        return True
+
+    @property
     def model_type(self) -> str:
         """Name of the architecture in transformers."""
         return str(self.raw.model_type)

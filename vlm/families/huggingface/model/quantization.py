@@ -15,9 +15,7 @@ from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbyt
 ROWS = 32  # on CPUs with AVX-512, bitsandbytes packs so many rows together
 
 
-def quantize(
-    model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: torch.dtype, device: torch.device
-) -> int:
+def quantize(model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: torch.dtype, device: torch.device) -> int:
     """Replace the linear layers of the decoder layers behind number `after`, one at a time.
 
     Args:

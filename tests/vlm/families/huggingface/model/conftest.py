@@ -14,6 +14,7 @@ from processed_samples import Processed, processed_samples
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel

@@ -47,10 +47,10 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump, load_teacher
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.preparation import Preparation, Prepared
+from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import ConversationFile
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
 CASES = ("bare", "dump", "naive")
@@ -140,9 +140,9 @@ class Bench:
         self.options, self.folder, self.profile = options, options["folder"], "exact"
         job = self.job()
         self.model = load_teacher(job, job.open_teacher())
-        builder = load_example_builder(self.folder / "teacher", template="v1")
+        builder = load_preparation(self.folder / "teacher", template="v1")
         samples = list(ConversationFile(self.folder / "data.json"))
-        with Preparation(builder, self.folder / "images", 2) as preparation:
+        with PreparationThreads(builder, self.folder / "images", 2) as preparation:
             self.prepared = preparation.prepare(samples)
         self.batches = [self._batch(batch) for batch in self._plan()]
 
@@ -151,8 +151,7 @@ class Bench:
         """Choose the profile and the teacher's mean entropy of the next runs; return the entropy as text."""
         self.profile, model = profile, self.model
         batch = self.batches[0].to(self.options["device"])
-        assert batch.pixel_values_ICHW is not None
-        hidden_BLD = model.hidden_states(model.embed(batch, model.encode_images(batch.pixel_values_ICHW)))
+        hidden_BLD = model.hidden_states(batch, model.encode_images(batch.images))
         found_N = scale_head(model, hidden_BLD[batch.supervised_mask_BL][:SCALED_BY], nats)
         spread = f"{found_N.min():.2f}..{found_N.max():.2f}"
         return f"{profile}: next token of {found_N.mean():.2f} nats ({spread} at {len(found_N)} supervised positions)"
@@ -189,9 +188,8 @@ class Bench:
 
     def _forward(self, batch: SequenceBatch) -> None:
         """`MobileVLM.forward`, without logits if the profile stores hidden states."""
-        assert batch.pixel_values_ICHW is not None
         if self.profile == "exact":
-            self.model.hidden_states(self.model.embed(batch, self.model.encode_images(batch.pixel_values_ICHW)))
+            self.model.hidden_states(batch, self.model.encode_images(batch.images))
         else:
             self.model(batch)
 
@@ -222,8 +220,7 @@ class Bench:
 
     def _save_batch(self, out: Path, samples: Sequence[Prepared]) -> None:
         batch = self._batch(samples).to(self.options["device"])
-        assert batch.pixel_values_ICHW is not None
-        vision = self.model.encode_images(batch.pixel_values_ICHW)
+        vision = self.model.encode_images(batch.images)
         embeds = self.model.embed(batch, vision)
         found = self.model.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
         logits = self.model.lm_head(found.last_hidden_state)
@@ -232,7 +229,7 @@ class Bench:
             attention = found.attentions[0][row][:, at.tqv_query_positions][:, :, at.vision_positions]
             for name, values in (
                 ("attention", attention),
-                ("vision", vision[row]),
+                ("vision", vision.embeddings_PD.unflatten(0, (len(samples), -1))[row]),
                 ("logits", logits[row][at.supervised_positions]),
             ):
                 np.save(out / f"{sample.sample.id}.{name}.npy", values.half().cpu().numpy())
@@ -249,7 +246,7 @@ class Bench:
 
     @staticmethod
     def _batch(samples: Sequence[Prepared]) -> SequenceBatch:
-        return collate_sequences([replace(sample.example, pixel_values=sample.pixels) for sample in samples])
+        return collate_sequences([replace(sample.example, images=sample.images) for sample in samples])
 
 
 class _Timed(DumpControl):

@@ -24,28 +24,29 @@ from measuring import machine
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
-from alignkd.teacher_dump.preparation import Preparation
+from alignkd.teacher_dump.preparation import PreparationThreads
 from alignkd.teacher_dump.targets import capture, distribution, most_likely
+from alignkd.vlm.attention import first_layer
+from alignkd.vlm.families.mobilevlm.inputs import images
+from alignkd.vlm.families.mobilevlm.model.attention import LlamaFirstLayer
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.inputs import images
-from alignkd.vlm.model import attention
 
 FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
 # module of the function, its name, what it does in addition to the parts inside it
 PARTS = (
     (MobileVLM, "encode_images", "tower and projector"),
-    (MobileVLM, "hidden_states", "decoder"),
+    (MobileVLM, "decoder_states", "decoder"),
     (MobileVLM, "embed", "splicing"),
     (capture, "keep_distribution", "lm_head"),
     (distribution, "keep_nucleus", "nucleus: entries and tail"),
     (most_likely, "_on_host", "nucleus: softmax, rest"),
     (most_likely, "select", "nucleus: most probable tokens"),
-    (attention.FirstLayer, "rotated", "attention: rotation"),
-    (attention, "attention_rows", "attention: rows"),
+    (LlamaFirstLayer, "row_inputs", "attention: rotation"),
+    (first_layer, "attention_rows", "attention: rows"),
     (capture, "encode", "encoding"),
     (capture, "vision_top_index", "focus"),
     (capture.Capture, "__call__", "indices and copies"),
-    (Preparation, "_prepare", "reading, tokens, hashes"),
+    (PreparationThreads, "_prepare", "reading, tokens, hashes"),
     (images, "decode_image", "image: decoding"),
     (images.ImageProcessor, "process", "image: resizing, pixels"),
     (shard_thread, "make_record", "record"),

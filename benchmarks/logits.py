@@ -33,7 +33,7 @@ from alignkd.pipeline.demo.run_config import write_run_config
 from alignkd.pipeline.demo.settings import FULL, SUPERVISED_ONLY, TEMPLATE, DemoSettings, Recipe
 from alignkd.pipeline.demo.training import train_students
 from alignkd.vlm.data.conversations import load_samples, read_images
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
 
 ENTROPIES = (0.3, 1.0, 3.0, 5.7)
@@ -122,16 +122,15 @@ class Demo:
     def _states(self, checkpoint: Path, scenes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last hidden states [N, D] and labels [N] at supervised positions, and the output head."""
         data, vision = self.folder.held_out_set, self.folder.vision_config
-        builder = load_example_builder(checkpoint, template=TEMPLATE, vision_config=vision)
+        builder = load_preparation(checkpoint, template=TEMPLATE, vision_config=vision)
         model = load_model(checkpoint, vision_config=vision, dtype=torch.float32)
         samples = load_samples(data.conversations)[:scenes]
         examples = [builder.build(sample.turns, read_images(data.images, sample.images)) for sample in samples]
         states, labels = [], []
         for start in range(0, len(examples), 32):
             batch = collate_sequences(examples[start : start + 32])
-            pixels = batch.pixel_values_ICHW
-            embeds_BLD = model.embed(batch, None if pixels is None else model.encode_images(pixels))
-            states.append(model.hidden_states(embeds_BLD)[batch.supervised_mask_BL])
+            vision = model.encode_images(batch.images) if batch.images else None
+            states.append(model.hidden_states(batch, vision)[batch.supervised_mask_BL])
             labels.append(batch.supervised_labels_N)
         return torch.cat(states), torch.cat(labels), model.lm_head.weight.detach()
 

@@ -46,7 +46,7 @@ from real_shape import write_digits, write_random_checkpoint
 from alignkd.pipeline.config.yaml_core import dump_yaml
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 
 VARIANTS = {
     "supervised": "(a) supervised only",
@@ -175,7 +175,7 @@ def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int
 def write_data(out: Path, samples: int, tokens: int) -> None:
     """Write real handwriting; each answer repeats its sentence as often as the length allows."""
     digits = write_digits(out / "images", samples)
-    builder = load_example_builder(out / "student", template="v1")
+    builder = load_preparation(out / "student", template="v1")
     entries = []
     for number, digit in enumerate(digits):
         repeats = 1
@@ -189,7 +189,7 @@ def write_data(out: Path, samples: int, tokens: int) -> None:
 
 def length_of(builder: Any, digit: int, repeats: int) -> int:
     turns = [Turn("human", QUESTION), Turn("gpt", SENTENCE.format(digit=digit) * repeats)]
-    return int(builder.tokenize(turns, num_images=1).positions.length)
+    return int(builder.tokenize(turns, [(0, 0)]).positions.length)
 
 
 class Variant:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from alignkd.student_train.config import TrainConfig
-from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
+from alignkd.vlm.settings import ProcessorKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +21,10 @@ class TrainJob:
     Attributes:
         student: checkpoint folder (or hub id) in the official layout.
         vision_config: folder with the vision tower's config, overriding the checkpoint's.
+        processor: which image processor, see `CheckpointFolder`.
         dtype: dtype of the student's weights; master weights and optimiser state are float32.
         images: folder to which the samples' image paths are relative; None if the store holds the image files.
-        template: prompt template; must be the store's.
+        template: prompt template, the checkpoint's own if None; must be the store's.
         max_tokens: largest number of embedded tokens of a sample, or None.
         store: the teacher's cached targets, a folder or a URL.
         train: optimisation settings.
@@ -34,8 +36,9 @@ class TrainJob:
     store: Path | str
     train: TrainConfig
     images: Path | None = None
-    template: TemplateName = "v1"
+    template: str | None = None
     vision_config: Path | None = None
+    processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     max_tokens: int | None = None
     configuration: Mapping[str, Any] | None = None
@@ -51,7 +54,7 @@ class TrainJob:
         Raises:
             InputError: no such checkpoint.
         """
-        return Checkpoint.open(self.student, vision_config=self.vision_config)
+        return open_checkpoint(self.student, vision_config=self.vision_config, processor=self.processor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,19 @@ from typing import Literal
 import torch
 
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName, Quantization, usable_device
-from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath
+from alignkd.vlm.settings import CheckpointName, Count, ProcessorKind, Settings, UserPath
 
 
 class TeacherConfig(Settings):
     """The teacher and how it is run.
 
     Attributes:
-        checkpoint: folder in the official layout, or hub id.
-        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        checkpoint: folder or hub id of a MobileVLM checkpoint in the official layout, or of an image-text-to-text model
+            of transformers.
+        vision_config: folder with the vision tower's config.json, overriding the `mm_vision_tower` of a MobileVLM
+            checkpoint.
+        processor: image processor of other models: `auto` takes the one that transformers selects, `pil` the one that
+            needs no torchvision and gives slightly other pixels.
         dtype: dtype of the teacher's weights and arithmetic.
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
             fits a small GPU; attention and vision targets are as without, logits have a quantisation error.
@@ -21,7 +25,8 @@ class TeacherConfig(Settings):
             longer than the budget has one of its own.
         batch: maximum number of samples of a forward pass.
         window: consecutive samples of a shard that may share forward passes. A larger window means less padding, and
-            more records in memory, because they are written in the order of the plan.
+            more records in memory, because they are written in the order of the plan. The image arrays of two windows
+            are in memory, too: lower it for models that take large images.
         data_workers: threads that read, decode and tokenise samples ahead.
         sanity: what to do if the teacher fails the checks before the first shard (`sanity.py`): `stop` ends the run,
             `warn` prints a warning and continues, `off` disables the checks.
@@ -30,6 +35,7 @@ class TeacherConfig(Settings):
 
     checkpoint: CheckpointName
     vision_config: UserPath | None = None
+    processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
     token_budget: Count = 8192

@@ -20,20 +20,26 @@ from alignkd.teacher_dump.job import DumpJob, DumpResult
 from alignkd.teacher_dump.operation.memory_faults import in_halves
 from alignkd.teacher_dump.operation.retry import may_be_retried, shards_to_retry
 from alignkd.teacher_dump.operation.shard_thread import Done, Finished, Outcome, ShardThread
-from alignkd.teacher_dump.preparation import DoesNotFitError, PlannedWindow, Preparation, Prepared, Unusable, Window
+from alignkd.teacher_dump.preparation import (
+    DoesNotFitError,
+    PlannedWindow,
+    PreparationThreads,
+    Prepared,
+    Unusable,
+    Window,
+)
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.memory_faults import memory_errors
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 
 
-def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
+def dump(job: DumpJob, model: VisionLanguageModel | None = None) -> DumpResult:
     """Write the shards of the plan that are not committed yet and that `job.control` assigns.
 
     With `job.retry_unusable`, committed shards with samples that have become usable are written again.
@@ -56,7 +62,7 @@ def dump(job: DumpJob, model: MobileVLM | None = None) -> DumpResult:
         return _dump(job, model)
 
 
-def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
+def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     started = time.monotonic()
     check_location(job.store.path, writing=True)
     samples = ConversationFile(job.conversations)
@@ -64,15 +70,17 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
         raise InputError(f"{job.conversations}: contains no conversations; give a file with at least one")
     _check_image_folder(job, samples)
     teacher = job.open_teacher()
-    builder = teacher.example_builder(job.template, max_tokens=job.max_tokens)
+    preparation = teacher.preparation(job.template, max_tokens=job.max_tokens)
+    for warning in preparation.warnings():
+        job.control.notice(warning)
     attachments = make_attachments(job, teacher)
-    manifest = make_manifest(job, teacher, builder, samples, attachments)
+    manifest = make_manifest(job, teacher, preparation, samples, attachments)
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
     if model is None and not _exists(job):
         model = load_teacher(job, teacher)
     store = open_writer(job.store.path, manifest, attachments=attachments)
     del attachments  # hundreds of megabytes if they include a stem or lm_head
-    run = _Run(job, builder, samples, store)
+    run = _Run(job, preparation, samples, store)
     if job.retry_unusable:
         run.retry()
     with job.control.over(store) as shards:
@@ -81,7 +89,7 @@ def _dump(job: DumpJob, model: MobileVLM | None) -> DumpResult:
     return run.result(time.monotonic() - started)
 
 
-def load_teacher(job: DumpJob, teacher: Checkpoint) -> MobileVLM:
+def load_teacher(job: DumpJob, teacher: Checkpoint) -> VisionLanguageModel:
     """The teacher on its device, after a notice that names the device.
 
     Raises:
@@ -97,21 +105,21 @@ def load_teacher(job: DumpJob, teacher: Checkpoint) -> MobileVLM:
 class _Run:
     """One run over the assigned shards, with its counters."""
 
-    def __init__(self, job: DumpJob, builder: ExampleBuilder, samples: ConversationFile, store: StoreWriter) -> None:
-        self.job, self.builder, self.samples, self.store = job, builder, samples, store
+    def __init__(self, job: DumpJob, preparation: Preparation, samples: ConversationFile, store: StoreWriter) -> None:
+        self.job, self.preparation, self.samples, self.store = job, preparation, samples, store
         self.written = self.shards_written = self.halved = 0
         self.sanity: tuple[SanityFinding, ...] = ()
 
-    def write(self, model: MobileVLM, shards: Iterable[int]) -> None:
+    def write(self, model: VisionLanguageModel, shards: Iterable[int]) -> None:
         """Write the shards, each completely or not at all."""
         job = self.job
-        capture = Capture(model, job.store)
+        capture = Capture(model, job.store, num_tokens=self.store.manifest.shapes.num_tokens)
         with (
-            Preparation(self.builder, job.images, job.teacher.data_workers, job.control.check) as preparation,
+            self._threads() as threads,
             ShardThread(job.store, job.conversations, self._note) as writer,
         ):
-            self._check_teacher(model, preparation)
-            for window in preparation.windows(self._windows(shards)):
+            self._check_teacher(model, threads)
+            for window in threads.windows(self._windows(shards)):
                 if window.plan.start == 0:
                     if (
                         job.control.stops.finishing
@@ -129,8 +137,8 @@ class _Run:
     def retry(self) -> None:
         """Mark shards as pending if samples that they list as unusable can be prepared now."""
         job = self.job
-        with Preparation(self.builder, job.images, job.teacher.data_workers, job.control.check) as preparation:
-            found = list(shards_to_retry(self.store, self.samples, preparation.prepare))
+        with self._threads() as threads:
+            found = list(shards_to_retry(self.store, self.samples, threads.prepare))
         usable = sum(count for _, _, count in found)
         shards = [shard for shard, _, count in found if count]
         job.control.notice(
@@ -158,6 +166,10 @@ class _Run:
             sanity=self.sanity,
         )
 
+    def _threads(self) -> PreparationThreads:
+        job = self.job
+        return PreparationThreads(self.preparation, job.images, job.teacher.data_workers, job.control.check)
+
     def _windows(self, shards: Iterable[int]) -> Iterator[PlannedWindow]:
         size = self.job.teacher.window
         for shard in shards:
@@ -176,23 +188,23 @@ class _Run:
         for bucket in buckets:
             batch = [prepared[number] for number in bucket]
             for number in bucket:
-                prepared[number] = prepared[number].without_pixels()  # free the pixels in the window
+                prepared[number] = prepared[number].without_images()  # free the arrays in the window
             for part, captured in in_halves(capture, batch, self._halve):
                 if captured is None:
                     yield [_does_not_fit(part[0], capture.model)]
                     continue
                 yield [
-                    Finished(prepared=sample.without_pixels(), captured=targets)
+                    Finished(prepared=sample.without_images(), captured=targets)
                     for sample, targets in zip(part, captured, strict=True)
                 ]
 
-    def _check_teacher(self, model: MobileVLM, preparation: Preparation) -> None:
+    def _check_teacher(self, model: VisionLanguageModel, threads: PreparationThreads) -> None:
         """Check the teacher before the first shard of a store."""
         pending, mode = self.store.pending_shards(), self.job.teacher.sanity
         if mode == "off" or len(pending) < self.store.manifest.num_shards:
             return
         planned = (self.samples[index] for shard in pending for index in self.store.planned_samples(shard))
-        self.sanity = tuple(check_teacher(model, planned, preparation.prepare, self.job))
+        self.sanity = tuple(check_teacher(model, planned, threads, self.job))
 
     def _note(self, done: Done) -> None:
         """Report progress and stop if requested; called often, in the main thread."""
@@ -221,7 +233,7 @@ def _why(quarantined: Sequence[tuple[int, str, str]]) -> str:
     return f"all for one reason: {reason}" if is_one else f"the first ({sample_id!r}): {reason}"
 
 
-def _does_not_fit(prepared: Prepared, model: MobileVLM) -> Unusable:
+def _does_not_fit(prepared: Prepared, model: VisionLanguageModel) -> Unusable:
     reason = DoesNotFitError(
         f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; free it or use a larger device"
     )

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import torch
-import transformers
 
 from alignkd.storage.schema.manifest import Manifest, Shapes
 from alignkd.teacher_dump.config import TeacherConfig
@@ -13,10 +13,8 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.data.conversations import ConversationFile
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.families.family import Checkpoint, ModelConfig
+from alignkd.vlm.inputs.examples import Preparation
 
 # Raise it when the same teacher and data would give other targets.
 CAPTURE_VERSION = "4"
@@ -25,37 +23,40 @@ CAPTURE_VERSION = "4"
 def make_manifest(
     job: DumpJob,
     teacher: Checkpoint,
-    builder: ExampleBuilder,
+    preparation: Preparation,
     samples: ConversationFile,
     attachments: Mapping[str, bytes],
 ) -> Manifest:
     """The manifest of the store that `job` writes."""
+    config = teacher.config
     return manifest_of(
         job.teacher,
         job.store,
-        teacher.config,
+        config,
         checkpoint={
-            **builder.fingerprint,
-            "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids()),
+            **preparation.fingerprint,
+            "tokenizer_probe": json.dumps(preparation.probe()),
             "weights": teacher.fingerprint,
-            "vision_config": settings_fingerprint(teacher.config),
+            **teacher.settings_fingerprint,
         },
         data={"conversations": samples.sha256, "max_tokens": str(job.max_tokens)},
         attachments={name: hashlib.sha256(content).hexdigest() for name, content in attachments.items()},
         num_samples=len(samples),
-        created_with={"torch": torch.__version__, "transformers": transformers.__version__},
+        num_tokens=min(preparation.num_tokens, config.vocab_size) if config.pads_vocabulary else None,
+        created_with={"torch": torch.__version__, "transformers": version("transformers")},
     )
 
 
 def manifest_of(
     teacher: TeacherConfig,
     store: StoreConfig,
-    config: VLMConfig,
+    config: ModelConfig,
     *,
     checkpoint: Mapping[str, str],
     data: Mapping[str, str],
     attachments: Mapping[str, str],
     num_samples: int,
+    num_tokens: int | None = None,
     created_with: Mapping[str, str] | None = None,
 ) -> Manifest:
     """The manifest of a dump, given the hashes of what it reads; a plan gives hashes of the right length.
@@ -65,6 +66,7 @@ def manifest_of(
         checkpoint: fingerprint entries of the teacher's files and template.
         data: fingerprint entries of the data set.
         attachments: name -> sha256 of each attached file.
+        num_tokens: columns of the head that are tokens, if the others are padding; None: all columns.
         created_with: versions of libraries, which identify nothing.
     """
     return Manifest(
@@ -75,7 +77,9 @@ def manifest_of(
             hidden_size=config.hidden_size,
             vision_tokens=config.vision_tokens,
             vocab_size=config.vocab_size,
-            vision_top_tokens=min(VISION_TOP_TOKENS, config.vision_tokens),
+            num_tokens=num_tokens,
+            vision_top_tokens=min(VISION_TOP_TOKENS, config.vision_tokens or VISION_TOP_TOKENS),
+            attention_layer=config.attention_layer,
         ),
         codecs=store.codecs(),
         backend=store.backend,

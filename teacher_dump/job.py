@@ -7,8 +7,8 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class DumpJob:
     Attributes:
         conversations: LLaVA-style JSON or JSON lines.
         images: folder of the samples' image paths; None if no sample has an image.
+        template: name of a prompt template; None: that of the checkpoint, or the default of its family.
         max_tokens: samples with more embedded tokens are dropped and listed; None for no limit.
         retry_unusable: also write committed shards again if unusable samples of theirs can be read now.
         control: which shards to write, when to stop, and progress reports.
@@ -25,7 +26,7 @@ class DumpJob:
 
     conversations: Path
     images: Path | None
-    template: TemplateName
+    template: str | None
     max_tokens: int | None
     teacher: TeacherConfig
     store: StoreConfig
@@ -38,7 +39,8 @@ class DumpJob:
         Raises:
             InputError: no such checkpoint.
         """
-        return Checkpoint.open(self.teacher.checkpoint, vision_config=self.teacher.vision_config)
+        config = self.teacher
+        return open_checkpoint(config.checkpoint, vision_config=config.vision_config, processor=config.processor)
 
 
 @dataclass(frozen=True, kw_only=True)

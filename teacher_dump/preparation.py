@@ -7,18 +7,14 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from alignkd.vlm.data.conversations import MissingImageError, Sample, image_hashes, read_images
 from alignkd.vlm.errors import ImageError, InputError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, ImageArrays, Preparation
 from alignkd.vlm.inputs.sample_key import sample_key
 
 TICK_SECONDS = 0.5
@@ -35,8 +31,8 @@ class Prepared:
     Attributes:
         place: position in the shard's plan.
         sample: the data set's entry.
-        example: tokens and positions, without pixels.
-        pixels: float32 [3, image_size, image_size] of each image; empty after the forward pass.
+        example: tokens and positions, without the images' arrays.
+        images: the arrays of each image, for the vision tower; empty after the forward pass.
         key: content hash of the sample.
         image_files: the bytes of each image file.
         image_hashes: sha256 of each image file.
@@ -45,7 +41,7 @@ class Prepared:
     place: int
     sample: Sample
     example: Example
-    pixels: tuple[NDArray[np.float32], ...]
+    images: tuple[ImageArrays, ...]
     key: str
     image_files: tuple[bytes, ...]
     image_hashes: tuple[str, ...]
@@ -55,9 +51,9 @@ class Prepared:
         """Embedded tokens."""
         return self.example.positions.length
 
-    def without_pixels(self) -> "Prepared":
-        """A copy without pixels, enough to make the record."""
-        return replace(self, pixels=())
+    def without_images(self) -> "Prepared":
+        """A copy without the images' arrays, enough to make the record."""
+        return replace(self, images=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +91,11 @@ class Window:
     unusable: list[Unusable]
 
 
-class Preparation:
+class PreparationThreads:
     """Threads that prepare samples; a context manager.
 
     Args:
-        builder: tokenizer and image processor of the teacher.
+        preparation: tokenizer, template and image processor of the teacher.
         images: folder of the image paths.
         num_threads: number of threads.
         waiting: called about every `TICK_SECONDS` while waiting for samples; may raise.
@@ -107,12 +103,12 @@ class Preparation:
 
     def __init__(
         self,
-        builder: ExampleBuilder,
+        preparation: Preparation,
         images: Path | None,
         num_threads: int,
         waiting: Callable[[], object] = lambda: None,
     ) -> None:
-        self._builder, self._images, self._waiting = builder, images, waiting
+        self._preparation, self._images, self._waiting = preparation, images, waiting
         self._folder_id = None if images is None else _inode(images)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
 
@@ -140,16 +136,41 @@ class Preparation:
         plan = PlannedWindow(shard=0, start=0, samples=samples, is_last=True)
         return self._finished(plan, self._start(samples, 0)).prepared
 
+    def with_images_of(self, samples: Sequence[Prepared], others: Sequence[Prepared]) -> list[Prepared | None]:
+        """Each sample with the images of another, prepared again: another image may have other vision tokens.
+
+        None where that is unusable, for example too long.
+        """
+        futures = [self._pool.submit(self._exchanged, *pair) for pair in zip(samples, others, strict=True)]
+        self._wait(futures)
+        return [future.result() for future in futures]
+
+    def _exchanged(self, sample: Prepared, other: Prepared) -> Prepared | None:
+        try:
+            example = self._preparation.build(sample.sample.turns, other.image_files)
+        except SampleError:
+            return None
+        return replace(
+            sample,
+            example=replace(example, images=()),
+            images=example.images,
+            image_files=other.image_files,
+            image_hashes=other.image_hashes,
+        )
+
     def _finished(self, plan: PlannedWindow, futures: Sequence[Future[list[Prepared | Unusable]]]) -> Window:
-        for future in futures:
-            while not wait([future], timeout=TICK_SECONDS).done:
-                self._waiting()
+        self._wait(futures)
         items = sorted((item for future in futures for item in future.result()), key=lambda item: item.place)
         return Window(
             plan=plan,
             prepared=[item for item in items if isinstance(item, Prepared)],
             unusable=[item for item in items if isinstance(item, Unusable)],
         )
+
+    def _wait(self, futures: Iterable[Future[Any]]) -> None:
+        for future in futures:
+            while not wait([future], timeout=TICK_SECONDS).done:
+                self._waiting()
 
     def _start(self, samples: Sequence[Sample], start: int) -> list[Future[list[Prepared | Unusable]]]:
         """Start one task per distinct image, so that each is read and decoded once."""
@@ -159,16 +180,16 @@ class Preparation:
         return [self._pool.submit(self._prepare, members) for members in tasks.values()]
 
     def _prepare(self, members: Sequence[tuple[int, Sample]]) -> list[Prepared | Unusable]:
-        builder = replace(self._builder, image_processor=_DecodesOnce(**vars(self._builder.image_processor)))
+        preparation = self._preparation.caching_images()
         found: list[Prepared | Unusable] = []
         for place, sample in members:
             try:
-                found.append(self._prepared(place, sample, builder))
+                found.append(self._prepared(place, sample, preparation))
             except SampleError as error:
                 found.append(Unusable(place=place, sample=sample, reason=error))
         return found
 
-    def _prepared(self, place: int, sample: Sample, builder: ExampleBuilder) -> Prepared:
+    def _prepared(self, place: int, sample: Sample, preparation: Preparation) -> Prepared:
         if sample.problem is not None:
             raise SampleError(sample.problem)
         try:
@@ -177,16 +198,16 @@ class Preparation:
             self._check_image_folder()
             raise
         try:
-            example = builder.build(sample.turns, files)
+            example = preparation.build(sample.turns, files)
         except ImageError as error:
             raise ImageError(f"{' and '.join(sample.images)}: {error}") from error
         hashes = image_hashes(files)
         return Prepared(
             place=place,
             sample=sample,
-            example=replace(example, pixel_values=()),
-            pixels=example.pixel_values,
-            key=sample_key(sample.conversations(), hashes, builder.template),
+            example=replace(example, images=()),
+            images=example.images,
+            key=sample_key(sample.conversations(), hashes, preparation.template_fingerprint),
             image_files=files,
             image_hashes=hashes,
         )
@@ -212,15 +233,3 @@ def _inode(folder: Path) -> int | None:
         return folder.stat().st_ino
     except OSError:
         return None
-
-
-@dataclass(frozen=True)
-class _DecodesOnce(ImageProcessor):
-    """An image processor that caches the pixels of each file."""
-
-    seen: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, compare=False)
-
-    def __call__(self, image_bytes: bytes) -> NDArray[np.float32]:
-        if image_bytes not in self.seen:
-            self.seen[image_bytes] = super().__call__(image_bytes)
-        return self.seen[image_bytes]

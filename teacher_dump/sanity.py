@@ -5,7 +5,7 @@ normal. The first samples of the plan are enough to detect it; `sanity_report.py
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.memory_faults import in_halves
-from alignkd.teacher_dump.preparation import Prepared
+from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.sanity_report import (
     MIN_IMAGES,
     SampleScores,
@@ -24,13 +24,15 @@ from alignkd.teacher_dump.sanity_report import (
     finding,
     judge_images,
     judge_labels,
+    judge_shuffled,
 )
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
+from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 SAMPLES_AT_ONCE = 64
 MAX_SAMPLES = 256
@@ -40,11 +42,9 @@ ROUNDING = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.1}
 ROUNDING_QUANTIZED = 0.25
 COMPARED = 4
 
-Prepare = Callable[[Sequence[Sample]], list[Prepared]]
-
 
 class _Checks:
-    def __init__(self, model: MobileVLM, job: DumpJob) -> None:
+    def __init__(self, model: VisionLanguageModel, job: DumpJob) -> None:
         self.model, self.job = model, job
         self.capture = Capture(model, job.store)
 
@@ -73,12 +73,21 @@ class _Checks:
         for hidden_nD, wanted_n3 in zip(
             hidden_ND.split(POSITIONS_AT_ONCE), wanted_N3.split(POSITIONS_AT_ONCE), strict=True
         ):
-            logprobs_nV = self.model.lm_head(hidden_nD).float().log_softmax(-1)
+            logprobs_nV = self.model.head(hidden_nD).float().log_softmax(-1)
             picked.append(logprobs_nV.gather(1, wanted_n3.clamp(min=0)).cpu())
             entropies.append(-(logprobs_nV.exp() * logprobs_nV).sum(-1).cpu())
         found = torch.cat(picked).double().numpy()
         beside = np.where(_labels_and_neighbours(sample)[:, 1:] >= 0, found[:, 1:], np.nan)
         return SampleScores(own_N=found[:, 0], entropy_N=torch.cat(entropies).double().numpy(), beside_N2=beside)
+
+    def labels(self, samples: Sequence[Prepared], scores: Sequence[SampleScores]) -> SanityFinding:
+        """Compare the probabilities of labels with those of their neighbours; `scores` are those of `samples`."""
+        vocab_size = self.model.config.vocab_size
+        found = judge_labels(scores, vocab_size)
+        if found.outcome != "failed":
+            return found
+        shuffled = self.scores([_with_shuffled_labels(sample) for sample in samples])
+        return judge_shuffled(found, [part for part in shuffled if part is not None and part.is_usable], vocab_size)
 
     def batch(self, samples: Sequence[Prepared]) -> SanityFinding:
         """Compare hidden states of samples of different length, batched and one by one."""
@@ -105,22 +114,22 @@ class _Checks:
 
 
 def check_teacher(
-    model: MobileVLM, planned: Iterable[Sample], prepare: Prepare, job: DumpJob
+    model: VisionLanguageModel, planned: Iterable[Sample], threads: PreparationThreads, job: DumpJob
 ) -> Iterator[SanityFinding]:
     """Run all checks on the first samples of the plan.
 
     Raises:
         InputError: a check failed and `teacher.sanity` is `stop`.
     """
-    samples = _first_samples(planned, prepare)
+    samples = _first_samples(planned, threads)
     checks = _Checks(model, job)
     scores = dict(zip(range(len(samples)), checks.scores(samples), strict=True))
     usable = {number: found for number, found in scores.items() if found is not None and found.is_usable}
     vocab_size = model.config.vocab_size
     for found in (
         checks.batch(samples),
-        judge_labels(list(usable.values()), vocab_size),
-        _check_images(checks, samples, usable, vocab_size),
+        checks.labels([samples[number] for number in usable], list(usable.values())),
+        _check_images(checks, threads, samples, usable, vocab_size),
     ):
         if found.outcome == "failed":
             line = f"{job.teacher.checkpoint}: teacher check {found.name!r} failed: {found.message}"
@@ -131,7 +140,11 @@ def check_teacher(
 
 
 def _check_images(
-    checks: _Checks, samples: Sequence[Prepared], scores: dict[int, SampleScores], vocab_size: int
+    checks: _Checks,
+    threads: PreparationThreads,
+    samples: Sequence[Prepared],
+    scores: dict[int, SampleScores],
+    vocab_size: int,
 ) -> SanityFinding:
     """Score samples with one image again with the image of the next such sample (the last with the first's)."""
     numbers = list({samples[n].image_hashes: n for n in scores if len(samples[n].image_hashes) == 1}.values())
@@ -139,22 +152,21 @@ def _check_images(
     if len(numbers) < MIN_IMAGES:
         return judge_images([scores[n] for n in numbers], [], vocab_size)
     others = numbers[1:] + numbers[:1]
-    swapped = checks.scores(
-        [
-            replace(samples[n], pixels=samples[other].pixels, image_hashes=samples[other].image_hashes)
-            for n, other in zip(numbers, others, strict=True)
-        ]
-    )
-    pairs = [(scores[n], found) for n, found in zip(numbers, swapped, strict=True) if found and found.is_usable]
-    return judge_images([right for right, _ in pairs], [wrong for _, wrong in pairs], vocab_size)
+    # tokens and positions follow the image: another one may have other vision tokens
+    exchanged = threads.with_images_of([samples[n] for n in numbers], [samples[n] for n in others])
+    usable = {n: sample for n, sample in zip(numbers, exchanged, strict=True) if sample is not None}
+    swapped = dict(zip(usable, checks.scores(list(usable.values())), strict=True))
+    pairs = [(scores[n], found) for n, found in swapped.items() if found is not None and found.is_usable]
+    left_out = len(numbers) - len(pairs)
+    return judge_images([right for right, _ in pairs], [wrong for _, wrong in pairs], vocab_size, left_out=left_out)
 
 
-def _first_samples(planned: Iterable[Sample], prepare: Prepare) -> list[Prepared]:
+def _first_samples(planned: Iterable[Sample], threads: PreparationThreads) -> list[Prepared]:
     """The first usable samples, until enough of them have distinct images."""
     found: list[Prepared] = []
     remaining = itertools.islice(planned, MAX_SAMPLES)
     while samples := list(itertools.islice(remaining, SAMPLES_AT_ONCE)):
-        found += prepare(samples)
+        found += threads.prepare(samples)
         if len({sample.image_hashes for sample in found if sample.image_hashes}) >= ENOUGH_IMAGES:
             break
     return found
@@ -170,6 +182,18 @@ def _labels_and_neighbours(sample: Prepared) -> NDArray[np.int64]:
     wanted[beside, 1] = labels[beside + 1]
     wanted[beside + 1, 2] = labels[beside]
     return wanted
+
+
+def _with_shuffled_labels(sample: Prepared) -> Prepared:
+    """A copy whose supervised tokens are in another order."""
+    example = sample.example
+    at = np.flatnonzero(example.labels != IGNORE_LABEL)
+    at = at[at > 0]  # nothing predicts the first token
+    order = np.random.default_rng(0).permutation(len(at))
+    input_ids, labels = example.input_ids.copy(), example.labels.copy()
+    input_ids[at], labels[at] = input_ids[at][order], labels[at][order]
+    positions = replace(example.positions, next_labels=labels[at])
+    return replace(sample, example=replace(example, input_ids=input_ids, labels=labels, positions=positions))
 
 
 def _num_labels(sample: Prepared) -> int:

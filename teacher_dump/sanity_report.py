@@ -84,10 +84,30 @@ def judge_labels(scores: Sequence[SampleScores], vocab_size: int) -> SanityFindi
     return finding("labels", True if leads[worst] > CLEAR else None, figures)
 
 
-def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
-    """Check that labels are more probable with the right images than with those of other samples."""
+def judge_shuffled(failed: SanityFinding, shuffled: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
+    """The finding of `judge_labels` that failed, after a look at the same samples with the labels in random order.
+
+    No model can predict tokens in random order. A teacher that seems to has the neighbour's label in its input and
+    repeats it, as random weights do whose head is the embedding: that shows nothing about the labels' positions.
+    """
+    if judge_labels(shuffled, vocab_size).outcome != "failed":
+        return failed
+    return finding("labels", None, "the teacher repeats its input, even tokens in random order, as random weights may")
+
+
+def judge_images(
+    right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int, *, left_out: int = 0
+) -> SanityFinding:
+    """Check that labels are more probable with the right images than with those of other samples.
+
+    Args:
+        left_out: number of samples that could not be scored with another image, for example because it makes them too
+            long.
+    """
+    others = f", {left_out} more not scored: unusable with another image" if left_out else ""
     if len(right) < MIN_IMAGES:
-        return finding("images", None, f"{len(right)} samples with distinct images, {MIN_IMAGES} are needed")
+        found = f"{len(right)} samples with distinct images{others}, {MIN_IMAGES} are needed"
+        return finding("images", None, found)
     entropy = np.concatenate([found.entropy_N for found in right]).mean()
     if entropy > VAGUE * np.log(vocab_size):
         return finding(
@@ -98,7 +118,7 @@ def judge_images(right: Sequence[SampleScores], swapped: Sequence[SampleScores],
     losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
     figures = (
         f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
-        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f})"
+        f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f}{others})"
     )
     return finding(
         "images",

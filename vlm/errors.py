@@ -18,6 +18,10 @@ class ImageError(SampleError):
     """The bytes of a sample's image are not a usable image. The message leaves naming the file to the caller."""
 
 
+class LabelMaskError(SampleError):
+    """No token of the sample can be supervised, or it is not clear which ones."""
+
+
 def unreadable(path: Path, error: OSError, what: str = "cannot be read") -> InputError:
     """The error for a file that the system cannot open or read, so that nothing is known about its content.
 

@@ -4,7 +4,7 @@ import os
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -116,6 +116,8 @@ def _location(value: Any) -> Path | str:
 # The titles are what docs/configuration.md calls these types.
 UserPath = Annotated[Path, BeforeValidator(lambda value: Path(_path_text(value))), Field(title="path")]
 UserLocation = Annotated[Path | str, BeforeValidator(_location), Field(title="path or URL")]
+# Image processor of models of transformers: the one that transformers selects, or the one that needs no torchvision.
+ProcessorKind = Literal["auto", "pil"]
 CheckpointName = Annotated[str, BeforeValidator(_path_text), Field(title="path or hub id")]
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]

@@ -23,9 +23,7 @@ from alignkd.pipeline.console.printing import json_option, print_json, say
 @click.option(
     "--template",
     type=click.Choice(["v1", "plain"]),
-    default="v1",
-    show_default=True,
-    help="Prompt template with which the checkpoint was trained.",
+    help="Prompt template of MobileVLM with which the checkpoint was trained; by default v1.",
 )
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."

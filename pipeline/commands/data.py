@@ -38,9 +38,7 @@ def data(context: click.Context) -> None:
 @data.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; without it no image is read.")
-@click.option(
-    "--template", type=click.Choice(["plain", "v1"]), default="v1", show_default=True, help="Prompt template."
-)
+@click.option("--template", type=click.Choice(["plain", "v1"]), help="Prompt template of MobileVLM; by default v1.")
 @click.option("--max-tokens", callback=token_limits, default="512,2048", show_default=True, help="Limits to compare.")
 @click.option(
     "--checkpoint",
@@ -49,6 +47,13 @@ def data(context: click.Context) -> None:
     help="Model whose tokenizer is used; no weights are read.",
 )
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
+@click.option(
+    "--processor",
+    type=click.Choice(["auto", "pil"]),
+    default="auto",
+    show_default=True,
+    help="Image processor of models of transformers; pil needs no torchvision.",
+)
 @click.option("--no-decode", is_flag=True, help="Open each image without decoding it.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default the number of CPUs.")
 @click.option(
@@ -66,10 +71,11 @@ def data(context: click.Context) -> None:
 def stats(
     files: tuple[Path, ...],
     images: Path | None,
-    template: Literal["plain", "v1"],
+    template: str | None,
     max_tokens: tuple[int, ...],
     checkpoint: str,
     vision_config: Path | None,
+    processor: Literal["auto", "pil"],
     no_decode: bool,
     workers: int | None,
     png: Path | None,
@@ -80,7 +86,8 @@ def stats(
     """Count samples, tokens and dropped samples.
 
     Figures are per source data set, which is the first folder of the image path. Every sample is tokenised and every
-    image is read once, exactly as in a dump. Unusable samples are counted and named; the exit code is still 0.
+    image is read once, exactly as in a dump. One sample is printed as the model gets it, with the supervised text
+    marked. Unusable samples are counted and named; the exit code is still 0.
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """
@@ -101,6 +108,7 @@ def stats(
         max_tokens=max_tokens,
         checkpoint=checkpoint,
         vision_config=vision_config,
+        processor=processor,
         decode=not no_decode,
         workers=workers or usable_cpus(),
         listing=listing,

@@ -45,7 +45,7 @@ def extract(
     Example: alignkd stem extract run.yaml --out stem.safetensors
     """
     from alignkd.pipeline.config.recipes import load_stage
-    from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+    from alignkd.vlm.families.open import open_checkpoint
     from alignkd.vlm.hardware.devices import TORCH_DTYPES
     from alignkd.vlm.stem.extract import extract_stem
     from alignkd.vlm.stem.file import is_stem
@@ -53,7 +53,7 @@ def extract(
     teacher = load_stage(config, "dump", stage).teacher
     assert teacher is not None
     claim_file("--out", out, is_stem, reads=(config, teacher.checkpoint, teacher.vision_config), force=force)
-    checkpoint = Checkpoint.open(teacher.checkpoint, vision_config=teacher.vision_config)
+    checkpoint = open_checkpoint(teacher.checkpoint, vision_config=teacher.vision_config)
     info = extract_stem(checkpoint, out, dtype=TORCH_DTYPES[dtype or teacher.dtype], lm_head=lm_head)
     _print_info(info, as_json)
 

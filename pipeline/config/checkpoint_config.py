@@ -5,9 +5,14 @@ from pathlib import Path
 
 from alignkd.student_train.output import read_configuration, student_folder
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.open import open_checkpoint
+
+
+class OtherFamilyError(InputError):
+    """The checkpoint is not a MobileVLM, so its sizes are not known."""
 
 
 class PlannedModel:
@@ -29,18 +34,24 @@ class PlannedModel:
             InputError: no such checkpoint.
         """
         vision_config = self._vision_config or vision_config_of(self.name)
-        return Checkpoint.open(self.name, vision_config=vision_config, weights=False)
+        return open_checkpoint(self.name, vision_config=vision_config, weights=False)
 
     @cached_property
     def config(self) -> VLMConfig:
         """The configuration; official models need no download.
 
         Raises:
-            InputError: no such checkpoint, or one of another model family.
+            InputError: no such checkpoint. OtherFamilyError: it is not a MobileVLM.
         """
         if self.name in MEMBERS and not Path(self.name).exists():
             return family_config(self.name)
-        return self.checkpoint.config
+        config = self.checkpoint.config
+        if not isinstance(config, VLMConfig):
+            raise OtherFamilyError(
+                f"{self.name}: a checkpoint of the family {self.checkpoint.family}; sizes, memory and the stem are "
+                "computed for MobileVLM checkpoints only"
+            )
+        return config
 
 
 def checkpoint_config(checkpoint: str, vision_config: Path | None) -> VLMConfig:

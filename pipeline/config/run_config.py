@@ -17,7 +17,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError, unreadable
 from alignkd.vlm.hardware.devices import DtypeName
-from alignkd.vlm.settings import CheckpointName, Count, Settings, UserPath, described
+from alignkd.vlm.settings import CheckpointName, Count, ProcessorKind, Settings, UserPath, described
 
 Command = Literal["dump", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
@@ -36,13 +36,14 @@ class DataConfig(Settings):
         conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
         images: folder to which image paths are relative; not needed for training from a store with `inputs: embed`,
             nor for data without images.
-        template: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning).
+        template: prompt template of MobileVLM: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning,
+            the default). Other models take the chat template of their checkpoint and refuse this key.
         max_tokens: samples with more embedded tokens (text + vision) are dropped and listed; None sets no limit.
     """
 
     conversations: UserPath
     images: UserPath | None = None
-    template: Literal["plain", "v1"] = "v1"
+    template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
 
 
@@ -50,13 +51,16 @@ class StudentConfig(Settings):
     """The student.
 
     Attributes:
-        checkpoint: folder in the official layout, or hub id.
-        vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        checkpoint: folder or hub id of an image-text-to-text model of transformers, or of MobileVLM.
+        vision_config: MobileVLM: folder with the vision tower's config.json, overriding `mm_vision_tower`.
+        processor: image processor of other models: `auto` takes the one that transformers selects, `pil` the one that
+            needs no torchvision; its pixels differ slightly, so teacher and student must use the same.
         dtype: dtype of the weights in training; master weights and optimiser state are float32.
     """
 
     checkpoint: CheckpointName
     vision_config: UserPath | None = None
+    processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
 
 
@@ -121,6 +125,7 @@ class RunConfig(Settings):
         return TrainJob(
             student=self.student.checkpoint,
             vision_config=self.student.vision_config,
+            processor=self.student.processor,
             dtype=self.student.dtype,
             images=self.data.images,
             template=self.data.template,

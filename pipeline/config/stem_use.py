@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from alignkd.pipeline.config.checkpoint_config import checkpoint_config, vision_config_of
+from alignkd.pipeline.config.checkpoint_config import OtherFamilyError, checkpoint_config, vision_config_of
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash, tower_settings
+from alignkd.vlm.families.mobilevlm.model.tower_settings import tower_settings
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash
 from alignkd.vlm.weights.hub import cached_checkpoint
 
 
@@ -39,6 +40,8 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
         return None, "the configuration has no student"
     try:
         theirs, own = (checkpoint_config(model.checkpoint, model.vision_config) for model in (teacher, student))
+    except OtherFamilyError as error:
+        return False, str(error)
     except InputError:
         return None, f"the student {student.checkpoint} does not exist yet"
     for name, found, expected in _differing(own, theirs):
@@ -47,8 +50,10 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
     if folders[0] is None or folders[1] is None:
         return None, "at least one checkpoint is not on this machine; `alignkd train` compares the towers"
     checkpoints = (
-        Checkpoint.open(folders[0], vision_config=teacher.vision_config),
-        Checkpoint.open(folders[1], vision_config=student.vision_config or vision_config_of(student.checkpoint)),
+        MobileVLMCheckpoint.open(folders[0], vision_config=teacher.vision_config),
+        MobileVLMCheckpoint.open(
+            folders[1], vision_config=student.vision_config or vision_config_of(student.checkpoint)
+        ),
     )
     try:
         hashes = {checkpoint_tower_hash(checkpoint, student.dtype) for checkpoint in checkpoints}

@@ -40,7 +40,7 @@ def dropped_samples(scan: Scan, table: SampleTable, limits: Sequence[int], numbe
 
 def _reason(scan: Scan, sample: Sample, kind: int) -> str:
     if kind in {MISSING, OUTSIDE, BROKEN}:
-        return judge_image(scan, sample)[1] or CHANGED
+        return judge_image(scan, sample)[1] or judge_text(scan, sample)[2] or CHANGED
     return judge_text(scan, sample)[2] or CHANGED
 
 

@@ -22,20 +22,19 @@ from alignkd.vlm.data.conversations import (
     read_image_bytes,
     sample_of_entry,
 )
-from alignkd.vlm.errors import ImageError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import decode_with_orientation
-from alignkd.vlm.families.mobilevlm.inputs.templates import LabelMaskError
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.errors import ImageError, LabelMaskError, SampleError
+from alignkd.vlm.inputs.examples import Preparation, Tokens
+from alignkd.vlm.inputs.image_file import decode_with_orientation, image_size
 
 TEXT_ONLY, NO_FOLDER, MALFORMED_ENTRY = "(text only)", "(no folder)", "(malformed entry)"
-# Pixels. After decoding, only a large canvas can make an image unusable: images with shorter sides are not resized.
-LONG_SIDE = 4096
+# size of an image where the number of its tokens does not depend on it
+_ANY_SIZE = (0, 0)
 
 
 class TextState(IntEnum):
-    """The state of a sample's text."""
+    """The state of a sample's text. `UNSIZED`: its length needs the size of an image, which cannot be read."""
 
-    USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK = range(4)
+    USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK, UNSIZED = range(5)
 
 
 class ImageState(IntEnum):
@@ -56,7 +55,7 @@ class Scan:
     """
 
     files: tuple[ConversationFile, ...]
-    builder: ExampleBuilder
+    builder: Preparation
     images: Path | None
     decode: bool
 
@@ -148,12 +147,29 @@ def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
     if sample.problem is not None:
         return TextState.MALFORMED, 0, sample.problem
     try:
-        tokens = scan.builder.tokenize(sample.turns, num_images=len(sample.images))
+        tokens = tokens_of(scan, sample)
+    except (ImageError, MissingImageError) as error:
+        return TextState.UNSIZED, 0, str(error)
     except LabelMaskError as error:
         return TextState.LABEL_MASK, 0, str(error)
     except SampleError as error:
         return TextState.BAD_CONVERSATION, 0, str(error)
     return TextState.USABLE, tokens.positions.length, ""
+
+
+def tokens_of(scan: Scan, sample: Sample) -> Tokens:
+    """The tokens of a sample; image files are read where the number of vision tokens depends on their size.
+
+    Raises:
+        ImageError: an image has no size, or the scan has no image folder. MissingImageError: no such file.
+        SampleError: unusable conversation.
+    """
+    sizes = [_ANY_SIZE] * len(sample.images)
+    if scan.builder.vision_tokens is None and sample.images:
+        if scan.images is None:
+            raise ImageError("the number of vision tokens depends on the image; give the folder of the images")
+        sizes = [image_size(read_image_bytes(scan.images, image)) for image in sample.images]
+    return scan.builder.tokenize(sample.turns, sizes)
 
 
 def judge_image(scan: Scan, sample: Sample) -> tuple[ImageState, str]:
@@ -179,8 +195,7 @@ def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str, int]:
     for number, content in enumerate(files):
         try:
             image_rgb, orientation = decode_with_orientation(content)
-            if max(image_rgb.size) > LONG_SIDE:
-                scan.builder.image_processor.process(image_rgb)
+            scan.builder.check_image(image_rgb)
         except ImageError as error:
             which = f"image {number + 1} of {len(images)}: " if len(images) > 1 else ""
             return ImageState.BROKEN, f"{' and '.join(images)}: {which}{error}", orientation

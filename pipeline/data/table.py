@@ -69,7 +69,7 @@ class SampleTable:
         text, image = self.text_states, self.image_states
         kinds = np.full(len(text), KEPT, np.uint8)
         # Later assignments are checks that the dump makes earlier.
-        kinds[image == ImageState.BROKEN] = BROKEN
+        kinds[(image == ImageState.BROKEN) | (text == TextState.UNSIZED)] = BROKEN
         if max_tokens is not None:
             kinds[self.overlong(max_tokens)] = OVERLONG
         kinds[text == TextState.LABEL_MASK] = LABEL_MASK

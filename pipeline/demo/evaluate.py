@@ -12,18 +12,15 @@ import torch
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.conversations import ConversationFile, Sample, read_images, read_json, sample_of_entry
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.templates import (
-    IMAGE_PLACEHOLDER,
-    TemplateName,
-    check_turns,
-    tokenize_question,
-)
-from alignkd.vlm.families.mobilevlm.model.generation import generate_greedy
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.generation import generate_greedy
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName, tokenize_question
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example
 
 QUESTION_TYPES_KEY = "question_types"
 
@@ -122,19 +119,17 @@ def evaluate(
         InputError: unusable checkpoint, device or file, an entry of several turns, or an image that cannot be read.
     """
     questions = load_questions(conversations)
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config, weights=False)
-    builder = opened.example_builder(template)
+    opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config, weights=False)
+    builder = opened.preparation(template)
     place = usable_device(device)
     model = opened.load_model(dtype=getattr(torch, dtype_on(place, opened)), device=place)
     answers: dict[int, Answer] = {}
     for numbers in _batches([sample for sample, _ in questions], builder, batch):
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
         with memory_errors(f"lower the batch (now {batch}), or take the device cpu"):
-            found = generate_greedy(
-                model, prompts, max_new_tokens=max_new_tokens, eos_token_id=builder.tokenizer.eos_token_id
-            )
+            found = generate_greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=builder.stop_ids)
         for number, ids in zip(numbers, found, strict=True):
-            answers[number] = _answer(*questions[number], builder.tokenizer.decode(ids))
+            answers[number] = _answer(*questions[number], builder.decode(ids))
     return Evaluation(tuple(answers[number] for number in range(len(questions))))
 
 
@@ -172,14 +167,14 @@ def _question_type(entry: Mapping[str, Any]) -> str | None:
     return str(types[0]) if isinstance(types, list) and types else None
 
 
-def _prompt(builder: ExampleBuilder, sample: Sample, conversations: Path, images: Path) -> Example:
+def _prompt(builder: MobileVLMPreparation, sample: Sample, conversations: Path, images: Path) -> Example:
     try:
         return builder.build_question(sample.turns[:1], read_images(images, sample.images))
     except SampleError as error:
         raise InputError(f"{_where(conversations, sample)}: {error}") from error
 
 
-def _batches(samples: Sequence[Sample], builder: ExampleBuilder, size: int) -> Iterator[list[int]]:
+def _batches(samples: Sequence[Sample], builder: MobileVLMPreparation, size: int) -> Iterator[list[int]]:
     """Numbers of at most `size` samples each, sorted so that prompts of similar length are together."""
 
     def length(number: int) -> tuple[int, int]:

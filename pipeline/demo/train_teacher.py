@@ -30,17 +30,17 @@ from alignkd.pipeline.demo.world.questions import (
     conversation,
 )
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, tokenize_conversation
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
-from alignkd.vlm.inputs.position_map import position_map
+from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.weights.files import iter_weights
 from alignkd.vlm.weights.tensor_file import save_tensors
 
@@ -52,6 +52,7 @@ TOWER_FILE = "tower.safetensors"
 EMPTY_CLASS = 10
 NUM_PATCH_CLASSES = 11
 POSITION_SCALE = 0.3
+UNKNOWN_SIZE = (0, 0)  # the number of MobileVLM's tokens does not depend on it
 BATCHES_PER_POOL = 8
 TEXT_ONLY_SHARE = 0.05
 LISTING_SHARE = 0.4
@@ -83,7 +84,7 @@ class TeacherSchedule:
 class SceneSet:
     """Scenes with their pixels after the image processor, and patch labels for the tower."""
 
-    def __init__(self, num: int, seed: int, pool: Pool, builder: ExampleBuilder) -> None:
+    def __init__(self, num: int, seed: int, pool: Pool, builder: MobileVLMPreparation) -> None:
         self.scenes = [make_scene(seed, number, pool) for number in range(num)]
         self.pixels_SCHW = torch.from_numpy(
             np.stack([builder.image_processor.process(draw_scene(scene)) for scene in self.scenes]).astype(np.float16)
@@ -133,7 +134,9 @@ def train_tower(model: MobileVLM, scenes: SceneSet, schedule: TeacherSchedule) -
             report(f"tower step {step + 1} loss {digit_loss:.4f} digits {accuracy:.3f} rows {place:.3f}", started)
 
 
-def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule) -> None:
+def train_language(
+    model: MobileVLM, scenes: SceneSet, builder: MobileVLMPreparation, schedule: TeacherSchedule
+) -> None:
     """Supervised training of projector and decoder, with new questions for every batch and a frozen tower."""
     model.freeze_vision_tower()
     model.model.config._attn_implementation = "eager"  # measured: its bf16 backward is twice as fast on a CPU here
@@ -146,8 +149,8 @@ def train_language(model: MobileVLM, scenes: SceneSet, builder: ExampleBuilder, 
         set_learning_rate(optimizer, schedule.learning_rate, step, schedule.steps)
         batch, rows = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            vision_IPD = model.model.mm_projector(features_SND[rows].float()) if len(rows) else None
-            hidden_BLD = model.hidden_states(model.embed(batch, vision_IPD))
+            vision = model.project(features_SND[rows].float()) if len(rows) else None
+            hidden_BLD = model.hidden_states(batch, vision)
             logits_NV = model.lm_head(hidden_BLD[batch.supervised_mask_BL])
         loss = nn.functional.cross_entropy(logits_NV.float(), batch.supervised_labels_N)
         optimizer.zero_grad()
@@ -182,7 +185,7 @@ def tower_features(model: MobileVLM, scenes: SceneSet) -> Tensor:
 
 
 def question_batches(
-    scenes: SceneSet, builder: ExampleBuilder, schedule: TeacherSchedule
+    scenes: SceneSet, builder: MobileVLMPreparation, schedule: TeacherSchedule
 ) -> Iterator[tuple[SequenceBatch, Tensor]]:
     """Yield batches of conversations without end, each with the scene numbers of its images."""
     rng = np.random.default_rng([schedule.seed, 1])
@@ -199,7 +202,9 @@ def question_batches(
             yield collate_sequences([example for example, _ in part]), rows
 
 
-def make_example(scene: Scene | None, rng: np.random.Generator, max_turns: int, builder: ExampleBuilder) -> Example:
+def make_example(
+    scene: Scene | None, rng: np.random.Generator, max_turns: int, builder: MobileVLMPreparation
+) -> Example:
     """A conversation about `scene`, or without one; no pixels, because the tower's features are already computed."""
     weights = np.array([QUESTION_WEIGHTS[name] for name in SCENE_QUESTION_TYPES])
     num_turns = int(rng.integers(max_turns // 2, max_turns + 1))
@@ -227,24 +232,15 @@ def listing(scene: Scene) -> Question:
     return Question(question_type="listing", subject="", text="which digits are there?", answer=" ".join(cells))
 
 
-def tokenized(turns: Conversation, builder: ExampleBuilder) -> Example:
+def tokenized(turns: Conversation, builder: MobileVLMPreparation) -> Example:
     """The example of a conversation, without pixels."""
-    tokens = tokenize_conversation(
-        [Turn(turn["from"], turn["value"]) for turn in turns],
-        template=builder.template,
-        num_images=turns[0]["value"].count(IMAGE_PLACEHOLDER),
-        tokenizer=builder.tokenizer,
-    )
-    return Example(
-        input_ids=np.asarray(tokens.input_ids, np.int32),
-        labels=np.asarray(tokens.labels, np.int32),
-        pixel_values=(),
-        positions=position_map(tokens.input_ids, tokens.labels, vision_tokens=builder.vision_tokens),
-    )
+    num_images = turns[0]["value"].count(IMAGE_PLACEHOLDER)
+    tokens = builder.tokenize([Turn(turn["from"], turn["value"]) for turn in turns], [UNKNOWN_SIZE] * num_images)
+    return Example(**vars(tokens))
 
 
 @torch.no_grad()
-def evaluate(model: MobileVLM, builder: ExampleBuilder, num: int = 400) -> str:
+def evaluate(model: MobileVLM, builder: MobileVLMPreparation, num: int = 400) -> str:
     """Share of right answers to questions about held-out handwriting, per type; all answer tokens must be argmax."""
     held_out = SceneSet(num, EVALUATION_SEED, "held_out", builder)
     features = tower_features(model, held_out)
@@ -256,7 +252,7 @@ def evaluate(model: MobileVLM, builder: ExampleBuilder, num: int = 400) -> str:
             for scene in held_out.scenes
         ]
         batch = collate_sequences(examples)
-        hidden = model.hidden_states(model.embed(batch, model.model.mm_projector(features.float())))
+        hidden = model.hidden_states(batch, model.project(features.float()))
         right_N = model.lm_head(hidden[batch.supervised_mask_BL]).argmax(-1) == batch.supervised_labels_N
         sizes = [len(example.positions.supervised_positions) for example in examples]
         shares[name] = float(np.mean([bool(part.all()) for part in right_N.split(sizes)]))
@@ -283,7 +279,7 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     torch.manual_seed(schedule.seed)
     write_configs(out, TEACHER)
     model = new_model(load_config(out), seed=schedule.seed)
-    builder = load_example_builder(out, template="v1")
+    builder = load_preparation(out, template="v1")
     started = time.time()
     scenes = SceneSet(schedule.scenes, SCENE_SEED, "train", builder)
     report(f"{schedule} drew {schedule.scenes} scenes", started)

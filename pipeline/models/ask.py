@@ -9,17 +9,17 @@ from typing import Literal
 import torch
 
 from alignkd.disk.opening import read_regular
+from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
-from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER, TemplateName, check_turns
-from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.model.generation import stream_greedy
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
+from alignkd.vlm.families.generation import stream_greedy
+from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, Preparation
 
 UNFINISHED = "\ufffd"  # a character with missing bytes decodes to this
 
@@ -32,18 +32,18 @@ class Question:
         checkpoint: folder or hub id.
         text: the question; None with template `plain`, which captions an image and takes no question.
         images: image files, in the order of their `<image>`.
-        template: prompt template with which the checkpoint was trained.
+        template: prompt template with which the checkpoint was trained; None is the checkpoint's own.
         max_new_tokens: longest answer; shorter if the model's positions end before.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
         dtype: dtype of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
         device: torch device; None takes a GPU if there is one.
-        quantization: quantisation of the decoder, see `alignkd.vlm.families.mobilevlm.model.quantization`.
+        quantization: quantisation of the decoder's linear layers.
     """
 
     checkpoint: str | Path
     text: str | None
     images: tuple[Path, ...] = ()
-    template: TemplateName = "v1"
+    template: str | None = None
     max_new_tokens: int = 256
     vision_config: Path | None = None
     dtype: DtypeName | None = None
@@ -96,10 +96,10 @@ def ask(
     """
     started = time.perf_counter()
     device = usable_device(question.device)
-    checkpoint = Checkpoint.open(question.checkpoint, vision_config=question.vision_config, weights=False)
+    checkpoint = open_checkpoint(question.checkpoint, vision_config=question.vision_config, weights=False)
     dtype = question.dtype or dtype_on(device, checkpoint)
     # The prompt is built first: its errors show within a second, while loading the weights takes a minute.
-    builder = checkpoint.example_builder(question.template)
+    builder = checkpoint.preparation(question.template)
     prompt = _prompt(builder, question)
     line, warnings = device_report(device, getattr(torch, dtype), chosen=question.device is not None)
     for text in (line, *warnings):
@@ -114,11 +114,11 @@ def ask(
     loaded = time.perf_counter()
     limit = min(question.max_new_tokens, room)
     with memory_errors("choose a smaller --dtype, --quantization int8 or nf4, or --device cpu"):
-        ids, times = _generate(model, prompt, builder.tokenizer, limit, on_text)
+        ids, times = _generate(model, prompt, builder, limit, on_text)
     ended = time.perf_counter()
     decoding = times[-1] - times[0] if times else 0.0
     return Reply(
-        answer=builder.tokenizer.decode(ids).strip(),
+        answer=builder.decode(ids).strip(),
         stopped="end" if len(ids) < limit else "max_new_tokens" if limit == question.max_new_tokens else "context",
         prompt_tokens=prompt.positions.length,
         new_tokens=len(ids),
@@ -138,13 +138,13 @@ class TextStream:
     A piece is held back while the text ends within a character: several byte tokens can form one character.
     """
 
-    def __init__(self, tokenizer: LegacyLlamaTokenizer, on_text: Callable[[str], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+    def __init__(self, decode: Callable[[list[int]], str], on_text: Callable[[str], None]) -> None:
+        self._decode, self._on_text = decode, on_text
         self._shown = ""
 
     def show(self, ids: list[int], *, is_last: bool = False) -> None:
         """Pass on the text that `ids` add to the text shown so far."""
-        text = self._tokenizer.decode(ids)
+        text = self._decode(ids)
         if not is_last and text.endswith(UNFINISHED):
             return
         if new := text[len(self._shown) :]:
@@ -153,13 +153,13 @@ class TextStream:
 
 
 def _generate(
-    model: MobileVLM, prompt: Example, tokenizer: LegacyLlamaTokenizer, limit: int, on_text: Callable[[str], None]
+    model: VisionLanguageModel, prompt: Example, builder: Preparation, limit: int, on_text: Callable[[str], None]
 ) -> tuple[list[int], list[float]]:
     """Token ids of the answer, and the time of each."""
     ids: list[int] = []
     times: list[float] = []
-    stream = TextStream(tokenizer, on_text)
-    for token in stream_greedy(model, prompt, max_new_tokens=limit, eos_token_id=tokenizer.eos_token_id):
+    stream = TextStream(builder.decode, on_text)
+    for token in stream_greedy(model, prompt, max_new_tokens=limit, stop_ids=builder.stop_ids):
         ids.append(token)
         times.append(time.perf_counter())
         stream.show(ids)
@@ -167,7 +167,7 @@ def _generate(
     return ids, times
 
 
-def _prompt(builder: ExampleBuilder, question: Question) -> Example:
+def _prompt(builder: Preparation, question: Question) -> Example:
     """The prompt in the format of training; if the question has no placeholder, one per image is put first."""
     text, paths = question.text, question.images
     if (text is None) != (question.template == "plain"):
@@ -183,7 +183,6 @@ def _prompt(builder: ExampleBuilder, question: Question) -> Example:
     turns = [Turn("human", text or "")]
     files = [_read_image(path) for path in paths]
     try:
-        check_turns(turns, num_images=len(files))
         return builder.build_question(turns, files)
     except SampleError as error:
         raise InputError(f"{', '.join(map(str, paths)) or 'the question'}: {error}") from error
@@ -204,5 +203,6 @@ def dtype_on(device: torch.device, checkpoint: Checkpoint) -> DtypeName:
     """
     if device.type == "cpu":
         return "float32"
-    saved = checkpoint.config.raw.get("torch_dtype")
+    raw = read_json(checkpoint.folder / "config.json")
+    saved = next((raw[key] for key in ("dtype", "torch_dtype") if key in raw), None)  # the newer name is the first
     return saved if saved in ("bfloat16", "float16") else "float32"

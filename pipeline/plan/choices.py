@@ -24,8 +24,9 @@ from alignkd.storage.codecs.settings import (
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
@@ -39,11 +40,11 @@ LOGITS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: ExampleBuilder | None, data: DataSize) -> Manifest:
+def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: Preparation | None, data: DataSize) -> Manifest:
     """The manifest that a dump would write, exact in its length: placeholders stand for hashes of unread files."""
     assert config.teacher is not None
     known = {} if builder is None else builder.fingerprint
-    probe = [] if builder is None else builder.tokenizer.probe_ids()
+    probe = {} if builder is None else builder.probe()
     attachments = attachments_of(dict.fromkeys((TOKENIZER_FILE, LM_HEAD_FILE, STEM_FILE), 0), config.store.codecs())
     return manifest_of(
         config.teacher,
@@ -114,9 +115,11 @@ def bytes_by_profile(
     return sizes
 
 
-def attachment_bytes(teacher: TeacherConfig, config: VLMConfig, builder: ExampleBuilder | None) -> dict[str, int]:
+def attachment_bytes(teacher: TeacherConfig, config: VLMConfig, builder: Preparation | None) -> dict[str, int]:
     """File -> bytes of every file that a store may contain next to its shards."""
-    tokenizer = TYPICAL_TOKENIZER_BYTES if builder is None else builder.tokenizer.model_file.stat().st_size
+    tokenizer = TYPICAL_TOKENIZER_BYTES
+    if isinstance(builder, MobileVLMPreparation):
+        tokenizer = builder.tokenizer.model_file.stat().st_size
     return {
         TOKENIZER_FILE: tokenizer,
         LM_HEAD_FILE: ELEMENT[teacher.dtype] * config.vocab_size * config.hidden_size + SAFETENSORS_HEADER_BYTES,

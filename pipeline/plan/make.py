@@ -40,7 +40,7 @@ from alignkd.storage.schema.order import shard_plan
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.hardware.device_report import host_memory
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 
 DEVICE_COUNTS = (1, 2, 4, 8)
 
@@ -52,7 +52,7 @@ class _Inputs:
     teacher_config: VLMConfig
     teacher: ModelShapes
     student: ModelShapes | None
-    builder: ExampleBuilder | None
+    builder: Preparation | None
     data: DataSize
 
 
@@ -130,7 +130,7 @@ def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes |
     assert config.teacher is not None
     model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config)
     teacher_config, teacher = model.config, ModelShapes.of(model.name, model.config)
-    builder = model.checkpoint.example_builder(config.data.template) if options.samples is None else None
+    builder = model.checkpoint.preparation(config.data.template) if options.samples is None else None
     data = _data(config, options, teacher, builder)
     if not len(data.rows):
         raise InputError(
@@ -142,7 +142,7 @@ def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes |
     return _Inputs(teacher_config=teacher_config, teacher=teacher, student=student, builder=builder, data=data)
 
 
-def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: ExampleBuilder | None) -> DataSize:
+def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: Preparation | None) -> DataSize:
     store, data = config.store, config.data
     if builder is None:
         if options.mean_tokens is None or options.samples is None:

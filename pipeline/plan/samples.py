@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from alignkd.pipeline.data.process_pool import ProcessPool, usable_cpus
-from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text
+from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text, tokens_of
 from alignkd.storage.layouts.rows import sample_text
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.inputs.examples import is_overlong
@@ -209,7 +209,7 @@ def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
     overlong = counting.max_tokens is not None and is_overlong(length, counting.max_tokens)
     if state != TextState.USABLE or broken or overlong:
         return (len(sample.id.encode("utf-8", "replace")) + (len(reason.encode()) or TYPICAL_REASON_BYTES),)
-    tokens = scan.builder.tokenize(sample.turns, num_images=len(sample.images))
+    tokens = tokens_of(scan, sample)
     positions = tokens.positions
     return (
         shard,

@@ -14,7 +14,7 @@ from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
 from alignkd.vlm.stem.stem import StemSizes, stem_shapes, stem_sizes
@@ -97,7 +97,7 @@ def stem_plan(
     )
 
 
-def stem_bytes_on_disk(teacher: VLMConfig, settings: TeacherConfig, builder: ExampleBuilder | None) -> int:
+def stem_bytes_on_disk(teacher: VLMConfig, settings: TeacherConfig, builder: Preparation | None) -> int:
     """Size of the stem file of a store; placeholders stand for hashes, whose length is known."""
     dtype = TORCH_DTYPES[settings.dtype]
     weights = {

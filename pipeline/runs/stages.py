@@ -50,7 +50,7 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
     assert stage.config.train is not None
     output = stage.config.train.output
     finished = finished_before(stage.config)
-    if finished is not None and is_exported(output):
+    if finished is not None and is_exported(output, stage.config.train_job().open_student()):
         if not as_json:
             name = "" if stage.name is None else f"stage {stage.name}: "
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")

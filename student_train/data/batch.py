@@ -2,8 +2,8 @@
 
 Targets keep their stored form until they are on the device (`alignkd.student_train.data.decode`).
 
-Shape letters: B samples, S of them with images, I images (as many as S unless a sample has several), P vision tokens,
-K selected vision tokens, Dt teacher hidden size, N supervised positions of the whole batch.
+Shape letters: B samples, P vision tokens of all images of the batch, K selected vision tokens of all its samples, Dt
+teacher hidden size, N supervised positions of the whole batch.
 """
 
 from dataclasses import dataclass, replace
@@ -27,10 +27,10 @@ class TrainBatch:
             forward pass waits for the accelerator to count a mask.
         labels_N: int64, the token that follows each of them.
         attention: targets of eq. 1.
-        vision_all_IPD: teacher vision embeddings, one row per image in batch order.
-        vision_top_index_IK: int64 [S, K], the tokens of eq. 2, counted through the images of their sample.
-        vision_top_embeddings_IKD: [S, K, Dt], teacher vision embeddings at those tokens.
-        first_image_S: int64, index of each sample's first image in the batch; None if no sample has several images.
+        vision_all_PD: teacher vision embeddings, image by image in batch order.
+        vision_top_index_K: int64, the tokens of eq. 2 of each sample with images, counted through all images of the
+            batch.
+        vision_top_embeddings_KD: teacher vision embeddings at those tokens.
         logits: one of four kinds; positions as in `supervised_N`.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
@@ -39,10 +39,9 @@ class TrainBatch:
     supervised_N: Tensor
     labels_N: Tensor
     attention: AttentionTargets | None = None
-    vision_all_IPD: EncodedTensor | None = None
-    vision_top_index_IK: Tensor | None = None
-    vision_top_embeddings_IKD: EncodedTensor | None = None
-    first_image_S: Tensor | None = None
+    vision_all_PD: EncodedTensor | None = None
+    vision_top_index_K: Tensor | None = None
+    vision_top_embeddings_KD: EncodedTensor | None = None
     logits: LogitTargets | None = None
     stem: StemInputs | None = None
 

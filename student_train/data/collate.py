@@ -1,5 +1,6 @@
 """Examples and records of one micro-batch -> padded tensors, targets in the bytes of the store."""
 
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignkd.storage.record.images import of_each_image
+from alignkd.storage.codecs import get_codec
 from alignkd.storage.record.record import (
     EncodedArray,
     HiddenStates,
@@ -72,12 +73,9 @@ def collate(
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
         attention=attention,
-        vision_all_IPD=_coded(_vision_of_images(with_image), np.stack) if all_wanted else None,
-        vision_top_index_IK=_top_index(with_image) if top_wanted else None,
-        vision_top_embeddings_IKD=_coded([r.vision_top_embeddings for r in with_image], np.stack)
-        if top_wanted
-        else None,
-        first_image_S=_first_images(with_image),
+        vision_all_PD=_coded_rows(_vision_of_images(with_image)) if all_wanted else None,
+        vision_top_index_K=_top_index(with_image) if top_wanted else None,
+        vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
         stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
     )
@@ -94,7 +92,7 @@ def _stem_inputs(
     return StemInputs(
         text=stem.table.rows(sequences.input_ids_BL),
         tqv_places=_places(examples, "tqv") if "vision_top" in stem.wanted and not has_tqv else None,
-        num_images_S=[count for example in examples if (count := example.positions.num_images)],
+        vision_tokens_S=[sum(example.positions.tokens_of_image) for example in examples if example.positions.num_images],
     )
 
 
@@ -125,23 +123,28 @@ def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTarg
 
 
 def _blocks(target: Target | None) -> Sequence[Target | None]:
-    """The blocks of a target [k, ...]; a target that is absent is one empty block."""
-    return [None] if target is None else of_each_image(target)
+    """The blocks of attention [blocks, ...]; a target that is absent is one empty block."""
+    if target is None:
+        return [None]
+    if isinstance(target, EncodedArray):
+        every = [{name: part[block] for name, part in target.parts.items()} for block in range(target.num_rows)]
+        return [EncodedArray(target.codec, parts) for parts in every]
+    return list(target)
 
 
-def _vision_of_images(records: Sequence[Record]) -> list[Target | None]:
+def _vision_of_images(records: Sequence[Record]) -> list[Target]:
     """[P, Dt] of every image."""
-    return [image for record in records for image in _blocks(record.vision_embeddings)]
-
-
-def _first_images(records: Sequence[Record]) -> Tensor | None:
-    counts = np.array([record.num_images for record in records], np.int64)
-    return torch.from_numpy(np.cumsum(counts) - counts) if (counts > 1).any() else None
+    return [image for record in records for image in record.vision_embeddings or ()]
 
 
 def _top_index(records: Sequence[Record]) -> Tensor:
-    index = [record.vision_top_index for record in records if record.vision_top_index is not None]
-    return torch.from_numpy(np.stack(index).astype(np.int64))
+    starts = itertools.accumulate((len(record.vision_positions) for record in records), initial=0)
+    index = [
+        start + record.vision_top_index.astype(np.int64)
+        for start, record in zip(starts, records, strict=False)
+        if record.vision_top_index is not None
+    ]
+    return _joined(index)
 
 
 def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
@@ -186,6 +189,24 @@ def _coded(targets: Sequence[Target | None], join: Join) -> EncodedTensor:
     absent = dict.fromkeys(names)
     every = [absent if target is None else _parts(target)[1] for target in targets]
     return EncodedTensor(codec=codec, parts={name: torch.from_numpy(join([p[name] for p in every])) for name in names})
+
+
+def _coded_rows(targets: Sequence[Target | None]) -> EncodedTensor:
+    """Targets [n, D] of one codec, one after the other."""
+    there = [target for target in targets if target is not None]
+    if len({_parts(target)[0] for target in there}) > 1:  # rows through several images cannot keep a scale per image
+        there = [as_float32(target) for target in there]
+    codec, names = _parts(there[0])[0], _parts(there[0])[1].keys()
+    shared = get_codec(codec).shared_parts
+    parts = {name: [_parts(target)[1][name] for target in there] for name in names}
+    return EncodedTensor(
+        codec=codec,
+        parts={
+            name: torch.from_numpy((np.stack if name in shared else np.concatenate)(arrays))
+            for name, arrays in parts.items()
+        },
+        rows_of_group=tuple(target.shape[0] for target in there) if shared else None,
+    )
 
 
 def _parts(target: Target) -> tuple[str, dict[str, NDArray[Any]]]:

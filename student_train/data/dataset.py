@@ -11,7 +11,8 @@ from alignkd.student_train.data.lengths import same_vision_tokens
 from alignkd.vlm.data.conversations import read_image_bytes
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example, Preparation
+from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 
 class CachedDataset:
@@ -19,14 +20,14 @@ class CachedDataset:
 
     Args:
         reader: the store.
-        builder: the STUDENT's tokenizer, template and image processor.
+        preparation: the STUDENT's tokenizer, template and image processor.
         images: folder to which the records' image paths are relative; None if the store holds the image files.
     """
 
-    def __init__(self, reader: StoreReader, builder: ExampleBuilder, images: Path | None) -> None:
-        self.reader, self.builder, self.images = reader, builder, images
+    def __init__(self, reader: StoreReader, preparation: Preparation, images: Path | None) -> None:
+        self.reader, self.preparation, self.images = reader, preparation, images
         # if False, `checks` allows only terms that need no vision positions of the store
-        self._same_positions = same_vision_tokens(reader, builder.vision_tokens)
+        self._same_positions = same_vision_tokens(reader, preparation)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -41,15 +42,25 @@ class CachedDataset:
         name = f"sample {record.id!r} (index {record.index})"
         turns = [Turn(turn["from"], turn["value"]) for turn in record.conversations]
         try:
-            example = self.builder.build(turns, self._image_bytes(record))
+            example = self.preparation.build(turns, self._image_bytes(record))
         except SampleError as error:
             raise SampleError(f"{name}: {error}") from error
-        for field in ("input_ids", "labels"):
-            _check_equal(name, field, found=getattr(example, field), stored=getattr(record, field))
+        self._check_tokens(name, example, record)
+        return example, record
+
+    def _check_tokens(self, name: str, example: Example, record: Record) -> None:
+        """The student's tokens must be the teacher's, so that targets belong to the positions they are compared at."""
+        if self._same_positions or self.preparation.vision_tokens is not None:
+            for field in ("input_ids", "labels"):
+                _check_equal(name, field, found=getattr(example, field), stored=getattr(record, field))
+        else:  # the ids hold one for every vision token, and may have others between those of one image
+            found, stored = (labels[labels != IGNORE_LABEL] for labels in (example.labels, record.labels))
+            _check_equal(name, "supervised labels", found=found, stored=stored)
         if self._same_positions:
+            found, stored = (np.array(x.tokens_of_image, np.int32) for x in (example.positions, record))
+            _check_equal(name, "tokens_of_image", found=found, stored=stored)
             for field in ("vision_positions", "tqv_query_positions", "supervised_positions"):
                 _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
-        return example, record
 
     def _image_bytes(self, record: Record) -> list[bytes]:
         """The image files, from the folder or the record; their hashes must be those that the teacher saw."""

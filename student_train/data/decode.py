@@ -3,7 +3,7 @@
 One decoder per codec, by the formula in the codec's docstring in `storage/codecs`; tests compare them with the host's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -56,10 +56,13 @@ class EncodedTensor:
     Attributes:
         codec: name of the codec.
         parts: part name -> tensor; the part "" has the shape of the values. bfloat16 is stored as uint16 bit patterns.
+        rows_of_group: for rows [n, D] in groups that share a scale: the number of rows of each group, plain integers.
+            Parts other than "" then have one entry per group.
     """
 
     codec: str
     parts: dict[str, Tensor]
+    rows_of_group: tuple[int, ...] | None = None
 
     @classmethod
     def plain(cls, values: Tensor) -> Self:
@@ -81,4 +84,20 @@ class EncodedTensor:
 
     def decode(self) -> Tensor:
         """The values: float32, or float16 or bfloat16 where they are stored in these."""
-        return DECODERS[self.codec](self.parts)
+        decode = DECODERS[self.codec]
+        if self.rows_of_group is None:
+            return decode(self.parts)
+        return _decode_groups(decode, self.parts, self.rows_of_group)
+
+
+def _decode_groups(decode: Callable[[Parts], Tensor], parts: Parts, rows_of_group: Sequence[int]) -> Tensor:
+    """Decode rows whose groups share scales; counts are known on the host, so that nothing waits for the device."""
+    rows_ND = parts[""]
+    if len(set(rows_of_group)) == 1:  # [groups, rows, D], without a copy
+        decoded: Tensor = decode({**parts, "": rows_ND.unflatten(0, (len(rows_of_group), -1))}).flatten(0, 1)
+        return decoded
+    values_ND = torch.empty(rows_ND.shape, dtype=torch.float32, device=rows_ND.device)
+    split = rows_ND.split(list(rows_of_group)), values_ND.split(list(rows_of_group))
+    for group, (rows_nD, out_nD) in enumerate(zip(*split, strict=True)):
+        out_nD.copy_(decode({name: part[group] if name else rows_nD for name, part in parts.items()}))
+    return values_ND

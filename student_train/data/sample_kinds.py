@@ -14,8 +14,8 @@ class SampleKinds:
     without a supervised token are also `unsupervised`; they have at most the attention and vision terms.
     """
 
-    def __init__(self, reader: StoreReader, vision_tokens: int) -> None:
-        """`vision_tokens`: tokens per image for the student."""
+    def __init__(self, reader: StoreReader, vision_tokens: int | None) -> None:
+        """`vision_tokens`: tokens per image for the student; None if they depend on the image."""
         num_images = reader.num_images
         self._is_kind = {
             "one_image": num_images == 1,

@@ -2,8 +2,8 @@
 
 They are put into the batch as if they had been stored, so the losses treat both alike. Nothing here has a gradient.
 
-Shape letters: B samples, S of them with images, I images, P vision tokens, L positions, R attention rows, C attention
-columns, Q text queries, Ht teacher heads, Dt teacher hidden size, K selected vision tokens.
+Shape letters: B samples, P vision tokens of all images, L positions, R attention rows, C attention columns, Q text
+queries, Ht teacher heads, Dt teacher hidden size, K selected vision tokens of all samples.
 """
 
 from collections.abc import Sequence
@@ -45,18 +45,18 @@ class StemTargets(nn.Module):
         self.stem, self.wanted, self.chunk_bytes = stem, wanted, chunk_bytes
 
     @torch.no_grad()
-    def fill(self, batch: TrainBatch, features_IND: Tensor) -> TrainBatch:
+    def fill(self, batch: TrainBatch, features: Any) -> TrainBatch:
         """The batch with the stem's targets.
 
         Args:
-            features_IND: features of the frozen tower [I, patches, D_vision], which the student's projector uses too.
+            features: `Vision.features`, the output of the frozen tower, which the student's projector uses too.
         """
         inputs, wanted = batch.stem, self.wanted
         if inputs is None:
             return batch
-        vision_IPD = self.stem.vision_embeddings(features_IND)
-        filled: dict[str, Any] = {"vision_all_IPD": EncodedTensor.plain(vision_IPD)} if "vision_all" in wanted else {}
-        embeds_BLD = self.stem.embed(inputs.text, batch.sequences, vision_IPD)
+        vision_PD = self.stem.vision_embeddings(features)
+        filled: dict[str, Any] = {"vision_all_PD": EncodedTensor.plain(vision_PD)} if "vision_all" in wanted else {}
+        embeds_BLD = self.stem.embed(inputs.text, batch.sequences, vision_PD)
         attention_BHRC = None
         if "attention" in wanted and batch.attention is not None:
             attention_BHRC = self._attention(batch.attention, embeds_BLD)
@@ -67,7 +67,7 @@ class StemTargets(nn.Module):
             if inputs.tqv_places is not None:  # eq. 2 needs other pairs than the attention loss
                 places, tqv_BHQP = inputs.tqv_places, self._attention(inputs.tqv_places, embeds_BLD)
             assert places is not None and tqv_BHQP is not None
-            filled |= _top_tokens(places, inputs.num_images_S, tqv_BHQP, vision_IPD)
+            filled |= _top_tokens(places, inputs.vision_tokens_S, tqv_BHQP, vision_PD)
         return replace(batch, **filled)
 
     def _attention(self, places: AttentionTargets, embeds_BLD: Tensor) -> Tensor:
@@ -77,20 +77,22 @@ class StemTargets(nn.Module):
 
 
 def _top_tokens(
-    places: AttentionTargets, num_images_S: Sequence[int], attention_BHQP: Tensor, vision_IPD: Tensor
+    places: AttentionTargets, vision_tokens_S: Sequence[int], attention_BHQC: Tensor, vision_PD: Tensor
 ) -> dict[str, Any]:
     """Eq. 2 for each sample with images: fields of `TrainBatch`."""
-    blocks = [block for block, cols in enumerate(places.num_cols_B) if cols]  # one per image, in the images' order
-    index_SK, embeddings_SKD, image = [], [], 0
-    for count in num_images_S:
-        first, rows = blocks[image], places.num_rows_B[blocks[image]]
-        # [k, Ht, Q, P] -> [Ht, Q, k * P]: through all images of the sample
-        of_sample_HQP = attention_BHQP[first : first + count, :, :rows].permute(1, 2, 0, 3).flatten(2)
-        index_K = vision_top_index(of_sample_HQP)
-        index_SK.append(index_K)
-        embeddings_SKD.append(vision_IPD[image : image + count].flatten(0, 1)[index_K])
-        image += count
+    blocks = iter([block for block, cols in enumerate(places.num_cols_B) if cols])  # in the images' order
+    index, start = [], 0
+    for tokens in vision_tokens_S:
+        parts, width = [], 0
+        while width < tokens:  # the blocks of one sample: one for each image, or one for all of them
+            block = next(blocks)
+            rows, cols = places.num_rows_B[block], places.num_cols_B[block]
+            parts.append(attention_BHQC[block, :, :rows, :cols])
+            width += cols
+        index.append(start + vision_top_index(torch.cat(parts, dim=-1)))
+        start += tokens
+    index_K = torch.cat(index)
     return {
-        "vision_top_index_IK": torch.stack(index_SK),
-        "vision_top_embeddings_IKD": EncodedTensor.plain(torch.stack(embeddings_SKD)),
+        "vision_top_index_K": index_K,
+        "vision_top_embeddings_KD": EncodedTensor.plain(vision_PD.index_select(0, index_K)),
     }

@@ -63,12 +63,12 @@ class StemInputs:
         text: rows of the teacher's token embeddings.
         tqv_places: rows and columns of text-query-vision attention for the target `vision_top`; None if it is not
             needed, or `TrainBatch.attention` has the same pairs.
-        num_images_S: number of images of each sample that has any, plain integers.
+        vision_tokens_S: vision tokens of all images of each sample that has any, plain integers.
     """
 
     text: TextRows
     tqv_places: AttentionTargets | None
-    num_images_S: list[int]
+    vision_tokens_S: list[int]
 
     def to(self, device: torch.device | str) -> Self:
         """The inputs with every tensor on `device`."""

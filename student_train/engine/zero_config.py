@@ -9,7 +9,7 @@ from alignkd.student_train.objective.objective import DistilledStudent
 
 # Elements per reduction bucket: DeepSpeed allocates whole buckets, and its default takes 1 GB in bfloat16.
 MAX_BUCKET = 50_000_000
-PROJECTOR_PREFIX = "model.model.mm_projector."
+MODEL_PREFIX = "model."
 ADAPTER_PREFIX = "adapters."
 
 
@@ -56,14 +56,15 @@ def sums_in_float32(wanted: bool, dtype: torch.dtype, offload: bool, accumulates
 def parameter_groups(student: DistilledStudent, config: TrainConfig) -> list[dict[str, Any]]:
     """Trained parameters by learning rate: projector, adapters, everything else; empty groups are left out."""
     named = [(name, value) for name, value in student.named_parameters() if value.requires_grad]
-    rates = {
-        PROJECTOR_PREFIX: config.projector_learning_rate or config.learning_rate,
-        ADAPTER_PREFIX: config.adapter_learning_rate or config.learning_rate,
+    projector = tuple(MODEL_PREFIX + prefix for prefix in student.model.projector_prefixes)
+    rates: dict[tuple[str, ...], float] = {
+        projector: config.projector_learning_rate or config.learning_rate,
+        (ADAPTER_PREFIX,): config.adapter_learning_rate or config.learning_rate,
     }
-    groups = [
-        {"params": [value for name, value in named if name.startswith(prefix)], "lr": rate}
-        for prefix, rate in rates.items()
+    groups: list[dict[str, Any]] = [
+        {"params": [value for name, value in named if name.startswith(prefixes)], "lr": rate}
+        for prefixes, rate in rates.items()
     ]
-    rest = [value for name, value in named if not name.startswith(tuple(rates))]
+    rest = [value for name, value in named if not name.startswith((*projector, ADAPTER_PREFIX))]
     groups.append({"params": rest, "lr": config.learning_rate})
     return [group for group in groups if group["params"]]

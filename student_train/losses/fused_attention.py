@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkd.student_train.losses.inner_autograd import value_and_gradients
-from alignkd.vlm.attention.attention_rows import attention_weights, expanded_columns, row_chunks
+from alignkd.vlm.attention.attention_rows import (
+    RowInputs,
+    attention_scores,
+    expanded_columns,
+    row_chunks,
+    weights_of_scores,
+)
 
 # The sum of the loss over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input), the slice
 # of rows, and the loss's parameters.
@@ -26,27 +32,21 @@ RowsLoss = Callable[..., Tensor]
 
 
 def fused_attention_loss(
-    query_BHRd: Tensor,
-    key_BHLd: Tensor,
-    rows_BR: Tensor,
-    cols_BC: Tensor,
-    loss: RowsLoss,
-    parameters: Sequence[Tensor],
-    *,
-    scaling: float,
-    rows_at_once: int,
+    inputs: RowInputs, cols_BC: Tensor, loss: RowsLoss, parameters: Sequence[Tensor], *, rows_at_once: int
 ) -> Tensor:
     """The sum of the loss over all rows: a scalar, float32 (float64 for float64 input).
 
     Args:
-        query_BHRd, key_BHLd, rows_BR, cols_BC, scaling: as in `alignkd.vlm.attention.attention_rows`.
+        inputs, cols_BC: as in `alignkd.vlm.attention.attention_rows`; queries and keys get a gradient.
         loss: called with each chunk of rows; returns a sum over them.
         parameters: further tensors that get a gradient, float32 or float64; passed on to `loss`.
-        rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L], float32 gradients of queries and keys
-            are held.
+        rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L] (two with a soft cap), float32 gradients
+            of queries and keys are held.
     """
-    places = _Places(rows_BR=rows_BR, cols_BC=cols_BC, scaling=scaling, at_once=rows_at_once)
-    total: Tensor = _FusedAttention.apply(query_BHRd, key_BHLd, places, loss, torch.is_grad_enabled(), *parameters)
+    places = _Places(inputs=inputs, cols_BC=cols_BC, at_once=rows_at_once)
+    total: Tensor = _FusedAttention.apply(
+        inputs.query_BHRd, inputs.key_BHLd, places, loss, torch.is_grad_enabled(), *parameters
+    )
     return total
 
 
@@ -54,9 +54,8 @@ def fused_attention_loss(
 class _Places:
     """The selected part of the attention."""
 
-    rows_BR: Tensor
+    inputs: RowInputs
     cols_BC: Tensor
-    scaling: float
     at_once: int
 
 
@@ -74,8 +73,10 @@ class _FusedAttention(torch.autograd.Function):
         gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in (query_BHRd, key_BHLd, *parameters)]
         total = torch.zeros((), dtype=_summed(query_BHRd), device=query_BHRd.device)
         for chunk in row_chunks(query_BHRd.shape[2], places.at_once):
-            query_BHrd, rows_Br = query_BHRd[:, :, chunk], places.rows_BR[:, chunk]
-            weights_BHrL, sum_BHr1 = attention_weights(query_BHrd, key_BHLd, rows_Br, places.cols_BC, places.scaling)
+            inputs = places.inputs.chunk(chunk)
+            scores_BHrL = attention_scores(inputs, places.cols_BC)
+            slope_BHrL = _slope(scores_BHrL, inputs.softcap) if grad_enabled else None
+            weights_BHrL, sum_BHr1 = weights_of_scores(scores_BHrL, inputs)
             columns_BHrC = expanded_columns(places.cols_BC, weights_BHrL)
             chosen_BHrC = weights_BHrL.gather(3, columns_BHrC).div_(sum_BHr1)
             if not grad_enabled:
@@ -86,13 +87,15 @@ class _FusedAttention(torch.autograd.Function):
             )
             total += value
             # gradient of a softmax of which only the columns are used: p_l * (g_l - sum over c of p_c * g_c)
-            weighed_BHrC = grad_chosen_BHrC.mul(chosen_BHrC).mul_(places.scaling)
+            weighed_BHrC = grad_chosen_BHrC.mul(chosen_BHrC).mul_(inputs.scaling)
             weights_BHrL.mul_(-weighed_BHrC.sum(-1, keepdim=True) / sum_BHr1)
             grad_scores_BHrL = weights_BHrL.scatter_add_(3, columns_BHrC, weighed_BHrC)
-            _add_products(grad_scores_BHrL, query_BHrd, key_BHLd, gradients[0][:, :, chunk], gradients[1])
+            if slope_BHrL is not None:
+                grad_scores_BHrL.mul_(slope_BHrL)
+            _add_products(grad_scores_BHrL, inputs, gradients[0][:, :, chunk], gradients[1])
             for own, more in zip(gradients[2:], of_parameters, strict=True):
                 own += more
-            del weights_BHrL, grad_scores_BHrL  # before those of the next chunk are allocated
+            del scores_BHrL, slope_BHrL, weights_BHrL, grad_scores_BHrL  # before those of the next chunk are allocated
         if grad_enabled:
             ctx.save_for_backward(*gradients)
             ctx.dtypes = [like.dtype for like in (query_BHRd, key_BHLd, *parameters)]
@@ -108,10 +111,16 @@ class _FusedAttention(torch.autograd.Function):
         return query, key, None, None, None, *parameters
 
 
+def _slope(scores_BHrL: Tensor, softcap: float | None) -> Tensor | None:
+    """Derivative of `softcap * tanh(s / softcap)` by s, from its values; None without a soft cap."""
+    return None if softcap is None else scores_BHrL.div(softcap).square_().neg_().add_(1)
+
+
 def _add_products(
-    grad_scores_BHrL: Tensor, query_BHrd: Tensor, key_BHLd: Tensor, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor
+    grad_scores_BHrL: Tensor, inputs: RowInputs, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor
 ) -> None:
     """Add a chunk to the gradients of queries and keys, given the gradient of the scores."""
+    query_BHrd, key_BHLd = inputs.query_BHRd, inputs.key_BHLd
     # the loss scale that keeps gradients in float16's range is not applied yet
     dtype = torch.float32 if key_BHLd.dtype == torch.float16 else key_BHLd.dtype
     grad_scores_BHrL, keys = grad_scores_BHrL.to(dtype), slice(grad_scores_BHrL.shape[3])

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from alignkd.student_train.losses.inner_autograd import value_and_gradients
 from alignkd.student_train.losses.loss_sum import to_accum_dtype
+from alignkd.vlm.families.family import Head
 
 CHUNK_BYTES = 64 << 20
 # The sum of a term over a chunk, from its logits [n, V] in float32 (or float64) and its slice of the N positions.
@@ -57,13 +58,14 @@ class JointTerms:
 
 
 def fused_head_losses(
-    hidden_ND: Tensor, lm_head_VD: Tensor, terms: Sequence[WeightedTerm] | JointTerms, *, chunk_bytes: int = CHUNK_BYTES
+    hidden_ND: Tensor, head: Head, terms: Sequence[WeightedTerm] | JointTerms, *, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, ...]:
     """The sum of every term over N positions, unweighted.
 
     Args:
         hidden_ND: the student's hidden states after its final norm; N may be 0.
-        lm_head_VD: its output head, in the dtype of the states, in which the logits are computed.
+        head: its output head, with matrix and bias in the dtype of the states, in which their product is computed;
+            scale and soft cap are applied in float32.
         terms: the terms; the caller sums them by these weights, times any common factor.
         chunk_bytes: largest size of the float32 logits of one chunk; a chunk has at least one position. A loss holds a
             small multiple of it. Apart from the [N, D] gradient of the states, the peak memory does not depend on N.
@@ -77,9 +79,12 @@ def fused_head_losses(
     """
     joint = terms if isinstance(terms, JointTerms) else JointTerms.of(terms)
     assert all(weight > 0 for weight in joint.weights), joint
-    positions = max(1, chunk_bytes // (max(4, lm_head_VD.element_size()) * len(lm_head_VD)))
+    weight_VD = head.weight_VD
+    positions = max(1, chunk_bytes // (max(4, weight_VD.element_size()) * len(weight_VD)))
     chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
-    totals: tuple[Tensor, ...] = _FusedHead.apply(hidden_ND, lm_head_VD, joint, chunks, torch.is_grad_enabled())
+    totals: tuple[Tensor, ...] = _FusedHead.apply(
+        hidden_ND, weight_VD, head.bias_V, head, joint, chunks, torch.is_grad_enabled()
+    )
     return totals
 
 
@@ -88,23 +93,27 @@ class _FusedHead(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        lm_head_VD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
         joint: JointTerms,
         chunks: list[slice],
         grad_enabled: bool,
     ) -> tuple[Tensor, ...]:
-        wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[:2]]
-        sums = _Sums(hidden_ND, lm_head_VD, wanted, len(joint.weights))
+        inputs = (hidden_ND, weight_VD, bias_V)
+        wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
+        sums = _Sums(inputs, wanted, len(joint.weights))
         for chunk in chunks:
             hidden_nD = hidden_ND[chunk]
-            logits_nV = to_accum_dtype(functional.linear(hidden_nD, lm_head_VD))
+            logits_nV = _finished(to_accum_dtype(functional.linear(hidden_nD, weight_VD, bias_V)), head)
             if any(wanted):
+                slope_nV = _slope(logits_nV, head)
                 grad_logits_nV = _grad_logits(logits_nV, chunk, joint, sums.totals)
-                sums.add_gradients(grad_logits_nV, chunk, hidden_nD, lm_head_VD)
+                sums.add_gradients(_grad_products(grad_logits_nV, slope_nV, head), chunk, hidden_nD, weight_VD)
             else:
                 sums.totals += torch.stack([*joint.terms(logits_nV, chunk)]).detach()
-        ctx.save_for_backward(sums.hidden_grad_ND, sums.lm_head_grad_VD)
-        ctx.weights, ctx.dtypes = joint.weights, (hidden_ND.dtype, lm_head_VD.dtype)
+        ctx.save_for_backward(sums.hidden_grad_ND, sums.weight_grad_VD, sums.bias_grad_V)
+        ctx.weights, ctx.dtypes = joint.weights, [None if like is None else like.dtype for like in inputs]
         return tuple(total.clone() for total in sums.totals)
 
     @staticmethod
@@ -115,30 +124,57 @@ class _FusedHead(torch.autograd.Function):
             None if grad is None else _times(grad, factor, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 class _Sums:
     """The sums over chunks; a gradient is None if it is not needed."""
 
-    def __init__(self, hidden_ND: Tensor, lm_head_VD: Tensor, wanted: list[bool], num_terms: int) -> None:
-        dtype = torch.float64 if lm_head_VD.dtype == torch.float64 else torch.float32
-        self.totals = torch.zeros(num_terms, dtype=dtype, device=lm_head_VD.device)
-        self.hidden_grad_ND, self.lm_head_grad_VD = (
-            torch.zeros_like(like, dtype=dtype) if want else None
-            for like, want in zip((hidden_ND, lm_head_VD), wanted, strict=True)
+    def __init__(
+        self, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: Sequence[bool], num_terms: int
+    ) -> None:
+        """`inputs`: hidden states, matrix and bias."""
+        weight_VD = inputs[1]
+        dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+        self.totals = torch.zeros(num_terms, dtype=dtype, device=weight_VD.device)
+        self.hidden_grad_ND, self.weight_grad_VD, self.bias_grad_V = (
+            torch.zeros_like(like, dtype=dtype) if want and like is not None else None
+            for like, want in zip(inputs, wanted, strict=True)
         )
 
-    def add_gradients(self, grad_logits_nV: Tensor, chunk: slice, hidden_nD: Tensor, lm_head_VD: Tensor) -> None:
-        """Add a chunk, given the gradient of its weighted loss with respect to its logits."""
-        grad_logits_nV, scale = _in_range(grad_logits_nV, lm_head_VD.dtype)
+    def add_gradients(self, grad_nV: Tensor, chunk: slice, hidden_nD: Tensor, weight_VD: Tensor) -> None:
+        """Add a chunk, given the gradient of its weighted loss with respect to matrix product plus bias."""
+        if self.bias_grad_V is not None:
+            self.bias_grad_V += grad_nV.sum(0)
+        grad_nV, scale = _in_range(grad_nV, weight_VD.dtype)
         if self.hidden_grad_ND is not None:
-            self.hidden_grad_ND[chunk] = _product(grad_logits_nV, lm_head_VD) / scale
-        if self.lm_head_grad_VD is None:
+            self.hidden_grad_ND[chunk] = _product(grad_nV, weight_VD) / scale
+        if self.weight_grad_VD is None:
             return
         # A part of the vocabulary at a time, so that the products need no second [V, D].
-        for grad_vD, grad_logits_nv in zip(self.lm_head_grad_VD.chunk(8), grad_logits_nV.chunk(8, dim=1), strict=True):
-            grad_vD += _product(grad_logits_nv.T, hidden_nD) / scale
+        for grad_vD, grad_nv in zip(self.weight_grad_VD.chunk(8), grad_nV.chunk(8, dim=1), strict=True):
+            grad_vD += _product(grad_nv.T, hidden_nD) / scale
+
+
+def _finished(products_nV: Tensor, head: Head) -> Tensor:
+    """`Head.finish` in the memory of the products."""
+    if head.scale != 1.0:
+        products_nV.mul_(head.scale)
+    if head.softcap is not None:
+        products_nV.div_(head.softcap).tanh_().mul_(head.softcap)
+    return products_nV
+
+
+def _slope(logits_nV: Tensor, head: Head) -> Tensor | None:
+    """Derivative of the soft cap, from its values; None without one."""
+    return None if head.softcap is None else logits_nV.div(head.softcap).square_().neg_().add_(1)
+
+
+def _grad_products(grad_logits_nV: Tensor, slope_nV: Tensor | None, head: Head) -> Tensor:
+    """The gradient with respect to matrix product plus bias; overwrites the slope."""
+    if slope_nV is not None:
+        grad_logits_nV = slope_nV.mul_(grad_logits_nV)
+    return grad_logits_nV if head.scale == 1.0 else grad_logits_nV * head.scale
 
 
 def _grad_logits(logits_nV: Tensor, chunk: slice, joint: JointTerms, totals: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from alignkd.student_train.losses.divergences import Divergence, reverse_kl
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.vlm.families.family import Head
 
 # Log-probability of a bucket without teacher mass; finite, see `divergences`.
 NO_MASS = -1e30
@@ -51,12 +52,12 @@ def logit_loss(
     return LossSum(total_N.sum() * temperature**2, len(student_logits_NV))
 
 
-def teacher_logits(states_ND: Tensor, lm_head_VD: Tensor) -> Tensor:
+def teacher_logits(states_ND: Tensor, head: Head) -> Tensor:
     """The teacher's logits [N, V] from its stored last hidden states: exact for every divergence and temperature.
 
-    In the dtype of its lm_head, like the logits of the live teacher.
+    In the dtype of its head, like the logits of the live teacher.
     """
-    return states_ND.to(lm_head_VD.dtype) @ lm_head_VD.T
+    return head(states_ND.to(head.weight_VD.dtype))
 
 
 def bucketed_loss(student: Outcomes, teacher: TruncatedDistribution, divergence: Divergence) -> LossSum:

@@ -65,17 +65,13 @@ class Adapters(nn.Module):
     def adapt_no_vision(self) -> Tensor:
         """The same for vision embeddings."""
         conv = self.proj_adapter
-        return self.adapt_vision(conv.weight.new_zeros((1, 1, conv.in_channels)))
+        return self.adapt_vision(conv.weight.new_zeros((1, conv.in_channels)))
 
-    def adapt_vision(self, teacher_IPD: Tensor) -> Tensor:
-        """[I, P, Dt] -> float32 [I, P, Ds]."""
+    def adapt_vision(self, teacher_PD: Tensor) -> Tensor:
+        """[P, Dt] -> float32 [P, Ds]; a convolution of size 1 is a product with its weight."""
         conv = self.proj_adapter
-        channels_first = functional.conv1d(
-            teacher_IPD.float().transpose(1, 2),
-            conv.weight.float(),
-            conv.bias.float(),  # type: ignore[union-attr]
-        )
-        return channels_first.transpose(1, 2)
+        bias_S = conv.bias.float()  # type: ignore[union-attr]
+        return functional.linear(teacher_PD.float(), conv.weight.float().flatten(1), bias_S)
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, float32."""

@@ -4,17 +4,20 @@ Shape letters as in `alignkd.student_train.data.targets`; r rows of a chunk, Hs 
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.targets import AttentionTargets
+from alignkd.student_train.errors import TrainError
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.term import ForwardPass, idle
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.attention.attention_rows import RowInputs
+from alignkd.vlm.families.family import ModelConfig
 
 
 def attention_term(forward: ForwardPass) -> LossSum:
@@ -22,20 +25,14 @@ def attention_term(forward: ForwardPass) -> LossSum:
     targets, first_layer = forward.batch.attention, forward.first_layer
     if targets is None:
         return idle(forward.adapters.adapt_no_attention())
-    query_BHRd, key_BHLd = first_layer.rotated(targets.rows_BR, targets.samples_B)
-    return chunked_attention_loss(
-        forward.adapters,
-        targets,
-        query_BHRd,
-        key_BHLd,
-        scaling=first_layer.scaling,
-        chunk_bytes=forward.attention_chunk_bytes,
-    )
+    inputs = first_layer.row_inputs(targets.rows_BR, targets.samples_B)
+    _check_has_gradient(inputs.query_BHRd)
+    return chunked_attention_loss(forward.adapters, targets, inputs, chunk_bytes=forward.attention_chunk_bytes)
 
 
-def attention_elements(reader: StoreReader, student: VLMConfig) -> NDArray[np.int64]:
+def attention_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
     """Attention rows times columns times student heads of each sample; 0 for a sample without an image."""
-    pairs, vision_of_sample = reader.manifest.codecs.attention_pairs, reader.num_images * student.vision_tokens
+    pairs, vision_of_sample = reader.manifest.codecs.attention_pairs, reader.num_vision
     if pairs == "vqv":
         num_pairs = vision_of_sample**2
     elif pairs == "tqt":
@@ -46,25 +43,18 @@ def attention_elements(reader: StoreReader, student: VLMConfig) -> NDArray[np.in
 
 
 def chunked_attention_loss(
-    adapters: Adapters,
-    targets: AttentionTargets,
-    query_BHRd: Tensor,
-    key_BHLd: Tensor,
-    *,
-    scaling: float,
-    chunk_bytes: int,
+    adapters: Adapters, targets: AttentionTargets, inputs: RowInputs, *, chunk_bytes: int
 ) -> LossSum:
     """Squared error between the adapted teacher's attention and the student's.
 
     Args:
-        query_BHRd, key_BHLd: the student's rotated queries of the targets' rows, and keys of all positions.
-        scaling: scale factor of the student's scores.
+        inputs: the student's queries of the targets' rows, and keys of all positions.
         chunk_bytes: largest size in float32 of a chunk's attention over all positions and of its targets; a chunk has
             at least one row.
     """
     coded_BRHC = targets.stored_BRHC
     num, _, teacher_heads, cols = coded_BRHC.shape
-    heads, length = key_BHLd.shape[1:3]
+    heads, length = inputs.key_BHLd.shape[1:3]
     at_once = max(1, chunk_bytes // (4 * num * max(heads * length, teacher_heads * cols)))
 
     def loss_of(student_BHrC: Tensor, rows: slice, weight_ST: Tensor, bias_S: Tensor) -> Tensor:
@@ -74,14 +64,21 @@ def chunked_attention_loss(
         return attention_loss(adapted_BrHC.transpose(1, 2), student_BHrC, num_rows_B, targets.num_cols_B).total
 
     total = fused_attention_loss(
-        query_BHRd,
-        key_BHLd,
-        targets.rows_BR,
-        targets.cols_BC,
-        loss_of,
-        adapters.attention_weights(),
-        scaling=scaling,
-        rows_at_once=at_once,
+        inputs, targets.cols_BC, loss_of, adapters.attention_weights(), rows_at_once=at_once
     )
     pairs = sum(rows * cols for rows, cols in zip(targets.num_rows_B, targets.num_cols_B, strict=True))
     return LossSum(total, pairs * heads)
+
+
+def _check_has_gradient(query_BHRd: Tensor) -> None:
+    """Refuse queries that were recorded without gradient: reentrant gradient checkpointing loses it silently.
+
+    Raises:
+        TrainError: the attention loss would not train the decoder.
+    """
+    if torch.is_grad_enabled() and not query_BHRd.requires_grad:
+        raise TrainError(
+            "losses.attention: the first layer's queries were recorded without gradient, so the loss would not train "
+            "the decoder; switch off the model's own gradient checkpointing (train.gradient_checkpointing does not "
+            "need it) or set losses.attention to 0"
+        )

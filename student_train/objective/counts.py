@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.family import ModelConfig
 
 
 class GlobalCounts:
@@ -19,7 +19,7 @@ class GlobalCounts:
         terms: the loss terms that are computed.
     """
 
-    def __init__(self, reader: StoreReader, student: VLMConfig, terms: Iterable[str]) -> None:
+    def __init__(self, reader: StoreReader, student: ModelConfig, terms: Iterable[str]) -> None:
         self._per_sample = {name: _elements(name, reader, student) for name in terms}
 
     def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
@@ -27,6 +27,6 @@ class GlobalCounts:
         return {term: int(counts[positions].sum()) for term, counts in self._per_sample.items()}
 
 
-def _elements(name: str, reader: StoreReader, student: VLMConfig) -> NDArray[np.int64]:
+def _elements(name: str, reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
     elements = TERMS[name].elements
     return reader.num_supervised if elements is None else elements(reader, student)

@@ -2,6 +2,7 @@
 
 Labels and a truncated teacher's entries are a few tokens per position: cross-entropy and logit loss then share the
 pass of `losses/outcomes.py`. A teacher's full logits are compared token by token, so each term reads the logits itself.
+So it does where the vocabulary is padded: cross-entropy is over all columns, the logit loss over the tokenizer's.
 """
 
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
     """The terms on logits that have a weight, in the order of `weights`."""
     own = {name: TERMS[name].on_logits for name in weights}
     names = [name for name, term in own.items() if term is not None]
-    full = "logit" in names and isinstance(inputs.targets, FullTargets | HiddenTargets)
-    shared = frozenset() if full else frozenset(names) & {*SHARED}
+    apart = isinstance(inputs.targets, FullTargets | HiddenTargets) or inputs.num_tokens is not None
+    shared = frozenset() if "logit" in names and apart else frozenset(names) & {*SHARED}
     alone = {name: make(inputs) for name, make in own.items() if make is not None and name not in shared}
 
     def terms_of_chunk(logits_nV: Tensor, chunk: slice) -> list[Tensor]:

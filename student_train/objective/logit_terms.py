@@ -1,11 +1,17 @@
 """The terms on the student's logits at N supervised positions, each as a sum over one chunk of positions."""
 
+from dataclasses import replace
+
+from torch import Tensor
+
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.logit import logit_loss, teacher_logits
 from alignkd.student_train.losses.sampled_logit import sampled_logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.objective.term import HeadInputs
+from alignkd.vlm.families.family import Head
 
 
 def label_term(inputs: HeadInputs) -> HeadTerm:
@@ -15,19 +21,36 @@ def label_term(inputs: HeadInputs) -> HeadTerm:
 
 def logit_term(inputs: HeadInputs) -> HeadTerm:
     """Eq. 6: the divergence from the teacher's distribution, by the kind of logits that the store keeps."""
+    term, num_tokens = _divergence_term(inputs), inputs.num_tokens
+    if num_tokens is None:
+        return term
+    return lambda student_nV, chunk: term(student_nV[:, :num_tokens], chunk)
+
+
+def _divergence_term(inputs: HeadInputs) -> HeadTerm:
+    """The term for student logits of the compared columns alone."""
     targets, divergence, temperature = inputs.targets, inputs.divergence, inputs.temperature
     assert targets is not None
     if isinstance(targets, SampledTargets):  # forward KL at temperature 1: `LossConfig.problems_with`
         return lambda student_nV, chunk: sampled_logit_loss(student_nV, targets.distribution(chunk)).total
     if isinstance(targets, HiddenTargets):
-        states_ND, head_VD = targets.states.decode(), inputs.teacher_lm_head_VD
-        assert head_VD is not None
+        assert inputs.teacher_head is not None
+        states_ND, head = targets.states.decode(), first_rows(inputs.teacher_head, inputs.num_tokens)
         return lambda student_nV, chunk: (
             logit_loss(
-                student_nV, teacher_logits(states_ND[chunk], head_VD), divergence=divergence, temperature=temperature
+                student_nV, teacher_logits(states_ND[chunk], head), divergence=divergence, temperature=temperature
             ).total
         )
-    teacher = targets.logits.decode() if isinstance(targets, FullTargets) else targets.distribution()
+    if isinstance(targets, FullTargets):
+        teacher: Tensor | TruncatedDistribution = targets.logits.decode()[:, : inputs.num_tokens]
+    else:
+        teacher = targets.distribution()
     return lambda student_nV, chunk: (
         logit_loss(student_nV, teacher[chunk], divergence=divergence, temperature=temperature).total
     )
+
+
+def first_rows(head: Head, num_tokens: int | None) -> Head:
+    """The head of the tokenizer's own entries, without a copy; None: of all."""
+    bias_V = None if head.bias_V is None else head.bias_V[:num_tokens]
+    return replace(head, weight_VD=head.weight_VD[:num_tokens], bias_V=bias_V)

@@ -4,6 +4,7 @@ Shape letters as in `alignkd.student_train.data.batch`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from alignkd.student_train.objective.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel, sum_of_zeros
+from alignkd.vlm.inputs.batch import SequenceBatch
 
 
 class DistilledStudent(nn.Module):
@@ -28,15 +30,14 @@ class DistilledStudent(nn.Module):
     out, its gradients would be added to those of other parameters on the other ranks.
     """
 
-    teacher_lm_head_VD: Tensor | None
-
     def __init__(
         self,
-        model: MobileVLM,
+        model: VisionLanguageModel,
         adapters: Adapters,
         losses: LossConfig,
-        teacher_lm_head_VD: Tensor | None = None,
+        teacher_head: Head | None = None,
         stem: StemTargets | None = None,
+        num_tokens: int | None = None,
     ) -> None:
         """Freeze what is not trained.
 
@@ -44,12 +45,14 @@ class DistilledStudent(nn.Module):
             model: the student.
             adapters: the trained projections of the teacher's targets.
             losses: weights and settings of the terms.
-            teacher_lm_head_VD: [V, Dt], needed if the store keeps the teacher's hidden states; frozen.
+            teacher_head: needed if the store keeps the teacher's hidden states; frozen.
             stem: computes the targets that are not stored; frozen.
+            num_tokens: see `HeadInputs`.
         """
         super().__init__()
-        self.register_buffer("teacher_lm_head_VD", teacher_lm_head_VD, persistent=False)  # frozen, in its own dtype
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
+        self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
+        self.num_tokens = num_tokens
         model.requires_grad_(True)
         model.freeze_vision_tower()
         # An adapter without a weighted term is not changed, not even by weight decay.
@@ -59,40 +62,46 @@ class DistilledStudent(nn.Module):
 
     def forward(self, batch: TrainBatch) -> dict[str, LossSum]:
         """Every term with a weight above 0; its count is 0 if the batch lacks its target."""
-        pixels = batch.sequences.pixel_values_ICHW
-        if pixels is None:
-            vision_IPD = self._no_vision()
-        else:
-            features_IND = self.model.model.vision_tower(pixels)
-            vision_IPD = self.model.model.mm_projector(features_IND)
-            if self.stem is not None:
-                batch = self.stem.fill(batch, features_IND)  # before the decoder allocates its activations
-        embeds_BLD = self.model.embed(batch.sequences, None if pixels is None else vision_IPD)
-        if pixels is None:
-            embeds_BLD = embeds_BLD + 0.0 * vision_IPD.sum()
-
+        vision = self._vision(batch.sequences)
+        if self.stem is not None and vision.features is not None:
+            batch = self.stem.fill(batch, vision.features)  # before the decoder allocates its activations
+        has_image = bool(batch.sequences.images)
         with self.model.watched_first_layer() as first_layer:
-            hidden_BLD = self.model.hidden_states(embeds_BLD)
+            hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)
         forward = ForwardPass(
             batch=batch,
             adapters=self.adapters,
-            vision_IPD=vision_IPD,
+            vision_PD=vision.embeddings_PD,
             hidden_BLD=hidden_BLD,
             first_layer=first_layer,
             attention_chunk_bytes=self.losses.attention_chunk_mib << 20,
         )
         # The terms on logits come first, whatever their place in the table. And all terms come after the decoder:
         # backward then finishes layer 0's weights at the same moment with and without the attention term.
-        return self._terms_on_logits(forward) | self._other_terms(forward)
+        on_logits = self._terms_on_logits(forward, None if has_image else sum_of_zeros(vision))
+        return on_logits | self._other_terms(forward)
 
-    def _terms_on_logits(self, forward: ForwardPass) -> dict[str, LossSum]:
-        """The student's logits are never held all at once."""
+    def _vision(self, sequences: SequenceBatch) -> Vision:
+        """The encoded images; of an image of zeros where there is none.
+
+        They are encoded before the decoder runs, also the image of zeros: backward reaches them after it.
+        """
+        if not sequences.images:
+            return self.model.no_image()
+        samples = sequences.image_samples_I.tolist()  # on the host
+        return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
+
+    def _terms_on_logits(self, forward: ForwardPass, zero: Tensor | None) -> dict[str, LossSum]:
+        """The student's logits are never held all at once; `zero` is added to their hidden states."""
         batch, weights = forward.batch, self.losses.weights
         hidden_ND = forward.hidden_BLD.flatten(0, 1)[batch.supervised_N]
-        inputs = self.losses.head_inputs(batch.labels_N, batch.logits, self.teacher_lm_head_VD)
+        if zero is not None:
+            hidden_ND = hidden_ND + zero.to(hidden_ND.dtype)
+        teacher_head = None if self.teacher_head is None else self.teacher_head.head
+        inputs = self.losses.head_inputs(batch.labels_N, batch.logits, teacher_head, num_tokens=self.num_tokens)
         totals = fused_head_losses(
             hidden_ND,
-            self.model.lm_head.weight,
+            self.model.head,
             # all have the same count, so their weights relative to each other are those in the total
             head_terms(inputs, weights),
             chunk_bytes=self.losses.head_chunk_mib << 20,
@@ -104,12 +113,23 @@ class DistilledStudent(nn.Module):
         computed = {name: TERMS[name].compute for name in self.losses.weights}
         return {name: compute(forward) for name, compute in computed.items() if compute is not None}
 
-    def _no_vision(self) -> Tensor:
-        """The projector's output for tower features of zeros: gives its parameters a gradient of zeros."""
-        config, projector = self.model.config, self.model.model.mm_projector
-        shape = (1, config.vision_tokens, config.vision.hidden_size)
-        vision_1PD: Tensor = projector(next(projector.parameters()).new_zeros(shape))
-        return vision_1PD
+
+class FrozenHead(nn.Module):
+    """The teacher's output head as buffers: moved with the student, but neither trained nor kept in checkpoints."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self._head = head
+        for name in ("weight_VD", "bias_V"):  # in their own dtype
+            self.register_buffer(name, getattr(head, name), persistent=False)
+
+    @property
+    def head(self) -> Head:
+        """The head on the module's device."""
+        return replace(self._head, weight_VD=self.weight_VD, bias_V=self.bias_V)
 
 
 def weighted_total(

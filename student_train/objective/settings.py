@@ -9,6 +9,7 @@ from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.divergences import MIXED, PLAIN, Divergence, LogitDivergence, named_divergence
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, Positive, Settings
 
 if TYPE_CHECKING:
@@ -82,13 +83,19 @@ class LossConfig(_Weights):
         return named_divergence(self.logit_divergence, self.logit_mixture)
 
     def head_inputs(
-        self, labels_N: Tensor, targets: LogitTargets | None, teacher_lm_head_VD: Tensor | None
+        self,
+        labels_N: Tensor,
+        targets: LogitTargets | None,
+        teacher_head: Head | None,
+        *,
+        num_tokens: int | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings."""
         return HeadInputs(
             labels_N=labels_N,
             targets=targets,
-            teacher_lm_head_VD=teacher_lm_head_VD,
+            teacher_head=teacher_head,
+            num_tokens=num_tokens,
             divergence=self.divergence,
             temperature=self.temperature,
         )

@@ -1,7 +1,7 @@
 """The form of a loss term, and what the forward pass provides for it. The terms are listed in `terms.py`.
 
-Shape letters: I images, P vision tokens, Ds the student's hidden size, B samples, L positions, N supervised positions
-of the whole batch, V vocabulary, Dt the teacher's hidden size.
+Shape letters: P vision tokens of all images of the batch, Ds the student's hidden size, B samples, L positions, N
+supervised positions of the whole batch, V vocabulary, Dt the teacher's hidden size.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.vlm.families.mobilevlm.model.attention import FirstLayer
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
 Target = Literal["attention", "vision_top", "vision_all", "logits"]
@@ -33,7 +33,8 @@ class ForwardPass:
     Attributes:
         batch: inputs and targets, all on the student's device.
         adapters: the trained projections of the teacher's targets.
-        vision_IPD: the student's vision embeddings [I, P, Ds]; of one image of zeros where the batch has no image.
+        vision_PD: the student's vision embeddings [P, Ds], image by image; of one image of zeros where the batch has
+            no image.
         hidden_BLD: the student's hidden states [B, L, Ds] after its final norm.
         first_layer: queries and keys of the decoder's first layer.
         attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
@@ -41,7 +42,7 @@ class ForwardPass:
 
     batch: TrainBatch
     adapters: Adapters
-    vision_IPD: Tensor
+    vision_PD: Tensor
     hidden_BLD: Tensor
     first_layer: FirstLayer
     attention_chunk_bytes: int
@@ -54,13 +55,16 @@ class HeadInputs:
     Attributes:
         labels_N: int64, the token that follows each supervised position.
         targets: the teacher's distributions at these positions; None if no term needs them.
-        teacher_lm_head_VD: the teacher's output head [V, Dt]; only `HiddenTargets` need it.
+        teacher_head: the teacher's output head; only `HiddenTargets` need it.
+        num_tokens: the logit loss compares the first `num_tokens` columns, where the vocabularies of student and
+            teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
     """
 
     labels_N: Tensor
     targets: LogitTargets | None
-    teacher_lm_head_VD: Tensor | None
+    teacher_head: Head | None
+    num_tokens: int | None
     divergence: Divergence
     temperature: float
 
@@ -91,7 +95,7 @@ class Term:
     positional: bool = False
     adapter: Literal["attn_adapter", "proj_adapter"] | None = None
     compute: Callable[[ForwardPass], LossSum] | None = None
-    elements: Callable[[StoreReader, VLMConfig], NDArray[np.int64]] | None = None
+    elements: Callable[[StoreReader, ModelConfig], NDArray[np.int64]] | None = None
     on_logits: Callable[[HeadInputs], HeadTerm] | None = None
 
     def __post_init__(self) -> None:

@@ -8,11 +8,11 @@ from alignkd.student_train.data.lengths import same_vision_tokens, sequence_leng
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.families.family import ModelConfig
+from alignkd.vlm.inputs.examples import Preparation
 
 
-def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig, losses: LossConfig) -> None:
+def check_store_fits(reader: StoreReader, preparation: Preparation, student: ModelConfig, losses: LossConfig) -> None:
     """Refuse a store made for another student, or with logits that `losses` cannot use.
 
     Raises:
@@ -21,9 +21,9 @@ def check_store_fits(reader: StoreReader, builder: ExampleBuilder, student: VLMC
         TrainError: vocabulary, sample length or logits do not fit.
     """
     if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
-        builder.tokenizer.check_probe(json.loads(probe), f"the store {reader.path}")
-    _check_fingerprint(reader, builder, losses)
-    _check_sizes(reader, builder, student)
+        preparation.check_probe(json.loads(probe), f"the store {reader.path}")
+    _check_fingerprint(reader, preparation, losses)
+    _check_sizes(reader, preparation, student)
     if problems := losses.problems_with(reader.manifest.codecs.logits.kind, f"store {reader.path}"):
         raise TrainError("; ".join(problems))
 
@@ -41,35 +41,76 @@ def check_images(reader: StoreReader, images: Path | None) -> None:
         )
 
 
-def _check_fingerprint(reader: StoreReader, builder: ExampleBuilder, losses: LossConfig) -> None:
+def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:
+    """The first columns that the logit loss compares: the tokenizer's entries; None: all columns.
+
+    Models have more columns than their tokenizer has entries, and not all models of a family have equally many.
+    """
+    shapes = reader.manifest.shapes
+    entries = shapes.vocab_size if shapes.num_tokens is None else shapes.num_tokens
+    return None if entries == shapes.vocab_size == student.vocab_size else entries
+
+
+def _check_fingerprint(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
     """Tokens and pixels must be the teacher's; the number of vision tokens only if a term compares them one by one."""
-    own = builder.fingerprint
-    if not same_vision_tokens(reader, builder.vision_tokens):
+    own = preparation.fingerprint
+    if not same_vision_tokens(reader, preparation):
         if weighed := [name for name in losses.weights if TERMS[name].positional]:
             names = ", ".join(f"losses.{term}" for term in weighed)
             raise TrainError(
-                f"store {reader.path}: an image is {reader.manifest.shapes.vision_tokens} tokens in the store, "
-                f"{builder.vision_tokens} in the student, so {names} have nothing to compare; set them to 0 "
-                "(supervised and logit losses remain), or take a student with the teacher's projector type"
+                f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
+                f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
             )
-        own = {name: value for name, value in own.items() if name != "vision_tokens"}
+        # where tokens depend on the image they follow from its processor, whose pixels no term compares
+        free = {"vision_tokens"} if preparation.vision_tokens is not None else {"vision_tokens", "image_processor"}
+        own = {name: value for name, value in own.items() if name not in free}
     check_fingerprint(reader, own)
 
 
-def _check_sizes(reader: StoreReader, builder: ExampleBuilder, student: VLMConfig) -> None:
+def _vision_tokens(reader: StoreReader, preparation: Preparation) -> str:
+    """Both sides' number of vision tokens, or what decides it."""
+    stored, own = reader.manifest.shapes.vision_tokens, preparation.vision_tokens
+    if stored is not None and own is not None:
+        return f"an image is {stored} tokens in the store, {own} in the student"
+    deciding = reader.manifest.fingerprint.get("vision_tokens", "not recorded"), preparation.fingerprint["vision_tokens"]
+    values = [f"as {text}" if count is None else str(count) for count, text in zip((stored, own), deciding, strict=True)]
+    return f"the tokens of an image are {values[0]} in the store, {values[1]} in the student"
+
+
+def _like_the_teacher(preparation: Preparation) -> str:
+    if preparation.vision_tokens is None:
+        return "whose processor makes as many tokens of an image as the teacher's"
+    return "with the teacher's projector type"
+
+
+def _check_sizes(reader: StoreReader, preparation: Preparation, student: ModelConfig) -> None:
     if not len(reader):
         raise TrainError(
             f"store {reader.path} holds 0 samples, all {len(reader.quarantined)} were unusable; `alignkd shards ls "
             f"{reader.path} --unusable` lists the reasons"
         )
-    if (found := reader.manifest.shapes.vocab_size) != student.vocab_size:
+    _check_vocabulary(reader, preparation, student)
+    longest = int(sequence_lengths(reader, preparation.vision_tokens).max())
+    if preparation.max_tokens is not None and longest > preparation.max_tokens:
         raise TrainError(
-            f"store {reader.path}: the teacher's vocab_size is {found}, the student's {student.vocab_size}; "
-            "teacher and student must share a vocabulary"
-        )
-    longest = int(sequence_lengths(reader, builder.vision_tokens).max())
-    if builder.max_tokens is not None and longest > builder.max_tokens:
-        raise TrainError(
-            f"store {reader.path}: its longest sample has {longest} tokens, max_tokens is {builder.max_tokens}; "
+            f"store {reader.path}: its longest sample has {longest} tokens, max_tokens is {preparation.max_tokens}; "
             "raise max_tokens or dump again with it"
+        )
+
+
+def _check_vocabulary(reader: StoreReader, preparation: Preparation, student: ModelConfig) -> None:
+    """The same entries; where the tokenizers have equally many, the heads may have further columns, unequally many."""
+    shapes = reader.manifest.shapes
+    if shapes.vocab_size == student.vocab_size and shapes.num_tokens in (None, preparation.num_tokens):
+        return
+    entries = shapes.vocab_size if shapes.num_tokens is None else shapes.num_tokens
+    if not student.pads_vocabulary or entries != preparation.num_tokens:
+        sizes = f"the teacher's vocab_size is {shapes.vocab_size}, the student's {student.vocab_size}"
+        if shapes.num_tokens is not None:
+            sizes = f"the teacher's tokenizer has {entries} entries, the student's {preparation.num_tokens}"
+        raise TrainError(f"store {reader.path}: {sizes}; teacher and student must share a vocabulary")
+    if student.vocab_size < entries:
+        raise TrainError(
+            f"store {reader.path}: the tokenizer has {entries} entries, the student's head only {student.vocab_size} "
+            "columns; take a student that was trained with this tokenizer"
         )

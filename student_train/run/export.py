@@ -18,29 +18,26 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import FINISHED, adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
-from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
-from alignkd.vlm.families.mobilevlm.weights.saving import save_model
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.finite import is_finite
-from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 
-def is_exported(output: Path) -> bool:
+def is_exported(output: Path, student: Checkpoint) -> bool:
     """Whether student and adapters of a finished run exist and can be opened.
 
     Converters move them or change them in place. Only the headers of safetensors files are read, which is enough to
     notice a truncated file.
+
+    Args:
+        student: the checkpoint that the run started from.
     """
-    student = student_folder(output)
     try:
-        for file in (adapters_file(output), *weight_files(student)):
-            if file.suffix == ".safetensors":
-                with open_tensors(file):
-                    pass
-    except (InputError, OSError, SafetensorError):
+        with open_tensors(adapters_file(output)):
+            pass
+    except (OSError, SafetensorError):
         return False
-    return all((student / name).is_file() for name in ("config.json", "tokenizer.model"))
+    return student.is_complete(student_folder(output))
 
 
 def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None:
@@ -73,8 +70,8 @@ def export(
     temporary = output / ".tmp-student"
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(output):
-        save_model(engine.student.model, temporary, tokenizer_from=checkpoint.folder)
-        for path in (*temporary.iterdir(), temporary):
+        checkpoint.save(engine.student.model, temporary)
+        for path in (*temporary.rglob("*"), temporary):
             fsync_path(path)
         save_tensors(adapters, adapters_file(output))
         _remove(target)

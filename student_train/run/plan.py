@@ -23,7 +23,7 @@ from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ranks=ranks,
         dataset=dataset,
         order=SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size)),
-        kinds=SampleKinds(dataset.reader, dataset.builder.vision_tokens),
+        kinds=SampleKinds(dataset.reader, dataset.preparation.vision_tokens),
         settings=deciding_settings(job, student, dataset.reader, ranks),
     )
 
@@ -139,11 +139,11 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
 def open_dataset(job: TrainJob, student: Checkpoint) -> CachedDataset:
     """The store as this job's student reads it, after every check that needs no weights."""
     reader = StoreReader(job.store)
-    builder = student.example_builder(job.template, max_tokens=job.max_tokens)
-    check_store_fits(reader, builder, student.config, job.train.losses)
+    preparation = student.preparation(job.template, max_tokens=job.max_tokens)
+    check_store_fits(reader, preparation, student.config, job.train.losses)
     stem_of_run(reader, job.train)
     check_images(reader, job.images)
-    return CachedDataset(reader, builder, job.images)
+    return CachedDataset(reader, preparation, job.images)
 
 
 def micro_batches(

@@ -9,7 +9,7 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
 
 # Locations, intervals of reports and sizes of work units: they change what is learnt by no more than rounding.
 NOT_DECIDING_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}

@@ -51,7 +51,7 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
         return None
     check_same_settings(output, finished["settings"], plan.settings)
     logger.info("output %s: all %d steps were done before", output, finished["step"])
-    if not is_exported(output):
+    if not is_exported(output, plan.student):
         return None
     return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True)
 

@@ -1,20 +1,17 @@
 """The trained module of a run: student, adapters, and the frozen parts of the teacher that its targets need."""
 
-from torch import Tensor
-
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.stem_targets import StemTargets
-from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.checks import compared_tokens
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
-from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_lm_head
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_head
 
 
 def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) -> DistilledStudent:
@@ -29,16 +26,20 @@ def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) ->
         adapters.initialise(job.train.adapter_init, seed=job.train.seed)
     else:
         adapters.load(job.train.adapters)
-    stem, head_VD = load_stem(job, reader, model)
-    if head_VD is None:
-        head_VD = teacher_lm_head(reader, job.train.losses)
+    stem, head = load_stem(job, reader, model)
+    if head is None:
+        head = teacher_head(reader, job.train.losses)
     if job.train.gradient_checkpointing:
-        checkpoint_decoder_layers(model)
-    return DistilledStudent(model, adapters, job.train.losses, head_VD, stem)
+        # the tower is frozen and keeps nothing; the attention loss and the head bound their memory themselves
+        model.checkpoint_layers()
+    num_tokens = compared_tokens(reader, model.config)
+    return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens)
 
 
-def load_stem(job: TrainJob, reader: StoreReader, student: MobileVLM) -> tuple[StemTargets | None, Tensor | None]:
-    """What computes the targets that are not stored, and the teacher's lm_head [V, Dt] if the stem provides it.
+def load_stem(
+    job: TrainJob, reader: StoreReader, student: VisionLanguageModel
+) -> tuple[StemTargets | None, Head | None]:
+    """What computes the targets that are not stored, and the teacher's output head if the stem provides it.
 
     Raises:
         InputError: the student's vision tower differs from that of the stem's teacher; else as `stem_of_run`.
@@ -50,15 +51,16 @@ def load_stem(job: TrainJob, reader: StoreReader, student: MobileVLM) -> tuple[S
         check_same_tower(info, student)
     stem = open_stem(info.path, lm_head="logits" in wanted)
     head_VD = stem.take_lm_head()
+    head = None if head_VD is None else Head(weight_VD=head_VD)
     if wanted == {"logits"}:
-        return None, head_VD
+        return None, head
     chunk_bytes = job.train.losses.attention_chunk_mib << 20
-    return StemTargets(stem, wanted - {"logits"}, chunk_bytes=chunk_bytes), head_VD
+    return StemTargets(stem, wanted - {"logits"}, chunk_bytes=chunk_bytes), head
 
 
-def teacher_lm_head(reader: StoreReader, losses: LossConfig) -> Tensor | None:
-    """The head [V, Dt] that turns stored hidden states into logits; None if the run needs none."""
+def teacher_head(reader: StoreReader, losses: LossConfig) -> Head | None:
+    """The head that turns stored hidden states into logits; None if the run needs none."""
     if reader.manifest.codecs.logits.kind != "hidden" or "logits" not in losses.needed_targets.values():
         return None
     shapes = reader.manifest.shapes
-    return read_lm_head(reader.attachment(LM_HEAD_FILE), vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)
+    return read_head(reader.attachment(LM_HEAD_FILE), vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)

@@ -27,19 +27,23 @@ Rows = dict[str, Tensor]
 
 @torch.no_grad()
 def keep_distribution(
-    lm_head: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
     hidden_ND: Tensor,
     labels_N: Tensor,
     uniforms_ND: Tensor | None,
     codec: LogitsCodec,
+    *,
+    num_tokens: int | None = None,
 ) -> Rows:
     """The part of the distribution at N positions that `codec` keeps: tensors with one row per position.
 
     Args:
-        lm_head: the teacher's `lm_head`, [n, D] -> [n, V].
+        head: the teacher's head, [n, D] -> [n, V].
         hidden_ND: last hidden states after the final norm, on the teacher's device.
         labels_N: int64, the next token at each position, on the same device.
         uniforms_ND: numbers in [0, 1) for `sampled`, on the same device.
+        num_tokens: columns of real tokens, the first ones; kinds that keep a part of the distribution are taken over
+            these. None: all columns.
     """
     if codec.kind == "none":
         return {}
@@ -48,7 +52,13 @@ def keep_distribution(
     starts = range(0, max(len(hidden_ND), 1), POSITIONS_AT_ONCE)
     chunks = [slice(start, start + POSITIONS_AT_ONCE) for start in starts]
     kept = [
-        _keep(lm_head(hidden_ND[rows]), labels_N[rows], None if uniforms_ND is None else uniforms_ND[rows], codec)
+        _keep(
+            head(hidden_ND[rows]),
+            labels_N[rows],
+            None if uniforms_ND is None else uniforms_ND[rows],
+            codec,
+            num_tokens,
+        )
         for rows in chunks
     ]
     return {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
@@ -96,9 +106,12 @@ def _decoded_rows(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec, field: s
     return StoredParts(codec=codec.dtype, parts=parts).target(field)
 
 
-def _keep(logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec) -> Rows:
+def _keep(
+    logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec, num_tokens: int | None
+) -> Rows:
     if codec.kind == "full":
         return _encoded_rows(logits_NV, codec)
+    logits_NV = logits_NV[:, :num_tokens].contiguous()  # a copy only where columns are left out
     if codec.kind == "topk":
         assert codec.top_k is not None
         return keep_top_k(logits_NV, labels_N, codec.top_k)

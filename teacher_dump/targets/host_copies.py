@@ -59,12 +59,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def batch_to_device(batch: SequenceBatch, device: torch.device) -> SequenceBatch:
-    """Copy every tensor of a batch by `to_device`."""
-    moved = {
+    """Copy every tensor of a batch but those of its images by `to_device`."""
+    moved: dict[str, Any] = {
         field.name: to_device(value, device)
         for field in fields(batch)
         if isinstance(value := getattr(batch, field.name), Tensor)
     }
+    moved["types"] = {name: to_device(values, device) for name, values in batch.types.items()}
     return replace(batch, **moved)
 
 

@@ -20,7 +20,7 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.vlm.data.conversations import load_samples, open_image, read_image_bytes, read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer_rules import read_rules
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.stem.file import read_stem_info
 
 SAFETY_SECONDS = 60
@@ -89,7 +89,7 @@ def test_every_input_that_is_opened_by_name(pipe: Path, tmp_path: Path, golden: 
         (lambda: read_json(pipe), InputError),
         (lambda: ask(question), InputError),
         (lambda: read_rules(checkpoint), InputError),
-        (lambda: load_example_builder(checkpoint, template="v1", vision_config=pipe), InputError),
+        (lambda: load_preparation(checkpoint, template="v1", vision_config=pipe), InputError),
         # a device: safetensors holds the interpreter's lock while it opens, so a pipe would stop the whole test
         (lambda: read_stem_info(Path("/dev/null")), InputError),
         (lambda: adapters.load(Path("/dev/null")), ValueError),

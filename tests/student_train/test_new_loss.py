@@ -19,6 +19,7 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Term
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.output import loss_names
+from alignkd.vlm.families.family import Head
 
 PROCESS = Path(__file__).parent / "toy_loss_process.py"
 WEIGHTS = {"vision_l1": 2.0, "vision_all": 0.0, "label_surprise": 0.25}
@@ -85,7 +86,8 @@ def test_a_new_loss_on_logits_has_its_own_gradient_next_to_terms_that_overwrite_
     weights = {"supervised": 1.0, "label_surprise": 0.25, "logit": 0.5}
     made = {name: TERMS[name].on_logits for name in weights}
     apart = [WeightedTerm(term=make(inputs), weight=weights[name]) for name, make in made.items() if make is not None]
-    together, each = (fused_head_losses(*leaves, terms) for terms in (head_terms(inputs, weights), apart))
+    head = Head(weight_VD=leaves[1])
+    together, each = (fused_head_losses(leaves[0], head, terms) for terms in (head_terms(inputs, weights), apart))
     assert len(apart) == 3
     torch.testing.assert_close(together, each)
     found, expected = (

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from alignkd.storage import StoreError, StoreReader, TruncatedLogits, verify_sto
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 MakeJob = Callable[..., DumpJob]
@@ -183,21 +185,21 @@ def test_no_usable_sample_at_all_is_an_error(make_job: MakeJob, tmp_path: Path) 
 
 def poison(monkeypatch: pytest.MonkeyPatch, value: float, where: str) -> None:
     """A teacher that gives `value` in one number of one sample: the shortest, ft-2 (the only one without an image)."""
-    true_hidden, true_vision = MobileVLM.hidden_states, MobileVLM.encode_images
+    true_hidden, true_vision = MobileVLM.decoder_states, MobileVLM.encode_images
 
-    def hidden_states(self: MobileVLM, embeds: Tensor) -> Tensor:
+    def decoder_states(self: MobileVLM, embeds: Tensor) -> Tensor:
         hidden = true_hidden(self, embeds)
         if where == "hidden":
             hidden[-1, :, 0] = value  # the batch's last row is its shortest sample
         return hidden
 
-    def encode_images(self: MobileVLM, pixels: Tensor) -> Tensor:
-        vision = true_vision(self, pixels)
+    def encode_images(self: MobileVLM, images: Any, samples: Any = None) -> Vision:
+        vision = true_vision(self, images, samples)
         if where == "vision":
-            vision[0, 7, 3] = value
+            vision.embeddings_PD[7, 3] = value
         return vision
 
-    monkeypatch.setattr(MobileVLM, "hidden_states", hidden_states)
+    monkeypatch.setattr(MobileVLM, "decoder_states", decoder_states)
     monkeypatch.setattr(MobileVLM, "encode_images", encode_images)
 
 

@@ -14,7 +14,7 @@ from alignkd.storage.record.record import HiddenStates, SampledLogits, Truncated
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE, read_lm_head
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE, read_head
 
 MakeJob = Callable[..., DumpJob]
 BACKENDS = ["zarr", "webdataset"]
@@ -48,8 +48,8 @@ def test_profiles(
             continue
         assert record.has_image and job.images is not None
         assert record.image_bytes == tuple((job.images / image).read_bytes() for image in record.images)
-        for field in ("attention", "vision_embeddings", "vision_top_embeddings"):
-            stored, expected = as_float32(getattr(record, field)), as_float32(getattr(true, field))
+        for field in ("attention_float32", "vision_embeddings_float32", "vision_top_embeddings_float32"):
+            stored, expected = getattr(record, field), getattr(true, field)
             assert 0 < np.linalg.norm(stored - expected) < 0.01 * np.linalg.norm(expected), field
         np.testing.assert_array_equal(record.vision_top_index, true.vision_top_index)
 
@@ -60,13 +60,13 @@ def test_hidden_states_and_the_attached_lm_head_give_the_logits(
     job = make_job(logits={"kind": "hidden", "dtype": "float32"})
     dump(job)
     reader = StoreReader(job.store.path)
-    head = read_lm_head(reader.attachment(LM_HEAD_FILE), vocab_size=512, hidden_size=128)
+    head = read_head(reader.attachment(LM_HEAD_FILE), vocab_size=512, hidden_size=128)
     for sample_id, record in by_id(job.store.path).items():
         assert isinstance(record.logits, HiddenStates)
-        logits = torch.from_numpy(as_float32(record.logits.states)) @ head.T
+        logits = torch.from_numpy(as_float32(record.logits.states)) @ head.weight_VD.T
         np.testing.assert_allclose(logits.numpy(), exact_records[sample_id].logits, rtol=1e-6, atol=1e-6)
     with pytest.raises(InputError, match=r"has shape \(512, 128\), the store's teacher has \(512, 64\)"):
-        read_lm_head(reader.attachment(LM_HEAD_FILE), vocab_size=512, hidden_size=64)
+        read_head(reader.attachment(LM_HEAD_FILE), vocab_size=512, hidden_size=64)
 
 
 def test_every_store_carries_the_tokenizer(make_job: MakeJob, golden: Path) -> None:

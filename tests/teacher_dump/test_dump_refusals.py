@@ -12,7 +12,7 @@ import torch
 from alignkd.storage import StoreError
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 
 MakeJob = Callable[..., DumpJob]
 
@@ -27,7 +27,10 @@ def other_checkpoint(job: DumpJob, folder: Path) -> tuple[DumpJob, str]:
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     state["lm_head.weight"][0, 0] += 1
     torch.save(state, folder / "pytorch_model.bin")
-    found, asked = Checkpoint.open(job.teacher.checkpoint).fingerprint, Checkpoint.open(folder).fingerprint
+    found, asked = (
+        MobileVLMCheckpoint.open(job.teacher.checkpoint).fingerprint,
+        MobileVLMCheckpoint.open(folder).fingerprint,
+    )
     teacher = job.teacher.model_copy(update={"checkpoint": str(folder)})
     return replace(job, teacher=teacher), f"fingerprint.weights is {found} in the store, {asked} asked for"
 

@@ -15,10 +15,10 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.examples import ExampleBuilder
 
 MakeJob = Callable[..., DumpJob]
 
@@ -29,8 +29,8 @@ def model(golden: Path) -> MobileVLM:
 
 
 @pytest.fixture(scope="module")
-def builder(golden: Path) -> ExampleBuilder:
-    return load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+def builder(golden: Path) -> MobileVLMPreparation:
+    return load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
 
 
 @pytest.fixture
@@ -46,30 +46,30 @@ def entries(golden: Path) -> list[Any]:
 
 
 @torch.no_grad()
-def live(model: MobileVLM, builder: ExampleBuilder, record: Record, images: Path) -> dict[str, Tensor]:
+def live(model: MobileVLM, builder: MobileVLMPreparation, record: Record, images: Path) -> dict[str, Tensor]:
     """Targets of one sample alone, by the model's own methods."""
     files = [(images / image).read_bytes() for image in record.images]
     example = builder.build([Turn(turn["from"], turn["value"]) for turn in record.conversations], files)
     batch = collate_sequences([example])
-    vision_1PD = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
-    embeds_1LD = model.embed(batch, vision_1PD)
-    hidden_LD = model.hidden_states(embeds_1LD)[0]
+    vision = model.encode_images(batch.images) if batch.images else None
+    embeds_1LD = model.embed(batch, vision)
+    hidden_LD = model.decoder_states(embeds_1LD)[0]
     found = {"logits": model.lm_head(hidden_LD[torch.from_numpy(example.positions.supervised_positions.astype(int))])}
-    if vision_1PD is not None:
+    if vision is not None:
         rows, cols = (
             torch.from_numpy(at.astype(int))[None]
             for at in (example.positions.tqv_query_positions, example.positions.vision_positions)
         )
         tqv_HQP = model.first_layer_attention(embeds_1LD, rows, cols)[0]
         top = vision_top_index(tqv_HQP)
-        found |= {"attention": tqv_HQP.transpose(0, 1)[None], "vision_embeddings": vision_1PD}
-        found |= {"vision_top_index": top, "vision_top_embeddings": vision_1PD[0, top]}
+        found |= {"attention": tqv_HQP.transpose(0, 1)[None], "vision_embeddings": vision.embeddings_PD[None]}
+        found |= {"vision_top_index": top, "vision_top_embeddings": vision.embeddings_PD[top]}
     return found
 
 
 @pytest.mark.parametrize("batching", [{"batch": 9}, {"token_budget": 700, "window": 5}])
 def test_every_target_of_every_sample(
-    make_job: MakeJob, model: MobileVLM, builder: ExampleBuilder, entries: list[Any], batching: dict[str, int]
+    make_job: MakeJob, model: MobileVLM, builder: MobileVLMPreparation, entries: list[Any], batching: dict[str, int]
 ) -> None:
     job = make_job(entries, shard_size=6, **batching)
     assert dump(job).num_records == len(entries)

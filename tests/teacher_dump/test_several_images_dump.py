@@ -13,9 +13,9 @@ from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.labels import IMAGE_TOKEN_ID
 
 MakeJob = Callable[..., DumpJob]
@@ -43,17 +43,17 @@ def model(golden: Path) -> MobileVLM:
 
 
 @pytest.fixture(scope="module")
-def builder(golden: Path) -> ExampleBuilder:
-    return load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+def builder(golden: Path) -> MobileVLMPreparation:
+    return load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
 
 
 @torch.no_grad()
-def alone(model: MobileVLM, builder: ExampleBuilder, record: Record, folder: Path) -> Expected:
+def alone(model: MobileVLM, builder: MobileVLMPreparation, record: Record, folder: Path) -> Expected:
     """The targets of a record from its own ids and images: one block of features per placeholder, in order."""
     features = []
     for image in record.images:
         pixels = builder.image_processor(read_image_bytes(folder, image))
-        features.append(model.encode_images(torch.from_numpy(pixels)[None])[0])
+        features.append(model.encode_images([{"pixel_values": torch.from_numpy(pixels)}]).embeddings_PD)
     blocks, images, pieces = [], iter(features), []
     for token in record.input_ids.tolist():
         if token == IMAGE_TOKEN_ID:
@@ -64,7 +64,7 @@ def alone(model: MobileVLM, builder: ExampleBuilder, record: Record, folder: Pat
     embeds = torch.cat(pieces)[None]
     every = torch.arange(embeds.shape[1])[None]
     attention = model.first_layer_attention(embeds, every, every)[0]
-    hidden = model.hidden_states(embeds)[0][record.supervised_positions]
+    hidden = model.decoder_states(embeds)[0][record.supervised_positions]
     expected = {"logits": model.lm_head(hidden)}
     if blocks:
         after = blocks[-1] + P
@@ -80,7 +80,7 @@ def alone(model: MobileVLM, builder: ExampleBuilder, record: Record, folder: Pat
 
 
 def test_batched_targets_are_those_of_each_sample_alone(
-    make_job: MakeJob, model: MobileVLM, builder: ExampleBuilder
+    make_job: MakeJob, model: MobileVLM, builder: MobileVLMPreparation
 ) -> None:
     job = make_job(ENTRIES, batch=5, shard_size=5, sanity="off")
     result = dump(job)
@@ -92,7 +92,7 @@ def test_batched_targets_are_those_of_each_sample_alone(
         expected = alone(model, builder, record, job.images)
         assert record.num_images == len(ENTRIES[record.index].get("image", []))
         for name, values in expected.items():
-            found = getattr(record, name)
+            found = np.asarray(getattr(record, name))
             assert found.shape == values.shape, (record.id, name)
             if name == "vision_top_index":
                 np.testing.assert_array_equal(found, values)
@@ -105,7 +105,7 @@ def test_batched_targets_are_those_of_each_sample_alone(
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
 def test_a_compact_store_of_its_own_images(
-    make_job: MakeJob, model: MobileVLM, builder: ExampleBuilder, backend: str
+    make_job: MakeJob, model: MobileVLM, builder: MobileVLMPreparation, backend: str
 ) -> None:
     compact = {"attention": "sqrt_u8", "vision_top": "from_all", "vision_all": "int8_channel"}
     job = make_job(ENTRIES, **compact, inputs="embed", backend=backend, shard_size=5, sanity="off")
@@ -120,10 +120,14 @@ def test_a_compact_store_of_its_own_images(
         for name in ("attention", "vision_embeddings"):
             if name not in expected:
                 continue
-            found = getattr(record, name)
-            assert isinstance(found, EncodedArray)
-            error, allowed = np.abs(as_float32(found) - expected[name]), error_bound(found)
-            assert (error <= allowed + 1e-5).all(), (record.id, name)
+            # the attention of all images is one target, the embeddings of each image are one
+            pairs = [(record.attention, expected[name])]
+            if name == "vision_embeddings":
+                pairs = list(zip(record.vision_embeddings or (), expected[name], strict=True))
+            for found, values in pairs:
+                assert isinstance(found, EncodedArray)
+                error, allowed = np.abs(as_float32(found) - values), error_bound(found)
+                assert (error <= allowed + 1e-5).all(), (record.id, name)
 
 
 def test_what_decides_a_record_of_several_images(make_job: MakeJob, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from alignkd.storage.read import lm_head
 from alignkd.storage.record import record
-from alignkd.vlm.inputs import templates
+from alignkd.vlm.families.mobilevlm.inputs import templates
 from alignkd.vlm.stem import teacher_head
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint, load_model
 from alignkd.vlm.finite import check_finite, is_finite
 from alignkd.vlm.stem.extract import extract_stem
 
@@ -49,7 +49,9 @@ def test_a_value_beyond_float16_is_another_matter(checkpoint: Path, golden: Path
 def test_a_stem_takes_no_such_value_along(checkpoint: Path, golden: Path, tmp_path: Path) -> None:
     put(checkpoint, float("nan"))
     with pytest.raises(InputError, match=f"{KEY} holds 1 of 4096 values"):
-        extract_stem(Checkpoint.open(checkpoint, vision_config=golden / "clip"), tmp_path / "stem", dtype=torch.float32)
+        extract_stem(
+            MobileVLMCheckpoint.open(checkpoint, vision_config=golden / "clip"), tmp_path / "stem", dtype=torch.float32
+        )
     assert not (tmp_path / "stem").exists()
 
 

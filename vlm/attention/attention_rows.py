@@ -34,9 +34,7 @@ class RowInputs:
     def chunk(self, rows: slice) -> Self:
         """The inputs of some of the rows."""
         visible = None if self.visible_BRL is None else self.visible_BRL[:, rows]
-        return replace(
-            self, query_BHRd=self.query_BHRd[:, :, rows], rows_BR=self.rows_BR[:, rows], visible_BRL=visible
-        )
+        return replace(self, query_BHRd=self.query_BHRd[:, :, rows], rows_BR=self.rows_BR[:, rows], visible_BRL=visible)
 
 
 @torch.no_grad()
@@ -70,6 +68,11 @@ def attention_weights(inputs: RowInputs, cols_BC: Tensor) -> tuple[Tensor, Tenso
     0 for keys that the row does not attend to. On a CPU, keys after the last needed row or column are left out if rows
     attend to no later keys.
     """
+    return weights_of_scores(attention_scores(inputs, cols_BC), inputs)
+
+
+def attention_scores(inputs: RowInputs, cols_BC: Tensor) -> Tensor:
+    """The scores before the mask, float32 [B, H, r, L]; see `attention_weights` for the keys that are left out."""
     rows_Br, key_BHLd = inputs.rows_BR, inputs.key_BHLd
     length = key_BHLd.shape[2]
     is_causal = inputs.visible_BRL is None
@@ -79,15 +82,21 @@ def attention_weights(inputs: RowInputs, cols_BC: Tensor) -> tuple[Tensor, Tenso
     scores_BHrL = inputs.query_BHRd @ key_BHLd[:, :, :length].transpose(2, 3)
     if scores_BHrL.dtype != torch.float64:
         scores_BHrL = scores_BHrL.float()
-    if inputs.visible_BRL is None:
-        hidden_BrL = torch.arange(length, device=key_BHLd.device) > rows_Br[..., None]
-    else:
-        hidden_BrL = ~inputs.visible_BRL
-    bias_B1rL = torch.zeros_like(hidden_BrL, dtype=scores_BHrL.dtype).masked_fill_(hidden_BrL, -torch.inf)[:, None]
-    # in place to save copies; the mask is added, because filling through a mask shared by heads takes longer
+    # in place to save copies
     scores_BHrL.mul_(inputs.scaling)
     if inputs.softcap is not None:
         scores_BHrL.div_(inputs.softcap).tanh_().mul_(inputs.softcap)
+    return scores_BHrL
+
+
+def weights_of_scores(scores_BHrL: Tensor, inputs: RowInputs) -> tuple[Tensor, Tensor]:
+    """`attention_weights` in the memory of the scores."""
+    if inputs.visible_BRL is None:
+        hidden_BrL = torch.arange(scores_BHrL.shape[3], device=scores_BHrL.device) > inputs.rows_BR[..., None]
+    else:
+        hidden_BrL = ~inputs.visible_BRL
+    # the mask is added, because filling through a mask shared by heads takes longer
+    bias_B1rL = torch.zeros_like(hidden_BrL, dtype=scores_BHrL.dtype).masked_fill_(hidden_BrL, -torch.inf)[:, None]
     scores_BHrL.add_(bias_B1rL)
     weights_BHrL = scores_BHrL.sub_(scores_BHrL.amax(-1, keepdim=True)).exp_()
     return weights_BHrL, weights_BHrL.sum(-1, keepdim=True)

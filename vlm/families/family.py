@@ -1,6 +1,6 @@
 """The interface of a family of models: dump, training, stem, planner and generation know nothing else of a model.
 
-A family is a folder next to this file and a line in `open.py`.
+A family is a folder next to this file with an `opener.py`, and its name in `open.py`.
 
 Shapes: B samples, L positions, I images, P vision tokens of all images, D hidden size, N supervised positions, V
 columns of the head.
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
+from alignkd.vlm.settings import ProcessorKind
 
 
 class ModelConfig(Protocol):
@@ -38,6 +39,10 @@ class ModelConfig(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, columns of the head; may exceed the entries of the tokenizer."""
+
+    @property
+    def pads_vocabulary(self) -> bool:
+        """Whether the head's columns after the tokenizer's entries are padding, which no distribution counts."""
 
     @property
     def vision_tokens(self) -> int | None:
@@ -205,7 +210,7 @@ class VisionLanguageModel(nn.Module, ABC):
         """Keep only the input of each decoder layer for the backward pass, which computes the layer again."""
         for layer in self.decoder_layers:
             # preserve_rng_state: no random numbers are drawn, so there is no state to restore
-            layer.forward = partial(  # type: ignore[method-assign]
+            layer.forward = partial(
                 torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
 
@@ -271,8 +276,12 @@ class Checkpoint(Protocol):
     def attachments(self) -> dict[str, bytes]:
         """Name -> content of the files with which `open_pieces` shows a store's tokens."""
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """The head's matrix [V, D], read from the weight files without loading the model."""
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model.
+
+        Raises:
+            InputError: a tensor is missing, or a file cannot be read.
+        """
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the layout of this checkpoint, with its tokenizer and processor files.
@@ -285,8 +294,29 @@ class Checkpoint(Protocol):
         """Whether `folder` holds everything that `save` writes, in files that can be opened."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFolder:
+    """What `open_checkpoint` found, for the family that the checkpoint belongs to.
+
+    Attributes:
+        name: folder or hub id, as given.
+        folder: local folder with the files.
+        raw: content of its `config.json`.
+        has_weights: whether the folder holds the weights; False: a hub id's weights are fetched when first used.
+        vision_config: folder with the vision tower's `config.json`, for checkpoints that only name their tower.
+        processor: which image processor; `auto` is what transformers picks, `pil` its variant for Pillow.
+    """
+
+    name: str | Path
+    folder: Path
+    raw: Mapping[str, Any]
+    has_weights: bool
+    vision_config: Path | None = None
+    processor: ProcessorKind = "auto"
+
+
 # Opens a checkpoint of one family; None if `config.json` is not of that family.
-Opener = Callable[..., "Checkpoint | None"]
+Opener = Callable[[CheckpointFolder], Checkpoint | None]
 
 
 def sum_of_zeros(vision: Vision) -> Tensor:

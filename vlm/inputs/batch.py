@@ -11,9 +11,9 @@ from torch import Tensor
 
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
+from alignkd.vlm.inputs.packed_images import ImageTensors, PackedImages
 
-# The tensors of ONE image by the name of the model's argument, see `examples.ImageArrays`.
-ImageTensors = Mapping[str, Tensor]
+__all__ = ["ImageTensors", "SequenceBatch", "collate_sequences", "pad_positions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class SequenceBatch:
         lengths_B: int64, real positions per sample.
         images: the tensors of each image, image by image of each sample in turn; empty when no sample has an image.
         tokens_of_image: vision tokens of each image, plain integers.
-        image_samples_I: int64, the batch row of each image, ascending.
+        image_samples_I: int64, the batch row of each image, ascending; always on the host.
         types: int64 [B, L] by the name of the model's argument, 0 at padding positions.
     """
 
@@ -36,19 +36,19 @@ class SequenceBatch:
     labels_BL: Tensor
     vision_mask_BL: Tensor
     lengths_B: Tensor
-    images: tuple[ImageTensors, ...]
+    images: Sequence[ImageTensors]
     tokens_of_image: tuple[int, ...]
     image_samples_I: Tensor
     types: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch with every tensor on `device`."""
+        """The batch with every tensor but `image_samples_I` on `device`."""
         moved: dict[str, Any] = {
             item.name: value.to(device)
             for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
+            if isinstance(value := getattr(self, item.name), Tensor) and item.name != "image_samples_I"
         }
-        moved["images"] = tuple({name: value.to(device) for name, value in image.items()} for image in self.images)
+        moved["images"] = PackedImages.of(self.images).to(device)
         moved["types"] = {name: value.to(device) for name, value in self.types.items()}
         return replace(self, **moved)
 
@@ -98,10 +98,12 @@ def collate_sequences(examples: Sequence[Example]) -> SequenceBatch:
         labels_BL=torch.from_numpy(labels),
         vision_mask_BL=torch.from_numpy(vision_mask),
         lengths_B=torch.tensor([example.positions.length for example in examples]),
-        images=tuple(
-            {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in image.items()}
-            for example in examples
-            for image in example.images
+        images=PackedImages.of(
+            [
+                {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in image.items()}
+                for example in examples
+                for image in example.images
+            ]
         ),
         tokens_of_image=tuple(count for example in examples for count in example.positions.tokens_of_image),
         image_samples_I=torch.from_numpy(np.repeat(np.arange(num), counts)),

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
@@ -17,7 +18,7 @@ from alignkd.vlm.inputs.position_map import PositionMap
 # The arrays of ONE image by the name of the model's argument; the first axis is that of the argument (tiles, patches).
 ImageArrays = Mapping[str, NDArray[np.generic]]
 ImageSize = tuple[int, int]
-"""Width and height in pixels, after the rotation that the file's EXIF data ask for."""
+"""Width and height in pixels as stored, see `image_file.image_size`; EXIF orientation is not applied."""
 
 
 class OverlongError(SampleError):
@@ -82,6 +83,10 @@ class Preparation(Protocol):
         """Entries of the tokenizer; ids are below it."""
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+
+    @property
     def template_fingerprint(self) -> str:
         """Identifies the prompt template in the samples' keys."""
 
@@ -115,17 +120,37 @@ class Preparation(Protocol):
     def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
 
+    def check_image(self, image: Image) -> None:
+        """Refuse a decoded RGB image from which `build` would make no arrays, without making them where possible.
+
+        Raises:
+            ImageError: its shape is unusable.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
+
+    def warnings(self) -> Sequence[str]:
+        """Lines on what a user should know of this template before a long run; none where there is nothing to say."""
+
+    def marked(self, tokens: Tokens) -> list[tuple[str, bool]]:
+        """The text of a sample in pieces, each with whether it is supervised; runs of vision tokens as their number."""
 
     def caching_images(self) -> "Preparation":
         """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""
 
-    def probe(self) -> list[list[int]]:
-        """Ids of fixed texts, kept in stores: equal files do not prove equal tokens in another library version."""
+    def probe(self) -> dict[str, list[int]]:
+        """Text -> ids of fixed texts, kept in stores: equal files do not prove equal tokens in another library version.
 
-    def check_probe(self, ids: list[list[int]], where: str) -> None:
-        """Compare the ids of a store with those of this tokenizer.
+        JSON-able.
+        """
+
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
+        """Encode the texts of a stored probe again and compare.
+
+        Args:
+            stored: the result of `probe`, possibly of another version.
+            where: name of the file or store that holds it.
 
         Raises:
             InputError: they differ; names `where`.

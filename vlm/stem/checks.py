@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash
 from alignkd.vlm.stem.file import StemInfo
@@ -30,12 +31,17 @@ def check_stem_of_teacher(stem: StemInfo, fingerprint: Mapping[str, str], store:
         )
 
 
-def check_same_tower(stem: StemInfo, student: MobileVLM) -> None:
+def check_same_tower(stem: StemInfo, student: VisionLanguageModel) -> None:
     """Refuse a stem whose teacher has another vision tower than the student, in the student's dtype.
 
     Raises:
-        InputError: names both hashes and what to do.
+        InputError: names both hashes and what to do; or the student is of another family.
     """
+    if not isinstance(student, MobileVLM):
+        raise InputError(
+            f"{stem.path}: a stem of a MobileVLM teacher, but the student is of another family; store attention, "
+            "vision_top and vision_all (store.profile compact) instead of taking them from the stem"
+        )
     dtype, found = running_tower_hash(student)
     if (expected := stem.tower.get(dtype, "not recorded")) != found:
         raise InputError(

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.family import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import settings_fingerprint, tower_hashes
+from alignkd.vlm.families.mobilevlm.weights.tower_hash import tower_hashes
 from alignkd.vlm.finite import check_finite
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.file import StemInfo, StemParts, stem_bytes, write_stem
 from alignkd.vlm.stem.stem import stem_shapes
 
@@ -29,9 +30,10 @@ def extract_stem(checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_he
         lm_head: include `lm_head` and the final norm, for stores of hidden states that hold none.
 
     Raises:
-        InputError: unusable checkpoint, a tensor that is missing, misshapen or not finite, or `out` cannot be written.
+        InputError: unusable checkpoint, a tensor that is missing, misshapen or not finite, `out` cannot be written, or
+            a family without stem.
     """
-    return write_stem(out, _parts(checkpoint, dtype, lm_head))
+    return write_stem(out, _parts(_with_stem(checkpoint), dtype, lm_head))
 
 
 def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
@@ -40,29 +42,38 @@ def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
     Raises:
         InputError: as `extract_stem`.
     """
-    return stem_bytes(_parts(checkpoint, dtype, False))
+    return stem_bytes(_parts(_with_stem(checkpoint), dtype, False))
 
 
-def teacher_fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
+def _with_stem(checkpoint: Checkpoint) -> MobileVLMCheckpoint:
+    if not isinstance(checkpoint, MobileVLMCheckpoint):
+        raise InputError(
+            f"{checkpoint.name}: a checkpoint of the family {checkpoint.family} has no stem; store the targets, for "
+            "example with store.profile compact"
+        )
+    return checkpoint
+
+
+def teacher_fingerprint(checkpoint: MobileVLMCheckpoint) -> dict[str, str]:
     """The entries of a store's fingerprint that depend on the teacher's checkpoint alone.
 
     They leave out the template, so that one stem serves stages of several templates, and the dtype, which a stem may
     choose.
     """
     return {
-        **builder_entries(checkpoint.example_builder("v1")),
+        **builder_entries(checkpoint.preparation()),
         "weights": checkpoint.fingerprint,
-        "vision_config": settings_fingerprint(checkpoint.config),
+        **checkpoint.settings_fingerprint,
     }
 
 
-def builder_entries(builder: ExampleBuilder) -> dict[str, str]:
+def builder_entries(builder: Preparation) -> dict[str, str]:
     """The entries of `teacher_fingerprint` that depend on tokenizer and image processor."""
     entries = {name: value for name, value in builder.fingerprint.items() if name != "template"}
-    return {**entries, "tokenizer_probe": json.dumps(builder.tokenizer.probe_ids())}
+    return {**entries, "tokenizer_probe": json.dumps(builder.probe())}
 
 
-def _parts(checkpoint: Checkpoint, dtype: torch.dtype, lm_head: bool) -> StemParts:
+def _parts(checkpoint: MobileVLMCheckpoint, dtype: torch.dtype, lm_head: bool) -> StemParts:
     folder, config, sources = checkpoint.folder, checkpoint.config, checkpoint.sources
     return StemParts(
         weights=_read(folder, sources, stem_shapes(config, lm_head=lm_head), dtype),

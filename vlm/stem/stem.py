@@ -5,8 +5,8 @@ both share the tower. The first layer's attention depends on the spliced embeddi
 `W_k` and rotary positions. So these few tensors give both targets exactly, with the same operations as the live
 teacher.
 
-Shapes: B samples, L positions, I images, P vision tokens, U different token ids of a batch, R rows, C columns, Ht
-heads, Dt hidden size, V vocabulary, N supervised positions.
+Shapes: B samples, L positions, I images, P vision tokens of all images, U different token ids of a batch, R rows, C
+columns, Ht heads, Dt hidden size, V vocabulary, N supervised positions.
 """
 
 from collections.abc import Mapping
@@ -111,17 +111,17 @@ class TeacherStem(nn.Module):
 
     @torch.no_grad()
     def vision_embeddings(self, features_IND: Tensor) -> Tensor:
-        """The teacher's [I, P, Dt] for features of the frozen tower, [I, patches, D_vision] of any dtype."""
+        """The teacher's [P, Dt], image by image, for `Vision.features`: [I, patches, D_vision] of any dtype."""
         embeddings_IPD: Tensor = self.model.mm_projector(features_IND.to(self.dtype))
-        return embeddings_IPD
+        return embeddings_IPD.flatten(0, 1)
 
     @torch.no_grad()
-    def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_IPD: Tensor | None) -> Tensor:
+    def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_PD: Tensor | None) -> Tensor:
         """The input of the teacher's first layer [B, L, Dt]; `text` are the rows of `batch.input_ids_BL`."""
         embeds_BLD = text.rows_UD[text.index_BL]
-        if vision_embeddings_IPD is None:
+        if vision_embeddings_PD is None:
             return embeds_BLD
-        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision_embeddings_IPD.to(embeds_BLD.dtype))
+        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision_embeddings_PD.to(embeds_BLD.dtype))
 
     @torch.no_grad()
     def first_layer_attention(

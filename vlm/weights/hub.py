@@ -13,6 +13,19 @@ from alignkd.vlm.weights.files import weight_files
 
 CONFIG_FILES = ("config.json", "generation_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Further files of tokenizers and processors of transformers.
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+)
 # In the order of `alignkd.vlm.weights.files.FORMATS`.
 WEIGHT_PATTERNS = (
     ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
@@ -26,7 +39,7 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
 
     Args:
         checkpoint: local folder, or hub id with an optional `@revision` (branch, tag or commit).
-        weights: False fetches only configuration and tokenizer, into the same folder.
+        weights: False fetches only configuration, tokenizer and processor, into the same folder.
 
     Raises:
         InputError: neither a folder nor a model of the hub, or incomplete in the cache while the hub is unreachable.
@@ -36,7 +49,7 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
     match = _HUB_ID.fullmatch(str(checkpoint))
     if Path(checkpoint).exists() or match is None or match["name"].startswith("."):
         raise InputError(f"{tried(checkpoint)}: no such checkpoint folder; check the path")
-    required = [*CONFIG_FILES, *TOKENIZER_FILES]
+    required = [*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES]
     if not weights:
         return _fetch(match["name"], match["revision"], required)
     return _fetch_with_weights(match["name"], match["revision"], required)

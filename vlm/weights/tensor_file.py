@@ -30,11 +30,17 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
     Raises:
         OSError: the file cannot be written.
     """
-    with written_whole(path) as aside:
-        try:
-            save_file(dict(tensors), aside, metadata=None if metadata is None else dict(metadata))
-        except SafetensorError as error:
-            raise _system_error(error, path) from error
+    with written_whole(path) as aside, system_errors(path):
+        save_file(dict(tensors), aside, metadata=None if metadata is None else dict(metadata))
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Convert errors of safetensors that name an error of the system to an OSError with its number and `path`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise _system_error(error, path) from error
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, COLUMN_NAMES, ROW_NAMES
 from alignkd.vlm.data.conversations import Sample, read_images
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.inputs.batch import collate_sequences
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example
 
 # Words for a part of the picture or for a digit; the last one in a question is its key word.
 KEY_WORDS = frozenset(chain(*CELL_NAMES, ROW_NAMES, COLUMN_NAMES, "0123456789"))
@@ -45,14 +46,13 @@ def attention_maps(
     checkpoint: Path, questions: Sequence[Sample], images: Path, *, template: TemplateName, vision_config: Path | None
 ) -> list[AttentionMap]:
     """The attention of a checkpoint for each question; every question must have an image."""
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
-    builder, model = opened.example_builder(template), opened.load_model()
+    opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config)
+    builder, model = opened.preparation(template), opened.load_model()
     maps = []
     for sample in questions:
         example = builder.build_question(sample.turns[:1], read_images(images, sample.images))
         batch, (word, row) = collate_sequences([example]), key_position(example, builder.tokenizer)
-        assert batch.pixel_values_ICHW is not None
-        embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+        embeds_BLD = model.embed(batch, model.encode_images(batch.images))
         columns_BC = torch.from_numpy(example.positions.vision_positions).long()[None]
         probs_BHRC = model.first_layer_attention(embeds_BLD, torch.tensor([[row]]), columns_BC)
         side = model.config.vision_grid
@@ -72,9 +72,10 @@ def key_position(example: Example, tokenizer: LegacyLlamaTokenizer) -> tuple[str
     return words[-1], int(positions[-1])
 
 
-def _pixels(example: Example, builder: ExampleBuilder) -> NDArray[np.float32]:
+def _pixels(example: Example, builder: MobileVLMPreparation) -> NDArray[np.float32]:
     """The pixel values before normalisation."""
-    (pixels_CHW,) = example.pixel_values
+    (image,) = example.images
+    pixels_CHW = image["pixel_values"].astype(np.float32)
     processor = builder.image_processor
     mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
     pixels_HWC: NDArray[np.float32] = np.clip(pixels_CHW.transpose(1, 2, 0) * std + mean, 0, 1)

@@ -4,8 +4,9 @@ from alignkd.pipeline.plan.memory.loads import ELEMENT, TeacherLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
-from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES, IMAGES_AT_ONCE
+from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
+from alignkd.teacher_dump.targets.seen_images import IMAGES_AT_ONCE
 
 # batches whose targets wait for the writer: those in its queue, the one it writes, the one that is computed
 BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2

@@ -15,7 +15,7 @@ from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import decode_image
+from alignkd.vlm.inputs.image_file import decode_image
 
 DPI = 150
 OPACITY = 0.55

@@ -20,7 +20,7 @@ from alignkd.pipeline.models.ask import Question, Reply, TextStream, ask
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
 
 QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 20, "é 象 🙂"]
@@ -29,14 +29,14 @@ QUESTIONS = ["What is on the table?", "<image>\nName three colours.", "Who? " * 
 @torch.no_grad()
 def without_cache(checkpoint: Path, clip: Path, text: str, image: Path | None, num_tokens: int) -> tuple[str, int]:
     """The twin: text and number of tokens, with the whole sequence again for every token."""
-    builder = load_example_builder(checkpoint, template="v1", vision_config=clip)
+    builder = load_preparation(checkpoint, template="v1", vision_config=clip)
     model = load_model(checkpoint, vision_config=clip)
     files = [] if image is None else [image.read_bytes()]
     batch = collate_sequences([builder.build_question([Turn("human", text)], files)])
-    vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+    vision = model.encode_images(batch.images) if batch.images else None
     embeds_BLD, ids = model.embed(batch, vision), list[int]()
     while len(ids) < num_tokens:
-        token = model.lm_head(model.hidden_states(embeds_BLD)[:, -1]).argmax(dim=-1)
+        token = model.lm_head(model.decoder_states(embeds_BLD)[:, -1]).argmax(dim=-1)
         if token.item() == builder.tokenizer.eos_token_id:
             break
         ids.append(int(token.item()))
@@ -90,7 +90,7 @@ def test_streamed_pieces_only_append_and_make_the_whole_text(ids: list[int]) -> 
     """Most ids of the demo's tokenizer are single bytes: characters come in pieces, and broken ones too."""
     tokenizer = LegacyLlamaTokenizer(TOKENIZER_MODEL)
     pieces: list[str] = []
-    stream = TextStream(tokenizer, pieces.append)
+    stream = TextStream(tokenizer.decode, pieces.append)
     for count in range(1, len(ids) + 1):
         stream.show(ids[:count])
         assert not "".join(pieces).endswith("\ufffd")
@@ -101,7 +101,7 @@ def test_streamed_pieces_only_append_and_make_the_whole_text(ids: list[int]) -> 
 def test_a_character_of_several_tokens_comes_as_one_piece() -> None:
     tokenizer = LegacyLlamaTokenizer(TOKENIZER_MODEL)
     ids, pieces = tokenizer.encode("a 象!", add_bos=False), list[str]()
-    stream = TextStream(tokenizer, pieces.append)
+    stream = TextStream(tokenizer.decode, pieces.append)
     for count in range(1, len(ids) + 1):
         stream.show(ids[:count])
     assert len(ids) > 4 and "".join(pieces) == "a 象!"

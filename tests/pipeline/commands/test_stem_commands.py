@@ -17,7 +17,7 @@ from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.record.record import as_float32
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.conversations import load_samples, read_images
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher
 from alignkd.vlm.stem.file import open_stem, read_stem_info
@@ -50,19 +50,20 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
     check_stem_of_teacher(info, reader.manifest.fingerprint, str(reader.path))
     check_same_tower(info, student)
 
-    builder = load_example_builder(golden / "student", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "student", template="v1", vision_config=golden / "clip")
     samples = {sample.id: sample for sample in load_samples(golden / "v1.json")}
     compared = 0
     for place in range(len(reader)):
         record = reader[place]
         sample = samples[record.id]
         example = builder.build(sample.turns, read_images(golden_images, sample.images))
-        if not example.pixel_values:
+        if not example.images:
             continue
         batch = collate_sequences([example])
-        assert batch.pixel_values_ICHW is not None
         with torch.no_grad():
-            vision = teacher.vision_embeddings(student.model.vision_tower(batch.pixel_values_ICHW))
+            features = student.encode_images(batch.images, features=True).features
+        assert isinstance(features, torch.Tensor)
+        vision = teacher.vision_embeddings(features)
         embeds = teacher.embed(teacher.table.rows(batch.input_ids_BL), batch, vision)
         positions = example.positions
         rows, cols = (pad_positions([p])[0] for p in (positions.tqv_query_positions, positions.vision_positions))
@@ -74,7 +75,7 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
         for stored, found in (
             (record.attention, attention_HQP.transpose(0, 1)[None]),
             (record.vision_embeddings, vision),
-            (top, vision[0][index]),
+            (top, vision[index]),
         ):
             assert stored is not None
             distance = np.abs(as_float32(stored) - found.numpy())

@@ -19,7 +19,7 @@ from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -125,7 +125,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_the_telling_word_is_what_is_asked_about(teacher: Path, question: str, word: str) -> None:
-    builder = load_example_builder(teacher, template="v1")
+    builder = load_preparation(teacher, template="v1")
     picture = png(builder.image_processor.image_size)
     example = builder.build_question([Turn("human", f"<image>\n{question}")], [picture])
     found, position = key_position(example, builder.tokenizer)
@@ -147,14 +147,13 @@ def test_maps_are_the_models_own_first_layer_attention(teacher: Path, tmp_path: 
     data = write_dataset(tmp_path, num_scenes=3, pool="held_out", seed=1, questions_per_scene=1, single_turn=True)
     samples = [sample for sample in load_samples(data.conversations) if sample.images]
     maps = attention_maps(teacher, samples, data.images, template="v1", vision_config=None)
-    builder, model = load_example_builder(teacher, template="v1"), load_model(teacher)
+    builder, model = load_preparation(teacher, template="v1"), load_model(teacher)
     model.model.config._attn_implementation = "eager"
     for sample, found in zip(samples, maps, strict=True):
         example = builder.build_question(sample.turns[:1], read_images(data.images, sample.images))
         batch = collate_sequences([example])
-        assert batch.pixel_values_ICHW is not None
         with torch.no_grad():
-            embeds_BLD = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+            embeds_BLD = model.embed(batch, model.encode_images(batch.images))
             output = model.model(inputs_embeds=embeds_BLD, use_cache=False, output_attentions=True)
         word, row = key_position(example, builder.tokenizer)
         vision = example.positions.vision_positions

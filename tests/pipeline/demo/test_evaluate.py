@@ -14,7 +14,7 @@ from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
 from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint, load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -47,16 +47,16 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
 @pytest.fixture(scope="module")
 def oracle(checkpoint: Path, questions: DatasetFiles) -> list[str]:
     """The model's answer to each question, by the whole forward pass for every token."""
-    builder, model = load_example_builder(checkpoint, template="v1"), load_model(checkpoint)
+    builder, model = load_preparation(checkpoint, template="v1"), load_model(checkpoint)
     texts = []
     for sample in load_samples(questions.conversations):
         files = read_images(questions.images, sample.images)
         batch = collate_sequences([builder.build_question(sample.turns[:1], files)])
-        vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images) if batch.images else None
         embeds_BLD, ids = model.embed(batch, vision), list[int]()
         while len(ids) < MAX_NEW_TOKENS:
             with torch.no_grad():
-                token = model.lm_head(model.hidden_states(embeds_BLD)[:, -1]).argmax(dim=-1)
+                token = model.lm_head(model.decoder_states(embeds_BLD)[:, -1]).argmax(dim=-1)
             if token.item() == builder.tokenizer.eos_token_id:
                 break
             ids.append(int(token.item()))
@@ -180,7 +180,7 @@ def test_a_gpu_runs_the_checkpoints_own_dtype_and_a_cpu_float32(
         asked.append((options["device"].type, options["dtype"]))
         raise LoadedError
 
-    monkeypatch.setattr(Checkpoint, "load_model", load)
+    monkeypatch.setattr(MobileVLMCheckpoint, "load_model", load)
     monkeypatch.setattr(evaluate_module, "usable_device", lambda name: torch.device(name or "cuda"))
     raw = json.loads((checkpoint / "config.json").read_text())
     for saved in ("float16", "bfloat16", "float32"):

@@ -18,13 +18,13 @@ from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.teacher_dump.preparation import Preparation, Prepared
+from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 
 NUM = 8
@@ -84,11 +84,11 @@ def config(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> VLMConfig:
 
 @pytest.fixture(scope="module")
 def samples(golden: Path, golden_images: Path) -> list[Prepared]:
-    builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     image = next(entry["image"] for entry in json.loads((golden / "v1.json").read_text()) if "image" in entry)
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
-    with Preparation(builder, golden_images, 2) as preparation:
-        return preparation.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
+    with PreparationThreads(builder, golden_images, 2) as threads:
+        return threads.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
 
 
 def stored_bytes(captured: list[Captured]) -> int:

@@ -11,7 +11,7 @@ import pytest
 from alignkd.pipeline.config.run_config import RunConfig, load_run_config
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 
 WriteConfig = Callable[..., Path]
 
@@ -100,8 +100,8 @@ def test_weights_that_are_not_needed_are_not_asked_for(golden: Path, monkeypatch
         return str(golden / "student")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    opened = Checkpoint.open("org/student", vision_config=golden / "clip", weights=False)
-    opened.example_builder("v1")
+    opened = MobileVLMCheckpoint.open("org/student", vision_config=golden / "clip", weights=False)
+    opened.preparation("v1")
     assert len(asked) == 1 and not any("model-" in pattern or "model.s" in pattern for pattern in asked[0])
     assert opened.fingerprint and opened.load_model().config is opened.config
     assert len(asked) == 2 and "model.safetensors" in asked[1]

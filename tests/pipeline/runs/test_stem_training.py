@@ -22,7 +22,7 @@ from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.stem.extract import extract_stem
 from alignkd.vlm.stem.file import STEM_FILE, read_stem_info
 from alignkd.vlm.stem.stem import stem_shapes
@@ -55,9 +55,9 @@ ENTRIES = [
 ]
 
 
-def opened(golden: Path, who: str) -> Checkpoint:
+def opened(golden: Path, who: str) -> MobileVLMCheckpoint:
     """The golden teacher or student."""
-    return Checkpoint.open(golden / who, vision_config=golden / "clip")
+    return MobileVLMCheckpoint.open(golden / who, vision_config=golden / "clip")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 
 
 class Hanging(CachedDataset):
@@ -32,7 +32,7 @@ class Hanging(CachedDataset):
 
 
 def main(store: Path, student: Path, clip: Path, images: Path) -> None:
-    builder = load_example_builder(student, template="v1", vision_config=clip)
+    builder = load_preparation(student, template="v1", vision_config=clip)
     dataset = Hanging(StoreReader(store), builder, images)
     config = TrainConfig(output=Path(), steps=50, micro_batch=2, data_workers=2)
     ranks = Ranks(0, 1, torch.device("cpu"))

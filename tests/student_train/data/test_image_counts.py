@@ -22,8 +22,8 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.data.conversations import Sample, image_hashes, read_images, sample_of_entry
 from alignkd.vlm.errors import SampleError
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.inputs.examples import ExampleBuilder
 from alignkd.vlm.inputs.labels import IMAGE_TOKEN_ID
 from alignkd.vlm.inputs.position_map import AttentionPairs
 from alignkd.vlm.inputs.sample_key import sample_key
@@ -41,10 +41,13 @@ Side = dict[str, Tensor]
 
 
 @torch.no_grad()
-def seen_by(model: MobileVLM, builder: ExampleBuilder, sample: Sample, files: Any) -> Side:
+def seen_by(model: MobileVLM, builder: MobileVLMPreparation, sample: Sample, files: Any) -> Side:
     """Everything a loss compares, of one sample, spliced by hand; attention [H, L, L] of the first layer."""
     example = builder.build(sample.turns, files)
-    features = [model.encode_images(torch.from_numpy(image)[None])[0] for image in example.pixel_values]
+    features = [
+        model.encode_images([{"pixel_values": torch.from_numpy(image["pixel_values"])}]).embeddings_PD
+        for image in example.images
+    ]
     images = iter(features)
     embeds_LD = torch.cat(
         [
@@ -53,7 +56,7 @@ def seen_by(model: MobileVLM, builder: ExampleBuilder, sample: Sample, files: An
         ]
     )
     every = torch.arange(len(embeds_LD))[None]
-    hidden = model.hidden_states(embeds_LD[None])[0]
+    hidden = model.decoder_states(embeds_LD[None])[0]
     return {
         "attention": model.first_layer_attention(embeds_LD[None], every, every)[0],
         "vision": torch.cat([*features, torch.zeros(0, model.config.hidden_size)]),
@@ -77,7 +80,7 @@ def expected_terms(teacher: Side, student: Side, adapters: Adapters) -> dict[str
         "logit": (logp_s.exp() * (logp_s - logp_t)).sum(-1).mean(),
     }
     if len(teacher["vision_at"]):
-        adapted = adapters.adapt_vision(teacher["vision"][None])[0]
+        adapted = adapters.adapt_vision(teacher["vision"])
         focus = tqv(teacher).mean(0).sum(0).argsort(descending=True, stable=True)[:16]
         terms |= {
             "attention": (adapters.adapt_attention(tqv(teacher)[None])[0] - tqv(student)).square().mean(),
@@ -118,7 +121,7 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def teacher_sides(
-    teacher: MobileVLM, student_builder: ExampleBuilder, samples: list[Sample], images_folder: Path
+    teacher: MobileVLM, student_builder: MobileVLMPreparation, samples: list[Sample], images_folder: Path
 ) -> list[Side]:
     return [seen_by(teacher, student_builder, s, read_images(images_folder, s.images)) for s in samples]
 
@@ -126,7 +129,7 @@ def teacher_sides(
 @pytest.fixture
 def write(
     tmp_path: Path,
-    student_builder: ExampleBuilder,
+    student_builder: MobileVLMPreparation,
     samples: list[Sample],
     teacher_sides: list[Side],
     images_folder: Path,
@@ -161,7 +164,7 @@ def write(
         example, hashes = student_builder.build(sample.turns, files), image_hashes(files)
         positions = example.positions
         return Record(
-            key=sample_key(sample.conversations(), hashes, "v1"),
+            key=sample_key(sample.conversations(), hashes, "v1:1"),
             id=sample.id,
             index=index,
             conversations=sample.conversations(),
@@ -199,7 +202,7 @@ def terms_of(student: DistilledStudent, dataset: CachedDataset, places: list[int
 def test_cached_terms_equal_live_ones(
     write: Callable[..., Path],
     student: DistilledStudent,
-    student_builder: ExampleBuilder,
+    student_builder: MobileVLMPreparation,
     samples: list[Sample],
     teacher_sides: list[Side],
     images_folder: Path,
@@ -227,7 +230,7 @@ def test_cached_terms_equal_live_ones(
 def test_a_mixed_batch_is_the_sum_of_its_samples(
     write: Callable[..., Path],
     student: DistilledStudent,
-    student_builder: ExampleBuilder,
+    student_builder: MobileVLMPreparation,
     images_folder: Path,
     kept: Any,
     pairs: Any,
@@ -247,7 +250,7 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
 
 
 def test_gradients_of_a_mixed_batch_add_up(
-    write: Callable[..., Path], student: DistilledStudent, student_builder: ExampleBuilder, images_folder: Path
+    write: Callable[..., Path], student: DistilledStudent, student_builder: MobileVLMPreparation, images_folder: Path
 ) -> None:
     dataset = CachedDataset(StoreReader(write(EXACT)), student_builder, images_folder)
     names = ("attention", "vision_all", "vision_top")
@@ -264,7 +267,7 @@ def test_gradients_of_a_mixed_batch_add_up(
 
 
 def test_a_changed_second_image_is_named(
-    write: Callable[..., Path], student_builder: ExampleBuilder, images_folder: Path, tmp_path: Path
+    write: Callable[..., Path], student_builder: MobileVLMPreparation, images_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

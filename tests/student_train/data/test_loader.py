@@ -29,7 +29,7 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.plan import micro_batches
 from alignkd.student_train.trainer import train
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 
 HERE = Path(__file__).parent
 Batches = Callable[..., Iterator[TrainBatch]]
@@ -37,7 +37,7 @@ MakeJob = Callable[..., TrainJob]
 
 
 @pytest.fixture(scope="module")
-def dataset(many_store: Path, student_builder: ExampleBuilder, images_folder: Path) -> CachedDataset:
+def dataset(many_store: Path, student_builder: MobileVLMPreparation, images_folder: Path) -> CachedDataset:
     return CachedDataset(StoreReader(many_store), student_builder, images_folder)
 
 
@@ -69,7 +69,7 @@ def test_batches_that_are_kept_stay_what_they_are(dataset: CachedDataset, batche
 
 
 def test_larger_and_larger_batches(
-    dump: Any, many_samples: Any, student_builder: ExampleBuilder, batches_of: Batches, tmp_path: Path
+    dump: Any, many_samples: Any, student_builder: MobileVLMPreparation, batches_of: Batches, tmp_path: Path
 ) -> None:
     """A slot made for short conversations takes long ones."""
     samples = [dict(sample) for sample in many_samples[:6]]

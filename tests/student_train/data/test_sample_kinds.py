@@ -11,7 +11,8 @@ from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
-from alignkd.vlm.inputs.examples import ExampleBuilder, Tokens
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
+from alignkd.vlm.inputs.examples import Tokens
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 MakeJob = Callable[..., TrainJob]
@@ -24,16 +25,16 @@ UNANSWERED = "nobody knows"
 @pytest.fixture(scope="module", autouse=True)
 def unsupervised_conversations() -> Iterator[None]:
     """Samples whose labels are all masked: no template of today makes one, but a store may hold one."""
-    original = ExampleBuilder.tokenize
+    original = MobileVLMPreparation.tokenize
 
-    def tokenize(self: ExampleBuilder, turns: Any, **settings: Any) -> Tokens:
+    def tokenize(self: MobileVLMPreparation, turns: Any, **settings: Any) -> Tokens:
         tokens = original(self, turns, **settings)
         if turns[-1].value != UNANSWERED:
             return tokens
         return self._place(tokens.input_ids, [IGNORE_LABEL] * len(tokens.labels))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExampleBuilder, "tokenize", tokenize)
+        patch.setattr(MobileVLMPreparation, "tokenize", tokenize)
         yield
 
 

@@ -5,17 +5,29 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
+from alignkd.vlm.attention.attention_rows import RowInputs
 
 NUM, HEADS, LENGTH, SIZE = 2, 3, 11, 4
 ROWS = torch.tensor([[0, 5, 10, 10, 7], [3, 4, 0, 0, 0]])  # padded with 0, and a row twice
 COLS = torch.tensor([[0, 3, 3, 9], [1, 2, 10, 0]])  # a column twice, and one after its row
+# A sliding window of four keys; and keys 2 to 5, which each row sees wherever it is.
+POSITIONS = torch.arange(LENGTH)
+SLIDING = (POSITIONS <= ROWS[..., None]) & (POSITIONS > ROWS[..., None] - 4)
+BLOCK = (POSITIONS <= ROWS[..., None]) | ((POSITIONS >= 2) & (POSITIONS <= 5))
+# Soft cap and mask: plain causal attention, and what other models add to it.
+FORMS = [(None, None), (0.7, None), (None, SLIDING), (0.7, BLOCK)]
+over_forms = pytest.mark.parametrize(("softcap", "visible"), FORMS, ids=["causal", "softcap", "sliding", "both"])
 
 
-def whole(query_BHRd: Tensor, key_BHLd: Tensor) -> Tensor:
+def whole(
+    query_BHRd: Tensor, key_BHLd: Tensor, softcap: float | None = None, visible: Tensor | None = None
+) -> Tensor:
     """The attention's formula as it is written, differentiated by autograd."""
     scores = query_BHRd @ key_BHLd.transpose(2, 3) * 0.5
-    future = torch.arange(LENGTH)[None, None] > ROWS[..., None]
-    probs = torch.softmax(torch.where(future[:, None], -torch.inf, scores), dim=-1)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    visible = ROWS[..., None] >= POSITIONS if visible is None else visible
+    probs = torch.softmax(torch.where(visible[:, None], scores, -torch.inf), dim=-1)
     return torch.stack([probs[sample][:, :, COLS[sample]] for sample in range(NUM)])
 
 
@@ -37,27 +49,37 @@ def wanted() -> Tensor:
     return torch.rand(NUM, HEADS, *COLS.shape[-1:], dtype=torch.float64)[:, :, None].repeat(1, 1, ROWS.shape[1], 1)
 
 
-def fused(query: Tensor, key: Tensor, weight: Tensor, wanted: Tensor, *, at_once: int) -> Tensor:
+def fused(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    wanted: Tensor,
+    *,
+    at_once: int,
+    softcap: float | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
+    rows = ROWS[:, : query.shape[2]]
     return fused_attention_loss(
-        query,
-        key,
-        ROWS[:, : query.shape[2]],
+        RowInputs(
+            query_BHRd=query, key_BHLd=key, rows_BR=rows, scaling=0.5, softcap=softcap, visible_BRL=visible
+        ),
         COLS,
         lambda chosen, rows, weight_H: loss_of(chosen, rows, weight_H, wanted),
         [weight],
-        scaling=0.5,
         rows_at_once=at_once,
     )
 
 
+@over_forms
 @pytest.mark.parametrize("at_once", [1, 2, 5, 100])
 def test_value_and_gradients_are_those_of_the_formula(
-    inputs: tuple[Tensor, Tensor, Tensor], wanted: Tensor, at_once: int
+    inputs: tuple[Tensor, Tensor, Tensor], wanted: Tensor, at_once: int, softcap: float | None, visible: Tensor | None
 ) -> None:
     query, key, weight = inputs
     found, expected = (
-        fused(*inputs, wanted, at_once=at_once),
-        loss_of(whole(query, key), slice(None), weight, wanted),
+        fused(*inputs, wanted, at_once=at_once, softcap=softcap, visible=visible),
+        loss_of(whole(query, key, softcap, visible), slice(None), weight, wanted),
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for own, reference in zip(
@@ -66,8 +88,13 @@ def test_value_and_gradients_are_those_of_the_formula(
         torch.testing.assert_close(own, reference, rtol=1e-10, atol=1e-9)
 
 
-def test_gradcheck(inputs: tuple[Tensor, Tensor, Tensor], wanted: Tensor) -> None:
-    assert torch.autograd.gradcheck(lambda *leaves: fused(*leaves, wanted, at_once=2), inputs)
+@over_forms
+def test_gradcheck(
+    inputs: tuple[Tensor, Tensor, Tensor], wanted: Tensor, softcap: float | None, visible: Tensor | None
+) -> None:
+    assert torch.autograd.gradcheck(
+        lambda *leaves: fused(*leaves, wanted, at_once=2, softcap=softcap, visible=visible), inputs
+    )
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])

@@ -17,6 +17,7 @@ from alignkd.student_train.losses.outcomes import outcomes
 from alignkd.student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.vlm.families.family import Head
 
 N, V, D = 4, 7, 3
 NUM_KEPT = {"topk": [3] * N, "nucleus": [1, V, 4, 2]}
@@ -64,7 +65,7 @@ class Problem:
             return lambda x, chunk: logit_loss(x, self.teacher_NV[chunk], **settings).total
         if self.kind == "hidden":
             return lambda x, chunk: (
-                logit_loss(x, teacher_logits(self.states_ND[chunk], self.teacher_head_VD), **settings).total
+                logit_loss(x, teacher_logits(self.states_ND[chunk], Head(weight_VD=self.teacher_head_VD)), **settings).total
             )
         if self.kind == "sampled":  # as many draws as it takes for their shares to be the probabilities
             ids_NV, entropy_N = torch.arange(V).repeat(N, 1), -(logprobs_NV.exp() * logprobs_NV).sum(-1)
@@ -87,7 +88,8 @@ class Problem:
     def fused(self, hidden_ND: Tensor, head_VD: Tensor, *, chunk: int) -> tuple[Tensor, ...]:
         terms = [supervised(self.labels_N), self.logit_term()]
         weighted = [WeightedTerm(term=term, weight=weight) for term, weight in zip(terms, WEIGHTS, strict=True)]
-        return fused_head_losses(hidden_ND, head_VD, weighted, chunk_bytes=chunk * V * head_VD.element_size())
+        head = Head(weight_VD=head_VD)
+        return fused_head_losses(hidden_ND, head, weighted, chunk_bytes=chunk * V * head_VD.element_size())
 
 
 def by_definition(name: str, p: Tensor, q: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def test_equals_the_unfused_losses_on_golden_logits(sample_id: str, name: Any, g
     terms = [supervised(labels_N), lambda x, chunk: logit_loss(x, teacher_NV[chunk], divergence=divergence).total]
     fused = fused_head_losses(
         hidden_NV,
-        torch.eye(student_NV.shape[1]),
+        Head(weight_VD=torch.eye(student_NV.shape[1])),
         [WeightedTerm(term=term, weight=weight) for term, weight in zip(terms, WEIGHTS, strict=True)],
         chunk_bytes=5 * 4 * student_NV.shape[1],
     )
@@ -217,7 +219,37 @@ def test_equals_the_unfused_losses_on_golden_logits(sample_id: str, name: Any, g
 def cross_entropy_of(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, chunk: int = 3) -> Tensor:
     term = WeightedTerm(term=supervised(labels_N), weight=1.0)
     width = max(4, head_VD.element_size()) * len(head_VD)
-    return fused_head_losses(hidden_ND, head_VD, [term], chunk_bytes=chunk * width)[0]
+    return fused_head_losses(hidden_ND, Head(weight_VD=head_VD), [term], chunk_bytes=chunk * width)[0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, N + 5])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.4, None), (1.0, 1.5), (3.0, 0.8)])
+def test_bias_scale_and_soft_cap_of_a_head(scale: float, softcap: float | None, chunk: int) -> None:
+    """Value and gradient are those of the formula, through whatever a model does after its matrix."""
+    problem = Problem("js", "full", 1.0)
+    generator = torch.Generator().manual_seed(3)
+    bias_V = torch.randn(V, dtype=torch.float64, generator=generator)
+
+    def fused(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+        head = Head(weight_VD=weight_VD, bias_V=bias_V, scale=scale, softcap=softcap)
+        terms = [supervised(problem.labels_N), problem.logit_term()]
+        weighted = [WeightedTerm(term=term, weight=weight) for term, weight in zip(terms, WEIGHTS, strict=True)]
+        return weighted_sum(fused_head_losses(hidden_ND, head, weighted, chunk_bytes=chunk * V * 8))
+
+    def plain(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+        logits_NV = scale * (hidden_ND @ weight_VD.T + bias_V)
+        if softcap is not None:
+            logits_NV = softcap * (logits_NV / softcap).tanh()
+        terms = [supervised(problem.labels_N), problem.logit_term()]
+        return weighted_sum([term(logits_NV, slice(None)) for term in terms])
+
+    own, reference = (leaves(problem.hidden_ND, problem.head_VD, bias_V) for _ in range(2))
+    found, expected = fused(*own), plain(*reference)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found * 3e4, own), torch.autograd.grad(expected * 3e4, reference), rtol=1e-9, atol=1e-9
+    )
+    assert torch.autograd.gradcheck(fused, own)
 
 
 def test_no_position_gives_zeros_to_both_parameters() -> None:
@@ -325,7 +357,9 @@ def test_peak_memory_does_not_grow_with_the_positions(name: Any) -> None:
 
         return peak_bytes(
             lambda: weighted_sum(
-                fused_head_losses(hidden_ND, head_VD, terms, chunk_bytes=chunk_bytes) if fused else plain()
+                fused_head_losses(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=chunk_bytes)
+                if fused
+                else plain()
             )
         )
 

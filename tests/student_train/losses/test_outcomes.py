@@ -13,6 +13,7 @@ from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.objective.head_terms import head_terms
 from alignkd.student_train.objective.logit_terms import logit_term
 from alignkd.student_train.objective.settings import LossConfig
+from alignkd.vlm.families.family import Head
 
 N, V = 4, 7
 # padded slots point to a kept token, to one that is not kept and to none at all; the last position keeps every token
@@ -132,7 +133,8 @@ def test_terms_that_share_a_pass_are_those_that_do_not(
     terms = [WeightedTerm(term=term, weight=weight) for term, weight in apart]
     chunk_bytes = 4 * 50_000 * positions_at_once
     joint = head_terms(inputs, losses.weights)
-    found, expected = (fused_head_losses(*leaves, x, chunk_bytes=chunk_bytes) for x in (joint, terms))
+    head = Head(weight_VD=leaves[1])
+    found, expected = (fused_head_losses(leaves[0], head, x, chunk_bytes=chunk_bytes) for x in (joint, terms))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     gradients = (
         torch.autograd.grad(sum(w * t for w, t in zip(joint.weights, totals, strict=True)), leaves)

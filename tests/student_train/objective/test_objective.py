@@ -16,8 +16,8 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.inputs.examples import ExampleBuilder
 
 NewStudent = Callable[[], MobileVLM]
 
@@ -29,7 +29,7 @@ def distilled(model: MobileVLM, folder: Path, losses: LossConfig | None = None) 
 
 
 @pytest.fixture
-def dataset(exact_store: Path, student_builder: ExampleBuilder, images_folder: Path) -> CachedDataset:
+def dataset(exact_store: Path, student_builder: MobileVLMPreparation, images_folder: Path) -> CachedDataset:
     return CachedDataset(StoreReader(exact_store), student_builder, images_folder)
 
 
@@ -135,7 +135,7 @@ def test_counts_from_the_index_equal_counts_from_batches(
     dump: Any,
     v1_samples: Any,
     tmp_path: Path,
-    student_builder: ExampleBuilder,
+    student_builder: MobileVLMPreparation,
     images_folder: Path,
     golden_folder: Path,
     new_student: NewStudent,
@@ -155,7 +155,7 @@ def test_truncated_logits_approach_the_full_ones(
     dump: Any,
     v1_samples: Any,
     tmp_path: Path,
-    student_builder: ExampleBuilder,
+    student_builder: MobileVLMPreparation,
     images_folder: Path,
     golden_folder: Path,
     new_student: NewStudent,

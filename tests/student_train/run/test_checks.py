@@ -14,7 +14,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.run.plan import open_dataset
 from alignkd.student_train.trainer import train
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 
 MakeJob = Callable[..., TrainJob]
 
@@ -33,7 +33,7 @@ def test_fingerprints(part: str, dump: Any, v1_samples: Any, make_job: MakeJob, 
 
 
 def test_a_tokenizer_that_gives_other_ids(
-    dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path, student_builder: ExampleBuilder
+    dump: Any, v1_samples: Any, make_job: MakeJob, tmp_path: Path, student_builder: MobileVLMPreparation
 ) -> None:
     """Whatever the tokenizer files' hashes say: the same texts must become the same ids."""
     same = student_builder.tokenizer.probe_ids()

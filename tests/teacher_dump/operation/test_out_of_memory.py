@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkd.storage import StoreReader, as_float32, verify_store
+from alignkd.storage import StoreReader, verify_store
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
@@ -90,10 +90,10 @@ def test_nothing_is_tried_again_on_a_broken_device(monkeypatch: pytest.MonkeyPat
 def test_a_dump_without_memory_ends_with_one_line(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def hidden_states(self: MobileVLM, embeds: Tensor) -> Tensor:
+    def decoder_states(self: MobileVLM, embeds: Tensor) -> Tensor:
         raise error
 
-    monkeypatch.setattr(MobileVLM, "hidden_states", hidden_states)
+    monkeypatch.setattr(MobileVLM, "decoder_states", decoder_states)
     with pytest.raises(InputError, match=r"lower teacher\.token_budget \(now 8192\).*alignkd plan CONFIG") as stopped:
         dump(make_job())
     assert "\n" not in str(stopped.value)
@@ -102,26 +102,23 @@ def test_a_dump_without_memory_ends_with_one_line(
 def small_device(monkeypatch: pytest.MonkeyPatch, room: int) -> list[tuple[int, int]]:
     """Forward passes of more than `room` padded tokens do not fit; what was tried."""
     tried: list[tuple[int, int]] = []
-    true = MobileVLM.hidden_states
+    true = MobileVLM.decoder_states
 
-    def hidden_states(self: MobileVLM, embeds: Tensor) -> Tensor:
+    def decoder_states(self: MobileVLM, embeds: Tensor) -> Tensor:
         tried.append((embeds.shape[0], embeds.shape[1]))
         if embeds.shape[0] * embeds.shape[1] > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return true(self, embeds)
 
-    monkeypatch.setattr(MobileVLM, "hidden_states", hidden_states)
+    monkeypatch.setattr(MobileVLM, "decoder_states", decoder_states)
     return tried
 
 
 def targets(path: Path | str) -> dict[str, list[np.ndarray]]:
     reader = StoreReader(path)
-    names = ("attention", "vision_embeddings", "vision_top_embeddings", "logits")
+    names = ("attention_float32", "vision_embeddings_float32", "vision_top_embeddings_float32", "logits")
     records = [reader[number] for number in range(len(reader))]
-    return {
-        record.id: [as_float32(value) for name in names if (value := getattr(record, name)) is not None]
-        for record in records
-    }
+    return {record.id: [value for name in names if (value := getattr(record, name)) is not None] for record in records}
 
 
 def test_a_halved_batch_gives_the_same_targets(

@@ -24,9 +24,10 @@ from alignkd.teacher_dump.preparation import Unusable
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 
 MakeJob = Callable[..., DumpJob]
 ANSWERS = ["yes", "two cups of coffee on a table", "green", "it is to the left of the other one, as far as one can see"]
@@ -81,11 +82,11 @@ def test_records_are_in_the_order_of_the_plan(make_job: MakeJob, entries: list[A
 
 def test_each_picture_once_per_window(make_job: MakeJob, entries: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded, seen, forwards = [], [], []
-    process, encode, hidden = ImageProcessor.process, MobileVLM.encode_images, MobileVLM.hidden_states
+    process, encode, hidden = ImageProcessor.process, MobileVLM.encode_images, MobileVLM.decoder_states
 
-    def counted_encode(self: MobileVLM, pixels: Tensor) -> Tensor:
-        seen.append(len(pixels))
-        return encode(self, pixels)
+    def counted_encode(self: MobileVLM, images: Any, samples: Any = None) -> Vision:
+        seen.append(len(images))
+        return encode(self, images, samples)
 
     def counted_hidden(self: MobileVLM, embeds: Tensor) -> Tensor:
         forwards.append(len(embeds))
@@ -93,7 +94,7 @@ def test_each_picture_once_per_window(make_job: MakeJob, entries: list[Any], mon
 
     monkeypatch.setattr(ImageProcessor, "process", lambda self, image: (decoded.append(1), process(self, image))[1])
     monkeypatch.setattr(MobileVLM, "encode_images", counted_encode)
-    monkeypatch.setattr(MobileVLM, "hidden_states", counted_hidden)
+    monkeypatch.setattr(MobileVLM, "decoder_states", counted_hidden)
     dump(make_job(entries, shard_size=12, window=12, batch=2))
     assert (sum(forwards), sum(seen), len(decoded)) == (12, 3, 3)
 
@@ -143,7 +144,7 @@ def test_a_complete_store_asks_for_no_teacher(
 ) -> None:
     job = make_job(entries, shard_size=12)
     assert dump(job).shards_written == 1
-    monkeypatch.setattr(Checkpoint, "load_model", lambda *arguments, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(MobileVLMCheckpoint, "load_model", lambda *arguments, **options: pytest.fail("loaded"))
     assert dump(job).shards_written == 0
 
 

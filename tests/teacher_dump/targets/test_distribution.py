@@ -106,3 +106,26 @@ def test_no_supervised_position(kind: str, teacher: Any) -> None:
     empty, labels = torch.empty(0, WIDTH), torch.empty(0, dtype=torch.int64)
     kept = stored_logits(head, empty, labels, LogitsCodec(kind=kind, **KINDS[kind]), draw_key=(0, 0))
     assert all(len(values) == (1 if name == "offsets" else 0) for name, values in arrays_of(kept).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_of_padding_are_no_tokens(kind: str, teacher: Any) -> None:
+    """Kinds that keep a part of the distribution do not see them, however large; whole logits and states keep all."""
+    hidden, labels, head = teacher
+    codec = LogitsCodec(kind=kind, **KINDS[kind])
+    padded = torch.nn.Linear(WIDTH, VOCAB + 7, bias=False)
+    with torch.no_grad():
+        padded.weight[:VOCAB] = head.weight
+        padded.weight[VOCAB:] *= 50
+    drawn = draws_of(codec, 1, [(2, len(hidden))])
+    uniforms = None if drawn is None else torch.from_numpy(drawn)
+    kept = keep_distribution(padded, hidden, labels, uniforms, codec, num_tokens=VOCAB)
+    plain = keep_distribution(head, hidden, labels, uniforms, codec)
+    if kind == "full":
+        np.testing.assert_array_equal(kept[""].numpy(), padded(hidden).detach().numpy())
+        return
+    for name, values in plain.items():
+        np.testing.assert_allclose(kept[name].numpy(), values.numpy(), rtol=1e-5, atol=1e-5)
+    if kind != "hidden":  # so the padding would have been seen
+        whole = keep_distribution(padded, hidden, labels, uniforms, codec)
+        assert any(not torch.equal(whole[name], values) for name, values in plain.items())

@@ -41,9 +41,9 @@ def test_gradient_equals_that_of_the_full_matrix(golden: Path) -> None:
     embeds = torch.randn(1, 12, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     rows, cols = torch.tensor([[8, 11]]), torch.tensor([[2, 3, 4]])
     with model.watched_first_layer() as first_layer:
-        model.hidden_states(embeds)
-    query_BHRd, key_BHLd = first_layer.rotated(rows)
-    scores_BHRL = query_BHRd @ key_BHLd.transpose(2, 3) * first_layer.scaling
+        model.decoder_states(embeds)
+    inputs = first_layer.row_inputs(rows)
+    scores_BHRL = inputs.query_BHRd @ inputs.key_BHLd.transpose(2, 3) * inputs.scaling
     probs_BHRL = scores_BHRL.masked_fill(torch.arange(12) > rows[:, None, :, None], -torch.inf).softmax(-1)
     probs_BHRL[..., cols[0]].square().sum().backward()
     got = model.model.layers[0].self_attn.q_proj.weight.grad
@@ -66,14 +66,14 @@ def test_queries_and_keys_of_a_forward_pass_give_the_same(golden: Path, key_valu
     rows, cols, some = torch.tensor([[20, 21, 29], [5, 6, 7]]), torch.tensor([[1, 2], [0, 5]]), torch.tensor([0, 2])
     with torch.no_grad():
         expected = model.first_layer_attention(embeds[some], rows, cols)
-        alone = model.hidden_states(embeds)
+        alone = model.decoder_states(embeds)
         with model.watched_first_layer() as first_layer:
-            assert torch.equal(model.hidden_states(embeds), alone)
+            assert torch.equal(model.decoder_states(embeds), alone)
         assert first_layer.num_samples == 3
         found = first_layer.attention(rows, cols, some, chunk_bytes=1000)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
         before = first_layer.query_BLD, first_layer.key_BLD
-        model.hidden_states(embeds + 1)
+        model.decoder_states(embeds + 1)
     assert first_layer.query_BLD is before[0] and first_layer.key_BLD is before[1]  # nothing is kept afterwards
 
 
@@ -82,5 +82,5 @@ def test_nothing_is_kept_of_a_pass_after_one_that_failed(golden: Path) -> None:
     embeds = torch.zeros(1, 4, model.config.hidden_size)
     with pytest.raises(torch.OutOfMemoryError), model.watched_first_layer() as first_layer:
         raise torch.OutOfMemoryError
-    model.hidden_states(embeds)
+    model.decoder_states(embeds)
     assert first_layer.query_BLD is None and first_layer.key_BLD is None

@@ -164,4 +164,4 @@ def test_the_key_is_that_of_stores_that_exist(hashes: list[str], spelled: object
     """One hash is written as a text, several as a list: a store's keys must not change with how they are held."""
     conversation = [{"from": "human", "value": "hé"}]
     written = json.dumps([conversation, spelled, "v1:1"], ensure_ascii=False, sort_keys=True)
-    assert sample_key(conversation, hashes, "v1") == hashlib.sha256(written.encode()).hexdigest()
+    assert sample_key(conversation, hashes, "v1:1") == hashlib.sha256(written.encode()).hexdigest()

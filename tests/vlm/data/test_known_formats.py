@@ -15,7 +15,7 @@ import pytest
 
 from alignkd.vlm.data.conversations import load_samples, read_json
 from alignkd.vlm.errors import ImageError, InputError
-from alignkd.vlm.families.mobilevlm.inputs.images import decode_image
+from alignkd.vlm.inputs.image_file import decode_image
 
 JSON = b'[{"id": 1, "conversations": []}]'
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.data.conversations import load_samples, read_images
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.sizes import family_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
@@ -47,9 +48,17 @@ def stem_of(model: MobileVLM, *, lm_head: bool = False) -> TeacherStem:
 
 
 def examples_of(golden: Path, images: Path, names: Sequence[str], template: Any = "v1") -> list[Example]:
-    builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template=template, vision_config=golden / "clip")
     samples = {sample.id: sample for sample in load_samples(golden / f"{template}.json")}
     return [builder.build(samples[name].turns, read_images(images, samples[name].images)) for name in names]
+
+
+@torch.no_grad()
+def tower_features(model: MobileVLM, batch: SequenceBatch) -> Tensor:
+    """[I, patches, D_vision] of a model's tower."""
+    features = model.encode_images(batch.images, features=True).features
+    assert isinstance(features, Tensor)
+    return features
 
 
 def blocks_of(examples: Sequence[Example], pairs: AttentionPairs) -> tuple[list[int], Tensor, Tensor]:
@@ -64,9 +73,9 @@ def blocks_of(examples: Sequence[Example], pairs: AttentionPairs) -> tuple[list[
 @torch.no_grad()
 def live_and_stem(
     teacher: MobileVLM, stem: TeacherStem, features: Tensor | None, batch: SequenceBatch
-) -> tuple[tuple[Tensor | None, Tensor], tuple[Tensor | None, Tensor]]:
+) -> tuple[tuple[Vision | None, Tensor], tuple[Tensor | None, Tensor]]:
     """Vision embeddings and first layer's input by the live teacher, and by the stem from features of a tower."""
-    live_vision = None if batch.pixel_values_ICHW is None else teacher.encode_images(batch.pixel_values_ICHW)
+    live_vision = teacher.encode_images(batch.images) if batch.images else None
     vision = None if features is None else stem.vision_embeddings(features)
     text = stem.table.rows(batch.input_ids_BL)
     return (live_vision, teacher.embed(batch, live_vision)), (vision, stem.embed(text, batch, vision))
@@ -81,16 +90,16 @@ def test_targets_equal_the_live_teachers(
     """From the STUDENT's tower features, in padded batches."""
     teacher, student = (load_model(golden / who, vision_config=golden / "clip", dtype=dtype) for who in WHO)
     examples = examples_of(golden, golden_images, names)
-    batch, pixels = collate_sequences(examples), collate_sequences(examples).pixel_values_ICHW
+    batch = collate_sequences(examples)
     with torch.no_grad():
-        features = None if pixels is None else student.model.vision_tower(pixels)
+        features = tower_features(student, batch) if batch.images else None
     stem = stem_of(teacher)
     (live_vision, live_embeds), (vision, embeds) = live_and_stem(teacher, stem, features, batch)
     torch.testing.assert_close(embeds, live_embeds, rtol=0, atol=0)
     if live_vision is None:
         assert vision is None
         return
-    torch.testing.assert_close(vision, live_vision, rtol=0, atol=0)
+    torch.testing.assert_close(vision, live_vision.embeddings_PD, rtol=0, atol=0)
     samples, rows, cols = blocks_of(examples, pairs)
     for chunk_bytes in (None, 1 << 12):
         with torch.no_grad():
@@ -106,13 +115,11 @@ def test_targets_equal_the_original_implementation(
     expected = load_file(golden / f"{name}.safetensors")
     examples = examples_of(golden, golden_images, [name], "plain" if name.startswith("pt") else "v1")
     batch, stem = collate_sequences(examples), stem_of(teacher)
-    assert batch.pixel_values_ICHW is not None
-    with torch.no_grad():
-        vision = stem.vision_embeddings(student.model.vision_tower(batch.pixel_values_ICHW))
+    vision = stem.vision_embeddings(tower_features(student, batch))
     embeds = stem.embed(stem.table.rows(batch.input_ids_BL), batch, vision)
     _, rows, cols = blocks_of(examples, "tqv")
     attention_HQP = stem.first_layer_attention(embeds, rows, cols)[0]
-    torch.testing.assert_close(vision[0], expected["teacher.vision_embeddings"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vision, expected["teacher.vision_embeddings"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(attention_HQP, expected["teacher.layer0_tqv_attention"], rtol=1e-4, atol=1e-7)
     assert torch.equal(vision_top_index(attention_HQP), vision_top_index(expected["teacher.layer0_tqv_attention"]))
 
@@ -136,12 +143,9 @@ def test_other_shapes_of_teachers(golden: Path, tmp_path: Path, changes: dict[st
     config = load_config(tmp_path, vision_config=golden / "clip")
     teacher = new_model(config, seed=0).eval()
     batch = random_batch(config, images=[2, 1, 0])
-    assert batch.pixel_values_ICHW is not None
-    with torch.no_grad():
-        features = teacher.model.vision_tower(batch.pixel_values_ICHW)
-    stem = stem_of(teacher)
+    features, stem = tower_features(teacher, batch), stem_of(teacher)
     (live_vision, live_embeds), (vision, embeds) = live_and_stem(teacher, stem, features, batch)
-    torch.testing.assert_close(vision, live_vision, rtol=0, atol=0)
+    torch.testing.assert_close(vision, live_vision.embeddings_PD, rtol=0, atol=0)
     torch.testing.assert_close(embeds, live_embeds, rtol=0, atol=0)
     rows = torch.arange(7).repeat(3, 1) + batch.input_ids_BL.shape[1] - 7
     cols = torch.arange(11).repeat(3, 1)
@@ -164,7 +168,10 @@ def random_batch(config: VLMConfig, images: Sequence[int]) -> SequenceBatch:
         labels_BL=ids.clone(),
         vision_mask_BL=mask,
         lengths_B=torch.full((len(images),), length),
-        pixel_values_ICHW=torch.randn(sum(images), 3, side, side, generator=generator),
+        images=tuple(
+            {"pixel_values": pixels} for pixels in torch.randn(sum(images), 3, side, side, generator=generator)
+        ),
+        tokens_of_image=(config.vision_tokens,) * sum(images),
         image_samples_I=torch.repeat_interleave(torch.arange(len(images)), torch.tensor(images)),
     )
 
@@ -176,8 +183,7 @@ def test_logits_of_hidden_states(golden: Path, golden_images: Path, teacher: Mob
     before: list[Tensor] = []
     hook = teacher.model.norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
     with torch.no_grad():
-        assert batch.pixel_values_ICHW is not None
-        hidden = teacher.hidden_states(teacher.embed(batch, teacher.encode_images(batch.pixel_values_ICHW)))[0]
+        hidden = teacher.hidden_states(batch, teacher.encode_images(batch.images))[0]
         logits = teacher.lm_head(hidden)
     hook.remove()
     torch.testing.assert_close(stem.logits(hidden), logits, rtol=0, atol=0)

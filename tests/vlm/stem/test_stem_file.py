@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint, load_model
 from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash, tower_hashes
 from alignkd.vlm.families.mobilevlm.weights.writer import write_weights
@@ -35,7 +35,7 @@ def extract(golden: Path, tmp_path: Path) -> Extract:
     """extract(checkpoint, dtype=, lm_head=): the golden teacher's stem by default."""
 
     def run(checkpoint: Path | None = None, *, name: str = "stem.safetensors", **settings: Any) -> StemInfo:
-        opened = Checkpoint.open(checkpoint or golden / "teacher", vision_config=golden / "clip")
+        opened = MobileVLMCheckpoint.open(checkpoint or golden / "teacher", vision_config=golden / "clip")
         return extract_stem(opened, tmp_path / name, **{"dtype": torch.float32, **settings})
 
     return run
@@ -83,7 +83,11 @@ def test_single_sharded_and_pickled_checkpoints_give_the_same_stem(
         one, other = load_file(first.path), load_file(again.path)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
         assert again.tower == first.tower
-        assert again.fingerprint["weights"] == Checkpoint.open(teacher_copy).fingerprint != first.fingerprint["weights"]
+        assert (
+            again.fingerprint["weights"]
+            == MobileVLMCheckpoint.open(teacher_copy).fingerprint
+            != first.fingerprint["weights"]
+        )
         same = {key: value for key, value in again.fingerprint.items() if key != "weights"}
         assert same == {key: value for key, value in first.fingerprint.items() if key != "weights"}
 
@@ -105,7 +109,7 @@ MEMORY = """
 import ctypes, sys, threading, torch
 from pathlib import Path
 from alignkd.vlm.stem.extract import extract_stem
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 torch.set_num_threads(1)
 def anonymous():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -118,7 +122,7 @@ def watch():
     while not done.wait(0.001):
         highest = max(highest, anonymous())
 thread = threading.Thread(target=watch); thread.start()
-extract_stem(Checkpoint.open(folder, vision_config=clip), out, dtype=torch.float16)
+extract_stem(MobileVLMCheckpoint.open(folder, vision_config=clip), out, dtype=torch.float16)
 done.set(); thread.join()
 print(highest - before)
 """

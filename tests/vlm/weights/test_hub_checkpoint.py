@@ -26,13 +26,13 @@ FIRST, SECOND, HALF = "1" * 40, "2" * 40, "3" * 40
 LOAD = """
 import hashlib, json, sys, torch
 from pathlib import Path
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation, load_model
 from alignkd.vlm.weights.hub import resolve_checkpoint
 torch.set_num_threads(1)
 answers = {}
 for checkpoint in json.loads(sys.argv[1]):
     try:
-        builder = load_example_builder(checkpoint, template="v1", vision_config=Path(sys.argv[2]))
+        builder = load_preparation(checkpoint, template="v1", vision_config=Path(sys.argv[2]))
         model = load_model(checkpoint, vision_config=Path(sys.argv[2]))
         digest = hashlib.sha256(model.lm_head.weight.detach().numpy().tobytes()).hexdigest()
         answers[checkpoint] = {"head": digest, "vocab": len(builder.tokenizer)}

@@ -8,30 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
-from alignkd.vlm.errors import SampleError
+from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
-
-IMAGE_PLACEHOLDER = "<image>"
 
 TemplateName = Literal["plain", "v1"]
 V1_END_OF_TURN = "</s>"
 V1_ANSWER = " ASSISTANT: "
 PLAIN_SEPARATOR = "\n"
 ROLE_NAMES = {"human": "USER", "gpt": "ASSISTANT"}
-# Names of the same speakers in other layouts.
-_OTHER_SPEAKERS = {
-    **dict.fromkeys(("user", "question", "prompter", "usr"), "human"),
-    **dict.fromkeys(("assistant", "chatgpt", "bot", "bing", "bard", "model", "answer", "ai"), "gpt"),
-}
-_SYSTEM_SPEAKERS = ("system", "developer")
 # Part of the fingerprint. Raise it when the bytes of a prompt or of a label mask change.
 TEMPLATE_VERSION = 1
-
-
-class LabelMaskError(SampleError):
-    """The original's label mask does not fit the sample: the original prints a warning and masks the whole sample."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ def tokenize_conversation(
 
     Raises:
         SampleError: the conversation is empty, its speakers do not alternate, or the number of `<image>` is wrong.
-        LabelMaskError: the original would train on no token of it.
+        LabelMaskError: the original's label mask does not fit: it prints a warning and masks the whole sample.
     """
     check_turns(turns, num_images=num_images)
     if template == "plain":
@@ -79,34 +68,6 @@ def tokenize_question(
     check_turns(turns, num_images=num_images)
     prompt = _v1_prompt(turns, num_images) + ROLE_NAMES["gpt"] + ":"
     return tokenize_with_image(prompt, tokenizer) if num_images else tokenizer.encode(prompt)
-
-
-def check_turns(turns: Sequence[Turn], *, num_images: int) -> None:
-    """Refuse conversations that the original would train on wrongly or not at all.
-
-    Raises:
-        SampleError: names what is wrong and what to do.
-    """
-    if not turns:
-        raise SampleError("empty conversation; give at least one human and one gpt turn")
-    for turn in turns:
-        if turn.speaker not in ROLE_NAMES:
-            raise SampleError(f"unknown speaker {turn.speaker!r}, {_expected_speaker(turn.speaker)}")
-    found = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
-    if found != num_images:
-        raise SampleError(
-            f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(num_images)} image{'s'[: num_images > 1]}; "
-            f"write {IMAGE_PLACEHOLDER} exactly once per image"
-        )
-
-
-def _expected_speaker(found: str) -> str:
-    if found in _SYSTEM_SPEAKERS:
-        return (
-            "expected 'human' or 'gpt'; the template has its own system prompt, put the text into the first human turn"
-        )
-    wanted = _OTHER_SPEAKERS.get(found)
-    return f"expected {wanted!r}; rename it" if wanted else "expected 'human' or 'gpt'"
 
 
 def tokenize_with_image(prompt: str, tokenizer: LegacyLlamaTokenizer) -> list[int]:

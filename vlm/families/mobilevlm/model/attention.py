@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from alignkd.vlm.attention.attention_rows import attention_rows
+from alignkd.vlm.attention.attention_rows import RowInputs, attention_rows
+from alignkd.vlm.attention.first_layer import FirstLayer
 
 
 def first_layer_attention(
@@ -42,31 +43,17 @@ def first_layer_attention(
         hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
         query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
         query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
-    return attention_rows(query_BHRd, key_BHLd, rows_BR, cols_BC, scaling=attention.scaling, chunk_bytes=chunk_bytes)
+    inputs = RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=float(attention.scaling))
+    return attention_rows(inputs, cols_BC, chunk_bytes=chunk_bytes)
 
 
 @dataclass
-class FirstLayer:
+class LlamaFirstLayer(FirstLayer):
     """Queries [B, L, H * d] and keys [B, L, Hk * d] of the first layer before rotation, set by a decoder pass."""
 
     model: LlamaModel
     query_BLD: Tensor | None = None
     key_BLD: Tensor | None = None
-
-    def rotated(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
-        assert self.query_BLD is not None and self.key_BLD is not None
-        query_BLD, key_BLD = self.query_BLD, self.key_BLD
-        if samples_B is not None:
-            query_BLD, key_BLD = query_BLD[samples_B], key_BLD[samples_B]
-        return _rotated(self.model, _rows(query_BLD, rows_BR), key_BLD, rows_BR)
-
-    def attention(
-        self, rows_BR: Tensor, cols_BC: Tensor, samples_B: Tensor | None = None, *, chunk_bytes: int | None = None
-    ) -> Tensor:
-        """The result of `first_layer_attention` for these samples, without computing queries and keys again."""
-        queries_keys = self.rotated(rows_BR, samples_B)
-        return attention_rows(*queries_keys, rows_BR, cols_BC, scaling=self.scaling, chunk_bytes=chunk_bytes)
 
     @property
     def num_samples(self) -> int:
@@ -74,16 +61,21 @@ class FirstLayer:
         assert self.key_BLD is not None
         return len(self.key_BLD)
 
-    @property
-    def scaling(self) -> float:
-        """Scale factor of the scores."""
-        return float(self.model.layers[0].self_attn.scaling)
+    def row_inputs(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> RowInputs:
+        """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
+        assert self.query_BLD is not None and self.key_BLD is not None
+        query_BLD, key_BLD = self.query_BLD, self.key_BLD
+        if samples_B is not None:
+            query_BLD, key_BLD = query_BLD[samples_B], key_BLD[samples_B]
+        query_BHRd, key_BHLd = _rotated(self.model, _rows(query_BLD, rows_BR), key_BLD, rows_BR)
+        scaling = float(self.model.layers[0].self_attn.scaling)
+        return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=scaling)
 
 
 @contextmanager
-def watched_first_layer(model: LlamaModel) -> Iterator[FirstLayer]:
+def watched_first_layer(model: LlamaModel) -> Iterator[LlamaFirstLayer]:
     """Record the first layer's queries and keys in the yielded object when the decoder runs inside the block."""
-    first, attention = FirstLayer(model), model.layers[0].self_attn
+    first, attention = LlamaFirstLayer(model), model.layers[0].self_attn
     hooks = [
         projection.register_forward_hook(lambda _, __, output, field=field: setattr(first, field, output))
         for projection, field in ((attention.q_proj, "query_BLD"), (attention.k_proj, "key_BLD"))

@@ -113,6 +113,16 @@ class VLMConfig:
         return int(self.llama.vocab_size)
 
     @property
+    def pads_vocabulary(self) -> bool:
+        """False: every column of the head is a token."""
+        return False
+
+    @property
+    def attention_layer(self) -> int:
+        """Number of the first decoder layer that has attention."""
+        return 0
+
+    @property
     def max_positions(self) -> int:
         """Maximum sequence length of the language model."""
         return int(self.llama.max_position_embeddings)

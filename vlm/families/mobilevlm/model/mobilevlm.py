@@ -1,16 +1,22 @@
 """MobileVLM and related models: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaModel
+from transformers import DynamicCache, LlamaModel
 
-from alignkd.vlm.families.mobilevlm.model.attention import FirstLayer, first_layer_attention, watched_first_layer
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
+from alignkd.vlm.families.mobilevlm.model.attention import LlamaFirstLayer, first_layer_attention, watched_first_layer
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
-from alignkd.vlm.inputs.batch import SequenceBatch
+from alignkd.vlm.finite import is_finite
+from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
+from alignkd.vlm.inputs.examples import Example
 
 
 class _Decoder(LlamaModel):  # type: ignore[misc]
@@ -24,37 +30,75 @@ class _Decoder(LlamaModel):  # type: ignore[misc]
         )
 
 
-class MobileVLM(nn.Module):
+class MobileVLM(VisionLanguageModel):
     """One vision-language model; weights are random until loaded.
 
-    Shapes: B samples, I images, L positions, P vision tokens, D hidden size, V vocabulary.
+    Shapes: B samples, I images, L positions, P vision tokens of an image, D hidden size, V vocabulary.
     """
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
-        self.config = config
+        self._config = config
         self.model = _Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def config(self) -> VLMConfig:
+        """Shapes and settings of the model."""
+        return self._config
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder's activations."""
+        return self.lm_head.weight.dtype
 
     def freeze_vision_tower(self) -> None:
         """Exclude the tower from training (both phases of Align-KD)."""
         self.model.vision_tower.freeze()
 
-    def encode_images(self, pixel_values_ICHW: Tensor) -> Tensor:
-        """Vision embeddings [I, P, D]: output of the vision projector."""
-        embeddings_IPD: Tensor = self.model.mm_projector(self.model.vision_tower(pixel_values_ICHW))
-        return embeddings_IPD
+    def encode_images(
+        self, images: Sequence[ImageTensors], samples: Sequence[int] | None = None, *, features: bool = False
+    ) -> Vision:
+        """Vision embeddings: output of the vision projector.
 
-    def embed(self, batch: SequenceBatch, vision_embeddings_IPD: Tensor | None) -> Tensor:
+        Args:
+            images: `pixel_values` [3, H, W] of each image.
+            samples: not used; tokens of an image depend on the image alone.
+            features: also return the tower's output [I, patches, D_vision].
+        """
+        features_IND: Tensor = self.model.vision_tower(torch.stack([image["pixel_values"] for image in images]))
+        vision = self.project(features_IND)
+        return replace(vision, features=features_IND) if features else vision
+
+    def project(self, features_IND: Tensor) -> Vision:
+        """Vision embeddings for the tower's output [I, patches, D_vision]."""
+        embeddings_IPD: Tensor = self.model.mm_projector(features_IND)
+        images, tokens = embeddings_IPD.shape[:2]
+        return Vision(embeddings_PD=embeddings_IPD.flatten(0, 1), tokens_of_image=(tokens,) * images)
+
+    def no_image(self) -> Vision:
+        """The projector's output for tower features of zeros."""
+        shape = (1, self.config.vision_tokens, self.config.vision.hidden_size)
+        return self.project(next(self.model.mm_projector.parameters()).new_zeros(shape))
+
+    def embed(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Token embeddings with the vision embeddings spliced in: [B, L, D]."""
         embeds_BLD: Tensor = self.model.embed_tokens(batch.input_ids_BL)
-        if vision_embeddings_IPD is None:
+        if vision is None:
             return embeds_BLD
-        vision = vision_embeddings_IPD.to(embeds_BLD.dtype)
-        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision)
+        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision.embeddings_PD.to(embeds_BLD.dtype))
 
-    def hidden_states(self, inputs_embeds_BLD: Tensor) -> Tensor:
-        """Last hidden states [B, L, D] after the final norm; causal, so right padding needs no mask."""
+    def hidden_states(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
+        """Last hidden states [B, L, D] after the final norm."""
+        return self.decoder_states(self.embed(batch, vision))
+
+    def decoder_states(self, inputs_embeds_BLD: Tensor) -> Tensor:
+        """Last hidden states [B, L, D] for spliced embeddings; causal, so right padding needs no mask."""
         hidden_BLD: Tensor = self.model(inputs_embeds=inputs_embeds_BLD, use_cache=False).last_hidden_state
         return hidden_BLD
 
@@ -64,18 +108,49 @@ class MobileVLM(nn.Module):
         """Layer 0 attention of chosen rows to chosen columns: float32 [B, H, R, C]; see `attention.py`."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
-    def watched_first_layer(self) -> AbstractContextManager[FirstLayer]:
-        """Record layer 0's queries and keys, with gradient, when `hidden_states` runs inside; see `attention.py`."""
+    def watched_first_layer(self) -> AbstractContextManager[LlamaFirstLayer]:
+        """Record layer 0's queries and keys, with gradient, when the decoder runs inside; see `attention.py`."""
         return watched_first_layer(self.model)
+
+    @property
+    def head(self) -> Head:
+        """`lm_head`, which has neither bias nor soft cap."""
+        return Head(weight_VD=self.lm_head.weight)
+
+    @property
+    def projector_prefixes(self) -> tuple[str, ...]:
+        """Prefix of the projector's parameters."""
+        return ("model.mm_projector.",)
+
+    @property
+    def decoder_layers(self) -> Sequence[nn.Module]:
+        """LLaMA's layers."""
+        return tuple(self.model.layers)
+
+    @torch.no_grad()
+    def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
+        """Endless stream of the most probable next token of each prompt, int64 [B]; prompts have equal length.
+
+        Raises:
+            InputError: logits that are not finite, so that no token is the most probable.
+        """
+        batch = collate_sequences(prompts).to(self.device)
+        inputs_embeds = self.embed(batch, self.encode_images(batch.images) if batch.images else None)
+        cache = DynamicCache(config=self.config.llama)
+        while True:
+            output = self.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True)
+            logits_BV = self.lm_head(output.last_hidden_state[:, -1])
+            if not is_finite(logits_BV):
+                raise InputError(
+                    f"the logits are not finite (NaN or infinity) in {str(logits_BV.dtype).removeprefix('torch.')}; "
+                    "the checkpoint's training diverged, or its values do not fit: try dtype float32"
+                )
+            next_B = logits_BV.argmax(dim=-1)
+            yield next_B
+            inputs_embeds = self.model.embed_tokens(next_B[:, None])
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits [N, V] at the supervised positions of the batch, in row-major order."""
-        vision = None if batch.pixel_values_ICHW is None else self.encode_images(batch.pixel_values_ICHW)
-        hidden_BLD = self.hidden_states(self.embed(batch, vision))
+        hidden_BLD = self.hidden_states(batch, self.encode_images(batch.images) if batch.images else None)
         logits_NV: Tensor = self.lm_head(hidden_BLD[batch.supervised_mask_BL])
         return logits_NV
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.lm_head.weight.device

@@ -6,21 +6,18 @@ first layer's attention, which is a target of Align-KD. So attention and vision 
 teacher; only the logits have a quantisation error.
 """
 
-import importlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.hardware.devices import Quantization
+from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module
 
 DECODER_PREFIX = "model.layers."
 FULL_PRECISION = frozenset({"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"})
-NF4_BLOCK = 64  # weights that share one float32 scale
-INT8_OUTLIER = 6.0  # LLM.int8(): activations beyond it are multiplied in 16 bits (arXiv 2208.07339)
 
 
 def quantizable(model: MobileVLM) -> Iterator[tuple[str, nn.Linear]]:
@@ -54,7 +51,7 @@ class Quantizer:
         self._modules: dict[str, Any] = {}
         if kind == "none":
             return
-        self._bnb = _bitsandbytes(kind)
+        self._bnb = bitsandbytes_module(kind)
         for name, linear in list(quantizable(model)):
             replacement = self._empty(linear)
             model.set_submodule(name, replacement)
@@ -87,18 +84,3 @@ class Quantizer:
         return self._bnb.nn.Linear4bit(
             **shape, **common, compute_dtype=self._dtype, compress_statistics=False, quant_type="nf4"
         )
-
-
-def _bitsandbytes(kind: Quantization) -> Any:
-    try:
-        return importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise InputError(
-            f"quantization {kind!r} needs bitsandbytes, which is not installed; "
-            "`pip install 'alignkd[quantized]'`, or set quantization to 'none'"
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"quantization {kind!r}: bitsandbytes does not work here ({one_line(error)[:160]}); "
-            "install a build for your GPU, or set quantization to 'none'"
-        ) from error

@@ -3,25 +3,35 @@
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Self, cast, get_args
 
 import torch
+from safetensors import SafetensorError
 
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerprint
 from alignkd.vlm.families.mobilevlm.weights.loading import build_model
+from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, weight_sources
 from alignkd.vlm.hardware.devices import Quantization
-from alignkd.vlm.inputs.examples import ExampleBuilder
+from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
+from alignkd.vlm.weights.tensor_file import open_tensors
+
+LM_HEAD_KEY = "lm_head.weight"
+TEMPLATES: tuple[str, ...] = get_args(TemplateName)
+DEFAULT_TEMPLATE = "v1"
 
 
-class Checkpoint:
-    """One checkpoint of a run. Open it once and pass it on: opening a hub id asks the hub.
+class MobileVLMCheckpoint:
+    """One checkpoint of a run; implements `Checkpoint`. Open it once and pass it on: opening a hub id asks the hub.
 
     Configuration, tokenizer, list of weight files and fingerprint are read when first used, then kept.
 
@@ -97,22 +107,38 @@ class Checkpoint:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
-    def example_builder(self, template: TemplateName, *, max_tokens: int | None = None) -> ExampleBuilder:
+    @property
+    def family(self) -> str:
+        """Name of the family in stores and messages."""
+        return "mobilevlm"
+
+    @property
+    def settings_fingerprint(self) -> dict[str, str]:
+        """The settings of the vision tower, whose configuration may lie elsewhere."""
+        return {"vision_config": settings_fingerprint(self.config)}
+
+    def preparation(self, template: str | None = None, *, max_tokens: int | None = None) -> MobileVLMPreparation:
         """Tokenizer, template and image processor; needs no weights.
 
         Args:
+            template: `v1` or `plain`; None: `v1`.
             max_tokens: maximum number of embedded tokens of a sample, or None.
 
         Raises:
-            InputError: unusable configuration or tokenizer.
+            InputError: unusable configuration or tokenizer, or no such template.
         """
+        if template is not None and template not in TEMPLATES:
+            raise InputError(
+                f"{self.name}: template {template!r}, but a MobileVLM checkpoint takes {' or '.join(TEMPLATES)}; "
+                "set data.template to one of them, or leave it out"
+            )
         config = self.config
         processor = ImageProcessor.from_preprocessor_config(
             config.preprocessor, int(config.vision.image_size), pad_to_square=config.pad_to_square
         )
-        return ExampleBuilder(
+        return MobileVLMPreparation(
             tokenizer=self.tokenizer,
-            template=template,
+            template=cast(TemplateName, template or DEFAULT_TEMPLATE),
             image_processor=processor,
             vision_tokens=config.vision_tokens,
             max_tokens=max_tokens,
@@ -130,8 +156,7 @@ class Checkpoint:
         Args:
             dtype: dtype of weights and arithmetic; with `quantization`, of activations and of the layers that are not
                 quantised.
-            quantization: `int8` or `nf4` quantise the decoder, see `alignkd.vlm.families.mobilevlm.model.quantization`; for inference
-                only.
+            quantization: `int8` or `nf4` quantise the decoder, see `model/quantization.py`; for inference only.
 
         Raises:
             InputError: keys that are unknown, missing or misshapen (all listed), no such device, not enough memory on
@@ -140,6 +165,45 @@ class Checkpoint:
         return build_model(
             self.folder, self.config, self.sources, dtype=dtype, device=device, quantization=quantization
         )
+
+    def attachments(self) -> dict[str, bytes]:
+        """The sentencepiece model."""
+        file = self.tokenizer.model_file
+        return {file.name: file.read_bytes()}
+
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """`lm_head`, a matrix [V, D], read from the weight files; other tensors are not read.
+
+        Raises:
+            InputError: the checkpoint has none.
+        """
+        for source in self.sources:
+            if LM_HEAD_KEY in source.shapes():
+                weight_VD = next(tensor for key, tensor in source.tensors() if key == LM_HEAD_KEY).to(dtype)
+                return Head(weight_VD=weight_VD)
+        raise InputError(
+            f"{self.folder}: no {LM_HEAD_KEY} in it, which logits.kind hidden stores; give a complete checkpoint"
+        )
+
+    def save(self, model: VisionLanguageModel, folder: Path) -> None:
+        """Write `model` in the official layout, see `save_model`.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        assert isinstance(model, MobileVLM)
+        save_model(model, folder, tokenizer_from=self.folder)
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether `folder` holds everything that `save` writes; of weight files only the headers are read."""
+        try:
+            for file in weight_files(folder):
+                if file.suffix == ".safetensors":
+                    with open_tensors(file):
+                        pass
+        except (InputError, OSError, SafetensorError):
+            return False
+        return all((folder / name).is_file() for name in ("config.json", "tokenizer.model"))
 
 
 def load_model(
@@ -150,18 +214,18 @@ def load_model(
     device: str | torch.device = "cpu",
     quantization: Quantization = "none",
 ) -> MobileVLM:
-    """`Checkpoint.load_model`, for callers that need only the model."""
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config)
+    """`MobileVLMCheckpoint.load_model`, for callers that need only the model."""
+    opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config)
     return opened.load_model(dtype=dtype, device=device, quantization=quantization)
 
 
-def load_example_builder(
+def load_preparation(
     checkpoint: str | Path,
     *,
-    template: TemplateName,
+    template: str | None = None,
     vision_config: Path | None = None,
     max_tokens: int | None = None,
-) -> ExampleBuilder:
-    """`Checkpoint.example_builder`, for callers that need only the tokenizer and image processor."""
-    opened = Checkpoint.open(checkpoint, vision_config=vision_config, weights=False)
-    return opened.example_builder(template, max_tokens=max_tokens)
+) -> MobileVLMPreparation:
+    """`MobileVLMCheckpoint.example_builder`, for callers that need only the tokenizer and image processor."""
+    opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config, weights=False)
+    return opened.preparation(template, max_tokens=max_tokens)

@@ -9,22 +9,16 @@ bfloat16 hash: the two are one tower in bfloat16, but not in float32.
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint
+from alignkd.vlm.families.mobilevlm.model.tower_settings import tower_settings
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX, tower_tensors
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
-
-# Settings of the tower that decide its features.
-SETTINGS = (
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
-    "layer_norm_eps"
-).split()
 
 
 def tower_hashes(
@@ -51,16 +45,6 @@ def tower_hashes(
     }
 
 
-def tower_settings(config: VLMConfig) -> dict[str, Any]:
-    """The settings of a model that decide the tower's features, independent of the library that reads them."""
-    return {name: getattr(config.vision, name) for name in SETTINGS} | {"select": config.vision_select_layer}
-
-
-def settings_fingerprint(config: VLMConfig) -> str:
-    """sha256 of `tower_settings`."""
-    return hashlib.sha256(json.dumps(tower_settings(config), sort_keys=True).encode()).hexdigest()
-
-
 def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
     """The dtype in which a model's tower runs, and its hash in it."""
     dtype = next(model.model.vision_tower.parameters()).dtype
@@ -68,7 +52,7 @@ def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
     return name, tower_hashes(model.state_dict().items(), model.config, [name])[name]
 
 
-def checkpoint_tower_hash(checkpoint: Checkpoint, dtype: str) -> str:
+def checkpoint_tower_hash(checkpoint: MobileVLMCheckpoint, dtype: str) -> str:
     """The hash in `dtype` of the tower in a checkpoint's weight files; no other tensor is read.
 
     Raises:

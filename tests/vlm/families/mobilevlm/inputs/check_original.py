@@ -21,7 +21,7 @@ import transformers
 from PIL import Image
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[2] / "src"))
+sys.path.insert(0, str(HERE.parents[4] / "src"))
 
 
 def load(name: str) -> ModuleType:
@@ -37,7 +37,7 @@ def wrong_pixels() -> list[str]:
     for name, box, size, pad, stored in load("test_images").ORIGINAL:
         crop = {"height": size, "width": size}
         processor = transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size=crop)
-        image = Image.open(HERE.parents[1] / "golden" / "images" / name).convert("RGB").crop(box)
+        image = Image.open(HERE.parents[3] / "golden" / "images" / name).convert("RGB").crop(box)
         if pad:
             square = Image.new("RGB", (max(image.size),) * 2, tuple(int(mean * 255) for mean in processor.image_mean))
             square.paste(image, tuple((max(image.size) - side) // 2 for side in image.size))

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.images import MAX_IMAGE_PIXELS, ImageProcessor, decode_image
+from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
+from alignkd.vlm.inputs.image_file import MAX_IMAGE_PIXELS, decode_image
 
 # Pillow's remarks on damaged files; that they are quiet outside of pytest is tested in a child process.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -256,6 +257,7 @@ CHILD = """
 import json, resource, sys, warnings
 from PIL import Image, ImageFile
 import alignkd.vlm.families.mobilevlm.inputs.images as images
+from alignkd.vlm.errors import ImageError
 
 def state():
     return repr((Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, warnings.filters))
@@ -269,7 +271,7 @@ for path in sys.argv[1:]:
     with open(path, "rb") as file:
         try:
             found.append(str(decode(file.read()).shape))
-        except images.ImageError as error:
+        except ImageError as error:
             found.append(str(error))
 print(json.dumps({"found": found, "grown": peak() - megabytes, "unchanged": before == state()}))
 """
@@ -281,7 +283,7 @@ def in_a_child(files: list[bytes], folder: Path) -> tuple[list[str], int, bool, 
     for path, data in zip(paths, files, strict=True):
         path.write_bytes(data)
     command = [sys.executable, "-W", "default", "-c", CHILD, *map(str, paths)]
-    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[5])
     report = json.loads(child.stdout)
     return report["found"], report["grown"], report["unchanged"], child.stderr
 

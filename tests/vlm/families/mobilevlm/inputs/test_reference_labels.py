@@ -12,9 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
-from alignkd.vlm.errors import SampleError
+from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.templates import (
-    LabelMaskError,
     TemplateName,
     check_turns,
     tokenize_conversation,
@@ -24,7 +23,7 @@ from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 from alignkd.vlm.inputs.position_map import position_map
 
 TOKENIZER = LegacyLlamaTokenizer(
-    Path(__file__).parents[2] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
+    Path(__file__).parents[4] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
 )
 PADDING = 0  # the original pads with <unk>
 Tokens = tuple[list[int], list[int]]

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.mobilevlm.inputs.templates import LabelMaskError, tokenize_conversation, tokenize_question
+from alignkd.vlm.errors import LabelMaskError, SampleError
+from alignkd.vlm.families.mobilevlm.inputs.templates import tokenize_conversation, tokenize_question
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "mobilevlm_v2_tiny"
+GOLDEN = Path(__file__).parents[4] / "golden" / "mobilevlm_v2_tiny"
 TOKENIZER = LegacyLlamaTokenizer(GOLDEN / "teacher" / "tokenizer.model")
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import PROBE_TEXTS, LegacyLlamaTokenizer
 
-MODEL = Path(__file__).parents[2] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
+MODEL = Path(__file__).parents[4] / "golden" / "mobilevlm_v2_tiny" / "teacher" / "tokenizer.model"
 PIECES = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
 PLAIN_MAP = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 STRIPPING_MAP = {
@@ -253,7 +253,7 @@ def test_a_probe_survives_json_and_tells_rules_and_models_apart(tokenizer_folder
     stored = json.loads(json.dumps(tokenizer.probe_ids()))
     assert tuple(stored) == PROBE_TEXTS
     tokenizer.check_probe(stored, "manifest.json")
-    demo = Path(__file__).parents[3] / "pipeline" / "demo" / "assets" / "tokenizer.model"
+    demo = Path(__file__).parents[5] / "pipeline" / "demo" / "assets" / "tokenizer.model"
     others = [LegacyLlamaTokenizer(demo)]
     others += [LegacyLlamaTokenizer(tokenizer_folder(**files)) for files, _ in list(ORIGINAL.values())[1:]]
     for other in others:

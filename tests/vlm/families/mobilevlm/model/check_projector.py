@@ -21,7 +21,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualCon
 from torchvision.ops.misc import SqueezeExcitation
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[2] / "src"))
+sys.path.insert(0, str(HERE.parents[4] / "src"))
 spec = importlib.util.spec_from_file_location("test_projectors", HERE / "test_projectors.py")
 assert spec is not None and spec.loader is not None
 tests = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from alignkd.vlm.data.conversations import Sample, load_samples, read_images
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 
@@ -23,7 +23,7 @@ def models(golden: Path) -> dict[str, MobileVLM]:
 
 def example_of(golden: Path, golden_images: Path, sample_id: str) -> tuple[Sample, Example]:
     template = "plain" if sample_id.startswith("pt") else "v1"
-    builder = load_example_builder(golden / "teacher", template=template, vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template=template, vision_config=golden / "clip")
     (sample,) = [entry for entry in load_samples(golden / f"{template}.json") if entry.id == sample_id]
     return sample, builder.build(sample.turns, read_images(golden_images, sample.images))
 
@@ -37,10 +37,10 @@ def test_tokens_labels_positions_and_pixels_are_exact(golden: Path, golden_image
     np.testing.assert_array_equal(example.positions.supervised_positions, expected["supervised_positions"])
     np.testing.assert_array_equal(example.positions.next_labels, expected["supervised_labels"])
     np.testing.assert_array_equal(example.positions.text_positions, expected["text_positions"])
-    for pixels_CHW in example.pixel_values:
+    for image in example.images:
         np.testing.assert_array_equal(example.positions.vision_positions, expected["vision_positions"])
         np.testing.assert_array_equal(example.positions.tqv_query_positions, expected["tqv_query_positions"])
-        np.testing.assert_array_equal(pixels_CHW[:, ::8, ::8], expected["pixel_values_stride8"])
+        np.testing.assert_array_equal(image["pixel_values"][:, ::8, ::8], expected["pixel_values_stride8"])
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
@@ -52,7 +52,7 @@ def test_outputs_equal_the_original(
     expected, model = load_file(golden / f"{sample_id}.safetensors"), models[who]
     batch = collate_sequences([example])
     with torch.no_grad():
-        vision = None if batch.pixel_values_ICHW is None else model.encode_images(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images) if batch.images else None
         embeds = model.embed(batch, vision)
         torch.testing.assert_close(model(batch), expected[f"{who}.logits"], rtol=1e-4, atol=1e-5)
         if vision is None:
@@ -60,7 +60,7 @@ def test_outputs_equal_the_original(
         rows, _ = pad_positions([example.positions.tqv_query_positions])
         cols, _ = pad_positions([example.positions.vision_positions])
         attention = model.first_layer_attention(embeds, rows, cols)[0]
-    torch.testing.assert_close(vision[0], expected[f"{who}.vision_embeddings"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vision.embeddings_PD, expected[f"{who}.vision_embeddings"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(attention, expected[f"{who}.layer0_tqv_attention"], rtol=1e-4, atol=1e-7)
 
 

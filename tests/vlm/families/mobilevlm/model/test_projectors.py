@@ -17,7 +17,7 @@ from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector, is_projector_type, projector_grid
 from alignkd.vlm.families.mobilevlm.model.projector_ldp import LDPProjector, squeezed_channels
 from alignkd.vlm.families.mobilevlm.model.sizes import model_size
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -183,7 +183,7 @@ def test_the_number_of_vision_tokens_follows_from_the_type(
 ) -> None:
 
     folder = write_checkpoint(name)
-    builder = load_example_builder(folder, template="v1", vision_config=golden / "clip")
+    builder = load_preparation(folder, template="v1", vision_config=golden / "clip")
     model = load_model(folder, vision_config=golden / "clip")
     size = model_size("mine", model.config)
     assert builder.vision_tokens == model.config.vision_tokens == size.vision_tokens == vision_tokens
@@ -193,12 +193,12 @@ def test_the_number_of_vision_tokens_follows_from_the_type(
     assert len(example.positions.vision_positions) == vision_tokens
     with torch.no_grad():
         batch = collate_sequences([example])
-        assert batch.pixel_values_ICHW is not None
-        features = model.model.vision_tower(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images, features=True)
+        features = vision.features
         weights = {
             k.removeprefix("model.mm_projector."): t for k, t in model.state_dict().items() if "mm_projector" in k
         }
-        embeds = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+        embeds = model.embed(batch, vision)
         seen = embeds[0, example.positions.vision_positions]
     torch.testing.assert_close(seen, expected(name, weights, features)[0], rtol=1e-4, atol=1e-5)
 

@@ -19,7 +19,7 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.quantization import FULL_PRECISION, quantizable, quantized_bytes
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.weights.files import read_weights
@@ -33,7 +33,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def batch(golden: Path, golden_images: Path) -> SequenceBatch:
     """The golden fine-tuning samples that have an image."""
-    builder = load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
     samples = [sample for sample in load_samples(golden / "v1.json") if sample.images]
     return collate_sequences(
         [builder.build(sample.turns, read_images(golden_images, sample.images)) for sample in samples]
@@ -43,11 +43,11 @@ def batch(golden: Path, golden_images: Path) -> SequenceBatch:
 def outputs(model: MobileVLM, batch: SequenceBatch) -> dict[str, Tensor]:
     """Every kind of target that phase 1 captures."""
     with torch.no_grad():
-        vision = model.encode_images(batch.pixel_values_ICHW)
+        vision = model.encode_images(batch.images)
         embeds = model.embed(batch, vision)
         rows = torch.arange(embeds.shape[1])[None].expand(len(embeds), -1)
         return {
-            "vision": vision,
+            "vision": vision.embeddings_PD,
             "attention": model.first_layer_attention(embeds, rows, rows),
             "logits": model(batch).float(),
         }

@@ -9,10 +9,11 @@ import torch
 
 from alignkd.vlm.data.conversations import Sample, read_images, sample_of_entry
 from alignkd.vlm.errors import ImageError, SampleError
+from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
-from alignkd.vlm.inputs.examples import Example, ExampleBuilder
+from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 
 P = 144
@@ -34,8 +35,8 @@ def sample_of(number: int) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def builder(golden: Path) -> ExampleBuilder:
-    return load_example_builder(golden / "teacher", template="v1", vision_config=golden / "clip")
+def builder(golden: Path) -> MobileVLMPreparation:
+    return load_preparation(golden / "teacher", template="v1", vision_config=golden / "clip")
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +45,20 @@ def model(golden: Path) -> MobileVLM:
 
 
 @pytest.fixture(scope="module")
-def examples(builder: ExampleBuilder, golden_images: Path) -> list[Example]:
+def examples(builder: MobileVLMPreparation, golden_images: Path) -> list[Example]:
     samples = [sample_of(number) for number in range(len(SAMPLES))]
     return [builder.build(sample.turns, read_images(golden_images, sample.images)) for sample in samples]
 
 
-def spliced_by_hand(model: MobileVLM, example: Example, files: list[bytes], builder: ExampleBuilder) -> torch.Tensor:
+def spliced_by_hand(
+    model: MobileVLM, example: Example, files: list[bytes], builder: MobileVLMPreparation
+) -> torch.Tensor:
     """One block of features per placeholder, in order, each image encoded alone: [L, D]."""
     pieces, files = [], list(files)
     for token in example.input_ids.tolist():
         if token == IMAGE_TOKEN_ID:
             pixels = torch.from_numpy(builder.image_processor(files.pop(0)))
-            pieces.append(model.encode_images(pixels[None])[0])
+            pieces.append(model.encode_images([{"pixel_values": pixels}]).embeddings_PD)
         else:
             pieces.append(model.model.embed_tokens.weight[token][None])
     assert not files
@@ -64,15 +67,15 @@ def spliced_by_hand(model: MobileVLM, example: Example, files: list[bytes], buil
 
 @pytest.mark.parametrize("number", [0, 2, 3])
 def test_equals_a_splice_by_hand(
-    model: MobileVLM, builder: ExampleBuilder, examples: list[Example], golden_images: Path, number: int
+    model: MobileVLM, builder: MobileVLMPreparation, examples: list[Example], golden_images: Path, number: int
 ) -> None:
     example, images = examples[number], SAMPLES[number][0]
     files = [(golden_images / image).read_bytes() for image in images]
     batch, positions = collate_sequences([example]), example.positions
     with torch.no_grad():
         expected = spliced_by_hand(model, example, files, builder)
-        assert batch.pixel_values_ICHW is not None and batch.image_samples_I.tolist() == [0] * len(images)
-        embeds = model.embed(batch, model.encode_images(batch.pixel_values_ICHW))
+        assert batch.image_samples_I.tolist() == [0] * len(images)
+        embeds = model.embed(batch, model.encode_images(batch.images))
         torch.testing.assert_close(embeds[0], expected, rtol=1e-9, atol=1e-12)
 
         hidden = model.model(inputs_embeds=expected[None], use_cache=False).last_hidden_state[0]
@@ -108,7 +111,7 @@ def test_images_of_other_samples_and_their_number_change_nothing(model: MobileVL
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-9)
 
 
-def test_the_order_of_images_matters(model: MobileVLM, builder: ExampleBuilder, golden_images: Path) -> None:
+def test_the_order_of_images_matters(model: MobileVLM, builder: MobileVLMPreparation, golden_images: Path) -> None:
     """A model that saw one image twice, or both at the first place, would pass without this."""
     sample = sample_of(0)
     files = read_images(golden_images, sample.images)
@@ -124,8 +127,8 @@ def test_a_batch_numbers_its_images_by_sample(examples: list[Example]) -> None:
     batch: SequenceBatch = collate_sequences(examples)
     assert batch.image_samples_I.tolist() == [0, 0, 2, 3, 3, 3]
     assert batch.vision_mask_BL.sum(1).tolist() == [2 * P, 0, P, 3 * P]
-    assert batch.pixel_values_ICHW is not None
-    torch.testing.assert_close(batch.pixel_values_ICHW[3], batch.pixel_values_ICHW[1])  # the same cat
+    assert batch.tokens_of_image == (P,) * 6
+    torch.testing.assert_close(batch.images[3], batch.images[1])  # the same cat
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_a_batch_numbers_its_images_by_sample(examples: list[Example]) -> None:
     ],
 )
 def test_as_many_placeholders_as_images(
-    builder: ExampleBuilder, golden_images: Path, images: list[str], question: str, message: str
+    builder: MobileVLMPreparation, golden_images: Path, images: list[str], question: str, message: str
 ) -> None:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "a"}]
     sample = sample_of_entry(0, {"image": images, "conversations": turns})
@@ -145,14 +148,14 @@ def test_as_many_placeholders_as_images(
         builder.build(sample.turns, read_images(golden_images, sample.images))
 
 
-def test_a_broken_image_is_counted_out(builder: ExampleBuilder, golden_images: Path) -> None:
+def test_a_broken_image_is_counted_out(builder: MobileVLMPreparation, golden_images: Path) -> None:
     good = (golden_images / "coffee.png").read_bytes()
     with pytest.raises(ImageError, match="image 2 of 2: broken image"):
         builder.build(sample_of(0).turns, (good, good[:1000]))
 
 
 def test_pre_training_captions_one_image(golden: Path, golden_images: Path) -> None:
-    builder = load_example_builder(golden / "teacher", template="plain", vision_config=golden / "clip")
+    builder = load_preparation(golden / "teacher", template="plain", vision_config=golden / "clip")
     files = read_images(golden_images, ("coffee.png", "rocket.jpg"))
     turns = sample_of_entry(
         0, {"conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "a cup"}]}

@@ -1,4 +1,4 @@
-"""Checkpoint folders: loading and refusing."""
+"""MobileVLMCheckpoint folders: loading and refusing."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import Checkpoint, load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint, load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX
 from alignkd.vlm.weights.files import read_weights
 
@@ -197,10 +197,10 @@ def test_a_tower_of_its_own_is_read_where_mm_vision_tower_leads(
     assert loaded.keys() == whole.keys()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in whole.items())
     assert f"{checkpoint} holds no vision tower; its weights are read from {checkpoint / 'tower'}" in caplog.text
-    before = Checkpoint.open(checkpoint).fingerprint
+    before = MobileVLMCheckpoint.open(checkpoint).fingerprint
     tower["vision_model.pre_layrnorm.weight"] += 1
     torch.save(tower, checkpoint / "tower/pytorch_model.bin")
-    assert Checkpoint.open(checkpoint).fingerprint != before, "the tower decides the teacher's outputs"
+    assert MobileVLMCheckpoint.open(checkpoint).fingerprint != before, "the tower decides the teacher's outputs"
 
 
 def test_a_checkpoint_without_any_tower_lists_what_is_missing(checkpoint: Path, golden: Path) -> None:
@@ -280,16 +280,16 @@ def test_known_and_relative_vision_towers_need_no_override(checkpoint: Path, gol
 def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint: Path, golden: Path) -> None:
     edit_config(checkpoint, vocab_size=100)
     with pytest.raises(InputError, match=r"512 pieces, config.json vocab_size 100"):
-        load_example_builder(checkpoint, template="v1", vision_config=golden / "clip")
+        load_preparation(checkpoint, template="v1", vision_config=golden / "clip")
 
 
 def test_the_fingerprint_follows_the_bytes(checkpoint: Path, golden: Path) -> None:
-    before = Checkpoint.open(checkpoint).fingerprint
-    assert before == Checkpoint.open(golden / "student").fingerprint
+    before = MobileVLMCheckpoint.open(checkpoint).fingerprint
+    assert before == MobileVLMCheckpoint.open(golden / "student").fingerprint
     weights = read_weights(checkpoint)
     weights["model.norm.weight"][0] += 1e-3
     save_file(weights, checkpoint / "model.safetensors")
-    assert Checkpoint.open(checkpoint).fingerprint != before
+    assert MobileVLMCheckpoint.open(checkpoint).fingerprint != before
 
 
 def test_neither_a_folder_nor_a_hub_id(tmp_path: Path) -> None:

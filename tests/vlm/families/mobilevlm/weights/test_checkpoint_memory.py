@@ -83,7 +83,7 @@ def peaks(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, f
     assert 380e6 < num_bytes(weights) < 450e6
     assert len(write_weights(weights, folder, dtype=None, max_shard_bytes=100_000_000)) >= 4
     command = [sys.executable, "-c", CHILD, str(folder), str(golden / "clip"), str(folder / "saved")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[5] / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

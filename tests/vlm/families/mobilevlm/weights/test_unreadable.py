@@ -13,11 +13,12 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Head
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer_rules import read_rules
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_example_builder, load_model
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.stem.file import read_stem_info
-from alignkd.vlm.stem.teacher_head import lm_head_bytes, read_lm_head
+from alignkd.vlm.stem.teacher_head import head_bytes, read_head
 from alignkd.vlm.weights.files import iter_weights, read_weights, weight_shapes
 
 NOBODY = 65534
@@ -45,8 +46,8 @@ def another_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-def read_head(path: Path) -> object:
-    return read_lm_head(path, vocab_size=1, hidden_size=1)
+def read_lm_head(path: Path) -> object:
+    return read_head(path, vocab_size=1, hidden_size=1)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -54,8 +55,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "shapes": ("model.safetensors", weight_shapes),
     "pickle": ("pytorch_model.bin", lambda path: list(iter_weights(path))),
     "stem": ("stem.safetensors", read_stem_info),
-    "head": ("lm_head.safetensors", read_head),
-    "config": ("config.json", lambda path: load_example_builder(path.parent, template="v1")),
+    "head": ("lm_head.safetensors", read_lm_head),
+    "config": ("config.json", lambda path: load_preparation(path.parent, template="v1")),
     "tokenizer": ("tokenizer.model", LegacyLlamaTokenizer),
     "tokenizer's rules": ("tokenizer_config.json", lambda path: read_rules(path.parent)),
     "index": ("model.safetensors.index.json", lambda path: read_weights(path.parent)),
@@ -64,11 +65,11 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_missing_permission_is_named_as_such(folder: Path, golden: Path, reader: str) -> None:
-    load_example_builder(folder, template="v1", vision_config=golden / "clip")  # imports what is imported late
+    load_preparation(folder, template="v1", vision_config=golden / "clip")  # imports what is imported late
     name, read = READERS[reader]
     file = folder / name
     if not file.exists():
-        file.write_bytes(lm_head_bytes(next(iter(read_weights(folder).values()))))
+        file.write_bytes(head_bytes(Head(weight_VD=next(iter(read_weights(folder).values())))))
     file.chmod(0)
     with another_user(), pytest.raises(InputError) as caught:
         read(file)

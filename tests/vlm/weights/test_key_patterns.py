@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkd.vlm.families.mobilevlm.weights.key_patterns import group_keys
+from alignkd.vlm.weights.key_patterns import group_keys
 
 PARTS = st.sampled_from(["model", "layers", "mlp", "weight", "0", "1", "2", "7", "10", "11", "007", "x3"])
 KEYS = st.lists(PARTS, min_size=1, max_size=5).map(".".join)

@@ -1,0 +1,139 @@
+"""A conversation as the checkpoint's chat template writes it, and where in the text the answers are."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from alignkd.vlm.errors import SampleError, one_line
+from alignkd.vlm.families.huggingface.inputs.messages import Message, text_of
+
+DATE = datetime(2025, 1, 1)
+"""The date that templates write which ask for today's: the tokens of a sample may not depend on the day."""
+_ASKS_FOR_DATE = "strftime_now"
+# Pairs of private-use characters; the first pair that the conversation does not hold marks the answers.
+_MARKS = tuple((chr(code), chr(code + 1)) for code in range(0xE0F0, 0xE0FE, 2))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in a rendered text: characters `start` to `end`, which read `text`."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation with its answers in order."""
+
+    text: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a processor of transformers."""
+
+    processor: Any
+
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        template = self.processor.chat_template
+        return str(template["default"] if isinstance(template, dict) else template)
+
+    @property
+    def writes_the_date(self) -> bool:
+        """Whether the template asks for today's date."""
+        return _ASKS_FOR_DATE in self.source
+
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The text of a conversation.
+
+        Args:
+            prompt: end where the next answer begins.
+
+        Raises:
+            SampleError: the template refuses the conversation.
+        """
+        date = {_ASKS_FOR_DATE: DATE.strftime} if self.writes_the_date else {}
+        try:
+            return str(
+                self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **date)
+            )
+        except Exception as error:  # templates are programs: they raise anything
+            raise SampleError(
+                f"the chat template refuses the conversation ({one_line(error)[:200]}); change the order of its turns"
+            ) from error
+
+    def render_training(self, messages: Sequence[Message]) -> Rendered:
+        """The text of a conversation with the places of its answers.
+
+        The conversation is rendered twice, with its answers and with a mark for each. The text between the marks must
+        be found again around the answers.
+
+        Raises:
+            SampleError: the template refuses the conversation, or changes an answer, or writes other text around it.
+        """
+        text = self.render(messages)
+        answers = [text_of(message) for message in messages if message["role"] == "assistant"]
+        return Rendered(text, tuple(_located(text, self._frame(messages, len(answers)), answers)))
+
+    def _frame(self, messages: Sequence[Message], count: int) -> list[str]:
+        """The text before, between and after the answers."""
+        first, last = _marks(messages)
+        numbers = iter(range(count))
+        marked = [
+            {**message, "content": [{"type": "text", "text": f"{first}{next(numbers)}{last}"}]}
+            if message["role"] == "assistant"
+            else message
+            for message in messages
+        ]
+        pieces = re.split(f"{first}([0-9]+){last}", self.render(marked))
+        if [int(number) for number in pieces[1::2]] != list(range(count)):
+            raise SampleError(
+                "the chat template does not write every answer once and in order, so it is unknown which tokens to "
+                "train; remove the sample, or use another template"
+            )
+        return pieces[::2]
+
+
+def _marks(messages: Sequence[Message]) -> tuple[str, str]:
+    held = "".join(text_of(message) for message in messages)
+    for first, last in _MARKS:
+        if first not in held and last not in held:
+            return first, last
+    raise SampleError(f"the conversation holds all of {_MARKS[0][0]!r} to {_MARKS[-1][1]!r}; remove these characters")
+
+
+def _located(text: str, frame: Sequence[str], answers: Sequence[str]) -> Iterator[Answer]:
+    position = 0
+    for number, (before, after, answer) in enumerate(zip(frame, frame[1:], answers, strict=False)):
+        start = position + len(before)
+        found = None
+        if text.startswith(before, position):
+            ends = number + 1 == len(answers)
+            found = next((form for form in _forms(answer) if _follows(text, start, form, after, ends=ends)), None)
+        if found is None:
+            raise SampleError(
+                f"the chat template changes answer {number + 1} ({one_line(answer)[:60]!r}) or the text around it, so "
+                "it is unknown which tokens to train; rewrite the answer as the template writes it"
+            )
+        position = start + len(found)
+        yield Answer(start, position, found)
+
+
+def _follows(text: str, start: int, answer: str, after: str, *, ends: bool) -> bool:
+    """Whether `answer` and then `after` stand at `start`, and the text ends there if `ends`."""
+    if not text.startswith(answer, start) or not text.startswith(after, start + len(answer)):
+        return False
+    return not ends or start + len(answer) + len(after) == len(text)
+
+
+def _forms(answer: str) -> tuple[str, ...]:
+    """An answer as templates write it: as it is, or with less white space around it."""
+    forms = (answer, answer.strip(), answer.rstrip(), answer.lstrip(), answer.strip("\n"), answer.lstrip("\n"))
+    return tuple(dict.fromkeys((*forms, answer.rstrip("\n"))))

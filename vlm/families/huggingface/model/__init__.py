@@ -1,0 +1,1 @@
+"""A model of transformers behind the interface of a family."""

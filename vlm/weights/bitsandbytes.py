@@ -1,0 +1,30 @@
+"""The library of 8-bit and 4-bit layers, which is imported only where a model is quantised."""
+
+import importlib
+from typing import Any
+
+from alignkd.vlm.errors import InputError, one_line
+from alignkd.vlm.hardware.devices import Quantization
+
+NF4_BLOCK = 64  # weights that share one float32 scale
+INT8_OUTLIER = 6.0  # LLM.int8(): activations beyond it are multiplied in 16 bits (arXiv 2208.07339)
+
+
+def bitsandbytes_module(kind: Quantization) -> Any:
+    """The module `bitsandbytes`.
+
+    Raises:
+        InputError: it is not installed or does not work here.
+    """
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise InputError(
+            f"quantization {kind!r} needs bitsandbytes, which is not installed; "
+            "`pip install 'alignkd[quantized]'`, or set quantization to 'none'"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"quantization {kind!r}: bitsandbytes does not work here ({one_line(error)[:160]}); "
+            "install a build for your GPU, or set quantization to 'none'"
+        ) from error

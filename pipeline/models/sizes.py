@@ -5,7 +5,8 @@ from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import checkpoint_config
 from alignkd.pipeline.console.printing import format_bytes
-from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, ModelSize, family_config, model_size
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config, model_size
+from alignkd.vlm.families.sizes import ModelSize
 
 
 def model_sizes(checkpoint: str | None, vision_config: Path | None) -> list[ModelSize]:

@@ -137,7 +137,13 @@ class Vision:
 
 
 class VisionLanguageModel(nn.Module, ABC):
-    """One model with its weights: vision tower -> projector -> decoder -> head."""
+    """One model with its weights: vision tower -> projector -> decoder -> head.
+
+    Attributes:
+        findings: results of the self-checks at loading, each with a text of one line; empty for a family without.
+    """
+
+    findings: Sequence[object] = ()
 
     @property
     @abstractmethod

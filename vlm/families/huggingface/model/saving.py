@@ -58,7 +58,8 @@ def is_complete(folder: Path, *, processor_from: Path) -> bool:
 
 def present_files(folder: Path) -> list[str]:
     """Names of the files of tokenizer and processor that a checkpoint has."""
-    return [name for name in COPIED_FILES if (folder / name).is_file()]
+    found = (file for pattern in COPIED_FILES for file in sorted(folder.glob(pattern)))
+    return list(dict.fromkeys(file.name for file in found if file.is_file()))
 
 
 def _move(file: Path, target: Path) -> None:

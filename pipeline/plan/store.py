@@ -80,9 +80,9 @@ def target_of(column: Column, manifest: Manifest) -> str:
     """The target that a stored array belongs to, or `INPUTS`."""
     if column.group == "attention":
         return "attention"
-    if column.group == "top":
+    if column.group in ("top", "top_scale"):
         return "vision_top"
-    if column.group == "image":
+    if column.group in ("image", "image_token"):
         return "vision_all"
     is_logits = column.group == "entry" or (column.group == "supervised" and column.name != "supervised_positions")
     return "logits" if is_logits else INPUTS
@@ -90,7 +90,7 @@ def target_of(column: Column, manifest: Manifest) -> str:
 
 def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: float) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to each group of arrays, int64 [samples]."""
-    P = manifest.shapes.vision_tokens
+    P = _vision_tokens(manifest)
     has_image, brings = rows.images > 0, _brings_image(rows)
     pairs = manifest.codecs.attention_pairs
     attention = {
@@ -108,10 +108,19 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
         "supervised": rows.supervised,
         "entry": np.rint(rows.supervised * entries_per_position).astype(np.int64),
         "attention": attention[pairs] if manifest.codecs.attention not in NOT_STORED else np.zeros_like(rows.tokens),
-        "top": np.where(has_image, 1, 0),
+        "shown": rows.images,
+        "top": np.where(has_image, manifest.shapes.vision_top_tokens, 0),
+        "top_scale": np.where(has_image, 1, 0),
         "image": np.where(brings, rows.images, 0),
+        "image_token": np.where(brings, rows.images * P, 0),
         "image_bytes": np.where(brings, rows.image_bytes, 0),
     }
+
+
+def _vision_tokens(manifest: Manifest) -> int:
+    """Tokens of an image: plans are of families where they do not depend on it."""
+    assert manifest.shapes.vision_tokens is not None
+    return manifest.shapes.vision_tokens
 
 
 def _brings_image(rows: SampleRows) -> NDArray[np.bool_]:
@@ -124,7 +133,7 @@ def _brings_image(rows: SampleRows) -> NDArray[np.bool_]:
 
 def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArray[np.int64]]) -> ShardRows:
     """The rows of a shard as a layout needs them to predict its files."""
-    widths = rows.length - rows.images * manifest.shapes.vision_tokens
+    widths = rows.length - rows.images * _vision_tokens(manifest)
     return ShardRows(groups=groups, has_image=rows.images > 0, widths=widths)
 
 

@@ -196,21 +196,24 @@ class HuggingFacePreparation:
         ]
 
     def _open(self, file: bytes, among: int) -> "_Opened":
-        if self._kept is not None and (kept := self._kept.get((file, among))) is not None:
+        key = file, self.images.copies(among)
+        if self._kept is not None and (kept := self._kept.get(key)) is not None:
             size, arrays = kept
             return _Opened(size, lambda: arrays)
         image = decode_image(file)
-        return _Opened(image.size, lambda: self._encode(file, image, among))
+        return _Opened(image.size, lambda: self._encode(key, image, among))
 
-    def _encode(self, file: bytes, image: Image.Image, among: int) -> ImageArrays:
+    def _encode(self, key: tuple[bytes, int], image: Image.Image, among: int) -> ImageArrays:
+        if self._kept is not None and key in self._kept:  # the same file twice in a sample
+            return self._kept[key][1]
         encoded = self.images.encode(image, among)
         if encoded.replacement != self.images.replacement(image.size, among):
             raise ImageError(
-                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one of "
-                "this size; this model is not supported"
+                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one "
+                "of this size; this model is not supported"
             )
         if self._kept is not None:
-            self._kept[file, among] = image.size, encoded.arrays
+            self._kept[key] = image.size, encoded.arrays
         return encoded.arrays
 
 

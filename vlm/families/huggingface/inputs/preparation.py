@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -177,9 +178,9 @@ class HuggingFacePreparation:
         return np.array(self.loaded.processor.create_mm_token_type_ids([ids.tolist()])[0], np.int32)
 
     def _replacements(self, sizes: Sequence[ImageSize]) -> list[str]:
+        count = len(sizes)
         return [
-            _numbered(number, len(sizes), lambda size=size: self.images.replacement(size, len(sizes)))
-            for number, size in enumerate(sizes)
+            _numbered(number, count, partial(self.images.replacement, size, count)) for number, size in enumerate(sizes)
         ]
 
     def _example(self, tokens: Tokens, images: Sequence["_Opened"]) -> Example:
@@ -191,9 +192,7 @@ class HuggingFacePreparation:
 
     def _opened(self, files: Sequence[bytes]) -> list["_Opened"]:
         count = len(files)
-        return [
-            _numbered(number, count, lambda file=file: self._open(file, count)) for number, file in enumerate(files)
-        ]
+        return [_numbered(number, count, partial(self._open, file, count)) for number, file in enumerate(files)]
 
     def _open(self, file: bytes, among: int) -> "_Opened":
         key = file, self.images.copies(among)

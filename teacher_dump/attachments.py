@@ -1,16 +1,15 @@
 """The files that a store carries: what training and inspection need of the teacher."""
 
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import Checkpoint, Head
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.stem.extract import extracted_bytes
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, head_bytes
 
 
 def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
-    """Name -> content: files that show tokens as text; `lm_head` where logits are stored as hidden states; the
-    teacher's stem where it replaces stored targets.
+    """Name -> content: files that show tokens as text; the output head where logits are stored as hidden states;
+    the teacher's stem where it replaces stored targets.
 
     They come from the checkpoint's files, in the teacher's dtype, so a finished store is recognised without loading
     the teacher.
@@ -24,19 +23,3 @@ def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
     if job.store.codecs().from_stem:
         attachments[STEM_FILE] = extracted_bytes(teacher, dtype=job.teacher.torch_dtype)
     return attachments
-
-
-def check_head(job: DumpJob, head: Head) -> None:
-    """Refuse to store hidden states where the head is more than the matrix that the store would contain.
-
-    Raises:
-        InputError: logits are stored as hidden states, and the head has a bias, a factor or a soft cap.
-    """
-    more = {"a bias": head.bias_V is not None, f"the factor {head.scale:g}": head.scale != 1.0}
-    more[f"the soft cap {head.softcap}"] = head.softcap is not None
-    if job.store.logits.kind == "hidden" and any(more.values()):
-        raise InputError(
-            f"{job.teacher.checkpoint}: store.logits.kind is 'hidden', which stores the head's matrix, but its head "
-            f"has {' and '.join(name for name, has in more.items() if has)} beside it; choose another kind, such as "
-            "topk"
-        )

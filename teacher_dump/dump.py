@@ -13,7 +13,7 @@ from alignkd.storage.files.location import check_location
 from alignkd.storage.places import load_manifest
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.write.store import StoreWriter, open_writer
-from alignkd.teacher_dump.attachments import check_head, make_attachments
+from alignkd.teacher_dump.attachments import make_attachments
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.fingerprint import make_manifest
 from alignkd.teacher_dump.job import DumpJob, DumpResult
@@ -78,7 +78,6 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
     if model is None and not _exists(job):
         model = load_teacher(job, teacher)
-        check_head(job, model.head)
     store = open_writer(job.store.path, manifest, attachments=attachments)
     del attachments  # hundreds of megabytes if they include a stem or lm_head
     run = _Run(job, preparation, samples, store)
@@ -86,9 +85,7 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
         run.retry()
     with job.control.over(store) as shards:
         if store.pending_shards():
-            model = model or load_teacher(job, teacher)
-            check_head(job, model.head)
-            run.write(model, shards)
+            run.write(model or load_teacher(job, teacher), shards)
     return run.result(time.monotonic() - started)
 
 

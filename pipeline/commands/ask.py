@@ -61,9 +61,6 @@ def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **setting
     settings["vision_config"] = settings["vision_config"] or vision_config_of(settings["checkpoint"])
     asked = Question(text=question, images=images, **settings)
 
-    def notice(text: str) -> None:
-        click.echo(f"alignkd: {text}", err=True)
-
     if as_json:
         print_json({"question": asdict(asked), **asdict(answer(asked, on_notice=say))})
         return

@@ -7,8 +7,10 @@ from alignkd.student_train.output import read_configuration, student_folder
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config, model_size
 from alignkd.vlm.families.open import open_checkpoint
+from alignkd.vlm.families.sizes import ModelSize
+from alignkd.vlm.settings import ProcessorKind
 
 
 class OtherFamilyError(InputError):
@@ -22,9 +24,9 @@ class PlannedModel:
         name: folder or hub id.
     """
 
-    def __init__(self, name: str, vision_config: Path | None) -> None:
+    def __init__(self, name: str, vision_config: Path | None, processor: ProcessorKind = "auto") -> None:
         """`vision_config`: folder with the vision tower's config.json; None takes the folder of `vision_config_of`."""
-        self.name, self._vision_config = name, vision_config
+        self.name, self._vision_config, self._processor = name, vision_config, processor
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -34,7 +36,18 @@ class PlannedModel:
             InputError: no such checkpoint.
         """
         vision_config = self._vision_config or vision_config_of(self.name)
-        return open_checkpoint(self.name, vision_config=vision_config, weights=False)
+        return open_checkpoint(self.name, vision_config=vision_config, weights=False, processor=self._processor)
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """Shapes and sizes; official models need no download.
+
+        Raises:
+            InputError: no such checkpoint.
+        """
+        if self.name in MEMBERS and not Path(self.name).exists():
+            return model_size(self.name, family_config(self.name))
+        return self.checkpoint.size()
 
     @cached_property
     def config(self) -> VLMConfig:

@@ -12,15 +12,11 @@ import torch
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.conversations import ConversationFile, Sample, read_images, read_json, sample_of_entry
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.families.generation import generate_greedy
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
-from alignkd.vlm.families.mobilevlm.inputs.templates import (
-    IMAGE_PLACEHOLDER,
-    TemplateName,
-    check_turns,
-    tokenize_question,
-)
+from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName, tokenize_question
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors

@@ -30,9 +30,9 @@ from alignkd.pipeline.demo.world.questions import (
     conversation,
 )
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, EMPTY, Pool, Scene, draw_scene, make_scene
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
-from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower

@@ -10,11 +10,11 @@ import torch
 
 from alignkd.disk.opening import read_regular
 from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.families.generation import stream_greedy
-from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device

@@ -39,8 +39,9 @@ class SampleRows:
         shard: shard of the sample.
         text: bytes of the stored conversation and image paths.
         id: bytes of the user's id.
-        tokens: number of ids before splicing.
+        tokens: number of ids.
         length: number of embedded tokens.
+        vision: number of vision tokens of all images.
         images: number of images.
         queries: text positions after the last image.
         supervised: positions whose next token has a label.
@@ -53,6 +54,7 @@ class SampleRows:
     id: NDArray[np.int64]
     tokens: NDArray[np.int64]
     length: NDArray[np.int64]
+    vision: NDArray[np.int64]
     images: NDArray[np.int64]
     queries: NDArray[np.int64]
     supervised: NDArray[np.int64]
@@ -168,8 +170,8 @@ def assumed_samples(
     queries = text - before
     shards = -(-num_samples // shard_size)
     size = min(shard_size, num_samples)
-    row = [0, round(BYTES_PER_TOKEN * text) + TYPICAL_FIELDS_BYTES, TYPICAL_ID_BYTES, text + 1, text + vision_tokens, 1,
-           queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES]  # fmt: skip
+    row = [0, round(BYTES_PER_TOKEN * text) + TYPICAL_FIELDS_BYTES, TYPICAL_ID_BYTES, text + 1, text + vision_tokens,
+           vision_tokens, 1, queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES]  # fmt: skip
     columns = np.tile(np.array(row, np.int64)[:, None], size)
     rows = {item.name: column.copy() for item, column in zip(fields(SampleRows), columns, strict=True)}
     rows["image"] = np.arange(1, size + 1)
@@ -217,6 +219,7 @@ def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
         len(sample.id.encode("utf-8", "surrogatepass")),
         len(tokens.input_ids),
         positions.length,
+        len(positions.vision_positions),
         positions.num_images,
         len(positions.tqv_query_positions),
         len(positions.supervised_positions),

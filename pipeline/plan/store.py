@@ -72,7 +72,8 @@ def store_size(
         counted[OVERHEAD] += shard.overhead + commit + data.unusable_bytes * planned / max(1, data.counted)
     scale = data.num_samples / max(1, data.counted)
     sizes = {target: round(size * scale) for target, size in counted.items()}
-    sizes[OVERHEAD] += len(seal(manifest.model_dump()))
+    store_files = get_backend(manifest.backend).store_files.values()
+    sizes[OVERHEAD] += len(seal(manifest.model_dump())) + sum(map(len, store_files))
     return StoreSize(by_target={**dict.fromkeys(TARGETS, 0), **sizes, ATTACHMENTS: sum(attachments.values())})
 
 
@@ -80,9 +81,9 @@ def target_of(column: Column, manifest: Manifest) -> str:
     """The target that a stored array belongs to, or `INPUTS`."""
     if column.group == "attention":
         return "attention"
-    if column.group == "top":
+    if column.group in ("top", "top_scale"):
         return "vision_top"
-    if column.group == "image":
+    if column.group in ("image", "image_token"):
         return "vision_all"
     is_logits = column.group == "entry" or (column.group == "supervised" and column.name != "supervised_positions")
     return "logits" if is_logits else INPUTS
@@ -90,12 +91,12 @@ def target_of(column: Column, manifest: Manifest) -> str:
 
 def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: float) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to each group of arrays, int64 [samples]."""
-    P = manifest.shapes.vision_tokens
+    blocks = np.minimum(rows.images, 1) if manifest.shapes.vision_tokens is None else rows.images
     has_image, brings = rows.images > 0, _brings_image(rows)
     pairs = manifest.codecs.attention_pairs
     attention = {
-        "tqv": rows.images * rows.queries,
-        "vqv": rows.images * rows.images * P,
+        "tqv": blocks * rows.queries,
+        "vqv": blocks * rows.vision,
         "tqt": np.where(has_image, rows.queries, 0),
     }
     return {
@@ -103,13 +104,16 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
         "text": rows.text,
         "id": rows.id,
         "token": rows.tokens,
-        "vision": rows.images * P,
+        "vision": rows.vision,
         "query": rows.queries,
         "supervised": rows.supervised,
         "entry": np.rint(rows.supervised * entries_per_position).astype(np.int64),
         "attention": attention[pairs] if manifest.codecs.attention not in NOT_STORED else np.zeros_like(rows.tokens),
-        "top": np.where(has_image, 1, 0),
+        "shown": rows.images,
+        "top": np.minimum(rows.vision, manifest.shapes.vision_top_tokens),
+        "top_scale": np.where(has_image, 1, 0),
         "image": np.where(brings, rows.images, 0),
+        "image_token": np.where(brings, rows.vision, 0),
         "image_bytes": np.where(brings, rows.image_bytes, 0),
     }
 
@@ -124,7 +128,8 @@ def _brings_image(rows: SampleRows) -> NDArray[np.bool_]:
 
 def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArray[np.int64]]) -> ShardRows:
     """The rows of a shard as a layout needs them to predict its files."""
-    widths = rows.length - rows.images * manifest.shapes.vision_tokens
+    text_columns = manifest.codecs.attention_pairs == "tqt"
+    widths = rows.length - rows.vision if text_columns else rows.vision
     return ShardRows(groups=groups, has_image=rows.images > 0, widths=widths)
 
 

@@ -1,8 +1,8 @@
 """Decoded targets as a torch dataset, for people who have a trainer of their own.
 
-Shape letters: T input ids, k images, P vision tokens of an image, Q text queries that can see every image, N supervised
-positions, R and C attention rows and columns, Ht heads and Dt hidden size of the teacher, K focused vision tokens, V
-vocabulary, E kept entries of all positions together.
+Shape letters: T input ids, k images, P vision tokens of an image (of all images where the number differs), Q text queries
+that can see every image, N supervised positions, R and C attention rows and columns, Ht heads and Dt hidden size of the
+teacher, K focused vision tokens, V vocabulary, E kept entries of all positions together.
 """
 
 from collections.abc import Collection
@@ -33,13 +33,17 @@ class TargetDataset(Dataset[dict[str, Any]]):
     Every record of a store has the same keys:
 
     * `id` (str), `index` (int, position in the data set), `images` (list of paths), `conversations` (list of turns)
-    * `input_ids`, `labels` int64 [T]: -200 in place of an image, -100 where there is no label
-    * `vision_positions` int64 [k * P], `tqv_query_positions` int64 [Q], `supervised_positions` int64 [N]: positions in
-      the sequence after each image is replaced by its P vision tokens
+    * `input_ids`, `labels` int64 [T]: -100 where there is no label. Of a MobileVLM teacher, -200 in place of an image;
+      of other models, one id for each vision token
+    * `tokens_of_image` int64 [k]: vision tokens of each image
+    * `vision_positions` int64 [all vision tokens], `tqv_query_positions` int64 [Q], `supervised_positions` int64 [N]:
+      positions in the sequence that the teacher's decoder sees
     * `tqv_attention` float32 [k, Q, Ht, P]; of stores with other pairs `vqv_attention` [k, k * P, Ht, P] or
       `tqt_attention` [R, Ht, C]
     * `vision_embeddings` float32 [k, P, Dt], `vision_top_index` int64 [K] through all images, `vision_top_embeddings`
       float32 [K, Dt]
+    * where the number of vision tokens depends on the image: `vision_embeddings` [P, Dt], attention [1, rows, Ht, P],
+      for the P vision tokens of all images
     * by kind of logits: `logits` float32 [N, V] (`full`); `hidden_states` float32 [N, Dt] (`hidden`); `entry_ids` int64
       [E], `entry_offsets` int64 [N + 1] with `entry_logprobs` float32 [E] and `tail_logmass` float32 [N] (`topk`,
       `nucleus`), or with `entry_counts` int64 [E] and `entropy` float32 [N] (`sampled`)
@@ -92,6 +96,7 @@ class TargetDataset(Dataset[dict[str, Any]]):
             "index": record.index,
             "images": list(record.images),
             "conversations": record.conversations,
+            "tokens_of_image": torch.tensor(record.tokens_of_image, dtype=torch.int64),
             **{name: torch.from_numpy(getattr(record, name).astype(np.int64)) for name in _POSITIONS},
         }
         if "attention" in wanted:
@@ -116,12 +121,16 @@ def _attention(record: Record, manifest: Manifest) -> Tensor:
     if pairs == "tqt":
         return _tensor(record.attention_float32, (1, 0, shapes.num_heads, 0))[0]
     rows = len(record.tqv_query_positions if pairs == "tqv" else record.vision_positions)
-    shape = (record.num_images, rows, shapes.num_heads, shapes.vision_tokens)
+    if shapes.vision_tokens is None:
+        shape = (1, rows, shapes.num_heads, len(record.vision_positions))
+    else:
+        shape = (record.num_images, rows, shapes.num_heads, shapes.vision_tokens)
     return _tensor(record.attention_float32, shape).reshape(shape)
 
 
 def _vision_all(record: Record, manifest: Manifest) -> Tensor:
-    shape = (record.num_images, manifest.shapes.vision_tokens, manifest.shapes.hidden_size)
+    tokens, width = manifest.shapes.vision_tokens, manifest.shapes.hidden_size
+    shape = (len(record.vision_positions), width) if tokens is None else (record.num_images, tokens, width)
     return _tensor(record.vision_embeddings_float32, shape).reshape(shape)
 
 

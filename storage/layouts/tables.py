@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError
-from alignkd.storage.schema.columns import NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import IMAGE_GROUPS, NO_ROW, OFFSETS, RECORDS, Column
 
-# groups whose rows are stored with one record and shared by all records that show the same image
-IMAGE_GROUPS = ("image", "image_bytes")
+# fields of `records` that every record has
+_NEVER_ABSENT = ("dataset_index", "num_images", "length")
 
 # Ranges: group -> first row and row after the last. Bounds: the same as two lists by the group's number, the group
 # "record" last.
@@ -72,11 +73,15 @@ class ShardTables:
         starts, stops = self.offsets[record : record + 2].tolist()
         source = numbers["image_record"]
         if source not in (record, NO_ROW):
-            for group in map(self.groups.index, IMAGE_GROUPS):
+            for group in self._image_groups:
                 starts[group], stops[group] = self.offsets[source : source + 2, group].tolist()
         starts.append(record)
         stops.append(record + 1)
         return starts, stops
+
+    @cached_property
+    def _image_groups(self) -> list[int]:
+        return [number for number, group in enumerate(self.groups) if group in IMAGE_GROUPS]
 
     def problem(self) -> str | None:
         """Describe the first number that no writer writes. None means that no row outside the shard is addressed."""
@@ -84,8 +89,8 @@ class ShardTables:
         if falling.size or self.offsets[0].any():
             row = int(falling[0, 0]) if falling.size else 0
             return f"array {OFFSETS}: does not rise from 0, first at record {row}"
-        for name in ("image_row", "attention_columns", "dataset_index"):
-            if len(self) and int(self.field(name).min()) < (0 if name == "dataset_index" else NO_ROW):
+        for name in self.fields:
+            if len(self) and int(self.field(name).min()) < (0 if name in _NEVER_ABSENT else NO_ROW):
                 return f"array {RECORDS}: {name} is {int(self.field(name).min())}"
         return self._image_problem()
 
@@ -97,6 +102,12 @@ class ShardTables:
         wrong = np.flatnonzero((source < NO_ROW) | (source > place) | ((source >= 0) & (brought != source)))
         if wrong.size:
             return f"array {RECORDS}: image_record of record {wrong[0]} is {source[wrong[0]]}"
+        if "num_images" not in self.fields:  # schema 2
+            return None
+        shown, stored = self.field("num_images"), np.diff(self.ends("shown"))
+        wrong = np.flatnonzero((shown != stored) | ((shown > 0) != (source >= 0)))
+        if wrong.size:
+            return f"array {RECORDS}: num_images of record {wrong[0]} is {shown[wrong[0]]}, it has {stored[wrong[0]]}"
         return None
 
 

@@ -20,6 +20,7 @@ from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.places import open_files
+from alignkd.storage.read.lengths import LENGTHS, lengths_of
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.root_hash import root_hash
@@ -46,7 +47,6 @@ MAX_OPEN_SHARDS = 256
 # shards whose file sizes are requested at the same time: a network file system answers each request late
 STAT_THREADS = 8
 STAT_BATCH = 256
-_GROUPS = ("token", "vision", "query", "supervised")
 
 
 class StoreReader(Sequence[Record]):
@@ -154,13 +154,23 @@ class StoreReader(Sequence[Record]):
 
     @property
     def num_tokens(self) -> NDArray[np.int64]:
-        """T of each record: tokens before the image is spliced in, int64 [n]."""
+        """T of each record: ids, int64 [n]."""
         return self._length("token").astype(np.int64)
 
     @property
     def sequence_lengths(self) -> NDArray[np.int64]:
-        """L of each record: tokens with each image's placeholder replaced by P vision tokens, int64 [n]."""
-        return self.num_tokens + self._length("vision") - self.num_images
+        """L of each record: positions, vision tokens included, int64 [n]."""
+        return self._length("length").astype(np.int64)
+
+    @property
+    def num_vision(self) -> NDArray[np.int64]:
+        """P of each record: vision tokens of all its images, int64 [n]."""
+        return self._length("vision").astype(np.int64)
+
+    @property
+    def num_vision_top(self) -> NDArray[np.int64]:
+        """K of each record: selected vision tokens; 0 where none are stored, int64 [n]."""
+        return self._length("top").astype(np.int64)
 
     @property
     def num_queries(self) -> NDArray[np.int64]:
@@ -175,7 +185,7 @@ class StoreReader(Sequence[Record]):
     @property
     def num_images(self) -> NDArray[np.int64]:
         """Images of each record, int64 [n]."""
-        return self._length("vision").astype(np.int64) // self.manifest.shapes.vision_tokens
+        return self._length("num_images").astype(np.int64)
 
     @property
     def has_image(self) -> NDArray[np.bool_]:
@@ -254,18 +264,15 @@ class StoreReader(Sequence[Record]):
     def _attachments(self) -> dict[str, Path]:
         return {}
 
-    def _length(self, group: str) -> NDArray[np.int32]:
-        lengths: NDArray[np.int32] = self._lengths[_GROUPS.index(group)]
+    def _length(self, name: str) -> NDArray[np.int32]:
+        lengths: NDArray[np.int32] = self._lengths[LENGTHS.index(name)]
         return lengths
 
     @cached_property
     def _lengths(self) -> NDArray[np.int32]:
-        """Rows of each record in the groups of `_GROUPS`, int32 [groups, n]."""
-        rows = [
-            np.stack([np.diff(shard.tables.ends(group)).astype(np.int32) for group in _GROUPS])
-            for shard in self._all_shards()
-        ]
-        return np.concatenate([np.empty((len(_GROUPS), 0), np.int32), *rows], axis=1)
+        """The numbers `LENGTHS` of each record, int32 [numbers, n]."""
+        rows = [lengths_of(shard.tables, self.manifest) for shard in self._all_shards()]
+        return np.concatenate([np.empty((len(LENGTHS), 0), np.int32), *rows], axis=1)
 
     @staticmethod
     def _concatenated(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:

@@ -5,6 +5,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.codecs import get_codec
 from alignkd.storage.errors import RecordError
 from alignkd.storage.record.encoded import EncodedArray, FloatArray
 
@@ -33,6 +34,17 @@ def check_target(name: str, target: str, values: object, dimensions: int) -> Non
     else:
         check_array(name, values, FLOATS, dimensions)
         check_finite(name, values)  # type: ignore[arg-type]
+
+
+def check_further(name: str, values: object) -> None:
+    """Check a target without a field of its own: finite floats with rows, encoded by a codec of rows or not."""
+    if isinstance(values, EncodedArray):
+        target = "attention" if "attention" in get_codec(values.codec).targets else "hidden"
+        values.check(f"more[{name!r}]", target, len(values.shape))
+        return
+    dimensions = max(1, getattr(values, "ndim", 1))
+    check_array(f"more[{name!r}]", values, FLOATS, dimensions)
+    check_finite(f"more[{name!r}]", values)  # type: ignore[arg-type]
 
 
 def check_finite(name: str, values: FloatArray) -> None:

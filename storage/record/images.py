@@ -1,7 +1,7 @@
-"""Targets and files of a record's k images: as an axis k or a tuple in memory, as rows or one file in the store.
+"""Targets and files of a record's k images: a tuple of k items in memory, as rows or one file in the store.
 
-A target [k, n, ...] is stored as k * n rows of its columns, so a record with one image has the same rows as if it had
-no axis k. The files of several images are packed into one.
+A target of k images is stored as the rows of all images, image by image. The files of several images are packed into
+one.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.base import Parts
 from alignkd.storage.errors import StoreError
-from alignkd.storage.record.encoded import EncodedArray, FloatArray
+from alignkd.storage.record.encoded import EncodedArray, FloatArray, as_float32
 
 Target = FloatArray | EncodedArray
 
@@ -27,32 +27,60 @@ def joined_rows(parts: Parts) -> Parts:
     return {name: part.reshape(-1, *part.shape[2:]) for name, part in parts.items()}
 
 
-def split_rows(parts: Parts, num_images: int) -> Parts:
+def split_rows(parts: Parts, num_blocks: int) -> Parts:
     """The inverse of `joined_rows`."""
-    return {name: part.reshape(num_images, len(part) // num_images, *part.shape[1:]) for name, part in parts.items()}
+    return {name: part.reshape(num_blocks, len(part) // num_blocks, *part.shape[1:]) for name, part in parts.items()}
 
 
-def of_each_image(target: Target) -> list[Target]:
-    """The targets of each image, without the axis k."""
-    if isinstance(target, EncodedArray):
-        codec, parts = target.codec, target.parts
-        return [EncodedArray(codec, {name: part[n] for name, part in parts.items()}) for n in range(len(parts[""]))]
-    return list(target)
+def joined_images(codec: str, images: Sequence[Parts]) -> Parts:
+    """The parts of k images' targets [P_i, ...] as rows: all images one after the other, shared parts a row each."""
+    shared = get_codec(codec).shared_parts
+    if len(images) == 1:
+        return {name: part[None] if name in shared else part for name, part in images[0].items()}
+    return {
+        name: np.stack([parts[name] for parts in images])
+        if name in shared
+        else np.concatenate([parts[name] for parts in images])
+        for name in images[0]
+    }
 
 
-def vision_rows(every: Target, index: NDArray[np.uint16]) -> Target:
+def split_images(codec: str, rows: Parts, tokens_of_image: Sequence[int]) -> list[Parts]:
+    """The inverse of `joined_images`."""
+    shared = get_codec(codec).shared_parts
+    if len(tokens_of_image) == 1:
+        return [{name: part[0] if name in shared else part for name, part in rows.items()}]
+    ends = [0, *itertools.accumulate(tokens_of_image)]
+    return [
+        {name: part[n] if name in shared else part[ends[n] : ends[n + 1]] for name, part in rows.items()}
+        for n in range(len(tokens_of_image))
+    ]
+
+
+def vision_rows(every: Sequence[Target], index: NDArray[np.uint16]) -> Target:
     """Embeddings [K, Dt] at `index` among the vision tokens of all images.
 
     Args:
-        every: [k, P, Dt]. Where the codec has one scale per image, rows of several images are decoded, because they
-            share no scale.
+        every: [P_i, Dt] of each image. Where the codec has one scale per image, rows of several images are decoded,
+            because they share no scale.
         index: counted through all images.
     """
-    if not isinstance(every, EncodedArray):
-        return every.reshape(-1, every.shape[-1])[index]
-    if every.num_rows > 1 and get_codec(every.codec).shared_parts:
-        return every.decode().reshape(-1, every.shape[-1])[index]
-    return EncodedArray(every.codec, joined_rows(every.parts))[index]
+    if len(every) == 1:
+        return every[0][index]
+    first = every[0]
+    if not isinstance(first, EncodedArray):
+        floats: FloatArray = np.concatenate(list(every))[index]  # type: ignore[arg-type]
+        return floats
+    if get_codec(first.codec).shared_parts:
+        decoded: NDArray[np.float32] = np.concatenate([as_float32(target) for target in every])[index]
+        return decoded
+    rows = joined_images(first.codec, [target.parts for target in every if isinstance(target, EncodedArray)])
+    return EncodedArray(first.codec, rows)[index]
+
+
+def all_images_float32(every: Sequence[Target]) -> NDArray[np.float32]:
+    """The decoded targets of all images one after the other, float32 [P, ...]."""
+    return as_float32(every[0]) if len(every) == 1 else np.concatenate([as_float32(target) for target in every])
 
 
 def pack_files(files: Sequence[bytes]) -> bytes:

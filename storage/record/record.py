@@ -1,23 +1,33 @@
 """One sample's cached targets, in the form used outside `storage`.
 
-Shape letters: T input_ids before splicing, L sequence after splicing, k images, P vision tokens of each, Q text queries
-that can see every image, N supervised positions, R and C attention rows and columns, Ht heads of the teacher, Dt its
-hidden size, V vocabulary, K selected vision tokens (16).
+Shape letters: T input_ids, L positions, k images, P vision tokens of all images together, Q text queries that can see
+every image, N supervised positions, R and C attention rows and columns, Ht heads of the teacher, Dt its hidden size, V
+vocabulary, K selected vision tokens (at most 16).
 
-What belongs to images is a tuple of k items, or an array with a leading axis k, whether k is 0, 1 or more.
+What belongs to images is a tuple of k items, whether k is 0, 1 or more.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import RecordError
-from alignkd.storage.record.checks import FLOATS, check_array, check_finite, check_hex, check_positions, check_target
+from alignkd.storage.record.checks import (
+    FLOATS,
+    check_array,
+    check_finite,
+    check_further,
+    check_hex,
+    check_positions,
+    check_target,
+)
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits, unchecked
 from alignkd.storage.record.encoded import EncodedArray, FloatArray, as_float32
+from alignkd.storage.record.images import Target, all_images_float32
 from alignkd.storage.record.shown import show_fields
 
 __all__ = [
@@ -30,13 +40,15 @@ __all__ = [
     "Target",
     "TruncatedLogits",
     "as_float32",
+    "heads_first",
 ]
 
 # as in `vlm`, which this room does not import
 IMAGE_TOKEN_ID = -200
 IGNORE_LABEL = -100
+# indices of vision tokens are uint16
+MAX_VISION_TOKENS = (1 << 16) - 1
 
-Target = FloatArray | EncodedArray
 Logits = FloatArray | TruncatedLogits | HiddenStates | SampledLogits
 
 
@@ -52,17 +64,21 @@ class Record:
         images: paths of the k images, relative to the image folder; empty for a text-only sample.
         image_sha256: sha256 of each image file.
         image_bytes: bytes of each image file, where the store embeds them; else empty.
-        input_ids: int32 [T], -200 where an image is.
+        input_ids: int32 [T]: -200 where each image is (T = L - P + k), or one id for every position (T = L).
         labels: int32 [T], -100 where not supervised.
-        vision_positions: int32 [k * P], [0] for text only; all positions are in the spliced sequence.
+        tokens_of_image: vision tokens of each image; by default equal parts of `vision_positions`.
+        vision_positions: int32 [P], [0] for text only, image by image; positions count the L positions.
         tqv_query_positions: int32 [Q], text positions after the last vision token.
         supervised_positions: int32 [N], positions whose NEXT token has a label.
-        attention: probabilities [k, R, Ht, C] of the first decoder layer, a block of columns for each image; `tqv` has
-            R = Q and C = P. One block where the columns are text tokens (`tqt`).
+        attention: probabilities [blocks, R, Ht, C] of the first decoder layer that has attention. One block with all
+            columns, or a block for each image where every image has C tokens; `tqv` has R = Q, `vqv` R = P. One block
+            where the columns are text tokens (`tqt`).
         vision_top_index: uint16 [K], the vision tokens with the highest focus score, counted through all images.
         vision_top_embeddings: projector output at those tokens [K, Dt]; may be None if `vision_embeddings` has them.
-        vision_embeddings: projector output [k, P, Dt].
+        vision_embeddings: projector output of each image, [P_i, Dt].
         logits: unnormalised logits [N, V], the kept entries of the distribution, hidden states or draws.
+        more: further targets by name (`Manifest.more`), rows first; those of kind `logits` in one of the forms of
+            `logits`. Targets that need an image are absent from a text-only sample.
         attention_pairs: queries and keys of `attention`: `tqv`, `tqt` or `vqv`; set by readers, not stored here.
 
     Targets are float16 or float32, or an EncodedArray of the store's codec. Targets that the store does not keep, and
@@ -83,9 +99,11 @@ class Record:
     attention: Target | None = None
     vision_top_index: NDArray[np.uint16] | None = None
     vision_top_embeddings: Target | None = None
-    vision_embeddings: Target | None = None
+    vision_embeddings: tuple[Target, ...] | None = None
     logits: Logits | None = None
     image_bytes: tuple[bytes, ...] = ()
+    tokens_of_image: tuple[int, ...] = ()
+    more: Mapping[str, Target | Logits] = field(default_factory=dict)
     attention_pairs: str | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +117,9 @@ class Record:
         self._check_attention()
         self._check_vision()
         self._check_logits()
+        for name, values in self.more.items():
+            if not isinstance(values, TruncatedLogits | HiddenStates | SampledLogits):
+                check_further(name, values)
 
     def __repr__(self) -> str:
         return show_fields(self)
@@ -115,8 +136,9 @@ class Record:
             RecordError: names the field and both values.
         """
         self.__post_init__()
-        if isinstance(self.logits, TruncatedLogits | HiddenStates | SampledLogits):
-            self.logits.__post_init__()
+        for logits in (self.logits, *self.more.values()):
+            if isinstance(logits, TruncatedLogits | HiddenStates | SampledLogits):
+                logits.__post_init__()
 
     @property
     def attention_float32(self) -> NDArray[np.float32] | None:
@@ -125,7 +147,7 @@ class Record:
 
     @property
     def tqv_attention(self) -> NDArray[np.float32] | None:
-        """Attention from text queries to vision tokens, decoded, float32 [k, Q, Ht, P].
+        """Attention from text queries to the vision tokens of all images, decoded, float32 [Ht, Q, P].
 
         Raises:
             RecordError: the store keeps the attention of other pairs.
@@ -134,12 +156,13 @@ class Record:
             raise RecordError(
                 f"attention is of the pairs {self.attention_pairs}, tqv_attention needs tqv; use attention_float32"
             )
-        return self.attention_float32
+        values = self.attention_float32
+        return None if values is None else heads_first(values)
 
     @property
     def vision_embeddings_float32(self) -> NDArray[np.float32] | None:
-        """`vision_embeddings` decoded, float32 of the same shape."""
-        return _decoded(self.vision_embeddings)
+        """`vision_embeddings` of all images, decoded, float32 [P, Dt]."""
+        return None if self.vision_embeddings is None else all_images_float32(self.vision_embeddings)
 
     @property
     def vision_top_embeddings_float32(self) -> NDArray[np.float32] | None:
@@ -158,7 +181,9 @@ class Record:
 
     @property
     def sequence_length(self) -> int:
-        """L, tokens after each image placeholder is replaced by the vision tokens."""
+        """L, positions; each -200 in `input_ids` stands for the vision tokens of an image."""
+        if not self.has_image or not (self.input_ids == IMAGE_TOKEN_ID).any():
+            return len(self.input_ids)
         return len(self.input_ids) - self.num_images + len(self.vision_positions)
 
     def _check_text(self) -> None:
@@ -190,20 +215,33 @@ class Record:
             check_array(name, getattr(self, name), (np.int32,), 1)
         if self.labels.shape != self.input_ids.shape:
             raise RecordError(f"labels has shape {self.labels.shape}, input_ids {self.input_ids.shape}")
-        images = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN_ID))
-        if images != self.num_images:
+        placeholders = int(np.count_nonzero(self.input_ids == IMAGE_TOKEN_ID))
+        if placeholders not in (0, self.num_images):
             raise RecordError(
-                f"input_ids holds {images} image tokens ({IMAGE_TOKEN_ID}), images has {self.num_images} paths"
+                f"input_ids holds {placeholders} image tokens ({IMAGE_TOKEN_ID}), images has {self.num_images} paths"
             )
-        vision = len(self.vision_positions)
-        if (vision > 0) != self.has_image or vision % max(images, 1):
-            raise RecordError(f"vision_positions has shape {self.vision_positions.shape}, images {self.num_images}")
+        self._check_tokens_of_image()
         for name in _POSITION_FIELDS:
             check_positions(name, getattr(self, name), self.sequence_length)
         supervised = int(np.count_nonzero(self.labels[1:] != IGNORE_LABEL))
         if len(self.supervised_positions) != supervised:
             raise RecordError(
                 f"supervised_positions has shape {self.supervised_positions.shape}, labels supervise {supervised}"
+            )
+
+        one_id_per_position = self.sequence_length == len(self.input_ids)
+        if one_id_per_position and (self.labels[self.supervised_positions + 1] == IGNORE_LABEL).any():
+            raise RecordError("supervised_positions are not the positions before labels, of which there are as many")
+
+    def _check_tokens_of_image(self) -> None:
+        """Fill in the default, and compare with the vision positions."""
+        P, k = len(self.vision_positions), self.num_images
+        if not self.tokens_of_image and k and P % k == 0:
+            object.__setattr__(self, "tokens_of_image", (P // k,) * k)
+        found = self.tokens_of_image
+        if len(found) != k or sum(found) != P or min(found, default=1) < 1 or P > MAX_VISION_TOKENS:
+            raise RecordError(
+                f"vision_positions has shape {self.vision_positions.shape}, tokens_of_image is {found}, images {k}"
             )
 
     def _check_attention(self) -> None:
@@ -216,10 +254,7 @@ class Record:
     def _check_vision(self) -> None:
         P, every = len(self.vision_positions), self.vision_embeddings
         if every is not None:
-            k = self.num_images
-            check_target("vision_embeddings", "vision_all", every, 3)
-            if not P or every.shape[:-1] != (k, P // k):
-                raise RecordError(f"vision_embeddings has shape {every.shape}, vision_positions ({P},), images {k}")
+            self._check_every_image(every)
         index, embeddings = self.vision_top_index, self.vision_top_embeddings
         if index is None and embeddings is None:
             return
@@ -232,6 +267,16 @@ class Record:
             check_target("vision_top_embeddings", "vision_top", embeddings, 2)
             if len(index) != embeddings.shape[0]:
                 raise RecordError(f"vision_top_index has shape {index.shape}, vision_top_embeddings {embeddings.shape}")
+
+    def _check_every_image(self, every: tuple[Target, ...]) -> None:
+        if not isinstance(every, tuple):
+            raise RecordError(f"vision_embeddings is {type(every).__name__}, expected a tuple with a target per image")
+        for target in every:
+            check_target("vision_embeddings", "vision_all", target, 2)
+        found = tuple(target.shape[0] for target in every)
+        if found != self.tokens_of_image or len({target.shape[-1] for target in every}) > 1:
+            shapes = [target.shape for target in every]
+            raise RecordError(f"vision_embeddings have shapes {shapes}, tokens_of_image is {self.tokens_of_image}")
 
     def _check_logits(self) -> None:
         if self.logits is None:
@@ -246,6 +291,12 @@ class Record:
             raise RecordError(
                 f"logits has {positions} positions, supervised_positions {self.supervised_positions.shape}"
             )
+
+
+def heads_first(attention: NDArray[Any]) -> NDArray[Any]:
+    """[blocks, R, Ht, C] -> [Ht, R, blocks * C], the blocks' columns side by side."""
+    blocks, rows, heads, columns = attention.shape
+    return attention.transpose(2, 1, 0, 3).reshape(heads, rows, blocks * columns)
 
 
 def _decoded(target: Target | None) -> NDArray[np.float32] | None:

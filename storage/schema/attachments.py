@@ -9,10 +9,10 @@ from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import create_exclusively
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import ATTACHMENT_NAME, Manifest
 
 ATTACHMENTS = "attachments"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
+_NAME = re.compile(ATTACHMENT_NAME)
 
 
 def attachment_path(name: str) -> str:
@@ -22,7 +22,7 @@ def attachment_path(name: str) -> str:
         StoreError: a name that could leave the folder.
     """
     if not _NAME.fullmatch(name):
-        raise StoreError(f"attachment is {name!r}, expected a name of a-z, 0-9, '_' and '.'")
+        raise StoreError(f"attachment is {name!r}, expected a name of a-z, 0-9, '_', '-' and '.', in a folder at most")
     return f"{ATTACHMENTS}/{name}"
 
 
@@ -44,7 +44,7 @@ def write_attachments(store: Path, manifest: Manifest, given: Mapping[str, Path 
         if found != sha256:
             raise StoreError(f"attachment {name}: sha256 is {found[:12]}, expected {sha256[:12]} by the manifest")
         target.unlink(missing_ok=True)  # damaged
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         create_exclusively(target, source, store)
         if (found := file_sha256(target)) != sha256:
             raise CorruptStoreError(f"{target}: read back with sha256 {found[:12]}, written {sha256[:12]}")

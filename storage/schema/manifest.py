@@ -1,5 +1,7 @@
 """The manifest of a store: the settings that determine its bytes, and the fingerprint of the teacher and the data.
 
+New stores have schema 3. Stores of schema 2 are read, not written: their manifest has `codecs` in place of `targets`.
+
 A manifest may come from an untrusted source. Every size in it is bounded, so that opening a store takes bounded
 memory.
 """
@@ -9,20 +11,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from alignkd.storage.codecs.settings import NOT_STORED, Codecs, LogitsCodec
+from alignkd.storage.codecs.settings import NONE, NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
+from alignkd.storage.schema.targets import MAX_MORE, OWN_FIELDS, NamedTarget, codecs_of, own_targets
 
 __all__ = [
     "FILE_NAME",
+    "READ_VERSIONS",
     "SCHEMA_VERSION",
     "Codecs",
     "HasManifest",
     "LogitsCodec",
     "Manifest",
+    "NamedTarget",
     "Shapes",
     "check_fingerprint",
     "check_same_manifest",
@@ -31,7 +46,8 @@ __all__ = [
     "read_manifest",
 ]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+READ_VERSIONS: Final = (2, 3)
 FILE_NAME = "manifest.json"
 # fields that may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}
@@ -45,7 +61,9 @@ MAX_SHARD_SIZE = 1 << 20
 MAX_ROW_VALUES = 1 << 26
 MAX_ATTACHMENTS = 64
 
-AttachmentName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_.]*$", max_length=100)]
+# with one folder level at most, as the files of a processor have
+ATTACHMENT_NAME = "^[a-z0-9][a-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
+AttachmentName = Annotated[str, StringConstraints(pattern=ATTACHMENT_NAME, max_length=100)]
 LayoutName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -55,18 +73,30 @@ class _Model(BaseModel):
 
 
 class Shapes(_Model):
-    """Sizes of the teacher that determine the shapes of the arrays."""
+    """Sizes of the teacher that determine the shapes of the arrays.
+
+    Attributes:
+        vision_tokens: tokens of EVERY image; None where images have different numbers of tokens. Attention to vision
+            tokens then is one block of columns for all images, and `input_ids` holds one id for each vision token.
+        vocab_size: V, columns of the logits.
+        num_tokens: entries of the tokenizer, if the logits have more columns.
+        attention_layer: the decoder's first layer that has attention.
+    """
 
     num_heads: int = Field(ge=1, le=1 << 12)
     hidden_size: int = Field(ge=1, le=1 << 18)
-    vision_tokens: int = Field(ge=1, le=1 << 16, description="P; 144 for MobileVLM V2")
+    vision_tokens: int | None = Field(ge=1, le=1 << 16, description="144 for MobileVLM V2; null: depends on the image")
     vocab_size: int = Field(ge=1, le=1 << 22)
-    num_tokens: int | None = None
-    attention_layer: int = 0
+    num_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
     vision_top_tokens: int = Field(default=16, ge=1, le=1 << 16, description="tokens of the focus loss (eq. 3)")
+    attention_layer: int = Field(default=0, ge=0, le=1 << 10)
 
     @model_validator(mode="after")
     def _check_row_sizes(self) -> Self:
+        if self.num_tokens is not None and self.num_tokens > self.vocab_size:
+            raise ValueError(f"shapes.num_tokens is {self.num_tokens}, above shapes.vocab_size {self.vocab_size}")
+        if self.vision_tokens is None:
+            return self
         for name in ("num_heads", "hidden_size"):
             values = getattr(self, name) * self.vision_tokens
             if values > MAX_ROW_VALUES:
@@ -80,20 +110,25 @@ class Shapes(_Model):
 class Manifest(_Model):
     """Written once when a store is created; every commit record holds its hash.
 
+    Its file, and `model_dump`, have the list `targets` in place of `codecs` and `more`.
+
     Attributes:
         fingerprint: what determined the teacher's outputs: weights, tokenizer, template, ...
         data_fingerprint: the samples: hash of the conversations file, number of samples, ...
+        codecs: how the targets with fields of their own in a `Record` are stored.
+        more: further targets, `Record.more` by their names.
         backend: name of the shards' layout; `layouts/registry.py` has the layouts.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
         created_with: versions of software; the only part that may differ when the store is opened for writing again.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     fingerprint: dict[str, str]
     data_fingerprint: dict[str, str]
     shapes: Shapes
     codecs: Codecs
+    more: tuple[NamedTarget, ...] = Field(default=(), max_length=MAX_MORE)
     backend: LayoutName = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
@@ -102,19 +137,93 @@ class Manifest(_Model):
     seed: int = Field(ge=0, lt=2**64)
     created_with: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_targets(cls, document: Any) -> Any:
+        """Turn `targets` of a file into `codecs` and `more`."""
+        if not isinstance(document, dict) or "targets" not in document:
+            return document
+        fields = {name: value for name, value in document.items() if name != "targets"}
+        if not isinstance(document["targets"], list | tuple) or len(document["targets"]) > MAX_MORE + len(OWN_FIELDS):
+            raise ValueError(f"targets is not a list of at most {MAX_MORE + len(OWN_FIELDS)}")
+        targets = [NamedTarget.model_validate(target) for target in document["targets"]]
+        own = {target.name: target for target in targets if target.name in OWN_FIELDS}
+        further = [target for target in targets if target.name not in OWN_FIELDS]
+        return {"codecs": codecs_of(own), **fields, "more": [*further, *fields.get("more", ())]}
+
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
-        if self.codecs.vision_top not in NOT_STORED and self.shapes.vision_top_tokens > self.shapes.vision_tokens:
+        top, tokens = self.shapes.vision_top_tokens, self.shapes.vision_tokens
+        if self.codecs.vision_top not in NOT_STORED and tokens is not None and top > tokens:
             raise ValueError(
-                f"shapes.vision_top_tokens is {self.shapes.vision_top_tokens}, above shapes.vision_tokens "
-                f"{self.shapes.vision_tokens}: lower it or set codecs.vision_top to none"
+                f"shapes.vision_top_tokens is {top}, above shapes.vision_tokens {tokens}: lower it or set "
+                "codecs.vision_top to none"
             )
         if self.num_shards > MAX_SHARDS:
             raise ValueError(
                 f"num_samples is {self.num_samples} and shard_size {self.shard_size}: {self.num_shards} shards, at "
                 f"most {MAX_SHARDS} are allowed"
             )
+        if files := sorted(
+            {name.partition("/")[0] for name in self.attachments if "/" in name} & set(self.attachments)
+        ):
+            raise ValueError(f"attachments has {files[0]!r} as a file and as a folder")
+        if self.schema_version == 2 and (self.more or tokens is None):
+            raise ValueError("schema 2 has no further targets and one number of vision tokens for all images")
+        if self.codecs.attention == NONE and self.codecs.attention_pairs != "tqv":
+            # pairs of no attention have no meaning, and a file has no place for them
+            object.__setattr__(self, "codecs", self.codecs.model_copy(update={"attention_pairs": "tqv"}))
+        self._check_more()
         return self
+
+    def _check_more(self) -> None:
+        names = [target.name for target in self.more]
+        if len(set(names)) < len(names):
+            raise ValueError(f"targets have the names {', '.join(names)[:200]}, expected each once")
+        for target in self.more:
+            target.check_further()
+            values = (target.lead or 1) * (target.width or 1)
+            if values > MAX_ROW_VALUES:
+                raise ValueError(
+                    f"target {target.name!r} has {values} values in a stored row, at most {MAX_ROW_VALUES} are allowed"
+                )
+
+    @model_serializer(mode="wrap")
+    def _as_file(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        document.pop("more")
+        if self.schema_version == 2:
+            for name in ("num_tokens", "attention_layer"):
+                document["shapes"].pop(name, None)
+            return document
+        document.pop("codecs")
+        document["targets"] = [target.model_dump(mode=info.mode) for target in self.targets]
+        return document
+
+    @property
+    def targets(self) -> tuple[NamedTarget, ...]:
+        """Every target of the store, those of `codecs` first."""
+        shapes = self.shapes
+        own = own_targets(
+            self.codecs,
+            num_heads=shapes.num_heads,
+            hidden_size=shapes.hidden_size,
+            attention_layer=shapes.attention_layer,
+        )
+        return (*own, *self.more)
+
+    def settings(self) -> dict[str, Any]:
+        """The manifest by the names that its fields have here: `codecs`, and the further targets by their names."""
+        document = {name: value for name, value in self.model_dump(mode="json").items() if name != "targets"}
+        document |= {"codecs": self.codecs.model_dump(mode="json"), "shapes": self.shapes.model_dump(mode="json")}
+        if self.more:
+            document["targets"] = {target.name: target.model_dump(mode="json") for target in self.more}
+        return document
+
+    def changed(self, **fields: Any) -> "Manifest":
+        """A manifest of the present schema with other values of some fields, checked."""
+        found = {name: getattr(self, name) for name in type(self).model_fields if name != "schema_version"}
+        return type(self).model_validate(found | fields)
 
     @property
     def num_shards(self) -> int:
@@ -132,13 +241,14 @@ class Manifest(_Model):
         return hashlib.sha256(canonical(document)).hexdigest()
 
     def __repr__(self) -> str:
-        shapes, codecs = self.shapes.model_dump(), self.codecs.model_dump(exclude_none=True)
+        shapes, codecs = self.shapes.model_dump(exclude_none=True), self.codecs.model_dump(exclude_none=True)
         logits = ", ".join(f"{name}={value}" for name, value in codecs.pop("logits").items())
         lines = [
             f"Manifest(schema {self.schema_version}, {self.backend}, inputs {self.inputs},",
             f"  {self.num_samples} samples in {self.num_shards} shards of {self.shard_size}, seed {self.seed},",
             f"  shapes: {', '.join(f'{name}={value}' for name, value in shapes.items())},",
             f"  codecs: {', '.join(f'{name}={value}' for name, value in codecs.items())}, logits({logits}),",
+            *([f"  more targets: {', '.join(target.name for target in self.more)},"] if self.more else []),
             f"  attachments: {', '.join(self.attachments) or 'none'},",
             f"  fingerprint of: {', '.join((*self.fingerprint, *self.data_fingerprint))})",
         ]
@@ -181,18 +291,25 @@ def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
         StoreError: another version of the software wrote it, or a value is out of bounds.
     """
     version = document.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
+    if type(version) is not int or version not in READ_VERSIONS:
         raise StoreError(
-            f"{where}: schema_version is {version!r:.40}, this alignkd reads {SCHEMA_VERSION}; open the store with the "
-            "alignkd that wrote it, or dump the targets again"
+            f"{where}: schema_version is {version!r:.40}, this alignkd reads {' and '.join(map(str, READ_VERSIONS))}; "
+            "open the store with the alignkd that wrote it, or dump the targets again"
         )
+    foreign = {"more", "targets" if version == 2 else "codecs"} & document.keys()
+    if foreign:
+        raise StoreError(f"{where}: {min(foreign)} is not a field of schema {version}; use the alignkd that wrote it")
     try:
-        return Manifest.model_validate(document)
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         # keys may come from an untrusted source: one line, of bounded length
         place = ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()
         raise StoreError(f"{where}: {place:.200}: {first['msg']:.400}; use the alignkd that wrote the store") from None
+    expected = manifest.model_dump()
+    if version != 2 and canonical({"targets": document["targets"]}) != canonical({"targets": expected["targets"]}):
+        raise StoreError(f"{where}: targets are not spelled as a writer does; use the alignkd that wrote the store")
+    return manifest
 
 
 def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
@@ -201,8 +318,12 @@ def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> N
     Raises:
         StoreError: names each differing field with both values.
     """
-    stored = flatten(found.model_dump(exclude=VOLATILE))
-    wanted = flatten(asked.model_dump(exclude=VOLATILE))
+    if found.schema_version != asked.schema_version:
+        raise StoreError(
+            f"store {path} has schema {found.schema_version}, which this alignkd reads and does not write; choose "
+            "another path, or `alignkd shards convert` the store to a new one"
+        )
+    stored, wanted = _decisive(found), _decisive(asked)
     differing = [
         f"{name} is {stored.get(name, 'absent')} in the store, {wanted.get(name, 'absent')} asked for"
         for name in sorted(stored.keys() | wanted.keys())
@@ -239,6 +360,10 @@ def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
 
 
 _ABSENT = object()
+
+
+def _decisive(manifest: Manifest) -> dict[str, Any]:
+    return flatten({name: value for name, value in manifest.settings().items() if name not in VOLATILE})
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

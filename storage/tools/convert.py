@@ -1,4 +1,4 @@
-"""The same records in another physical layout, bit for bit."""
+"""The same records in another physical layout, bit for bit; stores of an older schema become ones of the present."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ def convert_store(
 ) -> CopyReport:
     """Write the store at `source` again at `target`.
 
-    Targets are copied as stored; plan, unusable samples and attachments stay the same. Only the layout changes. After
-    an interruption the same call resumes.
+    Targets are copied as stored; plan, unusable samples and attachments stay the same. Only the layout changes, and the
+    schema if the source has an older one. After an interruption the same call resumes.
 
     Args:
         progress: called with the number of samples done since the last call.
@@ -56,8 +56,8 @@ def convert_store(
 
 
 def converted_manifest(manifest: Manifest, backend: str) -> Manifest:
-    """The manifest with another backend."""
-    return Manifest.model_validate(manifest.model_dump() | {"backend": backend})
+    """The manifest with another backend, in the present schema."""
+    return manifest.changed(backend=backend)
 
 
 def samples_of(reader: StoreReader) -> Sample:

@@ -93,7 +93,7 @@ def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Mani
         "num_samples": start,
         "backend": backend or manifests[0].backend,
     }
-    return Manifest.model_validate(manifests[0].model_dump() | changes)
+    return manifests[0].changed(**changes)
 
 
 def find_duplicates(readers: Sequence[StoreReader], starts: Sequence[int]) -> list[Duplicate]:
@@ -156,6 +156,7 @@ def _decisive(manifest: Manifest) -> dict[str, Any]:
         "shapes": manifest.shapes.model_dump(),
         "codecs": codecs,
         "codecs.logits": logits,
+        "targets": {target.name: target.model_dump() for target in manifest.more},
         "attachments": manifest.attachments,
     }.items():
         flat |= {f"{name}.{key}": value for key, value in values.items()}

@@ -82,7 +82,7 @@ def store_stats(reader: StoreReader, progress: Callable[[int], object] = lambda 
             bytes=commit.totals.bytes,
             entries=tables.rows_of("entry"),
             with_image=int(np.count_nonzero(tables.field("image_row") != NO_ROW)),
-            shown=tables.rows_of("vision") // manifest.shapes.vision_tokens,
+            shown=_images_shown(tables, manifest),
         )
         progress(1)
     sizes = [
@@ -110,11 +110,18 @@ def store_stats(reader: StoreReader, progress: Callable[[int], object] = lambda 
     )
 
 
+def _images_shown(tables: ShardTables, manifest: Manifest) -> int:
+    """Sum of the numbers of images of all records."""
+    if manifest.schema_version == 2:
+        return tables.rows_of("vision") // (manifest.shapes.vision_tokens or 1)
+    return tables.rows_of("shown")
+
+
 def payload_bytes(tables: ShardTables, column: Column) -> int:
     """Bytes of a column's values in one shard."""
     if not column.variable_width:
         return tables.rows_of(column.group) * column.row_bytes
-    widths = np.maximum(tables.field("attention_columns"), 0)
+    widths = np.maximum(tables.field(column.width_field), 0)
     rows = np.diff(tables.ends(column.group))
     return int((rows * widths).sum()) * int(np.prod(column.row_shape[:-1])) * column.dtype.itemsize
 
@@ -125,6 +132,9 @@ def codec_of(manifest: Manifest, column: Column) -> str:
     logits = logits_codec_of(manifest)
     if logits is not None and column.name in {array[0] for array in logits.arrays()}:
         return " ".join(filter(None, (codecs.logits.kind, codecs.logits.dtype)))
+    for target in manifest.more:
+        if column.name == target.name or column.name.startswith(f"{target.name}_"):
+            return target.codec if isinstance(target.codec, str) else str(getattr(target.codec, "kind", ""))
     if column.name.startswith("vision_top"):
         return codecs.vision_top
     if column.name.startswith("vision_embeddings"):

@@ -22,6 +22,9 @@ from alignkd.storage.schema.commit_record import (
 from alignkd.storage.write.place import Place
 from alignkd.storage.write.publish import read_back
 
+# sha256 of each image, and its vision tokens, which may depend on the number of images in a sample
+ImageSet = tuple[tuple[str, ...], tuple[int, ...]]
+
 
 class ShardWriter:
     """One shard being written: append every planned sample in order or quarantine it, then commit."""
@@ -38,9 +41,9 @@ class ShardWriter:
         self._planned = planned.tolist()
         self._next = 0
         self._quarantined: dict[int, Quarantined] = {}
-        # image_sha256 -> its row among the shard's images, and the record that stores it; several images of a record
-        # are stored together, once for all records that show the same images
-        self._images: dict[tuple[str, ...], tuple[int, int]] = {}
+        # images of a record -> their first row among the shard's images, and the record that stores them; several
+        # images are stored together, once for all records that show the same images
+        self._images: dict[ImageSet, tuple[int, int]] = {}
         self._num_images = 0
         labels = {column.name: column.labels for column in codec.columns}
         self._fields = labels[RECORDS]
@@ -74,7 +77,7 @@ class ShardWriter:
             StoreError: not the next planned sample, targets that do not fit the manifest, a full disk.
         """
         self._check_turn(record.index)
-        new_image = record.image_sha256 not in self._images
+        new_image = _image_set(record) not in self._images
         try:
             rows = self.codec.encode(record, with_image=new_image)
         except RecordError:
@@ -144,8 +147,7 @@ class ShardWriter:
         """The record's rows of the two tables: the ends of its rows in each group, and its integer fields."""
         added = {self._groups[name]: len(values) for name, values in rows.items()}
         self._ends = {group: end + added.get(group, 0) for group, end in self._ends.items()}
-        numbers = {"dataset_index": record.index, **self._image_numbers(record)}
-        numbers["attention_columns"] = NO_ROW if record.attention is None else record.attention.shape[-1]
+        numbers = {**self.codec.numbers(record), **self._image_numbers(record)}
         return {
             OFFSETS: np.array([list(self._ends.values())], "<i8"),
             RECORDS: np.array([[numbers[field] for field in self._fields]], "<i8"),
@@ -153,13 +155,13 @@ class ShardWriter:
 
     def _image_numbers(self, record: Record) -> dict[str, int]:
         """Row of the record's image among the shard's images, and number of the record that stores it."""
-        sha256 = record.image_sha256
-        if not sha256:
+        images = _image_set(record)
+        if not record.has_image:
             return {"image_row": NO_ROW, "image_record": NO_ROW}
-        if sha256 not in self._images:
-            self._images[sha256] = self._num_images, self.num_records
+        if images not in self._images:
+            self._images[images] = self._num_images, self.num_records
             self._num_images += record.num_images
-        row, source = self._images[sha256]
+        row, source = self._images[images]
         return {"image_row": row, "image_record": source}
 
     def _commit_record(self) -> CommitRecord:
@@ -180,3 +182,7 @@ class ShardWriter:
                 bytes=sum(file.num_bytes for file in written.files),
             ),
         )
+
+
+def _image_set(record: Record) -> ImageSet:
+    return record.image_sha256, record.tokens_of_image

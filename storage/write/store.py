@@ -19,7 +19,7 @@ from alignkd.storage.files.location import as_location, check_location
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.schema.commit_record import commit_name, committed_shards, load_commit
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
 from alignkd.storage.schema.order import shard_plan
 from alignkd.storage.write.folder import FolderPlace
 from alignkd.storage.write.place import Place
@@ -74,6 +74,11 @@ class StoreWriter:
     def __init__(self, place: Place, manifest: Manifest, attachments: Mapping[str, Path | bytes] | None = None) -> None:
         """Create the store or check the one that exists; see `open_writer`."""
         get_backend(manifest.backend, f"store {place.path}")
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise StoreError(
+                f"store {place.path}: schema {manifest.schema_version} is read and not written; this alignkd writes "
+                f"schema {SCHEMA_VERSION}"
+            )
         self.place, self.manifest = place, manifest
         self.path, self.files = place.path, place.files
         self._redone: dict[int, str] = {}

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.storage.codecs import get_codec
-from alignkd.storage.record.images import of_each_image
 from alignkd.storage.record.record import (
     EncodedArray,
     HiddenStates,
@@ -124,8 +123,13 @@ def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTarg
 
 
 def _blocks(target: Target | None) -> Sequence[Target | None]:
-    """The blocks of a target [k, ...]; a target that is absent is one empty block."""
-    return [None] if target is None else of_each_image(target)
+    """The blocks of attention [blocks, ...]; a target that is absent is one empty block."""
+    if target is None:
+        return [None]
+    if isinstance(target, EncodedArray):
+        every = [{name: part[block] for name, part in target.parts.items()} for block in range(target.num_rows)]
+        return [EncodedArray(target.codec, parts) for parts in every]
+    return list(target)
 
 
 def _vision_of_images(records: Sequence[Record]) -> list[Target]:

@@ -47,9 +47,8 @@ def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:
     Models have more columns than their tokenizer has entries, and not all models of a family have equally many.
     """
     shapes = reader.manifest.shapes
-    if shapes.num_tokens is None or shapes.num_tokens == shapes.vocab_size == student.vocab_size:
-        return None
-    return shapes.num_tokens
+    entries = shapes.vocab_size if shapes.num_tokens is None else shapes.num_tokens
+    return None if entries == shapes.vocab_size == student.vocab_size else entries
 
 
 def _check_fingerprint(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
@@ -62,7 +61,9 @@ def _check_fingerprint(reader: StoreReader, preparation: Preparation, losses: Lo
                 f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
                 f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
             )
-        own = {name: value for name, value in own.items() if name != "vision_tokens"}
+        # where tokens depend on the image they follow from its processor, whose pixels no term compares
+        free = {"vision_tokens"} if preparation.vision_tokens is not None else {"vision_tokens", "image_processor"}
+        own = {name: value for name, value in own.items() if name not in free}
     check_fingerprint(reader, own)
 
 
@@ -98,22 +99,18 @@ def _check_sizes(reader: StoreReader, preparation: Preparation, student: ModelCo
 
 
 def _check_vocabulary(reader: StoreReader, preparation: Preparation, student: ModelConfig) -> None:
-    """The same entries; where the store knows their number, the columns of the heads may be padded differently."""
+    """The same entries; where the tokenizers have equally many, the heads may have further columns, unequally many."""
     shapes = reader.manifest.shapes
-    if shapes.num_tokens is None:
-        if shapes.vocab_size != student.vocab_size:
-            raise TrainError(
-                f"store {reader.path}: the teacher's vocab_size is {shapes.vocab_size}, the student's "
-                f"{student.vocab_size}; teacher and student must share a vocabulary"
-            )
+    if shapes.vocab_size == student.vocab_size and shapes.num_tokens in (None, preparation.num_tokens):
         return
-    if shapes.num_tokens != preparation.num_tokens:
+    entries = shapes.vocab_size if shapes.num_tokens is None else shapes.num_tokens
+    if not student.pads_vocabulary or entries != preparation.num_tokens:
+        sizes = f"the teacher's vocab_size is {shapes.vocab_size}, the student's {student.vocab_size}"
+        if shapes.num_tokens is not None:
+            sizes = f"the teacher's tokenizer has {entries} entries, the student's {preparation.num_tokens}"
+        raise TrainError(f"store {reader.path}: {sizes}; teacher and student must share a vocabulary")
+    if student.vocab_size < entries:
         raise TrainError(
-            f"store {reader.path}: the teacher's tokenizer has {shapes.num_tokens} entries, the student's "
-            f"{preparation.num_tokens}; teacher and student must share a vocabulary"
-        )
-    if student.vocab_size < shapes.num_tokens:
-        raise TrainError(
-            f"store {reader.path}: the tokenizer has {shapes.num_tokens} entries, the student's head only "
-            f"{student.vocab_size} columns; take a student that was trained with this tokenizer"
+            f"store {reader.path}: the tokenizer has {entries} entries, the student's head only {student.vocab_size} "
+            "columns; take a student that was trained with this tokenizer"
         )

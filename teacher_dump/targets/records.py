@@ -1,12 +1,8 @@
 """From the teacher's outputs to the record that the store keeps."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from alignkd.storage.codecs.settings import FROM_ALL
-from alignkd.storage.record.encoded import EncodedArray
 from alignkd.storage.record.record import Record, Target
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
@@ -36,6 +32,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         image_bytes=prepared.image_files if config.inputs == "embed" else (),
         input_ids=example.input_ids,
         labels=example.labels,
+        tokens_of_image=example.positions.tokens_of_image,
         vision_positions=example.positions.vision_positions,
         tqv_query_positions=example.positions.tqv_query_positions,
         supervised_positions=example.positions.supervised_positions,
@@ -53,16 +50,10 @@ def _attention(captured: Captured, config: StoreConfig) -> Target | None:
     return StoredParts(codec=config.attention, parts=captured.attention.wait()).target("attention")
 
 
-def _vision(captured: Captured, config: StoreConfig) -> Target | None:
-    """[k, P, Dt]; None without images, and where they are not stored."""
-    found = [
+def _vision(captured: Captured, config: StoreConfig) -> tuple[Target, ...] | None:
+    """[P, Dt] of each image; None without images, and where they are not stored."""
+    found = tuple(
         StoredParts(codec=config.vision_all, parts=image.wait()).target("vision_embeddings")
         for image in captured.vision
-    ]
-    if not found:
-        return None
-    if isinstance(found[0], EncodedArray):
-        parts = [image.parts for image in found if isinstance(image, EncodedArray)]
-        return EncodedArray(config.vision_all, {name: np.stack([part[name] for part in parts]) for name in parts[0]})
-    every: NDArray[Any] = np.stack([image for image in found if isinstance(image, np.ndarray)])
-    return every
+    )
+    return found or None

@@ -57,7 +57,7 @@ def unmet(waits: Mapping[Wait, int], known: Sequence[Known]) -> list[Known]:
 
 HIDDEN_STATES = Known(
     "vlm/families/mobilevlm/model/mobilevlm.py",
-    "hidden_states",
+    "decoder_states",
     "_local_scalar_dense",
     1,
     "transformers looks whether positions are those of packed sequences, once per pass of a decoder",
@@ -66,8 +66,11 @@ HIDDEN_STATES = Known(
 COPIES = "stored targets go up one by one, each copied by pageable memory, before the forward pass begins"
 MICRO_BATCH = [
     HIDDEN_STATES,
-    Known("vlm/inputs/batch.py", "to", "to the device", 7, COPIES),
-    Known("student_train/data/batch.py", "to", "to the device", 4, COPIES),
+    Known("vlm/inputs/batch.py", "to", "to the device", 4, COPIES),
+    Known(
+        "vlm/inputs/packed_images.py", "to", "to the device", 1, "all pixels of a batch, one copy per argument's name"
+    ),
+    Known("student_train/data/batch.py", "to", "to the device", 3, COPIES),
     Known("student_train/data/targets.py", "to", "to the device", 9, COPIES),
     Known("student_train/data/decode.py", "to", "to the device", 7, COPIES),
     Known("vlm/stem/stem.py", "to", "to the device", 3, COPIES),

@@ -33,7 +33,7 @@ def main(job_json: str, blow_json: str) -> None:
 
 
 def job_of(values: dict[str, Any]) -> TrainJob:
-    paths = {name: Path(values[name]) for name in ("images", "store", "vision_config")}
+    paths = {name: Path(values[name]) for name in ("images", "store", "vision_config") if values[name] is not None}
     return TrainJob(**values | paths | {"train": TrainConfig(**values["train"])})
 
 

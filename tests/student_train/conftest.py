@@ -30,7 +30,7 @@ from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_p
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.sample_key import sample_key
-from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, lm_head_bytes
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, head_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
@@ -98,7 +98,7 @@ def dump(teacher: MobileVLM, student_builder: MobileVLMPreparation) -> Dump:
         inputs: Any = "reference",
     ) -> Path:
         codecs = codecs or exact_codecs()
-        head = {LM_HEAD_FILE: lm_head_bytes(teacher.lm_head.weight)} if codecs.logits.kind == "hidden" else {}
+        head = {LM_HEAD_FILE: head_bytes(teacher.head)} if codecs.logits.kind == "hidden" else {}
         manifest = Manifest(
             fingerprint={"weights": "golden", **student_builder.fingerprint, **(fingerprint or {})},
             data_fingerprint={"name": path.name},
@@ -261,9 +261,9 @@ def exact_codecs() -> Codecs:
 @torch.no_grad()
 def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tensor]:
     batch = collate_sequences([example])
-    vision = None if batch.pixel_values_ICHW is None else teacher.encode_images(batch.pixel_values_ICHW)
+    vision = teacher.encode_images(batch.images) if batch.images else None
     embeds = teacher.embed(batch, vision)
-    hidden = teacher.hidden_states(embeds)[0, example.positions.supervised_positions]
+    hidden = teacher.hidden_states(batch, vision)[0, example.positions.supervised_positions]
     targets = {"logits": teacher.lm_head(hidden), "hidden": hidden}
     if vision is not None:
         rows, cols = (
@@ -274,9 +274,9 @@ def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tens
         tqv_cols = torch.from_numpy(example.positions.vision_positions.astype(np.int64))[None]
         scores = teacher.first_layer_attention(embeds, tqv_rows, tqv_cols)[0].mean(0).sum(0)
         targets["attention"] = teacher.first_layer_attention(embeds, rows, cols).transpose(1, 2)
-        targets["vision_embeddings"] = vision
+        targets["vision_embeddings"] = vision.embeddings_PD[None]
         targets["vision_top_index"] = scores.argsort(descending=True, stable=True)[:16]
-        targets["vision_top_embeddings"] = vision[0][targets["vision_top_index"]]
+        targets["vision_top_embeddings"] = vision.embeddings_PD[targets["vision_top_index"]]
     return targets
 
 

@@ -40,9 +40,9 @@ def first_value(job: TrainJob) -> float:
     plan = plan_run(job, start_ranks())
     batch = next(iter(plan.micro_batches(first_step=0)))
     student: Any = build_student(job, plan.student, plan.reader)
-    assert batch.vision_all_IPD is not None
-    adapted = student.adapters.adapt_vision(batch.vision_all_IPD.decode())
-    found = student.model.encode_images(batch.sequences.pixel_values_ICHW)
+    assert batch.vision_all_PD is not None
+    adapted = student.adapters.adapt_vision(batch.vision_all_PD.decode())
+    found = student.model.encode_images(batch.sequences.images).embeddings_PD
     return float((adapted - found).abs().double().mean())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.term import ForwardPass, HeadInputs, Term, idle
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.family import ModelConfig
 
 
 def l1_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum:
@@ -26,13 +26,13 @@ def surprise_loss(logits_nV: Tensor, labels_n: Tensor) -> Tensor:
 
 
 def vision_l1_term(forward: ForwardPass) -> LossSum:
-    targets = forward.batch.vision_all_IPD
+    targets = forward.batch.vision_all_PD
     if targets is None:
         return idle(forward.adapters.adapt_no_vision())
-    return l1_loss(forward.adapters.adapt_vision(targets.decode()), forward.vision_IPD)
+    return l1_loss(forward.adapters.adapt_vision(targets.decode()), forward.vision_PD)
 
 
-def vision_l1_elements(reader: StoreReader, student: VLMConfig) -> NDArray[np.int64]:
+def vision_l1_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
     return reader.num_images * student.vision_tokens * student.hidden_size
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
@@ -21,7 +21,8 @@ SAMPLES: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = (
     ("<image>\ndescribe the image and this one? <image>", ((200, 150), (48, 130))),
     ("what is in the picture?\n<image>", ((48, 130),)),
 )
-NOT_OF_IMAGES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+TYPES = ("token_type_ids", "mm_token_type_ids")
+NOT_OF_IMAGES = ("input_ids", "attention_mask", *TYPES)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ class Processed:
 
 def processed_samples(folder: Path, samples: Sequence[Any] = SAMPLES) -> list[Processed]:
     processor = AutoProcessor.from_pretrained(folder)
-    return [processed(processor, text, drawn_images(sizes, seed)) for seed, (text, sizes) in enumerate(samples)]
+    # the processor of Gemma 3 gives this name to another token
+    image_token_id = AutoConfig.from_pretrained(folder).image_token_id
+    return [
+        processed(processor, image_token_id, text, drawn_images(sizes, seed))
+        for seed, (text, sizes) in enumerate(samples)
+    ]
 
 
 def drawn_images(sizes: Sequence[tuple[int, int]], seed: int) -> list[Image.Image]:
@@ -43,28 +49,27 @@ def drawn_images(sizes: Sequence[tuple[int, int]], seed: int) -> list[Image.Imag
     return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(tiny, sizes, strict=True)]
 
 
-def processed(processor: Any, text: str, images: Sequence[Image.Image]) -> Processed:
+def processed(processor: Any, image_token_id: int, text: str, images: Sequence[Image.Image]) -> Processed:
     content: list[dict[str, str]] = []
     for number, piece in enumerate(text.split("<image>")):
         if number:
             content.append({"type": "image"})
         if piece.strip():
             content.append({"type": "text", "text": piece.strip()})
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "a black cat."}]}]
+    answer = [{"type": "text", "text": "a black cat."}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     rendered = processor.apply_chat_template(messages, tokenize=False)
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and rendered.startswith(bos) else {}
-    whole = dict(
-        processor(
-            text=[rendered], images=[list(images)] if images else None, return_tensors="pt", return_mm_token_type_ids=True, **special
-        )
-    )
-    return Processed(example=_example(processor, whole, images), whole=whole)
+    given = [list(images)] if images else None
+    whole = processor(text=[rendered], images=given, return_tensors="pt", return_mm_token_type_ids=True, **special)
+    whole = {name: values for name, values in whole.items() if name not in TYPES or name in processor.model_input_names}
+    is_vision = whole["input_ids"][0].numpy() == image_token_id
+    return Processed(example=_example(processor, whole, is_vision, images), whole=whole)
 
 
-def _example(processor: Any, whole: dict[str, Any], images: Sequence[Image.Image]) -> Example:
+def _example(processor: Any, whole: dict[str, Any], is_vision: Any, images: Sequence[Image.Image]) -> Example:
     ids = whole["input_ids"][0].numpy().astype(np.int32)
-    is_vision = ids == processor.image_token_id
     labels = np.full(len(ids), IGNORE_LABEL, np.int32)
     labels[-4:] = ids[-4:]
     arrays = []
@@ -79,13 +84,9 @@ def _example(processor: Any, whole: dict[str, Any], images: Sequence[Image.Image
         input_ids=ids,
         labels=labels,
         positions=spliced_position_map(
-            is_vision, labels, _tokens_of_images(whole, is_vision, len(images)), blocks_of_images=False
+            is_vision, labels, _tokens_of_images(is_vision, len(images)), blocks_of_images=False
         ),
-        types={
-            name: whole[name][0].numpy().astype(np.int32)
-            for name in ("token_type_ids", "mm_token_type_ids")
-            if name in whole and name in processor.model_input_names
-        },
+        types={name: whole[name][0].numpy().astype(np.int32) for name in TYPES if name in whole},
         images=tuple(arrays),
     )
 
@@ -101,7 +102,9 @@ def _first(name: str, value: Any, among: int) -> Any:
     return value[: len(value) // among].numpy()
 
 
-def _tokens_of_images(whole: dict[str, Any], is_vision: Any, num_images: int) -> list[int]:
-    """Not used by the model; halves are as good as the truth."""
+def _tokens_of_images(is_vision: Any, num_images: int) -> list[int]:
+    """Not used by the model, so equal parts are as good as the truth."""
+    if not num_images:
+        return []
     total = int(is_vision.sum())
-    return [total // num_images] * (num_images - 1) + [total - total // num_images * (num_images - 1)] if num_images else []
+    return [total // num_images] * (num_images - 1) + [total - total // num_images * (num_images - 1)]

@@ -48,8 +48,8 @@ def test_profiles(
             continue
         assert record.has_image and job.images is not None
         assert record.image_bytes == tuple((job.images / image).read_bytes() for image in record.images)
-        for field in ("attention", "vision_embeddings", "vision_top_embeddings"):
-            stored, expected = as_float32(getattr(record, field)), as_float32(getattr(true, field))
+        for field in ("attention_float32", "vision_embeddings_float32", "vision_top_embeddings_float32"):
+            stored, expected = getattr(record, field), getattr(true, field)
             assert 0 < np.linalg.norm(stored - expected) < 0.01 * np.linalg.norm(expected), field
         np.testing.assert_array_equal(record.vision_top_index, true.vision_top_index)
 

@@ -13,29 +13,18 @@ from alignkd.vlm.weights.files import weight_files
 
 CONFIG_FILES = ("config.json", "generation_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# Those of other families, whose processors and tokenizers have several forms.
+# Further files of tokenizers and processors of transformers.
 PROCESSOR_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.json",
-    "*.jinja",
+    "chat_template.jinja",
     "tokenizer.json",
     "tekken.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "*.model",
-)
-# Further files of tokenizers and processors of transformers.
-PROCESSOR_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
+    "spiece.model",
 )
 # In the order of `alignkd.vlm.weights.files.FORMATS`.
 WEIGHT_PATTERNS = (

@@ -26,8 +26,8 @@ from alignkd.pipeline.demo.world.scenes import (
     draw_scene,
     make_scene,
 )
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.inputs.templates import IMAGE_PLACEHOLDER
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED
 from alignkd.student_train.engine.pinned_memory import pinned_bytes
 from alignkd.student_train.run.checkpoint_parts import PART_BYTES
-from alignkd.vlm.families.mobilevlm.model.sizes import ModelSize
+from alignkd.vlm.families.sizes import ModelSize
 
 MIB = 1 << 20
 # Python, torch and CUDA's libraries and context of one training process: assumed; 0.4 GiB of it is measured on a CPU.

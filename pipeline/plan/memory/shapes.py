@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.model.sizes import ModelSize, model_size
+from alignkd.vlm.families.mobilevlm.model.sizes import model_size
+from alignkd.vlm.families.sizes import ModelSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,12 @@ class ModelShapes:
     @classmethod
     def of(cls, name: str, config: VLMConfig) -> Self:
         """The shapes of a configuration; `name` is only displayed."""
-        vision, layer = config.vision, config.vision_select_layer
+        size = model_size(name, config)
+        assert size.tower.patches is not None  # this family's images have one size
         return cls(
-            size=model_size(name, config),
-            vision_patches=(int(vision.image_size) // int(vision.patch_size)) ** 2,
-            vision_hidden_size=int(vision.hidden_size),
-            vision_intermediate_size=int(vision.intermediate_size),
-            vision_layers=layer if layer >= 0 else int(vision.num_hidden_layers) + 1 + layer,
+            size=size,
+            vision_patches=size.tower.patches,
+            vision_hidden_size=size.tower.hidden_size,
+            vision_intermediate_size=size.tower.intermediate_size,
+            vision_layers=size.tower.num_layers,
         )

@@ -5,7 +5,7 @@ from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.student_train.engine.zero_config import MAX_BUCKET
-from alignkd.vlm.families.mobilevlm.model.sizes import ModelSize
+from alignkd.vlm.families.sizes import ModelSize
 
 # AdamW: float32 master weight and two moments
 OPTIMISER_BYTES = 12

@@ -21,8 +21,8 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
     """Every array of a record under its public name; targets that are not stored are left out.
 
     Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P]. Ids, labels,
-    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. With k images P is
-    k * P, image by image; their files are `image_bytes_0`, `image_bytes_1`, ...
+    positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. P counts the tokens
+    of all images, image by image; their files are `image_bytes_0`, `image_bytes_1`, ...
     """
     tensors: dict[str, NDArray[Any] | None] = {
         "input_ids": record.input_ids,
@@ -37,7 +37,7 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
         "vision_top_embeddings": _floats(record.vision_top_embeddings),
         "vision_embeddings": None
         if record.vision_embeddings is None
-        else _floats(record.vision_embeddings).reshape(-1, record.vision_embeddings.shape[-1]),
+        else np.concatenate([_floats(image) for image in record.vision_embeddings]),
         **_logit_tensors(record.logits),
     }
     widened = {name: _widened(values) for name, values in tensors.items() if values is not None}
@@ -96,7 +96,8 @@ def summary(
 
 def vision_blocks(record: Record) -> list[NDArray[np.int32]]:
     """The vision positions [P] of each image."""
-    return np.split(record.vision_positions, record.num_images) if record.has_image else []
+    ends = np.cumsum(record.tokens_of_image[:-1], dtype=np.int64)
+    return np.split(record.vision_positions, ends) if record.has_image else []
 
 
 def vision_grid(manifest: Manifest) -> tuple[int, int]:

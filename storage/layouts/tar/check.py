@@ -55,7 +55,7 @@ def _wrong_sizes(
     rows = np.diff(tables.ends(column.group))
     row_bytes = np.full(len(rows), column.row_bytes, np.int64)
     if column.variable_width:
-        widths = tables.field("attention_columns")
+        widths = tables.field(column.width_field)
         row_bytes = column.row_bytes // column.row_shape[-1] * np.clip(widths, 0, MAX_WIDTH)
         if (widths > MAX_WIDTH).any():
             return widths > MAX_WIDTH
@@ -88,9 +88,7 @@ def frame_problem(
                 return "its JSON is not that of the tables"
         else:
             first, last = ranges[member.column.group]
-            shape = (last - first, *member.column.row_shape)
-            if member.column.variable_width:
-                shape = (*shape[:-1], numbers["attention_columns"])
+            shape = member.column.shape_of(last - first, numbers)
         name = member.file_name(numbers["dataset_index"], content)
         if data[at - start : offset - start].tobytes() != member.frame(numbers["dataset_index"], content, shape):
             return f"the header of {name} is not as written"

@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.layouts.tables import IMAGE_GROUPS
-from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import IMAGE_BYTES, IMAGE_GROUPS, KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import VOLATILE, Manifest
 from alignkd.storage.schema.sealed_json import canonical
 
@@ -48,8 +47,6 @@ JSON = "json"
 NPY = ".npy"
 # stored in the JSON member and in the index, not as arrays
 NOT_ARRAYS = (OFFSETS, RECORDS, KEYS, "id", "text")
-# One row per record or image: other readers see it without the axis of length one. Several images keep the axis.
-ONE_ROW_GROUPS = ("top", "image")
 
 _MAGIC_NUMBERS = (
     ("jpg", re.compile(rb"\xff\xd8\xff")),
@@ -109,7 +106,7 @@ def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
 
 def shown_shape(column: Column, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape in the .npy header of a record's rows."""
-    return shape[1:] if column.group in ONE_ROW_GROUPS and shape[0] == 1 else shape
+    return shape[1:] if column.squeezed and shape[0] == 1 else shape
 
 
 @dataclass(frozen=True)

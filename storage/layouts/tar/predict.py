@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
 from alignkd.storage.layouts.tar.format import BLOCK, Member, aligned, closing, json_head, opening, record_members
 from alignkd.storage.layouts.tar.index import index_bytes
-from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, Column
+from alignkd.storage.schema.columns import OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import shard_name
 from alignkd.storage.schema.manifest import Manifest
 
@@ -24,9 +24,10 @@ def predicted_shard(manifest: Manifest, columns: Sequence[Column], rows: ShardRo
         present = _present(member, rows)
         sizes["text" if member.column is None else member.name] = int(_member_bytes(member, rows)[present].sum())
         num_members += int(present.sum())
-    totals = {group: rows.total(group) for group in GROUPS}
+    labels = {column.name: column.labels for column in columns}
+    totals = {group: rows.total(group) for group in labels[OFFSETS]}
     ends = len(opening(manifest)) + len(closing(len(rows), num_members, totals))
-    index = index_bytes(len(rows), len(GROUPS), len(RECORD_FIELDS), totals["id"], len(members))
+    index = index_bytes(len(rows), len(labels[OFFSETS]), len(labels[RECORDS]), totals["id"], len(members))
     name = shard_name(0)
     files = {f"{name}.tar": sum(sizes.values()) + ends, f"{name}.idx": index}
     return PredictedShard(columns=sizes, overhead=ends + index, files=files)
@@ -47,6 +48,6 @@ def _present(member: Member, rows: ShardRows) -> NDArray[np.bool_]:
     """Records that have the member, even an empty one, bool [records]."""
     if member.of_image:
         return rows.groups["image"] > 0
-    if member.column is not None and member.column.group in ("attention", "top"):
+    if member.column is not None and member.column.group in ("attention", "top", "top_scale"):
         return rows.has_image
     return np.ones(len(rows), np.bool_)

@@ -44,7 +44,7 @@ class TarSource:
         groups = self._group_numbers(columns)
         self._text_group = groups["text"]
         self._cuts = [
-            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.variable_width)
+            (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.width_field)
             for member in self._record_members
             if (c := member.column) is not None
         ]
@@ -205,13 +205,15 @@ class TarSource:
             offset, size, _ = self.index.places[record, 0].item()
             text = self._text_group
             arrays["text"] = text_rows(data[offset - start : offset - start + size], lasts[text] - firsts[text])
-        for (name, group, dtype, row_shape, row_bytes, variable), offset in zip(self._cuts, offsets[1:], strict=True):
+        for (name, group, dtype, row_shape, row_bytes, width_field), offset in zip(
+            self._cuts, offsets[1:], strict=True
+        ):
             if offset < 0 or not (own if offset < middle else image):
                 continue
             rows = lasts[group] - firsts[group]
             shape = (rows, *row_shape)
-            if variable:
-                shape = (*shape[:-1], numbers["attention_columns"])
+            if width_field:
+                shape = (*shape[:-1], numbers[width_field])
             array: NDArray[Any] = np.ndarray(shape, dtype, data, offset - start)
             arrays[name] = array.copy() if rows * row_bytes < COPY_BYTES else array
 

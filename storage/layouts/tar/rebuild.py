@@ -28,9 +28,21 @@ from alignkd.storage.layouts.tar.format import (
 )
 from alignkd.storage.layouts.tar.members import TarMembers
 from alignkd.storage.layouts.tar.writer import TarWriter
-from alignkd.storage.schema.columns import IMAGE_BYTES, KEYS, NO_ROW, OFFSETS, RECORDS, Column, columns_of
+from alignkd.storage.record.record import IMAGE_TOKEN_ID
+from alignkd.storage.schema.columns import (
+    ATTENTION_COLUMNS,
+    IMAGE_BYTES,
+    IMAGE_TOKENS,
+    KEYS,
+    NO_ROW,
+    OFFSETS,
+    RECORDS,
+    Column,
+    columns_of,
+)
 
 Rows = dict[str, NDArray[Any]]
+_NO_IDS = np.empty(0, np.int32)
 _NPY_SHAPE = re.compile(rb"'shape': \(((?:\d{1,19}, ?)*\d{0,19})\)")
 
 
@@ -87,6 +99,7 @@ class _Records:
         labels = {column.name: column.labels for column in columns}
         self._fields = labels[RECORDS]
         self._groups = {column.name: column.group for column in columns}
+        self._width_fields = {column.name: column.width_field for column in columns if column.variable_width}
         self._columns = [member.column for member in record_members(columns) if member.column is not None]
         self._ends = dict.fromkeys(labels[OFFSETS], 0)
         self._numbers: dict[str, int] = {}
@@ -157,10 +170,23 @@ class _Records:
         numbers = {
             "dataset_index": document["index"],
             "image_row": NO_ROW if source is None else self._image_rows[source],
-            "attention_columns": rows["attention"].shape[-1] if "attention" in rows else NO_ROW,
             "image_record": NO_ROW if source is None else self._numbers[source],
+            "num_images": len(rows[IMAGE_TOKENS]) if IMAGE_TOKENS in rows else 0,
+            "length": _length(rows),
         }
+        numbers |= {
+            field: rows[name].shape[-1] if name in rows else NO_ROW for name, field in self._width_fields.items()
+        }
+        # of fixed width, but its width is in the table too
+        numbers[ATTENTION_COLUMNS] = rows["attention"].shape[-1] if "attention" in rows else NO_ROW
         return {
             OFFSETS: np.array([list(self._ends.values())], "<i8"),
             RECORDS: np.array([[numbers[field] for field in self._fields]], "<i8"),
         }
+
+
+def _length(rows: Rows) -> int:
+    """L, from the ids and the vision positions; see `Record.sequence_length`."""
+    ids, vision = (rows.get(name, _NO_IDS) for name in ("input_ids", "vision_positions"))
+    placeholders = int(np.count_nonzero(ids == IMAGE_TOKEN_ID))
+    return len(ids) + (len(vision) - placeholders if placeholders else 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, data_file, index_bytes
-from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets
+from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets, stored_targets
 from alignkd.storage.schema.commit_record import ArrayLayout
 from alignkd.storage.schema.manifest import Manifest
 
@@ -44,7 +44,7 @@ def _layout(column: Column, rows: ShardRows) -> ArrayLayout:
     num_rows = rows.total(column.group) + (column.name == OFFSETS)
     row_shape = column.row_shape
     if column.variable_width:
-        row_shape = (*row_shape[:-1], int(rows.widths.max(initial=0)))
+        row_shape = (*row_shape[:-1], int(rows.widths_of(column).max(initial=0)))
     return ArrayLayout((num_rows, *row_shape), column.chunk_shape)
 
 
@@ -59,7 +59,7 @@ def _num_chunks(column: Column, layout: ArrayLayout, rows: ShardRows) -> int:
     step = layout.chunk[0]
     if not column.variable_width:
         return -(-layout.shape[0] // step)
-    width_of_row = np.repeat(rows.widths, rows.groups[column.group])
+    width_of_row = np.repeat(rows.widths_of(column), rows.groups[column.group])
     starts = np.arange(0, len(width_of_row), step)
     if not len(starts):
         return 0
@@ -78,6 +78,6 @@ def _descriptions(
     with tempfile.TemporaryDirectory(prefix="alignkd-plan-") as folder:
         for column in columns:
             (Path(folder) / column.name).mkdir()
-        write_metadata(Path(folder), columns, arrays, checksums, describe_targets(manifest))
+        write_metadata(Path(folder), columns, arrays, checksums, describe_targets(manifest), stored_targets(manifest))
         found = sorted(Path(folder).rglob("*.json"))
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}

@@ -37,7 +37,7 @@ class ZarrSource:
         self.files, self.folder, self.columns, self.commit = files, folder, columns, commit
         self._by_name = {column.name: column for column in columns}
         groups = (*self._by_name[OFFSETS].labels, "record")
-        self.places = {column.name: (groups.index(column.group), column.variable_width) for column in columns}
+        self.places = {column.name: (groups.index(column.group), column.width_field) for column in columns}
         self._committed = {entry.path: entry for entry in commit.files}
         self._layouts = self._checked_layouts()
         self._checksums = self._read_checksums()
@@ -67,7 +67,7 @@ class ZarrSource:
         starts, stops = bounds = self.tables().bounds(record, numbers)
         if not self.files.checks_sizes:
             self._announce(self.tables().ranges(record, numbers))
-        rows, (held, others) = _RecordRows(self, bounds, numbers["attention_columns"]), self._busy
+        rows, (held, others) = _RecordRows(self, bounds, numbers), self._busy
         for name, group, array in held:
             rows[name] = array[starts[group] : stops[group]].copy()
         for name, group, file in others:
@@ -257,13 +257,13 @@ class _BusyColumns(NamedTuple):
 class _RecordRows(dict[str, NDArray[Any]]):
     """A record's rows by column; columns that are not in it are read on demand."""
 
-    def __init__(self, source: ZarrSource, bounds: Bounds, width: int) -> None:
-        self._source, self._width = source, width
+    def __init__(self, source: ZarrSource, bounds: Bounds, numbers: Mapping[str, int]) -> None:
+        self._source, self._numbers = source, numbers
         self._starts, self._stops = bounds
 
     def __missing__(self, name: str) -> NDArray[Any]:
-        group, variable_width = self._source.places[name]
-        width = self._width if variable_width else None
+        group, width_field = self._source.places[name]
+        width = self._numbers[width_field] if width_field else None
         return self._source.file(name).read(self._starts[group], self._stops[group], width)
 
 

@@ -138,7 +138,7 @@ def compare_fields(
 
 def diff_manifests(a: Manifest, b: Manifest) -> list[ManifestDifference]:
     """Fields that differ, nested ones as `codecs.attention`; None where a manifest does not have the field."""
-    first, second = flatten(a.model_dump(mode="json")), flatten(b.model_dump(mode="json"))
+    first, second = flatten(a.settings()), flatten(b.settings())
     return [
         ManifestDifference(field=name, a=first.get(name), b=second.get(name))
         for name in sorted(first.keys() | second.keys())

@@ -28,12 +28,13 @@ EXACT_FIELDS = (
     "image_bytes",
     "input_ids",
     "labels",
+    "tokens_of_image",
     "vision_positions",
     "tqv_query_positions",
     "supervised_positions",
     "vision_top_index",
 )
-TARGET_FIELDS = ("attention", "vision_top_embeddings", "vision_embeddings")
+TARGET_FIELDS = ("attention", "vision_top_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,47 @@ def compare_records(a: Record, b: Record, heads: LmHeads, vocab_size: int) -> It
             yield _targets(name, first, second)
         elif first is not None or second is not None:
             yield _one_sided(name, first)
-    yield from _logits(a.logits, b.logits, heads, vocab_size)
+    yield from _of_images("vision_embeddings", a.vision_embeddings, b.vision_embeddings)
+    yield from _logits("logits", a.logits, b.logits, heads, vocab_size)
+    for name in sorted(a.more.keys() | b.more.keys()):
+        yield from _further(f"more.{name}", a.more.get(name), b.more.get(name), heads, vocab_size)
+
+
+def _of_images(name: str, a: tuple[Target, ...] | None, b: tuple[Target, ...] | None) -> Iterator[FieldResult]:
+    """The targets of all images as one field."""
+    if a is None and b is None:
+        return
+    if a is None or b is None:
+        yield _one_sided(name, a)
+    elif (of_a := [target.shape for target in a]) != (of_b := [target.shape for target in b]):
+        yield FieldResult(field=name, differs=True, beyond=True, note=f"shapes {of_a} and {of_b}")
+    else:
+        yield _joined([_targets(name, first, second) for first, second in zip(a, b, strict=True)])
+
+
+def _joined(parts: list[FieldResult]) -> FieldResult:
+    """The results of the parts of a field as one."""
+    return FieldResult(
+        field=parts[0].field,
+        differs=any(part.differs for part in parts),
+        max_abs=max((part.max_abs for part in parts if part.max_abs is not None), default=None),
+        squared_error=sum(part.squared_error for part in parts),
+        squared_norm=sum(part.squared_norm for part in parts),
+        beyond=any(part.beyond for part in parts),
+        note=next((part.note for part in parts if part.note), ""),
+    )
+
+
+def _further(
+    name: str, a: Target | Logits | None, b: Target | Logits | None, heads: LmHeads, vocab_size: int
+) -> Iterator[FieldResult]:
+    plain = EncodedArray | np.ndarray
+    if isinstance(a, plain) and isinstance(b, plain):
+        yield _targets(name, a, b)
+    elif isinstance(a, EncodedArray) or isinstance(b, EncodedArray):
+        yield _one_sided(name, a)
+    else:
+        yield from _logits(name, a, b, heads, vocab_size)
 
 
 def _exact(name: str, a: Any, b: Any) -> FieldResult:
@@ -128,33 +169,32 @@ def _floats(name: str, a: Values, b: Values, bound: Values | None) -> FieldResul
     )
 
 
-def _logits(a: Logits | None, b: Logits | None, heads: LmHeads, vocab_size: int) -> Iterator[FieldResult]:
+def _logits(name: str, a: Logits | None, b: Logits | None, heads: LmHeads, vocab_size: int) -> Iterator[FieldResult]:
     if a is None and b is None:
         return
     if a is None or b is None:
-        yield _one_sided("logits", a)
+        yield _one_sided(name, a)
     elif isinstance(a, HiddenStates) and isinstance(b, HiddenStates):
-        yield _targets("logits.hidden_states", a.states, b.states)
+        yield _targets(f"{name}.hidden_states", a.states, b.states)
     elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        yield _targets("logits", a, b)
+        yield _targets(name, a, b)
     elif isinstance(a, SampledLogits) and isinstance(b, SampledLogits):
-        for name in ("ids", "counts", "offsets"):
-            yield _exact(f"logits.{name}", getattr(a, name), getattr(b, name))
-        yield _floats("logits.entropy", a.entropy, b.entropy, None)
+        for part in ("ids", "counts", "offsets"):
+            yield _exact(f"{name}.{part}", getattr(a, part), getattr(b, part))
+        yield _floats(f"{name}.entropy", a.entropy, b.entropy, None)
     elif isinstance(a, TruncatedLogits) and isinstance(b, TruncatedLogits) and _same_entries(a, b):
-        yield _targets("logits.logprobs", a.logprobs, b.logprobs)
-        yield _floats("logits.tail_logmass", a.tail_logmass, b.tail_logmass, None)
+        yield _targets(f"{name}.logprobs", a.logprobs, b.logprobs)
+        yield _floats(f"{name}.tail_logmass", a.tail_logmass, b.tail_logmass, None)
     else:
-        yield _common_logprobs(a, b, heads, vocab_size)
+        yield _common_logprobs(name, a, b, heads, vocab_size)
 
 
 def _same_entries(a: TruncatedLogits, b: TruncatedLogits) -> bool:
     return bool(np.array_equal(a.ids, b.ids) and np.array_equal(a.offsets, b.offsets))
 
 
-def _common_logprobs(a: Logits, b: Logits, heads: LmHeads, vocab_size: int) -> FieldResult:
+def _common_logprobs(name: str, a: Logits, b: Logits, heads: LmHeads, vocab_size: int) -> FieldResult:
     """Logits of different kinds, compared by the log-probabilities of the tokens that both keep."""
-    name = "logits"
     sides = [_Side.of(a, heads.a), _Side.of(b, heads.b)]
     for which, side, logits in zip("AB", sides, (a, b), strict=True):
         if side is None:

@@ -1,6 +1,6 @@
 """Errors of a store's targets: measured against a store of exact ones, or bounds that the codecs state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def stated_errors(
     sums: dict[str, _BoundSum] = {}
     for position in positions:
         record = reader[position]
-        for name, target in targets_of(record).items():
+        for name, target in targets_of(record):
             sums.setdefault(name, _BoundSum()).add(target)
         if record.attention is not None:
             attention = attention + attention_sums(record.attention)
@@ -109,20 +109,24 @@ def measured_errors(
     return [difference for difference in found if difference.max_abs is not None]
 
 
-def targets_of(record: Record) -> dict[str, Target]:
-    """The float targets of a record by name, those of its logits included."""
-    found: dict[str, Target | None] = {
-        "attention": record.attention,
-        "vision_top_embeddings": record.vision_top_embeddings,
-        "vision_embeddings": record.vision_embeddings,
-    }
-    if isinstance(record.logits, TruncatedLogits):
-        found["logits.logprobs"] = record.logits.logprobs
-    elif isinstance(record.logits, HiddenStates):
-        found["logits.hidden_states"] = record.logits.states
-    elif isinstance(record.logits, np.ndarray):
-        found["logits"] = record.logits
-    return {name: target for name, target in found.items() if target is not None}
+def targets_of(record: Record) -> Iterator[tuple[str, Target]]:
+    """The float targets of a record with their names, those of its logits included; one for each image of the record
+    where a target belongs to an image."""
+    for name, target in (("attention", record.attention), ("vision_top_embeddings", record.vision_top_embeddings)):
+        if target is not None:
+            yield name, target
+    for target in record.vision_embeddings or ():
+        yield "vision_embeddings", target
+    for name, values in (
+        ("logits", record.logits),
+        *((f"more.{name}", values) for name, values in record.more.items()),
+    ):
+        if isinstance(values, TruncatedLogits):
+            yield f"{name}.logprobs", values.logprobs
+        elif isinstance(values, HiddenStates):
+            yield f"{name}.hidden_states", values.states
+        elif isinstance(values, np.ndarray | EncodedArray):
+            yield name, values
 
 
 class _BoundSum:

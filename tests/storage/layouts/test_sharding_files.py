@@ -25,7 +25,7 @@ COLUMNS = (
     Column("numbers", "g", np.dtype("<i4")),
     Column("bytes", "g", np.dtype("u1")),
     Column("wide", "g", np.dtype("<f2"), (3, 5000)),
-    Column("ragged", "g", np.dtype("<f4"), (2, COLUMN_BLOCK), variable_width=True),
+    Column("ragged", "g", np.dtype("<f4"), (2, COLUMN_BLOCK), width_field="attention_columns"),
 )
 
 

@@ -31,7 +31,7 @@ def base_fields(**changes: Any) -> dict[str, Any]:
         "attention": np.zeros((1, 3, 2, 3), np.float32),
         "vision_top_index": np.array([0, 2], np.uint16),
         "vision_top_embeddings": np.zeros((2, 4), np.float16),
-        "vision_embeddings": np.zeros((1, 3, 4), np.float16),
+        "vision_embeddings": (np.zeros((3, 4), np.float16),),
         "logits": np.zeros((2, 9), np.float32),
     }
     return fields | changes
@@ -49,12 +49,47 @@ def test_the_unchanged_fields_are_accepted() -> None:
     assert Record(**base_fields()).sequence_length == 7
 
 
+def spliced(**changes: Any) -> dict[str, Any]:
+    """The same sample with one id for every position: T = L = 7. The vision tokens are not contiguous."""
+    return base_fields(
+        **{
+            "input_ids": int32(1, 30, 31, 30, 5, 6, 7),
+            "labels": int32(-100, -100, -100, -100, -100, 6, 7),
+            "vision_positions": int32(1, 3, 4),
+            "tqv_query_positions": int32(5, 6),
+            "attention": np.zeros((1, 2, 2, 3), np.float32),
+        }
+        | changes
+    )
+
+
+def test_ids_may_have_one_entry_for_every_position() -> None:
+    record = Record(**spliced())
+    assert (record.sequence_length, record.tokens_of_image) == (7, (3,))
+    two = {"images": ("a.png", "b.png"), "image_sha256": (SHA, SHA), "tokens_of_image": (1, 2)}
+    every = tuple(np.full((tokens, 4), tokens, np.float16) for tokens in (1, 2))
+    found = Record(**spliced(**two, vision_embeddings=every))
+    assert found.vision_embeddings_float32 is not None and found.vision_embeddings_float32[:, 0].tolist() == [1, 2, 2]
+    assert found.tqv_attention is not None and found.tqv_attention.shape == (2, 2, 3)
+    with pytest.raises(RecordError, match="supervised_positions are not the positions before labels"):
+        Record(**spliced(supervised_positions=int32(3, 5)))
+    with pytest.raises(RecordError, match=r"tokens_of_image is \(\), images 2"):  # no default: 3 tokens of 2 images
+        Record(
+            **spliced(
+                **two | {"tokens_of_image": ()},
+                vision_embeddings=None,
+                vision_top_index=None,
+                vision_top_embeddings=None,
+            )
+        )
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"image_bytes": (IMAGE,), "image_sha256": (IMAGE_SHA,)},
         {"attention": encoded("sqrt_u8", 1, 3, 2, 3)},
-        {"vision_embeddings": encoded("int8_channel", 1, 3, 4), "vision_top_embeddings": encoded("bfloat16", 2, 4)},
+        {"vision_embeddings": (encoded("int8_channel", 3, 4),), "vision_top_embeddings": encoded("bfloat16", 2, 4)},
         {"vision_top_embeddings": None},
         {"logits": HiddenStates(states=encoded("int8_group", 2, 4))},
         {
@@ -79,7 +114,11 @@ def test_every_form_of_a_target_is_accepted(changes: dict[str, Any]) -> None:
         ({"index": -1}, "index is -1"),
         ({"conversations": [{"role": "human"}]}, "conversations has a turn"),
         ({"input_ids": np.array([1, -200, 5, 6, 7])}, "input_ids is int64, expected int32"),
-        ({"input_ids": int32(1, 2, 5, 6, 7)}, r"input_ids holds 0 image tokens \(-200\), images has 1 paths"),
+        ({"input_ids": int32(1, -200, -200, 6, 7)}, r"input_ids holds 2 image tokens \(-200\), images has 1 paths"),
+        # one id for every position: the positions do not fit five ids
+        ({"input_ids": int32(1, 2, 5, 6, 7)}, r"tqv_query_positions spans 4..6, expected .* 0..4"),
+        ({"tokens_of_image": (2,)}, r"vision_positions has shape \(3,\), tokens_of_image is \(2,\), images 1"),
+        ({"tokens_of_image": (1, 2)}, r"tokens_of_image is \(1, 2\), images 1"),
         ({"labels": int32(-100, 6)}, r"labels has shape \(2,\), input_ids \(5,\)"),
         ({"vision_positions": int32()}, r"vision_positions has shape \(0,\)"),
         ({"tqv_query_positions": int32(4, 5, 7)}, r"tqv_query_positions spans 4..7, expected .* 0..6"),
@@ -88,8 +127,13 @@ def test_every_form_of_a_target_is_accepted(changes: dict[str, Any]) -> None:
         ({"attention": np.zeros((3, 2, 3), np.float32)}, r"attention has shape \(3, 2, 3\), expected 4 dimensions"),
         ({"attention": np.zeros((1, 3, 2, 3))}, "attention is float64, expected float16 or float32"),
         ({"attention": np.full((1, 3, 2, 3), np.nan, np.float32)}, "attention has 18 of 18 values that are NaN"),
-        ({"vision_embeddings": np.zeros((1, 2, 4), np.float16)}, r"vision_embeddings has shape \(1, 2, 4\)"),
-        ({"vision_embeddings": np.full((1, 3, 4), np.inf, np.float16)}, "vision_embeddings has 12 of 12"),
+        (
+            {"vision_embeddings": (np.zeros((2, 4), np.float16),)},
+            r"vision_embeddings have shapes \[\(2, 4\)\], tokens_of",
+        ),
+        ({"vision_embeddings": (np.zeros((1, 3, 4), np.float16),)}, r"has shape \(1, 3, 4\), expected 2 dimensions"),
+        ({"vision_embeddings": np.zeros((3, 4), np.float16)}, "vision_embeddings is ndarray, expected a tuple"),
+        ({"vision_embeddings": (np.full((3, 4), np.inf, np.float16),)}, "vision_embeddings has 12 of 12"),
         ({"vision_top_index": None}, "belong together"),
         ({"vision_top_index": np.array([0, 3], np.uint16)}, "distinct tokens below 3"),
         ({"vision_top_index": np.array([1, 1], np.uint16)}, "distinct tokens below 3"),
@@ -103,8 +147,10 @@ def test_every_form_of_a_target_is_accepted(changes: dict[str, Any]) -> None:
             {"attention": encoded("int8_channel", 1, 3, 2, 3)},
             "is encoded as int8_channel, which cannot encode",
         ),
-        ({"vision_embeddings": encoded("int8_channel", 1, 2, 4)}, r"vision_embeddings has shape \(1, 2, 4\)"),
-        ({"vision_embeddings": encoded("int8_group", 1, 3, 4)}, "which cannot encode vision_all"),
+        ({"vision_embeddings": (encoded("int8_channel", 2, 4),)}, r"vision_embeddings have shapes \[\(2, 4\)\]"),
+        ({"vision_embeddings": (encoded("int8_group", 3, 4),)}, "which cannot encode vision_all"),
+        ({"more": {"x": np.zeros(3)}}, r"more\['x'\] is float64, expected float16 or float32"),
+        ({"more": {"x": np.full(3, np.nan, np.float32)}}, r"more\['x'\] has 3 of 3 values that are NaN"),
         ({"vision_top_embeddings": encoded("bfloat16", 3, 4)}, r"has shape \(2,\), vision_top_embeddings \(3, 4\)"),
         ({"vision_top_embeddings": None, "vision_embeddings": None}, "belong together"),
         ({"image_bytes": (IMAGE,)}, rf"image_bytes \(15 bytes\) have sha256 {IMAGE_SHA[:12]}, image_sha256 is 0000000"),

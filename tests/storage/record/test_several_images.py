@@ -68,7 +68,7 @@ def several(make_record: Callable[..., Record], manifest: Manifest, index: int) 
     names, text = IMAGES[index % len(IMAGES)], make_record(manifest, index, text_only=True)
     if not names:
         return text
-    rng, P, k = np.random.default_rng(index), manifest.shapes.vision_tokens, len(names)
+    rng, P, k = np.random.default_rng(index), manifest.shapes.vision_tokens or 0, len(names)
     ids, labels = text.input_ids.tolist(), text.labels.tolist()
     for at in rng.integers(0, 3, k):
         ids.insert(at, -200)
@@ -95,18 +95,18 @@ def targets(manifest: Manifest, rng: np.random.Generator, names: tuple[str, ...]
     codecs, Ht, P, k = manifest.codecs, manifest.shapes.num_heads, manifest.shapes.vision_tokens, len(names)
     shape = {"tqv": (k, Q, Ht, P), "vqv": (k, k * P, Ht, P), "tqt": (1, Q, Ht, Q + 2)}[codecs.attention_pairs]
     attention = rng.random(shape)
-    every = np.stack([embeddings(manifest, name) for name in names])
+    every = [embeddings(manifest, name) for name in names]
     top = np.sort(rng.permutation(k * P)[: manifest.shapes.vision_top_tokens]).astype(np.uint16)
     fields: dict[str, Any] = {
         "attention": as_stored(codecs.attention, attention),
         "vision_top_index": top,
     }
     if codecs.vision_all != "none":
-        fields["vision_embeddings"] = as_stored(codecs.vision_all, every)
+        fields["vision_embeddings"] = tuple(as_stored(codecs.vision_all, image) for image in every)
     if codecs.vision_top == "from_all":
         fields["vision_top_embeddings"] = vision_rows(fields["vision_embeddings"], top)
     else:
-        fields["vision_top_embeddings"] = as_stored(codecs.vision_top, every.reshape(k * P, -1)[top])
+        fields["vision_top_embeddings"] = as_stored(codecs.vision_top, np.concatenate(every)[top])
     return fields
 
 
@@ -145,7 +145,8 @@ def test_images_shown_together_are_stored_once(
     assert stats.records_with_image == 7 and stats.dedup_ratio == sum(map(len, IMAGES)) / 9
     [commit] = StoreReader(store).commits
     shapes, scale = manifest.shapes, commit.arrays["vision_embeddings_scale"]
-    assert commit.arrays["vision_embeddings"].shape == (9, shapes.vision_tokens, shapes.hidden_size)
+    assert shapes.vision_tokens is not None
+    assert commit.arrays["vision_embeddings"].shape == (9 * shapes.vision_tokens, shapes.hidden_size)
     assert scale.shape == (9, shapes.hidden_size)
 
 
@@ -172,8 +173,13 @@ def test_the_index_of_a_tar_is_rebuilt_with_the_rows_of_each_image(
         ({"image_bytes": (b"x", b"y")}, "have sha256"),
         ({"image_bytes": (b"x",)}, "image_bytes holds 1 files, image_sha256 2"),
         ({"vision_positions": np.arange(9, dtype=np.int32)}, r"vision_positions has shape \(9,\)"),
-        ({"vision_embeddings": np.zeros((1, 10, 6), np.float32)}, r"vision_embeddings has shape \(1, 10, 6\)"),
-        ({"vision_embeddings": np.zeros((2, 4, 6), np.float32)}, r"has shape \(2, 4, 6\), vision_positions \(10,\)"),
+        (
+            {"vision_embeddings": (np.zeros((10, 6), np.float32),)},
+            r"have shapes \[\(10, 6\)\], tokens_of_image is \(5, 5",
+        ),
+        ({"vision_embeddings": (np.zeros((4, 6), np.float32),) * 2}, r"have shapes \[\(4, 6\), \(4, 6\)\], tokens_of"),
+        ({"vision_embeddings": np.zeros((2, 5, 6), np.float32)}, "vision_embeddings is ndarray, expected a tuple"),
+        ({"tokens_of_image": (4, 6, 0)}, r"tokens_of_image is \(4, 6, 0\), images 2"),
         ({"attention": np.zeros((3, 4, 2, 5), np.float16)}, r"attention has shape \(3, 4, 2, 5\), of 2 images"),
         ({"vision_top_index": np.array([1, 2, 10], np.uint16)}, "expected distinct tokens below 10"),
     ],
@@ -234,8 +240,7 @@ def test_packed_files_come_back_whole_or_not_at_all(files: list[bytes], cut: int
 def test_rows_through_all_images_are_those_of_each(codec: str) -> None:
     values = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32) * np.array([1, 10, 100])[:, None, None]
     index = np.array([14, 0, 7, 5], np.uint16)
-    stored = as_stored(codec, values)
-    found = vision_rows(stored, index)
+    found = vision_rows([as_stored(codec, image) for image in values], index)
     decoded = found.decode() if isinstance(found, EncodedArray) else found
     for row, token in zip(decoded, index.tolist(), strict=True):
         alone = as_stored(codec, values[token // 5])

@@ -48,9 +48,11 @@ def test_the_hash_is_pinned_and_ignores_who_wrote(make_manifest: MakeManifest) -
     assert plain == PINNED
     assert make_manifest(created_with={"alignkd": "0.2"}).manifest_hash() == plain
     assert make_manifest(seed=2).manifest_hash() != plain
+    assert make_manifest(schema_version=2).manifest_hash() == PINNED_SCHEMA2
 
 
-PINNED = "74af3545b283b3177f5c40c16920ee7ddea64680a72ca9d18cd3fdc429e80167"
+PINNED = "512779db5c18965d69a80dc1273ad1afb9b0a2b8d6fd440fedb7cbcabfe5a4b3"
+PINNED_SCHEMA2 = "74af3545b283b3177f5c40c16920ee7ddea64680a72ca9d18cd3fdc429e80167"
 
 
 def test_other_settings_are_refused_with_every_difference(tmp_path: Path, make_manifest: MakeManifest) -> None:
@@ -95,15 +97,15 @@ def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path, make_manifes
         open_writer(tmp_path / "file" / "store", make_manifest())
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_another_schema_is_refused_with_both_versions(small_store: Path, version: int) -> None:
     path = small_store / "manifest.json"
     path.write_bytes(seal({**unseal(path), "schema_version": version}))
     with pytest.raises(StoreError) as caught:
         StoreReader(small_store)
     assert str(caught.value) == (
-        f"{path}: schema_version is {version}, this alignkd reads 2; open the store with the alignkd that wrote it, or "
-        "dump the targets again"
+        f"{path}: schema_version is {version}, this alignkd reads 2 and 3; open the store with the alignkd that wrote "
+        "it, or dump the targets again"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkd.storage import Manifest, StoreError
+from alignkd.storage import Manifest, Shapes, StoreError
 from alignkd.storage.places import load_manifest
 from alignkd.storage.schema.manifest import MAX_FILE_BYTES, parse_manifest
 from alignkd.storage.schema.sealed_json import seal
@@ -56,14 +56,14 @@ def refused(document: dict[str, Any]) -> str:
         ("attachments", {f"a{number}": SHA for number in range(65)}, "at most 64 items"),
         ("fingerprint", {"weights": 3}, "fingerprint.weights: Input should be a valid string"),
         ("new\nline", 1, r"new\nline: Extra inputs are not permitted"),
-        ("schema_version", True, "schema_version is True, this alignkd reads 2; open"),
+        ("schema_version", True, "schema_version is True, this alignkd reads 2 and 3; open"),
         ("schema_version", "2" * 1000, "schema_version is '2222"),
         ("schema_version", 2.0, "schema_version is 2.0"),
         ("schema_version", None, "schema_version is None"),
     ],
 )
 def test_absurd_values_are_refused(make_manifest: MakeManifest, field: str, value: Any, message: str) -> None:
-    document = make_manifest().model_dump()
+    document = make_manifest(schema_version=2 if field.startswith("codecs") else 3).model_dump()
     *outer, name = field.split(".")
     inner = document
     for part in outer:
@@ -83,8 +83,8 @@ def test_rows_of_absurd_size_are_refused(make_manifest: MakeManifest, size: str)
 
 def test_sizes_of_large_models_are_allowed(make_manifest: MakeManifest) -> None:
     """A 70B teacher with 2880 vision tokens, 100 M samples."""
-    shapes = {"num_heads": 64, "hidden_size": 8192, "vision_tokens": 2880, "vocab_size": 256_000}
-    document = make_manifest().model_dump() | {"shapes": shapes, "num_samples": 10**8, "shard_size": 1024}
+    shapes = Shapes(num_heads=64, hidden_size=8192, vision_tokens=2880, vocab_size=256_000)
+    document = make_manifest(shapes=shapes, num_samples=10**8, shard_size=1024).model_dump()
     assert parse_manifest(document, "x").num_shards == 97657
 
 

@@ -31,7 +31,7 @@ def test_example_and_record_belong_together(
     for position in range(len(dataset)):
         example, record = dataset[position]
         assert example.input_ids.tolist() == record.input_ids.tolist()
-        assert len(example.pixel_values) == record.num_images
+        assert len(example.images) == record.num_images
 
 
 def test_missing_image(reader: StoreReader, student_builder: MobileVLMPreparation, own_images: Path) -> None:

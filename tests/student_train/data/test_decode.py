@@ -46,3 +46,17 @@ def test_bfloat16_is_read_not_converted() -> None:
     decoded = EncodedTensor(codec="bfloat16", parts={"": torch.from_numpy(bits)}).decode()
     assert decoded.dtype == torch.bfloat16
     assert decoded.tolist() == [[1.0, -2.0, 2.0**-133]]
+
+
+@pytest.mark.parametrize("rows_of_group", [(3, 3, 3), (1, 5, 2), (4,)])
+def test_groups_of_rows_share_scales(rows_of_group: tuple[int, ...]) -> None:
+    """Images of different sizes: each is decoded by its own scales."""
+    random, codec = np.random.default_rng(0), get_codec("int8_channel")
+    images = [(random.standard_normal((rows, 7)) * 10.0**n).astype(np.float32) for n, rows in enumerate(rows_of_group)]
+    encoded = [codec.encode(image) for image in images]
+    parts = {
+        "": torch.from_numpy(np.concatenate([parts[""] for parts in encoded])),
+        "scale": torch.from_numpy(np.stack([parts["scale"] for parts in encoded])),
+    }
+    coded = EncodedTensor(codec=codec.name, parts=parts, rows_of_group=rows_of_group)
+    np.testing.assert_array_equal(coded.decode().numpy(), np.concatenate([codec.decode(parts) for parts in encoded]))

@@ -44,7 +44,10 @@ Side = dict[str, Tensor]
 def seen_by(model: MobileVLM, builder: MobileVLMPreparation, sample: Sample, files: Any) -> Side:
     """Everything a loss compares, of one sample, spliced by hand; attention [H, L, L] of the first layer."""
     example = builder.build(sample.turns, files)
-    features = [model.encode_images(torch.from_numpy(image)[None])[0] for image in example.pixel_values]
+    features = [
+        model.encode_images([{"pixel_values": torch.from_numpy(image["pixel_values"])}]).embeddings_PD
+        for image in example.images
+    ]
     images = iter(features)
     embeds_LD = torch.cat(
         [
@@ -53,7 +56,7 @@ def seen_by(model: MobileVLM, builder: MobileVLMPreparation, sample: Sample, fil
         ]
     )
     every = torch.arange(len(embeds_LD))[None]
-    hidden = model.hidden_states(embeds_LD[None])[0]
+    hidden = model.decoder_states(embeds_LD[None])[0]
     return {
         "attention": model.first_layer_attention(embeds_LD[None], every, every)[0],
         "vision": torch.cat([*features, torch.zeros(0, model.config.hidden_size)]),
@@ -77,7 +80,7 @@ def expected_terms(teacher: Side, student: Side, adapters: Adapters) -> dict[str
         "logit": (logp_s.exp() * (logp_s - logp_t)).sum(-1).mean(),
     }
     if len(teacher["vision_at"]):
-        adapted = adapters.adapt_vision(teacher["vision"][None])[0]
+        adapted = adapters.adapt_vision(teacher["vision"])
         focus = tqv(teacher).mean(0).sum(0).argsort(descending=True, stable=True)[:16]
         terms |= {
             "attention": (adapters.adapt_attention(tqv(teacher)[None])[0] - tqv(student)).square().mean(),

@@ -20,10 +20,10 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
-from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.objective import DistilledStudent, FrozenHead
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_dataset
-from alignkd.student_train.run.student import teacher_lm_head
+from alignkd.student_train.run.student import teacher_head
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
@@ -105,7 +105,8 @@ def terms_of(
         name: 0.0 for name in ("attention", "vision_all") if getattr(dataset.reader.manifest.codecs, name) == "none"
     }
     student.losses = LossConfig(**weights, **losses)
-    student.teacher_lm_head_VD = teacher_lm_head(dataset.reader, student.losses)
+    head = teacher_head(dataset.reader, student.losses)
+    student.teacher_head = None if head is None else FrozenHead(head)
     batch = collate(
         [dataset[i] for i in positions], targets=student.losses.needed_targets.values(), attention_pairs="tqv"
     )
@@ -134,14 +135,16 @@ def test_batches_carry_stored_bytes_which_decode_to_the_hosts_values(name: str, 
             assert not padded[:, rows:].any()
             if record.attention is not None:
                 np.testing.assert_array_equal(padded[:, :rows].transpose(1, 0, 2), as_float32(record.attention)[0])
-    for coded, field, join in (
-        (batch.vision_all_IPD, "vision_embeddings", np.concatenate),
-        (batch.vision_top_embeddings_IKD, "vision_top_embeddings", np.stack),
+    for coded, field in (
+        (batch.vision_all_PD, "vision_embeddings"),
+        (batch.vision_top_embeddings_KD, "vision_top_embeddings"),
     ):
         if coded is not None:
             kept = [getattr(record, field) for record in with_image]
             assert same_dtypes(coded, kept[0])
-            np.testing.assert_array_equal(coded.decode().float().numpy(), join([as_float32(k) for k in kept]))
+            width = coded.shape[-1]
+            expected = np.concatenate([as_float32(k).reshape(-1, width) for k in kept])
+            np.testing.assert_array_equal(coded.decode().float().numpy(), expected)
     check_logits(batch.logits, records)
 
 
@@ -221,10 +224,11 @@ def bound(stored: Any, exact: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def hidden_shift(dataset: CachedDataset, logits: HiddenStates, true: Record) -> NDArray[np.float64]:
     """Most that a logit of each position may be off."""
-    head = teacher_lm_head(dataset.reader, LossConfig())
+    head = teacher_head(dataset.reader, LossConfig())
     assert head is not None and isinstance(true.logits, np.ndarray)
-    states = np.linalg.lstsq(head.double().numpy(), true.logits.astype(np.float64).T, rcond=None)[0].T
-    return (bound(logits.states, states.astype(np.float32)) @ head.abs().double().numpy().T).max(axis=1)
+    weight_VD = head.weight_VD.double()
+    states = np.linalg.lstsq(weight_VD.numpy(), true.logits.astype(np.float64).T, rcond=None)[0].T
+    return (bound(logits.states, states.astype(np.float32)) @ weight_VD.abs().numpy().T).max(axis=1)
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])

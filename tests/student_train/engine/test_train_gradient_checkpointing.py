@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.engine.gradient_checkpointing import checkpoint_decoder_layers
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
 from alignkd.student_train.objective.attention_term import chunked_attention_loss
@@ -63,9 +62,9 @@ def test_only_the_inputs_of_layers_are_kept(exact_store: Path, make_job: MakeJob
 
     length, width = batch.sequences.input_ids_BL.shape[1], student.model.config.hidden_size
     embeds = torch.randn(4, length, width, requires_grad=True)
-    whole = kept_by(lambda: student.model.hidden_states(embeds))
-    checkpoint_decoder_layers(student.model)
-    inputs_only = kept_by(lambda: student.model.hidden_states(embeds))
+    whole = kept_by(lambda: student.model.decoder_states(embeds))
+    student.model.checkpoint_layers()
+    inputs_only = kept_by(lambda: student.model.decoder_states(embeds))
     layers = student.model.config.num_layers
     assert inputs_only < (layers + 8) * embeds.numel() < whole / 2
 
@@ -107,15 +106,13 @@ def test_no_attention_matrix_is_kept(exact_store: Path, make_job: MakeJob) -> No
     rows_BR, cols_BC = torch.arange(length - rows, length)[None], torch.arange(4)[None]
     sizes: list[int] = []
     with model.watched_first_layer() as first_layer:
-        model.hidden_states(embeds)
+        model.decoder_states(embeds)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
         fused_attention_loss(
-            *first_layer.rotated(rows_BR),
-            rows_BR,
+            first_layer.row_inputs(rows_BR),
             cols_BC,
             lambda chosen, _: chosen.square().sum(),
             [],
-            scaling=first_layer.scaling,
             rows_at_once=rows,
         )
     assert embeds.numel() <= max(sizes) < heads * rows * length / 5

@@ -60,9 +60,9 @@ def test_attention(sample_id: str, adapters: Adapters, golden_tensors: Tensors, 
 @pytest.mark.parametrize("sample_id", WITH_IMAGE)
 def test_vision(sample_id: str, adapters: Adapters, golden_tensors: Tensors, golden_expected: Expected) -> None:
     tensors, expected = golden_tensors(sample_id), golden_expected[sample_id]
-    teacher, student = (tensors[f"{model}.vision_embeddings"][None] for model in ("teacher", "student"))
-    top = torch.tensor([expected["vision_top16"]])
+    teacher, student = (tensors[f"{model}.vision_embeddings"] for model in ("teacher", "student"))
+    top = torch.tensor(expected["vision_top16"])
     everything = vision_all_loss(adapters.adapt_vision(teacher), student)
-    focus = vision_top_loss(adapters.adapt_vision(teacher[:, top[0]]), student, top)
+    focus = vision_top_loss(adapters.adapt_vision(teacher[top]), student, top)
     assert everything.mean.item() == pytest.approx(expected["vision_all_mse"], rel=1e-5)
     assert focus.mean.item() == pytest.approx(expected["vision_focus_mse"], rel=1e-5)

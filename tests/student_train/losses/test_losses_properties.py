@@ -164,9 +164,8 @@ def test_attention_batch_is_the_sum_of_its_samples(
 
 
 def test_focus_takes_the_named_tokens() -> None:
-    student_IPD, teacher_IKD = torch.randn(2, 9, 4), torch.randn(2, 3, 4)
-    top_IK = torch.tensor([[8, 0, 4], [1, 2, 7]])
-    loss = vision_top_loss(teacher_IKD, student_IPD, top_IK)
-    by_hand = sum((teacher_IKD[i] - student_IPD[i, top_IK[i]]).square().sum() for i in range(2))
+    student_PD, teacher_KD, index_K = torch.randn(18, 4), torch.randn(6, 4), torch.tensor([8, 0, 4, 10, 11, 16])
+    loss = vision_top_loss(teacher_KD, student_PD, index_K)
+    by_hand = sum((teacher_KD[k] - student_PD[int(index_K[k])]).square().sum() for k in range(6))
     torch.testing.assert_close(loss.total, torch.as_tensor(by_hand))
-    assert loss.count == 2 * 3 * 4
+    assert loss.count == 6 * 4

@@ -31,31 +31,30 @@ STEPS = 6
 def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     """The batch with targets from one padded forward pass of the teacher; nothing cached is left in it."""
     sequences, attention = batch.sequences, batch.attention
-    pixels = sequences.pixel_values_ICHW
-    vision_IPD = None if pixels is None else teacher.encode_images(pixels)
-    embeds_BLD = teacher.embed(sequences, vision_IPD)
-    hidden_BLD = teacher.hidden_states(embeds_BLD)
+    vision = teacher.encode_images(sequences.images) if sequences.images else None
+    embeds_BLD = teacher.embed(sequences, vision)
+    hidden_BLD = teacher.hidden_states(sequences, vision)
     logits_NV = teacher.lm_head(hidden_BLD.flatten(0, 1)[batch.supervised_N])
     live_logits = FullTargets(logits=EncodedTensor.plain(logits_NV))
-    if vision_IPD is None or attention is None:
+    if vision is None or attention is None:
         return replace(batch, logits=live_logits)
     attention_BHRC = teacher.first_layer_attention(embeds_BLD, attention.rows_BR, attention.cols_BC)
-    top_IK = torch.stack(
+    top_K = torch.cat(
         [
-            attention_BHRC[row, :, : attention.num_rows_B[row]]
+            144 * image  # one image in each sample that has any
+            + attention_BHRC[row, :, : attention.num_rows_B[row]]
             .mean(0)
             .sum(0)
             .argsort(descending=True, stable=True)[:16]
-            for row in sequences.image_samples_I.tolist()
+            for image, row in enumerate(sequences.image_samples_I.tolist())
         ]
     )
-    top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
     return replace(
         batch,
         attention=replace(attention, coded_BRHC=EncodedTensor.plain(attention_BHRC.transpose(1, 2))),
-        vision_all_IPD=EncodedTensor.plain(vision_IPD),
-        vision_top_index_IK=top_IK,
-        vision_top_embeddings_IKD=EncodedTensor.plain(top_IKD),
+        vision_all_PD=EncodedTensor.plain(vision.embeddings_PD),
+        vision_top_index_K=top_K,
+        vision_top_embeddings_KD=EncodedTensor.plain(vision.embeddings_PD[top_K]),
         logits=live_logits,
     )
 

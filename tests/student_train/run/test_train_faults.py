@@ -33,7 +33,7 @@ def test_killed_and_resumed_equals_unbroken(
     blows = [
         ("trainer", "_optimiser_step", 4, signal.SIGKILL),  # step 4, resumed from 2
         ("checkpoint", "save_tensors", 2, signal.SIGKILL),  # checkpoint 4 with weights but no moments
-        ("export", "save_model", 1, signal.SIGKILL),
+        ("export", "fsync_path", 1, signal.SIGKILL),
     ]
     for blow in blows:
         child = start_child(job, blow)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkd.storage import StoreReader, as_float32, verify_store
+from alignkd.storage import StoreReader, verify_store
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
@@ -116,12 +116,9 @@ def small_device(monkeypatch: pytest.MonkeyPatch, room: int) -> list[tuple[int, 
 
 def targets(path: Path | str) -> dict[str, list[np.ndarray]]:
     reader = StoreReader(path)
-    names = ("attention", "vision_embeddings", "vision_top_embeddings", "logits")
+    names = ("attention_float32", "vision_embeddings_float32", "vision_top_embeddings_float32", "logits")
     records = [reader[number] for number in range(len(reader))]
-    return {
-        record.id: [as_float32(value) for name in names if (value := getattr(record, name)) is not None]
-        for record in records
-    }
+    return {record.id: [value for name in names if (value := getattr(record, name)) is not None] for record in records}
 
 
 def test_a_halved_batch_gives_the_same_targets(

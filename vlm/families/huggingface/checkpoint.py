@@ -5,16 +5,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
 from alignkd.vlm.families.huggingface.model.head_weights import read_head
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.families.huggingface.model.probe import probe_examples
 from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
+from alignkd.vlm.families.huggingface.model.sizes import model_size
+from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.settings import ProcessorKind
@@ -51,6 +52,10 @@ class HuggingFaceCheckpoint:
         """
         return load_config(self.folder)
 
+    def size(self) -> ModelSize:
+        """Shapes, parameter counts and weight bytes; needs no weights."""
+        return model_size(str(self.name), self.config, self.folder)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over configuration and weight files in name order; 64 hex digits. Every byte is read."""
@@ -62,8 +67,8 @@ class HuggingFaceCheckpoint:
 
     @property
     def settings_fingerprint(self) -> dict[str, str]:
-        """Nothing: all that decides the outputs is in the checkpoint's files, and the processor has its own."""
-        return {}
+        """The family: all else that decides the outputs is in the checkpoint's files, or the processor has it."""
+        return {"family": self.family}
 
     def preparation(self, template: str | None = None, *, max_tokens: int | None = None) -> Preparation:
         """Tokenizer, chat template and image processor; needs no weights.
@@ -112,8 +117,8 @@ class HuggingFaceCheckpoint:
         """Name -> content of the files of tokenizer and processor, in the folder `processor`."""
         return {f"processor/{name}": (self.folder / name).read_bytes() for name in present_files(self.folder)}
 
-    def lm_head(self, dtype: torch.dtype) -> Tensor:
-        """The head's matrix [V, D], read from the weight files without loading the model."""
+    def lm_head(self, dtype: torch.dtype) -> Head:
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model."""
         return read_head(self._with_weights, self.config.raw, dtype)
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:

@@ -1,9 +1,8 @@
 """Opens every checkpoint that no other family recognises, or refuses it."""
 
-from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
-
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import CheckpointFolder
+from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 
 
 def open_folder(found: CheckpointFolder) -> HuggingFaceCheckpoint:

@@ -85,7 +85,7 @@ def record(store: Manifest, index: int) -> Record:
         ids.insert(at, -200)
         labels.insert(at, -100)
     kinds = np.concatenate([np.ones(P, bool) if token == -200 else [False] for token in ids])
-    spliced = np.concatenate([np.full(P, -100) if i == -200 else [label] for i, label in zip(ids, labels)])
+    spliced = np.concatenate([np.full(P, -100) if i == -200 else [label] for i, label in zip(ids, labels, strict=True)])
     vision = np.flatnonzero(kinds).astype(np.int32)
     queries = np.arange(vision[-1] + 1, len(kinds), dtype=np.int32) if k else vision
     supervised = np.flatnonzero(spliced[1:] != -100).astype(np.int32)
@@ -115,7 +115,7 @@ def targets(codecs: Codecs, rng: np.random.Generator, names: tuple[str, ...], Q:
     index = np.sort(rng.permutation(k * P)[: SHAPES.vision_top_tokens]).astype(np.uint16)
     found: dict[str, Any] = {}
     if codecs.attention not in ("none", "stem"):
-        found["attention"] = as_stored(codecs.attention, rng.random(shape) / (k * P))
+        found["attention"] = as_stored(codecs.attention, rng.random(shape) / (shape[0] * shape[-1]))
     if codecs.vision_all not in ("none", "stem"):
         found["vision_embeddings"] = as_stored(codecs.vision_all, every)
     if codecs.vision_top not in ("none", "stem"):

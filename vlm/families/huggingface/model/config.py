@@ -46,6 +46,11 @@ class HuggingFaceConfig:
     vision_tokens: int | None = None
 
     @property
+    def pads_vocabulary(self) -> bool:
+        """True: rows of the head after the tokenizer's entries are padding."""
+        return True
+
+    @property
     def model_type(self) -> str:
         """Name of the architecture in transformers."""
         return str(self.raw.model_type)
@@ -123,6 +128,8 @@ def _read(path: Path) -> Any:
             f"{path}: model_type {raw.model_type!r} is not a vision-language model of transformers "
             "(AutoModelForImageTextToText); give a checkpoint of MobileVLM or of such a model"
         )
+    # SDPA, or eager for models that SDPA cannot compute; never what config.json names
+    raw._attn_implementation = None
     return raw
 
 

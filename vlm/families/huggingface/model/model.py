@@ -41,7 +41,7 @@ class HuggingFaceModel(VisionLanguageModel):
     Args:
         model: of a class of `AutoModelForImageTextToText`.
         config: its sizes.
-        blank: the tensors of an image, for `no_image`; pixels are set to 0.
+        picture: the tensors of any image, for `no_image`.
 
     Attributes:
         model: the model of transformers.
@@ -51,16 +51,15 @@ class HuggingFaceModel(VisionLanguageModel):
         findings: results of the self-checks at loading.
     """
 
-    def __init__(self, model: Any, config: HuggingFaceConfig, blank: ImageTensors) -> None:
+    def __init__(self, model: Any, config: HuggingFaceConfig, picture: ImageTensors) -> None:
         super().__init__()
         self.model = model
         self._config = config
         self.encoder = ImageEncoder(model.base_model)
         self.needs_mask = True
         self.findings: tuple[Any, ...] = ()
-        self._blank = {
-            name: torch.zeros_like(values) if values.is_floating_point() else values for name, values in blank.items()
-        }
+        # not zeros, which Idefics3 takes for padding between images
+        self._picture = dict(picture)
         parameters = inspect.signature(model.base_model.forward).parameters
         self._types = tuple(name for name in parameters if name.endswith(_TYPES_SUFFIX))
 
@@ -108,8 +107,8 @@ class HuggingFaceModel(VisionLanguageModel):
         return self.dtype if tower is None else next(tower.parameters()).dtype
 
     def no_image(self) -> Vision:
-        """The embeddings of an image whose pixels are 0; see `VisionLanguageModel.no_image`."""
-        return self.encode_images([{name: values.to(self.device) for name, values in self._blank.items()}])
+        """The embeddings of a fixed picture; see `VisionLanguageModel.no_image`."""
+        return self.encode_images([{name: values.to(self.device) for name, values in self._picture.items()}])
 
     def hidden_states(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Last hidden states [B, L, D]; see `VisionLanguageModel.hidden_states`."""

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 # Relative differences up to these are rounding. The first is for one computation done in two ways, the second for the
 # last hidden states of two passes in batches of other shapes, in which every layer rounds differently.
-LIMITS = {torch.float64: (1e-6, 1e-5), torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.05, 0.25), torch.float16: (0.02, 0.1)}
+LIMITS = {
+    torch.float64: (1e-6, 1e-5),
+    torch.float32: (1e-3, 1e-3),
+    torch.bfloat16: (0.05, 0.25),
+    torch.float16: (0.02, 0.1),
+}
 # LLM.int8() finds outliers in the whole batch, so its rounding depends on the batch.
 QUANTIZED_LIMIT = 0.5
 MAX_ROWS, MAX_LOGITS = 64, 8

@@ -13,6 +13,7 @@ class TowerSize:
         patches: patches of an image; None if the number depends on the image.
         hidden_size, intermediate_size: width of a layer and of its MLP.
         num_layers: layers that run.
+        levels: embeddings that the decoder receives for each vision token; more than one with deepstack features.
     """
 
     patch_size: int
@@ -20,6 +21,7 @@ class TowerSize:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    levels: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,7 @@ def model_size(name: str, config: HuggingFaceConfig, folder: Path) -> ModelSize:
             hidden_size=_first(vision, _WIDTH),
             intermediate_size=int(getattr(vision, "intermediate_size", None) or 4 * _first(vision, _WIDTH)),
             num_layers=_first(vision, _DEPTH),
+            levels=1 + len(getattr(vision, "deepstack_visual_indexes", None) or ()),
         ),
         parameters={
             "language_model": total - tower - projector,

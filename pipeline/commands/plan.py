@@ -50,6 +50,11 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
     "--mean-tokens", type=click.FloatRange(min=1), help="With --samples: mean number of text and vision tokens."
 )
 @click.option(
+    "--image-tokens",
+    type=click.IntRange(min=1),
+    help="With --samples: vision tokens of an image, if they depend on it; by default those of 640 x 480 pixels.",
+)
+@click.option(
     "--supervised-share",
     type=click.FloatRange(0, 1),
     default=0.5,

@@ -1,5 +1,6 @@
 """docs/format.md: its reader, which knows nothing of alignkd, reads what alignkd writes."""
 
+import json
 import os
 import pickle
 import re
@@ -136,6 +137,14 @@ def test_the_example_finds_a_changed_byte(made_up: Path, path: str, message: byt
     finally:
         (folder / path).write_bytes(content)
     assert done.returncode == 1 and b"AssertionError" in done.stderr and message in done.stderr
+
+
+def test_its_examples_of_further_targets_are_allowed(make_manifest: Callable[..., Any]) -> None:
+    [block] = re.findall(r"^```json\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    found = [json.loads(target) for target in block.replace("}\n{", "}\0{").split("\0")]
+    targets = [NamedTarget.model_validate(target) for target in found]
+    manifest = make_manifest(more=targets)
+    assert len(targets) == 2 and manifest.model_dump(mode="json")["targets"][-2:] == found
 
 
 def test_the_document_lists_groups_and_fields_in_order() -> None:

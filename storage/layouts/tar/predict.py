@@ -48,6 +48,6 @@ def _present(member: Member, rows: ShardRows) -> NDArray[np.bool_]:
     """Records that have the member, even an empty one, bool [records]."""
     if member.of_image:
         return rows.groups["image"] > 0
-    if member.column is not None and member.column.group in ("attention", "top", "top_scale"):
+    if member.column is not None and member.column.needs_image:
         return rows.has_image
     return np.ones(len(rows), np.bool_)

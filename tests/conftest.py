@@ -85,6 +85,19 @@ def prepared() -> Iterator[PreparedProcesses]:
 
 
 @pytest.fixture(scope="session")
+def prepared_libraries() -> Iterator[PreparedProcesses]:
+    """The same with the libraries alone: for processes that import another alignkd, or change it while they import."""
+    modules = [
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "transformers.models.clip.modeling_clip",
+        "transformers.models.llama.modeling_llama",
+    ]
+    with PreparedProcesses(modules) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder with a tiny teacher and student and the outputs of the original implementation."""
     return GOLDEN

@@ -18,7 +18,7 @@ from alignkd.vlm.families.huggingface.inputs.fingerprint import check_probe
 from alignkd.vlm.families.huggingface.inputs.images import ImageEncoder
 from alignkd.vlm.families.huggingface.inputs.labels import labels_of
 from alignkd.vlm.families.huggingface.inputs.messages import Message, check_question, check_training, messages_of
-from alignkd.vlm.families.huggingface.inputs.probes import probed_ids, probes
+from alignkd.vlm.families.huggingface.inputs.probes import is_of_image, probed_ids, probes
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
 from alignkd.vlm.families.huggingface.inputs.reserved import ReservedTexts
 from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
@@ -141,13 +141,13 @@ class HuggingFacePreparation:
         """Ids of fixed texts, conversations and sizes of images by name, see `Preparation.probe`."""
         return {name: probed_ids(self.template, self.tokenizer, self.images, name) for name in probes()}
 
-    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
-        """Compute a stored probe again and compare.
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str, *, image_tokens: bool = True) -> None:
+        """Compute a stored probe again and compare; see `Preparation.check_probe`.
 
         Raises:
             InputError: the ids of a text differ.
         """
-        wanted = {name: list(ids) for name, ids in stored.items()}
+        wanted = {name: list(ids) for name, ids in stored.items() if image_tokens or not is_of_image(name)}
         found = {name: probed_ids(self.template, self.tokenizer, self.images, name) for name in wanted}
         check_probe(found, wanted, str(self.loaded.folder), where)
 

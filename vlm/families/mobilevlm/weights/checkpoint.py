@@ -17,10 +17,12 @@ from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config, parse_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.sizes import model_size
 from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerprint
 from alignkd.vlm.families.mobilevlm.weights.loading import build_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, weight_sources
+from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
@@ -81,6 +83,10 @@ class MobileVLMCheckpoint:
         if self._raw is None:
             return load_config(self.folder, vision_config=self.vision_config)
         return parse_config(dict(self._raw), path=self.folder / "config.json", vision_config=self.vision_config)
+
+    def size(self) -> ModelSize:
+        """Shapes, parameter counts and weight bytes; needs no weights."""
+        return model_size(str(self.name), self.config)
 
     @cached_property
     def tokenizer(self) -> LegacyLlamaTokenizer:

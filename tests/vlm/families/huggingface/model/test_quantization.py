@@ -32,9 +32,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @needs_bitsandbytes
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "limit"), [("int8", 0.1), ("nf4", 0.6)])
-def test_only_layers_behind_the_first_attention_are_quantised(
-    wide: Any, kind: str, limit: float
-) -> None:
+def test_only_layers_behind_the_first_attention_are_quantised(wide: Any, kind: str, limit: float) -> None:
     case = wide
     exact, model, batch = case.model, case.load(quantization=kind), case.batch
     layer = case.checkpoint.config.attention_layer

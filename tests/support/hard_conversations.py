@@ -21,12 +21,22 @@ def gpt(text: str) -> Turn:
 # The turns of a conversation and the numbers of its pictures.
 CONVERSATIONS: dict[str, tuple[list[Turn], list[int]]] = {
     "one image, two turns": (
-        [human("<image>\nwhat colour is the cat?"), gpt("the cat is black"), human("how many birds?"), gpt("two birds.")],
+        [
+            human("<image>\nwhat colour is the cat?"),
+            gpt("the cat is black"),
+            human("how many birds?"),
+            gpt("two birds."),
+        ],
         [0],
     ),
     "text only": ([human("is the sofa red?"), gpt("It is blue.")], []),
     "two images in two turns, line breaks": (
-        [human("<image>\ndescribe"), gpt("a dog\nand two\n\nbirds"), human("and this? <image>"), gpt("a window\n\nnear")],
+        [
+            human("<image>\ndescribe"),
+            gpt("a dog\nand two\n\nbirds"),
+            human("and this? <image>"),
+            gpt("a window\n\nnear"),
+        ],
         [1, 2],
     ),
     "three images in one turn, white space around answers": (
@@ -43,12 +53,22 @@ CONVERSATIONS: dict[str, tuple[list[Turn], list[int]]] = {
         [7],
     ),
     "answers with the names of the speakers": (
-        [human("<image>\nq"), gpt("(a), [b]; {c}"), human("q2"), gpt("USER: user model ASSISTANT:"), human("q3"), gpt("..\n ")],
+        [
+            human("<image>\nq"),
+            gpt("(a), [b]; {c}"),
+            human("q2"),
+            gpt("USER: user model ASSISTANT:"),
+            human("q3"),
+            gpt("..\n "),
+        ],
         [2],
     ),
     "control characters": ([human("name one"), gpt("a\x00b\x1bc\x7f\u200b")], []),
     "a question without an answer at the end": ([human("<image> hi"), gpt("ho"), human("and?")], [0]),
-    "markup": ([human("<b>bold</b> & {{ x }} {% y %}"), gpt("<table><tr>{{ messages }}</tr></table> {% endfor %}")], []),
+    "markup": (
+        [human("<b>bold</b> & {{ x }} {% y %}"), gpt("<table><tr>{{ messages }}</tr></table> {% endfor %}")],
+        [],
+    ),
 }
 
 

@@ -14,6 +14,8 @@ from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.families.huggingface.model.probe import probe_examples
 from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
+from alignkd.vlm.families.huggingface.model.sizes import model_size
+from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.settings import ProcessorKind
@@ -49,6 +51,10 @@ class HuggingFaceCheckpoint:
             InputError: `config.json` is unusable, or of a model that is not supported.
         """
         return load_config(self.folder)
+
+    def size(self) -> ModelSize:
+        """Shapes, parameter counts and weight bytes; needs no weights."""
+        return model_size(str(self.name), self.config, self.folder)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -31,6 +31,7 @@ def save_model(model: Any, folder: Path, *, processor_from: Path) -> None:
     Raises:
         OSError: a file cannot be written.
     """
+    assert all(value.is_floating_point() for value in model.parameters()), "quantised weights are never saved"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as aside, quiet(), system_errors(folder):
         model.save_pretrained(aside, max_shard_size=MAX_SHARD_SIZE)
@@ -57,7 +58,8 @@ def is_complete(folder: Path, *, processor_from: Path) -> bool:
 
 def present_files(folder: Path) -> list[str]:
     """Names of the files of tokenizer and processor that a checkpoint has."""
-    return [name for name in COPIED_FILES if (folder / name).is_file()]
+    found = (file for pattern in COPIED_FILES for file in sorted(folder.glob(pattern)))
+    return list(dict.fromkeys(file.name for file in found if file.is_file()))
 
 
 def _move(file: Path, target: Path) -> None:

@@ -15,9 +15,17 @@ from alignkd.vlm.inputs.labels import IGNORE_LABEL
 Opened = Callable[[str], HuggingFacePreparation]
 # No stop token; the answer runs on into a line break; shared white space; trimmed answers; NFC; a thinking block.
 FAMILIES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "gemma3", "mistral3", "smolvlm", "qwen3_5")
-STOPS = {"llava": "", "llava_next": "</s>", "mistral3": "</s>", "gemma3": "<end_of_turn>", "smolvlm": "<end_of_utterance>"}
+STOPS = {
+    "llava": "",
+    "llava_next": "</s>",
+    "mistral3": "</s>",
+    "gemma3": "<end_of_turn>",
+    "smolvlm": "<end_of_utterance>",
+}
 
-words = st.sampled_from(["cat", "the cat", "USER:", "assistant", "model\n", "今天", "🙂", "e\u0301", "\n\n", "  ", "\t", "é.", "1 2"])
+words = st.sampled_from(
+    ["cat", "the cat", "USER:", "assistant", "model\n", "今天", "🙂", "e\u0301", "\n\n", "  ", "\t", "é.", "1 2"]
+)
 texts = st.one_of(
     st.lists(words, min_size=1, max_size=6).map(" ".join),
     st.lists(words, min_size=1, max_size=6).map("".join),
@@ -68,7 +76,9 @@ def test_a_question_is_the_prompt_of_the_same_conversation_with_its_answer(famil
         ids = question.input_ids.tolist()
         are_prefixes &= training.input_ids[: len(ids)].tolist() == ids
     remarks = preparation.warnings()
-    assert are_prefixes is not any("the prompt for an answer is not how the same turn begins" in line for line in remarks)
+    assert are_prefixes is not any(
+        "the prompt for an answer is not how the same turn begins" in line for line in remarks
+    )
     assert are_prefixes is (family not in ("llava_onevision", "qwen3_5"))
 
 

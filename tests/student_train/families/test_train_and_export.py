@@ -1,0 +1,77 @@
+"""A student of every family is trained with every loss; what is written, transformers alone loads and computes alike."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_vlm
+import tiny_data
+import tiny_families
+import torch
+
+from alignkd.student_train import trainer
+from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.trainer import train
+from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.inputs.batch import collate_sequences
+
+STEPS = 20
+ReadMetrics = Callable[[Path], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], VisionLanguageModel]:
+    """The model in the memory of the training process when it is exported."""
+    found: list[VisionLanguageModel] = []
+    write = trainer.export
+
+    def export(job: Any, checkpoint: Any, engine: Any, *more: Any) -> None:
+        found.append(engine.student.model)
+        write(job, checkpoint, engine, *more)
+
+    monkeypatch.setattr(trainer, "export", export)
+    return lambda: found[0]
+
+
+@pytest.mark.parametrize("name", tiny_families.NINE)
+def test_twenty_steps_with_every_loss(
+    name: str,
+    family_job: Callable[..., TrainJob],
+    trained: Callable[[], VisionLanguageModel],
+    read_metrics: ReadMetrics,
+    data: tiny_data.TinyData,
+) -> None:
+    job = family_job(name, steps=STEPS, micro_batch=5, global_batch=10, learning_rate=2e-3)
+    dataset = open_dataset(job, job.open_student())
+    result = train(job)
+    lines = read_metrics(job.train.output)
+    assert len(lines) == STEPS and {*job.train.losses.weights} == {*TERMS}
+    for term in TERMS:
+        assert lines[-1][term] < lines[0][term], term
+    assert result.samples_by_kind["several_images"] and result.samples_by_kind["text_only"]
+    assert result.student is not None
+    check_written(trained(), dataset, result.student, data)
+
+
+@torch.no_grad()
+def check_written(
+    model: VisionLanguageModel, dataset: CachedDataset, student: Path, data: tiny_data.TinyData
+) -> None:
+    """Logits of every sample: of the trained model, and by transformers' own forward pass from the files alone."""
+    samples = reference_vlm.from_file(data.conversations, data.images, None)
+    reference, _ = reference_vlm.values_of(student, samples)
+    for place in range(len(dataset)):
+        example, record = dataset[place]
+        batch = collate_sequences([example])
+        vision = model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
+        hidden_LD = model.hidden_states(batch, vision)[0]
+        found_NV = model.head(hidden_LD[torch.from_numpy(example.positions.supervised_positions).long()])
+        expected_NV = reference[f"{record.index}.logits"]
+        scale = np.abs(expected_NV).max()
+        assert found_NV.shape == expected_NV.shape
+        np.testing.assert_allclose(found_NV.numpy() / scale, expected_NV / scale, atol=1e-5)

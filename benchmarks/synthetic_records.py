@@ -87,7 +87,7 @@ class Records:
             attention=self._attention[None, start : start + queries],
             vision_top_index=top.astype(np.uint16),
             vision_top_embeddings=self._vision[image + top],
-            vision_embeddings=self._vision[None, image : image + TOKENS] if self.vision_all else None,
+            vision_embeddings=(self._vision[image : image + TOKENS],) if self.vision_all else None,
             logits=self._logits(rng, start, supervised),
         )
 

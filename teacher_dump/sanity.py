@@ -6,6 +6,7 @@ normal. The first samples of the plan are enough to detect it; `sanity_report.py
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from alignkd.teacher_dump.sanity_report import (
     finding,
     judge_images,
     judge_labels,
+    judge_shuffled,
 )
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
@@ -30,6 +32,7 @@ from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
+from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 SAMPLES_AT_ONCE = 64
 MAX_SAMPLES = 256
@@ -77,6 +80,15 @@ class _Checks:
         beside = np.where(_labels_and_neighbours(sample)[:, 1:] >= 0, found[:, 1:], np.nan)
         return SampleScores(own_N=found[:, 0], entropy_N=torch.cat(entropies).double().numpy(), beside_N2=beside)
 
+    def labels(self, samples: Sequence[Prepared], scores: Sequence[SampleScores]) -> SanityFinding:
+        """Compare the probabilities of labels with those of their neighbours; `scores` are those of `samples`."""
+        vocab_size = self.model.config.vocab_size
+        found = judge_labels(scores, vocab_size)
+        if found.outcome != "failed":
+            return found
+        shuffled = self.scores([_with_shuffled_labels(sample) for sample in samples])
+        return judge_shuffled(found, [part for part in shuffled if part is not None and part.is_usable], vocab_size)
+
     def batch(self, samples: Sequence[Prepared]) -> SanityFinding:
         """Compare hidden states of samples of different length, batched and one by one."""
         teacher = self.job.teacher
@@ -116,7 +128,7 @@ def check_teacher(
     vocab_size = model.config.vocab_size
     for found in (
         checks.batch(samples),
-        judge_labels(list(usable.values()), vocab_size),
+        checks.labels([samples[number] for number in usable], list(usable.values())),
         _check_images(checks, threads, samples, usable, vocab_size),
     ):
         if found.outcome == "failed":
@@ -170,6 +182,18 @@ def _labels_and_neighbours(sample: Prepared) -> NDArray[np.int64]:
     wanted[beside, 1] = labels[beside + 1]
     wanted[beside + 1, 2] = labels[beside]
     return wanted
+
+
+def _with_shuffled_labels(sample: Prepared) -> Prepared:
+    """A copy whose supervised tokens are in another order."""
+    example = sample.example
+    at = np.flatnonzero(example.labels != IGNORE_LABEL)
+    at = at[at > 0]  # nothing predicts the first token
+    order = np.random.default_rng(0).permutation(len(at))
+    input_ids, labels = example.input_ids.copy(), example.labels.copy()
+    input_ids[at], labels[at] = input_ids[at][order], labels[at][order]
+    positions = replace(example.positions, next_labels=labels[at])
+    return replace(sample, example=replace(example, input_ids=input_ids, labels=labels, positions=positions))
 
 
 def _num_labels(sample: Prepared) -> int:

@@ -84,6 +84,17 @@ def judge_labels(scores: Sequence[SampleScores], vocab_size: int) -> SanityFindi
     return finding("labels", True if leads[worst] > CLEAR else None, figures)
 
 
+def judge_shuffled(failed: SanityFinding, shuffled: Sequence[SampleScores], vocab_size: int) -> SanityFinding:
+    """The finding of `judge_labels` that failed, after a look at the same samples with the labels in random order.
+
+    No model can predict tokens in random order. A teacher that seems to has the neighbour's label in its input and
+    repeats it, as random weights do whose head is the embedding: that shows nothing about the labels' positions.
+    """
+    if judge_labels(shuffled, vocab_size).outcome != "failed":
+        return failed
+    return finding("labels", None, "the teacher repeats its input, even tokens in random order, as random weights may")
+
+
 def judge_images(
     right: Sequence[SampleScores], swapped: Sequence[SampleScores], vocab_size: int, *, left_out: int = 0
 ) -> SanityFinding:

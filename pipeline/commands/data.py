@@ -1,6 +1,7 @@
 """`alignkd data`: inspect a data set before anything is computed from it."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -46,6 +47,13 @@ def data(context: click.Context) -> None:
     help="Model whose tokenizer is used; no weights are read.",
 )
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
+@click.option(
+    "--processor",
+    type=click.Choice(["auto", "pil"]),
+    default="auto",
+    show_default=True,
+    help="Image processor of models of transformers; pil needs no torchvision.",
+)
 @click.option("--no-decode", is_flag=True, help="Open each image without decoding it.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default the number of CPUs.")
 @click.option(
@@ -67,6 +75,7 @@ def stats(
     max_tokens: tuple[int, ...],
     checkpoint: str,
     vision_config: Path | None,
+    processor: Literal["auto", "pil"],
     no_decode: bool,
     workers: int | None,
     png: Path | None,
@@ -77,7 +86,8 @@ def stats(
     """Count samples, tokens and dropped samples.
 
     Figures are per source data set, which is the first folder of the image path. Every sample is tokenised and every
-    image is read once, exactly as in a dump. Unusable samples are counted and named; the exit code is still 0.
+    image is read once, exactly as in a dump. One sample is printed as the model gets it, with the supervised text
+    marked. Unusable samples are counted and named; the exit code is still 0.
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """
@@ -98,6 +108,7 @@ def stats(
         max_tokens=max_tokens,
         checkpoint=checkpoint,
         vision_config=vision_config,
+        processor=processor,
         decode=not no_decode,
         workers=workers or usable_cpus(),
         listing=listing,

@@ -103,6 +103,28 @@ class FileStats:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a rendered sample.
+
+    Attributes:
+        supervised: whether the student learns to write it.
+    """
+
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSample:
+    """The text that the model gets of one sample, special tokens included."""
+
+    file: str
+    index: int
+    id: str
+    pieces: tuple[Piece, ...]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataStats:
     """All figures.
@@ -113,6 +135,8 @@ class DataStats:
         num_turned: number of images whose EXIF orientation is not 1; None unless images were decoded.
         keys_not_read: ignored key -> number of samples with it; a key of a turn is `conversations[].KEY`.
         marks: mark such as `<video>`, which is kept as text -> number of usable samples without an image that have it.
+        warnings: what a user should know of the chat template before training with it.
+        rendered: one usable sample as the model gets it; None without one.
         text_reasons: reason -> number of samples whose text is unusable for it.
         sources: figures of each source, the largest first.
         histogram: histogram of the tokens of all counted samples.
@@ -130,6 +154,8 @@ class DataStats:
     num_turned: int | None
     keys_not_read: dict[str, int]
     marks: dict[str, int]
+    warnings: tuple[str, ...]
+    rendered: RenderedSample | None
     text_reasons: dict[str, int]
     sources: tuple[SourceStats, ...]
     total: SourceStats

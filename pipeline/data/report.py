@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from alignkd.pipeline.data.figures import DataStats, SourceStats
+from alignkd.pipeline.data.figures import DataStats, RenderedSample, SourceStats
 from alignkd.pipeline.data.histogram import Histogram
 
 MAX_SOURCES = 30
@@ -31,6 +31,18 @@ def report_lines(stats: DataStats) -> Iterator[str]:
     yield from _unusable_lines(stats)
     yield ""
     yield from histogram_lines(stats.histogram, [limit.max_tokens for limit in stats.total.limits])
+    if stats.rendered is not None:
+        yield ""
+        yield from rendered_lines(stats.rendered)
+    for warning in stats.warnings:
+        yield f"warning: {warning}"
+
+
+def rendered_lines(sample: RenderedSample) -> list[str]:
+    """The text of a sample, indented, supervised parts between `>>>` and `<<<`."""
+    head = f"{sample.file}: sample {sample.id!r} (index {sample.index}) as the model gets it; >>>supervised<<<:"
+    parts = [f">>>{piece.text}<<<" if piece.supervised else piece.text for piece in sample.pieces]
+    return [head, *(f"  {line}".rstrip() for line in "".join(parts).split("\n"))]
 
 
 def table_lines(stats: DataStats) -> list[str]:
@@ -71,7 +83,8 @@ def _overlap_lines(stats: DataStats) -> Iterator[str]:
     for limit in stats.total.limits:
         both = (stats.total.image_broken or 0) - limit.image_broken
         if both:
-            yield f"{both:,} samples with a damaged image are also longer than {limit.max_tokens}, and in both columns"
+            which = f"{both:,} samples with a damaged image are" if both > 1 else "1 sample with a damaged image is"
+            yield f"{which} also longer than {limit.max_tokens}, and in both columns"
 
 
 def _notice_lines(stats: DataStats) -> Iterator[str]:

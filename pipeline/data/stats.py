@@ -12,12 +12,14 @@ from alignkd.pipeline.data.figures import DataStats, FileStats, ImagesChecked
 from alignkd.pipeline.data.histogram import make_histogram
 from alignkd.pipeline.data.listing import dropped_samples, write_listing
 from alignkd.pipeline.data.notes import most_frequent
+from alignkd.pipeline.data.rendered import rendered_sample
 from alignkd.pipeline.data.scan import Scan, TextState
 from alignkd.pipeline.data.summary import summarise
 from alignkd.pipeline.data.table import KEPT, SampleTable, scan_samples
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.open import open_checkpoint
+from alignkd.vlm.settings import ProcessorKind
 
 NUM_FIRST_UNUSABLE = 10
 
@@ -33,6 +35,7 @@ class StatsJob:
         max_tokens: limits to compare.
         checkpoint: folder or hub id, whose tokenizer and number of vision tokens decide the lengths.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        processor: image processor, see `CheckpointFolder`.
         decode: decode every image instead of only opening it.
         workers: number of processes.
         listing: JSON lines file to write with every dropped sample; None for no listing.
@@ -44,6 +47,7 @@ class StatsJob:
     max_tokens: tuple[int, ...]
     checkpoint: str
     vision_config: Path | None = None
+    processor: ProcessorKind = "auto"
     decode: bool = True
     workers: int = 1
     listing: Path | None = None
@@ -65,7 +69,9 @@ def data_stats(job: StatsJob) -> DataStats:
     started = time.monotonic()
     if job.images is not None and not job.images.is_dir():
         raise InputError(f"{tried(job.images)}: no such image folder; give the folder of the image paths")
-    checkpoint = open_checkpoint(job.checkpoint, vision_config=job.vision_config, weights=False)
+    checkpoint = open_checkpoint(
+        job.checkpoint, vision_config=job.vision_config, weights=False, processor=job.processor
+    )
     builder = checkpoint.preparation(job.template)
     files = tuple(open_with_progress(path) for path in job.conversations)
     scan = Scan(files=files, builder=builder, images=job.images, decode=job.decode)
@@ -83,6 +89,8 @@ def data_stats(job: StatsJob) -> DataStats:
         num_turned=table.num_turned if job.images_checked == "decoded" else None,
         keys_not_read=most_frequent(table.notes.keys),
         marks=most_frequent(table.notes.marks),
+        warnings=tuple(builder.warnings()),
+        rendered=rendered_sample(scan, table),
         text_reasons=most_frequent(table.notes.reasons),
         sources=sources,
         total=total,

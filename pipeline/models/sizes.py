@@ -3,20 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from alignkd.pipeline.config.checkpoint_config import checkpoint_config
 from alignkd.pipeline.console.printing import format_bytes
-from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, ModelSize, family_config, model_size
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config, model_size
+from alignkd.vlm.families.sizes import ModelSize
 
 
-def model_sizes(checkpoint: str | None, vision_config: Path | None) -> list[ModelSize]:
-    """The sizes of one checkpoint, from its `config.json` alone; of all official models if it is None.
-
-    Raises:
-        InputError: no such checkpoint, or one of another model family.
-    """
-    if checkpoint is None:
-        return [model_size(name, family_config(name)) for name in MEMBERS]
-    return [model_size(checkpoint, checkpoint_config(checkpoint, vision_config))]
+def official_sizes() -> list[ModelSize]:
+    """The sizes of all official MobileVLM models; nothing is fetched."""
+    return [model_size(name, family_config(name)) for name in MEMBERS]
 
 
 def size_table(sizes: Sequence[ModelSize]) -> str:
@@ -30,8 +24,8 @@ def size_table(sizes: Sequence[ModelSize]) -> str:
         ("intermediate size", lambda size: str(size.intermediate_size)),
         ("vocabulary", lambda size: str(size.vocab_size)),
         ("max positions", lambda size: str(size.max_positions)),
-        ("image pixels", lambda size: f"{size.image_size} x {size.image_size}"),
-        ("vision tokens", lambda size: str(size.vision_tokens)),
+        ("image pixels", lambda size: _any("by image", size.image_size, f"{size.image_size} x {size.image_size}")),
+        ("vision tokens", lambda size: _any("by image", size.vision_tokens, str(size.vision_tokens))),
         ("LLM parameters", lambda size: f"{size.parameters['language_model']:,}"),
         ("vision tower", lambda size: f"{size.parameters['vision_tower']:,}"),
         ("projector", lambda size: f"{size.parameters['projector']:,}"),
@@ -49,3 +43,7 @@ def size_table(sizes: Sequence[ModelSize]) -> str:
     ]
     towers = {size.vision_tower for size in sizes}
     return "\n".join([*(line.rstrip() for line in shown), f"vision tower: {', '.join(sorted(towers))}"])
+
+
+def _any(otherwise: str, value: int | None, text: str) -> str:
+    return otherwise if value is None else text

@@ -60,7 +60,8 @@ def store_size(
     columns = columns_of(manifest)
     samples, again = tee(data.rows.of_shard(shard) for shard in range(len(data.shard_sizes)))
     shards = (_shard_rows(manifest, rows, rows_of_groups(manifest, rows, entries_per_position)) for rows in again)
-    predicted = get_backend(manifest.backend).predicted_bytes(manifest, columns, shards, overhead=overhead)
+    backend = get_backend(manifest.backend)
+    predicted = backend.predicted_bytes(manifest, columns, shards, overhead=overhead)
     targets = {column.name: target_of(column, manifest) for column in columns}
     counted: dict[str, float] = {INPUTS: 0, OVERHEAD: 0}
     commit = 0
@@ -72,7 +73,7 @@ def store_size(
         counted[OVERHEAD] += shard.overhead + commit + data.unusable_bytes * planned / max(1, data.counted)
     scale = data.num_samples / max(1, data.counted)
     sizes = {target: round(size * scale) for target, size in counted.items()}
-    sizes[OVERHEAD] += len(seal(manifest.model_dump()))
+    sizes[OVERHEAD] += len(seal(manifest.model_dump())) + sum(map(len, backend.store_files.values()))
     return StoreSize(by_target={**dict.fromkeys(TARGETS, 0), **sizes, ATTACHMENTS: sum(attachments.values())})
 
 
@@ -80,9 +81,9 @@ def target_of(column: Column, manifest: Manifest) -> str:
     """The target that a stored array belongs to, or `INPUTS`."""
     if column.group == "attention":
         return "attention"
-    if column.group == "top":
+    if column.group in ("top", "top_scale"):
         return "vision_top"
-    if column.group == "image":
+    if column.group in ("image", "image_token"):
         return "vision_all"
     is_logits = column.group == "entry" or (column.group == "supervised" and column.name != "supervised_positions")
     return "logits" if is_logits else INPUTS
@@ -90,12 +91,13 @@ def target_of(column: Column, manifest: Manifest) -> str:
 
 def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: float) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to each group of arrays, int64 [samples]."""
-    P = manifest.shapes.vision_tokens
     has_image, brings = rows.images > 0, _brings_image(rows)
     pairs = manifest.codecs.attention_pairs
+    # attention to vision tokens is a block of columns for each image where all have the same number of tokens
+    blocks = rows.images if manifest.shapes.vision_tokens is not None else np.where(has_image, 1, 0)
     attention = {
-        "tqv": rows.images * rows.queries,
-        "vqv": rows.images * rows.images * P,
+        "tqv": blocks * rows.queries,
+        "vqv": blocks * rows.vision,
         "tqt": np.where(has_image, rows.queries, 0),
     }
     return {
@@ -103,13 +105,16 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
         "text": rows.text,
         "id": rows.id,
         "token": rows.tokens,
-        "vision": rows.images * P,
+        "vision": rows.vision,
         "query": rows.queries,
         "supervised": rows.supervised,
         "entry": np.rint(rows.supervised * entries_per_position).astype(np.int64),
         "attention": attention[pairs] if manifest.codecs.attention not in NOT_STORED else np.zeros_like(rows.tokens),
-        "top": np.where(has_image, 1, 0),
+        "shown": rows.images,
+        "top": np.minimum(rows.vision, manifest.shapes.vision_top_tokens),
+        "top_scale": np.where(has_image, 1, 0),
         "image": np.where(brings, rows.images, 0),
+        "image_token": np.where(brings, rows.vision, 0),
         "image_bytes": np.where(brings, rows.image_bytes, 0),
     }
 
@@ -124,7 +129,8 @@ def _brings_image(rows: SampleRows) -> NDArray[np.bool_]:
 
 def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArray[np.int64]]) -> ShardRows:
     """The rows of a shard as a layout needs them to predict its files."""
-    widths = rows.length - rows.images * manifest.shapes.vision_tokens
+    text = rows.length - rows.vision
+    widths = text if manifest.codecs.attention_pairs == "tqt" else rows.vision
     return ShardRows(groups=groups, has_image=rows.images > 0, widths=widths)
 
 

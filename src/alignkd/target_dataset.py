@@ -1,8 +1,8 @@
 """Decoded targets as a torch dataset, for people who have a trainer of their own.
 
-Shape letters: T input ids, k images, P vision tokens of an image (of all images together where it depends on the image),
-Q text queries that can see every image, N supervised positions, R and C attention rows and columns, Ht heads and Dt
-hidden size of the teacher, K focused vision tokens, V vocabulary, E kept entries of all positions together.
+Shape letters: T input ids, k images, P vision tokens of an image (of all images where the number differs), Q text queries
+that can see every image, N supervised positions, R and C attention rows and columns, Ht heads and Dt hidden size of the
+teacher, K focused vision tokens, V vocabulary, E kept entries of all positions together.
 """
 
 from collections.abc import Collection
@@ -42,8 +42,8 @@ class TargetDataset(Dataset[dict[str, Any]]):
       `tqt_attention` [R, Ht, C]
     * `vision_embeddings` float32 [k, P, Dt], `vision_top_index` int64 [K] through all images, `vision_top_embeddings`
       float32 [K, Dt]
-    * where the number of vision tokens depends on the image: attention [1, rows, Ht, P] and `vision_embeddings` [P, Dt],
-      P vision tokens of all images
+    * where the number of vision tokens depends on the image: `vision_embeddings` [P, Dt], attention [1, rows, Ht, P],
+      for the P vision tokens of all images
     * by kind of logits: `logits` float32 [N, V] (`full`); `hidden_states` float32 [N, Dt] (`hidden`); `entry_ids` int64
       [E], `entry_offsets` int64 [N + 1] with `entry_logprobs` float32 [E] and `tail_logmass` float32 [N] (`topk`,
       `nucleus`), or with `entry_counts` int64 [E] and `entropy` float32 [N] (`sampled`)

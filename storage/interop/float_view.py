@@ -4,13 +4,14 @@ The library is the caller's: this module imports none. It uses `group[name]`, `g
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs import codec_names, get_codec
-from alignkd.storage.codecs.base import Codec, part_column
+from alignkd.storage.codecs.base import Codec, Parts, part_column
 
 _FLOAT_CODECS = frozenset(name for target in ("attention", "hidden", "vision_all") for name in codec_names(target))
 
@@ -30,6 +31,9 @@ class FloatTarget:
         self._codec: Codec = get_codec(codec)
         self._arrays = {part: group[part_column(name, part)] for part in self._codec.part_names}
         self.shape: tuple[int, ...] = tuple(self._arrays[""].shape)
+        # rows of schema 2 are whole images, so that each row has its own scale
+        self._shared = {part for part in self._codec.shared_parts if len(self._arrays[part].shape) == len(self.shape)}
+        self._group, self._name = group, name
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -44,8 +48,35 @@ class FloatTarget:
             whole: NDArray[np.float32] = self[:][key]
             return whole
         rows, others = key[0], key[1:]
-        values = self._codec.decode({part: np.asarray(array[rows]) for part, array in self._arrays.items()})
+        values = self._rows(rows) if self._shared else self._codec.decode(self._parts(rows))
         return values[others if isinstance(rows, int | np.integer) else (slice(None), *others)]
+
+    def _parts(self, rows: Any) -> Parts:
+        return {part: np.asarray(array[rows]) for part, array in self._arrays.items() if part not in self._shared}
+
+    def _rows(self, rows: Any) -> NDArray[np.float32]:
+        """Rows of one vision token each, decoded with the scale of their image or record."""
+        owners = self._owners[rows]
+        parts = {part: values[..., None, :] for part, values in self._parts(rows).items()}
+        first, last = int(owners.min(initial=len(self))), int(owners.max(initial=0))
+        shared = {part: np.asarray(self._arrays[part][first : last + 1])[owners - first] for part in self._shared}
+        return self._codec.decode(parts | shared)[..., 0, :]
+
+    @cached_property
+    def _owners(self) -> NDArray[np.int64]:
+        """The row of the shared parts that each row has, int64 [rows]."""
+        offsets, records = (self._group[name] for name in ("offsets", "records"))
+        groups, fields = dict(offsets.attrs)["labels"], dict(records.attrs)["labels"]
+        ends = np.asarray(offsets[:])
+        if self._name != "vision_embeddings":  # one row for each record that has any
+            counts = np.diff(ends[:, groups.index("top")])
+            return _repeated(counts[counts > 0])
+        source = np.asarray(records[:])[:, fields.index("image_record")]
+        brings = np.flatnonzero(source == np.arange(len(source)))
+        shown, tokens = ends[:, groups.index("shown")], np.asarray(self._group["image_tokens"][:])
+        return _repeated(
+            np.concatenate([np.empty(0, tokens.dtype), *(tokens[shown[n] : shown[n + 1]] for n in brings)])
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype)
@@ -77,6 +108,10 @@ class FloatView(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _repeated(counts: NDArray[Any]) -> NDArray[np.int64]:
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def float_view(group: Any) -> FloatView:

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignkd.disk.next_step import reason
-from alignkd.storage.codecs import get_codec
-from alignkd.storage.codecs.base import part_column
+from alignkd.storage.codecs import CODECS, get_codec
+from alignkd.storage.codecs.base import Parts, part_column
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.layouts.tar.format import MANIFEST_MEMBER
 from alignkd.storage.places import load_manifest
-from alignkd.storage.schema.columns import describe_targets
+from alignkd.storage.record.images import split_images
+from alignkd.storage.schema.columns import IMAGE_TOKENS, describe_targets
 from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, parse_manifest
 
 NPY = ".npy"
-_FIELDS = ("attention", "vision_top_embeddings", "vision_embeddings", "hidden_states")
 
 
 class WebDatasetDecoder:
@@ -32,8 +33,10 @@ class WebDatasetDecoder:
         """Raises StoreError: the store has another layout, so it has no tars."""
         if manifest.backend != "webdataset":
             raise StoreError(f"backend of the store is {manifest.backend!r}, expected 'webdataset'; convert the store")
-        described = describe_targets(manifest)
-        self._codecs = {name: str(described[name]["codec_id"]) for name in _FIELDS if name in described}
+        found = {name: str(described["codec_id"]) for name, described in describe_targets(manifest).items()}
+        # others are kinds of logits, whose arrays are values already
+        self._codecs = {name: codec for name, codec in found.items() if codec in CODECS}
+        self._rows_of_tokens = manifest.schema_version > 2
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The decoded sample.
@@ -59,8 +62,15 @@ class WebDatasetDecoder:
         for field, codec in self._codecs.items():
             if field in decoded:
                 parts = {part: decoded.pop(part_column(field, part)) for part in get_codec(codec).part_names}
-                decoded[field] = get_codec(codec).decode(parts)
+                decoded[field] = self._decoded(field, codec, parts, decoded)
         return decoded
+
+    def _decoded(self, field: str, codec: str, parts: Parts, sample: Mapping[str, Any]) -> NDArray[np.float32]:
+        """A target's values; scales that the tokens of an image share are rows of their own."""
+        if field != "vision_embeddings" or not self._rows_of_tokens:
+            return get_codec(codec).decode(parts)
+        images = split_images(codec, parts, sample[IMAGE_TOKENS].tolist())
+        return np.concatenate([get_codec(codec).decode(image) for image in images])
 
 
 def webdataset_decoder(source: Path | str | Manifest) -> WebDatasetDecoder:

@@ -118,10 +118,13 @@ class Backend(Protocol):
     Attributes:
         files_per_shard: most file descriptors of an open shard.
         descriptions: names of files that other software writes; two good copies of a shard may differ in them.
+        store_files: path relative to the store -> content of the files that lead other software from the store to its
+            shards. No reader of this package needs them.
     """
 
     files_per_shard: int
     descriptions: frozenset[str]
+    store_files: Mapping[str, bytes]
 
     def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> ShardSink:
         """Start a shard in an empty folder."""

@@ -106,7 +106,7 @@ class RecordCodec:
             fields[name] = read(name)
         images, hashes = _listed(text["image"]), _listed(text["image_sha256"])
         fields |= {"images": images, "image_sha256": hashes}
-        tokens = fields["tokens_of_image"] = self._tokens_of_image(read, len(images), len(fields["vision_positions"]))
+        tokens = fields["tokens_of_image"] = self._tokens_of_image(read, len(images))
         self._check_num_images(text["image"], fields, table)
         if table[ATTENTION_COLUMNS] != NO_ROW:
             blocks = len(images) if self._blocks_of_images else 1
@@ -121,11 +121,10 @@ class RecordCodec:
         fields["more"] = self._more.decode(read, bool(images))
         return Record.trusted(fields)
 
-    def _tokens_of_image(self, read: ReadRows, num_images: int, vision_positions: int) -> tuple[int, ...]:
-        if self.shapes.vision_tokens is not None:
-            return (self.shapes.vision_tokens,) * num_images
-        # one image has all vision tokens: its number need not be read
-        return (vision_positions,) if num_images == 1 else tuple(read(IMAGE_TOKENS).tolist())
+    def _tokens_of_image(self, read: ReadRows, num_images: int) -> tuple[int, ...]:
+        if self.manifest.schema_version == 2:
+            return (self.shapes.vision_tokens or 0,) * num_images
+        return tuple(read(IMAGE_TOKENS).tolist()) if num_images else ()
 
     def _check_num_images(self, stored: Any, fields: dict[str, Any], table: dict[str, int]) -> None:
         """Refuse a list of images that does not fit the record: rows are cut by its length."""

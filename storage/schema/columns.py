@@ -4,6 +4,7 @@ Arrays whose rows belong together (labels and input_ids, for example) form a gro
 and the last row of each record in each group.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ __all__ = [
     "further_logits",
     "logits_codec_of",
     "part_name",
+    "stored_targets",
     "width_field",
 ]
 
@@ -90,10 +92,16 @@ def columns_of(manifest: Manifest) -> tuple[Column, ...]:
     ]
     if manifest.inputs == "embed":
         columns.append(Column(IMAGE_BYTES, "image_bytes", np.dtype("u1")))
-    columns += _attention_columns(manifest) + _vision_columns(manifest) + logit_columns(manifest)
+    columns += [_with_image(column) for column in _attention_columns(manifest) + _vision_columns(manifest)]
+    columns += logit_columns(manifest)
     for target in more:
-        columns += _columns_of_more(target, manifest)
+        found = _columns_of_more(target, manifest)
+        columns += map(_with_image, found) if target.needs_image else found
     return tuple(columns)
+
+
+def _with_image(column: Column) -> Column:
+    return replace(column, needs_image=True)
 
 
 def further_logits(target: NamedTarget, manifest: Manifest) -> LogitsArrays:
@@ -138,6 +146,25 @@ def describe_targets(manifest: Manifest) -> dict[str, dict[str, Any]]:
             parts = {array[0]: part_name(target, array[0]) for array in codec.arrays()}
             described[next(iter(parts.values()))] = {**codec.describe(), "parts": parts}
     return described
+
+
+def stored_targets(manifest: Manifest) -> list[dict[str, Any]]:
+    """Each stored target as the manifest has it, with how to decode it and the column of each part; JSON-able."""
+    described = describe_targets(manifest)
+    logits = logits_codec_of(manifest)
+    columns = {"vision_top": "vision_top_embeddings", "vision_all": "vision_embeddings"}
+    if logits is not None:
+        columns["logits"] = logits.arrays()[0][0]
+    found = []
+    for target in manifest.targets:
+        column = columns.get(target.name, target.name)
+        if target.kind == "logits" and target.name not in columns:
+            column = part_name(target, further_logits(target, manifest).arrays()[0][0])
+        if column in described:
+            found.append(target.model_dump(mode="json") | described[column])
+        elif target.codec == FROM_ALL:
+            found.append(target.model_dump(mode="json") | {"parts": {"index": "vision_top_index"}})
+    return found
 
 
 def part_name(target: NamedTarget, column: str) -> str:

@@ -140,6 +140,8 @@ class NamedTarget(BaseModel):
             return f"width is {self.width}, but columns {self.columns} have the length that a record gives them"
         if self.forward_pass == "without_image" and ("vision" in (self.rows, self.columns) or self.stored_once):
             return f"a pass without images has no rows {self.rows} with columns {self.columns}"
+        if self.stored_once and self.columns == "text":
+            return f"rows {self.rows} are stored once for several texts, so they have no columns text"
         parts = get_codec(codec).part_names if isinstance(codec, str) else ()
         if len(parts) > 1 and kind == "values" and self.width is None:
             return f"codec {codec} needs a width"

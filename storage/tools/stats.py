@@ -132,6 +132,9 @@ def codec_of(manifest: Manifest, column: Column) -> str:
     logits = logits_codec_of(manifest)
     if logits is not None and column.name in {array[0] for array in logits.arrays()}:
         return " ".join(filter(None, (codecs.logits.kind, codecs.logits.dtype)))
+    for target in manifest.more:
+        if column.name == target.name or column.name.startswith(f"{target.name}_"):
+            return target.codec if isinstance(target.codec, str) else str(getattr(target.codec, "kind", ""))
     if column.name.startswith("vision_top"):
         return codecs.vision_top
     if column.name.startswith("vision_embeddings"):

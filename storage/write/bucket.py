@@ -7,7 +7,7 @@ never look at it, and `gc` removes it (`alignkd.storage.remote.leftovers`).
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from alignkd.storage.errors import StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import remove_leftovers
 from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.remote.files import S3Files
 from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
@@ -41,12 +42,15 @@ class BucketPlace:
         with disk_errors(f"staging folder {self.staging}"):
             self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove_leftovers(self.staging)
+        store_files = get_backend(manifest.backend).store_files
         if self.objects.size(FILE_NAME) is None:
-            self._check_empty()
+            self._check_empty(store_files)
             self._put_attachments(manifest, attachments, has_manifest=False)
+            self._put(store_files)
             put_if_absent(self.objects, FILE_NAME, seal(manifest.model_dump()))
         check_same_manifest(self.path, read_manifest(self.files), manifest)
         self._put_attachments(manifest, attachments, has_manifest=True)
+        self._put(store_files)
         check_conditional_puts(self.objects, FILE_NAME, self.objects.get(FILE_NAME, MAX_FILE_BYTES))
 
     def publish(self, folder: Path, commit: CommitRecord) -> CommitRecord:
@@ -66,9 +70,15 @@ class BucketPlace:
     def shared_folder(self, name: str) -> "BucketFolder":
         return BucketFolder(self.objects, name)
 
-    def _check_empty(self) -> None:
+    def _put(self, store_files: Mapping[str, bytes]) -> None:
+        """Put the files of the layout that are missing; a store with a manifest has them."""
+        for name, content in store_files.items():
+            if self.objects.size(name) != len(content):
+                put(self.objects, name, content)
+
+    def _check_empty(self, store_files: Collection[str]) -> None:
         """Refuse a prefix with objects that no writer of this store makes."""
-        found = set(self.objects.names("")) - {SHARDS, COMMITS, ATTACHMENTS, FILE_NAME}
+        found = set(self.objects.names("")) - {SHARDS, COMMITS, ATTACHMENTS, FILE_NAME, *store_files}
         if foreign := sorted(name for name in found if not is_dropping(name)):
             raise StoreError(
                 f"{self.path} holds {foreign[0]!r} but no {FILE_NAME}, so it is not a store; choose another prefix"

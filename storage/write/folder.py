@@ -1,12 +1,13 @@
 """Writing a store into a folder of a mounted file system."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from alignkd.storage.errors import StoreError, disk_errors
-from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, create_exclusively, remove_leftovers
+from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, create_exclusively, remove_leftovers, replace_durably
 from alignkd.storage.files.leftovers import is_dropping
 from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.attachments import ATTACHMENTS, write_attachments
 from alignkd.storage.schema.commit_record import COMMITS, SHARDS, CommitRecord, load_commit
 from alignkd.storage.schema.manifest import FILE_NAME, Manifest, check_same_manifest, read_manifest
@@ -25,14 +26,17 @@ class FolderPlace:
     def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
         with disk_errors(f"store {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
+            store_files = get_backend(manifest.backend).store_files
             if not (self.path / FILE_NAME).exists():
-                self._check_empty()
+                self._check_empty(store_files)
                 (self.path / SHARDS).mkdir(exist_ok=True)
                 (self.path / COMMITS).mkdir(exist_ok=True)
                 write_attachments(self.path, manifest, attachments)
+                self._write(store_files)
                 create_exclusively(self.path / FILE_NAME, seal(manifest.model_dump()), self.path)
             check_same_manifest(self.path, read_manifest(self.files), manifest)
             write_attachments(self.path, manifest, attachments)
+            self._write(store_files)
             remove_leftovers(self.path)
 
     def publish(self, folder: Path, commit: CommitRecord) -> CommitRecord:
@@ -47,9 +51,15 @@ class FolderPlace:
     def shared_folder(self, name: str) -> Path:
         return self.path / name
 
-    def _check_empty(self) -> None:
+    def _write(self, store_files: Mapping[str, bytes]) -> None:
+        """Write the files of the layout that are missing or damaged; a store with a manifest has them."""
+        for name, content in store_files.items():
+            if not (file := self.path / name).exists() or file.read_bytes() != content:
+                replace_durably(file, content, self.path)
+
+    def _check_empty(self, store_files: Collection[str]) -> None:
         """Refuse a folder with files that no writer of this store makes."""
-        own = (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME)
+        own = (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME, *store_files)
         names = sorted(entry.name for entry in self.path.iterdir())
         foreign = [name for name in names if name not in own and not name.startswith(TEMPORARY_PREFIX)]
         if foreign := [name for name in foreign if not is_dropping(name)]:

@@ -113,7 +113,7 @@ def test_keys_follow_the_kind_of_logits(
     path = write_store(tmp_path / "s", make_manifest(codecs=codecs(logits, attention_pairs="vqv", vision_top="none")))
     samples = [alignkd.TargetDataset(path)[place] for place in range(10)]
     others = {
-        *("id", "index", "images", "conversations", "input_ids", "labels", "vision_positions"),
+        *("id", "index", "images", "conversations", "input_ids", "labels", "tokens_of_image", "vision_positions"),
         *("tqv_query_positions", "supervised_positions", "vqv_attention", "vision_embeddings"),
     }
     assert all(sample.keys() == keys | others for sample in samples)

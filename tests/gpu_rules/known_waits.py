@@ -67,7 +67,9 @@ COPIES = "stored targets go up one by one, each copied by pageable memory, befor
 MICRO_BATCH = [
     HIDDEN_STATES,
     Known("vlm/inputs/batch.py", "to", "to the device", 4, COPIES),
-    Known("vlm/inputs/packed_images.py", "to", "to the device", 1, "all pixels of a batch, one copy per argument's name"),
+    Known(
+        "vlm/inputs/packed_images.py", "to", "to the device", 1, "all pixels of a batch, one copy per argument's name"
+    ),
     Known("student_train/data/batch.py", "to", "to the device", 3, COPIES),
     Known("student_train/data/targets.py", "to", "to the device", 9, COPIES),
     Known("student_train/data/decode.py", "to", "to the device", 7, COPIES),

@@ -162,7 +162,7 @@ def _small_record(index: int) -> Record:
         attention=values(1, len(queries), 3, 4) if with_image else None,
         vision_top_index=np.array([2, 0], np.uint16) if with_image else None,
         vision_top_embeddings=values(2, 6) if with_image else None,
-        vision_embeddings=values(1, 4, 6) if with_image else None,
+        vision_embeddings=(values(4, 6),) if with_image else None,
         logits=TruncatedLogits(
             ids=np.array([3, 49, 4], np.uint16),
             logprobs=np.log([0.5, 0.25, 1]).astype(np.float16),

@@ -1,4 +1,8 @@
-"""Small stores of made-up records; every record is a pure function of its index."""
+"""Small stores of made-up records; every record is a pure function of its index.
+
+Where `shapes.vision_tokens` is None, records have up to three images of different sizes whose tokens are not
+contiguous, and one id for every position.
+"""
 
 import hashlib
 from collections.abc import Callable, Collection
@@ -57,8 +61,9 @@ def make_record() -> MakeRecord:
     def make(manifest: Manifest, index: int, *, text_only: bool | None = None, **fields: Any) -> Record:
         rng = np.random.default_rng(index)
         has_image = index % 4 != 3 if text_only is None else not text_only
-        sequence = _sequence(manifest, rng, has_image)
-        name = f"scenes/{index // 2}.png" if has_image else None
+        names, tokens = _images(manifest, index) if has_image else ((), ())
+        sequence = _sequence(manifest, rng, tokens)
+        files = tuple(name.encode() for name in names)
         record: dict[str, Any] = {
             "key": _sha(f"key {index}"),
             "id": f"sample-{index % 7}",
@@ -67,12 +72,14 @@ def make_record() -> MakeRecord:
                 {"from": "human", "value": "чьё это? これは何ですか"},
                 {"from": "gpt", "value": "a" * index},
             ],
-            "images": () if name is None else (name,),
-            "image_sha256": () if name is None else (_sha(name),),
-            "image_bytes": (name.encode(),) if name is not None and manifest.inputs == "embed" else (),
+            "images": names,
+            "image_sha256": tuple(map(_sha, names)),
+            "image_bytes": files if manifest.inputs == "embed" else (),
             **sequence,
-            **_targets(manifest, rng, np.random.default_rng(1000 + index // 2), sequence),
+            "tokens_of_image": tokens,
+            **_targets(manifest, rng, np.random.default_rng(1000 + index // 2), tokens, sequence),
         }
+        record["more"] = _more(manifest, rng, np.random.default_rng(2000 + index // 2), tokens, sequence)
         return Record(**record | fields)
 
     return make
@@ -157,16 +164,28 @@ def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sequence(manifest: Manifest, rng: np.random.Generator, has_image: bool) -> dict[str, NDArray[Any]]:
-    T, P = int(rng.integers(6, 30)), manifest.shapes.vision_tokens
+def _images(manifest: Manifest, index: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of the images that two neighbours share, and their tokens."""
+    if manifest.shapes.vision_tokens is not None:
+        return (f"scenes/{index // 2}.png",), (manifest.shapes.vision_tokens,)
+    rng = np.random.default_rng(500 + index // 2)
+    tokens = tuple(rng.integers(1, 8, int(rng.integers(1, 4))).tolist())
+    return tuple(f"scenes/{index // 2}-{number}.png" for number in range(len(tokens))), tokens
+
+
+def _sequence(manifest: Manifest, rng: np.random.Generator, tokens: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    T = int(rng.integers(6, 30))
     at = int(rng.integers(0, T - 2))
     input_ids = rng.integers(3, manifest.shapes.vocab_size, T).astype(np.int32)
     labels = np.full(T, -100, np.int32)
     labels[at + 2 :] = input_ids[at + 2 :]
-    shift = P - 1 if has_image else 0
-    vision = np.arange(at, at + P, dtype=np.int32) if has_image else np.empty(0, np.int32)
-    queries = np.arange(at + P, T + shift, dtype=np.int32) if has_image else np.empty(0, np.int32)
-    if has_image:
+    if tokens and manifest.shapes.vision_tokens is None:
+        return _spliced(input_ids, labels, at, tokens)
+    P = sum(tokens)
+    shift = P - 1 if tokens else 0
+    vision = np.arange(at, at + P, dtype=np.int32) if tokens else np.empty(0, np.int32)
+    queries = np.arange(at + P, T + shift, dtype=np.int32) if tokens else np.empty(0, np.int32)
+    if tokens:
         input_ids[at] = -200
     supervised = (np.flatnonzero(labels[1:] != -100) + shift).astype(np.int32)
     return {
@@ -178,15 +197,37 @@ def _sequence(manifest: Manifest, rng: np.random.Generator, has_image: bool) -> 
     }
 
 
+def _spliced(
+    ids: NDArray[np.int32], labels: NDArray[np.int32], at: int, tokens: tuple[int, ...]
+) -> dict[str, NDArray[Any]]:
+    """Images put in at a position, each vision token with an id of its own, and text after every third."""
+    kinds = [number % 4 < 3 for count in tokens for number in range(count + count // 3)]
+    is_vision = np.concatenate([np.zeros(at, np.bool_), kinds, np.zeros(len(ids) - at, np.bool_)])
+    vision = np.flatnonzero(is_vision).astype(np.int32)
+    middle = np.where(kinds, 2, 1).astype(np.int32)
+    spliced = np.concatenate([labels[:at], np.full(len(kinds), -100, np.int32), labels[at:]])
+    return {
+        "input_ids": np.concatenate([ids[:at], middle, ids[at:]]),
+        "labels": spliced,
+        "vision_positions": vision,
+        "tqv_query_positions": np.arange(vision[-1] + 1, len(spliced), dtype=np.int32),
+        "supervised_positions": np.flatnonzero(spliced[1:] != -100).astype(np.int32),
+    }
+
+
 def _targets(
-    manifest: Manifest, rng: np.random.Generator, image_rng: np.random.Generator, sequence: dict[str, NDArray[Any]]
+    manifest: Manifest,
+    rng: np.random.Generator,
+    image_rng: np.random.Generator,
+    tokens: tuple[int, ...],
+    sequence: dict[str, NDArray[Any]],
 ) -> dict[str, Any]:
     shapes, codecs = manifest.shapes, manifest.codecs
     P, Q = len(sequence["vision_positions"]), len(sequence["tqv_query_positions"])
     rows, columns = {"tqv": (Q, P), "vqv": (P, P), "tqt": (Q, 2 * Q + 1)}[codecs.attention_pairs]
-    embeddings = image_rng.normal(size=(1, shapes.vision_tokens, shapes.hidden_size))
-    top = np.sort(rng.permutation(shapes.vision_tokens)[: shapes.vision_top_tokens]).astype(np.uint16)
-    targets: dict[str, Any] = {"logits": _logits(manifest, rng, len(sequence["supervised_positions"]))}
+    embeddings = [image_rng.normal(size=(count, shapes.hidden_size)) for count in tokens]
+    top = np.sort(rng.permutation(P)[: shapes.vision_top_tokens]).astype(np.uint16)
+    targets: dict[str, Any] = {"logits": _logits(manifest, codecs.logits, rng, len(sequence["supervised_positions"]))}
     if P and codecs.attention != "none":
         targets["attention"] = _as_stored(codecs.attention, rng.random((1, rows, shapes.num_heads, columns)))
     if P and codecs.vision_all != "none":
@@ -197,9 +238,48 @@ def _targets(
         targets["vision_top_embeddings"] = (
             vision_rows(targets["vision_embeddings"], top)
             if from_all
-            else _as_stored(codecs.vision_top, embeddings[0][top])
+            else _as_stored(codecs.vision_top, np.concatenate(embeddings)[top])
         )
     return targets
+
+
+def _more(
+    manifest: Manifest,
+    rng: np.random.Generator,
+    image_rng: np.random.Generator,
+    tokens: tuple[int, ...],
+    sequence: dict[str, NDArray[Any]],
+) -> dict[str, Any]:
+    """The further targets that the manifest names."""
+    P, N = len(sequence["vision_positions"]), len(sequence["supervised_positions"])
+    placeholders = int(np.count_nonzero(sequence["input_ids"] == -200))
+    text = len(sequence["input_ids"]) - (placeholders or P)
+    numbers = {
+        "tqv_query": len(sequence["tqv_query_positions"]),
+        "text": text,
+        "vision": P,
+        "supervised": N,
+        "record": 1,
+        "image": len(tokens),
+        "image_token": P,
+        "own": int(rng.integers(0, 4)),
+    }
+    more: dict[str, Any] = {}
+    for target in manifest.more:
+        images_only = target.rows in ("tqv_query", "vision", "image", "image_token") or target.columns == "vision"
+        if not tokens and (images_only or target.forward_pass == "without_image"):
+            continue
+        if isinstance(target.codec, LogitsCodec):
+            more[target.name] = _logits(manifest, target.codec, rng, N)
+            continue
+        shape = [numbers[target.rows]]
+        if target.heads is not None or len(target.layers) > 1:
+            shape.append((target.heads or 1) * max(1, len(target.layers)))
+        if target.width is not None or target.columns is not None:
+            shape.append(target.width or {"vision": P, "text": text}[target.columns or ""])
+        source = image_rng if target.rows.startswith("image") else rng
+        more[target.name] = _as_stored(target.codec or "", source.random(tuple(shape)))
+    return more
 
 
 def _as_stored(codec: str, values: NDArray[Any]) -> Any:
@@ -208,8 +288,8 @@ def _as_stored(codec: str, values: NDArray[Any]) -> Any:
     return encoded.parts[""] if get_codec(codec).plain else encoded
 
 
-def _logits(manifest: Manifest, rng: np.random.Generator, N: int) -> Any:
-    codec, V = manifest.codecs.logits, manifest.shapes.vocab_size
+def _logits(manifest: Manifest, codec: LogitsCodec, rng: np.random.Generator, N: int) -> Any:
+    V = manifest.shapes.vocab_size
     values = rng.normal(size=(N, V)) * 3
     if codec.kind == "none":
         return None

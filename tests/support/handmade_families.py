@@ -1,7 +1,7 @@
-"""Tiny models of families that `tiny_families` lacks, with samples made by hand: no tokenizer and no processor.
+"""PaliGemma 1 and 2, with samples made by hand: no tokenizer and no processor.
 
-PaliGemma attends in both directions in its prefix, so a padded batch needs a mask; PaliGemma 2 also caps scores and
-logits, which SDPA cannot do. LFM2-VL has convolutions before its first attention layer.
+They attend in both directions in their prefix, so a padded batch needs a mask; PaliGemma 2 also caps scores and
+logits, which SDPA cannot do.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Gemma2Config,
     GemmaConfig,
-    Lfm2Config,
-    Lfm2VlConfig,
     PaliGemmaConfig,
-    Siglip2VisionConfig,
     SiglipVisionConfig,
 )
 
@@ -62,22 +59,6 @@ def paligemma2(folder: Path, samples: Sequence[tuple[int, int]] = SAMPLES) -> li
         sliding_window=12,
     )
     return _paligemma(folder, samples, text)
-
-
-def lfm2_vl(folder: Path, samples: Sequence[tuple[int, int]] = SAMPLES) -> list[Processed]:
-    text = Lfm2Config(**TEXT, layer_types=["conv", "conv", "full_attention"])
-    tower = Siglip2VisionConfig(**TOWER, num_patches=16, vision_use_head=False)
-    config = Lfm2VlConfig(text_config=text, vision_config=tower, image_token_id=IMAGE, downsample_factor=2)
-    _save(config, folder)
-
-    def image(random: np.random.Generator) -> dict[str, np.ndarray]:
-        return {
-            "pixel_values": random.normal(size=(1, 16, 3 * PATCH * PATCH)).astype(np.float32),
-            "spatial_shapes": np.array([[4, 4]]),
-            "pixel_attention_mask": np.ones((1, 16), np.int64),
-        }
-
-    return [_sample(seed, images, text, 4, image, types=()) for seed, (images, text) in enumerate(samples)]
 
 
 def _paligemma(folder: Path, samples: Sequence[tuple[int, int]], text: Any) -> list[Processed]:
@@ -136,5 +117,4 @@ def _sample(
 BUILDERS: dict[str, Callable[[Path], list[Processed]]] = {
     "paligemma": paligemma,
     "paligemma2": paligemma2,
-    "lfm2_vl": lfm2_vl,
 }

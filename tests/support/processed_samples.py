@@ -62,9 +62,7 @@ def processed(processor: Any, image_token_id: int, text: str, images: Sequence[I
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and rendered.startswith(bos) else {}
     given = [list(images)] if images else None
-    whole = processor(
-        text=[rendered], images=given, return_tensors="pt", return_mm_token_type_ids=True, **special
-    )
+    whole = processor(text=[rendered], images=given, return_tensors="pt", return_mm_token_type_ids=True, **special)
     whole = {name: values for name, values in whole.items() if name not in TYPES or name in processor.model_input_names}
     is_vision = whole["input_ids"][0].numpy() == image_token_id
     return Processed(example=_example(processor, whole, is_vision, images), whole=whole)

@@ -43,9 +43,9 @@ ENTRIES: Final = [
         "tall;id=5", ["tall.jpg"], "<image>\nHow many birds?", "two birds.", "why?", "I counted: 1, 2.", "ok", "good"
     ),
     _entry("😀 emoji", ["small.png"], "<image>\nwhat is it? 😀", "😀👍🏽 قطة على الأريكة"),
-    _entry("-1", ["of people/snapshot é.png"], "<image>\n图片里有什么？", "今天天气很好。\n你好，世界"),
+    _entry("of people's", ["of people/snapshot é.png"], "<image>\n图片里有什么？", "今天天气很好。\n你好，世界"),
     _entry(
-        "three images",
+        "-1",
         ["small.png", "wide.png", "square.png"],
         "<image>\n<image>\n<image>\nwhich of these is a house?",
         "the last one",

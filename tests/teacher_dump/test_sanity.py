@@ -16,7 +16,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels
+from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels, judge_shuffled
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Vision
@@ -179,3 +179,13 @@ def test_labels_near_the_edge_are_left_alone() -> None:
     assert judge_labels([scores(np.full(40, -6.0), -2.0, 1.0) for _ in range(20)], 512).outcome == "failed"
     # both unlikely: a teacher that knows neither is none of this check's business
     assert judge_labels([scores(np.full(40, -9.0), -6.0, 1.0) for _ in range(20)], 512).outcome == "not checked"
+
+
+def test_a_teacher_that_repeats_its_input_is_not_judged() -> None:
+    """States one position beside fail, unless the neighbour is preferred even where the order is random."""
+    random = np.random.default_rng(1)
+    preferring, equal = ([scores(random.normal(own, 1.0, 9), -0.1, 0.5) for _ in range(40)] for own in (-9.0, -0.1))
+    failed = judge_labels(preferring, 512)
+    assert failed.outcome == "failed" and judge_shuffled(failed, equal, 512) == failed
+    repeating = judge_shuffled(failed, preferring, 512)
+    assert repeating.outcome == "not checked" and "repeats its input" in repeating.message

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
@@ -136,7 +137,13 @@ class Vision:
 
 
 class VisionLanguageModel(nn.Module, ABC):
-    """One model with its weights: vision tower -> projector -> decoder -> head."""
+    """One model with its weights: vision tower -> projector -> decoder -> head.
+
+    Attributes:
+        findings: results of the self-checks at loading, each with a text of one line; empty for a family without.
+    """
+
+    findings: Sequence[object] = ()
 
     @property
     @abstractmethod
@@ -239,6 +246,13 @@ class Checkpoint(Protocol):
 
         Raises:
             InputError: `config.json` is unusable.
+        """
+
+    def size(self) -> ModelSize:
+        """Shapes, parameter counts and weight bytes; needs no weights.
+
+        Raises:
+            InputError: as `config`.
         """
 
     @property

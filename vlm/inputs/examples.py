@@ -133,6 +133,9 @@ class Preparation(Protocol):
     def warnings(self) -> Sequence[str]:
         """Lines on what a user should know of this template before a long run; none where there is nothing to say."""
 
+    def marked(self, tokens: Tokens) -> list[tuple[str, bool]]:
+        """The text of a sample in pieces, each with whether it is supervised; runs of vision tokens as their number."""
+
     def caching_images(self) -> "Preparation":
         """A copy that keeps the arrays of each image file that it has processed, for samples that share images."""
 

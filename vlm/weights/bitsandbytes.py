@@ -1,7 +1,9 @@
 """The library of 8-bit and 4-bit layers, which is imported only where a model is quantised."""
 
 import importlib
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.hardware.devices import Quantization
@@ -28,3 +30,9 @@ def bitsandbytes_module(kind: Quantization) -> Any:
             f"quantization {kind!r}: bitsandbytes does not work here ({one_line(error)[:160]}); "
             "install a build for your GPU, or set quantization to 'none'"
         ) from error
+
+
+def quantized_bytes(linear: nn.Linear, kind: Literal["int8", "nf4"]) -> int:
+    """Bytes of a layer's quantised weight and its scales."""
+    count = linear.weight.numel()
+    return count + 4 * linear.out_features if kind == "int8" else -(-count // 2) + 4 * -(-count // NF4_BLOCK)

@@ -18,13 +18,13 @@ PROCESSOR_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.json",
-    "*.jinja",
+    "chat_template.jinja",
     "tokenizer.json",
     "tekken.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "*.model",
+    "spiece.model",
 )
 # In the order of `alignkd.vlm.weights.files.FORMATS`.
 WEIGHT_PATTERNS = (

@@ -11,7 +11,7 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED
 from alignkd.student_train.engine.pinned_memory import pinned_bytes
 from alignkd.student_train.run.checkpoint_parts import PART_BYTES
-from alignkd.vlm.families.mobilevlm.model.sizes import ModelSize
+from alignkd.vlm.families.sizes import ModelSize
 
 MIB = 1 << 20
 # Python, torch and CUDA's libraries and context of one training process: assumed; 0.4 GiB of it is measured on a CPU.
@@ -78,6 +78,7 @@ def _largest(size: ModelSize) -> int:
 
 def _decoder_tensors(size: ModelSize) -> list[int]:
     """Elements of every tensor of the language model."""
-    D, keys = size.hidden_size, size.num_key_value_heads * size.hidden_size // size.num_heads
-    layer = [D * D, D * D, D * keys, D * keys, *[D * size.intermediate_size] * 3, D, D]
-    return [_largest(size), _largest(size), D, *layer * size.num_layers]
+    D, queries = size.hidden_size, size.num_heads * size.head_dim
+    keys = size.num_key_value_heads * size.head_dim
+    layer = [D * queries, D * queries, D * keys, D * keys, *[D * size.intermediate_size] * 3, D, D]
+    return [*[_largest(size)] * (1 if size.tied_head else 2), D, *layer * size.num_layers]

@@ -1,7 +1,8 @@
 """WebDataset layout: a shard is one tar of plain files, and an index that makes it randomly readable."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
@@ -18,6 +19,7 @@ class WebDatasetBackend:
 
     files_per_shard = 1
     descriptions: frozenset[str] = frozenset()
+    store_files: Mapping[str, bytes] = MappingProxyType({})
 
     def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> TarSink:
         return TarSink(folder, shard_name(shard), manifest, columns)

@@ -42,6 +42,7 @@ from alignkd.storage.schema.columns import (
 )
 
 Rows = dict[str, NDArray[Any]]
+_NO_IDS = np.empty(0, np.int32)
 _NPY_SHAPE = re.compile(rb"'shape': \(((?:\d{1,19}, ?)*\d{0,19})\)")
 
 
@@ -186,5 +187,6 @@ class _Records:
 
 def _length(rows: Rows) -> int:
     """L, from the ids and the vision positions; see `Record.sequence_length`."""
-    placeholders = int(np.count_nonzero(rows["input_ids"] == IMAGE_TOKEN_ID))
-    return len(rows["input_ids"]) + (len(rows["vision_positions"]) - placeholders if placeholders else 0)
+    ids, vision = (rows.get(name, _NO_IDS) for name in ("input_ids", "vision_positions"))
+    placeholders = int(np.count_nonzero(ids == IMAGE_TOKEN_ID))
+    return len(ids) + (len(vision) - placeholders if placeholders else 0)

@@ -7,6 +7,7 @@ of every chunk: the checksums inside a data file show that it is undamaged, but 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
-from alignkd.storage.layouts.zarr.chunk_file import METADATA, data_file
+from alignkd.storage.layouts.zarr.chunk_file import EMPTY_GROUP, METADATA, data_file
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
 from alignkd.storage.layouts.zarr.predict import predicted_shards
 from alignkd.storage.layouts.zarr.reader import ZarrSource
-from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets
+from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets, stored_targets
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 
@@ -31,10 +32,14 @@ class ZarrSink:
     """Writes every column of a shard side by side."""
 
     def __init__(
-        self, folder: Path, columns: Sequence[Column], described: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        folder: Path,
+        columns: Sequence[Column],
+        described: Mapping[str, Mapping[str, Any]] | None = None,
+        targets: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """`described`: column -> how to decode it, for readers without this package; becomes its attributes."""
-        self.folder, self.columns, self._described = folder, columns, described or {}
+        """`described` and `targets`: as for `write_metadata`."""
+        self.folder, self.columns, self._described, self._targets = folder, columns, described or {}, targets
         self._files: dict[str, ShardingFileWriter] = {}
         self._background = Background()
         for column in columns:
@@ -56,7 +61,7 @@ class ZarrSink:
         arrays = {name: file.close() for name, file in self._files.items()}
         self._background.end()
         checksums = {name: file.checksums for name, file in self._files.items()}
-        write_metadata(self.folder, self.columns, arrays, checksums, self._described)
+        write_metadata(self.folder, self.columns, arrays, checksums, self._described, self._targets)
         return WrittenShard(arrays=arrays, files=self._written_files())
 
     def abandon(self) -> None:
@@ -82,9 +87,11 @@ class ZarrBackend:
 
     files_per_shard = 24
     descriptions = frozenset({METADATA})
+    # groups without arrays, so that `zarr.open_group(STORE)` leads to the shards
+    store_files: Mapping[str, bytes] = MappingProxyType(dict.fromkeys((METADATA, f"shards/{METADATA}"), EMPTY_GROUP))
 
     def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> ZarrSink:
-        return ZarrSink(folder, columns, describe_targets(manifest))
+        return ZarrSink(folder, columns, describe_targets(manifest), stored_targets(manifest))
 
     def open(
         self,

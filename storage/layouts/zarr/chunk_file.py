@@ -16,9 +16,12 @@ from alignkd.storage.schema.commit_record import ArrayLayout
 CRC_BYTES = 4
 # an entry of the index: offset and length of a chunk
 PLACE_BYTES = 16
-# file name of every description, and the group's attribute with the crc32c of each array's chunks and of its index
+# file name of every description; the group's attributes with the crc32c of each array's chunks and of its index, and
+# with the parts of each target
 METADATA = "zarr.json"
 CHECKSUMS = "crc32c"
+TARGETS = "targets"
+EMPTY_GROUP = b'{\n  "attributes": {},\n  "zarr_format": 3,\n  "node_type": "group"\n}'
 MISSING = 2**64 - 1
 
 

@@ -11,7 +11,7 @@ from zarr import config
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
-from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA
+from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, TARGETS
 from alignkd.storage.schema.columns import Column
 from alignkd.storage.schema.commit_record import ArrayLayout, Shape
 
@@ -22,14 +22,17 @@ def write_metadata(
     arrays: Mapping[str, ArrayLayout],
     checksums: Mapping[str, bytearray],
     described: Mapping[str, Mapping[str, Any]],
+    targets: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write `zarr.json` of the group and of every array into the folders of the data files.
 
     Args:
         checksums: crc32c of each array's chunks in file order and of its index, 4 bytes each.
-        described: array name -> how to decode its numbers to values.
+        described: array name -> how to decode its numbers to values, an attribute of the array.
+        targets: name and parts of each target, an attribute of the group.
     """
-    attributes = {CHECKSUMS: {name: data.hex() for name, data in checksums.items()}}
+    attributes: dict[str, Any] = {CHECKSUMS: {name: data.hex() for name, data in checksums.items()}}
+    attributes |= {TARGETS: list(targets)} if targets else {}
     zarr.create_group(folder, zarr_format=3, attributes=attributes)
     for column in columns:
         document = json.loads(

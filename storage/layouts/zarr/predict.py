@@ -9,7 +9,7 @@ import numpy as np
 
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, data_file, index_bytes
-from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets
+from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets, stored_targets
 from alignkd.storage.schema.commit_record import ArrayLayout
 from alignkd.storage.schema.manifest import Manifest
 
@@ -78,6 +78,6 @@ def _descriptions(
     with tempfile.TemporaryDirectory(prefix="alignkd-plan-") as folder:
         for column in columns:
             (Path(folder) / column.name).mkdir()
-        write_metadata(Path(folder), columns, arrays, checksums, describe_targets(manifest))
+        write_metadata(Path(folder), columns, arrays, checksums, describe_targets(manifest), stored_targets(manifest))
         found = sorted(Path(folder).rglob("*.json"))
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}

@@ -19,6 +19,7 @@ from alignkd.storage.tools.verify.shard import ShardChecker, problems_of
 
 # commit records of a remote store that are fetched at the same time
 COMMIT_THREADS = 16
+MAX_STORE_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], ob
         return VerifyReport(deep=deep, problems=[Problem(shard=None, message=str(error))])
     commits, problems = _load_commits(files, manifest)
     problems += _attachment_problems(files, manifest, deep or files.checks_sizes)
+    if deep or files.checks_sizes:
+        problems += _store_file_problems(files, manifest)
     checker = ShardChecker(files, manifest)
     for commit in commits:
         found = checker.deep(commit) if deep else checker.shallow(commit)
@@ -140,6 +143,21 @@ def _attachment_problems(files: StoreFiles, manifest: Manifest, read: bool) -> l
     for name in manifest.attachments:
         found = problems_of(partial(_attachment_problem, files, manifest, name, read))
         problems += [Problem(shard=None, message=message) for message in found]
+    return problems
+
+
+def _store_file_problems(files: StoreFiles, manifest: Manifest) -> list[Problem]:
+    """The files that lead other software to the shards, which stores of schema 2 do not have."""
+    problems = []
+    expected = get_backend(manifest.backend).store_files if manifest.schema_version > 2 else {}
+    for name, content in expected.items():
+
+        def check(name: str = name, content: bytes = content) -> list[str]:
+            if files.size(name) is not None and files.read(name, MAX_STORE_FILE_BYTES) == content:
+                return []
+            return [f"{files.label(name)}: is missing or damaged; take that of another store, which is equal"]
+
+        problems += [Problem(shard=None, message=message) for message in problems_of(check)]
     return problems
 
 

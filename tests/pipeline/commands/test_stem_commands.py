@@ -68,13 +68,13 @@ def test_an_extracted_stem_gives_what_a_dumped_store_holds(
         positions = example.positions
         rows, cols = (pad_positions([p])[0] for p in (positions.tqv_query_positions, positions.vision_positions))
         attention_HQP = teacher.first_layer_attention(embeds, rows, cols)[0]
-        assert record.vision_top_index is not None
+        assert record.vision_top_index is not None and record.vision_embeddings is not None
         index = vision_top_index(attention_HQP)
         np.testing.assert_array_equal(record.vision_top_index, index.numpy())
         top = record.vision_top_embeddings
         for stored, found in (
             (record.attention, attention_HQP.transpose(0, 1)[None]),
-            (record.vision_embeddings, vision),
+            (record.vision_embeddings[0], vision),
             (top, vision[index]),
         ):
             assert stored is not None

@@ -1,6 +1,6 @@
 """Checkpoints of many families, one data set, and what transformers alone computes from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def write_family_config(data: tiny_data.TinyData) -> WriteFamilyConfig:
-    """`write_family_config(folder, teacher, backend="zarr")`: a configuration that keeps every target as float32."""
+    """`write_family_config(folder, checkpoint, {"batch": 2}, backend="zarr")`: a configuration that keeps every target
+    as float32, with keys of the sections `teacher` and `store`."""
 
-    def write(folder: Path, teacher: Path, **store: Any) -> Path:
+    def write(folder: Path, checkpoint: Path, teacher: Mapping[str, Any] | None = None, **store: Any) -> Path:
         sections = {
             "data": {"conversations": str(data.conversations), "images": str(data.images)},
-            "teacher": {"checkpoint": str(teacher), "dtype": "float32"},
+            "teacher": {"checkpoint": str(checkpoint), "dtype": "float32", **(teacher or {})},
             "store": {
                 "path": str(folder / "store"),
                 "attention": "float32",

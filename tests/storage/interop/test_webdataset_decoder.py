@@ -12,15 +12,36 @@ import pytest
 
 from alignkd.storage import Codecs, CorruptStoreError, LogitsCodec, Manifest, StoreError, StoreReader, as_float32
 from alignkd.storage.interop.webdataset_decoder import webdataset_decoder
+from alignkd.storage.schema.targets import NamedTarget
 
 TAR = "shards/00000000/00000000.tar"
 
 
-@pytest.fixture
-def store(tmp_path: Path, make_manifest: Callable[..., Manifest], write_store: Callable[..., Path]) -> Path:
+@pytest.fixture(params=["fixed", "ragged"])
+def store(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    make_manifest: Callable[..., Manifest],
+    write_store: Callable[..., Path],
+) -> Path:
     logits = LogitsCodec(kind="topk", top_k=4)
-    codecs = Codecs(attention="sqrt_u8", vision_top="int8_channel", vision_all="bfloat16", logits=logits)
-    manifest = make_manifest(codecs=codecs, backend="webdataset", inputs="embed", shard_size=10)
+    ragged = request.param == "ragged"
+    codecs = Codecs(
+        attention="sqrt_u8",
+        vision_top="int8_channel",
+        vision_all="int8_channel" if ragged else "bfloat16",
+        logits=logits,
+    )
+    shapes = make_manifest().shapes.model_copy(update={"vision_tokens": None if ragged else 5})
+    further = NamedTarget(name="hidden", kind="values", codec="int8_group", rows="vision", layers=(0, 2), width=70)
+    manifest = make_manifest(
+        codecs=codecs,
+        shapes=shapes,
+        more=(further,) if ragged else (),
+        backend="webdataset",
+        inputs="embed",
+        shard_size=10,
+    )
     return write_store(tmp_path / "store", manifest)
 
 
@@ -49,10 +70,12 @@ def test_samples_are_what_our_reader_decodes(store: Path, source: str) -> None:
         for found, target in (
             (sample["attention"], record.attention),
             (sample["vision_top_embeddings"], record.vision_top_embeddings),
-            (brought["vision_embeddings"], record.vision_embeddings),
+            (brought["vision_embeddings"], record.vision_embeddings_float32),
+            *((sample[name], target) for name, target in record.more.items()),
         ):
             assert found.dtype == np.float32 and target is not None
-            np.testing.assert_array_equal(found.ravel(), as_float32(target).ravel())
+            np.testing.assert_array_equal(found.ravel(), as_float32(target).ravel())  # type: ignore[arg-type]
+        assert record.more.keys() == {target.name for target in reader.manifest.more}
         assert isinstance(brought["bin"], bytes)
 
 

@@ -17,6 +17,7 @@ from alignkd.storage import (
     Manifest,
     Record,
     RecordError,
+    Shapes,
     StoreError,
     TruncatedLogits,
     as_float32,
@@ -24,12 +25,13 @@ from alignkd.storage import (
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.codecs.settings import FROM_ALL
 from alignkd.storage.layouts.rows import RecordCodec
-from alignkd.storage.schema.columns import GROUPS, NO_ROW, RECORD_FIELDS, Column, columns_of, describe_targets
+from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, Column, columns_of, describe_targets
+from alignkd.storage.schema.targets import NamedTarget
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]
 AssertSame = Callable[[Record, Record], None]
-IMAGE_GROUPS = ("image", "image_bytes")
+IMAGE_GROUPS = ("image", "image_token", "image_bytes")
 
 LOGITS = st.one_of(
     st.builds(lambda d: LogitsCodec(kind="full", dtype=d), st.sampled_from(["float32", "float16"])),
@@ -47,6 +49,48 @@ CODECS = st.builds(
     vision_all=st.sampled_from([*codec_names("vision_all"), "none"]),
     logits=LOGITS,
 ).filter(lambda chosen: chosen["vision_top"] != FROM_ALL or chosen["vision_all"] != "none")
+RAGGED = Shapes(num_heads=2, hidden_size=6, vision_tokens=None, vocab_size=40, vision_top_tokens=3)
+VALUES = st.builds(
+    lambda codec, **fields: dict(fields, codec=codec),
+    st.sampled_from(codec_names("hidden")),
+    kind=st.just("values"),
+    rows=st.sampled_from(["tqv_query", "text", "vision", "supervised", "record", "image", "image_token", "own"]),
+    layers=st.sampled_from([(), (3,), (0, 2)]),
+    heads=st.sampled_from([None, 2]),
+    width=st.sampled_from([None, 5]),
+    columns=st.sampled_from([None, "vision", "text"]),
+    forward_pass=st.sampled_from(["sample", "without_image"]),
+)
+ATTENTION = st.builds(
+    dict,
+    kind=st.just("attention"),
+    codec=st.sampled_from(codec_names("attention")),
+    rows=st.sampled_from(["tqv_query", "text", "vision", "own"]),
+    columns=st.sampled_from(["vision", "text"]),
+    layers=st.sampled_from([(0,), (0, 8, 16)]),
+    heads=st.just(2),
+)
+SECOND_LOGITS = st.builds(
+    dict,
+    kind=st.just("logits"),
+    codec=LOGITS.filter(lambda codec: codec.kind != "none"),
+    rows=st.just("supervised"),
+    forward_pass=st.sampled_from(["sample", "without_image"]),
+)
+
+
+def is_possible(fields: dict[str, Any]) -> bool:
+    """Whether a manifest may have the target: hypothesis draws from all combinations."""
+    try:
+        NamedTarget(name="x", **fields).check_further()
+    except ValueError:
+        return False
+    return True
+
+
+MORE = st.lists(st.one_of(VALUES, ATTENTION, SECOND_LOGITS).filter(is_possible), max_size=3).map(
+    lambda drawn: tuple(NamedTarget(name=f"more_{number}", **fields) for number, fields in enumerate(drawn))
+)
 INPUTS = st.sampled_from(["reference", "embed"])
 
 
@@ -77,12 +121,11 @@ def _decode(
         assert stored.shape[1:] == (*column.row_shape[:-1], *width)
         return stored.copy()
 
-    width = NO_ROW if record.attention is None else record.attention.shape[-1]
-    return codec.decode(read, {"dataset_index": record.index, "attention_columns": width})
+    return codec.decode(read, codec.numbers(record))
 
 
-@settings(max_examples=60)
-@given(chosen=CODECS, inputs=INPUTS, text_only=st.sets(st.integers(0, 3)))
+@settings(max_examples=100)
+@given(chosen=CODECS, inputs=INPUTS, text_only=st.sets(st.integers(0, 3)), more=MORE, ragged=st.booleans())
 def test_every_record_comes_back_to_the_bit(
     make_manifest: MakeManifest,
     make_record: MakeRecord,
@@ -90,9 +133,12 @@ def test_every_record_comes_back_to_the_bit(
     chosen: dict[str, Any],
     inputs: str,
     text_only: set[int],
+    more: tuple[NamedTarget, ...],
+    ragged: bool,
 ) -> None:
     """Records as a reader gives them: encoded targets pass through untouched."""
-    manifest = make_manifest(codecs=Codecs(**chosen), inputs=inputs)
+    shapes = RAGGED if ragged else make_manifest().shapes
+    manifest = make_manifest(codecs=Codecs(**chosen), inputs=inputs, more=more, shapes=shapes)
     records = [make_record(manifest, index, text_only=index in text_only) for index in range(4)]
     for found, expected in zip(through_rows(RecordCodec(manifest), records), records, strict=True):
         assert_same(found, expected)
@@ -102,14 +148,15 @@ def test_every_record_comes_back_to_the_bit(
 def in_floats(record: Record, rng: np.random.Generator) -> Record:
     """The record as a teacher gives it: new float32 values where it had encoded ones."""
     changes: dict[str, Any] = {}
-    for name in ("attention", "vision_embeddings"):
-        if (target := getattr(record, name)) is not None:
-            changes[name] = rng.random(target.shape, np.float32)
+    if record.attention is not None:
+        changes["attention"] = rng.random(record.attention.shape, np.float32)
+    if record.vision_embeddings is not None:
+        changes["vision_embeddings"] = tuple(rng.random(t.shape, np.float32) for t in record.vision_embeddings)
     if record.vision_top_index is not None:
         shape = record.vision_top_embeddings.shape  # type: ignore[union-attr]
         every = changes.get("vision_embeddings")
         changes["vision_top_embeddings"] = (
-            rng.random(shape, np.float32) if every is None else every[0][record.vision_top_index]
+            rng.random(shape, np.float32) if every is None else np.concatenate(every)[record.vision_top_index]
         )
     if isinstance(record.logits, HiddenStates):
         changes["logits"] = HiddenStates(states=rng.random(record.logits.states.shape, np.float32))
@@ -117,20 +164,24 @@ def in_floats(record: Record, rng: np.random.Generator) -> Record:
 
 
 @settings(max_examples=60)
-@given(chosen=CODECS, inputs=INPUTS, index=st.integers(0, 3))
+@given(chosen=CODECS, inputs=INPUTS, index=st.integers(0, 3), ragged=st.booleans())
 def test_floats_come_back_as_their_codecs_give_them(
-    make_manifest: MakeManifest, make_record: MakeRecord, chosen: dict[str, Any], inputs: str, index: int
+    make_manifest: MakeManifest, make_record: MakeRecord, chosen: dict[str, Any], inputs: str, index: int, ragged: bool
 ) -> None:
     """Every float field equals its codec's own round trip, whose error is tested in the codec's file."""
-    manifest = make_manifest(codecs=Codecs(**chosen), inputs=inputs)
+    shapes = RAGGED if ragged else make_manifest().shapes
+    manifest = make_manifest(codecs=Codecs(**chosen), inputs=inputs, shapes=shapes)
     record = in_floats(make_record(manifest, index), np.random.default_rng(index))
     [found] = through_rows(RecordCodec(manifest), [record])
     found.recheck()
     codecs = manifest.codecs
     assert_rounded(found.attention, record.attention, codecs.attention)
-    assert_rounded(found.vision_embeddings, record.vision_embeddings, codecs.vision_all)
+    for image, given_image in zip(found.vision_embeddings or (), record.vision_embeddings or (), strict=True):
+        assert_rounded(image, given_image, codecs.vision_all)
     if codecs.vision_top == FROM_ALL and record.has_image:
-        rows = as_float32(found.vision_embeddings)[0][record.vision_top_index]  # type: ignore[arg-type]
+        every = found.vision_embeddings_float32
+        assert every is not None and found.vision_top_embeddings is not None
+        rows = every[record.vision_top_index]
         assert (as_float32(found.vision_top_embeddings) == rows).all()  # type: ignore[arg-type]
     else:
         assert_rounded(found.vision_top_embeddings, record.vision_top_embeddings, codecs.vision_top)
@@ -184,9 +235,10 @@ def test_from_all_stores_no_embedding_twice(compact: Manifest, make_record: Make
     without = Record(**record.__dict__ | {"vision_top_embeddings": None})
     for variant in (record, without):
         [found] = through_rows(codec, [variant])
-        top, every = found.vision_top_embeddings, found.vision_embeddings
+        assert found.vision_embeddings is not None
+        top, (every,) = found.vision_top_embeddings, found.vision_embeddings
         assert isinstance(top, EncodedArray) and isinstance(every, EncodedArray) and record.vision_top_index is not None
-        assert (top.decode() == every.decode()[0][record.vision_top_index]).all()
+        assert (top.decode() == every.decode()[record.vision_top_index]).all()
 
 
 def test_from_all_refuses_embeddings_that_reading_would_change(compact: Manifest, make_record: MakeRecord) -> None:
@@ -213,6 +265,7 @@ def test_an_image_that_the_shard_has_adds_no_rows(compact: Manifest, make_record
     groups = {name: column.group for name, column in columns_by_name(codec).items()}
     first, again = (codec.encode(record, with_image=brought) for brought in (True, False))
     assert {groups[name] for name in first.keys() - again.keys()} == set(IMAGE_GROUPS)
+    assert not {groups[name] for name in again} & set(IMAGE_GROUPS)
     assert (first["image_bytes"].tobytes(),) == record.image_bytes
 
 
@@ -252,8 +305,12 @@ def test_a_value_that_its_codec_cannot_hold_names_the_field(compact: Manifest, m
         ("attention", 2.0, "attention: sqrt_u8 holds probabilities, found 0..2;"),
         ("vision_embeddings", 1e7, r"vision_embeddings: int8_channel holds values up to 8.31901e\+06, found 1e\+07"),
     ):
-        shape = getattr(record, name).shape
-        changes: dict[str, Any] = {name: np.full(shape, value, np.float32), "vision_top_embeddings": None}
+        shape = record.attention.shape if name == "attention" else (5, 6)
+        values = np.full(shape, value, np.float32)
+        changes: dict[str, Any] = {
+            name: values if name == "attention" else (values,),
+            "vision_top_embeddings": None,
+        }
         with pytest.raises(RecordError, match=message):
             RecordCodec(compact).encode(Record(**record.__dict__ | changes), with_image=True)
 

@@ -87,7 +87,7 @@ def record(store: Manifest, index: int) -> Record:
         attention=fraction((1, 2, 2, columns), 7) if image else None,
         vision_top_index=np.array([2, 0], np.uint16) if image else None,
         vision_top_embeddings=fraction((2, 4), 3) if image and store.codecs.vision_top != "from_all" else None,
-        vision_embeddings=fraction((1, 3, 4), 5) if image else None,
+        vision_embeddings=(fraction((3, 4), 5),) if image else None,
         logits=truncated() if store.codecs.logits.kind == "topk" else sampled(),
     )
 

@@ -12,6 +12,9 @@ from alignkd.storage.layouts.zarr.metadata import write_metadata
 from alignkd.storage.schema.columns import Column
 from alignkd.storage.schema.commit_record import ArrayLayout
 
+# no datum, so that a lost chunk shows
+FILL_VALUES = {"<f2": np.nan, "<f4": np.nan, "<i4": -1, "<u2": 65535, "|u1": 0, "<i8": -1, "|i1": -128}
+
 
 @settings(max_examples=25)
 @given(
@@ -42,7 +45,7 @@ def test_as_zarr_writes_them(
         ),
         filters=None,
         compressors=None,
-        fill_value=0,
+        fill_value=FILL_VALUES[dtype],
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes=({"labels": labels} if labels else {}) | {"target": described["values"]},
     )

@@ -71,7 +71,8 @@ def test_a_changed_object_of_each_kind_is_named_past_the_readers_cache(copy: Cop
     reader = StoreReader(copy.url)
     assert len([reader[position] for position in range(len(reader))]) == 4
     kinds = {name.split("/")[0] + Path(name).suffix: name for name in copy.names()}
-    assert len(kinds) == 5
+    # of zarr also the group that leads to the shards
+    assert len(kinds) == (6 if "zarr.json.json" in kinds else 5)
     for name in kinds.values():
         sound = (copy.folder / name).read_bytes()
         middle = len(sound) // 2
@@ -82,7 +83,7 @@ def test_a_changed_object_of_each_kind_is_named_past_the_readers_cache(copy: Cop
 
 
 def test_sizes_and_absence_are_found_without_reading(copy: Copy) -> None:
-    shard_files = [name for name in copy.names() if name.startswith("shards/")]
+    shard_files = [name for name in copy.names() if name.startswith("shards/0")]
     for name in (shard_files[-1], "attachments/tokenizer.model"):
         sound = (copy.folder / name).read_bytes()
         if name in shard_files:
@@ -97,7 +98,7 @@ def test_sizes_and_absence_are_found_without_reading(copy: Copy) -> None:
 
 
 def test_what_belongs_to_no_shard_is_named_or_the_blindness_is(copy: Copy) -> None:
-    foreign = f"{next(name for name in copy.names() if name.startswith('shards/')).rsplit('/', 1)[0]}/foreign"
+    foreign = f"{next(name for name in copy.names() if name.startswith('shards/0')).rsplit('/', 1)[0]}/foreign"
     copy.put(foreign, b"?")
     report = verify_store(copy.url, deep=True)
     if copy.url.startswith("s3:"):
@@ -110,10 +111,10 @@ def test_what_belongs_to_no_shard_is_named_or_the_blindness_is(copy: Copy) -> No
 
 def test_each_byte_travels_once_in_small_ranges(stored: Any, gateway: Any) -> None:
     assert verify_store(stored.url, deep=True).ok
-    asked = [exchange.headers["Range"] for exchange in gateway.seen if "/shards/" in exchange.path]
+    asked = [exchange.headers["Range"] for exchange in gateway.seen if "/shards/0" in exchange.path]
     lengths = [int(last) - int(first) + 1 for first, last in (text.removeprefix("bytes=").split("-") for text in asked)]
     assert max(lengths) <= 4096
-    held = sum(path.stat().st_size for path in (stored.folder / "shards").rglob("*") if path.is_file())
+    held = sum(path.stat().st_size for path in (stored.folder / "shards").glob("*/**/*") if path.is_file())
     assert sum(lengths) == held
 
 

@@ -37,13 +37,11 @@ def exact_records(make_manifest: Any, make_record: Any) -> Any:
 
     def make(index: int, codecs: Codecs) -> Record:
         record = make_record(manifest, index)
-        fields = {"attention": codecs.attention, "vision_embeddings": codecs.vision_all}
-        changes = {
-            name: as_codec(values, codec)
-            for name, codec in fields.items()
-            if (values := getattr(record, name)) is not None
-        }
+        changes: dict[str, Any] = {}
         if record.has_image:
+            changes["attention"] = as_codec(record.attention, codecs.attention)
+            every = record.vision_embeddings or ()
+            changes["vision_embeddings"] = tuple(as_codec(image, codecs.vision_all) for image in every)
             changes["vision_top_embeddings"] = vision_rows(changes["vision_embeddings"], record.vision_top_index)
         if codecs.logits.dtype == "float16":
             changes["logits"] = record.logits.astype(np.float16)

@@ -11,7 +11,7 @@ import alignkd.storage.layouts.rows
 import alignkd.storage.write.shard
 from alignkd.storage import Manifest, Record, verify_store
 from alignkd.storage.layouts.rows import Rows
-from alignkd.storage.schema.columns import OFFSETS, RECORDS
+from alignkd.storage.schema.columns import GROUPS, OFFSETS, RECORD_FIELDS, RECORDS
 
 Change = Callable[[Rows], None]
 
@@ -33,11 +33,17 @@ def tampering(monkeypatch: pytest.MonkeyPatch, change: Change) -> Iterator[None]
 
 
 def lower_offsets(rows: Rows) -> None:
-    rows[OFFSETS] = np.zeros_like(rows[OFFSETS])
+    """All rows but those of `shown`, which the tables have twice."""
+    kept = GROUPS.index("shown")
+    rows[OFFSETS] = np.where(np.arange(len(GROUPS)) == kept, rows[OFFSETS], 0)
+
+
+def other_images(rows: Rows) -> None:
+    rows[RECORDS] = rows[RECORDS] + (np.array(RECORD_FIELDS) == "num_images")
 
 
 def repeat_index(rows: Rows) -> None:
-    rows[RECORDS] = np.zeros_like(rows[RECORDS])
+    rows[RECORDS] = np.where(np.array(RECORD_FIELDS) == "dataset_index", 0, rows[RECORDS])
 
 
 def far_position(rows: Rows) -> None:
@@ -58,6 +64,7 @@ def unnormalised(rows: Rows) -> None:
     [
         (lower_offsets, "array input_ids: has"),
         (repeat_index, "the plan lists"),
+        (other_images, "num_images of record 0 is"),
         (far_position, "supervised_positions spans"),
         (nan_attention, "that are NaN"),
         (unnormalised, "log-sum-exp"),

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from alignkd.storage.errors import CorruptStoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
 from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
-from alignkd.storage.layouts.tables import IMAGE_GROUPS, ShardTables, tables_from
-from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.layouts.tables import ShardTables, tables_from
+from alignkd.storage.schema.columns import IMAGE_GROUPS, KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 
@@ -103,6 +104,7 @@ class NpysSource:
 class NpysBackend:
     files_per_shard = 1
     descriptions: frozenset[str] = frozenset()
+    store_files: Mapping[str, bytes] = MappingProxyType({})
 
     def create(self, folder: Path, shard: int, manifest: Manifest, columns: Sequence[Column]) -> NpysSink:
         return NpysSink(folder, columns)

@@ -12,16 +12,14 @@ ROWS = torch.tensor([[0, 5, 10, 10, 7], [3, 4, 0, 0, 0]])  # padded with 0, and 
 COLS = torch.tensor([[0, 3, 3, 9], [1, 2, 10, 0]])  # a column twice, and one after its row
 # A sliding window of four keys; and keys 2 to 5, which each row sees wherever it is.
 POSITIONS = torch.arange(LENGTH)
-SLIDING = (POSITIONS <= ROWS[..., None]) & (POSITIONS > ROWS[..., None] - 4)
-BLOCK = (POSITIONS <= ROWS[..., None]) | ((POSITIONS >= 2) & (POSITIONS <= 5))
+SLIDING = (ROWS[..., None] >= POSITIONS) & (ROWS[..., None] - 4 < POSITIONS)
+BLOCK = (ROWS[..., None] >= POSITIONS) | ((POSITIONS >= 2) & (POSITIONS <= 5))
 # Soft cap and mask: plain causal attention, and what other models add to it.
 FORMS = [(None, None), (0.7, None), (None, SLIDING), (0.7, BLOCK)]
 over_forms = pytest.mark.parametrize(("softcap", "visible"), FORMS, ids=["causal", "softcap", "sliding", "both"])
 
 
-def whole(
-    query_BHRd: Tensor, key_BHLd: Tensor, softcap: float | None = None, visible: Tensor | None = None
-) -> Tensor:
+def whole(query_BHRd: Tensor, key_BHLd: Tensor, softcap: float | None = None, visible: Tensor | None = None) -> Tensor:
     """The attention's formula as it is written, differentiated by autograd."""
     scores = query_BHRd @ key_BHLd.transpose(2, 3) * 0.5
     if softcap is not None:
@@ -61,9 +59,7 @@ def fused(
 ) -> Tensor:
     rows = ROWS[:, : query.shape[2]]
     return fused_attention_loss(
-        RowInputs(
-            query_BHRd=query, key_BHLd=key, rows_BR=rows, scaling=0.5, softcap=softcap, visible_BRL=visible
-        ),
+        RowInputs(query_BHRd=query, key_BHLd=key, rows_BR=rows, scaling=0.5, softcap=softcap, visible_BRL=visible),
         COLS,
         lambda chosen, rows, weight_H: loss_of(chosen, rows, weight_H, wanted),
         [weight],

@@ -65,7 +65,9 @@ class Problem:
             return lambda x, chunk: logit_loss(x, self.teacher_NV[chunk], **settings).total
         if self.kind == "hidden":
             return lambda x, chunk: (
-                logit_loss(x, teacher_logits(self.states_ND[chunk], Head(weight_VD=self.teacher_head_VD)), **settings).total
+                logit_loss(
+                    x, teacher_logits(self.states_ND[chunk], Head(weight_VD=self.teacher_head_VD)), **settings
+                ).total
             )
         if self.kind == "sampled":  # as many draws as it takes for their shares to be the probabilities
             ids_NV, entropy_N = torch.arange(V).repeat(N, 1), -(logprobs_NV.exp() * logprobs_NV).sum(-1)

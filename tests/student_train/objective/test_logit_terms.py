@@ -65,9 +65,7 @@ class Teacher:
         offsets = torch.arange(N + 1) * KEPT
         ids_E = order_Nn[:, :KEPT].flatten().to(torch.uint32)
         if kind == "topk":
-            entries = RaggedEntries(
-                ids_E=ids_E, values_E=sorted_Nn[:, :KEPT].flatten(), offsets=offsets, widest=KEPT
-            )
+            entries = RaggedEntries(ids_E=ids_E, values_E=sorted_Nn[:, :KEPT].flatten(), offsets=offsets, widest=KEPT)
             return TruncatedTargets(entries=entries, tail_logmass_N=sorted_Nn[:, KEPT:].logsumexp(-1))
         counts_E = torch.tensor([2, 1, 1]).repeat(N).to(torch.uint8)
         entropy_N = -(self.logprobs_Nn.exp() * self.logprobs_Nn).sum(-1)

@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import toy_family
 
-from alignkd.vlm import families
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families import open as opening
+from alignkd.vlm.families.generation import generate_greedy, stream_greedy
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.open import open_checkpoint
-
-SUPPORT = Path(__file__).parents[2] / "support"
+from alignkd.vlm.inputs.batch import collate_sequences
 
 
 def with_config(folder: Path, raw: object) -> Path:
@@ -62,15 +63,44 @@ def test_mobilevlm_imports_no_other_family(golden: Path) -> None:
 
 
 @pytest.fixture
-def third_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of a family and its name: nothing else is added."""
-    monkeypatch.setattr(families, "__path__", [*families.__path__, str(SUPPORT / "toy_families")])
-    monkeypatch.setattr(opening, "FAMILIES", ("toy", *opening.FAMILIES))
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A checkpoint of a family whose folder and name are all that is added."""
+    toy_family.register(monkeypatch)
+    from alignkd.vlm.families.toy.checkpoint import write_toy  # type: ignore[import-not-found]
+
+    folder: Path = write_toy(tmp_path / "toy", hidden_size=8, num_heads=2, seed=0)
+    return folder
 
 
-@pytest.mark.usefixtures("third_family")
-def test_a_third_family_is_a_folder_and_its_name(golden: Path, tmp_path: Path) -> None:
-    opened = open_checkpoint(with_config(tmp_path / "toy", {"model_type": "toy", "width": 8}))
+def test_a_third_family_is_a_folder_and_its_name(golden: Path, toy: Path, golden_images: Path) -> None:
+    opened = open_checkpoint(toy)
     assert opened.family == "toy" and opened.config.hidden_size == 8
-    # the others stay what they are
-    assert open_checkpoint(golden / "teacher").family == "mobilevlm"
+    assert open_checkpoint(golden / "teacher").family == "mobilevlm"  # the others stay what they are
+
+    preparation, model = opened.preparation(), opened.load_model()
+    files = [(golden_images / name).read_bytes() for name in ("coffee.png", "rocket.jpg")]
+    examples = [
+        preparation.build([Turn("human", "<image> what?"), Turn("gpt", "a cup")], files[:1]),
+        preparation.build([Turn("human", "no image"), Turn("gpt", "indeed")], ()),
+        preparation.build([Turn("human", "<image> and <image>?"), Turn("gpt", "both")], files),
+    ]
+    with torch.no_grad():
+        batch = collate_sequences(examples)
+        together = model.hidden_states(batch, model.encode_images(batch.images))
+        for row, example in enumerate(examples):
+            single = collate_sequences([example])
+            vision = model.encode_images(single.images) if single.images else None
+            with model.watched_first_layer() as first:
+                alone = model.hidden_states(single, vision)[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-5, atol=1e-6)
+            every = torch.arange(len(alone))[None]
+            torch.testing.assert_close(
+                first.attention(every, every).sum(-1), torch.ones(1, 2, len(alone)), rtol=1e-5, atol=1e-6
+            )
+    questions = [preparation.build_question([Turn("human", "<image>?")], files[:1])] * 2
+    first_answer, second = generate_greedy(model, questions, max_new_tokens=4, stop_ids=preparation.stop_ids)
+    assert (
+        first_answer
+        == second
+        == list(stream_greedy(model, questions[0], max_new_tokens=4, stop_ids=preparation.stop_ids))
+    )

@@ -1,7 +1,6 @@
 """A checkpoint of any vision-language model of transformers, in the layout of the hub."""
 
 import hashlib
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import torch
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, VisionLanguageModel
-from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, empty_model, load_config
-from alignkd.vlm.families.huggingface.model.head import head_of
+from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
 from alignkd.vlm.families.huggingface.model.head_weights import read_head
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.families.huggingface.model.probe import probe_examples
 from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
+from alignkd.vlm.families.huggingface.model.sizes import model_size
+from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.settings import ProcessorKind
@@ -51,6 +51,10 @@ class HuggingFaceCheckpoint:
             InputError: `config.json` is unusable, or of a model that is not supported.
         """
         return load_config(self.folder)
+
+    def size(self) -> ModelSize:
+        """Shapes, parameter counts and weight bytes; needs no weights."""
+        return model_size(str(self.name), self.config, self.folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,16 +118,8 @@ class HuggingFaceCheckpoint:
         return {f"processor/{name}": (self.folder / name).read_bytes() for name in present_files(self.folder)}
 
     def lm_head(self, dtype: torch.dtype) -> Head:
-        """The output head, read from the weight files without loading the model.
-
-        Raises:
-            InputError: its matrix is missing, or it has a bias.
-        """
-        folder, raw = self._with_weights, self.config.raw
-        head = head_of(empty_model(raw, folder / "config.json"))
-        if head.bias_V is not None:
-            raise InputError(f"{folder}: its head has a bias, which cannot be read alone; choose another logits.kind")
-        return replace(head, weight_VD=read_head(folder, raw, dtype))
+        """The output head, its tensors in `dtype`, read from the weight files without loading the model."""
+        return read_head(self._with_weights, self.config.raw, dtype)
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the hub's layout, with the files of this checkpoint's tokenizer and processor.

@@ -58,12 +58,8 @@ class ToyPreparation:
             labels += own if is_answer else [IGNORE_LABEL] * len(own)
         input_ids, wanted = np.array(ids, np.int32), np.array(labels, np.int32)
         positions = spliced_position_map(input_ids == IMAGE, wanted, counts, blocks_of_images=False)
-        return Tokens(
-            input_ids=input_ids,
-            labels=wanted,
-            positions=positions,
-            types={"is_image": (input_ids == IMAGE).astype("i4")},
-        )
+        types = {"is_image": (input_ids == IMAGE).astype(np.int32)}
+        return Tokens(input_ids=input_ids, labels=wanted, positions=positions, types=types)
 
     def build(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         return self._example(self.tokenize(turns, [image_size(file) for file in files]), files)

@@ -1,9 +1,11 @@
 """A conversation as the checkpoint's chat template writes it, and where in the text the answers are."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from alignkd.vlm.errors import SampleError, one_line
@@ -12,6 +14,7 @@ from alignkd.vlm.families.huggingface.inputs.messages import Message, text_of
 DATE = datetime(2025, 1, 1)
 """The date that templates write which ask for today's: the tokens of a sample may not depend on the day."""
 _ASKS_FOR_DATE = "strftime_now"
+_DATE_CALL = re.compile(_ASKS_FOR_DATE + r"""\(\s*(?:"([^"\n]*)"|'([^'\n]*)')\s*\)""")
 # Pairs of private-use characters; the first pair that the conversation does not hold marks the answers.
 _MARKS = tuple((chr(code), chr(code + 1)) for code in range(0xE0F0, 0xE0FE, 2))
 
@@ -39,16 +42,25 @@ class ChatTemplate:
 
     processor: Any
 
-    @property
+    @cached_property
     def source(self) -> str:
-        """The template's text."""
-        template = self.processor.chat_template
-        return str(template["default"] if isinstance(template, dict) else template)
+        """The template's text, with `DATE` in place of today's."""
+        return _DATE_CALL.sub(lambda call: json.dumps(DATE.strftime(call[1] or call[2] or "")), self._own)
 
     @property
     def writes_the_date(self) -> bool:
         """Whether the template asks for today's date."""
+        return _ASKS_FOR_DATE in self._own
+
+    @property
+    def depends_on_the_day(self) -> bool:
+        """Whether the template asks for today's date in a way that `source` has not replaced."""
         return _ASKS_FOR_DATE in self.source
+
+    @property
+    def _own(self) -> str:
+        template = self.processor.chat_template
+        return str(template["default"] if isinstance(template, dict) else template)
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         """The text of a conversation.
@@ -59,10 +71,11 @@ class ChatTemplate:
         Raises:
             SampleError: the template refuses the conversation.
         """
-        date = {_ASKS_FOR_DATE: DATE.strftime} if self.writes_the_date else {}
         try:
             return str(
-                self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **date)
+                self.processor.apply_chat_template(
+                    list(messages), chat_template=self.source, tokenize=False, add_generation_prompt=prompt
+                )
             )
         except Exception as error:  # templates are programs: they raise anything
             raise SampleError(
@@ -119,8 +132,8 @@ def _located(text: str, frame: Sequence[str], answers: Sequence[str]) -> Iterato
             found = next((form for form in _forms(answer) if _follows(text, start, form, after, ends=ends)), None)
         if found is None:
             raise SampleError(
-                f"the chat template changes answer {number + 1} ({one_line(answer)[:60]!r}) or the text around it, so it is "
-                "unknown which tokens to train; rewrite the answer as the template writes it"
+                f"the chat template changes answer {number + 1} ({one_line(answer)[:60]!r}) or the text around it, so "
+                "it is unknown which tokens to train; rewrite the answer as the template writes it"
             )
         position = start + len(found)
         yield Answer(start, position, found)

@@ -20,8 +20,8 @@ def expanded(rendered: Rendered, placeholder: str, replacements: Sequence[str]) 
     pieces = rendered.text.split(placeholder)
     if len(pieces) - 1 != len(replacements):
         raise SampleError(
-            f"the chat template writes {len(pieces) - 1} {placeholder} for {len(replacements)} images; remove the sample, "
-            "or use another template"
+            f"the chat template writes {len(pieces) - 1} {placeholder} for {len(replacements)} images; remove the "
+            "sample, or use another template"
         )
     ends, shifts = [], [0]
     text, position = pieces[0], len(pieces[0])

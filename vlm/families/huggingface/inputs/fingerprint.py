@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.huggingface.inputs.chat import DATE, ChatTemplate
+from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
 
 # Raise it when ids or labels of a rendered conversation change.
@@ -36,8 +36,7 @@ def tokenizer_fingerprint(loaded: LoadedProcessor) -> str:
 
 def template_fingerprint(template: ChatTemplate, stop: str) -> str:
     """sha256 of the chat template, of the rule for labels, and of the token `stop` that ends an answer."""
-    date = DATE.isoformat() if template.writes_the_date else ""
-    return f"chat:{LABELS_VERSION}:{_sha256([template.source, stop, date])}"
+    return f"chat:{LABELS_VERSION}:{_sha256([template.source, stop])}"
 
 
 def image_processor_fingerprint(loaded: LoadedProcessor) -> str:

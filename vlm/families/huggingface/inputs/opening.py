@@ -46,7 +46,7 @@ def open_preparation(
 def _opened(loaded: LoadedProcessor, max_tokens: int | None) -> HuggingFacePreparation:
     fingerprint = {"tokenizer": tokenizer_fingerprint(loaded)}
     template, tokenizer = ChatTemplate(loaded.processor), FastTokenizer(loaded.tokenizer)
-    _check_takes_parts(loaded, template)
+    _check_template(loaded, template)
     images = checked_images(loaded, template)
     bare = HuggingFacePreparation(
         loaded=loaded,
@@ -67,8 +67,13 @@ def _opened(loaded: LoadedProcessor, max_tokens: int | None) -> HuggingFacePrepa
     return replace(bare, fingerprint=fingerprint, remarks=remarks, max_tokens=max_tokens)
 
 
-def _check_takes_parts(loaded: LoadedProcessor, template: ChatTemplate) -> None:
-    """Refuse templates that print a list of parts instead of their text."""
+def _check_template(loaded: LoadedProcessor, template: ChatTemplate) -> None:
+    """Refuse templates that print a list of parts instead of their text, and those that give other tokens tomorrow."""
+    if template.depends_on_the_day:
+        raise InputError(
+            f"{loaded.folder}: its chat template computes with today's date, so a sample has other tokens every day; "
+            "write a fixed date into a copy of chat_template.jinja"
+        )
     if "'type':" in (text := template.render(question(1) + answer())) or loaded.processor.image_token not in text:
         raise InputError(
             f"{loaded.folder}: its chat template has no place for the images of a message; use the template of the "

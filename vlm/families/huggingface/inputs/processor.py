@@ -70,25 +70,40 @@ def load_processor(folder: Path, choice: ProcessorKind = "auto") -> LoadedProces
 
 
 def _load(folder: Path, choice: ProcessorKind) -> Any:
-    if choice == "auto" and importlib.util.find_spec("torchvision") is None:
+    if choice == "auto" and not _has_torchvision():
         raise InputError(
             f"{folder}: its image processor needs torchvision, which is not installed; {INSTALL}, or set processor: "
             "pil for the variant without it"
         )
     try:
         processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
-        if choice == "pil" and hasattr(processor, "image_processor"):
-            processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL)
-    except ImportError as error:
-        raise InputError(
-            f"{folder}: its processor needs a package that is missing ({_first(error)}); {INSTALL}"
-        ) from error
     except Exception as error:  # each class of processor has its own ways to refuse a file
-        raise InputError(
-            f"{folder}: its processor cannot be loaded ({_first(error)}); copy the tokenizer and processor files of the "
-            "checkpoint again"
-        ) from error
+        raise _unloadable(folder, "processor", error) from error
+    if choice == "pil" and hasattr(processor, "image_processor"):
+        try:
+            processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL)
+        except Exception as error:
+            raise _unloadable(folder, "image processor for processor: pil", error) from error
+        if getattr(processor.image_processor, "backend", None) != "pil":
+            raise InputError(
+                f"{folder}: {type(processor).__name__} has no variant for Pillow; leave processor: pil out"
+            )
     return processor
+
+
+def _unloadable(folder: Path, what: str, error: Exception) -> InputError:
+    if "torchvision" in str(error).lower() and not _has_torchvision():
+        return InputError(f"{folder}: its {what} needs torchvision, whatever processor: says; {INSTALL}")
+    if isinstance(error, ImportError):
+        return InputError(f"{folder}: its {what} needs a package that is missing ({_first(error)}); {INSTALL}")
+    return InputError(
+        f"{folder}: its {what} cannot be loaded ({_first(error)}); copy the tokenizer and processor files of the "
+        "checkpoint again"
+    )
+
+
+def _has_torchvision() -> bool:
+    return importlib.util.find_spec("torchvision") is not None
 
 
 def _checked(processor: Any, folder: Path) -> Any:
@@ -106,12 +121,12 @@ def _checked(processor: Any, folder: Path) -> Any:
         )
     if not processor.chat_template:
         raise InputError(
-            f"{folder}: {name} has no chat template, so it is unknown how a conversation is written; use an instruction "
-            "checkpoint, or add its chat_template.jinja"
+            f"{folder}: {name} has no chat template, so it is unknown how a conversation is written; use an "
+            "instruction checkpoint, or add its chat_template.jinja"
         )
     if isinstance(processor.chat_template, dict) and "default" not in processor.chat_template:
         raise InputError(
-            f"{folder}: has chat templates {', '.join(processor.chat_template)} but none named 'default'; keep one of them"
+            f"{folder}: has chat templates {', '.join(processor.chat_template)} but none named 'default'; keep one"
         )
     if getattr(processor, "image_token", None) is None:
         raise InputError(f"{folder}: {name} does not say which text stands for an image; this model is not supported")

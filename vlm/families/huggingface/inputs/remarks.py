@@ -20,7 +20,7 @@ def remarks_of(template: ChatTemplate, placeholder: str, stop: str) -> tuple[str
     found = []
     if not _prompt_is_prefix(template):
         found.append(
-            "chat template: the prompt that asks for an answer is not how the same turn begins in training text, so the model "
+            "chat template: the prompt for an answer is not how the same turn begins in training text, so the model "
             "answers after other tokens than it was trained on"
         )
     if not stop:
@@ -29,8 +29,8 @@ def remarks_of(template: ChatTemplate, placeholder: str, stop: str) -> tuple[str
         )
     if _images_first(template, placeholder):
         found.append(
-            "chat template: all images of a turn come before its text, so the text around each <image> no longer shows which "
-            "image it is about"
+            "chat template: all images of a turn come before its text, so the text around each <image> no longer shows "
+            "which image it is about"
         )
     if template.writes_the_date:
         found.append(f"chat template: it writes today's date; {DATE:%Y-%m-%d} is used every day")

@@ -18,6 +18,7 @@ from alignkd.vlm.families.huggingface.inputs.images import TYPE_IDS, ImageEncode
 from alignkd.vlm.families.huggingface.inputs.messages import Message
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
 from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.inputs.examples import ImageArrays
 
 _TEXT = "Which colours are there?"
 _ANSWER = "Red,\nand blue."
@@ -44,20 +45,31 @@ def checked_images(loaded: LoadedProcessor, template: ChatTemplate) -> ImageEnco
     """
     prompts = template.render(question(1)), template.render(question(2))
     encoder = ImageEncoder(processor=loaded.processor, prompts=prompts)
-    first, second = pictures()
+    pair = pictures(2)
     try:
-        alone = [encoder.process([image])[1][0] for image in (first, second)]
-        arrays, together = encoder.process([first, second])
-        if alone != together:
+        alone = [encoder.encode(image, 1) for image in pair]
+        arrays, together = encoder.process(pair)
+        if [image.replacement for image in alone] != together:
             encoder = replace(encoder, alone_differs=True)
-            doubled = [encoder.encode(image, 2) for image in (first, second)]
-            alone = [image.replacement for image in doubled]
+            alone = [encoder.encode(image, 2) for image in pair]
     except Exception as error:
         raise _refused(loaded, f"fails on a picture ({one_line(error)[:200]})") from error
-    if alone != together:
-        raise _refused(loaded, "gives an image tokens that depend on the sample's other images")
-    del arrays
+    if [image.replacement for image in alone] != together or not _same(arrays, [image.arrays for image in alone]):
+        raise _refused(loaded, "makes something else of an image, depending on the sample's other images")
     return replace(encoder, on_meta=_computes_on_meta(encoder))
+
+
+def _same(together: ImageArrays, alone: Sequence[ImageArrays]) -> bool:
+    """Whether images that were processed together have the arrays of each one alone, one below the other.
+
+    Arrays of other shapes are not compared: they are padded to the largest image, or have one row per sample.
+    """
+    for name, wanted in together.items():
+        parts = [arrays[name] for arrays in alone]
+        comparable = {part.shape[1:] for part in parts} == {wanted.shape[1:]} and sum(map(len, parts)) == len(wanted)
+        if comparable and not np.allclose(np.concatenate(parts), wanted, atol=_TOLERANCE):
+            return False
+    return True
 
 
 def _computes_on_meta(encoder: ImageEncoder) -> bool:
@@ -66,7 +78,7 @@ def _computes_on_meta(encoder: ImageEncoder) -> bool:
         for among in (1, 2):
             wanted = encoder.encode(Image.new("RGB", size), among).replacement
             try:
-                found = encoder.on_meta_of_size(size, 2 if encoder.alone_differs and among > 1 else 1)
+                found = encoder.on_meta_of_size(size, encoder.copies(among))
             except Exception:  # an operation that meta tensors do not have
                 return False
             if found != wanted:
@@ -83,9 +95,9 @@ def checked_types(
         InputError: the processor's own call gives other ids or types.
     """
     types: dict[str, None] = {}
-    for count in (0, 1, 2):
+    for count in range(4):
         for messages in (question(count) + answer(), question(count) + answer() + question(0) + answer()):
-            found = _called(loaded, template.render(messages), pictures()[:count])
+            found = _called(loaded, template.render(messages), pictures(count))
             ids = _own_ids(template, tokenizer, images, messages, count)
             wanted = found["input_ids"][0].tolist()
             if ids.tolist() != wanted:
@@ -108,7 +120,7 @@ def _listed_types(loaded: LoadedProcessor, found: Any) -> list[str]:
 def _own_ids(
     template: ChatTemplate, tokenizer: FastTokenizer, images: ImageEncoder, messages: Sequence[Message], count: int
 ) -> np.ndarray[Any, Any]:
-    replacements = [images.replacement(picture.size, count) for picture in pictures()[:count]]
+    replacements = [images.replacement(picture.size, count) for picture in pictures(count)]
     rendered = Rendered(template.render(messages), ())
     return tokenizer(expanded(rendered, images.processor.image_token, replacements).text).ids
 
@@ -130,10 +142,11 @@ def _called(loaded: LoadedProcessor, text: str, images: Sequence[Image.Image]) -
         ) from error
 
 
-def pictures() -> list[Image.Image]:
-    """Two pictures of noise."""
+def pictures(count: int) -> list[Image.Image]:
+    """Pictures of noise."""
     draw = np.random.default_rng(0).integers
-    return [Image.fromarray(draw(0, 256, (height, width, 3), np.uint8)) for width, height in _SIZES]
+    sizes = [_SIZES[number % len(_SIZES)] for number in range(count)]
+    return [Image.fromarray(draw(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
 
 
 def _refused(loaded: LoadedProcessor, what: str) -> InputError:

@@ -128,6 +128,8 @@ def _read(path: Path) -> Any:
             f"{path}: model_type {raw.model_type!r} is not a vision-language model of transformers "
             "(AutoModelForImageTextToText); give a checkpoint of MobileVLM or of such a model"
         )
+    # SDPA, or eager for models that SDPA cannot compute; never what config.json names
+    raw._attn_implementation = None
     return raw
 
 

@@ -50,7 +50,9 @@ class ImageEncoder:
         encoded: list[Vision | None] = [None] * len(images)
         for numbers in self._groups(images, samples):
             group = [images[number] for number in numbers]
-            for number, vision in zip(numbers, self._encode_group(group, _shared(numbers, samples), dtype), strict=True):
+            for number, vision in zip(
+                numbers, self._encode_group(group, _shared(numbers, samples), dtype), strict=True
+            ):
                 encoded[number] = vision
         return Vision.join([vision for vision in encoded if vision is not None])
 
@@ -77,7 +79,9 @@ class ImageEncoder:
         """Images of equal shapes: joined along the first axis of each argument."""
         names = [name for name in self._arguments if name in images[0] and name != IMAGES_PER_SAMPLE]
         arguments = {name: torch.cat([image[name] for image in images]) for name in names}
-        arguments = {name: values.to(dtype) if values.is_floating_point() else values for name, values in arguments.items()}
+        arguments = {
+            name: values.to(dtype) if values.is_floating_point() else values for name, values in arguments.items()
+        }
         if IMAGES_PER_SAMPLE in self._arguments:
             arguments[IMAGES_PER_SAMPLE] = torch.tensor([max(2, len(images))] if is_shared else [1] * len(images))
         output = self._base_model.get_image_features(**arguments, return_dict=True)

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel, image_tensors
-from alignkd.vlm.families.huggingface.model.parts import layers_of
+from alignkd.vlm.families.huggingface.model.parts import attentions_of
 from alignkd.vlm.families.huggingface.model.quantization import quantize
 from alignkd.vlm.families.huggingface.model.quiet import quiet
 from alignkd.vlm.families.huggingface.model.recorder import RECORDABLE, implementation_of
@@ -47,13 +47,13 @@ def build_model(
     target = usable_device(device)
     keep_float32_exact()
     try:
-        inner = _read(folder, config, dtype)
+        inner = read_model(folder, config, dtype)
         if quantization != "none":
             quantize(inner, quantization, after=config.attention_layer, dtype=dtype, device=target)
         inner.to(target)
         _check_values(inner, folder, dtype)
-        blank = min(image_tensors(examples[0], target), key=_num_bytes)
-        model = HuggingFaceModel(inner, config, blank).eval()
+        picture = min(image_tensors(examples[0], target), key=_num_bytes)
+        model = HuggingFaceModel(inner, config, picture).eval()
         if target.type != "meta":
             check_model(model, examples, where=folder, is_quantized=quantization != "none")
     except torch.OutOfMemoryError as error:
@@ -64,17 +64,16 @@ def build_model(
     return model
 
 
-def _read(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> Any:
+def read_model(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> Any:
     """The model on the CPU."""
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    for file in files:
         weight_shapes(file)  # a damaged file is named
-    raw = copy.deepcopy(config.raw)
-    raw._attn_implementation = None  # SDPA, or eager for models that SDPA cannot compute; never what config.json says
     with quiet():
         try:
             model, info = AutoModelForImageTextToText.from_pretrained(
                 folder,
-                config=raw,
+                config=copy.deepcopy(config.raw),
                 dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -89,15 +88,16 @@ def _read(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> Any:
                 "take config.json and weights from the same checkpoint"
             ) from error
     _check_keys(folder, info)
-    implementation = implementation_of(layers_of(model)[config.attention_layer].self_attn)
+    implementation = implementation_of(attentions_of(model)[0])
     if implementation not in RECORDABLE:
         raise InputError(
-            f"{folder}: its attention function is {implementation!r}, expected {' or '.join(RECORDABLE)}; remove "
-            "attn_implementation from config.json"
+            f"{folder}: its attention function is {implementation!r}, expected {' or '.join(RECORDABLE)}; use a model "
+            "of another architecture"
         )
-    for parameter in model.parameters():
-        # copied, so that a file that is changed later does not change the model
-        parameter.data = parameter.data.clone()
+    if any(tensor.dtype == dtype for file in files for _, tensor in iter_weights(file)):
+        for parameter in model.parameters():
+            # a view of the mapped file until now: a file that is changed later would change the model
+            parameter.data = parameter.data.clone()
     return model
 
 

@@ -22,6 +22,7 @@ from alignkd.vlm.families.huggingface.model.generation import greedy_tokens
 from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.images import ImageEncoder
 from alignkd.vlm.families.huggingface.model.parts import (
+    attentions_of,
     layers_of,
     projector_names,
     tower_of,
@@ -41,7 +42,7 @@ class HuggingFaceModel(VisionLanguageModel):
     Args:
         model: of a class of `AutoModelForImageTextToText`.
         config: its sizes.
-        blank: the tensors of an image, for `no_image`; pixels are set to 0.
+        picture: the tensors of any image, for `no_image`.
 
     Attributes:
         model: the model of transformers.
@@ -51,16 +52,15 @@ class HuggingFaceModel(VisionLanguageModel):
         findings: results of the self-checks at loading.
     """
 
-    def __init__(self, model: Any, config: HuggingFaceConfig, blank: ImageTensors) -> None:
+    def __init__(self, model: Any, config: HuggingFaceConfig, picture: ImageTensors) -> None:
         super().__init__()
         self.model = model
         self._config = config
         self.encoder = ImageEncoder(model.base_model)
         self.needs_mask = True
         self.findings: tuple[Any, ...] = ()
-        self._blank = {
-            name: torch.zeros_like(values) if values.is_floating_point() else values for name, values in blank.items()
-        }
+        # not zeros, which Idefics3 takes for padding between images
+        self._picture = dict(picture)
         parameters = inspect.signature(model.base_model.forward).parameters
         self._types = tuple(name for name in parameters if name.endswith(_TYPES_SUFFIX))
 
@@ -72,12 +72,12 @@ class HuggingFaceModel(VisionLanguageModel):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self._output.weight.device
+        return self.head.weight_VD.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the decoder's activations."""
-        return self._output.weight.dtype
+        return self.head.weight_VD.dtype
 
     def freeze_vision_tower(self) -> None:
         """Exclude the tower, and what images and text do not reach, from training.
@@ -108,8 +108,8 @@ class HuggingFaceModel(VisionLanguageModel):
         return self.dtype if tower is None else next(tower.parameters()).dtype
 
     def no_image(self) -> Vision:
-        """The embeddings of an image whose pixels are 0; see `VisionLanguageModel.no_image`."""
-        return self.encode_images([{name: values.to(self.device) for name, values in self._blank.items()}])
+        """The embeddings of a fixed picture; see `VisionLanguageModel.no_image`."""
+        return self.encode_images([{name: values.to(self.device) for name, values in self._picture.items()}])
 
     def hidden_states(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Last hidden states [B, L, D]; see `VisionLanguageModel.hidden_states`."""
@@ -154,8 +154,7 @@ class HuggingFaceModel(VisionLanguageModel):
     @property
     def first_attention(self) -> nn.Module:
         """The attention module of the first decoder layer that has one."""
-        attention: nn.Module = layers_of(self.model)[self._config.attention_layer].self_attn
-        return attention
+        return attentions_of(self.model)[0]
 
     @property
     def head(self) -> Head:
@@ -175,10 +174,6 @@ class HuggingFaceModel(VisionLanguageModel):
     def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
         """The most probable next tokens; see `VisionLanguageModel.next_tokens`."""
         return greedy_tokens(self, prompts)
-
-    @property
-    def _output(self) -> Any:
-        return self.model.get_output_embeddings()
 
 
 def image_tensors(example: Example, device: torch.device) -> list[Mapping[str, Tensor]]:

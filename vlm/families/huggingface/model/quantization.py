@@ -12,10 +12,10 @@ from torch import nn
 from alignkd.vlm.families.huggingface.model.parts import layers_of
 from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module
 
+ROWS = 32  # on CPUs with AVX-512, bitsandbytes packs so many rows together
 
-def quantize(
-    model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: torch.dtype, device: torch.device
-) -> int:
+
+def quantize(model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: torch.dtype, device: torch.device) -> int:
     """Replace the linear layers of the decoder layers behind number `after`, one at a time.
 
     Args:
@@ -33,10 +33,18 @@ def quantize(
     count = 0
     for layer in layers_of(model)[after + 1 :]:
         for name, module in list(layer.named_modules()):
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and is_quantizable(module):
                 layer.set_submodule(name, _quantized(library, module, kind, dtype, device))
                 count += module.weight.numel()
     return count
+
+
+def is_quantizable(linear: nn.Linear) -> bool:
+    """Whether bitsandbytes can multiply by its quantised weights on every device.
+
+    Others are gates of a few rows, for example; they keep full precision.
+    """
+    return linear.in_features % NF4_BLOCK == 0 and linear.out_features % ROWS == 0
 
 
 def _quantized(library: Any, linear: nn.Linear, kind: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -64,4 +72,5 @@ def _quantized(library: Any, linear: nn.Linear, kind: str, dtype: torch.dtype, d
     module.weight = weight.to(device)  # quantised by this transfer
     if linear.bias is not None:
         module.bias = nn.Parameter(linear.bias.data.to(device), requires_grad=False)
-    return module
+    replacement: nn.Module = module
+    return replacement

@@ -163,9 +163,7 @@ def _record(
     """The registered attention function: keeps its arguments and calls the module's own function."""
     layer: RecordedLayer = getattr(module, _WATCH)[0]
     layer.query_BHLd, layer.key_BKLd, layer.mask, layer.options = query, key, attention_mask, options
-    output, weights = _own_function(module, layer.implementation)(
-        module, query, key, value, attention_mask, **options
-    )
+    output, weights = _own_function(module, layer.implementation)(module, query, key, value, attention_mask, **options)
     if layer.keep_values:
         layer.value_BKLd, layer.output_BLHd = value, output
     return output, weights

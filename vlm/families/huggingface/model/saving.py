@@ -31,6 +31,7 @@ def save_model(model: Any, folder: Path, *, processor_from: Path) -> None:
     Raises:
         OSError: a file cannot be written.
     """
+    assert all(value.is_floating_point() for value in model.parameters()), "quantised weights are never saved"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as aside, quiet(), system_errors(folder):
         model.save_pretrained(aside, max_shard_size=MAX_SHARD_SIZE)

@@ -20,7 +20,7 @@ from alignkd.vlm.attention.attention_rows import attention_weights
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.huggingface.model.images import IMAGES_PER_SAMPLE, UnjoinableError
-from alignkd.vlm.families.huggingface.model.parts import layers_of
+from alignkd.vlm.families.huggingface.model.parts import attentions_of
 from alignkd.vlm.families.huggingface.model.recorder import RecordedLayer, recorded_layers
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 # Relative differences up to these are rounding. The first is for one computation done in two ways, the second for the
 # last hidden states of two passes in batches of other shapes, in which every layer rounds differently.
-LIMITS = {torch.float64: (1e-6, 1e-5), torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.05, 0.25), torch.float16: (0.02, 0.1)}
+LIMITS = {
+    torch.float64: (1e-6, 1e-5),
+    torch.float32: (1e-3, 1e-3),
+    torch.bfloat16: (0.05, 0.25),
+    torch.float16: (0.02, 0.1),
+}
 # LLM.int8() finds outliers in the whole batch, so its rounding depends on the batch.
 QUANTIZED_LIMIT = 0.5
 MAX_ROWS, MAX_LOGITS = 64, 8
@@ -176,8 +181,7 @@ class _SelfChecks:
     def _sees_padding(self, batch: SequenceBatch) -> bool:
         """Whether a real position attends to a padding position in some layer; exact, whatever the dtype."""
         model = self._model
-        attentions = [layer.self_attn for layer in layers_of(model.model) if hasattr(layer, "self_attn")]
-        with recorded_layers(attentions) as layers:
+        with recorded_layers(attentions_of(model.model)) as layers:
             model.hidden_states(batch, _encoded(model, batch))
         return any(_attends_to_padding(layer, batch) for layer in layers if layer.query_BHLd is not None)
 
@@ -200,7 +204,7 @@ class _SelfChecks:
     def _refuse(self, reason: str) -> NoReturn:
         raise InputError(
             f"{self._where}: self-check of model_type {self._model.config.model_type!r} failed: {reason}; its targets "
-            "would be wrong, so it is not used: take a model of another architecture, or another version of transformers"
+            "would be wrong, so it is not used: take another model, or another version of transformers"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from alignkd.vlm.families.mobilevlm.inputs.templates import (
 )
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.examples import Example, ImageArrays, ImageSize, Tokens, is_overlong, overlong_error
-from alignkd.vlm.inputs.labels import IGNORE_LABEL
+from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 from alignkd.vlm.inputs.position_map import position_map
 
 # Pixels. After decoding, only a large canvas can make an image unusable: images with shorter sides are not resized.
@@ -107,6 +108,18 @@ class MobileVLMPreparation:
     def warnings(self) -> tuple[str, ...]:
         """None: the templates are those of the original code."""
         return ()
+
+    def marked(self, tokens: Tokens) -> list[tuple[str, bool]]:
+        """The text of a sample in pieces, each with whether it is supervised; images as their number of tokens."""
+        image = f"[{self.vision_tokens} vision tokens]"
+        kinds = zip(tokens.input_ids == IMAGE_TOKEN_ID, tokens.labels != IGNORE_LABEL, strict=True)
+        pieces, position = [], 0
+        for (is_image, supervised), run in groupby(kinds):
+            count = len(list(run))
+            ids = tokens.input_ids[position : position + count].tolist()
+            pieces.append((image * count if is_image else self.tokenizer.shown(ids), bool(supervised)))
+            position += count
+        return pieces
 
     def caching_images(self) -> "MobileVLMPreparation":
         """A copy that keeps the pixels of each image file that it has processed."""

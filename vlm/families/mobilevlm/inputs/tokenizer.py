@@ -28,6 +28,8 @@ PROBE_TEXTS = (
 """Texts for `LegacyLlamaTokenizer.probe_ids`: all cases in which tokenizers have differed."""
 
 _SPACE = "\u2581"
+# pieces of single bytes, side by side
+_BYTES = re.compile("(?:<0x[0-9A-F]{2}>)+")
 # Appended to a serialised model, it sets `normalizer_spec.add_dummy_prefix` (field 3.3) to false: if a protocol buffer
 # holds a field twice, the last one counts.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -81,6 +83,11 @@ class LegacyLlamaTokenizer:
         """Text of `ids` without special tokens."""
         special = set(self._special_ids.values())
         return str(self._sp.decode([token for token in ids if token not in special]))
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens included as their names."""
+        text = "".join(self.piece(token) for token in ids).replace(_SPACE, " ")
+        return _BYTES.sub(lambda run: bytes.fromhex(re.sub("<0x|>", "", run[0])).decode(errors="replace"), text)
 
     def piece(self, token_id: int) -> str:
         """The piece of one id, as sentencepiece writes it (U+2581 for a space)."""

@@ -7,7 +7,7 @@ teacher; only the logits have a quantisation error.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,6 @@ def quantizable(model: MobileVLM) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith(DECODER_PREFIX) and name not in FULL_PRECISION:
             yield name, module
-
-
-def quantized_bytes(linear: nn.Linear, kind: Literal["int8", "nf4"]) -> int:
-    """Bytes of a layer's quantised weight and its scales."""
-    count = linear.weight.numel()
-    return count + 4 * linear.out_features if kind == "int8" else -(-count // 2) + 4 * -(-count // NF4_BLOCK)
 
 
 class Quantizer:

@@ -3,8 +3,6 @@
 Configs are those of the hub repositories `mtgv/MobileVLM_V2-*`, key by key.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ from torch import nn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, parse_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.model.quantization import quantizable, quantized_bytes
+from alignkd.vlm.families.mobilevlm.model.quantization import quantizable
+from alignkd.vlm.families.sizes import ModelSize, TowerSize
+from alignkd.vlm.weights.bitsandbytes import quantized_bytes
 
 _COMMON: dict[str, Any] = {
     "architectures": ["MobileLlamaForCausalLM"],
@@ -103,37 +103,6 @@ _MEMBERS: dict[str, dict[str, Any]] = {
 MEMBERS = tuple(_MEMBERS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """Shapes, parameter counts and weight bytes of a model.
-
-    Attributes:
-        name: hub id or folder.
-        num_layers, hidden_size, num_heads, num_key_value_heads, intermediate_size, vocab_size, max_positions: shapes
-            of the language model.
-        vision_tower: `mm_vision_tower` of its config.
-        image_size: side of the tower's input in pixels.
-        vision_tokens: vision tokens per image.
-        parameters: counts of `language_model` (with embeddings and head), `vision_tower`, `projector`, `total`.
-        weight_bytes: bytes of all weights by precision; `int8` and `nf4` quantise the decoder (see `quantization.py`);
-            the rest has 16 bits.
-    """
-
-    name: str
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_positions: int
-    vision_tower: str
-    image_size: int
-    vision_tokens: int
-    parameters: Mapping[str, int]
-    weight_bytes: Mapping[str, int]
-
-
 def official_config(name: str) -> dict[str, Any]:
     """The raw `config.json` of a family member, as the original saves it.
 
@@ -167,6 +136,7 @@ def model_size(name: str, config: VLMConfig) -> ModelSize:
     }
     counts["language_model"] = counts["total"] - counts["vision_tower"] - counts["projector"]
     layers = [linear for _, linear in quantizable(model)]
+    vision, select = config.vision, config.vision_select_layer
     kept = counts["total"] - sum(linear.weight.numel() for linear in layers)
     return ModelSize(
         name=name,
@@ -174,12 +144,21 @@ def model_size(name: str, config: VLMConfig) -> ModelSize:
         hidden_size=config.hidden_size,
         num_heads=config.num_heads,
         num_key_value_heads=int(config.llama.num_key_value_heads),
+        head_dim=config.hidden_size // config.num_heads,
         intermediate_size=int(config.llama.intermediate_size),
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
+        tied_head=False,
         vision_tower=str(config.raw.get("mm_vision_tower")),
         image_size=int(config.vision.image_size),
         vision_tokens=config.vision_tokens,
+        tower=TowerSize(
+            patch_size=int(vision.patch_size),
+            patches=(int(vision.image_size) // int(vision.patch_size)) ** 2,
+            hidden_size=int(vision.hidden_size),
+            intermediate_size=int(vision.intermediate_size),
+            num_layers=select if select >= 0 else int(vision.num_hidden_layers) + 1 + select,
+        ),
         parameters=counts,
         weight_bytes={
             "float32": 4 * counts["total"],

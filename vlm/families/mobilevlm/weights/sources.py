@@ -10,9 +10,9 @@ from torch import Tensor
 
 from alignkd.vlm.data.conversations import read_json
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.weights.key_patterns import group_keys
 from alignkd.vlm.weights.files import Shape, iter_weights, weight_files, weight_shapes
 from alignkd.vlm.weights.hub import resolve_tower
+from alignkd.vlm.weights.key_patterns import group_keys
 
 logger = logging.getLogger(__name__)
 # Buffers that older versions of transformers saved; they are derived from the config.

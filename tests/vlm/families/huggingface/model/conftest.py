@@ -1,6 +1,6 @@
 """Each family once: a tiny checkpoint, its samples, the model, and what transformers computes without this package."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,10 @@ from transformers import AutoModelForImageTextToText
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
-from alignkd.vlm.families.family import Vision
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
-FAMILIES = (*tiny_families.FAMILIES, *BUILDERS)
+FAMILIES = tuple(dict.fromkeys([*tiny_families.FAMILIES, *BUILDERS]))
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,9 @@ class Case:
     def _alone(self, sample: Processed) -> Outputs:
         output = self.eager(**sample.whole, output_attentions=True, output_hidden_states=True, use_cache=False)
         # hybrid models return attention of their attention layers only
-        layer = 0 if len(output.attentions) < self.checkpoint.config.num_layers else self.checkpoint.config.attention_layer
+        config = self.checkpoint.config
+        layer = 0 if len(output.attentions) < config.num_layers else config.attention_layer
         return Outputs(output.hidden_states[-1][0], output.logits[0], output.attentions[layer][0])
-
-
-def encoded(model: HuggingFaceModel, batch: SequenceBatch) -> Vision | None:
-    return model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
 
 
 @pytest.fixture(scope="package")
@@ -98,3 +94,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
 @pytest.fixture(params=FAMILIES)
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     return cases[request.param]
+
+
+@pytest.fixture(scope="package")
+def make_case() -> Callable[[str, Path], Case]:
+    """A case of a checkpoint of another size."""
+    return lambda name, folder: Case(name, folder, processed_samples(folder))

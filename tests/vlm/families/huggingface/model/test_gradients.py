@@ -1,4 +1,4 @@
-"""Gradients of a loss on hidden states and first-layer attention, against eager transformers with `output_attentions`."""
+"""Gradients of a loss on hidden states and first-layer attention, against eager transformers alone."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def own_gradients(case: Any) -> dict[str, Tensor]:
     model = case.eager
     model.train()
     model.zero_grad(set_to_none=True)
-    hidden = torch.zeros(len(case.samples), max(len(own.hidden) for own in case.reference), len(case.reference[0].hidden[0]))
+    length = max(len(own.hidden) for own in case.reference)
     rows_of, columns_of = zip(*(positions_of(sample) for sample in case.samples), strict=True)
     states, tqv = [], []
     layer = case.checkpoint.config.attention_layer
@@ -82,7 +82,7 @@ def own_gradients(case: Any) -> dict[str, Tensor]:
         if len(columns):
             number = layer if len(output.attentions) == case.checkpoint.config.num_layers else 0
             tqv.append(output.attentions[number][0][:, rows][:, :, columns])
-    padded = torch.stack([torch.nn.functional.pad(one, (0, 0, 0, hidden.shape[1] - len(one))) for one in states])
+    padded = torch.stack([torch.nn.functional.pad(one, (0, 0, 0, length - len(one))) for one in states])
     loss_of(case, padded, tqv).backward()
     found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -95,10 +95,12 @@ def test_gradients_equal_those_of_transformers(case: Any, checkpointed: bool) ->
     ours, own = our_gradients(case, checkpointed=checkpointed), own_gradients(case)
     assert ours.keys() == own.keys()
     largest = max(float(gradient.norm()) for gradient in own.values())
+    # Qwen3.5's linear attention computes in float32 whatever the dtype, in chunks that depend on the length
+    limit = 1e-3 if case.name == "qwen3_5" else 1e-4
     for name, gradient in own.items():
         # the true gradient of some biases of keys is 0: a softmax does not see what all scores have in common
         scale = max(float(gradient.norm()), 1e-3 * largest)
-        assert float((ours[name] - gradient).norm()) / scale < 1e-4, name
+        assert float((ours[name] - gradient).norm()) / scale < limit, name
 
 
 def test_queries_without_gradient_are_an_error(cases: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from alignkd.vlm.data.conversations import load_samples, read_images
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.model.quantization import FULL_PRECISION, quantizable, quantized_bytes
+from alignkd.vlm.families.mobilevlm.model.quantization import FULL_PRECISION, quantizable
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
+from alignkd.vlm.weights.bitsandbytes import quantized_bytes
 from alignkd.vlm.weights.files import read_weights
 
 KINDS = ["int8", "nf4"]

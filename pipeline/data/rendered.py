@@ -1,0 +1,24 @@
+"""One sample of a data set as the model gets it, so that users see what is supervised before they pay for a dump."""
+
+import numpy as np
+
+from alignkd.pipeline.data.figures import Piece, RenderedSample
+from alignkd.pipeline.data.scan import Scan, tokens_of
+from alignkd.pipeline.data.table import SampleTable
+
+
+def rendered_sample(scan: Scan, table: SampleTable) -> RenderedSample | None:
+    """The first usable sample with an image, or without one if there is none; None without a usable sample."""
+    usable = np.flatnonzero(table.counted)
+    if not len(usable):
+        return None
+    with_image = usable[table.images_of[usable] > 0]
+    number = int(with_image[0] if len(with_image) else usable[0])
+    file, sample = scan.find(number)
+    pieces = scan.builder.marked(tokens_of(scan, sample))
+    return RenderedSample(
+        file=str(file.path),
+        index=sample.index,
+        id=sample.id,
+        pieces=tuple(Piece(text=text, supervised=supervised) for text, supervised in pieces),
+    )

@@ -1,0 +1,120 @@
+"""Whether a teacher and a student fit, and which losses that allows: `alignkd models --pair`."""
+
+from dataclasses import dataclass
+
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.families.family import Checkpoint
+from alignkd.vlm.inputs.examples import Preparation
+
+NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One property of both models.
+
+    Attributes:
+        needed_for: the losses that need it to be equal.
+    """
+
+    name: str
+    teacher: str
+    student: str
+    equal: bool
+    needed_for: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A teacher and a student.
+
+    Attributes:
+        compared: the properties that decide.
+        losses: terms of the objective that the pair allows; empty if it fits not at all.
+        columns: entries of the vocabulary that the logit loss compares.
+        verdict: one line.
+    """
+
+    teacher: str
+    student: str
+    compared: tuple[Compared, ...]
+    losses: tuple[str, ...]
+    columns: int
+    verdict: str
+
+
+def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
+    """Compare two checkpoints by their configuration, tokenizer and processor files; no weights are read.
+
+    Raises:
+        InputError: a checkpoint is unusable.
+    """
+    theirs, own = teacher.preparation(), student.preparation()
+    text = [
+        _compared("tokenizer", theirs, own, "all losses"),
+        _compared("template", theirs, own, "all losses"),
+        Compared(
+            name="entries",
+            teacher=str(theirs.num_tokens),
+            student=str(own.num_tokens),
+            equal=theirs.num_tokens == own.num_tokens,
+            needed_for="all losses",
+        ),
+    ]
+    positional = [name for name, term in TERMS.items() if term.positional]
+    images = [_compared(name, theirs, own, ", ".join(positional)) for name in ("vision_tokens", "image_processor")]
+    head = Compared(
+        name="columns of the head",
+        teacher=str(teacher.config.vocab_size),
+        student=str(student.config.vocab_size),
+        equal=teacher.config.vocab_size == student.config.vocab_size,
+        needed_for="all losses" if not student.config.pads_vocabulary else NONE,
+    )
+    compared = (*text, *images, head)
+    is_possible = all(item.equal for item in compared if item.needed_for == "all losses")
+    has_positions = all(item.equal for item in images)
+    losses = tuple(name for name, term in TERMS.items() if has_positions or not term.positional) if is_possible else ()
+    return Pair(
+        teacher=str(teacher.name),
+        student=str(student.name),
+        compared=compared,
+        losses=losses,
+        columns=min(theirs.num_tokens, teacher.config.vocab_size) if is_possible else 0,
+        verdict=_verdict(compared, is_possible, has_positions),
+    )
+
+
+def pair_lines(pair: Pair) -> list[str]:
+    """The comparison for a terminal."""
+    lines = [f"teacher  {pair.teacher}", f"student  {pair.student}", ""]
+    width = max(len(item.name) for item in pair.compared)
+    for item in pair.compared:
+        if item.equal:
+            lines.append(f"{item.name:<{width}}  equal: {_short(item.teacher)}")
+            continue
+        need = "not needed: padding is masked" if item.needed_for == NONE else f"needed for {item.needed_for}"
+        lines.append(f"{item.name:<{width}}  DIFFERENT ({need}): {_short(item.teacher)} / {_short(item.student)}")
+    return [*lines, "", pair.verdict]
+
+
+def _compared(name: str, teacher: Preparation, student: Preparation, needed_for: str) -> Compared:
+    values = teacher.fingerprint[name], student.fingerprint[name]
+    return Compared(
+        name=name, teacher=values[0], student=values[1], equal=values[0] == values[1], needed_for=needed_for
+    )
+
+
+def _verdict(compared: tuple[Compared, ...], is_possible: bool, has_positions: bool) -> str:
+    if not is_possible:
+        names = ", ".join(item.name for item in compared if not item.equal and item.needed_for == "all losses")
+        return f"the pair does not fit: {names} differ; take a student of the teacher's family and generation"
+    if not has_positions:
+        names = ", ".join(name for name, term in TERMS.items() if term.positional)
+        return (
+            f"supervised and logit losses only: set losses.{names} to 0, or take a student with the same image tokens"
+        )
+    return "all losses"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:57]}..."

@@ -1,0 +1,60 @@
+"""Shapes, parameter counts and weight bytes of a model of any family, from its configuration alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSize:
+    """Shapes of a vision tower.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        patches: patches of an image; None if the number depends on the image.
+        hidden_size, intermediate_size: width of a layer and of its MLP.
+        num_layers: layers that run.
+        levels: embeddings that the decoder receives for each vision token; more than one with deepstack features.
+    """
+
+    patch_size: int
+    patches: int | None
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    levels: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """Shapes, parameter counts and weight bytes of a model.
+
+    Attributes:
+        name: hub id or folder.
+        num_layers, hidden_size, num_heads, num_key_value_heads, head_dim, intermediate_size, vocab_size, max_positions:
+            shapes of the language model.
+        tied_head: whether embedding and head share one matrix.
+        vision_tower: name of the vision tower.
+        image_size: side of the tower's input in pixels; None if it depends on the image.
+        vision_tokens: vision tokens per image; None if they depend on the image.
+        tower: shapes of the vision tower.
+        parameters: counts of `language_model` (with embeddings and head), `vision_tower`, `projector`, `total`. A
+            matrix that embedding and head share counts once.
+        weight_bytes: bytes of all weights by precision; `int8` and `nf4` quantise the decoder, the rest has 16 bits.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int
+    tied_head: bool
+    vision_tower: str
+    image_size: int | None
+    vision_tokens: int | None
+    tower: TowerSize
+    parameters: Mapping[str, int]
+    weight_bytes: Mapping[str, int]

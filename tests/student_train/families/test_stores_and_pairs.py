@@ -146,7 +146,9 @@ def test_a_student_with_other_vision_tokens_learns_from_logits(
                 changed += 1
             (student / file).write_text(json.dumps(settings))
     assert changed
-    with pytest.raises(TrainError, match=r"the tokens of an image are as .* in the store, as .* in the student") as error:
+    with pytest.raises(
+        TrainError, match=r"the tokens of an image are as .* in the store, as .* in the student"
+    ) as error:
         train(family_job("qwen3_vl", student=student))
     assert "\n" not in str(error.value) and "losses.attention, losses.vision_all, losses.vision_top" in str(error.value)
 

@@ -13,11 +13,13 @@ from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.stem import StemSizes
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
-from alignkd.vlm.stem.stem import StemSizes, stem_shapes, stem_sizes
+from alignkd.vlm.stem.mobilevlm import MobileVLMDesign
+from alignkd.vlm.stem.stem import stem_shapes, stem_sizes
 
 _SHA256 = "0" * 64
 # the keys of `builder_entries`, for a plan without a tokenizer
@@ -107,7 +109,7 @@ def stem_bytes_on_disk(teacher: VLMConfig, settings: TeacherConfig, builder: Pre
     known = dict.fromkeys(TYPICAL_ENTRIES, _SHA256) if builder is None else builder_entries(builder)
     fingerprint = {**known, "weights": _SHA256, "vision_config": _SHA256}
     tower = dict.fromkeys(TORCH_DTYPES, _SHA256)
-    return stem_file_bytes(StemParts(weights=weights, fingerprint=fingerprint, tower=tower, config=teacher))
+    return stem_file_bytes(StemParts(weights=weights, fingerprint=fingerprint, tower=tower, design=MobileVLMDesign(teacher)))
 
 
 def sizes_of(teacher: VLMConfig, settings: TeacherConfig) -> StemSizes:

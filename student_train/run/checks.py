@@ -72,13 +72,8 @@ def _vision_tokens(reader: StoreReader, preparation: Preparation) -> str:
     stored, own = reader.manifest.shapes.vision_tokens, preparation.vision_tokens
     if stored is not None and own is not None:
         return f"an image is {stored} tokens in the store, {own} in the student"
-    deciding = (
-        reader.manifest.fingerprint.get("vision_tokens", "not recorded"),
-        preparation.fingerprint["vision_tokens"],
-    )
-    values = [
-        f"as {text}" if count is None else str(count) for count, text in zip((stored, own), deciding, strict=True)
-    ]
+    deciding = reader.manifest.fingerprint.get("vision_tokens", "not recorded"), preparation.fingerprint["vision_tokens"]
+    values = [f"as {text}" if count is None else str(count) for count, text in zip((stored, own), deciding, strict=True)]
     return f"the tokens of an image are {values[0]} in the store, {values[1]} in the student"
 
 

@@ -88,9 +88,8 @@ class HuggingFaceStem(Stem):
         model.model.get_input_embeddings().weight = nn.Parameter(text.rows_UD, requires_grad=False)
         self._text = text
         model.forget_positions()
-        with recorded_layers([model.first_attention], stops=True) as (layer,):
-            with suppress(PassStopped):
-                model.model.base_model(**model.decoder_inputs(batch, vision), use_cache=False, return_dict=True)
+        with recorded_layers([model.first_attention], stops=True) as (layer,), suppress(PassStopped):
+            model.model.base_model(**model.decoder_inputs(batch, vision), use_cache=False, return_dict=True)
         self._text = None
         return layer
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.interrupts import ends_on_interrupt
 from alignkd.pipeline.console.printing import json_option, print_json
 
@@ -50,6 +51,11 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
     "--mean-tokens", type=click.FloatRange(min=1), help="With --samples: mean number of text and vision tokens."
 )
 @click.option(
+    "--image-tokens",
+    type=click.IntRange(min=1),
+    help="With --samples: vision tokens of an image, if they depend on it; by default those of 640 x 480 pixels.",
+)
+@click.option(
     "--supervised-share",
     type=click.FloatRange(0, 1),
     default=0.5,
@@ -72,9 +78,10 @@ def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None
 
     Example: alignkd plan run.yaml --gpu-memory 24GiB --disk 2TB
     """
-    from alignkd.pipeline.plan.report import plan_lines
-    from alignkd.pipeline.plan.result import PlanOptions
-    from alignkd.pipeline.plan.stages import plan_stages, summary
+    with heavy_imports():
+        from alignkd.pipeline.plan.report import plan_lines
+        from alignkd.pipeline.plan.result import PlanOptions
+        from alignkd.pipeline.plan.stages import plan_stages, summary
 
     options["probe"] = options["probe"] or 0
     with ends_on_interrupt():

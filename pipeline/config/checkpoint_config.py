@@ -5,16 +5,17 @@ from pathlib import Path
 
 from alignkd.student_train.output import read_configuration, student_folder
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import Checkpoint
+from alignkd.vlm.families.family import Checkpoint, ModelConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config, model_size
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.settings import ProcessorKind
+from alignkd.vlm.weights.hub import cached_checkpoint
 
 
 class OtherFamilyError(InputError):
-    """The checkpoint is not a MobileVLM, so its sizes are not known."""
+    """The checkpoint is not a MobileVLM, whose configuration is needed."""
 
 
 class PlannedModel:
@@ -38,6 +39,11 @@ class PlannedModel:
         vision_config = self._vision_config or vision_config_of(self.name)
         return open_checkpoint(self.name, vision_config=vision_config, weights=False, processor=self._processor)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is an official model that is not on this machine; its configuration is part of the package."""
+        return self.name in MEMBERS and not Path(self.name).exists() and cached_checkpoint(self.name) is None
+
     @cached_property
     def size(self) -> ModelSize:
         """Shapes and sizes; official models need no download.
@@ -50,26 +56,30 @@ class PlannedModel:
         return self.checkpoint.size()
 
     @cached_property
-    def config(self) -> VLMConfig:
+    def config(self) -> ModelConfig:
         """The configuration; official models need no download.
 
         Raises:
-            InputError: no such checkpoint. OtherFamilyError: it is not a MobileVLM.
+            InputError: no such checkpoint.
         """
         if self.name in MEMBERS and not Path(self.name).exists():
             return family_config(self.name)
-        config = self.checkpoint.config
-        if not isinstance(config, VLMConfig):
-            raise OtherFamilyError(
-                f"{self.name}: a checkpoint of the family {self.checkpoint.family}; sizes, memory and the stem are "
-                "computed for MobileVLM checkpoints only"
-            )
-        return config
+        return self.checkpoint.config
 
 
 def checkpoint_config(checkpoint: str, vision_config: Path | None) -> VLMConfig:
-    """`PlannedModel.config`, for callers that need nothing else."""
-    return PlannedModel(checkpoint, vision_config).config
+    """The configuration of a MobileVLM checkpoint.
+
+    Raises:
+        InputError: no such checkpoint. OtherFamilyError: it is not a MobileVLM.
+    """
+    model = PlannedModel(checkpoint, vision_config)
+    config = model.config
+    if not isinstance(config, VLMConfig):
+        raise OtherFamilyError(
+            f"{checkpoint}: a checkpoint of the family {model.checkpoint.family}, which has no stem; store the targets"
+        )
+    return config
 
 
 def vision_config_of(checkpoint: str | Path) -> Path | None:

@@ -13,6 +13,8 @@ from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoin
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import checkpoint_tower_hash
 from alignkd.vlm.weights.hub import cached_checkpoint
 
+NO_STEM = "this family has no stem: store the targets"
+
 
 def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes from the stem a target whose loss has a weight."""
@@ -40,8 +42,8 @@ def tower_match(config: RunConfig) -> tuple[bool | None, str]:
         return None, "the configuration has no student"
     try:
         theirs, own = (checkpoint_config(model.checkpoint, model.vision_config) for model in (teacher, student))
-    except OtherFamilyError as error:
-        return False, str(error)
+    except OtherFamilyError:
+        return False, NO_STEM
     except InputError:
         return None, f"the student {student.checkpoint} does not exist yet"
     for name, found, expected in _differing(own, theirs):

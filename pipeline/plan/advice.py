@@ -11,6 +11,7 @@ from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
+from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.result import Plan
 from alignkd.storage.codecs.settings import STEM
 
@@ -25,6 +26,8 @@ def advice(
         steps.append(_store(plan))
     if not fits["teacher"]:
         steps.append(_teacher(plan, config, teacher))
+    if not fits.get("teacher_host", True):
+        steps.append(_window(plan, config, teacher))
     if student is not None and load is not None and not (fits["student"] and fits["student_host"]):
         steps.append(_student(plan, student, load))
     return tuple(steps)
@@ -64,7 +67,7 @@ def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, A
         while True:
             changed = config.teacher.model_copy(update={"token_budget": budget, "quantization": quantization})
             other = config.model_copy(update={"teacher": changed})
-            memory = teacher_memory(teacher, teacher_load(other, plan.data, plan.store))
+            memory = teacher_memory(teacher, teacher_load(other, plan.data, plan.store, teacher))
             if memory.fits(plan.gpu_memory):
                 chosen: dict[str, Any] = {"teacher.token_budget": budget}
                 if quantization != config.teacher.quantization:
@@ -77,6 +80,24 @@ def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, A
         "teacher",
         "the teacher does not fit, even in 4 bits with one sample at a time; use a device with more memory or a "
         "smaller teacher",
+    )
+
+
+def _window(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, Any]:
+    """The largest window whose image arrays fit the host."""
+    assert config.teacher is not None
+    window, host = config.teacher.window, plan.teacher.host
+    while window > 1:
+        window //= 2
+        changed = config.teacher.model_copy(update={"window": window})
+        other = config.model_copy(update={"teacher": changed})
+        host = sum(teacher_host_bytes(other, plan.data, plan.store, teacher).values())
+        if replace(plan.teacher, host=host).fits_host(plan.host_memory):
+            return {"for": "teacher_host", "set": {"teacher.window": window}, "bytes": host}
+    return _no_change(
+        "teacher_host",
+        f"the dump takes at least {format_bytes(host)} of host memory, and the system 1 GiB; use a machine with more "
+        "memory, or scale large images down",
     )
 
 

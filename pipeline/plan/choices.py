@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.entries import ASSUMED_DISTINCT_DRAWS, ASSUMED_NUCLEUS
 from alignkd.pipeline.plan.memory.loads import ELEMENT
@@ -40,32 +41,41 @@ LOGITS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def plan_manifest(config: RunConfig, teacher: VLMConfig, builder: Preparation | None, data: DataSize) -> Manifest:
-    """The manifest that a dump would write, exact in its length: placeholders stand for hashes of unread files."""
+def plan_manifest(
+    config: RunConfig, teacher: PlannedModel, builder: Preparation | None, data: DataSize, files: Mapping[str, int]
+) -> Manifest:
+    """The manifest that a dump would write, exact in its length: placeholders stand for hashes of unread files.
+
+    Args:
+        files: result of `attachment_bytes`.
+    """
     assert config.teacher is not None
     known = {} if builder is None else builder.fingerprint
     probe = {} if builder is None else builder.probe()
-    attachments = attachments_of(dict.fromkeys((TOKENIZER_FILE, LM_HEAD_FILE, STEM_FILE), 0), config.store.codecs())
+    is_mobilevlm = isinstance(teacher.config, VLMConfig)
+    settings = {"vision_config": _SHA256} if is_mobilevlm else teacher.checkpoint.settings_fingerprint
+    vocab_size, num_tokens = teacher.config.vocab_size, None
+    if builder is not None and teacher.config.pads_vocabulary:
+        num_tokens = min(builder.num_tokens, vocab_size)
     return manifest_of(
         config.teacher,
         config.store,
-        teacher,
-        checkpoint={
-            **known,
-            "tokenizer_probe": json.dumps(probe),
-            "weights": _SHA256,
-            "vision_config": _SHA256,
-        },
+        teacher.config,
+        checkpoint={**known, "tokenizer_probe": json.dumps(probe), "weights": _SHA256, **settings},
         data={"conversations": _SHA256, "max_tokens": str(config.data.max_tokens)},
-        attachments=dict.fromkeys(attachments, _SHA256),
+        attachments=dict.fromkeys(attachments_of(files, config.store.codecs()), _SHA256),
         num_samples=data.num_samples,
+        num_tokens=num_tokens,
     )
 
 
-def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: float) -> dict[str, dict[str, int]]:
+def bytes_by_codec(
+    data: DataSize, manifest: Manifest, entries_per_position: float, *, has_stem: bool
+) -> dict[str, dict[str, int]]:
     """Target -> codec -> bytes of that target over the whole store.
 
     Args:
+        has_stem: whether the teacher's family has a stem.
         entries_per_position: kept tokens per position; used for the configuration's own kind of logits, if that keeps
             a list of tokens.
     """
@@ -75,9 +85,10 @@ def bytes_by_codec(data: DataSize, manifest: Manifest, entries_per_position: flo
         found = store_size(data, other, entries_per_position=entries_per_position, attachments={}, overhead=False)
         return found.by_target[target]
 
-    attention = {name: sizes("attention", attention=name) for name in (*codec_names("attention"), STEM)}
-    top = {name: sizes("vision_top", vision_top=name) for name in (*codec_names("vision_top"), STEM)}
-    every = {name: sizes("vision_all", vision_all=name) for name in (*codec_names("vision_all"), STEM)}
+    more = (STEM,) if has_stem else ()
+    attention = {name: sizes("attention", attention=name) for name in (*codec_names("attention"), *more)}
+    top = {name: sizes("vision_top", vision_top=name) for name in (*codec_names("vision_top"), *more)}
+    every = {name: sizes("vision_all", vision_all=name) for name in (*codec_names("vision_all"), *more)}
     if manifest.codecs.vision_all not in NOT_STORED:
         top[FROM_ALL] = sizes("vision_top", vision_top=FROM_ALL)
     kept = {
@@ -104,10 +115,13 @@ def bytes_by_profile(
     """Profile -> bytes of the whole store.
 
     Args:
-        attachments: file -> bytes, including files that only some profiles need.
+        attachments: file -> bytes, including files that only some profiles need. Without a stem among them there is no
+            profile `stem`.
     """
     sizes = {}
     for name in PROFILES:
+        if name == STEM and STEM_FILE not in attachments:
+            continue
         other = with_codecs(manifest, **profile_codecs(name))
         files = attachments_of(attachments, other.codecs)
         entries = entries_per_position if manifest.codecs.logits.kind == "nucleus" else ASSUMED_NUCLEUS
@@ -115,16 +129,24 @@ def bytes_by_profile(
     return sizes
 
 
-def attachment_bytes(teacher: TeacherConfig, config: VLMConfig, builder: Preparation | None) -> dict[str, int]:
+def attachment_bytes(teacher: TeacherConfig, model: PlannedModel, builder: Preparation | None) -> dict[str, int]:
     """File -> bytes of every file that a store may contain next to its shards."""
-    tokenizer = TYPICAL_TOKENIZER_BYTES
-    if isinstance(builder, MobileVLMPreparation):
-        tokenizer = builder.tokenizer.model_file.stat().st_size
+    config, stem = model.config, stem_bytes_on_disk(model.config, teacher, builder)
+    head = ELEMENT[teacher.dtype] * config.vocab_size * config.hidden_size + SAFETENSORS_HEADER_BYTES
     return {
-        TOKENIZER_FILE: tokenizer,
-        LM_HEAD_FILE: ELEMENT[teacher.dtype] * config.vocab_size * config.hidden_size + SAFETENSORS_HEADER_BYTES,
-        STEM_FILE: stem_bytes_on_disk(config, teacher, builder),
+        **_tokenizer_files(model, builder),
+        LM_HEAD_FILE: head,
+        **({} if stem is None else {STEM_FILE: stem}),
     }
+
+
+def _tokenizer_files(model: PlannedModel, builder: Preparation | None) -> dict[str, int]:
+    """The files that show tokens as text, and those of the processor."""
+    if isinstance(builder, MobileVLMPreparation):
+        return {TOKENIZER_FILE: builder.tokenizer.model_file.stat().st_size}
+    if isinstance(model.config, VLMConfig):
+        return {TOKENIZER_FILE: TYPICAL_TOKENIZER_BYTES}
+    return {name: len(content) for name, content in model.checkpoint.attachments().items()}
 
 
 def attachments_of(files: Mapping[str, int], codecs: Codecs) -> dict[str, int]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from alignkd.storage import Record, SampledLogits, StoreError, StoreReader, TruncatedLogits
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.family import ModelConfig
 
 # What a nucleus of 0.98 keeps of a distribution with an entropy of 1.2 nats.
 ASSUMED_NUCLEUS = 18.0
@@ -14,7 +14,7 @@ RECORDS_READ = 64
 
 
 def entries_per_position(
-    store: StoreConfig, teacher: VLMConfig, given: float | None, measured: float | None
+    store: StoreConfig, teacher: ModelConfig, given: float | None, measured: float | None
 ) -> tuple[float, str]:
     """Kept tokens per supervised position, and where the figure comes from.
 

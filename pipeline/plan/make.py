@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkd.pipeline.config.checkpoint_config import PlannedModel, checkpoint_config
+from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
 from alignkd.pipeline.data.scan import Scan
@@ -23,11 +23,14 @@ from alignkd.pipeline.plan.choices import (
     plan_manifest,
 )
 from alignkd.pipeline.plan.entries import entries_per_position
+from alignkd.pipeline.plan.image_shape import measured_image
 from alignkd.pipeline.plan.memory.from_config import student_load, teacher_load
 from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
+from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.probe import run_probe
 from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.pipeline.plan.samples import DataSize, assumed_samples, count_samples
@@ -38,7 +41,6 @@ from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.order import shard_plan
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.inputs.examples import Preparation
 
@@ -47,9 +49,12 @@ DEVICE_COUNTS = (1, 2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What was read for a plan: data, and shapes of the models; `builder` is None if the data set is assumed."""
+    """What was read for a plan: data, and shapes of the models; `builder` is None if it is not needed.
 
-    teacher_config: VLMConfig
+    It is not needed if the data set is assumed, and every image has the same number of vision tokens.
+    """
+
+    model: PlannedModel
     teacher: ModelShapes
     student: ModelShapes | None
     builder: Preparation | None
@@ -73,14 +78,14 @@ def make_plan(
     data, teacher, student = inputs.data, inputs.teacher, inputs.student
     probe = run_probe(config, options.probe) if options.probe else None
     measured = None if probe is None else probe.entries_per_position
-    entries, source = entries_per_position(config.store, inputs.teacher_config, options.entries, measured)
-    manifest = plan_manifest(config, inputs.teacher_config, inputs.builder, data)
-    files = attachment_bytes(config.teacher, inputs.teacher_config, inputs.builder)
+    entries, source = entries_per_position(config.store, inputs.model.config, options.entries, measured)
+    files = attachment_bytes(config.teacher, inputs.model, inputs.builder)
+    manifest = plan_manifest(config, inputs.model, inputs.builder, data, files)
     attachments = attachments_of(files, manifest.codecs)
     store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
     profiles = bytes_by_profile(data, manifest, entries, files)
     load = _student_load(config, inputs, store, options.devices)
-    stem = stem_plan(config, data, teacher, inputs.teacher_config, student, load, store.total, profiles[STEM])
+    stem = stem_plan(config, data, teacher, inputs.model.config, student, load, store.total, profiles.get(STEM))
     device_bytes = options.gpu_memory or device_named(options.device).memory
     plan = Plan(
         name=name,
@@ -88,10 +93,10 @@ def make_plan(
         store=store,
         entries_per_position=entries,
         entries_source=source,
-        choices=bytes_by_codec(data, manifest, entries),
+        choices=bytes_by_codec(data, manifest, entries, has_stem=stem.sizes is not None),
         profiles=profiles,
         stem=stem,
-        teacher=teacher_memory(teacher, teacher_load(config, data, store)),
+        teacher=memory_of_teacher(config, data, store, teacher),
         student=None if student is None or load is None else student_memory(student, load),
         table=() if student is None or load is None else _table(student, load, device_bytes),
         hours=hours_by_device(config, data, teacher, student),
@@ -104,16 +109,33 @@ def make_plan(
     return replace(plan, advice=advice(plan, config, teacher, student, load))
 
 
+def memory_of_teacher(config: RunConfig, data: DataSize, store: StoreSize, teacher: ModelShapes) -> Memory:
+    """The memory of the teacher pass on the device, and on the host where images have different sizes."""
+    device = teacher_memory(teacher, teacher_load(config, data, store, teacher))
+    host = teacher_host_bytes(config, data, store, teacher)
+    return replace(device, host=sum(host.values()), host_parts=host)
+
+
 def shapes_of_student(config: RunConfig) -> ModelShapes | None:
     """The shapes of the section `student`, None without one.
 
     Raises:
-        InputError: no such checkpoint, or one of another model family.
+        InputError: no such checkpoint, or an unusable one.
     """
     if config.student is None:
         return None
-    found = checkpoint_config(config.student.checkpoint, config.student.vision_config)
-    return ModelShapes.of(config.student.checkpoint, found)
+    student = config.student
+    model = PlannedModel(student.checkpoint, student.vision_config, student.processor)
+    fixed = model.size.vision_tokens is not None
+    return _shapes(model, None if fixed else model.checkpoint.preparation(config.data.template))
+
+
+def _shapes(model: PlannedModel, builder: Preparation | None) -> ModelShapes:
+    """The shapes of a model; one image is prepared where images have different numbers of vision tokens."""
+    if model.size.vision_tokens is not None:
+        return ModelShapes.of(model.size)
+    assert builder is not None
+    return ModelShapes.of(model.size, measured_image(builder, model.size.tower.patch_size))
 
 
 def free_bytes(store: Path | str) -> int | None:
@@ -128,9 +150,10 @@ def free_bytes(store: Path | str) -> int | None:
 
 def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes | None) -> _Inputs:
     assert config.teacher is not None
-    model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config)
-    teacher_config, teacher = model.config, ModelShapes.of(model.name, model.config)
-    builder = model.checkpoint.preparation(config.data.template) if options.samples is None else None
+    model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config, config.teacher.processor)
+    needed = options.samples is None or model.size.vision_tokens is None
+    builder = model.checkpoint.preparation(config.data.template) if needed else None
+    teacher = _shapes(model, builder)
     data = _data(config, options, teacher, builder)
     if not len(data.rows):
         raise InputError(
@@ -139,26 +162,25 @@ def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes |
         )
     known = config.student is None or student_shapes is not None
     student = student_shapes if known else shapes_of_student(config)
-    return _Inputs(teacher_config=teacher_config, teacher=teacher, student=student, builder=builder, data=data)
+    return _Inputs(model=model, teacher=teacher, student=student, builder=builder, data=data)
 
 
 def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: Preparation | None) -> DataSize:
     store, data = config.store, config.data
-    if builder is None:
-        if options.mean_tokens is None or options.samples is None:
-            raise InputError("--samples needs --mean-tokens; give both, or neither and a data set")
-        return assumed_samples(
-            options.samples,
-            options.mean_tokens,
-            shard_size=store.shard_size,
-            vision_tokens=teacher.size.vision_tokens,
-            supervised_share=options.supervised_share,
-            plain=data.template == "plain",
-        )
+    if options.samples is not None:
+        return _assumed(config, options, teacher, options.samples)
+    if options.image_tokens is not None:
+        raise InputError("--image-tokens needs --samples and --mean-tokens: without them the images of the data count")
+    assert builder is not None
     samples = open_with_progress(data.conversations)
     if not len(samples):
         raise InputError(f"{data.conversations}: contains no conversations; give a file with at least one")
     images = data.images if data.images is not None and data.images.is_dir() else None
+    if builder.vision_tokens is None and images is None and any(sample.images for sample in samples):
+        raise InputError(
+            f"{data.conversations}: has samples with images, whose vision tokens depend on the image files, but "
+            f"data.images {data.images} is not a folder; set it, or give --samples and --mean-tokens"
+        )
     return count_samples(
         Scan(files=(samples,), builder=builder, images=images, decode=False),
         shard_plan(len(samples), store.shard_size, store.seed),
@@ -168,11 +190,30 @@ def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder
     )
 
 
+def _assumed(config: RunConfig, options: PlanOptions, teacher: ModelShapes, num_samples: int) -> DataSize:
+    """The data set that `--samples`, `--mean-tokens` and `--image-tokens` describe."""
+    fixed, given = teacher.size.vision_tokens, options.image_tokens
+    if options.mean_tokens is None:
+        raise InputError("--samples needs --mean-tokens; give both, or neither and a data set")
+    if fixed is not None and given not in (None, fixed):
+        raise InputError(f"--image-tokens is {given}, but every image has {fixed} vision tokens; leave it out")
+    return assumed_samples(
+        num_samples,
+        options.mean_tokens,
+        shard_size=config.store.shard_size,
+        vision_tokens=given or teacher.image.tokens,
+        supervised_share=options.supervised_share,
+        plain=config.data.template == "plain",
+        expanded_before=None if fixed is not None else teacher.image.tokens_before,
+    )
+
+
 def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices: int) -> StudentLoad | None:
     assert config.teacher is not None
     if inputs.student is None:
         return None
-    stem_weights = sizes_of(inputs.teacher_config, config.teacher).device if takes_from_stem(config) else 0
+    stem = sizes_of(inputs.model.config, config.teacher)
+    stem_weights = stem.device if stem is not None and takes_from_stem(config) else 0
     return student_load(config, inputs.data, store, inputs.teacher, devices=devices, stem_weights=stem_weights)
 
 

@@ -19,10 +19,13 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from _stem_lines(plan)
     yield ""
     yield from _memory_lines("teacher pass", plan.teacher, plan.gpu_memory)
+    if plan.teacher.host:
+        fits = plan.fits_by["teacher_host"]
+        yield from _host_lines("teacher pass", plan.teacher, plan.host_memory, fits=fits)
     if plan.student is not None:
         yield ""
         yield from _memory_lines("training", plan.student, plan.gpu_memory)
-        yield from _host_lines(plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
+        yield from _host_lines("training", plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
         yield ""
         yield from _student_table(plan)
     yield ""
@@ -61,7 +64,11 @@ def _store_lines(plan: Plan) -> Iterator[str]:
 
 
 def _stem_lines(plan: Plan) -> Iterator[str]:
-    stem, known = plan.stem, {True: "usable", False: "NOT usable", None: "not known to be usable"}
+    stem = plan.stem
+    if stem.sizes is None or stem.store_bytes is None:
+        yield f"stem      none: {stem.reason}"
+        return
+    known = {True: "usable", False: "NOT usable", None: "not known to be usable"}
     yield f"stem      {known[stem.usable]}: {stem.reason}"
     share = f", {stem.operations:.1%} more operations per step" if stem.operations else ""
     yield (
@@ -81,9 +88,9 @@ def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:
     yield from _part_lines(memory.parts)
 
 
-def _host_lines(memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
+def _host_lines(name: str, memory: Memory, host: int, *, fits: bool) -> Iterator[str]:
     yield (
-        f"training  {format_bytes(memory.host)} of host memory at most (arithmetic; CUDA's share is assumed); plus "
+        f"{name:<9} {format_bytes(memory.host)} of host memory at most (arithmetic; CUDA's share is assumed); plus "
         f"{format_bytes(BESIDE_TRAINING)} for the system on {format_bytes(host)}: {_fits(fits)}"
     )
     yield from _part_lines(memory.host_parts)

@@ -22,6 +22,7 @@ class PlanOptions:
         device: a name in `DEVICES`; decides the memory if `gpu_memory` is not given.
         devices: number of devices that train together, and that run the dump side by side.
         samples, mean_tokens: size of the data set if there is no data to count.
+        image_tokens: in that case, vision tokens of an image; None takes an image of 640 x 480 pixels.
         supervised_share: in that case, supervised share of the text tokens after the image.
         count: least number of samples to count.
         entries: kept tokens per supervised position, if known.
@@ -35,6 +36,7 @@ class PlanOptions:
     devices: int = 1
     samples: int | None = None
     mean_tokens: float | None = None
+    image_tokens: int | None = None
     supervised_share: float = 0.5
     count: int = 4096
     entries: float | None = None
@@ -85,6 +87,8 @@ class Plan:
             "store": self.disk is None or self.store.total <= self.disk,
             "teacher": self.teacher.fits(self.gpu_memory),
         }
+        if self.teacher.host:
+            fits["teacher_host"] = self.teacher.fits_host(self.host_memory)
         if self.student is None:
             return fits
         return {
@@ -106,6 +110,8 @@ class Plan:
             "stem": self.stem.to_json(),
             "teacher_memory_bytes": self.teacher.peak,
             "teacher_memory_by_part": dict(self.teacher.parts),
+            "teacher_host_bytes": self.teacher.host or None,
+            "teacher_host_by_part": dict(self.teacher.host_parts) or None,
             "student_memory_bytes": None if student is None else student.peak,
             "student_memory_by_part": None if student is None else dict(student.parts),
             "student_host_bytes": None if student is None else student.host,
@@ -129,6 +135,7 @@ class Plan:
                 "mean_supervised": self.data.mean("supervised"),
                 "mean_queries": self.data.mean("queries"),
                 "mean_images": self.data.mean("images"),
+                "mean_vision_tokens": self.data.mean("vision"),
             },
             "entries_per_position": self.entries_per_position,
             "entries_source": self.entries_source,

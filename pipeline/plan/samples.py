@@ -41,8 +41,8 @@ class SampleRows:
         id: bytes of the user's id.
         tokens: number of ids.
         length: number of embedded tokens.
-        vision: number of vision tokens of all images.
         images: number of images.
+        vision: vision tokens of all images.
         queries: text positions after the last image.
         supervised: positions whose next token has a label.
         image: hash of the image paths; 0 without an image.
@@ -54,8 +54,8 @@ class SampleRows:
     id: NDArray[np.int64]
     tokens: NDArray[np.int64]
     length: NDArray[np.int64]
-    vision: NDArray[np.int64]
     images: NDArray[np.int64]
+    vision: NDArray[np.int64]
     queries: NDArray[np.int64]
     supervised: NDArray[np.int64]
     image: NDArray[np.int64]
@@ -156,22 +156,32 @@ def count_samples(
 
 
 def assumed_samples(
-    num_samples: int, mean_tokens: float, *, shard_size: int, vision_tokens: int, supervised_share: float, plain: bool
+    num_samples: int,
+    mean_tokens: float,
+    *,
+    shard_size: int,
+    vision_tokens: int,
+    supervised_share: float,
+    plain: bool,
+    expanded_before: int | None = None,
 ) -> DataSize:
     """A data set of which only the size is known: every sample has one image and the mean length.
 
     Args:
         mean_tokens: mean number of embedded tokens (text + vision).
+        vision_tokens: vision tokens of the image.
         supervised_share: supervised share of the text tokens after the image.
         plain: template `plain`, without a system prompt before the image.
+        expanded_before: for models whose ids have one entry per vision token: text tokens before the image.
     """
     text = max(2, round(mean_tokens) - vision_tokens)
-    before = 1 if plain else min(TOKENS_BEFORE_IMAGE, text // 2)
+    before = 1 if plain else min(TOKENS_BEFORE_IMAGE if expanded_before is None else expanded_before, text // 2)
+    ids = text + 1 if expanded_before is None else text + vision_tokens
     queries = text - before
     shards = -(-num_samples // shard_size)
     size = min(shard_size, num_samples)
-    row = [0, round(BYTES_PER_TOKEN * text) + TYPICAL_FIELDS_BYTES, TYPICAL_ID_BYTES, text + 1, text + vision_tokens,
-           vision_tokens, 1, queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES]  # fmt: skip
+    row = [0, round(BYTES_PER_TOKEN * text) + TYPICAL_FIELDS_BYTES, TYPICAL_ID_BYTES, ids, text + vision_tokens, 1,
+           vision_tokens, queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES]  # fmt: skip
     columns = np.tile(np.array(row, np.int64)[:, None], size)
     rows = {item.name: column.copy() for item, column in zip(fields(SampleRows), columns, strict=True)}
     rows["image"] = np.arange(1, size + 1)
@@ -183,7 +193,7 @@ def assumed_samples(
         unusable_bytes=0,
         exact=shards == 1,
         notes=(
-            f"no data was read: every sample is assumed to have one image, {text + vision_tokens} tokens and "
+            f"no data was read: every sample is assumed to have one image of {vision_tokens} vision tokens, {text + vision_tokens} tokens and "
             f"{supervised_share:.0%} of the {queries} text tokens after the image supervised",
         ),
     )
@@ -219,8 +229,8 @@ def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
         len(sample.id.encode("utf-8", "surrogatepass")),
         len(tokens.input_ids),
         positions.length,
-        len(positions.vision_positions),
         positions.num_images,
+        len(positions.vision_positions),
         len(positions.tqv_query_positions),
         len(positions.supervised_positions),
         image_key("\0".join(sample.images)) >> 1 if sample.images else 0,  # 63 bits

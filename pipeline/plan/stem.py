@@ -6,12 +6,14 @@ from typing import Any
 import torch
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
+from alignkd.pipeline.config.stem_use import NO_STEM, takes_from_stem, tower_match
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.stem import StemSizes
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
@@ -31,11 +33,11 @@ class StemPlan:
     """The stem's part of a plan.
 
     Attributes:
-        usable: whether teacher and student have the same vision tower; None if unknown.
+        usable: whether the family has a stem, and teacher and student the same vision tower; None if unknown.
         reason: why, as a phrase.
         used: the configuration takes a target from the stem.
-        sizes: sizes of the stem in the teacher's dtype, without `lm_head`.
-        store_bytes: bytes of the whole store with `store.profile: stem`.
+        sizes: sizes of the stem in the teacher's dtype, without `lm_head`; None if the family has no stem.
+        store_bytes: bytes of the whole store with `store.profile: stem`; None likewise.
         saved_bytes: additional bytes of the configuration's own store; negative if that is smaller.
         operations: share of a training step's operations that the stem adds; 0 if no student is trained.
     """
@@ -43,8 +45,8 @@ class StemPlan:
     usable: bool | None
     reason: str
     used: bool
-    sizes: StemSizes
-    store_bytes: int
+    sizes: StemSizes | None
+    store_bytes: int | None
     saved_bytes: int
     operations: float
 
@@ -61,8 +63,8 @@ class StemPlan:
             "used": self.used,
             "recommended": self.recommended,
             "store_bytes": self.store_bytes,
-            "device_bytes": self.sizes.device,
-            "host_bytes": self.sizes.host,
+            "device_bytes": None if self.sizes is None else self.sizes.device,
+            "host_bytes": None if self.sizes is None else self.sizes.host,
             "operations_share": self.operations,
         }
 
@@ -71,14 +73,25 @@ def stem_plan(
     config: RunConfig,
     data: DataSize,
     teacher: ModelShapes,
-    teacher_config: VLMConfig,
+    teacher_config: ModelConfig,
     student: ModelShapes | None,
     load: StudentLoad | None,
     store_bytes: int,
-    with_stem: int,
+    with_stem: int | None,
 ) -> StemPlan:
-    """The stem's part of a plan whose store takes `store_bytes`, or `with_stem` bytes with the profile `stem`."""
+    """The stem's part of a plan whose store takes `store_bytes`, or `with_stem` bytes with the profile `stem`.
+
+    Raises:
+        InputError: the configuration takes targets from a stem, and the teacher's family has none.
+    """
     assert config.teacher is not None
+    sizes, used = sizes_of(teacher_config, config.teacher), takes_from_stem(config)
+    if sizes is None or with_stem is None:
+        if used:
+            raise InputError(f"{config.teacher.checkpoint}: targets come from the teacher's stem, but {NO_STEM}")
+        return StemPlan(
+            usable=False, reason=NO_STEM, used=False, sizes=None, store_bytes=None, saved_bytes=0, operations=0.0
+        )
     usable, reason = tower_match(config)
     shape = {"tokens": data.mean("length"), "images": data.mean("images")}
     share = 0.0
@@ -91,16 +104,21 @@ def stem_plan(
     return StemPlan(
         usable=usable,
         reason=reason,
-        used=takes_from_stem(config),
-        sizes=sizes_of(teacher_config, config.teacher),
+        used=used,
+        sizes=sizes,
         store_bytes=with_stem,
         saved_bytes=store_bytes - with_stem,
         operations=share,
     )
 
 
-def stem_bytes_on_disk(teacher: VLMConfig, settings: TeacherConfig, builder: Preparation | None) -> int:
-    """Size of the stem file of a store; placeholders stand for hashes, whose length is known."""
+def stem_bytes_on_disk(teacher: ModelConfig, settings: TeacherConfig, builder: Preparation | None) -> int | None:
+    """Size of the stem file of a store, None if the family has no stem.
+
+    Placeholders stand for hashes, whose length is known.
+    """
+    if not isinstance(teacher, VLMConfig):
+        return None
     dtype = TORCH_DTYPES[settings.dtype]
     weights = {
         key: torch.empty(shape, dtype=dtype, device="meta")
@@ -112,6 +130,8 @@ def stem_bytes_on_disk(teacher: VLMConfig, settings: TeacherConfig, builder: Pre
     return stem_file_bytes(StemParts(weights=weights, fingerprint=fingerprint, tower=tower, design=MobileVLMDesign(teacher)))
 
 
-def sizes_of(teacher: VLMConfig, settings: TeacherConfig) -> StemSizes:
-    """Sizes of the stem without `lm_head`."""
+def sizes_of(teacher: ModelConfig, settings: TeacherConfig) -> StemSizes | None:
+    """Sizes of the stem without `lm_head`; None if the family has no stem."""
+    if not isinstance(teacher, VLMConfig):
+        return None
     return stem_sizes(teacher, TORCH_DTYPES[settings.dtype], lm_head=False)

@@ -60,7 +60,8 @@ def store_size(
     columns = columns_of(manifest)
     samples, again = tee(data.rows.of_shard(shard) for shard in range(len(data.shard_sizes)))
     shards = (_shard_rows(manifest, rows, rows_of_groups(manifest, rows, entries_per_position)) for rows in again)
-    predicted = get_backend(manifest.backend).predicted_bytes(manifest, columns, shards, overhead=overhead)
+    backend = get_backend(manifest.backend)
+    predicted = backend.predicted_bytes(manifest, columns, shards, overhead=overhead)
     targets = {column.name: target_of(column, manifest) for column in columns}
     counted: dict[str, float] = {INPUTS: 0, OVERHEAD: 0}
     commit = 0
@@ -72,8 +73,7 @@ def store_size(
         counted[OVERHEAD] += shard.overhead + commit + data.unusable_bytes * planned / max(1, data.counted)
     scale = data.num_samples / max(1, data.counted)
     sizes = {target: round(size * scale) for target, size in counted.items()}
-    store_files = get_backend(manifest.backend).store_files.values()
-    sizes[OVERHEAD] += len(seal(manifest.model_dump())) + sum(map(len, store_files))
+    sizes[OVERHEAD] += len(seal(manifest.model_dump())) + sum(map(len, backend.store_files.values()))
     return StoreSize(by_target={**dict.fromkeys(TARGETS, 0), **sizes, ATTACHMENTS: sum(attachments.values())})
 
 
@@ -91,9 +91,10 @@ def target_of(column: Column, manifest: Manifest) -> str:
 
 def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: float) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to each group of arrays, int64 [samples]."""
-    blocks = np.minimum(rows.images, 1) if manifest.shapes.vision_tokens is None else rows.images
     has_image, brings = rows.images > 0, _brings_image(rows)
     pairs = manifest.codecs.attention_pairs
+    # attention to vision tokens is a block of columns for each image where all have the same number of tokens
+    blocks = rows.images if manifest.shapes.vision_tokens is not None else np.where(has_image, 1, 0)
     attention = {
         "tqv": blocks * rows.queries,
         "vqv": blocks * rows.vision,
@@ -128,8 +129,8 @@ def _brings_image(rows: SampleRows) -> NDArray[np.bool_]:
 
 def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArray[np.int64]]) -> ShardRows:
     """The rows of a shard as a layout needs them to predict its files."""
-    text_columns = manifest.codecs.attention_pairs == "tqt"
-    widths = rows.length - rows.vision if text_columns else rows.vision
+    text = rows.length - rows.vision
+    widths = text if manifest.codecs.attention_pairs == "tqt" else rows.vision
     return ShardRows(groups=groups, has_image=rows.images > 0, widths=widths)
 
 

@@ -13,6 +13,7 @@ class TowerSize:
         patches: patches of an image; None if the number depends on the image.
         hidden_size, intermediate_size: width of a layer and of its MLP.
         num_layers: layers that run.
+        levels: embeddings that the decoder receives for each vision token; more than one with deepstack features.
     """
 
     patch_size: int
@@ -20,6 +21,7 @@ class TowerSize:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    levels: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,9 @@ class ModelSize:
 
     Attributes:
         name: hub id or folder.
-        num_layers, hidden_size, num_heads, num_key_value_heads, intermediate_size, vocab_size, max_positions: shapes
-            of the language model.
+        num_layers, hidden_size, num_heads, num_key_value_heads, head_dim, intermediate_size, vocab_size, max_positions:
+            shapes of the language model.
+        tied_head: whether embedding and head share one matrix.
         vision_tower: name of the vision tower.
         image_size: side of the tower's input in pixels; None if it depends on the image.
         vision_tokens: vision tokens per image; None if they depend on the image.
@@ -44,9 +47,11 @@ class ModelSize:
     hidden_size: int
     num_heads: int
     num_key_value_heads: int
+    head_dim: int
     intermediate_size: int
     vocab_size: int
     max_positions: int
+    tied_head: bool
     vision_tower: str
     image_size: int | None
     vision_tokens: int | None

@@ -8,7 +8,7 @@ from alignkd.pipeline.plan.store import TARGETS, StoreSize
 from alignkd.storage.codecs.settings import NOT_STORED
 
 
-def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> TeacherLoad:
+def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_shapes: ModelShapes) -> TeacherLoad:
     """The load of the teacher pass: its fullest batch."""
     assert config.teacher is not None
     teacher, rows = config.teacher, data.rows
@@ -17,6 +17,9 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
     samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
     stored = sum(store.by_target[target] for target in TARGETS)
     per_token = max(1.0, float(rows.length.sum()))
+    vision, largest = samples * int(rows.vision.max()), int(rows.vision.max())
+    if teacher_shapes.size.vision_tokens is None:  # one id per vision token, so the budget bounds them
+        vision = min(vision, tokens)
     computed = config.store.attention not in NOT_STORED or config.store.vision_top not in NOT_STORED
     return TeacherLoad(
         dtype=teacher.dtype,
@@ -24,6 +27,8 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize) -> Teacher
         tokens=min(tokens, samples * longest),
         longest=longest,
         images=samples * max(1, int(rows.images.max())),
+        vision=vision,
+        largest=largest,
         supervised=round(tokens * float(rows.supervised.sum()) / per_token),
         queries=round(tokens * float(rows.queries.sum()) / per_token) if computed else 0,
         stored=round(tokens * stored / (data.num_records * data.mean("length"))),
@@ -45,12 +50,14 @@ def student_load(
     limit = config.data.max_tokens
     whole = train.global_batch or train.micro_batch * devices
     longest = data.longest(limit)
+    blocks = int(rows.images.max()) if teacher.size.vision_tokens is not None else 1
     return StudentLoad(
         dtype=config.student.dtype,
         micro_batch=train.micro_batch,
         length=longest,
         supervised=data.most("supervised", limit),
-        queries=data.most("queries", limit) * int(rows.images.max()) if "attention" in train.losses.weights else 0,
+        vision=int(rows.vision.max()),
+        queries=data.most("queries", limit) * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=teacher.size.num_heads,
         teacher_hidden=teacher.size.hidden_size,
         hidden_logits=config.store.logits.kind == "hidden" and "logit" in train.losses.weights,
@@ -69,7 +76,7 @@ def student_load(
 
 def _prepared_bytes(data: DataSize, store: StoreSize, teacher: ModelShapes, longest: int, *, from_stem: bool) -> int:
     """Bytes of a prepared sample: float32 pixels, stored targets, token embeddings for the stem."""
-    pixels = int(data.rows.images.max()) * 4 * 3 * teacher.size.image_size**2
+    pixels = teacher.array_bytes_of(int(data.rows.vision.max()))
     targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
     rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * longest if from_stem else 0
     return pixels + round(targets * longest / max(1.0, data.mean("length"))) + rows

@@ -78,6 +78,7 @@ def _largest(size: ModelSize) -> int:
 
 def _decoder_tensors(size: ModelSize) -> list[int]:
     """Elements of every tensor of the language model."""
-    D, keys = size.hidden_size, size.num_key_value_heads * size.hidden_size // size.num_heads
-    layer = [D * D, D * D, D * keys, D * keys, *[D * size.intermediate_size] * 3, D, D]
-    return [_largest(size), _largest(size), D, *layer * size.num_layers]
+    D, queries = size.hidden_size, size.num_heads * size.head_dim
+    keys = size.num_key_value_heads * size.head_dim
+    layer = [D * queries, D * queries, D * keys, D * keys, *[D * size.intermediate_size] * 3, D, D]
+    return [*[_largest(size)] * (1 if size.tied_head else 2), D, *layer * size.num_layers]

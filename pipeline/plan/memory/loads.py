@@ -19,8 +19,10 @@ class StudentLoad:
         dtype: dtype of weights and activations.
         micro_batch: samples per forward pass and device.
         length: embedded tokens of the longest sample; a batch is padded to this length.
+        vision: vision tokens of the sample with the most; 0: one image.
         supervised: positions whose next token has a label, of the sample with the most.
-        queries: text positions after the image, of the sample with the most; 0 without the attention loss.
+        queries: text positions after the image, of the sample with the most, once per image where all have the same
+            number of vision tokens; 0 without the attention loss.
         teacher_heads, teacher_hidden: number of heads and hidden size of the store's teacher.
         hidden_logits: the store keeps hidden states, so the teacher's lm_head is on the device too.
         head_chunk_mib, attention_chunk_mib: the settings of `train.losses`.
@@ -52,6 +54,7 @@ class StudentLoad:
     float32_gradients: bool = True
     data_workers: int = 0
     batch_bytes: int = 0
+    vision: int = 0
 
     @property
     def element(self) -> int:
@@ -74,6 +77,8 @@ class TeacherLoad:
         tokens: padded tokens of a forward pass: the token budget, or one sample that is longer.
         longest: embedded tokens of the longest sample.
         images: images of the samples of a forward pass, and images kept for other samples of the window.
+        vision: vision tokens of these images; 0: `images` times the tokens of an image.
+        largest: vision tokens of the sample with the most; 0: one image.
         supervised: positions whose next token has a label, over all samples of a forward pass.
         queries: text positions after the image, over all samples of a forward pass; 0 if no attention is computed.
         stored: bytes of the targets of a forward pass in the store.
@@ -89,3 +94,5 @@ class TeacherLoad:
     queries: int
     stored: int
     logit_bytes: int
+    vision: int = 0
+    largest: int = 0

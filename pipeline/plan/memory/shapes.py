@@ -1,10 +1,9 @@
-"""The shapes of a model that a plan needs, from its `config.json` alone."""
+"""The shapes of a model that a plan needs: from its `config.json`, and from one image where its family needs that."""
 
 from dataclasses import dataclass
 from typing import Self
 
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
-from alignkd.vlm.families.mobilevlm.model.sizes import model_size
+from alignkd.pipeline.plan.image_shape import ImageShape
 from alignkd.vlm.families.sizes import ModelSize
 
 
@@ -13,26 +12,46 @@ class ModelShapes:
     """A model's shapes and sizes.
 
     Attributes:
-        size: shapes of the language model, and parameter counts.
-        vision_patches, vision_hidden_size, vision_intermediate_size: shapes of the vision tower.
-        vision_layers: number of its layers that run.
+        size: shapes of the model, and parameter counts.
+        image: one image; every image where all have the same number of vision tokens. Elsewhere patches and bytes of
+            other images are assumed to be in proportion to their vision tokens.
     """
 
     size: ModelSize
-    vision_patches: int
-    vision_hidden_size: int
-    vision_intermediate_size: int
-    vision_layers: int
+    image: ImageShape
 
     @classmethod
-    def of(cls, name: str, config: VLMConfig) -> Self:
-        """The shapes of a configuration; `name` is only displayed."""
-        size = model_size(name, config)
-        assert size.tower.patches is not None  # this family's images have one size
-        return cls(
-            size=size,
-            vision_patches=size.tower.patches,
-            vision_hidden_size=size.tower.hidden_size,
-            vision_intermediate_size=size.tower.intermediate_size,
-            vision_layers=size.tower.num_layers,
-        )
+    def of(cls, size: ModelSize, image: ImageShape | None = None) -> Self:
+        """The shapes of a model.
+
+        Args:
+            image: measured image; may be None where every image has the same number of vision tokens.
+        """
+        if image is None:
+            patches, side, tokens = size.tower.patches, size.image_size, size.vision_tokens
+            assert patches is not None and side is not None and tokens is not None
+            image = ImageShape(tokens=tokens, patches=patches, array_bytes=4 * 3 * side**2)
+        return cls(size=size, image=image)
+
+    @property
+    def query_width(self) -> int:
+        """Values of all query heads of a token."""
+        return self.size.num_heads * self.size.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Values of all key heads of a token."""
+        return self.size.num_key_value_heads * self.size.head_dim
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding and of the head together; a shared matrix counts once."""
+        return self.size.vocab_size * (1 if self.size.tied_head else 2)
+
+    def patches_of(self, vision_tokens: float) -> float:
+        """Patches of the images with so many vision tokens."""
+        return vision_tokens * self.image.patches / self.image.tokens
+
+    def array_bytes_of(self, vision_tokens: float) -> int:
+        """Bytes of the arrays of the images with so many vision tokens."""
+        return round(vision_tokens * self.image.array_bytes / self.image.tokens)

@@ -62,15 +62,15 @@ def trained_parameters(model: ModelShapes, load: StudentLoad) -> int:
 def layer_bytes(size: ModelSize, dtype: str) -> int:
     """Bytes that one decoder layer keeps per token for the backward pass; a test compares them with torch's own count.
 
-    16 bits: 20 D + 4 D_kv + 8 I + 4 H + 8: both norms keep their float32 input; inputs of the projections, queries,
-    keys, values, output of the attention; gate, its activation, up, their product.
-    float32: 32 D + 8 D_kv + 16 I + 4 H + 8.
+    16 bits: 16 D + 4 D_q + 4 D_kv + 8 I + 4 H + 8: both norms keep their float32 input; inputs of the projections,
+    queries, keys, values, output of the attention; gate, its activation, up, their product.
+    float32: 24 D + 8 D_q + 8 D_kv + 16 I + 4 H + 8.
     """
     D, inner, H = size.hidden_size, size.intermediate_size, size.num_heads
-    kv = size.num_key_value_heads * D // H
+    queries, keys = H * size.head_dim, size.num_key_value_heads * size.head_dim
     if ELEMENT[dtype] == 2:
-        return 20 * D + 4 * kv + 8 * inner + 4 * H + 8
-    return 32 * D + 8 * kv + 16 * inner + 4 * H + 8
+        return 16 * D + 4 * queries + 4 * keys + 8 * inner + 4 * H + 8
+    return 24 * D + 8 * queries + 8 * keys + 16 * inner + 4 * H + 8
 
 
 def teacher_head(model: ModelShapes, load: StudentLoad) -> int:
@@ -82,10 +82,11 @@ def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
     """Bytes that the forward pass keeps, and bytes that the backward pass of one layer needs in addition."""
     e, size = ELEMENT[load.dtype], model.size
     tokens, layer = load.micro_batch * load.length, layer_bytes(size, load.dtype)
+    patches = round(model.patches_of(load.vision or model.image.tokens))
     kept = size.num_layers * (e * size.hidden_size if load.gradient_checkpointing else layer) * tokens
     # spliced input, output, float32 copy of the last norm
     ends = (2 * e + 8) * tokens * size.hidden_size
-    projector = load.micro_batch * model.vision_patches * e * (model.vision_hidden_size + 4 * size.hidden_size)
+    projector = load.micro_batch * patches * e * (size.tower.hidden_size + 4 * size.hidden_size)
     gradients = tokens * e * (3 * size.intermediate_size + 2 * size.hidden_size)
     return kept + ends + projector, gradients + (layer * tokens if load.gradient_checkpointing else 0)
 
@@ -102,7 +103,7 @@ def _attention(model: ModelShapes, load: StudentLoad) -> int:
     heads, e = model.size.num_heads, ELEMENT[load.dtype]
     whole = 4 * load.micro_batch * heads * load.queries * load.length
     rows = TRAINED_ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
-    kept = load.micro_batch * load.queries * model.size.vision_tokens
+    kept = load.micro_batch * load.queries * (model.size.vision_tokens or load.vision)
     # the teacher's rows, float32 at most; then rotated queries and keys, and their gradients in float32
     targets = 4 * kept * load.teacher_heads
     return rows + targets + (2 * e + 8) * load.micro_batch * load.length * model.size.hidden_size

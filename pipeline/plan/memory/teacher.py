@@ -6,7 +6,7 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
 from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
-from alignkd.teacher_dump.targets.seen_images import IMAGES_AT_ONCE
+from alignkd.teacher_dump.targets.seen_images import BYTES_AT_ONCE, IMAGES_AT_ONCE
 
 # batches whose targets wait for the writer: those in its queue, the one it writes, the one that is computed
 BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
@@ -25,19 +25,19 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     # rotated queries and keys; rows in progress; the kept columns of all rows, in float32 and encoded
     heads = model.size.num_heads
     work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
-    rows = ATTENTION_COPIES * work + 8 * load.queries * heads * model.size.vision_tokens
-    rows += 4 * e * D * load.tokens if load.queries else 0
+    rows = ATTENTION_COPIES * work + 8 * load.queries * heads * (model.size.vision_tokens or load.largest)
+    rows += 4 * e * model.query_width * load.tokens if load.queries else 0
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes
     states = e * D * (load.tokens + load.supervised)
-    keys = model.size.num_key_value_heads * D // heads
+    vision = load.vision or load.images * model.image.tokens
     parts = {
         "weights": weights,
-        "vision embeddings": e * D * model.size.vision_tokens * load.images,
+        "vision embeddings": e * D * model.size.tower.levels * vision,
         "hidden states": states,
-        "first layer's queries and keys": e * (D + keys) * load.tokens if load.queries else 0,
+        "first layer's queries and keys": e * (model.query_width + model.key_width) * load.tokens if load.queries else 0,
         "targets in flight": BATCHES_IN_FLIGHT * load.stored,
         "decoder": decoder,
-        "vision tower": tower_bytes(model, min(load.images, IMAGES_AT_ONCE), e),
+        "vision tower": tower_bytes(model, _images_at_once(model, load, vision), e),
         "attention rows": rows,
         "logits": logits,
     }
@@ -49,10 +49,15 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     return Memory(parts=parts, peak=weights + sum(standing) + max(moments))
 
 
-def tower_bytes(model: ModelShapes, images: int, element: int) -> int:
+def tower_bytes(model: ModelShapes, images: float, element: int) -> int:
     """Bytes of the vision tower and the projector for that many images: hidden states, and tensors of one layer."""
-    patches, width = model.vision_patches, model.vision_hidden_size
-    tower = (patches + 1) * element * (3 * width + max(2 * model.vision_intermediate_size, 4 * width))
+    patches, width = model.image.patches, model.size.tower.hidden_size
+    tower = (patches + 1) * element * (3 * width + max(2 * model.size.tower.intermediate_size, 4 * width))
     projector = patches * element * 2 * model.size.hidden_size
-    pixels = 4 * 3 * model.size.image_size**2
-    return images * (max(tower, projector) + pixels)
+    return round(images * (max(tower, projector) + model.image.array_bytes))
+
+
+def _images_at_once(model: ModelShapes, load: TeacherLoad, vision: int) -> float:
+    """What the tower takes at once, in images like `model.image`: as `teacher_dump.targets.seen_images` groups them."""
+    most = max(load.largest, BYTES_AT_ONCE * model.image.tokens / model.image.array_bytes)
+    return min(load.images, IMAGES_AT_ONCE, vision / model.image.tokens, most / model.image.tokens)

@@ -38,7 +38,12 @@ def hours(flops: float, device: Device, share: float, devices: int = 1) -> float
 
 
 def _sample_shape(data: DataSize) -> dict[str, float]:
-    return {"tokens": data.mean("length"), "images": data.mean("images"), "supervised": data.mean("supervised")}
+    return {
+        "tokens": data.mean("length"),
+        "images": data.mean("images"),
+        "supervised": data.mean("supervised"),
+        "vision": data.mean("vision"),
+    }
 
 
 def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:

@@ -3,34 +3,54 @@
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 
 
-def forward_flops(model: ModelShapes, *, tokens: float, images: float, supervised: float) -> float:
+def forward_flops(
+    model: ModelShapes, *, tokens: float, images: float, supervised: float, vision: float | None = None
+) -> float:
     """Operations of one sample's forward pass.
 
-    Two per parameter and token. Attention takes 2 L^2 D per layer: two products of each pair, half of the pairs are
-    masked. The head runs at supervised positions only, the tower over every image.
+    Two per parameter and token, for a mixture of experts as if all were used. Attention takes 2 L^2 D_q per layer: two
+    products of each pair, half of the pairs are masked. The head runs at supervised positions only. The tower runs over
+    every image, and each patch of an image attends to all of it: tiles and windows take less.
+
+    Args:
+        vision: vision tokens of the images; None: every image is `model.image`.
     """
     D, V = model.size.hidden_size, model.size.vocab_size
-    layers = model.size.parameters["language_model"] - 2 * V * D
-    decoder = 2 * layers * tokens + 2 * tokens**2 * D * model.size.num_layers
-    per_layer = 4 * model.vision_hidden_size**2 + 2 * model.vision_hidden_size * model.vision_intermediate_size
-    patches = model.vision_patches + 1
-    tower = model.vision_layers * (2 * per_layer * patches + 4 * patches**2 * model.vision_hidden_size)
-    projector = 2 * model.vision_patches * (model.vision_hidden_size + D) * D
+    layers = model.size.parameters["language_model"] - model.embedding_rows * D
+    decoder = 2 * layers * tokens + 2 * tokens**2 * model.query_width * model.size.num_layers
+    width = model.size.tower.hidden_size
+    per_layer = 4 * width**2 + 2 * width * model.size.tower.intermediate_size
+    of_image = _patches(model, images, vision)
+    patches = of_image + 1
+    tower = model.size.tower.num_layers * (2 * per_layer * patches + 4 * patches**2 * width)
+    projector = 2 * of_image * (width + D) * D
     return decoder + images * (tower + projector) + 2 * V * D * supervised
 
 
 def training_flops(
-    model: ModelShapes, *, tokens: float, images: float, supervised: float, gradient_checkpointing: bool
+    model: ModelShapes,
+    *,
+    tokens: float,
+    images: float,
+    supervised: float,
+    gradient_checkpointing: bool,
+    vision: float | None = None,
 ) -> float:
     """Operations of one sample's training step: a backward pass takes twice a forward pass; the tower has none."""
     text = forward_flops(model, tokens=tokens, images=0, supervised=supervised)
-    once = forward_flops(model, tokens=0, images=images, supervised=0)
+    once = forward_flops(model, tokens=0, images=images, supervised=0, vision=vision)
     return text * (4 if gradient_checkpointing else 3) + once
 
 
 def stem_flops(teacher: ModelShapes, *, tokens: float, images: float) -> float:
     """Operations that the stem adds to a sample's training step: queries and keys of all tokens, and the projector."""
-    D, size = teacher.size.hidden_size, teacher.size
-    keys = size.num_key_value_heads * D // size.num_heads
-    projector = 2 * teacher.vision_patches * (teacher.vision_hidden_size + D) * D
-    return 2 * D * (D + keys) * tokens + images * projector
+    D = teacher.size.hidden_size
+    projector = 2 * teacher.image.patches * (teacher.size.tower.hidden_size + D) * D
+    return 2 * D * (teacher.query_width + teacher.key_width) * tokens + images * projector
+
+
+def _patches(model: ModelShapes, images: float, vision: float | None) -> float:
+    """Patches of an average image."""
+    if vision is None or not images:
+        return model.image.patches
+    return model.patches_of(vision / images)

@@ -32,7 +32,7 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, parse_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
+from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, model_size, official_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 GIB = 1 << 30
@@ -41,7 +41,7 @@ TEACHER, STUDENT = "mtgv/MobileVLM_V2-7B", "mtgv/MobileVLM_V2-1.7B"
 
 
 def shapes(name: str) -> ModelShapes:
-    return ModelShapes.of(name, checkpoint_config(name, None))
+    return ModelShapes.of(model_size(name, checkpoint_config(name, None)))
 
 
 def config(**changes: Any) -> VLMConfig:
@@ -90,7 +90,7 @@ def test_a_layer_keeps_what_torch_keeps(dtype: str, hidden: int, inner: int, hea
         embeddings = torch.randn(1, tokens, hidden).to(getattr(torch, dtype)).requires_grad_()
         counted[layers] = saved_bytes(decoder, embeddings)
     per_token = (counted[3] - counted[1]) / 2 / tokens
-    assert layer_bytes(ModelShapes.of("tiny", made).size, dtype) == pytest.approx(per_token, rel=0.01)
+    assert layer_bytes(ModelShapes.of(model_size("tiny", made)).size, dtype) == pytest.approx(per_token, rel=0.01)
 
 
 def test_trained_parameters_are_those_of_the_student_that_is_trained() -> None:
@@ -99,7 +99,7 @@ def test_trained_parameters_are_those_of_the_student_that_is_trained() -> None:
         adapters = Adapters(heads=(32, 4), hidden_sizes=(4096, 64))
         student = DistilledStudent(MobileVLM(made), adapters, LossConfig(), None)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-    assert trained_parameters(ModelShapes.of("tiny", made), load()) == trained
+    assert trained_parameters(ModelShapes.of(model_size("tiny", made)), load()) == trained
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -215,7 +215,7 @@ def test_offloaded_parts_are_the_buffers_of_a_real_engine(
             for parameter in optimizer.param_dict.values():
                 parameter.grad = torch.zeros_like(parameter)
                 optimizer.async_accumulate_grad_in_cpu_via_gpu(parameter)
-        shapes = ModelShapes.of("golden", model.config)
+        shapes = ModelShapes.of(model_size("golden", model.config))
         planned = load(
             offload=True, accumulates=True, float32_gradients=in_float32, teacher_heads=8, teacher_hidden=128
         )

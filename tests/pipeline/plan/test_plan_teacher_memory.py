@@ -24,6 +24,7 @@ from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
+from alignkd.vlm.families.mobilevlm.model.sizes import model_size
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 
@@ -125,7 +126,7 @@ def test_the_plan_is_never_below_what_is_alive(
         captured = capture(samples)
     assert len(captured) == NUM
     stored = stored_bytes(captured)
-    planned = teacher_memory(ModelShapes.of("wide", config), load_of(samples, settings, dtype, stored))
+    planned = teacher_memory(ModelShapes.of(model_size("wide", config)), load_of(samples, settings, dtype, stored))
     # nothing waits for a writer here, and targets of this batch exist only after the decoder has run
     one_batch = planned.peak - planned.parts["weights"] - BATCHES_IN_FLIGHT * stored
     assert one_batch + stored >= live.peak, (live.peak, planned)
@@ -141,7 +142,7 @@ def moments(planned: Memory) -> list[int]:
 @pytest.mark.parametrize("kind", ["hidden", "nucleus"])
 def test_the_7b_teacher_fits_a_24_gb_card(kind: str) -> None:
     """Batches of 8192 tokens, of samples up to 2048, in bfloat16."""
-    shapes = ModelShapes.of("7B", checkpoint_config("mtgv/MobileVLM_V2-7B", None))
+    shapes = ModelShapes.of(model_size("7B", checkpoint_config("mtgv/MobileVLM_V2-7B", None)))
     load = TeacherLoad(
         dtype="bfloat16",
         quantization="none",

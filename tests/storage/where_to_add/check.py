@@ -70,6 +70,7 @@ def counted(store: StoreReader) -> DataSize:
             "length": record.sequence_length,
             "vision": len(record.vision_positions),
             "images": record.num_images,
+            "vision": len(record.vision_positions),
             "queries": len(record.tqv_query_positions),
             "supervised": len(record.supervised_positions),
             "image": images[record.image_sha256] if record.has_image else 0,

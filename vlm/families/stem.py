@@ -116,6 +116,16 @@ class StemDesign(ABC):
 
     @property
     @abstractmethod
+    def tower_settings(self) -> Mapping[str, Any]:
+        """The settings that decide the tower's features and their number, plain values by name."""
+
+    @property
+    @abstractmethod
+    def settings_fingerprint(self) -> Mapping[str, str]:
+        """`Checkpoint.settings_fingerprint` of the teacher."""
+
+    @property
+    @abstractmethod
     def table_name(self) -> str:
         """Name of the embedding table among `shapes`."""
 

@@ -13,6 +13,7 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.families.mobilevlm.model.config import LLAMA_KEYS, VLMConfig
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerprint, tower_settings
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash, tower_hashes
@@ -49,6 +50,16 @@ class MobileVLMDesign(StemDesign):
     def config(self) -> VLMConfig:
         """Sizes of the teacher."""
         return self._config
+
+    @property
+    def tower_settings(self) -> Mapping[str, Any]:
+        """The settings of the tower, and its tokens per image."""
+        return {**tower_settings(self._config), "vision_tokens": self._config.vision_tokens}
+
+    @property
+    def settings_fingerprint(self) -> Mapping[str, str]:
+        """The settings of the tower, hashed."""
+        return {"vision_config": settings_fingerprint(self._config)}
 
     @property
     def table_name(self) -> str:

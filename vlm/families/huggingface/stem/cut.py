@@ -14,7 +14,13 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, empty_model
-from alignkd.vlm.families.huggingface.model.parts import has_projector_inside, layers_of, text_config_of, tower_of
+from alignkd.vlm.families.huggingface.model.parts import (
+    attention_of,
+    has_projector_inside,
+    layers_of,
+    text_config_of,
+    tower_of,
+)
 from alignkd.vlm.families.huggingface.model.tower_outputs import copied
 
 # Architectures whose stem is compared with the live model by tests.
@@ -56,7 +62,7 @@ class ReplayedTower(nn.Module):
         return copied(self.outputs.popleft(), self.dtype)
 
 
-def why_no_stem(config: HuggingFaceConfig) -> str | None:
+def reason_without_stem(config: HuggingFaceConfig) -> str | None:
     """Why a model has no stem, as a phrase; None if it has one."""
     model = empty_model(config.raw, Path("config.json"))
     tower = tower_of(model)
@@ -81,12 +87,13 @@ def cut_model(config: HuggingFaceConfig) -> Any:
     _replace(model, tower, ReplayedTower(tower))
     _replace(model, output, nn.Identity())
     last = layers_of(model)[-1]
+    attention = attention_of(last)
     for name, child in last.named_children():
-        if child is not last.self_attn and any(parameter.dim() > 1 for parameter in child.parameters()):
+        if child is not attention and any(parameter.dim() > 1 for parameter in child.parameters()):
             setattr(last, name, nn.Identity())
     for name in _AFTER_ATTENTION:
-        if hasattr(last.self_attn, name):
-            setattr(last.self_attn, name, nn.Identity())
+        if hasattr(attention, name):
+            setattr(attention, name, nn.Identity())
     return model
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignkd.vlm.families.huggingface.stem.stem import HuggingFaceStem
 from alignkd.vlm.families.stem import EmbeddingTable, StemDesign
 from alignkd.vlm.weights.tensor_hash import hash_by_dtype
 
+FAMILY = "huggingface"
 HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 # Parts of the names of settings of a tower that its features do not depend on.
 _WITHOUT_EFFECT = ("dropout", "initializer", "dtype", "_version", "_name_or_path", "architectures", "label", "_attn_")
@@ -57,13 +59,24 @@ class HuggingFaceDesign(StemDesign):
         return self._config
 
     @property
+    def tower_settings(self) -> Mapping[str, Any]:
+        """The settings of the tower, and the hidden states that the projector uses."""
+        return tower_settings(self._config.raw)
+
+    @property
+    def settings_fingerprint(self) -> Mapping[str, str]:
+        """The family."""
+        return {"family": FAMILY}
+
+    @property
     def table_name(self) -> str:
         """Name of the embedding table."""
-        return _table_name(cut_model(self._config))
+        embedding = self._cut.get_input_embeddings()
+        return next(f"{name}.weight" for name, module in self._cut.named_modules() if module is embedding)
 
     def shapes(self, *, lm_head: bool) -> dict[str, tuple[int, ...]]:
         """Name in the model -> shape; see `StemDesign.shapes`."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in cut_model(self._config).state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._cut.state_dict().items()}
         if lm_head:
             shapes[HEAD] = (self._config.vocab_size, self._config.hidden_size)
             if self._has_bias():
@@ -73,14 +86,14 @@ class HuggingFaceDesign(StemDesign):
     def described(self) -> dict[str, Any]:
         """The family and the configuration of transformers; see `StemDesign.described`."""
         config = json.loads(self._config.raw.to_json_string(use_diff=False))
-        return {"family": "huggingface", "config": _without_version(config)}
+        return {"family": FAMILY, "config": _without_version(config)}
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype, *, lm_head: bool) -> dict[str, Tensor]:
         """The stem's tensors; see `StemDesign.read`."""
         assert isinstance(checkpoint, HuggingFaceCheckpoint)
         whole = empty_model(self._config.raw, checkpoint.folder / "config.json")
         files, parameters = ParameterFiles(checkpoint.folder_with_weights, whole), whole.state_dict(keep_vars=True)
-        found = {name: files.read(parameters[name], dtype) for name in cut_model(self._config).state_dict()}
+        found = {name: files.read(parameters[name], dtype) for name in self._cut.state_dict()}
         if lm_head:
             head = checkpoint.lm_head(dtype)
             found[HEAD] = head.weight_VD.contiguous()
@@ -115,6 +128,10 @@ class HuggingFaceDesign(StemDesign):
         needs_mask = student.needs_mask if isinstance(student, HuggingFaceModel) else True
         return HuggingFaceStem(self._config, rest, table, head, needs_mask=needs_mask)
 
+    @cached_property
+    def _cut(self) -> Any:
+        return cut_model(self._config)
+
     def _has_bias(self) -> bool:
         output = empty_model(self._config.raw, Path("config.json")).get_output_embeddings()
         return getattr(output, "bias", None) is not None
@@ -124,12 +141,7 @@ def tower_settings(raw: Any) -> dict[str, Any]:
     """The settings that decide the features of a model's tower."""
     vision = json.loads(raw.vision_config.to_json_string(use_diff=False))
     kept = {key: value for key, value in vision.items() if not any(part in key for part in _WITHOUT_EFFECT)}
-    return {"model_type": raw.model_type, "vision": kept, "select": feature_layers(raw)}
-
-
-def _table_name(model: Any) -> str:
-    embedding = model.get_input_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
+    return {**kept, "select": list(feature_layers(raw))}
 
 
 def _without_version(values: Any) -> Any:

@@ -23,12 +23,16 @@ from alignkd.student_train.objective.objective import DistilledStudent
 WIDTH, ROWS = 256, 4
 
 
+class _Layers(nn.Sequential):
+    projector_prefixes: tuple[str, ...] = ()
+
+
 class TwoLayers(nn.Module):
     """A model large enough for a gradient with many different magnitudes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+        self.model = _Layers(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def forward(self, rows_ND: Tensor) -> Tensor:
         """A loss, float32."""

@@ -26,6 +26,7 @@ from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fuse
 from alignkd.student_train.losses.logit import logit_loss, teacher_logits
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.vlm.families.family import Head
 
 TOP_K = 64
 
@@ -45,7 +46,8 @@ class Work:
         """The way of the objective."""
         terms: list[HeadTerm] = [lambda x, part: supervised_loss(x, self.labels_N[part]).total, self.fused_term]
         weighted = [WeightedTerm(term=term, weight=1.0) for term in terms]
-        totals = fused_head_losses(self.hidden_ND, self.head_VD, weighted, chunk_bytes=self.chunk_bytes)
+        head = Head(weight_VD=self.head_VD)
+        totals = fused_head_losses(self.hidden_ND, head, weighted, chunk_bytes=self.chunk_bytes)
         self._backward(torch.stack(totals).sum())
 
     def plain(self) -> None:
@@ -111,7 +113,7 @@ def _work(
     sparse = _truncated(states_ND, teacher_VD) if kind == "topk" else None
 
     def fused_term(logits_nV: Tensor, part: slice) -> Tensor:
-        teacher = teacher_logits(states_ND[part], teacher_VD) if sparse is None else sparse[part]
+        teacher = teacher_logits(states_ND[part], Head(weight_VD=teacher_VD)) if sparse is None else sparse[part]
         return logit_loss(logits_nV, teacher, **settings).total
 
     def plain_term(logits_NV: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings
     """Compute the teacher's logits in chunks, and again for the backward pass: only the student's are kept."""
 
     def part(logits_nV: Tensor, states_nD: Tensor) -> Tensor:
-        return logit_loss(logits_nV, teacher_logits(states_nD, head_VD), **settings).total
+        return logit_loss(logits_nV, teacher_logits(states_nD, Head(weight_VD=head_VD)), **settings).total
 
     chunks = zip(logits_NV.split(256), states_ND.split(256), strict=True)
     return torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
@@ -142,7 +144,9 @@ def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings
 def _truncated(states_ND: Tensor, head_VD: Tensor) -> TruncatedDistribution:
     parts = []
     for states_nD in states_ND.split(256):
-        sorted_nV, order_nV = teacher_logits(states_nD, head_VD).float().log_softmax(-1).sort(descending=True)
+        sorted_nV, order_nV = (
+            teacher_logits(states_nD, Head(weight_VD=head_VD)).float().log_softmax(-1).sort(descending=True)
+        )
         parts.append((order_nV[:, :TOP_K].clone(), sorted_nV[:, :TOP_K].clone(), sorted_nV[:, TOP_K:].logsumexp(-1)))
     ids_NK, logprobs_NK, tail_N = (torch.cat(column) for column in zip(*parts, strict=True))
     kept_NK = torch.ones_like(ids_NK, dtype=torch.bool)

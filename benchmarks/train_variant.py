@@ -9,7 +9,7 @@ and `--cap-gib` limits CUDA memory. The package contains none of these variants.
 import gc
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.counts import GlobalCounts
-from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.objective import DistilledStudent, FrozenHead
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import preset_weights
@@ -41,8 +41,14 @@ from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.student_train.trainer import _optimiser_step
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
+from alignkd.vlm.inputs.batch import ImageTensors
 
 TOP_TOKENS = 16
+
+
+def in_dtype(images: Sequence[ImageTensors], dtype: torch.dtype) -> list[ImageTensors]:
+    """The tensors of images in another dtype."""
+    return [{name: values.to(dtype) for name, values in image.items()} for image in images]
 
 
 class NoOptimizer:
@@ -54,11 +60,8 @@ class NoOptimizer:
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         batch = batch.to(self.ranks.device)
-        assert batch.sequences.pixel_values_ICHW is not None
-        pixels = batch.sequences.pixel_values_ICHW.to(self.student.model.lm_head.weight.dtype)
-        terms: dict[str, LossSum] = self.student(
-            replace(batch, sequences=replace(batch.sequences, pixel_values_ICHW=pixels))
-        )
+        images = in_dtype(batch.sequences.images, self.student.model.dtype)
+        terms: dict[str, LossSum] = self.student(replace(batch, sequences=replace(batch.sequences, images=images)))
         return terms
 
     def backward(self, loss: Tensor) -> None:
@@ -82,7 +85,7 @@ class WithTeacher:
         device = engine.ranks.device
         self.engine = engine
         self.teacher = load_model(config.teacher.checkpoint, dtype=dtype, device=device).requires_grad_(False)
-        engine.student.teacher_lm_head_VD = self.teacher.lm_head.weight
+        engine.student.teacher_head = FrozenHead(self.teacher.head)
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         return self.engine(live_targets(self.teacher, batch.to(self.engine.ranks.device)))
@@ -98,10 +101,10 @@ class WithTeacher:
 def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     """The batch with the teacher's targets in place of the stored ones; one image per sample."""
     sequences, attention = batch.sequences, batch.attention
-    assert sequences.pixel_values_ICHW is not None and attention is not None
-    vision_IPD = teacher.encode_images(sequences.pixel_values_ICHW.to(teacher.lm_head.weight.dtype))
-    embeds_BLD = teacher.embed(sequences, vision_IPD)
-    hidden_ND = teacher.hidden_states(embeds_BLD).flatten(0, 1)[batch.supervised_N]
+    assert attention is not None
+    vision = teacher.encode_images(in_dtype(sequences.images, teacher.dtype))
+    embeds_BLD = teacher.embed(sequences, vision)
+    hidden_ND = teacher.decoder_states(embeds_BLD).flatten(0, 1)[batch.supervised_N]
     attention_BHRC = teacher.first_layer_attention(
         embeds_BLD, attention.rows_BR, attention.cols_BC, chunk_bytes=256 << 20
     )
@@ -110,13 +113,14 @@ def live_targets(teacher: MobileVLM, batch: TrainBatch) -> TrainBatch:
     ).unsqueeze(1)
     focus_BC = (attention_BHRC.mean(1) * real_BR[..., None]).sum(1)
     top_IK = focus_BC.argsort(dim=-1, descending=True, stable=True)[:, :TOP_TOKENS]
-    top_IKD = vision_IPD.gather(1, top_IK[..., None].expand(-1, -1, vision_IPD.shape[-1]))
+    num_images, tokens = focus_BC.shape
+    top_K = (top_IK + tokens * torch.arange(num_images, device=top_IK.device)[:, None]).flatten()
     return replace(
         batch,
         attention=replace(attention, coded_BRHC=EncodedTensor.plain(attention_BHRC.transpose(1, 2))),
-        vision_all_IPD=EncodedTensor.plain(vision_IPD),
-        vision_top_index_IK=top_IK,
-        vision_top_embeddings_IKD=EncodedTensor.plain(top_IKD),
+        vision_all_PD=EncodedTensor.plain(vision.embeddings_PD),
+        vision_top_index_K=top_K,
+        vision_top_embeddings_KD=EncodedTensor.plain(vision.embeddings_PD[top_K]),
         logits=HiddenTargets(states=EncodedTensor.plain(hidden_ND)),
     )
 

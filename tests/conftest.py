@@ -1,5 +1,6 @@
 """Fixtures for every room: the golden cases, a tiny MobileVLM checkpoint, a real S3 service (moto's server)."""
 
+import gc
 import json
 import os
 import signal
@@ -38,6 +39,16 @@ hypothesis.settings.register_profile("fixed", derandomize=True, **_EVERYWHERE)
 hypothesis.settings.register_profile("random", derandomize=False, **_EVERYWHERE)
 hypothesis.settings.load_profile("fixed")
 
+# What is imported until the last test is collected stays: a million objects that the garbage collector would look at
+# again and again, in a tenth of all the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 # Seconds after which something that is waited for will never come; on a loaded machine nothing takes nearly as long.
 PATIENCE = 600.0
 WaitUntil = Callable[[Callable[[], Any], str], None]
@@ -69,11 +80,18 @@ def wait_until() -> WaitUntil:
 @pytest.fixture(scope="session")
 def prepared() -> Iterator[PreparedProcesses]:
     """prepared.start(script, *arguments): a process that has imported torch and what both phases need."""
-    # DeepSpeed imports its Muon with the first optimiser, and torch's compiler with it: 2 s
+    with PreparedProcesses(["alignkd.pipeline.runs.dump", "alignkd.student_train.trainer"]) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def prepared_libraries() -> Iterator[PreparedProcesses]:
+    """The same with the libraries alone: for processes that import another alignkd, or change it while they import."""
     modules = [
-        "alignkd.pipeline.runs.dump",
-        "alignkd.student_train.trainer",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "transformers.models.clip.modeling_clip",
+        "transformers.models.llama.modeling_llama",
     ]
     with PreparedProcesses(modules) as processes:
         yield processes

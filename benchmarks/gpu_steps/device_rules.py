@@ -16,6 +16,7 @@ from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 from alignkd.teacher_dump.targets.drawing import DRAWN, ENTROPY, draw_tokens, uniforms
 from alignkd.teacher_dump.targets.most_likely import _on_device, most_likely_tokens
+from alignkd.vlm.families.family import Head
 from gpu_steps.check import Check
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -142,7 +143,7 @@ def fused(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, teacher_NV: Tens
         WeightedTerm(term=lambda x, chunk: supervised_loss(x, labels_N[chunk]).total, weight=1.0),
         WeightedTerm(term=lambda x, chunk: logit_loss(x, teacher_NV[chunk]).total, weight=0.5),
     ]
-    totals = fused_head_losses(hidden_ND, head_VD, terms, chunk_bytes=len(head_VD) * 4 * 100)
+    totals = fused_head_losses(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=len(head_VD) * 4 * 100)
     return _with_gradients(totals, hidden_ND, head_VD)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json, say
 
 
@@ -54,9 +55,10 @@ def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **setting
 
     Example: alignkd ask mtgv/MobileVLM_V2-1.7B --image photo.jpg "What is on the table?"
     """
-    from alignkd.pipeline.config.checkpoint_config import vision_config_of
-    from alignkd.pipeline.models.ask import Question
-    from alignkd.pipeline.models.ask import ask as answer
+    with heavy_imports():
+        from alignkd.pipeline.config.checkpoint_config import vision_config_of
+        from alignkd.pipeline.models.ask import Question
+        from alignkd.pipeline.models.ask import ask as answer
 
     settings["vision_config"] = settings["vision_config"] or vision_config_of(settings["checkpoint"])
     asked = Question(text=question, images=images, **settings)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json
 
 
@@ -50,9 +51,10 @@ def demo(
 
     Example: alignkd demo --out demo-out
     """
-    from alignkd.pipeline.demo.demo import run_demo
-    from alignkd.pipeline.demo.report import plain_table
-    from alignkd.vlm.hardware.devices import hide_gpus, usable_device
+    with heavy_imports():
+        from alignkd.pipeline.demo.demo import run_demo
+        from alignkd.pipeline.demo.report import plain_table
+        from alignkd.vlm.hardware.devices import hide_gpus, usable_device
 
     if device == "cpu":
         hide_gpus()

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json, say
 
 
@@ -55,10 +56,11 @@ def _show_status(store: str, as_json: bool) -> None:
 
 def _run_worker(config: Path, stage: str | None, worker: str | None, as_json: bool, retry_unusable: bool) -> None:
     """Run one worker, print its result, and exit with the signal's code if one stopped it."""
-    from alignkd.pipeline.config.recipes import load_stage
-    from alignkd.pipeline.runs.dump import run_dump
-    from alignkd.pipeline.runs.dump_report import result_line, unusable_lines
-    from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
+    with heavy_imports():
+        from alignkd.pipeline.config.recipes import load_stage
+        from alignkd.pipeline.runs.dump import run_dump
+        from alignkd.pipeline.runs.dump_report import result_line, unusable_lines
+        from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
 
     try:
         end = run_dump(load_stage(config, "dump", stage), worker, retry_unusable=retry_unusable)

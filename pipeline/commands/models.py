@@ -106,6 +106,13 @@ def _show(
 
     model = PlannedModel(name, vision_config, processor)
     size = model.size
+    if model.is_known and not check:
+        # an official model that is not on this machine: its sizes need no file
+        if as_json:
+            print_json([asdict(size)])
+        else:
+            click.echo(size_table([size]))
+        return
     inputs = inputs_of(model.checkpoint) if has_inputs(model.checkpoint) else None
     checked = Checked(state="not run", lines=("--no-check",))
     if check is not False:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.interrupts import ends_on_interrupt
 from alignkd.pipeline.console.printing import json_option, print_json
 
@@ -77,9 +78,10 @@ def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None
 
     Example: alignkd plan run.yaml --gpu-memory 24GiB --disk 2TB
     """
-    from alignkd.pipeline.plan.report import plan_lines
-    from alignkd.pipeline.plan.result import PlanOptions
-    from alignkd.pipeline.plan.stages import plan_stages, summary
+    with heavy_imports():
+        from alignkd.pipeline.plan.report import plan_lines
+        from alignkd.pipeline.plan.result import PlanOptions
+        from alignkd.pipeline.plan.stages import plan_stages, summary
 
     options["probe"] = options["probe"] or 0
     with ends_on_interrupt():

@@ -18,11 +18,15 @@ from alignkd.pipeline.console.printing import json_option, print_json
     type=click.Path(path_type=Path),
     help="Folder for report.md and curves.png: new, empty, or used as --out before. Without it, only print.",
 )
-@click.option("--smooth", type=click.IntRange(min=1), default=50, show_default=True, help="Number of steps in a mean.")
+@click.option(
+    "--smooth",
+    type=click.IntRange(min=1),
+    help="Number of steps in a mean of losses; by default a tenth of the run, at most 50.",
+)
 @force_option
 @json_option
 @clean_errors
-def report(runs: tuple[Path, ...], out: Path | None, smooth: int, force: bool, as_json: bool) -> None:
+def report(runs: tuple[Path, ...], out: Path | None, smooth: int | None, force: bool, as_json: bool) -> None:
     """Compare training runs and their curves.
 
     Shows final losses, speed and skipped steps; with --out also a picture of the losses by step. RUN is an output
@@ -42,8 +46,8 @@ def report(runs: tuple[Path, ...], out: Path | None, smooth: int, force: bool, a
     if out is not None:
         from alignkd.pipeline.report.picture import draw_curves
 
-        draw_curves(loaded, picture, smooth=smooth)
-        write_whole(page, markdown_table(loaded, picture=picture.name, smooth=smooth))
+        draw_curves(loaded, picture)
+        write_whole(page, markdown_table(loaded, picture=picture.name))
     if as_json:
         print_json(report_json(loaded))
         return

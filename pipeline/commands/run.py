@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json
 
 
@@ -20,7 +21,8 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
 
     Example: alignkd run run.yaml
     """
-    from alignkd.pipeline.runs.stages import run_stages
+    with heavy_imports():
+        from alignkd.pipeline.runs.stages import run_stages
 
     reports = run_stages(config, as_json=as_json, launcher=launcher, say=click.echo)
     if as_json:

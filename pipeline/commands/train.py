@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, log_to_stderr, print_json, say
 
 
@@ -24,13 +25,15 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
 
     Example: alignkd train run.yaml
     """
-    from alignkd.pipeline.config.recipes import load_stage
+    with heavy_imports():
+        from alignkd.pipeline.config.recipes import load_stage
 
     log_to_stderr("alignkd.student_train")
     settings = load_stage(config, "train", stage)  # an error shows before the trainer is imported, which takes seconds
 
-    from alignkd.pipeline.runs.changed_data import changed_data_notice
-    from alignkd.pipeline.runs.train import is_first_process, run_train, summary
+    with heavy_imports():
+        from alignkd.pipeline.runs.changed_data import changed_data_notice
+        from alignkd.pipeline.runs.train import is_first_process, run_train, summary
 
     if is_first_process() and (notice := changed_data_notice(settings.data.conversations, settings.store.path)):
         say(notice)

@@ -11,6 +11,7 @@ from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config, m
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.settings import ProcessorKind
+from alignkd.vlm.weights.hub import cached_checkpoint
 
 
 class OtherFamilyError(InputError):
@@ -37,6 +38,11 @@ class PlannedModel:
         """
         vision_config = self._vision_config or vision_config_of(self.name)
         return open_checkpoint(self.name, vision_config=vision_config, weights=False, processor=self._processor)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is an official model that is not on this machine; its configuration is part of the package."""
+        return self.name in MEMBERS and not Path(self.name).exists() and cached_checkpoint(self.name) is None
 
     @cached_property
     def size(self) -> ModelSize:

@@ -49,6 +49,11 @@ class _Lines(logging.Handler):
         say(record.getMessage())
 
 
+def format_count(count: int, noun: str) -> str:
+    """For example "1 shard" or "2 shards"; every noun here has a regular plural."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_bytes(count: int) -> str:
     """`count` bytes with a binary unit: 1536 -> '1.5 KiB'."""
     value = float(count)

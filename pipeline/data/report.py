@@ -83,7 +83,8 @@ def _overlap_lines(stats: DataStats) -> Iterator[str]:
     for limit in stats.total.limits:
         both = (stats.total.image_broken or 0) - limit.image_broken
         if both:
-            yield f"{both:,} samples with a damaged image are also longer than {limit.max_tokens}, and in both columns"
+            which = f"{both:,} samples with a damaged image are" if both > 1 else "1 sample with a damaged image is"
+            yield f"{which} also longer than {limit.max_tokens}, and in both columns"
 
 
 def _notice_lines(stats: DataStats) -> Iterator[str]:

@@ -12,6 +12,8 @@ from alignkd.storage import StoreError
 from alignkd.student_train.output import FINISHED, KIND_PREFIX, METRICS, loss_names, read_finished
 from alignkd.vlm.errors import InputError, unreadable
 
+LARGEST_WINDOW = 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -25,7 +27,8 @@ class Run:
         samples_seen: samples consumed.
         samples_by_kind: samples consumed by kind.
         skipped: steps whose loss or gradient was not finite.
-        final: mean of each loss over the last steps that have it.
+        window: number of steps in a mean of losses.
+        final: mean of each loss over the last `window` steps that have it.
         seconds_per_step, tokens_per_second, wait_share: medians over the steps; None if the run did not record them.
         peak_memory_mib: peak memory of the (first) device.
         curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
@@ -38,6 +41,7 @@ class Run:
     samples_seen: int
     samples_by_kind: dict[str, int]
     skipped: int
+    window: int
     final: dict[str, float]
     seconds_per_step: float | None
     tokens_per_second: float | None
@@ -46,12 +50,12 @@ class Run:
     curves: dict[str, list[tuple[int, float]]]
 
 
-def load_runs(paths: Sequence[Path], *, smooth: int) -> list[Run]:
+def load_runs(paths: Sequence[Path], *, smooth: int | None = None) -> list[Run]:
     """Every run, under a name of its own.
 
     Args:
         paths: output folders of training, or their metrics files.
-        smooth: number of steps in a running mean.
+        smooth: number of steps in a running mean; None takes a tenth of the steps of each run, at most 50.
 
     Raises:
         InputError: a folder has no usable metrics file, or a run is given twice.
@@ -78,12 +82,18 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
 
 
-def _load(folder: Path, name: str, smooth: int) -> Run:
+def default_window(steps: int) -> int:
+    """Number of steps in a mean of a run of `steps`: the mean at the end must not contain the beginning."""
+    return min(LARGEST_WINDOW, max(1, steps // 10))
+
+
+def _load(folder: Path, name: str, smooth: int | None) -> Run:
     lines = _metrics(folder)
+    window = default_window(lines[-1]["step"]) if smooth is None else smooth
     names = dict.fromkeys(name for line in lines for name in loss_names(line))
     points = {name: [(line["step"], line[name]) for line in lines if line.get(name) is not None] for name in names}
     curves = {
-        name: list(zip([step for step, _ in found], running_mean([v for _, v in found], smooth), strict=True))
+        name: list(zip([step for step, _ in found], running_mean([v for _, v in found], window), strict=True))
         for name, found in points.items()
         if found
     }
@@ -96,6 +106,7 @@ def _load(folder: Path, name: str, smooth: int) -> Run:
         samples_seen=lines[-1]["samples_seen"],
         samples_by_kind={kind: sum(line.get(KIND_PREFIX + kind, 0) for line in lines) for kind in sorted(kinds)},
         skipped=sum(bool(line.get("skipped")) for line in lines),
+        window=window,
         final={name: curve[-1][1] for name, curve in curves.items()},
         seconds_per_step=_median(lines, "seconds"),
         tokens_per_second=_median(lines, "tokens_per_second"),

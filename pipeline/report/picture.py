@@ -14,7 +14,7 @@ COLUMNS = 3
 FEW_POINTS = 10
 
 
-def draw_curves(runs: Sequence[Run], path: Path, *, smooth: int) -> None:
+def draw_curves(runs: Sequence[Run], path: Path) -> None:
     """Write the picture: running means, one line per run; one plot for each loss that a run has."""
     terms = losses_of(runs)
     num_rows = -(-len(terms) // COLUMNS)
@@ -32,5 +32,6 @@ def draw_curves(runs: Sequence[Run], path: Path, *, smooth: int) -> None:
         axes.grid(alpha=0.3)
         if number == 1:
             axes.legend(fontsize="small")
-    figure.suptitle(f"mean of {smooth} steps", fontsize="small")
+    windows = " or ".join(map(str, sorted({run.window for run in runs})))
+    figure.suptitle(f"running mean, number of steps: {windows}", fontsize="small")
     save_picture(figure, path, REPORT, dpi=110)

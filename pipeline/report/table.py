@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.report.load import Run, losses_of
 
 HEADING = "# Training runs"
@@ -17,15 +18,15 @@ def is_report(path: Path) -> bool:
         return file.read(len(HEADING)) == HEADING.encode()
 
 
-def markdown_table(runs: Sequence[Run], *, picture: str, smooth: int) -> str:
+def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
     """A page with the table, the picture and an explanation of the figures."""
     rows = _rows(runs)
     width = len(runs)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, f"|:--|{'--:|' * width}")
     note = (
-        f"Losses are means over the last {smooth} steps that have the term; curves are running means over as many "
-        "steps. A term of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
+        "Losses are means over the last steps that have the term; curves are running means over as many steps. "
+        "A term of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
     )
     return "\n".join([HEADING, "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
 
@@ -49,6 +50,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("samples seen", lambda run: f"{run.samples_seen:,}"),
         *((f"samples {kind.replace('_', ' ')}", _kind(kind)) for kind in kinds),
         ("skipped steps", lambda run: str(run.skipped)),
+        ("losses are means of", lambda run: format_count(run.window, "step")),
         *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
         ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
+from alignkd.pipeline.console.printing import format_count
 from alignkd.teacher_dump.job import DumpResult
 from alignkd.teacher_dump.operation.retry import COMMAND
 
@@ -19,7 +20,7 @@ def unusable_lines(result: DumpResult) -> Iterator[str]:
 
 def result_line(result: DumpResult, config: object = "CONFIG") -> str:
     """What a worker of the configuration `config` did, and what the store contains now."""
-    done, retry = f"wrote {result.shards_written} shards", ""
+    done, retry = f"wrote {format_count(result.shards_written, 'shard')}", ""
     if not result.shards_written:
         done = "every shard is committed" if result.retryable else "nothing left to do"
     if result.retryable:
@@ -27,6 +28,6 @@ def result_line(result: DumpResult, config: object = "CONFIG") -> str:
         retry = f" ({result.retryable} of them can be retried after their files are restored: `{command}`)"
     halved = f", {result.halved_batches} batches halved after running out of memory" if result.halved_batches else ""
     return (
-        f"{done}: {result.num_records} of {result.num_samples} samples in the store, "
+        f"{done}: {result.num_records} of {format_count(result.num_samples, 'sample')} in the store, "
         f"{len(result.quarantined)} unusable{retry}{halved}, {result.seconds:.1f} s"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignkd.pipeline.console.printing import format_bytes, format_duration
+from alignkd.pipeline.console.printing import format_bytes, format_count, format_duration
 from alignkd.storage.files.location import as_location
 from alignkd.storage.read.listing import ShardInfo, list_shards
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
@@ -117,7 +117,7 @@ def _cells(worker: WorkerStatus) -> list[str]:
         worker.host,
         str(worker.pid),
         " ".join(map(str, worker.shards)) or "-",
-        f"{worker.shards_written} shards",
+        format_count(worker.shards_written, "shard"),
         f"{worker.samples:,}",
         f"{worker.rate:.2f}",
         f"{worker.errors:,}",

@@ -3,6 +3,7 @@
 import os
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.console.printing import format_count
 from alignkd.student_train.job import TrainResult
 from alignkd.student_train.trainer import train
 
@@ -32,10 +33,10 @@ def summary(result: TrainResult) -> str:
         return f"alignkd: stopped at step {result.step}; run the same command again to resume"
     kinds = ", ".join(f"{result.samples_by_kind[kind]} {words}" for kind, words in SHOWN.items())
     applied = result.step - result.skipped_steps
-    steps = f"{applied} of {result.step} steps" if result.skipped_steps else f"{applied} steps"
-    lines = [f"trained {steps} on {result.samples_seen} samples ({kinds}); student in {result.student}"]
+    steps = f"{applied} of {result.step} steps" if result.skipped_steps else format_count(applied, "step")
+    lines = [f"trained {steps} on {format_count(result.samples_seen, 'sample')} ({kinds}); student in {result.student}"]
     if result.skipped_steps:
-        lines.append(f"skipped: {result.skipped_steps} steps whose loss or gradient was not finite")
+        lines.append(f"skipped: {format_count(result.skipped_steps, 'step')} whose loss or gradient was not finite")
     if result.quarantined:
-        lines.append(f"not trained on: {result.quarantined} samples that are listed as unusable in the store")
+        lines.append(f"not trained on: {format_count(result.quarantined, 'sample')} listed as unusable in the store")
     return "\n".join(lines)

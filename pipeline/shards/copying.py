@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import json_option, print_json
+from alignkd.pipeline.console.printing import format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, LayoutChoice, progress_bar
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def merge(stores: tuple[Path | str, ...], backend: str | None, keep_first: bool,
 
 def _line(target: Path | str, report: "CopyReport") -> str:
     if not report.shards_written:
-        return f"nothing left to do: {target} has all {report.num_shards} shards"
+        return f"nothing left to do: {target} has all {format_count(report.num_shards, 'shard')}"
     return (
-        f"wrote {report.shards_written} of {report.num_shards} shards to {target}: {report.num_records} records, "
+        f"wrote {report.shards_written} of {format_count(report.num_shards, 'shard')} to {target}: "
+        f"{format_count(report.num_records, 'record')}, "
         f"{report.num_quarantined} unusable"
     )

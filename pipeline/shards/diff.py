@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import json_option, print_json
+from alignkd.pipeline.console.printing import format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, progress_bar
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _lines(report: "DiffReport", a: str, b: str, stems: Set[str]) -> list[str]:
     missing = {found.field: found.note for found in report.fields if _FIELDS_OF_STEM.get(found.field) in stems}
     lines += [_field_line(found) for found in report.fields if not missing.get(found.field, "").startswith(ONLY_IN)]
     lines += _stem_lines({name: note for name, note in missing.items() if note.startswith(ONLY_IN)})
-    lines.append(f"{'equal' if report.equal else 'different'}: {report.matched} records in both")
+    lines.append(f"{'equal' if report.equal else 'different'}: {format_count(report.matched, 'record')} in both")
     return lines
 
 

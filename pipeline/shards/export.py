@@ -53,7 +53,7 @@ def export(
     record = find_record(reader, sample_id=sample_id, key=key, index=index)
     metadata = {WRITTEN_BY: COMMAND, "key": record.key, "id": record.id, "index": str(record.index)}
     if raw:
-        metadata["codecs"] = json.dumps(describe_targets(reader.manifest))
+        metadata["codecs"] = json.dumps(describe_targets(reader.manifest.changed()))
     tensors = (stored_parts if raw else export_tensors)(record, reader.manifest)
     write_whole(out, save(tensors, metadata=metadata))
     if as_json:

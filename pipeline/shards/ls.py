@@ -48,7 +48,7 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     }
     if listing is not None:
         totals["root_hash"] = listing.root_hash
-        shown = manifest.model_dump(mode="json")
+        shown = manifest.settings()
         print_json({"store": str(store), **totals, "manifest": shown, "shard_list": [asdict(info) for info in infos]})
         return
     lines = [f"{'shard':>8} {'records':>8} {'unusable':>8} {'tokens':>10} {'bytes':>12}", *map(_line, infos)]
@@ -82,6 +82,7 @@ def codecs_line(manifest: "Manifest") -> str:
     return (
         f"{codecs.attention_pairs} attention {codecs.attention}, vision_top {codecs.vision_top}, "
         f"vision_all {codecs.vision_all}, logits {shown.strip()}, inputs {manifest.inputs}"
+        f"{''.join(f', {target.name} {target.kind}' for target in manifest.more)}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
+from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
 from alignkd.pipeline.shards.verify import attention_line, labels_line
 
@@ -74,7 +74,8 @@ def _document(
 
 def _counts(reader: "StoreReader", counted: "StoreStats") -> list[str]:
     lines = [
-        f"{counted.records} records in {counted.shards} of {reader.manifest.num_shards} shards, "
+        f"{format_count(counted.records, 'record')} in {counted.shards} of "
+        f"{format_count(reader.manifest.num_shards, 'shard')}, "
         f"{counted.tokens} tokens, {counted.queries} text queries, {counted.supervised} supervised positions",
     ]
     if counted.dedup_ratio is not None:

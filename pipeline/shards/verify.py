@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
+from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
             click.echo(attention_line(found["attention"], from_stem=from_stem))
         for note in report.notes:
             click.echo(f"note: {note}")
-        verdict = "ok" if not problems else f"{len(problems)} problems"
+        verdict = "ok" if not problems else format_count(len(problems), "problem")
         click.echo(
-            f"{store}: {verdict}; {report.num_shards} shards, {report.num_records} records, "
+            f"{store}: {verdict}; {format_count(report.num_shards, 'shard')}, "
+            f"{format_count(report.num_records, 'record')}, "
             f"{format_bytes(report.num_bytes)} {'checked by size' if quick else 'read'}"
         )
     sys.exit(1 if problems else 0)

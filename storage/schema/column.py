@@ -38,6 +38,7 @@ class Column:
         labels: names of the entries of a row, for the shard's tables.
         unit: rows that are read together; a chunk holds whole units.
         squeezed: a single row is shown without its axis to readers of tars.
+        needs_image: records without images do not have it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Column:
     labels: tuple[str, ...] = ()
     unit: int = 1
     squeezed: bool = False
+    needs_image: bool = False
 
     @property
     def variable_width(self) -> bool:

@@ -4,6 +4,7 @@ Arrays whose rows belong together (labels and input_ids, for example) form a gro
 and the last row of each record in each group.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,16 @@ def columns_of(manifest: Manifest) -> tuple[Column, ...]:
     ]
     if manifest.inputs == "embed":
         columns.append(Column(IMAGE_BYTES, "image_bytes", np.dtype("u1")))
-    columns += _attention_columns(manifest) + _vision_columns(manifest) + logit_columns(manifest)
+    columns += [_with_image(column) for column in _attention_columns(manifest) + _vision_columns(manifest)]
+    columns += logit_columns(manifest)
     for target in more:
-        columns += _columns_of_more(target, manifest)
+        found = _columns_of_more(target, manifest)
+        columns += map(_with_image, found) if target.needs_image else found
     return tuple(columns)
+
+
+def _with_image(column: Column) -> Column:
+    return replace(column, needs_image=True)
 
 
 def further_logits(target: NamedTarget, manifest: Manifest) -> LogitsArrays:

@@ -92,7 +92,9 @@ def _stem_inputs(
     return StemInputs(
         text=stem.table.rows(sequences.input_ids_BL),
         tqv_places=_places(examples, "tqv") if "vision_top" in stem.wanted and not has_tqv else None,
-        vision_tokens_S=[sum(example.positions.tokens_of_image) for example in examples if example.positions.num_images],
+        vision_tokens_S=[
+            sum(example.positions.tokens_of_image) for example in examples if example.positions.num_images
+        ],
     )
 
 

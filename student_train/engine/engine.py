@@ -16,6 +16,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ if accelerator() == "cpu":
     os.environ[ACCELERATOR] = "cpu"  # read when deepspeed is imported
 
 import deepspeed
+from deepspeed.runtime import compiler
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -179,7 +182,18 @@ def _prepare_deepspeed() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("LOCAL_RANK", "0")  # asserted by deepspeed.initialize, also without a launcher
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon without `torch.compile`.
+
+    Its ZeRO imports Muon with every optimiser. The decorators of Muon would import torch's compiler, which takes 2 s,
+    for functions that AdamW never calls.
+    """
+    with patch.object(compiler, "compile", lambda: compiler.dummy_decorator):
+        import_module("deepspeed.runtime.zero.muon.original_muon")
 
 
 @contextmanager

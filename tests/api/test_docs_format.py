@@ -1,5 +1,6 @@
 """docs/format.md: its reader, which knows nothing of alignkd, reads what alignkd writes."""
 
+import json
 import os
 import pickle
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader, TruncatedLogits
 from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS
+from alignkd.storage.schema.targets import NamedTarget
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 HARNESS = """
@@ -51,7 +53,27 @@ def made_up(
     return folder
 
 
-@pytest.fixture(scope="module", params=["made_up", "dumped"])
+@pytest.fixture(scope="module")
+def ragged(
+    tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Any], write_store: Callable[..., Path]
+) -> Path:
+    """The same with up to three images of different sizes, one id for each vision token, and a further target."""
+    folder = tmp_path_factory.mktemp("ragged")
+    logits = LogitsCodec(kind="topk", top_k=3)
+    codecs = Codecs(attention="sqrt_u8", vision_top="from_all", vision_all="int8_channel", logits=logits)
+    shapes = make_manifest().shapes.model_copy(update={"vision_tokens": None})
+    deep = NamedTarget(
+        name="deep", kind="attention", codec="sqrt_u8", rows="tqv_query", columns="vision", layers=(2, 4), heads=2
+    )
+    for name, backend in (("store-zarr", "zarr"), ("store-tar", "webdataset")):
+        manifest = make_manifest(
+            codecs=codecs, shapes=shapes, more=(deep,), backend=backend, num_samples=24, shard_size=9
+        )
+        write_store(folder / name, manifest, quarantine=(4, 7))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["made_up", "ragged", "dumped"])
 def folder(request: pytest.FixtureRequest) -> Path:
     """A folder with `store-zarr` and `store-tar`."""
     path: Path = request.getfixturevalue(request.param)
@@ -74,6 +96,7 @@ def test_the_example_reads_every_record(folder: Path, example: dict[str, Any], r
         assert (found["id"], found["index"], found["conversations"]) == (record.id, record.index, record.conversations)
         for name in ("input_ids", "labels", "supervised_positions"):
             np.testing.assert_array_equal(found[name], getattr(record, name))
+        assert tuple(found["image_tokens"]) == record.tokens_of_image
         if record.has_image:
             attention, vision = record.attention_float32, record.vision_embeddings_float32
             assert attention is not None and vision is not None
@@ -114,6 +137,14 @@ def test_the_example_finds_a_changed_byte(made_up: Path, path: str, message: byt
     finally:
         (folder / path).write_bytes(content)
     assert done.returncode == 1 and b"AssertionError" in done.stderr and message in done.stderr
+
+
+def test_its_examples_of_further_targets_are_allowed(make_manifest: Callable[..., Any]) -> None:
+    [block] = re.findall(r"^```json\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    found = [json.loads(target) for target in block.replace("}\n{", "}\0{").split("\0")]
+    targets = [NamedTarget.model_validate(target) for target in found]
+    manifest = make_manifest(more=targets)
+    assert len(targets) == 2 and manifest.model_dump(mode="json")["targets"][-2:] == found
 
 
 def test_the_document_lists_groups_and_fields_in_order() -> None:

@@ -56,7 +56,7 @@ def test_reprs_show_shapes_and_no_array(tmp_path: Path, make_manifest: MakeManif
         "id='sample-6'",
         f"input_ids=int32[{len(record.input_ids)}]",
         f"attention=EncodedArray('sqrt_u8', values=uint8[1, {Q}, 2, 5], scale=float16[1, {Q}, 2])",
-        "vision_embeddings=EncodedArray('int8_channel', values=int8[1, 5, 6], scale=float16[1, 6])",
+        "vision_embeddings=(EncodedArray('int8_channel', values=int8[5, 6], scale=float16[6]),)",
         "logits=TruncatedLogits(\n",
         "vision_top_index=uint16[3]",
         "conversations=2 turns",
@@ -78,8 +78,8 @@ def test_a_record_gives_floats_beside_what_is_stored(
     np.testing.assert_allclose(record.attention_float32, scale[..., None] * (q / 255) ** 2, rtol=1e-6)
     assert record.attention_float32.dtype == record.vision_embeddings_float32.dtype == np.float32
     assert record.tqv_attention is not None and record.attention_pairs == "tqv"
-    np.testing.assert_array_equal(record.tqv_attention, record.attention_float32)
-    top = record.vision_embeddings_float32.reshape(-1, 6)[record.vision_top_index]
+    np.testing.assert_array_equal(record.tqv_attention, record.attention_float32[0].transpose(1, 0, 2))
+    top = record.vision_embeddings_float32[record.vision_top_index]
     np.testing.assert_array_equal(record.vision_top_embeddings_float32, top)
     text_only = next(record for record in reader if not record.has_image)
     assert text_only.attention_float32 is None and text_only.vision_top_embeddings_float32 is None

@@ -4,15 +4,13 @@
 the file; with all steps the toys are dumped, stored, read, verified, converted and predicted by the real code.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prepared_processes import PreparedProcesses
 
 ROOT = Path(__file__).parents[2]
 TOYS = Path(__file__).parent / "where_to_add"
@@ -69,11 +67,28 @@ def add(package: Path, line: Line) -> None:
     path.write_text(text[:place] + line.text + text[place:])
 
 
-@pytest.fixture
-def code(tmp_path: Path) -> Callable[[Sequence[Line]], dict[str, str]]:
-    """`code(lines)`: the environment of a copy of the code with the toys' files and these lines."""
+Python = Callable[..., tuple[int, str, str]]
+# this copy and no other: the process has imported libraries, but nothing of alignkd
+IN_THE_COPY = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1]]
+if sys.argv[2] == "-c":
+    exec(sys.argv[3])
+elif sys.argv[2] == "-m":
+    sys.argv = sys.argv[3:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-    def make(lines: Sequence[Line]) -> dict[str, str]:
+
+@pytest.fixture
+def code(tmp_path: Path, prepared_libraries: PreparedProcesses, patience: float) -> Callable[[Sequence[Line]], Python]:
+    """`code(lines)`: `python` of a copy of the code with the toys' files and these lines, which gives the exit code,
+    output and errors."""
+
+    def make(lines: Sequence[Line]) -> Python:
         package = tmp_path / "code" / "alignkd"
         package.mkdir(parents=True)
         shutil.copy(ROOT / "src" / "alignkd" / "__init__.py", package)
@@ -84,37 +99,39 @@ def code(tmp_path: Path) -> Callable[[Sequence[Line]], dict[str, str]]:
             (package / target).write_text((TOYS / toy).read_text() if toy else "")
         for line in lines:
             add(package, line)
-        return {**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+
+        def python(*arguments: object) -> tuple[int, str, str]:
+            copied = str(package.parent)
+            process = prepared_libraries.start("-c", IN_THE_COPY, copied, *arguments, PYTHONPATH=copied)
+            output, errors = process.communicate(patience)
+            return process.wait(patience), output, errors
+
+        return python
 
     return make
 
 
-def python(environment: dict[str, str], *arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=environment["PYTHONPATH"])
-
-
 def test_the_toys_work_by_following_the_lists(
-    code: Callable[[Sequence[Line]], dict[str, str]], small_store: Path, tmp_path: Path
+    code: Callable[[Sequence[Line]], Python], small_store: Path, tmp_path: Path
 ) -> None:
-    environment = code([line for _, lines in LISTS.values() for line in lines])
-    done = python(environment, TOYS / "check.py", small_store, tmp_path)
-    assert done.returncode == 0 and done.stdout.endswith("all done\n"), done.stderr
+    python = code([line for _, lines in LISTS.values() for line in lines])
+    exit_code, output, errors = python(TOYS / "check.py", small_store, tmp_path)
+    assert exit_code == 0 and output.endswith("all done\n"), errors
 
     page = Path(shutil.copy(ROOT / "docs" / "configuration.md", tmp_path))
-    done = python(environment, "-m", "alignkd.pipeline.config.reference", page)
-    assert done.returncode == 0, done.stderr
+    exit_code, _, errors = python("-m", "alignkd.pipeline.config.reference", page)
+    assert exit_code == 0, errors
     assert "`milli`" in page.read_text(encoding="utf-8") and "`npys`" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("left_out", "module"), [(ENCODER, "teacher_dump.dump"), (DECODER, "student_train.trainer")])
 def test_a_codec_without_its_torch_side_is_an_error_at_import(
-    code: Callable[[Sequence[Line]], dict[str, str]], left_out: Line, module: str
+    code: Callable[[Sequence[Line]], Python], left_out: Line, module: str
 ) -> None:
-    environment = code([line for line in (*IN_CODECS, ENCODER, DECODER) if line != left_out])
-    done = python(environment, "-c", f"import alignkd.{module}")
-    assert done.returncode == 1
+    python = code([line for line in (*IN_CODECS, ENCODER, DECODER) if line != left_out])
+    exit_code, _, errors = python("-c", f"import alignkd.{module}")
+    assert exit_code == 1
     table = left_out.after.partition(":")[0]
-    assert done.stderr.splitlines()[-1] == (
+    assert errors.splitlines()[-1] == (
         f"ImportError: codec 'milli' of storage/codecs is missing in {table} of {left_out.file}; add it there"
     )

@@ -274,7 +274,7 @@ def _targets(teacher: MobileVLM, example: Example, pairs: Any) -> dict[str, Tens
         tqv_cols = torch.from_numpy(example.positions.vision_positions.astype(np.int64))[None]
         scores = teacher.first_layer_attention(embeds, tqv_rows, tqv_cols)[0].mean(0).sum(0)
         targets["attention"] = teacher.first_layer_attention(embeds, rows, cols).transpose(1, 2)
-        targets["vision_embeddings"] = vision.embeddings_PD[None]
+        targets["vision_embeddings"] = vision.embeddings_PD
         targets["vision_top_index"] = scores.argsort(descending=True, stable=True)[:16]
         targets["vision_top_embeddings"] = vision.embeddings_PD[targets["vision_top_index"]]
     return targets
@@ -300,7 +300,7 @@ def _record(
     if known not in _FOUND:
         _FOUND[known] = _targets(teacher, example, codecs.attention_pairs)
     found = _FOUND[known]
-    kept = {
+    kept: dict[str, Any] = {
         name: np.ascontiguousarray(found[name].numpy().astype(dtype))
         for name, codec, dtype in (
             ("attention", codecs.attention, np.float32),
@@ -310,6 +310,8 @@ def _record(
         )
         if codec != "none" and name in found
     }
+    if "vision_embeddings" in kept:
+        kept["vision_embeddings"] = (kept["vision_embeddings"],)
     return Record(
         key=sample_key(sample["conversations"], hashes, "v1:1"),
         id=sample["id"],

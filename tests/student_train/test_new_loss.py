@@ -1,15 +1,13 @@
 """A new loss takes a formula and an entry in the table of terms; everything else follows from the table."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prepared_processes import PreparedProcesses
 
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.job import TrainJob
@@ -25,24 +23,30 @@ PROCESS = Path(__file__).parent / "toy_loss_process.py"
 WEIGHTS = {"vision_l1": 2.0, "vision_all": 0.0, "label_surprise": 0.25}
 
 
-def train_with_toy_losses(job: TrainJob) -> tuple[float, str]:
+def train_with_toy_losses(job: TrainJob, prepared_libraries: PreparedProcesses, patience: float) -> tuple[float, str]:
     """Expected first value of `vision_l1`, and the report."""
     values = vars(job) | {"train": {**job.train.model_dump(mode="json", exclude_unset=True), "losses": WEIGHTS}}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    command = [sys.executable, str(PROCESS), json.dumps(values, default=str)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    value, _, report = done.stdout.partition("\n")
+    code = f"import runpy, sys; sys.path[:0] = {[str(PROCESS.parent), str(PROCESS.parents[2] / 'src')]}; "
+    code += f"runpy.run_path({str(PROCESS)!r}, run_name='__main__')"
+    process = prepared_libraries.start("-c", code, json.dumps(values, default=str))
+    output, errors = process.communicate(patience)
+    assert process.wait(patience) == 0, errors
+    value, _, report = output.partition("\n")
     return float(value), report
 
 
 @pytest.mark.parametrize("store", ["full", "truncated"])
 def test_a_new_loss_is_in_settings_metrics_total_tensorboard_and_report(
-    store: str, many_store: Path, truncated_store: Path, make_job: Callable[..., TrainJob]
+    store: str,
+    many_store: Path,
+    truncated_store: Path,
+    make_job: Callable[..., TrainJob],
+    prepared_libraries: PreparedProcesses,
+    patience: float,
 ) -> None:
     """Of a truncated teacher cross-entropy and logit loss share a pass over the logits, which overwrites them."""
     job = make_job({"full": many_store, "truncated": truncated_store}[store], steps=3, micro_batch=5)
-    expected, report = train_with_toy_losses(job)
+    expected, report = train_with_toy_losses(job, prepared_libraries, patience)
     lines = [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and lines[0]["vision_l1"] == pytest.approx(expected, rel=1e-5)
     assert lines[2]["vision_l1"] < lines[0]["vision_l1"]  # it is learnt: no other term trains the projection so

@@ -31,7 +31,7 @@ def main(job_json: str) -> None:
     result = train(job)
     assert not result.already_finished
     print(first_value(job), flush=True)
-    alignkd(["report", str(job.train.output)])
+    alignkd(["report", str(job.train.output), "--smooth", "50"])
 
 
 @torch.no_grad()

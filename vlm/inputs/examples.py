@@ -145,12 +145,13 @@ class Preparation(Protocol):
         JSON-able.
         """
 
-    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str, *, image_tokens: bool = True) -> None:
         """Encode the texts of a stored probe again and compare.
 
         Args:
             stored: the result of `probe`, possibly of another version.
             where: name of the file or store that holds it.
+            image_tokens: whether the tokens of images must be equal, where the probe has them.
 
         Raises:
             InputError: they differ; names `where`.

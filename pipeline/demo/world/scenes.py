@@ -41,7 +41,7 @@ _MAX_REPEATS = 4
 _TWO_ROW_SHARE = 0.15
 _REPEAT_SHARE = 0.3
 # First elements of the random seeds; they make content, drawing and single digits independent.
-_CONTENT_STREAM, _DRAWING_STREAM, _SINGLE_STREAM = 101, 102, 103
+_CONTENT_STREAM, _DRAWING_STREAM = 101, 102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +137,6 @@ def draw_scene(scene: Scene) -> Image.Image:
         left = digit.column * CELL_PX
         alpha_HW[top : top + CELL_PX, left : left + CELL_PX] = _cell_alpha(rng, digit.instance)
     return _ink_on_paper(rng, alpha_HW)
-
-
-def draw_single_digit(seed: int, number: int, pool: Pool) -> tuple[Image.Image, int]:
-    """One cell of 24 x 24 pixels, drawn like a cell of a scene, and its digit: for pre-training a vision tower."""
-    rng = np.random.default_rng([_SINGLE_STREAM, seed, number])
-    instance = int(rng.choice(pool_instances(pool)))
-    return _ink_on_paper(rng, _cell_alpha(rng, instance)), digit_of(instance)
 
 
 @lru_cache(maxsize=1)

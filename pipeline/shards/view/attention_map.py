@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.shards.view.record_view import vision_blocks, vision_grid
+from alignkd.pipeline.shards.view.grids import Grid, token_grids, vision_blocks
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.record.encoded import as_float32
-from alignkd.storage.record.record import Record
+from alignkd.storage.record.record import IMAGE_TOKEN_ID, Record, heads_first
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.vlm.errors import InputError
 
@@ -34,15 +34,17 @@ def attention_map(
     head: int | None,
     token: str | None,
     image: int = 0,
+    grid: Grid | None = None,
 ) -> AttentionMap:
     """The map of one head and one text query, or of the mean over heads or queries.
 
     Args:
         pieces: token id -> piece.
         head: number of the head; None for the mean over heads.
-        token: position of the query in the spliced sequence, or its piece, with or without the mark of a leading
+        token: position of the query, or its piece, with or without the mark of a leading
             blank; None for the mean over queries.
         image: number of the image in the record.
+        grid: rows and columns of its vision tokens; by default those that the record suggests.
 
     Raises:
         InputError: no such head or query, or the store has no text-query-vision attention.
@@ -58,19 +60,24 @@ def attention_map(
         raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
     if head is not None and not 0 <= head < heads:
         raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
-    attention = as_float32(record.attention)[image]
+    ends = np.cumsum(record.tokens_of_image).tolist()
+    of_image = slice(ends[image] - record.tokens_of_image[image], ends[image])
+    heads_RP = heads_first(as_float32(record.attention))[:, :, of_image]
     shown = "mean over heads" if head is None else f"head {head}"
-    attention = attention.mean(1) if head is None else attention[:, head]
+    attention = heads_RP.mean(0) if head is None else heads_RP[head]
     if token is None:
         values, title = attention.mean(0), f"mean over {len(attention)} text queries, {shown}"
     else:
         row, piece = _query(record, pieces, token)
         values, title = attention[row], f"{piece} @{record.tqv_query_positions[row]}, {shown}"
-    return AttentionMap(values=values.reshape(vision_grid(manifest)), title=title)
+    rows, columns = grid or token_grids(record, manifest)[image]
+    return AttentionMap(values=values.reshape(rows, columns), title=title)
 
 
 def input_number(record: Record, position: int) -> int:
-    """The index in `input_ids` of a text position of the spliced sequence."""
+    """The index in `input_ids` of a text position."""
+    if not (record.input_ids == IMAGE_TOKEN_ID).any():  # one id for every position
+        return position
     images_before = sum(int(positions[-1]) < position for positions in vision_blocks(record))
     return position - int(np.count_nonzero(record.vision_positions < position)) + images_before
 

@@ -2,9 +2,12 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 WIDTH = 110
+# repetitions of a piece that are counted, not shown: vision tokens of an image, if each has an id
+MANY = 8
 
 
 def page(seen: dict[str, Any], note: str | None = None) -> str:
@@ -34,25 +37,33 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     if seen["focus"]:
         rank = len(seen["focus"])
         lines.append(f"focus (rank of each vision token among the top {rank})")
-        rows, columns = seen["vision_grid"]
-        for number in range(seen["num_images"]):
+        first = 0
+        for number, (rows, columns) in enumerate(seen["vision_grids"]):
             lines += [f"image {number + 1}"] if seen["num_images"] > 1 else []
-            lines += focus_grid(seen["focus"], rows, columns, image=number)
+            lines += focus_grid(seen["focus"], rows, columns, first)
+            first += rows * columns
     return "\n".join(lines)
 
 
 def token_lines(seen: dict[str, Any]) -> list[str]:
-    """The pieces of the input, wrapped; supervised ones in brackets."""
+    """The pieces of the input, wrapped; supervised ones in brackets. `<image>*64` is the same piece 64 times."""
     pairs = zip(seen["input_pieces"], seen["input_supervised"], strict=True)
-    words = " ".join(f"[{piece}]" if learnt else piece for piece, learnt in pairs)
+    words = " ".join(
+        " ".join([f"[{piece}]" if learnt else piece] * count) if count < MANY else f"{piece}*{count}"
+        for (piece, learnt), count in ((pair, len(list(run))) for pair, run in groupby(pairs))
+    )
     return textwrap.wrap(
         words, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
-def focus_grid(focus: Sequence[int], rows: int, columns: int, image: int = 0) -> list[str]:
-    """The vision tokens of an image as a grid: ranks from 1 for focused tokens, a dot for others."""
-    rank = {token - image * rows * columns: str(place + 1) for place, token in enumerate(focus)}
+def focus_grid(focus: Sequence[int], rows: int, columns: int, first: int = 0) -> list[str]:
+    """The vision tokens of an image as a grid: ranks from 1 for focused tokens, a dot for others.
+
+    Args:
+        first: number of the image's first token among those of all images.
+    """
+    rank = {token - first: str(place + 1) for place, token in enumerate(focus)}
     cells = [f"{rank.get(token, '.'):>3}" for token in range(rows * columns)]
     return ["".join(cells[row * columns : (row + 1) * columns]) for row in range(rows)]
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from alignkd.pipeline.console.picture_file import SHARDS_SHOW, save_picture
 from alignkd.pipeline.shards.view.attention_map import attention_map, is_padded, map_extent
+from alignkd.pipeline.shards.view.grids import token_grids
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.manifest import Manifest
@@ -33,6 +34,8 @@ def draw_attention(
 ) -> None:
     """Draw each image next to the image under its attention map; see `attention_map`. All maps have one scale.
 
+    Tokens whose grid is not known are drawn in one row in their order, without the image.
+
     Args:
         files: content of each image file.
         png: file to write.
@@ -44,19 +47,25 @@ def draw_attention(
         SampleError: the image cannot be read, or differs from the one that the teacher saw.
     """
     images = [np.asarray(decode_image(content)) for content in _checked(record, files)]
-    maps = [attention_map(record, manifest, pieces, head=head, token=token, image=n) for n in range(len(images))]
+    grids = token_grids(record, manifest, [(image.shape[1], image.shape[0]) for image in images])
+    maps = [
+        attention_map(record, manifest, pieces, head=head, token=token, image=n, grid=grid)
+        for n, grid in enumerate(grids)
+    ]
     brightest = max(float(shown.values.max()) for shown in maps)
-    padded, side = is_padded(manifest)
     figure = Figure(figsize=(8, 4 * len(images)), layout="constrained")
     FigureCanvasAgg(figure)
     for image, shown, (plain, over) in zip(images, maps, figure.subplots(len(images), 2, squeeze=False), strict=True):
-        for axes in (plain, over):
-            _draw_image(axes, image)
-        extent = map_extent(image.shape[1], image.shape[0], padded=padded, image_size=side)
-        style: Any = {"cmap": "inferno", "alpha": OPACITY, "interpolation": "nearest", "vmin": 0, "vmax": brightest}
-        drawn = over.imshow(shown.values, extent=extent, **style)
-        over.set_xlim(0, image.shape[1])
-        over.set_ylim(image.shape[0], 0)
+        _draw_image(plain, image)
+        style: Any = {"cmap": "inferno", "interpolation": "nearest", "vmin": 0, "vmax": brightest}
+        if len(shown.values) == 1 and shown.values.size > 1:  # tokens of an unknown grid, one after the other
+            drawn = over.imshow(shown.values, aspect="auto", **style)
+            over.set_yticks([])
+        else:
+            _draw_image(over, image)
+            drawn = over.imshow(shown.values, extent=_extent(image, manifest), alpha=OPACITY, **style)
+            over.set_xlim(0, image.shape[1])
+            over.set_ylim(image.shape[0], 0)
         plain.set_title(f"{record.id} (index {record.index})", fontsize=8, parse_math=False)
         over.set_title(shown.title.replace("\u2581", " "), fontsize=8, parse_math=False)
         figure.colorbar(drawn, ax=over, label="attention", shrink=0.8)
@@ -71,6 +80,15 @@ def _checked(record: Record, files: Sequence[bytes]) -> Sequence[bytes]:
                 "give the folder with the original images"
             )
     return files
+
+
+def _extent(image: np.ndarray[Any, Any], manifest: Manifest) -> tuple[float, float, float, float]:
+    """Where the map lies on the image: where MobileVLM's tower looked, else on the whole image."""
+    height, width = image.shape[:2]
+    if manifest.shapes.vision_tokens is None:
+        return 0.0, float(width), float(height), 0.0
+    padded, side = is_padded(manifest)
+    return map_extent(width, height, padded=padded, image_size=side)
 
 
 def _draw_image(axes: Any, image: np.ndarray[Any, Any]) -> None:

@@ -5,12 +5,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.pipeline.shards.view.grids import square_grid, token_grids, vision_blocks
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.pipeline.shards.view.teacher_view import supervised_rows
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.record.encoded import EncodedArray
-from alignkd.storage.record.record import HiddenStates, Logits, Record, SampledLogits, Target, TruncatedLogits
+from alignkd.storage.record.record import (
+    HiddenStates,
+    Logits,
+    Record,
+    SampledLogits,
+    Target,
+    TruncatedLogits,
+    heads_first,
+)
 from alignkd.storage.schema.manifest import Manifest
 
 # of a record's stored columns, text that is better read elsewhere
@@ -22,7 +31,8 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
 
     Attention is [Ht, R, C] here (heads first), called after its pairs: `tqv_attention` is [Ht, Q, P]. Ids, labels,
     positions and indices are int64, as torch indexes with; encoded targets are decoded to float32. P counts the tokens
-    of all images, image by image; their files are `image_bytes_0`, `image_bytes_1`, ...
+    of all images, image by image; their files are `image_bytes_0`, `image_bytes_1`, ... Further targets have their
+    own names, rows first; those of kind `logits` have theirs before the names of `logits`.
     """
     tensors: dict[str, NDArray[Any] | None] = {
         "input_ids": record.input_ids,
@@ -40,25 +50,24 @@ def export_tensors(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]
         else np.concatenate([_floats(image) for image in record.vision_embeddings]),
         **_logit_tensors(record.logits),
     }
+    for name, values in record.more.items():
+        if isinstance(values, np.ndarray | EncodedArray):
+            tensors[name] = _floats(values)
+        else:
+            tensors |= {f"{name}_{part}": found for part, found in _logit_tensors(values).items()}
     widened = {name: _widened(values) for name, values in tensors.items() if values is not None}
     return widened | {
         f"image_bytes_{number}": np.frombuffer(file, np.uint8) for number, file in enumerate(record.image_bytes)
     }
 
 
-def heads_first(attention: NDArray[Any]) -> NDArray[Any]:
-    """[k, R, Ht, C] -> [Ht, R, k * C], the images' columns side by side."""
-    k, rows, heads, columns = attention.shape
-    return attention.transpose(2, 1, 0, 3).reshape(heads, rows, k * columns)
-
-
 def stored_parts(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """Every array of a record as the store holds it, by column: rows first, encoded, bfloat16 as uint16 bits.
 
-    What is stored once per record or image has one row. How to decode:
-        `storage.schema.columns.describe_targets`.
+    What is stored once per record or image has one row. Records of an older schema have the columns of the present
+    one. How to decode: `storage.schema.columns.describe_targets`.
     """
-    rows = RecordCodec(manifest).encode(record, with_image=True)
+    rows = RecordCodec(manifest.changed()).encode(record, with_image=True)
     return {name: np.ascontiguousarray(values) for name, values in rows.items() if name not in _TEXT_COLUMNS}
 
 
@@ -85,26 +94,14 @@ def summary(
         "num_queries": len(record.tqv_query_positions),
         "supervised": supervised_rows(record, pieces, lm_head),
         "focus": [] if record.vision_top_index is None else record.vision_top_index.tolist(),
-        "vision_grid": list(vision_grid(manifest)),
+        "vision_grid": None if (tokens := manifest.shapes.vision_tokens) is None else list(square_grid(tokens)),
+        "vision_grids": [list(grid) for grid in token_grids(record, manifest)],
         "targets": {
             name: {"shape": list(values.shape), "dtype": str(values.dtype)}
             for name, values in export_tensors(record, manifest).items()
         },
         "from_stem": list(manifest.codecs.from_stem) if record.has_image else [],
     }
-
-
-def vision_blocks(record: Record) -> list[NDArray[np.int32]]:
-    """The vision positions [P] of each image."""
-    ends = np.cumsum(record.tokens_of_image[:-1], dtype=np.int64)
-    return np.split(record.vision_positions, ends) if record.has_image else []
-
-
-def vision_grid(manifest: Manifest) -> tuple[int, int]:
-    """Rows and columns of the vision tokens: a square, or the flattest rectangle that they fill."""
-    tokens = manifest.shapes.vision_tokens
-    rows = next(side for side in range(int(tokens**0.5), 0, -1) if tokens % side == 0)
-    return rows, tokens // rows
 
 
 def _logit_tensors(logits: Logits | None) -> dict[str, NDArray[Any] | None]:

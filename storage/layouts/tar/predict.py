@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
 from alignkd.storage.layouts.tar.format import BLOCK, Member, aligned, closing, json_head, opening, record_members
 from alignkd.storage.layouts.tar.index import index_bytes
-from alignkd.storage.schema.columns import OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns import IMAGE_GROUPS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import shard_name
 from alignkd.storage.schema.manifest import Manifest
 
@@ -47,7 +47,8 @@ def _member_bytes(member: Member, rows: ShardRows) -> NDArray[np.int64]:
 def _present(member: Member, rows: ShardRows) -> NDArray[np.bool_]:
     """Records that have the member, even an empty one, bool [records]."""
     if member.of_image:
-        return rows.groups["image"] > 0
-    if member.column is not None and member.column.group in ("attention", "top", "top_scale"):
+        brought: NDArray[np.bool_] = np.any([rows.groups[group] > 0 for group in IMAGE_GROUPS], axis=0)
+        return brought
+    if member.column is not None and member.column.needs_image:
         return rows.has_image
     return np.ones(len(rows), np.bool_)

@@ -62,7 +62,8 @@ def test_run_then_shards_then_nothing_left(
     store = tmp_path / "store"
     listing = json.loads(alignkd("shards", "ls", store, "--json").stdout)
     assert (listing["records"], listing["committed"]) == (4, 1)
-    assert listing["manifest"]["codecs"]["logits"]["top_k"] == 6
+    targets = {target["name"]: target for target in listing["manifest"]["targets"]}
+    assert targets["logits"]["codec"]["top_k"] == 6
     shown = json.loads(alignkd_here("shards", "show", store, "--index", "1", "--json").stdout)
     assert shown["id"] == "ft-1" and shown["num_queries"] == 121 and len(shown["supervised"]) == 45
     assert all(len(row["top"]) == 5 and 0 < row["tail_mass"] < 1 for row in shown["supervised"])

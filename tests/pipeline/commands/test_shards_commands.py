@@ -260,7 +260,7 @@ def test_export_decoded_and_raw(stores: dict[str, Path], tmp_path: Path) -> None
     by_hand = stored["attention_scale"].astype("f4")[..., None] * (stored["attention"] / np.float32(255)) ** 2
     np.testing.assert_allclose(decoded["tqv_attention"], by_hand.transpose(1, 0, 2), rtol=1e-5)
     scale = stored["vision_embeddings_scale"].astype("f4")
-    np.testing.assert_allclose(decoded["vision_embeddings"], stored["vision_embeddings"][0] * scale, rtol=1e-5)
+    np.testing.assert_allclose(decoded["vision_embeddings"], stored["vision_embeddings"] * scale, rtol=1e-5)
     assert decoded["image_bytes_0"].tobytes().startswith(b"\x89PNG") and listed["attention"] == [121, 8, 144]
     with safe_open(raw, "np") as file:
         assert json.loads(file.metadata()["codecs"])["attention"]["codec_id"] == "sqrt_u8"

@@ -419,7 +419,7 @@ def test_the_command_reports_to_people_and_scripts(
     assert lines[0].split()[-8:] == [">", "330", "kept", "330", ">", "512", "kept", "512"]
     total = next(line.split() for line in lines if line.startswith("total"))
     assert total[1] == "21" and "max_tokens 330" in shown.stdout
-    assert "1 samples with a damaged image are also longer than 512, and in both columns" in shown.stdout
+    assert "1 sample with a damaged image is also longer than 512, and in both columns" in shown.stdout
     assert f"unusable: {job.conversations[0]}: sample 'missing' (index 4): " in shown.stdout
     assert "unusable: 5 more" in shown.stdout
     assert Image.open(png).format == "PNG" and len(read_listing(listing)) == len(FAULTY) + 1

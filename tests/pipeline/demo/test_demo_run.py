@@ -175,7 +175,7 @@ def test_phase_two_needs_no_teacher(alignkd_prepared: Alignkd, out: Path, tmp_pa
 
 
 def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
-    alignkd_prepared: Alignkd, out: Path, report: dict[str, Any], tmp_path: Path
+    alignkd_here: Alignkd, phases_prepared: None, out: Path, report: dict[str, Any], tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
     # Paths inside the configurations are absolute, so the copy takes the original's place.
@@ -187,7 +187,7 @@ def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
             (out / "evaluations" / "align_kd-seed-0.json").unlink()
             (out / "report.json").unlink()
             before = kept.stat().st_mtime_ns
-            finished = alignkd_prepared("demo", "--quick", "--out", out)
+            finished = alignkd_here("demo", "--quick", "--out", out)
             assert finished.returncode == 0, finished.stderr
             assert kept.stat().st_mtime_ns == before
             second = read(out / "report.json")

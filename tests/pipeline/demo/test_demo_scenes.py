@@ -1,6 +1,8 @@
 """The demo's pictures: whose handwriting, what they show, and that the drawing shows it."""
 
 import hashlib
+from collections.abc import Iterator
+from itertools import count, islice
 from typing import get_args
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from alignkd.pipeline.demo.world.scenes import (
@@ -16,7 +19,6 @@ from alignkd.pipeline.demo.world.scenes import (
     Pool,
     digit_of,
     draw_scene,
-    draw_single_digit,
     make_scene,
     pool_instances,
 )
@@ -106,8 +108,7 @@ def test_unknown_pool_is_one_line_with_both_values() -> None:
 def _centred_digits(how_many: int, pool: Pool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Unit vectors of drawn digits, ink box enlarged to the cell, and their labels."""
     vectors, labels = [], []
-    for number in range(how_many):
-        picture, label = draw_single_digit(0, number, pool)
+    for picture, label in islice(_cells(pool), how_many):
         darkness = 255 - np.asarray(picture.convert("L"), dtype=np.float64)
         ink = darkness > (darkness.max() + np.median(darkness)) / 2
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -117,3 +118,13 @@ def _centred_digits(how_many: int, pool: Pool) -> tuple[NDArray[np.float64], NDA
         vectors.append(vector / np.linalg.norm(vector))
         labels.append(label)
     return np.stack(vectors), np.array(labels)
+
+
+def _cells(pool: Pool) -> Iterator[tuple[Image.Image, int]]:
+    """The picture of every cell that has a digit, scene after scene, and the digit."""
+    for number in count():
+        scene = make_scene(0, number, pool)
+        picture = draw_scene(scene)
+        for digit in scene.digits:
+            left, top = digit.column * CELL_PX, scene.grid_rows.index(digit.row) * CELL_PX
+            yield picture.crop((left, top, left + CELL_PX, top + CELL_PX)), digit.value

@@ -21,7 +21,7 @@ from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 STEPS = 6
 
 
-def test_a_demo_of_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_of_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> None:
     small = replace(demo.QUICK, num_scenes=40, num_eval_scenes=4, shard_size=32, steps=3, micro_batch=8)
     monkeypatch.setattr(demo, "QUICK", small)
     out = tmp_path / "out"

@@ -118,7 +118,20 @@ def test_the_command_writes_page_and_picture(alignkd_here: Alignkd, tmp_path: Pa
     with Image.open(tmp_path / "page" / "curves.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20  # something is drawn
     found = json.loads(alignkd_here("report", *runs, "--json").stdout)
+    assert [run["final"]["loss"] for run in found] == [1.0 + n for n in range(2)]
+    found = json.loads(alignkd_here("report", *runs, "--smooth", 50, "--json").stdout)
     assert [run["final"]["loss"] for run in found] == [running_mean([3.0, 2.0, 1.0 + n], 50)[-1] for n in range(2)]
+
+
+@pytest.mark.parametrize(("steps", "window"), [(3, 1), (19, 1), (20, 2), (499, 49), (500, 50), (501, 50), (9000, 50)])
+def test_a_loss_is_the_mean_of_the_last_tenth_at_most_50_steps(steps: int, window: int, tmp_path: Path) -> None:
+    losses = [float(step % 7) for step in range(steps)]
+    (run,) = load_runs([write_run(tmp_path / "run", list(losses))])
+    assert (run.window, run.final["loss"]) == (window, pytest.approx(np.mean(losses[-window:])))
+    (label,) = [
+        line.split("  ")[-1].strip() for line in plain_table([run]).splitlines() if line.startswith("losses are")
+    ]
+    assert label == ("1 step" if window == 1 else f"{window} steps")
 
 
 def test_losses_are_those_of_the_metrics_files(tmp_path: Path) -> None:
@@ -141,7 +154,7 @@ def test_a_run_of_any_length_is_seen_in_the_picture(steps: int, tmp_path: Path) 
     """A line through a single point draws nothing."""
     (run,) = load_runs([write_run(tmp_path / "run", [1.0] * steps)], smooth=1)
     picture = tmp_path / "curves.png"
-    draw_curves([replace(run, curves={"loss": run.curves["loss"]})], picture, smooth=1)
+    draw_curves([replace(run, curves={"loss": run.curves["loss"]})], picture)
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     first_colour = np.array([31, 119, 180])  # of matplotlib's cycle

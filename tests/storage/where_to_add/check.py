@@ -61,14 +61,13 @@ def check_student_side(store: StoreReader, records: dict[int, Record]) -> None:
 def counted(store: StoreReader) -> DataSize:
     """What `alignkd plan` counts from data, taken from the records here."""
     records, codec = [store[place] for place in range(len(store))], RecordCodec(store.manifest)
-    P = store.manifest.shapes.vision_tokens
     images = {record.image_sha256: number for number, record in enumerate(records, 1)}
     numbers: list[dict[str, Any]] = [
         {
             "text": codec.encode(record, with_image=False)["text"].size,
             "id": len(record.id.encode()),
             "tokens": len(record.input_ids),
-            "length": len(record.input_ids) + (P - 1) * record.num_images,
+            "length": record.sequence_length,
             "images": record.num_images,
             "vision": len(record.vision_positions),
             "queries": len(record.tqv_query_positions),

@@ -104,7 +104,7 @@ def targets_of(side: Side, pairs: AttentionPairs, k: int, kept: dict[str, str]) 
     every = side["vision"].numpy()
     return {
         "attention": np.stack(blocks),
-        "vision_embeddings": every.reshape(k, P, -1),
+        "vision_embeddings": tuple(every.reshape(k, P, -1)),
         "vision_top_index": top.numpy().astype(np.uint16),
         "vision_top_embeddings": None if kept["vision_top"] == "from_all" else every[top],
     }

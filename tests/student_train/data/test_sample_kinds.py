@@ -1,6 +1,7 @@
 """Samples that lack some or all terms are trained on those they have, and counted by kind."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
-from alignkd.vlm.inputs.examples import Tokens
+from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 MakeJob = Callable[..., TrainJob]
@@ -25,16 +26,17 @@ UNANSWERED = "nobody knows"
 @pytest.fixture(scope="module", autouse=True)
 def unsupervised_conversations() -> Iterator[None]:
     """Samples whose labels are all masked: no template of today makes one, but a store may hold one."""
-    original = MobileVLMPreparation.tokenize
+    original = MobileVLMPreparation.build
 
-    def tokenize(self: MobileVLMPreparation, turns: Any, **settings: Any) -> Tokens:
-        tokens = original(self, turns, **settings)
+    def build(self: MobileVLMPreparation, turns: Any, files: Any) -> Example:
+        example = original(self, turns, files)
         if turns[-1].value != UNANSWERED:
-            return tokens
-        return self._place(tokens.input_ids, [IGNORE_LABEL] * len(tokens.labels))
+            return example
+        tokens = self._place(example.input_ids.tolist(), [IGNORE_LABEL] * len(example.labels))
+        return replace(example, labels=tokens.labels, positions=tokens.positions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MobileVLMPreparation, "tokenize", tokenize)
+        patch.setattr(MobileVLMPreparation, "build", build)
         yield
 
 

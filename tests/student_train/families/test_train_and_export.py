@@ -1,4 +1,4 @@
-"""A student of every family is trained with every loss; what is written, transformers alone loads and computes alike."""
+"""Students of all families are trained with every loss; transformers alone loads what is written and computes alike."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,9 +59,7 @@ def test_twenty_steps_with_every_loss(
 
 
 @torch.no_grad()
-def check_written(
-    model: VisionLanguageModel, dataset: CachedDataset, student: Path, data: tiny_data.TinyData
-) -> None:
+def check_written(model: VisionLanguageModel, dataset: CachedDataset, student: Path, data: tiny_data.TinyData) -> None:
     """Logits of every sample: of the trained model, and by transformers' own forward pass from the files alone."""
     samples = reference_vlm.from_file(data.conversations, data.images, None)
     reference, _ = reference_vlm.values_of(student, samples)

@@ -13,5 +13,9 @@ def open_folder(found: CheckpointFolder) -> MobileVLMCheckpoint | None:
     if found.raw.get("model_type") not in OWN_TYPES and not any(key in found.raw for key in OWN_KEYS):
         return None
     return MobileVLMCheckpoint(
-        found.name, found.folder, vision_config=found.vision_config, has_weights=found.has_weights
+        found.name,
+        found.folder,
+        vision_config=found.vision_config,
+        has_weights=found.has_weights,
+        raw=found.raw,
     )

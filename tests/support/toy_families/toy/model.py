@@ -26,6 +26,7 @@ class ToyConfig:
     vision_tokens: None = None
     attention_layer: int = 0
     max_positions: int = 512
+    pads_vocabulary: bool = True
 
 
 class _Layer(nn.Module):

@@ -98,7 +98,7 @@ class ToyPreparation:
     def probe(self) -> dict[str, list[int]]:
         return {PROBE: list(PROBE.encode())}
 
-    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str, *, image_tokens: bool = True) -> None:
         if dict(stored) != self.probe():
             raise InputError(f"{where}: made with another tokenizer")
 

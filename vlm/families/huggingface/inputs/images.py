@@ -62,7 +62,7 @@ class ImageEncoder:
         Raises:
             ImageError: the processor refuses it.
         """
-        copies = self._copies(among)
+        copies = self.copies(among)
         try:
             arrays, replacements = self.process([image] * copies)
         except MemoryError:
@@ -82,7 +82,7 @@ class ImageEncoder:
         Raises:
             ImageError: the processor refuses images of this size.
         """
-        key = (size, self._copies(among))
+        key = (size, self.copies(among))
         if (known := self._replacements.get(key)) is not None:
             return known
         if len(self._replacements) >= _KEPT_SIZES:
@@ -122,7 +122,8 @@ class ImageEncoder:
                 pass
         return self.encode(Image.new("RGB", size), copies).replacement
 
-    def _copies(self, among: int) -> int:
+    def copies(self, among: int) -> int:
+        """As how many equal images an image of a sample with `among` is processed: 1 or 2."""
         return 2 if self.alone_differs and among > 1 else 1
 
     def _call(self, images: Sequence[Any], **options: Any) -> Any:

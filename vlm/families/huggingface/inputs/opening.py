@@ -71,8 +71,8 @@ def _check_template(loaded: LoadedProcessor, template: ChatTemplate) -> None:
     """Refuse templates that print a list of parts instead of their text, and those that give other tokens tomorrow."""
     if template.depends_on_the_day:
         raise InputError(
-            f"{loaded.folder}: its chat template computes with today's date, so a sample has other tokens every day; write "
-            "a fixed date into a copy of chat_template.jinja"
+            f"{loaded.folder}: its chat template computes with today's date, so a sample has other tokens every day; "
+            "write a fixed date into a copy of chat_template.jinja"
         )
     if "'type':" in (text := template.render(question(1) + answer())) or loaded.processor.image_token not in text:
         raise InputError(

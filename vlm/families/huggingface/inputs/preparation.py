@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from alignkd.vlm.families.huggingface.inputs.fingerprint import check_probe
 from alignkd.vlm.families.huggingface.inputs.images import ImageEncoder
 from alignkd.vlm.families.huggingface.inputs.labels import labels_of
 from alignkd.vlm.families.huggingface.inputs.messages import Message, check_question, check_training, messages_of
-from alignkd.vlm.families.huggingface.inputs.probes import probed_ids, probes
+from alignkd.vlm.families.huggingface.inputs.probes import is_of_image, probed_ids, probes
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
 from alignkd.vlm.families.huggingface.inputs.reserved import ReservedTexts
 from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
@@ -140,13 +141,13 @@ class HuggingFacePreparation:
         """Ids of fixed texts, conversations and sizes of images by name, see `Preparation.probe`."""
         return {name: probed_ids(self.template, self.tokenizer, self.images, name) for name in probes()}
 
-    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
-        """Compute a stored probe again and compare.
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str, *, image_tokens: bool = True) -> None:
+        """Compute a stored probe again and compare; see `Preparation.check_probe`.
 
         Raises:
             InputError: the ids of a text differ.
         """
-        wanted = {name: list(ids) for name, ids in stored.items()}
+        wanted = {name: list(ids) for name, ids in stored.items() if image_tokens or not is_of_image(name)}
         found = {name: probed_ids(self.template, self.tokenizer, self.images, name) for name in wanted}
         check_probe(found, wanted, str(self.loaded.folder), where)
 
@@ -177,9 +178,9 @@ class HuggingFacePreparation:
         return np.array(self.loaded.processor.create_mm_token_type_ids([ids.tolist()])[0], np.int32)
 
     def _replacements(self, sizes: Sequence[ImageSize]) -> list[str]:
+        count = len(sizes)
         return [
-            _numbered(number, len(sizes), lambda size=size: self.images.replacement(size, len(sizes)))
-            for number, size in enumerate(sizes)
+            _numbered(number, count, partial(self.images.replacement, size, count)) for number, size in enumerate(sizes)
         ]
 
     def _example(self, tokens: Tokens, images: Sequence["_Opened"]) -> Example:
@@ -191,26 +192,27 @@ class HuggingFacePreparation:
 
     def _opened(self, files: Sequence[bytes]) -> list["_Opened"]:
         count = len(files)
-        return [
-            _numbered(number, count, lambda file=file: self._open(file, count)) for number, file in enumerate(files)
-        ]
+        return [_numbered(number, count, partial(self._open, file, count)) for number, file in enumerate(files)]
 
     def _open(self, file: bytes, among: int) -> "_Opened":
-        if self._kept is not None and (kept := self._kept.get((file, among))) is not None:
+        key = file, self.images.copies(among)
+        if self._kept is not None and (kept := self._kept.get(key)) is not None:
             size, arrays = kept
             return _Opened(size, lambda: arrays)
         image = decode_image(file)
-        return _Opened(image.size, lambda: self._encode(file, image, among))
+        return _Opened(image.size, lambda: self._encode(key, image, among))
 
-    def _encode(self, file: bytes, image: Image.Image, among: int) -> ImageArrays:
+    def _encode(self, key: tuple[bytes, int], image: Image.Image, among: int) -> ImageArrays:
+        if self._kept is not None and key in self._kept:  # the same file twice in a sample
+            return self._kept[key][1]
         encoded = self.images.encode(image, among)
         if encoded.replacement != self.images.replacement(image.size, among):
             raise ImageError(
-                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one of "
-                "this size; this model is not supported"
+                f"the processor gives an image of {image.width} x {image.height} pixels other tokens than another one "
+                "of this size; this model is not supported"
             )
         if self._kept is not None:
-            self._kept[file, among] = image.size, encoded.arrays
+            self._kept[key] = image.size, encoded.arrays
         return encoded.arrays
 
 

@@ -27,6 +27,11 @@ def probes() -> list[str]:
     return [*_TEXTS, *_CONVERSATIONS, *(f"<image of {width} x {height}>" for width, height in SIZES)]
 
 
+def is_of_image(name: str) -> bool:
+    """Whether a probe is that of an image's tokens."""
+    return _IMAGE.fullmatch(name) is not None
+
+
 def probed_ids(template: ChatTemplate, tokenizer: FastTokenizer, images: ImageEncoder, name: str) -> list[int]:
     """Ids of a text, of a rendered conversation (its placeholder not replaced), or of an image's tokens.
 

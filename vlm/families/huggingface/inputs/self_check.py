@@ -78,7 +78,7 @@ def _computes_on_meta(encoder: ImageEncoder) -> bool:
         for among in (1, 2):
             wanted = encoder.encode(Image.new("RGB", size), among).replacement
             try:
-                found = encoder.on_meta_of_size(size, 2 if encoder.alone_differs and among > 1 else 1)
+                found = encoder.on_meta_of_size(size, encoder.copies(among))
             except Exception:  # an operation that meta tensors do not have
                 return False
             if found != wanted:

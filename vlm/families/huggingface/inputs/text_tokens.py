@@ -34,8 +34,8 @@ class FastTokenizer:
     """The tokenizer as the processor calls it, with the characters of each token.
 
     Args:
-        tokenizer: of transformers. From then on it no longer leaves white space out of the characters of a token; its
-            ids stay the same.
+        tokenizer: of transformers. From then on it no longer leaves spaces out of the characters of a token; its ids
+            stay the same.
     """
 
     tokenizer: Any
@@ -43,7 +43,7 @@ class FastTokenizer:
 
     def __post_init__(self) -> None:
         backend = self.tokenizer.backend_tokenizer
-        keep_white_space(backend)
+        keep_spaces(backend)
         object.__setattr__(self, "_backend", backend)
 
     def __call__(self, text: str) -> TextTokens:
@@ -70,10 +70,10 @@ class FastTokenizer:
         return normalizer is not None and read == _squeezed(normalizer.normalize_str(text))
 
 
-def keep_white_space(backend: Tokenizer) -> None:
-    """Count white space as characters of its token.
+def keep_spaces(backend: Tokenizer) -> None:
+    """Count spaces as characters of their token.
 
-    Byte-level tokenizers can be set to leave it out. A token of line breaks alone then has no characters at all.
+    Byte-level tokenizers can be set to leave them out. A token of spaces alone then has no characters at all.
     """
     wanted = json.loads(backend.to_str())["post_processor"]
     if _without_trimming(wanted):

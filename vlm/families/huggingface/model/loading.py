@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel, image_tensors
-from alignkd.vlm.families.huggingface.model.parts import layers_of
+from alignkd.vlm.families.huggingface.model.parts import attentions_of
 from alignkd.vlm.families.huggingface.model.quantization import quantize
 from alignkd.vlm.families.huggingface.model.quiet import quiet
 from alignkd.vlm.families.huggingface.model.recorder import RECORDABLE, implementation_of
@@ -88,7 +88,7 @@ def read_model(folder: Path, config: HuggingFaceConfig, dtype: torch.dtype) -> A
                 "take config.json and weights from the same checkpoint"
             ) from error
     _check_keys(folder, info)
-    implementation = implementation_of(layers_of(model)[config.attention_layer].self_attn)
+    implementation = implementation_of(attentions_of(model)[0])
     if implementation not in RECORDABLE:
         raise InputError(
             f"{folder}: its attention function is {implementation!r}, expected {' or '.join(RECORDABLE)}; use a model "

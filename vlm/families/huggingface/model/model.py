@@ -22,6 +22,7 @@ from alignkd.vlm.families.huggingface.model.generation import greedy_tokens
 from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.images import ImageEncoder
 from alignkd.vlm.families.huggingface.model.parts import (
+    attentions_of,
     layers_of,
     projector_names,
     tower_of,
@@ -71,12 +72,12 @@ class HuggingFaceModel(VisionLanguageModel):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self._output.weight.device
+        return self.head.weight_VD.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the decoder's activations."""
-        return self._output.weight.dtype
+        return self.head.weight_VD.dtype
 
     def freeze_vision_tower(self) -> None:
         """Exclude the tower, and what images and text do not reach, from training.
@@ -153,8 +154,7 @@ class HuggingFaceModel(VisionLanguageModel):
     @property
     def first_attention(self) -> nn.Module:
         """The attention module of the first decoder layer that has one."""
-        attention: nn.Module = layers_of(self.model)[self._config.attention_layer].self_attn
-        return attention
+        return attentions_of(self.model)[0]
 
     @property
     def head(self) -> Head:
@@ -174,10 +174,6 @@ class HuggingFaceModel(VisionLanguageModel):
     def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
         """The most probable next tokens; see `VisionLanguageModel.next_tokens`."""
         return greedy_tokens(self, prompts)
-
-    @property
-    def _output(self) -> Any:
-        return self.model.get_output_embeddings()
 
 
 def image_tensors(example: Example, device: torch.device) -> list[Mapping[str, Tensor]]:

@@ -20,6 +20,18 @@ def layers_of(model: Any) -> list[nn.Module]:
     return list(getattr(decoder_of(model), "layers", ()))
 
 
+def attention_of(layer: nn.Module) -> nn.Module | None:
+    """The attention module of a decoder layer; None if it has none, as convolutions and linear attention."""
+    attention = getattr(layer, "self_attn", None)
+    return attention if isinstance(attention, nn.Module) else None
+
+
+def attentions_of(model: Any) -> list[nn.Module]:
+    """The attention modules of all decoder layers that have one."""
+    found = (attention_of(layer) for layer in layers_of(model))
+    return [attention for attention in found if attention is not None]
+
+
 def tower_of(model: Any) -> nn.Module | None:
     """The vision tower; None if it cannot be told from the rest of the model."""
     tower: nn.Module = model.get_encoder("image")
@@ -28,7 +40,7 @@ def tower_of(model: Any) -> nn.Module | None:
 
 def attention_layer_of(model: Any) -> int | None:
     """Number of the first decoder layer that has attention; None if none has."""
-    found = (number for number, layer in enumerate(layers_of(model)) if hasattr(layer, "self_attn"))
+    found = (number for number, layer in enumerate(layers_of(model)) if attention_of(layer) is not None)
     return next(found, None)
 
 
@@ -69,7 +81,7 @@ def projector_names(model: Any) -> tuple[str, ...]:
     tower, decoder = tower_of(model), decoder_of(model)
     names: list[str] = []
     for name, child in base.named_children():
-        if child is tower:
+        if tower is not None and child is tower:
             inner = [inner for inner, _ in child.named_children() if is_projector_inside(inner)]
             names += [f"{prefix}{name}.{inner}." for inner in inner]
         elif tower is not None and any(module is tower for module in child.modules()):

@@ -72,4 +72,5 @@ def _quantized(library: Any, linear: nn.Linear, kind: str, dtype: torch.dtype, d
     module.weight = weight.to(device)  # quantised by this transfer
     if linear.bias is not None:
         module.bias = nn.Parameter(linear.bias.data.to(device), requires_grad=False)
-    return module
+    replacement: nn.Module = module
+    return replacement

@@ -20,7 +20,7 @@ from alignkd.vlm.attention.attention_rows import attention_weights
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.huggingface.model.images import IMAGES_PER_SAMPLE, UnjoinableError
-from alignkd.vlm.families.huggingface.model.parts import layers_of
+from alignkd.vlm.families.huggingface.model.parts import attentions_of
 from alignkd.vlm.families.huggingface.model.recorder import RecordedLayer, recorded_layers
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example
@@ -181,8 +181,7 @@ class _SelfChecks:
     def _sees_padding(self, batch: SequenceBatch) -> bool:
         """Whether a real position attends to a padding position in some layer; exact, whatever the dtype."""
         model = self._model
-        attentions = [layer.self_attn for layer in layers_of(model.model) if hasattr(layer, "self_attn")]
-        with recorded_layers(attentions) as layers:
+        with recorded_layers(attentions_of(model.model)) as layers:
             model.hidden_states(batch, _encoded(model, batch))
         return any(_attends_to_padding(layer, batch) for layer in layers if layer.query_BHLd is not None)
 
@@ -205,7 +204,7 @@ class _SelfChecks:
     def _refuse(self, reason: str) -> NoReturn:
         raise InputError(
             f"{self._where}: self-check of model_type {self._model.config.model_type!r} failed: {reason}; its targets "
-            "would be wrong, so it is not used: take a model of another architecture, or another version of transformers"
+            "would be wrong, so it is not used: take another model, or another version of transformers"
         )
 
 

@@ -129,7 +129,7 @@ class MobileVLMPreparation:
         """Text -> ids of fixed texts, see `Preparation.probe`."""
         return self.tokenizer.probe_ids()
 
-    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str) -> None:
+    def check_probe(self, stored: Mapping[str, Sequence[int]], where: str, *, image_tokens: bool = True) -> None:
         """Encode the texts of a stored probe again and compare.
 
         Raises:

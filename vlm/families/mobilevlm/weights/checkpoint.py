@@ -1,9 +1,10 @@
 """A checkpoint in the official MobileVLM V2 layout, from a folder or the hub: found once, each part read once."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Self, cast, get_args
+from typing import Any, Self, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +15,7 @@ from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
+from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config, parse_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.sizes import model_size
 from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerprint
@@ -43,9 +44,18 @@ class MobileVLMCheckpoint:
         vision_config: folder with the vision tower's `config.json`, or None to follow `mm_vision_tower`.
     """
 
-    def __init__(self, name: str | Path, folder: Path, *, vision_config: Path | None, has_weights: bool) -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        folder: Path,
+        *,
+        vision_config: Path | None,
+        has_weights: bool,
+        raw: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`raw`: content of `config.json`, if it has been read."""
         self.name, self.folder, self.vision_config = name, folder, vision_config
-        self._has_weights = has_weights
+        self._has_weights, self._raw = has_weights, raw
 
     @classmethod
     def open(cls, name: str | Path, *, vision_config: Path | None = None, weights: bool = True) -> Self:
@@ -70,7 +80,9 @@ class MobileVLMCheckpoint:
         Raises:
             InputError: `config.json` is unusable, or the vision tower's configuration cannot be found.
         """
-        return load_config(self.folder, vision_config=self.vision_config)
+        if self._raw is None:
+            return load_config(self.folder, vision_config=self.vision_config)
+        return parse_config(dict(self._raw), path=self.folder / "config.json", vision_config=self.vision_config)
 
     def size(self) -> ModelSize:
         """Shapes, parameter counts and weight bytes; needs no weights."""

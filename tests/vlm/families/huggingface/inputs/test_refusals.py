@@ -31,7 +31,11 @@ REFUSED: dict[str, tuple[list[Turn], int, str]] = {
     "empty answer": (turns("what?", "a", "and?", " \n"), 0, "turn 3 is an empty answer"),
     "system turn": ([Turn("system", "be brief"), *turns("what?", "a")], 0, "the template has its own system prompt"),
     "other name": ([Turn("user", "what?"), Turn("gpt", "a")], 0, "unknown speaker 'user', expected 'human'; rename it"),
-    "too few <image>": (turns("what?", "a"), 1, "0 <image> in the conversation but 1 image; write <image> exactly once"),
+    "too few <image>": (
+        turns("what?", "a"),
+        1,
+        "0 <image> in the conversation but 1 image; write <image> exactly once",
+    ),
     "too many <image>": (turns("<image> <image>", "a"), 1, "2 <image> in the conversation but 1 image"),
     "<image> in an answer": (turns("what?", "a <image>"), 1, "<image> is in turn 1, which is from 'gpt'; move it"),
 }
@@ -79,7 +83,7 @@ def test_tokens_that_were_added_as_text_may_be_in_the_data(opened: Opened) -> No
 
 
 def test_a_template_that_refuses_the_order_of_turns(opened: Opened) -> None:
-    with pytest.raises(SampleError, match="the chat template refuses the conversation .*must alternate"):
+    with pytest.raises(SampleError, match=r"the chat template refuses the conversation .*must alternate"):
         opened("gemma3").tokenize([Turn("human", "one"), Turn("human", "two"), Turn("gpt", "three")], [])
 
 
@@ -137,7 +141,9 @@ REMARKS = {
 def test_remarks_on_the_chat_template(family: str, opened: Opened) -> None:
     found = opened(family).warnings()
     assert len(found) == len(REMARKS[family])
-    assert all(part in line and line.startswith("chat template: ") for part, line in zip(REMARKS[family], found, strict=True))
+    assert all(
+        part in line and line.startswith("chat template: ") for part, line in zip(REMARKS[family], found, strict=True)
+    )
 
 
 @pytest.fixture
@@ -167,7 +173,9 @@ def test_a_template_with_the_date_has_the_same_tokens_every_day(copied: Callable
     file = folder / "chat_template.jinja"
     file.write_text("{{- 'Today is ' + strftime_now('%d %B %Y') + '. ' -}}" + file.read_text())
     preparation = open_preparation(folder)
-    assert preparation.marked(preparation.tokenize(turns("q", "a"), []))[0][0].startswith("Today is 01 January 2025. <|im_s")
+    assert preparation.marked(preparation.tokenize(turns("q", "a"), []))[0][0].startswith(
+        "Today is 01 January 2025. <|im_s"
+    )
     assert preparation.warnings() == ["chat template: it writes today's date; 2025-01-01 is used every day"]
     file.write_text("{%- set form = '%d' -%}{{- strftime_now(form) -}}" + file.read_text())
     with pytest.raises(InputError, match="its chat template computes with today's date"):
@@ -176,7 +184,9 @@ def test_a_template_with_the_date_has_the_same_tokens_every_day(copied: Callable
 
 def test_without_torchvision(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor_module, "_has_torchvision", lambda: False)
-    with pytest.raises(InputError, match=r"needs torchvision.*pip install 'alignkd\[families\]', or set processor: pil"):
+    with pytest.raises(
+        InputError, match=r"needs torchvision.*pip install 'alignkd\[families\]', or set processor: pil"
+    ):
         open_preparation(folder_of("qwen3_vl"))
 
 
@@ -199,7 +209,7 @@ def test_checkpoints_that_are_refused(copied: Callable[[str], Path], folder_of: 
     with pytest.raises(InputError, match="has no place for the images of a message"):
         open_preparation(folder)
     template.write_text("{{- raise_exception('never') -}}")
-    with pytest.raises(InputError, match="a plain question .*the chat template refuses the conversation .never."):
+    with pytest.raises(InputError, match=r"a plain question .*the chat template refuses the conversation \(never\)"):
         open_preparation(folder)
     template.unlink()
     with pytest.raises(InputError, match="has no chat template"):

@@ -73,9 +73,8 @@ class Case:
     def _alone(self, sample: Processed) -> Outputs:
         output = self.eager(**sample.whole, output_attentions=True, output_hidden_states=True, use_cache=False)
         # hybrid models return attention of their attention layers only
-        layer = (
-            0 if len(output.attentions) < self.checkpoint.config.num_layers else self.checkpoint.config.attention_layer
-        )
+        config = self.checkpoint.config
+        layer = 0 if len(output.attentions) < config.num_layers else config.attention_layer
         return Outputs(output.hidden_states[-1][0], output.logits[0], output.attentions[layer][0])
 
 

@@ -11,7 +11,10 @@ from transformers import AutoModelForImageTextToText
 from alignkd.vlm.families.family import Vision, sum_of_zeros
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
-TOLERANCE = 3e-5
+
+def tolerance(case: Any) -> float:
+    """Qwen3.5's linear attention computes in chunks that depend on the padded length, and amplifies their rounding."""
+    return 3e-4 if case.name == "qwen3_5" else 1e-5
 
 
 def relative(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -29,15 +32,15 @@ def test_a_padded_batch_equals_each_sample_alone_in_transformers(case: Any) -> N
         hidden_BLD = model.hidden_states(batch, encoded(model, batch))
     for row, (sample, own) in enumerate(zip(case.samples, case.reference, strict=True)):
         length = len(own.hidden)
-        assert relative(hidden_BLD[row, :length], own.hidden) < TOLERANCE
-        assert relative(model.head(hidden_BLD[row, :length]), own.logits) < TOLERANCE
+        assert relative(hidden_BLD[row, :length], own.hidden) < tolerance(case)
+        assert relative(model.head(hidden_BLD[row, :length]), own.logits) < tolerance(case)
         positions = sample.example.positions
         if not positions.num_images:
             continue
         rows = torch.from_numpy(positions.tqv_query_positions).long()[None]
         columns = torch.from_numpy(positions.vision_positions).long()[None]
         tqv_HQP = first.attention(rows, columns, torch.tensor([row]))[0]
-        assert relative(tqv_HQP, own.attention[:, rows[0]][:, :, columns[0]]) < TOLERANCE
+        assert relative(tqv_HQP, own.attention[:, rows[0]][:, :, columns[0]]) < tolerance(case)
         assert float(tqv_HQP.sum(-1).max()) > 0.05  # not zeros against zeros
 
 
@@ -50,7 +53,7 @@ def test_every_row_of_the_recorded_layer_equals_the_attention_of_transformers(ca
             model.hidden_states(batch, encoded(model, batch))
         everything = torch.arange(batch.input_ids_BL.shape[1])[None]
         assert first.num_samples == 1
-        assert relative(first.attention(everything, everything)[0], own.attention) < TOLERANCE
+        assert relative(first.attention(everything, everything)[0], own.attention) < tolerance(case)
 
 
 @torch.no_grad()
@@ -79,7 +82,7 @@ def test_a_pass_after_generation_has_its_own_positions(case: Any) -> None:
     list(itertools.islice(model.next_tokens([case.samples[2].example]), 2))
     for sample, own in zip(case.samples, case.reference, strict=True):
         batch = collate_sequences([sample.example])
-        assert relative(model.hidden_states(batch, encoded(model, batch))[0], own.hidden) < TOLERANCE
+        assert relative(model.hidden_states(batch, encoded(model, batch))[0], own.hidden) < tolerance(case)
 
 
 @torch.no_grad()
@@ -92,7 +95,7 @@ def test_images_are_encoded_alone_or_together(case: Any) -> None:
         of_sample = [other for other in range(len(samples)) if samples[other] == sample]
         part = model.encode_images([batch.images[other] for other in of_sample], [0] * len(of_sample))
         alone = part.split()[of_sample.index(number)]
-        assert relative(alone.embeddings_PD, embeddings[number]) < TOLERANCE
+        assert relative(alone.embeddings_PD, embeddings[number]) < tolerance(case)
         assert together.split()[number].per_image.keys() == image.keys() & together.per_image.keys()
     assert sum(together.tokens_of_image) == int(batch.vision_mask_BL.sum())
 

@@ -1,4 +1,4 @@
-"""Gradients of a loss on hidden states and first-layer attention, against eager transformers with `output_attentions`."""
+"""Gradients of a loss on hidden states and first-layer attention, against eager transformers alone."""
 
 from typing import Any
 

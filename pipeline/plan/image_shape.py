@@ -1,7 +1,6 @@
 """What one image costs a model whose processor decides that: measured on a prepared image."""
 
 import io
-import math
 from dataclasses import dataclass
 from typing import Any
 

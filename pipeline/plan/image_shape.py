@@ -1,6 +1,7 @@
 """What one image costs a model whose processor decides that: measured on a prepared image."""
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ def num_patches(arrays: ImageArrays, patch_size: int) -> int:
     """
     pixels: NDArray[Any] = np.asarray(max(arrays.values(), key=lambda values: values.nbytes))
     if pixels.ndim >= 3 and pixels.shape[-3] == _COLOURS:
-        tiles = int(np.prod(pixels.shape[:-3], dtype=np.int64))
-        return tiles * (pixels.shape[-2] // patch_size) * (pixels.shape[-1] // patch_size)
-    return int(np.prod(pixels.shape[:-1], dtype=np.int64))
+        shape = (*pixels.shape[:-3], pixels.shape[-2] // patch_size, pixels.shape[-1] // patch_size)
+    else:
+        shape = pixels.shape[:-1]
+    return int(math.prod(shape))

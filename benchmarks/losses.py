@@ -144,7 +144,9 @@ def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings
 def _truncated(states_ND: Tensor, head_VD: Tensor) -> TruncatedDistribution:
     parts = []
     for states_nD in states_ND.split(256):
-        sorted_nV, order_nV = teacher_logits(states_nD, Head(weight_VD=head_VD)).float().log_softmax(-1).sort(descending=True)
+        sorted_nV, order_nV = (
+            teacher_logits(states_nD, Head(weight_VD=head_VD)).float().log_softmax(-1).sort(descending=True)
+        )
         parts.append((order_nV[:, :TOP_K].clone(), sorted_nV[:, :TOP_K].clone(), sorted_nV[:, TOP_K:].logsumexp(-1)))
     ids_NK, logprobs_NK, tail_N = (torch.cat(column) for column in zip(*parts, strict=True))
     kept_NK = torch.ones_like(ids_NK, dtype=torch.bool)

@@ -1,8 +1,8 @@
 """Decoded targets as a torch dataset, for people who have a trainer of their own.
 
-Shape letters: T input ids, k images, P vision tokens of an image (of all images where the number differs), Q text queries
-that can see every image, N supervised positions, R and C attention rows and columns, Ht heads and Dt hidden size of the
-teacher, K focused vision tokens, V vocabulary, E kept entries of all positions together.
+Shape letters: T input ids, k images, P vision tokens of an image (of all images where the number differs), Q text
+queries that can see every image, N supervised positions, R and C attention rows and columns, Ht heads and Dt hidden
+size of the teacher, K focused vision tokens, V vocabulary, E kept entries of all positions together.
 """
 
 from collections.abc import Collection

@@ -23,7 +23,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f
 
 
 class LmHead:
-    """The matrix [V, Dt], mapped from its file in its own dtype; bias, scale and soft cap where the teacher has them."""
+    """The matrix [V, Dt], mapped from its file in its own dtype; bias, scale and soft cap if the teacher has them."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         """Map the file. The safetensors package cannot read bfloat16 into numpy.

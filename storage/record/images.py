@@ -69,7 +69,7 @@ def vision_rows(every: Sequence[Target], index: NDArray[np.uint16]) -> Target:
         return every[0][index]
     first = every[0]
     if not isinstance(first, EncodedArray):
-        floats: FloatArray = np.concatenate(list(every))[index]  # type: ignore[arg-type]
+        floats: FloatArray = np.concatenate(list(every))[index]
         return floats
     if get_codec(first.codec).shared_parts:
         decoded: NDArray[np.float32] = np.concatenate([as_float32(target) for target in every])[index]

@@ -116,9 +116,7 @@ def _slope(scores_BHrL: Tensor, softcap: float | None) -> Tensor | None:
     return None if softcap is None else scores_BHrL.div(softcap).square_().neg_().add_(1)
 
 
-def _add_products(
-    grad_scores_BHrL: Tensor, inputs: RowInputs, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor
-) -> None:
+def _add_products(grad_scores_BHrL: Tensor, inputs: RowInputs, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor) -> None:
     """Add a chunk to the gradients of queries and keys, given the gradient of the scores."""
     query_BHrd, key_BHLd = inputs.query_BHRd, inputs.key_BHLd
     # the loss scale that keeps gradients in float16's range is not applied yet

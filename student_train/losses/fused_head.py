@@ -130,9 +130,7 @@ class _FusedHead(torch.autograd.Function):
 class _Sums:
     """The sums over chunks; a gradient is None if it is not needed."""
 
-    def __init__(
-        self, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: Sequence[bool], num_terms: int
-    ) -> None:
+    def __init__(self, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: Sequence[bool], num_terms: int) -> None:
         """`inputs`: hidden states, matrix and bias."""
         weight_VD = inputs[1]
         dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32

@@ -21,8 +21,10 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
         TrainError: vocabulary, sample length or logits do not fit.
     """
     if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
-        preparation.check_probe(json.loads(probe), f"the store {reader.path}")
-    _check_fingerprint(reader, preparation, losses)
+        same = same_vision_tokens(reader, preparation)
+        preparation.check_probe(json.loads(probe), f"the store {reader.path}", image_tokens=same)
+    _check_vision_tokens(reader, preparation, losses)
+    _check_fingerprint(reader, preparation)
     _check_sizes(reader, preparation, student)
     if problems := losses.problems_with(reader.manifest.codecs.logits.kind, f"store {reader.path}"):
         raise TrainError("; ".join(problems))
@@ -51,16 +53,21 @@ def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:
     return None if entries == shapes.vocab_size == student.vocab_size else entries
 
 
-def _check_fingerprint(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
-    """Tokens and pixels must be the teacher's; the number of vision tokens only if a term compares them one by one."""
+def _check_vision_tokens(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
+    """An image must become as many tokens as for the teacher if a term compares them one by one."""
+    weighed = [name for name in losses.weights if TERMS[name].positional]
+    if weighed and not same_vision_tokens(reader, preparation):
+        names = ", ".join(f"losses.{term}" for term in weighed)
+        raise TrainError(
+            f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
+            f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
+        )
+
+
+def _check_fingerprint(reader: StoreReader, preparation: Preparation) -> None:
+    """Tokens and pixels must be the teacher's; without terms on vision tokens their number may be another."""
     own = preparation.fingerprint
     if not same_vision_tokens(reader, preparation):
-        if weighed := [name for name in losses.weights if TERMS[name].positional]:
-            names = ", ".join(f"losses.{term}" for term in weighed)
-            raise TrainError(
-                f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
-                f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
-            )
         # where tokens depend on the image they follow from its processor, whose pixels no term compares
         free = {"vision_tokens"} if preparation.vision_tokens is not None else {"vision_tokens", "image_processor"}
         own = {name: value for name, value in own.items() if name not in free}
@@ -72,8 +79,13 @@ def _vision_tokens(reader: StoreReader, preparation: Preparation) -> str:
     stored, own = reader.manifest.shapes.vision_tokens, preparation.vision_tokens
     if stored is not None and own is not None:
         return f"an image is {stored} tokens in the store, {own} in the student"
-    deciding = reader.manifest.fingerprint.get("vision_tokens", "not recorded"), preparation.fingerprint["vision_tokens"]
-    values = [f"as {text}" if count is None else str(count) for count, text in zip((stored, own), deciding, strict=True)]
+    deciding = (
+        reader.manifest.fingerprint.get("vision_tokens", "not recorded"),
+        preparation.fingerprint["vision_tokens"],
+    )
+    values = [
+        f"as {text}" if count is None else str(count) for count, text in zip((stored, own), deciding, strict=True)
+    ]
     return f"the tokens of an image are {values[0]} in the store, {values[1]} in the student"
 
 

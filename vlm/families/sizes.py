@@ -32,6 +32,8 @@ class ModelSize:
         name: hub id or folder.
         num_layers, hidden_size, num_heads, num_key_value_heads, head_dim, intermediate_size, vocab_size, max_positions:
             shapes of the language model.
+        more_norms: values per token that the norms of a decoder layer take beyond two of width `hidden_size`: norms of
+            queries and keys, and of outputs.
         tied_head: whether embedding and head share one matrix.
         vision_tower: name of the vision tower.
         image_size: side of the tower's input in pixels; None if it depends on the image.
@@ -51,6 +53,7 @@ class ModelSize:
     intermediate_size: int
     vocab_size: int
     max_positions: int
+    more_norms: int
     tied_head: bool
     vision_tower: str
     image_size: int | None

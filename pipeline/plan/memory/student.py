@@ -65,12 +65,13 @@ def layer_bytes(size: ModelSize, dtype: str) -> int:
     16 bits: 16 D + 4 D_q + 4 D_kv + 8 I + 4 H + 8: both norms keep their float32 input; inputs of the projections,
     queries, keys, values, output of the attention; gate, its activation, up, their product.
     float32: 24 D + 8 D_q + 8 D_kv + 16 I + 4 H + 8.
+    Further norms keep at most 8 bytes per value.
     """
     D, inner, H = size.hidden_size, size.intermediate_size, size.num_heads
     queries, keys = H * size.head_dim, size.num_key_value_heads * size.head_dim
     if ELEMENT[dtype] == 2:
-        return 16 * D + 4 * queries + 4 * keys + 8 * inner + 4 * H + 8
-    return 24 * D + 8 * queries + 8 * keys + 16 * inner + 4 * H + 8
+        return 16 * D + 4 * queries + 4 * keys + 8 * inner + 4 * H + 8 + 8 * size.more_norms
+    return 24 * D + 8 * queries + 8 * keys + 16 * inner + 4 * H + 8 + 8 * size.more_norms
 
 
 def teacher_head(model: ModelShapes, load: StudentLoad) -> int:

@@ -68,7 +68,6 @@ def counted(store: StoreReader) -> DataSize:
             "id": len(record.id.encode()),
             "tokens": len(record.input_ids),
             "length": record.sequence_length,
-            "vision": len(record.vision_positions),
             "images": record.num_images,
             "vision": len(record.vision_positions),
             "queries": len(record.tqv_query_positions),

@@ -69,7 +69,7 @@ def manifest(name: str, backend: str, inputs: str) -> Manifest:
 
 
 def attachments(name: str) -> dict[str, bytes]:
-    files = {"tokenizer.model": b"not a tokenizer"}
+    files = {"notes.txt": b"a file of the whole store"}
     if name == "exact":
         weight = np.random.default_rng(9).normal(size=(SHAPES.vocab_size, SHAPES.hidden_size)).astype(np.float32)
         files["lm_head.safetensors"] = save({"lm_head.weight": weight})
@@ -103,7 +103,7 @@ def record(store: Manifest, index: int) -> Record:
         vision_positions=vision,
         tqv_query_positions=queries,
         supervised_positions=supervised,
-        logits=logits(store.codecs.logits, rng, len(supervised)),
+        logits=logits(store.codecs.logits, rng, spliced[1:][spliced[1:] != -100]),
         **(targets(store.codecs, rng, names, len(queries)) if k else {}),
     )
 
@@ -130,9 +130,10 @@ def as_stored(codec: str, values: Any) -> Any:
     return encoded.parts[""] if get_codec(codec).plain else encoded
 
 
-def logits(codec: LogitsCodec, rng: np.random.Generator, N: int) -> Any:
-    V = SHAPES.vocab_size
+def logits(codec: LogitsCodec, rng: np.random.Generator, labels: Any) -> Any:
+    V, N = SHAPES.vocab_size, len(labels)
     values = rng.normal(size=(N, V)) * 3
+    values[np.arange(N), labels] += 20  # the label is among the kept entries
     if codec.kind == "full":
         return values.astype(np.float32)
     if codec.kind == "hidden":

@@ -37,6 +37,7 @@ from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example
 
 _TYPES_SUFFIX = "token_type_ids"
+_PICTURE = "picture_"
 
 
 class HuggingFaceModel(VisionLanguageModel):
@@ -62,8 +63,10 @@ class HuggingFaceModel(VisionLanguageModel):
         self.encoder = ImageEncoder(model.base_model)
         self.needs_mask = True
         self.findings: tuple[Any, ...] = ()
-        # not zeros, which Idefics3 takes for padding between images
-        self._picture = dict(picture)
+        # Not zeros, which Idefics3 takes for padding between images; buffers, which move to a device with the model.
+        self._picture = tuple(picture)
+        for name, values in picture.items():
+            self.register_buffer(_PICTURE + name, values, persistent=False)
         parameters = inspect.signature(model.base_model.forward).parameters
         self._types = tuple(name for name in parameters if name.endswith(_TYPES_SUFFIX))
 
@@ -118,7 +121,7 @@ class HuggingFaceModel(VisionLanguageModel):
 
     def no_image(self) -> Vision:
         """The embeddings of a fixed picture; see `VisionLanguageModel.no_image`."""
-        return self.encode_images([{name: values.to(self.device) for name, values in self._picture.items()}])
+        return self.encode_images([{name: self.get_buffer(_PICTURE + name) for name in self._picture}])
 
     def hidden_states(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Last hidden states [B, L, D]; see `VisionLanguageModel.hidden_states`."""

@@ -42,17 +42,21 @@ def model_size(name: str, config: HuggingFaceConfig, folder: Path) -> ModelSize:
         for module in layer.modules()
         if type(module) is nn.Linear and is_quantizable(module)
     ]
+    head_dim = int(getattr(text, "head_dim", None) or config.hidden_size // config.num_heads)
+    key_heads = int(getattr(text, "num_key_value_heads", None) or config.num_heads)
+    widths = {"q": config.num_heads * head_dim, "k": key_heads * head_dim}
     kept = total - sum(linear.weight.numel() for linear in quantised)
     return ModelSize(
         name=name,
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_heads=config.num_heads,
-        num_key_value_heads=int(getattr(text, "num_key_value_heads", None) or config.num_heads),
-        head_dim=int(getattr(text, "head_dim", None) or config.hidden_size // config.num_heads),
+        num_key_value_heads=key_heads,
+        head_dim=head_dim,
         intermediate_size=_intermediate_size(text),
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
+        more_norms=max(0, _normed(layers_of(model)[config.attention_layer], widths) - 2 * config.hidden_size),
         tied_head=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
         vision_tower=str(vision.model_type),
         image_size=None,
@@ -78,6 +82,19 @@ def model_size(name: str, config: HuggingFaceConfig, folder: Path) -> ModelSize:
             "nf4": 2 * kept + sum(quantized_bytes(linear, "nf4") for linear in quantised),
         },
     )
+
+
+def _normed(layer: nn.Module, widths: dict[str, int]) -> int:
+    """Values per token that the norms of a layer take.
+
+    Args:
+        widths: of all heads of queries and of keys, whose norms have the weights of one head.
+    """
+    norms = {
+        name.rpartition(".")[2]: module for name, module in layer.named_modules() if "Norm" in type(module).__name__
+    }
+    weights = {name: getattr(module, "weight", None) for name, module in norms.items()}
+    return sum(widths.get(name.partition("_")[0], w.numel()) for name, w in weights.items() if w is not None)
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int:

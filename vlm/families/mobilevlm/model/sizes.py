@@ -148,6 +148,7 @@ def model_size(name: str, config: VLMConfig) -> ModelSize:
         intermediate_size=int(config.llama.intermediate_size),
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
+        more_norms=0,
         tied_head=False,
         vision_tower=str(config.raw.get("mm_vision_tower")),
         image_size=int(config.vision.image_size),

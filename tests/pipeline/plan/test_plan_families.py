@@ -312,7 +312,7 @@ def test_a_missing_image_folder_and_a_stem_are_refused(make_run: MakeRun, tmp_pa
     bare = run.model_copy(update={"data": run.data.model_copy(update={"images": tmp_path / "not there"})})
     with pytest.raises(InputError, match="is not a folder; set it, or give --samples"):
         make_plan(bare, PlanOptions())
-    with pytest.raises(InputError, match="targets come from the teacher's stem, but .*store"):
+    with pytest.raises(InputError, match=r"targets come from the teacher's stem, but .*store"):
         make_plan(make_run("qwen3_vl", profile="stem"), PlanOptions())
 
 

@@ -55,8 +55,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "text to text, hidden": {"attention_pairs": "tqt", "logits": {"kind": "hidden"}},
     "images inside": {"attention_pairs": "vqv", "inputs": "embed", "vision_all": "none", "logits": {"kind": "none"}},
 }
+# the decoder receives more of the tower than the embeddings
+NO_STEM = {("qwen3_vl", "stem")}
 # families whose towers add a token for the class to each tile
 CLASS_TOKEN = ("llava", "llava_next", "internvl")
+CASES = [(name, choice) for name in TESTED for choice in CHOICES if (name, choice) not in NO_STEM]
 MakeRun = Callable[..., RunConfig]
 
 
@@ -97,13 +100,10 @@ def make_run(data: tiny_data.TinyData, checkpoint: Callable[..., Path], tmp_path
 
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("name", TESTED)
+@pytest.mark.parametrize(("name", "choice"), CASES)
 def test_predicted_bytes_are_those_of_a_real_dump(
     make_run: MakeRun, tmp_path: Path, name: str, choice: str, backend: str
 ) -> None:
-    if choice == "stem" and name == "qwen3_vl":
-        pytest.skip("no stem: the decoder receives more of the tower than the embeddings")
     run = make_run(name, backend=backend, **CHOICES[choice])
     dump(run.dump_job())
     store = tmp_path / "store"

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.towers import same_tower, why_no_stem
+from alignkd.vlm.weights.hub import cached_checkpoint
 
 NONE = "none"
+# equal in the first means equal in the others
+STEM_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ class Pair:
         compared: the properties that decide.
         losses: terms of the objective that the pair allows; empty if it fits not at all.
         columns: entries of the vocabulary that the logit loss compares.
+        stem: whether the teacher's stem can give the student's targets, as a phrase.
         verdict: one line.
     """
 
@@ -40,11 +45,14 @@ class Pair:
     compared: tuple[Compared, ...]
     losses: tuple[str, ...]
     columns: int
+    stem: str
     verdict: str
 
 
 def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
-    """Compare two checkpoints by their configuration, tokenizer and processor files; no weights are read.
+    """Compare two checkpoints by their configuration, tokenizer and processor files.
+
+    Of the weights only the vision towers are read, if both checkpoints are on this machine.
 
     Raises:
         InputError: a checkpoint is unusable.
@@ -80,8 +88,28 @@ def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
         compared=compared,
         losses=losses,
         columns=min(theirs.num_tokens, teacher.config.vocab_size) if is_possible else 0,
+        stem=stem_of_pair(teacher, student),
         verdict=_verdict(compared, is_possible, has_positions),
     )
+
+
+def stem_of_pair(teacher: Checkpoint, student: Checkpoint) -> str:
+    """Whether the teacher's stem can give the student's targets: `possible`, `unknown` or `none`, and why.
+
+    Raises:
+        InputError: the configuration of a checkpoint is unusable.
+    """
+    reason = why_no_stem(teacher.config, student.config)
+    if reason is not None:
+        return f"none: {reason}"
+    if any(cached_checkpoint(checkpoint.name) is None for checkpoint in (teacher, student)):
+        return "unknown: at least one checkpoint is not on this machine, so the towers cannot be compared"
+    reason = ""
+    for dtype in STEM_DTYPES:
+        is_same, reason = same_tower(teacher, student, dtype)
+        if is_same:
+            return f"possible: same tower weights in {dtype}"
+    return f"none: {reason}"
 
 
 def pair_lines(pair: Pair) -> list[str]:
@@ -94,7 +122,7 @@ def pair_lines(pair: Pair) -> list[str]:
             continue
         need = "not needed: padding is masked" if item.needed_for == NONE else f"needed for {item.needed_for}"
         lines.append(f"{item.name:<{width}}  DIFFERENT ({need}): {_short(item.teacher)} / {_short(item.student)}")
-    return [*lines, "", pair.verdict]
+    return [*lines, f"{'stem':<{width}}  {pair.stem}", "", pair.verdict]
 
 
 def _compared(name: str, teacher: Preparation, student: Preparation, needed_for: str) -> Compared:

@@ -11,6 +11,7 @@ import pytest
 import tiny_data
 import tiny_families
 import torch
+from chosen_families import chosen
 from click.testing import CliRunner
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -42,6 +43,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     "text to text, hidden": {"attention_pairs": "tqt", "logits": {"kind": "hidden"}},
     "images inside": {"attention_pairs": "vqv", "inputs": "embed", "vision_all": "none", "logits": {"kind": "none"}},
 }
+_COMBINED = [(name, choice, backend) for name in TESTED for choice in CHOICES for backend in ("zarr", "webdataset")]
+# each choice in each layout, with the families in turn; every combination with --all-families
+STORES = chosen(_COMBINED, lambda one: _COMBINED.index(one) % len(TESTED) == 0)
 MakeRun = Callable[..., RunConfig]
 
 
@@ -81,9 +85,7 @@ def make_run(data: tiny_data.TinyData, checkpoint: Callable[..., Path], tmp_path
     return make
 
 
-@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("name", TESTED)
+@pytest.mark.parametrize(("name", "choice", "backend"), STORES)
 def test_predicted_bytes_are_those_of_a_real_dump(
     make_run: MakeRun, tmp_path: Path, name: str, choice: str, backend: str
 ) -> None:
@@ -206,8 +208,7 @@ def test_two_models_of_transformers_are_planned_together(make_run: MakeRun, name
     assert json.dumps(plan.to_json())
     # the trained part has a shared head once
     assert (
-        student.size.parameters["total"]
-        == open_checkpoint(run.student.checkpoint).config.num_parameters  # type: ignore[union-attr, attr-defined]
+        student.size.parameters["total"] == open_checkpoint(run.student.checkpoint).config.num_parameters  # type: ignore[union-attr, attr-defined]
     )
 
 

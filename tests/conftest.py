@@ -1,4 +1,9 @@
-"""Fixtures for every room: the golden cases, a tiny MobileVLM checkpoint, a real S3 service (moto's server)."""
+"""Fixtures for every room: the golden cases, a tiny MobileVLM checkpoint, a real S3 service (moto's server).
+
+Tests of models of transformers run for nine families, and for all of them where a model or a dump is compared with
+transformers itself. `pytest --all-families` (`make test ARGS=--all-families`) runs the rest too: those with the marker
+`more_families`.
+"""
 
 import gc
 import json
@@ -42,6 +47,19 @@ hypothesis.settings.load_profile("fixed")
 # What is imported until the last test is collected stays: a million objects that the garbage collector would look at
 # again and again, in a tenth of all the time.
 gc.disable()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-families", action="store_true", help="Run the tests with the marker more_families too.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-families"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("more_families")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("more_families")]
 
 
 def pytest_collection_finish() -> None:

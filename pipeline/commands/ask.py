@@ -43,6 +43,13 @@ from alignkd.pipeline.console.printing import json_option, print_json, say
     help="Quantisation of the decoder.",
 )
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
+@click.option(
+    "--processor",
+    type=click.Choice(["auto", "pil"]),
+    default="auto",
+    show_default=True,
+    help="Image processor of models of transformers; pil needs no torchvision.",
+)
 @json_option
 @clean_errors
 def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **settings: Any) -> None:

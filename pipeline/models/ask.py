@@ -20,6 +20,7 @@ from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import DtypeName, Quantization, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, Preparation
+from alignkd.vlm.settings import ProcessorKind
 
 UNFINISHED = "\ufffd"  # a character with missing bytes decodes to this
 
@@ -35,6 +36,7 @@ class Question:
         template: prompt template with which the checkpoint was trained; None is the checkpoint's own.
         max_new_tokens: longest answer; shorter if the model's positions end before.
         vision_config: folder with the vision tower's config.json, overriding the checkpoint's `mm_vision_tower`.
+        processor: image processor of models of transformers; `pil` needs no torchvision.
         dtype: dtype of the weights; None is the checkpoint's own on a GPU and float32 on the CPU.
         device: torch device; None takes a GPU if there is one.
         quantization: quantisation of the decoder's linear layers.
@@ -46,6 +48,7 @@ class Question:
     template: str | None = None
     max_new_tokens: int = 256
     vision_config: Path | None = None
+    processor: ProcessorKind = "auto"
     dtype: DtypeName | None = None
     device: str | None = None
     quantization: Quantization = "none"
@@ -96,7 +99,9 @@ def ask(
     """
     started = time.perf_counter()
     device = usable_device(question.device)
-    checkpoint = open_checkpoint(question.checkpoint, vision_config=question.vision_config, weights=False)
+    checkpoint = open_checkpoint(
+        question.checkpoint, vision_config=question.vision_config, weights=False, processor=question.processor
+    )
     dtype = question.dtype or dtype_on(device, checkpoint)
     # The prompt is built first: its errors show within a second, while loading the weights takes a minute.
     builder = checkpoint.preparation(question.template)

@@ -92,7 +92,7 @@ def stem_plan(
             usable=False, reason=reason, used=False, sizes=None, store_bytes=None, saved_bytes=0, operations=0.0
         )
     usable, reason = tower_match(config)
-    shape = {"tokens": data.mean("length"), "images": data.mean("images")}
+    shape = {"tokens": data.mean("length"), "images": data.mean("images"), "vision": data.mean("vision")}
     share = 0.0
     if student is not None and load is not None:
         supervised = data.mean("supervised")

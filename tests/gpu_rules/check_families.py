@@ -1,4 +1,4 @@
-"""Training of models of transformers: one device, the CPU's numbers, and no wait of the project's own that is not known.
+"""Training models of transformers: one device, the CPU's numbers, and no unknown wait of the project's own code.
 
 What transformers itself waits for (positions of images, masks) is its own and not listed.
 """

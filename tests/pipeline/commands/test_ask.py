@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_families
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
@@ -141,6 +144,34 @@ def test_the_command_prints_the_answer_or_json(golden: Path, golden_images: Path
     assert report["seconds"] >= report["first_token_seconds"] > 0 and report["load_seconds"] > 0
     half = json.loads(CliRunner().invoke(main, [*command, "--json", "--dtype", "bfloat16"]).stdout)
     assert half["dtype"] == "bfloat16"
+
+
+def test_the_processor_for_pillow_needs_no_torchvision(
+    golden_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is what transformers generates from the arrays of its processor of that kind."""
+    checkpoint, image = tiny_families.build("qwen3_vl", tmp_path / "model", seed=1), golden_images / "coffee.png"
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    content = [{"type": "image", "image": Image.open(image).convert("RGB")}, {"type": "text", "text": "What?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    monkeypatch.setattr("alignkd.vlm.families.huggingface.inputs.processor._has_torchvision", lambda: False)
+    command = ["ask", str(checkpoint), "What?", "--image", str(image), "--max-new-tokens", "6", "--device", "cpu"]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1 and "processor: pil" in refused.stderr and refused.stderr.count("\n") == 1
+    found = CliRunner().invoke(main, [*command, "--processor", "pil", "--json"])
+    assert found.exit_code == 0, found.output
+    reply = json.loads(found.stdout)
+    assert reply["question"]["processor"] == "pil" and reply["prompt_tokens"] == inputs["input_ids"].shape[1]
+    assert reply["answer"] == processor.decode(ids, skip_special_tokens=True).strip() != ""
 
 
 def test_template_plain_captions_an_image(golden: Path, golden_images: Path) -> None:

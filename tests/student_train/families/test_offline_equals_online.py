@@ -26,7 +26,7 @@ from alignkd.student_train.run.student import build_student
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 
-STEPS = 5
+STEPS = 3
 TEACHER = {"seed": 3, "hidden_size": 64, "heads": 4}
 
 

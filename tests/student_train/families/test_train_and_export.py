@@ -21,7 +21,7 @@ from alignkd.student_train.trainer import train
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.batch import collate_sequences
 
-STEPS = 20
+STEPS = 8
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 
 
@@ -40,7 +40,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], VisionLanguageModel
 
 
 @pytest.mark.parametrize("name", tiny_families.NINE)
-def test_twenty_steps_with_every_loss(
+def test_steps_with_every_loss(
     name: str,
     family_job: Callable[..., TrainJob],
     trained: Callable[[], VisionLanguageModel],

@@ -40,7 +40,7 @@ class ImageEncoder:
     def __init__(self, base_model: Any, *, joined: bool = True) -> None:
         self._base_model, self.joined = base_model, joined
         self.returns_tensor: bool | None = None
-        self._arguments = inspect.signature(base_model.get_image_features).parameters
+        self._arguments = tuple(inspect.signature(base_model.get_image_features).parameters)
         # arguments that decide the positions of text and image tokens, besides the ids
         rope_index = getattr(base_model, "get_rope_index", None)
         self._positional = () if rope_index is None else tuple(inspect.signature(rope_index).parameters)

@@ -39,7 +39,7 @@ def squeezed(text: str) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=rounds)
 def test_supervised_text_is_the_answers_and_their_stop_tokens(
     family: str, rounds: list[tuple[str, str]], opened: Opened

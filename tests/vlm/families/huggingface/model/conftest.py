@@ -1,6 +1,7 @@
 """Each family once: a tiny checkpoint, its samples, the model, and what transformers computes without this package."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_families
 import torch
+from chosen_families import nine_first
 from handmade_families import BUILDERS
 from processed_samples import Processed, processed_samples
 from torch import Tensor
@@ -54,6 +56,10 @@ class Case:
         """One model for all tests that do not change it."""
         return self.load()
 
+    def copied(self) -> HuggingFaceModel:
+        """A model that the test may change, without reading and checking the files again."""
+        return copy.deepcopy(self.model)
+
     @cached_property
     def eager(self) -> Any:
         """transformers' model, eager."""
@@ -78,21 +84,36 @@ class Case:
         return Outputs(output.hidden_states[-1][0], output.logits[0], output.attentions[layer][0])
 
 
-@pytest.fixture(scope="package")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    made: dict[str, Case] = {}
-    for name in FAMILIES:
-        folder = tmp_path_factory.mktemp(name)
+class Cases(dict[str, Case]):
+    """Made when first asked for."""
+
+    def __init__(self, folder_of: Callable[[str], Path]) -> None:
+        super().__init__()
+        self._folder_of = folder_of
+
+    def __missing__(self, name: str) -> Case:
+        folder = self._folder_of(name)
         if name in BUILDERS:
-            made[name] = Case(name, folder, BUILDERS[name](folder))
+            self[name] = Case(name, folder, BUILDERS[name](folder))
         else:
             tiny_families.build(name, folder)
-            made[name] = Case(name, folder, processed_samples(folder))
-    yield made
+            self[name] = Case(name, folder, processed_samples(folder))
+        return self[name]
+
+
+@pytest.fixture(scope="package")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return Cases(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(params=FAMILIES)
-def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+def every_case(request: pytest.FixtureRequest, cases: Cases) -> Case:
+    """For what tests the code against transformers, or costs little once a model is there."""
+    return cases[request.param]
+
+
+@pytest.fixture(params=nine_first(FAMILIES, also=("paligemma2",)))
+def case(request: pytest.FixtureRequest, cases: Cases) -> Case:
     return cases[request.param]
 
 

@@ -26,34 +26,34 @@ def encoded(model: Any, batch: SequenceBatch) -> Vision | None:
 
 
 @torch.no_grad()
-def test_a_padded_batch_equals_each_sample_alone_in_transformers(case: Any) -> None:
-    model, batch = case.model, case.batch
+def test_a_padded_batch_equals_each_sample_alone_in_transformers(every_case: Any) -> None:
+    model, batch = every_case.model, every_case.batch
     with model.watched_first_layer() as first:
         hidden_BLD = model.hidden_states(batch, encoded(model, batch))
-    for row, (sample, own) in enumerate(zip(case.samples, case.reference, strict=True)):
+    for row, (sample, own) in enumerate(zip(every_case.samples, every_case.reference, strict=True)):
         length = len(own.hidden)
-        assert relative(hidden_BLD[row, :length], own.hidden) < tolerance(case)
-        assert relative(model.head(hidden_BLD[row, :length]), own.logits) < tolerance(case)
+        assert relative(hidden_BLD[row, :length], own.hidden) < tolerance(every_case)
+        assert relative(model.head(hidden_BLD[row, :length]), own.logits) < tolerance(every_case)
         positions = sample.example.positions
         if not positions.num_images:
             continue
         rows = torch.from_numpy(positions.tqv_query_positions).long()[None]
         columns = torch.from_numpy(positions.vision_positions).long()[None]
         tqv_HQP = first.attention(rows, columns, torch.tensor([row]))[0]
-        assert relative(tqv_HQP, own.attention[:, rows[0]][:, :, columns[0]]) < tolerance(case)
+        assert relative(tqv_HQP, own.attention[:, rows[0]][:, :, columns[0]]) < tolerance(every_case)
         assert float(tqv_HQP.sum(-1).max()) > 0.05  # not zeros against zeros
 
 
 @torch.no_grad()
-def test_every_row_of_the_recorded_layer_equals_the_attention_of_transformers(case: Any) -> None:
-    model = case.model
-    for sample, own in zip(case.samples, case.reference, strict=True):
+def test_every_row_of_the_recorded_layer_equals_the_attention_of_transformers(every_case: Any) -> None:
+    model = every_case.model
+    for sample, own in zip(every_case.samples, every_case.reference, strict=True):
         batch = collate_sequences([sample.example])
         with model.watched_first_layer() as first:
             model.hidden_states(batch, encoded(model, batch))
         everything = torch.arange(batch.input_ids_BL.shape[1])[None]
         assert first.num_samples == 1
-        assert relative(first.attention(everything, everything)[0], own.attention) < tolerance(case)
+        assert relative(first.attention(everything, everything)[0], own.attention) < tolerance(every_case)
 
 
 @torch.no_grad()
@@ -114,33 +114,33 @@ def test_saved_models_are_read_by_transformers(case: Any, tmp_path: Path) -> Non
     assert not checkpoint.is_complete(tmp_path / "student")
 
 
-def test_the_head_is_read_without_the_model(case: Any) -> None:
-    head, own = case.checkpoint.lm_head(torch.float32), case.model.head
+def test_the_head_is_read_without_the_model(every_case: Any) -> None:
+    head, own = every_case.checkpoint.lm_head(torch.float32), every_case.model.head
     assert torch.equal(head.weight_VD, own.weight_VD)
     assert (head.bias_V, head.scale, head.softcap) == (own.bias_V, own.scale, own.softcap)
-    assert (head.softcap is not None) == (case.name in ("paligemma2", "gemma4"))
-    assert case.checkpoint.lm_head(torch.bfloat16).weight_VD.dtype == torch.bfloat16
+    assert (head.softcap is not None) == (every_case.name in ("paligemma2", "gemma4"))
+    assert every_case.checkpoint.lm_head(torch.bfloat16).weight_VD.dtype == torch.bfloat16
 
 
-def test_sizes(case: Any) -> None:
-    config = case.checkpoint.config
-    model = case.eager
+def test_sizes(every_case: Any) -> None:
+    config = every_case.checkpoint.config
+    model = every_case.eager
     assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert config.hidden_size == case.reference[0].hidden.shape[1]
-    assert config.vocab_size == case.reference[0].logits.shape[1]
-    assert config.num_heads == case.reference[0].attention.shape[0]
+    assert config.hidden_size == every_case.reference[0].hidden.shape[1]
+    assert config.vocab_size == every_case.reference[0].logits.shape[1]
+    assert config.num_heads == every_case.reference[0].attention.shape[0]
     assert config.vision_tokens is None
-    assert config.attention_layer == {"lfm2_vl": 2, "qwen3_5": 3}.get(case.name, 0)
+    assert config.attention_layer == {"lfm2_vl": 2, "qwen3_5": 3}.get(every_case.name, 0)
 
 
-def test_the_needed_mask(case: Any) -> None:
+def test_the_needed_mask(every_case: Any) -> None:
     """Only a prefix that attends in both directions sees padding."""
-    assert case.model.needs_mask == (case.name in ("paligemma", "paligemma2"))
-    assert case.model.encoder.joined
+    assert every_case.model.needs_mask == (every_case.name in ("paligemma", "paligemma2"))
+    assert every_case.model.encoder.joined
 
 
 def test_no_image_reaches_the_parameters_that_images_reach(case: Any) -> None:
-    model = case.load()
+    model = case.copied()
     model.freeze_vision_tower()
 
     def reached(vision: Vision) -> set[str]:

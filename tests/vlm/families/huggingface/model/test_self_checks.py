@@ -125,12 +125,12 @@ def test_images_that_cannot_be_joined_are_encoded_one_by_one(
     assert torch.allclose(found.embeddings_PD, expected.embeddings_PD, atol=1e-5)
 
 
-def test_findings(case: Any) -> None:
-    names = [finding.name for finding in case.model.findings]
+def test_findings(every_case: Any) -> None:
+    names = [finding.name for finding in every_case.model.findings]
     assert names[0] == "images in one call or each alone"
     assert {"recorded attention", "logits of the head", "alone or in a padded batch"} <= set(names)
     assert any(name.startswith("pixels or encoded images") for name in names)
-    for finding in case.model.findings:
+    for finding in every_case.model.findings:
         assert finding.difference < 1e-4 < finding.limit, str(finding)
 
 

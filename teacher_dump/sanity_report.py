@@ -117,7 +117,8 @@ def judge_images(
     error = gains.std(ddof=1) / np.sqrt(len(gains))
     losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
     if losses[0] > np.log(vocab_size):
-        return finding("images", None, f"loss {losses[0]:.2f} is above log V: it knows none of these answers, as random weights")
+        reason = f"loss {losses[0]:.2f} is above log V: it knows none of these answers, as random weights"
+        return finding("images", None, reason)
     figures = (
         f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
         f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f}{others})"

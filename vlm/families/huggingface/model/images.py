@@ -78,7 +78,7 @@ class ImageEncoder:
     def _encode_any_group(self, images: Sequence[ImageTensors], is_shared: bool, dtype: torch.dtype) -> list[Vision]:
         """As `_encode_group`. A single image that the model refuses is tried as one of two equal images.
 
-        Mistral 3 fails on an image with one vision token: it removes the axis of tokens together with that of the batch.
+        Mistral 3 fails on an image with one vision token: it removes the axis of tokens with that of the batch.
         """
         try:
             return self._encode_group(images, is_shared, dtype)

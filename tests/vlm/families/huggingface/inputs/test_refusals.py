@@ -246,7 +246,7 @@ def test_checkpoints_that_are_refused(copied: Callable[[str], Path], folder_of: 
     with pytest.raises(InputError, match=r"generation_config.json: a JSON list, expected an object"):
         open_preparation(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="tokenizer.json: cannot be read as JSON"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: cannot be read as JSON"):
         open_preparation(folder)
 
 

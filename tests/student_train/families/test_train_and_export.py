@@ -59,9 +59,7 @@ def test_twenty_steps_with_every_loss(
 
 
 @torch.no_grad()
-def check_written(
-    model: VisionLanguageModel, dataset: CachedDataset, student: Path, data: tiny_data.TinyData
-) -> None:
+def check_written(model: VisionLanguageModel, dataset: CachedDataset, student: Path, data: tiny_data.TinyData) -> None:
     """Logits of every sample: of the trained model, and by transformers' own forward pass from the files alone."""
     samples = reference_vlm.from_file(data.conversations, data.images, None)
     reference, _ = reference_vlm.values_of(student, samples)

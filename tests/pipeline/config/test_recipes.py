@@ -219,11 +219,14 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
 
 def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_path: Path) -> None:
     listed = json.loads(alignkd_here("configs", "--json").stdout)
-    assert list(listed) == ["long", "long-rtx3090", "short", "short-rtx3090"] and "24 GB" in listed["short-rtx3090"]
+    assert list(listed) == [
+        "gemma3-12b-to-4b", "long", "long-rtx3090", "qwen3-vl-8b-to-2b", "short", "short-rtx3090"
+    ]  # fmt: skip
+    assert "24 GB" in listed["short-rtx3090"]
     copy = tmp_path / "new" / "my.yaml"
     assert alignkd_here("configs", "short", "--out", copy).returncode == 0
     assert copy.read_text() == recipe_text("short")
     again = alignkd_here("configs", "short", "--out", copy)
     assert again.returncode == 1 and "already exists" in again.stderr
     unknown = alignkd_here("configs", "shirt")
-    assert unknown.returncode == 1 and "choose one of long, long-rtx3090, short" in unknown.stderr
+    assert unknown.returncode == 1 and "choose one of gemma3-12b-to-4b, long, long-rtx3090" in unknown.stderr

@@ -68,7 +68,7 @@ def load_processor(folder: Path, choice: ProcessorKind = "auto") -> LoadedProces
     return LoadedProcessor(
         folder=folder,
         processor=processor,
-        image_token_id=_image_token_id(folder),
+        image_token_id=_image_token_id(folder, processor.tokenizer),
         stop_ids=_stop_ids(folder, processor.tokenizer),
     )
 
@@ -151,7 +151,7 @@ def _checked(processor: Any, folder: Path) -> Any:
     return processor
 
 
-def _image_token_id(folder: Path) -> int:
+def _image_token_id(folder: Path, tokenizer: Any) -> int:
     try:
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
     except Exception as error:
@@ -161,6 +161,11 @@ def _image_token_id(folder: Path) -> int:
         raise InputError(
             f"{folder / 'config.json'}: {config.model_type} has no image_token_id, so its images are not tokens among "
             "the text; this model is not supported"
+        )
+    if not 0 <= found < len(tokenizer):
+        raise InputError(
+            f"{folder / 'config.json'}: image_token_id is {found}, but the tokenizer has {len(tokenizer)} entries; "
+            "they are of different checkpoints: copy the tokenizer files again"
         )
     return found
 

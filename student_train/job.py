@@ -19,7 +19,7 @@ class TrainJob:
     """Everything that decides a training run.
 
     Attributes:
-        student: checkpoint folder (or hub id) in the official layout.
+        student: checkpoint folder or hub id, of any family.
         vision_config: folder with the vision tower's config, overriding the checkpoint's.
         processor: which image processor, see `CheckpointFolder`.
         dtype: dtype of the student's weights; master weights and optimiser state are float32.

@@ -26,7 +26,7 @@ class TeacherConfig(Settings):
         batch: maximum number of samples of a forward pass.
         window: consecutive samples of a shard that may share forward passes. A larger window means less padding, and
             more records in memory, because they are written in the order of the plan. The image arrays of two windows
-            are in memory, too: lower it for models that take large images.
+            are in memory, too, up to 4 GiB; beyond that, they are computed twice. Lower it for large images.
         data_workers: threads that read, decode and tokenise samples ahead.
         sanity: what to do if the teacher fails the checks before the first shard (`sanity.py`): `stop` ends the run,
             `warn` prints a warning and continues, `off` disables the checks.

@@ -128,7 +128,7 @@ class _Run:
                     writer.begin(self.store.open_shard(window.plan.shard))
                 if window.unusable:
                     writer.put(list(window.unusable))
-                for outcomes in self._batches(capture, window):
+                for outcomes in self._batches(capture, window, threads):
                     writer.put(outcomes)
                 if window.plan.is_last:
                     writer.commit()
@@ -179,16 +179,13 @@ class _Run:
                 is_last = start + size >= len(planned)
                 yield PlannedWindow(shard=shard, start=start, samples=samples, is_last=is_last)
 
-    def _batches(self, capture: Capture, window: Window) -> Iterator[list[Outcome]]:
+    def _batches(self, capture: Capture, window: Window, threads: PreparationThreads) -> Iterator[list[Outcome]]:
         """The window's samples with their targets, batch by batch."""
         teacher, prepared = self.job.teacher, window.prepared
         capture.begin_window(prepared)
         lengths = [sample.length for sample in prepared]
         buckets = length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
-        for bucket in buckets:
-            batch = [prepared[number] for number in bucket]
-            for number in bucket:
-                prepared[number] = prepared[number].without_images()  # free the arrays in the window
+        for batch in threads.batches(prepared, buckets):
             for part, captured in in_halves(capture, batch, self._halve):
                 if captured is None:
                     yield [_does_not_fit(part[0], capture.model)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES, ArrayBudget
 from alignkd.vlm.data.conversations import MissingImageError, Sample, image_hashes, read_images
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 from alignkd.vlm.inputs.examples import Example, ImageArrays, Preparation
@@ -32,7 +33,8 @@ class Prepared:
         place: position in the shard's plan.
         sample: the data set's entry.
         example: tokens and positions, without the images' arrays.
-        images: the arrays of each image, for the vision tower; empty after the forward pass.
+        images: the arrays of each image, for the vision tower; empty after the forward pass, and where the array budget
+            is used up (`PreparationThreads.batches` makes them again).
         key: content hash of the sample.
         image_files: the bytes of each image file.
         image_hashes: sha256 of each image file.
@@ -50,6 +52,16 @@ class Prepared:
     def length(self) -> int:
         """Embedded tokens."""
         return self.example.positions.length
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of the images' arrays."""
+        return sum(values.nbytes for arrays in self.images for values in arrays.values())
+
+    @property
+    def lacks_images(self) -> bool:
+        """Whether the sample has images, and their arrays were dropped."""
+        return bool(self.image_files) and not self.images
 
     def without_images(self) -> "Prepared":
         """A copy without the images' arrays, enough to make the record."""
@@ -99,6 +111,7 @@ class PreparationThreads:
         images: folder of the image paths.
         num_threads: number of threads.
         waiting: called about every `TICK_SECONDS` while waiting for samples; may raise.
+        array_bytes: bytes of image arrays that the samples of windows hold at most, see `array_budget`.
     """
 
     def __init__(
@@ -107,10 +120,15 @@ class PreparationThreads:
         images: Path | None,
         num_threads: int,
         waiting: Callable[[], object] = lambda: None,
+        *,
+        array_bytes: int = IMAGE_ARRAY_BYTES,
     ) -> None:
         self._preparation, self._images, self._waiting = preparation, images, waiting
         self._folder_id = None if images is None else _inode(images)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+        # arrays that were dropped do not wait for the samples of the next window
+        self._again = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare-again")
+        self.budget = ArrayBudget(array_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -120,16 +138,45 @@ class PreparationThreads:
     ) -> None:
         # running tasks are not needed and may be stuck in a read
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._again.shutdown(wait=False, cancel_futures=True)
 
     def windows(self, plans: Iterable[PlannedWindow]) -> Iterator[Window]:
         """Yield each window while the next one is being prepared."""
         started: list[tuple[PlannedWindow, list[Future[list[Prepared | Unusable]]]]] = []
         for plan in plans:
-            started.append((plan, self._start(plan.samples, plan.start)))
+            started.append((plan, self._start(plan.samples, plan.start, self.budget)))
             if len(started) == 2:
                 yield self._finished(*started.pop(0))
         for plan, futures in started:
             yield self._finished(plan, futures)
+
+    def batches(self, prepared: list[Prepared], buckets: Iterable[Sequence[int]]) -> Iterator[list[Prepared]]:
+        """The samples of each bucket of a window, with their image arrays.
+
+        Arrays that were dropped are made again, one bucket ahead. The samples in `prepared` lose theirs.
+        """
+        ahead: list[list[Prepared | Future[Prepared]]] = []
+        for bucket in buckets:
+            samples = [prepared[number] for number in bucket]
+            for number in bucket:
+                prepared[number] = prepared[number].without_images()
+            ahead.append([
+                self._again.submit(self._with_images, sample) if sample.lacks_images else sample for sample in samples
+            ])  # fmt: skip
+            if len(ahead) == 2:
+                yield from self._batch(ahead.pop(0))
+        for batch in ahead:
+            yield from self._batch(batch)
+
+    def _batch(self, samples: list[Prepared | Future[Prepared]]) -> Iterator[list[Prepared]]:
+        """One batch; its bytes count as given back afterwards."""
+        held = sum(sample.array_bytes for sample in samples if isinstance(sample, Prepared))
+        self._wait(sample for sample in samples if isinstance(sample, Future))
+        yield [sample if isinstance(sample, Prepared) else sample.result() for sample in samples]
+        self.budget.give(held)
+
+    def _with_images(self, sample: Prepared) -> Prepared:
+        return replace(sample, images=self._preparation.build(sample.sample.turns, sample.image_files).images)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Prepare some samples now; unusable ones are left out."""
@@ -172,19 +219,23 @@ class PreparationThreads:
             while not wait([future], timeout=TICK_SECONDS).done:
                 self._waiting()
 
-    def _start(self, samples: Sequence[Sample], start: int) -> list[Future[list[Prepared | Unusable]]]:
+    def _start(
+        self, samples: Sequence[Sample], start: int, budget: ArrayBudget | None = None
+    ) -> list[Future[list[Prepared | Unusable]]]:
         """Start one task per distinct image, so that each is read and decoded once."""
         tasks: defaultdict[object, list[tuple[int, Sample]]] = defaultdict(list)
         for place, sample in enumerate(samples, start):
             tasks[sample.images or place].append((place, sample))
-        return [self._pool.submit(self._prepare, members) for members in tasks.values()]
+        return [self._pool.submit(self._prepare, members, budget) for members in tasks.values()]
 
-    def _prepare(self, members: Sequence[tuple[int, Sample]]) -> list[Prepared | Unusable]:
+    def _prepare(self, members: Sequence[tuple[int, Sample]], budget: ArrayBudget | None) -> list[Prepared | Unusable]:
         preparation = self._preparation.caching_images()
         found: list[Prepared | Unusable] = []
         for place, sample in members:
             try:
-                found.append(self._prepared(place, sample, preparation))
+                one = self._prepared(place, sample, preparation)
+                holds = budget is None or budget.take(one.array_bytes)
+                found.append(one if holds else one.without_images())
             except SampleError as error:
                 found.append(Unusable(place=place, sample=sample, reason=error))
         return found

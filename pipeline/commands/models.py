@@ -12,7 +12,7 @@ from alignkd.pipeline.console.printing import json_option, print_json
 
 @click.command()
 @click.argument("checkpoint", required=False)
-@click.option("--pair", nargs=2, metavar="TEACHER STUDENT", help="Compare two checkpoints; no weights are read.")
+@click.option("--pair", nargs=2, metavar="TEACHER STUDENT", help="Compare two checkpoints.")
 @click.option("--check/--no-check", default=None, help="Run the self-checks; by default where weights are local.")
 @click.option(
     "--dtype",

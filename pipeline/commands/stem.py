@@ -53,7 +53,7 @@ def extract(
     teacher = load_stage(config, "dump", stage).teacher
     assert teacher is not None
     claim_file("--out", out, is_stem, reads=(config, teacher.checkpoint, teacher.vision_config), force=force)
-    checkpoint = open_checkpoint(teacher.checkpoint, vision_config=teacher.vision_config)
+    checkpoint = open_checkpoint(teacher.checkpoint, vision_config=teacher.vision_config, processor=teacher.processor)
     info = extract_stem(checkpoint, out, dtype=TORCH_DTYPES[dtype or teacher.dtype], lm_head=lm_head)
     _print_info(info, as_json)
 

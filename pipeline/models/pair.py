@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.towers import same_tower, why_no_stem
+from alignkd.vlm.weights.hub import cached_checkpoint
 
 NONE = "none"
 
@@ -32,6 +34,8 @@ class Pair:
         compared: the properties that decide.
         losses: terms of the objective that the pair allows; empty if it fits not at all.
         columns: entries of the vocabulary that the logit loss compares.
+        stem: whether the student can take attention and vision targets from the teacher's stem; None if unknown.
+        stem_reason: why, as a phrase.
         verdict: one line.
     """
 
@@ -40,11 +44,15 @@ class Pair:
     compared: tuple[Compared, ...]
     losses: tuple[str, ...]
     columns: int
+    stem: bool | None
+    stem_reason: str
     verdict: str
 
 
 def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
-    """Compare two checkpoints by their configuration, tokenizer and processor files; no weights are read.
+    """Compare two checkpoints by their configuration, tokenizer and processor files.
+
+    Of the weights only the vision towers are read, and only if they can be the same and are on this machine.
 
     Raises:
         InputError: a checkpoint is unusable.
@@ -74,12 +82,15 @@ def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
     is_possible = all(item.equal for item in compared if item.needed_for == "all losses")
     has_positions = all(item.equal for item in images)
     losses = tuple(name for name, term in TERMS.items() if has_positions or not term.positional) if is_possible else ()
+    stem, reason = _stem(teacher, student) if is_possible and has_positions else (False, "the pair does not allow it")
     return Pair(
         teacher=str(teacher.name),
         student=str(student.name),
         compared=compared,
         losses=losses,
         columns=min(theirs.num_tokens, teacher.config.vocab_size) if is_possible else 0,
+        stem=stem,
+        stem_reason=reason,
         verdict=_verdict(compared, is_possible, has_positions),
     )
 
@@ -94,7 +105,16 @@ def pair_lines(pair: Pair) -> list[str]:
             continue
         need = "not needed: padding is masked" if item.needed_for == NONE else f"needed for {item.needed_for}"
         lines.append(f"{item.name:<{width}}  DIFFERENT ({need}): {_short(item.teacher)} / {_short(item.student)}")
-    return [*lines, "", pair.verdict]
+    possible = {True: "possible", False: "not possible", None: "not known"}[pair.stem]
+    return [*lines, f"{'stem':<{width}}  {possible}: {pair.stem_reason}", "", pair.verdict]
+
+
+def _stem(teacher: Checkpoint, student: Checkpoint) -> tuple[bool | None, str]:
+    if (reason := why_no_stem(teacher.config, student.config)) is not None:
+        return False, reason
+    if None in (cached_checkpoint(teacher.name), cached_checkpoint(student.name)):
+        return None, "the weights of the towers are not on this machine"
+    return same_tower(teacher, student, "float32")
 
 
 def _compared(name: str, teacher: Preparation, student: Preparation, needed_for: str) -> Compared:

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from alignkd.pipeline.config.checkpoint_config import checkpoint_config
+from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.console.printing import format_bytes
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.stem import StemSizes
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
+from alignkd.vlm.stem.designs import design_or_reason
 from alignkd.vlm.stem.file import StemInfo
-from alignkd.vlm.stem.stem import StemSizes, stem_sizes
 
 _SIZES = {
     "on disk": "disk_bytes",
@@ -21,10 +23,12 @@ def sizes_of_stem(model: str, vision_config: Path | None, dtype: str, *, lm_head
     """Name -> bytes of the stem that a model would have, from its `config.json` alone.
 
     Raises:
-        InputError: no such checkpoint, or one of another model family.
+        InputError: no such checkpoint, or one without a stem.
     """
-    config = checkpoint_config(model, vision_config)
-    return _bytes(stem_sizes(config, TORCH_DTYPES[dtype], lm_head=lm_head))
+    found = design_or_reason(PlannedModel(model, vision_config).config)
+    if isinstance(found, str):
+        raise InputError(f"{model}: {found}")
+    return _bytes(found.sizes(TORCH_DTYPES[dtype], lm_head=lm_head))
 
 
 def info_json(info: StemInfo) -> dict[str, Any]:

@@ -60,5 +60,7 @@ def num_patches(arrays: ImageArrays, patch_size: int) -> int:
     """
     pixels: NDArray[Any] = np.asarray(max(arrays.values(), key=lambda values: values.nbytes))
     if pixels.ndim >= 3 and pixels.shape[-3] == _COLOURS:
-        return math.prod(pixels.shape[:-3]) * (pixels.shape[-2] // patch_size) * (pixels.shape[-1] // patch_size)
-    return math.prod(pixels.shape[:-1])
+        shape = (*pixels.shape[:-3], pixels.shape[-2] // patch_size, pixels.shape[-1] // patch_size)
+    else:
+        shape = pixels.shape[:-1]
+    return int(math.prod(shape))

@@ -193,7 +193,8 @@ def assumed_samples(
         unusable_bytes=0,
         exact=shards == 1,
         notes=(
-            f"no data was read: every sample is assumed to have one image of {vision_tokens} vision tokens, {text + vision_tokens} tokens and "
+            f"no data was read: every sample is assumed to have one image of {vision_tokens} vision tokens, "
+            f"{text + vision_tokens} tokens and "
             f"{supervised_share:.0%} of the {queries} text tokens after the image supervised",
         ),
     )

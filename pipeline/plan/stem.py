@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.stem_use import NO_STEM, takes_from_stem, tower_match
+from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
@@ -14,12 +14,12 @@ from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
-from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.stem import StemSizes
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.designs import design_or_reason
 from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
-from alignkd.vlm.stem.stem import StemSizes, stem_shapes, stem_sizes
 
 _SHA256 = "0" * 64
 # the keys of `builder_entries`, for a plan without a tokenizer
@@ -85,13 +85,14 @@ def stem_plan(
     assert config.teacher is not None
     sizes, used = sizes_of(teacher_config, config.teacher), takes_from_stem(config)
     if sizes is None or with_stem is None:
+        reason = str(design_or_reason(teacher_config))
         if used:
-            raise InputError(f"{config.teacher.checkpoint}: targets come from the teacher's stem, but {NO_STEM}")
+            raise InputError(f"{config.teacher.checkpoint}: targets come from the teacher's stem, but {reason}")
         return StemPlan(
-            usable=False, reason=NO_STEM, used=False, sizes=None, store_bytes=None, saved_bytes=0, operations=0.0
+            usable=False, reason=reason, used=False, sizes=None, store_bytes=None, saved_bytes=0, operations=0.0
         )
     usable, reason = tower_match(config)
-    shape = {"tokens": data.mean("length"), "images": data.mean("images")}
+    shape = {"tokens": data.mean("length"), "images": data.mean("images"), "vision": data.mean("vision")}
     share = 0.0
     if student is not None and load is not None:
         supervised = data.mean("supervised")
@@ -115,21 +116,20 @@ def stem_bytes_on_disk(teacher: ModelConfig, settings: TeacherConfig, builder: P
 
     Placeholders stand for hashes, whose length is known.
     """
-    if not isinstance(teacher, VLMConfig):
+    design = design_or_reason(teacher)
+    if isinstance(design, str):
         return None
     dtype = TORCH_DTYPES[settings.dtype]
     weights = {
-        key: torch.empty(shape, dtype=dtype, device="meta")
-        for key, shape in stem_shapes(teacher, lm_head=False).items()
+        key: torch.empty(shape, dtype=dtype, device="meta") for key, shape in design.shapes(lm_head=False).items()
     }
     known = dict.fromkeys(TYPICAL_ENTRIES, _SHA256) if builder is None else builder_entries(builder)
-    fingerprint = {**known, "weights": _SHA256, "vision_config": _SHA256}
+    fingerprint = {**known, "weights": _SHA256, **design.settings_fingerprint}
     tower = dict.fromkeys(TORCH_DTYPES, _SHA256)
-    return stem_file_bytes(StemParts(weights=weights, fingerprint=fingerprint, tower=tower, config=teacher))
+    return stem_file_bytes(StemParts(weights=weights, fingerprint=fingerprint, tower=tower, design=design))
 
 
 def sizes_of(teacher: ModelConfig, settings: TeacherConfig) -> StemSizes | None:
     """Sizes of the stem without `lm_head`; None if the family has no stem."""
-    if not isinstance(teacher, VLMConfig):
-        return None
-    return stem_sizes(teacher, TORCH_DTYPES[settings.dtype], lm_head=False)
+    design = design_or_reason(teacher)
+    return None if isinstance(design, str) else design.sizes(TORCH_DTYPES[settings.dtype], lm_head=False)

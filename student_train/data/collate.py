@@ -90,7 +90,7 @@ def _stem_inputs(
 ) -> StemInputs:
     has_tqv = "attention" in stem.wanted and pairs == "tqv" and attention is not None
     return StemInputs(
-        text=stem.table.rows(sequences.input_ids_BL),
+        text=stem.table.rows(sequences.input_ids_BL.masked_fill(sequences.vision_mask_BL, 0)),
         tqv_places=_places(examples, "tqv") if "vision_top" in stem.wanted and not has_tqv else None,
         vision_tokens_S=[
             sum(example.positions.tokens_of_image) for example in examples if example.positions.num_images

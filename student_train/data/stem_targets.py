@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
+from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.attention.focus import vision_top_index
-from alignkd.vlm.stem.stem import EmbeddingTable, TeacherStem
+from alignkd.vlm.families.stem import EmbeddingTable, Stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class StemTargets(nn.Module):
     Its embedding table stays on the host and is used to prepare batches, as a `StemLookup`.
     """
 
-    def __init__(self, stem: TeacherStem, wanted: frozenset[str], *, chunk_bytes: int) -> None:
+    def __init__(self, stem: Stem, wanted: frozenset[str], *, chunk_bytes: int) -> None:
         """`chunk_bytes`: largest size of the float32 attention rows computed at a time, which are at least one."""
         super().__init__()
         self.stem, self.wanted, self.chunk_bytes = stem, wanted, chunk_bytes
@@ -54,26 +55,27 @@ class StemTargets(nn.Module):
         inputs, wanted = batch.stem, self.wanted
         if inputs is None:
             return batch
-        vision_PD = self.stem.vision_embeddings(features)
+        vision = self.stem.vision(features)
+        vision_PD = vision.embeddings_PD
         filled: dict[str, Any] = {"vision_all_PD": EncodedTensor.plain(vision_PD)} if "vision_all" in wanted else {}
-        embeds_BLD = self.stem.embed(inputs.text, batch.sequences, vision_PD)
+        if not wanted & {"attention", "vision_top"}:
+            return replace(batch, **filled)
+        layer = self.stem.first_layer(batch.sequences, inputs.text, vision)
         attention_BHRC = None
         if "attention" in wanted and batch.attention is not None:
-            attention_BHRC = self._attention(batch.attention, embeds_BLD)
+            attention_BHRC = self._attention(batch.attention, layer)
             coded = EncodedTensor.plain(attention_BHRC.transpose(1, 2))
             filled["attention"] = replace(batch.attention, coded_BRHC=coded)
         if "vision_top" in wanted:
             places, tqv_BHQP = batch.attention, attention_BHRC
             if inputs.tqv_places is not None:  # eq. 2 needs other pairs than the attention loss
-                places, tqv_BHQP = inputs.tqv_places, self._attention(inputs.tqv_places, embeds_BLD)
+                places, tqv_BHQP = inputs.tqv_places, self._attention(inputs.tqv_places, layer)
             assert places is not None and tqv_BHQP is not None
             filled |= _top_tokens(places, inputs.vision_tokens_S, tqv_BHQP, vision_PD)
         return replace(batch, **filled)
 
-    def _attention(self, places: AttentionTargets, embeds_BLD: Tensor) -> Tensor:
-        if places.samples_B is not None:
-            embeds_BLD = embeds_BLD[places.samples_B]
-        return self.stem.first_layer_attention(embeds_BLD, places.rows_BR, places.cols_BC, chunk_bytes=self.chunk_bytes)
+    def _attention(self, places: AttentionTargets, layer: FirstLayer) -> Tensor:
+        return layer.attention(places.rows_BR, places.cols_BC, places.samples_B, chunk_bytes=self.chunk_bytes)
 
 
 def _top_tokens(

@@ -14,7 +14,7 @@ from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.losses.ragged import ragged_places
 from alignkd.student_train.losses.sampled_logit import SampledDistribution
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
-from alignkd.vlm.stem.stem import TextRows
+from alignkd.vlm.families.stem import TextRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ class DistilledStudent(nn.Module):
         vision = self._vision(batch.sequences)
         if self.stem is not None and vision.features is not None:
             batch = self.stem.fill(batch, vision.features)  # before the decoder allocates its activations
+            vision = replace(vision, features=None)
         has_image = bool(batch.sequences.images)
         with self.model.watched_first_layer() as first_layer:
             hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)

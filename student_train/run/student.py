@@ -49,9 +49,8 @@ def load_stem(
         return None, None
     if wanted != {"logits"}:
         check_same_tower(info, student)
-    stem = open_stem(info.path, lm_head="logits" in wanted)
-    head_VD = stem.take_lm_head()
-    head = None if head_VD is None else Head(weight_VD=head_VD)
+    stem = open_stem(info.path, lm_head="logits" in wanted, student=student)
+    head = stem.take_head()
     if wanted == {"logits"}:
         return None, head
     chunk_bytes = job.train.losses.attention_chunk_mib << 20

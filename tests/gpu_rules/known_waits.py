@@ -98,6 +98,13 @@ MICRO_BATCH = [
     ),
     Known(OUTSIDE, "", "masked_scatter_backward", 1, "of the splice of vision embeddings; torch counts the mask"),
 ]
+# Of models of transformers, without what transformers waits for: ids of types and more tensors of an image besides.
+FAMILY_MICRO_BATCH = [
+    Known("vlm/inputs/batch.py", "to", "to the device", 6, COPIES),
+    Known("vlm/inputs/packed_images.py", "to", "to the device", 4, "one copy per name of the model's arguments"),
+    Known(OUTSIDE, "", "boolean index", 6, "transformers adds features of the tower to hidden states of early layers"),
+    *(known for known in MICRO_BATCH if not known.file.startswith("vlm/")),
+]
 DEEPSPEED = "deepspeed/runtime/"
 STEP = [
     Known(

@@ -137,7 +137,8 @@ class _PythonData(TorchFunctionMode):
             return func(*args, **options)
         LOG.wait("numbers to the device")
         del options["device"]
-        return PretendTensor(func(*args, **options))
+        numbers = mapped(lambda value: value.item() if isinstance(value, PretendTensor) else value, args[0])
+        return PretendTensor(func(numbers, *args[1:], **options))
 
 
 @contextmanager

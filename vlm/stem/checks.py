@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
-from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash
 from alignkd.vlm.stem.file import StemInfo
 
 
@@ -35,14 +33,16 @@ def check_same_tower(stem: StemInfo, student: VisionLanguageModel) -> None:
     """Refuse a stem whose teacher has another vision tower than the student, in the student's dtype.
 
     Raises:
-        InputError: names both hashes and what to do; or the student is of another family.
+        InputError: names both hashes and what to do; or the student is of another architecture.
     """
-    if not isinstance(student, MobileVLM):
+    found_in = stem.design.tower_of_student(student)
+    if found_in is None:
         raise InputError(
-            f"{stem.path}: a stem of a MobileVLM teacher, but the student is of another family; store attention, "
-            "vision_top and vision_all (store.profile compact) instead of taking them from the stem"
+            f"{stem.path}: a stem of a teacher of the architecture {stem.design.name}, but the student is of another "
+            "one; store attention, vision_top and vision_all (store.profile compact) instead of taking them from the "
+            "stem"
         )
-    dtype, found = running_tower_hash(student)
+    dtype, found = found_in
     if (expected := stem.tower.get(dtype, "not recorded")) != found:
         raise InputError(
             f"{stem.path}: the teacher's vision tower has hash {expected} in {dtype}, the student's {found}; features "

@@ -5,21 +5,15 @@ takes time, but no memory.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
-from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
-from alignkd.vlm.families.mobilevlm.weights.tower_hash import tower_hashes
-from alignkd.vlm.finite import check_finite
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.designs import design_of
 from alignkd.vlm.stem.file import StemInfo, StemParts, stem_bytes, write_stem
-from alignkd.vlm.stem.stem import stem_shapes
 
 
 def extract_stem(checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_head: bool = False) -> StemInfo:
@@ -31,9 +25,9 @@ def extract_stem(checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_he
 
     Raises:
         InputError: unusable checkpoint, a tensor that is missing, misshapen or not finite, `out` cannot be written, or
-            a family without stem.
+            a checkpoint without stem.
     """
-    return write_stem(out, _parts(_with_stem(checkpoint), dtype, lm_head))
+    return write_stem(out, _parts(checkpoint, dtype, lm_head))
 
 
 def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
@@ -42,19 +36,10 @@ def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
     Raises:
         InputError: as `extract_stem`.
     """
-    return stem_bytes(_parts(_with_stem(checkpoint), dtype, False))
+    return stem_bytes(_parts(checkpoint, dtype, False))
 
 
-def _with_stem(checkpoint: Checkpoint) -> MobileVLMCheckpoint:
-    if not isinstance(checkpoint, MobileVLMCheckpoint):
-        raise InputError(
-            f"{checkpoint.name}: a checkpoint of the family {checkpoint.family} has no stem; store the targets, for "
-            "example with store.profile compact"
-        )
-    return checkpoint
-
-
-def teacher_fingerprint(checkpoint: MobileVLMCheckpoint) -> dict[str, str]:
+def teacher_fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
     """The entries of a store's fingerprint that depend on the teacher's checkpoint alone.
 
     They leave out the template, so that one stem serves stages of several templates, and the dtype, which a stem may
@@ -73,33 +58,11 @@ def builder_entries(builder: Preparation) -> dict[str, str]:
     return {**entries, "tokenizer_probe": json.dumps(builder.probe())}
 
 
-def _parts(checkpoint: MobileVLMCheckpoint, dtype: torch.dtype, lm_head: bool) -> StemParts:
-    folder, config, sources = checkpoint.folder, checkpoint.config, checkpoint.sources
+def _parts(checkpoint: Checkpoint, dtype: torch.dtype, lm_head: bool) -> StemParts:
+    design = design_of(checkpoint)
     return StemParts(
-        weights=_read(folder, sources, stem_shapes(config, lm_head=lm_head), dtype),
+        weights=design.read(checkpoint, dtype, lm_head=lm_head),
         fingerprint=teacher_fingerprint(checkpoint),
-        tower=tower_hashes(tower_tensors(folder, sources), config),
-        config=config,
+        tower=design.tower_hashes(checkpoint, TORCH_DTYPES),
+        design=design,
     )
-
-
-def _read(
-    folder: Path, sources: Iterable[WeightSource], shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The wanted tensors, each copied out of the mapped file."""
-    found: dict[str, Tensor] = {}
-    for source in sources:
-        if not shapes.keys() & source.shapes().keys():
-            continue
-        for key, tensor in source.tensors():  # views: the pages of other tensors are never read
-            if key in shapes:
-                if tuple(tensor.shape) != shapes[key]:
-                    raise InputError(
-                        f"{folder}: {key} has shape {tuple(tensor.shape)}, config.json says {shapes[key]}; take both "
-                        "from the same checkpoint"
-                    )
-                check_finite(tensor, key, source.file)
-                found[key] = tensor.to(dtype, copy=True).contiguous()
-    if missing := sorted(shapes.keys() - found.keys()):
-        raise InputError(f"{folder}: no {', '.join(missing)} in its weights; give a complete checkpoint")
-    return found

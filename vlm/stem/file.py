@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig
 
 from alignkd.disk.next_step import tried
 from alignkd.vlm.errors import InputError, one_line, unreadable
-from alignkd.vlm.families.mobilevlm.model.config import LLAMA_KEYS, VLMConfig
+from alignkd.vlm.families.family import ModelConfig, VisionLanguageModel
+from alignkd.vlm.families.stem import EmbeddingTable, Stem, StemDesign, StemSizes
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
-from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, StemSizes, TeacherStem, stem_shapes, stem_sizes
+from alignkd.vlm.stem.designs import design_from
+from alignkd.vlm.stem.teacher_head import LM_HEAD_KEY
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 METADATA_KEY = "alignkd_stem"
@@ -37,7 +38,9 @@ class _Described(BaseModel):
     fingerprint: dict[str, str]
     tower: dict[str, str]
     config: dict[str, Any]
-    vision: dict[str, Any]
+    # of MobileVLM teachers, whose files name no family
+    vision: dict[str, Any] | None = None
+    family: Literal["huggingface"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class StemInfo:
         path: path of the file.
         dtype: dtype of the tensors.
         fingerprint: fingerprint of the teacher: entries that a store's manifest also has (`alignkd.vlm.stem.checks`).
-        tower: dtype -> hash of the vision tower's weights (`alignkd.vlm.families.mobilevlm.weights.tower_hash`).
-        config: configuration of the teacher.
+        tower: dtype -> hash of the vision tower's weights (`StemDesign.tower_hashes`).
+        design: what the file consists of, and how its stem is built.
         has_lm_head: whether the file has `lm_head` and the final norm.
         file_bytes: size of the file.
     """
@@ -58,14 +61,19 @@ class StemInfo:
     dtype: str
     fingerprint: Mapping[str, str]
     tower: Mapping[str, str]
-    config: VLMConfig
+    design: StemDesign
     has_lm_head: bool
     file_bytes: int
 
     @property
+    def config(self) -> ModelConfig:
+        """Sizes of the teacher."""
+        return self.design.config
+
+    @property
     def sizes(self) -> StemSizes:
         """Bytes on the device and on the host."""
-        return stem_sizes(self.config, TORCH_DTYPES[self.dtype], lm_head=self.has_lm_head)
+        return self.design.sizes(TORCH_DTYPES[self.dtype], lm_head=self.has_lm_head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +81,27 @@ class StemParts:
     """Content of a stem file.
 
     Attributes:
-        weights: tensors of one dtype, named as in `stem_shapes`.
-        fingerprint, tower, config: as in `StemInfo`.
+        weights: tensors of one dtype, named as in `StemDesign.shapes`.
+        fingerprint, tower, design: as in `StemInfo`.
     """
 
     weights: Mapping[str, Tensor]
     fingerprint: Mapping[str, str]
     tower: Mapping[str, str]
-    config: VLMConfig
+    design: StemDesign
 
     def metadata(self) -> dict[str, str]:
         """One entry, because safetensors writes several in random order and equal stems must have equal bytes."""
         (dtype,) = {_name(tensor) for tensor in self.weights.values()}
-        vision = json.loads(self.config.vision.to_json_string(use_diff=False))
         described = _Described(
+            format="alignkd stem",
+            version=1,
             dtype=dtype,
             fingerprint=dict(self.fingerprint),
             tower=dict(self.tower),
-            config=self.config.raw,
-            vision={name: value for name, value in vision.items() if name != "transformers_version"},
+            **self.design.described(),
         )
-        return {METADATA_KEY: described.model_dump_json()}
+        return {METADATA_KEY: described.model_dump_json(exclude_unset=True)}
 
 
 def stem_bytes(parts: StemParts) -> bytes:
@@ -151,15 +159,14 @@ def read_stem_info(path: Path) -> StemInfo:
     if text is None:
         raise InputError(f"{path}: safetensors without the metadata of a stem; `alignkd stem extract` writes a stem")
     described = _described(text, path)
-    config = _config(described, path)
-    lm_head = "lm_head.weight" in shapes
-    _check_tensors(path, shapes, dtypes, stem_shapes(config, lm_head=lm_head), described.dtype)
+    design, lm_head = _design(described, path), LM_HEAD_KEY in shapes
+    _check_tensors(path, shapes, dtypes, design.shapes(lm_head=lm_head), described.dtype)
     return StemInfo(
         path=path,
         dtype=described.dtype,
         fingerprint=described.fingerprint,
         tower=described.tower,
-        config=config,
+        design=design,
         has_lm_head=lm_head,
         file_bytes=path.stat().st_size,
     )
@@ -174,27 +181,29 @@ def is_stem(path: Path) -> bool:
         return False
 
 
-def open_stem(path: Path, *, lm_head: bool = True) -> TeacherStem:
+def open_stem(path: Path, *, lm_head: bool = True, student: VisionLanguageModel | None = None) -> Stem:
     """The stem of a file on the CPU; the token embeddings stay mapped from the file, the rest is read.
 
     Args:
+        student: as for `StemDesign.build`.
         lm_head: False leaves `lm_head` and the final norm in the file.
 
     Raises:
         InputError: as `read_stem_info`.
     """
     info = read_stem_info(path)
-    wanted = stem_shapes(info.config, lm_head=lm_head and info.has_lm_head)
+    design = info.design
+    wanted = design.shapes(lm_head=lm_head and info.has_lm_head)
     with open_tensors(path) as file:
         mapped = {key: file.get_tensor(key) for key in wanted}
     # copy all but the table, so that a file that is replaced later does not change the targets
-    return TeacherStem(info.config, {k: t if k == EMBEDDING_KEY else t.clone() for k, t in mapped.items()})
+    return design.build({k: t if k == design.table_name else t.clone() for k, t in mapped.items()}, student)
 
 
 def open_table(info: StemInfo) -> EmbeddingTable:
     """Only the token embeddings of a stem, mapped from its file."""
     with open_tensors(info.path) as file:
-        return EmbeddingTable(file.get_tensor(EMBEDDING_KEY))
+        return EmbeddingTable(file.get_tensor(info.design.table_name))
 
 
 def _name(tensor: Tensor) -> str:
@@ -213,23 +222,15 @@ def _described(text: str, path: Path) -> _Described:
         ) from None
 
 
-def _config(described: _Described, path: Path) -> VLMConfig:
-    """The configuration, as `alignkd.vlm.families.mobilevlm.model.config` builds it from a checkpoint."""
-    raw = described.config
-    settings = {key: raw[key] for key in LLAMA_KEYS if raw.get(key) is not None}
+def _design(described: _Described, path: Path) -> StemDesign:
     try:
-        config = VLMConfig(
-            raw=raw,
-            llama=LlamaConfig(**settings, attn_implementation="sdpa"),
-            vision=CLIPVisionConfig(**described.vision),
-            preprocessor={},
-        )
-        stem_shapes(config, lm_head=True)
+        design = design_from(described.model_dump(include={"config", "vision", "family"}, exclude_unset=True))
+        design.shapes(lm_head=True)
     except Exception as error:  # a library over damaged values fails in any way
         raise InputError(
             f"{path}: config in the metadata is unusable ({one_line(error)[:160]}); extract the stem again"
         ) from error
-    return config
+    return design
 
 
 def _check_tensors(

@@ -1,85 +1,36 @@
-"""The teacher's stem: the tensors that give its first-layer attention and vision embeddings.
+"""The stem of a MobileVLM teacher: the tensors that give its first-layer attention and vision embeddings.
 
 Vision embeddings are the projector's output for features of the frozen tower, which the student computes anyway if
 both share the tower. The first layer's attention depends on the spliced embeddings, the layer's input norm, `W_q`,
 `W_k` and rotary positions. So these few tensors give both targets exactly, with the same operations as the live
 teacher.
 
-Shapes: B samples, L positions, I images, P vision tokens of all images, U different token ids of a batch, R rows, C
-columns, Ht heads, Dt hidden size, V vocabulary, N supervised positions.
+Shapes: B samples, L positions, I images, P vision tokens of all images, R rows, C columns, Ht heads, Dt hidden size, V
+vocabulary, N supervised positions, d size of a head.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention
+from alignkd.vlm.attention.attention_rows import RowInputs
+from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.families.family import Head, Vision
+from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention, first_layer_inputs
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
+from alignkd.vlm.families.stem import EmbeddingTable, Stem, StemSizes, TextRows
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 EMBEDDING_KEY = "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextRows:
-    """The token embeddings of a batch, each different token once.
-
-    Attributes:
-        rows_UD: [U, Dt], in the table's dtype.
-        index_BL: int64, row of each position.
-    """
-
-    rows_UD: Tensor
-    index_BL: Tensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """A copy on `device`."""
-        return replace(self, rows_UD=self.rows_UD.to(device), index_BL=self.index_BL.to(device))
-
-
-class EmbeddingTable:
-    """The teacher's token embeddings [V, Dt] on the host, mapped from a stem file if they come from one."""
-
-    def __init__(self, weight_VD: Tensor) -> None:
-        self._weight_VD = weight_VD
-
-    def rows(self, input_ids_BL: Tensor) -> TextRows:
-        """The rows of the table that a batch needs; only these are copied to a device.
-
-        Args:
-            input_ids_BL: int64 on the host; vision and padding positions hold 0, as in `SequenceBatch`.
-        """
-        ids_U, index_N = input_ids_BL.flatten().unique(return_inverse=True)
-        return TextRows(rows_UD=self._weight_VD[ids_U], index_BL=index_N.view_as(input_ids_BL))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StemSizes:
-    """Bytes of a stem's tensors.
-
-    Attributes:
-        device: projector, norm, `W_q`, `W_k`, which training keeps on the device.
-        lm_head: `lm_head` and the final norm, also on the device; 0 without them.
-        host: token embeddings, mapped from the file.
-    """
-
-    device: int
-    lm_head: int
-    host: int
-
-    @property
-    def total(self) -> int:
-        """Bytes of all tensors: the size of the file without its header of a few kilobytes."""
-        return self.device + self.lm_head + self.host
-
-
-class TeacherStem(nn.Module):
+class TeacherStem(Stem):
     """The frozen stem of a teacher. Its tensors are buffers with the parameter names of the checkpoint.
 
     They are buffers so that optimisers and code that casts or partitions parameters ignore them.
@@ -115,6 +66,17 @@ class TeacherStem(nn.Module):
         embeddings_IPD: Tensor = self.model.mm_projector(features_IND.to(self.dtype))
         return embeddings_IPD.flatten(0, 1)
 
+    def vision(self, features: Any) -> Vision:
+        """The teacher's encoded images; see `Stem.vision`."""
+        embeddings_PD = self.vision_embeddings(features)
+        return Vision(
+            embeddings_PD=embeddings_PD, tokens_of_image=(len(embeddings_PD) // len(features),) * len(features)
+        )
+
+    def first_layer(self, batch: SequenceBatch, text: TextRows, vision: Vision | None) -> FirstLayer:
+        """The teacher's layer 0; see `Stem.first_layer`."""
+        return _EmbeddedLayer(self.model, self.embed(text, batch, None if vision is None else vision.embeddings_PD))
+
     @torch.no_grad()
     def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_PD: Tensor | None) -> Tensor:
         """The input of the teacher's first layer [B, L, Dt]; `text` are the rows of `batch.input_ids_BL`."""
@@ -134,6 +96,11 @@ class TeacherStem(nn.Module):
         """Return `lm_head` [V, Dt] and drop it and the final norm from the stem."""
         head, self.lm_head, self.model.norm = self.lm_head, None, None
         return None if head is None else head.weight
+
+    def take_head(self) -> Head | None:
+        """The output head; see `Stem.take_head`."""
+        head_VD = self.take_lm_head()
+        return None if head_VD is None else Head(weight_VD=head_VD)
 
     @torch.no_grad()
     def logits(self, states_ND: Tensor, *, normed: bool = True) -> Tensor:
@@ -162,6 +129,25 @@ def stem_sizes(config: VLMConfig, dtype: torch.dtype, *, lm_head: bool) -> StemS
     }
     host, head = count.pop(EMBEDDING_KEY), count.pop("lm_head.weight") + count.pop("model.norm.weight")
     return StemSizes(device=sum(count.values()), lm_head=head if lm_head else 0, host=host)
+
+
+@dataclass
+class _EmbeddedLayer(FirstLayer):
+    """Layer 0 of a decoder on spliced embeddings: the queries of rows are computed when rows are asked for."""
+
+    model: nn.Module
+    inputs_embeds_BLD: Tensor
+
+    @property
+    def num_samples(self) -> int:
+        """B, number of samples."""
+        return len(self.inputs_embeds_BLD)
+
+    @torch.no_grad()
+    def row_inputs(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> RowInputs:
+        """Queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
+        embeds_BLD = self.inputs_embeds_BLD if samples_B is None else self.inputs_embeds_BLD[samples_B]
+        return first_layer_inputs(self.model, embeds_BLD, rows_BR)
 
 
 class _QueriesAndKeys(nn.Module):

@@ -10,6 +10,8 @@ from alignkd.teacher_dump.targets.seen_images import BYTES_AT_ONCE, IMAGES_AT_ON
 
 # batches whose targets wait for the writer: those in its queue, the one it writes, the one that is computed
 BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
+# copies of the vision embeddings in models of transformers: those of each image, of the batch, joined by the model
+VISION_COPIES = 3
 # float32 copies of the attention rows in progress
 ATTENTION_COPIES = 3
 
@@ -21,7 +23,8 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     weights = e * model.size.parameters["total"] if plain else model.size.weight_bytes[load.quantization]
     # input of the layer, residual, normed input, and its largest tensors: gate, up and product, or a norm in float32
     widest = max(3 * e * model.size.intermediate_size, 12 * D)
-    decoder = load.tokens * (3 * e * D + widest)
+    # deepstack features are added to a copy of the hidden states
+    decoder = load.tokens * ((3 if model.size.tower.levels == 1 else 4) * e * D + widest)
     # rotated queries and keys; rows in progress; the kept columns of all rows, in float32 and encoded
     heads = model.size.num_heads
     work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
@@ -30,11 +33,14 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes
     states = e * D * (load.tokens + load.supervised)
     vision = load.vision or load.images * model.image.tokens
+    copies = VISION_COPIES * model.size.tower.levels if model.size.vision_tokens is None else 1
     parts = {
         "weights": weights,
-        "vision embeddings": e * D * model.size.tower.levels * vision,
+        "vision embeddings": e * D * copies * vision,
         "hidden states": states,
-        "first layer's queries and keys": e * (model.query_width + model.key_width) * load.tokens if load.queries else 0,
+        "first layer's queries and keys": e * (model.query_width + model.key_width) * load.tokens
+        if load.queries
+        else 0,
         "targets in flight": BATCHES_IN_FLIGHT * load.stored,
         "decoder": decoder,
         "vision tower": tower_bytes(model, _images_at_once(model, load, vision), e),

@@ -1,6 +1,6 @@
 """Host memory of the teacher pass, for models whose images have different sizes.
 
-Threads prepare one window while another is computed, so the image arrays of two windows are on the host.
+Threads prepare one window while another is computed, so the image arrays of two windows are on the host, up to a bound.
 """
 
 from alignkd.pipeline.config.run_config import RunConfig
@@ -8,6 +8,7 @@ from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import TARGETS, StoreSize
+from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES
 
 PREPARED_WINDOWS = 2
 # a window is a random draw; its sum is rarely further than that many standard deviations above the mean
@@ -25,9 +26,12 @@ def teacher_host_bytes(config: RunConfig, data: DataSize, store: StoreSize, teac
     window = min(config.teacher.window, config.store.shard_size, data.num_samples)
     largest, vision = int(data.rows.vision.max()), data.rows.vision
     most = window * float(vision.mean()) + DEVIATIONS * float(vision.std()) * window**0.5
+    arrays = PREPARED_WINDOWS * teacher.array_bytes_of(min(most, window * largest))
+    # beyond the bound, the arrays of two batches
+    bound = IMAGE_ARRAY_BYTES + 2 * teacher.array_bytes_of(max(config.teacher.token_budget, largest))
     targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
     return {
         "process": PROCESS_BYTES,
-        "image arrays of two windows": PREPARED_WINDOWS * teacher.array_bytes_of(min(most, window * largest)),
+        "image arrays of two windows": min(arrays, bound),
         "records of a window": round(window * targets),
     }

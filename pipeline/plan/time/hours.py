@@ -53,5 +53,5 @@ def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, stu
     seen = train.optimiser_steps(max(1, round(data.num_records)), 1) * train.global_batch_size(1)
     step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
     if takes_from_stem(config):
-        step += stem_flops(teacher, tokens=shape["tokens"], images=shape["images"])
+        step += stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
     return step * seen

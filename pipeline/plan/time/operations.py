@@ -42,10 +42,10 @@ def training_flops(
     return text * (4 if gradient_checkpointing else 3) + once
 
 
-def stem_flops(teacher: ModelShapes, *, tokens: float, images: float) -> float:
+def stem_flops(teacher: ModelShapes, *, tokens: float, images: float, vision: float | None = None) -> float:
     """Operations that the stem adds to a sample's training step: queries and keys of all tokens, and the projector."""
     D = teacher.size.hidden_size
-    projector = 2 * teacher.image.patches * (teacher.size.tower.hidden_size + D) * D
+    projector = 2 * _patches(teacher, images, vision) * (teacher.size.tower.hidden_size + D) * D
     return 2 * D * (teacher.query_width + teacher.key_width) * tokens + images * projector
 
 

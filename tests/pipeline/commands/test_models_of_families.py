@@ -88,6 +88,19 @@ def test_a_pair_of_one_family_allows_all_losses(folders: dict[str, Path], tmp_pa
     assert run("--pair", folders["qwen3_vl"], student).stdout.splitlines()[-1] == "all losses"
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_shared_tower_allows_the_stem(same: bool, tmp_path: Path) -> None:
+    teacher = tiny_families.build("gemma3", tmp_path / "teacher", seed=1, tower_seed=5)
+    student = tiny_families.build("gemma3", tmp_path / "student", seed=2, tower_seed=5 if same else 6)
+    found = shown("--pair", teacher, student)
+    assert found["stem"] is same and ("share their vision tower" in found["stem_reason"]) is same
+
+
+def test_a_model_without_a_stem_is_named(folders: dict[str, Path]) -> None:
+    found = shown("--pair", folders["qwen3_vl"], folders["qwen3_vl"])
+    assert found["stem"] is False and "store the targets" in found["stem_reason"]
+
+
 def test_other_image_tokens_leave_the_logits(folders: dict[str, Path], tmp_path: Path) -> None:
     student = tmp_path / "student"
     shutil.copytree(folders["smolvlm"], student)

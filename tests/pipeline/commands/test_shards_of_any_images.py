@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.shards.view.grids import square_grid, token_grids
+from alignkd.pipeline.shards.view.pieces import JsonTokenizer
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
 from alignkd.storage.schema.targets import NamedTarget
 
@@ -182,3 +184,31 @@ def test_every_command_reads_stores_of_schema_2(old_store: Callable[[str], Path]
         assert exported[0].keys() == exported[1].keys()
         for tensor, values in exported[0].items():
             np.testing.assert_array_equal(values, exported[1][tensor], err_msg=tensor)
+
+
+def test_pieces_of_a_tokenizer_of_transformers(ragged: Path, tmp_path: Path) -> None:
+    """Byte-level BPE: a blank is shown as a mark, a part of a character by its entry."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    found = Tokenizer(models.BPE({piece: number for number, piece in enumerate(alphabet[:47])}, []))
+    found.decoder = decoders.ByteLevel()
+    found.add_special_tokens(["<pad>"])
+    file = tmp_path / "tokenizer.json"
+    found.save(str(file))
+    shown = json.loads(run("show", ragged, "--tokenizer", file, "--json").stdout)
+    assert len(shown["input_pieces"]) == shown["num_tokens"]
+    assert shown["input_pieces"][0] == alphabet[5] and shown["input_pieces"][1] == alphabet[40]
+    assert shown["supervised"][0]["label_piece"] == alphabet[7]
+    tokenizer = JsonTokenizer(file)
+    assert len(tokenizer) == 48 and tokenizer.piece(47) == "<pad>"
+    file.write_text("{}")
+    done = run("show", ragged, "--tokenizer", file)
+    assert done.exit_code == 1 and "is not a tokenizer.json" in done.output and done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "piece"), [(" what", "\u2581what"), ("\n", "\\n"), ("Ж", "Ж")])
+def test_a_piece_is_the_text_of_its_id(tmp_path: Path, text: str, piece: str) -> None:
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)[0][0]
+    found = Tokenizer(models.BPE({words: 0, words[0] + "x": 1}, []))
+    found.decoder = decoders.ByteLevel()
+    found.save(str(tmp_path / "tokenizer.json"))
+    assert JsonTokenizer(tmp_path / "tokenizer.json").piece(0) == piece

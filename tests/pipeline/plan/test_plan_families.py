@@ -1,8 +1,11 @@
 """Plans for models of transformers: stores against real dumps, shapes against what the models compute."""
 
+import io
 import json
+import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import tiny_families
 import torch
 from chosen_families import chosen
 from click.testing import CliRunner
+from teacher_batches import LiveBytes, load_of, stored_bytes
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -21,13 +25,21 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.image_shape import measured_image, num_patches
 from alignkd.pipeline.plan.make import make_plan, shapes_of_student
 from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
+from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import BESIDE_TRAINING
-from alignkd.pipeline.plan.memory.student import layer_bytes
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.student import layer_bytes, trained_parameters
+from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import PREPARED_WINDOWS
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.storage.read.store import StoreReader
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.preparation import PreparationThreads
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
@@ -40,9 +52,12 @@ TESTED = ("qwen3_vl", "gemma3", "smolvlm")
 CHOICES: dict[str, dict[str, Any]] = {
     "exact": {"profile": "exact"},
     "compact": {"profile": "compact"},
+    "stem": {"profile": "stem"},
     "text to text, hidden": {"attention_pairs": "tqt", "logits": {"kind": "hidden"}},
     "images inside": {"attention_pairs": "vqv", "inputs": "embed", "vision_all": "none", "logits": {"kind": "none"}},
 }
+# families whose towers add a token for the class to each tile
+CLASS_TOKEN = ("llava", "llava_next", "internvl")
 _COMBINED = [(name, choice, backend) for name in TESTED for choice in CHOICES for backend in ("zarr", "webdataset")]
 # each choice in each layout, with the families in turn; every combination with --all-families
 STORES = chosen(_COMBINED, lambda one: _COMBINED.index(one) % len(TESTED) == 0)
@@ -89,6 +104,8 @@ def make_run(data: tiny_data.TinyData, checkpoint: Callable[..., Path], tmp_path
 def test_predicted_bytes_are_those_of_a_real_dump(
     make_run: MakeRun, tmp_path: Path, name: str, choice: str, backend: str
 ) -> None:
+    if choice == "stem" and name == "qwen3_vl":
+        pytest.skip("no stem: the decoder receives more of the tower than the embeddings")
     run = make_run(name, backend=backend, **CHOICES[choice])
     dump(run.dump_job())
     store = tmp_path / "store"
@@ -135,7 +152,6 @@ def patches_in_tower(opened: Checkpoint, example: Any) -> int:
 
 @pytest.mark.parametrize("name", tiny_families.NINE)
 def test_patches_are_those_that_the_tower_computes(name: str, checkpoint: Callable[..., Path]) -> None:
-    """A tower may add a token for the class to each tile, and leave out what only fills up a tile."""
     opened = open_checkpoint(checkpoint(name))
     size, preparation = opened.size(), opened.preparation()
     measured = measured_image(preparation, size.tower.patch_size, (160, 120))
@@ -143,16 +159,13 @@ def test_patches_are_those_that_the_tower_computes(name: str, checkpoint: Callab
     turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "That."))
     example = preparation.build(turns, [png(file)])
     assert num_patches(example.images[0], size.tower.patch_size) == measured.patches
-    found = patches_in_tower(opened, example)
-    tiles = found // max(1, found - measured.patches) if found > measured.patches else 1
-    assert found in (measured.patches, measured.patches + tiles) or found == pytest.approx(measured.patches, rel=0.1)
+    tiles = math.prod(example.images[0]["pixel_values"].shape[:-3]) if name in CLASS_TOKEN else 0
+    assert patches_in_tower(opened, example) == measured.patches + tiles
     assert measured.tokens == len(example.positions.vision_positions)
     assert measured.array_bytes == sum(values.nbytes for values in example.images[0].values())
 
 
 def png(image: Any) -> bytes:
-    import io
-
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
@@ -194,6 +207,29 @@ def test_a_layer_keeps_about_what_torch_keeps(name: str, dtype: str, checkpoint:
     assert layer_bytes(size, dtype) == pytest.approx((counted[3] - counted[1]) / 2 / tokens, rel=0.12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("choice", ["exact", "compact"])
+@pytest.mark.parametrize("name", TESTED)
+def test_the_plan_is_never_below_what_is_alive(
+    name: str, choice: str, dtype: str, checkpoint: Callable[..., Path], data: tiny_data.TinyData
+) -> None:
+    opened = open_checkpoint(checkpoint(name, hidden_size=512, heads=8))
+    preparation, size, settings = opened.preparation(), opened.size(), StoreConfig(path="store", profile=choice)
+    file = ConversationFile(data.conversations)
+    with PreparationThreads(preparation, data.images, 1) as threads:
+        samples = threads.prepare([file[number] for number in range(len(file))])
+    model = opened.load_model(dtype=getattr(torch, dtype))
+    capture = Capture(model, settings)
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        captured = capture(samples)
+    stored = stored_bytes(captured)
+    shapes = ModelShapes.of(size, measured_image(preparation, size.tower.patch_size, (64, 64)))
+    load = load_of(samples, settings, dtype, stored)
+    planned = teacher_memory(shapes, replace(load, tokens=len(samples) * load.longest))  # padded
+    one_batch = planned.peak - planned.parts["weights"] - BATCHES_IN_FLIGHT * stored
+    assert live.peak <= one_batch + stored <= 2 * live.peak, (live.peak, planned)
+
+
 @pytest.mark.parametrize("name", TESTED)
 def test_two_models_of_transformers_are_planned_together(make_run: MakeRun, name: str) -> None:
     run = make_run(name, student=True)
@@ -203,13 +239,23 @@ def test_two_models_of_transformers_are_planned_together(make_run: MakeRun, name
     assert plan.teacher.parts["weights"] == plan_weights(run.teacher)
     assert set(plan.fits_by) == {"store", "teacher", "teacher_host", "student", "student_host"}
     assert 0 < plan.student.parts["activations"] < plan.student.peak
-    assert plan.stem.usable is False and plan.stem.sizes is None and "stem" not in plan.profiles
-    assert not any("stem" in sizes for sizes in plan.choices.values())
+    # the towers have other weights, or the family has no stem at all
+    assert plan.stem.usable is False and (plan.stem.sizes is None) is (name == "qwen3_vl")
+    assert ("stem" in plan.profiles) is any("stem" in sizes for sizes in plan.choices.values()) is (name != "qwen3_vl")
     assert json.dumps(plan.to_json())
-    # the trained part has a shared head once
-    assert (
-        student.size.parameters["total"] == open_checkpoint(run.student.checkpoint).config.num_parameters  # type: ignore[union-attr, attr-defined]
+    assert run.student is not None and run.teacher is not None
+    teacher, model = (open_checkpoint(section.checkpoint) for section in (run.teacher, run.student))
+    adapters = Adapters(
+        heads=(teacher.config.num_heads, model.config.num_heads),
+        hidden_sizes=(teacher.config.hidden_size, model.config.hidden_size),
     )
+    trained = DistilledStudent(model.load_model(), adapters, LossConfig(), None)
+    load = StudentLoad(
+        dtype="float32", micro_batch=1, length=1, supervised=1, queries=1, teacher_heads=teacher.config.num_heads,
+        teacher_hidden=teacher.config.hidden_size, hidden_logits=False, head_chunk_mib=1, attention_chunk_mib=1,
+    )  # fmt: skip
+    parameters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
+    assert trained_parameters(student, load) == parameters
 
 
 def plan_weights(section: Any) -> int:
@@ -219,7 +265,7 @@ def plan_weights(section: Any) -> int:
 
 
 def test_prepared_windows_are_the_arrays_of_two_windows(make_run: MakeRun, data: tiny_data.TinyData) -> None:
-    """With windows as large as a shard that holds the data; the count of the plan is three deviations above the mean."""
+    """With windows as large as a shard that holds the data; the plan adds three deviations to the mean."""
     run = make_run("qwen3_vl", shard_size=64)
     assert run.teacher is not None
     plan = make_plan(run, PlanOptions())
@@ -268,15 +314,15 @@ def test_a_missing_image_folder_and_a_stem_are_refused(make_run: MakeRun, tmp_pa
     bare = run.model_copy(update={"data": run.data.model_copy(update={"images": tmp_path / "not there"})})
     with pytest.raises(InputError, match="is not a folder; set it, or give --samples"):
         make_plan(bare, PlanOptions())
-    with pytest.raises(InputError, match="this family has no stem: store the targets"):
+    with pytest.raises(InputError, match=r"targets come from the teacher's stem, but .*store"):
         make_plan(make_run("qwen3_vl", profile="stem"), PlanOptions())
 
 
 def test_the_command_prints_a_plan(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run("smolvlm", student=True)
+    run = make_run("qwen3_vl", student=True)
     config = tmp_path / "run.json"
     config.write_text(run.model_dump_json(exclude_none=True))
     found = CliRunner().invoke(main, ["plan", os.fspath(config), "--gpu-memory", "24GiB", "--host-memory", "16GiB"])
     assert found.exit_code == 0, found.output
-    assert "stem      none: this family has no stem" in found.stdout
+    assert "stem      none: " in found.stdout
     assert "image arrays of two windows" in found.stdout and "everything fits" in found.stdout

@@ -1,26 +1,21 @@
 """The planned memory of a teacher pass against the tensors that were alive at once."""
 
 import json
-import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from teacher_batches import LiveBytes, load_of, stored_bytes
 
 from alignkd.pipeline.config.checkpoint_config import checkpoint_config
 from alignkd.pipeline.plan.memory.loads import LOGIT_BYTES, TeacherLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
-from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.teacher_dump.targets.capture import Capture, Captured
+from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
@@ -40,39 +35,6 @@ STORES: tuple[dict[str, Any], ...] = (
 )
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations made and that are still alive; `peak` is the most of them.
-
-    Args:
-        others: tensors that were there before; a view of one is no new memory.
-    """
-
-    def __init__(self, others: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in others}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 @pytest.fixture(scope="module")
 def config(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> VLMConfig:
     """The golden teacher's tower before a language model that is wide enough to count."""
@@ -90,29 +52,6 @@ def samples(golden: Path, golden_images: Path) -> list[Prepared]:
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
     with PreparationThreads(builder, golden_images, 2) as threads:
         return threads.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
-
-
-def stored_bytes(captured: list[Captured]) -> int:
-    arrays = {id(held): held for one in captured for held in (one.attention, one.vision_top, *one.vision)}
-    arrays[id(captured[0].logits.arrays)] = captured[0].logits.arrays
-    return sum(part.nbytes for held in arrays.values() if held is not None for part in held.wait().values())
-
-
-def load_of(samples: list[Prepared], store: StoreConfig, dtype: str, stored: int) -> TeacherLoad:
-    positions = [sample.example.positions for sample in samples]
-    computed = store.attention not in NOT_STORED or store.vision_top not in NOT_STORED
-    rows = [max(len(at.attention_rows(store.attention_pairs)), len(at.tqv_query_positions)) for at in positions]
-    return TeacherLoad(
-        dtype=dtype,
-        quantization="none",
-        tokens=sum(at.length for at in positions),
-        longest=max(at.length for at in positions),
-        images=len(samples),
-        supervised=sum(len(at.supervised_positions) for at in positions),
-        queries=sum(rows) if computed else 0,
-        stored=stored,
-        logit_bytes=LOGIT_BYTES[store.logits.kind],
-    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,6 +1,7 @@
 """Students of all families are trained with every loss; transformers alone loads what is written and computes alike."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,29 @@ def check_written(model: VisionLanguageModel, dataset: CachedDataset, student: P
         scale = np.abs(expected_NV).max()
         assert found_NV.shape == expected_NV.shape
         np.testing.assert_allclose(found_NV.numpy() / scale, expected_NV / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl"])
+def test_in_bfloat16_with_everything_that_saves_memory(
+    name: str, family_job: Callable[..., TrainJob], read_metrics: ReadMetrics
+) -> None:
+    """Offloaded, checkpointed, in 16 bits; buffers of positions keep float32, and losses are near those in float32."""
+    settings: dict[str, Any] = {"steps": 4, "micro_batch": 5, "global_batch": 10}
+    exact = family_job(name, **settings)
+    train(exact)
+    lines = {"float32": read_metrics(exact.train.output)}
+    job = replace(
+        family_job(
+            name,
+            output=exact.train.output.with_name("half"),
+            gradient_checkpointing=True,
+            offload_optimizer=True,
+            **settings,
+        ),
+        dtype="bfloat16",
+    )
+    train(job)
+    lines["bfloat16"] = read_metrics(job.train.output)
+    for half, line in zip(lines["bfloat16"], lines["float32"], strict=True):
+        assert not half["skipped"]
+        assert {term: half[term] for term in TERMS} == pytest.approx({term: line[term] for term in TERMS}, rel=0.1)

@@ -161,6 +161,8 @@ def _draw(model: Any, seed: int, tower_seed: int, norms: float) -> None:
         if name.endswith(_NORMS):
             parameter.add_(norms + 0.3 * noise)
         elif parameter.ndim < 2:
+            if name.endswith(("bias", "embedding")):
+                parameter.zero_()  # some are random in a new model
             parameter.add_(0.1 * noise)
         elif "embed" in name and "patch" not in name:
             parameter.copy_(noise)

@@ -21,10 +21,11 @@ from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.sizes import family_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
+from alignkd.vlm.families.stem import EmbeddingTable
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
-from alignkd.vlm.stem.stem import EMBEDDING_KEY, EmbeddingTable, TeacherStem, stem_shapes, stem_sizes
+from alignkd.vlm.stem.stem import EMBEDDING_KEY, TeacherStem, stem_shapes, stem_sizes
 
 V1 = ("ft-0", "ft-1", "ft-2", "ft-3")  # ft-2 is text-only
 MIB = 1 << 20

@@ -60,7 +60,7 @@ class HuggingFaceCheckpoint:
     def fingerprint(self) -> str:
         """sha256 over configuration and weight files in name order; 64 hex digits. Every byte is read."""
         digest = hashlib.sha256()
-        for file in [self.folder / "config.json", *weight_files(self._with_weights)]:
+        for file in [self.folder / "config.json", *weight_files(self.folder_with_weights)]:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
@@ -110,7 +110,7 @@ class HuggingFaceCheckpoint:
         """
         examples = probe_examples(self.preparation())
         return build_model(
-            self._with_weights, self.config, examples, dtype=dtype, device=device, quantization=quantization
+            self.folder_with_weights, self.config, examples, dtype=dtype, device=device, quantization=quantization
         )
 
     def attachments(self) -> dict[str, bytes]:
@@ -119,7 +119,7 @@ class HuggingFaceCheckpoint:
 
     def lm_head(self, dtype: torch.dtype) -> Head:
         """The output head, its tensors in `dtype`, read from the weight files without loading the model."""
-        return read_head(self._with_weights, self.config.raw, dtype)
+        return read_head(self.folder_with_weights, self.config.raw, dtype)
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write a trained model in the hub's layout, with the files of this checkpoint's tokenizer and processor.
@@ -135,6 +135,6 @@ class HuggingFaceCheckpoint:
         return is_complete(folder, processor_from=self.folder)
 
     @property
-    def _with_weights(self) -> Path:
-        """The folder, once it holds the weights."""
+    def folder_with_weights(self) -> Path:
+        """The folder, once it holds the weights; a hub id's are fetched."""
         return self.folder if self._has_weights else resolve_checkpoint(self.name)

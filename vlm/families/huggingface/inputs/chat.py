@@ -14,6 +14,7 @@ from alignkd.vlm.families.huggingface.inputs.messages import Message, text_of
 DATE = datetime(2025, 1, 1)
 """The date that templates write which ask for today's: the tokens of a sample may not depend on the day."""
 _ASKS_FOR_DATE = "strftime_now"
+_ASKS_WHETHER_IT_CAN = re.compile(_ASKS_FOR_DATE + r"\s+is\s+(?:not\s+)?defined")
 _DATE_CALL = re.compile(_ASKS_FOR_DATE + r"""\(\s*(?:"([^"\n]*)"|'([^'\n]*)')\s*\)""")
 # Pairs of private-use characters; the first pair that the conversation does not hold marks the answers.
 _MARKS = tuple((chr(code), chr(code + 1)) for code in range(0xE0F0, 0xE0FE, 2))
@@ -55,7 +56,7 @@ class ChatTemplate:
     @property
     def depends_on_the_day(self) -> bool:
         """Whether the template asks for today's date in a way that `source` has not replaced."""
-        return _ASKS_FOR_DATE in self.source
+        return _ASKS_FOR_DATE in _ASKS_WHETHER_IT_CAN.sub("", self.source)
 
     @property
     def _own(self) -> str:

@@ -63,7 +63,18 @@ def load_config(folder: Path) -> HuggingFaceConfig:
         InputError: `config.json` is unusable, or of a model that is not supported.
     """
     path = folder / "config.json"
-    raw = _read(path)
+    return sizes_of(_read(path), path)
+
+
+def sizes_of(raw: Any, path: Path) -> HuggingFaceConfig:
+    """The sizes of a configuration.
+
+    Args:
+        path: its file, for messages.
+
+    Raises:
+        InputError: as `load_config`.
+    """
     model = empty_model(raw, path)
     text = text_config_of(raw)
     layer, head = attention_layer_of(model), model.get_output_embeddings()

@@ -9,6 +9,7 @@ Shapes: B samples, L positions, I images, P vision tokens of all images, D hidde
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.images import ImageEncoder
 from alignkd.vlm.families.huggingface.model.parts import (
     attentions_of,
+    has_projector_inside,
     layers_of,
     projector_names,
     tower_of,
@@ -30,10 +32,12 @@ from alignkd.vlm.families.huggingface.model.parts import (
     untrained_modules,
 )
 from alignkd.vlm.families.huggingface.model.recorder import recorded_layers
+from alignkd.vlm.families.huggingface.model.tower_outputs import TowerFeatures, feature_layers, recorded_outputs
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example
 
 _TYPES_SUFFIX = "token_type_ids"
+_PICTURE = "picture_"
 
 
 class HuggingFaceModel(VisionLanguageModel):
@@ -59,8 +63,10 @@ class HuggingFaceModel(VisionLanguageModel):
         self.encoder = ImageEncoder(model.base_model)
         self.needs_mask = True
         self.findings: tuple[Any, ...] = ()
-        # not zeros, which Idefics3 takes for padding between images
-        self._picture = dict(picture)
+        # Not zeros, which Idefics3 takes for padding between images; buffers, which move to a device with the model.
+        self._picture = tuple(picture)
+        for name, values in picture.items():
+            self.register_buffer(_PICTURE + name, values, persistent=False)
         parameters = inspect.signature(model.base_model.forward).parameters
         self._types = tuple(name for name in parameters if name.endswith(_TYPES_SUFFIX))
 
@@ -98,8 +104,14 @@ class HuggingFaceModel(VisionLanguageModel):
     def encode_images(
         self, images: Sequence[ImageTensors], samples: Sequence[int] | None = None, *, features: bool = False
     ) -> Vision:
-        """Vision embeddings; see `VisionLanguageModel.encode_images`. `features` is always None in this family."""
-        return self.encoder.encode(images, samples, self.tower_dtype)
+        """Vision embeddings; see `VisionLanguageModel.encode_images`. `features` are `TowerFeatures`."""
+        tower = tower_of(self.model) if features else None
+        if tower is None or has_projector_inside(tower):
+            return self.encoder.encode(images, samples, self.tower_dtype)
+        with recorded_outputs(tower, feature_layers(self._config.raw)) as outputs:
+            vision = self.encoder.encode(images, samples, self.tower_dtype)
+        found = TowerFeatures(images=images, samples=samples, joined=self.encoder.joined, outputs=tuple(outputs))
+        return replace(vision, features=found)
 
     @property
     def tower_dtype(self) -> torch.dtype:
@@ -109,7 +121,7 @@ class HuggingFaceModel(VisionLanguageModel):
 
     def no_image(self) -> Vision:
         """The embeddings of a fixed picture; see `VisionLanguageModel.no_image`."""
-        return self.encode_images([{name: values.to(self.device) for name, values in self._picture.items()}])
+        return self.encode_images([{name: self.get_buffer(_PICTURE + name) for name in self._picture}])
 
     def hidden_states(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Last hidden states [B, L, D]; see `VisionLanguageModel.hidden_states`."""

@@ -54,6 +54,11 @@ def is_projector_inside(name: str) -> bool:
     return "merger" in name
 
 
+def has_projector_inside(tower: nn.Module) -> bool:
+    """Whether the projector is a part of the tower module, so that the tower's own output cannot be replaced."""
+    return any(is_projector_inside(name) for name, _ in tower.named_children())
+
+
 def tower_parameters(model: Any) -> Iterator[nn.Parameter]:
     """The tower's own parameters, without a projector inside it."""
     tower = tower_of(model)

@@ -29,6 +29,10 @@ RECORDABLE = ("sdpa", "eager")
 _WATCH = "_alignkd_watch"
 
 
+class PassStopped(Exception):  # noqa: N818 - not an error
+    """The pass was stopped at a recorded layer, as asked."""
+
+
 @dataclass
 class RecordedLayer(FirstLayer):
     """Arguments of the attention function of one layer in its last call.
@@ -37,6 +41,7 @@ class RecordedLayer(FirstLayer):
         module: the attention module.
         implementation: the name of its own attention function.
         keep_values: whether to keep values and output too, which only the self-checks need.
+        stops: whether to end the pass by `PassStopped` once queries and keys are known.
         query_BHLd, key_BKLd: with positions applied, as the attention function received them.
         mask: the mask as it received it; None: causal for sdpa.
         options: its other arguments by name.
@@ -46,6 +51,7 @@ class RecordedLayer(FirstLayer):
     module: nn.Module
     implementation: str
     keep_values: bool = False
+    stops: bool = False
     query_BHLd: Tensor | None = None
     key_BKLd: Tensor | None = None
     mask: Tensor | None = None
@@ -125,13 +131,15 @@ class RecordedLayer(FirstLayer):
 
 
 @contextmanager
-def recorded_layers(attentions: Sequence[nn.Module], *, keep_values: bool = False) -> Iterator[list[RecordedLayer]]:
-    """Record these attention modules while the model runs inside the block.
+def recorded_layers(
+    attentions: Sequence[nn.Module], *, keep_values: bool = False, stops: bool = False
+) -> Iterator[list[RecordedLayer]]:
+    """Record these attention modules while the model runs inside the block; see `RecordedLayer` for the arguments.
 
     The configurations are put back before a backward pass, in which gradient checkpointing runs the layers again.
     """
     with ExitStack() as stack:
-        yield [stack.enter_context(_recorded_layer(module, keep_values)) for module in attentions]
+        yield [stack.enter_context(_recorded_layer(module, keep_values, stops)) for module in attentions]
 
 
 def implementation_of(attention: nn.Module) -> str:
@@ -141,10 +149,10 @@ def implementation_of(attention: nn.Module) -> str:
 
 
 @contextmanager
-def _recorded_layer(attention: nn.Module, keep_values: bool) -> Iterator[RecordedLayer]:
+def _recorded_layer(attention: nn.Module, keep_values: bool, stops: bool) -> Iterator[RecordedLayer]:
     module: Any = attention
     own = module.config
-    layer = RecordedLayer(module=module, implementation=implementation_of(module), keep_values=keep_values)
+    layer = RecordedLayer(module=module, implementation=implementation_of(module), keep_values=keep_values, stops=stops)
     assert layer.implementation in RECORDABLE, f"recorded twice, or not loaded by this package: {layer.implementation}"
     module.config = copy.copy(own)
     module.config._attn_implementation_internal = RECORDING
@@ -163,6 +171,8 @@ def _record(
     """The registered attention function: keeps its arguments and calls the module's own function."""
     layer: RecordedLayer = getattr(module, _WATCH)[0]
     layer.query_BHLd, layer.key_BKLd, layer.mask, layer.options = query, key, attention_mask, options
+    if layer.stops:
+        raise PassStopped
     output, weights = _own_function(module, layer.implementation)(module, query, key, value, attention_mask, **options)
     if layer.keep_values:
         layer.value_BKLd, layer.output_BLHd = value, output

@@ -37,14 +37,18 @@ def first_layer_attention(
         chunk_bytes: maximum bytes of the float32 [B, H, r, L] of the rows computed at a time (at least one row); None
             computes all rows at once.
     """
+    return attention_rows(first_layer_inputs(model, inputs_embeds_BLD, rows_BR), cols_BC, chunk_bytes=chunk_bytes)
+
+
+@torch.no_grad()
+def first_layer_inputs(model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR: Tensor) -> RowInputs:
+    """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d], without gradient."""
     layer = model.layers[0]
     attention = layer.self_attn
-    with torch.no_grad():
-        hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
-        query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
-        query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
-    inputs = RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=float(attention.scaling))
-    return attention_rows(inputs, cols_BC, chunk_bytes=chunk_bytes)
+    hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
+    query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
+    query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
+    return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=float(attention.scaling))
 
 
 @dataclass

@@ -6,11 +6,8 @@ hash whatever dtype they are saved in. A rounded copy (float32 saved as bfloat16
 bfloat16 hash: the two are one tower in bfloat16, but not in float32.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
@@ -19,6 +16,7 @@ from alignkd.vlm.families.mobilevlm.model.tower_settings import tower_settings
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import TOWER_PREFIX, tower_tensors
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
+from alignkd.vlm.weights.tensor_hash import hash_by_dtype
 
 
 def tower_hashes(
@@ -32,17 +30,8 @@ def tower_hashes(
         config: configuration of the model.
         dtypes: names in `TORCH_DTYPES`.
     """
-    wanted = {name: TORCH_DTYPES[name] for name in dtypes}
-    digests: dict[str, dict[str, str]] = {name: {} for name in wanted}
-    for key, tensor in tensors:
-        if key.startswith(TOWER_PREFIX):
-            for name, dtype in wanted.items():
-                digests[name][f"{key} {list(tensor.shape)}"] = _digest(tensor.detach().to("cpu", dtype))
-    settings = tower_settings(config)
-    return {
-        name: hashlib.sha256(json.dumps([settings, found], sort_keys=True).encode()).hexdigest()
-        for name, found in digests.items()
-    }
+    own = ((key, tensor) for key, tensor in tensors if key.startswith(TOWER_PREFIX))
+    return hash_by_dtype(own, tower_settings(config), dtypes)
 
 
 def running_tower_hash(model: MobileVLM) -> tuple[str, str]:
@@ -60,7 +49,3 @@ def checkpoint_tower_hash(checkpoint: MobileVLMCheckpoint, dtype: str) -> str:
     """
     tensors = tower_tensors(checkpoint.folder, checkpoint.sources)
     return tower_hashes(tensors, checkpoint.config, [dtype])[dtype]
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,74 @@
+"""Training models of transformers: one device, the CPU's numbers, and no unknown wait of the project's own code.
+
+What transformers itself waits for (positions of images, masks) is its own and not listed.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny_data
+import tiny_families
+from check_training import Outcome, differences, forward_and_backward
+from known_waits import FAMILY_MICRO_BATCH, unknown
+from pretend_device import LOG, move, pretend_device
+
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.student import build_student
+from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.store_config import StoreConfig
+
+FAMILIES = ("qwen3_vl", "gemma3", "smolvlm")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_terms_and_gradients_are_the_cpus(name: str, registered: object, tmp_path: Path) -> None:
+    data = tiny_data.write(tmp_path / "data")
+    teacher = tiny_families.build(name, tmp_path / "teacher", seed=1, hidden_size=64, heads=4)
+    store = tmp_path / "store"
+    dump(
+        DumpJob(
+            conversations=data.conversations,
+            images=data.images,
+            template=None,
+            max_tokens=None,
+            teacher=TeacherConfig(checkpoint=str(teacher), sanity="off", device="cpu"),
+            store=StoreConfig(path=str(store), profile="compact"),
+        )
+    )
+    job = TrainJob(
+        student=tiny_families.build(name, tmp_path / "student", seed=2),
+        images=data.images,
+        store=store,
+        train=TrainConfig(output=tmp_path / "out", steps=1, gradient_checkpointing=True),
+    )
+    checkpoint = job.open_student()
+    dataset = open_dataset(job, checkpoint)
+    for places in ([0, 1, 2, 3], [dataset.reader.num_images.tolist().index(0)]):  # mixed, and text alone
+        batch = collate(
+            [dataset[place] for place in places],
+            targets=job.train.losses.needed_targets.values(),
+            attention_pairs="tqv",
+        )
+        student = build_student(job, checkpoint, dataset.reader)
+        here = forward_and_backward(student, batch)
+        student.zero_grad()
+        with pretend_device() as device:
+            move(student)
+            LOG.clear()
+            there = forward_and_backward(student, batch.to(device))
+        check(here, there)
+
+
+def check(here: Outcome, there: Outcome) -> None:
+    terms, gradients = differences(here, there)
+    assert here.gradients.keys() == there.gradients.keys()
+    assert terms <= 1e-5 and gradients <= 1e-4
+    own = Counter({wait: count for wait, count in there.waits.items() if "transformers" not in wait.place.via})
+    problems = unknown(own, FAMILY_MICRO_BATCH, 1)
+    assert not problems, "\n".join(problems)

@@ -1,0 +1,76 @@
+"""What one batch of a teacher needs: the memory that is alive during a pass, and the load that a plan computes with."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from alignkd.pipeline.plan.memory.loads import LOGIT_BYTES, TeacherLoad
+from alignkd.storage.codecs.settings import NOT_STORED
+from alignkd.teacher_dump.preparation import Prepared
+from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.capture import Captured
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations made and that are still alive; `peak` is the most of them.
+
+    Args:
+        others: tensors that were there before; a view of one is no new memory.
+    """
+
+    def __init__(self, others: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in others}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def stored_bytes(captured: list[Captured]) -> int:
+    """Bytes of the encoded targets of a batch."""
+    arrays = {id(held): held for one in captured for held in (one.attention, one.vision_top, *one.vision)}
+    arrays[id(captured[0].logits.arrays)] = captured[0].logits.arrays
+    return sum(part.nbytes for held in arrays.values() if held is not None for part in held.wait().values())
+
+
+def load_of(samples: list[Prepared], store: StoreConfig, dtype: str, stored: int) -> TeacherLoad:
+    """The load of one batch of these samples."""
+    positions = [sample.example.positions for sample in samples]
+    computed = store.attention not in NOT_STORED or store.vision_top not in NOT_STORED
+    rows = [max(len(at.attention_rows(store.attention_pairs)), len(at.tqv_query_positions)) for at in positions]
+    return TeacherLoad(
+        dtype=dtype,
+        quantization="none",
+        tokens=sum(at.length for at in positions),
+        longest=max(at.length for at in positions),
+        images=sum(at.num_images for at in positions),
+        supervised=sum(len(at.supervised_positions) for at in positions),
+        queries=sum(rows) if computed else 0,
+        stored=stored,
+        logit_bytes=LOGIT_BYTES[store.logits.kind],
+        vision=sum(len(at.vision_positions) for at in positions),
+        largest=max(len(at.vision_positions) for at in positions),
+    )

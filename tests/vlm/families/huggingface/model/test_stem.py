@@ -1,0 +1,112 @@
+"""The stem of every architecture that has one is its live model, op for op; all others are refused with the reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families
+import torch
+from torch import Tensor
+
+from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.huggingface.stem.cut import WITH_STEM
+from alignkd.vlm.families.open import open_checkpoint
+from alignkd.vlm.inputs.batch import SequenceBatch
+from alignkd.vlm.stem.checks import check_same_tower
+from alignkd.vlm.stem.extract import extract_stem, extracted_bytes
+from alignkd.vlm.stem.file import open_stem, read_stem_info
+from alignkd.vlm.stem.towers import same_tower, why_no_stem
+from alignkd.vlm.weights.tensor_file import open_tensors
+
+FAMILIES = [name for name in (*WITH_STEM, "ministral3") if name in tiny_families.FAMILIES]
+WITHOUT = {
+    "qwen2_5_vl": "the projector of model_type 'qwen2_5_vl' is inside its vision tower",
+    "qwen3_vl": "the projector of model_type 'qwen3_vl' is inside its vision tower",
+    "glm4v": "the projector of model_type 'glm4v' is inside its vision tower",
+    "gemma4": "the embeddings of model_type 'gemma4' are one table for all layers",
+}
+
+
+def attention_of(layer: FirstLayer, batch: SequenceBatch) -> Tensor:
+    """All rows of all samples, 0 where padded."""
+    every = torch.arange(batch.input_ids_BL.shape[1]).expand_as(batch.input_ids_BL)
+    real = (every < batch.lengths_B[:, None])[:, None, :, None]
+    return layer.attention(every, every, chunk_bytes=1 << 12) * real
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equal_to_the_live_teacher(name: str, cases: dict[str, Any], tmp_path: Path) -> None:
+    """From features of the same tower; one batch of no, one and two images, padded."""
+    case = cases[name]
+    checkpoint, teacher, batch = case.checkpoint, case.model, case.batch
+    info = extract_stem(checkpoint, tmp_path / "stem.safetensors", dtype=torch.float32)
+    check_same_tower(info, teacher)
+    stem, samples = open_stem(info.path, student=teacher), batch.image_samples_I.tolist()
+    expected = teacher.encode_images(batch.images, samples, features=True)
+    with teacher.watched_first_layer() as layer:
+        teacher.hidden_states(batch, expected)
+    found = stem.vision(expected.features)
+    assert found.tokens_of_image == expected.tokens_of_image
+    torch.testing.assert_close(found.embeddings_PD, expected.embeddings_PD, rtol=0, atol=0)
+    text = stem.table.rows(batch.input_ids_BL.masked_fill(batch.vision_mask_BL, 0))
+    own = stem.first_layer(batch, text, found)
+    torch.testing.assert_close(attention_of(own, batch), attention_of(layer, batch), rtol=0, atol=1e-7)
+    assert not list(stem.parameters()) and not stem.state_dict()
+    # only what a pass to the layer needs
+    with open_tensors(info.path) as file:
+        names = set(file.keys())
+    assert not [key for key in names if "vision_tower" in key or "vision_model" in key or "lm_head" in key]
+    last = f".layers.{checkpoint.config.attention_layer}."
+    assert not [key for key in names if last in key and (".mlp." in key or "o_proj" in key)]
+    assert info.sizes.total <= info.file_bytes < info.sizes.total + 32_768
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_model_without_a_stem_is_refused_in_one_line(name: str, cases: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = cases[name].checkpoint
+    with pytest.raises(InputError) as refused:
+        extract_stem(checkpoint, tmp_path / "stem", dtype=torch.float32)
+    expected = "this family has no stem: store the targets (store.profile compact); "
+    assert str(refused.value) == f"{checkpoint.name}: {expected}{WITHOUT[name]}"
+    assert why_no_stem(checkpoint.config, checkpoint.config) == expected + WITHOUT[name]
+    assert not (tmp_path / "stem").exists()
+
+
+def test_towers_that_differ(tmp_path: Path) -> None:
+    teacher, other, wide, llava = (
+        open_checkpoint(tiny_families.build(name, tmp_path / str(number), **options))
+        for number, (name, options) in enumerate(
+            [
+                ("gemma3", {"tower_seed": 1}),
+                ("gemma3", {"tower_seed": 2, "hidden_size": 32}),
+                ("gemma3", {"tower_seed": 1, "hidden_size": 32, "dtype": "bfloat16"}),
+                ("llava", {}),
+            ]
+        )
+    )
+    assert why_no_stem(teacher.config, other.config) is None
+    assert same_tower(teacher, other, "float32") == (False, "the weights of the vision towers differ in float32")
+    # a copy saved in bfloat16: the same tower in bfloat16 only
+    assert same_tower(teacher, wide, "bfloat16")[0] is True and same_tower(teacher, wide, "float32")[0] is False
+    assert (
+        why_no_stem(teacher.config, llava.config) == "the student is of another architecture than the teacher, gemma3"
+    )
+
+
+def test_the_same_bytes_each_time_and_a_damaged_file(cases: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = cases["llava"].checkpoint
+    info = extract_stem(checkpoint, tmp_path / "stem", dtype=torch.bfloat16, lm_head=True)
+    assert info.has_lm_head and info.dtype == "bfloat16"
+    again = extract_stem(checkpoint, tmp_path / "again", dtype=torch.float32)
+    assert again.path.read_bytes() == extracted_bytes(checkpoint, dtype=torch.float32)
+    head = open_stem(info.path).take_head()
+    assert head is not None
+    torch.testing.assert_close(head.weight_VD, checkpoint.lm_head(torch.bfloat16).weight_VD, rtol=0, atol=0)
+    content = info.path.read_bytes()
+    damaged = content.replace(rb"\"model_type\":\"llava\"", rb"\"model_type\":\"blip2\"")
+    assert damaged != content
+    info.path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"config in the metadata is unusable .*blip2.*; extract the stem again"):
+        read_stem_info(info.path)

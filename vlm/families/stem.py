@@ -1,0 +1,178 @@
+"""The interface of a stem: what gives a teacher's first-layer attention and vision embeddings without the teacher.
+
+A `StemDesign` says what the stem of one teacher consists of; a `Stem` holds the tensors and computes targets from the
+output of the student's frozen vision tower, which must be the teacher's too.
+
+Shapes: B samples, L positions, P vision tokens of all images, U different token ids of a batch, Dt hidden size of the
+teacher, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.families.family import Checkpoint, Head, ModelConfig, Vision, VisionLanguageModel
+from alignkd.vlm.inputs.batch import SequenceBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRows:
+    """The token embeddings of a batch, each different token once.
+
+    Attributes:
+        rows_UD: [U, Dt], in the table's dtype.
+        index_BL: int64, row of each position.
+    """
+
+    rows_UD: Tensor
+    index_BL: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy on `device`."""
+        return replace(self, rows_UD=self.rows_UD.to(device), index_BL=self.index_BL.to(device))
+
+
+class EmbeddingTable:
+    """The teacher's token embeddings [V, Dt] on the host, mapped from a stem file if they come from one."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self._weight_VD = weight_VD
+
+    def rows(self, input_ids_BL: Tensor) -> TextRows:
+        """The rows of the table that a batch needs; only these are copied to a device.
+
+        Args:
+            input_ids_BL: int64 on the host; 0 at positions whose embedding is replaced, and at padding.
+        """
+        ids_U, index_N = input_ids_BL.flatten().unique(return_inverse=True)
+        return TextRows(rows_UD=self._weight_VD[ids_U], index_BL=index_N.view_as(input_ids_BL))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemSizes:
+    """Bytes of a stem's tensors.
+
+    Attributes:
+        device: projector, norm, `W_q`, `W_k`, which training keeps on the device.
+        lm_head: `lm_head` and what belongs to it, also on the device; 0 without them.
+        host: token embeddings, mapped from the file.
+    """
+
+    device: int
+    lm_head: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors: the size of the file without its header of a few kilobytes."""
+        return self.device + self.lm_head + self.host
+
+
+class Stem(nn.Module, ABC):
+    """The frozen stem of a teacher; it has no trained parameters, and nothing of it is in a state dict.
+
+    Attributes:
+        table: token embeddings, on the host; `.to(device)` moves everything else.
+    """
+
+    table: EmbeddingTable
+
+    @abstractmethod
+    def vision(self, features: Any) -> Vision:
+        """The teacher's encoded images for `Vision.features` of a student with the same tower, without gradient."""
+
+    @abstractmethod
+    def first_layer(self, batch: SequenceBatch, text: TextRows, vision: Vision | None) -> FirstLayer:
+        """Queries and keys of the teacher's first layer that has attention, without gradient.
+
+        Args:
+            batch: as for `VisionLanguageModel.hidden_states`.
+            text: the rows of `batch.input_ids_BL`.
+            vision: all images of the batch, as the teacher encodes them; None if it has none.
+        """
+
+    @abstractmethod
+    def take_head(self) -> Head | None:
+        """Return the output head and drop it from the stem; None if the stem has none."""
+
+
+class StemDesign(ABC):
+    """What the stem of one teacher consists of; made from its configuration alone."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the teacher's architecture, for messages."""
+
+    @property
+    @abstractmethod
+    def config(self) -> ModelConfig:
+        """Sizes of the teacher."""
+
+    @property
+    @abstractmethod
+    def tower_settings(self) -> Mapping[str, Any]:
+        """The settings that decide the tower's features and their number, plain values by name."""
+
+    @property
+    @abstractmethod
+    def settings_fingerprint(self) -> Mapping[str, str]:
+        """`Checkpoint.settings_fingerprint` of the teacher."""
+
+    @property
+    @abstractmethod
+    def table_name(self) -> str:
+        """Name of the embedding table among `shapes`."""
+
+    @abstractmethod
+    def shapes(self, *, lm_head: bool) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor; nothing is allocated."""
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """The entries of a stem file's metadata from which the design can be made again; plain values."""
+
+    @abstractmethod
+    def read(self, checkpoint: Checkpoint, dtype: torch.dtype, *, lm_head: bool) -> dict[str, Tensor]:
+        """The tensors of `shapes` from the weight files of a checkpoint; no other tensor is copied.
+
+        Raises:
+            InputError: a tensor is missing, misshapen or not finite.
+        """
+
+    @abstractmethod
+    def tower_hashes(self, checkpoint: Checkpoint, dtypes: Iterable[str]) -> dict[str, str]:
+        """Dtype -> hash of the vision tower in a checkpoint's weight files, with the settings of its features.
+
+        Raises:
+            InputError: the checkpoint has no tower.
+        """
+
+    @abstractmethod
+    def tower_of_student(self, student: VisionLanguageModel) -> tuple[str, str] | None:
+        """The dtype in which a student's tower runs, and its hash in it; None if its features are of another kind."""
+
+    @abstractmethod
+    def build(self, weights: Mapping[str, Tensor], student: VisionLanguageModel | None = None) -> Stem:
+        """The stem of tensors named as in `shapes`, on the CPU.
+
+        Args:
+            student: whose self-checks decide how batches are computed, where a family has such choices.
+        """
+
+    def sizes(self, dtype: torch.dtype, *, lm_head: bool) -> StemSizes:
+        """Bytes of the tensors in `dtype`."""
+        without = {key: _count(shape) for key, shape in self.shapes(lm_head=False).items()}
+        table = without[self.table_name]
+        head = sum(map(_count, self.shapes(lm_head=True).values())) - sum(without.values()) if lm_head else 0
+        each = dtype.itemsize
+        return StemSizes(device=each * (sum(without.values()) - table), lm_head=each * head, host=each * table)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

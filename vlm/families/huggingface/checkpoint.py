@@ -9,12 +9,12 @@ import torch
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
-from alignkd.vlm.families.huggingface.model.head_weights import read_head
-from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.families.huggingface.model.probe import probe_examples
-from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
-from alignkd.vlm.families.huggingface.model.sizes import model_size
+from alignkd.vlm.families.huggingface.model.weights.head_weights import read_head
+from alignkd.vlm.families.huggingface.model.weights.loading import build_model
+from alignkd.vlm.families.huggingface.model.weights.saving import is_complete, present_files, save_model
+from alignkd.vlm.families.huggingface.model.weights.sizes import model_size
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation

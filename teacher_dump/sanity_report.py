@@ -116,6 +116,9 @@ def judge_images(
     gains = np.array([a.own_N.mean() - b.own_N.mean() for a, b in zip(right, swapped, strict=True)])
     error = gains.std(ddof=1) / np.sqrt(len(gains))
     losses = [-np.mean([found.own_N.mean() for found in scores]) for scores in (right, swapped)]
+    if losses[0] > np.log(vocab_size):
+        reason = f"loss {losses[0]:.2f} is above log V: it knows none of these answers, as random weights"
+        return finding("images", None, reason)
     figures = (
         f"loss {losses[0]:.3f} with the right images, {losses[1]:.3f} with those of other samples "
         f"({len(gains)} samples, difference {gains.mean():.3f} +- {error:.3f}{others})"

@@ -73,7 +73,7 @@ MICRO_BATCH = [
     Known("student_train/data/batch.py", "to", "to the device", 3, COPIES),
     Known("student_train/data/targets.py", "to", "to the device", 9, COPIES),
     Known("student_train/data/decode.py", "to", "to the device", 7, COPIES),
-    Known("vlm/stem/stem.py", "to", "to the device", 3, COPIES),
+    Known("vlm/families/stem.py", "to", "to the device", 3, COPIES),
     Known(
         "student_train/losses/attention.py",
         "_length_mask",

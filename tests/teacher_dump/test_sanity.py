@@ -163,6 +163,14 @@ def test_chance_alone_never_stops_a_run_that_sees_a_little() -> None:
         assert judge_images(wrong, wrong, 512).outcome == "failed"
 
 
+def test_a_teacher_that_is_worse_than_guessing_is_not_judged_by_its_images() -> None:
+    """Random weights with large values: sure of wrong tokens, whatever the image."""
+    random = np.random.default_rng(3)
+    right, wrong = ([scores(-20 + random.normal(0, 5, 9), -20.0, 0.5) for _ in range(40)] for _ in range(2))
+    found = judge_images(right, wrong, 512)
+    assert found.outcome == "not checked" and "above log V" in found.message
+
+
 def test_samples_that_could_not_be_scored_with_another_image_are_counted() -> None:
     right, wrong = ([scores(np.full(9, own), -9.0, 0.5) for _ in range(40)] for own in (-1.0, -2.0))
     found = judge_images(right, wrong, 512, left_out=3)

@@ -19,6 +19,10 @@ from alignkd.vlm.settings import ProcessorKind
 INSTALL = "pip install 'alignkd[families]'"
 # End of turn of ChatML, SmolVLM, Gemma 3 and Gemma 4, which not every generation_config.json lists.
 _END_OF_TURN = ("<|im_end|>", "<end_of_utterance>", "<end_of_turn>", "<turn|>")
+# Any of each: transformers does not name the file that it looked for.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 # Remarks of transformers on single images and texts (ambiguous channels, long texts); none of them is an error.
@@ -92,6 +96,15 @@ def _load(folder: Path, choice: ProcessorKind) -> Any:
 
 
 def _unloadable(folder: Path, what: str, error: Exception) -> InputError:
+    for names in (_TOKENIZER_FILES, _PROCESSOR_FILES):
+        if not any((folder / name).exists() for name in names):
+            return InputError(f"{folder}: has none of {', '.join(names)}; copy that file of the checkpoint too")
+    for name in (*_JSON_FILES, *_PROCESSOR_FILES, "chat_template.json"):
+        if (file := folder / name).exists():
+            try:
+                _read_object(file)
+            except InputError as unusable:
+                return unusable
     if "torchvision" in str(error).lower() and not _has_torchvision():
         return InputError(f"{folder}: its {what} needs torchvision, whatever processor: says; {INSTALL}")
     if isinstance(error, ImportError):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from alignkd.vlm.families.family import Vision
+from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
 from alignkd.vlm.inputs.batch import ImageTensors
 
 # LLaVA-OneVision: an image is divided into tiles only if it is the only one of its sample.
@@ -50,9 +51,8 @@ class ImageEncoder:
         encoded: list[Vision | None] = [None] * len(images)
         for numbers in self._groups(images, samples):
             group = [images[number] for number in numbers]
-            for number, vision in zip(
-                numbers, self._encode_group(group, _shared(numbers, samples), dtype), strict=True
-            ):
+            found = self._encode_any_group(group, _shared(numbers, samples), dtype)
+            for number, vision in zip(numbers, found, strict=True):
                 encoded[number] = vision
         return Vision.join([vision for vision in encoded if vision is not None])
 
@@ -74,6 +74,21 @@ class ImageEncoder:
             shapes = tuple((name, tuple(values.shape)) for name, values in sorted(image.items()))
             groups[shapes, _shared([number], samples)].append(number)
         return list(groups.values())
+
+    def _encode_any_group(self, images: Sequence[ImageTensors], is_shared: bool, dtype: torch.dtype) -> list[Vision]:
+        """As `_encode_group`. A single image that the model refuses is tried as one of two equal images.
+
+        Mistral 3 fails on an image with one vision token: it removes the axis of tokens with that of the batch.
+        """
+        try:
+            return self._encode_group(images, is_shared, dtype)
+        except RuntimeError as error:
+            if len(images) > 1 or not self.joined or may_be_out_of_memory(error) or "CUDA" in str(error):
+                raise
+            try:
+                return self._encode_group([*images, *images], is_shared, dtype)[:1]
+            except RuntimeError:
+                raise error from None
 
     def _encode_group(self, images: Sequence[ImageTensors], is_shared: bool, dtype: torch.dtype) -> list[Vision]:
         """Images of equal shapes: joined along the first axis of each argument."""

@@ -182,6 +182,33 @@ def test_a_template_with_the_date_has_the_same_tokens_every_day(copied: Callable
         open_preparation(folder)
 
 
+def test_a_template_that_asks_whether_it_can_know_the_date(copied: Callable[[str], Path]) -> None:
+    """As Llama 3 does it, with another date where there is no such function."""
+    folder = copied("qwen3_vl")
+    file = folder / "chat_template.jinja"
+    date = "{{- strftime_now('%d %b %Y') if strftime_now is defined else 'some day' -}}"
+    file.write_text(date + file.read_text())
+    preparation = open_preparation(folder)
+    assert preparation.marked(preparation.tokenize(turns("q", "a"), []))[0][0].startswith("01 Jan 2025<|im_s")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "processor_config.json"])
+def test_files_that_are_broken_are_named(copied: Callable[[str], Path], name: str) -> None:
+    folder = copied("qwen3_vl")
+    for content, found in (("{", "cannot be read as JSON"), ("[]", "a JSON list, expected an object")):
+        (folder / name).write_text(content)
+        with pytest.raises(InputError, match=rf"{name}: {found}"):
+            open_preparation(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "processor_config.json"])
+def test_files_that_are_missing_are_named(copied: Callable[[str], Path], name: str) -> None:
+    folder = copied("qwen3_vl")
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"has none of .*{name}.*; copy that file of the checkpoint too"):
+        open_preparation(folder)
+
+
 def test_without_torchvision(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor_module, "_has_torchvision", lambda: False)
     with pytest.raises(
@@ -219,7 +246,7 @@ def test_checkpoints_that_are_refused(copied: Callable[[str], Path], folder_of: 
     with pytest.raises(InputError, match=r"generation_config.json: a JSON list, expected an object"):
         open_preparation(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="processor cannot be loaded"):
+    with pytest.raises(InputError, match=r"tokenizer.json: cannot be read as JSON"):
         open_preparation(folder)
 
 

@@ -166,3 +166,17 @@ def test_a_batch_without_type_ids_is_refused(cases: dict[str, Any], missing: str
 
     with pytest.raises(InputError, match=f"needs {missing}, which the processor did not make"):
         case.model.hidden_states(replace(case.batch, types={}), encoded(case.model, case.batch))
+
+
+@torch.no_grad()
+def test_an_image_of_one_vision_token(cases: dict[str, Any]) -> None:
+    """transformers' Mistral 3 itself encodes such an image only together with others."""
+    model = cases["mistral3"].model
+    config = model.config.raw
+    side = config.vision_config.patch_size * config.spatial_merge_size
+    size = torch.tensor([[side, side]])
+    first, second = ({"pixel_values": torch.rand(1, 3, side, side), "image_sizes": size} for _ in range(2))
+    alone, together = model.encode_images([first]), model.encode_images([first, second])
+    assert alone.tokens_of_image == (1,)
+    assert relative(alone.embeddings_PD, together.embeddings_PD[:1]) < 1e-5
+    assert relative(together.embeddings_PD[1:], together.embeddings_PD[:1]) > 1e-3

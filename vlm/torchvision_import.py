@@ -31,7 +31,7 @@ def make_torchvision_importable() -> Any:
     folder = Path(found.origin).parent
     if _loads(folder):
         return None
-    source = (folder / _REGISTRATIONS).read_text()
+    source = (folder / _REGISTRATIONS).read_text(encoding="utf-8")
     names = {*re.findall(r'"torchvision::(\w+)"', source), *re.findall(r'register_meta\("(\w+)"\)', source)}
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in sorted(names):

@@ -22,8 +22,9 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
     Example: alignkd run run.yaml
     """
     with heavy_imports():
+        from alignkd.pipeline.models.pair import check_pair
         from alignkd.pipeline.runs.stages import run_stages
 
-    reports = run_stages(config, as_json=as_json, launcher=launcher, say=click.echo)
+    reports = run_stages(config, as_json=as_json, check=check_pair, launcher=launcher, say=click.echo)
     if as_json:
         print_json(reports)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from alignkd.pipeline.config.checkpoint_config import PlannedModel
+from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.stem.towers import same_tower, why_no_stem
@@ -93,6 +96,25 @@ def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
         stem_reason=reason,
         verdict=_verdict(compared, is_possible, has_positions),
     )
+
+
+def check_pair(config: RunConfig) -> None:
+    """Refuse a student that training would refuse, before the teacher runs; no weights are read.
+
+    Raises:
+        InputError: a loss of the configuration cannot be computed, or a checkpoint is unusable.
+    """
+    assert config.teacher is not None and config.student is not None and config.train is not None
+    teacher, student = (
+        PlannedModel(str(section.checkpoint), section.vision_config, section.processor).checkpoint
+        for section in (config.teacher, config.student)
+    )
+    pair = compare(teacher, student)
+    if not config.train.losses.weights.keys() <= set(pair.losses):
+        raise InputError(
+            f"student {student.name}, teacher {teacher.name}: {pair.verdict} (`alignkd models --pair TEACHER STUDENT` "
+            "shows both values)"
+        )
 
 
 def pair_lines(pair: Pair) -> list[str]:

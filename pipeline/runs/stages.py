@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from alignkd.vlm.errors import InputError
 LAST = "train"
 
 
-def run_stages(path: Path, *, as_json: bool, launcher: str = "", say: Any = print) -> dict[str, Any]:
+def run_stages(
+    path: Path, *, as_json: bool, check: Callable[[RunConfig], None], launcher: str = "", say: Any = print
+) -> dict[str, Any]:
     """Dump, verify and train, stage after stage; finished stages are skipped.
 
     Args:
         path: configuration of one stage, or a recipe with several stages.
         as_json: collect the reports of all phases.
+        check: refuses a stage before its teacher runs.
         launcher: command line that starts the training's processes, such as `torchrun --nproc-per-node 4`.
         say: function that prints a line.
 
@@ -41,12 +45,14 @@ def run_stages(path: Path, *, as_json: bool, launcher: str = "", say: Any = prin
         meeting_point(os.environ)  # fail now: training would refuse the variables only after the teacher has run
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
-        found = _run_stage(path, stage, as_json, shlex.split(launcher), say)
+        found = _run_stage(path, stage, as_json, shlex.split(launcher), say, check)
         reports |= found if stage.name is None else {stage.name: found}
     return reports if as_json else {}
 
 
-def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say: Any) -> dict[str, Any]:
+def _run_stage(
+    path: Path, stage: Stage, as_json: bool, launcher: list[str], say: Any, check: Callable[[RunConfig], None]
+) -> dict[str, Any]:
     assert stage.config.train is not None
     output = stage.config.train.output
     finished = finished_before(stage.config)
@@ -63,7 +69,9 @@ def _run_stage(path: Path, stage: Stage, as_json: bool, launcher: list[str], say
         "verify": ["shards", "verify", str(stage.config.store.path)],
         LAST: ["train", *config],
     }
-    if finished is not None:  # the student is exported again from the last checkpoint, which needs no teacher
+    if finished is None:
+        check(stage.config)
+    else:  # the student is exported again from the last checkpoint, which needs no teacher
         phases = {LAST: phases[LAST]}
     reports = {}
     for phase, arguments in phases.items():

@@ -1,9 +1,11 @@
 """Runs phase 2 of a configuration, and what `alignkd train` prints at the end."""
 
 import os
+from pathlib import Path
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.console.printing import format_count
+from alignkd.storage import StoreError
 from alignkd.student_train.job import TrainResult
 from alignkd.student_train.trainer import train
 
@@ -16,8 +18,20 @@ SHOWN = {
 
 
 def run_train(config: RunConfig) -> TrainResult:
-    """Run phase 2; the resolved configuration is kept as `OUTPUT/run.json`."""
-    return train(config.train_job())
+    """Run phase 2; the resolved configuration is kept as `OUTPUT/run.json`.
+
+    Raises:
+        StoreError: no store at `store.path` yet, or a damaged one.
+    """
+    try:
+        return train(config.train_job())
+    except StoreError as error:
+        path = config.store.path
+        if isinstance(path, Path) and not path.exists():
+            raise StoreError(
+                f"store {path}: not there yet; write it by `alignkd dump`, or correct store.path"
+            ) from error
+        raise
 
 
 def is_first_process() -> bool:

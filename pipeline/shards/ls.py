@@ -48,7 +48,7 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     }
     if listing is not None:
         totals["root_hash"] = listing.root_hash
-        shown = manifest.settings()
+        shown = {**manifest.settings(), **manifest.model_dump()}
         print_json({"store": str(store), **totals, "manifest": shown, "shard_list": [asdict(info) for info in infos]})
         return
     lines = [f"{'shard':>8} {'records':>8} {'unusable':>8} {'tokens':>10} {'bytes':>12}", *map(_line, infos)]

@@ -355,7 +355,7 @@ def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
     if differing:
         raise StoreError(
             f"store {store.path} does not fit this student: {'; '.join(differing)}; "
-            "dump the targets again with the student's settings"
+            "give the student the teacher's settings and processor files, or dump again with the student's"
         )
 
 

@@ -24,7 +24,7 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
         same = same_vision_tokens(reader, preparation)
         preparation.check_probe(json.loads(probe), f"the store {reader.path}", image_tokens=same)
     _check_vision_tokens(reader, preparation, losses)
-    _check_fingerprint(reader, preparation)
+    _check_fingerprint(reader, preparation, losses)
     _check_sizes(reader, preparation, student)
     if problems := losses.problems_with(reader.manifest.codecs.logits.kind, f"store {reader.path}"):
         raise TrainError("; ".join(problems))
@@ -64,12 +64,13 @@ def _check_vision_tokens(reader: StoreReader, preparation: Preparation, losses: 
         )
 
 
-def _check_fingerprint(reader: StoreReader, preparation: Preparation) -> None:
+def _check_fingerprint(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
     """Tokens and pixels must be the teacher's; without terms on vision tokens their number may be another."""
     own = preparation.fingerprint
-    if not same_vision_tokens(reader, preparation):
-        # where tokens depend on the image they follow from its processor, whose pixels no term compares
-        free = {"vision_tokens"} if preparation.vision_tokens is not None else {"vision_tokens", "image_processor"}
+    free = set() if same_vision_tokens(reader, preparation) else {"vision_tokens"}
+    if preparation.vision_tokens is None and not any(TERMS[name].positional for name in losses.weights):
+        free.add("image_processor")  # it also decides the tokens of an image; no term compares its pixels
+    if free:
         own = {name: value for name, value in own.items() if name not in free}
     check_fingerprint(reader, own)
 

@@ -36,7 +36,8 @@ def describe_device(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
         return f"{device} ({name}, {total / GIB:.1f} GiB, {free / GIB:.1f} GiB free)"
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads, {host_memory() / GIB:.1f} GiB)"
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} {'thread' if threads == 1 else 'threads'}, {host_memory() / GIB:.1f} GiB)"
     return str(device)
 
 

@@ -64,9 +64,9 @@ def test_a_teacher_without_a_stem(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ("student", "possible: same tower weights in float32"),
-        ("other", "none: the weights of the vision towers differ in bfloat16"),
-        ("qwen", "none: the student is of another architecture than the teacher, gemma3"),
+        ("student", "possible: teacher and student share their vision tower (weights compared in float32)"),
+        ("other", "not possible: the weights of the vision towers differ in float32"),
+        ("qwen", "not possible: the pair does not allow it"),
     ],
 )
 def test_a_pair_says_whether_a_stem_is_possible(folders: dict[str, Path], student: str, message: str) -> None:

@@ -153,5 +153,6 @@ def test_the_fingerprint_check_names_both_values(small_store: Path) -> None:
         check_fingerprint(reader, {"tokenizer": "t1", "template": "v1", "weights": "w0"})
     assert str(caught.value) == (
         f"store {small_store} does not fit this student: tokenizer is t0 in the store, t1 in the student; "
-        "template is not recorded in the store, v1 in the student; dump the targets again with the student's settings"
+        "template is not recorded in the store, v1 in the student; "
+        "give the student the teacher's settings and processor files, or dump again with the student's"
     )

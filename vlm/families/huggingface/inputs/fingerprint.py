@@ -62,8 +62,9 @@ def check_probe(found: Mapping[str, list[int]], stored: Mapping[str, list[int]],
     for text, ids in stored.items():
         if found[text] != list(ids):
             raise InputError(
-                f"{who}: {text!r} becomes {_shortened(found[text])}, but {_shortened(ids)} in {where}; use the "
-                f"processor files, and the version of transformers, that {where} was made with"
+                f"{who}: {text!r} becomes {_shortened(found[text])}, but {_shortened(ids)} in {where}; take a "
+                f"model of the same family, with the processor files and the version of transformers that {where} was "
+                "made with"
             )
 
 

@@ -132,6 +132,11 @@ def _checked(processor: Any, folder: Path) -> Any:
             f"{folder}: {type(tokenizer).__name__} does not say which token stands for which text; add the "
             "checkpoint's tokenizer.json"
         )
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):  # transformers makes up an empty one
+        raise InputError(
+            f"{folder}: has no tokenizer ({type(tokenizer).__name__} without entries); copy tokenizer.json and "
+            "tokenizer_config.json of the checkpoint too"
+        )
     if not processor.chat_template:
         raise InputError(
             f"{folder}: {name} has no chat template, so it is unknown how a conversation is written; use an "

@@ -79,7 +79,7 @@ def test_probes_find_other_ids(opened: Opened) -> None:
         probe | {"a text of another version": preparation.tokenizer.plain("a text of another version")}, "s"
     )
     for name in probe:
-        with pytest.raises(InputError, match=r"becomes .* in store; use the processor files"):
+        with pytest.raises(InputError, match=r"becomes .* in store; take a model of the same family"):
             preparation.check_probe(probe | {name: [*probe[name], 1]}, "store")
     with pytest.raises(InputError, match="in store"):
         opened("qwen3_vl").check_probe(probe, "store")

@@ -248,6 +248,10 @@ def test_checkpoints_that_are_refused(copied: Callable[[str], Path], folder_of: 
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer.json: cannot be read as JSON"):
         open_preparation(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer \(\w+ without entries\); copy tokenizer.json"):
+        open_preparation(folder)
 
 
 def test_stop_tokens_are_those_of_the_generation_config_too(copied: Callable[[str], Path]) -> None:

@@ -60,15 +60,10 @@ CHOICES: dict[str, dict[str, Any]] = {
 NO_STEM = {("qwen3_vl", "stem")}
 # families whose towers add a token for the class to each tile
 CLASS_TOKEN = ("llava", "llava_next", "internvl")
-_COMBINED = [
-    (name, choice, backend)
-    for name in TESTED
-    for choice in CHOICES
-    for backend in ("zarr", "webdataset")
-    if (name, choice) not in NO_STEM
-]
+_LAYOUTS = [(choice, backend) for choice in CHOICES for backend in ("zarr", "webdataset")]
+_COMBINED = [(name, *rest) for name in TESTED for rest in _LAYOUTS if (name, rest[0]) not in NO_STEM]
 # each choice in each layout, with the families in turn; every combination with --all-families
-STORES = chosen(_COMBINED, lambda one: _COMBINED.index(one) % len(TESTED) == 0)
+STORES = chosen(_COMBINED, lambda one: TESTED[_LAYOUTS.index(one[1:]) % len(TESTED)] == one[0])
 MakeRun = Callable[..., RunConfig]
 
 

@@ -1,26 +1,31 @@
 """A checkpoint of any vision-language model of transformers, in the layout of the hub."""
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig, load_config
-from alignkd.vlm.families.huggingface.model.head_weights import read_head
-from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.families.huggingface.model.probe import probe_examples
-from alignkd.vlm.families.huggingface.model.saving import is_complete, present_files, save_model
-from alignkd.vlm.families.huggingface.model.sizes import model_size
+from alignkd.vlm.families.huggingface.model.weights.head_weights import read_head
+from alignkd.vlm.families.huggingface.model.weights.loading import build_model
+from alignkd.vlm.families.huggingface.model.weights.saving import is_complete, present_files, save_model
+from alignkd.vlm.families.huggingface.model.weights.sizes import model_size
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.settings import ProcessorKind
 from alignkd.vlm.weights.files import weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
+
+if TYPE_CHECKING:
+    from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePreparation
 
 
 class HuggingFaceCheckpoint:
@@ -85,10 +90,15 @@ class HuggingFaceCheckpoint:
                 f"{self.name}: template {template!r}, but this checkpoint has its own chat template; leave "
                 "data.template out"
             )
+        return replace(self._unlimited_preparation, max_tokens=max_tokens)
+
+    @cached_property
+    def _unlimited_preparation(self) -> "HuggingFacePreparation":
+        """Opened once: the self-checks of the model need it, too."""
         # its libraries are not needed by what opens a checkpoint for its sizes
         from alignkd.vlm.families.huggingface.inputs.opening import open_preparation
 
-        return open_preparation(self.folder, processor=self.processor, max_tokens=max_tokens)
+        return open_preparation(self.folder, processor=self.processor)
 
     def load_model(
         self,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
+from alignkd.vlm.families.huggingface.inputs.text.chat import ChatTemplate
 
 # Raise it when ids or labels of a rendered conversation change.
 LABELS_VERSION = 1

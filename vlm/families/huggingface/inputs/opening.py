@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate
 from alignkd.vlm.families.huggingface.inputs.fingerprint import (
     image_processor_fingerprint,
     template_fingerprint,
@@ -18,9 +17,10 @@ from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePrepa
 from alignkd.vlm.families.huggingface.inputs.probes import SIZES
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor, load_processor
 from alignkd.vlm.families.huggingface.inputs.remarks import remarks_of
-from alignkd.vlm.families.huggingface.inputs.reserved import ReservedTexts
 from alignkd.vlm.families.huggingface.inputs.self_check import answer, checked_images, checked_types, question
-from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.families.huggingface.inputs.text.chat import ChatTemplate
+from alignkd.vlm.families.huggingface.inputs.text.reserved import ReservedTexts
+from alignkd.vlm.families.huggingface.inputs.text.text_tokens import FastTokenizer
 from alignkd.vlm.settings import ProcessorKind
 
 

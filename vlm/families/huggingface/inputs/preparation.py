@@ -12,16 +12,16 @@ from PIL import Image
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import ImageError, SampleError
-from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate, Rendered
-from alignkd.vlm.families.huggingface.inputs.expansion import expanded
 from alignkd.vlm.families.huggingface.inputs.fingerprint import check_probe
 from alignkd.vlm.families.huggingface.inputs.images import ImageEncoder
-from alignkd.vlm.families.huggingface.inputs.labels import labels_of
-from alignkd.vlm.families.huggingface.inputs.messages import Message, check_question, check_training, messages_of
 from alignkd.vlm.families.huggingface.inputs.probes import is_of_image, probed_ids, probes
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
-from alignkd.vlm.families.huggingface.inputs.reserved import ReservedTexts
-from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.families.huggingface.inputs.text.chat import ChatTemplate, Rendered
+from alignkd.vlm.families.huggingface.inputs.text.expansion import expanded
+from alignkd.vlm.families.huggingface.inputs.text.labels import labels_of
+from alignkd.vlm.families.huggingface.inputs.text.messages import Message, check_question, check_training, messages_of
+from alignkd.vlm.families.huggingface.inputs.text.reserved import ReservedTexts
+from alignkd.vlm.families.huggingface.inputs.text.text_tokens import FastTokenizer
 from alignkd.vlm.inputs.examples import Example, ImageArrays, ImageSize, Tokens, is_overlong, overlong_error
 from alignkd.vlm.inputs.image_file import decode_image
 from alignkd.vlm.inputs.labels import IGNORE_LABEL

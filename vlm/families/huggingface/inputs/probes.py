@@ -3,10 +3,10 @@
 import re
 
 from alignkd.vlm.data.turns import Turn
-from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate
 from alignkd.vlm.families.huggingface.inputs.images import ImageEncoder
-from alignkd.vlm.families.huggingface.inputs.messages import messages_of
-from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.families.huggingface.inputs.text.chat import ChatTemplate
+from alignkd.vlm.families.huggingface.inputs.text.messages import messages_of
+from alignkd.vlm.families.huggingface.inputs.text.text_tokens import FastTokenizer
 
 SIZES = ((640, 480), (300, 900))
 _TEXTS = (

@@ -1,8 +1,8 @@
 """What a user should know of a chat template before training with it."""
 
-from alignkd.vlm.families.huggingface.inputs.chat import DATE, ChatTemplate
-from alignkd.vlm.families.huggingface.inputs.messages import Message
 from alignkd.vlm.families.huggingface.inputs.self_check import answer, question
+from alignkd.vlm.families.huggingface.inputs.text.chat import DATE, ChatTemplate
+from alignkd.vlm.families.huggingface.inputs.text.messages import Message
 
 _BEFORE, _AFTER = "text before the image", "text after the image"
 

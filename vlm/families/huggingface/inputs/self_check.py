@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from alignkd.vlm.errors import InputError, one_line
-from alignkd.vlm.families.huggingface.inputs.chat import ChatTemplate, Rendered
-from alignkd.vlm.families.huggingface.inputs.expansion import expanded
 from alignkd.vlm.families.huggingface.inputs.images import TYPE_IDS, ImageEncoder
-from alignkd.vlm.families.huggingface.inputs.messages import Message
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
-from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.families.huggingface.inputs.text.chat import ChatTemplate, Rendered
+from alignkd.vlm.families.huggingface.inputs.text.expansion import expanded
+from alignkd.vlm.families.huggingface.inputs.text.messages import Message
+from alignkd.vlm.families.huggingface.inputs.text.text_tokens import FastTokenizer
 from alignkd.vlm.inputs.examples import ImageArrays
 
 _TEXT = "Which colours are there?"

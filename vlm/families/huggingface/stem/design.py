@@ -18,7 +18,7 @@ from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
 from alignkd.vlm.families.huggingface.model.parts import tower_of
 from alignkd.vlm.families.huggingface.model.quiet import quiet
 from alignkd.vlm.families.huggingface.model.tower_outputs import feature_layers
-from alignkd.vlm.families.huggingface.model.weight_names import ParameterFiles
+from alignkd.vlm.families.huggingface.model.weights.weight_names import ParameterFiles
 from alignkd.vlm.families.huggingface.stem.cut import WITH_STEM, cut_model
 from alignkd.vlm.families.huggingface.stem.stem import HuggingFaceStem
 from alignkd.vlm.families.stem import EmbeddingTable, StemDesign

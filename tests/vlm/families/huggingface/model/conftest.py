@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
-from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
+from alignkd.vlm.families.huggingface.model.weights.loading import build_model
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 

@@ -24,7 +24,7 @@ CHILD = """
 import ctypes, gc, json, sys, threading, torch
 from pathlib import Path
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
-from alignkd.vlm.families.huggingface.model import loading
+from alignkd.vlm.families.huggingface.model.weights import loading
 torch.set_num_threads(1)
 folder, out = map(Path, sys.argv[1:])
 checkpoint = HuggingFaceCheckpoint(folder, folder)
@@ -60,7 +60,7 @@ for name, dtype in ("bfloat16", torch.bfloat16), ("float32", torch.float32):
     peak, model = peak_during(lambda: loading.read_model(folder, config, dtype))
     peaks[name] = peak / num_bytes(model)
     if name == "bfloat16":
-        from alignkd.vlm.families.huggingface.model.saving import save_model
+        from alignkd.vlm.families.huggingface.model.weights.saving import save_model
         peak, _ = peak_during(lambda: save_model(model, out, processor_from=folder))
         peaks["save"] = peak / num_bytes(model)
     del model

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.huggingface.inputs.messages import messages_of
 from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePreparation
+from alignkd.vlm.families.huggingface.inputs.text.messages import messages_of
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 Opened = Callable[[str], HuggingFacePreparation]

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.vlm.errors import SampleError, one_line
-from alignkd.vlm.families.huggingface.inputs.chat import Answer
-from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer, TextTokens
+from alignkd.vlm.families.huggingface.inputs.text.chat import Answer
+from alignkd.vlm.families.huggingface.inputs.text.text_tokens import FastTokenizer, TextTokens
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 

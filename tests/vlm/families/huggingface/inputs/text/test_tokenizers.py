@@ -8,9 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.huggingface.inputs.chat import Answer
-from alignkd.vlm.families.huggingface.inputs.labels import labels_of
-from alignkd.vlm.families.huggingface.inputs.text_tokens import FastTokenizer
+from alignkd.vlm.families.huggingface.inputs.text.chat import Answer
+from alignkd.vlm.families.huggingface.inputs.text.labels import labels_of
+from alignkd.vlm.families.huggingface.inputs.text.text_tokens import FastTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 WORDS = ["the cat is black and the dog is brown", "how many birds? two birds.\n\nyes", "model user assistant"]

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from alignkd.vlm.errors import SampleError, one_line
-from alignkd.vlm.families.huggingface.inputs.messages import Message, text_of
+from alignkd.vlm.families.huggingface.inputs.text.messages import Message, text_of
 
 DATE = datetime(2025, 1, 1)
 """The date that templates write which ask for today's: the tokens of a sample may not depend on the day."""

@@ -8,7 +8,7 @@ import torch
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.families.huggingface.model.config import empty_model
 from alignkd.vlm.families.huggingface.model.head import described_head
-from alignkd.vlm.families.huggingface.model.weight_names import ParameterFiles
+from alignkd.vlm.families.huggingface.model.weights.weight_names import ParameterFiles
 
 
 def read_head(folder: Path, raw: Any, dtype: torch.dtype) -> Head:

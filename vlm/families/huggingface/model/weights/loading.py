@@ -13,10 +13,10 @@ from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel, image_tensors
 from alignkd.vlm.families.huggingface.model.parts import attentions_of
-from alignkd.vlm.families.huggingface.model.quantization import quantize
 from alignkd.vlm.families.huggingface.model.quiet import quiet
 from alignkd.vlm.families.huggingface.model.recorder import RECORDABLE, implementation_of
 from alignkd.vlm.families.huggingface.model.self_checks import check_model
+from alignkd.vlm.families.huggingface.model.weights.quantization import quantize
 from alignkd.vlm.finite import check_finite, is_finite
 from alignkd.vlm.hardware.devices import Quantization, keep_float32_exact, usable_device
 from alignkd.vlm.inputs.examples import Example

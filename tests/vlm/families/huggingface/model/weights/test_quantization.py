@@ -13,7 +13,7 @@ from torch import nn
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.huggingface.model.parts import layers_of
-from alignkd.vlm.families.huggingface.model.quantization import is_quantizable
+from alignkd.vlm.families.huggingface.model.weights.quantization import is_quantizable
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

@@ -12,7 +12,7 @@ from alignkd.vlm.families.huggingface.model.parts import (
     text_config_of,
     tower_parameters,
 )
-from alignkd.vlm.families.huggingface.model.quantization import is_quantizable
+from alignkd.vlm.families.huggingface.model.weights.quantization import is_quantizable
 from alignkd.vlm.families.sizes import ModelSize, TowerSize
 from alignkd.vlm.weights.bitsandbytes import quantized_bytes
 

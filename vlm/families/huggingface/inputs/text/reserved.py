@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.huggingface.inputs.messages import Message, text_of
 from alignkd.vlm.families.huggingface.inputs.processor import LoadedProcessor
+from alignkd.vlm.families.huggingface.inputs.text.messages import Message, text_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
-from alignkd.vlm.families.huggingface.model.loading import build_model
 from alignkd.vlm.families.huggingface.model.recorder import implementation_of
+from alignkd.vlm.families.huggingface.model.weights.loading import build_model
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 KEY = "model.layers.1.mlp.up_proj.weight"

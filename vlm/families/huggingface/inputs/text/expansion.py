@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alignkd.vlm.errors import SampleError
-from alignkd.vlm.families.huggingface.inputs.chat import Answer, Rendered
+from alignkd.vlm.families.huggingface.inputs.text.chat import Answer, Rendered
 
 
 def expanded(rendered: Rendered, placeholder: str, replacements: Sequence[str]) -> Rendered:

@@ -1,0 +1,1 @@
+"""The text of a conversation: messages, its template, tokens, labels."""

@@ -1,0 +1,1 @@
+"""Weight files: reading, quantising, saving, the head alone, sizes."""

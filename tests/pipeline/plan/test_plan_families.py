@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ _LAYOUTS = [(choice, backend) for choice in CHOICES for backend in ("zarr", "web
 _COMBINED = [(name, *rest) for name in TESTED for rest in _LAYOUTS if (name, rest[0]) not in NO_STEM]
 # each choice in each layout, with the families in turn; every combination with --all-families
 STORES = chosen(_COMBINED, lambda one: TESTED[_LAYOUTS.index(one[1:]) % len(TESTED)] == one[0])
+# each family in both dtypes and with both choices
+ALIVE = chosen(
+    [(name, *rest) for name in TESTED for rest in product(("exact", "compact"), ("float32", "bfloat16"))],
+    lambda one: (one[1] == "exact") is (one[2] == "float32"),
+)
 MakeRun = Callable[..., RunConfig]
 
 
@@ -208,9 +214,7 @@ def test_a_layer_keeps_about_what_torch_keeps(name: str, dtype: str, checkpoint:
     assert layer_bytes(size, dtype) == pytest.approx((counted[3] - counted[1]) / 2 / tokens, rel=0.12)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("choice", ["exact", "compact"])
-@pytest.mark.parametrize("name", TESTED)
+@pytest.mark.parametrize(("name", "choice", "dtype"), ALIVE)
 def test_the_plan_is_never_below_what_is_alive(
     name: str, choice: str, dtype: str, checkpoint: Callable[..., Path], data: tiny_data.TinyData
 ) -> None:

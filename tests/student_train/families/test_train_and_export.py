@@ -21,7 +21,7 @@ from alignkd.student_train.trainer import train
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.batch import collate_sequences
 
-STEPS = 8
+STEPS = 20
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 
 

@@ -106,6 +106,7 @@ def prepared() -> Iterator[PreparedProcesses]:
 def prepared_libraries() -> Iterator[PreparedProcesses]:
     """The same with the libraries alone: for processes that import another alignkd, or change it while they import."""
     modules = [
+        "torchvision_first",
         "torch._dynamo",
         "torch.utils.tensorboard",
         "transformers.models.clip.modeling_clip",

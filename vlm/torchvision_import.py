@@ -7,6 +7,7 @@ functions for operators that its library could not define. Image processing uses
 
 import importlib.util
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ _REGISTRATIONS = "_meta_registrations.py"
 def make_torchvision_importable() -> Any:
     """Define the operators that torchvision refers to and could not load; call before importing transformers.
 
-    Nothing is done without torchvision, or where its library can be loaded.
+    Nothing is done without torchvision, where it is imported already, or where its library can be loaded.
 
     Returns:
         The library that holds the definitions: they exist as long as it does. None if nothing was done.
     """
+    if "torchvision" in sys.modules:
+        return None
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
         return None

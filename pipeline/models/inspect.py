@@ -9,6 +9,7 @@ import torch
 from alignkd.pipeline.console.printing import format_bytes
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.settings import PROFILES
+from alignkd.vlm.data.conversations import read_json
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import ImageError, InputError
 from alignkd.vlm.families.family import Checkpoint
@@ -29,6 +30,7 @@ class Inputs:
 
     Attributes:
         family: name of the family.
+        model_type: name of the architecture in `config.json`.
         processor, template: fingerprints of the image processor and the prompt template.
         tokens_of_image: "WIDTH x HEIGHT" -> vision tokens; None where the processor refuses the size.
         stored: "WIDTH x HEIGHT" -> profile -> bytes of attention and vision targets of one sample with one image and a
@@ -37,6 +39,7 @@ class Inputs:
     """
 
     family: str
+    model_type: str
     processor: str
     template: str
     tokens_of_image: dict[str, int | None]
@@ -72,6 +75,7 @@ def inputs_of(checkpoint: Checkpoint) -> Inputs:
     found = {f"{width} x {height}": _positions(preparation, (width, height)) for width, height in SIZES}
     return Inputs(
         family=checkpoint.family,
+        model_type=str(read_json(checkpoint.folder / "config.json").get("model_type")),
         processor=preparation.fingerprint["image_processor"],
         template=preparation.template_fingerprint,
         tokens_of_image={size: None if at is None else sum(at.tokens_of_image) for size, at in found.items()},
@@ -125,7 +129,7 @@ def inputs_lines(inputs: Inputs) -> list[str]:
         sizes = (f"{size}: {format_bytes(profiles[profile])}" for size, profiles in inputs.stored.items())
         stored.append(f"stored, {profile:<7}   {', '.join(sizes)}")
     return [
-        f"family            {inputs.family}",
+        f"family            {inputs.family} ({inputs.model_type})",
         f"image processor   {inputs.processor}",
         f"template          {inputs.template}",
         f"tokens of images  {tokens}",

@@ -44,8 +44,11 @@ def resolve_checkpoint(checkpoint: str | Path, *, weights: bool = True) -> Path:
     Raises:
         InputError: neither a folder nor a model of the hub, or incomplete in the cache while the hub is unreachable.
     """
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
+    if (folder := Path(checkpoint)).is_dir():
+        inner = sorted(found.parent for found in folder.glob("*/config.json"))
+        if inner and not (folder / "config.json").exists():
+            raise InputError(f"{folder}: has no config.json, but {inner[0]} has; give that folder")
+        return folder
     match = _HUB_ID.fullmatch(str(checkpoint))
     if Path(checkpoint).exists() or match is None or match["name"].startswith("."):
         raise InputError(f"{tried(checkpoint)}: no such checkpoint folder; check the path")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,14 @@ def test_only_needed_files_are_fetched_and_weights_in_one_format(hub: Hub, golde
     assert sorted(small["without weights"]) == [name for name in files if name != "model.safetensors"]
     assert sorted(small["org/tiny"]) == sorted(hub.fetched) == files
     assert "org/other: neither a local folder nor a model on the hub" in small["org/other"]
+
+
+def test_the_folder_of_a_run_names_the_student_in_it(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"but {re.escape(str(tmp_path / 'student'))} has; give that folder"):
+        resolve_checkpoint(tmp_path)
+    assert resolve_checkpoint(tmp_path / "student") == tmp_path / "student"
 
 
 def test_names_that_are_no_hub_id_are_paths(tmp_path: Path) -> None:

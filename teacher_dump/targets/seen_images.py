@@ -14,8 +14,9 @@ from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, to_device
-from alignkd.vlm.errors import InputError
+from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
 from alignkd.vlm.inputs.batch import ImageTensors
 from alignkd.vlm.inputs.examples import ImageArrays
 
@@ -101,7 +102,16 @@ class SeenImages:
     def _encoded(self, units: Sequence[_Unit]) -> Iterator[tuple[ImageKey, SeenImage]]:
         images = [self._on_device(arrays) for unit in units for arrays in unit.arrays]
         samples = [number for number, unit in enumerate(units) for _ in unit.keys]
-        found = self._model.encode_images(images, samples)
+        try:
+            found = self._model.encode_images(images, samples)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if may_be_out_of_memory(error) or "CUDA" in str(error):
+                raise
+            names = ", ".join(dict.fromkeys(key[0][:12] for unit in units for key in unit.keys))
+            raise InputError(
+                f"the teacher fails on an image ({type(error).__name__}: {one_line(error)[:160]}); one of those with "
+                f"sha256 {names}: remove its samples, or change its size"
+            ) from error
         expected = tuple(count for unit in units for count in unit.tokens)
         if found.tokens_of_image != expected:
             raise InputError(

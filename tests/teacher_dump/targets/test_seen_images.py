@@ -120,3 +120,20 @@ def test_another_number_of_tokens_than_the_processor_says_is_refused() -> None:
     seen = seen_by(Tower(tokens_more=1))
     with pytest.raises(InputError, match=r"the teacher gives \(3,\) vision tokens per image, its processor \(2,\)"):
         seen.see([sample("a")])
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"), [("upsampling needs a size above 0", InputError), ("out of memory", RuntimeError)]
+)
+def test_an_image_on_which_the_model_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, failure: str, expected: type[Exception]
+) -> None:
+    def fails(*_: object) -> Vision:
+        raise RuntimeError(failure)
+
+    tower = Tower()
+    monkeypatch.setattr(tower, "encode_images", fails)
+    seen = seen_by(tower)
+    with pytest.raises(expected, match=failure) as raised:
+        seen.see([sample("a")])
+    assert type(raised.value) is expected and ("sha256" in str(raised.value)) is (expected is InputError)

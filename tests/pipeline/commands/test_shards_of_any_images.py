@@ -126,7 +126,8 @@ def test_show_and_its_picture_have_each_images_own_grid(ragged: Path, tmp_path: 
         assert picture.size[0] > 500
     listed = run("ls", ragged)
     assert "hidden values" in listed.stdout
-    assert json.loads(run("ls", ragged, "--json").stdout)["manifest"]["targets"]["hidden"]["layers"] == [3]
+    targets = json.loads(run("ls", ragged, "--json").stdout)["manifest"]["targets"]
+    assert next(target for target in targets if target["name"] == "hidden")["layers"] == [3]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_killed_retry_leaves_the_old_shard_or_the_new_one(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         assert StoreReader(store).root_hash() == (expected if place == 2 else old)
         assert verify_store(store, deep=True).ok
-    assert len(list((Path(store) / "shards").iterdir())) == 4  # the one in force and three that no record names
+    assert len(list((Path(store) / "shards").glob("*/"))) == 4  # the one in force and three that no record names
     assert len([left for left in collect_garbage(store) if left.state == "removed"]) == 3
     assert StoreReader(store).root_hash() == expected and verify_store(store, deep=True).ok
 

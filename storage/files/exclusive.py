@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import WeakSet
 
 from alignkd.disk.whole_file import fsync_path as fsync_path
 
@@ -45,10 +46,14 @@ def drop_cached_pages(path: Path) -> None:
 
 
 class Lock:
-    """An exclusive lock on an existing file or folder; ends with `release` or with the process."""
+    """An exclusive lock on an existing file or folder; ends with `release` or with the process.
+
+    A forked child does not hold it: a lock of a killed process would last until its last data worker has ended.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
+        _HELD.add(self)
 
     @classmethod
     def take(cls, path: Path) -> "Lock | None":
@@ -75,9 +80,26 @@ class Lock:
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            with contextlib.suppress(OSError):  # closing alone would leave it to a forked child
+            with contextlib.suppress(OSError):  # closing alone would leave it to a child that C code forked
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+    def forget(self) -> None:
+        """Close the descriptor of a forked child; the parent keeps the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+_HELD: "WeakSet[Lock]" = WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_HELD):
+        lock.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _open_for_locking(path: Path) -> int:

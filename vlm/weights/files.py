@@ -1,8 +1,9 @@
 """Read weight files: safetensors or `.bin`, single or sharded, one tensor at a time; only tensors are unpickled."""
 
+import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,12 @@ def _named_errors(file: Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # a parser over damaged bytes fails in any way
         raise InputError(f"{file}: damaged weight file ({one_line(error)[:120]}); download it again") from error
+
+
+def files_fingerprint(files: Iterable[Path]) -> str:
+    """sha256 over the sha256 of each file, in this order; 64 hex digits. Every byte is read."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

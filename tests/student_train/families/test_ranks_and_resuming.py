@@ -1,9 +1,7 @@
 """Two ranks, one of which may have text only, and runs that are interrupted: the same student in the end."""
 
-import fcntl
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from chosen_families import chosen
 from safetensors.torch import load_file
 
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run.claim import LOCK
 from alignkd.student_train.trainer import train
 
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
@@ -62,18 +59,6 @@ def test_two_ranks_are_one(
         assert (weights[key] - value).norm() <= 1e-2 * value.norm() + 1e-6, key
 
 
-def wait_until_free(lock: Path, seconds: float = 60) -> None:
-    """Wait until the data workers of a killed run, which share its lock, have noticed its end."""
-    ends = time.monotonic() + seconds
-    with lock.open() as file:
-        while True:
-            try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                assert time.monotonic() < ends, f"{lock} is still held"
-                time.sleep(0.1)
-
-
 def test_a_run_that_is_killed_and_resumed_is_the_unbroken_one(
     family_job: Callable[..., TrainJob],
     start_child: Any,
@@ -96,7 +81,6 @@ def test_a_run_that_is_killed_and_resumed_is_the_unbroken_one(
         child = start_child(job, blow)
         _, errors = child.communicate(timeout=600)
         assert child.returncode == -signal.SIGKILL, errors
-        wait_until_free(job.train.output / LOCK)
     finishing = start_child(job)
     _, errors = finishing.communicate(timeout=600)
     assert finishing.returncode == 0, errors

@@ -1,6 +1,5 @@
 """A checkpoint of any vision-language model of transformers, in the layout of the hub."""
 
-import hashlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.examples import Preparation
 from alignkd.vlm.settings import ProcessorKind
-from alignkd.vlm.weights.files import weight_files
+from alignkd.vlm.weights.files import files_fingerprint, weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -64,11 +63,7 @@ class HuggingFaceCheckpoint:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over configuration and weight files in name order; 64 hex digits. Every byte is read."""
-        digest = hashlib.sha256()
-        for file in [self.folder / "config.json", *weight_files(self.folder_with_weights)]:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return files_fingerprint([self.folder / "config.json", *weight_files(self.folder_with_weights)])
 
     @property
     def settings_fingerprint(self) -> dict[str, str]:

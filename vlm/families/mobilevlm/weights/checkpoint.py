@@ -1,6 +1,5 @@
 """A checkpoint in the official MobileVLM V2 layout, from a folder or the hub: found once, each part read once."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, weight_sources
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
-from alignkd.vlm.weights.files import weight_files
+from alignkd.vlm.weights.files import files_fingerprint, weight_files
 from alignkd.vlm.weights.hub import resolve_checkpoint
 from alignkd.vlm.weights.tensor_file import open_tensors
 
@@ -119,11 +118,7 @@ class MobileVLMCheckpoint:
 
         Every byte is read, tens of gigabytes for a large model.
         """
-        digest = hashlib.sha256()
-        for file in [self.folder / "config.json", *(source.file for source in self.sources)]:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return files_fingerprint([self.folder / "config.json", *(source.file for source in self.sources)])
 
     @property
     def family(self) -> str:

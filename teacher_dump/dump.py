@@ -65,7 +65,7 @@ def dump(job: DumpJob, model: VisionLanguageModel | None = None) -> DumpResult:
 def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     started = time.monotonic()
     check_location(job.store.path, writing=True)
-    samples = ConversationFile(job.conversations)
+    samples = ConversationFile(job.conversations, job.images)
     if not len(samples):
         raise InputError(f"{job.conversations}: contains no conversations; give a file with at least one")
     _check_image_folder(job, samples)

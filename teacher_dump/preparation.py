@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES, ArrayBudget
-from alignkd.vlm.data.conversations import MissingImageError, Sample, image_hashes, read_images
+from alignkd.vlm.data.images import MissingImageError, image_files, image_hashes
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 from alignkd.vlm.inputs.examples import Example, ImageArrays, Preparation
 from alignkd.vlm.inputs.sample_key import sample_key
@@ -244,7 +245,7 @@ class PreparationThreads:
         if sample.problem is not None:
             raise SampleError(sample.problem)
         try:
-            files = read_images(self._images, sample.images)
+            files = image_files(sample)
         except MissingImageError:
             self._check_image_folder()
             raise

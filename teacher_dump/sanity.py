@@ -28,7 +28,7 @@ from alignkd.teacher_dump.sanity_report import (
 )
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
-from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory

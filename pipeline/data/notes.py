@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkd.vlm.data.conversations import Sample
 from alignkd.vlm.data.entry_keys import keys_not_read
 from alignkd.vlm.data.media_marks import marks_in
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import one_line
 
 # Limits memory for a file in which every sample has other keys.

@@ -14,14 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.data.notes import Notes
-from alignkd.vlm.data.conversations import (
-    ConversationFile,
-    MissingImageError,
-    Sample,
-    open_image,
-    read_image_bytes,
-    sample_of_entry,
-)
+from alignkd.vlm.data.conversations import ConversationFile, sample_of_entry
+from alignkd.vlm.data.images import MissingImageError, open_image, read_image_bytes
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, LabelMaskError, SampleError
 from alignkd.vlm.inputs.examples import Preparation, Tokens
 from alignkd.vlm.inputs.image_file import decode_with_orientation, image_size

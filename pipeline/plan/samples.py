@@ -16,7 +16,7 @@ from tqdm import tqdm
 from alignkd.pipeline.data.process_pool import ProcessPool, usable_cpus
 from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text, tokens_of
 from alignkd.storage.layouts.rows import sample_text
-from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.inputs.examples import is_overlong
 
 SAMPLES_PER_TASK = 128

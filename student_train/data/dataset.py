@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
 from alignkd.student_train.data.lengths import same_vision_tokens
-from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Example, Preparation

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from alignkd.storage.schema.commit_record import committed_shards, load_heads
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.vlm.data.conversations import ConversationFile, Sample
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.sample import Sample
 
 COMMAND = "alignkd dump CONFIG --retry-unusable"
 _ADVICE = f", then run `{COMMAND}`"

@@ -20,7 +20,7 @@ from alignkd.teacher_dump.preparation import DoesNotFitError, Prepared, Unusable
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Captured
 from alignkd.teacher_dump.targets.records import make_record
-from alignkd.vlm.data.conversations import MissingImageError
+from alignkd.vlm.data.images import MissingImageError
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 
 # reasons that a retry may remove

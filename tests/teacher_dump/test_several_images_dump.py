@@ -12,7 +12,7 @@ from alignkd.storage import Record, StoreReader, verify_store
 from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation

@@ -1,52 +1,23 @@
 """LLaVA-style data: a JSON list (or JSON lines) of conversations, each with no, one or several images."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from alignkd.disk.opening import open_regular, read_regular
+from alignkd.disk.opening import read_regular
 from alignkd.vlm.data.entry_keys import check_entry_keys, check_turn_keys
 from alignkd.vlm.data.json.index import beyond_limits
-from alignkd.vlm.data.json.stream import JsonEntries, ReadProgress
+from alignkd.vlm.data.json.stream import JsonEntries
 from alignkd.vlm.data.json.window import WINDOW_BYTES
 from alignkd.vlm.data.known_formats import HEAD_BYTES, known_format
 from alignkd.vlm.data.media_marks import check_marks
-from alignkd.vlm.data.missing_images import LONGEST_PATH, address_problem, advice
 from alignkd.vlm.data.neighbour_layouts import no_conversation, no_turn
+from alignkd.vlm.data.sample import Sample
+from alignkd.vlm.data.source import Piece, ReadProgress
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, one_line, unreadable
-from alignkd.vlm.patience import patient
-
-
-class MissingImageError(SampleError):
-    """A sample's image file is not there, or cannot be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One entry of the data set.
-
-    Attributes:
-        index: position in the file, from 0: the sample's identity within the data set.
-        id: the user's id; not unique across merged data sets.
-        images: paths relative to the image folder, in the order of their `<image>`; empty for a text-only sample, and
-            where a `problem` hides them.
-        turns: the conversation.
-        problem: why the entry is unusable, or None.
-    """
-
-    index: int
-    id: str
-    images: tuple[str, ...]
-    turns: tuple[Turn, ...]
-    problem: str | None = None
-
-    def conversations(self) -> list[dict[str, str]]:
-        """The conversation in the data set's form."""
-        return [{"from": turn.speaker, "value": turn.value} for turn in self.turns]
 
 
 class ConversationFile:
@@ -57,6 +28,7 @@ class ConversationFile:
 
     Args:
         path: a JSON list; with the suffix `.jsonl` or `.ndjson` one JSON object per line. It must not change.
+        images: folder to which image paths are relative.
         progress: called with the bytes read and the total bytes during the first pass, which checks the file.
         window: bytes read at once in that pass.
 
@@ -64,8 +36,18 @@ class ConversationFile:
         InputError: the file is missing, or not a JSON list or JSON lines; later, that it has changed.
     """
 
-    def __init__(self, path: Path, *, progress: ReadProgress | None = None, window: int = WINDOW_BYTES) -> None:
-        self.path = path
+    holds_images = False
+    is_sequential = False
+
+    def __init__(
+        self,
+        path: Path,
+        images: Path | None = None,
+        *,
+        progress: ReadProgress | None = None,
+        window: int = WINDOW_BYTES,
+    ) -> None:
+        self.path, self._images = path, images
         self._entries = JsonEntries(path, window=window, progress=progress)
 
     @property
@@ -73,11 +55,24 @@ class ConversationFile:
         """sha256 of the file's bytes, from the same pass; 64 hex digits."""
         return self._entries.sha256
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The file, identified by its bytes up to the end of the last entry; see `DataSource.pieces`."""
+        return (Piece(name=self.path.name, num_samples=len(self), sha256=self._entries.sha256_of_first(len(self))),)
+
+    def starts_with(self, piece: Piece, start: int) -> bool:
+        """Whether the file begins with these samples; see `DataSource.starts_with`."""
+        return (
+            start == 0
+            and piece.num_samples <= len(self)
+            and self._entries.sha256_of_first(piece.num_samples) == piece.sha256
+        )
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
-        return sample_of_entry(range(len(self))[index], self._entries[index])
+        return replace(sample_of_entry(range(len(self))[index], self._entries[index]), folder=self._images)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -176,63 +171,3 @@ def _turns(entry: dict[str, Any]) -> tuple[Turn, ...]:
 def _printable(text: str) -> str:
     """`text` with lone surrogates escaped: JSON allows them, but UTF-8 and therefore tokenizers do not."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def open_image(images: Path, image: str) -> BinaryIO:
-    """A sample's image file, open for reading.
-
-    Links in the image folder are followed, because large image sets are often linked into place by the folder's
-    owner. Paths in the data set may not leave the folder.
-
-    Raises:
-        MissingImageError: no such file, or it cannot be opened.
-        SampleError: a path that leaves the image folder, or an address or image content instead of a path.
-    """
-    if len(image) > LONGEST_PATH:
-        raise SampleError(address_problem(image))
-    path, named = images / image, PurePath(image)
-    if named.is_absolute() or ".." in named.parts:
-        raise SampleError(f"image path {image!r} leaves the image folder {images}; use a relative path inside it")
-    try:
-        return open_regular(path)
-    except OSError as error:
-        if problem := address_problem(image):
-            raise SampleError(problem) from error
-        step = (
-            advice(images, image) if isinstance(error, FileNotFoundError | NotADirectoryError) else "restore the file"
-        )
-        raise MissingImageError(f"{path}: image cannot be read ({error.strerror}); {step}") from error
-
-
-@patient
-def read_image_bytes(images: Path, image: str) -> bytes:
-    """The bytes of a sample's image file.
-
-    Raises:
-        SampleError: as `open_image`; MissingImageError also if reading fails.
-        TransientReadError: the file system did not respond for about a minute.
-    """
-    with open_image(images, image) as stream:
-        try:
-            return stream.read()
-        except OSError as error:
-            where = images / image
-            raise MissingImageError(f"{where}: image cannot be read ({error.strerror}); restore the file") from error
-
-
-def read_images(folder: Path | None, images: Sequence[str]) -> tuple[bytes, ...]:
-    """The bytes of a sample's image files, in order.
-
-    Args:
-        folder: the image folder; not None if there are any images.
-
-    Raises:
-        SampleError: as `read_image_bytes`.
-    """
-    assert folder is not None or not images
-    return tuple(read_image_bytes(folder, image) for image in images if folder is not None)
-
-
-def image_hashes(files: Sequence[bytes]) -> tuple[str, ...]:
-    """sha256 (hex) of each image file."""
-    return tuple(hashlib.sha256(file).hexdigest() for file in files)

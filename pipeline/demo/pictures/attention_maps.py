@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from alignkd.pipeline.demo.world.scenes import CELL_NAMES, COLUMN_NAMES, ROW_NAMES
-from alignkd.vlm.data.conversations import Sample, read_images
+from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer

@@ -16,7 +16,7 @@ from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memo
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
-from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
 from alignkd.vlm.families.mobilevlm.model.sizes import model_size

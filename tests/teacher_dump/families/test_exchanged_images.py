@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
-from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.open import open_checkpoint
 

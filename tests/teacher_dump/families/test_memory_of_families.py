@@ -11,7 +11,7 @@ from live_bytes import LiveBytes
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
-from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint

@@ -20,7 +20,7 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.retry import COMMAND
-from alignkd.vlm.data.conversations import read_image_bytes
+from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.patience import PAUSES, TransientReadError
 

@@ -12,7 +12,7 @@ from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.targets import seen_images
 from alignkd.teacher_dump.targets.host_copies import HostCopies
 from alignkd.teacher_dump.targets.seen_images import SeenImages, image_keys
-from alignkd.vlm.data.conversations import Sample
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Vision
 from alignkd.vlm.inputs.batch import ImageTensors

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.vlm.data.conversations import (
-    ConversationFile,
-    MissingImageError,
-    image_hashes,
-    load_samples,
-    open_image,
-    read_image_bytes,
-    read_images,
-)
+from alignkd.vlm.data.conversations import ConversationFile, load_samples
+from alignkd.vlm.data.images import MissingImageError, image_hashes, open_image, read_image_bytes, read_images
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.inputs.sample_key import sample_key
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.vlm.data.conversations import MissingImageError, open_image, read_image_bytes
+from alignkd.vlm.data.images import MissingImageError, open_image, read_image_bytes
 from alignkd.vlm.errors import SampleError
 
 COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "café.png"), unicodedata.normalize("NFD", "café.png")

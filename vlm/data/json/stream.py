@@ -1,5 +1,6 @@
 """A JSON list or JSON lines of any size as a sequence: an index of byte ranges, entries read on request."""
 
+import hashlib
 import json
 import operator
 import os
@@ -83,6 +84,18 @@ class JsonEntries:
             raise InputError(f"{self.path}: entry {number}: {beyond_limits(error)}; flatten it") from error
         except ValueError as error:
             raise self._changed(f"entry {number} no longer parses") from error
+
+    def sha256_of_first(self, count: int) -> str:
+        """sha256 of the bytes from the start of the file to the end of the entry before `count`; 64 hex digits.
+
+        A file to which entries were added has the same one. Two files with equal entries may differ in it.
+        """
+        digest, position, end = hashlib.sha256(), 0, int(self._ends[count - 1]) if count else 0
+        while position < end:
+            data = self._read(position, min(end, position + WINDOW_BYTES))
+            digest.update(data)
+            position += len(data)
+        return digest.hexdigest()
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))

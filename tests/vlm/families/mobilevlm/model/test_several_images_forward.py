@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from alignkd.vlm.data.conversations import Sample, read_images, sample_of_entry
+from alignkd.vlm.data.conversations import sample_of_entry
+from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM

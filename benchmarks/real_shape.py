@@ -37,7 +37,7 @@ from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import MOMENTS, Engine
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.run.plan import micro_batches, open_dataset
+from alignkd.student_train.run.plan import micro_batches, open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.families.mobilevlm.model.config import load_config
@@ -132,13 +132,13 @@ def measure_dump(config: RunConfig) -> dict[str, Any]:
 def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     """Measure a few optimiser steps, including data and targets."""
     job, ranks = config.train_job(), start_ranks()
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     from alignkd.storage import SampleOrder
 
     order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
     batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
     student = build_student(job, job.open_student(), dataset.reader)
-    counts = GlobalCounts(dataset.reader, student.model.config, job.train.losses.weights)
+    counts = GlobalCounts([dataset.reader], student.model.config, job.train.losses.weights)
     engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     seconds, losses = [], []

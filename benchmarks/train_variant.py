@@ -35,7 +35,7 @@ from alignkd.student_train.objective.objective import DistilledStudent, FrozenHe
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import preset_weights
-from alignkd.student_train.run.plan import micro_batches, open_dataset
+from alignkd.student_train.run.plan import micro_batches, open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.student_train.trainer import _optimiser_step
@@ -130,7 +130,7 @@ class Training:
 
     def __init__(self, config: RunConfig, variant: str, *, no_optimizer: bool) -> None:
         self.ranks, job = start_ranks(), config.train_job()
-        dataset = open_dataset(job, job.open_student())
+        dataset = open_samples(job, job.open_student())
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         stem = stem_lookup(dataset.reader, job.train)
@@ -170,7 +170,7 @@ class Training:
             self.counts, self.student.stem = counts, stem
 
     def _counts(self, reader: StoreReader) -> GlobalCounts:
-        return GlobalCounts(reader, self.student.model.config, self.losses.weights)
+        return GlobalCounts([reader], self.student.model.config, self.losses.weights)
 
     def memory(self) -> dict[str, Any]:
         """Device memory in MiB: between steps, and the peak during a step."""

@@ -84,7 +84,7 @@ class _End:
 def _run_steps(plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], state: TrainState) -> _End:
     """Optimiser steps until the last one, or until a stop is requested."""
     config, ranks, checkpoints = plan.config, plan.ranks, checkpoints_folder(plan.config.output)
-    counts = GlobalCounts(plan.reader, engine.student.model.config, config.losses.weights)
+    counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights)
     times = CheckpointTimes(config)
     with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
         while state.step < config.num_steps:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from alignkd.student_train.objective.objective import weighted_total
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.teacher_dump.dump import dump, load_teacher
 from gpu_steps.check import Check
@@ -46,7 +46,7 @@ def micro_batch(folder: Path, device: str) -> None:
     from alignkd.student_train.data.collate import collate
 
     job = train_job(folder / "store", folder / "never", steps=1)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     torch.cuda.set_sync_debug_mode("default")
     student = build_student(job, job.open_student(), dataset.reader).to(device)
     torch.cuda.set_sync_debug_mode("warn")

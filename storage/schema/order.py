@@ -4,6 +4,10 @@ numpy guarantees that the raw stream of a bit generator never changes between ve
 `Generator.permutation`. So the order is a stable argsort of the raw Philox stream.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,5 +73,60 @@ class SampleOrder:
         if epoch not in self._epochs:
             if len(self._epochs) > 1:  # a batch may span two epochs; older ones are not needed again
                 del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = permutation(self.num_samples, self.seed, epoch)
+            self._epochs[epoch] = self._samples_of_epoch(epoch)
         return self._epochs[epoch]
+
+    def _samples_of_epoch(self, epoch: int) -> NDArray[np.int64]:
+        return permutation(self.num_samples, self.seed, epoch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OrderPart:
+    """Samples that are seen equally often.
+
+    Attributes:
+        positions: int64 [n], distinct positions.
+        weight: how often each is seen per epoch on average: 2.0 twice, 0.5 in every second epoch. In each epoch the
+            part has `round(weight * n)` samples.
+    """
+
+    positions: NDArray[np.int64]
+    weight: float = 1.0
+
+    @property
+    def per_epoch(self) -> int:
+        """Samples per epoch."""
+        return round(self.weight * len(self.positions))
+
+
+class MixedOrder(SampleOrder):
+    """A stream of samples in which parts of the samples have weights; `SampleOrder` is one part of weight 1.
+
+    An epoch has `round(weight * n)` samples of each part, all mixed. The whole copies are complete. The rest is taken
+    from an endless stream of permutations of the part, so that every sample is seen equally often in the long run.
+    """
+
+    def __init__(self, parts: Sequence[OrderPart], seed: int, global_batch: int) -> None:
+        self.parts = tuple(parts)
+        super().__init__(sum(part.per_epoch for part in self.parts), seed, global_batch)
+
+    def _samples_of_epoch(self, epoch: int) -> NDArray[np.int64]:
+        every = np.concatenate([self._of_part(number, epoch) for number in range(len(self.parts))])
+        return every[permutation(len(every), self.seed, epoch)]
+
+    def _of_part(self, number: int, epoch: int) -> NDArray[np.int64]:
+        part = self.parts[number]
+        whole, rest = divmod(part.per_epoch, max(1, len(part.positions)))
+        chosen = self._rests[number].global_batch_indices(epoch) if rest else np.zeros(0, np.int64)
+        return np.concatenate([*[part.positions] * whole, part.positions[chosen]])
+
+    @cached_property
+    def _rests(self) -> dict[int, SampleOrder]:
+        """For each part with an incomplete copy: the stream from which each epoch takes the next samples."""
+        sizes = {number: (len(part.positions), part.per_epoch) for number, part in enumerate(self.parts)}
+        return {
+            # another seed for each part: equal seeds would choose the same places of parts of equal size
+            number: SampleOrder(size, (self.seed + number + 1) % WORD, count % size)
+            for number, (size, count) in sizes.items()
+            if size and count % size
+        }

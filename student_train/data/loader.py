@@ -5,15 +5,15 @@ from collections.abc import Collection, Iterator
 from alignkd.storage import SampleOrder
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.handoff.stream import FromWorkers
 from alignkd.student_train.data.stem_targets import StemLookup
+from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 
 
 def load_micro_batches(
-    dataset: CachedDataset,
+    samples: TrainingSet,
     order: SampleOrder,
     ranks: Ranks,
     *,
@@ -45,9 +45,9 @@ def load_micro_batches(
         positions = mine[part * micro_batch : (part + 1) * micro_batch]
         try:
             return collate(
-                [dataset[int(position)] for position in positions],
+                [samples[int(position)] for position in positions],
                 targets=targets,
-                attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
+                attention_pairs=samples.reader.manifest.codecs.attention_pairs,
                 stem=stem,
             )
         except ValueError as error:

@@ -1,6 +1,6 @@
 """How many elements each loss term has in a GLOBAL batch, from the store's index alone: ranks need not communicate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,18 @@ class GlobalCounts:
     """Counts elements of any set of samples.
 
     Args:
-        reader: the store.
+        readers: the stores of the run.
         student: the student's shapes.
         terms: the loss terms that are computed.
     """
 
-    def __init__(self, reader: StoreReader, student: ModelConfig, terms: Iterable[str]) -> None:
-        self._per_sample = {name: _elements(name, reader, student) for name in terms}
+    def __init__(self, readers: Sequence[StoreReader], student: ModelConfig, terms: Iterable[str]) -> None:
+        self._per_sample = {
+            name: np.concatenate([_elements(name, reader, student) for reader in readers]) for name in terms
+        }
 
     def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
-        """Elements by term over the samples at these store positions."""
+        """Elements by term over the samples at these positions."""
         return {term: int(counts[positions].sum()) for term, counts in self._per_sample.items()}
 
 

@@ -14,6 +14,7 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.data.stem_targets import StemLookup
+from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import learning_rate_factor
 from alignkd.student_train.job import TrainJob, TrainResult
@@ -54,7 +55,7 @@ class RunPlan:
         requested_epochs: `train.epochs` as the user gave it, or None.
         student: the checkpoint that the student starts from.
         ranks: this process among all.
-        dataset: the store's samples as the student reads them.
+        samples: the samples of the run's stores as the student reads them.
         order: which samples each step takes.
         kinds: counts samples by kind.
         settings: what decides the run's weights; a resumed run must have the same.
@@ -64,7 +65,7 @@ class RunPlan:
     requested_epochs: float | None
     student: Checkpoint
     ranks: Ranks
-    dataset: CachedDataset
+    samples: TrainingSet
     order: SampleOrder
     kinds: SampleKinds
     settings: dict[str, Any]
@@ -76,8 +77,8 @@ class RunPlan:
 
     @property
     def reader(self) -> StoreReader:
-        """The store."""
-        return self.dataset.reader
+        """The first store; see `TrainingSet.reader`."""
+        return self.samples.reader
 
     def step(self, number: int) -> StepPlan:
         """The optimiser step of this number, from 0."""
@@ -94,7 +95,7 @@ class RunPlan:
     def micro_batches(self, *, first_step: int) -> Iterator[TrainBatch]:
         """This rank's micro-batches from a step to the last one; forks data workers, see `load_micro_batches`."""
         stem = stem_lookup(self.reader, self.config)
-        return micro_batches(self.dataset, self.order, self.config, self.ranks, first_step=first_step, stem=stem)
+        return micro_batches(self.samples, self.order, self.config, self.ranks, first_step=first_step, stem=stem)
 
     def result(
         self, state: TrainState, metrics: Metrics, *, already_finished: bool = False, interrupted_by: int | None = None
@@ -105,7 +106,7 @@ class RunPlan:
             step=state.step,
             samples_seen=state.samples_seen,
             samples_by_kind=self.kinds.up_to(state.step, self.order),
-            quarantined=len(self.reader.quarantined),
+            quarantined=sum(len(reader.quarantined) for reader in self.samples.readers),
             skipped_steps=state.skipped_steps,
             metrics=metrics,
             student=student_folder(output) if interrupted_by is None else None,
@@ -122,32 +123,32 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     student, epochs = job.open_student(), job.train.epochs
-    dataset = open_dataset(job, student)
-    job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
+    samples = open_samples(job, student)
+    job = replace(job, train=job.train.in_steps(len(samples), ranks.world_size))
     return RunPlan(
         job=job,
         requested_epochs=epochs,
         student=student,
         ranks=ranks,
-        dataset=dataset,
-        order=SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size)),
-        kinds=SampleKinds(dataset.reader, dataset.preparation.vision_tokens),
-        settings=deciding_settings(job, student, dataset.reader, ranks),
+        samples=samples,
+        order=SampleOrder(len(samples), job.train.seed, job.train.global_batch_size(ranks.world_size)),
+        kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
+        settings=deciding_settings(job, student, samples.reader, ranks),
     )
 
 
-def open_dataset(job: TrainJob, student: Checkpoint) -> CachedDataset:
-    """The store as this job's student reads it, after every check that needs no weights."""
+def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:
+    """The stores as this job's student reads them, after every check that needs no weights."""
     reader = StoreReader(job.store)
     preparation = student.preparation(job.template, max_tokens=job.max_tokens)
     check_store_fits(reader, preparation, student.config, job.train.losses)
     stem_of_run(reader, job.train)
     check_images(reader, job.images)
-    return CachedDataset(reader, preparation, job.images)
+    return TrainingSet([CachedDataset(reader, preparation, job.images)])
 
 
 def micro_batches(
-    dataset: CachedDataset,
+    samples: TrainingSet,
     order: SampleOrder,
     config: TrainConfig,
     ranks: Ranks,
@@ -157,7 +158,7 @@ def micro_batches(
 ) -> Iterator[TrainBatch]:
     """`load_micro_batches` as the settings of a run ask for them, from `first_step` to the last step."""
     return load_micro_batches(
-        dataset,
+        samples,
         order,
         ranks,
         steps=range(first_step, config.num_steps),

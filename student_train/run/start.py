@@ -96,7 +96,7 @@ def _log_device(plan: RunPlan) -> None:
 
 def _length(plan: RunPlan) -> str:
     """Steps and samples of the run, and how `epochs` were rounded to them."""
-    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, len(plan.dataset)
+    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, len(plan.samples)
     line = (
         f"{steps} steps of {batch} samples: {steps * batch} samples, {steps * batch / stored:.4g} passes over {stored}"
     )
@@ -111,12 +111,12 @@ def _length(plan: RunPlan) -> str:
 
 def _warn_about_unusable(plan: RunPlan) -> None:
     """A store holds no target of a sample that the teacher could not use, so no term can be trained on it."""
-    reader = plan.reader
-    if reader.quarantined:
-        logger.warning(
-            "store %s: %d samples were unusable for the teacher and are not trained on; "
-            "`alignkd shards ls %s --unusable` lists them with the reasons",
-            reader.path,
-            len(reader.quarantined),
-            reader.path,
-        )
+    for reader in plan.samples.readers:
+        if reader.quarantined:
+            logger.warning(
+                "store %s: %d samples were unusable for the teacher and are not trained on; "
+                "`alignkd shards ls %s --unusable` lists them with the reasons",
+                reader.path,
+                len(reader.quarantined),
+                reader.path,
+            )

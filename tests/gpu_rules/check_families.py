@@ -16,7 +16,7 @@ from pretend_device import LOG, move, pretend_device
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
@@ -48,7 +48,7 @@ def test_terms_and_gradients_are_the_cpus(name: str, registered: object, tmp_pat
         train=TrainConfig(output=tmp_path / "out", steps=1, gradient_checkpointing=True),
     )
     checkpoint = job.open_student()
-    dataset = open_dataset(job, checkpoint)
+    dataset = open_samples(job, checkpoint)
     for places in ([0, 1, 2, 3], [dataset.reader.num_images.tolist().index(0)]):  # mixed, and text alone
         batch = collate(
             [dataset[place] for place in places],

@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 
 ONE, SEVERAL, TEXT = ("ft-0", "ft-2"), ("two", "ft-2", "ft-1"), ("ft-2",)
@@ -67,7 +67,7 @@ def test_every_known_wait_is_still_met(found: dict[str, Any]) -> None:
 
 def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outcome]:
     """Forward and backward of a fresh student, on the CPU and on the pretend device."""
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     student = build_student(job, job.open_student(), dataset.reader)
     batch = batch_of(dataset, job.train, ids)
     here = forward_and_backward(student, batch)

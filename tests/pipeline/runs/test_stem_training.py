@@ -17,7 +17,7 @@ from alignkd.storage.schema.columns import columns_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
@@ -190,7 +190,7 @@ def test_the_tower_runs_once_and_the_stem_is_no_part_of_the_result(
     config = write("stem", store=FROM_STEM)
     dumped(config)
     job = load_run_config(config, "train").train_job()
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     student = build_student(job, job.open_student(), dataset.reader)
     assert student.stem is not None
     assert not [name for name, _ in student.named_parameters() if "stem" in name]

@@ -245,7 +245,7 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
     with torch.no_grad():
         together = terms_of(student, dataset, places)
         alone = [terms_of(student, dataset, [place]) for place in places]
-    expected = GlobalCounts(reader, student.model.config, TERMS)(np.array(places))
+    expected = GlobalCounts([reader], student.model.config, TERMS)(np.array(places))
     for name, term in together.items():
         assert term.count == sum(one[name].count for one in alone) == expected[name] > 0, name
         assert float(term.total) == pytest.approx(sum(float(one[name].total) for one in alone), rel=1e-6), name

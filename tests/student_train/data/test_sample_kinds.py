@@ -78,11 +78,11 @@ def test_a_mixed_batch_has_every_term(mixed_store: Path, make_job: MakeJob, read
 
 def test_counts_of_any_length_of_run_follow_from_the_order(many_store: Path) -> None:
     reader = StoreReader(many_store)
-    kinds, order = SampleKinds(reader, 144), SampleOrder(len(reader), 7, 4)
+    kinds, order = SampleKinds([reader], 144), SampleOrder(len(reader), 7, 4)
     positions = np.concatenate([order.global_batch_indices(step) for step in range(6)])
     assert kinds.up_to(6, order) == kinds(positions)
     assert kinds(positions)["one_image"] + kinds(positions)["text_only"] == 24
     assert kinds.tokens(positions) == sum(int(reader.sequence_lengths[i]) for i in positions)
-    longer = SampleKinds(reader, 576)
+    longer = SampleKinds([reader], 576)
     assert longer.tokens(positions) - kinds.tokens(positions) == 432 * kinds(positions)["one_image"]
     assert kinds.up_to(0, order) == dict.fromkeys(kinds(positions), 0)

@@ -22,7 +22,7 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent, FrozenHead
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import teacher_head
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
@@ -287,7 +287,7 @@ def test_counts_from_the_index_equal_counts_from_batches(
     text_only = dataset.reader.find(id="ft-2")
     for positions in (text_only, [0], [1, 3], ALL):
         terms = terms_of(student, dataset, positions, logit_divergence="forward_kl")
-        counts = GlobalCounts(dataset.reader, student.model.config, terms)
+        counts = GlobalCounts([dataset.reader], student.model.config, terms)
         assert {term: found.count for term, found in terms.items()} == counts(np.array(positions))
         assert all(found.total.isfinite() for found in terms.values())
 
@@ -334,7 +334,7 @@ def test_a_flipped_bit_of_an_embedded_image_is_found(
             data[at] ^= 1
             file.write_bytes(data)
     job = make_job(path, images=None)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     with pytest.raises(ValueError, match="shard 0"):
         _ = [dataset[i] for i in ALL]
 
@@ -353,6 +353,6 @@ def test_an_embedded_image_that_is_not_the_teachers_is_found(
             sink.append(Record.trusted(vars(record) | forged))
         sink.commit()
     job = make_job(tmp_path / "forged", images=None)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     with pytest.raises(ValueError, match=r"image coffee\.png: sha256 is [0-9a-f]{64}, the teacher saw [0-9a-f]{64}"):
         dataset[dataset.reader.find(id="ft-0")[0]]

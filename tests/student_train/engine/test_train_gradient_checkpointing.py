@@ -15,7 +15,7 @@ from alignkd.student_train.objective.attention_term import chunked_attention_los
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
 
@@ -40,7 +40,7 @@ def test_a_run_has_the_same_losses(
 
 def test_only_the_inputs_of_layers_are_kept(exact_store: Path, make_job: MakeJob) -> None:
     job = make_job(exact_store)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     batch = collate([dataset[i] for i in range(4)], targets=LossConfig().needed_targets.values(), attention_pairs="tqv")
     student = build_student(job, job.open_student(), dataset.reader)
 
@@ -74,7 +74,7 @@ def test_attention_in_chunks_gives_the_same_gradients(
     checkpointed: bool, exact_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(exact_store, losses={"logit": 0.0}, gradient_checkpointing=checkpointed)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     batch = collate(
         [dataset[i] for i in range(4)], targets=job.train.losses.needed_targets.values(), attention_pairs="tqv"
     )
@@ -100,7 +100,7 @@ def test_attention_in_chunks_gives_the_same_gradients(
 def test_no_attention_matrix_is_kept(exact_store: Path, make_job: MakeJob) -> None:
     """Kept are gradients of queries and keys: nothing of size heads x rows x length."""
     job = make_job(exact_store)
-    model = build_student(job, job.open_student(), open_dataset(job, job.open_student()).reader).model
+    model = build_student(job, job.open_student(), open_samples(job, job.open_student()).reader).model
     length, rows, heads = 300, 150, model.config.num_heads
     embeds = torch.randn(1, length, model.config.hidden_size, requires_grad=True)
     rows_BR, cols_BC = torch.arange(length - rows, length)[None], torch.arange(4)[None]

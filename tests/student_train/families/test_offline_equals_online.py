@@ -21,7 +21,7 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
@@ -63,9 +63,9 @@ def live_targets(teacher: VisionLanguageModel, batch: TrainBatch) -> TrainBatch:
 def run(job: TrainJob, prepare: Callable[[TrainBatch], TrainBatch]) -> list[dict[str, float]]:
     """Loss terms of STEPS optimiser steps."""
     ranks, checkpoint = start_ranks(), job.open_student()
-    dataset = open_dataset(job, checkpoint)
+    dataset = open_samples(job, checkpoint)
     student = build_student(job, checkpoint, dataset.reader)
-    counts = GlobalCounts(dataset.reader, student.model.config, TERMS)
+    counts = GlobalCounts([dataset.reader], student.model.config, TERMS)
     engine = Engine(student, job.train, dtype=torch.float32, ranks=ranks)
     order = SampleOrder(len(dataset), seed=0, global_batch=job.train.micro_batch)
     lines = []

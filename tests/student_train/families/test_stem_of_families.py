@@ -13,7 +13,7 @@ from alignkd.student_train import trainer
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.student_train.trainer import train
@@ -99,7 +99,7 @@ def test_a_stem_file_for_some_targets_and_for_the_head(
 def test_the_tower_runs_once_and_nothing_of_the_stem_is_trained_or_saved(run: MakeRun) -> None:
     job = run("llava", "never", FROM_STEM)
     checkpoint = job.open_student()
-    dataset = open_dataset(job, checkpoint)
+    dataset = open_samples(job, checkpoint)
     student = build_student(job, checkpoint, dataset.reader)
     assert student.stem is not None
     assert not [name for name, _ in [*student.named_parameters(), *student.named_buffers()] if "stem" in name]

@@ -19,7 +19,7 @@ from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
 
@@ -33,7 +33,7 @@ FamilyStore = Callable[..., Path]
 
 def opened(job: TrainJob) -> tuple[CachedDataset, DistilledStudent]:
     checkpoint = job.open_student()
-    dataset = open_dataset(job, checkpoint)
+    dataset = open_samples(job, checkpoint)
     return dataset, build_student(job, checkpoint, dataset.reader)
 
 
@@ -65,7 +65,7 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
     dataset, student = opened(family_job(name, store=family_store(name, **store)))
     places = list(range(len(dataset)))
     together, alone = terms_of(dataset, student, places), [terms_of(dataset, student, [place]) for place in places]
-    expected = GlobalCounts(dataset.reader, student.model.config, TERMS)(np.array(places))
+    expected = GlobalCounts([dataset.reader], student.model.config, TERMS)(np.array(places))
     for term, found in together.items():
         assert found.count == sum(one[term].count for one in alone) == expected[term] > 0, term
         assert float(found.total) == pytest.approx(sum(float(one[term].total) for one in alone), rel=2e-5), term
@@ -155,7 +155,7 @@ def test_a_student_with_other_vision_tokens_learns_from_logits(
     job = family_job(
         "qwen3_vl", student=student, losses=dict.fromkeys(POSITIONAL, 0.0), steps=8, micro_batch=10, learning_rate=2e-3
     )
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     pairs = [dataset[place] for place in range(len(dataset))]
     assert any(example.positions.length != record.sequence_length for example, record in pairs)
     train(job)

@@ -16,7 +16,7 @@ from alignkd.student_train import trainer
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -48,7 +48,7 @@ def test_steps_with_every_loss(
     data: tiny_data.TinyData,
 ) -> None:
     job = family_job(name, steps=STEPS, micro_batch=5, global_batch=10, learning_rate=2e-3)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     result = train(job)
     lines = read_metrics(job.train.output)
     assert len(lines) == STEPS and {*job.train.losses.weights} == {*TERMS}

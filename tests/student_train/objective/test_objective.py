@@ -65,7 +65,7 @@ def test_every_term_equals_the_golden_value(
 def test_batch_is_the_sum_of_its_samples(dataset: CachedDataset, golden_folder: Path, new_student: NewStudent) -> None:
     """Padding changes no term and no gradient."""
     student = distilled(new_student(), golden_folder)
-    counts = GlobalCounts(dataset.reader, student.model.config, TERMS)(torch.arange(len(dataset)).numpy())
+    counts = GlobalCounts([dataset.reader], student.model.config, TERMS)(torch.arange(len(dataset)).numpy())
     weights = student.losses.weights
 
     batch = terms_of(student, dataset, list(range(len(dataset))))
@@ -144,7 +144,7 @@ def test_counts_from_the_index_equal_counts_from_batches(
     reader = StoreReader(dump(tmp_path / "store", v1_samples, codecs=codecs))
     dataset = CachedDataset(reader, student_builder, images_folder)
     student = distilled(new_student(), golden_folder)
-    counts = GlobalCounts(reader, student.model.config, TERMS)
+    counts = GlobalCounts([reader], student.model.config, TERMS)
     for positions in ([0], [1, 3], [0, 1, 2, 3]):
         terms = terms_of(student, dataset, positions)
         assert {name: term.count for name, term in terms.items()} == counts(torch.tensor(positions).numpy())

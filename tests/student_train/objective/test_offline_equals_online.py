@@ -20,7 +20,7 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
@@ -63,7 +63,7 @@ def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], T
     """Loss terms of STEPS optimiser steps."""
     ranks = start_ranks()
     student = build_student(job, job.open_student(), dataset.reader)
-    counts = GlobalCounts(dataset.reader, student.model.config, TERMS)
+    counts = GlobalCounts([dataset.reader], student.model.config, TERMS)
     engine = Engine(student, job.train, dtype=torch.float32, ranks=ranks)
     order = SampleOrder(len(dataset), seed=0, global_batch=job.train.micro_batch)
     lines = []
@@ -82,7 +82,7 @@ def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], T
 
 def test_every_term_at_every_step(many_store: Path, make_job: Callable[..., TrainJob], teacher: MobileVLM) -> None:
     job = make_job(many_store, micro_batch=4, learning_rate=1e-4)
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     offline = run(job, dataset, lambda batch: batch)
     online = run(job, dataset, lambda batch: live_targets(teacher, batch))
     for step, (cached, live) in enumerate(zip(offline, online, strict=True)):

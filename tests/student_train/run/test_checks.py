@@ -12,7 +12,7 @@ import torch
 from alignkd.storage import Codecs, LogitsCodec
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 
@@ -39,7 +39,7 @@ def test_a_tokenizer_that_gives_other_ids(
     same = student_builder.tokenizer.probe_ids()
     store = dump(tmp_path / "same", v1_samples[:1], fingerprint={"tokenizer_probe": json.dumps(same)})
     job = make_job(store)
-    assert len(open_dataset(job, job.open_student())) == 1
+    assert len(open_samples(job, job.open_student())) == 1
     text, ids = next(iter(same.items()))
     other = {**same, text: [*ids, 29871]}
     store = dump(tmp_path / "other", v1_samples[:1], fingerprint={"tokenizer_probe": json.dumps(other)})
@@ -122,7 +122,7 @@ def test_lm_head_that_is_damaged(dump: Any, v1_samples: Any, make_job: MakeJob, 
 def test_samples_longer_than_max_tokens(exact_store: Path, make_job: MakeJob) -> None:
     refused(make_job(exact_store, max_tokens=362), "longest sample has 363 tokens, max_tokens is 362")
     job = make_job(exact_store, max_tokens=363)
-    assert len(open_dataset(job, job.open_student())) == 4
+    assert len(open_samples(job, job.open_student())) == 4
 
 
 def test_global_batch_that_does_not_divide(exact_store: Path, make_job: MakeJob) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from alignkd.vlm.data.conversations import sample_of_entry
-from alignkd.vlm.data.entry_keys import keys_not_read
-from alignkd.vlm.data.media_marks import marks_in
+from alignkd.vlm.data.entries.entry import sample_of_entry
+from alignkd.vlm.data.entries.keys import keys_not_read
+from alignkd.vlm.data.entries.media_marks import marks_in
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 
 HUMAN, GPT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}

@@ -101,13 +101,19 @@ def _listed(key: str, value: Any) -> list[Any]:
     """The list of turns under a key, empty if there is none. A text may be JSON, an object may be columns."""
     if isinstance(value, str):
         value = _parsed(value)
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
-        lengths = {len(column) for column in value.values()}
-        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)] * (len(lengths) == 1)
+    if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        value = _rows(value)
     if not isinstance(value, list) or not value:
         return []
     # under the other keys a list of texts, say, is no conversation
     return value if key == "conversations" or isinstance(value[0], dict) else []
+
+
+def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """The objects of an object of equally long columns; none if their lengths differ."""
+    if len({len(column) for column in columns.values()}) != 1:
+        return []
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _parsed(text: str) -> Any:

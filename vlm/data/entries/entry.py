@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkd.vlm.data.entries.content import Mark, content_of
-from alignkd.vlm.data.entries.dialects import ENTRY_KEYS, Conversation, conversation_of
+from alignkd.vlm.data.entries.dialects import ENTRY_KEYS, LISTS, Conversation, conversation_of
 from alignkd.vlm.data.entries.images import EntryImage, image_of, images_of
 from alignkd.vlm.data.entries.keys import check_entry_keys, check_turn_keys
 from alignkd.vlm.data.entries.masks import trained_turns
@@ -82,7 +82,9 @@ def _conversation(entry: Mapping[str, Any], *, has_images: bool) -> Conversation
     try:
         return conversation_of(entry)
     except SampleError:
-        check_entry_keys(entry, read=ENTRY_KEYS, has_images=has_images)  # the better reason, where there is one
+        check_entry_keys(
+            entry, read=ENTRY_KEYS | set(LISTS), has_images=has_images
+        )  # the better reason, where there is one
         raise
 
 

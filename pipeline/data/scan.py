@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.data.notes import Notes
-from alignkd.vlm.data.conversations import ConversationFile, sample_of_entry
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import MissingImageError, open_image, read_image_bytes
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, LabelMaskError, SampleError

@@ -9,13 +9,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from alignkd.vlm.data.entries.reading import EntryReading
 from alignkd.vlm.data.formats.entry_file import EntryFile
 from alignkd.vlm.data.formats.samples import sample_of
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet, Piece
 
-# Samples that are read to see whether entries of JSON hold images as base64.
-NUM_TRIED = 16
+# Samples, spread over the data set, that are read to see whether entries hold images as base64.
+NUM_TRIED = 64
 
 
 class EntrySource:
@@ -23,6 +24,7 @@ class EntrySource:
 
     def __init__(self, data: DataSet, files: Sequence[EntryFile]) -> None:
         self.data, self.files = data, tuple(files)
+        self._reading = EntryReading.of(data)
         self._ends = list(accumulate(map(len, self.files)))
 
     @property
@@ -41,8 +43,10 @@ class EntrySource:
     @cached_property
     def holds_images(self) -> bool:
         """Whether files hold images, by their format or by their first samples."""
-        first = (self[index] for index in range(min(NUM_TRIED, len(self))))
-        return any(file.holds_images for file in self.files) or any(sample.contents for sample in first)
+        if any(file.holds_images for file in self.files):
+            return True
+        step = max(1, len(self) // NUM_TRIED)
+        return not self.is_sequential and any(self[index].contents for index in range(0, len(self), step))
 
     @property
     def is_sequential(self) -> bool:
@@ -82,7 +86,7 @@ class EntrySource:
     def sample_and_entry(self, index: int) -> tuple[Sample, Any]:
         """A sample and the entry it was made from, read once."""
         entry = self.entry(index)
-        return sample_of(range(len(self))[index], entry, self.data), entry
+        return sample_of(range(len(self))[index], entry, self._reading), entry
 
     def where(self, index: int) -> str:
         """The file of a sample and the place in it, for people."""

@@ -15,11 +15,12 @@ _IMAGE = frozenset(
     "image img picture pic photo screenshot figure jpg jpeg png webp gif bmp pixel file filename".split()
 )
 _OTHER_MEDIA = frozenset("video frame audio speech sound mp3 mp4 wav".split())
+_PART = frozenset("choice option context hint passage history reasoning thinking".split())
 _MEANING = frozenset(
     "id key uid uuid system tool function role "
     "loss weight train trainable training trained mask masked ignore skip".split()
 )
-_READ = _CONVERSATION | _ANSWER | _IMAGE | _OTHER_MEDIA | _MEANING
+_READ = _CONVERSATION | _ANSWER | _IMAGE | _OTHER_MEDIA | _PART | _MEANING
 
 
 def is_read(column: str) -> bool:

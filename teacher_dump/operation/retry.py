@@ -39,8 +39,9 @@ def shards_to_retry(
     Raises:
         StoreError: an invalid commit record. InputError: files that temporarily cannot be read.
     """
-    shards, manifest_hash = committed_shards(store.files), store.manifest.manifest_hash()
-    for head, _ in load_heads(store.files, shards, manifest_hash, whole=False):
+    # another worker may have grown the store since: the added shards are not of this plan
+    shards = [shard for shard in committed_shards(store.files) if shard < store.manifest.num_shards]
+    for head, _ in load_heads(store.files, shards, store.manifest.shard_hash, whole=False):
         listed = [entry.index for entry in head.quarantined]
         usable = 0
         for start in range(0, len(listed), SAMPLES_AT_ONCE):

@@ -35,6 +35,7 @@ from alignkd.storage.schema.sources import (
     Addition,
     PlanPart,
     Sha256,
+    StoredPiece,
     StoredSource,
     chained,
     check_sources,
@@ -327,7 +328,9 @@ class Manifest(_Model):
 
     def all_sources(self) -> list[StoredSource]:
         """The data sets of the whole store in order; empty if the manifest lists none."""
-        return joined([*(self.sources or ()), *(one for part in self.additions or () for one in part.sources)])
+        additions = self.additions or ()
+        first = self.sources or ([_unlisted(self, additions[0].sources[0].name)] if additions else [])
+        return joined([*first, *(one for part in additions for one in part.sources)])
 
     def manifest_hash(self) -> str:
         """sha256 (hex) of every setting that determines the bytes of the first dump."""
@@ -353,6 +356,14 @@ class Manifest(_Model):
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def _unlisted(manifest: Manifest, name: str) -> StoredSource:
+    """The data of a first dump without `sources`; the first addition has the name."""
+    num_samples, sha256 = manifest.first_samples, manifest.data_fingerprint.get("conversations", "")
+    is_known = len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
+    pieces = (StoredPiece(name=name, num_samples=num_samples, sha256=sha256),) if is_known else ()
+    return StoredSource(name=name, num_samples=num_samples, pieces=pieces)
 
 
 class HasManifest(Protocol):

@@ -48,12 +48,14 @@ class StoredSource(_Model):
         num_samples: samples that are in the store's plan; fewer than those of the pieces if `share` is set.
         pieces: files in their order; empty where they are not known, as in a merged store.
         share: share of the samples of the files that was taken; None: all.
+        reading: identifies the settings by which entries became conversations (names of roles, system prompt).
     """
 
     name: SourceName
     num_samples: int = Field(ge=0, le=MAX_SAMPLES)
     pieces: tuple[StoredPiece, ...] = Field(default=(), max_length=MAX_PIECES)
     share: float | None = Field(default=None, gt=0, lt=1)
+    reading: Sha256 | None = None
 
     def digest(self) -> str:
         """A short description: number of samples, and a hash of the files."""

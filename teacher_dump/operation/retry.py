@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from alignkd.storage.schema.commit_record import committed_shards, load_heads
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.data.sample import Sample
+from alignkd.vlm.data.source import DataSource
 
 COMMAND = "alignkd dump CONFIG --retry-unusable"
 _ADVICE = f", then run `{COMMAND}`"
@@ -30,7 +30,7 @@ def may_be_retried(reason: str) -> bool:
 
 
 def shards_to_retry(
-    store: StoreWriter, samples: ConversationFile, prepare: Callable[[Sequence[Sample]], list[Prepared]]
+    store: StoreWriter, samples: DataSource, prepare: Callable[[Sequence[Sample]], list[Prepared]]
 ) -> Iterator[tuple[int, int, int]]:
     """(shard, number of unusable samples, number of them that can be prepared now) of each shard with any.
 

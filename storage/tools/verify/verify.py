@@ -75,13 +75,13 @@ def verify_store(
 
 def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], object]) -> VerifyReport:
     try:
-        manifest, found = manifest_and_shards(files)
+        manifest, committed = manifest_and_shards(files)
         get_backend(manifest.backend, files.label(FILE_NAME))
     except RemoteError:
         raise
     except StoreError as error:
         return VerifyReport(deep=deep, problems=[Problem(shard=None, message=str(error))])
-    commits, problems = _load_commits(files, manifest, found)
+    commits, problems = _load_commits(files, manifest, committed)
     problems += _attachment_problems(files, manifest, deep or files.checks_sizes)
     if deep or files.checks_sizes:
         problems += _store_file_problems(files, manifest)

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from alignkd.disk.next_step import tried
+from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet
@@ -27,10 +26,4 @@ def data_sets(
 
 def open_with_progress(data: DataSet) -> EntrySource:
     """Open a data set, with a progress bar on a terminal."""
-    with tqdm(desc=f"read {data.path.name}", unit="B", unit_scale=True, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return open_data(data, progress=progress)
+    return open_data(data, progress=ReadingBar())

@@ -39,8 +39,10 @@ def summarise(
     sources = [_figures(name, rows, table, kinds, images_checked) for name, rows in groups]
     total = _figures(TOTAL, order, table, kinds, images_checked)
     by_size = tuple(sorted(sources, key=lambda source: (-source.samples, source.source)))
-    parts = np.split(np.arange(len(table.source_of)), np.array(ends[:-1], np.int64)) if ends else []
-    data_sets = tuple(_figures(str(number), rows, table, kinds, images_checked) for number, rows in enumerate(parts))
+    data_sets = tuple(
+        _figures(str(end), np.arange(start, end), table, kinds, images_checked)
+        for start, end in zip((0, *ends), ends, strict=False)
+    )
     return total, by_size, data_sets
 
 

@@ -71,9 +71,7 @@ class ConversationFile:
     def starts_with(self, piece: Piece, start: int) -> bool:
         """Whether the file begins with these samples; see `DataSource.starts_with`."""
         return (
-            start == 0
-            and piece.num_samples <= len(self)
-            and self._entries.sha256_of_first(piece.num_samples) == piece.sha256
+            start == 0 and piece.num_samples <= len(self) and self._entries.begins_with(piece.num_samples, piece.sha256)
         )
 
     def __len__(self) -> int:

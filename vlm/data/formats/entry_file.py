@@ -52,8 +52,12 @@ class EntryFile(Protocol):
     def sha256(self) -> str:
         """sha256 of the bytes of the file, 64 hex digits. May read all of them."""
 
-    def sha256_of_first(self, count: int) -> str | None:
-        """Identifies the first `count` entries; None if the format can identify only all of them together."""
+    @property
+    def sha256_of_entries(self) -> str:
+        """Identifies the entries: `Piece.sha256`. May read all bytes of the file."""
+
+    def begins_with(self, count: int, sha256: str) -> bool:
+        """Whether the first `count` entries are those that `sha256` identifies."""
 
     def where(self, number: int) -> str:
         """Where in the file an entry is, for people."""

@@ -31,9 +31,14 @@ class JsonFile:
         """sha256 of the file's bytes; of a gzipped file: of what it unpacks to."""
         return self._entries.sha256
 
-    def sha256_of_first(self, count: int) -> str:
-        """See `JsonEntries.sha256_of_first`."""
-        return self._entries.sha256_of_first(count)
+    @property
+    def sha256_of_entries(self) -> str:
+        """sha256 of the bytes up to the end of the last entry: a file to which entries were added begins with them."""
+        return self._entries.sha256_of_first(len(self))
+
+    def begins_with(self, count: int, sha256: str) -> bool:
+        """See `JsonEntries.begins_with`."""
+        return self._entries.begins_with(count, sha256)
 
     def where(self, number: int) -> str:
         """The line of an entry."""

@@ -36,8 +36,7 @@ class EntrySource:
     def pieces(self) -> tuple[Piece, ...]:
         """One piece per file; see `DataSource.pieces`."""
         return tuple(
-            Piece(name=self._name(file), num_samples=len(file), sha256=_identity(file, len(file)))
-            for file in self.files
+            Piece(name=self._name(file), num_samples=len(file), sha256=file.sha256_of_entries) for file in self.files
         )
 
     @cached_property
@@ -76,12 +75,9 @@ class EntrySource:
         """Whether the samples from `start` on are those of `piece`; see `DataSource.starts_with`."""
         if start not in (0, *self._ends[:-1]):
             return False
-        if piece.num_samples == 0:
-            return True
-        file = self.files[bisect_right(self._ends, start)] if start < len(self) else None
-        if file is None or piece.num_samples > len(file):
-            return False
-        return _identity(file, piece.num_samples) == piece.sha256
+        if not 0 < piece.num_samples <= len(self) - start:
+            return piece.num_samples == 0
+        return self.files[bisect_right(self._ends, start)].begins_with(piece.num_samples, piece.sha256)
 
     def sample_and_entry(self, index: int) -> tuple[Sample, Any]:
         """A sample and the entry it was made from, read once."""
@@ -116,10 +112,3 @@ class EntrySource:
         """The path below the data set's folder, because files in several folders may have one name."""
         folder, path = self.data.path, file.path
         return str(path.relative_to(folder)) if path != folder and path.is_relative_to(folder) else path.name
-
-
-def _identity(file: EntryFile, count: int) -> str:
-    found = file.sha256_of_first(count)
-    if found is not None:
-        return found
-    return file.sha256 if count == len(file) else ""

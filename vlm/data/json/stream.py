@@ -19,6 +19,10 @@ from alignkd.vlm.data.json.window import WINDOW_BYTES, JsonError, line_and_colum
 from alignkd.vlm.errors import InputError, unreadable
 
 LINES_SUFFIXES = (".jsonl", ".ndjson")
+# what follows the last entry in files as programs write them
+_ENDINGS = tuple(f"{space}{mark}{end}".encode() for space in ("", "\n", "\r\n") for mark in ("]", "") for end in
+                 ("", "\n", "\r\n"))  # fmt: skip
+_LONGEST_ENDING = 64
 # Called with bytes read so far and bytes in all.
 ReadProgress = Callable[[int, int], None]
 
@@ -86,6 +90,27 @@ class JsonEntries:
         """The line, from 1, in which an entry starts. Reads the file up to there."""
         start = int(self._starts[range(len(self))[number]])
         return line_and_column(cast(BinaryIO, _Sequential(self._read)), start)[0]
+
+    def begins_with(self, count: int, sha256: str) -> bool:
+        """Whether the first `count` entries, as a file of their own, have this sha256.
+
+        It may be that of the bytes up to the end of the last entry, or that of a whole file: then the file ended as
+        this one does, or in one of the usual ways.
+        """
+        if not 0 < count <= len(self):
+            return False
+        digest, position, end = hashlib.sha256(), 0, int(self._ends[count - 1])
+        while position < end:
+            data = self._read(position, min(end, position + WINDOW_BYTES))
+            digest.update(data)
+            position += len(data)
+        last = int(self._ends[-1])
+        for ending in (b"", *_ENDINGS, self._read(last, last + _LONGEST_ENDING)):
+            whole = digest.copy()
+            whole.update(ending)
+            if whole.hexdigest() == sha256:
+                return True
+        return False
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))

@@ -56,8 +56,14 @@ class ParquetEntries:
         """sha256 of the file; reads all of it."""
         return sha256_of_file(self.path, self._version)
 
-    def sha256_of_first(self, count: int) -> None:
-        """None: a part of a Parquet file has no bytes of its own."""
+    @property
+    def sha256_of_entries(self) -> str:
+        """That of the file."""
+        return self.sha256
+
+    def begins_with(self, count: int, sha256: str) -> bool:
+        """Only for all entries, because a part of a Parquet file has no bytes of its own."""
+        return count == len(self) and self.sha256 == sha256
 
     def where(self, number: int) -> str:
         """The row of an entry and its row group."""

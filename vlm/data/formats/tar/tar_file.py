@@ -51,8 +51,14 @@ class TarEntries:
         """sha256 of the file; reads all of it."""
         return sha256_of_file(self.path, self._version)
 
-    def sha256_of_first(self, count: int) -> None:
-        """None: samples may be spread over the tar."""
+    @property
+    def sha256_of_entries(self) -> str:
+        """That of the file."""
+        return self.sha256
+
+    def begins_with(self, count: int, sha256: str) -> bool:
+        """Only for all entries, because samples may be spread over the tar."""
+        return count == len(self) and self.sha256 == sha256
 
     def where(self, number: int) -> str:
         """The names of the members of an entry."""

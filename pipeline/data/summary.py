@@ -34,8 +34,8 @@ def summarise(
     """
     kinds: Kinds = {limit: table.kinds(limit) for limit in (None, *limits)}
     order = np.argsort(table.source_of, kind="stable")
-    ends = np.cumsum(np.bincount(table.source_of, minlength=len(table.sources)))
-    groups = zip(table.sources, np.split(order, ends[:-1]), strict=True) if len(table.sources) else ()
+    source_ends = np.cumsum(np.bincount(table.source_of, minlength=len(table.sources)))
+    groups = zip(table.sources, np.split(order, source_ends[:-1]), strict=True) if len(table.sources) else ()
     sources = [_figures(name, rows, table, kinds, images_checked) for name, rows in groups]
     total = _figures(TOTAL, order, table, kinds, images_checked)
     by_size = tuple(sorted(sources, key=lambda source: (-source.samples, source.source)))

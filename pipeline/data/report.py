@@ -106,12 +106,13 @@ def _notice_lines(stats: DataStats) -> Iterator[str]:
             "(docs/inputs.md)"
         )
     if stats.marks:
-        yield f"kept as plain text in samples without an image: {_counts(stats.marks)}"
+        yield f"kept as plain text in samples without an image: {counts_line(stats.marks)}"
     if stats.keys_not_read:
-        yield f"keys not read: {_counts(stats.keys_not_read)}"
+        yield f"keys not read: {counts_line(stats.keys_not_read)}"
 
 
-def _counts(found: Mapping[str, int]) -> str:
+def counts_line(found: Mapping[str, int]) -> str:
+    """Names and counts; those beyond `MAX_NAMES` as their number."""
     shown = ", ".join(f"{name} {count:,}" for name, count in list(found.items())[:MAX_NAMES])
     return f"{shown}, and {len(found) - MAX_NAMES:,} more, see --json" if len(found) > MAX_NAMES else shown
 

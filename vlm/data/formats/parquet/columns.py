@@ -7,7 +7,7 @@ _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 
 # Singular words. A column that has any of them in its name is read.
 _CONVERSATION = frozenset(
-    "conversation message dialog dialogue turn chat text caption instruction question query prompt problem input "
+    "conversation message dialog dialogue turn chat text txt caption instruction question query prompt problem input "
     "user human".split()
 )
 _ANSWER = frozenset("output response completion answer solution assistant gpt target chosen rejected".split())

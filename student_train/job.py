@@ -1,7 +1,7 @@
 """Input and result of a training run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class TrainJob:
         processor: which image processor, see `CheckpointFolder`.
         dtype: dtype of the student's weights; master weights and optimiser state are float32.
         images: folder to which the samples' image paths are relative; None if the store holds the image files.
+        images_of: name of each data set -> its image folder, where there are several.
         template: prompt template, the checkpoint's own if None; must be the store's.
         max_tokens: largest number of embedded tokens of a sample, or None.
         store: the teacher's cached targets, a folder or a URL.
@@ -36,6 +37,7 @@ class TrainJob:
     store: Path | str
     train: TrainConfig
     images: Path | None = None
+    images_of: Mapping[str, Path | None] = field(default_factory=dict)
     template: str | None = None
     vision_config: Path | None = None
     processor: ProcessorKind = "auto"

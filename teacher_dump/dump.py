@@ -5,16 +5,17 @@ Threads of `Preparation` work one window ahead, the main thread feeds the device
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 
-from alignkd.disk.next_step import tried
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.location import check_location
 from alignkd.storage.places import load_manifest
 from alignkd.storage.read.store import StoreReader
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments
 from alignkd.teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.data_parts import continued_list, whole_list
 from alignkd.teacher_dump.fingerprint import make_manifest
 from alignkd.teacher_dump.job import DumpJob, DumpResult
 from alignkd.teacher_dump.operation.memory_faults import in_halves
@@ -31,7 +32,7 @@ from alignkd.teacher_dump.preparation import (
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.targets.capture import Capture
-from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.data_list import DataList, check_image_folders
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.hardware.device_report import device_report
@@ -65,20 +66,25 @@ def dump(job: DumpJob, model: VisionLanguageModel | None = None) -> DumpResult:
 def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     started = time.monotonic()
     check_location(job.store.path, writing=True)
-    samples = ConversationFile(job.conversations, job.images)
-    if not len(samples):
-        raise InputError(f"{job.conversations}: contains no conversations; give a file with at least one")
-    _check_image_folder(job, samples)
+    samples = DataList(job.data, progress=job.control.reading)
+    where = next((source.data.path for source in samples.sources if source.data.holds_images), samples.path)
+    job = replace(job, store=job.store.with_inputs(holds_images=samples.holds_images, where=where))
+    check_image_folders(samples, job.data)
     teacher = job.open_teacher()
     preparation = teacher.preparation(job.template, max_tokens=job.max_tokens)
     for warning in preparation.warnings():
         job.control.notice(warning)
     attachments = make_attachments(job, teacher)
-    manifest = make_manifest(job, teacher, preparation, samples, attachments)
+    stored = _stored(job)
+    data = None if stored is None else continued_list(job.store.path, stored, samples, job.data)
+    data = data or whole_list(samples, job.data)
+    manifest = make_manifest(job, teacher, preparation, data, attachments)
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
-    if model is None and not _exists(job):
+    if model is None and stored is None:
         model = load_teacher(job, teacher)
     store = open_writer(job.store.path, manifest, attachments=attachments)
+    if stored is not None and data.added:
+        job.control.notice(f"{data.added:,} samples added to {stored.num_samples:,}")
     del attachments  # hundreds of megabytes if they include a stem or lm_head
     run = _Run(job, preparation, samples, store)
     if job.retry_unusable:
@@ -105,7 +111,7 @@ def load_teacher(job: DumpJob, teacher: Checkpoint) -> VisionLanguageModel:
 class _Run:
     """One run over the assigned shards, with its counters."""
 
-    def __init__(self, job: DumpJob, preparation: Preparation, samples: ConversationFile, store: StoreWriter) -> None:
+    def __init__(self, job: DumpJob, preparation: Preparation, samples: DataList, store: StoreWriter) -> None:
         self.job, self.preparation, self.samples, self.store = job, preparation, samples, store
         self.written = self.shards_written = self.halved = 0
         self.sanity: tuple[SanityFinding, ...] = ()
@@ -116,7 +122,7 @@ class _Run:
         capture = Capture(model, job.store, num_tokens=self.store.manifest.shapes.num_tokens)
         with (
             self._threads() as threads,
-            ShardThread(job.store, job.conversations, self._note) as writer,
+            ShardThread(job.store, self.samples.where, self._note) as writer,
         ):
             self._check_teacher(model, threads)
             for window in threads.windows(self._windows(shards)):
@@ -153,7 +159,7 @@ class _Run:
         reader = StoreReader(job.store.path, allow_incomplete=True)
         quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
         if is_complete and not len(reader):
-            raise InputError(f"{job.conversations}: none of {len(self.samples)} samples is usable, {_why(quarantined)}")
+            raise InputError(f"{self.samples.path}: none of {len(self.samples)} samples is usable, {_why(quarantined)}")
         return DumpResult(
             num_samples=len(self.samples),
             num_records=len(reader),
@@ -168,7 +174,8 @@ class _Run:
 
     def _threads(self) -> PreparationThreads:
         job = self.job
-        return PreparationThreads(self.preparation, job.images, job.teacher.data_workers, job.control.check)
+        folders = [data.images for data in job.data if data.images is not None]
+        return PreparationThreads(self.preparation, folders, job.teacher.data_workers, job.control.check)
 
     def _windows(self, shards: Iterable[int]) -> Iterator[PlannedWindow]:
         size = self.job.teacher.window
@@ -237,27 +244,9 @@ def _does_not_fit(prepared: Prepared, model: VisionLanguageModel) -> Unusable:
     return Unusable(place=prepared.place, sample=prepared.sample, reason=reason)
 
 
-def _exists(job: DumpJob) -> bool:
-    """True if a resumable store exists; other problems are reported on open."""
+def _stored(job: DumpJob) -> Manifest | None:
+    """The manifest of the store if there is one; other problems are reported on open."""
     try:
-        load_manifest(job.store.path)
+        return load_manifest(job.store.path)
     except StoreError:
-        return False
-    return True
-
-
-def _check_image_folder(job: DumpJob, samples: ConversationFile) -> None:
-    folder = job.images
-    if (folder is None or not folder.is_dir() or _is_empty(folder)) and any(sample.images for sample in samples):
-        found = "is missing"
-        if folder is not None:
-            state = "an empty folder; is it mounted?" if folder.is_dir() else "not a folder"
-            found = f"is {tried(folder)}, which is {state}"
-        raise InputError(f"{job.conversations}: has samples with images, but data.images {found}; set data.images")
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        return next(folder.iterdir(), None) is None
-    except OSError:  # the folder may not be listed
-        return False
+        return None

@@ -9,10 +9,10 @@ import torch
 
 from alignkd.storage.schema.manifest import Manifest, Shapes
 from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.data_parts import DataParts
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
-from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.families.family import Checkpoint, ModelConfig
 from alignkd.vlm.inputs.examples import Preparation
 
@@ -24,12 +24,12 @@ def make_manifest(
     job: DumpJob,
     teacher: Checkpoint,
     preparation: Preparation,
-    samples: ConversationFile,
+    data: DataParts,
     attachments: Mapping[str, bytes],
 ) -> Manifest:
     """The manifest of the store that `job` writes."""
     config = teacher.config
-    return manifest_of(
+    manifest = manifest_of(
         job.teacher,
         job.store,
         config,
@@ -39,12 +39,13 @@ def make_manifest(
             "weights": teacher.fingerprint,
             **teacher.settings_fingerprint,
         },
-        data={"conversations": samples.sha256, "max_tokens": str(job.max_tokens)},
+        data={**data.fingerprint, "max_tokens": str(job.max_tokens)},
         attachments={name: hashlib.sha256(content).hexdigest() for name, content in attachments.items()},
-        num_samples=len(samples),
+        num_samples=data.fields["num_samples"],
         num_tokens=min(preparation.num_tokens, config.vocab_size) if config.pads_vocabulary else None,
         created_with={"torch": torch.__version__, "transformers": version("transformers")},
     )
+    return manifest.changed(**data.fields)
 
 
 def manifest_of(
@@ -83,7 +84,7 @@ def manifest_of(
         ),
         codecs=store.codecs(),
         backend=store.backend,
-        inputs=store.inputs,
+        inputs=store.inputs or "reference",
         attachments=dict(attachments),
         num_samples=num_samples,
         shard_size=store.shard_size,

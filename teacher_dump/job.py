@@ -1,12 +1,12 @@
 """The input and the result of a dump."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.open import open_checkpoint
 
@@ -16,16 +16,14 @@ class DumpJob:
     """Everything that decides a dump.
 
     Attributes:
-        conversations: LLaVA-style JSON or JSON lines.
-        images: folder of the samples' image paths; None if no sample has an image.
+        data: the data sets, whose samples follow one another.
         template: name of a prompt template; None: that of the checkpoint, or the default of its family.
         max_tokens: samples with more embedded tokens are dropped and listed; None for no limit.
         retry_unusable: also write committed shards again if unusable samples of theirs can be read now.
         control: which shards to write, when to stop, and progress reports.
     """
 
-    conversations: Path
-    images: Path | None
+    data: tuple[DataSet, ...]
     template: str | None
     max_tokens: int | None
     teacher: TeacherConfig

@@ -109,7 +109,7 @@ class PreparationThreads:
 
     Args:
         preparation: tokenizer, template and image processor of the teacher.
-        images: folder of the image paths.
+        folders: the folders of image paths, or the only one.
         num_threads: number of threads.
         waiting: called about every `TICK_SECONDS` while waiting for samples; may raise.
         array_bytes: bytes of image arrays that the samples of windows hold at most, see `array_budget`.
@@ -118,14 +118,15 @@ class PreparationThreads:
     def __init__(
         self,
         preparation: Preparation,
-        images: Path | None,
+        folders: Path | Iterable[Path] | None,
         num_threads: int,
         waiting: Callable[[], object] = lambda: None,
         *,
         array_bytes: int = IMAGE_ARRAY_BYTES,
     ) -> None:
-        self._preparation, self._images, self._waiting = preparation, images, waiting
-        self._folder_id = None if images is None else _inode(images)
+        self._preparation, self._waiting = preparation, waiting
+        given = [folders] if isinstance(folders, Path) else folders or ()
+        self._folder_ids = {folder: _inode(folder) for folder in given}
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
         # arrays that were dropped do not wait for the samples of the next window
         self._again = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare-again")
@@ -226,7 +227,7 @@ class PreparationThreads:
         """Start one task per distinct image, so that each is read and decoded once."""
         tasks: defaultdict[object, list[tuple[int, Sample]]] = defaultdict(list)
         for place, sample in enumerate(samples, start):
-            tasks[sample.images or place].append((place, sample))
+            tasks[(sample.folder, sample.images, sample.contents) if sample.images else place].append((place, sample))
         return [self._pool.submit(self._prepare, members, budget) for members in tasks.values()]
 
     def _prepare(self, members: Sequence[tuple[int, Sample]], budget: ArrayBudget | None) -> list[Prepared | Unusable]:
@@ -247,7 +248,7 @@ class PreparationThreads:
         try:
             files = image_files(sample)
         except MissingImageError:
-            self._check_image_folder()
+            self._check_image_folder(sample.folder)
             raise
         try:
             example = preparation.build(sample.turns, files)
@@ -264,16 +265,15 @@ class PreparationThreads:
             image_hashes=hashes,
         )
 
-    def _check_image_folder(self) -> None:
+    def _check_image_folder(self, folder: Path | None) -> None:
         """Check the image folder before a file is reported missing: an unmounted folder lacks all files.
 
         Raises:
             InputError: the folder can no longer be read, or has been replaced.
         """
-        assert self._images is not None
-        if (found := _inode(self._images)) != self._folder_id:
+        if folder is not None and folder in self._folder_ids and (found := _inode(folder)) != self._folder_ids[folder]:
             raise InputError(
-                f"data.images {self._images}: {'cannot be read' if found is None else 'is another folder'} since the "
+                f"data.images {folder}: {'cannot be read' if found is None else 'is another folder'} since the "
                 "dump started, so no file can be reported missing; mount it again and rerun the command"
             )
 

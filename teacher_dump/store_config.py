@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, LogitsCodec, profile_codecs
 from alignkd.storage.layouts.registry import layout_names
+from alignkd.vlm.errors import InputError
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 
@@ -24,7 +25,7 @@ class StoreConfig(Settings):
             that share the teacher's vision tower.
         backend: physical layout of the shards.
         inputs: `embed` stores the image files, so that training needs no image folder; `reference` stores only their
-            paths and hashes.
+            paths and hashes. None chooses `embed` where the data files hold the images themselves, else `reference`.
         attention: codec of the first layer's attention.
         attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
             and vision-query-vision.
@@ -42,7 +43,7 @@ class StoreConfig(Settings):
     path: UserLocation
     profile: Literal["exact", "compact", "stem"] | None = None
     backend: Annotated[str, AfterValidator(OneOf(*layout_names()))] = "zarr"
-    inputs: Literal["reference", "embed"] = "reference"
+    inputs: Literal["reference", "embed"] | None = None
     attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
@@ -69,6 +70,23 @@ class StoreConfig(Settings):
                 "choose another codec for one of them"
             )
         return self
+
+    def with_inputs(self, *, holds_images: bool, where: object) -> Self:
+        """These settings with `inputs` decided.
+
+        Args:
+            holds_images: whether the data files hold images themselves.
+            where: the data, for messages.
+
+        Raises:
+            InputError: `reference` for such files, to which training could not refer.
+        """
+        if holds_images and self.inputs == "reference":
+            raise InputError(
+                f"{where}: holds the images itself, so that store.inputs 'reference' leaves training without them; "
+                "set store.inputs to embed, or leave it out"
+            )
+        return self.model_copy(update={"inputs": self.inputs or ("embed" if holds_images else "reference")})
 
     def codecs(self) -> Codecs:
         """The codecs as the manifest records them."""

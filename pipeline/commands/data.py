@@ -1,15 +1,18 @@
-"""`alignkd data`: inspect a data set before anything is computed from it."""
+"""`alignkd data`: inspect and convert data sets before anything is computed from them."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.interrupts import ends_on_interrupt
-from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, claim_folder, force_option, never
 from alignkd.pipeline.console.picture_file import DATA_STATS, is_drawn_by
 from alignkd.pipeline.console.printing import json_option, print_json
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_CHECKPOINT = "mtgv/MobileVLM_V2-1.7B"
 
@@ -25,10 +28,62 @@ def token_limits(context: click.Context, parameter: click.Parameter, value: str)
     return limits
 
 
+def roles(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
+    """`user=human` -> {"user": "human"}."""
+    found = {}
+    for value in values:
+        name, equals, speaker = value.partition("=")
+        if not name or not equals or speaker not in ("human", "gpt", "system"):
+            raise click.BadParameter(f"{value!r}, expected NAME=human, NAME=gpt or NAME=system")
+        found[name] = speaker
+    return found
+
+
+def reading_options(command: Command) -> Command:
+    """Add the options that decide how entries of data are read."""
+    for option in (
+        click.option("--system", help="System prompt of the samples that have none."),
+        click.option(
+            "--role", "role", multiple=True, callback=roles, metavar="NAME=SPEAKER",
+            help="Who a role in the data is: human, gpt or system; may be repeated.",
+        ),
+        click.option("--images", type=click.Path(path_type=Path), help="Folder of the images that are files."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def model_options(default: str | None) -> Callable[[Command], Command]:
+    """Add the options that choose the model whose prompt and tokens are shown."""
+
+    def add(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--processor", type=click.Choice(["auto", "pil"]), default="auto", show_default=True,
+                help="Image processor of models of transformers; pil needs no torchvision.",
+            ),
+            click.option(
+                "--vision-config", type=click.Path(path_type=Path),
+                help="Folder with the vision tower's config.json.",
+            ),
+            click.option(
+                "--checkpoint", default=default, show_default=True,
+                help="Model whose tokenizer is used; no weights are read.",
+            ),
+            click.option(
+                "--template", type=click.Choice(["plain", "v1"]), help="Prompt template of MobileVLM; by default v1."
+            ),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
 @click.group()
 @click.pass_context
 def data(context: click.Context) -> None:
-    """Inspect training data.
+    """Inspect and convert training data.
 
     Example: alignkd data stats train.json --images images
     """
@@ -37,23 +92,9 @@ def data(context: click.Context) -> None:
 
 @data.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; without it no image is read.")
-@click.option("--template", type=click.Choice(["plain", "v1"]), help="Prompt template of MobileVLM; by default v1.")
+@reading_options
+@model_options(DEFAULT_CHECKPOINT)
 @click.option("--max-tokens", callback=token_limits, default="512,2048", show_default=True, help="Limits to compare.")
-@click.option(
-    "--checkpoint",
-    default=DEFAULT_CHECKPOINT,
-    show_default=True,
-    help="Model whose tokenizer is used; no weights are read.",
-)
-@click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
-@click.option(
-    "--processor",
-    type=click.Choice(["auto", "pil"]),
-    default="auto",
-    show_default=True,
-    help="Image processor of models of transformers; pil needs no torchvision.",
-)
 @click.option("--no-decode", is_flag=True, help="Open each image without decoding it.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default the number of CPUs.")
 @click.option(
@@ -71,11 +112,13 @@ def data(context: click.Context) -> None:
 def stats(
     files: tuple[Path, ...],
     images: Path | None,
+    role: Mapping[str, str],
+    system: str | None,
     template: str | None,
-    max_tokens: tuple[int, ...],
     checkpoint: str,
     vision_config: Path | None,
     processor: Literal["auto", "pil"],
+    max_tokens: tuple[int, ...],
     no_decode: bool,
     workers: int | None,
     png: Path | None,
@@ -85,8 +128,10 @@ def stats(
 ) -> None:
     """Count samples, tokens and dropped samples.
 
-    Figures are per source data set, which is the first folder of the image path. Every sample is tokenised and every
-    image is read once, exactly as in a dump. One sample is printed as the model gets it, with the supervised text
+    FILE is JSON, JSON lines (also gzipped), Parquet, a tar of WebDataset, a folder of them, or a quoted pattern.
+
+    Figures are per source, which is the first folder of the image path, and per FILE. Every sample is tokenised and
+    every image is read once, exactly as in a dump. One sample is printed as the model gets it, with the supervised text
     marked. Unusable samples are counted and named; the exit code is still 0.
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
@@ -96,7 +141,7 @@ def stats(
     from alignkd.pipeline.data.report import report_lines
     from alignkd.pipeline.data.stats import StatsJob, data_stats
 
-    reads = (*files, images, checkpoint, vision_config)
+    reads = (*_files_of(files), images, checkpoint, vision_config)
     if listing is not None:
         claim_file("--list", listing, is_listing, reads=reads, force=force)
     if png is not None:
@@ -104,6 +149,8 @@ def stats(
     job = StatsJob(
         conversations=files,
         images=images,
+        roles=role,
+        system=system,
         template=template,
         max_tokens=max_tokens,
         checkpoint=checkpoint,
@@ -126,3 +173,135 @@ def stats(
     for path in (listing, png):
         if path is not None:
             click.echo(f"wrote {path}")
+
+
+@data.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--index", type=click.IntRange(min=0), help="Number of the sample, from 0; by default 0.")
+@click.option("--id", "sample_id", help="Id of the sample; the first one that has it is shown.")
+@reading_options
+@model_options(None)
+@json_option
+@clean_errors
+def show(
+    file: Path,
+    index: int | None,
+    sample_id: str | None,
+    images: Path | None,
+    role: Mapping[str, str],
+    system: str | None,
+    template: str | None,
+    checkpoint: str | None,
+    vision_config: Path | None,
+    processor: Literal["auto", "pil"],
+    as_json: bool,
+) -> None:
+    """Show one sample: its place, turns, images and prompt.
+
+    With --checkpoint, the prompt is printed as the model gets it, with the supervised text marked and vision tokens as
+    their number. The exit code of an unusable sample is 0, and its problem is printed.
+
+    Example: alignkd data show 'data/train-*.parquet' --index 7 --checkpoint Qwen/Qwen3-VL-2B-Instruct
+    """
+    from dataclasses import asdict
+
+    from alignkd.pipeline.data.opening import data_sets, open_with_progress
+    from alignkd.pipeline.data.show import index_of_id, show_lines, shown_sample
+
+    if index is not None and sample_id is not None:
+        raise click.UsageError("--index and --id both name a sample; give one of them")
+    (chosen,) = data_sets([file], images=images, roles=role, system=system)
+    source = open_with_progress(chosen)
+    number = index or 0 if sample_id is None else index_of_id(source, sample_id)
+    builder = None
+    if checkpoint is not None:
+        from alignkd.vlm.families.open import open_checkpoint
+
+        opened = open_checkpoint(checkpoint, vision_config=vision_config, weights=False, processor=processor)
+        builder = opened.preparation(template)
+    found = shown_sample(source, number, builder)
+    if as_json:
+        print_json(asdict(found))
+        return
+    for line in show_lines(found):
+        click.echo(line)
+
+
+@data.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="JSON lines to write; gzipped if it ends in .gz."
+)
+@click.option("--images-out", type=click.Path(path_type=Path), help="Folder to write every image to, each once.")
+@click.option(
+    "--to", type=click.Choice(["llava", "messages"]), default="llava", show_default=True, help="Dialect of the entries."
+)
+@reading_options
+@click.option(
+    "--list",
+    "listing",
+    type=click.Path(path_type=Path),
+    help="Write every sample that is not written and its reason as JSON lines.",
+)
+@force_option
+@json_option
+@clean_errors
+def convert(
+    files: tuple[Path, ...],
+    out: Path,
+    images_out: Path | None,
+    to: Literal["llava", "messages"],
+    images: Path | None,
+    role: Mapping[str, str],
+    system: str | None,
+    listing: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write data sets of any format as one file of JSON lines.
+
+    Roles, system prompts and answers that are not trained on keep their meaning. Images inside data files need
+    --images-out; their names there are the SHA-256 of their content. Unusable samples are counted by reason, and the
+    exit code is still 0.
+
+    Example: alignkd data convert 'data/train-*.parquet' --out train.jsonl --images-out images
+    """
+    from dataclasses import asdict
+
+    from alignkd.pipeline.data.convert.convert import ConvertJob, convert
+    from alignkd.pipeline.data.convert.image_folder import is_image_folder
+    from alignkd.pipeline.data.convert.report import convert_lines
+    from alignkd.pipeline.data.figures import is_listing
+    from alignkd.pipeline.data.opening import data_sets
+
+    reads = (*_files_of(files), images)
+    claim_file("--out", out, never, reads=(*reads, listing), force=force)
+    if listing is not None:
+        claim_file("--list", listing, is_listing, reads=reads, force=force)
+    if images_out is not None:
+        folders = [path for path in reads if path is not None]
+        claim_folder("--images-out", images_out, is_image_folder, reads=folders, force=force)
+    found = convert(
+        ConvertJob(
+            data=data_sets(files, images=images, roles=role, system=system),
+            out=out,
+            dialect=to,
+            images_out=images_out,
+            listing=listing,
+        )
+    )
+    if as_json:
+        print_json(asdict(found))
+        return
+    for line in convert_lines(found):
+        click.echo(line)
+    for path in (out, listing):
+        if path is not None:
+            click.echo(f"wrote {path}")
+
+
+def _files_of(paths: tuple[Path, ...]) -> list[Path]:
+    """The paths, and the files that folders and patterns among them mean."""
+    from alignkd.vlm.data.formats.paths import data_files
+
+    return [*paths, *(file for path in paths for file in data_files(path))]

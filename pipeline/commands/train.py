@@ -35,7 +35,7 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
         from alignkd.pipeline.runs.changed_data import changed_data_notice
         from alignkd.pipeline.runs.train import is_first_process, run_train, summary
 
-    if is_first_process() and (notice := changed_data_notice(settings.data.conversations, settings.store.path)):
+    if is_first_process() and (notice := changed_data_notice(settings.data_sets, settings.store.path)):
         say(notice)
     result = run_train(settings)
     interrupted = result.interrupted_by is not None

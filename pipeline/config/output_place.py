@@ -48,8 +48,9 @@ def _places(config: RunConfig) -> Iterator[tuple[str, Path]]:
             yield key, Path(checkpoint)
     if isinstance(config.store.path, Path):
         yield "store.path", config.store.path
-    if config.data.images is not None:
-        yield "data.images", config.data.images
+    for data in config.data:
+        if data.images is not None:
+            yield "data.images", data.images
 
 
 def _relation(output: Path, place: Path) -> str | None:

@@ -17,6 +17,7 @@ _WRONG_TYPE = {
     "string_type": "a text",
     "model_type": "a section with keys",
     "dict_type": "a section with keys",
+    "tuple_type": "a section with keys, or a list of them",
 }
 # Number of a section's keys that a message lists.
 SHOWN_KEYS = 12
@@ -41,6 +42,10 @@ def problem_of(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 def _reason(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     kind, value, context = str(error["type"]), error["input"], error.get("ctx", {})
+    if kind == "too_short":
+        return "an empty list, expected at least one"
+    if kind == "string_pattern_mismatch":
+        return f"expected letters, digits, '_', '-' and '.', found {_value(value)}"
     if kind == "extra_forbidden":
         return f"unknown key{_suggestion(error['loc'], root)}"
     if kind == "missing":
@@ -57,7 +62,7 @@ def _reason(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     if kind == "literal_error":
         return f"expected {context['expected']}, found {_value(value)}"
     reason = one_line(str(error["msg"]).removeprefix("Value error, "))
-    return reason if isinstance(value, dict) else f"{reason}, found {_value(value)}"
+    return reason if isinstance(value, dict | tuple) else f"{reason}, found {_value(value)}"
 
 
 def _value(value: Any) -> str:
@@ -89,7 +94,7 @@ def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
     """Suggest the known key nearest to an unknown one, or list the first known keys."""
     model: type[BaseModel] | None = root
     for part in location[:-1]:
-        model = section_model(model, str(part))
+        model = section_model(model, part) if isinstance(part, str) else model  # a number is a place in a list
     known = list(model.model_fields) if model is not None else []
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
     if nearest or not known:

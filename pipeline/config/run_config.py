@@ -1,9 +1,9 @@
 """The run configuration: one YAML file for both phases; unknown keys are refused, all problems are listed at once."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from alignkd.disk.opening import open_regular_or_pipe
 from alignkd.pipeline.config.problems import problem_of
@@ -15,9 +15,11 @@ from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.data_list import data_set_names
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError, unreadable
 from alignkd.vlm.hardware.devices import DtypeName
-from alignkd.vlm.settings import CheckpointName, Count, ProcessorKind, Settings, UserPath, described
+from alignkd.vlm.settings import CheckpointName, Count, Positive, ProcessorKind, Settings, UserPath, described
 
 Command = Literal["dump", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
@@ -27,24 +29,54 @@ SECTIONS_OF: dict[Command, tuple[str, ...]] = {
     "train": ("data", "student", "store", "train"),
     "run": ("data", "teacher", "student", "store", "train"),
 }
+# keys of `data` that hold for all data sets of a list
+SHARED_BY_DATA = ("template", "max_tokens")
+DataName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=100), Field(title="name")
+]
 
 
 class DataConfig(Settings):
-    """The data set.
+    """One data set. `data` is one such section, or a list of them, whose samples follow one another.
 
     Attributes:
-        conversations: LLaVA-style JSON list, or JSON lines (`.jsonl`).
+        conversations: conversations as JSON list, JSON lines, Parquet or WebDataset tars: a file, a folder of files or
+            a pattern such as `data/train-*.parquet`.
         images: folder to which image paths are relative; not needed for training from a store with `inputs: embed`,
-            nor for data without images.
+            nor for data without images or with images inside the files.
+        name: name of the data set in stores and metrics, each once; None makes one from the path.
+        roles: name of a role in the data -> `human`, `gpt` or `system`, for names that are not known already.
+        system: system prompt of samples that have none; None takes that of the template.
+        share: share of the samples that is taken, chosen by a hash of each index, so that the number is not exact.
+        weight: how often training sees each sample per pass over the data.
         template: prompt template of MobileVLM: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning,
-            the default). Other models take the chat template of their checkpoint and refuse this key.
-        max_tokens: samples with more embedded tokens (text + vision) are dropped and listed; None sets no limit.
+            the default). Other models take the chat template of their checkpoint and refuse this key. One for all
+            data sets of a list.
+        max_tokens: samples with more embedded tokens (text + vision) are dropped and listed; None sets no limit. One
+            for all data sets of a list.
     """
 
     conversations: UserPath
     images: UserPath | None = None
+    name: DataName | None = None
+    roles: dict[str, Literal["human", "gpt", "system"]] = Field(default_factory=dict)
+    system: str | None = None
+    share: float = Field(default=1.0, gt=0, le=1)
+    weight: Positive = 1.0
     template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
+
+    @property
+    def data_set(self) -> DataSet:
+        """The data set as both phases take it."""
+        return DataSet(
+            path=self.conversations,
+            images=self.images,
+            name=self.name or "",
+            roles=self.roles,
+            system=self.system,
+            share=self.share,
+        )
 
 
 class StudentConfig(Settings):
@@ -67,11 +99,56 @@ class StudentConfig(Settings):
 class RunConfig(Settings):
     """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
 
-    data: DataConfig
+    data: tuple[DataConfig, ...] = Field(min_length=1)
     teacher: TeacherConfig | None = None
     student: StudentConfig | None = None
     store: StoreConfig
     train: TrainConfig | None = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """One section is a list of one; a key that holds for all data sets may be given in any of them."""
+        if isinstance(value, dict | DataConfig):
+            return (value,)
+        if not isinstance(value, list | tuple) or not all(isinstance(entry, dict) for entry in value):
+            return tuple(value) if isinstance(value, list) else value
+        shared: dict[str, Any] = {}
+        for key in SHARED_BY_DATA:
+            given = [entry[key] for entry in value if key in entry]
+            shared |= {key: given[0]} if given and all(other == given[0] for other in given) else {}
+        return tuple({**shared, **entry} for entry in value)
+
+    @field_validator("data")
+    @classmethod
+    def _agree(cls, data: tuple[DataConfig, ...]) -> tuple[DataConfig, ...]:
+        """Check what holds for all data sets, and their names."""
+        for key in SHARED_BY_DATA:
+            given = {number: getattr(one, key) for number, one in enumerate(data) if key in one.model_fields_set}
+            first = next(iter(given), 0)
+            for number, found in given.items():
+                if found != given[first]:
+                    raise ValueError(
+                        f"{key} is {given[first]!r} in data.{first} and {found!r} in data.{number}, expected one value "
+                        "for all data sets; give it once"
+                    )
+        data_set_names([one.data_set for one in data])
+        return data
+
+    @property
+    def data_sets(self) -> tuple[DataSet, ...]:
+        """The data sets in order."""
+        return tuple(one.data_set for one in self.data)
+
+    @property
+    def template(self) -> Literal["plain", "v1"] | None:
+        """The prompt template of all data sets."""
+        return self.data[0].template
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest sample of all data sets, in embedded tokens."""
+        return self.data[0].max_tokens
 
     @model_validator(mode="after")
     def _losses_have_targets(self) -> Self:
@@ -111,10 +188,9 @@ class RunConfig(Settings):
         """The job of phase 1."""
         assert self.teacher is not None
         return DumpJob(
-            conversations=self.data.conversations,
-            images=self.data.images,
-            template=self.data.template,
-            max_tokens=self.data.max_tokens,
+            data=self.data_sets,
+            template=self.template,
+            max_tokens=self.max_tokens,
             teacher=self.teacher,
             store=self.store,
         )
@@ -127,9 +203,10 @@ class RunConfig(Settings):
             vision_config=self.student.vision_config,
             processor=self.student.processor,
             dtype=self.student.dtype,
-            images=self.data.images,
-            template=self.data.template,
-            max_tokens=self.data.max_tokens,
+            images=self.data[0].images if len(self.data) == 1 else None,
+            images_of=dict(zip(data_set_names(self.data_sets), (one.images for one in self.data), strict=True)),
+            template=self.template,
+            max_tokens=self.max_tokens,
             store=self.store.path,
             train=self.train,
             configuration=self.model_dump(mode="json"),
@@ -159,11 +236,19 @@ def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig 
         return RunConfig.model_validate(values), problems
     except ValidationError as error:
         listed = [
-            problem_of(dict(item), RunConfig)
+            problem_of(_without_index(dict(item), values), RunConfig)
             for item in error.errors()
             if item["loc"][:1] not in {(m,) for m in missing}
         ]
         return None, problems + listed
+
+
+def _without_index(error: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A problem of the only data set, which the file has as a section, as a problem of that section."""
+    where = error["loc"]
+    if where[:2] == ("data", 0) and not isinstance(values.get("data"), list | tuple):
+        error["loc"] = (where[0], *where[2:])
+    return error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

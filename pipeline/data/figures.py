@@ -96,11 +96,15 @@ def is_listing(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FileStats:
-    """One file of the data set."""
+    """One file of a data set.
+
+    Attributes:
+        sha256: of its bytes, of a gzipped file of what it unpacks to; None where the file is not read as a whole.
+    """
 
     file: str
     samples: int
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,8 @@ class DataStats:
         warnings: what a user should know of the chat template before training with it.
         rendered: one usable sample as the model gets it; None without one.
         text_reasons: reason -> number of samples whose text is unusable for it.
-        sources: figures of each source, the largest first.
+        sources: figures of each source (the first folder in the path of an image), the largest first.
+        data_sets: figures of each given file, folder or pattern, in order; `source` is its path.
         histogram: histogram of the tokens of all counted samples.
         num_unusable: number of samples that are dropped with any limit.
         unusable: the first few of these samples.
@@ -158,6 +163,7 @@ class DataStats:
     rendered: RenderedSample | None
     text_reasons: dict[str, int]
     sources: tuple[SourceStats, ...]
+    data_sets: tuple[SourceStats, ...]
     total: SourceStats
     histogram: Histogram
     num_unusable: int

@@ -22,12 +22,12 @@ def dropped_samples(scan: Scan, table: SampleTable, limits: Sequence[int], numbe
     """The problem of each given sample; all of them are dropped with some limit or with all."""
     kinds = table.kinds(None)
     for number in map(int, numbers):
-        file, sample = scan.find(number)
+        source, sample = scan.find(number)
         tokens = int(table.tokens[number])
         exceeded = [limit for limit in limits if is_overlong(tokens, limit)]
         kind = OVERLONG if kinds[number] == KEPT else int(kinds[number])
         yield Dropped(
-            file=str(file.path),
+            file=str(source.path),
             index=sample.index,
             id=sample.id,
             source=source_of(sample),

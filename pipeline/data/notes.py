@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkd.vlm.data.entry_keys import keys_not_read
-from alignkd.vlm.data.media_marks import marks_in
+from alignkd.vlm.data.entries.keys import keys_not_read
+from alignkd.vlm.data.entries.media_marks import marks_in
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import one_line
 

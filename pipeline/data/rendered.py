@@ -5,6 +5,7 @@ import numpy as np
 from alignkd.pipeline.data.figures import Piece, RenderedSample
 from alignkd.pipeline.data.scan import Scan, tokens_of
 from alignkd.pipeline.data.table import SampleTable
+from alignkd.vlm.inputs.examples import Preparation, Tokens
 
 
 def rendered_sample(scan: Scan, table: SampleTable) -> RenderedSample | None:
@@ -14,11 +15,15 @@ def rendered_sample(scan: Scan, table: SampleTable) -> RenderedSample | None:
         return None
     with_image = usable[table.images_of[usable] > 0]
     number = int(with_image[0] if len(with_image) else usable[0])
-    file, sample = scan.find(number)
-    pieces = scan.builder.marked(tokens_of(scan, sample))
+    source, sample = scan.find(number)
     return RenderedSample(
-        file=str(file.path),
+        file=str(source.path),
         index=sample.index,
         id=sample.id,
-        pieces=tuple(Piece(text=text, supervised=supervised) for text, supervised in pieces),
+        pieces=pieces_of(scan.builder, tokens_of(scan, sample)),
     )
+
+
+def pieces_of(builder: Preparation, tokens: Tokens) -> tuple[Piece, ...]:
+    """The text of a sample in supervised and other pieces, vision tokens as their number."""
+    return tuple(Piece(text=text, supervised=supervised) for text, supervised in builder.marked(tokens))

@@ -10,15 +10,18 @@ MAX_NAMES = 15
 BAR_WIDTH = 50
 NOT_CHECKED = "-"
 CHECKS = {
-    "no": "not checked (no --images)",
+    "no": "not checked (no --images, and none in the data files)",
     "opened": "only opened (--no-decode)",
     "decoded": "decoded",
 }
 
 
 def report_lines(stats: DataStats) -> Iterator[str]:
-    """The table of sources, notices, unusable samples and the histogram."""
+    """The tables of sources and of data sets, notices, unusable samples and the histogram."""
     yield from table_lines(stats)
+    if len(stats.data_sets) > 1:
+        yield ""
+        yield from data_set_lines(stats)
     yield ""
     yield (
         f"{stats.num_images:,} distinct images {CHECKS[stats.images_checked]}; tokens are text + vision tokens with "
@@ -47,21 +50,30 @@ def rendered_lines(sample: RenderedSample) -> list[str]:
 
 def table_lines(stats: DataStats) -> list[str]:
     """One row per source data set, the largest first, and the total; sources beyond `MAX_SOURCES` share one row."""
-    rows = [_cells(source) for source in (*stats.sources[:MAX_SOURCES], stats.total)]
-    header = _header([limit.max_tokens for limit in stats.total.limits])
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
-        for cells in (list(zip(row, widths, strict=True)) for row in (header, *rows))
-    ]
+    lines = _table("source", (*stats.sources[:MAX_SOURCES], stats.total))
     if hidden := stats.sources[MAX_SOURCES:]:
         samples = sum(source.samples for source in hidden)
         lines.insert(-1, f"({len(hidden):,} more sources with {samples:,} samples, see --json)")
     return lines
 
 
-def _header(limits: Sequence[int]) -> list[str]:
-    fixed = ["source", "samples", "text only", "image missing", "image damaged", "label mask", "other"]
+def data_set_lines(stats: DataStats) -> list[str]:
+    """One row per data set, in the order given."""
+    return _table("data set", stats.data_sets)
+
+
+def _table(kind: str, found: Sequence[SourceStats]) -> list[str]:
+    rows = [_cells(source) for source in found]
+    header = _header(kind, [limit.max_tokens for limit in found[0].limits])
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    return [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in (header, *rows))
+    ]
+
+
+def _header(kind: str, limits: Sequence[int]) -> list[str]:
+    fixed = [kind, "samples", "text only", "image missing", "image damaged", "label mask", "other"]
     return [*fixed, "mean", "median", "max", *(name for limit in limits for name in (f"> {limit}", f"kept {limit}"))]
 
 
@@ -94,12 +106,13 @@ def _notice_lines(stats: DataStats) -> Iterator[str]:
             "(docs/inputs.md)"
         )
     if stats.marks:
-        yield f"kept as plain text in samples without an image: {_counts(stats.marks)}"
+        yield f"kept as plain text in samples without an image: {counts_line(stats.marks)}"
     if stats.keys_not_read:
-        yield f"keys not read: {_counts(stats.keys_not_read)}"
+        yield f"keys not read: {counts_line(stats.keys_not_read)}"
 
 
-def _counts(found: Mapping[str, int]) -> str:
+def counts_line(found: Mapping[str, int]) -> str:
+    """Names and counts; those beyond `MAX_NAMES` as their number."""
     shown = ", ".join(f"{name} {count:,}" for name, count in list(found.items())[:MAX_NAMES])
     return f"{shown}, and {len(found) - MAX_NAMES:,} more, see --json" if len(found) > MAX_NAMES else shown
 

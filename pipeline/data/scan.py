@@ -2,19 +2,19 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from itertools import accumulate, groupby
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.data.notes import Notes
-from alignkd.vlm.data.conversations import ConversationFile, sample_of_entry
+from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.images import MissingImageError, open_image, read_image_bytes
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, LabelMaskError, SampleError
@@ -43,39 +43,69 @@ class Scan:
     """The data to scan, and how.
 
     Attributes:
-        files: the data set; samples are numbered consecutively through all files.
+        sources: the data sets; samples are numbered consecutively through all of them.
         builder: tokenizer and template; its `max_tokens` is None, so that every length is counted.
-        images: folder of the images; None reads no image.
         decode: decode images instead of only opening them.
     """
 
-    files: tuple[ConversationFile, ...]
+    sources: tuple[EntrySource, ...]
     builder: Preparation
-    images: Path | None
     decode: bool
 
     @cached_property
     def ends(self) -> list[int]:
-        """For each file, one more than the number of its last sample."""
-        return list(accumulate(map(len, self.files)))
+        """For each data set, one more than the number of its last sample."""
+        return list(accumulate(map(len, self.sources)))
+
+    @cached_property
+    def reads_images(self) -> bool:
+        """Whether there are images to check: in a folder, or in the data files."""
+        return any(source.data.images is not None or source.holds_images for source in self.sources)
 
     def __len__(self) -> int:
-        return self.ends[-1] if self.files else 0
+        return self.ends[-1] if self.sources else 0
 
-    def find(self, number: int) -> tuple[ConversationFile, Sample]:
-        """The file of sample `number`, and the sample."""
-        file, index = self._place(number)
-        return file, file[index]
+    def find(self, number: int) -> tuple[EntrySource, Sample]:
+        """The data set of sample `number`, and the sample."""
+        source, index = self._place(number)
+        return source, source[index]
+
+    def is_sequential(self, number: int) -> bool:
+        """Whether the data set of sample `number` is read fast only in its order."""
+        return self._place(number)[0].is_sequential
+
+    def ranges(self, size: int) -> Iterator[range]:
+        """The numbers of all samples in ranges of `size`.
+
+        Where samples are read fast only in their order, a range is one block or several whole ones, with `size` samples
+        or more: two processes then never decode the same block.
+        """
+        start = 0
+        for end, source in zip(self.ends, self.sources, strict=True):
+            for stop in _stops(start, end, size, source.block_sizes if source.is_sequential else None):
+                yield range(start, stop)
+                start = stop
 
     def entry(self, number: int) -> tuple[Any, Sample]:
-        """The JSON value of sample `number`, and the sample."""
-        file, index = self._place(number)
-        entry = file.entry(index)
-        return entry, sample_of_entry(index, entry)
+        """The entry of sample `number`, and the sample."""
+        source, index = self._place(number)
+        sample, entry = source.sample_and_entry(index)
+        return entry, sample
 
-    def _place(self, number: int) -> tuple[ConversationFile, int]:
-        file = bisect_right(self.ends, number)
-        return self.files[file], number - (self.ends[file - 1] if file else 0)
+    def _place(self, number: int) -> tuple[EntrySource, int]:
+        source = bisect_right(self.ends, number)
+        return self.sources[source], number - (self.ends[source - 1] if source else 0)
+
+
+def _stops(start: int, end: int, size: int, blocks: Sequence[int] | None) -> Iterator[int]:
+    """Where each range of a data set of samples `start` to `end` stops."""
+    if blocks is None:
+        yield from (min(stop, end) for stop in range(start + size, end + size, size))
+        return
+    for reached in accumulate(blocks, initial=start):
+        if reached - start >= size or (reached == end > start):
+            yield reached
+            start = reached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +116,7 @@ class TextBatch:
         states: uint8 [samples], `TextState`.
         tokens: int32 [samples], embedded tokens; 0 if the text is unusable.
         images_of: int32 [samples], number of images; 0 for malformed entries.
-        image_keys: uint64 [sum of `images_of`], equal for equal image paths.
+        image_keys: uint64 [sum of `images_of`], equal for equal image paths, and for equal images in data files.
         sources: names of the source data sets.
         source_of: int32 [samples], index into `sources`.
         notes: keys, marks and reasons.
@@ -112,9 +142,9 @@ def scan_texts(scan: Scan, numbers: range) -> TextBatch:
         notes.note(entry, sample, reason)
         states.append(state)
         tokens.append(length)
-        looked_for = sample.images if sample.problem is None else ()
-        images_of.append(len(looked_for))
-        keys += map(image_key, looked_for)
+        looked_for = len(sample.images) if sample.problem is None else 0
+        images_of.append(looked_for)
+        keys += (_key_of(sample, own) for own in range(looked_for))
         names.append(source_of(sample))
     sources = list(dict.fromkeys(names))
     return TextBatch(
@@ -133,8 +163,15 @@ def scan_images(scan: Scan, places: Sequence[tuple[int, int]]) -> NDArray[np.uin
 
     The columns are `ImageState` and the EXIF orientation, which is 0 if the image was not decoded.
     """
-    found = (_judge(scan, (scan.find(number)[1].images[own],)) for number, own in places)
+    found = (_judge(scan, sample, [own]) for sample, own in _samples_of(scan, places))
     return np.array([(state, orientation) for state, _, orientation in found], np.uint8).reshape(-1, 2)
+
+
+def _samples_of(scan: Scan, places: Sequence[tuple[int, int]]) -> Iterator[tuple[Sample, int]]:
+    """The sample of each place, read once for places that follow each other."""
+    for number, group in groupby(places, key=lambda place: place[0]):
+        sample = scan.find(number)[1]
+        yield from ((sample, own) for _, own in group)
 
 
 def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
@@ -156,33 +193,37 @@ def tokens_of(scan: Scan, sample: Sample) -> Tokens:
     """The tokens of a sample; image files are read where the number of vision tokens depends on their size.
 
     Raises:
-        ImageError: an image has no size, or the scan has no image folder. MissingImageError: no such file.
+        ImageError: an image has no size, or there is no image folder. MissingImageError: no such file.
         SampleError: unusable conversation.
     """
+    return tokenized(scan.builder, sample)
+
+
+def tokenized(builder: Preparation, sample: Sample) -> Tokens:
+    """See `tokens_of`."""
     sizes = [_ANY_SIZE] * len(sample.images)
-    if scan.builder.vision_tokens is None and sample.images:
-        if scan.images is None:
-            raise ImageError("the number of vision tokens depends on the image; give the folder of the images")
-        sizes = [image_size(read_image_bytes(scan.images, image)) for image in sample.images]
-    return scan.builder.tokenize(sample.turns, sizes)
+    if builder.vision_tokens is None:
+        sizes = [image_size(image_bytes(sample, own)) for own in range(len(sample.images))]
+    return builder.tokenize(sample.turns, sizes)
 
 
 def judge_image(scan: Scan, sample: Sample) -> tuple[ImageState, str]:
     """State of a sample's images, and the reason if one is unusable."""
-    return _judge(scan, sample.images)[:2]
+    return _judge(scan, sample, range(len(sample.images)))[:2]
 
 
-def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str, int]:
+def _judge(scan: Scan, sample: Sample, numbers: Sequence[int]) -> tuple[ImageState, str, int]:
     """State, reason and orientation (of the last image). As in a dump, all files are read before any is decoded."""
     orientation = 0
-    if scan.images is None or not images:
+    images = [sample.images[own] for own in numbers if sample.folder is not None or held(sample, own) is not None]
+    if not images:
         return ImageState.NONE, "", orientation
     try:
         if not scan.decode:
-            for image in images:
-                open_image(scan.images, image).close()
+            for own in numbers:
+                _check_opens(sample, own)
             return ImageState.USABLE, "", orientation
-        files = [read_image_bytes(scan.images, image) for image in images]
+        files = [image_bytes(sample, own) for own in numbers]
     except MissingImageError as error:
         return ImageState.MISSING, str(error), orientation
     except SampleError as error:
@@ -197,6 +238,29 @@ def _judge(scan: Scan, images: Sequence[str]) -> tuple[ImageState, str, int]:
     return ImageState.USABLE, "", orientation
 
 
+def held(sample: Sample, own: int) -> bytes | None:
+    """The image with number `own` of a sample, if the data file holds it."""
+    return sample.contents[own] if sample.contents else None
+
+
+def image_bytes(sample: Sample, own: int) -> bytes:
+    """The file of the image with number `own` of a sample.
+
+    Raises:
+        ImageError: it is not in the data file, and there is no image folder. SampleError: as `read_image_bytes`.
+    """
+    if (content := held(sample, own)) is not None:
+        return content
+    if sample.folder is None:
+        raise ImageError("the number of vision tokens depends on the image; give the folder of the images")
+    return read_image_bytes(sample.folder, sample.images[own])
+
+
+def _check_opens(sample: Sample, own: int) -> None:
+    if held(sample, own) is None and sample.folder is not None:
+        open_image(sample.folder, sample.images[own]).close()
+
+
 def source_of(sample: Sample) -> str:
     """The source data set of a sample: the first folder in the path of its first image."""
     if not sample.images:
@@ -207,4 +271,14 @@ def source_of(sample: Sample) -> str:
 
 def image_key(image: str) -> int:
     """A 64-bit hash of an image path; never 0."""
-    return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) or 1
+    return _hash(image.encode(), b"path")
+
+
+def _key_of(sample: Sample, own: int) -> int:
+    """A 64-bit hash of an image's path, or of the image itself if the data file holds it; never 0."""
+    content = held(sample, own)
+    return image_key(sample.images[own]) if content is None else _hash(content, b"content")
+
+
+def _hash(data: bytes, kind: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, person=kind).digest()) or 1

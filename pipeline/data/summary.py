@@ -25,16 +25,25 @@ Kinds = Mapping[int | None, NDArray[np.uint8]]
 
 
 def summarise(
-    table: SampleTable, limits: Sequence[int], images_checked: ImagesChecked
-) -> tuple[SourceStats, tuple[SourceStats, ...]]:
-    """The figures of all samples, and those of each source data set, the largest first."""
+    table: SampleTable, ends: Sequence[int], limits: Sequence[int], images_checked: ImagesChecked
+) -> tuple[SourceStats, tuple[SourceStats, ...], tuple[SourceStats, ...]]:
+    """The figures of all samples, those of each source (the largest first), and those of each data set in order.
+
+    Args:
+        ends: for each data set, one more than the number of its last sample.
+    """
     kinds: Kinds = {limit: table.kinds(limit) for limit in (None, *limits)}
     order = np.argsort(table.source_of, kind="stable")
-    ends = np.cumsum(np.bincount(table.source_of, minlength=len(table.sources)))
-    groups = zip(table.sources, np.split(order, ends[:-1]), strict=True) if len(table.sources) else ()
+    source_ends = np.cumsum(np.bincount(table.source_of, minlength=len(table.sources)))
+    groups = zip(table.sources, np.split(order, source_ends[:-1]), strict=True) if len(table.sources) else ()
     sources = [_figures(name, rows, table, kinds, images_checked) for name, rows in groups]
     total = _figures(TOTAL, order, table, kinds, images_checked)
-    return total, tuple(sorted(sources, key=lambda source: (-source.samples, source.source)))
+    by_size = tuple(sorted(sources, key=lambda source: (-source.samples, source.source)))
+    data_sets = tuple(
+        _figures(str(end), np.arange(start, end), table, kinds, images_checked)
+        for start, end in zip((0, *ends), ends, strict=False)
+    )
+    return total, by_size, data_sets
 
 
 def _figures(

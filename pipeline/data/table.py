@@ -124,7 +124,7 @@ def _texts(scan: Scan, pool: ProcessPool[Scan]) -> TextBatch:
     start = 0
     # disable=None: no bar if stderr is not a terminal
     with tqdm(total=len(scan), desc="texts", unit="sample", disable=None) as bar:
-        for batch in pool.map(scan_texts, _ranges(len(scan), TEXTS_PER_TASK)):
+        for batch in pool.map(scan_texts, scan.ranges(TEXTS_PER_TASK)):
             rows = slice(start, start + len(batch.states))
             states[rows], tokens[rows], images_of[rows] = batch.states, batch.tokens, batch.images_of
             keys.append(batch.image_keys)
@@ -148,12 +148,10 @@ def _images(scan: Scan, pool: ProcessPool[Scan], first: NDArray[np.int64]) -> ND
     """`scan_images` of each distinct image, given as (number of the sample, number of the image in the sample)."""
     states = np.zeros((len(first), 2), np.uint8)
     states[:, 0] = ImageState.NONE
-    if scan.images is None:
+    if not scan.reads_images:
         return states
     order = np.lexsort(first.T[::-1])  # in the order of the files
-    tasks = (
-        [(number, own) for number, own in first[order[rows]].tolist()] for rows in _slices(len(order), IMAGES_PER_TASK)
-    )
+    tasks = _image_tasks(scan, first[order])
     done = 0
     with tqdm(total=len(first), desc="images", unit="image", disable=None) as bar:
         for found in pool.map(scan_images, tasks):
@@ -163,9 +161,10 @@ def _images(scan: Scan, pool: ProcessPool[Scan], first: NDArray[np.int64]) -> ND
     return states
 
 
-def _ranges(total: int, size: int) -> Iterator[range]:
-    return (range(start, min(start + size, total)) for start in range(0, total, size))
-
-
-def _slices(total: int, size: int) -> Iterator[slice]:
-    return (slice(rows.start, rows.stop) for rows in _ranges(total, size))
+def _image_tasks(scan: Scan, places: NDArray[np.int64]) -> Iterator[list[tuple[int, int]]]:
+    """Places in ascending order, in tasks; those of one block are not shared out, see `Scan.ranges`."""
+    stops = [numbers.stop for numbers in scan.ranges(TEXTS_PER_TASK)]
+    for stop, part in zip(stops, np.split(places, np.searchsorted(places[:, 0], stops))[:-1], strict=True):
+        size = max(1, len(part)) if scan.is_sequential(stop - 1) else IMAGES_PER_TASK
+        for start in range(0, len(part), size):
+            yield [(number, own) for number, own in part[start : start + size].tolist()]

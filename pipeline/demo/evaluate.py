@@ -11,7 +11,8 @@ import torch
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.models.ask import dtype_on
-from alignkd.vlm.data.conversations import ConversationFile, read_json, sample_of_entry
+from alignkd.vlm.data.conversations import ConversationFile, read_json
+from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import read_images
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns

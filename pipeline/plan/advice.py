@@ -61,7 +61,7 @@ def _store(plan: Plan) -> dict[str, Any]:
 def _teacher(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, Any]:
     """The largest token budget that fits, with the least quantisation that it needs."""
     assert config.teacher is not None
-    longest = plan.data.longest(config.data.max_tokens)
+    longest = plan.data.longest(config.max_tokens)
     for quantization in dict.fromkeys([config.teacher.quantization, "int8", "nf4"]):
         budget = config.teacher.token_budget
         while True:

@@ -62,7 +62,7 @@ def plan_manifest(
         config.store,
         teacher.config,
         checkpoint={**known, "tokenizer_probe": json.dumps(probe), "weights": _SHA256, **settings},
-        data={"conversations": _SHA256, "max_tokens": str(config.data.max_tokens)},
+        data={"conversations": _SHA256, "max_tokens": str(config.max_tokens)},
         attachments=dict.fromkeys(attachments_of(files, config.store.codecs()), _SHA256),
         num_samples=data.num_samples,
         num_tokens=num_tokens,

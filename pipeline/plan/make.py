@@ -12,8 +12,7 @@ from typing import Any
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
-from alignkd.pipeline.data.scan import Scan
-from alignkd.pipeline.data.stats import open_with_progress
+from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.plan.advice import advice
 from alignkd.pipeline.plan.choices import (
     attachment_bytes,
@@ -39,7 +38,9 @@ from alignkd.pipeline.plan.store import StoreSize, store_size
 from alignkd.pipeline.plan.time.devices import device_named
 from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM
-from alignkd.storage.schema.order import shard_plan
+from alignkd.storage.schema.plan import planned_shards
+from alignkd.vlm.data.data_list import DataList, needs_folder
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.inputs.examples import Preparation
@@ -74,7 +75,12 @@ def make_plan(
         InputError: unusable data, checkpoint or options.
     """
     assert config.teacher is not None
-    inputs = _read(config, options, student_shapes)
+    samples = None if options.samples is not None else DataList(_readable(config), progress=ReadingBar())
+    holds_images = samples is not None and samples.holds_images
+    store_config = config.store.with_inputs(holds_images=holds_images, where=config.data[0].conversations)
+    config = config.model_copy(update={"store": store_config})
+    assert config.teacher is not None
+    inputs = _read(config, options, student_shapes, samples)
     data, teacher, student = inputs.data, inputs.teacher, inputs.student
     probe = run_probe(config, options.probe) if options.probe else None
     measured = None if probe is None else probe.entries_per_position
@@ -127,7 +133,7 @@ def shapes_of_student(config: RunConfig) -> ModelShapes | None:
     student = config.student
     model = PlannedModel(student.checkpoint, student.vision_config, student.processor)
     fixed = model.size.vision_tokens is not None
-    return _shapes(model, None if fixed else model.checkpoint.preparation(config.data.template))
+    return _shapes(model, None if fixed else model.checkpoint.preparation(config.template))
 
 
 def _shapes(model: PlannedModel, builder: Preparation | None) -> ModelShapes:
@@ -148,16 +154,26 @@ def free_bytes(store: Path | str) -> int | None:
     return shutil.disk_usage(place).free
 
 
-def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes | None) -> _Inputs:
+def _readable(config: RunConfig) -> list[DataSet]:
+    """The data sets; an image folder that is not there is left out, so that nothing is looked for in it."""
+    return [
+        replace(data, images=data.images if data.images is not None and data.images.is_dir() else None)
+        for data in config.data_sets
+    ]
+
+
+def _read(
+    config: RunConfig, options: PlanOptions, student_shapes: ModelShapes | None, samples: DataList | None
+) -> _Inputs:
     assert config.teacher is not None
     model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config, config.teacher.processor)
     needed = options.samples is None or model.size.vision_tokens is None
-    builder = model.checkpoint.preparation(config.data.template) if needed else None
+    builder = model.checkpoint.preparation(config.template) if needed else None
     teacher = _shapes(model, builder)
-    data = _data(config, options, teacher, builder)
+    data = _data(config, options, teacher, builder, samples)
     if not len(data.rows):
         raise InputError(
-            f"{config.data.conversations}: not one of the {data.counted} counted samples is usable; "
+            f"{config.data[0].conversations}: not one of the {data.counted} counted samples is usable; "
             "see `alignkd data stats`"
         )
     known = config.student is None or student_shapes is not None
@@ -165,29 +181,39 @@ def _read(config: RunConfig, options: PlanOptions, student_shapes: ModelShapes |
     return _Inputs(model=model, teacher=teacher, student=student, builder=builder, data=data)
 
 
-def _data(config: RunConfig, options: PlanOptions, teacher: ModelShapes, builder: Preparation | None) -> DataSize:
-    store, data = config.store, config.data
+def _data(
+    config: RunConfig,
+    options: PlanOptions,
+    teacher: ModelShapes,
+    builder: Preparation | None,
+    samples: DataList | None,
+) -> DataSize:
     if options.samples is not None:
         return _assumed(config, options, teacher, options.samples)
     if options.image_tokens is not None:
         raise InputError("--image-tokens needs --samples and --mean-tokens: without them the images of the data count")
-    assert builder is not None
-    samples = open_with_progress(data.conversations)
-    if not len(samples):
-        raise InputError(f"{data.conversations}: contains no conversations; give a file with at least one")
-    images = data.images if data.images is not None and data.images.is_dir() else None
-    if builder.vision_tokens is None and images is None and any(sample.images for sample in samples):
-        raise InputError(
-            f"{data.conversations}: has samples with images, whose vision tokens depend on the image files, but "
-            f"data.images {data.images} is not a folder; set it, or give --samples and --mean-tokens"
-        )
+    assert builder is not None and samples is not None
+    if builder.vision_tokens is None:
+        _check_sizes_known(config, samples)
+    store = config.store
     return count_samples(
-        Scan(files=(samples,), builder=builder, images=images, decode=False),
-        shard_plan(len(samples), store.shard_size, store.seed),
-        max_tokens=data.max_tokens,
+        samples,
+        builder,
+        planned_shards(len(samples), store.shard_size, store.seed, contiguous=samples.is_sequential),
+        max_tokens=config.max_tokens,
         at_least=options.count,
         embed=store.inputs == "embed",
     )
+
+
+def _check_sizes_known(config: RunConfig, samples: DataList) -> None:
+    """Refuse images that are not there where the number of vision tokens depends on them."""
+    for source, data, given in zip(samples.sources, _readable(config), config.data, strict=True):
+        if data.images is None and any(needs_folder(sample) for sample in source.data):
+            raise InputError(
+                f"{data.path}: has samples with images, whose vision tokens depend on the image files, but "
+                f"data.images {given.images} is not a folder; set it, or give --samples and --mean-tokens"
+            )
 
 
 def _assumed(config: RunConfig, options: PlanOptions, teacher: ModelShapes, num_samples: int) -> DataSize:
@@ -203,7 +229,7 @@ def _assumed(config: RunConfig, options: PlanOptions, teacher: ModelShapes, num_
         shard_size=config.store.shard_size,
         vision_tokens=given or teacher.image.tokens,
         supervised_share=options.supervised_share,
-        plain=config.data.template == "plain",
+        plain=config.template == "plain",
         expanded_before=None if fixed is not None else teacher.image.tokens_before,
     )
 

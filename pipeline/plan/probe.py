@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ import torch
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.entries import mean_entries
 from alignkd.storage import StoreReader
-from alignkd.storage.schema.order import shard_plan
+from alignkd.storage.schema.plan import planned_shards
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.vlm.data.conversations import ConversationFile
-from alignkd.vlm.errors import InputError
+from alignkd.vlm.data.data_list import DataList
+from alignkd.vlm.data.source import DataSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,10 @@ def run_probe(config: RunConfig, num_samples: int) -> Probe:
     control = DumpControl(progress=lambda status: ended.append(time.monotonic()))
     # threads of an interrupted dump may still write for a moment
     with tempfile.TemporaryDirectory(prefix="alignkd-probe-", ignore_cleanup_errors=True) as folder:
-        data = _some_samples(config, num_samples, Path(folder) / "probe.jsonl")
+        data = _some_samples(config, num_samples, Path(folder))
         store = config.store.model_copy(update={"path": Path(folder) / "store", "max_errors": None})
         teacher = config.teacher.model_copy(update={"sanity": "off"})
-        job = replace(config.dump_job(), conversations=data, store=store, teacher=teacher, control=control)
+        job = replace(config.dump_job(), data=(data,), store=store, teacher=teacher, control=control)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         dump(job)
@@ -75,16 +75,30 @@ def run_probe(config: RunConfig, num_samples: int) -> Probe:
         )
 
 
-def _some_samples(config: RunConfig, count: int, path: Path) -> Path:
-    """Write the first samples of the shard plan to `path` as a data set of their own."""
-    samples = ConversationFile(config.data.conversations)
-    if not len(samples):
-        raise InputError(f"{config.data.conversations}: contains no conversations; give a file with at least one")
-    order = np.concatenate(shard_plan(len(samples), config.store.shard_size, config.store.seed))[:count]
+def _some_samples(config: RunConfig, count: int, folder: Path) -> DataSet:
+    """The first samples of the shard plan as a data set of their own, below `folder`.
+
+    Images are links to the files of their data sets, or files if the data hold them.
+    """
+    samples = DataList(config.data_sets)
+    store, images = config.store, folder / "images"
+    plan = planned_shards(len(samples), store.shard_size, store.seed, contiguous=samples.is_sequential)
     entries = []
-    for index in order:
-        sample = samples[int(index)]
+    for index in np.concatenate(plan)[:count].tolist():
+        sample = samples[index]
         if sample.problem is None:
-            entries.append({"id": sample.id, "image": sample.images, "conversations": sample.conversations()})
+            names = [f"{index}/{place}/{image}" for place, image in enumerate(sample.images)]
+            for name, image, content in zip(names, sample.images, sample.contents or (None,) * len(names), strict=True):
+                _put_image(images / name, sample.folder, image, content)
+            entries.append({"id": sample.id, "image": names, "conversations": sample.conversations()})
+    path = folder / "probe.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return path
+    return DataSet(path=path, images=images)
+
+
+def _put_image(place: Path, folder: Path | None, image: str, content: bytes | None) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        place.write_bytes(content)
+    elif folder is not None and not PurePath(image).is_absolute() and ".." not in PurePath(image).parts:
+        place.symlink_to((folder / image).absolute())

@@ -43,6 +43,14 @@ def _data_lines(plan: Plan) -> Iterator[str]:
         f"{data.mean('supervised'):.0f} supervised, {data.mean('queries'):.0f} text queries, "
         f"{data.mean('images'):.2f} images"
     )
+    if len(data.sources) > 1:
+        for source in data.sources:
+            share = f", share {source.share:g}" if source.share < 1 else ""
+            yield (
+                f"          {source.name}: {source.num_samples:,} samples{share}; of {source.counted:,} counted "
+                f"{source.unusable:,} unusable, {source.mean_tokens:.0f} tokens and {source.mean_images:.2f} images on "
+                "average"
+            )
     for note in data.notes:
         yield f"          {note}"
 

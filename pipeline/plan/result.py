@@ -136,6 +136,7 @@ class Plan:
                 "mean_queries": self.data.mean("queries"),
                 "mean_images": self.data.mean("images"),
                 "mean_vision_tokens": self.data.mean("vision"),
+                "sources": [asdict(source) for source in self.data.sources],
             },
             "entries_per_position": self.entries_per_position,
             "entries_source": self.entries_source,

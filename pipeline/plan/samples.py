@@ -6,7 +6,6 @@ the whole data set, so a few thousand samples predict the total within about one
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -14,13 +13,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from alignkd.pipeline.data.process_pool import ProcessPool, usable_cpus
-from alignkd.pipeline.data.scan import ImageState, Scan, TextState, image_key, judge_image, judge_text, tokens_of
+from alignkd.pipeline.data.scan import image_key
 from alignkd.storage.layouts.rows import sample_text
+from alignkd.vlm.data.data_list import DataList
+from alignkd.vlm.data.images import image_files, open_image
 from alignkd.vlm.data.sample import Sample
-from alignkd.vlm.inputs.examples import is_overlong
+from alignkd.vlm.errors import SampleError
+from alignkd.vlm.inputs.examples import Preparation, Tokens, is_overlong
+from alignkd.vlm.inputs.image_file import image_size
 
 SAMPLES_PER_TASK = 128
 SHA256 = "0" * 64
+# size of an image where the number of its tokens does not depend on it
+_ANY_SIZE = (0, 0)
 # assumptions for `--samples N --mean-tokens T`, without data: bytes of UTF-8 per token of LLaVA's conversations, and
 # tokens of the system prompt before an image
 BYTES_PER_TOKEN = 4.0
@@ -47,6 +52,7 @@ class SampleRows:
         supervised: positions whose next token has a label.
         image: hash of the image paths; 0 without an image.
         image_bytes: bytes of the image files; 0 if they were not read.
+        source: number of the data set.
     """
 
     shard: NDArray[np.int64]
@@ -60,6 +66,7 @@ class SampleRows:
     supervised: NDArray[np.int64]
     image: NDArray[np.int64]
     image_bytes: NDArray[np.int64]
+    source: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -68,6 +75,26 @@ class SampleRows:
         """The samples of one shard."""
         rows = self.shard == shard
         return type(self)(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSize:
+    """One data set of several.
+
+    Attributes:
+        num_samples: samples that are taken of it.
+        share: share of its samples.
+        counted, unusable: counted samples, and how many of them get no record.
+        mean_tokens, mean_images: means over the counted samples that get a record.
+    """
+
+    name: str
+    num_samples: int
+    share: float
+    counted: int
+    unusable: int
+    mean_tokens: float
+    mean_images: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +108,7 @@ class DataSize:
         unusable: number of counted samples that get no record.
         unusable_bytes: bytes of their entries in the commit records.
         exact: every sample was counted.
+        sources: the data sets; empty if no data were read.
         notes: what was not read, or was assumed.
     """
 
@@ -90,6 +118,7 @@ class DataSize:
     unusable: int
     unusable_bytes: int
     exact: bool
+    sources: tuple[SourceSize, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -119,18 +148,25 @@ class DataSize:
 
 
 def count_samples(
-    scan: Scan, plan: Sequence[NDArray[np.int64]], *, max_tokens: int | None, at_least: int, embed: bool
+    samples: DataList,
+    builder: Preparation,
+    plan: Sequence[NDArray[np.int64]],
+    *,
+    max_tokens: int | None,
+    at_least: int,
+    embed: bool,
 ) -> DataSize:
     """Count the first shards of a plan, until they contain `at_least` samples.
 
     Args:
-        scan: the data and how to tokenise it; images are opened, never decoded.
+        samples: the data; images are opened, never decoded, and not looked for where a data set has no folder.
+        builder: tokenizer and template.
         plan: indices of the samples of every shard.
         max_tokens: longer samples are unusable; None for no limit.
         embed: read the sizes of image files.
     """
     shards = [*_first_shards(plan, at_least)]
-    counting = _Counting(scan=scan, max_tokens=max_tokens, embed=embed)
+    counting = _Counting(samples=samples, builder=builder, max_tokens=max_tokens, embed=embed)
     numbers = [(shard, int(index)) for shard in shards for index in plan[shard]]
     tasks = [numbers[start : start + SAMPLES_PER_TASK] for start in range(0, len(numbers), SAMPLES_PER_TASK)]
     found: list[tuple[int, ...]] = []
@@ -142,17 +178,36 @@ def count_samples(
         for rows in pool.map(_count, tasks):
             found += rows
             bar.update(SAMPLES_PER_TASK)
-    usable = [row for row in found if len(row) > 1]
+    usable = [row for row in found if len(row) > 2]
+    unusable = [row for row in found if len(row) == 2]
     columns = np.array(usable, np.int64).reshape(len(usable), len(fields(SampleRows))).T
+    counted = SampleRows(**{item.name: column for item, column in zip(fields(SampleRows), columns, strict=True)})
     return DataSize(
         num_samples=sum(map(len, plan)),
         shard_sizes=tuple(len(plan[shard]) for shard in shards),
-        rows=SampleRows(**{item.name: column for item, column in zip(fields(SampleRows), columns, strict=True)}),
-        unusable=len(found) - len(usable),
-        unusable_bytes=sum(row[0] for row in found if len(row) == 1),
+        rows=counted,
+        unusable=len(unusable),
+        unusable_bytes=sum(num_bytes for num_bytes, _ in unusable),
         exact=len(shards) == len(plan),
-        notes=() if scan.images is not None else ("images were not read",),
+        sources=tuple(_source_sizes(samples, counted, [source for _, source in unusable])),
+        notes=() if samples.reads_images else ("images were not read",),
     )
+
+
+def _source_sizes(samples: DataList, rows: SampleRows, unusable: Sequence[int]) -> Iterator[SourceSize]:
+    """The figures of each data set; `unusable`: the data set of each counted sample without a record."""
+    for number, source in enumerate(samples.sources):
+        own, bad = rows.source == number, unusable.count(number)
+        count = int(own.sum())
+        yield SourceSize(
+            name=source.name,
+            num_samples=source.num_samples,
+            share=source.share,
+            counted=count + bad,
+            unusable=bad,
+            mean_tokens=float(rows.length[own].mean()) if count else 0.0,
+            mean_images=float(rows.images[own].mean()) if count else 0.0,
+        )
 
 
 def assumed_samples(
@@ -181,7 +236,7 @@ def assumed_samples(
     shards = -(-num_samples // shard_size)
     size = min(shard_size, num_samples)
     row = [0, round(BYTES_PER_TOKEN * text) + TYPICAL_FIELDS_BYTES, TYPICAL_ID_BYTES, ids, text + vision_tokens, 1,
-           vision_tokens, queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES]  # fmt: skip
+           vision_tokens, queries, round(supervised_share * queries), 1, TYPICAL_IMAGE_BYTES, 0]  # fmt: skip
     columns = np.tile(np.array(row, np.int64)[:, None], size)
     rows = {item.name: column.copy() for item, column in zip(fields(SampleRows), columns, strict=True)}
     rows["image"] = np.arange(1, size + 1)
@@ -204,25 +259,26 @@ def assumed_samples(
 class _Counting:
     """The context of a worker process."""
 
-    scan: Scan
+    samples: DataList
+    builder: Preparation
     max_tokens: int | None
     embed: bool
 
 
 def _count(counting: _Counting, numbers: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """For each usable sample the columns of `SampleRows`, for each other sample only the bytes of its entry."""
-    return [_row(counting, shard, counting.scan.find(index)[1]) for shard, index in numbers]
+    """For each usable sample the columns of `SampleRows`, for each other the bytes of its entry and its data set."""
+    return [_row(counting, shard, counting.samples[index]) for shard, index in numbers]
 
 
 def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
-    scan = counting.scan
-    state, length, reason = judge_text(scan, sample)
-    image_state = judge_image(scan, sample)[0] if state == TextState.USABLE else ImageState.NONE
-    broken = image_state not in (ImageState.NONE, ImageState.USABLE)
-    overlong = counting.max_tokens is not None and is_overlong(length, counting.max_tokens)
-    if state != TextState.USABLE or broken or overlong:
-        return (len(sample.id.encode("utf-8", "replace")) + (len(reason.encode()) or TYPICAL_REASON_BYTES),)
-    tokens = tokens_of(scan, sample)
+    reason_bytes, tokens, source = TYPICAL_REASON_BYTES, None, counting.samples.source_of(sample.index)
+    try:
+        tokens = _tokens(counting.builder, sample)
+    except SampleError as error:
+        reason_bytes = len(str(error).encode("utf-8", "replace"))
+    limit = counting.max_tokens
+    if tokens is None or _lacks_image(sample) or (limit is not None and is_overlong(tokens.positions.length, limit)):
+        return len(sample.id.encode("utf-8", "replace")) + reason_bytes, source
     positions = tokens.positions
     return (
         shard,
@@ -235,8 +291,40 @@ def _row(counting: _Counting, shard: int, sample: Sample) -> tuple[int, ...]:
         len(positions.tqv_query_positions),
         len(positions.supervised_positions),
         image_key("\0".join(sample.images)) >> 1 if sample.images else 0,  # 63 bits
-        sum(_file_sizes(scan.images, sample)) if counting.embed else 0,
+        sum(_file_sizes(sample)) if counting.embed else 0,
+        source,
     )
+
+
+def _tokens(builder: Preparation, sample: Sample) -> Tokens:
+    """The tokens of a sample; image files are read where the number of vision tokens depends on their size.
+
+    Raises:
+        SampleError: an unusable sample.
+    """
+    if sample.problem is not None:
+        raise SampleError(sample.problem)
+    sizes = [_ANY_SIZE] * len(sample.images)
+    if builder.vision_tokens is None:
+        sizes = [image_size(content) for content in image_files(sample)]
+    return builder.tokenize(sample.turns, sizes)
+
+
+def _lacks_image(sample: Sample) -> bool:
+    """Whether an image file cannot be opened; without a folder nothing is looked for."""
+    try:
+        for image in _in_folder(sample):
+            if sample.folder is not None:
+                open_image(sample.folder, image).close()
+    except SampleError:
+        return True
+    return False
+
+
+def _in_folder(sample: Sample) -> list[str]:
+    """The images of a sample that are files of their own."""
+    contents = sample.contents or (None,) * len(sample.images)
+    return [image for image, content in zip(sample.images, contents, strict=True) if content is None]
 
 
 def _stored_text(sample: Sample) -> bytes:
@@ -244,9 +332,10 @@ def _stored_text(sample: Sample) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _file_sizes(folder: Path | None, sample: Sample) -> Iterator[int]:
-    for path in sample.images:
-        yield (folder / path).stat().st_size if folder is not None else TYPICAL_IMAGE_BYTES
+def _file_sizes(sample: Sample) -> Iterator[int]:
+    yield from (len(content) for content in sample.contents if content is not None)
+    for path in _in_folder(sample):
+        yield (sample.folder / path).stat().st_size if sample.folder is not None else TYPICAL_IMAGE_BYTES
 
 
 def _first_shards(plan: Sequence[NDArray[np.int64]], at_least: int) -> Iterator[int]:

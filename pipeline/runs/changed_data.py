@@ -1,29 +1,64 @@
-"""Notices if the data file of a configuration is not the file that the store was made from.
+"""Notices if the data of a configuration are not those that the store was made from.
 
-Training reads conversations from the store, so an edited data file has no effect; a notice says so. The whole file is
+Training reads conversations from the store, so an edited data file has no effect; a notice says so. Whole files are
 hashed: sizes and times cannot show that the configuration names another copy of the same data.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.places import load_manifest
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.vlm.data.json.stream import LINES_SUFFIXES
+from alignkd.vlm.data.open import open_data
+from alignkd.vlm.data.source import DataSet, Piece
+from alignkd.vlm.errors import InputError
+
+# files of which a store of one data set has the sha256
+_JSON = (".json", *LINES_SUFFIXES)
+# name, sha256 now and sha256 in the store
+_Difference = tuple[str, str, str]
 
 
-def changed_data_notice(conversations: Path, store: Path | str) -> str | None:
-    """One line if the file exists and differs; None for a merged store, which was made from several files.
+def changed_data_notice(sets: Sequence[DataSet], store: Path | str) -> str | None:
+    """One line that names the first file that differs; None for a merged store, which was made from several stores.
 
-    Other problems with the file or the store give None too: the code that needs them reports them.
+    Other problems with the files or the store give None too: the code that needs them reports them.
     """
     try:
-        stored = load_manifest(store).data_fingerprint.get("conversations")
-        found = file_sha256(conversations) if stored is not None else None
-    except (OSError, StoreError):
+        manifest = load_manifest(store)
+        found = _of_sources(sets, manifest) if manifest.all_sources() else _of_one_file(sets[0].path, manifest)
+    except (OSError, StoreError, InputError):
         return None
-    if stored is None or found is None or found == stored:
+    if found is None:
         return None
+    name, now, stored = found
     return (
-        f"{conversations}: sha256 is {found[:12]}, store {store} was made from {stored[:12]}; training uses the "
-        "conversations in the store, not those of the file; dump into a new store to use the file"
+        f"{name}: sha256 is {now[:12]}, store {store} was made from {stored[:12]}; training uses the conversations in "
+        "the store, not those of the file; dump into a new store to use the file"
     )
+
+
+def _of_one_file(path: Path, manifest: Manifest) -> _Difference | None:
+    """The difference of a store that is identified by the bytes of one JSON file."""
+    stored = manifest.data_fingerprint.get("conversations")
+    if stored is None or path.suffix.lower() not in _JSON:
+        return None
+    found = file_sha256(path)
+    return None if found == stored else (str(path), found, stored)
+
+
+def _of_sources(sets: Sequence[DataSet], manifest: Manifest) -> _Difference | None:
+    """The first file of a list that is not the one that the store lists at its place."""
+    for data, source in zip(sets, manifest.all_sources(), strict=False):
+        if not source.pieces:
+            return None
+        opened, start = open_data(data), 0
+        for now, stored in zip(opened.pieces, source.pieces, strict=False):
+            known = Piece(name=stored.name, num_samples=stored.num_samples, sha256=stored.sha256)
+            if now.sha256 != stored.sha256 and not opened.starts_with(known, start):
+                return f"{data.path}: {now.name}", now.sha256, stored.sha256
+            start += stored.num_samples
+    return None

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.console.printing import say
+from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpResult
@@ -56,7 +57,7 @@ def run_dump(config: RunConfig, worker: str | None = None, *, retry_unusable: bo
             with tqdm.external_write_mode():
                 say(text)
 
-        control = DumpControl(which, stops=stops, progress=progress, notice=notice, visible=True)
+        control = DumpControl(which, stops=stops, progress=progress, notice=notice, visible=True, reading=ReadingBar())
         result = dump(replace(job, teacher=_own_device(job.teacher), control=control))
         return DumpEnd(worker=which, result=result, interrupted_by=stops.received)
 

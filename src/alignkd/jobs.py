@@ -3,7 +3,7 @@
 Sections and keys are those of the configuration file (docs/configuration.md), with the same checks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from alignkd.pipeline.config.run_config import SECTIONS_OF, Command, RunConfig, 
 from alignkd.student_train.job import TrainJob
 from alignkd.teacher_dump.job import DumpJob
 
-Section = Mapping[str, Any]
+# `data` may be a list of sections, one for each data set
+Section = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def dump_job(config: Path | str | None = None, *, stage: str | None = None, **sections: Section) -> DumpJob:
@@ -21,7 +22,8 @@ def dump_job(config: Path | str | None = None, *, stage: str | None = None, **se
     Args:
         config: a configuration file, or None to give all sections as keywords.
         stage: which stage of a file of several.
-        sections: `data`, `teacher` and `store`, each a mapping; their keys replace those of the file.
+        sections: `data`, `teacher` and `store`, each a mapping; their keys replace those of the file. A list of data
+            sets replaces the whole section.
 
     Raises:
         InputError: one line that lists every problem.
@@ -35,7 +37,8 @@ def train_job(config: Path | str | None = None, *, stage: str | None = None, **s
     Args:
         config: a configuration file, or None to give all sections as keywords.
         stage: which stage of a file of several.
-        sections: `data`, `student`, `store` and `train`, each a mapping; their keys replace those of the file.
+        sections: `data`, `student`, `store` and `train`, each a mapping; their keys replace those of the file. A list
+            of data sets replaces the whole section.
 
     Raises:
         InputError: one line that lists every problem.
@@ -47,14 +50,21 @@ def _config(command: Command, path: Path | str | None, stage: str | None, sectio
     if unknown := sorted(sections.keys() - set(SECTIONS_OF["run"])):
         raise TypeError(f"there is no section {unknown[0]!r}, expected {', '.join(SECTIONS_OF[command])}")
     for name, section in sections.items():
-        if not isinstance(section, Mapping):
+        if not isinstance(section, Mapping) and not (name == "data" and _is_list(section)):
             raise TypeError(f"section {name} is {section!r:.60}, expected a mapping of keys")
     if stage is not None and path is None:
         raise TypeError(f"stage is {stage!r}, but there is no configuration file that has stages")
-    given = {name: dict(section) for name, section in sections.items()}
+    given: dict[str, Any] = {
+        name: dict(section) if isinstance(section, Mapping) else [dict(one) for one in section]
+        for name, section in sections.items()
+    }
     if path is not None:
         return load_stage(Path(path), command, stage, given)
     config, problems = checked_config(given, command)
     if config is None or problems:
         raise refusal(Path(f"{command}_job"), problems)
     return config
+
+
+def _is_list(section: Any) -> bool:
+    return isinstance(section, list | tuple) and all(isinstance(one, Mapping) for one in section)

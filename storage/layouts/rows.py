@@ -1,7 +1,7 @@
 """Converts a record to rows of columns and back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ class RecordCodec:
         )
 
 
-def sample_text(conversations: Sequence[dict[str, str]], images: Sequence[str], image_sha256: Sequence[str]) -> str:
+def sample_text(conversations: Sequence[Mapping[str, Any]], images: Sequence[str], image_sha256: Sequence[str]) -> str:
     """The JSON text of a sample as it is stored: no image is null, one image a text, several are a list."""
     fields = {"conversations": conversations, "image": _spelled(images), "image_sha256": _spelled(image_sha256)}
     return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -7,8 +7,8 @@ from pathlib import Path
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.places import open_files
 from alignkd.storage.read.root_hash import RootHash
-from alignkd.storage.schema.commit_record import CommitHead, Quarantined, commit_name, committed_shards, load_heads
-from alignkd.storage.schema.manifest import FILE_NAME, read_manifest
+from alignkd.storage.schema.commit_record import CommitHead, Quarantined, commit_name, load_heads, manifest_and_shards
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,8 @@ def list_shards(path: Path | str) -> list[ShardInfo]:
     Raises:
         StoreError: not a store, or a damaged commit record.
     """
-    return _list(open_files(path), None)
+    files = open_files(path)
+    return _list(files, *manifest_and_shards(files), None)
 
 
 def list_unusable(path: Path | str | StoreFiles) -> Iterator[tuple[int, Quarantined]]:
@@ -50,8 +51,8 @@ def list_unusable(path: Path | str | StoreFiles) -> Iterator[tuple[int, Quaranti
         StoreError: not a store, or a damaged commit record.
     """
     files = open_files(path)
-    manifest_hash = read_manifest(files).manifest_hash()
-    for head, _ in load_heads(files, committed_shards(files), manifest_hash, whole=False):
+    manifest, shards = manifest_and_shards(files)
+    for head, _ in load_heads(files, shards, manifest.shard_hash, whole=False):
         for sample in head.quarantined:
             yield head.shard, sample
 
@@ -63,17 +64,17 @@ def list_store(path: Path | str | StoreFiles) -> StoreListing:
         StoreError: not a store, or a damaged commit record.
     """
     files = open_files(path)
-    root = RootHash(read_manifest(files), files.label(FILE_NAME))
-    return StoreListing(shards=_list(files, root), root_hash=root.hexdigest())
+    manifest, committed = manifest_and_shards(files)
+    root = RootHash(manifest, files.label(FILE_NAME))
+    return StoreListing(shards=_list(files, manifest, committed, root), root_hash=root.hexdigest())
 
 
-def _list(files: StoreFiles, root: RootHash | None) -> list[ShardInfo]:
-    manifest = read_manifest(files)
+def _list(files: StoreFiles, manifest: Manifest, committed: list[int], root: RootHash | None) -> list[ShardInfo]:
     shards = [
         ShardInfo(shard=shard, committed=False, planned=manifest.planned_size(shard))
         for shard in range(manifest.num_shards)
     ]
-    heads = load_heads(files, committed_shards(files), manifest.manifest_hash(), whole=root is not None)
+    heads = load_heads(files, committed, manifest.shard_hash, whole=root is not None)
     for head, document in heads:
         if root is not None:
             root.add(document, files.label(commit_name(head.shard)))

@@ -12,7 +12,7 @@ from alignkd.storage.schema.manifest import FILE_NAME, Manifest
 
 
 class RootHash:
-    """sha256 over the manifest's hash and the commits in shard order.
+    """sha256 over the manifest's `whole_hash` and the commits in shard order.
 
     It excludes what may differ between correct copies: reasons of quarantined samples (they may name folders), names of
     shard folders, and descriptions that other software formats. It also excludes what follows from the rest: shapes of
@@ -22,7 +22,7 @@ class RootHash:
     def __init__(self, manifest: Manifest, where: str) -> None:
         """`where` names the manifest's file in errors."""
         self._descriptions = tuple(get_backend(manifest.backend, where).descriptions)
-        self._hash = hashlib.sha256(manifest.manifest_hash().encode())
+        self._hash = hashlib.sha256(manifest.whole_hash.encode())
 
     def add(self, commit: dict[str, Any], where: str) -> None:
         """Add the document of the next commit record; `where` is its name in errors.
@@ -52,7 +52,9 @@ def root_hash(files: StoreFiles, manifest: Manifest) -> str:
     Raises:
         StoreError: a damaged commit record.
     """
-    root, manifest_hash = RootHash(manifest, files.label(FILE_NAME)), manifest.manifest_hash()
-    for head, document in load_heads(files, committed_shards(files), manifest_hash):
+    root = RootHash(manifest, files.label(FILE_NAME))
+    # a store that has grown since the manifest was read has shards that are not of this content
+    shards = [shard for shard in committed_shards(files) if shard < manifest.num_shards]
+    for head, document in load_heads(files, shards, manifest.shard_hash):
         root.add(document, files.label(commit_name(head.shard)))
     return root.hexdigest()

@@ -7,8 +7,7 @@ from alignkd.storage.errors import RemoteError, StoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
-from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
-from alignkd.storage.schema.manifest import Manifest, read_manifest
+from alignkd.storage.schema.commit_record import CommitRecord, load_commit, manifest_and_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +31,8 @@ class ShardFolder:
     def __init__(self, files: StoreFiles) -> None:
         """Read the manifest; raises StoreError if it is missing or damaged."""
         self.files = files
-        self.manifest: Manifest = read_manifest(files)
-        self.shards = committed_shards(files)
+        self.manifest, self.shards = manifest_and_shards(files)
         self.codec = RecordCodec(self.manifest)
-        self._hash = self.manifest.manifest_hash()
 
     def open(self, shard: int) -> OpenShard:
         """One shard.
@@ -47,7 +44,7 @@ class ShardFolder:
 
     def commit(self, shard: int) -> CommitRecord:
         """The commit record of a shard; raises as `load_commit`."""
-        return load_commit(self.files, shard, self._hash)
+        return load_commit(self.files, shard, self.manifest.shard_hash)
 
     def unreadable_records(self, shard: int) -> Iterator[UnreadableRecord | None]:
         """One entry per record of a shard, None if it is readable; no entry at all if the shard cannot be opened.

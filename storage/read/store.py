@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, overload
 
 import numpy as np
@@ -34,11 +34,11 @@ from alignkd.storage.schema.commit_record import (
     CommitHead,
     CommitRecord,
     Quarantined,
-    committed_shards,
     load_commit,
     load_commits,
+    manifest_and_shards,
 )
-from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest
 from alignkd.storage.schema.shard_files import missing_or_resized
 
 # an open shard needs descriptors (zarr: one per column): at most these, and half of what the process is allowed
@@ -82,15 +82,15 @@ class StoreReader(Sequence[Record]):
         """
         self.files = open_files(path)
         self.path = self.files.root if isinstance(self.files, LocalFiles) else self.files.location
-        self.manifest: Manifest = read_manifest(self.files)
+        self.manifest: Manifest
+        self.manifest, found = manifest_and_shards(self.files)
         get_backend(self.manifest.backend, self.files.label(FILE_NAME))
-        found = committed_shards(self.files)
         if not allow_incomplete and len(found) < self.manifest.num_shards:
             raise StoreError(
                 f"store {self.files.location}: {len(found)} of {self.manifest.num_shards} shards committed; "
                 "run `alignkd dump` again"
             )
-        self.commits = CommitLog(self.files, found, self.manifest.manifest_hash())
+        self.commits = CommitLog(self.files, found, self.manifest)
         heads, self._identities = self._checked_heads()
         self.quarantined: list[Quarantined] = list(chain.from_iterable(head.quarantined for head in heads))
         self._codec = RecordCodec(self.manifest)
@@ -196,6 +196,17 @@ class StoreReader(Sequence[Record]):
     def dataset_index(self) -> NDArray[np.int64]:
         """Each record's position in the data set, int64 [n]."""
         return self._concatenated([shard.tables.field("dataset_index") for shard in self._all_shards()], np.int64)
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the data sets in the order of their samples; the store's own name if it lists none."""
+        return [source.name for source in self.manifest.all_sources()] or [PurePath(self.path).name or "store"]
+
+    @cached_property
+    def source_of(self) -> NDArray[np.int64]:
+        """Data set of each record, as a position in `sources`, int64 [n]."""
+        ends = np.cumsum([source.num_samples for source in self.manifest.all_sources()])
+        return np.searchsorted(ends, self.dataset_index, side="right").astype(np.int64)
 
     @cached_property
     def keys(self) -> KeyTable:
@@ -312,7 +323,7 @@ class StoreReader(Sequence[Record]):
 
     def _checked_heads(self) -> tuple[list[CommitHead], list[int]]:
         """The head and the identity of each commit record; few whole records are in memory at a time."""
-        commits = load_commits(self.files, self.commits.shards.tolist(), self.commits.manifest_hash)
+        commits = load_commits(self.files, self.commits.shards.tolist(), self.manifest.shard_hash)
         heads: list[tuple[CommitHead, int]] = []
         with ThreadPoolExecutor(STAT_THREADS) as pool:
             while batch := list(islice(commits, STAT_BATCH)):
@@ -343,8 +354,8 @@ def _identity(commit: CommitRecord) -> int:
 class CommitLog(Sequence[CommitRecord]):
     """The commit records of a store, each loaded and checked on request: ten thousand do not fit into memory."""
 
-    def __init__(self, files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> None:
-        self.files, self.shards, self.manifest_hash = files, np.array(shards, np.int64), manifest_hash
+    def __init__(self, files: StoreFiles, shards: Sequence[int], manifest: Manifest) -> None:
+        self.files, self.shards, self._manifest = files, np.array(shards, np.int64), manifest
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -356,4 +367,4 @@ class CommitLog(Sequence[CommitRecord]):
     def __getitem__(self, place: int | slice) -> CommitRecord | list[CommitRecord]:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
-        return load_commit(self.files, int(self.shards[place]), self.manifest_hash)
+        return load_commit(self.files, int(self.shards[place]), self._manifest.shard_hash)

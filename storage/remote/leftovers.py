@@ -16,8 +16,7 @@ from alignkd.storage.remote.files import S3Files
 from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
-from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, committed_shards, load_heads
-from alignkd.storage.schema.manifest import read_manifest
+from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, load_heads, manifest_and_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +52,8 @@ def remote_leftovers(location: str, settings: RemoteSettings | None = None) -> l
     folders = _folders(objects)
     uploads = list(_uploads(objects))
     files = S3Files(objects, objects.settings)
-    manifest_hash = read_manifest(files).manifest_hash()
-    named = {head.path for head, _ in load_heads(files, committed_shards(files), manifest_hash)}
+    manifest, shards = manifest_and_shards(files)
+    named = {head.path for head, _ in load_heads(files, shards, manifest.shard_hash)}
     return sorted(
         [left for left in folders if left.path not in named] + uploads + _droppings(objects),
         key=lambda left: (left.path, left.kind),

@@ -22,6 +22,8 @@ from alignkd.storage.remote.s3 import ExistsError, S3Store, UnsupportedError
 PART_BYTES = 8 << 20
 MAX_PARTS = 9000
 THREADS = 8
+# the ETag of no object
+_NO_ETAG = f'"{32 * "0"}"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +85,44 @@ def check_conditional_puts(store: S3Store, path: str, data: bytes) -> None:
     raise _unconditional(store)
 
 
+def etag(store: S3Store, path: str) -> str:
+    """What the service calls the present content of an object.
+
+    Raises:
+        AbsentError: there is no such object.
+    """
+    return str(store.send(path, "head_object", **store.key(path))["ETag"])
+
+
+def put_if_unchanged(store: S3Store, path: str, data: bytes, tag: str) -> bool:
+    """Replace an object whose content still has the ETag `tag`; False if it has another one by now.
+
+    Raises:
+        StoreError: the service ignores or does not support the condition.
+    """
+    # a service that ignores the condition would accept this too, with the content that the object has anyway
+    if _put_over(store, path, store.get(path, 1 << 24), _NO_ETAG):
+        raise _unconditional(store, "If-Match")
+    return _put_over(store, path, data, tag)
+
+
+def _put_over(store: S3Store, path: str, data: bytes, tag: str) -> bool:
+    try:
+        store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfMatch=tag)
+    except ExistsError:
+        return False
+    except UnsupportedError:
+        raise _unconditional(store, "If-Match") from None
+    return True
+
+
 def _put_new(store: S3Store, path: str, data: bytes) -> None:
     store.send(path, "put_object", **store.key(path), Body=data, ContentMD5=_md5(data), IfNoneMatch="*")
 
 
-def _unconditional(store: S3Store) -> StoreError:
+def _unconditional(store: S3Store, condition: str = "If-None-Match") -> StoreError:
     return StoreError(
-        f"store {store.location}: the service does not honour If-None-Match, which keeps two writers apart; write the "
+        f"store {store.location}: the service does not honour {condition}, which keeps two writers apart; write the "
         "store to a folder and copy it to the bucket, or use a service that does"
     )
 

@@ -5,7 +5,7 @@ A record is checked in two steps, because a store may have ten thousand shards: 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.schema.manifest import Manifest, read_manifest
 from alignkd.storage.schema.sealed_json import unseal_bytes
 
 COMMITS = "commits"
@@ -21,6 +22,8 @@ SHARDS = "shards"
 MAX_COMMIT_BYTES = 16 << 20
 MAX_SIZE = 2**62
 Shape = tuple[int, ...]
+# `Manifest.shard_hash`: what the record of each shard must hold as `manifest_hash`; a text stands for all shards
+ShardHash = str | Callable[[int], str]
 
 # names that writers give to folders of shards; `gc` removes no others
 WRITTEN = re.compile(r"\d{8,}(-[0-9a-f-]{1,90})?")
@@ -135,7 +138,20 @@ def committed_shards(store: Path | StoreFiles) -> list[int]:
     return sorted(number for number in numbers if number < MAX_SIZE)
 
 
-def load_commit(store: Path | StoreFiles, shard: int, manifest_hash: str) -> CommitRecord:
+def manifest_and_shards(files: StoreFiles) -> tuple[Manifest, list[int]]:
+    """The manifest, and the numbers of the committed shards, also if the store grows meanwhile.
+
+    Raises:
+        StoreError: as `read_manifest`.
+    """
+    manifest, shards = read_manifest(files), committed_shards(files)
+    if shards and shards[-1] >= manifest.num_shards:
+        # an addition is in the manifest before the first of its shards is committed
+        manifest = read_manifest(files)
+    return manifest, shards
+
+
+def load_commit(store: Path | StoreFiles, shard: int, manifest_hash: ShardHash) -> CommitRecord:
     """The commit record of a shard.
 
     Raises:
@@ -147,14 +163,14 @@ def load_commit(store: Path | StoreFiles, shard: int, manifest_hash: str) -> Com
     return parse_commit(files.read(name, MAX_COMMIT_BYTES), files.label(name), shard, manifest_hash)
 
 
-def load_commits(files: StoreFiles, shards: Sequence[int], manifest_hash: str) -> Iterator[CommitRecord]:
+def load_commits(files: StoreFiles, shards: Sequence[int], manifest_hash: ShardHash) -> Iterator[CommitRecord]:
     """The commit records of many shards; raises as `load_commit`."""
     for shard, data in zip(shards, _read_all(files, shards), strict=True):
         yield parse_commit(data, files.label(commit_name(shard)), shard, manifest_hash)
 
 
 def load_heads(
-    files: StoreFiles, shards: Sequence[int], manifest_hash: str, *, whole: bool = True
+    files: StoreFiles, shards: Sequence[int], manifest_hash: ShardHash, *, whole: bool = True
 ) -> Iterator[tuple[CommitHead, dict[str, Any]]]:
     """Faster than `load_commits`: the head, and the document with its arrays and files unchecked.
 
@@ -168,7 +184,7 @@ def load_heads(
         yield CommitHead(**_Parser(where, document).head()), document
 
 
-def parse_commit(data: bytes, where: str, shard: int, manifest_hash: str) -> CommitRecord:
+def parse_commit(data: bytes, where: str, shard: int, manifest_hash: ShardHash) -> CommitRecord:
     """The commit record in a file's bytes; `where` names the file; raises as `load_commit`."""
     parser = _Parser(where, _document(data, where, shard, manifest_hash))
     parser.only("shard", "manifest_hash", "num_records", "quarantined", "totals", "folder", "arrays", "files")
@@ -179,13 +195,16 @@ def _read_all(files: StoreFiles, shards: Sequence[int]) -> Iterator[bytes]:
     return files.read_many([commit_name(shard) for shard in shards], MAX_COMMIT_BYTES)
 
 
-def _document(data: bytes, where: str, shard: int, manifest_hash: str, left_out: Sequence[str] = ()) -> dict[str, Any]:
+def _document(
+    data: bytes, where: str, shard: int, manifest_hash: ShardHash, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
     document = unseal_bytes(data, where, left_out)
     if (found := document.get("shard")) != shard:
         raise StoreError(f"{where}: is the record of shard {found}, expected {shard}; delete the copy")
-    if (other := document.get("manifest_hash")) != manifest_hash:
+    expected = manifest_hash if isinstance(manifest_hash, str) else manifest_hash(shard)
+    if (other := document.get("manifest_hash")) != expected:
         raise StoreError(
-            f"{where}: was committed for manifest {str(other)[:12]}, the store's is {manifest_hash[:12]}; "
+            f"{where}: was committed for manifest {str(other)[:12]}, the store's is {expected[:12]}; "
             "delete the record and dump again"
         )
     return document

@@ -8,6 +8,7 @@ memory.
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, Self
 
@@ -27,18 +28,33 @@ from alignkd.storage.codecs.settings import NONE, NOT_STORED, Codecs, LogitsCode
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
+from alignkd.storage.schema.sources import (
+    MAX_ADDITIONS,
+    MAX_SAMPLES,
+    MAX_SOURCES,
+    Addition,
+    PlanPart,
+    Sha256,
+    StoredPiece,
+    StoredSource,
+    chained,
+    check_sources,
+    joined,
+)
 from alignkd.storage.schema.targets import MAX_MORE, OWN_FIELDS, NamedTarget, codecs_of, own_targets
 
 __all__ = [
     "FILE_NAME",
     "READ_VERSIONS",
     "SCHEMA_VERSION",
+    "Addition",
     "Codecs",
     "HasManifest",
     "LogitsCodec",
     "Manifest",
     "NamedTarget",
     "Shapes",
+    "StoredSource",
     "check_fingerprint",
     "check_same_manifest",
     "flatten",
@@ -52,9 +68,12 @@ FILE_NAME = "manifest.json"
 # fields that may differ between two runs that write the same bytes
 VOLATILE = {"created_with"}
 
-MAX_FILE_BYTES = 1 << 20
-# the order of all samples is in memory, 8 bytes each
-MAX_SAMPLES = 1 << 27
+# what the data consist of, and what was added to them: left out of a manifest that has none of it
+OPTIONAL = ("sources", "contiguous", "additions")
+
+# a list of 16,000 data files has about 4 MiB
+MAX_FILE_BYTES = 8 << 20
+# the order of all samples is in memory, 8 bytes each: at most MAX_SAMPLES
 MAX_SHARDS = 1 << 20
 MAX_SHARD_SIZE = 1 << 20
 # vision embeddings of one image, attention of one token: 256 MiB in float32
@@ -65,7 +84,6 @@ MAX_ATTACHMENTS = 64
 ATTACHMENT_NAME = "^[a-z0-9][a-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 AttachmentName = Annotated[str, StringConstraints(pattern=ATTACHMENT_NAME, max_length=100)]
 LayoutName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=40)]
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class _Model(BaseModel):
@@ -108,9 +126,10 @@ class Shapes(_Model):
 
 
 class Manifest(_Model):
-    """Written once when a store is created; every commit record holds its hash.
+    """Written when a store is created; every commit record holds its hash. Only `additions` is ever extended.
 
-    Its file, and `model_dump`, have the list `targets` in place of `codecs` and `more`.
+    Its file, and `model_dump`, have the list `targets` in place of `codecs` and `more`, and `num_samples` for
+    `first_samples`.
 
     Attributes:
         fingerprint: what determined the teacher's outputs: weights, tokenizer, template, ...
@@ -120,6 +139,10 @@ class Manifest(_Model):
         backend: name of the shards' layout; `layouts/registry.py` has the layouts.
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
+        first_samples: samples of the first dump; in the file `num_samples`. `num_samples` here counts additions too.
+        sources: data sets of the first dump and their files; None: one JSON file, which `data_fingerprint` identifies.
+        contiguous: shards of the first dump hold consecutive samples.
+        additions: what was added after the first dump, in order.
         created_with: versions of software; the only part that may differ when the store is opened for writing again.
     """
 
@@ -132,7 +155,10 @@ class Manifest(_Model):
     backend: LayoutName = "zarr"
     inputs: Literal["reference", "embed"] = "reference"
     attachments: dict[AttachmentName, Sha256] = Field(default_factory=dict, max_length=MAX_ATTACHMENTS)
-    num_samples: int = Field(ge=1, le=MAX_SAMPLES)
+    first_samples: int = Field(ge=1, le=MAX_SAMPLES, validation_alias="num_samples")
+    sources: tuple[StoredSource, ...] | None = Field(default=None, min_length=1, max_length=MAX_SOURCES)
+    contiguous: Literal[True] | None = None
+    additions: tuple[Addition, ...] | None = Field(default=None, min_length=1, max_length=MAX_ADDITIONS)
     shard_size: int = Field(ge=1, le=MAX_SHARD_SIZE)
     seed: int = Field(ge=0, lt=2**64)
     created_with: dict[str, str] = Field(default_factory=dict)
@@ -159,6 +185,8 @@ class Manifest(_Model):
                 f"shapes.vision_top_tokens is {top}, above shapes.vision_tokens {tokens}: lower it or set "
                 "codecs.vision_top to none"
             )
+        if self.num_samples > MAX_SAMPLES:
+            raise ValueError(f"{self.num_samples} samples with additions, at most {MAX_SAMPLES} are allowed")
         if self.num_shards > MAX_SHARDS:
             raise ValueError(
                 f"num_samples is {self.num_samples} and shard_size {self.shard_size}: {self.num_shards} shards, at "
@@ -170,6 +198,9 @@ class Manifest(_Model):
             raise ValueError(f"attachments has {files[0]!r} as a file and as a folder")
         if self.schema_version == 2 and (self.more or tokens is None):
             raise ValueError("schema 2 has no further targets and one number of vision tokens for all images")
+        if self.schema_version == 2 and any(getattr(self, name) is not None for name in OPTIONAL):
+            raise ValueError("schema 2 has no sources and no additions")
+        check_sources(self.first_samples, self.sources, self.additions or ())
         if self.codecs.attention == NONE and self.codecs.attention_pairs != "tqv":
             # pairs of no attention have no meaning, and a file has no place for them
             object.__setattr__(self, "codecs", self.codecs.model_copy(update={"attention_pairs": "tqv"}))
@@ -192,6 +223,10 @@ class Manifest(_Model):
     def _as_file(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)
         document.pop("more")
+        document["num_samples"] = document.pop("first_samples")
+        for name in OPTIONAL:
+            if document.get(name) is None:
+                document.pop(name, None)
         if self.schema_version == 2:
             for name in ("num_tokens", "attention_layer"):
                 document["shapes"].pop(name, None)
@@ -218,26 +253,90 @@ class Manifest(_Model):
         document |= {"codecs": self.codecs.model_dump(mode="json"), "shapes": self.shapes.model_dump(mode="json")}
         if self.more:
             document["targets"] = {target.name: target.model_dump(mode="json") for target in self.more}
+        if self.sources is not None:
+            document["sources"] = {source.name: source.digest() for source in self.sources}
+        if self.additions is not None:
+            document["additions"] = {
+                str(number): ", ".join(f"{source.name}: {source.digest()}" for source in addition.sources)
+                for number, addition in enumerate(self.additions, 1)
+            }
         return document
 
     def changed(self, **fields: Any) -> "Manifest":
         """A manifest of the present schema with other values of some fields, checked."""
-        found = {name: getattr(self, name) for name in type(self).model_fields if name != "schema_version"}
-        return type(self).model_validate(found | fields)
+        left_out = ("schema_version", "first_samples")
+        found = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
+        return type(self).model_validate({**found, "num_samples": self.first_samples} | fields)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole store, with additions."""
+        return self.first_samples + sum(addition.num_samples for addition in self.additions or ())
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.shard_size)
+        """Shards of the whole store, with additions."""
+        last = self.parts[-1]
+        return last.first_shard + -(-last.num_samples // self.shard_size)
+
+    @cached_property
+    def parts(self) -> tuple[PlanPart, ...]:
+        """The first dump, then every addition. Numbers of shards and indices of samples run on."""
+        found = [
+            PlanPart(
+                first_shard=0,
+                first_sample=0,
+                num_samples=self.first_samples,
+                contiguous=self.contiguous is True,
+                hash=self.manifest_hash(),
+            )
+        ]
+        for addition in self.additions or ():
+            before = found[-1]
+            found.append(
+                PlanPart(
+                    first_shard=before.first_shard + -(-before.num_samples // self.shard_size),
+                    first_sample=before.first_sample + before.num_samples,
+                    num_samples=addition.num_samples,
+                    contiguous=addition.contiguous is True,
+                    hash=chained(before.hash, addition),
+                )
+            )
+        return tuple(found)
+
+    def part_of(self, shard: int) -> PlanPart:
+        """The part of a shard; the last one for a shard outside the plan."""
+        return next(part for part in reversed(self.parts) if part.first_shard <= max(shard, 0))
 
     def planned_size(self, shard: int) -> int:
         """Samples that the plan gives to a shard; 0 outside the plan."""
-        return max(0, min(self.shard_size, self.num_samples - shard * self.shard_size))
+        part = self.part_of(shard)
+        return max(0, min(self.shard_size, part.num_samples - (shard - part.first_shard) * self.shard_size))
+
+    def shard_hash(self, shard: int) -> str:
+        """What the commit record of a shard holds as `manifest_hash`, 64 hex digits.
+
+        The hash of an addition depends on all that was there before it, so that its shards belong to one list of data
+        only.
+        """
+        return self.part_of(shard).hash
+
+    @property
+    def whole_hash(self) -> str:
+        """Identifies the settings and all data, additions too; `manifest_hash()` of a store without additions."""
+        return self.parts[-1].hash
+
+    def all_sources(self) -> list[StoredSource]:
+        """The data sets of the whole store in order; empty if the manifest lists none."""
+        additions = self.additions or ()
+        first = self.sources or ([_unlisted(self, additions[0].sources[0].name)] if additions else [])
+        return joined([*first, *(one for part in additions for one in part.sources)])
 
     def manifest_hash(self) -> str:
-        """sha256 (hex) of every setting that determines the store's bytes."""
+        """sha256 (hex) of every setting that determines the bytes of the first dump."""
         # None: a setting that the kind of logits does not take. Left out, so that a new setting of one kind does not
         # change the hash of the others.
-        document = self.model_dump(exclude=VOLATILE, exclude_none=True)
+        document = self.model_dump(exclude={*VOLATILE, "additions"}, exclude_none=True)
         return hashlib.sha256(canonical(document)).hexdigest()
 
     def __repr__(self) -> str:
@@ -246,6 +345,7 @@ class Manifest(_Model):
         lines = [
             f"Manifest(schema {self.schema_version}, {self.backend}, inputs {self.inputs},",
             f"  {self.num_samples} samples in {self.num_shards} shards of {self.shard_size}, seed {self.seed},",
+            *([f"  data sets: {', '.join(source.name for source in found)},"] if (found := self.all_sources()) else []),
             f"  shapes: {', '.join(f'{name}={value}' for name, value in shapes.items())},",
             f"  codecs: {', '.join(f'{name}={value}' for name, value in codecs.items())}, logits({logits}),",
             *([f"  more targets: {', '.join(target.name for target in self.more)},"] if self.more else []),
@@ -256,6 +356,14 @@ class Manifest(_Model):
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def _unlisted(manifest: Manifest, name: str) -> StoredSource:
+    """The data of a first dump without `sources`; the first addition has the name."""
+    num_samples, sha256 = manifest.first_samples, manifest.data_fingerprint.get("conversations", "")
+    is_known = len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
+    pieces = (StoredPiece(name=name, num_samples=num_samples, sha256=sha256),) if is_known else ()
+    return StoredSource(name=name, num_samples=num_samples, pieces=pieces)
 
 
 class HasManifest(Protocol):
@@ -313,7 +421,7 @@ def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
 
 
 def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
-    """Refuse to resume a store that was made with other settings.
+    """Refuse to resume a store that was made with other settings; additions may differ.
 
     Raises:
         StoreError: names each differing field with both values.
@@ -363,7 +471,8 @@ _ABSENT = object()
 
 
 def _decisive(manifest: Manifest) -> dict[str, Any]:
-    return flatten({name: value for name, value in manifest.settings().items() if name not in VOLATILE})
+    left_out = {*VOLATILE, "additions"}
+    return flatten({name: value for name, value in manifest.settings().items() if name not in left_out})
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

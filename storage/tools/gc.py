@@ -10,8 +10,7 @@ from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, locked_if_free, re
 from alignkd.storage.files.leftovers import removable_droppings
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.files.location import as_location, check_location
-from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, committed_shards, load_heads
-from alignkd.storage.schema.manifest import read_manifest
+from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, load_heads, manifest_and_shards
 
 BUCKET_AGE_SECONDS = 24 * 3600.0
 
@@ -96,9 +95,9 @@ def _handle(
 def _named(store: Path, shard: int | None = None) -> set[str]:
     """Folders that commit records name; with `shard`, only that of its record."""
     files = LocalFiles(store)
-    manifest_hash = read_manifest(files).manifest_hash()
-    shards = [number for number in committed_shards(files) if shard in (None, number)]
-    return {head.path for head, _ in load_heads(files, shards, manifest_hash)}
+    manifest, committed = manifest_and_shards(files)
+    shards = [number for number in committed if shard in (None, number)]
+    return {head.path for head, _ in load_heads(files, shards, manifest.shard_hash)}
 
 
 def _temporary(store: Path) -> list[Path]:

@@ -12,8 +12,7 @@ from alignkd.storage.files.exclusive import replace_durably
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.files.location import as_location
 from alignkd.storage.layouts.tar.rebuild import rebuild_index
-from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
-from alignkd.storage.schema.manifest import read_manifest
+from alignkd.storage.schema.commit_record import CommitRecord, load_commit, manifest_and_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +45,12 @@ def rebuild_indexes(
     if isinstance(place, str):
         raise StoreError(f"store {place}: indexes are rebuilt in a folder; copy the store to one first")
     files = LocalFiles(place)
-    manifest = read_manifest(files)
+    manifest, shards = manifest_and_shards(files)
     if manifest.backend != "webdataset":
         raise StoreError(f"store {place}: backend is {manifest.backend}, only webdataset stores have an index file")
     states = []
-    for shard in committed_shards(files):
-        states.append(_rebuild(place, load_commit(files, shard, manifest.manifest_hash()), write))
+    for shard in shards:
+        states.append(_rebuild(place, load_commit(files, shard, manifest.shard_hash), write))
         on_shard(shard)
     return states
 

@@ -13,7 +13,7 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
-from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest import Manifest, StoredSource
 from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.tools.compare.matching import key_numbers
 from alignkd.storage.tools.convert import CopyReport, Progress, check_other_place, copy_samples, samples_of
@@ -85,15 +85,35 @@ def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Mani
     manifests, start = [reader.manifest for reader in readers], 0
     data = {"merged_sources": str(len(manifests))}
     for number, manifest in enumerate(manifests):
-        digest = hashlib.sha256(canonical(manifest.data_fingerprint)).hexdigest()
+        listed = manifest.settings()
+        described = {name: listed[name] for name in ("sources", "additions") if name in listed}
+        digest = hashlib.sha256(canonical(manifest.data_fingerprint | described)).hexdigest()
         data[f"source_{number:03d}"] = f"{start}..{start + manifest.num_samples - 1} {digest}"
         start += manifest.num_samples
     changes = {
         "data_fingerprint": data,
         "num_samples": start,
         "backend": backend or manifests[0].backend,
+        "sources": _sources(readers),
+        "contiguous": None,
+        "additions": None,
     }
     return manifests[0].changed(**changes)
+
+
+def _sources(readers: Sequence[StoreReader]) -> list[StoredSource] | None:
+    """The data sets of all stores, each under a name of its own; None if no store lists any."""
+    if not any(reader.manifest.all_sources() for reader in readers):
+        return None
+    found: list[StoredSource] = []
+    for reader in readers:
+        whole = StoredSource(name=reader.sources[0], num_samples=reader.manifest.num_samples)
+        for source in reader.manifest.all_sources() or [whole]:
+            taken = sum(source.name in (other.name, other.name.rpartition("~")[0]) for other in found)
+            # without its files: a merged store does not grow, and its indices are not those of one list of data
+            name = f"{source.name}~{taken + 1}" if taken else source.name
+            found.append(StoredSource(name=name, num_samples=source.num_samples))
+    return found
 
 
 def find_duplicates(readers: Sequence[StoreReader], starts: Sequence[int]) -> list[Duplicate]:

@@ -20,12 +20,24 @@ from alignkd.storage.remote.files import S3Files
 from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
-from alignkd.storage.remote.upload import Upload, check_conditional_puts, put, put_if_absent, remote_sha256, upload_all
+from alignkd.storage.remote.upload import (
+    Upload,
+    check_conditional_puts,
+    etag,
+    put,
+    put_if_absent,
+    put_if_unchanged,
+    remote_sha256,
+    upload_all,
+)
 from alignkd.storage.schema.attachments import ATTACHMENTS, attachment_path, check_named
 from alignkd.storage.schema.commit_record import COMMITS, SHARDS, CommitRecord, commit_name, load_commit
-from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, check_same_manifest, read_manifest
+from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, read_manifest
 from alignkd.storage.schema.sealed_json import seal
+from alignkd.storage.write.grow import grown, sealed_manifest
 from alignkd.storage.write.replace import successor
+
+ATTEMPTS_TO_GROW = 5
 
 
 class BucketPlace:
@@ -38,7 +50,7 @@ class BucketPlace:
         self.path, self.staging = self.objects.location, settings.staging_folder
         self.files = S3Files(self.objects, settings)
 
-    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
+    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> Manifest:
         with disk_errors(f"staging folder {self.staging}"):
             self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove_leftovers(self.staging)
@@ -47,11 +59,12 @@ class BucketPlace:
             self._check_empty(store_files)
             self._put_attachments(manifest, attachments, has_manifest=False)
             self._put(store_files)
-            put_if_absent(self.objects, FILE_NAME, seal(manifest.model_dump()))
-        check_same_manifest(self.path, read_manifest(self.files), manifest)
+            put_if_absent(self.objects, FILE_NAME, sealed_manifest(self.path, manifest))
+        found = self._grown(manifest)
         self._put_attachments(manifest, attachments, has_manifest=True)
         self._put(store_files)
         check_conditional_puts(self.objects, FILE_NAME, self.objects.get(FILE_NAME, MAX_FILE_BYTES))
+        return found
 
     def publish(self, folder: Path, commit: CommitRecord) -> CommitRecord:
         ours = self._uploaded(folder, commit)
@@ -69,6 +82,17 @@ class BucketPlace:
 
     def shared_folder(self, name: str) -> "BucketFolder":
         return BucketFolder(self.objects, name)
+
+    def _grown(self, asked: Manifest) -> Manifest:
+        """The store's manifest, after it was extended by the additions that it lacks."""
+        for _ in range(ATTEMPTS_TO_GROW):
+            tag = etag(self.objects, FILE_NAME)  # before the content, which may be replaced in between
+            found = read_manifest(self.files)
+            wanted = grown(self.path, found, asked)
+            content = sealed_manifest(self.path, wanted)
+            if wanted is found or put_if_unchanged(self.objects, FILE_NAME, content, tag):
+                return wanted
+        raise StoreError(f"store {self.path}: other processes add data to it at the same time; run the command again")
 
     def _put(self, store_files: Mapping[str, bytes]) -> None:
         """Put the files of the layout that are missing; a store with a manifest has them."""

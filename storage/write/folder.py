@@ -10,8 +10,8 @@ from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.attachments import ATTACHMENTS, write_attachments
 from alignkd.storage.schema.commit_record import COMMITS, SHARDS, CommitRecord, load_commit
-from alignkd.storage.schema.manifest import FILE_NAME, Manifest, check_same_manifest, read_manifest
-from alignkd.storage.schema.sealed_json import seal
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
+from alignkd.storage.write.grow import grow_locked, grown, sealed_manifest
 from alignkd.storage.write.publish import publish
 from alignkd.storage.write.replace import publish_successor, successor
 
@@ -23,7 +23,7 @@ class FolderPlace:
         self.path = self.staging = path
         self.files = LocalFiles(path)
 
-    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
+    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> Manifest:
         with disk_errors(f"store {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             store_files = get_backend(manifest.backend).store_files
@@ -33,11 +33,12 @@ class FolderPlace:
                 (self.path / COMMITS).mkdir(exist_ok=True)
                 write_attachments(self.path, manifest, attachments)
                 self._write(store_files)
-                create_exclusively(self.path / FILE_NAME, seal(manifest.model_dump()), self.path)
-            check_same_manifest(self.path, read_manifest(self.files), manifest)
+                create_exclusively(self.path / FILE_NAME, sealed_manifest(self.path, manifest), self.path)
+            found = self._grown(manifest)
             write_attachments(self.path, manifest, attachments)
             self._write(store_files)
             remove_leftovers(self.path)
+            return found
 
     def publish(self, folder: Path, commit: CommitRecord) -> CommitRecord:
         ours = publish(self.path, folder, commit)
@@ -50,6 +51,17 @@ class FolderPlace:
 
     def shared_folder(self, name: str) -> Path:
         return self.path / name
+
+    def _grown(self, asked: Manifest) -> Manifest:
+        """The store's manifest, after it was extended by the additions that it lacks."""
+
+        def wanted() -> Manifest:
+            return grown(self.path, read_manifest(self.files), asked)
+
+        found = read_manifest(self.files)
+        if grown(self.path, found, asked) is found:
+            return found
+        return grow_locked(self.path / FILE_NAME, self.path, wanted)
 
     def _write(self, store_files: Mapping[str, bytes]) -> None:
         """Write the files of the layout that are missing or damaged; a store with a manifest has them."""

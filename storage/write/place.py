@@ -40,8 +40,13 @@ class Place(Protocol):
     def staging(self) -> Path:
         """Local folder in which a shard is written, in a temporary folder, before it is published."""
 
-    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> None:
+    def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> Manifest:
         """Create the store, or check the one that exists; remove local temporary files of dead writers.
+
+        Additions that the store's manifest lacks are added to it.
+
+        Returns:
+            The store's manifest, equal to `manifest` but for what identifies nothing.
 
         Args:
             attachments: name -> path or content; those that the store has already may be missing.

@@ -34,7 +34,7 @@ class ShardWriter:
     ) -> None:
         """`replaces`: the shard is committed already, and this one is to take its place."""
         self.place, self.codec, self.shard, self.replaces = place, codec, shard, replaces
-        self.manifest_hash = codec.manifest.manifest_hash()
+        self.manifest_hash = codec.manifest.shard_hash(shard)
         self._name = f"shard {shard} of store {place.path}"
         self.num_records = 0
         self.committed: CommitRecord | None = None

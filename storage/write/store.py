@@ -20,7 +20,7 @@ from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.schema.commit_record import commit_name, committed_shards, load_commit
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
-from alignkd.storage.schema.order import shard_plan
+from alignkd.storage.schema.plan import store_plan
 from alignkd.storage.write.folder import FolderPlace
 from alignkd.storage.write.place import Place
 from alignkd.storage.write.shard import ShardWriter
@@ -32,6 +32,8 @@ def open_writer(
     location: Path | str, manifest: Manifest, attachments: Mapping[str, Path | bytes] | None = None
 ) -> "StoreWriter":
     """Open a store for writing; it is created if it does not exist.
+
+    A store whose manifest equals `manifest` up to the last of its `additions` grows by those.
 
     Args:
         location: a folder or s3://BUCKET/PREFIX.
@@ -67,7 +69,7 @@ class StoreWriter:
     Attributes:
         place: where the store is written.
         path: the store as the user named it: a folder's path or a URL.
-        manifest: settings that decide the store's bytes.
+        manifest: settings that decide the store's bytes, as the store has them.
         files: the store's files, for reading.
     """
 
@@ -79,12 +81,11 @@ class StoreWriter:
                 f"store {place.path}: schema {manifest.schema_version} is read and not written; this alignkd writes "
                 f"schema {SCHEMA_VERSION}"
             )
-        self.place, self.manifest = place, manifest
-        self.path, self.files = place.path, place.files
+        self.place, self.path, self.files = place, place.path, place.files
         self._redone: dict[int, str] = {}
-        place.create(manifest, attachments or {})
-        self.codec = RecordCodec(manifest)
-        self._plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
+        self.manifest = place.create(manifest, attachments or {})
+        self.codec = RecordCodec(self.manifest)
+        self._plan = store_plan(self.manifest)
 
     def pending_shards(self) -> list[int]:
         """Shards of the plan that have no commit record, and those of `redo` that are not done yet; ascending."""
@@ -106,7 +107,7 @@ class StoreWriter:
         self._redone |= {shard: self._folder(shard) for shard in shards}
 
     def _folder(self, shard: int) -> str:
-        return load_commit(self.files, shard, self.manifest.manifest_hash()).folder
+        return load_commit(self.files, shard, self.manifest.shard_hash).folder
 
     def _is_to_redo(self, shard: int) -> bool:
         """Whether a committed shard is one of `redo` and has not been replaced since."""

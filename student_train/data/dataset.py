@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from alignkd.storage import Record, StoreReader
 from alignkd.student_train.data.lengths import same_vision_tokens
 from alignkd.vlm.data.images import read_image_bytes
-from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.data.turns import turns_of
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Example, Preparation
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
@@ -40,7 +40,7 @@ class CachedDataset:
         """
         record = self.reader[position]
         name = f"sample {record.id!r} (index {record.index})"
-        turns = [Turn(turn["from"], turn["value"]) for turn in record.conversations]
+        turns = turns_of(record.conversations)
         try:
             example = self.preparation.build(turns, self._image_bytes(record))
         except SampleError as error:

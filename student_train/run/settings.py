@@ -44,7 +44,7 @@ def deciding_settings(job: TrainJob, student: Checkpoint, reader: StoreReader, r
     """
     config = job.train
     decided: dict[str, Any] = {
-        "manifest_hash": reader.manifest.manifest_hash(),
+        "manifest_hash": reader.manifest.whole_hash,
         "num_records": len(reader),  # grows if unusable samples are dumped again
         **ranks.from_first(starting_point(job, student) if ranks.is_first else None),
         "dtype": job.dtype,

@@ -13,6 +13,7 @@ from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.operation.status import StatusPlace, WorkerStatus, status_place
 from alignkd.teacher_dump.operation.stops import DumpStopped, DumpStopSignals
 from alignkd.teacher_dump.operation.workers import Worker, shards_to_write
+from alignkd.vlm.data.source import ReadProgress
 from alignkd.vlm.errors import one_line
 
 RATE_SECONDS = 30.0
@@ -27,6 +28,7 @@ class DumpControl:
         stops: signal handling; None leaves signals at their defaults.
         progress: called with the counters after every batch.
         notice: called with one-line messages for the user.
+        reading: called with the bytes read and the bytes in all while data files are read through.
         visible: whether the store's `.status` folder shows this worker and its claimed shards.
 
     Attributes:
@@ -42,12 +44,14 @@ class DumpControl:
         progress: Progress = lambda status: None,
         visible: bool = False,
         notice: Callable[[str], object] = lambda text: None,
+        reading: ReadProgress | None = None,
     ) -> None:
         self.worker = worker or Worker()
         self.stops = stops or DumpStopSignals()
         self.status = WorkerStatus(worker=str(self.worker))
         self._progress, self._visible = progress, visible
         self._notice = notice
+        self.reading = reading
         self.began = time.monotonic()
         self._rate = _Rate()
         self._held: dict[int, int] = {}

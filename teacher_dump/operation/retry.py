@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from alignkd.storage.schema.commit_record import committed_shards, load_heads
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.data.sample import Sample
+from alignkd.vlm.data.source import DataSource
 
 COMMAND = "alignkd dump CONFIG --retry-unusable"
 _ADVICE = f", then run `{COMMAND}`"
@@ -30,7 +30,7 @@ def may_be_retried(reason: str) -> bool:
 
 
 def shards_to_retry(
-    store: StoreWriter, samples: ConversationFile, prepare: Callable[[Sequence[Sample]], list[Prepared]]
+    store: StoreWriter, samples: DataSource, prepare: Callable[[Sequence[Sample]], list[Prepared]]
 ) -> Iterator[tuple[int, int, int]]:
     """(shard, number of unusable samples, number of them that can be prepared now) of each shard with any.
 
@@ -39,8 +39,9 @@ def shards_to_retry(
     Raises:
         StoreError: an invalid commit record. InputError: files that temporarily cannot be read.
     """
-    shards, manifest_hash = committed_shards(store.files), store.manifest.manifest_hash()
-    for head, _ in load_heads(store.files, shards, manifest_hash, whole=False):
+    # another worker may have grown the store since: the added shards are not of this plan
+    shards = [shard for shard in committed_shards(store.files) if shard < store.manifest.num_shards]
+    for head, _ in load_heads(store.files, shards, store.manifest.shard_hash, whole=False):
         listed = [entry.index for entry in head.quarantined]
         usable = 0
         for start in range(0, len(listed), SAMPLES_AT_ONCE):

@@ -66,12 +66,12 @@ class ShardThread:
 
     Args:
         config: section `store`: codecs, and what to do about unusable samples.
-        where: the data file, for messages.
+        where: the data file of the sample with an index, for messages.
         waiting: called with the progress since the last call, in each method below and about every `TICK_SECONDS`
             while a method waits; in the caller's thread. May raise.
     """
 
-    def __init__(self, config: StoreConfig, where: object, waiting: Callable[[Done], object]) -> None:
+    def __init__(self, config: StoreConfig, where: Callable[[int], object], waiting: Callable[[Done], object]) -> None:
         self._config, self._where, self._waiting = config, where, waiting
         self._queue: queue.Queue[Callable[[], object]] = queue.Queue(QUEUE_BATCHES)
         self._thread = threading.Thread(target=self._run, name="shards", daemon=True)
@@ -185,7 +185,7 @@ class ShardThread:
         """List an unusable sample in the store, or stop the run if so configured."""
         sample = outcome.sample if isinstance(outcome, Unusable) else outcome.prepared.sample
         reason = with_advice(str(error)) if isinstance(error, RETRYABLE) else str(error)
-        where = f"{self._where}: sample {sample.id!r} (index {sample.index}): {error}"
+        where = f"{self._where(sample.index)}: sample {sample.id!r} (index {sample.index}): {error}"
         if self._config.on_error == "stop":
             raise InputError(f"{where} (store.on_error is 'stop')") from error
         self._num_errors += 1

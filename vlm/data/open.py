@@ -1,16 +1,46 @@
 """Open a data set of any supported format."""
 
-from alignkd.vlm.data.conversations import ConversationFile
-from alignkd.vlm.data.source import DataSet, DataSource, ReadProgress
+from collections.abc import Mapping
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+
+from alignkd.vlm.data.formats.entry_file import EntryFile
+from alignkd.vlm.data.formats.paths import data_files
+from alignkd.vlm.data.formats.recognise import kind_of_file, open_file
+from alignkd.vlm.data.formats.source import EntrySource
+from alignkd.vlm.data.source import DataSet, ReadProgress
+from alignkd.vlm.errors import InputError
 
 
-def open_data(data: DataSet, *, progress: ReadProgress | None = None) -> DataSource:
+def open_data(data: DataSet, *, progress: ReadProgress | None = None) -> EntrySource:
     """The samples of one data set.
 
     Args:
         progress: called while files are read through.
 
     Raises:
-        InputError: no such file, or none of a supported format.
+        InputError: no such file, none of a supported format, or files of several formats.
     """
-    return ConversationFile(data.path, data.images, progress=progress)
+    files = {path: kind_of_file(path) for path in data_files(data.path)}
+    if len(set(files.values())) > 1:
+        first = {kind: path for path, kind in reversed(files.items())}
+        shown = ", ".join(f"{kind}: {path.name}" for kind, path in sorted(first.items()))
+        raise InputError(f"{data.path}: files of several kinds ({shown}); give a path or pattern for one")
+    return EntrySource(data, _opened(files, progress))
+
+
+def _opened(files: Mapping[Path, str], progress: ReadProgress | None) -> list[EntryFile]:
+    sizes = [path.stat().st_size for path in files]
+    before = [0, *accumulate(sizes)]
+    opened: list[EntryFile] = []
+    for number, (path, kind) in enumerate(files.items()):
+        report = None if progress is None else partial(_report, progress, before[number], before[-1])
+        opened.append(open_file(path, kind, report))
+        if report is not None and kind == "parquet":  # only its end is read
+            report(sizes[number])
+    return opened
+
+
+def _report(progress: ReadProgress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)

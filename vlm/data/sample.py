@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.data.turns import Turn, conversations_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,6 @@ class Sample:
     contents: tuple[bytes | None, ...] = ()
     folder: Path | None = None
 
-    def conversations(self) -> list[dict[str, str]]:
-        """The conversation in the data set's form."""
-        return [{"from": turn.speaker, "value": turn.value} for turn in self.turns]
+    def conversations(self) -> list[dict[str, Any]]:
+        """The conversation as stores hold it, see `conversations_of`; `turns_of` is the inverse."""
+        return conversations_of(self.turns)

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
-def sample_key(conversations: Sequence[dict[str, str]], image_sha256: Sequence[str], template: str) -> str:
+def sample_key(conversations: Sequence[Mapping[str, Any]], image_sha256: Sequence[str], template: str) -> str:
     """Content hash (64 hex digits) of all that decides a sample's input: conversation, image bytes, template.
 
     Args:
-        conversations: turns, each `{"from": speaker, "value": text}`.
+        conversations: turns as `Sample.conversations` gives them.
         image_sha256: sha256 of each image file, in order.
         template: fingerprint of the prompt template.
     """

@@ -12,7 +12,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
     """The load of the teacher pass: its fullest batch."""
     assert config.teacher is not None
     teacher, rows = config.teacher, data.rows
-    longest, shortest = data.longest(config.data.max_tokens), max(1, int(rows.length.min()))
+    longest, shortest = data.longest(config.max_tokens), max(1, int(rows.length.min()))
     tokens = max(teacher.token_budget, longest)
     samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
     stored = sum(store.by_target[target] for target in TARGETS)
@@ -47,7 +47,7 @@ def student_load(
     if config.student is None or config.train is None:
         return None
     train, rows = config.train, data.rows
-    limit = config.data.max_tokens
+    limit = config.max_tokens
     whole = train.global_batch or train.micro_batch * devices
     longest = data.longest(limit)
     blocks = int(rows.images.max()) if teacher.size.vision_tokens is not None else 1

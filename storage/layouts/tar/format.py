@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.columns import IMAGE_BYTES, IMAGE_GROUPS, KEYS, OFFSETS, RECORDS, Column
-from alignkd.storage.schema.manifest import VOLATILE, Manifest
+from alignkd.storage.schema.manifest import OPTIONAL, VOLATILE, Manifest
 from alignkd.storage.schema.sealed_json import canonical
 
 Buffer = bytes | NDArray[Any]
@@ -198,7 +198,7 @@ def text_rows(member: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
 
 def opening(manifest: Manifest) -> bytes:
     """All bytes before the first record."""
-    return _whole_member(MANIFEST_MEMBER, canonical(manifest.model_dump(exclude=VOLATILE)))
+    return _whole_member(MANIFEST_MEMBER, canonical(manifest.model_dump(exclude={*VOLATILE, *OPTIONAL})))
 
 
 def closing(num_records: int, num_members: int, rows: Mapping[str, int]) -> bytes:

@@ -9,7 +9,7 @@ from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.storage.schema.order import shard_plan
+from alignkd.storage.schema.plan import store_plan
 from alignkd.storage.tools.verify.files import ShardFiles
 
 
@@ -19,7 +19,7 @@ class ShardChecker:
     def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
         self.files, self.manifest = ShardFiles(files), manifest
         self.codec = RecordCodec(manifest)
-        self.plan = shard_plan(manifest.num_samples, manifest.shard_size, manifest.seed)
+        self.plan = store_plan(manifest)
 
     def shallow(self, commit: CommitRecord) -> list[str]:
         """Compare number of samples, presence and sizes of files."""

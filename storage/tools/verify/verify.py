@@ -13,8 +13,8 @@ from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.places import open_files
 from alignkd.storage.schema.attachments import attachment_path, verified_attachment
-from alignkd.storage.schema.commit_record import CommitRecord, committed_shards, load_commit
-from alignkd.storage.schema.manifest import FILE_NAME, Manifest, read_manifest
+from alignkd.storage.schema.commit_record import CommitRecord, load_commit, manifest_and_shards
+from alignkd.storage.schema.manifest import FILE_NAME, Manifest
 from alignkd.storage.tools.verify.shard import ShardChecker, problems_of
 
 # commit records of a remote store that are fetched at the same time
@@ -75,13 +75,13 @@ def verify_store(
 
 def _verify(files: StoreFiles, deep: bool, on_shard: Callable[[CommitRecord], object]) -> VerifyReport:
     try:
-        manifest = read_manifest(files)
+        manifest, committed = manifest_and_shards(files)
         get_backend(manifest.backend, files.label(FILE_NAME))
     except RemoteError:
         raise
     except StoreError as error:
         return VerifyReport(deep=deep, problems=[Problem(shard=None, message=str(error))])
-    commits, problems = _load_commits(files, manifest)
+    commits, problems = _load_commits(files, manifest, committed)
     problems += _attachment_problems(files, manifest, deep or files.checks_sizes)
     if deep or files.checks_sizes:
         problems += _store_file_problems(files, manifest)
@@ -117,8 +117,7 @@ def _dropping_notes(files: StoreFiles, paths: list[str]) -> list[str]:
     return [f"left by a desktop, file server or editor, not part of the store: {files.label(paths[0])}{more}; {step}"]
 
 
-def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRecord], list[Problem]]:
-    found, manifest_hash = committed_shards(files), manifest.manifest_hash()
+def _load_commits(files: StoreFiles, manifest: Manifest, found: list[int]) -> tuple[list[CommitRecord], list[Problem]]:
     problems = [
         Problem(shard=shard, message=f"shard {shard}: not committed; run `alignkd dump` again")
         for shard in sorted(set(range(manifest.num_shards)) - set(found))
@@ -126,7 +125,7 @@ def _load_commits(files: StoreFiles, manifest: Manifest) -> tuple[list[CommitRec
 
     def load(shard: int) -> CommitRecord | Problem:
         try:
-            return load_commit(files, shard, manifest_hash)
+            return load_commit(files, shard, manifest.shard_hash)
         except RemoteError:
             raise
         except StoreError as error:

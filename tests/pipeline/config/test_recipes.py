@@ -63,8 +63,8 @@ def test_a_stage_starts_from_what_the_one_before_writes(
     assert second.config.train.adapters == tmp_path / "first" / "adapters.safetensors"
     # what stands beside `stages` holds for both, and a stage's own keys do not hide their neighbours
     assert second.config.student.vision_config == golden / "clip"
-    assert second.config.train.micro_batch == 2 and second.config.data.images == first.config.data.images
-    assert [stage.config.data.template for stage in (first, second)] == ["plain", "v1"]
+    assert second.config.train.micro_batch == 2 and second.config.data[0].images == first.config.data[0].images
+    assert [stage.config.template for stage in (first, second)] == ["plain", "v1"]
 
 
 def test_a_stages_own_keys_win(write_recipe: WriteRecipe, golden: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_every_problem_is_one_line_and_names_the_stage(
 
 def test_a_stage_is_chosen_by_name(write_recipe: WriteRecipe, write_config: Callable[..., Path]) -> None:
     recipe, single = write_recipe(), write_config()
-    assert load_stage(recipe, "dump", "second").data.template == "v1"
+    assert load_stage(recipe, "dump", "second").template == "v1"
     with pytest.raises(InputError, match="has stages first, second; choose one with --stage"):
         load_stage(recipe, "dump", None)
     with pytest.raises(InputError, match="no stage 'third'; its stages are first, second"):
@@ -203,12 +203,12 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe_text(name))
     pretrain, finetune = (stage.config for stage in load_stages(path, "run"))
-    assert [pretrain.data.template, finetune.data.template] == ["plain", "v1"]
+    assert [pretrain.template, finetune.template] == ["plain", "v1"]
     batches, rates = {256: 2e-5, 128: 4e-5}, {256: 1e-3, 128: None}
     for config in (pretrain, finetune):
         train = config.train
         assert train is not None and train.global_batch is not None
-        assert config.data.max_tokens == (512 if name.startswith("short") else 2048)
+        assert config.max_tokens == (512 if name.startswith("short") else 2048)
         assert train.learning_rate == batches[train.global_batch]
         assert train.projector_learning_rate == rates[train.global_batch]
         assert (train.warmup_ratio, train.weight_decay, train.epochs, train.preset) == (0.03, 0.0, 1.0, "paper")

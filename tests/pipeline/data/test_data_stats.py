@@ -31,6 +31,7 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.retry import with_advice
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 LONG_ANSWER = "and so on, " * 200
 
@@ -123,8 +124,7 @@ def test_figures_and_reasons_are_those_of_the_dump(
     assert job.images is not None
     result = dump(
         DumpJob(
-            conversations=job.conversations[0],
-            images=job.images,
+            data=(DataSet(path=job.conversations[0], images=job.images),),
             template="v1",
             max_tokens=limit,
             teacher=TeacherConfig(checkpoint=job.checkpoint, vision_config=job.vision_config),
@@ -176,8 +176,7 @@ def test_samples_with_several_images_are_judged_by_the_worst(
     assert reasons["three marks"].startswith("3 <image> in the conversation but 2 images")
     result = dump(
         DumpJob(
-            conversations=job.conversations[0],
-            images=job.images,
+            data=(DataSet(path=job.conversations[0], images=job.images),),
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(checkpoint=job.checkpoint, vision_config=job.vision_config, sanity="off"),
@@ -286,24 +285,24 @@ def test_keys_marks_and_orientations_are_counted(
         entry("film", None, "hi") | {"video": "a.mp4"},
     ]
     stats = data_stats(make_job(entries))
-    assert stats.keys_not_read == {"source": 4, "height": 3, "conversations[].weight": 1, "video": 1}
+    assert stats.keys_not_read == {"source": 4, "height": 3, "video": 1}
     assert stats.marks == {"<video>": 1} and list(stats.text_reasons.values()) == [1]
     assert (stats.num_images, stats.num_turned, stats.num_unusable) == (4, 2, 1)
     lines = list(report_lines(stats))
-    assert "keys not read: source 4, height 3, conversations[].weight 1, video 1" in lines
+    assert "keys not read: source 4, height 3, video 1" in lines
     assert "kept as plain text in samples without an image: <video> 1" in lines
     assert any(line.startswith("2 images have an EXIF orientation other than 1; they are read as") for line in lines)
     assert json.loads(json.dumps(stats.to_json()))["keys_not_read"]["source"] == 4
     assert data_stats(make_job(entries, decode=False)).num_turned is None
     monkeypatch.setattr(alignkd.pipeline.data.notes, "MAX_NAMES", 2)
-    assert data_stats(make_job(entries)).keys_not_read == {"source": 4, "height": 3, "(others)": 2}
+    assert data_stats(make_job(entries)).keys_not_read == {"source": 4, "height": 3, "(others)": 1}
 
 
 def test_one_reason_for_every_unusable_sample_is_said_once(make_job: MakeJob) -> None:
-    turns = [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "ho"}]
+    turns = [{"from": "cat", "value": "hi"}, {"from": "assistant", "value": "ho"}]
     lines = list(report_lines(data_stats(make_job([{"conversations": turns}] * 20))))
     assert [line for line in lines if line.startswith("unusable")] == [
-        "unusable: 20 samples, all for one reason: unknown speaker 'user', expected 'human'; rename it"
+        "unusable: 20 samples, all for one reason: unknown role 'cat'; name it under data.roles as human, gpt or system"
     ]
 
 
@@ -352,7 +351,8 @@ def test_figures_add_up_and_equal_counting_by_hand(rows: list[tuple[int, int, in
         source_of=columns[3].astype(np.int32),
         num_images=0,
     )
-    total, sources = summarise(table, limits, "decoded")
+    total, sources, (whole,) = summarise(table, [len(rows)], limits, "decoded")
+    assert replace(whole, source=total.source) == total
 
     def fate(text: int, tokens: int, image: int, limit: int) -> str:
         if text == 1:

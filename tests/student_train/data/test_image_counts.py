@@ -20,7 +20,7 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.vlm.data.conversations import sample_of_entry
+from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import image_hashes, read_images
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import SampleError

@@ -176,7 +176,8 @@ def write(path: Path, data: str | bytes) -> Path:
         ("a.jsonl", '{"a": 1}\n\n{"a"', r"a.jsonl: broken JSON at line 3, column 5"),
         ("a.jsonl", '{"a": 1} {"b": 2}', r"line 1, column 10 \(Extra data\)"),
         ("a.ndjson", b'{}\n{"a": "\xff"}', r"not UTF-8 \(.* at byte 10\)"),
-        ("a.jsonl", "[\n{}\n]", r"a.jsonl: a JSON list, expected one object per line; rename it to .json"),
+        ("a.json", '{"id": 1}\n\n{"id"', r"a.json: broken JSON at line 3, column 6"),
+        ("a.json", '{"id": 1}\n \n', r"a JSON object, expected a list .*\.jsonl"),
     ],
 )
 @pytest.mark.parametrize("window", [1, 7, 1 << 20])

@@ -42,7 +42,9 @@ def sqlite() -> bytes:
 
 
 FILES: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
-    "gzip": (gzip.compress(JSON, mtime=0), "gzip, expected a JSON list .*; unpack it with gunzip"),
+    "xz in gzip": (gzip.compress(lzma.compress(JSON), mtime=0), "xz inside gzip, expected JSON inside gzip; .* gunzip"),
+    "csv in gzip": (gzip.compress(b"id,image\n1,a.png\n", mtime=0), r"a table \(CSV\), .*read_csv\("),
+    "cut gzip": (gzip.compress(JSON, mtime=0)[:-9], r"broken gzip \(.*\); fetch or write the file again"),
     "xz": (lzma.compress(JSON), "xz, .* unxz"),
     "bzip2": (bz2.compress(JSON), "bzip2, .* bunzip2"),
     "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", "zstd, .* unzstd"),
@@ -82,7 +84,7 @@ def test_a_data_file_of_another_format_is_named(tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", ["gzip", "lfs", "html", "zip"])
 def test_a_configuration_of_another_format_is_named(tmp_path: Path, name: str) -> None:
-    made, said = FILES[name]
+    made, said = FILES.get(name, (gzip.compress(JSON, mtime=0), "gzip,"))
     path = tmp_path / "config.json"
     path.write_bytes(made if isinstance(made, bytes) else made())
     with pytest.raises(InputError, match=f"config.json: {said.partition(',')[0]}.*, expected JSON; "):

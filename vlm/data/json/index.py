@@ -14,6 +14,8 @@ from alignkd.vlm.data.json.window import WINDOW_BYTES, BrokenJsonError, Window, 
 
 WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 BLANKS = " \t\n\r\v\f"
+# A first line longer than this is not searched for its end: the file is one JSON value.
+LONGEST_FIRST_LINE = 64 << 20
 # A result this near to the end of a window may change with more text: `1` of `1.5e-3`, half of `\ud83d\ude80`.
 LOOKAHEAD = 16
 NUMBER_CHARACTERS = frozenset("0123456789+-.eE")
@@ -36,22 +38,23 @@ class EntryIndex:
 
 
 def index_entries(
-    stream: BinaryIO, *, lines: bool, window: int = WINDOW_BYTES, progress: Callable[[int], None] | None = None
+    stream: BinaryIO, *, lines: bool | None, window: int = WINDOW_BYTES, progress: Callable[[int], None] | None = None
 ) -> EntryIndex:
     """Read a whole stream once and find its entries.
 
     Args:
         stream: positioned at its start.
-        lines: JSON lines instead of one JSON list.
+        lines: True for JSON lines, unless the text begins with a list; False for one JSON list; None to decide by the
+            first line: JSON lines if it is a whole object that is not all of the text.
         window: bytes held at once, more only for an entry that is longer.
         progress: called with the number of bytes read so far, once per window.
 
     Raises:
-        JsonError: if `json.loads` refuses the text, if it is not a list, or if a file of JSON lines is a list.
+        JsonError: if `json.loads` refuses the text, or if it is neither a list nor JSON lines.
     """
     source = Window(stream, window, progress)
     starts, ends = array("q"), array("q")
-    for start, end in (_line_ranges if lines else _list_ranges)(source):
+    for start, end in (_line_ranges if _is_lines(source, lines) else _list_ranges)(source):
         starts.append(start)
         ends.append(end)
     return EntryIndex(
@@ -60,6 +63,34 @@ def index_entries(
         sha256=source.digest.hexdigest(),
         num_bytes=source.num_bytes,
     )
+
+
+def _is_lines(window: Window, lines: bool | None) -> bool:
+    if lines is False:
+        return False
+    first = _Scan(window).peek()
+    if first == "[" or lines is True or first != "{":
+        return lines is True and first != "["
+    return _begins_with_a_line(window)
+
+
+def _begins_with_a_line(window: Window) -> bool:
+    """Whether the first line is a whole JSON object, and more than white space follows it."""
+    scan = _Scan(window)
+    scan.peek()
+    while (newline := window.text.find("\n", scan.at)) < 0:
+        if window.at_end or len(window.text) > LONGEST_FIRST_LINE:
+            return False
+        window.grow(0)
+    try:
+        scan.decoder.decode(window.text[scan.at : newline])
+    except (ValueError, RecursionError):
+        return False
+    while not window.text[newline:].strip(BLANKS):
+        if window.at_end:
+            return False
+        window.grow(0)
+    return True
 
 
 def _list_ranges(window: Window) -> Iterator[tuple[int, int]]:
@@ -149,8 +180,7 @@ def beyond_limits(error: Exception) -> str:
 
 def _line_ranges(window: Window) -> Iterator[tuple[int, int]]:
     scan, decoder = _Scan(window), json.JSONDecoder()
-    if scan.peek() == "[":
-        raise WrongKindError("list", scan.position)
+    scan.peek()
     at = scan.at
     while True:
         newline = window.text.find("\n", at)

@@ -3,8 +3,8 @@
 import json
 import re
 from pathlib import Path
+from typing import BinaryIO
 
-from alignkd.disk.opening import open_regular
 from alignkd.vlm.data.json.window import BrokenJsonError, JsonError, NotUtf8Error, WrongKindError, line_and_column
 from alignkd.vlm.data.known_formats import HEAD_BYTES, KnownFormat, known_format, known_text
 from alignkd.vlm.errors import InputError, one_line
@@ -13,22 +13,20 @@ WANTED = "expected a JSON list of conversations, or JSON lines"
 _FIRST_MEMBER = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*(.)\s*(.[^:,\]}]{0,9}\s*:?)', re.DOTALL)
 
 
-def json_refusal(path: Path, fault: JsonError, *, lines: bool) -> InputError:
+def json_refusal(path: Path, fault: JsonError, stream: BinaryIO) -> InputError:
     """The error for `fault` of the file.
 
     Args:
-        lines: the file was read as JSON lines.
+        stream: the file's text, from its start to `fault` at least; it is moved.
     """
-    with open_regular(path) as stream:
-        head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
     if (found := _other_format(fault, head)) is not None:
         return InputError(f"{path}: {found.name}, {WANTED}; {found.step}")
     if isinstance(fault, NotUtf8Error):
         return InputError(f"{path}: not UTF-8 ({fault.reason} at byte {fault.position}); re-encode the file")
     if isinstance(fault, BrokenJsonError):
-        return _broken(path, fault, is_empty=not head)
-    if lines:
-        return InputError(f"{path}: a JSON list, expected one object per line; rename it to .json")
+        return _broken(path, fault, stream, is_empty=not head)
     return InputError(f"{path}: {_other_kind(fault.reason, head)}")
 
 
@@ -39,11 +37,11 @@ def _other_format(fault: JsonError, head: bytes) -> KnownFormat | None:
     return known_format(head) or (known_text(head) if is_at_start else None)
 
 
-def _broken(path: Path, fault: BrokenJsonError, *, is_empty: bool) -> InputError:
+def _broken(path: Path, fault: BrokenJsonError, stream: BinaryIO, *, is_empty: bool) -> InputError:
     if is_empty:
         return InputError(f"{path}: the file is empty; give a JSON list of conversations")
-    with open_regular(path) as stream:
-        line, column = line_and_column(stream, fault.position)
+    stream.seek(0)
+    line, column = line_and_column(stream, fault.position)
     where = f"line {line}, column {column}"
     return InputError(f"{path}: broken JSON at {where} ({fault.reason}); repair or re-export the file")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TypeVar
 
 import numpy as np
@@ -83,11 +83,20 @@ class HuggingFacePreparation:
             SampleError: unusable conversation, or an image size that the processor refuses.
         """
         check_training(turns, num_images=len(sizes))
-        return self.tokens_of(self._messages(turns), sizes)
+        return self.tokens_of(self._messages(turns), sizes, trained=_trained(turns))
 
-    def tokens_of(self, messages: Sequence[Message], sizes: Sequence[ImageSize]) -> Tokens:
-        """As `tokenize`, for messages that need no checks."""
-        return self._tokens(self.template.render_training(messages), self._replacements(sizes))
+    def tokens_of(
+        self, messages: Sequence[Message], sizes: Sequence[ImageSize], *, trained: Sequence[bool] | None = None
+    ) -> Tokens:
+        """As `tokenize`, for messages that need no checks.
+
+        Args:
+            trained: for each answer whether it is supervised; None: all are.
+        """
+        rendered = self.template.render_training(messages)
+        if trained is not None:
+            rendered = replace(rendered, answers=tuple(compress(rendered.answers, trained)))
+        return self._tokens(rendered, self._replacements(sizes))
 
     def build(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """The training example of a conversation.
@@ -100,7 +109,8 @@ class HuggingFacePreparation:
         """
         check_training(turns, num_images=len(files))
         messages, images = self._messages(turns), self._opened(files)
-        return self._example(self.tokens_of(messages, [image.size for image in images]), images)
+        tokens = self.tokens_of(messages, [image.size for image in images], trained=_trained(turns))
+        return self._example(tokens, images)
 
     def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
@@ -214,6 +224,11 @@ class HuggingFacePreparation:
         if self._kept is not None:
             self._kept[key] = image.size, encoded.arrays
         return encoded.arrays
+
+
+def _trained(turns: Sequence[Turn]) -> list[bool]:
+    """For each answer whether it is supervised."""
+    return [turn.trained for turn in turns if turn.speaker == "gpt"]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ The label masks are those of the original training code, its corner cases includ
 `IMAGE_TOKEN_ID` stands where an image is, `IGNORE_LABEL` marks positions that are not supervised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Literal
 
-from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_trained, check_turns, split_system
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
@@ -46,9 +47,11 @@ def tokenize_conversation(
 
     Raises:
         SampleError: the conversation is empty, its speakers do not alternate, or the number of `<image>` is wrong.
-        LabelMaskError: the original's label mask does not fit: it prints a warning and masks the whole sample.
+        LabelMaskError: the original's label mask does not fit: it prints a warning and masks the whole sample. Or no
+            answer is trained on.
     """
     check_turns(turns, num_images=num_images)
+    check_trained(turns)
     if template == "plain":
         return _tokenize_plain(turns, num_images, tokenizer)
     return _tokenize_v1(turns, num_images, tokenizer)
@@ -84,6 +87,10 @@ def _tokenize_plain(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLla
     if not num_images:
         raise SampleError("template 'plain' needs an image (it is for captions); use template 'v1' for text")
     _refuse_several(num_images)
+    if split_system(turns)[0] is not None:
+        raise SampleError(
+            "template 'plain' writes no prompt, so it has no place for a system prompt; remove it, or use template 'v1'"
+        )
     if [turn.speaker for turn in turns] != ["human", "gpt"]:
         speakers = ", ".join(turn.speaker for turn in turns)
         raise SampleError(f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns ({speakers})")
@@ -112,8 +119,10 @@ def _refuse_padding(input_ids: Sequence[int], tokenizer: LegacyLlamaTokenizer) -
         )
 
 
-def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
-    if ROLE_NAMES[turns[0].speaker] != "USER":
+def _v1_turns(turns: Sequence[Turn]) -> tuple[str, Sequence[Turn]]:
+    """The system prompt, and the turns from the first human one."""
+    system, turns = split_system(turns)
+    if turns and ROLE_NAMES[turns[0].speaker] != "USER":
         if IMAGE_PLACEHOLDER in turns[0].value:
             raise SampleError(
                 f"{IMAGE_PLACEHOLDER} is in a leading gpt turn, which is dropped; move it to a human turn"
@@ -121,7 +130,12 @@ def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
         turns = turns[1:]  # the original drops a first turn that is not the human's
     if not turns:
         raise SampleError("the conversation has no human turn")
-    prompt = V1_SYSTEM + " "
+    return V1_SYSTEM if system is None else system.value, turns
+
+
+def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
+    system, turns = _v1_turns(turns)
+    prompt = system + " "
     for number, turn in enumerate(turns):
         expected = ("USER", "ASSISTANT")[number % 2]
         if ROLE_NAMES[turn.speaker] != expected:
@@ -154,20 +168,37 @@ def _tokenize_v1(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLlamaT
     labels = list(input_ids)
     _mask(labels, 0, 1)
     # As the original: rounds are tokenised separately; the BOS of each stands for the `</s>` that the split removed.
-    position = 1
-    for round_text in prompt.split(V1_END_OF_TURN):
+    position, trained = 1, _trained_rounds(turns, prompt)
+    for round_text, is_trained in zip(prompt.split(V1_END_OF_TURN), trained, strict=False):
         question, *answers = round_text.split(V1_ANSWER)
         if len(answers) != 1:
             break
-        _mask(labels, position, position + len(encode(question + V1_ANSWER)) - 2)
-        position += len(encode(round_text))
+        length = len(encode(round_text))
+        _mask(labels, position, position + (len(encode(question + V1_ANSWER)) - 2 if is_trained else length))
+        position += length
     _mask(labels, position, len(labels))
     if position != len(input_ids):
         raise LabelMaskError(
             f"the label mask covers {position} of {len(input_ids)} tokens, so the original would train on nothing; "
             "give every question an answer and remove ' ASSISTANT: ' and '</s>' from the texts"
         )
+    check_trained(_v1_turns(turns)[1])
     return TokenizedConversation(input_ids, labels)
+
+
+def _trained_rounds(turns: Sequence[Turn], prompt: str) -> Iterator[bool]:
+    """Whether each round of a prompt is trained on, without end.
+
+    Raises:
+        LabelMaskError: a text holds `</s>`, so that rounds are not exchanges, and an answer is not trained on.
+    """
+    answers = [turn.trained for turn in _v1_turns(turns)[1] if turn.speaker == "gpt"]
+    if not all(answers) and prompt.count(V1_END_OF_TURN) != len(answers):
+        raise LabelMaskError(
+            f"a text holds {V1_END_OF_TURN!r} or an answer is empty, so it is unknown which tokens are of the masked "
+            "answer; remove it from the texts"
+        )
+    return chain(answers, repeat(True))
 
 
 def _mask(labels: list[int], start: int, stop: int) -> None:

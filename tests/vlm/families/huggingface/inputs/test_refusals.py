@@ -29,8 +29,17 @@ REFUSED: dict[str, tuple[list[Turn], int, str]] = {
     "nothing": ([], 0, "empty conversation; give at least one human and one gpt turn"),
     "no answer": (turns("what?"), 0, "no gpt turn, so no token would be trained"),
     "empty answer": (turns("what?", "a", "and?", " \n"), 0, "turn 3 is an empty answer"),
-    "system turn": ([Turn("system", "be brief"), *turns("what?", "a")], 0, "the template has its own system prompt"),
-    "other name": ([Turn("user", "what?"), Turn("gpt", "a")], 0, "unknown speaker 'user', expected 'human'; rename it"),
+    "late system turn": (
+        [*turns("what?", "a"), Turn("system", "be brief")],
+        0,
+        "turn 2 is a system prompt; it may only",
+    ),
+    "other name": ([Turn("user", "what?"), Turn("gpt", "a")], 0, "unknown speaker 'user', expected 'human', 'gpt' or"),
+    "masked": (
+        [Turn("human", "what?"), Turn("gpt", "a", False)],
+        0,
+        "nothing would be trained: every answer is masked",
+    ),
     "too few <image>": (
         turns("what?", "a"),
         1,
@@ -166,6 +175,39 @@ def test_a_template_that_changes_an_answer_or_leaves_it_out(copied: Callable[[st
     file.write_text("{%- if messages | length > 4 -%}{%- set messages = messages[2:] -%}{%- endif -%}" + whole)
     with pytest.raises(SampleError, match="does not write every answer once and in order"):
         open_preparation(folder).tokenize(turns("what?", "a", "and?", "b", "so?", "c"), [])
+
+
+SYSTEM = [Turn("system", "be brief"), *turns("what?", "a cat")]
+
+
+def test_a_template_that_refuses_or_loses_a_system_prompt(copied: Callable[[str], Path]) -> None:
+    folder = copied("qwen3_vl")
+    file = folder / "chat_template.jinja"
+    whole = file.read_text()
+    refuses = "{%- if messages[0].role == 'system' -%}{{- raise_exception('no system role') -}}{%- endif -%}"
+    loses = "{%- if messages[0].role == 'system' -%}{%- set messages = messages[1:] -%}{%- endif -%}"
+    for before in (refuses, loses):
+        file.write_text(before + whole)
+        preparation = open_preparation(folder)
+        with pytest.raises(SampleError, match="the chat template has no place for a system prompt; remove it from the"):
+            preparation.tokenize(SYSTEM, [])
+        assert preparation.tokenize(SYSTEM[1:], []).positions.supervised_positions.size
+    file.write_text(whole.replace("part['text']", "(part['text'] | replace('brief', 'short'))"))
+    with pytest.raises(
+        SampleError, match=r"the chat template changes the system prompt \('be brief'\); remove it from"
+    ):
+        open_preparation(folder).tokenize(SYSTEM, [])
+
+
+def test_a_template_that_takes_a_system_prompt_as_a_text_alone(copied: Callable[[str], Path]) -> None:
+    folder = copied("qwen3_vl")
+    file = folder / "chat_template.jinja"
+    wanted = open_preparation(folder).tokenize(SYSTEM, [])
+    text = "{%- if messages[0].role == 'system' -%}{{- '<|im_start|>system\n' + (messages[0].content | string) }}"
+    text += "{{- '<|im_end|>\n' -}}{%- set messages = messages[1:] -%}{%- endif -%}"
+    file.write_text(text + file.read_text())
+    found = open_preparation(folder).tokenize(SYSTEM, [])
+    assert found.input_ids.tolist() == wanted.input_ids.tolist() and found.labels.tolist() == wanted.labels.tolist()
 
 
 def test_a_template_with_the_date_has_the_same_tokens_every_day(copied: Callable[[str], Path]) -> None:

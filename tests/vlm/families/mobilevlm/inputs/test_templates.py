@@ -6,9 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import LabelMaskError, SampleError
-from alignkd.vlm.families.mobilevlm.inputs.templates import tokenize_conversation, tokenize_question
+from alignkd.vlm.families.mobilevlm.inputs.templates import (
+    TokenizedConversation,
+    tokenize_conversation,
+    tokenize_question,
+)
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
 from alignkd.vlm.inputs.labels import IGNORE_LABEL, IMAGE_TOKEN_ID
 
@@ -78,14 +82,14 @@ def test_a_question_is_the_training_prompt_up_to_the_answer() -> None:
         (turns("<image>\nWhat <image> is it?", "a cup"), 1, "2 <image>"),
         (turns("<image>\nWhat is it?", "a cup"), 0, "1 <image>"),
         ([Turn("human", "a"), Turn("human", "b")], 0, "must alternate"),
-        (
-            [Turn("system", "a")],
-            0,
-            "unknown speaker 'system', expected 'human' or 'gpt'; the template has its own system",
-        ),
-        ([Turn("user", "a")], 0, "unknown speaker 'user', expected 'human'; rename it"),
-        ([Turn("assistant", "a")], 0, "unknown speaker 'assistant', expected 'gpt'; rename it"),
-        ([Turn("cat", "a")], 0, "unknown speaker 'cat', expected 'human' or 'gpt'"),
+        ([Turn("cat", "a")], 0, "unknown speaker 'cat', expected 'human', 'gpt' or 'system'"),
+        ([Turn("system", "a")], 0, "no human turn"),
+        ([*turns("a", "b"), Turn("system", "c")], 0, "turn 2 is a system prompt; it may only come first"),
+        ([Turn("system", "<image>"), *turns("a", "b")], 1, "<image> is in the system prompt"),
+        ([Turn("system", "say </s>"), *turns("a", "b")], 0, "the label mask covers"),
+        ([Turn("human", "a"), Turn("gpt", "b", False)], 0, "nothing would be trained"),
+        ([Turn("gpt", "a"), Turn("human", "b"), Turn("gpt", "c", False)], 0, "nothing would be trained"),
+        ([*turns("a", "b</s>"), Turn("human", "c"), Turn("gpt", "d", False)], 0, "a text holds '</s>' or an answer is"),
         ([Turn("gpt", "a")], 0, "no human turn"),
         ([Turn("gpt", "<image>"), *turns("What is it?", "a cup")], 1, "<image> is in a leading gpt turn"),
         (turns("say ' ASSISTANT: '", "ok ASSISTANT: no"), 0, "the label mask covers"),
@@ -100,6 +104,8 @@ def test_unusable_conversations_are_named(conversation: list[Turn], num_images: 
     ("conversation", "num_images", "message"),
     [
         (turns("q", "a"), 0, "template 'plain' needs an image"),
+        ([Turn("system", "s"), *turns("<image>", "a")], 1, "no place for a system prompt; remove it, or use template"),
+        ([Turn("human", "<image>"), Turn("gpt", "a", False)], 1, "nothing would be trained"),
         (turns("<image>", "a", "q", "a"), 1, r"found 4 turns \(human, gpt, human, gpt\)"),
         (turns("<image>"), 1, r"found 1 turns \(human\)"),
         ([Turn("gpt", "a"), Turn("human", "<image>")], 1, r"found 2 turns \(gpt, human\)"),
@@ -110,6 +116,43 @@ def test_unusable_conversations_are_named(conversation: list[Turn], num_images: 
 def test_plain_takes_one_captioned_image(conversation: list[Turn], num_images: int, message: str) -> None:
     with pytest.raises(SampleError, match=message):
         tokenize_conversation(conversation, template="plain", num_images=num_images, tokenizer=TOKENIZER)
+
+
+def tokenized(*conversation: Turn) -> TokenizedConversation:
+    return tokenize_conversation(conversation, template="v1", num_images=0, tokenizer=TOKENIZER)
+
+
+def test_a_system_turn_replaces_the_templates_own() -> None:
+    plain = tokenized(*turns("What is it?", "a cup"))
+    assert tokenized(Turn("system", V1_SYSTEM), *turns("What is it?", "a cup")) == plain
+    brief = tokenized(Turn("system", "Be brief."), *turns("What is it?", "a cup"))
+    assert brief.input_ids == TOKENIZER.encode("Be brief. USER: What is it? ASSISTANT: a cup</s>")
+    assert [label for label in brief.labels if label > 0] == [label for label in plain.labels if label > 0]
+    asked = [Turn("system", "Be brief."), Turn("human", "What is it?")]
+    question = tokenize_question(asked, template="v1", num_images=0, tokenizer=TOKENIZER)
+    assert question == brief.input_ids[: len(question)] and brief.labels[len(question)] > 0
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=5), st.booleans(), st.data())
+def test_a_masked_answer_changes_its_labels_alone(trained: list[bool], greeting: bool, data: st.DataObject) -> None:
+    words = st.sampled_from(["a cup", "two  spoons ", "and\n", "1 2", "e\u0301"])
+    rounds = [(data.draw(words), data.draw(words)) for _ in trained]
+    conversation = [Turn("gpt", "Hello!")] * greeting
+    for (question, answer), is_trained in zip(rounds, trained, strict=True):
+        conversation += [Turn("human", question), Turn("gpt", answer, is_trained)]
+    if not any(trained):
+        with pytest.raises(LabelMaskError, match="nothing would be trained"):
+            tokenized(*conversation)
+        return
+    everything = tokenized(*(Turn(turn.speaker, turn.value) for turn in conversation))
+    some = tokenized(*conversation)
+    assert some.input_ids == everything.input_ids
+    # each answer is a run of labels up to its </s>
+    wanted, number = [], 0
+    for label in everything.labels:
+        wanted.append(label if label == IGNORE_LABEL or trained[number] else IGNORE_LABEL)
+        number += label == TOKENIZER.eos_token_id
+    assert some.labels == wanted and number == len(trained)
 
 
 def test_plain_supervises_the_caption_as_it_is_and_the_line_end() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkd.vlm.data.conversations import sample_of_entry
+from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import read_images
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, SampleError

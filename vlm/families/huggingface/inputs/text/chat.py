@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,6 +18,9 @@ _ASKS_WHETHER_IT_CAN = re.compile(_ASKS_FOR_DATE + r"\s+is\s+(?:not\s+)?defined"
 _DATE_CALL = re.compile(_ASKS_FOR_DATE + r"""\(\s*(?:"([^"\n]*)"|'([^'\n]*)')\s*\)""")
 # Pairs of private-use characters; the first pair that the conversation does not hold marks the answers.
 _MARKS = tuple((chr(code), chr(code + 1)) for code in range(0xE0F0, 0xE0FE, 2))
+# A system prompt that no template writes by itself.
+_PROBE = "Answer every question of the gardener."
+_NO_SYSTEM = "remove it from the entry, or data.system, or put its text into the first human turn"
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,15 @@ class ChatTemplate:
         Raises:
             SampleError: the template refuses the conversation.
         """
-        try:
-            return str(
-                self.processor.apply_chat_template(
-                    list(messages), chat_template=self.source, tokenize=False, add_generation_prompt=prompt
-                )
-            )
-        except Exception as error:  # templates are programs: they raise anything
-            raise SampleError(
-                f"the chat template refuses the conversation ({one_line(error)[:200]}); change the order of its turns"
-            ) from error
+        if not messages or messages[0]["role"] != "system":
+            return self._applied(messages, prompt=prompt)
+        system = text_of(messages[0])
+        if self._writes_system is None:
+            raise SampleError(f"the chat template has no place for a system prompt; {_NO_SYSTEM}")
+        text = self._applied([self._writes_system(system), *messages[1:]], prompt=prompt)
+        if system.strip() not in text:
+            raise SampleError(f"the chat template changes the system prompt ({one_line(system)[:60]!r}); {_NO_SYSTEM}")
+        return text
 
     def render_training(self, messages: Sequence[Message]) -> Rendered:
         """The text of a conversation with the places of its answers.
@@ -95,6 +97,34 @@ class ChatTemplate:
         text = self.render(messages)
         answers = [text_of(message) for message in messages if message["role"] == "assistant"]
         return Rendered(text, tuple(_located(text, self._frame(messages, len(answers)), answers)))
+
+    @cached_property
+    def _writes_system(self) -> Callable[[str], Message] | None:
+        """Makes the system message in the form that the template writes: parts, or a text; None if it writes neither.
+
+        Some templates leave a system message out, some print a list of parts as such.
+        """
+        asked = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+        for form in (_system_of_parts, _system_of_text):
+            try:
+                text = self._applied([form(_PROBE), *asked], prompt=True)
+            except SampleError:
+                continue
+            if text.count(_PROBE) == 1 and "'type':" not in text:
+                return form
+        return None
+
+    def _applied(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        try:
+            return str(
+                self.processor.apply_chat_template(
+                    list(messages), chat_template=self.source, tokenize=False, add_generation_prompt=prompt
+                )
+            )
+        except Exception as error:  # templates are programs: they raise anything
+            raise SampleError(
+                f"the chat template refuses the conversation ({one_line(error)[:200]}); change the order of its turns"
+            ) from error
 
     def _frame(self, messages: Sequence[Message], count: int) -> list[str]:
         """The text before, between and after the answers."""
@@ -113,6 +143,14 @@ class ChatTemplate:
                 "train; remove the sample, or use another template"
             )
         return pieces[::2]
+
+
+def _system_of_parts(text: str) -> Message:
+    return {"role": "system", "content": [{"type": "text", "text": text}]}
+
+
+def _system_of_text(text: str) -> Message:
+    return {"role": "system", "content": text}
 
 
 def _marks(messages: Sequence[Message]) -> tuple[str, str]:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_trained, check_turns
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
 
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 Message = dict[str, Any]
 
@@ -22,7 +22,10 @@ def messages_of(turns: Sequence[Turn]) -> list[Message]:
 
 def text_of(message: Message) -> str:
     """The text of a message, without its images."""
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _content(turn: Turn) -> list[dict[str, str]]:
@@ -39,11 +42,12 @@ def check_training(turns: Sequence[Turn], *, num_images: int) -> None:
     """Refuse conversations without anything to learn, or whose images or speakers are unclear.
 
     Raises:
-        SampleError: names what is wrong and what to do.
+        SampleError: names what is wrong and what to do. LabelMaskError: no answer is trained on.
     """
     _check(turns, num_images)
     if not any(turn.speaker == "gpt" for turn in turns):
         raise SampleError("the conversation has no gpt turn, so no token would be trained; give the question an answer")
+    check_trained(turns)
 
 
 def check_question(turns: Sequence[Turn], *, num_images: int) -> None:

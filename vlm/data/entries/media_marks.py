@@ -19,10 +19,14 @@ _TOKEN = re.compile(
 _TAG = r"<(?P<tag>video|audio|img|speech)>"
 _ALONE = re.compile(rf"\A\s*{_TAG}|^[ \t]*{_TAG.replace('tag', 'line')}[ \t]*$", re.MULTILINE)
 _ANY = re.compile(rf"{_TOKEN.pattern}|{_TAG}")
+_NO_IMAGE = "has no image; write <image> and name the file under 'image', or remove the sample"
 
 
-def check_marks(turns: Sequence[Turn]) -> None:
-    """Refuse turns with such a mark, for a sample without an image.
+def check_marks(turns: Sequence[Turn], *, has_images: bool = False) -> None:
+    """Refuse turns with such a mark, for a sample without an image, or whose images have no `<image>`.
+
+    Args:
+        has_images: the sample has images.
 
     Raises:
         SampleError: names the turn and the mark.
@@ -31,7 +35,7 @@ def check_marks(turns: Sequence[Turn]) -> None:
         if turn.speaker == "human" and "<" in turn.value and (mark := _mark(turn.value)) is not None:
             raise SampleError(
                 f"turn {number} holds {mark!r}, which other programs replace by media, but the sample "
-                "has no image; write <image> and name the file under 'image', or remove the sample"
+                + ("has no <image>; write <image> in its place" if has_images else _NO_IMAGE)
             )
 
 

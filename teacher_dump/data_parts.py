@@ -1,0 +1,207 @@
+"""What a manifest holds about the data, and how a store that exists continues with a longer list of data."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from alignkd.storage.errors import StoreError
+from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
+from alignkd.storage.schema.sealed_json import canonical
+from alignkd.storage.schema.sources import Addition, StoredPiece, StoredSource
+from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.data_list import DataList, ListedSource
+from alignkd.vlm.data.source import DataSet, Piece
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParts:
+    """The fields of a manifest that describe the data.
+
+    Attributes:
+        fingerprint: entries of `data_fingerprint`.
+        fields: `num_samples`, `sources`, `contiguous` and `additions`.
+        added: samples of the last addition that the store does not have yet; 0 without one.
+    """
+
+    fingerprint: dict[str, str]
+    fields: dict[str, Any]
+    added: int = 0
+
+
+def whole_list(samples: DataList, sets: Sequence[DataSet]) -> DataParts:
+    """The parts of a store that is dumped in one go.
+
+    One JSON file without settings of its own is identified by `data_fingerprint` alone, as in all earlier stores.
+    """
+    sources: list[StoredSource] | None = None
+    fingerprint: dict[str, str] = {}
+    first = samples.sources[0].data
+    is_plain = len(sets) == 1 and sets[0] == DataSet(path=sets[0].path, images=sets[0].images)
+    if is_plain and isinstance(first, ConversationFile):
+        fingerprint["conversations"] = first.sha256
+    else:
+        sources = [_stored(listed, data) for listed, data in zip(samples.sources, sets, strict=True)]
+    contiguous = True if samples.is_sequential else None
+    return DataParts(
+        fingerprint=fingerprint,
+        fields={"num_samples": len(samples), "sources": sources, "contiguous": contiguous, "additions": None},
+    )
+
+
+def continued_list(path: Path | str, stored: Manifest, samples: DataList, sets: Sequence[DataSet]) -> DataParts | None:
+    """The parts of a store that exists: its own, and an addition if the list goes on after the store's data.
+
+    Data sets are compared by the content of their files, never by names and times.
+
+    Returns:
+        None if the manifest does not identify its data, as that of a merged store, or has an older schema.
+
+    Raises:
+        StoreError: the list does not begin with the store's data; names the first file that differs.
+    """
+    known = _known(stored, samples) if stored.schema_version == SCHEMA_VERSION else None
+    if known is None:
+        return None
+    match = _Match(path, known, samples, sets)
+    added = match.added_sources(names_first=stored.sources is None and stored.additions is None)
+    additions = stored.additions or ()
+    num_added = len(samples) - stored.num_samples
+    if num_added:
+        start = samples.sources[len(known) - 1 :]
+        new = Addition(
+            added=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            sources=tuple(added),
+            num_samples=num_added,
+            contiguous=True if any(listed.data.is_sequential for listed in start) else None,
+        )
+        additions = (*additions, new)
+    return DataParts(
+        fingerprint={name: value for name, value in stored.data_fingerprint.items() if name == "conversations"},
+        fields={
+            "num_samples": stored.first_samples,
+            "sources": stored.sources,
+            "contiguous": stored.contiguous,
+            "additions": additions or None,
+        },
+        added=num_added,
+    )
+
+
+def _known(stored: Manifest, samples: DataList) -> list[StoredSource] | None:
+    """The data sets of a store with their files, None if the manifest does not identify them."""
+    if stored.sources is not None or stored.additions is not None:
+        known = stored.all_sources()
+        return known if all(source.pieces for source in known) else None
+    sha256 = stored.data_fingerprint.get("conversations")
+    if sha256 is None or len(sha256) != 64:
+        return None
+    first = samples.sources[0]
+    piece = StoredPiece(name=first.data.path.name, num_samples=stored.num_samples, sha256=sha256)
+    return [StoredSource(name=first.name, num_samples=stored.num_samples, pieces=(piece,))]
+
+
+def _stored(listed: ListedSource, data: DataSet) -> StoredSource:
+    pieces = tuple(
+        StoredPiece(name=piece.name, num_samples=piece.num_samples, sha256=piece.sha256) for piece in listed.pieces
+    )
+    return StoredSource(
+        name=listed.name,
+        num_samples=listed.num_samples,
+        pieces=pieces,
+        share=None if data.share >= 1 else data.share,
+        reading=_reading(data),
+    )
+
+
+def _reading(data: DataSet) -> str | None:
+    """Identifies the settings that decide how entries become conversations; None without any."""
+    if not data.roles and data.system is None:
+        return None
+    return hashlib.sha256(canonical({"roles": dict(data.roles), "system": data.system})).hexdigest()
+
+
+class _Match:
+    """Compares the data sets of a store with those of a list; raises StoreError at the first difference."""
+
+    def __init__(
+        self, path: Path | str, known: Sequence[StoredSource], samples: DataList, sets: Sequence[DataSet]
+    ) -> None:
+        self.path, self.known, self.samples, self.sets = path, known, samples, sets
+        for number, source in enumerate(known):
+            if number >= len(samples.sources):
+                self._refuse(f"data set {source.name!r} with {source.num_samples} samples is not in the list")
+            self._check_settings(source, sets[number])
+            self._check_pieces(number)
+
+    def added_sources(self, *, names_first: bool) -> list[StoredSource]:
+        """What the list has after the store's data.
+
+        Args:
+            names_first: begin with the store's only data set also if nothing is added to it: its manifest lacks the
+                name.
+        """
+        last = len(self.known) - 1
+        before, listed, data = self.known[last], self.samples.sources[last], self.sets[last]
+        own = _stored(listed, data)
+        old, grown = before.pieces[-1], own.pieces[len(before.pieces) - 1]
+        pieces = own.pieces[len(before.pieces) :]
+        if grown.num_samples > old.num_samples:
+            pieces = (grown.model_copy(update={"earlier": old.num_samples or None}), *pieces)
+        found = []
+        if pieces or names_first:
+            num_samples = own.num_samples - before.num_samples
+            found.append(own.model_copy(update={"name": before.name, "num_samples": num_samples, "pieces": pieces}))
+        names = [source.name for source in self.known]
+        for more, setting in zip(self.samples.sources[last + 1 :], self.sets[last + 1 :], strict=True):
+            if more.name in names:
+                self._refuse(f"data set {setting.path} is named {more.name!r}, which the store has; set data.name")
+            found.append(_stored(more, setting))
+        return found
+
+    def _check_settings(self, source: StoredSource, data: DataSet) -> None:
+        share = source.share or 1.0
+        if share != data.share:
+            self._refuse(f"data set {source.name!r} was taken with share {share}, now {data.share}")
+        if source.reading != (now := _reading(data)):
+            shown = [value[:12] if value else "none" for value in (source.reading, now)]
+            self._refuse(f"data set {source.name!r} was read with roles and system {shown[0]}, now {shown[1]}")
+
+    def _check_pieces(self, number: int) -> None:
+        source, listed = self.known[number], self.samples.sources[number]
+        is_last, start = number == len(self.known) - 1, 0
+        now = listed.pieces
+        if len(now) < len(source.pieces):
+            self._refuse(f"data set {source.name!r} had {len(source.pieces)} files, now {len(now)}")
+        for place, piece in enumerate(source.pieces):
+            may_grow = is_last and place == len(source.pieces) - 1
+            if not _begins(listed, now[place], piece, start, may_grow=may_grow):
+                self._refuse(
+                    f"{now[place].name} of data set {source.name!r} has {now[place].num_samples} samples with sha256 "
+                    f"{now[place].sha256[:12]}, in the store {piece.name} has {piece.num_samples} with "
+                    f"{piece.sha256[:12]}"
+                )
+            start += piece.num_samples
+        if len(now) > len(source.pieces) and not is_last:
+            self._refuse(
+                f"data set {source.name!r} had {len(source.pieces)} files, now {len(now)}, and only the last data set "
+                "can get more"
+            )
+
+    def _refuse(self, found: str) -> NoReturn:
+        raise StoreError(
+            f"store {self.path} was made from other data: {found}; keep the data of the store unchanged at the start "
+            "of the list and add new files or data sets at its end, or choose another store.path"
+        )
+
+
+def _begins(listed: ListedSource, now: Piece, piece: StoredPiece, start: int, *, may_grow: bool) -> bool:
+    """Whether a file begins with what the store knows of it, and is not longer unless it may be."""
+    if now.num_samples == piece.num_samples and now.sha256 == piece.sha256:
+        return True
+    if now.num_samples < piece.num_samples or (now.num_samples > piece.num_samples and not may_grow):
+        return False
+    known = Piece(name=piece.name, num_samples=piece.num_samples, sha256=piece.sha256)
+    return listed.data.starts_with(known, start)

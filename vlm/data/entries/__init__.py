@@ -1,0 +1,1 @@
+"""One entry of a data file, whatever its dialect, becomes a sample."""

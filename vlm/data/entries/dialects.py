@@ -1,0 +1,197 @@
+"""Where an entry has its conversation: lists of turns, pairs of a question and an answer, captions.
+
+A dialect is recognised by keys alone. docs/inputs.md has the table.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkd.vlm.data.entries.no_conversation import EMPTY, no_conversation, no_turn
+from alignkd.vlm.data.entries.plain import filled, is_nothing
+from alignkd.vlm.errors import SampleError
+
+ENTRY_KEYS = frozenset({"id", "image", "images"})
+LISTS = ("conversations", "messages", "conversation", "dialog", "dialogue", "turns", "chat", "texts")
+ROLE_KEYS = ("from", "role")
+CONTENT_KEYS = ("value", "content")
+PAIRS = (
+    ("user", "assistant"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("problem", "solution"),
+    ("text_input", "text_output"),
+    ("input", "output"),
+)
+CAPTIONS = ("caption", "captions", "blip_caption", "text", "txt")
+# The second part of an instruction, on a line of its own below it.
+_INPUT = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawTurn:
+    """A turn as an entry has it.
+
+    Attributes:
+        role: name of its speaker in the data; None if the dialect itself decides the `speaker`.
+        speaker: "human" or "gpt", where the dialect decides it.
+        content: a text, or parts of texts and images.
+        keys: its other keys.
+    """
+
+    content: Any
+    role: Any = None
+    speaker: str = ""
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """The conversation of an entry.
+
+    Attributes:
+        key: of the list of turns, for messages and keys that are not read; empty for pairs and captions.
+        read: keys of the entry that it was made of.
+        turns: as the entry has them.
+        is_llava: `conversations` of `from` and `value`: images need their `<image>` in the text. In all other
+            dialects, images without any mark belong to the first question.
+        is_caption: an image and a text about it.
+    """
+
+    key: str
+    read: frozenset[str]
+    turns: tuple[RawTurn, ...]
+    is_llava: bool = False
+    is_caption: bool = False
+
+
+def conversation_of(entry: Mapping[str, Any]) -> Conversation:
+    """The conversation of an entry of plain values.
+
+    Raises:
+        SampleError: it fits no dialect, or two; lists the entry's keys.
+    """
+    lists = {key: turns for key in LISTS if (turns := _listed(key, entry.get(key)))}
+    if "conversations" not in lists and not is_nothing(entry.get("conversations")):
+        raise SampleError(no_conversation(entry))
+    if lists:
+        return _of_lists(lists)
+    pairs = list(_pairs(entry))
+    if len(pairs) > 1:
+        first, second = (" and ".join(map(repr, pair)) for pair in pairs[:2])
+        raise SampleError(f"has {first}, but also {second}; keep one question and one answer")
+    if pairs:
+        return _of_pair(entry, *pairs[0])
+    if "conversations" in entry:
+        raise SampleError(EMPTY)
+    return _of_caption(entry)
+
+
+def pair_in(turn: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of question and answer in an element of a list; None if it is not a pair."""
+    return next(iter(_pairs(turn)), None)
+
+
+def _listed(key: str, value: Any) -> list[Any]:
+    """The list of turns under a key, empty if there is none. A text may be JSON, an object may be columns."""
+    if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        value = _rows(value)
+    if not isinstance(value, list) or not value:
+        return []
+    # under the other keys a list of texts, say, is no conversation
+    return value if key == "conversations" or isinstance(value[0], dict) else []
+
+
+def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """The objects of an object of equally long columns; none if their lengths differ."""
+    if len({len(column) for column in columns.values()}) != 1:
+        return []
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _parsed(text: str) -> Any:
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _of_lists(lists: Mapping[str, list[Any]]) -> Conversation:
+    key, *others = lists
+    for other in others:
+        if lists[other] != lists[key]:
+            raise SampleError(f"both {key!r} and {other!r} hold a conversation; keep one of the two")
+    turns = tuple(turn for number, element in enumerate(lists[key]) for turn in _turns_in(number, element))
+    first = lists[key][0]
+    is_llava = key == "conversations" and first.get("from") is not None and first.get("value") is not None
+    return Conversation(key=key, read=ENTRY_KEYS | set(lists), turns=turns, is_llava=is_llava)
+
+
+def _turns_in(number: int, element: Any) -> Iterator[RawTurn]:
+    """The turn of an element, or the two of a pair."""
+    if not isinstance(element, dict):
+        raise SampleError(no_turn(number, element))
+    found = filled(element)
+    role, content = (_one_of(number, found, keys) for keys in (ROLE_KEYS, CONTENT_KEYS))
+    if role is not None:
+        others = {key: value for key, value in found.items() if key not in (*ROLE_KEYS, *CONTENT_KEYS)}
+        yield RawTurn(role=found[role], content=None if content is None else found[content], keys=others)
+    elif (pair := pair_in(found)) is not None:
+        question, answer = pair
+        others = {key: value for key, value in found.items() if key not in pair}
+        yield RawTurn(speaker="human", content=found[question])
+        yield RawTurn(speaker="gpt", content=found[answer], keys=others)
+    else:
+        raise SampleError(no_turn(number, found))
+
+
+def _one_of(number: int, turn: Mapping[str, Any], keys: tuple[str, str]) -> str | None:
+    """Which of two keys the turn has."""
+    first, second = keys
+    if first in turn and second in turn and turn[first] != turn[second]:
+        raise SampleError(f"turn {number} has {first!r} and {second!r}, which differ; keep one of the two")
+    return next((key for key in keys if key in turn), None)
+
+
+def _pairs(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for question, answer in PAIRS:
+        if entry.get(question) is None or entry.get(answer) is None:
+            continue
+        if question != _INPUT or entry.get("instruction") is None:
+            yield question, answer
+
+
+def _of_pair(entry: Mapping[str, Any], question: str, answer: str) -> Conversation:
+    asked, read = entry[question], ENTRY_KEYS | {question, answer}
+    if question == "instruction":
+        read |= {_INPUT}
+        if not is_nothing(more := entry.get(_INPUT)):
+            if not isinstance(asked, str) or not isinstance(more, str):
+                raise SampleError(f"{question!r} and {_INPUT!r} are not both texts; write them as texts")
+            asked = f"{asked}\n{more}"
+    for key in (question, answer):
+        if not isinstance(entry[key], str | list | dict):
+            raise SampleError(f"{key!r} is a {type(entry[key]).__name__}, expected a text; write it as a text")
+    turns = RawTurn(speaker="human", content=asked), RawTurn(speaker="gpt", content=entry[answer])
+    return Conversation(key="", read=frozenset(read), turns=turns)
+
+
+def _of_caption(entry: Mapping[str, Any]) -> Conversation:
+    for key in CAPTIONS:
+        value = entry.get(key)
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+            raise SampleError(f"{key!r} has {len(value)} captions; keep one, as a text")
+        caption = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(caption, str) and caption.strip():
+            turns = RawTurn(speaker="human", content=""), RawTurn(speaker="gpt", content=caption)
+            return Conversation(key="", read=ENTRY_KEYS | {key}, turns=turns, is_caption=True)
+    raise SampleError(no_conversation(entry))

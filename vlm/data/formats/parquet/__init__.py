@@ -1,0 +1,1 @@
+"""Parquet files; `pyarrow` is imported by `reading.py` only."""

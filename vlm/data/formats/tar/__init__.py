@@ -1,0 +1,1 @@
+"""Tars of WebDataset: files with one name and several suffixes are one sample."""

@@ -193,7 +193,7 @@ class _Match:
     def _refuse(self, found: str) -> NoReturn:
         raise StoreError(
             f"store {self.path} was made from other data: {found}; keep the data of the store unchanged at the start "
-            "of the list and add new files or data sets at its end, or choose another store.path"
+            "of the list and add new files or data sets at its end, or choose another path"
         )
 
 

@@ -31,6 +31,7 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.retry import with_advice
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 LONG_ANSWER = "and so on, " * 200
 
@@ -123,8 +124,7 @@ def test_figures_and_reasons_are_those_of_the_dump(
     assert job.images is not None
     result = dump(
         DumpJob(
-            conversations=job.conversations[0],
-            images=job.images,
+            data=(DataSet(path=job.conversations[0], images=job.images),),
             template="v1",
             max_tokens=limit,
             teacher=TeacherConfig(checkpoint=job.checkpoint, vision_config=job.vision_config),
@@ -176,8 +176,7 @@ def test_samples_with_several_images_are_judged_by_the_worst(
     assert reasons["three marks"].startswith("3 <image> in the conversation but 2 images")
     result = dump(
         DumpJob(
-            conversations=job.conversations[0],
-            images=job.images,
+            data=(DataSet(path=job.conversations[0], images=job.images),),
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(checkpoint=job.checkpoint, vision_config=job.vision_config, sanity="off"),

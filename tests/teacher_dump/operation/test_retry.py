@@ -39,13 +39,18 @@ def images(golden_images: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def make(make_job: MakeJob, images: Path) -> MakeJob:
     """As `make_job`, with images that a test may take away."""
-    return lambda *arguments, **settings: replace(make_job(*arguments, **settings), images=images)
+
+    def make(*arguments: Any, **settings: Any) -> DumpJob:
+        job = make_job(*arguments, **settings)
+        return replace(job, data=(replace(job.data[0], images=images),))
+
+    return make
 
 
 def an_image(job: DumpJob) -> Path:
-    assert job.images is not None
-    entries = json.loads(job.conversations.read_text())
-    return job.images / next(entry["image"] for entry in entries if "image" in entry)
+    assert job.data[0].images is not None
+    entries = json.loads(job.data[0].path.read_text())
+    return job.data[0].images / next(entry["image"] for entry in entries if "image" in entry)
 
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])

@@ -179,9 +179,9 @@ class _Match:
             may_grow = is_last and place == len(source.pieces) - 1
             if not _begins(listed, now[place], piece, start, may_grow=may_grow):
                 self._refuse(
-                    f"{now[place].name} of data set {source.name!r} has {now[place].num_samples} samples with sha256 "
-                    f"{now[place].sha256[:12]}, in the store {piece.name} has {piece.num_samples} with "
-                    f"{piece.sha256[:12]}"
+                    f"{piece.name} of data set {source.name!r} has {piece.num_samples} samples with sha256 "
+                    f"{piece.sha256[:12]} in the store, {now[place].name} has {now[place].num_samples} with "
+                    f"{now[place].sha256[:12]} now"
                 )
             start += piece.num_samples
         if len(now) > len(source.pieces) and not is_last:
@@ -193,7 +193,7 @@ class _Match:
     def _refuse(self, found: str) -> NoReturn:
         raise StoreError(
             f"store {self.path} was made from other data: {found}; keep the data of the store unchanged at the start "
-            "of the list and add new files or data sets at its end, or choose another store.path"
+            "of the list and add new files or data sets at its end, or choose another path"
         )
 
 

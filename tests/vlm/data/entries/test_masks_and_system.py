@@ -67,9 +67,9 @@ def test_questions_are_not_trained() -> None:
 def test_masks_that_disagree_or_leave_nothing() -> None:
     both = {"loss": 1, "masked": True}
     assert problem_of(ASKED, ("assistant", "a", both)).startswith(
-        "turn 1: key 'loss' asks to train on it, key 'masked'"
+        "turn 1: key 'loss' selects it for training, key 'masked'"
     )
-    assert "asks to train on it" in problem_of(ASKED, ("assistant", "a", {"loss": 1}), train=[0, 0])
+    assert "selects it for training" in problem_of(ASKED, ("assistant", "a", {"loss": 1}), train=[0, 0])
     assert problem_of(ASKED, ("assistant", "a", {"loss": 0})).startswith("nothing would be trained: every answer is")
     assert "key 'loss' (0) is not read" in problem_of(ASKED, ("assistant", "a"), loss=0)
     assert "key 'masked' (1) is not read" in problem_of(ASKED, ("assistant", "a"), masked=1)

@@ -87,7 +87,7 @@ def conversation_of(entry: Mapping[str, Any]) -> Conversation:
         raise SampleError(f"has {first}, but also {second}; keep one question and one answer")
     if pairs:
         return _of_pair(entry, *pairs[0])
-    if "conversations" in entry:
+    if entry.get("conversations") is not None:
         raise SampleError(EMPTY)
     return _of_caption(entry)
 

@@ -59,6 +59,7 @@ def _is_trained(number: int, speaker: str, keys: Iterable[tuple[str, Any]]) -> b
             )
     if len(found) > 1:
         raise SampleError(
-            f"turn {number}: key {shown(found[True])} asks to train on it, key {shown(found[False])} not to; keep one"
+            f"turn {number}: key {shown(found[True])} selects it for training, key {shown(found[False])} excludes it; "
+            "keep one"
         )
     return False not in found

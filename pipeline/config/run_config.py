@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from alignkd.disk.opening import open_regular_or_pipe
 from alignkd.pipeline.config.problems import problem_of
+from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import STEM
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
@@ -70,14 +72,19 @@ class RunConfig(Settings):
     data: DataConfig
     teacher: TeacherConfig | None = None
     student: StudentConfig | None = None
-    store: StoreConfig
+    store: SerializeAsAny[StoreConfig]
     train: TrainConfig | None = None
+
+    @field_validator("store", mode="wrap")
+    @classmethod
+    def _read_a_list_of_stores(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        return listed_stores(value) if isinstance(value, list | tuple) else handler(value)
 
     @model_validator(mode="after")
     def _losses_have_targets(self) -> Self:
         """Check before the teacher runs that each loss has a target, in a form that it can use."""
-        if self.train is None:
-            return self
+        if self.train is None or isinstance(self.store, ListedStores):
+            return self  # what listed stores keep is in their manifests alone
         losses, targets = self.train.losses, self.train.targets
         weighed = losses.needed_targets
         problems = []
@@ -119,6 +126,12 @@ class RunConfig(Settings):
             store=self.store,
         )
 
+    def trained_stores(self) -> Path | str | tuple[TrainStore, ...]:
+        """The store that a run is trained from, or several."""
+        if not isinstance(self.store, ListedStores):
+            return self.store.path
+        return tuple(store.train_store() for store in self.store.stores)
+
     def train_job(self) -> TrainJob:
         """The job of phase 2."""
         assert self.student is not None and self.train is not None
@@ -130,7 +143,7 @@ class RunConfig(Settings):
             images=self.data.images,
             template=self.data.template,
             max_tokens=self.data.max_tokens,
-            store=self.store.path,
+            store=self.trained_stores(),
             train=self.train,
             configuration=self.model_dump(mode="json"),
         )
@@ -150,11 +163,18 @@ def load_run_config(path: Path, command: Command) -> RunConfig:
 
 def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig | None, list[str]]:
     """The configuration, None if it is invalid, and its problems."""
-    missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
+    several = isinstance(values.get("store"), list)
+    needed = SECTIONS_OF["train" if several and command == "plan" else command]
+    missing = [section for section in needed if values.get(section) is None]
     problems = [
         f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
         for section in missing
     ]
+    if several and command in ("dump", "run"):
+        problems.append(
+            f"store: is a list, from which `alignkd train` trains; alignkd {command} writes one store at a time: give "
+            "it as a mapping with a path"
+        )
     try:
         return RunConfig.model_validate(values), problems
     except ValidationError as error:

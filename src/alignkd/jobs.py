@@ -3,7 +3,7 @@
 Sections and keys are those of the configuration file (docs/configuration.md), with the same checks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from alignkd.pipeline.config.run_config import SECTIONS_OF, Command, RunConfig, 
 from alignkd.student_train.job import TrainJob
 from alignkd.teacher_dump.job import DumpJob
 
-Section = Mapping[str, Any]
+# The keys of a section; `store` of a training may be a list of them.
+Section = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+LISTS = ("store",)
 
 
 def dump_job(config: Path | str | None = None, *, stage: str | None = None, **sections: Section) -> DumpJob:
@@ -35,7 +37,8 @@ def train_job(config: Path | str | None = None, *, stage: str | None = None, **s
     Args:
         config: a configuration file, or None to give all sections as keywords.
         stage: which stage of a file of several.
-        sections: `data`, `student`, `store` and `train`, each a mapping; their keys replace those of the file.
+        sections: `data`, `student`, `store` and `train`, each a mapping; their keys replace those of the file. `store`
+            may be a list of stores, which replaces that of the file.
 
     Raises:
         InputError: one line that lists every problem.
@@ -47,11 +50,16 @@ def _config(command: Command, path: Path | str | None, stage: str | None, sectio
     if unknown := sorted(sections.keys() - set(SECTIONS_OF["run"])):
         raise TypeError(f"there is no section {unknown[0]!r}, expected {', '.join(SECTIONS_OF[command])}")
     for name, section in sections.items():
-        if not isinstance(section, Mapping):
-            raise TypeError(f"section {name} is {section!r:.60}, expected a mapping of keys")
+        is_list = name in LISTS and isinstance(section, list) and all(isinstance(entry, Mapping) for entry in section)
+        if not isinstance(section, Mapping) and not is_list:
+            expected = "a mapping of keys, or a list of them" if name in LISTS else "a mapping of keys"
+            raise TypeError(f"section {name} is {section!r:.60}, expected {expected}")
     if stage is not None and path is None:
         raise TypeError(f"stage is {stage!r}, but there is no configuration file that has stages")
-    given = {name: dict(section) for name, section in sections.items()}
+    given: dict[str, Any] = {
+        name: dict(section) if isinstance(section, Mapping) else [dict(entry) for entry in section]
+        for name, section in sections.items()
+    }
     if path is not None:
         return load_stage(Path(path), command, stage, given)
     config, problems = checked_config(given, command)

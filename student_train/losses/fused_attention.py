@@ -27,8 +27,8 @@ from alignkd.vlm.attention.attention_rows import (
     weights_of_scores,
 )
 
-# The loss of each sample [B] over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input), the
-# slice of rows, and the loss's parameters.
+# The loss of each sample [B] over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input),
+# the slice of rows, and the loss's parameters.
 RowsLoss = Callable[..., Tensor]
 
 

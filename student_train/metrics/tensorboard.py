@@ -12,7 +12,7 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardLog:
-    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, figures of sources under `source/NAME/`, others under `run/`.
+    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, sources under `source/NAME/`, the rest under `run/`.
 
     Args:
         output: folder of the run.

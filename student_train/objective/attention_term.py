@@ -64,7 +64,9 @@ def chunked_attention_loss(
         num_rows_B = [min(max(total - rows.start, 0), at_once) for total in targets.num_rows_B]
         return attention_loss(adapted_BrHC.transpose(1, 2), student_BHrC, num_rows_B, targets.num_cols_B).parts
 
-    total, parts_B = fused_attention_loss(inputs, targets.cols_BC, loss_of, adapters.attention_weights(), rows_at_once=at_once)
+    total, parts_B = fused_attention_loss(
+        inputs, targets.cols_BC, loss_of, adapters.attention_weights(), rows_at_once=at_once
+    )
     pairs = sum(rows * cols for rows, cols in zip(targets.num_rows_B, targets.num_cols_B, strict=True))
     return LossSum(total, pairs * heads, parts_B)
 

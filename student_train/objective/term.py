@@ -99,8 +99,8 @@ class Term:
         target: the stored target that it compares with; None if it needs no teacher.
         positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
-        compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks its
-            target the count is 0, and the sum must still depend on every parameter that the term trains (`idle`).
+        compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks
+            its target the count is 0, and the sum must still depend on every parameter that the term trains (`idle`).
         elements: how many elements each sample of a store contributes to `compute`, int64 [samples], for a student of
             these shapes. The total is divided by their sum over the global batch.
         on_logits: for a sum over supervised positions that needs the student's logits: gives the function that is

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage import MixedOrder, OrderPart, SampleOrder
+from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
 from alignkd.student_train.data.sources import sources_of
-from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.stores import TrainStore, store_weights
 
@@ -42,11 +42,14 @@ class Mixture:
     portions: tuple[Portion, ...]
 
     @classmethod
-    def of(cls, stores: Sequence[TrainStore], samples: TrainingSet, source_weights: Mapping[str, float]) -> "Mixture":
+    def of(
+        cls, stores: Sequence[TrainStore], readers: Sequence[StoreReader], source_weights: Mapping[str, float]
+    ) -> "Mixture":
         """The mixture that the weights of a job give.
 
         Args:
-            stores: the stores of `samples`, in the same order.
+            stores: the stores.
+            readers: the same stores, opened.
             source_weights: weight by name of a source, multiplied with that of its store; 1 for all others.
 
         Raises:
@@ -58,17 +61,15 @@ class Mixture:
                 source=source,
                 part=OrderPart(positions=positions, weight=source_weights.get(source, 1.0)),
             )
-            for number, store in enumerate(stores)
-            for source, positions in _positions_by_source(samples, number)
+            for store, (reader, start) in zip(stores, _with_starts(readers), strict=True)
+            for source, positions in _positions_by_source(reader, start)
         ]
         _check_sources(portions, source_weights)
         sizes = [
             sum(portion.part.weight * len(portion.part.positions) for portion in _of_store(portions, store))
             for store in stores
         ]
-        weights = {
-            store.shown_name: weight for store, weight in zip(stores, store_weights(stores, sizes), strict=True)
-        }
+        weights = {store.shown_name: weight for store, weight in zip(stores, store_weights(stores, sizes), strict=True)}
         weighted = (
             replace(portion, part=replace(portion.part, weight=portion.part.weight * weights[portion.store]))
             for portion in portions
@@ -100,7 +101,7 @@ class Mixture:
         return [portion.part.weight for portion in self.portions if portion.store == store]
 
     def rows(self) -> list[dict[str, Any]]:
-        """`store`, `source`, `samples`, `weight`, `per_pass` and `share` of a pass of every portion, as plain values."""
+        """Plain values of every portion; `share` is its share of a pass."""
         return [
             {
                 "store": portion.store,
@@ -125,12 +126,17 @@ class Mixture:
             )
 
 
-def _positions_by_source(samples: TrainingSet, store: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    names, of_record = sources_of(samples.readers[store])
-    positions = samples.positions_of(store)
+def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, int]]:
+    """Each store and the position of its first sample in the `TrainingSet`."""
+    starts = accumulate((len(reader) for reader in readers), initial=0)
+    return zip(readers, starts, strict=False)
+
+
+def _positions_by_source(reader: StoreReader, start: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    names, of_record = sources_of(reader)
     for number, name in enumerate(names):
-        if len(own := positions[of_record == number]):
-            yield name, own
+        if len(own := np.flatnonzero(of_record == number)):
+            yield name, start + own
 
 
 def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:

@@ -152,7 +152,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     student, epochs = job.open_student(), job.train.epochs
     samples = open_samples(job, student)
     stores = job.stores
-    mixture = Mixture.of(stores, samples, job.source_weights)
+    mixture = Mixture.of(stores, samples.readers, job.source_weights)
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     return RunPlan(
         job=job,

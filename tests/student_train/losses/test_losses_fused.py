@@ -363,9 +363,7 @@ def test_peak_memory_does_not_grow_with_the_positions(name: Any) -> None:
 
         return peak_bytes(
             lambda: weighted_sum(
-                fused_totals(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=chunk_bytes)
-                if fused
-                else plain()
+                fused_totals(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=chunk_bytes) if fused else plain()
             )
         )
 

@@ -86,4 +86,5 @@ def store_weights(stores: Sequence[TrainStore], sizes: Sequence[float]) -> list[
         return [store.weight for store in stores]
     shares = [store.share or 0.0 for store in stores]
     per_pass = min(size / share for size, share in zip(sizes, shares, strict=True))
-    return [min(1.0, share * per_pass / size) for size, share in zip(sizes, shares, strict=True)]
+    # rounded, so that the scarcest has exactly 1
+    return [round(share * per_pass / size, 12) for size, share in zip(sizes, shares, strict=True)]

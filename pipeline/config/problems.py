@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from alignkd.pipeline.config.store_list import LIST_ENTRIES
 from alignkd.vlm.errors import one_line
 from alignkd.vlm.settings import COMPLETE, described
 
@@ -89,7 +90,7 @@ def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
     """Suggest the known key nearest to an unknown one, or list the first known keys."""
     model: type[BaseModel] | None = root
     for part in location[:-1]:
-        model = section_model(model, str(part))
+        model = LIST_ENTRIES.get(model) if isinstance(part, int) and model else section_model(model, str(part))
     known = list(model.model_fields) if model is not None else []
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
     if nearest or not known:

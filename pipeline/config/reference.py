@@ -17,14 +17,11 @@ from pydantic.fields import FieldInfo
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.store_list import ListedStore
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.pipeline.config.store_list import LIST_ENTRIES
 from alignkd.vlm.settings import MAX_COUNT, MAX_NUMBER, OneOf
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-# section -> the model of an entry where the section may also be a list
-LISTS: dict[type[BaseModel], type[BaseModel]] = {StoreConfig: ListedStore}
 _POWERS: dict[Any, str] = {2**63: "2^63", 2**64: "2^64", 1e6: "1e6"}
 _BASIC = {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}
 
@@ -41,8 +38,7 @@ def tables() -> str:
     for where, model in _sections(RunConfig):
         rows = [_row(name, field, meanings(model)[name], where) for name, field in model.model_fields.items()]
         parts += [f"### `{where}`\n", "| key | type | default | meaning |", "|:--|:--|:--|:--|", *rows, ""]
-        if model in LISTS:
-            entry = LISTS[model]
+        if (entry := LIST_ENTRIES.get(model)) is not None:
             rows = [_row(name, field, meanings(entry)[name], where) for name, field in entry.model_fields.items()]
             parts += [f"### `{where}`, an entry of a list\n", "| key | type | default | meaning |", "|:--|:--|:--|:--|"]
             parts += [*rows, ""]

@@ -172,8 +172,8 @@ def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig 
     ]
     if several and command in ("dump", "run"):
         problems.append(
-            f"store: is a list, from which `alignkd train` trains; alignkd {command} writes one store at a time: give "
-            "it as a mapping with a path"
+            f"store: found a list, which is for `alignkd train`; alignkd {command} writes one store at a time: give it "
+            "as a mapping with a path"
         )
     try:
         return RunConfig.model_validate(values), problems

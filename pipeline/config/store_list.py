@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field, TypeAdapter, model_serializer
+from pydantic import BaseModel, Field, TypeAdapter, model_serializer
 from pydantic_core import PydanticCustomError
 
 from alignkd.student_train.stores import TrainStore, store_problems
@@ -46,6 +46,8 @@ class ListedStores(StoreConfig):
         return [store.model_dump(mode="json") for store in self.stores]
 
 
+# section -> the model of an entry, where the section may also be a list
+LIST_ENTRIES: dict[type[BaseModel], type[BaseModel]] = {StoreConfig: ListedStore}
 _ENTRIES = TypeAdapter(list[ListedStore])
 
 

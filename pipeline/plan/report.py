@@ -17,16 +17,16 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
         f"stores    {plan.per_pass:,} samples per pass, {plan.mean_tokens:.0f} tokens on average, longest "
         f"{plan.longest}; {plan.steps:,} steps see {plan.samples_seen:,} samples"
     )
-    rows = [("store", "source", "samples", "weight", "per pass", "share")]
+    rows = [("source", "samples", "weight", "per pass", "share")]
     rows += [
-        (row["store"], row["source"], f"{row['samples']:,}", f"{row['weight']:.4g}", f"{row['per_pass']:,}",
+        (row["name"], f"{row['samples']:,}", f"{row['weight']:.4g}", f"{row['per_pass']:,}",
          f"{row['share']:.1%}")
         for row in plan.stores
     ]  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  " + "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
     yield ""

@@ -15,6 +15,17 @@ def sources_of(reader: StoreReader) -> tuple[list[str], NDArray[np.int64]]:
     return [store_name(reader.path)], np.zeros(len(reader), np.int64)
 
 
+def shown_names(store: str, sources: Sequence[str], *, alone: bool) -> list[str]:
+    """Names of the sources of a store that are unique in a run.
+
+    A store gives its own name to its only source. Several sources are named `STORE/SOURCE`, without the store if it is
+    the only one of the run (`alone`).
+    """
+    if len(sources) == 1:
+        return [store]
+    return list(sources) if alone else [f"{store}/{source}" for source in sources]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sources:
     """Counts samples by source.
@@ -31,9 +42,6 @@ class Sources:
     def of_stores(cls, names: Sequence[str], readers: Sequence[StoreReader]) -> "Sources":
         """The sources of some stores.
 
-        A store of one source gives it its own name. Sources of a store with several are named `STORE/SOURCE`, unless
-        it is the only store.
-
         Args:
             names: name of each store.
             readers: the stores, in the order of `TrainingSet`.
@@ -43,9 +51,7 @@ class Sources:
         for name, reader in zip(names, readers, strict=True):
             own, of_record = sources_of(reader)
             numbers.append(len(found) + of_record)
-            if len(own) > 1:
-                own = [source if len(readers) == 1 else f"{name}/{source}" for source in own]
-            found += own if len(own) > 1 else [name]
+            found += shown_names(name, own, alone=len(readers) == 1)
         return cls(names=tuple(found), of_sample=np.concatenate(numbers))
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
-from alignkd.student_train.data.sources import sources_of
+from alignkd.student_train.data.sources import shown_names, sources_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.stores import TrainStore, store_weights
 
@@ -19,11 +19,13 @@ class Portion:
     """The samples of one source in one store.
 
     Attributes:
+        name: name in messages and figures, see `shown_names`.
         store: name of the store.
         source: name of the source in that store.
         part: positions in the `TrainingSet`, and how often each is seen per pass.
     """
 
+    name: str
     store: str
     source: str
     part: OrderPart
@@ -57,12 +59,13 @@ class Mixture:
         """
         portions = [
             Portion(
+                name=name,
                 store=store.shown_name,
                 source=source,
                 part=OrderPart(positions=positions, weight=source_weights.get(source, 1.0)),
             )
             for store, (reader, start) in zip(stores, _with_starts(readers), strict=True)
-            for source, positions in _positions_by_source(reader, start)
+            for name, source, positions in _by_source(store.shown_name, reader, start, alone=len(readers) == 1)
         ]
         _check_sources(portions, source_weights)
         sizes = [
@@ -104,8 +107,7 @@ class Mixture:
         """Plain values of every portion; `share` is its share of a pass."""
         return [
             {
-                "store": portion.store,
-                "source": portion.source,
+                "name": portion.name,
                 "samples": len(portion.part.positions),
                 "weight": portion.part.weight,
                 "per_pass": portion.part.per_epoch,
@@ -119,9 +121,8 @@ class Mixture:
         if len(self.portions) == 1 and self.is_plain:
             return
         for row in self.rows():
-            name = row["store"] if row["source"] == row["store"] else f"{row['store']}, source {row['source']}"
             yield (
-                f"store {name}: {row['samples']} samples, each seen {row['weight']:.4g} times per pass: "
+                f"source {row['name']}: {row['samples']} samples, each seen {row['weight']:.4g} times per pass: "
                 f"{row['per_pass']} of {self.per_pass} samples ({row['share']:.1%})"
             )
 
@@ -132,11 +133,14 @@ def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, 
     return zip(readers, starts, strict=False)
 
 
-def _positions_by_source(reader: StoreReader, start: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    names, of_record = sources_of(reader)
-    for number, name in enumerate(names):
+def _by_source(
+    store: str, reader: StoreReader, start: int, *, alone: bool
+) -> Iterator[tuple[str, str, NDArray[np.int64]]]:
+    """Shown name, name in the store and positions of every source that has samples."""
+    sources, of_record = sources_of(reader)
+    for number, name in enumerate(shown_names(store, sources, alone=alone)):
         if len(own := np.flatnonzero(of_record == number)):
-            yield name, start + own
+            yield name, sources[number], start + own
 
 
 def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:

@@ -82,8 +82,8 @@ def test_weights_and_shares_decide_how_often_samples_are_seen(
     job = make_job(listed(*halves, weight=[0.5, 2.0]), steps=None, epochs=2, micro_batch=1, global_batch=11)
     with caplog.at_level(logging.INFO):
         result = train(job)
-    assert "store six: 6 samples, each seen 0.5 times per pass: 3 of 11 samples (27.3%)" in caplog.text
-    assert "store four: 4 samples, each seen 2 times per pass: 8 of 11 samples (72.7%)" in caplog.text
+    assert "source six: 6 samples, each seen 0.5 times per pass: 3 of 11 samples (27.3%)" in caplog.text
+    assert "source four: 4 samples, each seen 2 times per pass: 8 of 11 samples (72.7%)" in caplog.text
     assert "22 samples, 2 passes over 11" in caplog.text
     assert result.samples_by_source == {"six": 6, "four": 16} and result.samples_seen == 22
     lines = read_metrics(job.train.output)
@@ -186,7 +186,7 @@ def test_a_source_has_its_own_images_and_weight(
     plan = plan_run(job, start_ranks())
     assert [row["per_pass"] for row in plan.mixture.rows()] == [6, 12]
     train(job)
-    with pytest.raises(TrainError, match="data entry 'five' has weight 2.0, but no store has a source of that name"):
+    with pytest.raises(TrainError, match=r"data entry 'five' has weight 2\.0, but no store has a source of that name"):
         train(replace(job, source_weights={"five": 2.0}))
 
 

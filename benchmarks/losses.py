@@ -44,11 +44,11 @@ class Work:
 
     def fused(self) -> None:
         """The way of the objective."""
-        terms: list[HeadTerm] = [lambda x, part: supervised_loss(x, self.labels_N[part]).total, self.fused_term]
+        terms: list[HeadTerm] = [lambda x, part: supervised_loss(x, self.labels_N[part]).parts, self.fused_term]
         weighted = [WeightedTerm(term=term, weight=1.0) for term in terms]
         head = Head(weight_VD=self.head_VD)
-        totals = fused_head_losses(self.hidden_ND, head, weighted, chunk_bytes=self.chunk_bytes)
-        self._backward(torch.stack(totals).sum())
+        losses = fused_head_losses(self.hidden_ND, head, weighted, chunk_bytes=self.chunk_bytes)
+        self._backward(torch.stack([loss.total for loss in losses]).sum())
 
     def plain(self) -> None:
         """With [N, V] logits; stored hidden states are still used in chunks."""
@@ -114,7 +114,7 @@ def _work(
 
     def fused_term(logits_nV: Tensor, part: slice) -> Tensor:
         teacher = teacher_logits(states_ND[part], Head(weight_VD=teacher_VD)) if sparse is None else sparse[part]
-        return logit_loss(logits_nV, teacher, **settings).total
+        return logit_loss(logits_nV, teacher, **settings).parts
 
     def plain_term(logits_NV: Tensor) -> Tensor:
         if sparse is None:

@@ -1,6 +1,6 @@
 """Input and result of a training run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.stores import TrainStore, checked_stores
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
@@ -24,26 +25,38 @@ class TrainJob:
         processor: which image processor, see `CheckpointFolder`.
         dtype: dtype of the student's weights; master weights and optimiser state are float32.
         images: folder to which the samples' image paths are relative; None if the store holds the image files.
-        images_of: name of each data set -> its image folder, where there are several.
+        images_of: folder of images by name of a source of the stores, in place of `images`.
         template: prompt template, the checkpoint's own if None; must be the store's.
         max_tokens: largest number of embedded tokens of a sample, or None.
-        store: the teacher's cached targets, a folder or a URL.
+        store: the teacher's cached targets, a folder or a URL; or several stores with their weights.
+        source_weights: how often samples of a source are seen per pass, by name of the source, times the weight of
+            their store; 1 for all others.
         train: optimisation settings.
         configuration: the whole configuration of the run, JSON-able, which is written to `OUTPUT/run.json`; it has no
             effect on training.
     """
 
     student: str | Path
-    store: Path | str
+    store: Path | str | Sequence[TrainStore]
     train: TrainConfig
     images: Path | None = None
-    images_of: Mapping[str, Path | None] = field(default_factory=dict)
     template: str | None = None
     vision_config: Path | None = None
     processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     max_tokens: int | None = None
     configuration: Mapping[str, Any] | None = None
+    images_of: Mapping[str, Path | None] = field(default_factory=dict)
+    source_weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def stores(self) -> tuple[TrainStore, ...]:
+        """The stores, at least one.
+
+        Raises:
+            TrainError: one line with every problem of a list.
+        """
+        return checked_stores(self.store)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -67,6 +80,7 @@ class TrainResult:
         step: optimiser steps done, resumed ones included.
         samples_seen: samples consumed, resumed ones included.
         samples_by_kind: samples consumed by kind, see `sample_kinds.SampleKinds`.
+        samples_by_source: samples consumed by source; {} if the run has one.
         quarantined: unusable samples; the store has no targets of them.
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         metrics: the last line of `metrics.jsonl`.
@@ -81,8 +95,9 @@ class TrainResult:
     samples_by_kind: dict[str, int]
     quarantined: int
     skipped_steps: int
-    metrics: dict[str, float | int | bool | None]
+    metrics: dict[str, Any]
     student: Path | None
     adapters: Path | None
     already_finished: bool = False
     interrupted_by: int | None = None
+    samples_by_source: dict[str, int] = field(default_factory=dict)

@@ -15,7 +15,8 @@ EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
 # Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
 TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
-FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", *TIMINGS)
+BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
+FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", BY_SOURCE, *TIMINGS)
 KIND_PREFIX = "samples_"
 SECTIONS = {"data", "store", "train"}
 

@@ -89,7 +89,8 @@ def _run_steps(plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], sta
     with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
         while state.step < config.num_steps:
             step = plan.step(state.step)
-            tally = StepTally(config.losses.weights, counts(step.positions))
+            sources = plan.step_sources(step.positions, counts)
+            tally = StepTally(config.losses.weights, counts(step.positions), sources)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 

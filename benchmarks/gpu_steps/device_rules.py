@@ -1,6 +1,6 @@
 """Step 1: results of a device on random arrays: bytes of codecs, tokens, draws, unsigned integers, losses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -140,11 +140,11 @@ def fused(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, teacher_NV: Tens
     """Losses and the gradients of states and head, in chunks of a few positions."""
     hidden_ND, head_VD = hidden_ND.detach().requires_grad_(), head_VD.detach().requires_grad_()
     terms = [
-        WeightedTerm(term=lambda x, chunk: supervised_loss(x, labels_N[chunk]).total, weight=1.0),
-        WeightedTerm(term=lambda x, chunk: logit_loss(x, teacher_NV[chunk]).total, weight=0.5),
+        WeightedTerm(term=lambda x, chunk: supervised_loss(x, labels_N[chunk]).parts, weight=1.0),
+        WeightedTerm(term=lambda x, chunk: logit_loss(x, teacher_NV[chunk]).parts, weight=0.5),
     ]
-    totals = fused_head_losses(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=len(head_VD) * 4 * 100)
-    return _with_gradients(totals, hidden_ND, head_VD)
+    losses = fused_head_losses(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=len(head_VD) * 4 * 100)
+    return _with_gradients([loss.total for loss in losses], hidden_ND, head_VD)
 
 
 def plain(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +156,7 @@ def plain(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, teacher_NV: Tens
     return _with_gradients((cross_entropy, divergence), hidden_ND, head_VD)
 
 
-def _with_gradients(totals: tuple[Tensor, ...], hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _with_gradients(totals: Sequence[Tensor], hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (totals[0] + 0.5 * totals[1]).div(len(hidden_ND)).backward()
     assert hidden_ND.grad is not None and head_VD.grad is not None
     return torch.stack([*totals]).detach(), hidden_ND.grad, head_VD.grad

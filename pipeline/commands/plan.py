@@ -79,8 +79,8 @@ def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None
     Example: alignkd plan run.yaml --gpu-memory 24GiB --disk 2TB
     """
     with heavy_imports():
-        from alignkd.pipeline.plan.report import plan_lines
-        from alignkd.pipeline.plan.result import PlanOptions
+        from alignkd.pipeline.plan.report import plan_lines, training_plan_lines
+        from alignkd.pipeline.plan.result import Plan, PlanOptions
         from alignkd.pipeline.plan.stages import plan_stages, summary
 
     options["probe"] = options["probe"] or 0
@@ -92,5 +92,5 @@ def plan(config: Path, stage: str | None, as_json: bool, **options: Any) -> None
     for number, each in enumerate(plans):
         if number:
             click.echo()
-        for line in plan_lines(each):
+        for line in plan_lines(each) if isinstance(each, Plan) else training_plan_lines(each):
             click.echo(line)

@@ -35,8 +35,11 @@ def train(config: Path, stage: str | None, as_json: bool) -> None:
         from alignkd.pipeline.runs.changed_data import changed_data_notice
         from alignkd.pipeline.runs.train import is_first_process, run_train, summary
 
-    if is_first_process() and (notice := changed_data_notice(settings.data_sets, settings.store.path)):
-        say(notice)
+    store = settings.trained_stores()  # of several, each was made from a data set of its own
+    if is_first_process() and isinstance(store, Path | str):
+        notice = changed_data_notice(settings.data_sets, store)
+        if notice is not None:
+            say(notice)
     result = run_train(settings)
     interrupted = result.interrupted_by is not None
     if is_first_process():

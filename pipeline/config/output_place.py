@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.store_list import ListedStores
 from alignkd.student_train.output import student_folder
 
 
@@ -46,8 +47,13 @@ def _places(config: RunConfig) -> Iterator[tuple[str, Path]]:
         # a hub id has no folder; a student that does not exist yet lies in an output, which is checked itself
         if checkpoint and Path(checkpoint).is_dir():
             yield key, Path(checkpoint)
-    if isinstance(config.store.path, Path):
-        yield "store.path", config.store.path
+    if isinstance(config.store, ListedStores):
+        stores = [(f"store.{number}.path", store.path) for number, store in enumerate(config.store.stores)]
+    else:
+        stores = [("store.path", config.store.path)]
+    for key, path in stores:
+        if isinstance(path, Path):
+            yield key, path
     for data in config.data:
         if data.images is not None:
             yield "data.images", data.images

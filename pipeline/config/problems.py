@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from alignkd.pipeline.config.store_list import LIST_ENTRIES
 from alignkd.vlm.errors import one_line
 from alignkd.vlm.settings import COMPLETE, described
 
@@ -92,7 +93,10 @@ def _suggestion(location: tuple[Any, ...], root: type[BaseModel]) -> str:
     """Suggest the known key nearest to an unknown one, or list the first known keys."""
     model: type[BaseModel] | None = root
     for part in location[:-1]:
-        model = section_model(model, part) if isinstance(part, str) else model  # a number is a place in a list
+        if isinstance(part, int):  # a place in a list
+            model = LIST_ENTRIES.get(model, model) if model else None
+        else:
+            model = section_model(model, part)
     known = list(model.model_fields) if model is not None else []
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
     if nearest or not known:

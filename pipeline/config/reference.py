@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.store_list import LIST_ENTRIES
 from alignkd.vlm.settings import MAX_COUNT, MAX_NUMBER, OneOf
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -37,6 +38,10 @@ def tables() -> str:
     for where, model in _sections(RunConfig):
         rows = [_row(name, field, meanings(model)[name], where) for name, field in model.model_fields.items()]
         parts += [f"### `{where}`\n", "| key | type | default | meaning |", "|:--|:--|:--|:--|", *rows, ""]
+        if (entry := LIST_ENTRIES.get(model)) is not None:
+            rows = [_row(name, field, meanings(entry)[name], where) for name, field in entry.model_fields.items()]
+            parts += [f"### `{where}`, an entry of a list\n", "| key | type | default | meaning |", "|:--|:--|:--|:--|"]
+            parts += [*rows, ""]
     return "\n".join(parts)
 
 

@@ -3,14 +3,24 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from alignkd.disk.opening import open_regular_or_pipe
 from alignkd.pipeline.config.problems import problem_of
+from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import STEM
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
@@ -102,7 +112,7 @@ class RunConfig(Settings):
     data: tuple[DataConfig, ...]
     teacher: TeacherConfig | None = None
     student: StudentConfig | None = None
-    store: StoreConfig
+    store: SerializeAsAny[StoreConfig]
     train: TrainConfig | None = None
 
     @field_validator("data", mode="before")
@@ -152,11 +162,16 @@ class RunConfig(Settings):
         """The longest sample of all data sets, in embedded tokens."""
         return self.data[0].max_tokens
 
+    @field_validator("store", mode="wrap")
+    @classmethod
+    def _read_a_list_of_stores(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        return listed_stores(value) if isinstance(value, list | tuple) else handler(value)
+
     @model_validator(mode="after")
     def _losses_have_targets(self) -> Self:
         """Check before the teacher runs that each loss has a target, in a form that it can use."""
-        if self.train is None:
-            return self
+        if self.train is None or isinstance(self.store, ListedStores):
+            return self  # what listed stores keep is in their manifests alone
         losses, targets = self.train.losses, self.train.targets
         weighed = losses.needed_targets
         problems = []
@@ -186,6 +201,10 @@ class RunConfig(Settings):
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
 
+    def _named_data(self) -> list[tuple[str, DataConfig]]:
+        """The data sets by their names, which are those of the sources in a store."""
+        return list(zip(data_set_names(self.data_sets), self.data, strict=True))
+
     def dump_job(self) -> DumpJob:
         """The job of phase 1."""
         assert self.teacher is not None
@@ -197,6 +216,12 @@ class RunConfig(Settings):
             store=self.store,
         )
 
+    def trained_stores(self) -> Path | str | tuple[TrainStore, ...]:
+        """The store that a run is trained from, or several."""
+        if not isinstance(self.store, ListedStores):
+            return self.store.path
+        return tuple(store.train_store() for store in self.store.stores)
+
     def train_job(self) -> TrainJob:
         """The job of phase 2."""
         assert self.student is not None and self.train is not None
@@ -206,10 +231,11 @@ class RunConfig(Settings):
             processor=self.student.processor,
             dtype=self.student.dtype,
             images=self.data[0].images if len(self.data) == 1 else None,
-            images_of=dict(zip(data_set_names(self.data_sets), (one.images for one in self.data), strict=True)),
+            images_of={name: one.images for name, one in self._named_data() if len(self.data) > 1},
+            source_weights={name: one.weight for name, one in self._named_data() if one.weight != 1.0},
             template=self.template,
             max_tokens=self.max_tokens,
-            store=self.store.path,
+            store=self.trained_stores(),
             train=self.train,
             configuration=self.model_dump(mode="json"),
         )
@@ -229,11 +255,18 @@ def load_run_config(path: Path, command: Command) -> RunConfig:
 
 def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig | None, list[str]]:
     """The configuration, None if it is invalid, and its problems."""
-    missing = [section for section in SECTIONS_OF[command] if values.get(section) is None]
+    several = isinstance(values.get("store"), list)
+    needed = SECTIONS_OF["train" if several and command == "plan" else command]
+    missing = [section for section in needed if values.get(section) is None]
     problems = [
         f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
         for section in missing
     ]
+    if several and command in ("dump", "run"):
+        problems.append(
+            f"store: found a list, which is for `alignkd train`; alignkd {command} writes one store at a time: give it "
+            "as a mapping with a path"
+        )
     try:
         return RunConfig.model_validate(values), problems
     except ValidationError as error:

@@ -4,10 +4,8 @@ Of the models' weights only the two vision towers are read, and only if both che
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
@@ -28,6 +26,7 @@ from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.student import student_memory
+from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.probe import run_probe
@@ -44,8 +43,6 @@ from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.inputs.examples import Preparation
-
-DEVICE_COUNTS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ def make_plan(
         stem=stem,
         teacher=memory_of_teacher(config, data, store, teacher),
         student=None if student is None or load is None else student_memory(student, load),
-        table=() if student is None or load is None else _table(student, load, device_bytes),
+        table=() if student is None or load is None else memory_table(student, load, device_bytes),
         hours=hours_by_device(config, data, teacher, student),
         probe=probe,
         gpu_memory=device_bytes,
@@ -241,17 +238,3 @@ def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices:
     stem = sizes_of(inputs.model.config, config.teacher)
     stem_weights = stem.device if stem is not None and takes_from_stem(config) else 0
     return student_load(config, inputs.data, store, inputs.teacher, devices=devices, stem_weights=stem_weights)
-
-
-def _table(student: ModelShapes, load: StudentLoad, device_bytes: int) -> list[Mapping[str, Any]]:
-    """The student's memory for 1, 2, 4 and 8 devices, with and without offloading and checkpointing."""
-    rows: list[Mapping[str, Any]] = []
-    for devices in DEVICE_COUNTS:
-        for offload in (False, True):
-            for checkpointing in (False, True):
-                other = replace(load, devices=devices, offload=offload, gradient_checkpointing=checkpointing)
-                memory = student_memory(student, other)
-                rows.append({"devices": devices, "offload": offload, "gradient_checkpointing": checkpointing,
-                             "bytes": memory.peak, "host_bytes": memory.host,
-                             "fits": memory.fits(device_bytes)})  # fmt: skip
-    return rows

@@ -3,9 +3,43 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignkd.pipeline.console.printing import format_bytes, format_duration
+from alignkd.pipeline.plan.from_stores import TrainingPlan
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
 from alignkd.pipeline.plan.result import Plan
 from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
+
+
+def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
+    """All lines of the plan of a training from several stores."""
+    if plan.name is not None:
+        yield f"stage {plan.name}"
+    yield (
+        f"stores    {plan.per_pass:,} samples per pass, {plan.mean_tokens:.0f} tokens on average, longest "
+        f"{plan.longest}; {plan.steps:,} steps see {plan.samples_seen:,} samples"
+    )
+    rows = [("source", "samples", "weight", "per pass", "share")]
+    rows += [
+        (row["name"], f"{row['samples']:,}", f"{row['weight']:.4g}", f"{row['per_pass']:,}",
+         f"{row['share']:.1%}")
+        for row in plan.stores
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  " + "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+    yield ""
+    yield from _memory_lines("training", plan.student, plan.gpu_memory)
+    yield from _host_lines("training", plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
+    yield ""
+    yield from _student_table(plan)
+    yield ""
+    yield f"hours     on one device, arithmetic: {STUDENT_SHARE:.0%} of the data sheet's rate assumed"
+    for device, number in plan.hours.items():
+        yield f"  {device:<10} train {format_duration(3600 * number):>9}"
+    yield ""
+    yield "everything fits" if all(plan.fits_by.values()) else "does not fit; the table shows other settings"
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -108,7 +142,7 @@ def _part_lines(parts: Mapping[str, int]) -> Iterator[str]:
     return (f"  {part:<34} {format_bytes(size):>10}" for part, size in parts.items() if size)
 
 
-def _student_table(plan: Plan) -> Iterator[str]:
+def _student_table(plan: Plan | TrainingPlan) -> Iterator[str]:
     yield "training on n devices (ZeRO-2), memory of each"
     header = ["devices", "plain", "checkpointing", "offload", "both"]
     yield "  " + "  ".join(f"{cell:>13}" for cell in header)

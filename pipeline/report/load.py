@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.storage import StoreError
-from alignkd.student_train.output import FINISHED, KIND_PREFIX, METRICS, loss_names, read_finished
+from alignkd.student_train.output import BY_SOURCE, FINISHED, KIND_PREFIX, METRICS, loss_names, read_finished
 from alignkd.vlm.errors import InputError, unreadable
 
 LARGEST_WINDOW = 50
@@ -26,6 +26,8 @@ class Run:
         steps: optimiser steps done.
         samples_seen: samples consumed.
         samples_by_kind: samples consumed by kind.
+        by_source: for each source of a run with several: `samples` consumed, and the mean of `loss` and of each term
+            over its samples in the last `window` steps that have the term.
         skipped: steps whose loss or gradient was not finite.
         window: number of steps in a mean of losses.
         final: mean of each loss over the last `window` steps that have it.
@@ -40,6 +42,7 @@ class Run:
     steps: int
     samples_seen: int
     samples_by_kind: dict[str, int]
+    by_source: dict[str, dict[str, float]]
     skipped: int
     window: int
     final: dict[str, float]
@@ -105,6 +108,7 @@ def _load(folder: Path, name: str, smooth: int | None) -> Run:
         steps=lines[-1]["step"],
         samples_seen=lines[-1]["samples_seen"],
         samples_by_kind={kind: sum(line.get(KIND_PREFIX + kind, 0) for line in lines) for kind in sorted(kinds)},
+        by_source=_by_source(lines, window),
         skipped=sum(bool(line.get("skipped")) for line in lines),
         window=window,
         final={name: curve[-1][1] for name, curve in curves.items()},
@@ -114,6 +118,21 @@ def _load(folder: Path, name: str, smooth: int | None) -> Run:
         peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
         curves=curves,
     )
+
+
+def _by_source(lines: Sequence[dict[str, Any]], window: int) -> dict[str, dict[str, float]]:
+    sources = dict.fromkeys(source for line in lines for source in line.get(BY_SOURCE, {}))
+    return {source: _of_source([line[BY_SOURCE].get(source, {}) for line in lines], window) for source in sources}
+
+
+def _of_source(figures: Sequence[dict[str, Any]], window: int) -> dict[str, float]:
+    """Figures of one source; means are weighted by its samples in each step."""
+    found: dict[str, float] = {"samples": sum(step.get("samples", 0) for step in figures)}
+    for name in dict.fromkeys(name for step in figures for name in step if name != "samples"):
+        last = [(step[name], step["samples"]) for step in figures if step.get(name) is not None][-window:]
+        if last:
+            found[name] = statistics.fmean(*map(list, zip(*last, strict=True)))
+    return found
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A table of training runs: one column per run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count
@@ -52,12 +52,24 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("skipped steps", lambda run: str(run.skipped)),
         ("losses are means of", lambda run: format_count(run.window, "step")),
         *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
+        *_rows_by_source(runs),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
         ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),
         ("waiting for data", lambda run: _number(run.wait_share, ".1%")),
         ("peak memory, MiB", lambda run: _number(run.peak_memory_mib, ",.0f")),
     ]
     return [["", *(run.name for run in runs)], *([label, *(cell(run) for run in runs)] for label, cell in figures)]
+
+
+def _rows_by_source(runs: Sequence[Run]) -> Iterator[tuple[str, Callable[[Run], str]]]:
+    for source in dict.fromkeys(source for run in runs for source in run.by_source):
+        yield f"source {source}: samples", _of_source(source, "samples", ",d")
+        for name in losses_of(runs):
+            yield f"source {source}: {name.replace('_', ' ')}", _of_source(source, name, ".4g")
+
+
+def _of_source(source: str, name: str, form: str) -> Callable[[Run], str]:
+    return lambda run: _number(run.by_source.get(source, {}).get(name), form)
 
 
 def _kind(kind: str) -> Callable[[Run], str]:

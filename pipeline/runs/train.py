@@ -21,16 +21,17 @@ def run_train(config: RunConfig) -> TrainResult:
     """Run phase 2; the resolved configuration is kept as `OUTPUT/run.json`.
 
     Raises:
-        StoreError: no store at `store.path` yet, or a damaged one.
+        StoreError: there is no store yet, or it is damaged.
     """
+    job = config.train_job()
     try:
-        return train(config.train_job())
+        return train(job)
     except StoreError as error:
-        path = config.store.path
-        if isinstance(path, Path) and not path.exists():
-            raise StoreError(
-                f"store {path}: not there yet; write it by `alignkd dump`, or correct store.path"
-            ) from error
+        for store in job.stores:
+            if isinstance(store.path, Path) and not store.path.exists():
+                raise StoreError(
+                    f"store {store.path}: not there yet; write it by `alignkd dump`, or correct store.path"
+                ) from error
         raise
 
 
@@ -48,7 +49,10 @@ def summary(result: TrainResult) -> str:
     kinds = ", ".join(f"{result.samples_by_kind[kind]} {words}" for kind, words in SHOWN.items())
     applied = result.step - result.skipped_steps
     steps = f"{applied} of {result.step} steps" if result.skipped_steps else format_count(applied, "step")
+    sources = ", ".join(f"{count} of {name}" for name, count in result.samples_by_source.items())
     lines = [f"trained {steps} on {format_count(result.samples_seen, 'sample')} ({kinds}); student in {result.student}"]
+    if sources:
+        lines.append(f"samples by source: {sources}")
     if result.skipped_steps:
         lines.append(f"skipped: {format_count(result.skipped_steps, 'step')} whose loss or gradient was not finite")
     if result.quarantined:

@@ -12,8 +12,9 @@ from alignkd.pipeline.config.run_config import SECTIONS_OF, Command, RunConfig, 
 from alignkd.student_train.job import TrainJob
 from alignkd.teacher_dump.job import DumpJob
 
-# `data` may be a list of sections, one for each data set
+# The keys of a section; `data` may be a list of them, one for each data set, and so may `store` of a training.
 Section = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+LISTS = ("data", "store")
 
 
 def dump_job(config: Path | str | None = None, *, stage: str | None = None, **sections: Section) -> DumpJob:
@@ -37,8 +38,8 @@ def train_job(config: Path | str | None = None, *, stage: str | None = None, **s
     Args:
         config: a configuration file, or None to give all sections as keywords.
         stage: which stage of a file of several.
-        sections: `data`, `student`, `store` and `train`, each a mapping; their keys replace those of the file. A list
-            of data sets replaces the whole section.
+        sections: `data`, `student`, `store` and `train`, each a mapping; their keys replace those of the file. `data`
+            and `store` may be lists, which replace those of the file.
 
     Raises:
         InputError: one line that lists every problem.
@@ -50,12 +51,14 @@ def _config(command: Command, path: Path | str | None, stage: str | None, sectio
     if unknown := sorted(sections.keys() - set(SECTIONS_OF["run"])):
         raise TypeError(f"there is no section {unknown[0]!r}, expected {', '.join(SECTIONS_OF[command])}")
     for name, section in sections.items():
-        if not isinstance(section, Mapping) and not (name == "data" and _is_list(section)):
-            raise TypeError(f"section {name} is {section!r:.60}, expected a mapping of keys")
+        is_list = name in LISTS and isinstance(section, list) and all(isinstance(entry, Mapping) for entry in section)
+        if not isinstance(section, Mapping) and not is_list:
+            expected = "a mapping of keys, or a list of them" if name in LISTS else "a mapping of keys"
+            raise TypeError(f"section {name} is {section!r:.60}, expected {expected}")
     if stage is not None and path is None:
         raise TypeError(f"stage is {stage!r}, but there is no configuration file that has stages")
     given: dict[str, Any] = {
-        name: dict(section) if isinstance(section, Mapping) else [dict(one) for one in section]
+        name: dict(section) if isinstance(section, Mapping) else [dict(entry) for entry in section]
         for name, section in sections.items()
     }
     if path is not None:
@@ -64,7 +67,3 @@ def _config(command: Command, path: Path | str | None, stage: str | None, sectio
     if config is None or problems:
         raise refusal(Path(f"{command}_job"), problems)
     return config
-
-
-def _is_list(section: Any) -> bool:
-    return isinstance(section, list | tuple) and all(isinstance(one, Mapping) for one in section)

@@ -87,7 +87,7 @@ class OrderPart:
     Attributes:
         positions: int64 [n], distinct positions.
         weight: how often each is seen per epoch on average: 2.0 twice, 0.5 in every second epoch. In each epoch the
-            part has `round(weight * n)` samples.
+            part has `round(weight * n)` samples, at least one.
     """
 
     positions: NDArray[np.int64]
@@ -96,7 +96,7 @@ class OrderPart:
     @property
     def per_epoch(self) -> int:
         """Samples per epoch."""
-        return round(self.weight * len(self.positions))
+        return max(round(self.weight * len(self.positions)), min(1, len(self.positions)))
 
 
 class MixedOrder(SampleOrder):

@@ -1,6 +1,7 @@
 """Turns a record of the store into a training example, which is tokenised again and compared with the record."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
 from alignkd.student_train.data.lengths import same_vision_tokens
+from alignkd.student_train.data.sources import sources_of
 from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.data.turns import turns_of
 from alignkd.vlm.errors import SampleError
@@ -22,10 +24,19 @@ class CachedDataset:
         reader: the store.
         preparation: the STUDENT's tokenizer, template and image processor.
         images: folder to which the records' image paths are relative; None if the store holds the image files.
+        images_of: that folder by name of a source of the store, in place of `images`.
     """
 
-    def __init__(self, reader: StoreReader, preparation: Preparation, images: Path | None) -> None:
-        self.reader, self.preparation, self.images = reader, preparation, images
+    def __init__(
+        self,
+        reader: StoreReader,
+        preparation: Preparation,
+        images: Path | None,
+        images_of: Mapping[str, Path | None] | None = None,
+    ) -> None:
+        self.reader, self.preparation = reader, preparation
+        names, self._source_of = sources_of(reader)
+        self._images = [(images_of or {}).get(name, images) for name in names]
         # if False, `checks` allows only terms that need no vision positions of the store
         self._same_positions = same_vision_tokens(reader, preparation)
 
@@ -42,7 +53,7 @@ class CachedDataset:
         name = f"sample {record.id!r} (index {record.index})"
         turns = turns_of(record.conversations)
         try:
-            example = self.preparation.build(turns, self._image_bytes(record))
+            example = self.preparation.build(turns, self._image_bytes(record, self._images[self._source_of[position]]))
         except SampleError as error:
             raise SampleError(f"{name}: {error}") from error
         self._check_tokens(name, example, record)
@@ -62,15 +73,15 @@ class CachedDataset:
             for field in ("vision_positions", "tqv_query_positions", "supervised_positions"):
                 _check_equal(name, field, found=getattr(example.positions, field), stored=getattr(record, field))
 
-    def _image_bytes(self, record: Record) -> list[bytes]:
+    def _image_bytes(self, record: Record, images: Path | None) -> list[bytes]:
         """The image files, from the folder or the record; their hashes must be those that the teacher saw."""
         files = []
         for number, (image, sha256) in enumerate(zip(record.images, record.image_sha256, strict=True)):
             if record.image_bytes:
                 data, where = record.image_bytes[number], f"store {self.reader.path}, image {image}"
             else:
-                assert self.images is not None  # checks.check_images
-                data, where = read_image_bytes(self.images, image), str(self.images / image)
+                assert images is not None  # checks.check_images
+                data, where = read_image_bytes(images, image), str(images / image)
             if (found := hashlib.sha256(data).hexdigest()) != sha256:
                 raise SampleError(
                     f"{where}: sha256 is {found}, the teacher saw {sha256}; restore the file or dump the targets again"

@@ -11,7 +11,7 @@ from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 def attention_loss(
     adapted_teacher_BHRC: Tensor, student_BHRC: Tensor, num_rows_B: Sequence[int], num_cols_B: Sequence[int]
 ) -> LossSum:
-    """Squared error over the real (row, column) pairs of every sample and student head.
+    """Squared error over the real (row, column) pairs of every sample and student head; its parts are the samples.
 
     Args:
         adapted_teacher_BHRC: teacher attention after the adapter `Ht -> Hs`.
@@ -25,9 +25,9 @@ def attention_loss(
         & (_length_mask(num_cols_B, error_BHRC.shape[3], error_BHRC)[:, None, :])
     )
     # masked_fill, not a product: a padded entry may have any value, and 0 * inf is not 0.
-    total = error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum()
+    total_B = error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum(dim=(1, 2, 3))
     pairs = sum(rows * cols for rows, cols in zip(num_rows_B, num_cols_B, strict=True))
-    return LossSum(total, pairs * student_BHRC.shape[1])
+    return LossSum.of(total_B, pairs * student_BHRC.shape[1])
 
 
 def _length_mask(lengths_B: Sequence[int], width: int, like: Tensor) -> Tensor:

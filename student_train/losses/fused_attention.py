@@ -11,13 +11,14 @@ Shape letters: B samples, H heads, L positions, R rows, r of a chunk, C columns,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkd.student_train.losses.inner_autograd import value_and_gradients
+from alignkd.student_train.losses.inner_autograd import gradients_of
 from alignkd.vlm.attention.attention_rows import (
     RowInputs,
     attention_scores,
@@ -26,28 +27,30 @@ from alignkd.vlm.attention.attention_rows import (
     weights_of_scores,
 )
 
-# The sum of the loss over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input), the slice
-# of rows, and the loss's parameters.
+# The loss of each sample [B] over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input),
+# the slice of rows, and the loss's parameters.
 RowsLoss = Callable[..., Tensor]
 
 
 def fused_attention_loss(
     inputs: RowInputs, cols_BC: Tensor, loss: RowsLoss, parameters: Sequence[Tensor], *, rows_at_once: int
-) -> Tensor:
-    """The sum of the loss over all rows: a scalar, float32 (float64 for float64 input).
+) -> tuple[Tensor, Tensor]:
+    """The sum of the loss over all rows: a scalar, and its parts by sample [B], which have no gradient.
+
+    Both are float32 (float64 for float64 input).
 
     Args:
         inputs, cols_BC: as in `alignkd.vlm.attention.attention_rows`; queries and keys get a gradient.
-        loss: called with each chunk of rows; returns a sum over them.
+        loss: called with each chunk of rows; returns the sum over them for each sample [B].
         parameters: further tensors that get a gradient, float32 or float64; passed on to `loss`.
         rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L] (two with a soft cap), float32 gradients
             of queries and keys are held.
     """
     places = _Places(inputs=inputs, cols_BC=cols_BC, at_once=rows_at_once)
-    total: Tensor = _FusedAttention.apply(
+    total, parts_B = _FusedAttention.apply(
         inputs.query_BHRd, inputs.key_BHLd, places, loss, torch.is_grad_enabled(), *parameters
     )
-    return total
+    return total, parts_B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,15 @@ class _FusedAttention(torch.autograd.Function):
         loss: RowsLoss,
         grad_enabled: bool,
         *parameters: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in (query_BHRd, key_BHLd, *parameters)]
-        total = torch.zeros((), dtype=_summed(query_BHRd), device=query_BHRd.device)
+        parts_B = torch.zeros(len(query_BHRd), dtype=_summed(query_BHRd), device=query_BHRd.device)
+
+        def summed_loss(rows: slice, chosen_BHrC: Tensor, *leaves: Tensor) -> Tensor:
+            loss_B = loss(chosen_BHrC, rows, *leaves)
+            parts_B.add_(loss_B.detach())
+            return loss_B.sum()
+
         for chunk in row_chunks(query_BHRd.shape[2], places.at_once):
             inputs = places.inputs.chunk(chunk)
             scores_BHrL = attention_scores(inputs, places.cols_BC)
@@ -80,12 +89,9 @@ class _FusedAttention(torch.autograd.Function):
             columns_BHrC = expanded_columns(places.cols_BC, weights_BHrL)
             chosen_BHrC = weights_BHrL.gather(3, columns_BHrC).div_(sum_BHr1)
             if not grad_enabled:
-                total += loss(chosen_BHrC, chunk, *parameters)
+                summed_loss(chunk, chosen_BHrC, *parameters)
                 continue
-            value, (grad_chosen_BHrC, *of_parameters) = value_and_gradients(
-                lambda chosen, *leaves, rows=chunk: loss(chosen, rows, *leaves), [chosen_BHrC, *parameters]
-            )
-            total += value
+            grad_chosen_BHrC, *of_parameters = gradients_of(partial(summed_loss, chunk), [chosen_BHrC, *parameters])
             # gradient of a softmax of which only the columns are used: p_l * (g_l - sum over c of p_c * g_c)
             weighed_BHrC = grad_chosen_BHrC.mul(chosen_BHrC).mul_(inputs.scaling)
             weights_BHrL.mul_(-weighed_BHrC.sum(-1, keepdim=True) / sum_BHr1)
@@ -99,11 +105,12 @@ class _FusedAttention(torch.autograd.Function):
         if grad_enabled:
             ctx.save_for_backward(*gradients)
             ctx.dtypes = [like.dtype for like in (query_BHRd, key_BHLd, *parameters)]
-        return total
+        ctx.mark_non_differentiable(parts_B)
+        return parts_B.sum(), parts_B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, factor: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, *parameters = (
             torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

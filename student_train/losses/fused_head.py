@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from alignkd.student_train.losses.inner_autograd import value_and_gradients
-from alignkd.student_train.losses.loss_sum import to_accum_dtype
+from alignkd.student_train.losses.inner_autograd import gradients_of
+from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 from alignkd.vlm.families.family import Head
 
 CHUNK_BYTES = 64 << 20
-# The sum of a term over a chunk, from its logits [n, V] in float32 (or float64) and its slice of the N positions.
+# The value of a term at each position of a chunk [n], from its logits [n, V] in float32 (or float64) and its slice of
+# the N positions.
 HeadTerm = Callable[[Tensor, slice], Tensor]
 
 
@@ -59,8 +60,8 @@ class JointTerms:
 
 def fused_head_losses(
     hidden_ND: Tensor, head: Head, terms: Sequence[WeightedTerm] | JointTerms, *, chunk_bytes: int = CHUNK_BYTES
-) -> tuple[Tensor, ...]:
-    """The sum of every term over N positions, unweighted.
+) -> list[LossSum]:
+    """The sum of every term over N positions, unweighted; its parts are the positions.
 
     Args:
         hidden_ND: the student's hidden states after its final norm; N may be 0.
@@ -71,8 +72,8 @@ def fused_head_losses(
             small multiple of it. Apart from the [N, D] gradient of the states, the peak memory does not depend on N.
 
     Returns:
-        Scalars, float32 (float64 for float64 input). A float32 [V, D] and [N, D] are kept for the backward pass, unless
-        no gradient is needed.
+        Sums in float32 (float64 for float64 input); only the totals have a gradient. A float32 [V, D] and [N, D] are
+        kept for the backward pass, unless no gradient is needed.
 
     Raises:
         ValueError: in the backward pass, if the incoming gradients are not proportional to the weights.
@@ -82,10 +83,10 @@ def fused_head_losses(
     weight_VD = head.weight_VD
     positions = max(1, chunk_bytes // (max(4, weight_VD.element_size()) * len(weight_VD)))
     chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
-    totals: tuple[Tensor, ...] = _FusedHead.apply(
+    *totals, parts_TN = _FusedHead.apply(
         hidden_ND, weight_VD, head.bias_V, head, joint, chunks, torch.is_grad_enabled()
     )
-    return totals
+    return [LossSum(total, len(hidden_ND), parts_N) for total, parts_N in zip(totals, parts_TN, strict=True)]
 
 
 class _FusedHead(torch.autograd.Function):
@@ -108,18 +109,19 @@ class _FusedHead(torch.autograd.Function):
             logits_nV = _finished(to_accum_dtype(functional.linear(hidden_nD, weight_VD, bias_V)), head)
             if any(wanted):
                 slope_nV = _slope(logits_nV, head)
-                grad_logits_nV = _grad_logits(logits_nV, chunk, joint, sums.totals)
+                grad_logits_nV = _grad_logits(logits_nV, chunk, joint, sums)
                 sums.add_gradients(_grad_products(grad_logits_nV, slope_nV, head), chunk, hidden_nD, weight_VD)
             else:
-                sums.totals += torch.stack([*joint.terms(logits_nV, chunk)]).detach()
+                sums.add_terms(joint.terms(logits_nV, chunk), chunk)
         ctx.save_for_backward(sums.hidden_grad_ND, sums.weight_grad_VD, sums.bias_grad_V)
         ctx.weights, ctx.dtypes = joint.weights, [None if like is None else like.dtype for like in inputs]
-        return tuple(total.clone() for total in sums.totals)
+        ctx.mark_non_differentiable(sums.parts_TN)
+        return (*(total.clone() for total in sums.totals), sums.parts_TN)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        factor = _common_factor(torch.stack(incoming), ctx.weights)
+        factor = _common_factor(torch.stack(incoming[:-1]), ctx.weights)  # the last is that of the parts
         scaled = [
             None if grad is None else _times(grad, factor, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -135,10 +137,20 @@ class _Sums:
         weight_VD = inputs[1]
         dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
         self.totals = torch.zeros(num_terms, dtype=dtype, device=weight_VD.device)
+        self.parts_TN = torch.zeros((num_terms, len(inputs[0])), dtype=dtype, device=weight_VD.device)
         self.hidden_grad_ND, self.weight_grad_VD, self.bias_grad_V = (
             torch.zeros_like(like, dtype=dtype) if want and like is not None else None
             for like, want in zip(inputs, wanted, strict=True)
         )
+
+    def add_terms(self, terms: Sequence[Tensor], chunk: slice) -> Tensor:
+        """Add the terms of a chunk, each [n]; return their sums [terms], with gradient."""
+        part_TN = self.parts_TN[:, chunk]
+        assert all(term_n.shape == part_TN.shape[1:] for term_n in terms), [term_n.shape for term_n in terms]
+        part_TN.copy_(torch.stack([*terms]).detach())
+        found = torch.stack([term_n.sum() for term_n in terms])
+        self.totals += found.detach()
+        return found
 
     def add_gradients(self, grad_nV: Tensor, chunk: slice, hidden_nD: Tensor, weight_VD: Tensor) -> None:
         """Add a chunk, given the gradient of its weighted loss with respect to matrix product plus bias."""
@@ -175,15 +187,14 @@ def _grad_products(grad_logits_nV: Tensor, slope_nV: Tensor | None, head: Head) 
     return grad_logits_nV if head.scale == 1.0 else grad_logits_nV * head.scale
 
 
-def _grad_logits(logits_nV: Tensor, chunk: slice, joint: JointTerms, totals: Tensor) -> Tensor:
-    """Gradient of the chunk's weighted loss with respect to its logits; adds the terms to `totals`."""
+def _grad_logits(logits_nV: Tensor, chunk: slice, joint: JointTerms, sums: _Sums) -> Tensor:
+    """Gradient of the chunk's weighted loss with respect to its logits; adds the terms to `sums`."""
 
     def weighted(leaf_nV: Tensor) -> Tensor:
-        found = torch.stack([*joint.terms(leaf_nV, chunk)])
-        totals.add_(found.detach())
+        found = sums.add_terms(joint.terms(leaf_nV, chunk), chunk)
         return found @ found.new_tensor(joint.weights)
 
-    _, (grad_logits_nV,) = value_and_gradients(weighted, [logits_nV])
+    (grad_logits_nV,) = gradients_of(weighted, [logits_nV])
     return grad_logits_nV
 
 

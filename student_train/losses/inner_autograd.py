@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 
-def value_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Value of a scalar function of tensors, which it may overwrite, and its gradients with respect to them."""
+def gradients_of(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a scalar function with respect to tensors, which it may overwrite."""
     # Under gradient checkpointing a hook is active that would run the whole forward pass again for tensors saved here.
     own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with torch.enable_grad(), own:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        value = function(*leaves)
-        gradients = torch.autograd.grad(value, leaves)
-    return value.detach(), [*gradients]
+        return [*torch.autograd.grad(function(*leaves), leaves)]

@@ -48,8 +48,7 @@ def logit_loss(
         return bucketed_loss(seen, teacher, divergence)
     student_NV = functional.log_softmax(to_accum_dtype(student_logits_NV) / temperature, dim=-1)
     teacher_NV = functional.log_softmax(to_accum_dtype(teacher) / temperature, dim=-1)
-    total_N = divergence(student_NV, teacher_NV).sum(dim=-1)
-    return LossSum(total_N.sum() * temperature**2, len(student_logits_NV))
+    return LossSum.of(divergence(student_NV, teacher_NV).sum(dim=-1) * temperature**2)
 
 
 def teacher_logits(states_ND: Tensor, head: Head) -> Tensor:
@@ -70,4 +69,4 @@ def bucketed_loss(student: Outcomes, teacher: TruncatedDistribution, divergence:
     student_tail_N = torch.where(has_tail_N, student.tail_logmass_N, 0.0)
     teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.clamp(min=NO_MASS), 0.0)
     tail_N = torch.where(has_tail_N, divergence(student_tail_N, teacher_tail_N), 0.0)
-    return LossSum((kept_N + tail_N).sum(), len(student_tail_N))
+    return LossSum.of(kept_N + tail_N)

@@ -1,6 +1,7 @@
-"""A loss as a sum and a count, so that means over any larger batch are exact."""
+"""A loss as a sum and a count, so that means over any larger batch are exact; and the sum in parts."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,15 +14,34 @@ class LossSum:
     Attributes:
         total: scalar, float32 (float64 for float64 input).
         count: number of elements summed; 0 if the batch has none, e.g. no image.
+        parts: the summands of `total` [n], same dtype: one for each supervised position, vision token or block of
+            attention in the formulas, one for each sample in the terms (`by_sample`), without gradient.
     """
 
     total: Tensor
     count: int
+    parts: Tensor
+
+    @classmethod
+    def of(cls, parts: Tensor, count: int | None = None) -> Self:
+        """The sum of some parts [n]; by default each is one element."""
+        return cls(parts.sum(), len(parts) if count is None else count, parts)
 
     @property
     def mean(self) -> Tensor:
         """The mean over this batch alone; 0 for an empty one."""
         return self.total / max(self.count, 1)
+
+    def by_sample(self, samples: Tensor, num_samples: int) -> Self:
+        """The same sum with one part for each sample, without gradient.
+
+        Args:
+            samples: int64 [n], the sample of each present part.
+            num_samples: B, samples of the batch.
+        """
+        assert self.parts.shape == samples.shape, (self.parts.shape, samples.shape)
+        parts = self.parts.detach()
+        return type(self)(self.total, self.count, parts.new_zeros(num_samples).index_add_(0, samples, parts))
 
 
 def to_accum_dtype(values: Tensor) -> Tensor:

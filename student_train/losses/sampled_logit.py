@@ -42,4 +42,4 @@ def loss_of_draws(student: Outcomes, teacher: SampledDistribution) -> LossSum:
     """`sampled_logit_loss` from the student's log-probabilities of the drawn tokens."""
     assert student.logprobs_NK is not None
     cross_entropy_N = -(teacher.weights_NK * student.logprobs_NK).sum(dim=-1)
-    return LossSum((cross_entropy_N - teacher.entropy_N).sum(), len(cross_entropy_N))
+    return LossSum.of(cross_entropy_N - teacher.entropy_N)

@@ -14,4 +14,4 @@ def supervised_loss(logits_NV: Tensor, labels_N: Tensor) -> LossSum:
 def cross_entropy(student: Outcomes) -> LossSum:
     """`supervised_loss` from the log-probabilities of the labels."""
     assert student.label_logprobs_N is not None
-    return LossSum(-student.label_logprobs_N.sum(), len(student.label_logprobs_N))
+    return LossSum.of(-student.label_logprobs_N)

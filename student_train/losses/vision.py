@@ -23,4 +23,5 @@ def vision_top_loss(adapted_teacher_KD: Tensor, student_PD: Tensor, index_K: Ten
 
 def _squared_error(teacher: Tensor, student: Tensor) -> LossSum:
     assert teacher.shape == student.shape, (teacher.shape, student.shape)
-    return LossSum((to_accum_dtype(teacher) - to_accum_dtype(student)).square().sum(), student.numel())
+    error = to_accum_dtype(teacher) - to_accum_dtype(student)
+    return LossSum.of(error.square().sum(dim=-1), student.numel())

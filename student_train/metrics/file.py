@@ -6,13 +6,15 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.student_train.errors import TrainError, writing
 
-Metrics = dict[str, float | int | bool | None]
+# Numbers, true, false or None by name; `by_source` has an object of them for each source.
+Metrics = dict[str, Any]
 
 
 class MetricsLog:
@@ -39,9 +41,9 @@ class MetricsLog:
             write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept[-1] if kept else {}
 
-    def append(self, values: Mapping[str, float | int | bool | None]) -> Metrics:
+    def append(self, values: Mapping[str, Any]) -> Metrics:
         """Write one line, with null for infinity and NaN; return what was written."""
-        line: Metrics = {name: _json_number(value) for name, value in values.items()}
+        line: Metrics = _json_values(values)
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
@@ -60,5 +62,7 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def _json_number(value: float | int | bool | None) -> float | int | bool | None:
+def _json_values(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _json_values(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

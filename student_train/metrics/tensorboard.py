@@ -6,12 +6,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.output import BY_SOURCE
 
 FOLDER = "tensorboard"
 
 
 class TensorBoardLog:
-    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, everything else under `run/`.
+    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, sources under `source/NAME/`, the rest under `run/`.
 
     Args:
         output: folder of the run.
@@ -25,8 +26,15 @@ class TensorBoardLog:
         """Add one point for every figure of the step."""
         step = line["step"]
         for name, value in line.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(_tag(name), float(value), step)
+            if name not in ("step", BY_SOURCE):
+                self._add(_tag(name), value, step)
+        for source, figures in line.get(BY_SOURCE, {}).items():
+            for name, value in figures.items():
+                self._add(f"source/{source}/{name}", value, step)
+
+    def _add(self, tag: str, value: float | None, step: int) -> None:
+        if value is not None:
+            self._writer.add_scalar(tag, float(value), step)
 
     def flush(self) -> None:
         """Wait until all points are written; called before a checkpoint, as earlier steps are not written again."""

@@ -24,10 +24,11 @@ def attention_term(forward: ForwardPass) -> LossSum:
     """Squared error between the adapted teacher's first-layer attention and the student's."""
     targets, first_layer = forward.batch.attention, forward.first_layer
     if targets is None:
-        return idle(forward.adapters.adapt_no_attention())
+        return idle(forward.adapters.adapt_no_attention(), forward)
     inputs = first_layer.row_inputs(targets.rows_BR, targets.samples_B)
     _check_has_gradient(inputs.query_BHRd)
-    return chunked_attention_loss(forward.adapters, targets, inputs, chunk_bytes=forward.attention_chunk_bytes)
+    loss = chunked_attention_loss(forward.adapters, targets, inputs, chunk_bytes=forward.attention_chunk_bytes)
+    return loss if targets.samples_B is None else loss.by_sample(targets.samples_B, forward.num_samples)
 
 
 def attention_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
@@ -45,7 +46,7 @@ def attention_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.
 def chunked_attention_loss(
     adapters: Adapters, targets: AttentionTargets, inputs: RowInputs, *, chunk_bytes: int
 ) -> LossSum:
-    """Squared error between the adapted teacher's attention and the student's.
+    """Squared error between the adapted teacher's attention and the student's; its parts are the blocks.
 
     Args:
         inputs: the student's queries of the targets' rows, and keys of all positions.
@@ -61,11 +62,13 @@ def chunked_attention_loss(
         teacher_BrTC = coded_BRHC.rows(rows).decode().to(weight_ST.dtype)
         adapted_BrHC = weight_ST @ teacher_BrTC + bias_S[:, None]
         num_rows_B = [min(max(total - rows.start, 0), at_once) for total in targets.num_rows_B]
-        return attention_loss(adapted_BrHC.transpose(1, 2), student_BHrC, num_rows_B, targets.num_cols_B).total
+        return attention_loss(adapted_BrHC.transpose(1, 2), student_BHrC, num_rows_B, targets.num_cols_B).parts
 
-    total = fused_attention_loss(inputs, targets.cols_BC, loss_of, adapters.attention_weights(), rows_at_once=at_once)
+    total, parts_B = fused_attention_loss(
+        inputs, targets.cols_BC, loss_of, adapters.attention_weights(), rows_at_once=at_once
+    )
     pairs = sum(rows * cols for rows, cols in zip(targets.num_rows_B, targets.num_cols_B, strict=True))
-    return LossSum(total, pairs * heads)
+    return LossSum(total, pairs * heads, parts_B)
 
 
 def _check_has_gradient(query_BHRd: Tensor) -> None:

@@ -54,9 +54,9 @@ def _shared_terms(
         kept_NK=teacher.kept_NK if isinstance(teacher, TruncatedDistribution) else None,
         overwrite=overwrite,
     )
-    found = {"supervised": cross_entropy(student).total} if "supervised" in shared else {}
+    found = {"supervised": cross_entropy(student).parts} if "supervised" in shared else {}
     if isinstance(teacher, TruncatedDistribution):
-        found["logit"] = bucketed_loss(student, teacher, inputs.divergence).total
+        found["logit"] = bucketed_loss(student, teacher, inputs.divergence).parts
     elif teacher is not None:
-        found["logit"] = loss_of_draws(student, teacher).total
+        found["logit"] = loss_of_draws(student, teacher).parts
     return found

@@ -1,4 +1,4 @@
-"""The terms on the student's logits at N supervised positions, each as a sum over one chunk of positions."""
+"""The terms on the student's logits at N supervised positions, each as its values [n] at one chunk of positions."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from alignkd.vlm.families.family import Head
 
 def label_term(inputs: HeadInputs) -> HeadTerm:
     """Cross-entropy with the labels."""
-    return lambda student_nV, chunk: supervised_loss(student_nV, inputs.labels_N[chunk]).total
+    return lambda student_nV, chunk: supervised_loss(student_nV, inputs.labels_N[chunk]).parts
 
 
 def logit_term(inputs: HeadInputs) -> HeadTerm:
@@ -32,21 +32,21 @@ def _divergence_term(inputs: HeadInputs) -> HeadTerm:
     targets, divergence, temperature = inputs.targets, inputs.divergence, inputs.temperature
     assert targets is not None
     if isinstance(targets, SampledTargets):  # forward KL at temperature 1: `LossConfig.problems_with`
-        return lambda student_nV, chunk: sampled_logit_loss(student_nV, targets.distribution(chunk)).total
+        return lambda student_nV, chunk: sampled_logit_loss(student_nV, targets.distribution(chunk)).parts
     if isinstance(targets, HiddenTargets):
         assert inputs.teacher_head is not None
         states_ND, head = targets.states.decode(), first_rows(inputs.teacher_head, inputs.num_tokens)
         return lambda student_nV, chunk: (
             logit_loss(
                 student_nV, teacher_logits(states_ND[chunk], head), divergence=divergence, temperature=temperature
-            ).total
+            ).parts
         )
     if isinstance(targets, FullTargets):
         teacher: Tensor | TruncatedDistribution = targets.logits.decode()[:, : inputs.num_tokens]
     else:
         teacher = targets.distribution()
     return lambda student_nV, chunk: (
-        logit_loss(student_nV, teacher[chunk], divergence=divergence, temperature=temperature).total
+        logit_loss(student_nV, teacher[chunk], divergence=divergence, temperature=temperature).parts
     )
 
 

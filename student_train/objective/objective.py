@@ -61,7 +61,7 @@ class DistilledStudent(nn.Module):
         adapters.proj_adapter.requires_grad_("proj_adapter" in trained)
 
     def forward(self, batch: TrainBatch) -> dict[str, LossSum]:
-        """Every term with a weight above 0; its count is 0 if the batch lacks its target."""
+        """Every term with a weight above 0, in parts by sample; its count is 0 if the batch lacks its target."""
         vision = self._vision(batch.sequences)
         if self.stem is not None and vision.features is not None:
             batch = self.stem.fill(batch, vision.features)  # before the decoder allocates its activations
@@ -100,7 +100,7 @@ class DistilledStudent(nn.Module):
             hidden_ND = hidden_ND + zero.to(hidden_ND.dtype)
         teacher_head = None if self.teacher_head is None else self.teacher_head.head
         inputs = self.losses.head_inputs(batch.labels_N, batch.logits, teacher_head, num_tokens=self.num_tokens)
-        totals = fused_head_losses(
+        losses = fused_head_losses(
             hidden_ND,
             self.model.head,
             # all have the same count, so their weights relative to each other are those in the total
@@ -108,7 +108,8 @@ class DistilledStudent(nn.Module):
             chunk_bytes=self.losses.head_chunk_mib << 20,
         )
         names = [name for name in weights if TERMS[name].on_logits is not None]
-        return {name: LossSum(total, len(hidden_ND)) for name, total in zip(names, totals, strict=True)}
+        samples_N, num_samples = forward.samples_N, forward.num_samples
+        return {name: loss.by_sample(samples_N, num_samples) for name, loss in zip(names, losses, strict=True)}
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:
         computed = {name: TERMS[name].compute for name in self.losses.weights}

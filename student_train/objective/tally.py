@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from time import perf_counter
+from typing import Any
 
 from torch import Tensor
 
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.objective import weighted_total
+from alignkd.student_train.objective.source_sums import SourceSums, StepSources
 
 
 class StepTally:
@@ -16,6 +18,7 @@ class StepTally:
     Args:
         weights: weight of each loss term.
         global_counts: elements of each loss term in the global batch.
+        sources: of a run with samples of several sources.
 
     Attributes:
         waited: seconds that this rank waited for data.
@@ -23,36 +26,48 @@ class StepTally:
     After `gather` also:
         means: mean of each term over the global batch; None if it has no element.
         loss: weighted sum of the means (eq. 7).
+        by_source: samples, loss and terms of each source (`SourceSums.means`); {} without `sources`.
         seconds: duration of the step on this rank.
         wait_share: share of the step that the ranks spent waiting for data.
         stopped: whether any rank received a stop request; all ranks stop at the same step.
         time_is_up: whether a checkpoint is due by the first rank's clock; clocks of ranks differ.
     """
 
-    def __init__(self, weights: Mapping[str, float], global_counts: Mapping[str, int]) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], global_counts: Mapping[str, int], sources: StepSources | None = None
+    ) -> None:
         self.weights, self.global_counts = weights, global_counts
+        self._by_source = None if sources is None else SourceSums(sources, weights, list(global_counts))
         self.started, self.waited = perf_counter(), 0.0
-        self._terms: list[Mapping[str, LossSum]] = []
+        self._totals: list[Mapping[str, Tensor]] = []
+        self._counts: list[Mapping[str, int]] = []
 
     def add(self, terms: Mapping[str, LossSum]) -> Tensor:
         """Record a micro-batch and return its share of the global loss, for the backward pass."""
-        self._terms.append({name: LossSum(term.total.detach(), term.count) for name, term in terms.items()})
+        self._totals.append({name: term.total.detach() for name, term in terms.items()})
+        self._counts.append({name: term.count for name, term in terms.items()})
+        if self._by_source is not None:
+            self._by_source.add(terms)
         return weighted_total(terms, self.weights, self.global_counts)
 
     def gather(self, ranks: Ranks, *, stop: bool, time_is_up: bool = False) -> None:
         """Sum over all ranks: the only point of a step at which they exchange anything but gradients."""
         names = list(self.global_counts)
-        totals = [float(sum(terms[name].total for terms in self._terms)) for name in names]
-        counts = [float(sum(terms[name].count for terms in self._terms)) for name in names]
+        totals = [float(sum(found[name] for found in self._totals)) for name in names]
+        counts = [float(sum(found[name] for found in self._counts)) for name in names]
+        own = [] if self._by_source is None else self._by_source.totals()
         self.seconds = perf_counter() - self.started
         requests = [float(stop), float(time_is_up and ranks.is_first)]
-        *sums, waited, seconds, stopped, up = ranks.sum([*totals, *counts, self.waited, self.seconds, *requests])
-        found = dict(zip(names, map(int, sums[len(names) :]), strict=True))
+        *sums, waited, seconds, stopped, up = ranks.sum([*totals, *counts, *own, self.waited, self.seconds, *requests])
+        found = dict(zip(names, map(int, sums[len(names) : 2 * len(names)]), strict=True))
         assert found == dict(self.global_counts), (found, self.global_counts)  # the store's index and the batches agree
         self.means = {
             name: total / found[name] if found[name] else None
             for name, total in zip(names, sums[: len(names)], strict=True)
         }
         self.loss = sum(self.weights[name] * (mean or 0.0) for name, mean in self.means.items())
+        self.by_source: dict[str, dict[str, Any]] = (
+            {} if self._by_source is None else self._by_source.means(sums[2 * len(names) :])
+        )
         self.wait_share = waited / seconds
         self.stopped, self.time_is_up = stopped > 0, up > 0

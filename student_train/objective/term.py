@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,6 +48,24 @@ class ForwardPass:
     first_layer: FirstLayer
     attention_chunk_bytes: int
 
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return len(self.hidden_BLD)
+
+    @property
+    def samples_P(self) -> Tensor:
+        """int64 [P], the sample of each vision token; of a batch with images."""
+        tokens_B = self.batch.sequences.vision_mask_BL.sum(1)
+        rows_B = torch.arange(self.num_samples, device=tokens_B.device)
+        # with its size given it need not wait for the device
+        return rows_B.repeat_interleave(tokens_B, output_size=len(self.vision_PD))
+
+    @property
+    def samples_N(self) -> Tensor:
+        """int64 [N], the sample of each supervised position."""
+        return self.batch.supervised_N // self.hidden_BLD.shape[1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInputs:
@@ -80,12 +99,12 @@ class Term:
         target: the stored target that it compares with; None if it needs no teacher.
         positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
-        compute: the term as a sum over the micro-batch. If the batch lacks its target the count is 0, and the sum must
-            still depend on every parameter that the term trains (`idle`).
+        compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks
+            its target the count is 0, and the sum must still depend on every parameter that the term trains (`idle`).
         elements: how many elements each sample of a store contributes to `compute`, int64 [samples], for a student of
             these shapes. The total is divided by their sum over the global batch.
         on_logits: for a sum over supervised positions that needs the student's logits: gives the function that is
-            called with one chunk of positions at a time.
+            called with one chunk of positions at a time and returns the value at each [n].
     """
 
     meaning: str
@@ -103,6 +122,7 @@ class Term:
         assert (self.compute is None) == (self.elements is None), self  # on_logits: the supervised positions
 
 
-def idle(output: Tensor) -> LossSum:
+def idle(output: Tensor, forward: ForwardPass) -> LossSum:
     """A term without elements that gives the parameters behind `output` a gradient of zeros."""
-    return LossSum(0.0 * output.float().sum(), 0)
+    total = 0.0 * output.float().sum()
+    return LossSum(total, 0, total.new_zeros(forward.num_samples))

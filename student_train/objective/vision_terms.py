@@ -17,8 +17,9 @@ def vision_all_term(forward: ForwardPass) -> LossSum:
     """Eq. 4: all vision tokens of every image."""
     targets, adapters = forward.batch.vision_all_PD, forward.adapters
     if targets is None:
-        return idle(adapters.adapt_no_vision())
-    return vision_all_loss(adapters.adapt_vision(targets.decode()), forward.vision_PD)
+        return idle(adapters.adapt_no_vision(), forward)
+    loss = vision_all_loss(adapters.adapt_vision(targets.decode()), forward.vision_PD)
+    return loss.by_sample(forward.samples_P, forward.num_samples)
 
 
 def vision_all_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
@@ -30,9 +31,11 @@ def vision_top_term(forward: ForwardPass) -> LossSum:
     """Eq. 3: the vision tokens that the teacher attends to most."""
     batch, adapters = forward.batch, forward.adapters
     if batch.vision_top_embeddings_KD is None or batch.vision_top_index_K is None:
-        return idle(adapters.adapt_no_vision())
+        return idle(adapters.adapt_no_vision(), forward)
     adapted_KD = adapters.adapt_vision(batch.vision_top_embeddings_KD.decode())
-    return vision_top_loss(adapted_KD, forward.vision_PD, batch.vision_top_index_K)
+    index_K = batch.vision_top_index_K
+    loss = vision_top_loss(adapted_KD, forward.vision_PD, index_K)
+    return loss.by_sample(forward.samples_P.index_select(0, index_K), forward.num_samples)
 
 
 def vision_top_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:

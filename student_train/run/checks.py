@@ -1,10 +1,12 @@
 """Checks before the first step: store, student and settings must fit together."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from alignkd.storage import StoreReader, check_fingerprint
 from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
+from alignkd.student_train.data.sources import sources_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
@@ -30,17 +32,26 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
         raise TrainError("; ".join(problems))
 
 
-def check_images(reader: StoreReader, images: Path | None) -> None:
+def check_images(reader: StoreReader, images: Path | None, images_of: Mapping[str, Path | None]) -> None:
     """Refuse a run without an image folder if the store only refers to its images.
+
+    Args:
+        images: folder of all images.
+        images_of: folder by name of a source, in place of `images`.
 
     Raises:
         TrainError: the message names both settings.
     """
-    if images is None and reader.manifest.inputs == "reference" and reader.has_image.any():
-        raise TrainError(
-            f"store {reader.path} has inputs 'reference', so its images are read from a folder, but data.images is "
-            "missing; set it, or dump with inputs 'embed'"
-        )
+    if reader.manifest.inputs != "reference":
+        return
+    names, of_record = sources_of(reader)
+    for number, name in enumerate(names):
+        if images_of.get(name, images) is None and reader.has_image[of_record == number].any():
+            source = f", source {name}," if len(names) > 1 else ""
+            raise TrainError(
+                f"store {reader.path}{source} has inputs 'reference', so its images are read from a folder, but "
+                "data.images is missing; set it, or dump with inputs 'embed'"
+            )
 
 
 def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:

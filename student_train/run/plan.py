@@ -1,6 +1,6 @@
 """What a run will do, decided before its first step: samples in their order, learning rate, deciding settings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,15 +13,19 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
+from alignkd.student_train.data.sources import Sources
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import learning_rate_factor
 from alignkd.student_train.job import TrainJob, TrainResult
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
+from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
+from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
 from alignkd.vlm.families.family import Checkpoint
@@ -56,8 +60,10 @@ class RunPlan:
         student: the checkpoint that the student starts from.
         ranks: this process among all.
         samples: the samples of the run's stores as the student reads them.
+        mixture: how often each sample is seen per pass.
         order: which samples each step takes.
         kinds: counts samples by kind.
+        sources: counts samples by source.
         settings: what decides the run's weights; a resumed run must have the same.
     """
 
@@ -66,8 +72,10 @@ class RunPlan:
     student: Checkpoint
     ranks: Ranks
     samples: TrainingSet
+    mixture: Mixture
     order: SampleOrder
     kinds: SampleKinds
+    sources: Sources
     settings: dict[str, Any]
 
     @property
@@ -92,6 +100,24 @@ class RunPlan:
             kinds=self.kinds(positions),
         )
 
+    def step_sources(
+        self, positions: NDArray[np.int64], counts: Callable[[NDArray[np.int64]], Mapping[str, int]]
+    ) -> StepSources | None:
+        """The sources of a global batch; None if the run has one.
+
+        Args:
+            positions: those of the global batch.
+            counts: elements of each loss term over some positions.
+        """
+        if len(self.sources) == 1:
+            return None
+        of_sample = self.sources.of_sample[positions]
+        return StepSources(
+            samples=self.sources(positions),
+            counts={name: counts(positions[of_sample == number]) for number, name in enumerate(self.sources.names)},
+            mine=of_sample[self.ranks.rank :: self.ranks.world_size],
+        )
+
     def micro_batches(self, *, first_step: int) -> Iterator[TrainBatch]:
         """This rank's micro-batches from a step to the last one; forks data workers, see `load_micro_batches`."""
         stem = stem_lookup(self.reader, self.config)
@@ -106,6 +132,7 @@ class RunPlan:
             step=state.step,
             samples_seen=state.samples_seen,
             samples_by_kind=self.kinds.up_to(state.step, self.order),
+            samples_by_source=self.sources.up_to(state.step, self.order) if len(self.sources) > 1 else {},
             quarantined=sum(len(reader.quarantined) for reader in self.samples.readers),
             skipped_steps=state.skipped_steps,
             metrics=metrics,
@@ -117,34 +144,41 @@ class RunPlan:
 
 
 def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
-    """Open the store, check that store, student and settings fit together, and plan the run.
+    """Open the stores, check that stores, student and settings fit together, and plan the run.
 
     Raises:
         ValueError: one line about what does not fit.
     """
     student, epochs = job.open_student(), job.train.epochs
     samples = open_samples(job, student)
-    job = replace(job, train=job.train.in_steps(len(samples), ranks.world_size))
+    stores = job.stores
+    mixture = Mixture.of(stores, samples.readers, job.source_weights)
+    job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     return RunPlan(
         job=job,
         requested_epochs=epochs,
         student=student,
         ranks=ranks,
         samples=samples,
-        order=SampleOrder(len(samples), job.train.seed, job.train.global_batch_size(ranks.world_size)),
+        mixture=mixture,
+        order=mixture.order(job.train.seed, job.train.global_batch_size(ranks.world_size)),
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
-        settings=deciding_settings(job, student, samples.reader, ranks),
+        sources=Sources.of_stores([store.shown_name for store in stores], samples.readers),
+        settings=deciding_settings(job, student, samples.readers, mixture, ranks),
     )
 
 
 def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:
     """The stores as this job's student reads them, after every check that needs no weights."""
-    reader = StoreReader(job.store)
+    readers = [StoreReader(store.path) for store in job.stores]
     preparation = student.preparation(job.template, max_tokens=job.max_tokens)
-    check_store_fits(reader, preparation, student.config, job.train.losses)
-    stem_of_run(reader, job.train)
-    check_images(reader, job.images)
-    return TrainingSet([CachedDataset(reader, preparation, job.images)])
+    for reader in readers:
+        check_store_fits(reader, preparation, student.config, job.train.losses)
+        check_images(reader, job.images, job.images_of)
+    check_stores_agree(readers, job.train)
+    for reader in readers:
+        stem_of_run(reader, job.train)
+    return TrainingSet([CachedDataset(reader, preparation, job.images, job.images_of) for reader in readers])
 
 
 def micro_batches(

@@ -1,5 +1,6 @@
 """The settings that decide the trained weights: a resumed run must not change them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from alignkd.storage.files.checksum import file_crc32c
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import Checkpoint
 
@@ -37,15 +39,17 @@ NOT_DECIDING = {
 }
 
 
-def deciding_settings(job: TrainJob, student: Checkpoint, reader: StoreReader, ranks: Ranks) -> dict[str, Any]:
+def deciding_settings(
+    job: TrainJob, student: Checkpoint, readers: Sequence[StoreReader], mixture: Mixture, ranks: Ranks
+) -> dict[str, Any]:
     """A flat JSON-able dict of name -> value, compared when a run is resumed and kept in its checkpoints.
 
     The length of `job` must be given in steps.
     """
     config = job.train
+    reader = readers[0]
     decided: dict[str, Any] = {
-        "manifest_hash": reader.manifest.whole_hash,
-        "num_records": len(reader),  # grows if unusable samples are dumped again
+        **_of_stores(readers, mixture),
         **ranks.from_first(starting_point(job, student) if ranks.is_first else None),
         "dtype": job.dtype,
         "global_batch": config.global_batch_size(ranks.world_size),
@@ -56,6 +60,23 @@ def deciding_settings(job: TrainJob, student: Checkpoint, reader: StoreReader, r
     if (stem := stem_of_run(reader, config)) is not None:  # its fingerprint is the store's
         decided |= {f"targets.{name}": f"stem in {stem.dtype}" for name in targets_of_stem(reader, config)}
     return decided
+
+
+def _of_stores(readers: Sequence[StoreReader], mixture: Mixture) -> dict[str, Any]:
+    """Content of each store, and what decides the order of its samples; names are in the figures by source."""
+    found: dict[str, Any] = {}
+    for number, (store, reader) in enumerate(zip(mixture.stores, readers, strict=True)):
+        weights = mixture.settings(store.shown_name)
+        own: dict[str, Any] = {
+            "manifest_hash": reader.manifest.whole_hash,
+            "num_records": len(reader),  # grows if unusable samples are dumped again
+        }
+        if set(weights) != {1.0}:
+            own["weights"] = weights
+        if len(readers) > 1:
+            own = {f"store.{number}.{name}": value for name, value in {"name": store.shown_name, **own}.items()}
+        found |= own
+    return found
 
 
 def starting_point(job: TrainJob, student: Checkpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import read_finished
+from alignkd.student_train.run.agreement import samples_in_several
 from alignkd.student_train.run.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
 from alignkd.student_train.run.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.run.plan import RunPlan
@@ -82,7 +83,9 @@ def announce(plan: RunPlan) -> None:
     """
     if plan.ranks.is_first:
         _log_device(plan)
-        logger.info("%s", _length(plan))
+        for line in (*plan.mixture.lines(), _length(plan)):
+            logger.info("%s", line)
+        _warn_about_repeated(plan)
         _warn_about_unusable(plan)
 
 
@@ -96,7 +99,7 @@ def _log_device(plan: RunPlan) -> None:
 
 def _length(plan: RunPlan) -> str:
     """Steps and samples of the run, and how `epochs` were rounded to them."""
-    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, len(plan.samples)
+    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, plan.mixture.per_pass
     line = (
         f"{steps} steps of {batch} samples: {steps * batch} samples, {steps * batch / stored:.4g} passes over {stored}"
     )
@@ -107,6 +110,17 @@ def _length(plan: RunPlan) -> str:
     if not added:
         return f"{line} ({asked})"
     return f"{line} ({asked}, rounded up to whole steps by {added} more samples; no sample is dropped)"
+
+
+def _warn_about_repeated(plan: RunPlan) -> None:
+    """The same sample in two stores is seen as often as both say together, which may not be wanted."""
+    readers = plan.samples.readers
+    if len(readers) > 1 and (repeated := samples_in_several(readers)):
+        logger.warning(
+            "%d samples are in more than one of the stores, with the same conversation and images; each store's copy "
+            "is trained on",
+            repeated,
+        )
 
 
 def _warn_about_unusable(plan: RunPlan) -> None:

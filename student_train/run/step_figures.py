@@ -5,7 +5,7 @@ import torch
 from alignkd.student_train.engine.engine import StepOutcome
 from alignkd.student_train.metrics.file import Metrics, peak_memory_mib
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.output import KIND_PREFIX
+from alignkd.student_train.output import BY_SOURCE, KIND_PREFIX
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.plan import StepPlan
 
@@ -31,4 +31,5 @@ def step_figures(
         "wait_share": tally.wait_share,
         "peak_memory_mib": peak_memory_mib(device),
         **{f"{KIND_PREFIX}{kind}": count for kind, count in step.kinds.items()},
+        **({BY_SOURCE: tally.by_source} if tally.by_source else {}),
     }

@@ -7,6 +7,7 @@ code of the other phase.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.output import TIMINGS
+from alignkd.student_train.stores import TrainStore
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
@@ -161,7 +163,7 @@ def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
     """make_job(store, **train settings): a short run of the golden student."""
 
     def make(
-        store: Path,
+        store: Path | tuple[TrainStore, ...],
         *,
         images: Path | None = IMAGES,
         max_tokens: int | None = None,
@@ -206,6 +208,8 @@ def start_child(prepared: PreparedProcesses) -> Iterator[Callable[..., PreparedP
 
     def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **options: Any) -> PreparedProcess:
         described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
+        if isinstance(job.store, tuple):
+            described["store"] = [asdict(store) for store in job.store]
         children.append(prepared.start(CHILD, json.dumps(described, default=str), json.dumps(blow), **options))
         return children[-1]
 

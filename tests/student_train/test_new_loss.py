@@ -91,7 +91,10 @@ def test_a_new_loss_on_logits_has_its_own_gradient_next_to_terms_that_overwrite_
     made = {name: TERMS[name].on_logits for name in weights}
     apart = [WeightedTerm(term=make(inputs), weight=weights[name]) for name, make in made.items() if make is not None]
     head = Head(weight_VD=leaves[1])
-    together, each = (fused_head_losses(leaves[0], head, terms) for terms in (head_terms(inputs, weights), apart))
+    together, each = (
+        [loss.total for loss in fused_head_losses(leaves[0], head, terms)]
+        for terms in (head_terms(inputs, weights), apart)
+    )
     assert len(apart) == 3
     torch.testing.assert_close(together, each)
     found, expected = (

@@ -15,21 +15,22 @@ from alignkd.student_train.objective.term import ForwardPass, HeadInputs, Term, 
 from alignkd.vlm.families.family import ModelConfig
 
 
-def l1_loss(adapted_teacher_IPD: Tensor, student_IPD: Tensor) -> LossSum:
+def l1_loss(adapted_teacher_PD: Tensor, student_PD: Tensor) -> LossSum:
     """Absolute error over all vision tokens."""
-    return LossSum((adapted_teacher_IPD - student_IPD.float()).abs().sum(), student_IPD.numel())
+    return LossSum.of((adapted_teacher_PD - student_PD.float()).abs().sum(-1), student_PD.numel())
 
 
 def surprise_loss(logits_nV: Tensor, labels_n: Tensor) -> Tensor:
     """Cross-entropy, which the term `supervised` computes in another way; keeps the logits for the backward pass."""
-    return (logits_nV.logsumexp(-1) - logits_nV.gather(1, labels_n[:, None])[:, 0]).sum()
+    return logits_nV.logsumexp(-1) - logits_nV.gather(1, labels_n[:, None])[:, 0]
 
 
 def vision_l1_term(forward: ForwardPass) -> LossSum:
     targets = forward.batch.vision_all_PD
     if targets is None:
-        return idle(forward.adapters.adapt_no_vision())
-    return l1_loss(forward.adapters.adapt_vision(targets.decode()), forward.vision_PD)
+        return idle(forward.adapters.adapt_no_vision(), forward)
+    loss = l1_loss(forward.adapters.adapt_vision(targets.decode()), forward.vision_PD)
+    return loss.by_sample(forward.samples_P, forward.num_samples)
 
 
 def vision_l1_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:

@@ -248,7 +248,9 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
     expected = GlobalCounts([reader], student.model.config, TERMS)(np.array(places))
     for name, term in together.items():
         assert term.count == sum(one[name].count for one in alone) == expected[name] > 0, name
-        assert float(term.total) == pytest.approx(sum(float(one[name].total) for one in alone), rel=1e-6), name
+        each = [float(one[name].total) for one in alone]
+        assert float(term.total) == pytest.approx(sum(each), rel=1e-6), name
+        assert term.parts.tolist() == pytest.approx(each, rel=1e-5, abs=1e-6), name
 
 
 def test_gradients_of_a_mixed_batch_add_up(

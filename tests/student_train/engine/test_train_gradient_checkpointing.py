@@ -111,7 +111,7 @@ def test_no_attention_matrix_is_kept(exact_store: Path, make_job: MakeJob) -> No
         fused_attention_loss(
             first_layer.row_inputs(rows_BR),
             cols_BC,
-            lambda chosen, _: chosen.square().sum(),
+            lambda chosen, _: chosen.square().sum(dim=(1, 2, 3)),
             [],
             rows_at_once=rows,
         )

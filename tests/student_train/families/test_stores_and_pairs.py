@@ -68,7 +68,9 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
     expected = GlobalCounts([dataset.reader], student.model.config, TERMS)(np.array(places))
     for term, found in together.items():
         assert found.count == sum(one[term].count for one in alone) == expected[term] > 0, term
-        assert float(found.total) == pytest.approx(sum(float(one[term].total) for one in alone), rel=2e-5), term
+        each = [float(one[term].total) for one in alone]
+        assert float(found.total) == pytest.approx(sum(each), rel=2e-5), term
+        assert found.parts.tolist() == pytest.approx(each, rel=1e-4, abs=1e-5), term
 
 
 def test_rounded_targets_are_near_the_exact_ones(family_job: FamilyJob, family_store: FamilyStore) -> None:

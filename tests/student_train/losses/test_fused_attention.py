@@ -30,8 +30,9 @@ def whole(query_BHRd: Tensor, key_BHLd: Tensor, softcap: float | None = None, vi
 
 
 def loss_of(chosen_BHrC: Tensor, rows: slice, weight_H: Tensor, wanted_BHRC: Tensor) -> Tensor:
-    """Something with a parameter, and another for each row."""
-    return (chosen_BHrC * weight_H[:, None, None] - wanted_BHRC[:, :, rows].to(chosen_BHrC.dtype)).square().sum()
+    """Something with a parameter, and another for each row; by sample."""
+    error_BHrC = chosen_BHrC * weight_H[:, None, None] - wanted_BHRC[:, :, rows].to(chosen_BHrC.dtype)
+    return error_BHrC.square().sum(dim=(1, 2, 3))
 
 
 @pytest.fixture
@@ -58,13 +59,16 @@ def fused(
     visible: Tensor | None = None,
 ) -> Tensor:
     rows = ROWS[:, : query.shape[2]]
-    return fused_attention_loss(
+    total, parts_B = fused_attention_loss(
         RowInputs(query_BHRd=query, key_BHLd=key, rows_BR=rows, scaling=0.5, softcap=softcap, visible_BRL=visible),
         COLS,
         lambda chosen, rows, weight_H: loss_of(chosen, rows, weight_H, wanted),
         [weight],
         rows_at_once=at_once,
     )
+    assert not parts_B.requires_grad
+    torch.testing.assert_close(parts_B.sum(), total.detach(), rtol=1e-6, atol=0)
+    return total
 
 
 @over_forms
@@ -75,7 +79,7 @@ def test_value_and_gradients_are_those_of_the_formula(
     query, key, weight = inputs
     found, expected = (
         fused(*inputs, wanted, at_once=at_once, softcap=softcap, visible=visible),
-        loss_of(whole(query, key, softcap, visible), slice(None), weight, wanted),
+        loss_of(whole(query, key, softcap, visible), slice(None), weight, wanted).sum(),
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for own, reference in zip(
@@ -103,7 +107,7 @@ def test_half_precision_is_near_the_formula(
     weight = (inputs[2].detach() * size).float().requires_grad_()
     exact = [value.detach().double().requires_grad_() for value in (*half, weight)]
     found = fused(*half, weight, wanted, at_once=2)
-    expected = loss_of(whole(*exact[:2]), slice(None), exact[2], wanted)
+    expected = loss_of(whole(*exact[:2]), slice(None), exact[2], wanted).sum()
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=bound)
     gradients = torch.autograd.grad(found, [*half, weight]), torch.autograd.grad(expected, exact)

@@ -62,19 +62,19 @@ class Problem:
         settings: Any = {"divergence": named_divergence(self.name, self.mixture), "temperature": self.temperature}
         logprobs_NV = self.teacher_NV.log_softmax(-1)
         if self.kind == "full":
-            return lambda x, chunk: logit_loss(x, self.teacher_NV[chunk], **settings).total
+            return lambda x, chunk: logit_loss(x, self.teacher_NV[chunk], **settings).parts
         if self.kind == "hidden":
             return lambda x, chunk: (
                 logit_loss(
                     x, teacher_logits(self.states_ND[chunk], Head(weight_VD=self.teacher_head_VD)), **settings
-                ).total
+                ).parts
             )
         if self.kind == "sampled":  # as many draws as it takes for their shares to be the probabilities
             ids_NV, entropy_N = torch.arange(V).repeat(N, 1), -(logprobs_NV.exp() * logprobs_NV).sum(-1)
             draws = SampledDistribution(ids_NK=ids_NV, weights_NK=logprobs_NV.exp(), entropy_N=entropy_N)
-            return lambda x, chunk: sampled_logit_loss(x, draws[chunk]).total
+            return lambda x, chunk: sampled_logit_loss(x, draws[chunk]).parts
         sparse = self._truncated(logprobs_NV.gather(1, self.order_NV))
-        return lambda x, chunk: logit_loss(x, sparse[chunk], **settings).total
+        return lambda x, chunk: logit_loss(x, sparse[chunk], **settings).parts
 
     def _truncated(self, sorted_NV: Tensor) -> TruncatedDistribution:
         num_kept_N = torch.tensor(NUM_KEPT[self.kind])
@@ -91,7 +91,7 @@ class Problem:
         terms = [supervised(self.labels_N), self.logit_term()]
         weighted = [WeightedTerm(term=term, weight=weight) for term, weight in zip(terms, WEIGHTS, strict=True)]
         head = Head(weight_VD=head_VD)
-        return fused_head_losses(hidden_ND, head, weighted, chunk_bytes=chunk * V * head_VD.element_size())
+        return fused_totals(hidden_ND, head, weighted, chunk_bytes=chunk * V * head_VD.element_size())
 
 
 def by_definition(name: str, p: Tensor, q: Tensor) -> Tensor:
@@ -111,7 +111,11 @@ def by_definition(name: str, p: Tensor, q: Tensor) -> Tensor:
 
 
 def supervised(labels_N: Tensor) -> HeadTerm:
-    return lambda logits_nV, chunk: supervised_loss(logits_nV, labels_N[chunk]).total
+    return lambda logits_nV, chunk: supervised_loss(logits_nV, labels_N[chunk]).parts
+
+
+def fused_totals(*inputs: Any, chunk_bytes: int) -> tuple[Tensor, ...]:
+    return tuple(loss.total for loss in fused_head_losses(*inputs, chunk_bytes=chunk_bytes))
 
 
 def weighted_sum(totals: Any) -> Tensor:
@@ -204,8 +208,8 @@ def test_equals_the_unfused_losses_on_golden_logits(sample_id: str, name: Any, g
     student_NV, teacher_NV, labels_N = (tensors[k] for k in ("student.logits", "teacher.logits", "supervised_labels"))
     plain_NV, hidden_NV = leaves(student_NV, student_NV)
     plain = [supervised_loss(plain_NV, labels_N).total, logit_loss(plain_NV, teacher_NV, divergence=divergence).total]
-    terms = [supervised(labels_N), lambda x, chunk: logit_loss(x, teacher_NV[chunk], divergence=divergence).total]
-    fused = fused_head_losses(
+    terms = [supervised(labels_N), lambda x, chunk: logit_loss(x, teacher_NV[chunk], divergence=divergence).parts]
+    fused = fused_totals(
         hidden_NV,
         Head(weight_VD=torch.eye(student_NV.shape[1])),
         [WeightedTerm(term=term, weight=weight) for term, weight in zip(terms, WEIGHTS, strict=True)],
@@ -221,7 +225,7 @@ def test_equals_the_unfused_losses_on_golden_logits(sample_id: str, name: Any, g
 def cross_entropy_of(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, chunk: int = 3) -> Tensor:
     term = WeightedTerm(term=supervised(labels_N), weight=1.0)
     width = max(4, head_VD.element_size()) * len(head_VD)
-    return fused_head_losses(hidden_ND, Head(weight_VD=head_VD), [term], chunk_bytes=chunk * width)[0]
+    return fused_totals(hidden_ND, Head(weight_VD=head_VD), [term], chunk_bytes=chunk * width)[0]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, N + 5])
@@ -236,7 +240,7 @@ def test_bias_scale_and_soft_cap_of_a_head(scale: float, softcap: float | None, 
         head = Head(weight_VD=weight_VD, bias_V=bias_V, scale=scale, softcap=softcap)
         terms = [supervised(problem.labels_N), problem.logit_term()]
         weighted = [WeightedTerm(term=term, weight=weight) for term, weight in zip(terms, WEIGHTS, strict=True)]
-        return weighted_sum(fused_head_losses(hidden_ND, head, weighted, chunk_bytes=chunk * V * 8))
+        return weighted_sum(fused_totals(hidden_ND, head, weighted, chunk_bytes=chunk * V * 8))
 
     def plain(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
         logits_NV = scale * (hidden_ND @ weight_VD.T + bias_V)
@@ -350,18 +354,16 @@ def test_peak_memory_does_not_grow_with_the_positions(name: Any) -> None:
     def peak(num: int, *, fused: bool) -> int:
         hidden_ND, head_VD = leaves(torch.randn(num, width), torch.randn(vocab, width))
         teacher_NV, labels_N, divergence = torch.randn(num, vocab), torch.randint(vocab, (num,)), named_divergence(name)
-        term: HeadTerm = lambda x, part: logit_loss(x, teacher_NV[part], divergence=divergence).total  # noqa: E731
+        term: HeadTerm = lambda x, part: logit_loss(x, teacher_NV[part], divergence=divergence).parts  # noqa: E731
         terms = [WeightedTerm(term=t, weight=w) for t, w in zip([supervised(labels_N), term], WEIGHTS, strict=True)]
 
         def plain() -> list[Tensor]:
             logits_NV = hidden_ND @ head_VD.T
-            return [t.term(logits_NV, slice(None)) for t in terms]
+            return [t.term(logits_NV, slice(None)).sum() for t in terms]
 
         return peak_bytes(
             lambda: weighted_sum(
-                fused_head_losses(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=chunk_bytes)
-                if fused
-                else plain()
+                fused_totals(hidden_ND, Head(weight_VD=head_VD), terms, chunk_bytes=chunk_bytes) if fused else plain()
             )
         )
 

@@ -126,7 +126,7 @@ def test_terms_that_share_a_pass_are_those_that_do_not(
     inputs = losses.head_inputs(labels_N, targets, None)
     apart: list[Any] = []
     if supervised:
-        apart.append((lambda x, chunk: supervised_loss(x, labels_N[chunk]).total, supervised))
+        apart.append((lambda x, chunk: supervised_loss(x, labels_N[chunk]).parts, supervised))
     if logit:
         assert targets is not None
         apart.append((logit_term(inputs), logit))
@@ -134,7 +134,11 @@ def test_terms_that_share_a_pass_are_those_that_do_not(
     chunk_bytes = 4 * 50_000 * positions_at_once
     joint = head_terms(inputs, losses.weights)
     head = Head(weight_VD=leaves[1])
-    found, expected = (fused_head_losses(leaves[0], head, x, chunk_bytes=chunk_bytes) for x in (joint, terms))
+    losses_of = [fused_head_losses(leaves[0], head, x, chunk_bytes=chunk_bytes) for x in (joint, terms)]
+    for own, alone in zip(*losses_of, strict=True):
+        torch.testing.assert_close(own.parts, alone.parts, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(own.total, own.parts.sum(), rtol=1e-6, atol=0)
+    found, expected = ([loss.total for loss in losses] for losses in losses_of)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     gradients = (
         torch.autograd.grad(sum(w * t for w, t in zip(joint.weights, totals, strict=True)), leaves)

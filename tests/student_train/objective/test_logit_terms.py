@@ -29,7 +29,7 @@ def test_hidden_states_become_logits_in_the_dtype_of_the_teachers_head() -> None
     torch.manual_seed(0)
     states_ND, lm_head_VD = torch.randn(4, 12).bfloat16(), torch.randn(30, 12).bfloat16()
     student_NV, chunk = torch.randn(4, 30), slice(1, 3)
-    live = logit_loss(student_NV[chunk], (states_ND @ lm_head_VD.T)[chunk]).total
+    live = logit_loss(student_NV[chunk], (states_ND @ lm_head_VD.T)[chunk]).parts
     for stored_ND in (states_ND, states_ND.float()):
         targets = HiddenTargets(states=EncodedTensor.plain(stored_ND))
         term = logit_term(LossConfig().head_inputs(torch.zeros(4).long(), targets, Head(weight_VD=lm_head_VD)))
@@ -103,12 +103,13 @@ def test_padded_vocabularies_are_compared_on_the_tokenizers_entries(kind: str, p
     labels_N, weights = torch.tensor([0, 19, 3, 7, 7]), {"supervised": 1.0, "logit": 0.5}
     losses = LossConfig(logit_divergence="forward_kl")
     inputs = losses.head_inputs(labels_N, teacher.targets(kind), teacher.head, num_tokens=NUM_TOKENS)
-    supervised, logit = fused_head_losses(
+    losses_of = fused_head_losses(
         leaves[0],
         Head(weight_VD=leaves[1]),
         head_terms(inputs, weights),
         chunk_bytes=4 * STUDENT_COLUMNS * positions_at_once,
     )
+    supervised, logit = (loss.total for loss in losses_of)
     logits_NV = leaves[0] @ leaves[1].T
     expected = functional.cross_entropy(logits_NV, labels_N, reduction="sum"), teacher.divergence(kind, logits_NV)
     torch.testing.assert_close((supervised, logit), expected, rtol=1e-5, atol=1e-6)

@@ -81,6 +81,9 @@ def test_batch_is_the_sum_of_its_samples(dataset: CachedDataset, golden_folder: 
         torch.testing.assert_close(
             batch[term].total, torch.stack([single[term].total for single in singles]).sum(), rtol=1e-5, atol=1e-6
         )
+        each = torch.stack([single[term].total for single in singles]).detach()
+        torch.testing.assert_close(batch[term].parts, each, rtol=1e-4, atol=1e-6)
+        assert not batch[term].parts.requires_grad
     for name, value in student.named_parameters():
         if value.requires_grad:
             torch.testing.assert_close(value.grad, together[name], rtol=1e-3, atol=2e-6, msg=name)

@@ -1,0 +1,223 @@
+"""The plan of a training from a list of stores that exist: samples per pass, memory and hours, from their indices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.result import Memory
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.student import student_memory
+from alignkd.pipeline.plan.memory.table import memory_table
+from alignkd.pipeline.plan.result import PlanOptions
+from alignkd.pipeline.plan.time.devices import DEVICES, device_named
+from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, hours
+from alignkd.pipeline.plan.time.operations import training_flops
+from alignkd.storage import StoreError, StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.lengths import sequence_lengths
+from alignkd.student_train.run.agreement import check_stores_agree
+from alignkd.student_train.run.mixture import Mixture
+from alignkd.student_train.run.target_sources import stem_of_run
+from alignkd.vlm.hardware.device_report import host_memory
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingPlan:
+    """The figures of one training.
+
+    Attributes:
+        name: name of the stage; None in a file without stages.
+        stores: the rows of `Mixture.rows`.
+        per_pass: samples of one pass.
+        steps: optimiser steps on one device.
+        samples_seen: samples of all steps.
+        longest: embedded tokens of the longest sample of all stores.
+        mean_tokens: mean over a pass.
+        student: memory of training.
+        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        hours: device -> hours of the whole training on one such device.
+    """
+
+    name: str | None
+    stores: Sequence[Mapping[str, Any]]
+    per_pass: int
+    steps: int
+    samples_seen: int
+    longest: int
+    mean_tokens: float
+    student: Memory
+    table: Sequence[Mapping[str, Any]]
+    hours: Mapping[str, float]
+    gpu_memory: int
+    host_memory: int
+
+    @property
+    def fits_by(self) -> dict[str, bool]:
+        """Part -> whether it fits."""
+        return {
+            "student": self.student.fits(self.gpu_memory),
+            "student_host": self.student.fits_host(self.host_memory),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values; bytes and hours are numbers."""
+        return {
+            "stage": self.name,
+            "stores": [dict(row) for row in self.stores],
+            "samples_per_pass": self.per_pass,
+            "steps": self.steps,
+            "samples_seen": self.samples_seen,
+            "longest": self.longest,
+            "mean_tokens": self.mean_tokens,
+            "student_memory_bytes": self.student.peak,
+            "student_memory_by_part": dict(self.student.parts),
+            "student_host_bytes": self.student.host,
+            "student_host_by_part": dict(self.student.host_parts),
+            "student_memory_table": [dict(row) for row in self.table],
+            "hours": {device: {"train": number} for device, number in self.hours.items()},
+            "fits": all(self.fits_by.values()),
+            "fits_by": self.fits_by,
+            "gpu_memory_bytes": self.gpu_memory,
+            "host_memory_bytes": self.host_memory,
+        }
+
+
+def training_plan(
+    config: RunConfig, options: PlanOptions, student: ModelShapes, *, name: str | None = None
+) -> TrainingPlan:
+    """Plan a training from a list of stores.
+
+    Args:
+        student: shapes of the student.
+        name: name of the stage.
+
+    Raises:
+        StoreError: a store does not exist yet, or is damaged.
+        TrainError: the stores do not fit together, or a loss has no target.
+    """
+    assert config.train is not None
+    job, train = config.train_job(), config.train
+    readers = [_opened(store.path) for store in job.stores]
+    check_stores_agree(readers, train)
+    mixture = Mixture.of(job.stores, readers, job.source_weights)
+    lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
+    load = _load(config, options, student, readers, lengths)
+    steps, device = (
+        train.optimiser_steps(mixture.per_pass, 1),
+        options.gpu_memory or device_named(options.device).memory,
+    )
+    seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
+    flops = _flops(train, student, readers, lengths, weights) * seen
+    return TrainingPlan(
+        name=name,
+        stores=mixture.rows(),
+        per_pass=mixture.per_pass,
+        steps=steps,
+        samples_seen=seen,
+        longest=int(lengths.max()),
+        mean_tokens=float(np.average(lengths, weights=weights)),
+        student=student_memory(student, load),
+        table=memory_table(student, load, device),
+        hours={name: hours(flops, found, STUDENT_SHARE) for name, found in DEVICES.items()},
+        gpu_memory=device,
+        host_memory=host_memory() if options.host_memory is None else options.host_memory,
+    )
+
+
+def _opened(path: Path | str) -> StoreReader:
+    if isinstance(path, Path) and not path.exists():
+        raise StoreError(
+            f"store {path}: not there yet; a training from several stores is planned from them: dump first"
+        )
+    reader = StoreReader(path)
+    if not len(reader):
+        raise StoreError(f"store {path}: holds no samples; leave it out")
+    return reader
+
+
+def _load(
+    config: RunConfig,
+    options: PlanOptions,
+    student: ModelShapes,
+    readers: Sequence[StoreReader],
+    lengths: NDArray[np.int64],
+) -> StudentLoad:
+    """A micro-batch padded to the longest sample of all stores."""
+    assert config.student is not None and config.train is not None
+    train, first = config.train, readers[0]
+    shapes, longest = first.manifest.shapes, int(lengths.max())
+    queries = int(_over(readers, "num_queries").max())
+    blocks = int(_over(readers, "num_images").max()) if shapes.vision_tokens is not None else 1
+    vision = int(_vision(student, readers).max())
+    stem = stem_of_run(first, train)
+    stored = sum(sum(entry.bytes for entry in commit.files) for reader in readers for commit in reader.commits)
+    targets = round(stored / len(lengths) * longest / max(1.0, float(lengths.mean())))
+    whole = train.global_batch or train.micro_batch * options.devices
+    return StudentLoad(
+        dtype=config.student.dtype,
+        micro_batch=train.micro_batch,
+        length=longest,
+        supervised=int(_over(readers, "num_supervised").max()),
+        vision=vision,
+        queries=queries * blocks if "attention" in train.losses.weights else 0,
+        teacher_heads=shapes.num_heads,
+        teacher_hidden=shapes.hidden_size,
+        hidden_logits=first.manifest.codecs.logits.kind == "hidden" and "logit" in train.losses.weights,
+        head_chunk_mib=train.losses.head_chunk_mib,
+        attention_chunk_mib=train.losses.attention_chunk_mib,
+        devices=options.devices,
+        offload=train.offload_optimizer,
+        gradient_checkpointing=train.gradient_checkpointing,
+        accumulates=whole > train.micro_batch * options.devices,
+        stem_weights=0 if stem is None else stem.path.stat().st_size,  # at most: its embeddings stay on the host
+        float32_gradients=train.float32_gradients,
+        data_workers=train.data_workers,
+        batch_bytes=train.micro_batch * (student.array_bytes_of(vision) + targets),
+    )
+
+
+def _flops(
+    train: TrainConfig,
+    student: ModelShapes,
+    readers: Sequence[StoreReader],
+    lengths: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> float:
+    """Operations of a training step per sample, of an average sample of a pass."""
+
+    def mean(values: NDArray[np.int64]) -> float:
+        return float(np.average(values, weights=weights))
+
+    return training_flops(
+        student,
+        tokens=mean(lengths),
+        images=mean(_over(readers, "num_images")),
+        supervised=mean(_over(readers, "num_supervised")),
+        vision=mean(_vision(student, readers)),
+        gradient_checkpointing=train.gradient_checkpointing,
+    )
+
+
+def _weights(mixture: Mixture, num_samples: int) -> NDArray[np.float64]:
+    """How often each sample is seen per pass, float64 [samples]."""
+    weights = np.zeros(num_samples)
+    for portion in mixture.portions:
+        weights[portion.part.positions] = portion.part.weight
+    return weights
+
+
+def _vision(student: ModelShapes, readers: Sequence[StoreReader]) -> NDArray[np.int64]:
+    """Vision tokens of each sample in the student, int64 [samples]."""
+    if student.size.vision_tokens is None:
+        return _over(readers, "num_vision")
+    return _over(readers, "num_images") * student.size.vision_tokens
+
+
+def _over(readers: Sequence[StoreReader], name: str) -> NDArray[np.int64]:
+    return np.concatenate([getattr(reader, name) for reader in readers])

@@ -1,0 +1,75 @@
+"""Checks that the stores of one run fit together: batches mix their samples, and the student learns from one teacher.
+
+Codecs may differ: a batch that mixes them is decoded to float32 when it is made (`data/collate.py`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from alignkd.storage import StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.vlm.stem.file import STEM_FILE
+from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
+
+SHOWN = 60
+
+
+def check_stores_agree(readers: Sequence[StoreReader], config: TrainConfig) -> None:
+    """Refuse stores of different teachers, shapes or forms of targets.
+
+    Raises:
+        TrainError: both stores, and both values of each difference; or a loss has no target, see `targets_of_stem`.
+    """
+    first = _facts(readers[0], config)
+    for reader in readers[1:]:
+        other = _facts(reader, config)
+        differing = [
+            f"{name} is {first.get(name, 'absent')} and {other.get(name, 'absent')}"
+            for name in {**first, **other}
+            if first.get(name) != other.get(name)
+        ]
+        if differing:
+            raise TrainError(
+                f"stores {readers[0].path} and {reader.path} do not fit together: {'; '.join(differing)}; stores of "
+                "one run must come from the same teacher and keep the same kinds of targets; dump one of them again"
+            )
+
+
+def samples_in_several(readers: Sequence[StoreReader]) -> int:
+    """How many samples (conversation and images) are in more than one of the stores, counted once each."""
+    # 8 of 32 bytes of a hash suffice: among 10^8 samples, two different ones share them with probability 3e-4
+    each = [np.unique(reader.keys.prefixes()) for reader in readers]
+    _, counts = np.unique(np.concatenate(each), return_counts=True)
+    return int(np.count_nonzero(counts > 1))
+
+
+def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
+    """What must be equal in all stores, by name."""
+    manifest, needed = reader.manifest, {*config.losses.needed_targets.values()}
+    facts = {f"fingerprint {name}": _short(value) for name, value in sorted(manifest.fingerprint.items())}
+    facts |= {f"shapes.{name}": str(value) for name, value in manifest.shapes.model_dump(mode="json").items()}
+    if "attention" in needed:
+        facts["codecs.attention_pairs"] = manifest.codecs.attention_pairs
+    if "logits" in needed:
+        facts["the form of logits"] = _form_of_logits(reader)
+    from_stem = targets_of_stem(reader, config)
+    facts |= {f"the source of {name}": "the stem" if name in from_stem else "stored" for name in sorted(needed)}
+    files = [STEM_FILE] if from_stem and config.stem is None else []
+    if "logits" in needed and manifest.codecs.logits.kind == "hidden" and "logits" not in from_stem:
+        files.append(LM_HEAD_FILE)
+    return facts | {name: _short(manifest.attachments.get(name, "absent")) for name in files}
+
+
+def _form_of_logits(reader: StoreReader) -> str:
+    """Logits of one form can be in one batch: lists of tokens with a tail, draws of equal number, states, all."""
+    logits = reader.manifest.codecs.logits
+    if logits.kind in ("topk", "nucleus"):
+        return "topk or nucleus"
+    return f"sampled with {logits.num_draws} draws" if logits.kind == "sampled" else logits.kind
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= SHOWN else f"{value[: SHOWN - 3]}..."

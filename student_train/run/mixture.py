@@ -1,0 +1,157 @@
+"""How often each sample of a run is seen per pass: weights and shares of stores, and weights of their sources."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
+from alignkd.student_train.data.sources import shown_names, sources_of
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.stores import TrainStore, store_weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Portion:
+    """The samples of one source in one store.
+
+    Attributes:
+        name: name in messages and figures, see `shown_names`.
+        store: name of the store.
+        source: name of the source in that store.
+        part: positions in the `TrainingSet`, and how often each is seen per pass.
+    """
+
+    name: str
+    store: str
+    source: str
+    part: OrderPart
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixture:
+    """The samples of a run by store and source.
+
+    Attributes:
+        stores: the stores of the run.
+        portions: store by store; their sources in the order of the store. None is empty.
+    """
+
+    stores: tuple[TrainStore, ...]
+    portions: tuple[Portion, ...]
+
+    @classmethod
+    def of(
+        cls, stores: Sequence[TrainStore], readers: Sequence[StoreReader], source_weights: Mapping[str, float]
+    ) -> "Mixture":
+        """The mixture that the weights of a job give.
+
+        Args:
+            stores: the stores.
+            readers: the same stores, opened.
+            source_weights: weight by name of a source, multiplied with that of its store; 1 for all others.
+
+        Raises:
+            TrainError: a source with a weight is in no store.
+        """
+        portions = [
+            Portion(
+                name=name,
+                store=store.shown_name,
+                source=source,
+                part=OrderPart(positions=positions, weight=source_weights.get(source, 1.0)),
+            )
+            for store, (reader, start) in zip(stores, _with_starts(readers), strict=True)
+            for name, source, positions in _by_source(store.shown_name, reader, start, alone=len(readers) == 1)
+        ]
+        _check_sources(portions, source_weights)
+        sizes = [
+            sum(portion.part.weight * len(portion.part.positions) for portion in _of_store(portions, store))
+            for store in stores
+        ]
+        weights = {store.shown_name: weight for store, weight in zip(stores, store_weights(stores, sizes), strict=True)}
+        weighted = (
+            replace(portion, part=replace(portion.part, weight=portion.part.weight * weights[portion.store]))
+            for portion in portions
+        )
+        return cls(stores=tuple(stores), portions=tuple(weighted))
+
+    @property
+    def per_pass(self) -> int:
+        """Samples of one pass."""
+        return sum(portion.part.per_epoch for portion in self.portions)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every sample is seen once per pass."""
+        return all(portion.part.weight == 1.0 for portion in self.portions)
+
+    def order(self, seed: int, global_batch: int) -> SampleOrder:
+        """The order of the run's samples."""
+        if self.is_plain:
+            return SampleOrder(self.per_pass, seed, global_batch)
+        # samples that are seen once per pass need no part of their own
+        once = [portion.part.positions for portion in self.portions if portion.part.weight == 1.0]
+        others = [portion.part for portion in self.portions if portion.part.weight != 1.0]
+        plain = [OrderPart(positions=np.sort(np.concatenate(once)))] if once else []
+        return MixedOrder([*plain, *others], seed, global_batch)
+
+    def settings(self, store: str) -> list[float]:
+        """Weights of the sources of a store, which decide the order."""
+        return [portion.part.weight for portion in self.portions if portion.store == store]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain values of every portion; `share` is its share of a pass."""
+        return [
+            {
+                "name": portion.name,
+                "samples": len(portion.part.positions),
+                "weight": portion.part.weight,
+                "per_pass": portion.part.per_epoch,
+                "share": portion.part.per_epoch / self.per_pass,
+            }
+            for portion in self.portions
+        ]
+
+    def lines(self) -> Iterator[str]:
+        """A line for each portion; none for one source whose samples are seen once per pass."""
+        if len(self.portions) == 1 and self.is_plain:
+            return
+        for row in self.rows():
+            yield (
+                f"source {row['name']}: {row['samples']} samples, each seen {row['weight']:.4g} times per pass: "
+                f"{row['per_pass']} of {self.per_pass} samples ({row['share']:.1%})"
+            )
+
+
+def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, int]]:
+    """Each store and the position of its first sample in the `TrainingSet`."""
+    starts = accumulate((len(reader) for reader in readers), initial=0)
+    return zip(readers, starts, strict=False)
+
+
+def _by_source(
+    store: str, reader: StoreReader, start: int, *, alone: bool
+) -> Iterator[tuple[str, str, NDArray[np.int64]]]:
+    """Shown name, name in the store and positions of every source that has samples."""
+    sources, of_record = sources_of(reader)
+    for number, name in enumerate(shown_names(store, sources, alone=alone)):
+        if len(own := np.flatnonzero(of_record == number)):
+            yield name, sources[number], start + own
+
+
+def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:
+    return [portion for portion in portions if portion.store == store.shown_name]
+
+
+def _check_sources(portions: Sequence[Portion], source_weights: Mapping[str, float]) -> None:
+    known = dict.fromkeys(portion.source for portion in portions)
+    unknown = [name for name, weight in source_weights.items() if weight != 1.0 and name not in known]
+    if unknown:
+        raise TrainError(
+            f"data entry {unknown[0]!r} has weight {source_weights[unknown[0]]}, but no store has a source of that "
+            f"name; their sources are {', '.join(known)}"
+        )

@@ -10,6 +10,9 @@ from alignkd.storage.schema.sealed_json import unseal
 from alignkd.student_train.errors import TrainError
 
 METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+# names in a line of VALIDATION that are not losses
+VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "best")
 CONFIG = "run.json"  # no model has a file of this name
 EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"

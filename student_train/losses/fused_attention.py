@@ -70,7 +70,8 @@ class _FusedAttention(torch.autograd.Function):
         grad_enabled: bool,
         *parameters: Tensor,
     ) -> Tensor:
-        gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in (query_BHRd, key_BHLd, *parameters)]
+        wanted = (query_BHRd, key_BHLd, *parameters) if grad_enabled else ()
+        gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in wanted]
         total = torch.zeros((), dtype=_summed(query_BHRd), device=query_BHRd.device)
         for chunk in row_chunks(query_BHRd.shape[2], places.at_once):
             inputs = places.inputs.chunk(chunk)

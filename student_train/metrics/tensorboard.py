@@ -6,12 +6,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.output import VALIDATION_FIGURES
 
 FOLDER = "tensorboard"
 
 
 class TensorBoardLog:
-    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, everything else under `run/`.
+    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, validation under `validation/`, the rest under `run/`.
 
     Args:
         output: folder of the run.
@@ -27,6 +28,13 @@ class TensorBoardLog:
         for name, value in line.items():
             if name != "step" and value is not None:
                 self._writer.add_scalar(_tag(name), float(value), step)
+
+    def add_validation(self, line: Metrics) -> None:
+        """Add one point for every loss of a validation."""
+        for name, value in line.items():
+            if name not in VALIDATION_FIGURES and value is not None:
+                tag = "total" if name == "loss" else name
+                self._writer.add_scalar(f"validation/{tag}", float(value), line["step"])
 
     def flush(self) -> None:
         """Wait until all points are written; called before a checkpoint, as earlier steps are not written again."""

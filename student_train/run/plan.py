@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder, StoreReader
+from alignkd.storage.schema.order import MixedOrder, OrderPart
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import learning_rate_factor
-from alignkd.student_train.job import TrainJob, TrainResult
+from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
@@ -57,6 +59,7 @@ class RunPlan:
         ranks: this process among all.
         samples: the samples of the run's stores as the student reads them.
         order: which samples each step takes.
+        held_out: positions of the samples that validation holds out of training, int64; may be empty.
         kinds: counts samples by kind.
         settings: what decides the run's weights; a resumed run must have the same.
     """
@@ -67,6 +70,7 @@ class RunPlan:
     ranks: Ranks
     samples: TrainingSet
     order: SampleOrder
+    held_out: NDArray[np.int64]
     kinds: SampleKinds
     settings: dict[str, Any]
 
@@ -98,7 +102,13 @@ class RunPlan:
         return micro_batches(self.samples, self.order, self.config, self.ranks, first_step=first_step, stem=stem)
 
     def result(
-        self, state: TrainState, metrics: Metrics, *, already_finished: bool = False, interrupted_by: int | None = None
+        self,
+        state: TrainState,
+        metrics: Metrics,
+        *,
+        already_finished: bool = False,
+        interrupted_by: int | None = None,
+        validation: ValidationOutcome | None = None,
     ) -> TrainResult:
         """The result of the run that ended in `state`."""
         output = self.config.output
@@ -113,6 +123,7 @@ class RunPlan:
             adapters=adapters_file(output) if interrupted_by is None else None,
             already_finished=already_finished,
             interrupted_by=interrupted_by,
+            validation=validation,
         )
 
 
@@ -124,17 +135,27 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     """
     student, epochs = job.open_student(), job.train.epochs
     samples = open_samples(job, student)
-    job = replace(job, train=job.train.in_steps(len(samples), ranks.world_size))
+    held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
+    job = replace(job, train=job.train.in_steps(len(samples) - len(held_out), ranks.world_size))
     return RunPlan(
         job=job,
         requested_epochs=epochs,
         student=student,
         ranks=ranks,
         samples=samples,
-        order=SampleOrder(len(samples), job.train.seed, job.train.global_batch_size(ranks.world_size)),
+        order=sample_order(samples, held_out, job.train.seed, job.train.global_batch_size(ranks.world_size)),
+        held_out=held_out,
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
         settings=deciding_settings(job, student, samples.reader, ranks),
     )
+
+
+def sample_order(samples: TrainingSet, held_out: NDArray[np.int64], seed: int, global_batch: int) -> SampleOrder:
+    """The order of all samples that are not held out."""
+    if not len(held_out):
+        return SampleOrder(len(samples), seed, global_batch)
+    trained = np.setdiff1d(np.arange(len(samples)), held_out)
+    return MixedOrder([OrderPart(positions=trained)], seed, global_batch)
 
 
 def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:

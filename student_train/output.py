@@ -38,6 +38,11 @@ def loss_names(line: Mapping[str, Any]) -> list[str]:
     return [name for name in line if name not in FIGURES and not name.startswith(KIND_PREFIX)]
 
 
+def validation_loss_names(line: Mapping[str, Any]) -> list[str]:
+    """The losses of a line of VALIDATION: `loss`, their weighted sum, and every term."""
+    return [name for name in line if name not in VALIDATION_FIGURES]
+
+
 def read_finished(output: Path) -> dict[str, Any] | None:
     """State, deciding settings and last metrics of a finished run; None for any other run.
 

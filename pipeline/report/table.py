@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count
-from alignkd.pipeline.report.load import Run, losses_of
+from alignkd.pipeline.report.load import Run, best_value, losses_of, validated_losses_of
 
 HEADING = "# Training runs"
 LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
@@ -28,6 +28,10 @@ def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
         "Losses are means over the last steps that have the term; curves are running means over as many steps. "
         "A term of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
     )
+    if validated_losses_of(runs):
+        note += (
+            " Validation losses are those of the best validation; in the picture they are dashed, with a star there."
+        )
     return "\n".join([HEADING, "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
 
 
@@ -52,12 +56,28 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("skipped steps", lambda run: str(run.skipped)),
         ("losses are means of", lambda run: format_count(run.window, "step")),
         *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
+        *_validation_rows(runs),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
         ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),
         ("waiting for data", lambda run: _number(run.wait_share, ".1%")),
         ("peak memory, MiB", lambda run: _number(run.peak_memory_mib, ",.0f")),
     ]
     return [["", *(run.name for run in runs)], *([label, *(cell(run) for run in runs)] for label, cell in figures)]
+
+
+def _validation_rows(runs: Sequence[Run]) -> list[tuple[str, Callable[[Run], str]]]:
+    """The validation losses at the best step; no row if no run has a validation."""
+    if not (names := validated_losses_of(runs)):
+        return []
+    labels = {name: LABELS.get(name, name.replace("_", " ")) for name in names}
+    return [
+        ("best validation at step", lambda run: _number(run.best_step, ",d")),
+        *((f"validation {labels[name]}", _best(name)) for name in names),
+    ]
+
+
+def _best(name: str) -> Callable[[Run], str]:
+    return lambda run: _number(best_value(run, name), ".4g")
 
 
 def _kind(kind: str) -> Callable[[Run], str]:

@@ -6,7 +6,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.output import VALIDATION_FIGURES
+from alignkd.student_train.output import validation_loss_names
 
 FOLDER = "tensorboard"
 
@@ -31,8 +31,8 @@ class TensorBoardLog:
 
     def add_validation(self, line: Metrics) -> None:
         """Add one point for every loss of a validation."""
-        for name, value in line.items():
-            if name not in VALIDATION_FIGURES and value is not None:
+        for name in validation_loss_names(line):
+            if (value := line[name]) is not None:
                 tag = "total" if name == "loss" else name
                 self._writer.add_scalar(f"validation/{tag}", float(value), line["step"])
 

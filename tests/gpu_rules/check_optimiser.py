@@ -98,9 +98,9 @@ def stop_at(step: int) -> Any:
     return check
 
 
-def figures(output: Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` keeps of each step, without times."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+def figures(output: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """What a file keeps of each step, without times."""
+    lines = [json.loads(line) for line in (output / file).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
@@ -109,3 +109,18 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
     assert [line["step"] for line in found] == [line["step"] for line in expected] == list(range(1, STEPS + 1))
     for there, here in zip(found, expected, strict=True):
         assert there == pytest.approx(here, rel=2e-5)
+
+
+def test_validations_are_those_of_the_cpu(
+    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = (
+        jobs.train_job("compact", name, validation={"store": str(jobs.store("compact")), "every": 2})
+        for name in ("validated-on-cpu", "validated-on-device")
+    )
+    train(here)
+    train_on_device(there, monkeypatch)
+    found, expected = (figures(job.train.output, "validation.jsonl") for job in (there, here))
+    assert [line["step"] for line in expected] == [0, 2, 4]
+    for line, reference in zip(found, expected, strict=True):
+        assert line == pytest.approx(reference, rel=2e-5)

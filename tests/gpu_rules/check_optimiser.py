@@ -33,10 +33,15 @@ def _pretend_accelerator() -> None:
 
 @pytest.fixture(scope="module")
 def on_cpu(jobs: GoldenJobs) -> list[dict[str, Any]]:
-    """The figures of every step of an unbroken run on the CPU."""
-    job = jobs.train_job("compact", "on-cpu")
+    """The figures of every step of an unbroken run on the CPU; its validations do not change them."""
+    job = jobs.train_job("compact", "on-cpu", validation=validation(jobs))
     train(job)
     return figures(job.train.output)
+
+
+def validation(jobs: GoldenJobs) -> dict[str, Any]:
+    """Settings of validation on the samples of the training."""
+    return {"store": str(jobs.store("compact")), "every": 2, "at_start": False}
 
 
 def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
@@ -112,15 +117,12 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
 
 
 def test_validations_are_those_of_the_cpu(
-    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = (
-        jobs.train_job("compact", name, validation={"store": str(jobs.store("compact")), "every": 2})
-        for name in ("validated-on-cpu", "validated-on-device")
-    )
-    train(here)
-    train_on_device(there, monkeypatch)
-    found, expected = (figures(job.train.output, "validation.jsonl") for job in (there, here))
-    assert [line["step"] for line in expected] == [0, 2, 4]
+    job = jobs.train_job("compact", "validated-on-device", validation=validation(jobs))
+    train_on_device(job, monkeypatch)
+    found, expected = (figures(output, "validation.jsonl") for output in (job.train.output, jobs.folder / "on-cpu"))
+    assert [line["step"] for line in expected] == [2, 4]
     for line, reference in zip(found, expected, strict=True):
         assert line == pytest.approx(reference, rel=2e-5)
+    assert_close(figures(job.train.output), on_cpu)

@@ -12,6 +12,7 @@ from alignkd.student_train.objective.adapters import AdapterInit
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
 from alignkd.student_train.objective.terms import preset_weights
+from alignkd.student_train.validation_config import LOSS, ValidationConfig
 from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 TargetSource = Literal["stored", "stem"]
@@ -81,6 +82,7 @@ class TrainConfig(Settings):
         log_every: optimiser steps between lines of progress.
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process.
+        validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
     """
 
     output: UserPath
@@ -113,6 +115,8 @@ class TrainConfig(Settings):
     tensorboard: bool = True
     data_workers: CountFromZero = 0
 
+    validation: ValidationConfig | None = None
+
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, values: Any) -> Any:
@@ -132,6 +136,18 @@ class TrainConfig(Settings):
         if (self.steps is None) == (self.epochs is None):
             found = "neither" if self.steps is None else f"steps {self.steps} and epochs {self.epochs}"
             raise ValueError(f"give steps or epochs, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_its_figure(self) -> Self:
+        validation = self.validation
+        if validation is None or validation.data is not None:
+            return self
+        if (figure := validation.chosen_figure) not in (LOSS, *self.losses.weights):
+            raise ValueError(
+                f"validation.figure is {figure!r}, but losses.{figure} is 0, so it is not computed; choose {LOSS} or "
+                f"one of {', '.join(self.losses.weights)}"
+            )
         return self
 
     def optimiser_steps(self, num_samples: int, world_size: int) -> int:

@@ -73,6 +73,26 @@ class TrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationOutcome:
+    """What the validations of a finished run led to.
+
+    Attributes:
+        figure: the figure that chooses the best state.
+        best_step, best: the step with its lowest value, and the value; None if it was finite in no validation.
+        last: its value after the last step; None if it was not finite.
+        exported_step: the step whose state is the exported student.
+        stopped_early: why the run ended before its last step, or None.
+    """
+
+    figure: str
+    best_step: int | None
+    best: float | None
+    last: float | None
+    exported_step: int
+    stopped_early: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """How a run ended.
 
@@ -88,6 +108,7 @@ class TrainResult:
         adapters: exported adapters; None if interrupted.
         already_finished: an earlier call had finished the run, and nothing was trained.
         interrupted_by: number of the signal that ended the run early, or None. The command exits with 128 + this.
+        validation: None if interrupted, and for a run without validation.
     """
 
     step: int
@@ -101,3 +122,4 @@ class TrainResult:
     already_finished: bool = False
     interrupted_by: int | None = None
     samples_by_source: dict[str, int] = field(default_factory=dict)
+    validation: ValidationOutcome | None = None

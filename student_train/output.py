@@ -10,6 +10,9 @@ from alignkd.storage.schema.sealed_json import unseal
 from alignkd.student_train.errors import TrainError
 
 METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+# names in a line of VALIDATION that are not losses
+VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "best")
 CONFIG = "run.json"  # no model has a file of this name
 EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
@@ -34,6 +37,11 @@ def adapters_file(output: Path) -> Path:
 def loss_names(line: Mapping[str, Any]) -> list[str]:
     """The losses of a step's line of METRICS: `loss`, their weighted sum, and every term."""
     return [name for name in line if name not in FIGURES and not name.startswith(KIND_PREFIX)]
+
+
+def validation_loss_names(line: Mapping[str, Any]) -> list[str]:
+    """The losses of a line of VALIDATION: `loss`, their weighted sum, and every term."""
+    return [name for name in line if name not in VALIDATION_FIGURES]
 
 
 def read_finished(output: Path) -> dict[str, Any] | None:

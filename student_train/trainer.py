@@ -26,6 +26,7 @@ from alignkd.student_train.run.plan import RunPlan, plan_run
 from alignkd.student_train.run.start import Start, announce, checkpoints_folder, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student
+from alignkd.student_train.validation.validation import Validation, open_validation
 
 
 @memory_error_as_train_error
@@ -50,17 +51,22 @@ def _train(plan: RunPlan) -> TrainResult:
         return result
     announce(plan)
     start = find_start(plan)
+    validation = open_validation(plan, start)
     # Data workers are forked here, before there is a model: they would keep the memory that this process has now.
     batches = plan.micro_batches(first_step=start.state.step)
     with closing_workers(batches, only_after_an_error=True):
         engine = _prepare_engine(plan, start)
-    end = _run_steps(plan, engine, batches, start.state)
-    if end.state.step < plan.config.num_steps:
+    end = _run_steps(plan, engine, batches, start.state, validation)
+    if not end.complete:
         return plan.result(end.state, end.metrics, interrupted_by=end.signal or signal.SIGTERM)
     last = end.metrics if start.finished_metrics is None else start.finished_metrics
-    export(plan.job, plan.student, engine, end.state, plan.settings, last)
+    outcome = None
+    if validation is not None:
+        outcome = validation.outcome(end.state.step)
+        validation.load_exported(engine, end.state.step)
+    export(plan.job, plan.student, engine, end.state, plan.settings, last, validation=outcome)
     plan.ranks.barrier()
-    return plan.result(end.state, last, already_finished=start.finished_metrics is not None)
+    return plan.result(end.state, last, already_finished=start.finished_metrics is not None, validation=outcome)
 
 
 def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
@@ -74,20 +80,33 @@ def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class _End:
-    """How the loop of steps ended: the state, the metrics of the last step, and the signal that came, or 0."""
+    """How the loop of steps ended: the state, the metrics of the last step, and the signal that came, or 0.
+
+    `complete` is False if a stop was requested before the last step or during its validation.
+    """
 
     state: TrainState
+    complete: bool
     metrics: Metrics
     signal: int
 
 
-def _run_steps(plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], state: TrainState) -> _End:
-    """Optimiser steps until the last one, or until a stop is requested."""
+def _run_steps(
+    plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], state: TrainState, validation: Validation | None
+) -> _End:
+    """Optimiser steps until the last one, until validation ends them, or until a stop is requested."""
     config, ranks, checkpoints = plan.config, plan.ranks, checkpoints_folder(plan.config.output)
     counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights)
     times = CheckpointTimes(config)
-    with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
-        while state.step < config.num_steps:
+    validated = None if validation is None else validation.state.last_step
+    with (
+        StopSignals() as signals,
+        RunLog(config, ranks, done=state.step, validated=validated) as log,
+        closing_workers(batches),
+    ):
+        if validation is not None:
+            validation.begin(engine, state.step, log, signals)
+        while state.step < config.num_steps and not (validation is not None and validation.ends_run):
             step = plan.step(state.step)
             sources = plan.step_sources(step.positions, counts)
             tally = StepTally(config.losses.weights, counts(step.positions), sources)
@@ -97,13 +116,18 @@ def _run_steps(plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], sta
             state = state.after(samples=len(step.positions), skipped=not outcome.applied)
             log.append(step_figures(state, step, tally, outcome, device=ranks.device))
             _check_not_diverged(state, tally, plan.job)
-            if times.is_due(state.step, tally):
+            if validation is not None and not tally.stopped:
+                validation.after_step(engine, state.step, log, signals)
+            if times.is_due(state.step, tally) or (validation is not None and validation.needs_checkpoint):
                 log.flush()
-                save_checkpoint(checkpoints, engine, state, plan.settings, ranks, keep=config.keep_checkpoints)
+                found = {} if validation is None else validation.in_checkpoint
+                keep = config.keep_checkpoints
+                save_checkpoint(checkpoints, engine, state, plan.settings, ranks, keep=keep, **found)
                 times.written()
             if tally.stopped:
                 break
-    return _End(state=state, metrics=log.last, signal=signals.received)
+    complete = state.step == config.num_steps if validation is None else validation.is_complete(state.step)
+    return _End(state=state, complete=complete, metrics=log.last, signal=signals.received)
 
 
 def _optimiser_step(

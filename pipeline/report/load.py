@@ -3,13 +3,22 @@
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkd.storage import StoreError
-from alignkd.student_train.output import BY_SOURCE, FINISHED, KIND_PREFIX, METRICS, loss_names, read_finished
+from alignkd.student_train.output import (
+    BY_SOURCE,
+    FINISHED,
+    KIND_PREFIX,
+    METRICS,
+    VALIDATION,
+    loss_names,
+    read_finished,
+    validation_loss_names,
+)
 from alignkd.vlm.errors import InputError, unreadable
 
 LARGEST_WINDOW = 50
@@ -34,6 +43,8 @@ class Run:
         seconds_per_step, tokens_per_second, wait_share: medians over the steps; None if the run did not record them.
         peak_memory_mib: peak memory of the (first) device.
         curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
+        validation: for each loss, (step, value) of the validations that have it; empty for a run without validation.
+        best_step: step of the best validation; None if there is none.
     """
 
     name: str
@@ -51,6 +62,8 @@ class Run:
     wait_share: float | None
     peak_memory_mib: float | None
     curves: dict[str, list[tuple[int, float]]]
+    validation: dict[str, list[tuple[int, float]]]
+    best_step: int | None
 
 
 def load_runs(paths: Sequence[Path], *, smooth: int | None = None) -> list[Run]:
@@ -70,6 +83,11 @@ def load_runs(paths: Sequence[Path], *, smooth: int | None = None) -> list[Run]:
     return [_load(folder, name, smooth) for folder, name in zip(folders, names, strict=True)]
 
 
+def best_value(run: Run, name: str) -> float | None:
+    """A validation loss at the best step of a run."""
+    return dict(run.validation.get(name, [])).get(-1 if run.best_step is None else run.best_step)
+
+
 def report_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One object per run, curves included."""
     return [asdict(run) for run in runs]
@@ -77,7 +95,12 @@ def report_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def losses_of(runs: Sequence[Run]) -> list[str]:
     """The losses that any of the runs has, in the order of their metrics files."""
-    return [*dict.fromkeys(name for run in runs for name in run.curves)]
+    return [*dict.fromkeys(name for run in runs for name in (*run.curves, *run.validation))]
+
+
+def validated_losses_of(runs: Sequence[Run]) -> list[str]:
+    """The losses that a validation of any of the runs has."""
+    return [*dict.fromkeys(name for run in runs for name in run.validation)]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -92,13 +115,12 @@ def default_window(steps: int) -> int:
 
 def _load(folder: Path, name: str, smooth: int | None) -> Run:
     lines = _metrics(folder)
+    validations = validation_lines(folder)
     window = default_window(lines[-1]["step"]) if smooth is None else smooth
-    names = dict.fromkeys(name for line in lines for name in loss_names(line))
-    points = {name: [(line["step"], line[name]) for line in lines if line.get(name) is not None] for name in names}
+    points = _points(lines, loss_names)
     curves = {
         name: list(zip([step for step, _ in found], running_mean([v for _, v in found], window), strict=True))
         for name, found in points.items()
-        if found
     }
     kinds = {key.removeprefix(KIND_PREFIX) for line in lines for key in line if key.startswith(KIND_PREFIX)} - {"seen"}
     return Run(
@@ -117,6 +139,8 @@ def _load(folder: Path, name: str, smooth: int | None) -> Run:
         wait_share=_median(lines, "wait_share"),
         peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
         curves=curves,
+        validation=_points(validations, validation_loss_names),
+        best_step=validations[-1].get("best_step") if validations else None,
     )
 
 
@@ -133,6 +157,38 @@ def _of_source(figures: Sequence[dict[str, Any]], window: int) -> dict[str, floa
         if last:
             found[name] = statistics.fmean(*map(list, zip(*last, strict=True)))
     return found
+
+
+def _points(
+    lines: Sequence[dict[str, Any]], names_of: Callable[[dict[str, Any]], list[str]]
+) -> dict[str, list[tuple[int, float]]]:
+    """For each loss, (step, value) of the lines that have it; a loss that none has is left out."""
+    names = dict.fromkeys(name for line in lines for name in names_of(line))
+    points = {name: [(line["step"], line[name]) for line in lines if line.get(name) is not None] for name in names}
+    return {name: found for name, found in points.items() if found}
+
+
+def validation_lines(folder: Path) -> list[dict[str, Any]]:
+    """The validations of a run; none for a run without them.
+
+    Raises:
+        InputError: the file cannot be read, or is none of a training run.
+    """
+    file = folder / VALIDATION
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(file, error) from error
+    whole = [(number, line) for number, line in enumerate(text.splitlines(keepends=True), 1) if line.endswith("}\n")]
+    try:
+        lines: list[dict[str, Any]] = [json.loads(line) for _, line in whole]
+        assert all({"step", "loss", "best_step"} <= line.keys() for line in lines)
+    except (json.JSONDecodeError, AssertionError, AttributeError) as error:
+        raise InputError(f"{file}: is not the validation file of a training run; restore it or move it away") from error
+    _check_order(file, [(number, line["step"]) for (number, _), line in zip(whole, lines, strict=True)])
+    return lines
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

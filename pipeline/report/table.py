@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count
-from alignkd.pipeline.report.load import Run, losses_of
+from alignkd.pipeline.report.load import Run, best_value, losses_of, validated_losses_of
 
 HEADING = "# Training runs"
 LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
@@ -28,6 +28,10 @@ def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
         "Losses are means over the last steps that have the term; curves are running means over as many steps. "
         "A term of weight 0 is not computed. Seconds, tokens and waiting are medians over all steps."
     )
+    if validated_losses_of(runs):
+        note += (
+            " Validation losses are those of the best validation; in the picture they are dashed, with a star there."
+        )
     return "\n".join([HEADING, "", *lines, "", note, "", f"![Losses by step]({picture})", ""])
 
 
@@ -53,6 +57,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("losses are means of", lambda run: format_count(run.window, "step")),
         *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
         *_rows_by_source(runs),
+        *_validation_rows(runs),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
         ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),
         ("waiting for data", lambda run: _number(run.wait_share, ".1%")),
@@ -70,6 +75,21 @@ def _rows_by_source(runs: Sequence[Run]) -> Iterator[tuple[str, Callable[[Run], 
 
 def _of_source(source: str, name: str, form: str) -> Callable[[Run], str]:
     return lambda run: _number(run.by_source.get(source, {}).get(name), form)
+
+
+def _validation_rows(runs: Sequence[Run]) -> list[tuple[str, Callable[[Run], str]]]:
+    """The validation losses at the best step; no row if no run has a validation."""
+    if not (names := validated_losses_of(runs)):
+        return []
+    labels = {name: LABELS.get(name, name.replace("_", " ")) for name in names}
+    return [
+        ("best validation at step", lambda run: _number(run.best_step, ",d")),
+        *((f"validation {labels[name]}", _best(name)) for name in names),
+    ]
+
+
+def _best(name: str) -> Callable[[Run], str]:
+    return lambda run: _number(best_value(run, name), ".4g")
 
 
 def _kind(kind: str) -> Callable[[Run], str]:

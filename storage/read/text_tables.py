@@ -63,9 +63,10 @@ class KeyTable(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return (row.tobytes().hex() for row in self._data)
 
-    def prefixes(self) -> NDArray[np.uint64]:
-        """The first 8 bytes of each key as a number, uint64 [n]."""
-        return np.ascontiguousarray(self._data[:, :8]).view(np.uint64)[:, 0]
+    @property
+    def first_words(self) -> NDArray[np.uint64]:
+        """The first 8 bytes of each key as a number, uint64 [n]: evenly distributed, as keys are hashes."""
+        return np.ascontiguousarray(self._data[:, :8]).view(">u8").astype(np.uint64).reshape(len(self._data))
 
     def find(self, key: str) -> list[int]:
         """Positions of a key, ascending."""

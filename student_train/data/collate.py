@@ -58,9 +58,8 @@ def collate(
     """
     given = frozenset() if stem is None else stem.wanted
     examples, records = [example for example, _ in samples], [record for _, record in samples]
-    sequences = collate_sequences(examples)
-    length = sequences.input_ids_BL.shape[1]
-    supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
+    inputs = collate_inputs(examples)
+    sequences = inputs.sequences
     with_image = [record for record in records if record.has_image]
     all_wanted, top_wanted = (
         bool(with_image) and target in targets and target not in given for target in ("vision_all", "vision_top")
@@ -68,16 +67,26 @@ def collate(
     attention = None
     if "attention" in targets:
         attention = _attention(examples, None if "attention" in given else records, attention_pairs)
-    return TrainBatch(
-        sequences=sequences,
-        supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
-        labels_N=sequences.supervised_labels_N,
+    return replace(
+        inputs,
         attention=attention,
         vision_all_PD=_coded_rows(_vision_of_images(with_image)) if all_wanted else None,
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
         stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
+    )
+
+
+def collate_inputs(examples: Sequence[Example]) -> TrainBatch:
+    """One micro-batch without targets."""
+    sequences = collate_sequences(examples)
+    length = sequences.input_ids_BL.shape[1]
+    supervised = [row * length + example.positions.supervised_positions for row, example in enumerate(examples)]
+    return TrainBatch(
+        sequences=sequences,
+        supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
+        labels_N=sequences.supervised_labels_N,
     )
 
 

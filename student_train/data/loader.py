@@ -2,6 +2,9 @@
 
 from collections.abc import Collection, Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alignkd.storage import SampleOrder
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
@@ -10,6 +13,25 @@ from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
+
+
+def load_batch(
+    samples: TrainingSet, positions: NDArray[np.int64], *, targets: Collection[str], stem: StemLookup | None
+) -> TrainBatch:
+    """The samples at these positions as one batch; `targets` and `stem` as of `collate`.
+
+    Raises:
+        TrainError: a sample cannot be used.
+    """
+    try:
+        return collate(
+            [samples[int(position)] for position in positions],
+            targets=targets,
+            attention_pairs=samples.reader.manifest.codecs.attention_pairs,
+            stem=stem,
+        )
+    except ValueError as error:
+        raise TrainError(str(error)) from error
 
 
 def load_micro_batches(
@@ -43,15 +65,7 @@ def load_micro_batches(
         step, part = divmod(number, per_step)
         mine = order.rank_slice(step, ranks.rank, ranks.world_size)
         positions = mine[part * micro_batch : (part + 1) * micro_batch]
-        try:
-            return collate(
-                [samples[int(position)] for position in positions],
-                targets=targets,
-                attention_pairs=samples.reader.manifest.codecs.attention_pairs,
-                stem=stem,
-            )
-        except ValueError as error:
-            raise TrainError(str(error)) from error
+        return load_batch(samples, positions, targets=targets, stem=stem)
 
     numbers = range(steps.start * per_step, steps.stop * per_step)
     return FromWorkers(make, numbers, workers) if workers else map(make, numbers)

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder, StoreReader
-from alignkd.student_train.stores import store_name
 
 
 def sources_of(reader: StoreReader) -> tuple[list[str], NDArray[np.int64]]:

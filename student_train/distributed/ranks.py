@@ -43,6 +43,12 @@ class Ranks:
         distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_all(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order."""
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for every rank."""
         distributed.barrier()

@@ -73,7 +73,8 @@ class _FusedAttention(torch.autograd.Function):
         grad_enabled: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in (query_BHRd, key_BHLd, *parameters)]
+        wanted = (query_BHRd, key_BHLd, *parameters) if grad_enabled else ()
+        gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in wanted]
         parts_B = torch.zeros(len(query_BHRd), dtype=_summed(query_BHRd), device=query_BHRd.device)
 
         def summed_loss(rows: slice, chosen_BHrC: Tensor, *leaves: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from alignkd.student_train.errors import writing
 from alignkd.student_train.metrics.file import Metrics, MetricsLog
 from alignkd.student_train.metrics.progress import Progress
 from alignkd.student_train.metrics.tensorboard import TensorBoardLog
-from alignkd.student_train.output import METRICS
+from alignkd.student_train.output import METRICS, VALIDATION
 
 
 class RunLog:
@@ -19,20 +19,23 @@ class RunLog:
         config: settings of the run, its length in steps.
         ranks: this process among all.
         done: optimiser steps done before; lines of later steps are dropped.
+        validated: the last validated step, from -1; lines of later validations are dropped. None without validation.
 
     Attributes:
         last: the line of the last step, {} before the first one.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, *, done: int) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks, *, done: int, validated: int | None = None) -> None:
         self.last: Metrics = {}
         self._writes = ranks.is_first
         self._progress = Progress(done=done, steps=config.num_steps, log_every=config.log_every, show=self._writes)
         self._tensorboard = None
-        self._metrics = MetricsLog(config.output / METRICS)
+        self._metrics, self._validation = (MetricsLog(config.output / name) for name in (METRICS, VALIDATION))
         if not self._writes:
             return
         self.last = self._metrics.cut_back(done)
+        if validated is not None:
+            self._validation.cut_back(validated)
         if config.tensorboard:
             with writing(config.output):
                 self._tensorboard = TensorBoardLog(config.output, done)
@@ -45,6 +48,15 @@ class RunLog:
         if self._tensorboard is not None:
             self._tensorboard.add(self.last)
         self._progress.update(self.last)
+
+    def append_validation(self, values: Metrics, figure: str) -> None:
+        """Record one validation, whose `figure` is shown."""
+        if not self._writes:
+            return
+        line = self._validation.append(values)
+        if self._tensorboard is not None:
+            self._tensorboard.add_validation(line)
+        self._progress.show_validation(line, figure)
 
     def flush(self) -> None:
         """Write everything to the disk; called before a checkpoint."""

@@ -33,6 +33,19 @@ class Progress:
         elif self.show and step is not None and (step % self.log_every == 0 or step == self.steps):
             logger.info("step %d of %d: %s, %.2f s/step", step, self.steps, text, line["seconds"])
 
+    def show_validation(self, line: Metrics, figure: str) -> None:
+        """Show the figure of a validation; errors are ignored as in `update`."""
+        value, best = line[figure], line["best"]
+        text = f"validation at step {line['step']}: {figure} {'not finite' if value is None else f'{value:.4f}'}"
+        if best is not None and line["best_step"] != line["step"]:
+            text += f" (best {best:.4f} at step {line['best_step']})"
+        text += f", {line['samples']} samples in {line['seconds']:.1f} s"
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            elif self.show:
+                logger.info("%s", text)
+
     def close(self) -> None:
         """Close the bar and leave it visible."""
         if self._bar is not None:

@@ -6,13 +6,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.output import BY_SOURCE
+from alignkd.student_train.output import BY_SOURCE, validation_loss_names
 
 FOLDER = "tensorboard"
 
 
 class TensorBoardLog:
-    """Event files in `OUTPUT/tensorboard`: losses under `loss/`, sources under `source/NAME/`, the rest under `run/`.
+    """Event files in `OUTPUT/tensorboard`.
+
+    Losses are under `loss/`, validation under `validation/`, sources under `source/NAME/`, the rest under `run/`.
 
     Args:
         output: folder of the run.
@@ -35,6 +37,13 @@ class TensorBoardLog:
     def _add(self, tag: str, value: float | None, step: int) -> None:
         if value is not None:
             self._writer.add_scalar(tag, float(value), step)
+
+    def add_validation(self, line: Metrics) -> None:
+        """Add one point for every loss of a validation."""
+        for name in validation_loss_names(line):
+            if (value := line[name]) is not None:
+                tag = "total" if name == "loss" else name
+                self._writer.add_scalar(f"validation/{tag}", float(value), line["step"])
 
     def flush(self) -> None:
         """Wait until all points are written; called before a checkpoint, as earlier steps are not written again."""

@@ -41,7 +41,7 @@ def check_stores_agree(readers: Sequence[StoreReader], config: TrainConfig) -> N
 def samples_in_several(readers: Sequence[StoreReader]) -> int:
     """How many samples (conversation and images) are in more than one of the stores, counted once each."""
     # 8 of 32 bytes of a hash suffice: among 10^8 samples, two different ones share them with probability 3e-4
-    each = [np.unique(reader.keys.prefixes()) for reader in readers]
+    each = [np.unique(reader.keys.first_words) for reader in readers]
     _, counts = np.unique(np.concatenate(each), return_counts=True)
     return int(np.count_nonzero(counts > 1))
 

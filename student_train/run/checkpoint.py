@@ -17,7 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from alignkd.disk.opening import check_readable
-from alignkd.disk.whole_file import fsync_path
+from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage import StoreError
 from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.schema.sealed_json import seal, unseal
@@ -59,15 +59,32 @@ class TrainState:
         )
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def save_checkpoint(
-    folder: Path, engine: Engine, state: TrainState, settings: Mapping[str, Any], ranks: Ranks, *, keep: int
+    folder: Path,
+    engine: Engine,
+    state: TrainState,
+    settings: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    keep: int,
+    best_step: int | None = None,
+    validation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `folder/step-N` and drop all but the newest `keep`; called by ALL ranks, written by the first.
+
+    Args:
+        best_step: the checkpoint of this step is not dropped.
+        validation: state of the validations, kept as `validation` in `state.json`.
 
     Raises:
         TrainError: the disk is full or not writable; no incomplete checkpoint remains.
     """
-    target = folder / f"step-{state.step:08d}"
+    target = checkpoint_path(folder, state.step)
     temporary = folder / f".tmp-{target.name}"
     problem = _attempt(target, lambda: _make_empty(temporary)) if ranks.is_first else None
     for name, tensors in _parts(engine):
@@ -75,6 +92,8 @@ def save_checkpoint(
             problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
     if ranks.is_first:
         document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
+        if validation is not None:
+            document["validation"] = dict(validation)
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
         shutil.rmtree(temporary, ignore_errors=True)
     # All ranks raise an error of the first one: otherwise they would wait for it in the next step.
@@ -82,7 +101,8 @@ def save_checkpoint(
         raise TrainError(problem)
     if ranks.is_first:
         for old in _all_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            if best_step is None or old != checkpoint_path(folder, best_step):
+                shutil.rmtree(old)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +152,38 @@ def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
         with Parts(found.path, kind) as parts:
             engine.load_moments(kind, parts.tensor)
     engine.load_counters(found.document["counters"])
+
+
+def keep_validation(found: Checkpoint, validation: Mapping[str, Any], ranks: Ranks) -> None:
+    """Replace the state of the validations in a checkpoint; called by ALL ranks, written by the first.
+
+    Raises:
+        TrainError: the disk is full or not writable; the checkpoint is then what it was.
+    """
+    content = seal({**found.document, "validation": dict(validation)})
+    file = found.path / STATE
+    problem = _attempt(file, lambda: write_whole(file, content)) if ranks.is_first else None
+    if problem := ranks.from_first(problem):
+        raise TrainError(problem)
+
+
+def load_weights(folder: Path, step: int, engine: Engine) -> None:
+    """Load the weights of an earlier step into the engine, to be exported; called by ALL ranks.
+
+    Raises:
+        TrainError: its checkpoint is missing or damaged.
+    """
+    path, problem = checkpoint_path(folder, step), None
+    if engine.ranks.is_first:
+        try:
+            _check_can_be_opened(path)
+            _verified(path)
+        except (StoreError, TrainError) as error:
+            problem = f"checkpoint {path}: {error}"
+    if problem := engine.ranks.from_first(problem):
+        raise TrainError(problem)
+    with Parts(path, WEIGHTS) as parts:
+        engine.load_weights(parts.tensor)
 
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

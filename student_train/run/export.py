@@ -14,7 +14,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
 from alignkd.student_train.errors import TrainError, writing
-from alignkd.student_train.job import TrainJob
+from alignkd.student_train.job import TrainJob, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import FINISHED, adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
@@ -40,24 +40,36 @@ def is_exported(output: Path, student: Checkpoint) -> bool:
     return student.is_complete(student_folder(output))
 
 
-def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None:
+def check_export_can_be_repeated(config: TrainConfig, state: TrainState, *, last_step: int) -> None:
     """Refuse to train a finished run again if its student is missing and no checkpoint holds its last step.
 
     Raises:
         TrainError: the newest sound checkpoint is not that of the last step.
     """
-    if state.step < config.num_steps:
+    if state.step < last_step:
         newest = f"the newest is of step {state.step}" if state.step else "there is none"
         raise TrainError(
             f"output {config.output}: finished, but its student or adapters are missing, and so is the checkpoint of "
-            f"step {config.num_steps} to export them from ({newest}); restore them, or train into another output"
+            f"step {last_step} to export them from ({newest}); restore them, or train into another output"
         )
 
 
 def export(
-    job: TrainJob, checkpoint: Checkpoint, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics
+    job: TrainJob,
+    checkpoint: Checkpoint,
+    engine: Engine,
+    state: TrainState,
+    settings: dict[str, Any],
+    last: Metrics,
+    *,
+    validation: ValidationOutcome | None = None,
 ) -> None:
     """Write adapters, student and, last, the mark that the run is finished; called by ALL ranks.
+
+    Args:
+        engine: holds the weights that are exported.
+        state: after the last step of the run, whichever step the weights are of.
+        validation: kept in the mark.
 
     Raises:
         TrainError: no step changed the student, or a weight is not finite.
@@ -77,7 +89,10 @@ def export(
         _remove(target)
         temporary.rename(target)
         fsync_path(output)  # the mark comes last: student and adapters are on the disk before it
-        write_whole(output / FINISHED, seal({**asdict(state), "settings": settings, "metrics": last}))
+        mark = {**asdict(state), "settings": settings, "metrics": last}
+        if validation is not None:
+            mark["validation"] = asdict(validation)
+        write_whole(output / FINISHED, seal(mark))
         fsync_path(output)
 
 

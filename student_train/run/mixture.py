@@ -45,7 +45,12 @@ class Mixture:
 
     @classmethod
     def of(
-        cls, stores: Sequence[TrainStore], readers: Sequence[StoreReader], source_weights: Mapping[str, float]
+        cls,
+        stores: Sequence[TrainStore],
+        readers: Sequence[StoreReader],
+        source_weights: Mapping[str, float],
+        *,
+        held_out: NDArray[np.int64] | None = None,
     ) -> "Mixture":
         """The mixture that the weights of a job give.
 
@@ -53,6 +58,7 @@ class Mixture:
             stores: the stores.
             readers: the same stores, opened.
             source_weights: weight by name of a source, multiplied with that of its store; 1 for all others.
+            held_out: positions of samples that are not trained on.
 
         Raises:
             TrainError: a source with a weight is in no store.
@@ -62,10 +68,11 @@ class Mixture:
                 name=name,
                 store=store.shown_name,
                 source=source,
-                part=OrderPart(positions=positions, weight=source_weights.get(source, 1.0)),
+                part=OrderPart(positions=trained, weight=source_weights.get(source, 1.0)),
             )
             for store, (reader, start) in zip(stores, _with_starts(readers), strict=True)
             for name, source, positions in _by_source(store.shown_name, reader, start, alone=len(readers) == 1)
+            if len(trained := positions if held_out is None else np.setdiff1d(positions, held_out))
         ]
         _check_sources(portions, source_weights)
         sizes = [
@@ -91,12 +98,13 @@ class Mixture:
 
     def order(self, seed: int, global_batch: int) -> SampleOrder:
         """The order of the run's samples."""
-        if self.is_plain:
-            return SampleOrder(self.per_pass, seed, global_batch)
         # samples that are seen once per pass need no part of their own
         once = [portion.part.positions for portion in self.portions if portion.part.weight == 1.0]
         others = [portion.part for portion in self.portions if portion.part.weight != 1.0]
-        plain = [OrderPart(positions=np.sort(np.concatenate(once)))] if once else []
+        positions = np.sort(np.concatenate(once)) if once else np.zeros(0, np.int64)
+        if not others and np.array_equal(positions, np.arange(len(positions))):
+            return SampleOrder(len(positions), seed, global_batch)
+        plain = [OrderPart(positions=positions)] if once else []
         return MixedOrder([*plain, *others], seed, global_batch)
 
     def settings(self, store: str) -> list[float]:

@@ -11,6 +11,7 @@ from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.data.sources import Sources
@@ -18,7 +19,7 @@ from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import learning_rate_factor
-from alignkd.student_train.job import TrainJob, TrainResult
+from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
@@ -62,6 +63,7 @@ class RunPlan:
         samples: the samples of the run's stores as the student reads them.
         mixture: how often each sample is seen per pass.
         order: which samples each step takes.
+        held_out: positions of the samples that validation holds out of training, int64; may be empty.
         kinds: counts samples by kind.
         sources: counts samples by source.
         settings: what decides the run's weights; a resumed run must have the same.
@@ -74,6 +76,7 @@ class RunPlan:
     samples: TrainingSet
     mixture: Mixture
     order: SampleOrder
+    held_out: NDArray[np.int64]
     kinds: SampleKinds
     sources: Sources
     settings: dict[str, Any]
@@ -124,7 +127,13 @@ class RunPlan:
         return micro_batches(self.samples, self.order, self.config, self.ranks, first_step=first_step, stem=stem)
 
     def result(
-        self, state: TrainState, metrics: Metrics, *, already_finished: bool = False, interrupted_by: int | None = None
+        self,
+        state: TrainState,
+        metrics: Metrics,
+        *,
+        already_finished: bool = False,
+        interrupted_by: int | None = None,
+        validation: ValidationOutcome | None = None,
     ) -> TrainResult:
         """The result of the run that ended in `state`."""
         output = self.config.output
@@ -140,6 +149,7 @@ class RunPlan:
             adapters=adapters_file(output) if interrupted_by is None else None,
             already_finished=already_finished,
             interrupted_by=interrupted_by,
+            validation=validation,
         )
 
 
@@ -151,8 +161,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     """
     student, epochs = job.open_student(), job.train.epochs
     samples = open_samples(job, student)
+    held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
-    mixture = Mixture.of(stores, samples.readers, job.source_weights)
+    mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=held_out)
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     return RunPlan(
         job=job,
@@ -162,6 +173,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         samples=samples,
         mixture=mixture,
         order=mixture.order(job.train.seed, job.train.global_batch_size(ranks.world_size)),
+        held_out=held_out,
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
         sources=Sources.of_stores([store.shown_name for store in stores], samples.readers),
         settings=deciding_settings(job, student, samples.readers, mixture, ranks),

@@ -13,6 +13,10 @@ from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import Checkpoint
 
+# Of `validation`. `share` decides which samples are trained on. The others decide which state is exported and when the
+# run ends: a best value so far cannot be compared with values of another figure or of other samples. The samples of
+# `store` and `data` are compared when a run is resumed (`validation/validation.py`), wherever they lie.
+DECIDING_IN_VALIDATION = {"share", "max_samples", "figure", "patience", "min_delta", "export"}
 # Locations, intervals of reports and sizes of work units: they change what is learnt by no more than rounding.
 NOT_DECIDING_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
 NOT_DECIDING = {
@@ -36,6 +40,7 @@ NOT_DECIDING = {
     "stem",
     "log_every",
     "data_workers",
+    "validation",  # see DECIDING_IN_VALIDATION
 }
 
 
@@ -57,6 +62,10 @@ def deciding_settings(
     decided |= config.model_dump(mode="json", exclude=NOT_DECIDING)
     losses = config.losses.model_dump(exclude=NOT_DECIDING_LOSSES)
     decided |= {f"losses.{name}": value for name, value in losses.items()}
+    if config.validation is not None:
+        validation = config.validation.model_dump(mode="json", include=DECIDING_IN_VALIDATION)
+        validation["figure"] = config.validation.chosen_figure
+        decided |= {f"validation.{name}": value for name, value in validation.items()}
     if (stem := stem_of_run(reader, config)) is not None:  # its fingerprint is the store's
         decided |= {f"targets.{name}": f"stem in {stem.dtype}" for name in targets_of_stem(reader, config)}
     return decided

@@ -1,12 +1,14 @@
 """Where a run starts: at its beginning, at a checkpoint, or not at all because it was finished before."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignkd.student_train.config import samples_of_epochs
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
-from alignkd.student_train.job import TrainResult
+from alignkd.student_train.job import TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import read_finished
 from alignkd.student_train.run.agreement import samples_in_several
@@ -51,10 +53,25 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
     if (finished := read_finished(output)) is None:
         return None
     check_same_settings(output, finished["settings"], plan.settings)
-    logger.info("output %s: all %d steps were done before", output, finished["step"])
+    _log_finished(output, finished)
     if not is_exported(output, plan.student):
         return None
-    return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True)
+    validation = outcome_of(finished)
+    return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True, validation=validation)
+
+
+def outcome_of(finished: Mapping[str, Any]) -> ValidationOutcome | None:
+    """What `finished.json` tells of the validations; None for a run without them."""
+    found = finished.get("validation")
+    return None if found is None else ValidationOutcome(**found)
+
+
+def _log_finished(output: Path, finished: Mapping[str, Any]) -> None:
+    outcome = outcome_of(finished)
+    if outcome is not None and outcome.stopped_early is not None:
+        logger.info("output %s: ended early before, at step %d: %s", output, finished["step"], outcome.stopped_early)
+    else:
+        logger.info("output %s: all %d steps were done before", output, finished["step"])
 
 
 def find_start(plan: RunPlan) -> Start:
@@ -68,7 +85,7 @@ def find_start(plan: RunPlan) -> Start:
     finished = read_finished(config.output)
     start = Start(checkpoint=found, finished_metrics=None if finished is None else finished["metrics"])
     if finished is not None:
-        check_export_can_be_repeated(config, start.state)
+        check_export_can_be_repeated(config, start.state, last_step=finished["step"])
         logger.warning("output %s: its student or adapters are missing; exporting them again", config.output)
     elif found is not None and ranks.is_first:
         logger.info("output %s: resuming at step %d of %d", config.output, start.state.step, config.num_steps)
@@ -99,7 +116,7 @@ def _log_device(plan: RunPlan) -> None:
 
 def _length(plan: RunPlan) -> str:
     """Steps and samples of the run, and how `epochs` were rounded to them."""
-    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, plan.mixture.per_pass
+    steps, batch, stored = plan.config.num_steps, plan.order.global_batch, plan.order.num_samples
     line = (
         f"{steps} steps of {batch} samples: {steps * batch} samples, {steps * batch / stored:.4g} passes over {stored}"
     )

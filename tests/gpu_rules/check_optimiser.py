@@ -33,10 +33,15 @@ def _pretend_accelerator() -> None:
 
 @pytest.fixture(scope="module")
 def on_cpu(jobs: GoldenJobs) -> list[dict[str, Any]]:
-    """The figures of every step of an unbroken run on the CPU."""
-    job = jobs.train_job("compact", "on-cpu")
+    """The figures of every step of an unbroken run on the CPU; its validations do not change them."""
+    job = jobs.train_job("compact", "on-cpu", validation=validation(jobs))
     train(job)
     return figures(job.train.output)
+
+
+def validation(jobs: GoldenJobs) -> dict[str, Any]:
+    """Settings of validation on the samples of the training."""
+    return {"store": str(jobs.store("compact")), "every": 2, "at_start": False}
 
 
 def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
@@ -98,9 +103,9 @@ def stop_at(step: int) -> Any:
     return check
 
 
-def figures(output: Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` keeps of each step, without times."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+def figures(output: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """What a file keeps of each step, without times."""
+    lines = [json.loads(line) for line in (output / file).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
@@ -109,3 +114,15 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
     assert [line["step"] for line in found] == [line["step"] for line in expected] == list(range(1, STEPS + 1))
     for there, here in zip(found, expected, strict=True):
         assert there == pytest.approx(here, rel=2e-5)
+
+
+def test_validations_are_those_of_the_cpu(
+    jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.train_job("compact", "validated-on-device", validation=validation(jobs))
+    train_on_device(job, monkeypatch)
+    found, expected = (figures(output, "validation.jsonl") for output in (job.train.output, jobs.folder / "on-cpu"))
+    assert [line["step"] for line in expected] == [2, 4]
+    for line, reference in zip(found, expected, strict=True):
+        assert line == pytest.approx(reference, rel=2e-5)
+    assert_close(figures(job.train.output), on_cpu)

@@ -17,8 +17,14 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run import checkpoint, export
 from alignkd.student_train.stores import TrainStore
+from alignkd.student_train.validation import validation
 
-MODULES: dict[str, Any] = {"checkpoint": checkpoint, "export": export, "trainer": trainer}
+MODULES: dict[str, Any] = {
+    "checkpoint": checkpoint,
+    "export": export,
+    "trainer": trainer,
+    "validation": validation,
+}
 
 
 def main(job_json: str, blow_json: str) -> None:

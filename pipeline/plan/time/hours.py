@@ -4,12 +4,15 @@
 are assumptions; only a probe measures.
 """
 
+import math
+
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
 from alignkd.pipeline.plan.time.operations import forward_flops, stem_flops, training_flops
+from alignkd.student_train.validation_config import ValidationConfig
 
 TEACHER_SHARE = 0.45
 STUDENT_SHARE = 0.35
@@ -47,11 +50,24 @@ def _sample_shape(data: DataSize) -> dict[str, float]:
 
 
 def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
-    """Operations of the whole training."""
+    """Operations of the whole training, validations included; samples of a validation are taken to be average."""
     assert config.train is not None
     train, shape = config.train, _sample_shape(data)
-    seen = train.optimiser_steps(max(1, round(data.num_records)), 1) * train.global_batch_size(1)
+    share = (train.validation.share if train.validation else None) or 0.0
+    steps = train.optimiser_steps(max(1, round(data.num_records * (1 - share))), 1)
+    validated = forward_flops(student, **shape)
     step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
     if takes_from_stem(config):
-        step += stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
-    return step * seen
+        stem = stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
+        step += stem
+        validated += stem
+    validations = train.validation.validations(steps) * _validated(train.validation, data) if train.validation else 0
+    return step * steps * train.global_batch_size(1) + validated * validations
+
+
+def _validated(validation: ValidationConfig, data: DataSize) -> float:
+    """Samples of one validation; the size of another store or of data is not known, but for `max_samples`."""
+    most = math.inf if validation.max_samples is None else validation.max_samples
+    if validation.share is not None:
+        return min(most, validation.share * data.num_records)
+    return 0 if most == math.inf else most

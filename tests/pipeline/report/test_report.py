@@ -161,6 +161,66 @@ def test_a_run_of_any_length_is_seen_in_the_picture(steps: int, tmp_path: Path) 
     assert (abs(pixels - first_colour).sum(-1) < 30).sum() > 20
 
 
+def write_validation(folder: Path, values: dict[int, float | None], best_step: int | None) -> None:
+    """The losses of validations by step; the last line is half written."""
+    lines = [
+        {
+            "step": step,
+            "loss": value,
+            "supervised": value,
+            "samples": 4,
+            "seconds": 1.0,
+            "best_step": best_step if step else None,
+            "best": 1.0,
+        }
+        for step, value in values.items()
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo'
+    (folder / "validation.jsonl").write_text(content)
+
+
+def test_validation_is_in_table_json_and_picture(alignkd_here: Alignkd, tmp_path: Path) -> None:
+    validated = write_run(tmp_path / "a", [2.0, 1.8, 1.5, 1.0])
+    write_validation(validated, {0: 3.0, 2: 1.25, 4: 2.5}, best_step=2)
+    plain = write_run(tmp_path / "b", [2.0, 1.0, 1.0, 1.0])
+    done = alignkd_here("report", validated, plain, "--out", tmp_path / "page", "--json", "--smooth", 1)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [run["best_step"] for run in found] == [2, None]
+    assert found[0]["validation"]["loss"] == [[0, 3.0], [2, 1.25], [4, 2.5]] and found[1]["validation"] == {}
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert "| best validation at step | 2 | - |" in page and "| validation loss (weighted sum) | 1.25 | - |" in page
+    assert "dashed" in page
+    runs = load_runs([validated], smooth=1)
+    pictures = [tmp_path / name for name in ("with.png", "without.png")]
+    draw_curves(runs, pictures[0])
+    draw_curves([replace(runs[0], validation={}, best_step=None)], pictures[1])
+    drawn = []
+    for picture in pictures:
+        with Image.open(picture) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        drawn.append((abs(pixels - np.array([31, 119, 180])).sum(-1) < 30).sum())
+    assert drawn[0] > drawn[1] + 100  # the dashes and the star are of the run's colour
+    assert "validation" not in plain_table(load_runs([plain], smooth=1))
+
+
+def test_a_validation_that_was_not_finite_has_no_point(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [1.0, 1.0])
+    write_validation(folder, {0: 3.0, 1: None, 2: None}, best_step=None)
+    (run,) = load_runs([folder], smooth=1)
+    assert (run.validation["loss"], run.best_step) == ([(0, 3.0)], None)
+    assert "validation loss (weighted sum)" in plain_table([run])
+
+
+@pytest.mark.parametrize("content", ["[]}\n", '{"step": 1}\n', "no json}\n"])
+def test_what_is_no_validation_is_one_line(content: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [1.0])
+    (folder / "validation.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"validation\.jsonl: is not the validation file") as error:
+        load_runs([folder])
+    assert "\n" not in str(error.value)
+
+
 @given(st.lists(st.floats(-1e3, 1e3), max_size=30), st.integers(1, 40))
 def test_running_mean_is_that_of_the_window(values: list[float], window: int) -> None:
     expected = [np.mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]

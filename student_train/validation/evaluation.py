@@ -1,0 +1,145 @@
+"""One validation: every term as a mean over all samples, the same for any number of ranks and any micro-batch."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from alignkd.student_train.data.handoff.stream import FromWorkers, closing_workers
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.validation.samples import Prepared, Unusable, ValidationSamples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The figures of one state.
+
+    Attributes:
+        means: mean of each term over all samples; None if they have no element of it.
+        loss: weighted sum of the means, as in training.
+        samples: samples that were used.
+        unusable: those that were not.
+        seconds: duration on this rank.
+    """
+
+    means: dict[str, float | None]
+    loss: float
+    samples: int
+    unusable: tuple[Unusable, ...]
+    seconds: float
+
+
+def evaluate(
+    student: DistilledStudent,
+    samples: ValidationSamples,
+    ranks: Ranks,
+    *,
+    micro_batch: int,
+    workers: int,
+    stop_requested: Callable[[], bool],
+) -> Evaluation | None:
+    """Compute the terms of all samples; called by ALL ranks. None if any rank was asked to stop.
+
+    The student is in evaluation mode meanwhile, and is what it was afterwards. It is called directly, so neither the
+    optimiser nor the count of micro-batches notices.
+
+    Args:
+        micro_batch: samples per rank and forward pass.
+        workers: processes that prepare batches; they end with the validation.
+
+    Raises:
+        TrainError: a sample of a store cannot be used, or a worker was killed.
+    """
+    began = perf_counter()
+    passes = -(-len(samples) // (micro_batch * ranks.world_size))
+    mine = samples.positions[ranks.rank :: ranks.world_size]
+
+    def make(number: int) -> Prepared:
+        return samples.prepare(mine[number * micro_batch : (number + 1) * micro_batch])
+
+    # The workers share this process's memory, of which nothing is written until they have ended.
+    prepared: Iterator[Prepared] = FromWorkers(make, range(passes), workers) if workers else map(make, range(passes))
+    sums = _Sums(samples.losses, ranks.device)
+    with closing_workers(prepared), _evaluating(student, samples), _bar(samples.positions, ranks) as bar:
+        for part in prepared:
+            # every rank takes part in every pass, also one without a sample of its own
+            (stopped,) = ranks.sum([float(stop_requested())])
+            if stopped:
+                return None
+            sums.add(student, part)
+            bar.update(min(micro_batch * ranks.world_size, len(samples) - bar.n))
+    return sums.gathered(ranks, began)
+
+
+class _Sums:
+    """Sums of the terms over the batches of this rank; totals stay on the device."""
+
+    def __init__(self, losses: LossConfig, device: torch.device) -> None:
+        self.weights = losses.weights
+        self.totals: dict[str, Tensor] = {
+            name: torch.zeros((), dtype=torch.float64, device=device) for name in self.weights
+        }
+        self.counts = dict.fromkeys(self.weights, 0)
+        self.samples, self.unusable = 0, list[Unusable]()
+
+    def add(self, student: DistilledStudent, part: Prepared) -> None:
+        """Add a batch."""
+        self.unusable += part.unusable
+        if part.batch is None:
+            return
+        device = next(iter(self.totals.values())).device
+        for name, term in student(part.batch.to(device)).items():
+            self.totals[name] += term.total.double()
+            self.counts[name] += int(term.count)
+        self.samples += len(part.batch.sequences.input_ids_BL)
+
+    def gathered(self, ranks: Ranks, began: float) -> Evaluation:
+        """The figures of all ranks together."""
+        names = list(self.weights)
+        own = [*(float(self.totals[name]) for name in names), *(float(self.counts[name]) for name in names)]
+        *sums, samples = ranks.sum([*own, float(self.samples)])
+        means = {
+            name: total / count if count else None
+            for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)
+        }
+        return Evaluation(
+            means=means,
+            loss=sum(self.weights[name] * (mean or 0.0) for name, mean in means.items()),
+            samples=int(samples),
+            unusable=tuple(chain.from_iterable(ranks.from_all(self.unusable))),
+            seconds=perf_counter() - began,
+        )
+
+
+@contextmanager
+def _evaluating(student: DistilledStudent, samples: ValidationSamples) -> Iterator[None]:
+    """The student without gradients and in evaluation mode, with the terms of these samples."""
+    modes = [(module, module.training) for module in student.modules()]
+    losses, stem = student.losses, student.stem
+    student.losses = samples.losses
+    if not samples.has_targets:
+        student.stem = None
+    student.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        student.losses, student.stem = losses, stem
+        for module, training in modes:
+            module.training = training
+
+
+def _bar(positions: NDArray[np.int64], ranks: Ranks) -> Any:
+    shown = ranks.is_first and sys.stderr.isatty()
+    return tqdm(total=len(positions), desc="validation", unit="sample", leave=False, disable=not shown)

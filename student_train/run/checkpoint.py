@@ -30,6 +30,8 @@ from alignkd.vlm.weights.tensor_file import save_tensors
 logger = logging.getLogger(__name__)
 STATE = "state.json"
 WEIGHTS = "weights"
+KEPT = "kept"
+ADAPTERS = "adapters"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {"num_records"}
 
@@ -60,9 +62,20 @@ class TrainState:
 
 
 def save_checkpoint(
-    folder: Path, engine: Engine, state: TrainState, settings: Mapping[str, Any], ranks: Ranks, *, keep: int
+    folder: Path,
+    engine: Engine,
+    state: TrainState,
+    settings: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    keep: int,
+    kept: bool = False,
 ) -> None:
-    """Write `folder/step-N` and drop all but the newest `keep`; called by ALL ranks, written by the first.
+    """Write `folder/step-N` and drop old ones; called by ALL ranks, written by the first.
+
+    Args:
+        keep: number of newest checkpoints that remain.
+        kept: this one remains also when it is not among them.
 
     Raises:
         TrainError: the disk is full or not writable; no incomplete checkpoint remains.
@@ -74,15 +87,15 @@ def save_checkpoint(
         if ranks.is_first and not problem:
             problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
     if ranks.is_first:
-        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
+        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
+        document[ADAPTERS] = engine.student.adapters.sizes
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
         shutil.rmtree(temporary, ignore_errors=True)
     # All ranks raise an error of the first one: otherwise they would wait for it in the next step.
     if problem := ranks.from_first(problem):
         raise TrainError(problem)
     if ranks.is_first:
-        for old in _all_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        _drop_old(folder, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +114,31 @@ class Checkpoint:
     def state(self) -> TrainState:
         """Where the run was."""
         return TrainState.of(self.document)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the run."""
+        return dict(self.document["settings"])
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint in the folder by step, sound or not."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def sound_checkpoint(path: Path, *, kind: str = "") -> Checkpoint:
+    """A checkpoint after its files were compared with their checksums.
+
+    Args:
+        kind: only files whose names start with this, such as WEIGHTS.
+
+    Raises:
+        TrainError, StoreError: it is damaged.
+        OSError: a file cannot be read, or was removed meanwhile.
+    """
+    found = Checkpoint(path=path, document=unseal(path / STATE))
+    _verify_files(path, found.document["files"], kind)
+    return found
 
 
 def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint | None:
@@ -136,21 +174,31 @@ def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other settings; the TrainError names each with both values."""
-    differing = [
-        f"{name} was {found.get(name)}, is {asked.get(name)}"
-        for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))
-        if found.get(name) != asked.get(name)
-    ]
+    differing = differing_settings(found, asked)
     if len(differing) == 1 and differing[0].startswith("num_records "):
         raise TrainError(
             f"output {output} was started when the store had {found.get('num_records')} samples, now it has "
             f"{asked.get('num_records')} (`dump --retry-unusable` adds samples); choose another output"
+        )
+    if len(differing) == 1 and differing[0].startswith("steps "):
+        raise TrainError(
+            f"output {output} was started with another length: {differing[0]}; restore it, or train further into a new "
+            f"output with train.extend (run: {output})"
         )
     if differing:
         raise TrainError(
             f"output {output} was started with other settings: {'; '.join(differing)}; "
             "restore them, or choose another output"
         )
+
+
+def differing_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Each setting that differs, with both values."""
+    return [
+        f"{name} was {found.get(name)}, is {asked.get(name)}"
+        for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))
+        if found.get(name) != asked.get(name)
+    ]
 
 
 def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -186,16 +234,26 @@ def _commit(temporary: Path, target: Path, document: dict[str, Any]) -> None:
     fsync_path(target.parent)
 
 
-def _all_checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+def _drop_old(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest ones and those that were written to remain."""
+    for old in all_checkpoints(folder)[:-keep]:
+        if not _is_kept(old):
+            shutil.rmtree(old)
+
+
+def _is_kept(path: Path) -> bool:
+    try:
+        return bool(unseal(path / STATE).get(KEPT))
+    except StoreError:
+        return False
 
 
 def _newest_sound(folder: Path) -> Checkpoint | None:
-    candidates = _all_checkpoints(folder)
+    candidates = all_checkpoints(folder)
     for path in reversed(candidates):
         _check_can_be_opened(path)
         try:
-            return Checkpoint(path=path, document=_verified(path))
+            return sound_checkpoint(path)
         except (StoreError, TrainError) as error:
             logger.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if candidates:
@@ -215,14 +273,16 @@ def _check_can_be_opened(path: Path) -> None:
         for file in path.iterdir():
             check_readable(file)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return  # damage, which `_verified` reports
+        return  # damage, which `sound_checkpoint` reports
     except OSError as error:
         raise unreadable(error.filename or path, error) from error
 
 
-def _verified(path: Path) -> dict[str, Any]:
-    document = unseal(path / STATE)
-    for name, (size, checksum) in document["files"].items():
+def _verify_files(path: Path, files: Mapping[str, Any], kind: str) -> None:
+    """Compare size and checksum of every file whose name starts with `kind`."""
+    for name, (size, checksum) in files.items():
+        if not name.startswith(kind):
+            continue
         file = path / name
         if not file.is_file():
             raise TrainError(f"{name} is missing")
@@ -230,4 +290,3 @@ def _verified(path: Path) -> dict[str, Any]:
             raise TrainError(f"{name} has {file.stat().st_size} bytes, expected {size}")
         if (found := file_crc32c(file)) != checksum:
             raise TrainError(f"{name} has crc32c {found:08x}, expected {checksum:08x}")
-    return document

@@ -15,12 +15,13 @@ from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.distributed.ranks import Ranks
-from alignkd.student_train.engine.schedule import learning_rate_factor
+from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
+from alignkd.student_train.run.extension import Extension, check_can_be_extended, find_extension, schedule_of
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
 from alignkd.vlm.families.family import Checkpoint
@@ -58,6 +59,8 @@ class RunPlan:
         order: which samples each step takes.
         kinds: counts samples by kind.
         settings: what decides the run's weights; a resumed run must have the same.
+        extension: where it begins if it extends an earlier run, or None.
+        schedule: learning rate of each step.
     """
 
     job: TrainJob
@@ -68,6 +71,8 @@ class RunPlan:
     order: SampleOrder
     kinds: SampleKinds
     settings: dict[str, Any]
+    extension: Extension | None
+    schedule: Schedule
 
     @property
     def config(self) -> TrainConfig:
@@ -82,7 +87,7 @@ class RunPlan:
     def step(self, number: int) -> StepPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
-        factor = learning_rate_factor(number, steps=config.num_steps, warmup_ratio=config.warmup_ratio)
+        factor = self.schedule(number)
         return StepPlan(
             positions=positions,
             factor=factor,
@@ -124,6 +129,10 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     student, epochs = job.open_student(), job.train.epochs
     dataset = open_dataset(job, student)
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
+    settings = deciding_settings(job, student, dataset.reader, ranks)
+    if (extension := find_extension(job.train, ranks)) is not None:
+        settings |= extension.settings
+        check_can_be_extended(extension, job.train, settings)
     return RunPlan(
         job=job,
         requested_epochs=epochs,
@@ -132,7 +141,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         dataset=dataset,
         order=SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size)),
         kinds=SampleKinds(dataset.reader, dataset.preparation.vision_tokens),
-        settings=deciding_settings(job, student, dataset.reader, ranks),
+        settings=settings,
+        extension=extension,
+        schedule=schedule_of(settings),
     )
 
 

@@ -34,6 +34,9 @@ NOT_DECIDING = {
     "stem",
     "log_every",
     "data_workers",
+    "extend",  # given as the settings of `Extension`
+    "keep_each_epoch",
+    "keep_every",
 }
 
 

@@ -45,6 +45,7 @@ def plain_table(runs: Sequence[Run]) -> str:
 def _rows(runs: Sequence[Run]) -> list[list[str]]:
     kinds = sorted({kind for run in runs for kind in run.samples_by_kind})
     figures: list[tuple[str, Callable[[Run], str]]] = [
+        *([("extends", _extended)] if any(run.extends for run in runs) else []),
         ("state", lambda run: run.state),
         ("steps", lambda run: f"{run.steps:,}"),
         ("samples seen", lambda run: f"{run.samples_seen:,}"),
@@ -58,6 +59,10 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("peak memory, MiB", lambda run: _number(run.peak_memory_mib, ",.0f")),
     ]
     return [["", *(run.name for run in runs)], *([label, *(cell(run) for run in runs)] for label, cell in figures)]
+
+
+def _extended(run: Run) -> str:
+    return "-" if run.extends is None else run.extends.name
 
 
 def _kind(kind: str) -> Callable[[Run], str]:

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from alignkd.student_train.config import samples_of_epochs
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from alignkd.disk.opening import check_readable
@@ -163,12 +164,21 @@ def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> 
 
 
 def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
-    """Load a checkpoint into the engine."""
-    with Parts(found.path, WEIGHTS) as parts:
-        engine.load_weights(parts.tensor)
-    for kind in MOMENTS:
-        with Parts(found.path, kind) as parts:
-            engine.load_moments(kind, parts.tensor)
+    """Load a checkpoint into the engine.
+
+    Raises:
+        TrainError: it was removed or changed after it was found: that of an extended run belongs to another process.
+    """
+    try:
+        with Parts(found.path, WEIGHTS) as parts:
+            engine.load_weights(parts.tensor)
+        for kind in MOMENTS:
+            with Parts(found.path, kind) as parts:
+                engine.load_moments(kind, parts.tensor)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise TrainError(
+            f"{found.path}: was removed or changed while it was read ({error}); run the same command again"
+        ) from error
     engine.load_counters(found.document["counters"])
 
 

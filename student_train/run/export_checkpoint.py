@@ -1,6 +1,7 @@
 """Export of the student at any checkpoint of a run, also while the run goes on; no optimiser state is read."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from alignkd.student_train.run.export import check_worth, trained_adapters, writ
 from alignkd.student_train.run.student import student_to_export
 from alignkd.vlm.families.family import Checkpoint as Origin
 
+logger = logging.getLogger(__name__)
 # weights of the two adapters in a checkpoint, [outputs, inputs, ...]
 ADAPTER_WEIGHTS = {"heads": "adapters.attn_adapter.weight", "hidden_sizes": "adapters.proj_adapter.weight"}
 
@@ -60,9 +62,11 @@ def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> Exported
     """
     output = job.train.output
     path = _path_of(output, step)
+    logger.info("%s: comparing checksums", path)
     checkpoint = _sound(output, path)
     job = replace(job, dtype=checkpoint.settings["dtype"])
     origin = job.open_student()
+    logger.info("%s: reading the checkpoint that the run started from", job.student)
     if (found := origin.fingerprint) != (expected := checkpoint.settings["student_weights"]):
         raise TrainError(
             f"student.checkpoint {job.student}: its fingerprint is {found[:16]}, the run {output} started from "
@@ -75,6 +79,7 @@ def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> Exported
             student, ((name, parts.tensor(name)) for name in parts.names if name.startswith(ADAPTER_PREFIX))
         )
     check_worth(job, student, checkpoint.state)
+    logger.info("%s: writing", folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EXPORTED).unlink(missing_ok=True)

@@ -65,7 +65,15 @@ def shown_commands(path: tuple[str, ...]) -> dict[str, str]:
 
 def test_every_command_of_the_program_is_seen() -> None:
     names = {item.values[0] for item in ALL}
-    assert {(), ("shards",), ("shards", "ls"), ("stem", "size"), ("data", "stats"), ("train",), ("train", "export")} <= names
+    assert {
+        (),
+        ("shards",),
+        ("shards", "ls"),
+        ("stem", "size"),
+        ("data", "stats"),
+        ("train",),
+        ("train", "export"),
+    } <= names
     assert len(GROUPS) == 5 and len(ALL) >= 25
 
 

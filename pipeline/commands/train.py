@@ -25,6 +25,11 @@ class CommandWithSubcommands(click.Group):
     allow_interspersed_args = True
     allow_extra_args = False
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """As in click, but the usage of a subcommand does not show the arguments of this command."""
+        params = super().get_params(ctx)
+        return params if ctx.command is self else [one for one in params if not isinstance(one, click.Argument)]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As a command, or leave all arguments to the subcommand."""
         if args[:1] and args[0] in self.commands:
@@ -60,6 +65,7 @@ def train(config: Path | None, stage: str | None, output: Path | None, as_json: 
 
     The teacher is not needed. You can stop the command at any time and run it again: training resumes from the
     newest checkpoint. To train with several processes, start it by torchrun or deepspeed, see docs/training.md.
+    Write ./export if the configuration file is called export.
 
     Example: alignkd train run.yaml
     """

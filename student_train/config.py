@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.errors import TrainError
@@ -13,9 +14,10 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
 from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
-from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings, UserPath
+from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 TargetSource = Literal["stored", "stem"]
+ScheduleOfExtension = Literal["restart", "linear", "constant"]
 
 
 def samples_of_epochs(epochs: float, num_samples: int) -> int:
@@ -44,6 +46,34 @@ class TargetSources(Settings):
     vision_top: TargetSource | None = None
     vision_all: TargetSource | None = None
     logits: TargetSource | None = None
+
+
+class ExtendConfig(Settings):
+    """Goes on from the last state of an earlier run, in a new output.
+
+    Attributes:
+        run: output folder of the earlier run, finished or stopped; it is only read.
+        schedule: learning rate of the added steps. `restart`: warm-up and cosine to 0; `linear`: from the last rate of
+            the earlier run to 0; `constant`: stays at that rate.
+        learning_rate: peak of `restart`, first rate of `linear`, rate of `constant`; projector and adapters keep their
+            ratio to it. None is `train.learning_rate` for `restart`, otherwise the last rate of the earlier run.
+    """
+
+    run: UserPath
+    schedule: ScheduleOfExtension
+    learning_rate: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_is_chosen(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("schedule") is None:
+            problem = (
+                "schedule is missing: the cosine of the earlier run has ended, or is planned for its own number of "
+                "steps; choose restart (warm-up and cosine over the added steps), linear (from its last learning rate "
+                "to 0) or constant (stays at that rate)"
+            )
+            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+        return values
 
 
 class TrainConfig(Settings):
@@ -83,6 +113,10 @@ class TrainConfig(Settings):
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
+        extend: go on from the last state of an earlier run; `steps` or `epochs` count from the beginning of that run.
+        keep_each_epoch: write a checkpoint at the end of each pass over the store, and keep it beside the
+            `keep_checkpoints` newest.
+        keep_every: the same every so many optimiser steps; None keeps no such checkpoints.
     """
 
     output: UserPath
@@ -116,6 +150,9 @@ class TrainConfig(Settings):
     data_workers: CountFromZero = 0
 
     validation: ValidationConfig | None = None
+    extend: ExtendConfig | None = None
+    keep_each_epoch: bool = False
+    keep_every: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +185,16 @@ class TrainConfig(Settings):
                 f"validation.figure is {figure!r}, but losses.{figure} is 0, so it is not computed; choose {LOSS} or "
                 f"one of {', '.join(self.losses.weights)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _output_is_apart_from_the_extended_run(self) -> Self:
+        if self.extend is None:
+            return self
+        output, run = self.output.resolve(), self.extend.run.resolve()
+        if run.is_relative_to(output):
+            relation = "is" if output == run else "contains"
+            raise ValueError(f"output {self.output} {relation} extend.run {self.extend.run}; choose another output")
         return self
 
     def optimiser_steps(self, num_samples: int, world_size: int) -> int:

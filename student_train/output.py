@@ -16,6 +16,7 @@ VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "be
 CONFIG = "run.json"  # no model has a file of this name
 EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
+EXPORTED = "export.json"  # in the folder that `alignkd train export` writes: run, step and configuration
 # Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
 TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
 BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
@@ -32,6 +33,11 @@ def student_folder(output: Path) -> Path:
 def adapters_file(output: Path) -> Path:
     """File of the trained adapters."""
     return output / "adapters.safetensors"
+
+
+def checkpoints_folder(output: Path) -> Path:
+    """Folder of a run's checkpoints."""
+    return output / "checkpoints"
 
 
 def loss_names(line: Mapping[str, Any]) -> list[str]:
@@ -64,10 +70,22 @@ def read_finished(output: Path) -> dict[str, Any] | None:
 def read_configuration(output: Path) -> dict[str, Any] | None:
     """The resolved configuration of a run, also of an earlier version; None if there is none."""
     for name in (CONFIG, EARLIER_CONFIG):
-        try:
-            document = json.loads((output / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(document, dict) and document.keys() >= SECTIONS:  # a model's config.json has none of these keys
+        document = _read_json(output / name)
+        if document.keys() >= SECTIONS:  # a model's config.json has none of these keys
             return document
     return None
+
+
+def read_exported(folder: Path) -> dict[str, Any] | None:
+    """`export.json` of a folder that `alignkd train export` wrote; None for any other folder."""
+    document = _read_json(folder / EXPORTED)
+    return document if document.keys() >= {"run", "step", "configuration"} else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} if there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

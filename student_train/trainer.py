@@ -18,12 +18,13 @@ from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.metrics.log import RunLog
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
+from alignkd.student_train.output import checkpoints_folder
 from alignkd.student_train.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from alignkd.student_train.run.checkpoint_times import CheckpointTimes
 from alignkd.student_train.run.claim import claimed
 from alignkd.student_train.run.export import export
 from alignkd.student_train.run.plan import RunPlan, plan_run
-from alignkd.student_train.run.start import Start, announce, checkpoints_folder, find_start, result_of_finished
+from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.validation.validation import Validation, open_validation
@@ -97,7 +98,7 @@ def _run_steps(
     """Optimiser steps until the last one, until validation ends them, or until a stop is requested."""
     config, ranks, checkpoints = plan.config, plan.ranks, checkpoints_folder(plan.config.output)
     counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights)
-    times = CheckpointTimes(config)
+    times = CheckpointTimes(config, num_samples=plan.order.num_samples, global_batch=plan.order.global_batch)
     validated = None if validation is None else validation.state.last_step
     with (
         StopSignals() as signals,
@@ -121,8 +122,16 @@ def _run_steps(
             if times.is_due(state.step, tally) or (validation is not None and validation.needs_checkpoint):
                 log.flush()
                 found = {} if validation is None else validation.in_checkpoint
-                keep = config.keep_checkpoints
-                save_checkpoint(checkpoints, engine, state, plan.settings, ranks, keep=keep, **found)
+                save_checkpoint(
+                    checkpoints,
+                    engine,
+                    state,
+                    plan.settings,
+                    ranks,
+                    keep=config.keep_checkpoints,
+                    kept=times.is_kept(state.step),
+                    **found,
+                )
                 times.written()
             if tally.stopped:
                 break

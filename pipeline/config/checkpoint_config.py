@@ -2,8 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from alignkd.student_train.output import read_configuration, student_folder
+from alignkd.student_train.output import read_configuration, read_exported, student_folder
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, ModelConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
@@ -91,7 +92,7 @@ def vision_config_of(checkpoint: str | Path) -> Path | None:
         InputError: the run used a folder that does not exist any more.
     """
     folder = Path(checkpoint).absolute()
-    configuration = read_configuration(folder.parent) if folder == student_folder(folder.parent) else None
+    configuration = _configuration_of(folder.parent) if folder == student_folder(folder.parent) else None
     section = (configuration or {}).get("student")
     found = section.get("vision_config") if isinstance(section, dict) else None
     if not isinstance(found, str):
@@ -102,3 +103,9 @@ def vision_config_of(checkpoint: str | Path) -> Path | None:
             "the vision tower's config.json by --vision-config"
         )
     return Path(found)
+
+
+def _configuration_of(output: Path) -> dict[str, Any] | None:
+    """The configuration of the run whose student lies in the folder, exported at its end or from a checkpoint."""
+    exported = read_exported(output)
+    return read_configuration(output) if exported is None else exported["configuration"]

@@ -3,7 +3,7 @@
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from alignkd.student_train.output import (
     METRICS,
     VALIDATION,
     loss_names,
+    read_configuration,
     read_finished,
     validation_loss_names,
 )
@@ -31,6 +32,7 @@ class Run:
     Attributes:
         name: shortest end of its path that differs from those of the other runs.
         path: its output folder.
+        extends: output folder of the earlier run whose steps come first, if both were given; otherwise None.
         state: `finished`, or `unfinished` while it is running or after it was stopped.
         steps: optimiser steps done.
         samples_seen: samples consumed.
@@ -49,6 +51,7 @@ class Run:
 
     name: str
     path: Path
+    extends: Path | None
     state: str
     steps: int
     samples_seen: int
@@ -69,6 +72,9 @@ class Run:
 def load_runs(paths: Sequence[Path], *, smooth: int | None = None) -> list[Run]:
     """Every run, under a name of its own.
 
+    A run and the run that it extends (`train.extend`) are one run if both are given: the steps of the earlier one up to
+    the first step of the extension, then those of the extension.
+
     Args:
         paths: output folders of training, or their metrics files.
         smooth: number of steps in a running mean; None takes a tenth of the steps of each run, at most 50.
@@ -79,8 +85,14 @@ def load_runs(paths: Sequence[Path], *, smooth: int | None = None) -> list[Run]:
     folders = [path.parent if path.name == METRICS else path for path in paths]
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
         raise InputError(f"{min(twice)}: given twice; compare different runs")
-    names = _short_names(folders)
-    return [_load(folder, name, smooth) for folder, name in zip(folders, names, strict=True)]
+    lines = {folder: _metrics(folder) for folder in folders}
+    earlier = _extended_runs(folders)
+    shown = [folder for folder in folders if folder not in earlier.values()]
+    names = _short_names(shown)
+    return [
+        _load(folder, name, _with_earlier(folder, lines, earlier), smooth, extends=earlier.get(folder))
+        for folder, name in zip(shown, names, strict=True)
+    ]
 
 
 def best_value(run: Run, name: str) -> float | None:
@@ -113,8 +125,33 @@ def default_window(steps: int) -> int:
     return min(LARGEST_WINDOW, max(1, steps // 10))
 
 
-def _load(folder: Path, name: str, smooth: int | None) -> Run:
-    lines = _metrics(folder)
+def _extended_runs(folders: Sequence[Path]) -> dict[Path, Path]:
+    """Folder of an extension -> folder of the run that it extends, for those that are both among `folders`."""
+    by_place = {folder.resolve(): folder for folder in folders}
+    asked = {folder: _extended_by(folder) for folder in folders}
+    return {folder: by_place[run] for folder, run in asked.items() if run in by_place and by_place[run] != folder}
+
+
+def _extended_by(folder: Path) -> Path | None:
+    """`train.extend.run` of a run's configuration, resolved."""
+    train = (read_configuration(folder) or {}).get("train")
+    extend = train.get("extend") if isinstance(train, dict) else None
+    run = extend.get("run") if isinstance(extend, dict) else None
+    return Path(run).resolve() if isinstance(run, str) else None
+
+
+def _with_earlier(
+    folder: Path, lines: Mapping[Path, list[dict[str, Any]]], earlier: Mapping[Path, Path]
+) -> list[dict[str, Any]]:
+    """The steps of a run, after those of the runs that it extends."""
+    found, seen = lines[folder], {folder}
+    while (folder := earlier.get(folder, folder)) not in seen:
+        seen.add(folder)
+        found = [line for line in lines[folder] if line["step"] < found[0]["step"]] + found
+    return found
+
+
+def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | None, *, extends: Path | None) -> Run:
     validations = validation_lines(folder)
     window = default_window(lines[-1]["step"]) if smooth is None else smooth
     points = _points(lines, loss_names)
@@ -126,6 +163,7 @@ def _load(folder: Path, name: str, smooth: int | None) -> Run:
     return Run(
         name=name,
         path=folder,
+        extends=extends,
         state="finished" if _is_finished(folder) else "unfinished",
         steps=lines[-1]["step"],
         samples_seen=lines[-1]["samples_seen"],

@@ -49,6 +49,7 @@ def plain_table(runs: Sequence[Run]) -> str:
 def _rows(runs: Sequence[Run]) -> list[list[str]]:
     kinds = sorted({kind for run in runs for kind in run.samples_by_kind})
     figures: list[tuple[str, Callable[[Run], str]]] = [
+        *([("extends", _extended)] if any(run.extends for run in runs) else []),
         ("state", lambda run: run.state),
         ("steps", lambda run: f"{run.steps:,}"),
         ("samples seen", lambda run: f"{run.samples_seen:,}"),
@@ -90,6 +91,10 @@ def _validation_rows(runs: Sequence[Run]) -> list[tuple[str, Callable[[Run], str
 
 def _best(name: str) -> Callable[[Run], str]:
     return lambda run: _number(best_value(run, name), ".4g")
+
+
+def _extended(run: Run) -> str:
+    return "-" if run.extends is None else run.extends.name
 
 
 def _kind(kind: str) -> Callable[[Run], str]:

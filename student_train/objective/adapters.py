@@ -27,6 +27,15 @@ class Adapters(nn.Module):
         self.attn_adapter = nn.Conv2d(*heads, kernel_size=1)
         self.proj_adapter = nn.Conv1d(*hidden_sizes, kernel_size=1)
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """The arguments of the constructor, by name."""
+        attention, vision = self.attn_adapter, self.proj_adapter
+        return {
+            "heads": (attention.in_channels, attention.out_channels),
+            "hidden_sizes": (vision.in_channels, vision.out_channels),
+        }
+
     def initialise(self, how: AdapterInit, *, seed: int) -> None:
         """Fresh weights that depend on `seed` alone.
 

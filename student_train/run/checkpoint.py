@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from alignkd.disk.opening import check_readable
@@ -30,6 +31,8 @@ from alignkd.vlm.weights.tensor_file import save_tensors
 logger = logging.getLogger(__name__)
 STATE = "state.json"
 WEIGHTS = "weights"
+KEPT = "kept"
+ADAPTERS = "adapters"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {"num_records"}
 
@@ -72,12 +75,15 @@ def save_checkpoint(
     ranks: Ranks,
     *,
     keep: int,
+    kept: bool = False,
     best_step: int | None = None,
     validation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `folder/step-N` and drop all but the newest `keep`; called by ALL ranks, written by the first.
+    """Write `folder/step-N` and drop old ones; called by ALL ranks, written by the first.
 
     Args:
+        keep: number of newest checkpoints that remain.
+        kept: this one remains also when it is not among them.
         best_step: the checkpoint of this step is not dropped.
         validation: state of the validations, kept as `validation` in `state.json`.
 
@@ -91,7 +97,8 @@ def save_checkpoint(
         if ranks.is_first and not problem:
             problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
     if ranks.is_first:
-        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings)}
+        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
+        document[ADAPTERS] = engine.student.adapters.sizes
         if validation is not None:
             document["validation"] = dict(validation)
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
@@ -100,9 +107,7 @@ def save_checkpoint(
     if problem := ranks.from_first(problem):
         raise TrainError(problem)
     if ranks.is_first:
-        for old in _all_checkpoints(folder)[:-keep]:
-            if best_step is None or old != checkpoint_path(folder, best_step):
-                shutil.rmtree(old)
+        _drop_old(folder, keep, best_step=best_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,31 @@ class Checkpoint:
     def state(self) -> TrainState:
         """Where the run was."""
         return TrainState.of(self.document)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the run."""
+        return dict(self.document["settings"])
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint in the folder by step, sound or not."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def sound_checkpoint(path: Path, *, kind: str = "") -> Checkpoint:
+    """A checkpoint after its files were compared with their checksums.
+
+    Args:
+        kind: only files whose names start with this, such as WEIGHTS.
+
+    Raises:
+        TrainError, StoreError: it is damaged.
+        OSError: a file cannot be read, or was removed meanwhile.
+    """
+    found = Checkpoint(path=path, document=unseal(path / STATE))
+    _verify_files(path, found.document["files"], kind)
+    return found
 
 
 def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint | None:
@@ -145,12 +175,21 @@ def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> 
 
 
 def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
-    """Load a checkpoint into the engine."""
-    with Parts(found.path, WEIGHTS) as parts:
-        engine.load_weights(parts.tensor)
-    for kind in MOMENTS:
-        with Parts(found.path, kind) as parts:
-            engine.load_moments(kind, parts.tensor)
+    """Load a checkpoint into the engine.
+
+    Raises:
+        TrainError: it was removed or changed after it was found: that of an extended run belongs to another process.
+    """
+    try:
+        with Parts(found.path, WEIGHTS) as parts:
+            engine.load_weights(parts.tensor)
+        for kind in MOMENTS:
+            with Parts(found.path, kind) as parts:
+                engine.load_moments(kind, parts.tensor)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise TrainError(
+            f"{found.path}: was removed or changed while it was read ({error}); run the same command again"
+        ) from error
     engine.load_counters(found.document["counters"])
 
 
@@ -177,7 +216,7 @@ def load_weights(folder: Path, step: int, engine: Engine) -> None:
     if engine.ranks.is_first:
         try:
             _check_can_be_opened(path)
-            _verified(path)
+            sound_checkpoint(path, kind=WEIGHTS)
         except (StoreError, TrainError) as error:
             problem = f"checkpoint {path}: {error}"
     if problem := engine.ranks.from_first(problem):
@@ -188,21 +227,31 @@ def load_weights(folder: Path, step: int, engine: Engine) -> None:
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other settings; the TrainError names each with both values."""
-    differing = [
-        f"{name} was {found.get(name)}, is {asked.get(name)}"
-        for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))
-        if found.get(name) != asked.get(name)
-    ]
+    differing = differing_settings(found, asked)
     if len(differing) == 1 and differing[0].startswith("num_records "):
         raise TrainError(
             f"output {output} was started when the store had {found.get('num_records')} samples, now it has "
             f"{asked.get('num_records')} (`dump --retry-unusable` adds samples); choose another output"
+        )
+    if len(differing) == 1 and differing[0].startswith("steps "):
+        raise TrainError(
+            f"output {output} was started with another length: {differing[0]}; restore it, or train further into a new "
+            f"output with train.extend (run: {output})"
         )
     if differing:
         raise TrainError(
             f"output {output} was started with other settings: {'; '.join(differing)}; "
             "restore them, or choose another output"
         )
+
+
+def differing_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Each setting that differs, with both values."""
+    return [
+        f"{name} was {found.get(name)}, is {asked.get(name)}"
+        for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))
+        if found.get(name) != asked.get(name)
+    ]
 
 
 def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -238,16 +287,27 @@ def _commit(temporary: Path, target: Path, document: dict[str, Any]) -> None:
     fsync_path(target.parent)
 
 
-def _all_checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+def _drop_old(folder: Path, keep: int, *, best_step: int | None) -> None:
+    """Remove all checkpoints but the newest ones, those that were written to remain, and the best one."""
+    best = None if best_step is None else checkpoint_path(folder, best_step)
+    for old in all_checkpoints(folder)[:-keep]:
+        if old != best and not _is_kept(old):
+            shutil.rmtree(old)
+
+
+def _is_kept(path: Path) -> bool:
+    try:
+        return bool(unseal(path / STATE).get(KEPT))
+    except StoreError:
+        return False
 
 
 def _newest_sound(folder: Path) -> Checkpoint | None:
-    candidates = _all_checkpoints(folder)
+    candidates = all_checkpoints(folder)
     for path in reversed(candidates):
         _check_can_be_opened(path)
         try:
-            return Checkpoint(path=path, document=_verified(path))
+            return sound_checkpoint(path)
         except (StoreError, TrainError) as error:
             logger.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if candidates:
@@ -267,14 +327,16 @@ def _check_can_be_opened(path: Path) -> None:
         for file in path.iterdir():
             check_readable(file)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return  # damage, which `_verified` reports
+        return  # damage, which `sound_checkpoint` reports
     except OSError as error:
         raise unreadable(error.filename or path, error) from error
 
 
-def _verified(path: Path) -> dict[str, Any]:
-    document = unseal(path / STATE)
-    for name, (size, checksum) in document["files"].items():
+def _verify_files(path: Path, files: Mapping[str, Any], kind: str) -> None:
+    """Compare size and checksum of every file whose name starts with `kind`."""
+    for name, (size, checksum) in files.items():
+        if not name.startswith(kind):
+            continue
         file = path / name
         if not file.is_file():
             raise TrainError(f"{name} is missing")
@@ -282,4 +344,3 @@ def _verified(path: Path) -> dict[str, Any]:
             raise TrainError(f"{name} has {file.stat().st_size} bytes, expected {size}")
         if (found := file_crc32c(file)) != checksum:
             raise TrainError(f"{name} has crc32c {found:08x}, expected {checksum:08x}")
-    return document

@@ -39,6 +39,11 @@ class Parts:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._file_of)
+
     def tensor(self, name: str) -> Tensor:
         """The tensor of this name."""
         found: Tensor = self._file_of[name].get_tensor(name)

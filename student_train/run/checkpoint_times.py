@@ -1,4 +1,4 @@
-"""When a checkpoint is due: every so many steps, every so many minutes, and at the end."""
+"""When a checkpoint is due, and which of them remain: by steps, by minutes, by passes over the store, at the end."""
 
 from time import monotonic
 
@@ -11,10 +11,13 @@ class CheckpointTimes:
 
     Args:
         config: settings of the run, its length in steps.
+        num_samples: samples of the store.
+        global_batch: samples of an optimiser step.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, num_samples: int, global_batch: int) -> None:
         self._config, self._last = config, monotonic()
+        self._num_samples, self._global_batch = num_samples, global_batch
 
     @property
     def time_is_up(self) -> bool:
@@ -26,7 +29,21 @@ class CheckpointTimes:
         """Whether all ranks must write a checkpoint after `step`, whose tally is gathered."""
         every = self._config.checkpoint_every
         by_steps = bool(every) and step % (every or 1) == 0
-        return by_steps or tally.time_is_up or tally.stopped or step == self._config.num_steps
+        by_need = self.is_kept(step) or step == self._config.num_steps
+        return by_steps or tally.time_is_up or tally.stopped or by_need
+
+    def is_kept(self, step: int) -> bool:
+        """Whether the checkpoint after `step` remains beside the newest ones."""
+        every = self._config.keep_every
+        by_steps = bool(every) and step % (every or 1) == 0
+        return by_steps or (self._config.keep_each_epoch and self._ends_epoch(step))
+
+    def _ends_epoch(self, step: int) -> bool:
+        """Whether a pass over the store is complete after `step`, and was not before it."""
+        return self._epochs_after(step) > self._epochs_after(step - 1)
+
+    def _epochs_after(self, step: int) -> int:
+        return step * self._global_batch // self._num_samples
 
     def written(self) -> None:
         """Start counting minutes again."""

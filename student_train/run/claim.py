@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,9 +21,11 @@ from alignkd.storage.files.leftovers import is_dropping
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.output import CONFIG, METRICS, read_configuration
+from alignkd.student_train.run.lock import LOCK, described_holder
 
 logger = logging.getLogger(__name__)
-LOCK = "run.lock"
+# `alignkd train --status` holds the lock for microseconds, so a busy lock is tried again
+TRIES, SECONDS_BETWEEN_TRIES = 5, 0.05
 # What a folder may contain before its first run: the run's own configuration file, logs that a batch system opens
 # first, and files of file systems and desktops. None can be mistaken for a checkpoint, and no run writes such names.
 ALLOWED = (".yaml", ".yml", ".log", ".out", ".err")
@@ -100,7 +103,7 @@ def _locked(output: Path) -> Lock | None:
     path = output / LOCK
     path.touch()
     try:
-        lock = Lock.take(path)
+        lock = _lock_of(path)
     except OSError as error:
         logger.warning(
             "output %s: its file system has no locks (%s), so a second training into the same folder would not be "
@@ -110,7 +113,9 @@ def _locked(output: Path) -> Lock | None:
         )
         return None
     if lock is None:
-        raise TrainError(f"output {output} is in use: {_holder(path)}; stop it first, or choose another output")
+        raise TrainError(
+            f"output {output} is in use: {described_holder(output)}; stop it first, or choose another output"
+        )
     began = datetime.now().astimezone().isoformat(timespec="seconds")
     path.write_text(
         json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": began}) + "\n", encoding="utf-8"
@@ -118,12 +123,12 @@ def _locked(output: Path) -> Lock | None:
     return lock
 
 
-def _holder(path: Path) -> str:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {document['pid']} on host {document['host']} trains there since {document['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # the process has the lock and has not yet written its name
-        return "another process trains there"
+def _lock_of(path: Path) -> Lock | None:
+    for _ in range(TRIES):
+        if (lock := Lock.take(path)) is not None:
+            return lock
+        time.sleep(SECONDS_BETWEEN_TRIES)
+    return None
 
 
 def _keep(configuration: Mapping[str, Any], output: Path) -> None:

@@ -1,6 +1,7 @@
 """Export: the trained student and its adapters, written at the end of a run."""
 
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.output import FINISHED, adapters_file, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.vlm.families.family import Checkpoint
@@ -74,26 +76,42 @@ def export(
     Raises:
         TrainError: no step changed the student, or a weight is not finite.
     """
-    adapters = _adapters(engine)
-    _check_worth(job, engine, state)
+    adapters = trained_adapters(engine.student, engine.master_weights())
+    check_worth(job, engine.student, state)
     if not engine.ranks.is_first:
         return
-    output, target = job.train.output, student_folder(job.train.output)
-    temporary = output / ".tmp-student"
-    shutil.rmtree(temporary, ignore_errors=True)
+    output = job.train.output
     with writing(output):
-        checkpoint.save(engine.student.model, temporary)
-        for path in (*temporary.rglob("*"), temporary):
-            fsync_path(path)
-        save_tensors(adapters, adapters_file(output))
-        _remove(target)
-        temporary.rename(target)
-        fsync_path(output)  # the mark comes last: student and adapters are on the disk before it
+        write_student(output, checkpoint, engine.student, adapters)
         mark = {**asdict(state), "settings": settings, "metrics": last}
         if validation is not None:
             mark["validation"] = asdict(validation)
+        # the mark comes last: student and adapters are on the disk before it
         write_whole(output / FINISHED, seal(mark))
         fsync_path(output)
+
+
+def write_student(
+    folder: Path, checkpoint: Checkpoint, student: DistilledStudent, adapters: Mapping[str, Tensor]
+) -> None:
+    """Write `folder/student` and `folder/adapters.safetensors`, each whole or not at all, flushed to the disk.
+
+    Args:
+        checkpoint: the checkpoint that the run started from, whose layout is written.
+        adapters: as `trained_adapters` returns them.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written.
+    """
+    target, temporary = student_folder(folder), folder / ".tmp-student"
+    shutil.rmtree(temporary, ignore_errors=True)
+    checkpoint.save(student.model, temporary)
+    for path in (*temporary.rglob("*"), temporary):
+        fsync_path(path)
+    save_tensors(adapters, adapters_file(folder))
+    _remove(target)
+    temporary.rename(target)
+    fsync_path(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -104,8 +122,12 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
-    """Refuse to export a useless student. The answer is the same on every rank: all hold the same weights."""
+def check_worth(job: TrainJob, student: DistilledStudent, state: TrainState) -> None:
+    """Refuse to export a useless student. The answer is the same on every rank: all hold the same weights.
+
+    Raises:
+        TrainError: no step changed the student, or a weight is not finite.
+    """
     output = job.train.output
     if state.skipped_steps == state.step:
         raise TrainError(
@@ -113,7 +135,7 @@ def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
             f"nothing is exported; check the store, lower learning_rate {job.train.learning_rate} or change dtype "
             f"{job.dtype}, and train into another output"
         )
-    for name, value in engine.student.state_dict().items():
+    for name, value in student.state_dict().items():
         if not is_finite(value):
             raise TrainError(
                 f"output {output}: after step {state.step} {name} is not finite; nothing is exported; lower "
@@ -121,10 +143,14 @@ def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
             )
 
 
-def _adapters(engine: Engine) -> dict[str, Tensor]:
-    """The adapters in float32: master weights of those that are trained."""
-    weights = {name: value.float().cpu() for name, value in engine.student.adapters.state_dict().items()}
-    for name, value in engine.master_weights():
+def trained_adapters(student: DistilledStudent, master_weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The adapters in float32: master weights of those that are trained.
+
+    Args:
+        master_weights: name and float32 value of every trained parameter of the student.
+    """
+    weights = {name: value.float().cpu() for name, value in student.adapters.state_dict().items()}
+    for name, value in master_weights:
         if name.startswith(ADAPTER_PREFIX):
             weights[name.removeprefix(ADAPTER_PREFIX)] = value
     return {name: value.contiguous() for name, value in weights.items()}

@@ -18,7 +18,7 @@ from alignkd.student_train.data.sources import Sources
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
-from alignkd.student_train.engine.schedule import learning_rate_factor
+from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.source_sums import StepSources
@@ -26,6 +26,7 @@ from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
+from alignkd.student_train.run.extension import Extension, check_can_be_extended, find_extension, schedule_of
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
@@ -67,6 +68,8 @@ class RunPlan:
         kinds: counts samples by kind.
         sources: counts samples by source.
         settings: what decides the run's weights; a resumed run must have the same.
+        extension: where it begins if it extends an earlier run, or None.
+        schedule: learning rate of each step.
     """
 
     job: TrainJob
@@ -80,6 +83,8 @@ class RunPlan:
     kinds: SampleKinds
     sources: Sources
     settings: dict[str, Any]
+    extension: Extension | None
+    schedule: Schedule
 
     @property
     def config(self) -> TrainConfig:
@@ -94,7 +99,7 @@ class RunPlan:
     def step(self, number: int) -> StepPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
-        factor = learning_rate_factor(number, steps=config.num_steps, warmup_ratio=config.warmup_ratio)
+        factor = self.schedule(number)
         return StepPlan(
             positions=positions,
             factor=factor,
@@ -165,6 +170,10 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     stores = job.stores
     mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=held_out)
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
+    settings = deciding_settings(job, student, samples.readers, mixture, ranks)
+    if (extension := find_extension(job.train, ranks)) is not None:
+        settings |= extension.settings
+        check_can_be_extended(extension, job.train, settings)
     return RunPlan(
         job=job,
         requested_epochs=epochs,
@@ -176,7 +185,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         held_out=held_out,
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
         sources=Sources.of_stores([store.shown_name for store in stores], samples.readers),
-        settings=deciding_settings(job, student, samples.readers, mixture, ranks),
+        settings=settings,
+        extension=extension,
+        schedule=schedule_of(settings),
     )
 
 

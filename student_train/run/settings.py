@@ -41,6 +41,9 @@ NOT_DECIDING = {
     "log_every",
     "data_workers",
     "validation",  # see DECIDING_IN_VALIDATION
+    "extend",  # given as the settings of `Extension`
+    "keep_each_epoch",
+    "keep_every",
 }
 
 

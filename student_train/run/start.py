@@ -9,11 +9,12 @@ from typing import Any
 from alignkd.student_train.config import samples_of_epochs
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult, ValidationOutcome
-from alignkd.student_train.metrics.file import Metrics
-from alignkd.student_train.output import read_finished
+from alignkd.student_train.metrics.file import Metrics, MetricsLog
+from alignkd.student_train.output import METRICS, checkpoints_folder, read_finished
 from alignkd.student_train.run.agreement import samples_in_several
 from alignkd.student_train.run.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
 from alignkd.student_train.run.export import check_export_can_be_repeated, is_exported
+from alignkd.student_train.run.extension import extension_line, small_rate_warning
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.vlm.hardware.device_report import device_report
 
@@ -25,7 +26,7 @@ class Start:
     """Where a run starts.
 
     Attributes:
-        checkpoint: to be loaded; None at the beginning.
+        checkpoint: to be loaded, of this run or of the one that it extends; None at the beginning.
         finished_metrics: the last metrics of a run that was finished before, if only its export is repeated.
     """
 
@@ -36,11 +37,6 @@ class Start:
     def state(self) -> TrainState:
         """The state before the first step."""
         return TrainState() if self.checkpoint is None else self.checkpoint.state
-
-
-def checkpoints_folder(output: Path) -> Path:
-    """The folder of a run's checkpoints."""
-    return output / "checkpoints"
 
 
 def result_of_finished(plan: RunPlan) -> TrainResult | None:
@@ -77,6 +73,8 @@ def _log_finished(output: Path, finished: Mapping[str, Any]) -> None:
 def find_start(plan: RunPlan) -> Start:
     """The newest sound checkpoint of the run, or its beginning; the same on ALL ranks.
 
+    The beginning of an extension is the last checkpoint of the earlier run.
+
     Raises:
         TrainError: as `find_checkpoint`; a finished run lost its student, and the checkpoint to export it from.
     """
@@ -89,7 +87,17 @@ def find_start(plan: RunPlan) -> Start:
         logger.warning("output %s: its student or adapters are missing; exporting them again", config.output)
     elif found is not None and ranks.is_first:
         logger.info("output %s: resuming at step %d of %d", config.output, start.state.step, config.num_steps)
+    elif found is None and plan.extension is not None:
+        return _start_of_extension(plan)
     return start
+
+
+def _start_of_extension(plan: RunPlan) -> Start:
+    """The last state of the earlier run; figures of an attempt that left no checkpoint are dropped."""
+    assert plan.extension is not None
+    if plan.ranks.is_first:
+        MetricsLog(plan.config.output / METRICS).cut_back(0)
+    return Start(checkpoint=plan.extension.checkpoint, finished_metrics=None)
 
 
 def announce(plan: RunPlan) -> None:
@@ -103,6 +111,7 @@ def announce(plan: RunPlan) -> None:
         for line in (*plan.mixture.lines(), _length(plan)):
             logger.info("%s", line)
         _warn_about_repeated(plan)
+        _announce_extension(plan)
         _warn_about_unusable(plan)
 
 
@@ -138,6 +147,14 @@ def _warn_about_repeated(plan: RunPlan) -> None:
             "is trained on",
             repeated,
         )
+
+
+def _announce_extension(plan: RunPlan) -> None:
+    if plan.extension is None:
+        return
+    logger.info("%s", extension_line(plan.config, plan.extension, plan.schedule))
+    if warning := small_rate_warning(plan.config, plan.schedule):
+        logger.warning("%s", warning)
 
 
 def _warn_about_unusable(plan: RunPlan) -> None:

@@ -18,14 +18,7 @@ def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) ->
     """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh."""
     model = checkpoint.load_model(dtype=job.torch_dtype)
     teacher = reader.manifest.shapes
-    adapters = Adapters(
-        heads=(teacher.num_heads, model.config.num_heads),
-        hidden_sizes=(teacher.hidden_size, model.config.hidden_size),
-    )
-    if job.train.adapters is None:
-        adapters.initialise(job.train.adapter_init, seed=job.train.seed)
-    else:
-        adapters.load(job.train.adapters)
+    adapters = _adapters(job, model, num_heads=teacher.num_heads, hidden_size=teacher.hidden_size)
     stem, head = load_stem(job, reader, model)
     if head is None:
         head = teacher_head(reader, job.train.losses)
@@ -34,6 +27,28 @@ def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) ->
         model.checkpoint_layers()
     num_tokens = compared_tokens(reader, model.config)
     return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens)
+
+
+def student_to_export(job: TrainJob, checkpoint: Checkpoint, *, num_heads: int, hidden_size: int) -> DistilledStudent:
+    """The student before its first step, without what only training needs: targets, stem and output head of a teacher.
+
+    Args:
+        num_heads: attention heads of the teacher.
+        hidden_size: hidden size of the teacher.
+    """
+    model = checkpoint.load_model(dtype=job.torch_dtype)
+    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size)
+    return DistilledStudent(model, adapters, job.train.losses)
+
+
+def _adapters(job: TrainJob, model: VisionLanguageModel, *, num_heads: int, hidden_size: int) -> Adapters:
+    """Adapters before the first step, from a teacher with so many heads and this hidden size."""
+    adapters = Adapters(heads=(num_heads, model.config.num_heads), hidden_sizes=(hidden_size, model.config.hidden_size))
+    if job.train.adapters is None:
+        adapters.initialise(job.train.adapter_init, seed=job.train.seed)
+    else:
+        adapters.load(job.train.adapters)
+    return adapters
 
 
 def load_stem(

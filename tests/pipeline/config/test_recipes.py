@@ -183,7 +183,7 @@ def test_a_run_of_two_stages_and_the_same_again(
     changed = write_recipe(second={"train": {"output": str(tmp_path / "second"), "epochs": 2}})
     refused = in_process("run", changed)
     assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
-    assert "steps was 2, is 4; restore them, or choose another output" in refused.stderr
+    assert "steps was 2, is 4; restore it, or train further into a new output with train.extend" in refused.stderr
 
 
 @pytest.mark.parametrize(("name", "flags"), [("torchrun", ["-m"]), ("deepspeed", ["--no_local_rank", "--module"])])

@@ -1,26 +1,19 @@
 """Two ranks, one of which may have text only, and runs that are interrupted: the same student in the end."""
 
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chosen_families import chosen
+from processes_of_two import place_of_two
 from safetensors.torch import load_file
 
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
-
-
-def place_of_two() -> dict[str, str]:
-    """The environment in which a launcher starts two processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
 
 
 # features of several tower layers; parameters of the projector that only some images reach

@@ -1,13 +1,14 @@
 """Input and result of a training run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
@@ -28,6 +29,7 @@ class TrainJob:
         max_tokens: largest number of embedded tokens of a sample, or None.
         store: the teacher's cached targets, a folder or a URL.
         train: optimisation settings.
+        trained: which parameters of the student are trained, LoRA, and precision of the frozen ones.
         configuration: the whole configuration of the run, JSON-able, which is written to `OUTPUT/run.json`; it has no
             effect on training.
     """
@@ -41,6 +43,7 @@ class TrainJob:
     processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     max_tokens: int | None = None
+    trained: TrainedConfig = field(default_factory=TrainedConfig)
     configuration: Mapping[str, Any] | None = None
 
     @property

@@ -65,7 +65,7 @@ def _train(plan: RunPlan) -> TrainResult:
 
 def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
     """The student under ZeRO-2, as at the start of the run."""
-    student = build_student(plan.job, plan.student, plan.reader)
+    student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
     engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)
@@ -89,6 +89,7 @@ def _run_steps(plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], sta
     with StopSignals() as signals, RunLog(config, ranks, done=state.step) as log, closing_workers(batches):
         while state.step < config.num_steps:
             step = plan.step(state.step)
+            engine.start_step(state.step)
             tally = StepTally(config.losses.weights, counts(step.positions))
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)

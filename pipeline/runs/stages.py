@@ -13,6 +13,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.distributed.launcher import meeting_point
+from alignkd.student_train.job import TrainJob
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
 from alignkd.student_train.run.claim import check_output
 from alignkd.student_train.run.export import is_exported
@@ -50,13 +51,17 @@ def run_stages(
     return reports if as_json else {}
 
 
+def _is_exported(output: Path, job: TrainJob) -> bool:
+    return is_exported(output, job.open_student(), job.trained)
+
+
 def _run_stage(
     path: Path, stage: Stage, as_json: bool, launcher: list[str], say: Any, check: Callable[[RunConfig], None]
 ) -> dict[str, Any]:
     assert stage.config.train is not None
     output = stage.config.train.output
     finished = finished_before(stage.config)
-    if finished is not None and is_exported(output, stage.config.train_job().open_student()):
+    if finished is not None and _is_exported(output, stage.config.train_job()):
         if not as_json:
             name = "" if stage.name is None else f"stage {stage.name}: "
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")

@@ -2,8 +2,8 @@
 
 A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
 included), both moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the
-run. It has no random state: training draws no random numbers, and the sample order is a pure function of seed and step.
-The frozen vision tower comes from the student's own checkpoint, whose hash is among the settings.
+run. It has no random state: dropout is seeded by the step, and the sample order is a pure function of seed and step.
+What is not trained comes from the student's own checkpoint, whose hash is among the settings.
 """
 
 import logging
@@ -32,6 +32,8 @@ STATE = "state.json"
 WEIGHTS = "weights"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {"num_records"}
+# settings that they lack because there was no choice
+FIXED_IN_OLD_CHECKPOINTS = {"trained": "all", "quantization": "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ def load_checkpoint(found: Checkpoint, engine: Engine) -> None:
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other settings; the TrainError names each with both values."""
+    found = {**{name: value for name, value in FIXED_IN_OLD_CHECKPOINTS.items() if name in asked}, **found}
     differing = [
         f"{name} was {found.get(name)}, is {asked.get(name)}"
         for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))

@@ -1,37 +1,44 @@
-"""Export: the trained student and its adapters, written at the end of a run."""
+"""Export: the trained student, its adapters and LoRA, written at the end of a run."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
-from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
+from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX, MODEL_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.metrics.file import Metrics
-from alignkd.student_train.output import FINISHED, adapters_file, student_folder
+from alignkd.student_train.output import FINISHED, adapters_file, lora_folder, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
-from alignkd.vlm.families.family import Checkpoint
+from alignkd.student_train.trained.lora import FIRST, SECOND, add_product, is_lora_parameter, lora_layers, merge
+from alignkd.student_train.trained.lora_files import is_lora_complete, save_lora
+from alignkd.student_train.trained.settings import TrainedConfig
+from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.finite import is_finite
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 
-def is_exported(output: Path, student: Checkpoint) -> bool:
-    """Whether student and adapters of a finished run exist and can be opened.
+def is_exported(output: Path, student: Checkpoint, trained: TrainedConfig) -> bool:
+    """Whether student, adapters and LoRA of a finished run exist and can be opened.
 
     Converters move them or change them in place. Only the headers of safetensors files are read, which is enough to
     notice a truncated file.
 
     Args:
         student: the checkpoint that the run started from.
+        trained: what the run trains.
     """
+    if trained.lora_settings is not None and not is_lora_complete(lora_folder(output)):
+        return False
     try:
         with open_tensors(adapters_file(output)):
             pass
@@ -57,11 +64,12 @@ def check_export_can_be_repeated(config: TrainConfig, state: TrainState) -> None
 def export(
     job: TrainJob, checkpoint: Checkpoint, engine: Engine, state: TrainState, settings: dict[str, Any], last: Metrics
 ) -> None:
-    """Write adapters, student and, last, the mark that the run is finished; called by ALL ranks.
+    """Write adapters, LoRA, student and, last, the mark that the run is finished; called by ALL ranks.
 
     Raises:
         TrainError: no step changed the student, or a weight is not finite.
     """
+    masters = _masters(engine, job.trained)
     adapters = _adapters(engine)
     _check_worth(job, engine, state)
     if not engine.ranks.is_first:
@@ -70,15 +78,61 @@ def export(
     temporary = output / ".tmp-student"
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(output):
-        checkpoint.save(engine.student.model, temporary)
-        for path in (*temporary.rglob("*"), temporary):
-            fsync_path(path)
+        _save_lora(job, engine.student.model, masters)
+        checkpoint.save(_whole_student(job, checkpoint, engine.student.model, masters), temporary)
+        _sync(temporary)
         save_tensors(adapters, adapters_file(output))
         _remove(target)
         temporary.rename(target)
         fsync_path(output)  # the mark comes last: student and adapters are on the disk before it
         write_whole(output / FINISHED, seal({**asdict(state), "settings": settings, "metrics": last}))
         fsync_path(output)
+
+
+def _save_lora(job: TrainJob, model: VisionLanguageModel, masters: Mapping[str, Tensor]) -> None:
+    """Write LoRA alone, in a folder that replaces that of an earlier export in one step."""
+    if (lora := job.trained.lora_settings) is None:
+        return
+    temporary, target = job.train.output / ".tmp-lora", lora_folder(job.train.output)
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_lora(temporary, model, masters, lora, base=str(job.student))
+    _sync(temporary)
+    _remove(target)
+    temporary.rename(target)
+
+
+def _whole_student(
+    job: TrainJob, checkpoint: Checkpoint, model: VisionLanguageModel, masters: Mapping[str, Tensor]
+) -> VisionLanguageModel:
+    """The student as it is saved: LoRA merged into its weights; of quantised weights, into the original ones."""
+    if (lora := job.trained.lora_settings) is None:
+        return model
+    if job.trained.quantization == "none":
+        merge(model, masters, lora.scale)
+        return model
+    original = checkpoint.load_model(dtype=job.torch_dtype)
+    for name, value in model.named_parameters():
+        if value.requires_grad and not is_lora_parameter(name):
+            original.get_parameter(name).data.copy_(value.data)
+    for name, _ in lora_layers(model):
+        linear = original.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        add_product(linear, masters[f"{name}.{FIRST}"], masters[f"{name}.{SECOND}"], lora.scale)
+    return original
+
+
+def _masters(engine: Engine, trained: TrainedConfig) -> dict[str, Tensor]:
+    """LoRA's matrices in float32, by their names in the student; called by ALL ranks."""
+    if trained.lora_settings is None:
+        return {}
+    return {
+        name.removeprefix(MODEL_PREFIX): value for name, value in engine.master_weights() if is_lora_parameter(name)
+    }
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        fsync_path(path)
 
 
 def _remove(folder: Path) -> None:
@@ -99,7 +153,7 @@ def _check_worth(job: TrainJob, engine: Engine, state: TrainState) -> None:
             f"{job.dtype}, and train into another output"
         )
     for name, value in engine.student.state_dict().items():
-        if not is_finite(value):
+        if value.is_floating_point() and not is_finite(value):
             raise TrainError(
                 f"output {output}: after step {state.step} {name} is not finite; nothing is exported; lower "
                 f"learning_rate {job.train.learning_rate} or change dtype {job.dtype}, and train into another output"

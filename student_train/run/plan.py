@@ -23,6 +23,7 @@ from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.families.family import Checkpoint
 
 
@@ -122,6 +123,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     student, epochs = job.open_student(), job.train.epochs
+    check_trained(job.trained, student, job.train.losses.weights)
     dataset = open_dataset(job, student)
     job = replace(job, train=job.train.in_steps(len(dataset), ranks.world_size))
     return RunPlan(

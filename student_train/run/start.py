@@ -12,6 +12,7 @@ from alignkd.student_train.output import read_finished
 from alignkd.student_train.run.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
 from alignkd.student_train.run.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.run.plan import RunPlan
+from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
         return None
     check_same_settings(output, finished["settings"], plan.settings)
     logger.info("output %s: all %d steps were done before", output, finished["step"])
-    if not is_exported(output, plan.student):
+    if not is_exported(output, plan.student, plan.job.trained):
         return None
     return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True)
 
@@ -81,6 +82,7 @@ def announce(plan: RunPlan) -> None:
         InputError: the device cannot compute in the job's dtype.
     """
     if plan.ranks.is_first:
+        logger.info("trains: %s", described_of(plan.job.trained, plan.student.size()))
         _log_device(plan)
         logger.info("%s", _length(plan))
         _warn_about_unusable(plan)

@@ -1,5 +1,7 @@
 """The trained module of a run: student, adapters, and the frozen parts of the teacher that its targets need."""
 
+import torch
+
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.job import TrainJob
@@ -8,15 +10,22 @@ from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.checks import compared_tokens
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_head
 
 
-def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) -> DistilledStudent:
-    """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh."""
-    model = checkpoint.load_model(dtype=job.torch_dtype)
+def build_student(
+    job: TrainJob, checkpoint: Checkpoint, reader: StoreReader, device: torch.device | str = "cpu"
+) -> DistilledStudent:
+    """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh.
+
+    Args:
+        device: on which quantised weights are made, because they cannot move; any other student is on the CPU.
+    """
+    model = load_student(job, checkpoint, device)
     teacher = reader.manifest.shapes
     adapters = Adapters(
         heads=(teacher.num_heads, model.config.num_heads),
@@ -29,11 +38,23 @@ def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) ->
     stem, head = load_stem(job, reader, model)
     if head is None:
         head = teacher_head(reader, job.train.losses)
+    lora = job.trained.lora_settings
     if job.train.gradient_checkpointing:
         # the tower is frozen and keeps nothing; the attention loss and the head bound their memory themselves
-        model.checkpoint_layers()
+        model.checkpoint_layers(preserve_rng_state=lora is not None and lora.dropout > 0)
     num_tokens = compared_tokens(reader, model.config)
-    return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens)
+    return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens, job.trained)
+
+
+def load_student(job: TrainJob, checkpoint: Checkpoint, device: torch.device | str) -> VisionLanguageModel:
+    """The student's model, with LoRA if the job trains it."""
+    if job.trained.quantization == "none":
+        model = checkpoint.load_model(dtype=job.torch_dtype)
+    else:
+        model = checkpoint.load_model(dtype=job.torch_dtype, device=device, quantization=job.trained.quantization)
+    if (lora := job.trained.lora_settings) is not None:
+        add_lora(model, lora, seed=job.train.seed)
+    return model
 
 
 def load_stem(

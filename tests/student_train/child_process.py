@@ -16,6 +16,7 @@ from alignkd.student_train import trainer
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run import checkpoint, export
+from alignkd.student_train.trained.settings import TrainedConfig
 
 MODULES: dict[str, Any] = {"checkpoint": checkpoint, "export": export, "trainer": trainer}
 
@@ -34,7 +35,14 @@ def main(job_json: str, blow_json: str) -> None:
 
 def job_of(values: dict[str, Any]) -> TrainJob:
     paths = {name: Path(values[name]) for name in ("images", "store", "vision_config") if values[name] is not None}
-    return TrainJob(**values | paths | {"train": TrainConfig(**values["train"])})
+    return TrainJob(
+        **values
+        | paths
+        | {
+            "train": TrainConfig(**values["train"]),
+            "trained": TrainedConfig(**values["trained"]),
+        }
+    )
 
 
 def strike(module: Any, name: str, number: int, signal: int) -> None:

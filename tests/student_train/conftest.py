@@ -205,7 +205,10 @@ def start_child(prepared: PreparedProcesses) -> Iterator[Callable[..., PreparedP
     children: list[PreparedProcess] = []
 
     def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **options: Any) -> PreparedProcess:
-        described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
+        described = vars(job) | {
+            "train": job.train.model_dump(mode="json", exclude_unset=True),
+            "trained": job.trained.model_dump(mode="json"),
+        }
         children.append(prepared.start(CHILD, json.dumps(described, default=str), json.dumps(blow), **options))
         return children[-1]
 

@@ -13,7 +13,7 @@ from alignkd.vlm.families.huggingface.model.parts import (
     tower_parameters,
 )
 from alignkd.vlm.families.huggingface.model.weights.quantization import is_quantizable
-from alignkd.vlm.families.sizes import ModelSize, TowerSize
+from alignkd.vlm.families.sizes import ModelSize, TowerSize, shapes_of_linear_layers, tensors_of_layers
 from alignkd.vlm.weights.bitsandbytes import quantized_bytes
 
 # Names of one setting of a vision tower in the configurations of different models.
@@ -81,6 +81,8 @@ def model_size(name: str, config: HuggingFaceConfig, folder: Path) -> ModelSize:
             "int8": 2 * kept + sum(quantized_bytes(linear, "int8") for linear in quantised),
             "nf4": 2 * kept + sum(quantized_bytes(linear, "nf4") for linear in quantised),
         },
+        layer_tensors=tensors_of_layers(layers_of(model)),
+        linear_layers=shapes_of_linear_layers(layers_of(model)),
     )
 
 

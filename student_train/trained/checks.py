@@ -35,10 +35,12 @@ def check_trained(config: TrainedConfig, checkpoint: Checkpoint, terms: Collecti
     counts = trained_counts(config, size)
     if counts.left_out:
         logger.warning(
-            "LoRA leaves out %d linear layers of experts: %s",
+            "LoRA leaves out %d matrices that are no linear layers or belong to experts: %s",
             len(counts.left_out),
             ", ".join(group_keys(counts.left_out)[:8]),
         )
+    if counts.trained == 0:
+        raise TrainError(f"student.trained ({config.text}) trains no parameter of {size.name}; choose another part")
     if config.trains_projector:
         return  # every loss depends on the projector
     if found := [term for term in OF_VISION if term in terms]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.trained.settings import LoraSettings, TrainedConfig, TrainedLayers
+from alignkd.student_train.trained.settings import ALL_LINEAR, LoraSettings, TrainedConfig, TrainedLayers
 from alignkd.student_train.trained.targets import LoraNames, lora_names
 from alignkd.vlm.families.sizes import ModelSize
 
@@ -18,7 +18,7 @@ class TrainedCounts:
         total: parameters of the whole model; those of LoRA included.
         tensors: elements of each trained tensor of LoRA or of a range of layers; None for whole parts of the model.
         linear_layers: number of linear layers that got LoRA.
-        left_out: names of linear layers that `all-linear` left out.
+        left_out: names of matrices and linear layers that `all-linear` left out.
     """
 
     projector: int
@@ -54,7 +54,7 @@ def trained_counts(config: TrainedConfig, size: ModelSize) -> TrainedCounts:
             total=total + sum(tensors),
             tensors=tensors,
             linear_layers=len(names.chosen),
-            left_out=names.left_out,
+            left_out=names.left_out + (size.other_matrices if lora.targets == ALL_LINEAR else ()),
         )
     decoder = size.parameters["language_model"] if config.choice in ("all", "decoder") else 0
     return TrainedCounts(projector=projector, decoder=decoder, total=total)

@@ -46,6 +46,7 @@ class ModelSize:
         weight_bytes: bytes of all weights by precision; `int8` and `nf4` quantise the decoder, the rest has 16 bits.
         layer_tensors: elements of every parameter of each decoder layer.
         linear_layers: inputs and outputs of every linear layer of the decoder layers, by its name below the decoder.
+        other_matrices: names of the matrices of the decoder layers that are no linear layers, as experts in one tensor.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelSize:
     weight_bytes: Mapping[str, int]
     layer_tensors: tuple[tuple[int, ...], ...] = ()
     linear_layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    other_matrices: tuple[str, ...] = ()
 
 
 def named_linear_layers(decoder_layers: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Linear]]:
@@ -88,3 +90,14 @@ def tensors_of_layers(decoder_layers: Sequence[nn.Module]) -> tuple[tuple[int, .
 def shapes_of_linear_layers(decoder_layers: Sequence[nn.Module]) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every linear layer of the decoder layers, by its name below the decoder."""
     return {name: (linear.in_features, linear.out_features) for name, linear in named_linear_layers(decoder_layers)}
+
+
+def names_of_other_matrices(decoder_layers: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Names below the decoder of parameters with two axes or more that belong to no linear layer."""
+    linear = {id(layer.weight) for _, layer in named_linear_layers(decoder_layers)}
+    return tuple(
+        f"layers.{number}.{name}"
+        for number, layer in enumerate(decoder_layers)
+        for name, parameter in layer.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in linear
+    )

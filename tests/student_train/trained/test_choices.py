@@ -41,9 +41,7 @@ def is_expected(choice: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_gradients_only_where_trained_and_always_in_one_order(
-    choice: str, many_store: Path, make_job: MakeJob
-) -> None:
+def test_gradients_only_where_trained_and_always_in_one_order(choice: str, many_store: Path, make_job: MakeJob) -> None:
     """Batches with images and without give the same parameters a gradient, in the order that ZeRO-2 relies on."""
     job = chosen_job(make_job(many_store), choice)
     dataset, student = opened(job)

@@ -7,6 +7,7 @@ are assumptions; only a probe measures.
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
 from alignkd.pipeline.plan.time.operations import forward_flops, stem_flops, training_flops
@@ -48,10 +49,15 @@ def _sample_shape(data: DataSize) -> dict[str, float]:
 
 def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
     """Operations of the whole training."""
-    assert config.train is not None
+    assert config.train is not None and config.student is not None
     train, shape = config.train, _sample_shape(data)
     seen = train.optimiser_steps(max(1, round(data.num_records)), 1) * train.global_batch_size(1)
-    step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
+    step = training_flops(
+        student,
+        gradient_checkpointing=train.gradient_checkpointing,
+        weight_gradients=weight_gradient_share(student, config.student.trained_config),
+        **shape,
+    )
     if takes_from_stem(config):
         step += stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
     return step * seen

@@ -102,7 +102,10 @@ def test_checkpoints_hold_only_what_is_trained(many_store: Path, make_job: MakeJ
         (folder,) = (job.train.output / "checkpoints").iterdir()
         sizes[choice] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         weights = {name for file in folder.glob("weights*") for name in load_file(file)}
-        assert weights == trained_names(opened(job)[1])
+        student = opened(job)[1]
+        assert weights == trained_names(student)
+        kept = sum(value.nbytes for file in folder.glob("*.safetensors") for value in load_file(file).values())
+        assert kept == 12 * sum(value.numel() for value in student.parameters() if value.requires_grad)
     assert sizes["lora-alone"] < sizes["all"] / 5
 
 

@@ -28,8 +28,10 @@ def hours_by_device(
     found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
     if student is not None and config.train is not None:
         training = _training_flops(config, data, teacher, student)
+        assert config.student is not None
+        share = STUDENT_SHARE * QUANTISED_SHARE[config.student.quantization]
         for name, device in DEVICES.items():
-            found[name]["train"] = hours(training, device, STUDENT_SHARE)
+            found[name]["train"] = hours(training, device, share)
     return found
 
 

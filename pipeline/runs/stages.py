@@ -18,6 +18,7 @@ from alignkd.student_train.output import read_configuration, read_finished, stud
 from alignkd.student_train.run.claim import check_output
 from alignkd.student_train.run.export import is_exported
 from alignkd.student_train.run.settings import starting_point
+from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.errors import InputError
 
 LAST = "train"
@@ -44,11 +45,26 @@ def run_stages(
     """
     if not launcher:
         meeting_point(os.environ)  # fail now: training would refuse the variables only after the teacher has run
+    _check_trained(path)
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say, check)
         reports |= found if stage.name is None else {stage.name: found}
     return reports if as_json else {}
+
+
+def _check_trained(path: Path) -> None:
+    """Refuse a choice of what is trained that does not fit the student, in any stage, before the first teacher runs.
+
+    A student that the stage before makes has the shapes of that stage's own student.
+    """
+    existing: TrainJob | None = None
+    for stage in load_stages(path, "run"):
+        job = stage.config.train_job()
+        if existing is None or Path(str(job.student)).exists():
+            existing = job
+        if job.trained.choice != "all":
+            check_trained(job.trained, existing.open_student(), job.train.losses.weights)
 
 
 def _is_exported(output: Path, job: TrainJob) -> bool:

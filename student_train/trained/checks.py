@@ -28,7 +28,7 @@ def check_trained(config: TrainedConfig, checkpoint: Checkpoint, terms: Collecti
         InputError: bitsandbytes is needed and missing.
     """
     if config.choice == "all":
-        return
+        return  # every loss depends on something that is trained
     if config.quantization != "none":
         bitsandbytes_module(config.quantization)
     size = checkpoint.size()

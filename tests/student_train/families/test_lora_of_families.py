@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_families
 import torch
 from chosen_families import chosen
+from safetensors.torch import load_file
 from torch import Tensor
 from trained_choices import arrivals, chosen_job, opened, places_by_kind, randomised, trained_names
 
@@ -91,3 +93,29 @@ def test_merged_unmerged_and_peft_are_the_same(
         trained = open_checkpoint(result.student).load_model().get_parameter(prefix)
         base.get_parameter(prefix).data.copy_(trained.data)
     assert_same(logits_of(base, dataset), unmerged)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_weights_are_merged_into_the_original_ones(
+    kind: Any, family_job: FamilyJob, checkpoint: Callable[..., Path]
+) -> None:
+    """A student wide enough for quantisation; the second layer is quantised, the first one is not."""
+    pytest.importorskip("bitsandbytes")
+    student = checkpoint("qwen3_vl", seed=4, hidden_size=64, heads=4)
+    job = family_job("qwen3_vl", student=student, steps=2, learning_rate=5e-3, gradient_checkpointing=True)
+    job = replace(job, trained=TrainedConfig(**LORA, quantization=kind))
+    result = train(job)
+    assert result.student is not None and result.skipped_steps == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (student, result.student))
+    lora = load_file(job.train.output / "lora" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    merged = 0
+    for name, value in before.items():
+        path = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{path}A.weight" in lora:
+            expected = value + 6 / 4 * (lora[f"{path}B.weight"] @ lora[f"{path}A.weight"])
+            torch.testing.assert_close(after[name], expected, rtol=0, atol=1e-6)
+            merged += 1
+        elif "merger" not in name:
+            assert torch.equal(after[name], value), name
+    assert merged == len(job.open_student().size().linear_layers)

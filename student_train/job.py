@@ -9,6 +9,7 @@ import torch
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.stores import TrainStore, checked_stores
+from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName
@@ -32,6 +33,7 @@ class TrainJob:
         source_weights: how often samples of a source are seen per pass, by name of the source, times the weight of
             their store; 1 for all others.
         train: optimisation settings.
+        trained: which parameters of the student are trained, LoRA, and precision of the frozen ones.
         configuration: the whole configuration of the run, JSON-able, which is written to `OUTPUT/run.json`; it has no
             effect on training.
     """
@@ -45,6 +47,7 @@ class TrainJob:
     processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     max_tokens: int | None = None
+    trained: TrainedConfig = field(default_factory=TrainedConfig)
     configuration: Mapping[str, Any] | None = None
     images_of: Mapping[str, Path | None] = field(default_factory=dict)
     source_weights: Mapping[str, float] = field(default_factory=dict)

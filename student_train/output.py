@@ -40,6 +40,11 @@ def checkpoints_folder(output: Path) -> Path:
     return output / "checkpoints"
 
 
+def lora_folder(output: Path) -> Path:
+    """Folder of the trained LoRA in the layout of peft; only runs that train LoRA have it."""
+    return output / "lora"
+
+
 def loss_names(line: Mapping[str, Any]) -> list[str]:
     """The losses of a step's line of METRICS: `loss`, their weighted sum, and every term."""
     return [name for name in line if name not in FIGURES and not name.startswith(KIND_PREFIX)]

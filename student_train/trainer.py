@@ -72,7 +72,7 @@ def _train(plan: RunPlan) -> TrainResult:
 
 def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
     """The student under ZeRO-2, as at the start of the run."""
-    student = build_student(plan.job, plan.student, plan.reader)
+    student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
     engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)
@@ -109,6 +109,7 @@ def _run_steps(
             validation.begin(engine, state.step, log, signals)
         while state.step < config.num_steps and not (validation is not None and validation.ends_run):
             step = plan.step(state.step)
+            engine.start_step(state.step)
             sources = plan.step_sources(step.positions, counts)
             tally = StepTally(config.losses.weights, counts(step.positions), sources)
             outcome = _optimiser_step(engine, batches, tally, step.factor)

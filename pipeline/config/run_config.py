@@ -22,13 +22,14 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.target_source import target_source
+from alignkd.student_train.trained.settings import LoraSettings, TrainedConfig, TrainedKey, problem_of_keys
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.data_list import data_set_names
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError, unreadable
-from alignkd.vlm.hardware.devices import DtypeName
+from alignkd.vlm.hardware.devices import DtypeName, Quantization
 from alignkd.vlm.settings import CheckpointName, Count, Positive, ProcessorKind, Settings, UserPath, described
 
 Command = Literal["dump", "plan", "train", "run"]
@@ -98,12 +99,32 @@ class StudentConfig(Settings):
         processor: image processor of other models: `auto` takes the one that transformers selects, `pil` the one that
             needs no torchvision; its pixels differ slightly, so teacher and student must use the same.
         dtype: dtype of the weights in training; master weights and optimiser state are float32.
+        trained: what is trained besides the adapters, never the vision tower: `all`; `projector`; `decoder` with
+            embeddings and head, without the projector; a mapping `{layers: [from, to]}` of decoder layers; or `lora`.
+            None is `lora` with a section `lora`, else `all`.
+        lora: settings of LoRA.
+        quantization: precision of the decoder's frozen linear layers with LoRA, by bitsandbytes: `int8` or `nf4`. The
+            exported student has the precision of `dtype`.
     """
 
     checkpoint: CheckpointName
     vision_config: UserPath | None = None
     processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
+    trained: TrainedKey | None = None
+    lora: LoraSettings | None = None
+    quantization: Quantization = "none"
+
+    @model_validator(mode="after")
+    def _trained_keys_fit(self) -> Self:
+        if (problem := problem_of_keys(self.trained, self.lora, self.quantization)) is not None:
+            raise ValueError(problem)
+        return self
+
+    @property
+    def trained_config(self) -> TrainedConfig:
+        """The keys `trained`, `lora` and `quantization`, resolved."""
+        return TrainedConfig(trained=self.trained, lora=self.lora, quantization=self.quantization)
 
 
 class RunConfig(Settings):
@@ -235,6 +256,7 @@ class RunConfig(Settings):
             source_weights={name: one.weight for name, one in self._named_data() if one.weight != 1.0},
             template=self.template,
             max_tokens=self.max_tokens,
+            trained=self.student.trained_config,
             store=self.trained_stores(),
             train=self.train,
             configuration=self.model_dump(mode="json"),

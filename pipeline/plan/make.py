@@ -29,8 +29,9 @@ from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
+from alignkd.pipeline.plan.memory.trained import STATE_BYTES, counts_of, trained_adapters
 from alignkd.pipeline.plan.probe import run_probe
-from alignkd.pipeline.plan.result import Plan, PlanOptions
+from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
 from alignkd.pipeline.plan.samples import DataSize, assumed_samples, count_samples
 from alignkd.pipeline.plan.stem import sizes_of, stem_plan
 from alignkd.pipeline.plan.store import StoreSize, store_size
@@ -38,6 +39,7 @@ from alignkd.pipeline.plan.time.devices import device_named
 from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.plan import planned_shards
+from alignkd.student_train.trained.counts import described
 from alignkd.vlm.data.data_list import DataList, needs_folder
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
@@ -101,6 +103,7 @@ def make_plan(
         stem=stem,
         teacher=memory_of_teacher(config, data, store, teacher),
         student=None if student is None or load is None else student_memory(student, load),
+        trained=None if student is None or load is None else _trained(student, load),
         table=() if student is None or load is None else memory_table(student, load, device_bytes),
         hours=hours_by_device(config, data, teacher, student),
         probe=probe,
@@ -238,3 +241,14 @@ def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices:
     stem = sizes_of(inputs.model.config, config.teacher)
     stem_weights = stem.device if stem is not None and takes_from_stem(config) else 0
     return student_load(config, inputs.data, store, inputs.teacher, devices=devices, stem_weights=stem_weights)
+
+
+def _trained(student: ModelShapes, load: StudentLoad) -> TrainedPlan:
+    counts, adapters = counts_of(student, load), trained_adapters(student, load)
+    return TrainedPlan(
+        text=described(load.trained, counts),
+        parameters=counts.trained,
+        adapters=adapters,
+        of=counts.total,
+        checkpoint_bytes=STATE_BYTES * (counts.trained + adapters),
+    )

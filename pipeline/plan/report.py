@@ -58,6 +58,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from _host_lines("teacher pass", plan.teacher, plan.host_memory, fits=fits)
     if plan.student is not None:
         yield ""
+        yield from _trained_lines(plan)
         yield from _memory_lines("training", plan.student, plan.gpu_memory)
         yield from _host_lines("training", plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
         yield ""
@@ -120,6 +121,14 @@ def _stem_lines(plan: Plan) -> Iterator[str]:
     )
     if stem.recommended:
         yield f"  recommended: set store.profile: stem  (saves {format_bytes(stem.saved_bytes)})"
+
+
+def _trained_lines(plan: Plan) -> Iterator[str]:
+    if plan.trained is not None:
+        yield (
+            f"trains    {plan.trained.text}, and {plan.trained.adapters / 1e6:.3g} M of the adapters; a checkpoint "
+            f"takes {format_bytes(plan.trained.checkpoint_bytes)}"
+        )
 
 
 def _memory_lines(name: str, memory: Memory, device: int) -> Iterator[str]:

@@ -43,6 +43,24 @@ class PlanOptions:
     probe: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedPlan:
+    """What a run trains.
+
+    Attributes:
+        text: the line that names it.
+        parameters: trained parameters of the student; `adapters`: of the distillation adapters.
+        of: all parameters of the student, those of LoRA included.
+        checkpoint_bytes: bytes of a checkpoint: master weights and moments of every trained parameter.
+    """
+
+    text: str
+    parameters: int
+    adapters: int
+    of: int
+    checkpoint_bytes: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """The figures of one dump and one training.
@@ -55,6 +73,7 @@ class Plan:
         profiles: profile -> bytes of the whole store.
         stem: whether the teacher's stem can give the alignment targets, and what that costs.
         student: None if the configuration trains no student.
+        trained: what is trained of it.
         table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
         hours: device -> phase -> hours on one device.
         probe: measurements, if a probe ran.
@@ -71,6 +90,7 @@ class Plan:
     stem: StemPlan
     teacher: Memory
     student: Memory | None
+    trained: TrainedPlan | None
     table: Sequence[Mapping[str, Any]]
     hours: Mapping[str, Mapping[str, float]]
     probe: Probe | None
@@ -112,6 +132,7 @@ class Plan:
             "teacher_memory_by_part": dict(self.teacher.parts),
             "teacher_host_bytes": self.teacher.host or None,
             "teacher_host_by_part": dict(self.teacher.host_parts) or None,
+            "trained": None if self.trained is None else asdict(self.trained),
             "student_memory_bytes": None if student is None else student.peak,
             "student_memory_by_part": None if student is None else dict(student.parts),
             "student_host_bytes": None if student is None else student.host,

@@ -9,6 +9,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.teacher_dump.config import TeacherConfig
@@ -97,7 +98,11 @@ def stem_plan(
     if student is not None and load is not None:
         supervised = data.mean("supervised")
         step = training_flops(
-            student, gradient_checkpointing=load.gradient_checkpointing, supervised=supervised, **shape
+            student,
+            gradient_checkpointing=load.gradient_checkpointing,
+            weight_gradients=weight_gradient_share(student, load.trained),
+            supervised=supervised,
+            **shape,
         )
         share = stem_flops(teacher, **shape) / step
     return StemPlan(

@@ -13,10 +13,12 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.distributed.launcher import meeting_point
+from alignkd.student_train.job import TrainJob
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
 from alignkd.student_train.run.claim import check_output
 from alignkd.student_train.run.export import is_exported
 from alignkd.student_train.run.settings import starting_point
+from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.errors import InputError
 
 LAST = "train"
@@ -43,11 +45,30 @@ def run_stages(
     """
     if not launcher:
         meeting_point(os.environ)  # fail now: training would refuse the variables only after the teacher has run
+    _check_trained(path)
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say, check)
         reports |= found if stage.name is None else {stage.name: found}
     return reports if as_json else {}
+
+
+def _check_trained(path: Path) -> None:
+    """Refuse a choice of what is trained that does not fit the student, in any stage, before the first teacher runs.
+
+    A student that the stage before makes has the shapes of that stage's own student.
+    """
+    existing: TrainJob | None = None
+    for stage in load_stages(path, "run"):
+        job = stage.config.train_job()
+        if existing is None or Path(str(job.student)).exists():
+            existing = job
+        if job.trained.choice != "all":
+            check_trained(job.trained, existing.open_student(), job.train.losses.weights)
+
+
+def _is_exported(output: Path, job: TrainJob) -> bool:
+    return is_exported(output, job.open_student(), job.trained)
 
 
 def _run_stage(
@@ -56,7 +77,7 @@ def _run_stage(
     assert stage.config.train is not None
     output = stage.config.train.output
     finished = finished_before(stage.config)
-    if finished is not None and is_exported(output, stage.config.train_job().open_student()):
+    if finished is not None and _is_exported(output, stage.config.train_job()):
         if not as_json:
             name = "" if stage.name is None else f"stage {stage.name}: "
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")

@@ -38,6 +38,7 @@ from deepspeed.utils import (
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.engine.dropout import DropoutSeeds
 from alignkd.student_train.engine.pinned_memory import may_pin
 from alignkd.student_train.engine.zero_config import parameter_groups, zero_config
 from alignkd.student_train.errors import TrainError
@@ -93,9 +94,17 @@ class Engine:
                     ) from error
                 raise
         self._create_moments()
+        self._dropout = DropoutSeeds.of(student, seed=config.seed, rank=ranks.rank)
+
+    def start_step(self, step: int) -> None:
+        """Call before the first micro-batch of the optimiser step of this number."""
+        if self._dropout is not None:
+            self._dropout.start_step(step)
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         """Every loss term of one micro-batch."""
+        if self._dropout is not None:
+            self._dropout.seed_next()
         terms: dict[str, LossSum] = self._deepspeed(batch.to(self.ranks.device))
         return terms
 

@@ -26,7 +26,7 @@ def attention_term(forward: ForwardPass) -> LossSum:
     if targets is None:
         return idle(forward.adapters.adapt_no_attention(), forward)
     inputs = first_layer.row_inputs(targets.rows_BR, targets.samples_B)
-    _check_has_gradient(inputs.query_BHRd)
+    _check_has_gradient(inputs)
     loss = chunked_attention_loss(forward.adapters, targets, inputs, chunk_bytes=forward.attention_chunk_bytes)
     return loss if targets.samples_B is None else loss.by_sample(targets.samples_B, forward.num_samples)
 
@@ -71,15 +71,15 @@ def chunked_attention_loss(
     return LossSum(total, pairs * heads, parts_B)
 
 
-def _check_has_gradient(query_BHRd: Tensor) -> None:
-    """Refuse queries that were recorded without gradient: reentrant gradient checkpointing loses it silently.
+def _check_has_gradient(inputs: RowInputs) -> None:
+    """Refuse queries and keys that were recorded without gradient: reentrant gradient checkpointing loses it silently.
 
     Raises:
         TrainError: the attention loss would not train the decoder.
     """
-    if torch.is_grad_enabled() and not query_BHRd.requires_grad:
+    if torch.is_grad_enabled() and not (inputs.query_BHRd.requires_grad or inputs.key_BHLd.requires_grad):
         raise TrainError(
-            "losses.attention: the first layer's queries were recorded without gradient, so the loss would not train "
-            "the decoder; switch off the model's own gradient checkpointing (train.gradient_checkpointing does not "
-            "need it) or set losses.attention to 0"
+            "losses.attention: the first layer's queries and keys were recorded without gradient, so the loss would "
+            "not train the student; train what they depend on (student.trained), switch off the model's own gradient "
+            "checkpointing (train.gradient_checkpointing does not need it) or set losses.attention to 0"
         )

@@ -18,6 +18,8 @@ from alignkd.student_train.objective.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.trained.selection import select_trained
+from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel, sum_of_zeros
 from alignkd.vlm.inputs.batch import SequenceBatch
 
@@ -38,6 +40,7 @@ class DistilledStudent(nn.Module):
         teacher_head: Head | None = None,
         stem: StemTargets | None = None,
         num_tokens: int | None = None,
+        trained: TrainedConfig | None = None,
     ) -> None:
         """Freeze what is not trained.
 
@@ -48,17 +51,17 @@ class DistilledStudent(nn.Module):
             teacher_head: needed if the store keeps the teacher's hidden states; frozen.
             stem: computes the targets that are not stored; frozen.
             num_tokens: see `HeadInputs`.
+            trained: what is trained of the model; None: everything but its vision tower.
         """
         super().__init__()
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
         self.num_tokens = num_tokens
-        model.requires_grad_(True)
-        model.freeze_vision_tower()
+        select_trained(model, trained or TrainedConfig())
         # An adapter without a weighted term is not changed, not even by weight decay.
-        trained = {TERMS[name].adapter for name in losses.weights}
-        adapters.attn_adapter.requires_grad_("attn_adapter" in trained)
-        adapters.proj_adapter.requires_grad_("proj_adapter" in trained)
+        used = {TERMS[name].adapter for name in losses.weights}
+        adapters.attn_adapter.requires_grad_("attn_adapter" in used)
+        adapters.proj_adapter.requires_grad_("proj_adapter" in used)
 
     def forward(self, batch: TrainBatch) -> dict[str, LossSum]:
         """Every term with a weight above 0, in parts by sample; its count is 0 if the batch lacks its target."""

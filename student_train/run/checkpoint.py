@@ -2,8 +2,8 @@
 
 A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
 included), both moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the
-run. It has no random state: training draws no random numbers, and the sample order is a pure function of seed and step.
-The frozen vision tower comes from the student's own checkpoint, whose hash is among the settings.
+run. It has no random state: dropout is seeded by the step, and the sample order is a pure function of seed and step.
+What is not trained comes from the student's own checkpoint, whose hash is among the settings.
 """
 
 import logging
@@ -35,6 +35,8 @@ KEPT = "kept"
 ADAPTERS = "adapters"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {"num_records"}
+# settings that they lack because there was no choice
+FIXED_IN_OLD_CHECKPOINTS = {"trained": "all", "quantization": "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +249,7 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
 
 def differing_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Each setting that differs, with both values."""
+    found = {**{name: value for name, value in FIXED_IN_OLD_CHECKPOINTS.items() if name in asked}, **found}
     return [
         f"{name} was {found.get(name)}, is {asked.get(name)}"
         for name in sorted({*found, *asked} - (ABSENT_FROM_OLD_CHECKPOINTS - {*found}))

@@ -1,4 +1,4 @@
-"""Export: the trained student and its adapters, written at the end of a run."""
+"""Export: the trained student, its adapters and LoRA, written at the end of a run."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -7,33 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
-from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
+from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX, MODEL_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.output import FINISHED, adapters_file, student_folder
+from alignkd.student_train.output import FINISHED, adapters_file, lora_folder, student_folder
 from alignkd.student_train.run.checkpoint import TrainState
-from alignkd.vlm.families.family import Checkpoint
+from alignkd.student_train.trained.lora import FIRST, SECOND, add_product, is_lora_parameter, lora_layers, merge
+from alignkd.student_train.trained.lora_files import is_lora_complete, save_lora
+from alignkd.student_train.trained.settings import TrainedConfig
+from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.finite import is_finite
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 
-def is_exported(output: Path, student: Checkpoint) -> bool:
-    """Whether student and adapters of a finished run exist and can be opened.
+def is_exported(output: Path, student: Checkpoint, trained: TrainedConfig) -> bool:
+    """Whether student, adapters and LoRA of a finished run exist and can be opened.
 
     Converters move them or change them in place. Only the headers of safetensors files are read, which is enough to
     notice a truncated file.
 
     Args:
         student: the checkpoint that the run started from.
+        trained: what the run trains.
     """
+    if trained.lora_settings is not None and not is_lora_complete(lora_folder(output)):
+        return False
     try:
         with open_tensors(adapters_file(output)):
             pass
@@ -66,7 +72,7 @@ def export(
     *,
     validation: ValidationOutcome | None = None,
 ) -> None:
-    """Write adapters, student and, last, the mark that the run is finished; called by ALL ranks.
+    """Write adapters, LoRA, student and, last, the mark that the run is finished; called by ALL ranks.
 
     Args:
         engine: holds the weights that are exported.
@@ -76,13 +82,16 @@ def export(
     Raises:
         TrainError: no step changed the student, or a weight is not finite.
     """
-    adapters = trained_adapters(engine.student, engine.master_weights())
+    masters = list(engine.master_weights())
+    adapters = trained_adapters(engine.student, masters)
+    lora = lora_matrices(masters)
+    del masters
     check_worth(job, engine.student, state)
     if not engine.ranks.is_first:
         return
     output = job.train.output
     with writing(output):
-        write_student(output, checkpoint, engine.student, adapters)
+        write_student(output, job, checkpoint, engine.student, adapters, lora)
         mark = {**asdict(state), "settings": settings, "metrics": last}
         if validation is not None:
             mark["validation"] = asdict(validation)
@@ -92,26 +101,78 @@ def export(
 
 
 def write_student(
-    folder: Path, checkpoint: Checkpoint, student: DistilledStudent, adapters: Mapping[str, Tensor]
+    folder: Path,
+    job: TrainJob,
+    checkpoint: Checkpoint,
+    student: DistilledStudent,
+    adapters: Mapping[str, Tensor],
+    lora: Mapping[str, Tensor],
 ) -> None:
-    """Write `folder/student` and `folder/adapters.safetensors`, each whole or not at all, flushed to the disk.
+    """Write student, adapters and LoRA into `folder`, each whole or not at all, flushed to the disk.
 
     Args:
         checkpoint: the checkpoint that the run started from, whose layout is written.
         adapters: as `trained_adapters` returns them.
+        lora: as `lora_matrices` returns them; empty for a run that trains no LoRA.
 
     Raises:
         OSError, SafetensorError: they cannot be written.
     """
     target, temporary = student_folder(folder), folder / ".tmp-student"
     shutil.rmtree(temporary, ignore_errors=True)
-    checkpoint.save(student.model, temporary)
-    for path in (*temporary.rglob("*"), temporary):
-        fsync_path(path)
+    _save_lora(folder, job, student.model, lora)
+    checkpoint.save(_whole_student(job, checkpoint, student.model, lora), temporary)
+    _sync(temporary)
     save_tensors(adapters, adapters_file(folder))
     _remove(target)
     temporary.rename(target)
     fsync_path(folder)
+
+
+def lora_matrices(masters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """LoRA's matrices in float32, by their names in the student; none for a run that trains no LoRA.
+
+    Args:
+        masters: trained parameters by their names in the module that is trained.
+    """
+    return {name.removeprefix(MODEL_PREFIX): value for name, value in masters if is_lora_parameter(name)}
+
+
+def _save_lora(folder: Path, job: TrainJob, model: VisionLanguageModel, masters: Mapping[str, Tensor]) -> None:
+    """Write LoRA alone, in a folder that replaces that of an earlier export in one step."""
+    if (lora := job.trained.lora_settings) is None:
+        return
+    temporary, target = folder / ".tmp-lora", lora_folder(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_lora(temporary, model, masters, lora, base=str(job.student))
+    _sync(temporary)
+    _remove(target)
+    temporary.rename(target)
+
+
+def _whole_student(
+    job: TrainJob, checkpoint: Checkpoint, model: VisionLanguageModel, masters: Mapping[str, Tensor]
+) -> VisionLanguageModel:
+    """The student as it is saved: LoRA merged into its weights; of quantised weights, into the original ones."""
+    if (lora := job.trained.lora_settings) is None:
+        return model
+    if job.trained.quantization == "none":
+        merge(model, masters, lora.scale)
+        return model
+    original = checkpoint.load_model(dtype=job.torch_dtype)
+    for name, value in model.named_parameters():
+        if value.requires_grad and not is_lora_parameter(name):
+            original.get_parameter(name).data.copy_(value.data)
+    for name, _ in lora_layers(model):
+        linear = original.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        add_product(linear, masters[f"{name}.{FIRST}"], masters[f"{name}.{SECOND}"], lora.scale)
+    return original
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        fsync_path(path)
 
 
 def _remove(folder: Path) -> None:
@@ -136,7 +197,7 @@ def check_worth(job: TrainJob, student: DistilledStudent, state: TrainState) -> 
             f"{job.dtype}, and train into another output"
         )
     for name, value in student.state_dict().items():
-        if not is_finite(value):
+        if value.is_floating_point() and not is_finite(value):
             raise TrainError(
                 f"output {output}: after step {state.step} {name} is not finite; nothing is exported; lower "
                 f"learning_rate {job.train.learning_rate} or change dtype {job.dtype}, and train into another output"

@@ -21,8 +21,9 @@ from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.output import EXPORTED, adapters_file, checkpoints_folder, student_folder
 from alignkd.student_train.run.checkpoint import ADAPTERS, WEIGHTS, Checkpoint, all_checkpoints, sound_checkpoint
 from alignkd.student_train.run.checkpoint_parts import Parts
-from alignkd.student_train.run.export import check_worth, trained_adapters, write_student
+from alignkd.student_train.run.export import check_worth, lora_matrices, trained_adapters, write_student
 from alignkd.student_train.run.student import student_to_export
+from alignkd.student_train.trained.lora import is_lora_parameter
 from alignkd.vlm.families.family import Checkpoint as Origin
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> Exported
     path = _path_of(output, step)
     logger.info("%s: comparing checksums", path)
     checkpoint = _sound(output, path)
-    job = replace(job, dtype=checkpoint.settings["dtype"])
+    # LoRA is merged into the original weights, also if it was trained beside quantised ones
+    trained = job.trained.model_copy(update={"quantization": "none"})
+    job = replace(job, dtype=checkpoint.settings["dtype"], trained=trained)
     origin = job.open_student()
     logger.info("%s: reading the checkpoint that the run started from", job.student)
     if (found := origin.fingerprint) != (expected := checkpoint.settings["student_weights"]):
@@ -78,12 +81,13 @@ def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> Exported
         adapters = trained_adapters(
             student, ((name, parts.tensor(name)) for name in parts.names if name.startswith(ADAPTER_PREFIX))
         )
+        lora = lora_matrices((name, parts.tensor(name)) for name in parts.names if is_lora_parameter(name))
     check_worth(job, student, checkpoint.state)
     logger.info("%s: writing", folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EXPORTED).unlink(missing_ok=True)
-        write_student(folder, origin, student, adapters)
+        write_student(folder, job, origin, student, adapters, lora)
         write_whole(folder / EXPORTED, _description(job, checkpoint))
         fsync_path(folder)
     return ExportedStudent(

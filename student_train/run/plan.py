@@ -30,6 +30,7 @@ from alignkd.student_train.run.extension import Extension, check_can_be_extended
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.families.family import Checkpoint
 
 
@@ -165,6 +166,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     student, epochs = job.open_student(), job.train.epochs
+    check_trained(job.trained, student, job.train.losses.weights)
     samples = open_samples(job, student)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores

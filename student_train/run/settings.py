@@ -60,6 +60,8 @@ def deciding_settings(
         **_of_stores(readers, mixture),
         **ranks.from_first(starting_point(job, student) if ranks.is_first else None),
         "dtype": job.dtype,
+        "trained": job.trained.text,
+        "quantization": job.trained.quantization,
         "global_batch": config.global_batch_size(ranks.world_size),
     }
     decided |= config.model_dump(mode="json", exclude=NOT_DECIDING)

@@ -16,6 +16,7 @@ from alignkd.student_train.run.checkpoint import Checkpoint, TrainState, check_s
 from alignkd.student_train.run.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.run.extension import extension_line, small_rate_warning
 from alignkd.student_train.run.plan import RunPlan
+from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
         return None
     check_same_settings(output, finished["settings"], plan.settings)
     _log_finished(output, finished)
-    if not is_exported(output, plan.student):
+    if not is_exported(output, plan.student, plan.job.trained):
         return None
     validation = outcome_of(finished)
     return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True, validation=validation)
@@ -107,6 +108,7 @@ def announce(plan: RunPlan) -> None:
         InputError: the device cannot compute in the job's dtype.
     """
     if plan.ranks.is_first:
+        logger.info("trains: %s", described_of(plan.job.trained, plan.student.size()))
         _log_device(plan)
         for line in (*plan.mixture.lines(), _length(plan)):
             logger.info("%s", line)

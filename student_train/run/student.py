@@ -1,5 +1,7 @@
 """The trained module of a run: student, adapters, and the frozen parts of the teacher that its targets need."""
 
+import torch
+
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.job import TrainJob
@@ -8,25 +10,44 @@ from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.checks import compared_tokens
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_head
 
 
-def build_student(job: TrainJob, checkpoint: Checkpoint, reader: StoreReader) -> DistilledStudent:
-    """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh."""
-    model = checkpoint.load_model(dtype=job.torch_dtype)
+def build_student(
+    job: TrainJob, checkpoint: Checkpoint, reader: StoreReader, device: torch.device | str = "cpu"
+) -> DistilledStudent:
+    """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh.
+
+    Args:
+        device: on which quantised weights are made, because they cannot move; any other student is on the CPU.
+    """
+    model = load_student(job, checkpoint, device)
     teacher = reader.manifest.shapes
     adapters = _adapters(job, model, num_heads=teacher.num_heads, hidden_size=teacher.hidden_size)
     stem, head = load_stem(job, reader, model)
     if head is None:
         head = teacher_head(reader, job.train.losses)
+    lora = job.trained.lora_settings
     if job.train.gradient_checkpointing:
         # the tower is frozen and keeps nothing; the attention loss and the head bound their memory themselves
-        model.checkpoint_layers()
+        model.checkpoint_layers(preserve_rng_state=lora is not None and lora.dropout > 0)
     num_tokens = compared_tokens(reader, model.config)
-    return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens)
+    return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens, job.trained)
+
+
+def load_student(job: TrainJob, checkpoint: Checkpoint, device: torch.device | str) -> VisionLanguageModel:
+    """The student's model, with LoRA if the job trains it."""
+    if job.trained.quantization == "none":
+        model = checkpoint.load_model(dtype=job.torch_dtype)
+    else:
+        model = checkpoint.load_model(dtype=job.torch_dtype, device=device, quantization=job.trained.quantization)
+    if (lora := job.trained.lora_settings) is not None:
+        add_lora(model, lora, seed=job.train.seed)
+    return model
 
 
 def student_to_export(job: TrainJob, checkpoint: Checkpoint, *, num_heads: int, hidden_size: int) -> DistilledStudent:
@@ -36,9 +57,9 @@ def student_to_export(job: TrainJob, checkpoint: Checkpoint, *, num_heads: int, 
         num_heads: attention heads of the teacher.
         hidden_size: hidden size of the teacher.
     """
-    model = checkpoint.load_model(dtype=job.torch_dtype)
+    model = load_student(job, checkpoint, "cpu")
     adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size)
-    return DistilledStudent(model, adapters, job.train.losses)
+    return DistilledStudent(model, adapters, job.train.losses, trained=job.trained)
 
 
 def _adapters(job: TrainJob, model: VisionLanguageModel, *, num_heads: int, hidden_size: int) -> Adapters:

@@ -17,6 +17,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run import checkpoint, export
 from alignkd.student_train.stores import TrainStore
+from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.student_train.validation import validation
 
 MODULES: dict[str, Any] = {
@@ -44,7 +45,8 @@ def job_of(values: dict[str, Any]) -> TrainJob:
     several = {"store": tuple(TrainStore(**entry) for entry in store)} if isinstance(store, list) else {}
     names = ("images", "vision_config", *(() if several else ("store",)))
     paths = {name: Path(values[name]) for name in names if values[name] is not None}
-    return TrainJob(**values | paths | several | {"train": TrainConfig(**values["train"])})
+    sections = {"train": TrainConfig(**values["train"]), "trained": TrainedConfig(**values["trained"])}
+    return TrainJob(**values | paths | several | sections)
 
 
 def strike(module: Any, name: str, number: int, signal: int) -> None:

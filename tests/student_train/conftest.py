@@ -207,7 +207,10 @@ def start_child(prepared: PreparedProcesses) -> Iterator[Callable[..., PreparedP
     children: list[PreparedProcess] = []
 
     def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **options: Any) -> PreparedProcess:
-        described = vars(job) | {"train": job.train.model_dump(mode="json", exclude_unset=True)}
+        described = vars(job) | {
+            "train": job.train.model_dump(mode="json", exclude_unset=True),
+            "trained": job.trained.model_dump(mode="json"),
+        }
         if isinstance(job.store, tuple):
             described["store"] = [asdict(store) for store in job.store]
         children.append(prepared.start(CHILD, json.dumps(described, default=str), json.dumps(blow), **options))

@@ -213,12 +213,23 @@ class VisionLanguageModel(nn.Module, ABC):
     def decoder_layers(self) -> Sequence[nn.Module]:
         """The decoder's layers in order."""
 
-    def checkpoint_layers(self) -> None:
-        """Keep only the input of each decoder layer for the backward pass, which computes the layer again."""
+    @property
+    def library_prefix(self) -> str:
+        """What the names of parameters start with here and not in the model that other libraries load."""
+        return ""
+
+    def checkpoint_layers(self, *, preserve_rng_state: bool = False) -> None:
+        """Keep only the input of each decoder layer for the backward pass, which computes the layer again.
+
+        Args:
+            preserve_rng_state: draw the same random numbers again; only needed where the layers draw any.
+        """
         for layer in self.decoder_layers:
-            # preserve_rng_state: no random numbers are drawn, so there is no state to restore
             layer.forward = partial(
-                torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                torch.utils.checkpoint.checkpoint,
+                layer.forward,
+                use_reentrant=False,
+                preserve_rng_state=preserve_rng_state,
             )
 
     @abstractmethod

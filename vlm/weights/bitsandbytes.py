@@ -32,6 +32,12 @@ def bitsandbytes_module(kind: Quantization) -> Any:
         ) from error
 
 
+def keep_layout(layer: Any) -> Any:
+    """The layer, without the packing for inference on CPUs, from which no gradient can be computed."""
+    layer.support_avx512bf16_for_cpu = False
+    return layer
+
+
 def quantized_bytes(linear: nn.Linear, kind: Literal["int8", "nf4"]) -> int:
     """Bytes of a layer's quantised weight and its scales."""
     count = linear.weight.numel()

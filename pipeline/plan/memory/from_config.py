@@ -6,6 +6,7 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import TARGETS, StoreSize
 from alignkd.storage.codecs.settings import NOT_STORED
+from alignkd.student_train.objective.terms import TERMS
 
 
 def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_shapes: ModelShapes) -> TeacherLoad:
@@ -47,6 +48,7 @@ def student_load(
     if config.student is None or config.train is None:
         return None
     train, rows = config.train, data.rows
+    adapters = {TERMS[name].adapter for name in train.losses.weights}
     limit = config.max_tokens
     whole = train.global_batch or train.micro_batch * devices
     longest = data.longest(limit)
@@ -70,6 +72,9 @@ def student_load(
         stem_weights=stem_weights,
         float32_gradients=train.float32_gradients,
         data_workers=train.data_workers,
+        trained=config.student.trained_config,
+        attn_adapter="attn_adapter" in adapters,
+        proj_adapter="proj_adapter" in adapters,
         batch_bytes=train.micro_batch * _prepared_bytes(data, store, teacher, longest, from_stem=stem_weights > 0),
     )
 

@@ -1,8 +1,9 @@
 """Everything that decides memory in addition to the model's shapes: batch sizes, lengths, settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alignkd.student_train.engine.zero_config import sums_in_float32
+from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -34,6 +35,8 @@ class StudentLoad:
         float32_gradients: the setting of `train`.
         data_workers: number of processes per device that prepare batches.
         batch_bytes: bytes of a prepared micro-batch.
+        trained: what is trained of the student.
+        attn_adapter, proj_adapter: whether this adapter is trained.
     """
 
     dtype: str
@@ -55,6 +58,9 @@ class StudentLoad:
     data_workers: int = 0
     batch_bytes: int = 0
     vision: int = 0
+    trained: TrainedConfig = field(default_factory=TrainedConfig)
+    attn_adapter: bool = True
+    proj_adapter: bool = True
 
     @property
     def element(self) -> int:

@@ -1,14 +1,20 @@
 """Device memory of training under ZeRO-2 with torch's AdamW."""
 
-from alignkd.pipeline.plan.memory.host import group_sizes, host_bytes
+from alignkd.pipeline.plan.memory.host import host_bytes
 from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.trained import (
+    STATE_BYTES,
+    largest_trained,
+    student_weight_bytes,
+    trained_parameters,
+    trains_head,
+)
 from alignkd.student_train.engine.zero_config import MAX_BUCKET
+from alignkd.student_train.trained.targets import lora_names
 from alignkd.vlm.families.sizes import ModelSize
 
-# AdamW: float32 master weight and two moments
-OPTIMISER_BYTES = 12
 MIB = 1 << 20
 # float32 copies of a chunk of logits that the losses of the student hold
 HEAD_COPIES = 6
@@ -20,13 +26,16 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     """The memory of training, by part and at its peak."""
     e, trained = ELEMENT[load.dtype], trained_parameters(model, load)
     share = -(-trained // load.devices)
-    frozen = model.size.parameters["vision_tower"]
-    weights = e * (trained + frozen) + (2 * teacher_head(model, load) if load.hidden_logits else 0) + load.stem_weights
+    weights = (
+        student_weight_bytes(model, load)
+        + (2 * teacher_head(model, load) if load.hidden_logits else 0)
+        + load.stem_weights
+    )
     parts = {"weights": weights, "buckets": e * min(MAX_BUCKET, trained)}
     # the largest parameter's gradient, and its copy: on the way to the host, or to where gradients are added up
-    passing_by = 2 * e * model.size.vocab_size * model.size.hidden_size
+    passing_by = 2 * e * largest_trained(model, load)
     if not load.offload:
-        parts["optimiser"] = OPTIMISER_BYTES * share
+        parts["optimiser"] = STATE_BYTES * share
     if load.sums_in_float32:
         parts["gradients"], accumulated = passing_by, 4 * share  # one flat buffer, which AdamW reads directly
         step = accumulated
@@ -52,11 +61,6 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
     parts |= {"attention loss": attention, "optimiser step": step}
     return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
-
-
-def trained_parameters(model: ModelShapes, load: StudentLoad) -> int:
-    """Number of trained parameters: all but the frozen vision tower, plus both adapters."""
-    return sum(group_sizes(model, load))
 
 
 def layer_bytes(size: ModelSize, dtype: str) -> int:
@@ -89,13 +93,34 @@ def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
     ends = (2 * e + 8) * tokens * size.hidden_size
     projector = load.micro_batch * patches * e * (size.tower.hidden_size + 4 * size.hidden_size)
     gradients = tokens * e * (3 * size.intermediate_size + 2 * size.hidden_size)
-    return kept + ends + projector, gradients + (layer * tokens if load.gradient_checkpointing else 0)
+    lora = tokens * _lora_bytes(model, load)
+    if load.gradient_checkpointing:
+        return kept + ends + projector, gradients + layer * tokens + lora // size.num_layers + _expanded(model, load)
+    return kept + lora + ends + projector, gradients + _expanded(model, load)
+
+
+def _lora_bytes(model: ModelShapes, load: StudentLoad) -> int:
+    """Bytes per token that LoRA keeps in all layers: the input of the second matrix; with dropout, of the first one."""
+    lora, e = load.trained.lora_settings, ELEMENT[load.dtype]
+    if lora is None:
+        return 0
+    inputs = [model.size.linear_layers[name][0] for name in lora_names(lora.targets, model.size.linear_layers).chosen]
+    dropped = (e + 1) * sum(inputs) if lora.dropout else 0  # the input and the mask
+    return e * lora.rank * len(inputs) + dropped
+
+
+def _expanded(model: ModelShapes, load: StudentLoad) -> int:
+    """Bytes of the largest quantised weight, which is expanded for its product."""
+    if load.trained.quantization == "none":
+        return 0
+    return ELEMENT[load.dtype] * max(wide * deep for wide, deep in model.size.linear_layers.values())
 
 
 def _head(model: ModelShapes, load: StudentLoad) -> int:
     size, positions = model.size, load.micro_batch * load.supervised
     chunk = min(load.head_chunk_mib * MIB, 4 * size.vocab_size * positions)
-    return 4 * size.hidden_size * (size.vocab_size + positions) + HEAD_COPIES * chunk
+    rows = (size.vocab_size if trains_head(load.trained) else 0) + positions
+    return 4 * size.hidden_size * rows + HEAD_COPIES * chunk
 
 
 def _attention(model: ModelShapes, load: StudentLoad) -> int:

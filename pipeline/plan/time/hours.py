@@ -9,6 +9,7 @@ import math
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
 from alignkd.pipeline.plan.time.operations import forward_flops, stem_flops, training_flops
@@ -30,8 +31,10 @@ def hours_by_device(
     found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
     if student is not None and config.train is not None:
         training = _training_flops(config, data, teacher, student)
+        assert config.student is not None
+        share = STUDENT_SHARE * QUANTISED_SHARE[config.student.quantization]
         for name, device in DEVICES.items():
-            found[name]["train"] = hours(training, device, STUDENT_SHARE)
+            found[name]["train"] = hours(training, device, share)
     return found
 
 
@@ -51,12 +54,17 @@ def _sample_shape(data: DataSize) -> dict[str, float]:
 
 def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
     """Operations of the whole training, validations included; samples of a validation are taken to be average."""
-    assert config.train is not None
+    assert config.train is not None and config.student is not None
     train, shape = config.train, _sample_shape(data)
     share = (train.validation.share if train.validation else None) or 0.0
     steps = train.optimiser_steps(max(1, round(data.num_records * (1 - share))), 1)
     validated = forward_flops(student, **shape)
-    step = training_flops(student, gradient_checkpointing=train.gradient_checkpointing, **shape)
+    step = training_flops(
+        student,
+        gradient_checkpointing=train.gradient_checkpointing,
+        weight_gradients=weight_gradient_share(student, config.student.trained_config),
+        **shape,
+    )
     if takes_from_stem(config):
         stem = stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
         step += stem

@@ -35,11 +35,18 @@ def training_flops(
     supervised: float,
     gradient_checkpointing: bool,
     vision: float | None = None,
+    weight_gradients: float = 1.0,
 ) -> float:
-    """Operations of one sample's training step: a backward pass takes twice a forward pass; the tower has none."""
+    """Operations of one sample's training step; the tower has no backward pass.
+
+    A backward pass takes a forward pass for the gradients of activations, and one for those of weights.
+
+    Args:
+        weight_gradients: share of the language model's weights that get a gradient.
+    """
     text = forward_flops(model, tokens=tokens, images=0, supervised=supervised)
     once = forward_flops(model, tokens=0, images=images, supervised=0, vision=vision)
-    return text * (4 if gradient_checkpointing else 3) + once
+    return text * (2 + weight_gradients + gradient_checkpointing) + once
 
 
 def stem_flops(teacher: ModelShapes, *, tokens: float, images: float, vision: float | None = None) -> float:

@@ -75,6 +75,51 @@ def test_every_recipe_can_be_planned_before_there_is_anything(recipe: str) -> No
     assert one["stage"] == "finetune" and one["hours"]["rtx3090"]["dump"] > 1
 
 
+def test_the_plan_of_lora_is_what_its_recipe_names() -> None:
+    """Figures of the recipe's comment, and what else changes with the choice of what is trained."""
+    recipe = CONFIGS / "lora-rtx3090.yaml"
+    whole = plan(recipe, "--json", *NO_DATA, "--gpu-memory", "24GiB", "--stage", "finetune")
+    trained, parts = whole["trained"], whole["student_memory_by_part"]
+    assert trained["parameters"] < 35e6 < 3.03e9 < trained["of"] < 3.05e9
+    assert parts["optimiser"] == trained["checkpoint_bytes"] == 12 * (trained["parameters"] + trained["adapters"])
+    comment = recipe.read_text()
+    for size, line in (
+        (whole["student_memory_bytes"], "together, at most"), (whole["student_host_bytes"], "The host needs"),
+        (parts["weights"], "weights, bfloat16"), (parts["activations"], "inputs of 32 layers"),
+        (parts["a layer's backward pass"], "one layer computed again"),
+        (sum(parts[name] for name in ("optimiser", "gradients", "sums of gradients", "buckets")), "master weights and"),
+    ):  # fmt: skip
+        named = next(text for text in comment.splitlines() if line in text)
+        assert f"{size / GIB:.1f} GiB" in named, (line, size / GIB)
+    page = plan(recipe, *NO_DATA, "--stage", "finetune")
+    assert "trains    LoRA of rank 16 on 224 linear layers and the projector: 34.2 M of 3,039 M parameters" in page
+    first = plan(recipe, *NO_DATA, "--stage", "pretrain")
+    assert "trains    the projector: 9.21 M of 3,014 M parameters" in first
+
+
+@pytest.mark.parametrize("choice", [{"trained": "all"}, {"lora": {"rank": 8}, "quantization": "nf4"}], ids=str)
+def test_plans_of_other_choices(choice: dict[str, Any], tmp_path: Path) -> None:
+    """Everything trained takes more than LoRA, and quantised weights less, by what the weights take less."""
+    sections = yaml.safe_load((CONFIGS / "lora-rtx3090.yaml").read_text())
+    plans = {}
+    for name, student in (("lora", {"lora": {"rank": 8}}), ("other", choice)):
+        sections["stages"][1]["student"] = student
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(sections))
+        plans[name] = plan(config, "--json", *NO_DATA, "--gpu-memory", "24GiB", "--stage", "finetune")
+    lora, other = plans["lora"], plans["other"]
+    if choice.get("trained") == "all":
+        assert other["student_memory_by_part"]["optimiser"] > 30 * lora["student_memory_by_part"]["optimiser"]
+        assert other["hours"]["h100"]["train"] > 1.2 * lora["hours"]["h100"]["train"]
+        assert "everything but the vision tower" in other["trained"]["text"]
+    else:
+        less = lora["student_memory_by_part"]["weights"] - other["student_memory_by_part"]["weights"]
+        # 32 layers of 4 x 2560^2 + 3 x 2560 x 6912 weights, the first layer's queries and keys left out
+        quantised = 32 * (4 * 2560**2 + 3 * 2560 * 6912) - 2 * 2560**2
+        assert less == pytest.approx(quantised * (2 - 0.5625), rel=1e-3)
+        assert other["student_host_bytes"] >= lora["student_host_bytes"]
+
+
 @pytest.mark.parametrize(("recipe", "family"), [("qwen3-vl-8b-to-2b", "qwen3_vl"), ("gemma3-12b-to-4b", "gemma3")])
 def test_recipes_of_transformers_can_be_planned_with_their_checkpoints(
     recipe: str, family: str, tmp_path: Path

@@ -29,9 +29,10 @@ from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import BESIDE_TRAINING
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
-from alignkd.pipeline.plan.memory.student import layer_bytes, trained_parameters
+from alignkd.pipeline.plan.memory.student import layer_bytes
 from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import PREPARED_WINDOWS
+from alignkd.pipeline.plan.memory.trained import trained_parameters
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.storage.read.store import StoreReader
 from alignkd.student_train.objective.adapters import Adapters

@@ -17,8 +17,9 @@ from alignkd.pipeline.plan.memory.host import offloaded_bytes
 from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad, TeacherLoad
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
-from alignkd.pipeline.plan.memory.student import layer_bytes, student_memory, trained_parameters
+from alignkd.pipeline.plan.memory.student import layer_bytes, student_memory
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
+from alignkd.pipeline.plan.memory.trained import trained_parameters
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.operations import forward_flops, training_flops
 from alignkd.student_train.config import TrainConfig

@@ -179,6 +179,11 @@ class HuggingFaceModel(VisionLanguageModel):
         return tuple(f"model.{name}" for name in projector_names(self.model))
 
     @property
+    def library_prefix(self) -> str:
+        """The model of transformers is the sub-module `model`."""
+        return "model."
+
+    @property
     def decoder_layers(self) -> Sequence[nn.Module]:
         """The decoder's layers in order."""
         return layers_of(self.model)

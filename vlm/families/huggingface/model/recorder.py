@@ -92,7 +92,8 @@ class RecordedLayer(FirstLayer):
     def row_inputs(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> RowInputs:
         """Queries of rows and keys; see `FirstLayer.row_inputs`."""
         query_BHLd, key_BKLd = self._recorded()
-        if torch.is_grad_enabled() and not query_BHLd.requires_grad and _is_trained(self.module):
+        has_gradient = query_BHLd.requires_grad or key_BKLd.requires_grad  # LoRA may train one of them
+        if torch.is_grad_enabled() and not has_gradient and _is_trained(self.module):
             # happens with reentrant checkpointing, which runs the layer without a graph
             raise RuntimeError("the queries of the first layer were recorded without gradient")
         if samples_B is None:

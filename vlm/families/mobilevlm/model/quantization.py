@@ -1,9 +1,9 @@
-"""A teacher in 8 or 4 bits, so that a 7B model fits a small GPU; for inference only.
+"""A model in 8 or 4 bits, so that a 7B model fits a small GPU: a teacher, or a student that trains only LoRA.
 
 Only the linear layers of the decoder are quantised. Vision tower, projector, embeddings and `lm_head` keep full
 precision. So do `q_proj` and `k_proj` of layer 0, which are 0.5 % of the decoder: with the embeddings they decide the
 first layer's attention, which is a target of Align-KD. So attention and vision targets equal those of the unquantised
-teacher; only the logits have a quantisation error.
+model; only the logits have a quantisation error.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.hardware.devices import Quantization
-from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module
+from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module, keep_layout
 
 DECODER_PREFIX = "model.layers."
 FULL_PRECISION = frozenset({"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"})
@@ -75,6 +75,8 @@ class Quantizer:
         if self._kind == "int8":
             return self._bnb.nn.Linear8bitLt(**shape, **common, has_fp16_weights=False, threshold=INT8_OUTLIER)
         # The scales are not quantised again: it would save 0.4 bits per weight and cost precision.
-        return self._bnb.nn.Linear4bit(
-            **shape, **common, compute_dtype=self._dtype, compress_statistics=False, quant_type="nf4"
+        return keep_layout(
+            self._bnb.nn.Linear4bit(
+                **shape, **common, compute_dtype=self._dtype, compress_statistics=False, quant_type="nf4"
+            )
         )

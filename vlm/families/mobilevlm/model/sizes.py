@@ -13,7 +13,13 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, parse_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.quantization import quantizable
-from alignkd.vlm.families.sizes import ModelSize, TowerSize
+from alignkd.vlm.families.sizes import (
+    ModelSize,
+    TowerSize,
+    names_of_other_matrices,
+    shapes_of_linear_layers,
+    tensors_of_layers,
+)
 from alignkd.vlm.weights.bitsandbytes import quantized_bytes
 
 _COMMON: dict[str, Any] = {
@@ -167,6 +173,9 @@ def model_size(name: str, config: VLMConfig) -> ModelSize:
             "int8": 2 * kept + sum(quantized_bytes(linear, "int8") for linear in layers),
             "nf4": 2 * kept + sum(quantized_bytes(linear, "nf4") for linear in layers),
         },
+        layer_tensors=tensors_of_layers(model.decoder_layers),
+        linear_layers=shapes_of_linear_layers(model.decoder_layers),
+        other_matrices=names_of_other_matrices(model.decoder_layers),
     )
 
 

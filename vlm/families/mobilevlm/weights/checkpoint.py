@@ -169,7 +169,7 @@ class MobileVLMCheckpoint:
         Args:
             dtype: dtype of weights and arithmetic; with `quantization`, of activations and of the layers that are not
                 quantised.
-            quantization: `int8` or `nf4` quantise the decoder, see `model/quantization.py`; for inference only.
+            quantization: `int8` or `nf4` quantise the decoder, see `model/quantization.py`.
 
         Raises:
             InputError: keys that are unknown, missing or misshapen (all listed), no such device, not enough memory on

@@ -51,7 +51,7 @@ def build_model(
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"{folder}: does not fit on {target} ({one_line(error)[:120]}); choose dtype bfloat16, quantization "
-            "int8 or nf4 (teacher only), or device cpu"
+            "int8 or nf4 (a teacher, or a student that trains LoRA), or device cpu"
         ) from error
     return model.eval()
 

@@ -1,7 +1,7 @@
-"""A teacher in 8 or 4 bits, for inference only: linear layers of the decoder are replaced by bitsandbytes' own.
+"""A model in 8 or 4 bits, a teacher or a student that trains only LoRA: bitsandbytes' own linear layers.
 
 The layers up to the one that targets are taken from, tower, projector, embeddings and head keep full precision. So
-attention and vision targets equal those of the unquantised teacher; only the logits have a quantisation error.
+attention and vision targets equal those of the unquantised model; only the logits have a quantisation error.
 """
 
 from typing import Any, Literal
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alignkd.vlm.families.huggingface.model.parts import layers_of
-from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module
+from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module, keep_layout
 
 ROWS = 32  # on CPUs with AVX-512, bitsandbytes packs so many rows together
 
@@ -61,6 +61,7 @@ def _quantized(library: Any, linear: nn.Linear, kind: str, dtype: torch.dtype, d
     else:
         # the scales are not quantised again: it would save 0.4 bits per weight and cost precision
         module = library.nn.Linear4bit(**common, compute_dtype=dtype, compress_statistics=False, quant_type="nf4")
+        keep_layout(module)
         weight = library.nn.Params4bit(
             linear.weight.data,
             requires_grad=False,

@@ -13,7 +13,13 @@ from alignkd.vlm.families.huggingface.model.parts import (
     tower_parameters,
 )
 from alignkd.vlm.families.huggingface.model.weights.quantization import is_quantizable
-from alignkd.vlm.families.sizes import ModelSize, TowerSize
+from alignkd.vlm.families.sizes import (
+    ModelSize,
+    TowerSize,
+    names_of_other_matrices,
+    shapes_of_linear_layers,
+    tensors_of_layers,
+)
 from alignkd.vlm.weights.bitsandbytes import quantized_bytes
 
 # Names of one setting of a vision tower in the configurations of different models.
@@ -81,6 +87,9 @@ def model_size(name: str, config: HuggingFaceConfig, folder: Path) -> ModelSize:
             "int8": 2 * kept + sum(quantized_bytes(linear, "int8") for linear in quantised),
             "nf4": 2 * kept + sum(quantized_bytes(linear, "nf4") for linear in quantised),
         },
+        layer_tensors=tensors_of_layers(layers_of(model)),
+        linear_layers=shapes_of_linear_layers(layers_of(model)),
+        other_matrices=names_of_other_matrices(layers_of(model)),
     )
 
 

@@ -1,0 +1,123 @@
+"""What a plan counts as trained against real students: parameters, tensors and bytes of weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trained_choices import CHOICES
+
+from alignkd.pipeline.plan.memory.host import offloaded_bytes
+from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.student import student_memory
+from alignkd.pipeline.plan.memory.trained import (
+    decoder_tensors,
+    group_sizes,
+    largest_trained,
+    trained_parameters,
+    weight_gradient_share,
+)
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.engine.zero_config import parameter_groups
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.trained.lora import add_lora
+from alignkd.student_train.trained.settings import TrainedConfig
+from alignkd.vlm.families.mobilevlm.model.config import parse_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
+from alignkd.vlm.families.mobilevlm.model.quantization import Quantizer
+from alignkd.vlm.families.mobilevlm.model.sizes import model_size, official_config
+
+SHAPES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
+CONFIG = parse_config(
+    {**official_config("MobileVLM_V2-1.7B"), **SHAPES, "num_attention_heads": 4, "num_key_value_heads": 2},
+    path=Path("config.json"),
+)
+MODEL = ModelShapes.of(model_size("tiny", CONFIG))
+
+
+def student_of(trained: TrainedConfig, losses: LossConfig) -> DistilledStudent:
+    with torch.device("meta"):
+        model = MobileVLM(CONFIG)
+        adapters = Adapters(heads=(32, 4), hidden_sizes=(4096, 64))
+        if trained.lora_settings is not None:
+            add_lora(model, trained.lora_settings, seed=0)
+        return DistilledStudent(model, adapters, losses, trained=trained)
+
+
+def load_of(trained: TrainedConfig, losses: LossConfig, **more: Any) -> StudentLoad:
+    shapes: dict[str, Any] = {
+        "dtype": "bfloat16", "micro_batch": 2, "length": 64, "supervised": 30, "queries": 30, "teacher_heads": 32,
+        "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 1, "attention_chunk_mib": 1,
+        "proj_adapter": "vision_all" in losses.weights, "attn_adapter": "attention" in losses.weights,
+    }  # fmt: skip
+    return StudentLoad(trained=trained, **shapes | more)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_groups_and_tensors_are_those_of_the_optimiser(choice: str, tmp_path: Path) -> None:
+    keys, weights = CHOICES[choice]
+    trained, losses = TrainedConfig(**keys), LossConfig(**weights)
+    student, load = student_of(trained, losses), load_of(trained, losses)
+    groups = parameter_groups(student, TrainConfig(output=tmp_path, steps=1))
+    assert [count for count in group_sizes(MODEL, load) if count] == [
+        sum(value.numel() for value in group["params"]) for group in groups
+    ]
+    assert trained_parameters(MODEL, load) == sum(v.numel() for v in student.parameters() if v.requires_grad)
+    decoder = sorted(
+        value.numel()
+        for name, value in student.model.named_parameters()
+        if value.requires_grad and not name.startswith("model.mm_projector")
+    )
+    assert sorted(decoder_tensors(MODEL, load)) == decoder
+    assert largest_trained(MODEL, load) >= max(decoder, default=1)
+    assert weight_gradient_share(MODEL, trained) == pytest.approx(
+        min(1.0, sum(decoder) / MODEL.size.parameters["language_model"])
+    )
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_frozen_weights_take_memory_and_no_state(choice: str) -> None:
+    keys, weights = CHOICES[choice]
+    trained, losses = TrainedConfig(**keys), LossConfig(**weights)
+    student, load = student_of(trained, losses), load_of(trained, losses)
+    found = student_memory(MODEL, load)
+    assert found.parts["weights"] == 2 * sum(value.numel() for value in student.parameters())
+    assert found.parts["optimiser"] == 12 * trained_parameters(MODEL, load)
+    offloaded = offloaded_bytes(MODEL, load_of(trained, losses, offload=True))
+    assert offloaded["moments of AdamW"] == 8 * trained_parameters(MODEL, load)
+    everything = student_memory(MODEL, load_of(TrainedConfig(), LossConfig()))
+    assert choice == "all" or found.peak < everything.peak
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_bytes_of_quantised_weights(kind: Any, dtype: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    trained = TrainedConfig(lora={"rank": 4}, quantization=kind)  # type: ignore[arg-type]
+    real = getattr(torch, dtype)
+    model = MobileVLM(CONFIG).to(real)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    quantizer = Quantizer(model, kind, dtype=real, device=torch.device("cpu"))
+    for name, value in weights.items():
+        quantizer.take(name, value)
+    assert trained.lora_settings is not None
+    add_lora(model, trained.lora_settings, seed=0)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = value.data.to(real)  # as the engine does
+    adapters = 33 * 4 + 4097 * 64
+    expected = sum(bytes_of(module) for module in model.modules()) + adapters * real.itemsize
+    load = load_of(trained, LossConfig(), dtype=dtype)
+    assert student_memory(MODEL, load).parts["weights"] == pytest.approx(expected, rel=1e-3)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of the parameters that a module itself holds, scales of quantised weights included."""
+    found = sum(value.nbytes for value in module.parameters(recurse=False))
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    scales = getattr(getattr(module, "weight", None), "SCB", None)
+    return found + (0 if state is None else state.absmax.nbytes) + (0 if scales is None else scales.nbytes)

@@ -1,4 +1,4 @@
-"""The teacher's truncated distribution as padded tensors: kept entries and one tail bucket, whose mass may be unknown."""
+"""The teacher's truncated distribution as padded tensors: kept entries and one tail bucket of perhaps unknown mass."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -26,5 +26,9 @@ class TruncatedDistribution:
 
     def __getitem__(self, positions: slice) -> Self:
         """The entries of some of the positions, without a copy."""
-        cut = {name: None if values is None else values[positions] for name, values in vars(self).items()}
-        return type(self)(**cut)
+        return type(self)(
+            ids_NK=self.ids_NK[positions],
+            logprobs_NK=self.logprobs_NK[positions],
+            kept_NK=self.kept_NK[positions],
+            tail_logmass_N=None if self.tail_logmass_N is None else self.tail_logmass_N[positions],
+        )

@@ -33,12 +33,12 @@ class LossConfig(_Weights):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
     Attributes:
-        logit_divergence: divergence of the logit loss; formulas in `losses/divergences.py`. Those on the support compare
-            the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with an
-            unknown tail allows.
-        logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the distribution that comes
-            first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1). The plain divergences
-            have none.
+        logit_divergence: divergence of the logit loss; formulas in `losses/divergences.py`. Those on the support
+            compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
+            an unknown tail allows.
+        logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
+            distribution that comes first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default
+            0.1). The plain divergences have none.
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.

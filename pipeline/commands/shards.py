@@ -15,7 +15,7 @@ from alignkd.pipeline.shards.upkeep import gc, index
 from alignkd.pipeline.shards.verify import verify
 
 # name -> module and name there; imported when used, because they import torch
-_HEAVY = {"import": ("alignkd.pipeline.runs.imported", "import_command")}
+_HEAVY = {"import": ("alignkd.pipeline.imported.command", "import_command")}
 
 
 class Shards(click.Group):

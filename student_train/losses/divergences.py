@@ -5,9 +5,11 @@ divergence.
 
 All are f-divergences (Csiszar 1967): never negative, 0 only for p = q, and merging outcomes never increases them. So on
 a truncated teacher's K + 1 outcomes (kept tokens and ONE bucket for all others) they are true divergences, and lower
-bounds of the divergence over the whole vocabulary. The divergences `support_...` compare the kept tokens alone, both
-sides divided by their mass of these tokens: the only ones for a teacher whose tail is unknown. An outcome without teacher mass must have a very low finite
+bounds of the divergence over the whole vocabulary. An outcome without teacher mass must have a very low finite
 log-probability, not -inf: 0 * inf is not 0.
+
+The divergences `support_...` compare the kept tokens S alone: p_k / (sum of p over S) with q_k / (sum of q over S). They
+are the only ones for a teacher whose tail is unknown, and do not depend on the mass that the student gives to S.
 """
 
 import math
@@ -64,9 +66,8 @@ def _mixed(student: Tensor, teacher: Tensor, teacher_share: float) -> Tensor:
     return torch.logaddexp(teacher + math.log(teacher_share), student + math.log1p(-teacher_share))
 
 
-# By name, the divergence that is computed from both sides' distributions over the kept tokens S alone,
-# p_k / sum of p over S and q_k / sum of q over S. It is blind to the mass of S: a student may move mass out of S freely.
-SUPPORT = {"support_reverse_kl": "reverse_kl", "support_forward_kl": "forward_kl", "support_js": "js"}
+# `losses/logit.py` renormalises both sides before it calls these
+SUPPORT = ("support_reverse_kl", "support_forward_kl", "support_js")
 PLAIN: dict[str, Divergence] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
@@ -86,8 +87,8 @@ def named_divergence(name: LogitDivergence, mixture: float | None = None) -> Div
     """The divergence of this name.
 
     Args:
-        mixture: b of `js` and `support_js`, a of the skewed divergences, above 0 and below 1; None is 0.5 and 0.1. The plain divergences
-            have none.
+        mixture: b of `js` and `support_js`, a of the skewed divergences, above 0 and below 1; None is 0.5 and 0.1. The
+            plain divergences have none.
     """
     if name in PLAIN:
         assert mixture is None, (name, mixture)

@@ -25,8 +25,7 @@ def open_files(job: ImportJob) -> list[ForeignFile]:
     for file in files[1:]:
         if file.format != first.format:
             raise InputError(
-                f"{file.path} is of {file.format.name}, {first.path} of {first.format.name}; import them into stores of "
-                "their own"
+                f"{file.path} is of {file.format.name}, {first.path} of {first.format.name}; import them into two stores"
             )
     if job.tail == "known" and job.temperature != 1.0:
         raise InputError(

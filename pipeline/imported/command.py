@@ -1,4 +1,4 @@
-"""`alignkd shards import`: other tools' files become a store. Its own module, because it imports torch."""
+"""`alignkd shards import`: other tools' files become a store."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from alignkd.pipeline.shards.options import LOCATION, LayoutChoice
 
 if TYPE_CHECKING:
     from alignkd.teacher_dump.imported.formats.polynomial import Compression
-    from alignkd.teacher_dump.imported.job import ImportJob, ImportResult
+    from alignkd.teacher_dump.imported.job import ImportResult
 
 COMPRESSION_FILE = "compression_config.yaml"
 MAX_LISTED = 10
@@ -58,6 +58,7 @@ def import_command(
     Example: alignkd shards import scored.jsonl --data train.json --checkpoint student --out runs/store
     """
     with heavy_imports():
+        from alignkd.pipeline.imported.run import run_import
         from alignkd.teacher_dump.imported.job import ImportJob
         from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
         from alignkd.vlm.data.source import DataSet
@@ -67,7 +68,7 @@ def import_command(
         files=found, data=DataSet(path=data, images=images), compression=_compression(compression, found), **settings
     )
     try:
-        result, interrupted_by = _run(job)
+        result, interrupted_by = run_import(job)
     except DumpStopped as stop:
         say(f"{stop}; run the same command again to resume")
         end_process(128 + stop.signal)
@@ -93,41 +94,6 @@ def result_line(result: "ImportResult") -> str:
         f"{len(result.quarantined)} unusable{unused}; {result.format}, matched by {result.match}, top {result.top_k}, "
         f"tail {result.tail}, {result.seconds:.1f} s"
     )
-
-
-def _run(job: "ImportJob") -> "tuple[ImportResult, int]":
-    """Run an import with signals and a progress bar; also the signal after which it started no other shard."""
-    from dataclasses import replace
-
-    from tqdm import tqdm
-
-    from alignkd.teacher_dump.imported.run import import_targets
-    from alignkd.teacher_dump.operation.control import DumpControl
-    from alignkd.teacher_dump.operation.status import WorkerStatus
-    from alignkd.teacher_dump.operation.stops import DumpStopSignals
-
-    # disable=None: no bar if stderr is not a terminal
-    with DumpStopSignals() as stops, tqdm(desc="read", unit="row", disable=None) as bar:
-
-        def reading(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        def progress(status: WorkerStatus) -> None:
-            if bar.desc != "import: ":
-                bar.set_description("import", refresh=False)
-                bar.unit = "sample"
-                bar.reset(status.total)
-            bar.set_postfix_str(f"{status.errors} unusable" if status.errors else "", refresh=False)
-            bar.update(status.samples - bar.n)
-
-        def notice(text: str) -> None:
-            with tqdm.external_write_mode():
-                say(text)
-
-        control = DumpControl(stops=stops, progress=progress, notice=notice, visible=True)
-        result = import_targets(replace(job, control=control, reading=reading))
-        return result, stops.received
 
 
 def _expanded(files: tuple[Path, ...]) -> tuple[Path, ...]:

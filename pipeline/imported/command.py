@@ -1,5 +1,6 @@
 """`alignkd shards import`: other tools' files become a store."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,11 +103,16 @@ def _expanded(files: tuple[Path, ...]) -> tuple[Path, ...]:
 
     found: list[Path] = []
     for path in files:
-        inside = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        inside = sorted(path.glob("*.parquet"), key=_by_number) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: is a folder without parquet files; give the files")
         found += inside
     return tuple(found)
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """data_2 before data_10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _compression(given: Path | None, files: tuple[Path, ...]) -> "Compression | None":

@@ -19,19 +19,20 @@ def run_import(job: ImportJob) -> tuple[ImportResult, int]:
         DumpStopped: a signal made it abandon the current shard.
     """
     # disable=None: no bar if stderr is not a terminal
-    with DumpStopSignals() as stops, tqdm(desc="read", unit="row", disable=None) as bar:
+    with (
+        DumpStopSignals() as stops,
+        tqdm(desc="read", unit="row", disable=None) as rows,
+        tqdm(desc="import", unit="sample", disable=None) as samples,
+    ):
 
         def reading(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            rows.total = total
+            rows.update(done - rows.n)
 
         def progress(status: WorkerStatus) -> None:
-            if bar.desc != "import: ":
-                bar.set_description("import", refresh=False)
-                bar.unit = "sample"
-                bar.reset(status.total)
-            bar.set_postfix_str(f"{status.errors} unusable" if status.errors else "", refresh=False)
-            bar.update(status.samples - bar.n)
+            samples.total = status.total
+            samples.set_postfix_str(f"{status.errors} unusable" if status.errors else "", refresh=False)
+            samples.update(status.samples - samples.n)
 
         def notice(text: str) -> None:
             with tqdm.external_write_mode():

@@ -8,8 +8,8 @@ a truncated teacher's K + 1 outcomes (kept tokens and ONE bucket for all others)
 bounds of the divergence over the whole vocabulary. An outcome without teacher mass must have a very low finite
 log-probability, not -inf: 0 * inf is not 0.
 
-The divergences `support_...` compare the kept tokens S alone: p_k / (sum of p over S) with q_k / (sum of q over S). They
-are the only ones for a teacher whose tail is unknown, and do not depend on the mass that the student gives to S.
+The divergences `support_...` compare the kept tokens S alone: p_k / (sum of p over S) with q_k / (sum of q over S).
+They are the only ones for a teacher whose tail is unknown, and do not depend on the mass that the student gives to S.
 """
 
 import math

@@ -25,7 +25,7 @@ def open_files(job: ImportJob) -> list[ForeignFile]:
     for file in files[1:]:
         if file.format != first.format:
             raise InputError(
-                f"{file.path} is of {file.format.name}, {first.path} of {first.format.name}; import them into two stores"
+                f"{file.path} is of {file.format.name}, {first.path} of {first.format.name}; import each alone"
             )
     if job.tail == "known" and job.temperature != 1.0:
         raise InputError(
@@ -77,15 +77,15 @@ def knows_tail(job: ImportJob, format: Format) -> bool:
 
 
 def kept_entries(job: ImportJob, spool: RowSpool) -> int:
-    """Entries to keep at each position, the label not counted.
-
-    vLLM adds the token itself where it is not among the k most probable: then positions have k or k + 1 entries.
+    """Entries to keep at each position, the label not counted; by default as many as the files have.
 
     Raises:
         InputError: the files have no distribution.
     """
-    if spool.narrowest is None:
-        raise InputError(f"{job.files[0]}: no row has a distribution that can be read; `--json` lists the reasons")
-    if job.top_k is not None:
-        return job.top_k
-    return spool.narrowest if spool.widest - spool.narrowest <= 1 else spool.widest
+    if not spool.widest:
+        raise InputError(f"{job.files[0]}: no row has a distribution{_first_problem(spool)}")
+    return job.top_k or spool.widest
+
+
+def _first_problem(spool: RowSpool) -> str:
+    return f"; row 0: {spool[0].problem}" if len(spool) and spool[0].problem else ""

@@ -44,12 +44,6 @@ class ForeignRow:
     offsets: NDArray[np.int64]
     problem: str | None = None
 
-    @property
-    def widths(self) -> tuple[int, int] | None:
-        """Fewest and most entries of a distribution; None without any."""
-        counts = np.diff(self.offsets)
-        return (int(counts.min()), int(counts.max())) if len(counts) else None
-
 
 def row_of_lists(
     where: str,

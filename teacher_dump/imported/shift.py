@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from alignkd.teacher_dump.imported.alignment import ShiftCounts, supervised_rows
+from alignkd.teacher_dump.imported.alignment import Kept, ShiftCounts, logits_of, supervised_rows
 from alignkd.teacher_dump.imported.formats.registry import Alignment, Format
 from alignkd.teacher_dump.imported.places import Decode
 from alignkd.teacher_dump.imported.row import ForeignRow
@@ -29,7 +29,14 @@ class Probe:
 
 
 def probe(
-    samples: Sequence[Prepared], find: FindRow, decode: Decode, format: Format, given: Alignment | None, where: object
+    samples: Sequence[Prepared],
+    find: FindRow,
+    decode: Decode,
+    *,
+    format: Format,
+    kept: Kept,
+    given: Alignment | None,
+    where: object,
 ) -> Probe:
     """The alignment of the files.
 
@@ -41,25 +48,30 @@ def probe(
     Raises:
         InputError: no sample fits its row, the distributions are shifted, or do not show their alignment.
     """
-    nominal = nominal_alignment(format)
     counts, fitting = ShiftCounts(), 0
     errors: list[tuple[str, SampleError]] = []
     for prepared, row in _rows(samples, find, errors):
         for shift in shifts_to_try(format, given):
             try:
                 chosen = supervised_rows(row, prepared.example, decode, shift=shift)
+                counts.add(row, chosen, prepared.example.positions.next_labels, shift)
+                logits_of(row, chosen, prepared.example.positions.next_labels, kept)
             except SampleError as error:
                 errors.append((prepared.sample.id, error))
                 continue
             fitting += 1
-            counts.add(row, chosen, prepared.example.positions.next_labels, shift)
             break
+    if given is None and format.fixed_alignment and _shifted(counts) is not None:
+        raise InputError(
+            f"{where}: distributions are shifted by one position: {_shown(counts)}; correct the file, or give "
+            "--alignment token or next to skip this check"
+        )
     if not fitting:
         reason = f"the first ({errors[0][0]!r}): {errors[0][1]}" if errors else "none of them could be prepared"
         raise InputError(f"{where}: none of {len(samples)} samples fits its row, {reason}")
-    if given is not None:
-        return Probe(alignment=given)
-    return _verdict(counts, format, nominal, where)
+    if given is not None or format.fixed_alignment:
+        return Probe(alignment=given or nominal_alignment(format))
+    return _found_out(counts, where)
 
 
 def nominal_alignment(format: Format) -> Alignment:
@@ -89,22 +101,26 @@ def _rows(
             errors.append((prepared.sample.id, error))
 
 
-def _verdict(counts: ShiftCounts, format: Format, nominal: Alignment, where: object) -> Probe:
-    shown = (
+def _found_out(counts: ShiftCounts, where: object) -> Probe:
+    """The alignment of files of which both occur, whose reader assumes `token`."""
+    if _shifted(counts) == "before":
+        return Probe(alignment="next", notice=f"distributions are in the row before their token: {_shown(counts)}")
+    if _shifted(counts) is None and counts.clearly_more(counts.own, counts.before):
+        return Probe(alignment="token", notice=f"distributions are in the row of their token: {_shown(counts)}")
+    raise InputError(
+        f"{where}: does not show whose its distributions are: {_shown(counts)}; give --alignment token or next"
+    )
+
+
+def _shifted(counts: ShiftCounts) -> str | None:
+    """Whether tokens are clearly more often among the entries of the distribution `before` or `after` their own."""
+    if counts.clearly_more(counts.before, max(counts.own, counts.after)):
+        return "before"
+    return "after" if counts.clearly_more(counts.after, max(counts.own, counts.before)) else None
+
+
+def _shown(counts: ShiftCounts) -> str:
+    return (
         f"of {counts.positions} tokens {counts.own} are among the entries of their own distribution, {counts.before} "
         f"of the one before and {counts.after} of the one after"
     )
-    shifted = "before" if counts.clearly_more(counts.before, counts.own) else None
-    shifted = "after" if counts.clearly_more(counts.after, max(counts.own, counts.before)) else shifted
-    if format.fixed_alignment and shifted is None:
-        return Probe(alignment=nominal)
-    if not format.fixed_alignment and shifted == "before":
-        return Probe(alignment="next", notice=f"distributions are in the row before their token: {shown}")
-    if not format.fixed_alignment and shifted is None and counts.clearly_more(counts.own, counts.before):
-        return Probe(alignment="token", notice=f"distributions are in the row of their token: {shown}")
-    if shifted is not None:
-        raise InputError(
-            f"{where}: distributions are shifted by one position: {shown}; correct the file, or give --alignment token "
-            "or next to skip this check"
-        )
-    raise InputError(f"{where}: does not show whose its distributions are: {shown}; give --alignment token or next")

@@ -15,7 +15,6 @@ from alignkd.storage.errors import RecordError
 from alignkd.storage.files.location import check_location
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
-from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.imported.alignment import Kept, logits_of, supervised_rows
@@ -59,13 +58,14 @@ def import_targets(job: ImportJob) -> ImportResult:
         numbers = read_rows(job, files, spool)
         numbers.check(len(samples), job.data.path)
         rows = _Rows(spool=spool, numbers=numbers)
-        alignment = _alignment(job, samples, preparation, rows, files[0].format)
         logits = LogitsCodec(
             kind="topk",
             top_k=min(kept_entries(job, spool), checkpoint.config.vocab_size),
             dtype=job.dtype,
             tail=None if knows_tail(job, files[0].format) else "unknown",
         )
+        kept = _kept(job, logits, checkpoint.config.vocab_size)
+        alignment = _alignment(job, samples, preparation, rows, format=files[0].format, kept=kept)
         attachments = checkpoint.attachments()
         manifest = import_manifest(
             job,
@@ -80,7 +80,7 @@ def import_targets(job: ImportJob) -> ImportResult:
             attachments=attachments,
         )
         store = open_writer(job.store, manifest, attachments=attachments)
-        run = _Run(job, preparation, samples, rows, store, shift=shift_of(files[0].format, alignment))
+        run = _Run(job, preparation, samples, rows, store, kept=kept, shift=shift_of(files[0].format, alignment))
         with job.control.over(store) as shards:
             run.write(shards)
         return run.result(files[0].format, alignment, time.monotonic() - started)
@@ -114,11 +114,11 @@ class _Run:
         rows: _Rows,
         store: StoreWriter,
         *,
+        kept: Kept,
         shift: int,
     ) -> None:
         self.job, self.preparation, self.samples, self.rows, self.store = job, preparation, samples, rows, store
-        self.shift = shift
-        self.kept = _kept(job, store.manifest)
+        self.kept, self.shift = kept, shift
         self.written = self.shards_written = self.errors = 0
         self.used: set[int] = set()
 
@@ -139,6 +139,11 @@ class _Run:
         """The state of the store, and the part that this run wrote."""
         reader = StoreReader(self.job.store, allow_incomplete=True)
         quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
+        if not len(reader) and not self.store.pending_shards():
+            raise InputError(
+                f"{self.job.data.path}: none of {len(self.samples)} samples is usable, the first "
+                f"({quarantined[0][1]!r}): {quarantined[0][2]}"
+            )
         logits = self.store.manifest.codecs.logits
         assert logits.top_k is not None
         return ImportResult(
@@ -212,15 +217,9 @@ class _Run:
         sink.quarantine(sample.index, sample.id, str(error))
 
 
-def _kept(job: ImportJob, manifest: Manifest) -> Kept:
-    logits = manifest.codecs.logits
+def _kept(job: ImportJob, logits: LogitsCodec, vocab_size: int) -> Kept:
     assert logits.top_k is not None
-    return Kept(
-        top_k=logits.top_k,
-        knows_tail=logits.tail is None,
-        exponent=job.temperature,
-        vocab_size=manifest.shapes.vocab_size,
-    )
+    return Kept(top_k=logits.top_k, knows_tail=logits.tail is None, exponent=job.temperature, vocab_size=vocab_size)
 
 
 def _check_data(job: ImportJob, samples: DataSource) -> None:
@@ -230,7 +229,9 @@ def _check_data(job: ImportJob, samples: DataSource) -> None:
         raise InputError(f"{job.data.path}: holds the images itself, so the store must too; give --inputs embed")
 
 
-def _alignment(job: ImportJob, samples: DataSource, preparation: Preparation, rows: _Rows, format: Format) -> Alignment:
+def _alignment(
+    job: ImportJob, samples: DataSource, preparation: Preparation, rows: _Rows, *, format: Format, kept: Kept
+) -> Alignment:
     """The alignment of the files, found out on samples that are spread evenly; before anything is written.
 
     Raises:
@@ -249,9 +250,10 @@ def _alignment(job: ImportJob, samples: DataSource, preparation: Preparation, ro
         window.prepared,
         lambda prepared: rows.find(prepared)[1],
         preparation.decode,
-        format,
-        job.alignment,
-        " ".join(str(path) for path in job.files[:1]),
+        format=format,
+        kept=kept,
+        given=job.alignment,
+        where=job.files[0],
     )
     if found.notice is not None:
         job.control.notice(found.notice)

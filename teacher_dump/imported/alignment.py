@@ -31,12 +31,15 @@ class Kept:
             entries.
         exponent: the files' probabilities to this power are proportional to the teacher's; 1 leaves them unchanged.
         vocab_size: V.
+        num_tokens: entries of the tokenizer. Columns after them are padding: a dump gives them no mass, and here theirs
+            counts as part of the tail.
     """
 
     top_k: int
     knows_tail: bool
     exponent: float
     vocab_size: int
+    num_tokens: int
 
 
 def supervised_rows(row: ForeignRow, tokens: Tokens, decode: Decode, *, shift: int = 0) -> NDArray[np.int64]:
@@ -80,7 +83,7 @@ def logits_of(row: ForeignRow, chosen_N: NDArray[np.int64], labels_N: NDArray[np
             f"that of supervised token {int(missing[0])}"
         )
     found = [
-        _Position.of(row, int(number)).cut(int(label), kept, f"{row.where}: supervised token {place}")
+        _Position.of(row, int(number), kept).cut(int(label), kept, f"{row.where}: supervised token {place}")
         for place, (number, label) in enumerate(zip(chosen_N, labels_N, strict=True))
     ]
     counts = [len(position.ids) for position in found]
@@ -102,11 +105,12 @@ class _Position:
     tail: float = -np.inf
 
     @classmethod
-    def of(cls, row: ForeignRow, number: int) -> "_Position":
-        """Distribution `number` of the row, without entries of probability 0."""
+    def of(cls, row: ForeignRow, number: int, kept: Kept) -> "_Position":
+        """Distribution `number` of the row, without entries of probability 0 and without padding."""
         entries = slice(int(row.offsets[number]), int(row.offsets[number + 1]))
         ids, logprobs = row.ids[entries], row.logprobs[entries].astype(np.float64)
-        there = logprobs != -np.inf
+        # ids beyond all columns stay: they are refused when the record is written
+        there = (logprobs != -np.inf) & ((ids < kept.num_tokens) | (ids >= kept.vocab_size))
         return cls(ids[there], logprobs[there])
 
     def cut(self, label: int, kept: Kept, where: str) -> "_Position":
@@ -125,7 +129,7 @@ class _Position:
                 f"{where}: probabilities sum to {whole:.4f}, so they are not normalised over the whole vocabulary; "
                 "give --tail unknown if they are normalised over other tokens"
             )
-        if len(ids) == kept.vocab_size:
+        if len(ids) == kept.num_tokens:
             return _Position(ids, logprobs)
         # a tail below the rounding of the sum is not known, and must not become 0: reverse KL would be infinite
         return _Position(ids, logprobs, float(np.log(max(1 - mass, len(ids) * ROUNDING))))

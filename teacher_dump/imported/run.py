@@ -31,6 +31,7 @@ from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSource
 from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.inputs.examples import Preparation
 
@@ -64,7 +65,7 @@ def import_targets(job: ImportJob) -> ImportResult:
             dtype=job.dtype,
             tail=None if knows_tail(job, files[0].format) else "unknown",
         )
-        kept = _kept(job, logits, checkpoint.config.vocab_size)
+        kept = _kept(job, logits, checkpoint, preparation)
         alignment = _alignment(job, samples, preparation, rows, format=files[0].format, kept=kept)
         attachments = checkpoint.attachments()
         manifest = import_manifest(
@@ -217,9 +218,16 @@ class _Run:
         sink.quarantine(sample.index, sample.id, str(error))
 
 
-def _kept(job: ImportJob, logits: LogitsCodec, vocab_size: int) -> Kept:
+def _kept(job: ImportJob, logits: LogitsCodec, checkpoint: Checkpoint, preparation: Preparation) -> Kept:
     assert logits.top_k is not None
-    return Kept(top_k=logits.top_k, knows_tail=logits.tail is None, exponent=job.temperature, vocab_size=vocab_size)
+    config = checkpoint.config
+    return Kept(
+        top_k=logits.top_k,
+        knows_tail=logits.tail is None,
+        exponent=job.temperature,
+        vocab_size=config.vocab_size,
+        num_tokens=min(preparation.num_tokens, config.vocab_size) if config.pads_vocabulary else config.vocab_size,
+    )
 
 
 def _check_data(job: ImportJob, samples: DataSource) -> None:

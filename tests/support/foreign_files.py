@@ -184,6 +184,7 @@ def packed_position(logprobs: NDArray[np.float64], config: dict[str, Any]) -> tu
         count, bits = part["num_elements"], part["element_bits"]
         left = (rest - fit)[at : at + count]
         scale = unrounded(np.array([np.abs(left).max() / 2 ** (bits - 1) or 1.0]), part["scale_dtype"])
+        scale = np.where(scale == 0, 1.0, scale)  # a residual below the smallest number of the dtype
         low = 0 if bits == 1 else -(2 ** (bits - 1))
         steps = np.clip(np.round(left / scale), low, 1 if bits == 1 else 2 ** (bits - 1) - 1).astype(int)
         data += packed_floats(scale, part["scale_dtype"]) + packed_bits((steps - low).tolist(), bits)

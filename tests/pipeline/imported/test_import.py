@@ -10,34 +10,12 @@ import foreign_files
 import numpy as np
 import pytest
 from foreign_files import Scored
+from foreign_worlds import assert_equals_dump, assert_same_samples, records, rows_of
 
-from alignkd.storage import Record, StoreReader, TruncatedLogits
+from alignkd.storage import TruncatedLogits
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 TOP_K = 12
-
-
-def records(path: Path) -> dict[str, Record]:
-    reader = StoreReader(path)
-    return {reader.ids[number]: reader[number] for number in range(len(reader))}
-
-
-def rows_of(logits: Any) -> list[dict[int, float]]:
-    """Token -> log-probability of each position."""
-    assert isinstance(logits, TruncatedLogits)
-    return [
-        dict(zip(logits.ids[start:stop].tolist(), logits.logprobs[start:stop].tolist(), strict=True))
-        for start, stop in zip(logits.offsets, logits.offsets[1:], strict=False)
-    ]
-
-
-def assert_same_samples(found: Mapping[str, Record], expected: Mapping[str, Record]) -> None:
-    assert found.keys() == expected.keys()
-    for name, record in expected.items():
-        for field in ("input_ids", "labels", "supervised_positions", "vision_positions"):
-            np.testing.assert_array_equal(getattr(found[name], field), getattr(record, field))
-        assert found[name].key == record.key and found[name].conversations == record.conversations
-        assert found[name].image_sha256 == record.image_sha256
 
 
 @pytest.fixture
@@ -61,16 +39,7 @@ def test_vllm_equals_a_dump(run: Callable[..., Any], golden_world: Any, tmp_path
     report = json.loads(done.stdout)
     assert report["format"] == "vllm" and report["match"] == "id" and report["tail"] == "known"
     assert (report["num_records"], report["rows"], report["unused_rows"]) == (4, 4, 0)
-    found, expected = records(tmp_path / "store"), records(golden_world.top_k)
-    assert_same_samples(found, expected)
-    for name, record in expected.items():
-        for ours, theirs in zip(rows_of(found[name].logits), rows_of(record.logits), strict=True):
-            assert ours.keys() == theirs.keys()
-            np.testing.assert_allclose([ours[t] for t in theirs], list(theirs.values()), rtol=1e-6, atol=1e-6)
-        mine, his = found[name].logits, record.logits
-        assert isinstance(mine, TruncatedLogits) and isinstance(his, TruncatedLogits)
-        assert mine.tail_logmass is not None and his.tail_logmass is not None
-        np.testing.assert_allclose(np.exp(mine.tail_logmass), np.exp(his.tail_logmass), atol=2e-6)
+    assert_equals_dump(tmp_path / "store", golden_world.top_k)
 
 
 def renormalised(row: Mapping[int, float]) -> dict[int, float]:
@@ -100,7 +69,7 @@ def test_axolotl_rows_of_either_alignment(
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["format"], report["alignment"], report["tail"]) == ("axolotl", alignment, "unknown")
-    assert_same_samples(records(tmp_path / "store"), records(golden_world.top_k))
+    assert_same_samples(tmp_path / "store", golden_world.top_k)
     assert_top_k_renormalised(tmp_path / "store", golden_world.samples, TOP_K, 1e-5)
 
 

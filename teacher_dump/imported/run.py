@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignkd.disk.next_step import tried
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.errors import RecordError
 from alignkd.storage.files.location import check_location
@@ -235,6 +236,15 @@ def _check_data(job: ImportJob, samples: DataSource) -> None:
         raise InputError(f"{job.data.path}: contains no conversations; give a file with at least one")
     if samples.holds_images and job.inputs != "embed":
         raise InputError(f"{job.data.path}: holds the images itself, so the store must too; give --inputs embed")
+    folder = job.data.images
+    if (folder is None or not folder.is_dir()) and any(_has_image_files(sample) for sample in samples):
+        found = "is missing" if folder is None else f"is {tried(folder)}, which is not a folder"
+        raise InputError(f"{job.data.path}: has samples with images, but --images {found}; give the image folder")
+
+
+def _has_image_files(sample: Sample) -> bool:
+    """Whether a sample has an image that is a file of its own."""
+    return bool(sample.images) and (not sample.contents or None in sample.contents)
 
 
 def _alignment(

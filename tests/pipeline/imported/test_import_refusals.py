@@ -198,6 +198,15 @@ def test_files_that_are_none_of_the_formats(run: Run, golden_world: Any, tmp_pat
     assert "No such file" in refused(run, store, tmp_path / "absent.jsonl")
 
 
+def test_the_image_folder(alignkd_here: Alignkd, golden_world: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", golden_world.samples)
+    at = golden_world.options.index("--images")
+    without = [*golden_world.options[:at], *golden_world.options[at + 2 :]]
+    for options, message in ((without, "--images is missing"), ([*without, "--images", "absent"], "which is not a")):
+        done = alignkd_here("shards", "import", file, *options, "--out", tmp_path / "store")
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_cut_parquet_file(run: Run, golden_world: Any, tmp_path: Path) -> None:
     whole = foreign_files.write_distillkit_plain(tmp_path / "a.parquet", golden_world.samples, 3)
     whole.write_bytes(whole.read_bytes()[:-100])

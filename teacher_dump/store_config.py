@@ -71,6 +71,15 @@ class StoreConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_tail(self) -> Self:
+        if self.logits.tail is not None:
+            raise ValueError(
+                f"logits.tail is {self.logits.tail!r}, but a dump always knows the tail; leave it out (`alignkd shards "
+                "import` writes stores with an unknown one)"
+            )
+        return self
+
     def with_inputs(self, *, holds_images: bool, where: object) -> Self:
         """These settings with `inputs` decided.
 

@@ -1,4 +1,6 @@
-"""`alignkd shards`: inspect and maintain stores. It starts fast, because nothing here imports torch."""
+"""`alignkd shards`: inspect and maintain stores. It starts fast, because only `import` imports torch."""
+
+from importlib import import_module
 
 import click
 
@@ -12,8 +14,27 @@ from alignkd.pipeline.shards.stats import stats
 from alignkd.pipeline.shards.upkeep import gc, index
 from alignkd.pipeline.shards.verify import verify
 
+# name -> module and name there; imported when used, because they import torch
+_HEAVY = {"import": ("alignkd.pipeline.imported.command", "import_command")}
 
-@click.group()
+
+class Shards(click.Group):
+    """The commands below, and those of `_HEAVY`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, sorted."""
+        return sorted({*super().list_commands(ctx), *_HEAVY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, None if it does not exist."""
+        if cmd_name not in _HEAVY:
+            return super().get_command(ctx, cmd_name)
+        module, name = _HEAVY[cmd_name]
+        found: click.Command = getattr(import_module(module), name)
+        return found
+
+
+@click.group(cls=Shards)
 @click.pass_context
 def shards(context: click.Context) -> None:
     """Inspect, compare, convert and repair stores.

@@ -154,11 +154,8 @@ def _logits(record: Record) -> dict[str, Tensor]:
     if isinstance(logits, SampledLogits):
         return {**entries, "entry_counts": _integers(logits.counts), "entropy": _floats(logits.entropy)}
     assert isinstance(logits, TruncatedLogits)
-    return {
-        **entries,
-        "entry_logprobs": _floats(logits.logprobs),
-        "tail_logmass": _floats(logits.tail_logmass),
-    }
+    known = {} if logits.tail_logmass is None else {"tail_logmass": _floats(logits.tail_logmass)}
+    return {**entries, "entry_logprobs": _floats(logits.logprobs), **known}
 
 
 def _tensor(values: NDArray[Any] | None, shape_if_absent: tuple[int, ...]) -> Tensor:

@@ -46,6 +46,8 @@ class LogitsCodec(BaseModel):
         num_draws: draws of `sampled` at each position; default 50.
         dtype: codec of the logits (`full`, default float32), of the log-probabilities (`topk`, `nucleus`; float16)
             or of the states (`hidden`; bfloat16).
+        tail: `unknown` if the mass outside the tokens of `topk` is not known; their probabilities then sum to 1. Only
+            `alignkd shards import` writes such stores.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -57,6 +59,7 @@ class LogitsCodec(BaseModel):
     max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     num_draws: int | None = Field(default=None, ge=1, le=MAX_DRAWS)
     dtype: str | None = None
+    tail: Literal["unknown"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +78,8 @@ class LogitsCodec(BaseModel):
             if value is not None and name not in LOGITS_DEFAULTS[self.kind]:
                 kinds = " and ".join(kind for kind, settings in LOGITS_DEFAULTS.items() if name in settings)
                 problems.append(f"{name} {value} with kind {self.kind!r}; {name} belongs to kind {kinds}")
+        if self.tail is not None and self.kind != "topk":
+            problems.append(f"tail {self.tail!r} with kind {self.kind!r}; an unknown tail belongs to kind topk")
         allowed = dtypes_of_kind(self.kind)
         if self.dtype is not None and self.dtype not in allowed:
             expected = f"expected one of {', '.join(allowed)}" if allowed else "leave it out"

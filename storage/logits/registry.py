@@ -62,7 +62,12 @@ def _full(settings: LogitsCodec, sizes: LogitSizes) -> LogitsArrays:
 
 def _top_k(settings: LogitsCodec, sizes: LogitSizes) -> LogitsArrays:
     assert settings.top_k is not None
-    return TruncatedLogitsCodec(vocab_size=sizes.vocab_size, max_entries=settings.top_k, dtype=_dtype(settings))
+    return TruncatedLogitsCodec(
+        vocab_size=sizes.vocab_size,
+        max_entries=settings.top_k,
+        dtype=_dtype(settings),
+        knows_tail=settings.tail is None,
+    )
 
 
 def _nucleus(settings: LogitsCodec, sizes: LogitSizes) -> LogitsArrays:

@@ -28,7 +28,8 @@ class Answers:
 
     Attributes:
         logprobs: natural log, float64 [M]. Where `kept` is False an estimate: the tail's mass in equal parts for the
-            other tokens (`topk`, `nucleus`), or a uniform prior that counts as one draw (`sampled`).
+            other tokens (`topk`, `nucleus`; -inf where the tail is unknown), or a uniform prior that counts as one
+            draw (`sampled`).
         kept: whether the token is among the stored entries, bool [M].
     """
 
@@ -79,7 +80,7 @@ def entry_values(
     """Log-probability of each entry, float64 [E], and of any one other token at each position, float64 [N]."""
     counts = np.diff(found.offsets)
     if isinstance(found, TruncatedLogits):
-        tail = found.tail_logmass.astype(np.float64)
+        tail = _tail(found)
         return found.logprobs.astype(np.float64), tail - np.log(np.maximum(vocab_size - counts, 1))
     draws = found.draws_per_position().astype(np.float64)
     known = np.log((found.counts + 1 / vocab_size) / (np.repeat(draws, counts) + 1))
@@ -87,7 +88,8 @@ def entry_values(
 
 
 def entropies(found: Distribution, vocab_size: int) -> NDArray[np.float64]:
-    """Entropy at each position in nats, float64 [N]; for `topk` and `nucleus` the largest possible with the tail."""
+    """Entropy at each position in nats, float64 [N]; for `topk` and `nucleus` the largest possible with the tail, where
+    that is unknown the entropy of the entries alone."""
     if isinstance(found, SampledLogits):
         return found.entropy.astype(np.float64)
     if isinstance(found, TruncatedLogits):
@@ -110,9 +112,16 @@ def log_normalisers(logits: NDArray[Any]) -> NDArray[np.float64]:
     return values
 
 
+def _tail(found: TruncatedLogits) -> NDArray[np.float64]:
+    """Log-mass outside the entries, float64 [N]; -inf where it is unknown, as the entries then sum to 1."""
+    if found.tail_logmass is None:
+        return np.full(found.num_positions, -np.inf)
+    return found.tail_logmass.astype(np.float64)
+
+
 def _largest_entropies(found: TruncatedLogits, vocab_size: int) -> NDArray[np.float64]:
     counts = np.diff(found.offsets)
-    logprobs, tail = found.logprobs.astype(np.float64), found.tail_logmass.astype(np.float64)
+    logprobs, tail = found.logprobs.astype(np.float64), _tail(found)
     terms = np.concatenate([[0.0], np.cumsum(np.exp(logprobs) * logprobs)])
     kept: NDArray[np.float64] = -(terms[found.offsets[1:]] - terms[found.offsets[:-1]])
     spread = np.where(tail > -np.inf, tail, 0) - np.log(np.maximum(vocab_size - counts, 1))

@@ -55,11 +55,11 @@ class SparseLogprobs:
     Attributes:
         kind: kind of the store's logits.
         ids: token ids, int64 [E].
-        logprobs: natural log, float32 [E]. `topk`, `nucleus`: normalised over the whole vocabulary. `sampled`: log of
-            draws / all draws of the position, an estimate.
+        logprobs: natural log, float32 [E]. `topk`, `nucleus`: normalised over the whole vocabulary, or over the entries
+            where the tail is unknown. `sampled`: log of draws / all draws of the position, an estimate.
         offsets: entries of position n are `offsets[n]:offsets[n + 1]`; int64 [N + 1].
         tail_logmass: natural log of the probability of all other tokens together, -inf where it is 0; float32 [N].
-            None for `sampled`.
+            None for `sampled`, and where the store does not know it (`tail: unknown`).
         entropy: exact entropy of the teacher's whole distribution in nats, float32 [N]; `sampled` only, else None.
         vocab_size: V.
     """
@@ -91,8 +91,8 @@ class SparseLogprobs:
     def dense(self) -> NDArray[np.float32]:
         """An estimate for every token, float32 [N, V], normalised.
 
-        `topk`, `nucleus`: entries are exact, the tail is spread evenly over the other tokens. `sampled`: the draws and
-        one more draw that is spread evenly over the vocabulary.
+        `topk`, `nucleus`: entries are exact, the tail is spread evenly over the other tokens; they are -inf where the
+        tail is unknown. `sampled`: the draws and one more draw that is spread evenly over the vocabulary.
         """
         known, others = entry_values(self._stored, self.vocab_size)
         values = np.repeat(others.astype(np.float32)[:, None], self.vocab_size, axis=1)

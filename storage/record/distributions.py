@@ -36,15 +36,17 @@ class TruncatedLogits:
 
     Attributes:
         ids: token ids, uint16 or uint32 [E].
-        logprobs: natural logs, normalised with the log-sum-exp over all of V; float16 or float32 [E].
+        logprobs: natural logs, normalised with the log-sum-exp over all of V; float16 or float32 [E]. With an unknown
+            tail they are normalised over the entries of their position.
         offsets: entries of position n are `offsets[n]:offsets[n + 1]`; int64 [N + 1].
-        tail_logmass: natural log of the mass outside the entries, -inf if there is none; float32 [N].
+        tail_logmass: natural log of the mass outside the entries, -inf if there is none; float32 [N]. None if it is
+            not known (`LogitsCodec.tail`).
     """
 
     ids: NDArray[np.uint16] | NDArray[np.uint32]
     logprobs: FloatArray
     offsets: NDArray[np.int64]
-    tail_logmass: NDArray[np.float32]
+    tail_logmass: NDArray[np.float32] | None
 
     def __repr__(self) -> str:
         return show_fields(self)
@@ -57,9 +59,12 @@ class TruncatedLogits:
         """
         check_array("ids", self.ids, IDS, 1)
         check_array("logprobs", self.logprobs, FLOATS, 1)
-        check_array("tail_logmass", self.tail_logmass, (np.float32,), 1)
         entries = {"ids": len(self.ids), "logprobs": len(self.logprobs)}
-        check_offsets(self.offsets, ("tail_logmass", len(self.tail_logmass)), entries)
+        if self.tail_logmass is None:
+            check_offsets(self.offsets, ("offsets", len(self.offsets) - 1), entries)
+        else:
+            check_array("tail_logmass", self.tail_logmass, (np.float32,), 1)
+            check_offsets(self.offsets, ("tail_logmass", len(self.tail_logmass)), entries)
         check_finite("logprobs", self.logprobs)
         self._check_mass()
 
@@ -71,18 +76,25 @@ class TruncatedLogits:
     @property
     def num_positions(self) -> int:
         """N, number of positions."""
-        return len(self.tail_logmass)
+        return len(self.offsets) - 1
+
+    def masses(self) -> NDArray[np.float64]:
+        """Sum of the probabilities at each position with the tail, where it is known; float64 [N]."""
+        cumulative = np.concatenate([[0.0], np.cumsum(np.exp(self.logprobs.astype(np.float64)))])
+        mass: NDArray[np.float64] = cumulative[self.offsets[1:]] - cumulative[self.offsets[:-1]]
+        return mass if self.tail_logmass is None else mass + np.exp(self.tail_logmass.astype(np.float64))
 
     def _check_mass(self) -> None:
-        cumulative = np.concatenate([[0.0], np.cumsum(np.exp(self.logprobs.astype(np.float64)))])
-        tail = np.exp(self.tail_logmass.astype(np.float64))
-        mass = cumulative[self.offsets[1:]] - cumulative[self.offsets[:-1]] + tail
+        mass = self.masses()
         wrong = np.flatnonzero(~(np.abs(mass - 1.0) <= MASS_TOLERANCE))
-        if wrong.size:
-            raise RecordError(
-                f"logits at supervised position {wrong[0]} hold mass {mass[wrong[0]]:.4f} with the tail, "
-                "expected 1: normalise with the log-sum-exp over the whole vocabulary"
-            )
+        if not wrong.size:
+            return
+        shown = f"logits at supervised position {wrong[0]} hold mass {mass[wrong[0]]:.4f}"
+        if self.tail_logmass is None:
+            raise RecordError(f"{shown}, expected 1: the tail is unknown, so normalise over the entries")
+        raise RecordError(
+            f"{shown} with the tail, expected 1: normalise with the log-sum-exp over the whole vocabulary"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

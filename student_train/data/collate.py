@@ -163,7 +163,7 @@ def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
     if truncated := [logits for logits in kept if isinstance(logits, TruncatedLogits)]:
         return TruncatedTargets(
             entries=_entries(truncated, [logits.logprobs for logits in truncated]),
-            tail_logmass_N=_joined([logits.tail_logmass for logits in truncated]),
+            tail_logmass_N=_tail([logits.tail_logmass for logits in truncated]),
         )
     if sampled := [logits for logits in kept if isinstance(logits, SampledLogits)]:
         return SampledTargets(
@@ -174,6 +174,12 @@ def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
     if hidden := [logits.states for logits in kept if isinstance(logits, HiddenStates)]:
         return HiddenTargets(states=_coded(hidden, np.concatenate))
     return FullTargets(logits=_coded([logits for logits in kept if isinstance(logits, np.ndarray)], np.concatenate))
+
+
+def _tail(tails: Sequence[NDArray[np.float32] | None]) -> Tensor | None:
+    """The tails of all records; None if the store does not know them."""
+    known = [tail for tail in tails if tail is not None]
+    return _joined(known) if known else None
 
 
 def _entries(

@@ -110,21 +110,22 @@ class RaggedEntries:
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedTargets:
-    """`topk` and `nucleus`: `entries.values_E` are log-probabilities (float16 or float32), `tail_logmass_N` float32."""
+    """`topk` and `nucleus`: `entries.values_E` are log-probabilities (float16 or float32), `tail_logmass_N` float32;
+    None if the store does not know the tail."""
 
     entries: RaggedEntries
-    tail_logmass_N: Tensor
+    tail_logmass_N: Tensor | None
 
     def distribution(self, positions: slice = slice(None)) -> TruncatedDistribution:
         """The distribution at some positions, padded, on the device of the targets."""
         ids_NK, logprobs_NK, kept_NK = self.entries.padded(positions)
-        return TruncatedDistribution(
-            ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=self.tail_logmass_N[positions]
-        )
+        tail_N = None if self.tail_logmass_N is None else self.tail_logmass_N[positions]
+        return TruncatedDistribution(ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=tail_N)
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
-        return replace(self, entries=self.entries.to(device), tail_logmass_N=self.tail_logmass_N.to(device))
+        tail_N = None if self.tail_logmass_N is None else self.tail_logmass_N.to(device)
+        return replace(self, entries=self.entries.to(device), tail_logmass_N=tail_N)
 
 
 @dataclass(frozen=True, kw_only=True)

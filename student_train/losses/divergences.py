@@ -7,6 +7,9 @@ All are f-divergences (Csiszar 1967): never negative, 0 only for p = q, and merg
 a truncated teacher's K + 1 outcomes (kept tokens and ONE bucket for all others) they are true divergences, and lower
 bounds of the divergence over the whole vocabulary. An outcome without teacher mass must have a very low finite
 log-probability, not -inf: 0 * inf is not 0.
+
+The divergences `support_...` compare the kept tokens S alone: p_k / (sum of p over S) with q_k / (sum of q over S).
+They are the only ones for a teacher whose tail is unknown, and do not depend on the mass that the student gives to S.
 """
 
 import math
@@ -16,7 +19,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LogitDivergence = Literal["reverse_kl", "forward_kl", "js", "skewed_reverse_kl", "skewed_forward_kl"]
+LogitDivergence = Literal[
+    "reverse_kl",
+    "forward_kl",
+    "js",
+    "skewed_reverse_kl",
+    "skewed_forward_kl",
+    "support_reverse_kl",
+    "support_forward_kl",
+    "support_js",
+]
 Divergence = Callable[[Tensor, Tensor], Tensor]  # student and teacher log-probabilities -> terms of the same shape
 
 
@@ -54,10 +66,18 @@ def _mixed(student: Tensor, teacher: Tensor, teacher_share: float) -> Tensor:
     return torch.logaddexp(teacher + math.log(teacher_share), student + math.log1p(-teacher_share))
 
 
-PLAIN: dict[str, Divergence] = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}
+# `losses/logit.py` renormalises both sides before it calls these
+SUPPORT = ("support_reverse_kl", "support_forward_kl", "support_js")
+PLAIN: dict[str, Divergence] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "support_reverse_kl": reverse_kl,
+    "support_forward_kl": forward_kl,
+}
 # With the default mixture, which is that of the sources.
 MIXED: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
     "js": (js, 0.5),
+    "support_js": (js, 0.5),
     "skewed_reverse_kl": (skewed_reverse_kl, 0.1),
     "skewed_forward_kl": (skewed_forward_kl, 0.1),
 }
@@ -67,8 +87,8 @@ def named_divergence(name: LogitDivergence, mixture: float | None = None) -> Div
     """The divergence of this name.
 
     Args:
-        mixture: b of `js`, a of the skewed divergences, above 0 and below 1; None is 0.5 and 0.1. The plain divergences
-            have none.
+        mixture: b of `js` and `support_js`, a of the skewed divergences, above 0 and below 1; None is 0.5 and 0.1. The
+            plain divergences have none.
     """
     if name in PLAIN:
         assert mixture is None, (name, mixture)

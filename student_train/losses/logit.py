@@ -2,8 +2,10 @@
 
 A truncated teacher is compared on K + 1 outcomes: its kept tokens and ONE bucket for all others, whose mass was
 measured from the full distribution. That is a true divergence (never negative, 0 only if both sides agree on
-these outcomes). Partial sums over the kept tokens, and supports renormalised on either side, are not: they teach the
-student to avoid the kept tokens, or ignore the tail.
+these outcomes). Partial sums over the kept tokens are not: they teach the student to avoid the kept tokens.
+
+A teacher whose tail is unknown can only be compared on its kept tokens, both sides renormalised over them
+(`support_loss`). That is a true divergence of the two conditional distributions, and ignores the tail.
 """
 
 import torch
@@ -26,6 +28,7 @@ def logit_loss(
     *,
     divergence: Divergence = reverse_kl,
     temperature: float = 1.0,
+    on_support: bool = False,
 ) -> LossSum:
     """Sum over positions of the divergence in nats.
 
@@ -35,12 +38,18 @@ def logit_loss(
         divergence: a function of `alignkd.student_train.losses.divergences`; reverse KL is the paper's.
         temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
             gradient does not depend on it (Hinton et al. 2015).
+        on_support: compare the kept tokens alone, see `support_loss`; the teacher is truncated.
 
     Raises:
-        ValueError: the teacher is truncated and the temperature is not 1. The tempered mass of its tail is unknown.
+        ValueError: the teacher is truncated, the temperature is not 1 and the comparison is not on the support. The
+            tempered mass of the tail is unknown.
 
     `sampled_logit.py` has the same loss for a teacher that is stored as draws.
     """
+    if on_support:
+        assert isinstance(teacher, TruncatedDistribution), type(teacher)
+        seen = outcomes(to_accum_dtype(student_logits_NV), ids_NK=teacher.ids_NK, kept_NK=teacher.kept_NK)
+        return support_loss(seen, teacher, divergence, temperature)
     if isinstance(teacher, TruncatedDistribution):
         if temperature != 1.0:
             raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
@@ -61,7 +70,7 @@ def teacher_logits(states_ND: Tensor, head: Head) -> Tensor:
 
 def bucketed_loss(student: Outcomes, teacher: TruncatedDistribution, divergence: Divergence) -> LossSum:
     """`logit_loss` for a truncated teacher, from the student's log-probabilities of its tokens and tail."""
-    assert student.logprobs_NK is not None
+    assert student.logprobs_NK is not None and teacher.tail_logmass_N is not None
     kept_N = divergence(student.logprobs_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
     has_tail_N = teacher.kept_NK.sum(dim=-1) < student.vocab_size
     # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Replace it by
@@ -70,3 +79,26 @@ def bucketed_loss(student: Outcomes, teacher: TruncatedDistribution, divergence:
     teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.clamp(min=NO_MASS), 0.0)
     tail_N = torch.where(has_tail_N, divergence(student_tail_N, teacher_tail_N), 0.0)
     return LossSum.of(kept_N + tail_N)
+
+
+def support_loss(
+    student: Outcomes, teacher: TruncatedDistribution, divergence: Divergence, temperature: float = 1.0
+) -> LossSum:
+    """`logit_loss` on the kept tokens S of each position alone, which needs no tail.
+
+    With q_k^(1/T) / (sum over S of q^(1/T)) for the student, the same of the teacher, and T the temperature: T^2 times
+    the divergence of the two. The mass of the whole vocabulary cancels on both sides, so the loss depends on the
+    student's logits of S alone, and its gradient on all other logits is 0.
+    """
+    assert student.logprobs_NK is not None
+    kept_NK = teacher.kept_NK
+    student_NK = _over_kept(student.logprobs_NK / temperature, kept_NK)
+    teacher_NK = _over_kept(teacher.logprobs_NK.to(student_NK.dtype) / temperature, kept_NK)
+    total_N = divergence(student_NK, teacher_NK).masked_fill(~kept_NK, 0.0).sum(dim=-1)
+    return LossSum.of(total_N * temperature**2)
+
+
+def _over_kept(logprobs_NK: Tensor, kept_NK: Tensor) -> Tensor:
+    """Log-softmax over the kept entries of each position; 0 elsewhere, because -inf would give NaN in a divergence."""
+    normalised_NK = logprobs_NK.masked_fill(~kept_NK, -torch.inf).log_softmax(dim=-1)
+    return normalised_NK.masked_fill(~kept_NK, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.losses.fused_head import JointTerms
-from alignkd.student_train.losses.logit import bucketed_loss
+from alignkd.student_train.losses.logit import bucketed_loss, support_loss
 from alignkd.student_train.losses.outcomes import outcomes
 from alignkd.student_train.losses.sampled_logit import loss_of_draws
 from alignkd.student_train.losses.supervised import cross_entropy
@@ -55,7 +55,9 @@ def _shared_terms(
         overwrite=overwrite,
     )
     found = {"supervised": cross_entropy(student).parts} if "supervised" in shared else {}
-    if isinstance(teacher, TruncatedDistribution):
+    if isinstance(teacher, TruncatedDistribution) and inputs.on_support:
+        found["logit"] = support_loss(student, teacher, inputs.divergence, inputs.temperature).parts
+    elif isinstance(teacher, TruncatedDistribution):
         found["logit"] = bucketed_loss(student, teacher, inputs.divergence).parts
     elif teacher is not None:
         found["logit"] = loss_of_draws(student, teacher).parts

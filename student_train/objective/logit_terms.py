@@ -45,8 +45,11 @@ def _divergence_term(inputs: HeadInputs) -> HeadTerm:
         teacher: Tensor | TruncatedDistribution = targets.logits.decode()[:, : inputs.num_tokens]
     else:
         teacher = targets.distribution()
+    on_support = inputs.on_support
     return lambda student_nV, chunk: (
-        logit_loss(student_nV, teacher[chunk], divergence=divergence, temperature=temperature).parts
+        logit_loss(
+            student_nV, teacher[chunk], divergence=divergence, temperature=temperature, on_support=on_support
+        ).parts
     )
 
 

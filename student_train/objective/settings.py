@@ -6,7 +6,14 @@ from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets
-from alignkd.student_train.losses.divergences import MIXED, PLAIN, Divergence, LogitDivergence, named_divergence
+from alignkd.student_train.losses.divergences import (
+    MIXED,
+    PLAIN,
+    SUPPORT,
+    Divergence,
+    LogitDivergence,
+    named_divergence,
+)
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import Head
@@ -26,10 +33,12 @@ class LossConfig(_Weights):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
     Attributes:
-        logit_divergence: divergence of the logit loss; formulas in `losses/divergences.py`.
-        logit_mixture: share of the teacher in the mixture of `js` (default 0.5); share of the distribution that comes
-            first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default 0.1). The plain divergences
-            have none.
+        logit_divergence: divergence of the logit loss; formulas in `losses/divergences.py`. Those on the support
+            compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
+            an unknown tail allows.
+        logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
+            distribution that comes first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default
+            0.1). The plain divergences have none.
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
@@ -60,22 +69,43 @@ class LossConfig(_Weights):
             )
         return self
 
-    def problems_with(self, logits_kind: str, where: str) -> list[str]:
-        """Why the logit loss cannot use a kind of stored logits, one line per reason; `where` names the store."""
+    def problems_with(self, logits_kind: str, where: str, tail: str | None = None) -> list[str]:
+        """Why the logit loss cannot use a kind of stored logits, one line per reason.
+
+        Args:
+            where: names the store.
+            tail: `LogitsCodec.tail` of the store.
+        """
         if "logit" not in self.weights:
             return []
         found, problems = f"but {where} keeps logits {logits_kind!r}", []
-        if logits_kind == "sampled" and self.logit_divergence != "forward_kl":
+        if tail == "unknown" and not self.on_support:
+            problems.append(
+                f"losses.logit_divergence is {self.logit_divergence!r}, {found} with tail 'unknown', which leave only "
+                f"divergences on the support; set it to {', '.join(SUPPORT)}"
+            )
+        if self.on_support and logits_kind not in ("topk", "nucleus", "none"):
+            problems.append(
+                f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which have no support of kept tokens; "
+                f"set it to {self.logit_divergence.removeprefix('support_')!r} or dump 'topk' or 'nucleus' logits"
+            )
+        elif logits_kind == "sampled" and self.logit_divergence != "forward_kl":
             problems.append(
                 f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which estimate 'forward_kl' only; "
                 "set it to 'forward_kl' or dump other logits"
             )
-        if logits_kind not in ("full", "hidden", "none") and self.temperature != 1.0:
+        tempered = ("full", "hidden", "none", *(("topk", "nucleus") if self.on_support else ()))
+        if logits_kind not in tempered and self.temperature != 1.0:
             problems.append(
                 f"losses.temperature is {self.temperature}, {found}, which fit temperature 1.0 only; set it to 1.0 or "
                 "dump 'hidden' or 'full' logits"
             )
         return problems
+
+    @property
+    def on_support(self) -> bool:
+        """Whether the logit loss compares the teacher's kept tokens alone."""
+        return self.logit_divergence in SUPPORT
 
     @property
     def divergence(self) -> Divergence:
@@ -98,6 +128,7 @@ class LossConfig(_Weights):
             num_tokens=num_tokens,
             divergence=self.divergence,
             temperature=self.temperature,
+            on_support=self.on_support,
         )
 
     @property

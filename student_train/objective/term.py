@@ -78,6 +78,7 @@ class HeadInputs:
         num_tokens: the logit loss compares the first `num_tokens` columns, where the vocabularies of student and
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
+        on_support: whether the logit loss compares the teacher's kept tokens alone.
     """
 
     labels_N: Tensor
@@ -86,6 +87,7 @@ class HeadInputs:
     num_tokens: int | None
     divergence: Divergence
     temperature: float
+    on_support: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

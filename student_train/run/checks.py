@@ -28,7 +28,8 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
     _check_vision_tokens(reader, preparation, losses)
     _check_fingerprint(reader, preparation, losses)
     _check_sizes(reader, preparation, student)
-    if problems := losses.problems_with(reader.manifest.codecs.logits.kind, f"store {reader.path}"):
+    logits = reader.manifest.codecs.logits
+    if problems := losses.problems_with(logits.kind, f"store {reader.path}", logits.tail):
         raise TrainError("; ".join(problems))
 
 

@@ -73,7 +73,8 @@ def position_line(row: dict[str, Any]) -> str:
     head = f"  @{row['position']:<5} label {row['label_piece']:<14}"
     if "top" in row:
         best = "  ".join(f"{entry['piece']} {entry['prob']:.3f}" for entry in row["top"])
-        return f"{head} p {row['label_prob']:.3f}  tail {row['tail_mass']:.1e}  top  {best}"
+        tail = "unknown" if row["tail_mass"] is None else f"{row['tail_mass']:.1e}"
+        return f"{head} p {row['label_prob']:.3f}  tail {tail}  top  {best}"
     if "draws" in row:
         best = "  ".join(f"{entry['piece']} {entry['count']}x" for entry in row["draws"])
         return f"{head} entropy {row['entropy']:.3f}  {row['distinct']} of {row['num_draws']} draws differ  {best}"

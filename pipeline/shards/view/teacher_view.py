@@ -46,13 +46,14 @@ def why_no_probabilities(record: Record, lm_head: LmHead | None) -> str | None:
     return None
 
 
-Entries = tuple[NDArray[Any], NDArray[np.float64], float]
+Entries = tuple[NDArray[Any], NDArray[np.float64], float | None]
 
 
 def _kept(found: TruncatedLogits) -> Iterator[Entries]:
-    """Ids, their probabilities and the mass outside them, position by position."""
-    for start, stop, tail in zip(found.offsets, found.offsets[1:], found.tail_logmass, strict=False):
-        yield found.ids[start:stop], np.exp(found.logprobs[start:stop].astype(np.float64)), float(np.exp(tail))
+    """Ids, their probabilities and the mass outside them, position by position; None where it is unknown."""
+    tails = [None] * found.num_positions if found.tail_logmass is None else np.exp(found.tail_logmass).tolist()
+    for start, stop, tail in zip(found.offsets, found.offsets[1:], tails, strict=False):
+        yield found.ids[start:stop], np.exp(found.logprobs[start:stop].astype(np.float64)), tail
 
 
 def _all(found: NDArray[Any]) -> Iterator[Entries]:
@@ -62,7 +63,7 @@ def _all(found: NDArray[Any]) -> Iterator[Entries]:
 
 
 def _most_probable(
-    ids: NDArray[Any], probs: NDArray[np.float64], tail: float, label: int, pieces: Pieces
+    ids: NDArray[Any], probs: NDArray[np.float64], tail: float | None, label: int, pieces: Pieces
 ) -> dict[str, Any]:
     best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]
     return {

@@ -184,13 +184,15 @@ def _logits(name: str, a: Logits | None, b: Logits | None, heads: LmHeads, vocab
         yield _floats(f"{name}.entropy", a.entropy, b.entropy, None)
     elif isinstance(a, TruncatedLogits) and isinstance(b, TruncatedLogits) and _same_entries(a, b):
         yield _targets(f"{name}.logprobs", a.logprobs, b.logprobs)
-        yield _floats(f"{name}.tail_logmass", a.tail_logmass, b.tail_logmass, None)
+        if a.tail_logmass is not None and b.tail_logmass is not None:
+            yield _floats(f"{name}.tail_logmass", a.tail_logmass, b.tail_logmass, None)
     else:
         yield _common_logprobs(name, a, b, heads, vocab_size)
 
 
 def _same_entries(a: TruncatedLogits, b: TruncatedLogits) -> bool:
-    return bool(np.array_equal(a.ids, b.ids) and np.array_equal(a.offsets, b.offsets))
+    same_tail = (a.tail_logmass is None) == (b.tail_logmass is None)
+    return bool(same_tail and np.array_equal(a.ids, b.ids) and np.array_equal(a.offsets, b.offsets))
 
 
 def _common_logprobs(name: str, a: Logits, b: Logits, heads: LmHeads, vocab_size: int) -> FieldResult:

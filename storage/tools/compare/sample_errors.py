@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.store import StoreReader
@@ -154,7 +152,4 @@ class _BoundSum:
 
 
 def _mass_error(logits: TruncatedLogits) -> float:
-    ends = np.concatenate([[0.0], np.cumsum(np.exp(logits.logprobs.astype(np.float64)))])
-    tail = np.exp(logits.tail_logmass.astype(np.float64))
-    mass: NDArray[Any] = ends[logits.offsets[1:]] - ends[logits.offsets[:-1]] + tail
-    return float(np.abs(mass - 1).max(initial=0.0))
+    return float(np.abs(logits.masses() - 1).max(initial=0.0))

@@ -45,7 +45,7 @@ class LabelVerdict:
             differ, in standard errors.
         entropy: mean entropy of the teacher in nats (for `topk` and `nucleus` the largest possible with the tail).
         labels_not_kept: number of positions whose label is not among the kept entries (`topk`, `nucleus`), which is an
-            error.
+            error unless the tail is unknown: files of other tools may lack the label.
     """
 
     outcome: Outcome
@@ -65,6 +65,7 @@ class LabelScores:
     def __init__(self, manifest: Manifest) -> None:
         self.vocab_size = manifest.shapes.vocab_size
         self.stored = manifest.codecs.logits.kind != "none"
+        self.may_lack_labels = manifest.codecs.logits.tail == "unknown"
         self._own: list[NDArray[np.float64]] = []
         self._entropy: list[NDArray[np.float64]] = []
         # (own, neighbour's) where neighbours differ, and the neighbour's wherever there is one
@@ -81,12 +82,13 @@ class LabelScores:
         own = answers(found, places, labels, self.vocab_size)
         if isinstance(found, TruncatedLogits):
             self.labels_not_kept += int(np.count_nonzero(~own.kept))
-        self._own.append(np.maximum(own.logprobs, FLOOR))
+        floor = _floor(found)
+        self._own.append(np.maximum(own.logprobs, floor[places]))
         self._entropy.append(entropies(found, self.vocab_size))
         self.positions += len(labels)
         adjacent = np.flatnonzero(np.diff(record.supervised_positions) == 1)
         for name, at, other in (("next", adjacent, adjacent + 1), ("previous", adjacent + 1, adjacent)):
-            logprobs = np.maximum(answers(found, at, labels[other], self.vocab_size).logprobs, FLOOR)
+            logprobs = np.maximum(answers(found, at, labels[other], self.vocab_size).logprobs, floor[at])
             differ = labels[at] != labels[other]
             self._neighbours[name].append(logprobs)
             self._pairs[name].append(np.stack([self._own[-1][at], logprobs], 1)[differ])
@@ -126,7 +128,7 @@ class LabelScores:
     def problems(self) -> list[str]:
         """One line for each problem."""
         found, verdict = [], self.verdict()
-        if verdict.labels_not_kept:
+        if verdict.labels_not_kept and not self.may_lack_labels:
             found.append(
                 f"logits lack the label at {verdict.labels_not_kept} of {verdict.positions} supervised positions, "
                 "expected it among the kept entries of each: targets and labels do not belong together"
@@ -144,6 +146,17 @@ class LabelScores:
             if found < -CLEAR and (_perplexity(self._neighbours[name]) or guessing) < guessing:
                 return "shifted"
         return "no opinion" if entropy > VAGUE * np.log(self.vocab_size) else "implausible"
+
+
+def _floor(found: Distribution) -> NDArray[np.float64]:
+    """The lowest log-probability that a token of a position is given, float64 [N].
+
+    With an unknown tail that of the least probable entry: a token outside the entries is no more probable.
+    """
+    floor = np.full(len(found) if isinstance(found, np.ndarray) else found.num_positions, FLOOR)
+    if isinstance(found, TruncatedLogits) and found.tail_logmass is None and len(floor):
+        floor = np.minimum.reduceat(found.logprobs.astype(np.float64), found.offsets[:-1])
+    return floor
 
 
 def _blame(verdict: LabelVerdict) -> str:

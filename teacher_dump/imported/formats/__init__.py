@@ -1,0 +1,1 @@
+"""Readers of other tools' files, one format each. `registry.py` lists them."""

@@ -23,6 +23,8 @@ def trained_turns(
         SampleError: a weight other than 0 and 1, a question that would be trained on, or values that differ.
     """
     columns = _columns(entry, len(keys))
+    if not columns and not any(keys):
+        return (True,) * len(keys)
     return tuple(
         _is_trained(number, speaker, [*own.items(), *((key, values[number]) for key, values in columns.items())])
         for number, (own, speaker) in enumerate(zip(keys, speakers, strict=True))

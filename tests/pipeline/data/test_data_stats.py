@@ -276,7 +276,7 @@ def test_keys_marks_and_orientations_are_counted(
     for orientation, name in ((1, "upright.jpg"), (6, "turned.jpg"), (8, "turned.png"), (6, "turned.tiff")):
         exif[ExifTags.Base.Orientation] = orientation
         Image.new("RGB", (30, 20), "red").save(job.images / name, exif=exif)
-    weighed = [{"from": "human", "value": "How do I use <video> in HTML?", "weight": 0}, {"from": "gpt", "value": "ho"}]
+    weighed = [{"from": "human", "value": "How do I use <video> in HTML?", "lang": 0}, {"from": "gpt", "value": "ho"}]
     entries = [
         *(entry(name, name) | {"source": "x", "height": 20} for name in ("upright.jpg", "turned.jpg", "turned.png")),
         entry("turned.tiff", "turned.tiff"),
@@ -285,11 +285,11 @@ def test_keys_marks_and_orientations_are_counted(
         entry("film", None, "hi") | {"video": "a.mp4"},
     ]
     stats = data_stats(make_job(entries))
-    assert stats.keys_not_read == {"source": 4, "height": 3, "video": 1}
+    assert stats.keys_not_read == {"source": 4, "height": 3, "conversations[].lang": 1, "video": 1}
     assert stats.marks == {"<video>": 1} and list(stats.text_reasons.values()) == [1]
     assert (stats.num_images, stats.num_turned, stats.num_unusable) == (4, 2, 1)
     lines = list(report_lines(stats))
-    assert "keys not read: source 4, height 3, video 1" in lines
+    assert "keys not read: source 4, height 3, conversations[].lang 1, video 1" in lines
     assert "kept as plain text in samples without an image: <video> 1" in lines
     assert any(line.startswith("2 images have an EXIF orientation other than 1; they are read as") for line in lines)
     assert json.loads(json.dumps(stats.to_json()))["keys_not_read"]["source"] == 4
@@ -299,7 +299,7 @@ def test_keys_marks_and_orientations_are_counted(
 
 
 def test_one_reason_for_every_unusable_sample_is_said_once(make_job: MakeJob) -> None:
-    turns = [{"from": "cat", "value": "hi"}, {"from": "assistant", "value": "ho"}]
+    turns = [{"from": "cat", "value": "hi"}, {"from": "gpt", "value": "ho"}]
     lines = list(report_lines(data_stats(make_job([{"conversations": turns}] * 20))))
     assert [line for line in lines if line.startswith("unusable")] == [
         "unusable: 20 samples, all for one reason: unknown role 'cat'; name it under data.roles as human, gpt or system"

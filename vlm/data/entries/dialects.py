@@ -4,9 +4,10 @@ A dialect is recognised by keys alone. docs/inputs.md has the table.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from alignkd.vlm.data.entries.no_conversation import EMPTY, no_conversation, no_turn
 from alignkd.vlm.data.entries.plain import filled, is_nothing
@@ -16,6 +17,7 @@ ENTRY_KEYS = frozenset({"id", "image", "images"})
 LISTS = ("conversations", "messages", "conversation", "dialog", "dialogue", "turns", "chat", "texts")
 ROLE_KEYS = ("from", "role")
 CONTENT_KEYS = ("value", "content")
+_LLAVA_KEYS = {"from", "value"}
 PAIRS = (
     ("user", "assistant"),
     ("instruction", "output"),
@@ -33,8 +35,7 @@ CAPTIONS = ("caption", "captions", "blip_caption", "text", "txt")
 _INPUT = "input"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RawTurn:
+class RawTurn(NamedTuple):
     """A turn as an entry has it.
 
     Attributes:
@@ -47,7 +48,7 @@ class RawTurn:
     content: Any
     role: Any = None
     speaker: str = ""
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +88,9 @@ def conversation_of(entry: Mapping[str, Any]) -> Conversation:
         raise SampleError(f"has {first}, but also {second}; keep one question and one answer")
     if pairs:
         return _of_pair(entry, *pairs[0])
-    if "conversations" in entry:
+    if entry.get("conversations") is not None:
         raise SampleError(EMPTY)
     return _of_caption(entry)
-
-
-def pair_in(turn: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The keys of question and answer in an element of a list; None if it is not a pair."""
-    return next(iter(_pairs(turn)), None)
 
 
 def _listed(key: str, value: Any) -> list[Any]:
@@ -136,30 +132,37 @@ def _of_lists(lists: Mapping[str, list[Any]]) -> Conversation:
     return Conversation(key=key, read=ENTRY_KEYS | set(lists), turns=turns, is_llava=is_llava)
 
 
-def _turns_in(number: int, element: Any) -> Iterator[RawTurn]:
+def _turns_in(number: int, element: Any) -> Sequence[RawTurn]:
     """The turn of an element, or the two of a pair."""
     if not isinstance(element, dict):
         raise SampleError(no_turn(number, element))
+    if element.keys() == _LLAVA_KEYS and None not in element.values():  # the shortest way for most data
+        return (RawTurn(role=element["from"], content=element["value"]),)
     found = filled(element)
-    role, content = (_one_of(number, found, keys) for keys in (ROLE_KEYS, CONTENT_KEYS))
+    role, content = _one_of(number, found, ROLE_KEYS), _one_of(number, found, CONTENT_KEYS)
     if role is not None:
-        others = {key: value for key, value in found.items() if key not in (*ROLE_KEYS, *CONTENT_KEYS)}
-        yield RawTurn(role=found[role], content=None if content is None else found[content], keys=others)
-    elif (pair := pair_in(found)) is not None:
-        question, answer = pair
-        others = {key: value for key, value in found.items() if key not in pair}
-        yield RawTurn(speaker="human", content=found[question])
-        yield RawTurn(speaker="gpt", content=found[answer], keys=others)
-    else:
+        return (RawTurn(role=role, content=content, keys=_without(found, (*ROLE_KEYS, *CONTENT_KEYS))),)
+    if (pair := next(_pairs(found), None)) is None:
         raise SampleError(no_turn(number, found))
+    question, answer = (found[key] for key in pair)
+    return (
+        RawTurn(speaker="human", content=question),
+        RawTurn(speaker="gpt", content=answer, keys=_without(found, pair)),
+    )
 
 
-def _one_of(number: int, turn: Mapping[str, Any], keys: tuple[str, str]) -> str | None:
-    """Which of two keys the turn has."""
+def _without(turn: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in turn.items() if key not in keys}
+
+
+def _one_of(number: int, turn: Mapping[str, Any], keys: tuple[str, str]) -> Any:
+    """The value of the one of two keys that the turn has; None if it has neither."""
     first, second = keys
-    if first in turn and second in turn and turn[first] != turn[second]:
+    if first not in turn:
+        return turn.get(second)
+    if second in turn and turn[first] != turn[second]:
         raise SampleError(f"turn {number} has {first!r} and {second!r}, which differ; keep one of the two")
-    return next((key for key in keys if key in turn), None)
+    return turn[first]
 
 
 def _pairs(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -66,7 +66,8 @@ def _read(
     conversation = _conversation(entry, has_images=bool(beside))
     turns, marks = _turns(conversation, entry, reading)
     images = _images(marks, beside, reading)
-    check_entry_keys(entry, read=conversation.read, has_images=bool(images), is_pair=not conversation.key)
+    is_pair = not conversation.key and not conversation.is_caption
+    check_entry_keys(entry, read=conversation.read, has_images=bool(images), is_pair=is_pair)
     if not images:
         if conversation.is_caption:
             raise SampleError("a caption without an image; name the image under 'image', or remove the sample")
@@ -82,9 +83,8 @@ def _conversation(entry: Mapping[str, Any], *, has_images: bool) -> Conversation
     try:
         return conversation_of(entry)
     except SampleError:
-        check_entry_keys(
-            entry, read=ENTRY_KEYS | set(LISTS), has_images=has_images
-        )  # the better reason, where there is one
+        # a key with a meaning is the better reason
+        check_entry_keys(entry, read=ENTRY_KEYS | set(LISTS), has_images=has_images)
         raise
 
 

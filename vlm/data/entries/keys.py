@@ -120,6 +120,7 @@ def keys_not_read(entry: Any) -> Iterator[str]:
     yield from (f"{conversation.key}[].content[].{key}" for key in parts)
 
 
+@lru_cache(maxsize=1024)
 def name_of(key: str) -> str:
     """One name for `imageUrl`, `image-url` and `IMAGE_URL`."""
     return _HUMP.sub("_", key).lower().replace("-", "_")

@@ -23,6 +23,8 @@ def trained_turns(
         SampleError: a weight other than 0 and 1, a question that would be trained on, or values that differ.
     """
     columns = _columns(entry, len(keys))
+    if not columns and not any(keys):
+        return (True,) * len(keys)
     return tuple(
         _is_trained(number, speaker, [*own.items(), *((key, values[number]) for key, values in columns.items())])
         for number, (own, speaker) in enumerate(zip(keys, speakers, strict=True))
@@ -59,6 +61,7 @@ def _is_trained(number: int, speaker: str, keys: Iterable[tuple[str, Any]]) -> b
             )
     if len(found) > 1:
         raise SampleError(
-            f"turn {number}: key {shown(found[True])} asks to train on it, key {shown(found[False])} not to; keep one"
+            f"turn {number}: key {shown(found[True])} selects it for training, key {shown(found[False])} excludes it; "
+            "keep one"
         )
     return False not in found

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_SCALARS = (str, bytes, bool, int, float, type(None))
+_SCALARS = frozenset((str, bytes, bool, int, float, type(None)))
 
 
 def plain(value: Any) -> Any:
@@ -10,9 +10,9 @@ def plain(value: Any) -> Any:
     if type(value) in _SCALARS:
         return value
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
+        return {str(key): item if type(item) in _SCALARS else plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [item if type(item) in _SCALARS else plain(item) for item in value]
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if hasattr(value, "tolist"):  # arrays and scalars of NumPy

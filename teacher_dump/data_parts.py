@@ -66,10 +66,10 @@ def continued_list(path: Path | str, stored: Manifest, samples: DataList, sets: 
     if known is None:
         return None
     match = _Match(path, known, samples, sets)
-    added = match.added_sources(names_first=stored.sources is None and stored.additions is None)
     additions = stored.additions or ()
     num_added = len(samples) - stored.num_samples
     if num_added:
+        added = match.added_sources(names_first=stored.sources is None and stored.additions is None)
         start = samples.sources[len(known) - 1 :]
         new = Addition(
             added=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -171,6 +171,8 @@ class _Match:
 
     def _check_pieces(self, number: int) -> None:
         source, listed = self.known[number], self.samples.sources[number]
+        if _is_same_file(listed, source):
+            return
         is_last, start = number == len(self.known) - 1, 0
         now = listed.pieces
         if len(now) < len(source.pieces):
@@ -195,6 +197,17 @@ class _Match:
             f"store {self.path} was made from other data: {found}; keep the data of the store unchanged at the start "
             "of the list and add new files or data sets at its end, or choose another path"
         )
+
+
+def _is_same_file(listed: ListedSource, source: StoredSource) -> bool:
+    """Whether a data set is one JSON file whose sha256 the store has, which is known without reading it again."""
+    data, (first, *more) = listed.data, source.pieces
+    return (
+        isinstance(data, ConversationFile)
+        and not more
+        and first.num_samples == len(data)
+        and first.sha256 == data.sha256
+    )
 
 
 def _begins(listed: ListedSource, now: Piece, piece: StoredPiece, start: int, *, may_grow: bool) -> bool:

@@ -20,9 +20,10 @@ from alignkd.vlm.data.source import DataSet, DataSource, Piece, ReadProgress
 from alignkd.vlm.errors import InputError
 
 # `train-00003-of-00012` and `train-*` are parts of `train`
-_PART = re.compile(r"[-_.]?(\d+-of-\d+|[*?\[{].*)$")
+_PART = re.compile(r"[-_.]?(\d+-of-\d+(-[0-9a-f]+)?|[*?\[{].*)$")
 _SUFFIXES = re.compile(r"(\.(json|jsonl|ndjson|parquet|tar|gz|tgz))+$", re.IGNORECASE)
 _WORD = 2**64
+MAX_NAME = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def _name_of(path: Path) -> str:
     stem = _SUFFIXES.sub("", path.name)
     name = _PART.sub("", stem)
     if name:
-        return name
+        return name[:MAX_NAME]
     return _name_of(path.parent) if path.parent.name else stem or "data"
 
 

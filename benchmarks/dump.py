@@ -50,6 +50,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
@@ -160,8 +161,7 @@ class Bench:
         """The job as `alignkd dump` would run it."""
         options = self.options
         return DumpJob(
-            conversations=self.folder / "data.json",
-            images=self.folder / "images",
+            data=(DataSet(path=self.folder / "data.json", images=self.folder / "images"),),
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(

@@ -84,7 +84,7 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
         model = load_teacher(job, teacher)
     store = open_writer(job.store.path, manifest, attachments=attachments)
     if stored is not None and data.added:
-        job.control.notice(f"{data.added:,} samples added to {stored.num_samples:,}")
+        job.control.notice(f"{data.added:,} sample{'' if data.added == 1 else 's'} added to {stored.num_samples:,}")
     del attachments  # hundreds of megabytes if they include a stem or lm_head
     run = _Run(job, preparation, samples, store)
     if job.retry_unusable:

@@ -9,6 +9,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
@@ -34,8 +35,7 @@ def dump_job(folder: Path, kind: str, device: str, name: str | None = None) -> D
     data = folder / "data.json"
     data.write_text(json.dumps(samples()))
     return DumpJob(
-        conversations=data,
-        images=IMAGES,
+        data=(DataSet(path=data, images=IMAGES),),
         template="v1",
         max_tokens=2048,
         teacher=TeacherConfig(

@@ -42,8 +42,6 @@ def problem_of(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 def _reason(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     kind, value, context = str(error["type"]), error["input"], error.get("ctx", {})
-    if kind == "too_short":
-        return "an empty list, expected at least one"
     if kind == "string_pattern_mismatch":
         return f"expected letters, digits, '_', '-' and '.', found {_value(value)}"
     if kind == "extra_forbidden":

@@ -106,6 +106,8 @@ def _limits(details: list[Any]) -> list[str]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory is not None:
+        return "`{}`"
     if field.default is None:
         return "`null`"
     if isinstance(field.default, BaseModel):

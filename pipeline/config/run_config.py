@@ -59,7 +59,7 @@ class DataConfig(Settings):
     conversations: UserPath
     images: UserPath | None = None
     name: DataName | None = None
-    roles: dict[str, Literal["human", "gpt", "system"]] = Field(default_factory=dict)
+    roles: dict[str, Literal["human", "gpt", "system"]] = Field(default_factory=dict, title="names of roles")
     system: str | None = None
     share: float = Field(default=1.0, gt=0, le=1)
     weight: Positive = 1.0
@@ -99,7 +99,7 @@ class StudentConfig(Settings):
 class RunConfig(Settings):
     """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
 
-    data: tuple[DataConfig, ...] = Field(min_length=1)
+    data: tuple[DataConfig, ...]
     teacher: TeacherConfig | None = None
     student: StudentConfig | None = None
     store: StoreConfig
@@ -123,6 +123,8 @@ class RunConfig(Settings):
     @classmethod
     def _agree(cls, data: tuple[DataConfig, ...]) -> tuple[DataConfig, ...]:
         """Check what holds for all data sets, and their names."""
+        if not data:
+            raise ValueError("an empty list, expected at least one data set")
         for key in SHARED_BY_DATA:
             given = {number: getattr(one, key) for number, one in enumerate(data) if key in one.model_fields_set}
             first = next(iter(given), 0)

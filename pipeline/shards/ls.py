@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
+from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
 from alignkd.pipeline.shards.options import STORE
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     if listing is not None:
         totals["root_hash"] = listing.root_hash
         shown = {**manifest.settings(), **manifest.model_dump()}
-        print_json({"store": str(store), **totals, "manifest": shown, "shard_list": [asdict(info) for info in infos]})
+        data = {"sources": _sources(manifest), "additions": _additions(manifest)}
+        listed = [asdict(info) for info in infos]
+        print_json({"store": str(store), **totals, **data, "manifest": shown, "shard_list": listed})
         return
     lines = [f"{'shard':>8} {'records':>8} {'unusable':>8} {'tokens':>10} {'bytes':>12}", *map(_line, infos)]
     click.echo("\n".join(lines))
@@ -58,6 +60,40 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
         f"{totals['quarantined']} unusable, {format_bytes(totals['bytes'])}; "
         f"{manifest.backend}, codecs {codecs_line(manifest)}"
     )
+    for line in data_lines(manifest):
+        click.echo(line)
+
+
+def data_lines(manifest: "Manifest") -> list[str]:
+    """One line for each data set and for each addition; none for a store that lists neither."""
+    lines = []
+    for source in _sources(manifest):
+        share = f", share {source['share']:g}" if source["share"] is not None else ""
+        files = f" of {format_count(source['files'], 'file')}" if source["files"] else ""
+        lines.append(f"data set {source['name']}: {format_count(source['samples'], 'sample')}{files}{share}")
+    lines += [
+        f"added {one['added']}: {format_count(one['samples'], 'sample')} of {', '.join(one['sources'])}"
+        for one in _additions(manifest)
+    ]
+    return lines
+
+
+def _sources(manifest: "Manifest") -> list[dict[str, Any]]:
+    return [
+        {"name": one.name, "samples": one.num_samples, "files": len(one.pieces), "share": one.share}
+        for one in manifest.all_sources()
+    ]
+
+
+def _additions(manifest: "Manifest") -> list[dict[str, Any]]:
+    return [
+        {
+            "added": one.added,
+            "samples": one.num_samples,
+            "sources": [source.name for source in one.sources if source.num_samples],
+        }
+        for one in manifest.additions or ()
+    ]
 
 
 def print_unusable(store: Path | str, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 FAMILIES = ("qwen3_vl", "gemma3", "smolvlm")
 
@@ -33,8 +34,7 @@ def test_terms_and_gradients_are_the_cpus(name: str, registered: object, tmp_pat
     store = tmp_path / "store"
     dump(
         DumpJob(
-            conversations=data.conversations,
-            images=data.images,
+            data=(DataSet(path=data.conversations, images=data.images),),
             template=None,
             max_tokens=None,
             teacher=TeacherConfig(checkpoint=str(teacher), sanity="off", device="cpu"),

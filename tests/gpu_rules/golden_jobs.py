@@ -22,6 +22,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
@@ -57,8 +58,7 @@ class GoldenJobs:
     def dump_job(self, kind: str, device: str) -> DumpJob:
         """A teacher pass; that of `compact` begins with the teacher's checks, whose verdict is ignored."""
         return DumpJob(
-            conversations=self.data,
-            images=IMAGES,
+            data=(DataSet(path=self.data, images=IMAGES),),
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(

@@ -13,6 +13,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 TEACHER_SETTINGS = ("batch", "token_budget", "window", "data_workers", "sanity", "dtype")
 MakeJob = Callable[..., DumpJob]
@@ -30,8 +31,7 @@ def make(golden: Path, images: Path, folder: Path, entries: list[Any] | None = N
     data.write_text(json.dumps(json.loads((golden / "v1.json").read_text()) if entries is None else entries))
     exact = {"attention": "float32", "vision_top": "float32", "vision_all": "float32", "logits": {"kind": "full"}}
     return DumpJob(
-        conversations=data,
-        images=images,
+        data=(DataSet(path=data, images=images),),
         template="v1",
         max_tokens=max_tokens,
         teacher=TeacherConfig(

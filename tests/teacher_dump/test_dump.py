@@ -139,7 +139,12 @@ def with_bad_samples(make_job: MakeJob, golden: Path, golden_images: Path, tmp_p
     (images / "cut.jpg").write_bytes((golden_images / "rocket.jpg").read_bytes()[:30000])
     good = json.loads((golden / "v1.json").read_text())
     entries = [*good, *map(bad_entry, BAD_SAMPLES)]
-    return lambda **store: replace(make_job(entries, **store), images=images)
+
+    def make(**store: Any) -> DumpJob:
+        job = make_job(entries, **store)
+        return replace(job, data=(replace(job.data[0], images=images),))
+
+    return make
 
 
 def test_unusable_samples_are_listed_and_the_others_kept(with_bad_samples: Callable[..., DumpJob]) -> None:

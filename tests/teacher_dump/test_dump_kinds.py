@@ -46,8 +46,8 @@ def test_profiles(
         if not true.has_image:
             assert record.image_bytes == () and record.attention is None
             continue
-        assert record.has_image and job.images is not None
-        assert record.image_bytes == tuple((job.images / image).read_bytes() for image in record.images)
+        assert record.has_image and job.data[0].images is not None
+        assert record.image_bytes == tuple((job.data[0].images / image).read_bytes() for image in record.images)
         for field in ("attention_float32", "vision_embeddings_float32", "vision_top_embeddings_float32"):
             stored, expected = getattr(record, field), getattr(true, field)
             assert 0 < np.linalg.norm(stored - expected) < 0.01 * np.linalg.norm(expected), field
@@ -136,8 +136,12 @@ def test_a_store_of_other_settings_is_refused_with_both_values(make_job: MakeJob
         assert "\n" not in str(error.value)
 
 
+def without_images(job: DumpJob) -> DumpJob:
+    return replace(job, data=(replace(job.data[0], images=None),))
+
+
 def test_images_without_an_image_folder(make_job: MakeJob) -> None:
     with pytest.raises(InputError, match=r"data\.json: has samples with images, but data\.images is missing"):
-        dump(replace(make_job(), images=None))
+        dump(without_images(make_job()))
     text = [{"id": "t", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}]
-    assert dump(replace(make_job(text, inputs="embed"), images=None)).num_records == 1
+    assert dump(without_images(make_job(text, inputs="embed"))).num_records == 1

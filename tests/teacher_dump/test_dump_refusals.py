@@ -39,8 +39,8 @@ def other_data(job: DumpJob, folder: Path) -> tuple[DumpJob, str]:
     """The same samples in another order."""
     folder.mkdir()
     path = folder / "data.json"
-    path.write_text(json.dumps(json.loads(job.conversations.read_text())[::-1]))
-    return replace(job, conversations=path), "data_fingerprint.conversations is"
+    path.write_text(json.dumps(json.loads(job.data[0].path.read_text())[::-1]))
+    return replace(job, data=(replace(job.data[0], path=path),)), "was made from other data: data.json of data set"
 
 
 def other_template(job: DumpJob, folder: Path) -> tuple[DumpJob, str]:

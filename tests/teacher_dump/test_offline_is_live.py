@@ -74,10 +74,10 @@ def test_every_target_of_every_sample(
     job = make_job(entries, shard_size=6, **batching)
     assert dump(job).num_records == len(entries)
     reader = StoreReader(job.store.path)
-    assert job.images is not None and len(set(reader.sequence_lengths)) > 4
+    assert job.data[0].images is not None and len(set(reader.sequence_lengths)) > 4
     for number in range(len(reader)):
         record = reader[number]
-        expected = live(model, builder, record, job.images)
+        expected = live(model, builder, record, job.data[0].images)
         assert ("attention" in expected) == (record.attention is not None)
         for name, values in expected.items():
             stored = np.asarray(getattr(record, name), np.float64)

@@ -18,6 +18,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels, judge_shuffled
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
@@ -46,8 +47,7 @@ def demo_job(scenes: Path, tmp_path: Path) -> MakeDemoJob:
         data = tmp_path / "data.json"
         data.write_text(json.dumps(entries))
         return DumpJob(
-            conversations=data,
-            images=scenes / "images",
+            data=(DataSet(path=data, images=scenes / "images"),),
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(checkpoint=str(TEACHER_CHECKPOINT), sanity=sanity),

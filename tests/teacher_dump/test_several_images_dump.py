@@ -86,10 +86,10 @@ def test_batched_targets_are_those_of_each_sample_alone(
     result = dump(job)
     assert (result.num_records, result.quarantined) == (len(ENTRIES), [])
     reader = StoreReader(job.store.path)
-    assert job.images is not None
+    assert job.data[0].images is not None
     for place in range(len(reader)):
         record = reader[place]
-        expected = alone(model, builder, record, job.images)
+        expected = alone(model, builder, record, job.data[0].images)
         assert record.num_images == len(ENTRIES[record.index].get("image", []))
         for name, values in expected.items():
             found = np.asarray(getattr(record, name))
@@ -112,11 +112,11 @@ def test_a_compact_store_of_its_own_images(
     dump(job)
     assert verify_store(job.store.path, deep=True).ok
     reader = StoreReader(job.store.path)
-    assert job.images is not None
+    assert job.data[0].images is not None
     for place in range(len(reader)):
         record = reader[place]
-        assert record.image_bytes == tuple((job.images / image).read_bytes() for image in record.images)
-        expected = alone(model, builder, record, job.images)
+        assert record.image_bytes == tuple((job.data[0].images / image).read_bytes() for image in record.images)
+        expected = alone(model, builder, record, job.data[0].images)
         for name in ("attention", "vision_embeddings"):
             if name not in expected:
                 continue

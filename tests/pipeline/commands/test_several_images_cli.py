@@ -21,6 +21,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.weights.files import read_weights
@@ -145,8 +146,7 @@ def test_two_projectors_with_one_number_of_tokens(golden: Path, golden_images: P
     (tmp_path / "data.json").write_text(json.dumps(ENTRIES[:3]))
     dumped = dump(
         DumpJob(
-            conversations=tmp_path / "data.json",
-            images=golden_images,
+            data=(DataSet(path=tmp_path / "data.json", images=golden_images),),
             template="v1",
             max_tokens=None,
             teacher=TeacherConfig(checkpoint=str(tmp_path / "teacher"), vision_config=golden / "clip", sanity="off"),

@@ -61,7 +61,7 @@ def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path
 )
 def test_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
     config = load(tmp_path, **changes)
-    assert config.train_job().images is None and config.dump_job().images is None
+    assert config.train_job().images is None and config.dump_job().data[0].images is None
 
 
 def test_training_from_a_store_of_another_configuration_is_left_to_the_store(tmp_path: Path) -> None:

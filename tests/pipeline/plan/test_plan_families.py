@@ -220,7 +220,7 @@ def test_the_plan_is_never_below_what_is_alive(
 ) -> None:
     opened = open_checkpoint(checkpoint(name, hidden_size=512, heads=8))
     preparation, size, settings = opened.preparation(), opened.size(), StoreConfig(path="store", profile=choice)
-    file = ConversationFile(data.conversations)
+    file = ConversationFile(data.conversations, data.images)
     with PreparationThreads(preparation, data.images, 1) as threads:
         samples = threads.prepare([file[number] for number in range(len(file))])
     model = opened.load_model(dtype=getattr(torch, dtype))
@@ -275,7 +275,7 @@ def test_prepared_windows_are_the_arrays_of_two_windows(make_run: MakeRun, data:
     assert run.teacher is not None
     plan = make_plan(run, PlanOptions())
     preparation = open_checkpoint(run.teacher.checkpoint).preparation()
-    file = ConversationFile(data.conversations)
+    file = ConversationFile(data.conversations, data.images)
     samples = [file[number] for number in range(len(file))]
     with PreparationThreads(preparation, data.images, 1) as threads:
         prepared = threads.prepare(samples)
@@ -316,7 +316,7 @@ def test_without_data_the_tokens_of_an_image_are_given_or_measured(make_run: Mak
 
 def test_a_missing_image_folder_and_a_stem_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("qwen3_vl")
-    bare = run.model_copy(update={"data": run.data.model_copy(update={"images": tmp_path / "not there"})})
+    bare = run.model_copy(update={"data": (run.data[0].model_copy(update={"images": tmp_path / "not there"}),)})
     with pytest.raises(InputError, match="is not a folder; set it, or give --samples"):
         make_plan(bare, PlanOptions())
     with pytest.raises(InputError, match=r"targets come from the teacher's stem, but .*store"):

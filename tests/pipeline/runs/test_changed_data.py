@@ -11,6 +11,7 @@ import alignkd.pipeline.runs.train
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.runs.changed_data import changed_data_notice
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Shapes, open_writer
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 
 MakeStore = Callable[..., Path]
@@ -43,20 +44,25 @@ def test_only_another_file_is_named(make_store: MakeStore, tmp_path: Path) -> No
     data = tmp_path / "data.json"
     data.write_text(DATA)
     store = make_store(conversations=hashlib.sha256(DATA.encode()).hexdigest())
-    assert changed_data_notice(data, store) is None
+    assert changed_data_notice([DataSet(path=data)], store) is None
     data.write_text(DATA.replace("a", "b"))
-    notice = changed_data_notice(data, store)
+    notice = changed_data_notice([DataSet(path=data)], store)
     assert notice is not None and "\n" not in notice
     assert hashlib.sha256(data.read_bytes()).hexdigest()[:12] in notice
     assert f"store {store} was made from {hashlib.sha256(DATA.encode()).hexdigest()[:12]}; training uses the" in notice
     data.unlink()  # training does not need it
-    assert changed_data_notice(data, store) is None
-    assert changed_data_notice(data, tmp_path / "none") is None
+    assert changed_data_notice([DataSet(path=data)], store) is None
+    assert changed_data_notice([DataSet(path=data)], tmp_path / "none") is None
 
 
 def test_a_merged_store_is_compared_with_no_file(make_store: MakeStore, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(DATA)
-    assert changed_data_notice(tmp_path / "data.json", make_store(merged_sources="2", source_000="0..1 ab")) is None
+    assert (
+        changed_data_notice(
+            [DataSet(path=tmp_path / "data.json")], make_store(merged_sources="2", source_000="0..1 ab")
+        )
+        is None
+    )
 
 
 def test_train_gives_the_line_once(

@@ -14,6 +14,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 EXACT = {
     "attention": "float32",
@@ -59,8 +60,7 @@ def family_store(
             made[key] = tmp_path_factory.mktemp("stores") / name
             dump(
                 DumpJob(
-                    conversations=data.conversations,
-                    images=data.images,
+                    data=(DataSet(path=data.conversations, images=data.images),),
                     template=None,
                     max_tokens=None,
                     teacher=TeacherConfig(checkpoint=str(checkpoint(name, **options)), sanity="off", device="cpu"),

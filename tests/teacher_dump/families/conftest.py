@@ -14,6 +14,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 FamilyJob = Callable[..., DumpJob]
 SIZES = {"wide.png": (120, 40), "tall.png": (50, 90), "near.png": (64, 48)}
@@ -71,8 +72,7 @@ def family_job(family_data: Path, family_teacher: Callable[[str], Path], tmp_pat
     ) -> DumpJob:
         exact = {"attention": "float32", "vision_top": "float32", "vision_all": "float32", "logits": {"kind": "full"}}
         return DumpJob(
-            conversations=family_data / "data.json",
-            images=family_data / "images",
+            data=(DataSet(path=family_data / "data.json", images=family_data / "images"),),
             template=None,
             max_tokens=4096,
             teacher=TeacherConfig(checkpoint=str(family_teacher(family)), batch=batch, window=window, sanity="off"),

@@ -13,6 +13,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.preparation import PreparationThreads
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.vlm.data.source import DataSet
 
 
 class Noted(ArrayBudget):
@@ -38,8 +39,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> DumpJob:
     data = tiny_data.write(folder)
     teacher = tiny_families.build("qwen3_vl", folder / "teacher")
     return DumpJob(
-        conversations=data.conversations,
-        images=data.images,
+        data=(DataSet(path=data.conversations, images=data.images),),
         template=None,
         max_tokens=None,
         teacher=TeacherConfig(checkpoint=str(teacher), sanity="off", window=4, batch=2),

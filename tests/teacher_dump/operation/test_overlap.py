@@ -179,7 +179,7 @@ def config(**values: Any) -> StoreConfig:
 @given(st.permutations(range(12)), st.integers(1, 5))
 def test_any_order_of_arrival_is_put_right(order: list[int], step: int) -> None:
     sink, done = Sink(), []
-    with ShardThread(config(), "data.json", done.append) as writer:
+    with ShardThread(config(), lambda index: "data.json", done.append) as writer:
         writer.begin(sink)  # type: ignore[arg-type]
         for start in range(0, len(order), step):
             writer.put([unusable(place) for place in order[start : start + step]])
@@ -191,7 +191,7 @@ def test_any_order_of_arrival_is_put_right(order: list[int], step: int) -> None:
 
 def test_a_slow_disk_makes_the_teacher_wait() -> None:
     sink, put = Sink(seconds=0.01), []
-    with ShardThread(config(), "data.json", lambda done: None) as writer:
+    with ShardThread(config(), lambda index: "data.json", lambda done: None) as writer:
         writer.begin(sink)  # type: ignore[arg-type]
         for place in range(40):
             writer.put([unusable(place)])
@@ -212,7 +212,7 @@ def test_limits_on_unusable_samples_are_those_of_the_whole_run() -> None:
         sink = Sink()
         with (
             pytest.raises(InputError, match=reason),
-            ShardThread(config(**settings), "data.json", lambda done: None) as writer,
+            ShardThread(config(**settings), lambda index: "data.json", lambda done: None) as writer,
         ):
             writer.begin(sink)  # type: ignore[arg-type]
             writer.put([unusable(place) for place in range(9)])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import alignkd.storage.write.replace
-import alignkd.vlm.data.conversations
+import alignkd.vlm.data.images
 import alignkd.vlm.patience
 from alignkd.storage import StoreError, StoreReader, open_writer, verify_store
 from alignkd.storage.tools.gc import collect_garbage
@@ -39,13 +39,18 @@ def images(golden_images: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def make(make_job: MakeJob, images: Path) -> MakeJob:
     """As `make_job`, with images that a test may take away."""
-    return lambda *arguments, **settings: replace(make_job(*arguments, **settings), images=images)
+
+    def make(*arguments: Any, **settings: Any) -> DumpJob:
+        job = make_job(*arguments, **settings)
+        return replace(job, data=(replace(job.data[0], images=images),))
+
+    return make
 
 
 def an_image(job: DumpJob) -> Path:
-    assert job.images is not None
-    entries = json.loads(job.conversations.read_text())
-    return job.images / next(entry["image"] for entry in entries if "image" in entry)
+    assert job.data[0].images is not None
+    entries = json.loads(job.data[0].path.read_text())
+    return job.data[0].images / next(entry["image"] for entry in entries if "image" in entry)
 
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
@@ -148,13 +153,13 @@ def test_two_that_redo_a_shard_write_it_once_and_others_see_it_throughout(make: 
 
 def failing(times: int, number: int) -> Callable[..., Any]:
     """`open_image` that fails so many times first."""
-    true, left = alignkd.vlm.data.conversations.open_image, [times]
+    true, left = alignkd.vlm.data.images.open_image, [times]
 
     def open_image(images: Path, image: str) -> Any:
         if left[0]:
             left[0] -= 1
             error = OSError(number, os.strerror(number))
-            raise alignkd.vlm.data.conversations.MissingImageError(
+            raise alignkd.vlm.data.images.MissingImageError(
                 f"{images / image}: {error.strerror}; restore the file"
             ) from error
         return true(images, image)
@@ -169,20 +174,20 @@ def test_a_fault_that_passes_is_waited_for_and_one_that_stays_stops_the_dump_wit
     waited: list[float] = []
     monkeypatch.setattr(alignkd.vlm.patience.time, "sleep", waited.append)
     job = make(shard_size=4, data_workers=1)
-    monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(10**6, number))
+    monkeypatch.setattr(alignkd.vlm.data.images, "open_image", failing(10**6, number))
     with pytest.raises(TransientReadError, match=rf"{os.strerror(number)}: 7 attempts in \d+ s; run the same command"):
         dump(job)
     assert waited[: len(PAUSES)] == list(PAUSES)
     assert open_writer(job.store.path, StoreReader(job.store.path, allow_incomplete=True).manifest).pending_shards()
-    monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(len(PAUSES), number))
+    monkeypatch.setattr(alignkd.vlm.data.images, "open_image", failing(len(PAUSES), number))
     assert dump(job).quarantined == []
 
 
 def test_a_missing_file_is_not_waited_for(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignkd.vlm.patience.time, "sleep", lambda seconds: pytest.fail("waited"))
     for number in (errno.ENOENT, errno.EACCES, errno.EISDIR):
-        monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", failing(1, number))
-        with pytest.raises(alignkd.vlm.data.conversations.MissingImageError):
+        monkeypatch.setattr(alignkd.vlm.data.images, "open_image", failing(1, number))
+        with pytest.raises(alignkd.vlm.data.images.MissingImageError):
             read_image_bytes(images, "coffee.png")
 
 
@@ -191,7 +196,7 @@ def test_an_unmounted_image_folder_stops_the_dump(
 ) -> None:
     """Every file of it is missing; not one may be listed as unusable for that."""
     job = make(shard_size=4)
-    true = alignkd.vlm.data.conversations.open_image
+    true = alignkd.vlm.data.images.open_image
 
     def unmounting(folder: Path, image: str) -> Any:
         if not (tmp_path / "unmounted").exists():
@@ -199,7 +204,7 @@ def test_an_unmounted_image_folder_stops_the_dump(
             images.mkdir()
         return true(folder, image)
 
-    monkeypatch.setattr(alignkd.vlm.data.conversations, "open_image", unmounting)
+    monkeypatch.setattr(alignkd.vlm.data.images, "open_image", unmounting)
     with pytest.raises(InputError, match="is another folder since the dump started"):
         dump(job)
     with pytest.raises(InputError, match="which is an empty folder; is it mounted"):

@@ -16,6 +16,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
@@ -135,8 +136,8 @@ def test_the_choice_is_in_the_manifest_and_cannot_be_changed_within_a_store(
             checkpoint=str(golden / "teacher"), vision_config=golden / "clip", quantization=quantization
         )
         store = StoreConfig(path=tmp_path / "store", shard_size=2)
-        data = {"conversations": golden / "v1.json", "images": golden_images, "template": "v1", "max_tokens": None}
-        dump(DumpJob(**data, teacher=teacher, store=store))
+        data = (DataSet(path=golden / "v1.json", images=golden_images),)
+        dump(DumpJob(data=data, template="v1", max_tokens=None, teacher=teacher, store=store))
 
     run("nf4")
     assert load_manifest(tmp_path / "store").fingerprint["dtype"] == "float32+nf4"

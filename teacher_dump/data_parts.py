@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
 from alignkd.storage.schema.sealed_json import canonical
-from alignkd.storage.schema.sources import Addition, StoredPiece, StoredSource
+from alignkd.storage.schema.sources import MAX_ADDITIONS, MAX_PIECES, MAX_SOURCES, Addition, StoredPiece, StoredSource
 from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.data.data_list import DataList, ListedSource
 from alignkd.vlm.data.source import DataSet, Piece
+from alignkd.vlm.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ def whole_list(samples: DataList, sets: Sequence[DataSet]) -> DataParts:
 
     One JSON file without settings of its own is identified by `data_fingerprint` alone, as in all earlier stores.
     """
+    if len(sets) > MAX_SOURCES:
+        raise InputError(
+            f"{sets[0].path}: is one of {len(sets)} data sets, at most {MAX_SOURCES} are possible; join them"
+        )
     sources: list[StoredSource] | None = None
     fingerprint: dict[str, str] = {}
     first = samples.sources[0].data
@@ -66,16 +71,22 @@ def continued_list(path: Path | str, stored: Manifest, samples: DataList, sets: 
     if known is None:
         return None
     match = _Match(path, known, samples, sets)
-    added = match.added_sources(names_first=stored.sources is None and stored.additions is None)
     additions = stored.additions or ()
     num_added = len(samples) - stored.num_samples
     if num_added:
-        start = samples.sources[len(known) - 1 :]
+        if len(additions) >= MAX_ADDITIONS:
+            raise StoreError(
+                f"store {path} has grown {MAX_ADDITIONS} times, more is not possible; dump the new data into another "
+                "store and join both by `alignkd shards merge`"
+            )
+        added = match.added_sources(names_first=stored.sources is None and stored.additions is None)
+        last = len(known) - 1
+        grown = samples.sources[last if samples.sources[last].num_samples > known[last].num_samples else last + 1 :]
         new = Addition(
             added=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             sources=tuple(added),
             num_samples=num_added,
-            contiguous=True if any(listed.data.is_sequential for listed in start) else None,
+            contiguous=True if any(listed.data.is_sequential for listed in grown) else None,
         )
         additions = (*additions, new)
     return DataParts(
@@ -104,6 +115,8 @@ def _known(stored: Manifest, samples: DataList) -> list[StoredSource] | None:
 
 
 def _stored(listed: ListedSource, data: DataSet) -> StoredSource:
+    if len(listed.pieces) > MAX_PIECES:
+        raise InputError(f"{data.path}: has {len(listed.pieces)} files, at most {MAX_PIECES} are possible; join them")
     pieces = tuple(
         StoredPiece(name=piece.name, num_samples=piece.num_samples, sha256=piece.sha256) for piece in listed.pieces
     )
@@ -171,6 +184,8 @@ class _Match:
 
     def _check_pieces(self, number: int) -> None:
         source, listed = self.known[number], self.samples.sources[number]
+        if _is_same_file(listed, source):
+            return
         is_last, start = number == len(self.known) - 1, 0
         now = listed.pieces
         if len(now) < len(source.pieces):
@@ -195,6 +210,17 @@ class _Match:
             f"store {self.path} was made from other data: {found}; keep the data of the store unchanged at the start "
             "of the list and add new files or data sets at its end, or choose another path"
         )
+
+
+def _is_same_file(listed: ListedSource, source: StoredSource) -> bool:
+    """Whether a data set is one JSON file whose sha256 the store has, which is known without reading it again."""
+    data, (first, *more) = listed.data, source.pieces
+    return (
+        isinstance(data, ConversationFile)
+        and not more
+        and first.num_samples == len(data)
+        and first.sha256 == data.sha256
+    )
 
 
 def _begins(listed: ListedSource, now: Piece, piece: StoredPiece, start: int, *, may_grow: bool) -> bool:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES, ArrayBudget
-from alignkd.vlm.data.images import MissingImageError, image_files, image_hashes
+from alignkd.vlm.data.data_list import sample_files
+from alignkd.vlm.data.images import MissingImageError, image_hashes
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 from alignkd.vlm.inputs.examples import Example, ImageArrays, Preparation
@@ -246,7 +247,7 @@ class PreparationThreads:
         if sample.problem is not None:
             raise SampleError(sample.problem)
         try:
-            files = image_files(sample)
+            files = sample_files(sample)
         except MissingImageError:
             self._check_image_folder(sample.folder)
             raise

@@ -16,7 +16,7 @@ from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError, SampleError, one_line
 from alignkd.vlm.inputs.examples import Preparation, Tokens
-from alignkd.vlm.inputs.image_file import image_size
+from alignkd.vlm.inputs.image_file import decode_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def shown_sample(source: EntrySource, index: int, builder: Preparation | None) -
     if index >= len(source):
         raise InputError(f"{source.path}: no sample {index}; it has {len(source)}, counted from 0")
     sample, entry = source.sample_and_entry(index)
-    images = tuple(_image(sample, own) for own in range(len(sample.images)))
+    images = tuple(_image(sample, own, builder) for own in range(len(sample.images)))
     tokens, problem = _tokens(sample, builder)
     return ShownSample(
         file=str(source.path),
@@ -133,7 +133,7 @@ def _tokens(sample: Sample, builder: Preparation | None) -> tuple[Tokens | None,
         return None, str(error)
 
 
-def _image(sample: Sample, own: int) -> ShownImage:
+def _image(sample: Sample, own: int, builder: Preparation | None) -> ShownImage:
     name, in_data_file = sample.images[own], held(sample, own) is not None
     if sample.problem is not None or (sample.folder is None and not in_data_file):
         return ShownImage(name=name, in_data_file=in_data_file)
@@ -143,10 +143,12 @@ def _image(sample: Sample, own: int) -> ShownImage:
         return ShownImage(name=name, in_data_file=in_data_file, problem=str(error))
     found = ShownImage(name=name, in_data_file=in_data_file, num_bytes=len(content), format=extension_of(content))
     try:
-        width, height = image_size(content)
+        decoded = decode_image(content)
+        if builder is not None:
+            builder.check_image(decoded)
     except SampleError as error:
         return replace(found, problem=f"{name}: {error}")
-    return replace(found, width=width, height=height)
+    return replace(found, width=decoded.width, height=decoded.height)
 
 
 def _counts(tokens: Tokens) -> ShownTokens:

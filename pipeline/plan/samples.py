@@ -15,8 +15,8 @@ from tqdm import tqdm
 from alignkd.pipeline.data.process_pool import ProcessPool, usable_cpus
 from alignkd.pipeline.data.scan import image_key
 from alignkd.storage.layouts.rows import sample_text
-from alignkd.vlm.data.data_list import DataList
-from alignkd.vlm.data.images import image_files, open_image
+from alignkd.vlm.data.data_list import DataList, sample_files
+from alignkd.vlm.data.images import open_image
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Preparation, Tokens, is_overlong
@@ -306,7 +306,7 @@ def _tokens(builder: Preparation, sample: Sample) -> Tokens:
         raise SampleError(sample.problem)
     sizes = [_ANY_SIZE] * len(sample.images)
     if builder.vision_tokens is None:
-        sizes = [image_size(content) for content in image_files(sample)]
+        sizes = [image_size(content) for content in sample_files(sample)]
     return builder.tokenize(sample.turns, sizes)
 
 

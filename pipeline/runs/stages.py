@@ -126,13 +126,23 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
     """
     assert config.train is not None
     finished = read_finished(config.train.output)
-    if finished is None or _kept_configuration(config.train.output) != config:
+    if finished is None or not _same(_kept_configuration(config.train.output), config):
         return None
     job = config.train_job()
     start = starting_point(job, job.open_student())
     if any(finished["settings"].get(name) != value for name, value in start.items()):
         return None
     return {name: finished[name] for name in ("step", "samples_seen", "skipped_steps", "metrics")}
+
+
+def _same(kept: RunConfig | None, config: RunConfig) -> bool:
+    """Whether two configurations are equal; `store.inputs` left out may be the `reference` that it was by default."""
+    if kept is None:
+        return False
+    inputs = {one.store.inputs for one in (kept, config)}
+    stores = [one.store.model_copy(update={"inputs": None}) for one in (kept, config)]
+    whole = [one.model_copy(update={"store": store}) for one, store in zip((kept, config), stores, strict=True)]
+    return whole[0] == whole[1] and (len(inputs) == 1 or inputs == {None, "reference"})
 
 
 def _kept_configuration(output: Path) -> RunConfig | None:

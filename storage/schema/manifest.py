@@ -227,6 +227,8 @@ class Manifest(_Model):
         for name in OPTIONAL:
             if document.get(name) is None:
                 document.pop(name, None)
+            elif name != "contiguous":
+                document[name] = [one.model_dump(mode=info.mode, exclude_none=True) for one in getattr(self, name)]
         if self.schema_version == 2:
             for name in ("num_tokens", "attention_layer"):
                 document["shapes"].pop(name, None)

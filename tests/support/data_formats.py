@@ -35,7 +35,8 @@ def rows(entries: Sequence[Mapping[str, Any]], images: Path) -> Iterator[dict[st
     """Rows as data sets of the hub have them: images as structs of bytes and path."""
     for entry in entries:
         held = [{"bytes": (images / name).read_bytes(), "path": name} for name in images_of(entry)]
-        yield {"id": entry["id"], "images": held or None, "conversations": entry["conversations"], "height": 1}
+        others = {"system": entry.get("system"), "height": 1}
+        yield {"id": entry["id"], "images": held or None, "conversations": entry["conversations"], **others}
 
 
 def write_parquet(path: Path, found: Iterator[dict[str, Any]], *, row_group_size: int = 3) -> Path:

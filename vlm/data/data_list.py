@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.disk.next_step import tried
+from alignkd.vlm.data.images import MissingImageError, image_files
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet, DataSource, Piece, ReadProgress
 from alignkd.vlm.errors import InputError
 
 # `train-00003-of-00012` and `train-*` are parts of `train`
-_PART = re.compile(r"[-_.]?(\d+-of-\d+|[*?\[{].*)$")
+_PART = re.compile(r"[-_.]?(\d+-of-\d+(-[0-9a-f]+)?|[*?\[{].*)$")
 _SUFFIXES = re.compile(r"(\.(json|jsonl|ndjson|parquet|tar|gz|tgz))+$", re.IGNORECASE)
 _WORD = 2**64
+MAX_NAME = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def _name_of(path: Path) -> str:
     stem = _SUFFIXES.sub("", path.name)
     name = _PART.sub("", stem)
     if name:
-        return name
+        return name[:MAX_NAME]
     return _name_of(path.parent) if path.parent.name else stem or "data"
 
 
@@ -187,6 +189,20 @@ class DataList:
         return number, position if taken is None else int(taken[position])
 
 
+def sample_files(sample: Sample) -> tuple[bytes, ...]:
+    """The bytes of a sample's image files, in order; also where its data set has no image folder.
+
+    Raises:
+        SampleError: as `image_files`; MissingImageError also where an image is neither in the data nor in a folder.
+    """
+    if sample.folder is None and needs_folder(sample):
+        raise MissingImageError(
+            f"{' and '.join(sample.images)[:200]}: not in the data file, and its data set has no image folder; set "
+            "data.images"
+        )
+    return image_files(sample)
+
+
 def check_image_folders(samples: DataList, sets: Sequence[DataSet]) -> None:
     """Refuse a data set whose samples have images in a folder that is not there, or is empty.
 
@@ -195,7 +211,8 @@ def check_image_folders(samples: DataList, sets: Sequence[DataSet]) -> None:
     """
     for source, data in zip(samples.sources, sets, strict=True):
         folder = data.images
-        if folder is not None and folder.is_dir() and not _is_empty(folder):
+        # files that hold images are not searched for a sample without them: that would read all of the data
+        if source.data.holds_images or (folder is not None and folder.is_dir() and not _is_empty(folder)):
             continue
         if any(needs_folder(sample) for sample in source.data):
             found = "is missing"

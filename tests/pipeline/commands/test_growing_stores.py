@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,25 @@ def test_two_that_grow_a_folder_at_once_agree_or_one_is_refused(
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes in ([0, 0, 1, 1], [1, 1, 0, 0])
     assert load_manifest(store).num_samples == (5 if codes[0] == 0 else 6)
+
+
+def test_a_store_from_before_is_resumed_and_grows(
+    alignkd_here: Alignkd, data: Data, golden: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(golden.parents[1] / "storage" / "data" / "schema3" / "stores.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    store, path = tmp_path / "unfinished", tmp_path / "v1.json"
+    before = (store / "manifest.json").read_bytes()
+    entries = json.loads((golden / "v1.json").read_text())
+    path.write_bytes((golden / "v1.json").read_bytes())
+    assert "wrote 1 shard: 4 of 4 samples" in dumped(alignkd_here, data.config(path, store))
+    assert (store / "manifest.json").read_bytes() == before and verify_store(store, deep=True).ok
+    path.write_text(json.dumps([*entries, *data.entries([9])]))  # spelled otherwise: not the bytes of the old file
+    assert "v1.json of data set 'v1' has 4 samples" in dumped(alignkd_here, data.config(path, store), code=1)
+    text = (golden / "v1.json").read_text()
+    path.write_text(f"{text[: text.rindex(']')].rstrip()}, {json.dumps(data.entries([9])[0])}]")
+    assert "1 sample added to 4" in dumped(alignkd_here, data.config(path, store))
+    assert verify_store(store, deep=True).ok and StoreReader(store).sources == ["v1"]
 
 
 def _addition(num_samples: int) -> Addition:

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alignkd.pipeline.config.run_config import DataConfig, RunConfig
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
 from alignkd.pipeline.plan.make import make_plan
+from alignkd.pipeline.plan.report import plan_lines
 from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.pipeline.plan.samples import assumed_samples
+from alignkd.storage import StoreReader
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.store_config import StoreConfig
@@ -174,3 +177,30 @@ def test_samples_with_several_images_are_counted_too(demo_data: DatasetFiles, tm
     dump(run.dump_job())
     assert plan.data.mean("images") > 1
     assert plan.store.total == pytest.approx(written_bytes(tmp_path / "store"), rel=0.005)
+
+
+def test_a_list_of_data_sets_is_planned_as_it_is_dumped(demo_data: DatasetFiles, tmp_path: Path) -> None:
+    entries = json.loads(demo_data.conversations.read_text())
+    paths = [tmp_path / "one.json", tmp_path / "two.jsonl"]
+    paths[0].write_text(json.dumps(entries[:20]))
+    paths[1].write_text("".join(json.dumps(entry) + "\n" for entry in entries[20:]))
+    data = [{"conversations": str(path), "images": str(demo_data.images)} for path in paths]
+    share = {"share": 0.5}
+    data = [data[0], {**data[1], **share}]
+    run = RunConfig.model_validate(
+        {
+            "data": data,
+            "teacher": {"checkpoint": str(TEACHER), "sanity": "off"},
+            "store": {"path": str(tmp_path / "store"), "inputs": "embed", "shard_size": 16},
+        }
+    )
+    plan = make_plan(run, PlanOptions())
+    dump(run.dump_job())
+    found = StoreReader(tmp_path / "store")
+    assert plan.store.total == pytest.approx(written_bytes(tmp_path / "store"), rel=0.005)
+    one, two = plan.to_json()["data"]["sources"]
+    assert [one["name"], two["name"]] == found.sources and two["share"] == 0.5
+    counts = np.bincount(found.source_of)
+    assert [one["num_samples"], two["num_samples"]] == counts.tolist() == [one["counted"], two["counted"]]
+    assert two["mean_tokens"] == pytest.approx(found.sequence_lengths[found.source_of == 1].mean())
+    assert f"          two: {counts[1]} samples, share 0.5; of {counts[1]} counted" in "\n".join(plan_lines(plan))

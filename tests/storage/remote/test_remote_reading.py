@@ -12,6 +12,7 @@ from alignkd.storage import Manifest, Record, StoreError, StoreReader
 from alignkd.storage.files.location import parse_location
 from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.remote.files import RemoteFiles
+from alignkd.storage.schema.sources import Addition, StoredSource
 
 MakeManifest = Callable[..., Manifest]
 WriteStore = Callable[..., Path]
@@ -200,3 +201,34 @@ def test_variables_bound_what_is_repeated(
     gateway.break_with(503)
     one_line(found, lambda: StoreReader(stored.url))
     assert len(gateway.seen) == int(found[0])
+
+
+def test_a_store_that_grew_is_read_from_a_bucket_and_a_web_server(
+    make_bucket: Callable[[], Any],
+    s3: None,
+    make_manifest: MakeManifest,
+    write_store: WriteStore,
+    serve_folder: Callable[..., str],
+    open_remote: OpenRemote,
+    assert_same: AssertSame,
+    tmp_path: Path,
+) -> None:
+    """Also by a reader that was opened before."""
+    manifest, bucket = make_manifest(num_samples=5), make_bucket()
+    sources = (StoredSource(name="first", num_samples=0), StoredSource(name="more", num_samples=6))
+    more = Addition(added="2026-11-28T12:00:00Z", sources=sources, num_samples=6)
+    url = f"{serve_folder(tmp_path)}/store/"
+    for place in (tmp_path / "store", bucket.url):
+        write_store(place, manifest)
+    before = [StoreReader(open_remote(place)) for place in (url, bucket.url)]
+    old_root = before[0].root_hash()
+    for place in (tmp_path / "store", bucket.url):
+        write_store(place, manifest.changed(additions=[more]))
+    assert [len(reader) for reader in before] == [5, 5] and before[0].root_hash() == old_root
+    expected = StoreReader(tmp_path / "store")
+    for place in (url, bucket.url):
+        found = StoreReader(open_remote(place))
+        assert len(found) == 11 and found.root_hash() == expected.root_hash() != old_root
+        for position in (0, 4, 5, 10):
+            assert_same(found[position], expected[position])
+        assert found.sources == ["first", "more"] and found.source_of.tolist() == [0] * 5 + [1] * 6

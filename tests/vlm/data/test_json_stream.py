@@ -189,6 +189,25 @@ def test_what_is_wrong_is_one_line_with_the_place(
     assert "\n" not in str(caught.value)
 
 
+LINES = b'\xef\xbb\xbf \n{"a": 1}\r\n\n{"a": [2]}\n'
+
+
+@pytest.mark.parametrize("window", [1, 7, 1 << 20])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
+def test_the_first_line_decides_between_a_list_and_lines(tmp_path: Path, name: str, window: int) -> None:
+    assert list(JsonEntries(write(tmp_path / name, LINES), window=window)) == [{"a": 1}, {"a": [2]}]
+    assert list(JsonEntries(write(tmp_path / name, b'[{"a": 1},\n2\n]'), window=window)) == [{"a": 1}, 2]
+    entries = JsonEntries(write(tmp_path / name, b'[\n1,\n\n"x"]'), window=window)
+    assert (entries.line_of(0), entries.line_of(-1)) == (2, 4)
+
+
+def test_one_object_is_lines_by_the_suffix_alone(tmp_path: Path) -> None:
+    for text in ('{"a": 1}', '{"a": 1}\n', '{"a":\n1}\n'):
+        with pytest.raises(InputError, match="a JSON object, expected a list"):
+            JsonEntries(write(tmp_path / "a.json", text))
+    assert list(JsonEntries(write(tmp_path / "a.jsonl", '{"a": 1}\n'))) == [{"a": 1}]
+
+
 def test_a_float_of_thousands_of_digits_is_no_integer(tmp_path: Path) -> None:
     data = f"[{'1' * 5000}.5, 2]"
     assert list(JsonEntries(write(tmp_path / "a.json", data), window=100)) == json.loads(data)

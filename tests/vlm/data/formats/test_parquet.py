@@ -112,7 +112,7 @@ def test_memory_and_reads_are_bounded_in_a_row_group_of_any_size(
     del images, table
     decoded = []
     real = reading._Batches.keep
-    monkeypatch.setattr(reading._Batches, "keep", lambda *given: (decoded.append(given[2].num_rows), real(*given)))
+    monkeypatch.setattr(reading._Batches, "keep", lambda *given: (decoded.append(len(given[2].rows)), real(*given)))
     monkeypatch.setattr(reading, "CACHE_BYTES", 16 << 20)
     monkeypatch.setattr(reading, "BATCH_BYTES", 4 << 20)
     pool = pa.proxy_memory_pool(pa.default_memory_pool())
@@ -136,7 +136,7 @@ def test_few_files_are_open_however_many_are_read(tmp_path: Path) -> None:
     for number in (0, 1):
         assert all(entries[number]["conversations"] for entries in files)
     assert len(reading._batches.cursors) <= reading.MAX_CURSORS
-    cached = sum(batch.get_total_buffer_size() for batch in reading._batches.decoded.values())
+    cached = sum(batch.num_bytes for batch in reading._batches.decoded.values())
     assert cached == reading._batches.num_bytes
 
 

@@ -19,9 +19,9 @@ from alignkd.vlm.errors import InputError, one_line, unreadable
 # Of a batch of rows, as stored in the file without compression.
 BATCH_BYTES = 8 << 20
 MAX_BATCH_ROWS = 1024
-# Of decoded batches in one process.
+# Of decoded batches in one process. The number limits what Python objects add to the bytes of short texts.
 CACHE_BYTES = 64 << 20
-MAX_CACHED = 64
+MAX_CACHED = 16
 # Positions in row groups from which reading goes on; each holds a file open and a buffer per column.
 MAX_CURSORS = 4
 BUFFER_BYTES = 256 << 10
@@ -84,6 +84,30 @@ class _Cursor:
     row: int = 0
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Decoded rows; in the place of one that is no Python value there is the error. `num_bytes` is their size."""
+
+    rows: list[dict[str, Any] | ValueError | OverflowError]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> "_Batch":
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError):
+            rows = [_row(batch, number) for number in range(batch.num_rows)]
+        return cls(rows, batch.get_total_buffer_size())
+
+
+def _row(batch: pa.RecordBatch, number: int) -> dict[str, Any] | ValueError | OverflowError:
+    try:
+        row: dict[str, Any] = batch.slice(number, 1).to_pylist()[0]
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a time beyond Python's
+        return error
+    return row
+
+
 class _Batches:
     """The last decoded batches of all files of this process, and the positions from which reading goes on.
 
@@ -94,26 +118,26 @@ class _Batches:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         # (row group, first row) -> batch, the last used one at the end
-        self.decoded: OrderedDict[tuple[RowGroup, int], pa.RecordBatch] = OrderedDict()
+        self.decoded: OrderedDict[tuple[RowGroup, int], _Batch] = OrderedDict()
         self.cursors: OrderedDict[RowGroup, _Cursor] = OrderedDict()
         self.num_bytes = 0
 
-    def find(self, group: "RowGroup", row: int) -> tuple[pa.RecordBatch, int] | None:
+    def find(self, group: "RowGroup", row: int) -> tuple[_Batch, int] | None:
         """The cached batch with a row, and the row's number in it."""
         for key in reversed(self.decoded):
             found, start = key
-            if found == group and start <= row < start + self.decoded[key].num_rows:
+            if found == group and start <= row < start + len(self.decoded[key].rows):
                 self.decoded.move_to_end(key)
                 return self.decoded[key], row - start
         return None
 
-    def keep(self, key: tuple["RowGroup", int], batch: pa.RecordBatch) -> None:
+    def keep(self, key: tuple["RowGroup", int], batch: _Batch) -> None:
         """Add a batch and drop the oldest ones beyond the limits."""
         self.decoded[key] = batch
-        self.num_bytes += batch.get_total_buffer_size()
+        self.num_bytes += batch.num_bytes
         while len(self.decoded) > 1 and (self.num_bytes > CACHE_BYTES or len(self.decoded) > MAX_CACHED):
             _, dropped = self.decoded.popitem(last=False)
-            self.num_bytes -= dropped.get_total_buffer_size()
+            self.num_bytes -= dropped.num_bytes
 
     def keep_cursor(self, group: "RowGroup", cursor: _Cursor) -> None:
         """Add a position and close the oldest ones beyond the limit."""
@@ -155,16 +179,18 @@ class RowGroup:
 
         Raises:
             InputError: the file has changed, is damaged, or can no longer be read.
-            UnicodeDecodeError: a text of the row is not UTF-8.
+            ValueError, OverflowError: a value of the row is no Python value, such as a text that is not UTF-8.
         """
         batches = _batches
         with batches.lock:
             found = batches.find(self, row) or self._decode(batches, row)
         batch, offset = found
-        values: dict[str, Any] = batch.slice(offset, 1).to_pylist()[0]
+        values = batch.rows[offset]
+        if isinstance(values, Exception):
+            raise values
         return values
 
-    def _decode(self, batches: _Batches, row: int) -> tuple[pa.RecordBatch, int]:
+    def _decode(self, batches: _Batches, row: int) -> tuple[_Batch, int]:
         """Decode up to the batch with `row`, from where the last call stopped or from the start of the row group."""
         with _faults_of(self.path, f"row group {self.number}"):
             check_unchanged(self.path, self.version, FileVersion.of(self.path))
@@ -172,10 +198,11 @@ class RowGroup:
             if cursor is None or cursor.row > row:
                 cursor = self._open()
             while True:
-                batch, start = next(cursor.batches), cursor.row
-                cursor.row += batch.num_rows
+                arrow, start = next(cursor.batches), cursor.row
+                cursor.row += arrow.num_rows
                 if row < cursor.row:
                     break
+        batch = _Batch.of(arrow)
         batches.keep((self, start), batch)
         batches.keep_cursor(self, cursor)
         return batch, row - start

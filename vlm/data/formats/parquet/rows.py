@@ -79,7 +79,7 @@ class ParquetEntries:
             return _without_nulls(self._groups[group].row(row))
         except InputError:
             raise
-        except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a time beyond Python's
+        except (ValueError, OverflowError) as error:
             return UnusableEntry("", f"row {number} of {self.path.name} cannot be read ({one_line(error)[:100]})")
 
     def _place(self, number: int) -> tuple[int, int]:

@@ -14,10 +14,12 @@ import pytest
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
 from alignkd.storage.tools.merge import merge_stores
+from alignkd.student_train.data import dataset, sources
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
+from alignkd.student_train.run import checks, mixture
 from alignkd.student_train.run.plan import plan_run
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.stores import TrainStore, store_problems, store_weights
@@ -241,3 +243,29 @@ def test_figures_of_sources_are_in_tensorboard(halves: tuple[Path, Path], make_j
         for name in ("samples", "loss", "attention"):
             shown = [event.value for event in events.Scalars(f"source/{source}/{name}")]
             assert shown == pytest.approx([line["by_source"][source][name] for line in lines], rel=1e-6)
+
+
+def test_sources_inside_a_store_have_weights_and_figures(
+    halves: tuple[Path, Path], many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A store may have samples of several data sets, in any order; weights of store and source are multiplied."""
+
+    def by_parity(reader: StoreReader) -> tuple[list[str], Any]:
+        return ["even", "odd"], np.arange(len(reader)) % 2
+
+    for module in (sources, mixture, dataset, checks):
+        monkeypatch.setattr(module, "sources_of", by_parity)
+    job = replace(make_job(many_store, output=tmp_path / "one", steps=2, micro_batch=10), source_weights={"odd": 3.0})
+    result = train(job)
+    assert result.samples_by_source == plan_run(job, start_ranks()).sources.up_to(2, plan_run(job, start_ranks()).order)
+    assert [row["per_pass"] for row in plan_run(job, start_ranks()).mixture.rows()] == [5, 15]
+    assert result.samples_by_source == {"even": 5, "odd": 15}
+    assert list(result.metrics["by_source"]) == ["even", "odd"]
+
+    both = listed(many_store, halves[1], weight=[1.0, 2.0])
+    plan = plan_run(replace(job, store=both), start_ranks())
+    shown = {row["name"]: (row["samples"], row["weight"]) for row in plan.mixture.rows()}
+    assert shown == {"many/even": (5, 1.0), "many/odd": (5, 3.0), "four/even": (2, 2.0), "four/odd": (2, 6.0)}
+    # of equal shares, the larger effective size decides nothing but the length of a pass
+    plan = plan_run(replace(job, store=listed(many_store, halves[1], share=[0.5, 0.5])), start_ranks())
+    assert [row["per_pass"] for row in plan.mixture.rows()] == [2, 6, 2, 6]

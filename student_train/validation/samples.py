@@ -219,4 +219,5 @@ def unusable_line(unusable: Sequence[Unusable]) -> str:
 
 
 def _count(positions: NDArray[np.int64], every: NDArray[np.int64]) -> str:
-    return f"{len(positions)} of {len(every)} samples" if len(positions) < len(every) else f"{len(every)} samples"
+    number = "1 sample" if len(every) == 1 else f"{len(every)} samples"
+    return f"{len(positions)} of {number}" if len(positions) < len(every) else number

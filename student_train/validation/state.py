@@ -10,7 +10,7 @@ NEVER = -1
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationState:
-    """The best state so far, and how long ago the figure improved. The state before the first step is no candidate.
+    """The best state so far, and how long ago the figure improved.
 
     Attributes:
         samples: identifies the validated samples.
@@ -39,11 +39,15 @@ class ValidationState:
         """JSON-able."""
         return asdict(self)
 
-    def after(self, step: int, value: float | None, *, min_delta: float) -> Self:
-        """The state after the validation of a step, whose figure has this value."""
+    def after(self, step: int, value: float | None, *, min_delta: float, is_candidate: bool) -> Self:
+        """The state after the validation of a step, whose figure has this value.
+
+        Args:
+            is_candidate: whether this step may be the best; the state from which a run begins has no checkpoint in it.
+        """
         value = None if value is None or not math.isfinite(value) else value
         found = replace(self, last_step=step, last=value)
-        if step == 0:
+        if not is_candidate:
             return found
         if value is not None and (self.best is None or value < self.best):
             found = replace(found, best_step=step, best=value)

@@ -44,13 +44,15 @@ class Validation:
         self.interrupted = self.improved = False
         self._folder = checkpoints_folder(plan.config.output)
         self._samples = open_validation_samples(plan, config)
-        self._checkpoint = start.checkpoint
+        # a run that goes on from the checkpoint of another has none of its own
+        own = start.checkpoint is not None and start.checkpoint.path.parent == self._folder
+        self._checkpoint = start.checkpoint if own else None
         self.state = self._state_of(start)
         self._lists_unusable = True
         if plan.ranks.is_first:
-            logger.info(
-                "validation: %s, every %d steps", self._samples.described, config.interval(plan.config.num_steps)
-            )
+            interval = config.interval(plan.config.num_steps)
+            times = "every step" if interval == 1 else f"every {interval} steps"
+            logger.info("validation: %s, %s", self._samples.described, times)
 
     @property
     def figure(self) -> str:
@@ -79,15 +81,15 @@ class Validation:
         """Validate the state from which the run starts, if it is due, or if a stop prevented it."""
         if self.is_over or not self.is_pending(step):
             return
-        self._validate(engine, step, log, signals)
-        if not self.interrupted and step > 0 and self._checkpoint is not None:
+        self._validate(engine, step, log, signals, is_candidate=self._checkpoint is not None)
+        if not self.interrupted and self._checkpoint is not None:
             keep_validation(self._checkpoint, self.state.document, self.plan.ranks)
 
     def after_step(self, engine: Engine, step: int, log: RunLog, signals: StopSignals) -> None:
         """Validate the state after a step, if it is due."""
         self.improved = False
         if self.is_pending(step):
-            self._validate(engine, step, log, signals)
+            self._validate(engine, step, log, signals, is_candidate=True)
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -135,7 +137,7 @@ class Validation:
         number = "1 validation" if self.config.patience == 1 else f"{self.config.patience} validations"
         return f"validation {self.figure} has not improved{least} in {number}{best}"
 
-    def _validate(self, engine: Engine, step: int, log: RunLog, signals: StopSignals) -> None:
+    def _validate(self, engine: Engine, step: int, log: RunLog, signals: StopSignals, *, is_candidate: bool) -> None:
         train = self.plan.config
         found = evaluate(
             engine.student,
@@ -149,8 +151,8 @@ class Validation:
             self.interrupted = True
             return
         self._report_unusable(found)
-        before, value = self.state, self._value(found)
-        self.state = before.after(step, value, min_delta=self.config.min_delta)
+        value, min_delta = self._value(found), self.config.min_delta
+        self.state = self.state.after(step, value, min_delta=min_delta, is_candidate=is_candidate)
         self.improved = self.state.best_step == step
         log.append_validation(_line(step, found, self.state, has_targets=self._samples.has_targets), self.figure)
         if self.is_over and step < train.num_steps and self.plan.ranks.is_first:
@@ -176,9 +178,9 @@ class Validation:
 
     def _state_of(self, start: Start) -> ValidationState:
         fresh = ValidationState(samples=self._samples.identity)
-        found = start.checkpoint
-        if found is None or found.path.parent != self._folder or "validation" not in found.document:
-            return fresh  # also the checkpoint of another run, from which this one goes on
+        found = self._checkpoint
+        if found is None or "validation" not in found.document:
+            return fresh
         state = ValidationState.of(found.document["validation"])
         if state.samples != fresh.samples:
             raise TrainError(

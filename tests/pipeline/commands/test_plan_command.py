@@ -136,6 +136,28 @@ def test_recipes_of_transformers_can_be_planned_with_their_checkpoints(
     assert found["teacher_host_bytes"] > 0 and found["fits_by"]["teacher"] and found["student_memory_bytes"] > 0
 
 
+def test_validation_is_in_the_hours(write_config: WriteConfig) -> None:
+    """A forward pass of each sample, as often as there are validations; a held-out share is not trained on."""
+    data = ("--samples", "1000", "--mean-tokens", "200")
+
+    def hours(validation: dict[str, Any] | None, **length: Any) -> float:
+        train = {"validation": validation, "micro_batch": 2, **(length or {"steps": 500})}
+        config = write_config(train=train | ({"steps": None} if length else {}))
+        found: float = plan(config, "--json", *data)["hours"]["l4"]["train"]
+        return found
+
+    plain = hours(None)
+    records = plan(write_config(), "--json", *data)["data"]["records"]
+    every = hours({"share": 0.1}) - plain  # before the first step, and ten times
+    per_sample = every / (11 * 0.1 * records)
+    assert plain / 1000 / 4 < per_sample < plain / 1000
+    some = hours({"data": {"conversations": "c.json"}, "max_samples": 20, "at_start": False, "every": 100}) - plain
+    assert some == pytest.approx(5 * 20 * per_sample)
+    assert hours({"data": {"conversations": "c.json"}}) == plain  # of unknown size
+    trained = hours({"share": 0.5, "max_samples": 1, "every": 10**6, "at_start": False}, epochs=1)
+    assert trained == pytest.approx(hours(None, epochs=1) / 2 + per_sample, rel=0.01)
+
+
 def test_the_stem_is_recommended_where_the_towers_are_the_same(write_config: WriteConfig, another_tower: Path) -> None:
     data = ("--samples", "1000", "--mean-tokens", "200")  # with four samples the stem is larger than what it saves
     config = write_config()

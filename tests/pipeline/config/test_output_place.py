@@ -53,6 +53,13 @@ def test_an_output_over_something_else_is_refused(output: str, named: str, tmp_p
     assert "\n" not in str(error.value)
 
 
+def test_an_output_in_a_validation_store_is_refused(tmp_path: Path) -> None:
+    validation = {"validation": {"store": str(tmp_path / "held")}}
+    stages = [{"name": "one", "train": {"output": "FOLDER/held/out", **validation}}]
+    with pytest.raises(InputError, match=r"held/out lies in train\.validation\.store .*held; choose a separate folder"):
+        load(tmp_path, stages=stages)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -281,7 +281,8 @@ def test_the_state_of_any_values(values: list[float], min_delta: float) -> None:
     """Best: the first lowest finite value after step 0. Patience: counted from the values themselves."""
     state = ValidationState(samples="some")
     for step, value in enumerate(values):
-        state = ValidationState.of(json.loads(json.dumps(state.after(step, value, min_delta=min_delta).document)))
+        state = state.after(step, value, min_delta=min_delta, is_candidate=step > 0)
+        state = ValidationState.of(json.loads(json.dumps(state.document)))
     finite = [(value, step) for step, value in enumerate(values) if step > 0 and value < float("inf")]
     best = min(finite, default=(None, None))
     assert (state.best, state.best_step) == best

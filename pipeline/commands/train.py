@@ -122,7 +122,8 @@ def _claim_export(output: Path, folder: Path) -> None:
 
 
 def _show_status(output: Path, as_json: bool) -> None:
-    from alignkd.pipeline.runs.train_status import status_lines, train_status
+    from alignkd.pipeline.runs.train_status import train_status
+    from alignkd.pipeline.runs.train_status_lines import status_lines
 
     status = train_status(output)
     if as_json:

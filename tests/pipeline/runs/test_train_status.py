@@ -171,6 +171,12 @@ def test_a_run_of_an_earlier_version(
     exported = alignkd_here("train", "export", output, "--step", 2, "--out", tmp_path / "exported")
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "exported" / "student" / "model.safetensors").read_bytes() == expected
+    (output / "validation.jsonl").write_text("".join(line(step, loss=loss) for step, loss in ((1, 3.0), (2, 2.0))))
+    best = alignkd_here("train", "export", output, "--best", "--out", tmp_path / "exported", "--json")
+    assert json.loads(best.stdout)["step"] == 2
+    (output / "validation.jsonl").write_text(line(1))
+    gone = alignkd_here("train", "export", output, "--best", "--out", tmp_path / "exported")
+    assert gone.returncode == 1 and "no checkpoint of step 1; there are those of steps 2" in gone.stderr
     # the tower's configuration is found from the exported folder alone
     assert alignkd_here("models", tmp_path / "exported" / "student").returncode == 0
 

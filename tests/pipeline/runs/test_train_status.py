@@ -14,7 +14,7 @@ import pytest
 from prepared_processes import PreparedProcesses
 
 from alignkd.pipeline.runs.train_status import train_status
-from alignkd.storage.schema.sealed_json import seal
+from alignkd.storage.schema.sealed_json import seal, unseal
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
@@ -171,11 +171,11 @@ def test_a_run_of_an_earlier_version(
     exported = alignkd_here("train", "export", output, "--step", 2, "--out", tmp_path / "exported")
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "exported" / "student" / "model.safetensors").read_bytes() == expected
-    (output / "validation.jsonl").write_text("".join(line(step, loss=loss) for step, loss in ((1, 3.0), (2, 2.0))))
+    state = output / "checkpoints" / "step-00000002" / "state.json"
+    state.write_bytes(seal({**unseal(state), "validation": {"best_step": 2}}))
     best = alignkd_here("train", "export", output, "--best", "--out", tmp_path / "exported", "--json")
     assert json.loads(best.stdout)["step"] == 2
-    (output / "validation.jsonl").write_text(line(1))
-    gone = alignkd_here("train", "export", output, "--best", "--out", tmp_path / "exported")
+    gone = alignkd_here("train", "export", output, "--step", 1, "--out", tmp_path / "exported")
     assert gone.returncode == 1 and "no checkpoint of step 1; there are those of steps 2" in gone.stderr
     # the tower's configuration is found from the exported folder alone
     assert alignkd_here("models", tmp_path / "exported" / "student").returncode == 0

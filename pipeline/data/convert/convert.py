@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from alignkd.disk.whole_file import written_whole
-from alignkd.pipeline.data.convert.image_folder import ImageFolder
+from alignkd.pipeline.data.convert.image_folder import ImageFolder, named_errors
 from alignkd.pipeline.data.convert.written_entry import Dialect, written_entry
 from alignkd.pipeline.data.figures import Dropped
 from alignkd.pipeline.data.notes import Notes, most_frequent
@@ -89,7 +89,7 @@ def convert(job: ConvertJob) -> Converted:
     writer = _Writer(job)
     with ExitStack() as stack:
         aside = stack.enter_context(written_whole(job.out))
-        stream = stack.enter_context(_text_stream(aside, gzipped=job.out.suffix.lower() == ".gz"))
+        stream = stack.enter_context(_lines(aside, job.out))
         listing = _listing(job, stack)
         with tqdm(total=sum(map(len, sources)), desc="convert", unit="sample", disable=None) as bar:
             for source in sources:
@@ -113,7 +113,7 @@ class _Writer:
         self.notes = Notes()
         self.samples, self.written, self.referenced = 0, 0, 0
 
-    def write(self, source: EntrySource, index: int, stream: TextIO, listing: TextIO | None) -> None:
+    def write(self, source: EntrySource, index: int, stream: "_Lines", listing: "_Lines | None") -> None:
         """Write one sample, or list it."""
         sample, entry = source.sample_and_entry(index)
         self.samples += 1
@@ -123,9 +123,9 @@ class _Writer:
         except _UnusableError as error:
             reason = str(error)
             if listing is not None:
-                listing.write(_line(asdict(_dropped(source, sample, error))))
+                listing.write(asdict(_dropped(source, sample, error)))
         else:
-            stream.write(_line(found))
+            stream.write(found)
             self.written += 1
         self.notes.note(entry, sample, reason)
 
@@ -203,26 +203,32 @@ def _dropped(source: EntrySource, sample: Sample, error: _UnusableError) -> Drop
     )
 
 
-def _line(values: dict[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-def _listing(job: ConvertJob, stack: ExitStack) -> TextIO | None:
+def _listing(job: ConvertJob, stack: ExitStack) -> "_Lines | None":
     if job.listing is None:
         return None
-    return stack.enter_context(_text_stream(stack.enter_context(written_whole(job.listing)), gzipped=False))
+    return stack.enter_context(_lines(stack.enter_context(written_whole(job.listing)), job.listing))
+
+
+class _Lines:
+    """A file of JSON lines that is being written; `path` is its name at the end, for errors."""
+
+    def __init__(self, stream: TextIO, path: Path) -> None:
+        self._stream, self._path = stream, path
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Add a line."""
+        with named_errors(self._path):
+            self._stream.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def _text_stream(path: Path, *, gzipped: bool) -> Iterator[TextIO]:
-    with path.open("wb") as raw:
-        if not gzipped:
-            with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as stream:
-                yield stream
-            return
-        # no name and no time: equal samples give equal bytes
-        with (
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-            io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as stream,
-        ):
-            yield stream
+def _lines(aside: Path, path: Path) -> Iterator[_Lines]:
+    """Lines to write to `aside`, gzipped if `path` ends in `.gz`: then without name and time, so that equal samples
+    give equal bytes."""
+    with ExitStack() as stack:
+        # errors of the block itself have other names
+        stack.enter_context(named_errors(path))
+        stream: Any = stack.enter_context(aside.open("wb"))
+        if path.suffix.lower() == ".gz":
+            stream = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0))
+        yield _Lines(stack.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n")), path)

@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alignkd.vlm.data.entries.images import extension_of
@@ -14,6 +16,17 @@ _NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder holds nothing but images under such names."""
     return all(_NAME.fullmatch(path.name) for path in folder.iterdir())
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Give errors of the system a file name: those of an open file, such as a full disk, have none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 class ImageFolder:
@@ -38,8 +51,9 @@ class ImageFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
         aside = self._folder / f".part-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
-            aside.write_bytes(content)
-            aside.replace(path)
+            with named_errors(path):
+                aside.write_bytes(content)
+                aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
         self.num_written += 1

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,23 @@ def test_an_interruption_leaves_no_half_of_anything(
     assert {path.read_bytes() for path in images.iterdir()} < whole
     assert alignkd_here(*command).returncode == 0
     assert read(out, images) == read(data.conversations, data.images)
+
+
+@pytest.mark.parametrize(("limit", "named"), [(3000, "images"), (45_000, "out.jsonl")])
+def test_a_full_disk_is_one_line_that_names_the_file(
+    limit: int, named: str, data: tiny_data.TinyData, alignkd_here: Run, tmp_path: Path
+) -> None:
+    table = data_formats.write(tmp_path / "data.parquet", data.entries * 40, data.images)
+    out, images = tmp_path / "out.jsonl", tmp_path / "images"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        done = alignkd_here("data", "convert", table, "--out", out, "--images-out", images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"alignkd: {tmp_path / named}") and "File too large; " in done.stderr
+    assert not out.exists() and not list(tmp_path.rglob(".part-*"))
 
 
 def test_the_gzipped_file_has_no_name_and_no_time(data: tiny_data.TinyData, alignkd_here: Run, tmp_path: Path) -> None:

@@ -21,16 +21,17 @@ def kind_of_file(path: Path) -> str:
         InputError: no such file, or one of another format, which is named.
     """
     head = _head(path)
+    # JSON may hold any word that other formats begin with; what else is wrong with it is found when it is read
+    if head.startswith(MAGIC) or (head.lstrip()[:1] in (b"[", b"{") and b"\0" not in head):
+        return "json"
     if head.startswith(b"PAR1"):
         return "parquet"
     if head[_MARK_OF_TAR] == b"ustar":
         return "tar"
-    found = None if head.startswith(MAGIC) else known_format(head)
-    if found is not None:
+    if (found := known_format(head)) is not None:
         raise InputError(f"{path}: {found.name}, {WANTED}; {found.step}")
-    is_text = head.startswith(MAGIC) or head.lstrip()[:1] in (b"[", b"{")
     named = kind_of_name(path)
-    return named if named in ("parquet", "tar") and not is_text else "json"
+    return named if named in ("parquet", "tar") else "json"
 
 
 def open_file(path: Path, kind: str, progress: BytesRead | None) -> EntryFile:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from alignkd.vlm.data.formats.samples import sample_of
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet, Piece
 
-# Samples, spread over the data set, that are read to see whether entries hold images as base64.
+# Samples that are read to see whether entries hold images as base64: spread over the data set where that is fast.
 NUM_TRIED = 64
 
 
@@ -44,8 +44,9 @@ class EntrySource:
         """Whether files hold images, by their format or by their first samples."""
         if any(file.holds_images for file in self.files):
             return True
-        step = max(1, len(self) // NUM_TRIED)
-        return not self.is_sequential and any(self[index].contents for index in range(0, len(self), step))
+        step = 1 if self.is_sequential else max(1, len(self) // NUM_TRIED)
+        tried = islice(range(0, len(self), step), NUM_TRIED)
+        return any(self[index].contents for index in tried)
 
     @property
     def is_sequential(self) -> bool:

@@ -128,6 +128,16 @@ def test_images_as_base64_in_json_are_found(data: tiny_data.TinyData, tmp_path: 
     assert source.holds_images and image_files(source[0]) == ((data.images / "square.png").read_bytes(),)
 
 
+def test_a_table_like_those_of_the_cauldron_is_read(data: tiny_data.TinyData, tmp_path: Path) -> None:
+    pictures = [(data.images / name).read_bytes() for name in ("square.png", "tall.jpg")]
+    texts = [{"user": "what?", "assistant": "a cat", "source": "x"}, {"user": "why?", "assistant": "so", "source": "x"}]
+    row = {"images": [{"bytes": picture, "path": None} for picture in pictures], "texts": texts}
+    source = opened(data_formats.write_parquet(tmp_path / "train-00000-of-00001.parquet", iter([row, row])), None)
+    sample = source[1]
+    assert source.holds_images and image_files(sample) == tuple(pictures) and sample.problem is None
+    assert [turn.value for turn in sample.turns] == ["<image>\n<image>\nwhat?", "a cat", "why?", "so"]
+
+
 def test_a_role_and_a_system_prompt_of_the_user_are_taken(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"messages": [{"role": "cat", "content": "miaow"}, {"role": "assistant", "content": "sit"}]}')

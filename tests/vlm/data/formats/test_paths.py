@@ -126,6 +126,9 @@ def test_the_content_goes_before_the_suffix(tmp_path: Path) -> None:
     for name in ("b.parquet", "b.tar", "b.data"):
         (tmp_path / name).write_text(text)
         assert ids(tmp_path / name) == ["x"]
+    word = text.replace('"x"', json.dumps("x".ljust(257 - text.index('"x"') - 1, ".") + "ustar"))
+    (tmp_path / "d.json").write_text(word)
+    assert word[257:262] == "ustar" and len(opened(tmp_path / "d.json")) == 1
     (tmp_path / "c.tar").write_bytes(gzip.compress(text.encode()))
     assert ids(tmp_path / "c.tar") == ["x"]
 

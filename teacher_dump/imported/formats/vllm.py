@@ -122,7 +122,7 @@ def _by_id(value: Any) -> Distribution | None:
     if not isinstance(value, dict):
         raise SampleError(f"a position of prompt_logprobs is {value!r:.60}, expected an object")
     if all(map(str.isdecimal, value)):  # the usual form; files have millions of these
-        logprobs = [found.get("logprob") if type(found) is dict else found for found in value.values()]
+        logprobs: list[Any] = [found.get("logprob") if type(found) is dict else found for found in value.values()]
         if {*map(type, logprobs)} <= _NUMBERS:
             return [*map(int, value)], logprobs
     ids = [token_id(key, digits=True) for key in value]

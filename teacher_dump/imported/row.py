@@ -4,6 +4,7 @@ S tokens of the file's sequence, M distributions, E entries of all distributions
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,8 @@ def row_of_lists(
         lengths=lengths if lengths or tokens is None else (len(tokens),),
         predicts=np.array([place for place, _ in there], np.int64),
         from_end=from_end,
-        ids=np.array([token for _, (ids, _) in there for token in ids], np.int64),
-        logprobs=np.array([value for _, (_, values) in there for value in values], np.float32),
+        ids=np.fromiter(chain.from_iterable(ids for _, (ids, _) in there), np.int64),
+        logprobs=np.fromiter(chain.from_iterable(values for _, (_, values) in there), np.float32),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
 

@@ -18,9 +18,10 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.storage.write.store import StoreWriter, open_writer
-from alignkd.teacher_dump.imported.alignment import Kept, logits_of, supervised_rows
+from alignkd.teacher_dump.imported.alignment import supervised_rows
 from alignkd.teacher_dump.imported.formats.registry import Alignment, Format
 from alignkd.teacher_dump.imported.job import ImportJob, ImportResult
+from alignkd.teacher_dump.imported.kept import Kept, logits_of
 from alignkd.teacher_dump.imported.manifest import import_manifest
 from alignkd.teacher_dump.imported.matching import RowNumbers
 from alignkd.teacher_dump.imported.reading import files_sha256, kept_entries, knows_tail, open_files, read_rows

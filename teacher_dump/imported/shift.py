@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from alignkd.teacher_dump.imported.alignment import Kept, ShiftCounts, logits_of, supervised_rows
+from alignkd.teacher_dump.imported.alignment import ShiftCounts, supervised_rows
 from alignkd.teacher_dump.imported.formats.registry import Alignment, Format
+from alignkd.teacher_dump.imported.kept import Kept, logits_of
 from alignkd.teacher_dump.imported.places import Decode
 from alignkd.teacher_dump.imported.row import ForeignRow
 from alignkd.teacher_dump.preparation import Prepared

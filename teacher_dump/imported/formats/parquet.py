@@ -11,7 +11,17 @@ from alignkd.disk.opening import NotRegularError, open_regular
 from alignkd.vlm.errors import InputError, unreadable
 
 ROWS_AT_ONCE = 16
-SUFFIXES = (".parquet", ".pq")
+MAGIC = b"PAR1"
+SUFFIX = ".parquet"
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is parquet by its suffix or its first bytes; a file that cannot be read is none."""
+    try:
+        with open_regular(path) as stream:
+            return path.suffix == SUFFIX or stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return path.suffix == SUFFIX
 
 
 class ParquetRows:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from alignkd.teacher_dump.imported.formats.axolotl import IDS, axolotl_row, values_column
 from alignkd.teacher_dump.imported.formats.distillkit import COMPRESSED, LEGACY, PLAIN, TOKENS, DistillKitFile
-from alignkd.teacher_dump.imported.formats.parquet import SUFFIXES, ParquetRows
+from alignkd.teacher_dump.imported.formats.parquet import ParquetRows, is_parquet
 from alignkd.teacher_dump.imported.formats.polynomial import Compression
 from alignkd.teacher_dump.imported.formats.vllm import is_vllm, vllm_row
 from alignkd.teacher_dump.imported.row import ForeignRow, unusable_row
@@ -83,7 +83,7 @@ def open_foreign(path: Path, *, given: FormatName | None = None, compression: Co
     Raises:
         InputError: no such file, or none of these formats; one line that names what was found.
     """
-    if path.suffix.lower() in SUFFIXES:
+    if is_parquet(path):
         return _parquet(path, given, compression)
     entries = JsonEntries(path)
     if not len(entries):

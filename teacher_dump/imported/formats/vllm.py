@@ -23,6 +23,7 @@ from alignkd.vlm.errors import SampleError
 
 Distribution = tuple[list[int], list[float]]
 KEYS = ("prompt_logprobs", "choices", "outputs", "response")
+_NUMBERS = {int, float}
 # ids that the server makes up for a request
 _REQUEST_IDS = ("cmpl-", "chatcmpl-")
 
@@ -118,8 +119,12 @@ def _by_id(value: Any) -> Distribution | None:
     """Ids and log-probabilities of an object id -> log-probability."""
     if value is None:
         return None
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise SampleError(f"a position of prompt_logprobs is {value!r:.60}, expected an object")
+    if all(map(str.isdecimal, value)):  # the usual form; files have millions of these
+        logprobs: list[Any] = [found.get("logprob") if type(found) is dict else found for found in value.values()]
+        if {*map(type, logprobs)} <= _NUMBERS:
+            return [*map(int, value)], logprobs
     ids = [token_id(key, digits=True) for key in value]
     return ids, [_logprob(found) for found in value.values()]
 

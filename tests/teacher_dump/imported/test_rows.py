@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkd.teacher_dump.imported.alignment import Kept, ShiftCounts, logits_of, supervised_rows
+from alignkd.teacher_dump.imported.alignment import ShiftCounts, supervised_rows
 from alignkd.teacher_dump.imported.formats.vllm import vllm_row
+from alignkd.teacher_dump.imported.kept import Kept, logits_of
 from alignkd.teacher_dump.imported.places import places_in
 from alignkd.teacher_dump.imported.row import ForeignRow, row_of_lists
 from alignkd.teacher_dump.imported.spool import RowSpool
@@ -167,6 +168,54 @@ def test_the_most_probable_and_the_label_are_kept() -> None:
     assert kept == {6: 0.4, 7: 0.2} and tail == pytest.approx(0.4)
 
 
+@settings(max_examples=80)
+@given(st.data(), st.integers(1, 5), st.integers(1, 6), st.booleans(), st.sampled_from([1.0, 0.5, 2.0]))
+def test_many_positions_equal_each_alone(
+    data: st.DataObject, positions: int, top_k: int, knows_tail: bool, exponent: float
+) -> None:
+    """Against a plain computation, position by position, on dictionaries."""
+    random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    exponent = 1.0 if knows_tail else exponent
+    entries: Entries = []
+    for _ in range(positions):
+        count = int(random.integers(1, 8))
+        probs = random.dirichlet(np.ones(count + 1))[:count]
+        entries.append((random.choice(99, count, replace=False).tolist(), np.log(probs).tolist()))
+    labels = random.integers(0, 90, positions).astype(np.int32)
+    chosen = random.permutation(positions)
+    for place, number in enumerate(chosen):  # some labels are there
+        if random.random() < 0.5:
+            labels[place] = entries[number][0][-1]  # type: ignore[index]
+    kept = Kept(top_k=top_k, knows_tail=knows_tail, exponent=exponent, vocab_size=99, num_tokens=90)
+    scored = row_of_lists("row", entries, id=None, predicts=list(range(positions)), tokens=[0] * positions)
+    expected: list[dict[int, float]] = []
+    tails = []
+    for number, label in zip(chosen, labels, strict=True):
+        ids, logprobs = entries[number]  # type: ignore[misc]
+        known = {token: np.float32(value) for token, value in zip(ids, logprobs, strict=True) if token < 90}
+        best = sorted(known, key=lambda token, known=known: -known[token])  # type: ignore[misc]
+        taken = {token: float(known[token]) for token in best if token in best[:top_k] or token == label}
+        mass = sum(np.exp(value) for value in taken.values())
+        if not knows_tail:
+            total = sum(np.exp(value) ** exponent for value in taken.values())
+            taken = {token: value * exponent - np.log(total) for token, value in taken.items()}
+        expected.append(taken)
+        tails.append(max(1 - mass, len(taken) * 2.0**-24))
+    if not all(expected):
+        with pytest.raises(SampleError, match="has no entries"):
+            logits_of(scored, chosen, labels, kept)
+        return
+    found = logits_of(scored, chosen, labels, kept)
+    for place, (start, stop) in enumerate(zip(found.offsets, found.offsets[1:], strict=False)):
+        assert found.ids[start:stop].tolist() == [*expected[place]]
+        np.testing.assert_allclose(found.logprobs[start:stop], [*expected[place].values()], rtol=1e-5, atol=1e-6)
+    if knows_tail:
+        assert found.tail_logmass is not None
+        np.testing.assert_allclose(np.exp(found.tail_logmass), tails, rtol=1e-4)
+    else:
+        assert found.tail_logmass is None
+
+
 def test_padding_of_the_vocabulary_is_a_part_of_the_tail() -> None:
     kept, tail = one({95: 0.3, 6: 0.4, 7: 0.2}, 6)
     assert kept == {6: 0.4, 7: 0.2} and tail == pytest.approx(0.4)
@@ -192,7 +241,7 @@ def test_a_tail_below_the_rounding_is_not_zero() -> None:
     ("probs", "message"),
     [
         ({5: 0.9, 6: 0.3}, "probabilities sum to 1.2000"),
-        ({5: float("nan")}, "a log-probability is nan"),
+        ({5: float("nan")}, "a log-probability is not finite"),
         ({5: 0.0}, "has no entries"),
     ],
 )

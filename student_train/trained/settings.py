@@ -1,5 +1,6 @@
 """The choice of what is trained, as a user writes it in the section `student`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -83,11 +84,22 @@ def _name_or_layers(value: Any) -> Any:
     try:
         return TrainedLayers.model_validate(value)
     except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(map(str, found["loc"]))
-        reason = one_line(str(found["msg"]).removeprefix("Value error, "))
-        problem = f"{where + ': ' if where else ''}{reason}; write {{layers: [from, to], projector: true or false}}"
+        reason = min((_reason(dict(found)) for found in error.errors()), key=lambda text: "unknown" not in text)
+        problem = f"{reason}; write {{layers: [from, to], projector: true or false}}"
         raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem}) from None
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    """One problem of a mapping, in plain words."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    if error["type"] == "value_error":
+        return one_line(str(error["msg"]).removeprefix("Value error, "))
+    expected = "true or false" if where == "projector" else "two numbers from 0"
+    return f"{where}: expected {expected}, found {described(error['input'])}"
 
 
 TrainedKey = Annotated[

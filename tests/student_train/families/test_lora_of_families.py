@@ -51,7 +51,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
-@pytest.mark.parametrize("choice", ["lora", "layers"])
+@pytest.mark.parametrize("choice", ["lora", "lora-alone", "lora-keys", "layers", "decoder", "projector"])
 def test_gradients_arrive_in_one_order(name: str, choice: str, family_job: FamilyJob) -> None:
     job = chosen_job(family_job(name), choice)
     dataset, student = opened(job)
@@ -95,27 +95,27 @@ def test_merged_unmerged_and_peft_are_the_same(
     assert_same(logits_of(base, dataset), unmerged)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(("kind", "dtype"), [("nf4", "float32"), ("int8", "bfloat16")])
 def test_quantised_weights_are_merged_into_the_original_ones(
-    kind: Any, family_job: FamilyJob, checkpoint: Callable[..., Path]
+    kind: Any, dtype: Any, family_job: FamilyJob, checkpoint: Callable[..., Path]
 ) -> None:
     """A student wide enough for quantisation; the second layer is quantised, the first one is not."""
     pytest.importorskip("bitsandbytes")
     student = checkpoint("qwen3_vl", seed=4, hidden_size=64, heads=4)
     job = family_job("qwen3_vl", student=student, steps=2, learning_rate=5e-3, gradient_checkpointing=True)
-    job = replace(job, trained=TrainedConfig(**LORA, quantization=kind))
+    job = replace(job, dtype=dtype, trained=TrainedConfig(**LORA, quantization=kind))
     result = train(job)
     assert result.student is not None and result.skipped_steps == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (student, result.student))
     lora = load_file(job.train.output / "lora" / "adapter_model.safetensors")
     assert before.keys() == after.keys()
-    merged = 0
+    merged, real = 0, getattr(torch, dtype)
     for name, value in before.items():
         path = f"base_model.model.{name.removesuffix('.weight')}.lora_"
         if f"{path}A.weight" in lora:
-            expected = value + 6 / 4 * (lora[f"{path}B.weight"] @ lora[f"{path}A.weight"])
-            torch.testing.assert_close(after[name], expected, rtol=0, atol=1e-6)
+            expected = value.to(real).float() + 6 / 4 * (lora[f"{path}B.weight"] @ lora[f"{path}A.weight"])
+            torch.testing.assert_close(after[name], expected.to(real), rtol=0, atol=1e-6)
             merged += 1
         elif "merger" not in name:
-            assert torch.equal(after[name], value), name
+            assert torch.equal(after[name], value.to(real)), name
     assert merged == len(job.open_student().size().linear_layers)

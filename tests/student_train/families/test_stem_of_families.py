@@ -1,5 +1,6 @@
 """Training from the stem of a teacher of transformers is training from its stored float32 targets."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,20 @@ def test_a_stem_file_for_some_targets_and_for_the_head(
     for job in (stored, stem):
         train(job)
     assert_same_losses(read_metrics(stem.train.output), read_metrics(stored.train.output))
+
+
+def test_validation_from_the_stem_is_that_from_stored_targets(run: MakeRun) -> None:
+    held_out = {"share": 0.7, "export": "last"}
+    jobs = [run("llava", name, store, validation=held_out) for name, store in (("stored", {}), ("stem", FROM_STEM))]
+    for job in jobs:
+        train(job)
+    expected, found = (
+        [json.loads(line) for line in (job.train.output / "validation.jsonl").read_text().splitlines()] for job in jobs
+    )
+    assert len(found) == len(expected) == STEPS + 1
+    for mine, other in zip(found, expected, strict=True):
+        for term in ("loss", *TERMS):
+            assert mine[term] == pytest.approx(other[term], rel=1e-6), (mine["step"], term)
 
 
 def test_the_tower_runs_once_and_nothing_of_the_stem_is_trained_or_saved(run: MakeRun) -> None:

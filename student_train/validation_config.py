@@ -19,12 +19,15 @@ class ValidationData(Settings):
     Attributes:
         conversations: as `data.conversations`.
         images: folder to which image paths are relative; None is `data.images`.
+        roles, system: as `data.roles` and `data.system`.
         template: as `data.template`; None is the template of the run.
         max_tokens: samples with more embedded tokens are left out and counted; None sets no limit.
     """
 
     conversations: UserPath
     images: UserPath | None = None
+    roles: dict[str, Literal["human", "gpt", "system"]] = Field(default_factory=dict, title="names of roles")
+    system: str | None = None
     template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
 

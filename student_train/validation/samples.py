@@ -139,7 +139,8 @@ def _stored(
 
 
 def _raw(plan: RunPlan, config: ValidationConfig, data: ValidationData) -> ValidationSamples:
-    source = open_data(DataSet(path=data.conversations, images=data.images or plan.job.images))
+    images = data.images or plan.job.images
+    source = open_data(DataSet(path=data.conversations, images=images, roles=data.roles, system=data.system))
     preparation = plan.student.preparation(data.template or plan.job.template, max_tokens=data.max_tokens)
     every = np.arange(len(source))
     positions = every

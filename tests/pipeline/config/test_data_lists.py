@@ -31,7 +31,7 @@ def test_a_section_is_a_list_of_one(write: Callable[[Any], Path]) -> None:
     one, listed = (load_run_config(write(given), "train") for given in (section, [section]))
     assert one == listed and one.max_tokens == 100
     job = one.train_job()
-    assert job.images == Path("pictures") and job.images_of == {"train": Path("pictures")}
+    assert job.images == Path("pictures") and job.images_of == {}
     assert one.dump_job().data == listed.dump_job().data == one.data_sets
 
 

@@ -92,5 +92,5 @@ def test_jobs_take_both_forms(write_config: WriteConfig) -> None:
     assert alignkd.dump_job(path, data={"share": 0.5}).data[0].share == 0.5
     with pytest.raises(TypeError, match="section data is"):
         alignkd.dump_job(path, data=["a.json"])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="section store is"):
-        alignkd.dump_job(path, store=listed)
+    with pytest.raises(TypeError, match="section teacher is"):
+        alignkd.dump_job(path, teacher=listed)

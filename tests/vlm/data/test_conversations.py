@@ -1,13 +1,17 @@
 """Reading LLaVA-style data: what is usable, what is named."""
 
+import base64
 import hashlib
+import io
 import json
 import pickle
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from alignkd.vlm.data.conversations import ConversationFile, load_samples
+from alignkd.vlm.data.entries.reading import EntryReading
 from alignkd.vlm.data.images import MissingImageError, image_hashes, open_image, read_image_bytes, read_images
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.inputs.sample_key import sample_key
@@ -64,6 +68,25 @@ def test_samples_are_read_by_their_position(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         file[5]
     assert pickle.loads(pickle.dumps(file))[2] == file[2]
+
+
+def test_a_file_may_hold_pictures_and_be_read_as_its_user_says(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(stream, "PNG")
+    messages = [{"role": "Kunde", "content": "q"}, {"role": "assistant", "content": "a"}]
+    entries: list[dict[str, object]] = [{"messages": messages} for _ in range(3)]
+    path = write(tmp_path, json.dumps(entries))
+    assert not ConversationFile(path).holds_images and ConversationFile(path)[0].problem is not None
+    entries[1]["image"] = base64.b64encode(stream.getvalue()).decode()
+    path = write(tmp_path, json.dumps(entries))
+    reading = EntryReading(roles={"kunde": "human"}, system="be brief", images=tmp_path)
+    file = pickle.loads(pickle.dumps(ConversationFile(path, reading=reading)))
+    assert file.holds_images and file[1].contents == (stream.getvalue(),) and file[1].folder == tmp_path
+    assert [[turn.value for turn in sample.turns] for sample in file] == [
+        ["be brief", "q", "a"],
+        ["be brief", "<image>\nq", "a"],
+        ["be brief", "q", "a"],
+    ]
 
 
 def test_reading_reports_bytes(tmp_path: Path) -> None:

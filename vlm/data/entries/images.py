@@ -129,7 +129,7 @@ def _picture_in(where: str, text: str) -> bytes | None:
 def _head(text: str) -> bytes:
     """The first bytes of a text as base64; none if it is not base64."""
     try:
-        return base64.b64decode(text[:32], validate=True)
+        return base64.b64decode("".join(text[:64].split())[:32], validate=True)
     except ValueError:
         return b""
 

@@ -61,7 +61,7 @@ def test_pictures_are_recognised_by_their_bytes(form: str) -> None:
     name = f"{hashlib.sha256(content).hexdigest()[:12]}.{FORMATS[form]}"
     text = base64.b64encode(content).decode()
     lines = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
-    for image in (text, lines, f"data:image/{form.lower()};base64,{text}", {"bytes": text, "path": None}):
+    for image in (text, lines, f"\n {text}", f"data:image/{form.lower()};base64,{text}", {"bytes": text, "path": None}):
         sample = read(image)
         assert sample.images == (f"base64-{name}",) and image_files(sample) == (content,)
     for image in (content, [content], {"bytes": content, "path": None}):

@@ -142,7 +142,7 @@ class Bench:
         job = self.job()
         self.model = load_teacher(job, job.open_teacher())
         builder = load_preparation(self.folder / "teacher", template="v1")
-        samples = list(ConversationFile(self.folder / "data.json"))
+        samples = list(ConversationFile(self.folder / "data.json", self.folder / "images"))
         with PreparationThreads(builder, self.folder / "images", 2) as preparation:
             self.prepared = preparation.prepare(samples)
         self.batches = [self._batch(batch) for batch in self._plan()]

@@ -1,6 +1,7 @@
 """The planned memory of a teacher pass against the tensors that were alive at once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def samples(golden: Path, golden_images: Path) -> list[Prepared]:
     image = next(entry["image"] for entry in json.loads((golden / "v1.json").read_text()) if "image" in entry)
     turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup of coffee on the table, and " * 6))
     with PreparationThreads(builder, golden_images, 2) as threads:
-        return threads.prepare([Sample(index=i, id=str(i), images=(image,), turns=turns) for i in range(NUM)])
+        one = Sample(index=0, id="0", images=(image,), turns=turns, folder=golden_images)
+        return threads.prepare([replace(one, index=i, id=str(i)) for i in range(NUM)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -28,7 +28,7 @@ def teacher(request: pytest.FixtureRequest, family_teacher: Callable[[str], Path
     """A loaded model, and the data set prepared for it."""
     opened = open_checkpoint(family_teacher(request.param))
     with PreparationThreads(opened.preparation(), family_data / "images", 2) as threads:
-        samples = threads.prepare(list(ConversationFile(family_data / "data.json")))
+        samples = threads.prepare(list(ConversationFile(family_data / "data.json", family_data / "images")))
     return opened.load_model(), samples
 
 

@@ -1,6 +1,7 @@
 """The check of a teacher's eyes gives a sample the image of another: tokens and positions follow that image."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ TURNS = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cup on the left")
 NEAR, WIDE = (
     Sample(index=n, id=str(n), images=(f"{name}.png",), turns=TURNS) for n, name in enumerate(("near", "wide"))
 )
+
+
+def in_folder(folder: Path) -> list[Sample]:
+    return [replace(sample, folder=folder) for sample in (NEAR, WIDE)]
 
 
 def content(prepared: Prepared) -> dict[str, np.ndarray]:
@@ -36,7 +41,7 @@ def test_a_sample_with_another_image_is_that_sample(
 ) -> None:
     preparation = open_checkpoint(family_teacher(family), weights=False).preparation()
     with PreparationThreads(preparation, family_data / "images", 2) as threads:
-        near, wide = threads.prepare([NEAR, WIDE])
+        near, wide = threads.prepare(in_folder(family_data / "images"))
         exchanged, back = threads.with_images_of([near, wide], [wide, near])
     assert exchanged is not None and back is not None
     for found, expected in ((exchanged, wide), (back, near)):
@@ -45,7 +50,7 @@ def test_a_sample_with_another_image_is_that_sample(
         assert content(found).keys() == expected_content.keys()
         for name, values in content(found).items():
             np.testing.assert_array_equal(values, expected_content[name], err_msg=name)
-    assert exchanged.sample == NEAR
+    assert exchanged.sample == near.sample
 
 
 def test_an_image_that_makes_a_sample_too_long_is_left_out(
@@ -53,7 +58,7 @@ def test_an_image_that_makes_a_sample_too_long_is_left_out(
 ) -> None:
     opened = open_checkpoint(family_teacher("qwen2_5_vl"), weights=False)
     with PreparationThreads(opened.preparation(), family_data / "images", 1) as threads:
-        near, wide = threads.prepare([NEAR, WIDE])
+        near, wide = threads.prepare(in_folder(family_data / "images"))
     short, long = sorted((near, wide), key=lambda sample: sample.length)
     assert short.length < long.length
     with PreparationThreads(opened.preparation(max_tokens=short.length), family_data / "images", 1) as threads:

@@ -32,7 +32,7 @@ def long_sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[VisionLanguag
     opened = open_checkpoint(teacher)
     turns = (Turn("human", "<image>\n" * NUM_IMAGES + "which?"), Turn("gpt", "the second, " * 20))
     with PreparationThreads(opened.preparation(), folder, 1) as threads:
-        [sample] = threads.prepare([Sample(index=0, id="0", images=names, turns=turns)])
+        [sample] = threads.prepare([Sample(index=0, id="0", images=names, turns=turns, folder=folder)])
     return opened.load_model(), sample
 
 

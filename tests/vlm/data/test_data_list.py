@@ -114,29 +114,23 @@ def test_each_data_set_needs_the_folder_of_its_images(tmp_path: Path) -> None:
             check_image_folders(DataList(sets), sets)
 
 
-@pytest.mark.parametrize("ending", ["]", "\n]", "\n]\n", "]\n", " \t]\n\n", ""])
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+LIST_ENDINGS = ("]", "\n]", "\n]\n", "]\r\n", " \t]\n\n")
+ENDINGS = [*((".json", ending) for ending in LIST_ENDINGS), (".jsonl", ""), (".jsonl", "\n"), (".jsonl", "\n\n")]
+
+
+@pytest.mark.parametrize(("suffix", "ending"), ENDINGS)
 def test_a_file_that_grew_begins_with_the_old_one(tmp_path: Path, suffix: str, ending: str) -> None:
     """Both by the bytes of its entries and by those of the whole old file, which ended as files do."""
-    lines = suffix == ".jsonl"
-    if lines and "]" in ending:
-        ending = ending.replace("]", "")
-    if lines and not ending.strip("\n") == "":
-        pytest.skip("no ending of JSON lines")
     entries = [json.dumps({"id": n}) for n in range(5)]
     path, old = tmp_path / f"a{suffix}", tmp_path / f"old{suffix}"
-    start, between = ("", "\n") if lines else ("[", ",\n")
-    end = ending if lines or ending else "]"
-    old.write_text(start + between.join(entries[:3]) + end)
-    path.write_text(start + between.join(entries) + end)
+    start, between = ("", "\n") if suffix == ".jsonl" else ("[", ",\n")
+    old.write_text(start + between.join(entries[:3]) + ending)
+    path.write_text(start + between.join(entries) + ending)
     before, after = ConversationFile(old), ConversationFile(path)
     (piece,) = before.pieces
     whole = Piece(name="a", num_samples=3, sha256=before.sha256)
     assert after.starts_with(piece, 0) and after.starts_with(whole, 0) and before.starts_with(whole, 0)
-    for other in (
-        Piece(name="a", num_samples=2, sha256=before.sha256),
-        Piece(name="a", num_samples=9, sha256="0" * 64),
-    ):
-        assert not after.starts_with(other, 0)
-    path.write_text(start + between.join(['{"id": 7}', *entries[1:]]) + end)
+    for count in (2, 4, 9):
+        assert not after.starts_with(Piece(name="a", num_samples=count, sha256=before.sha256), 0)
+    path.write_text(start + between.join(['{"id": 7}', *entries[1:]]) + ending)
     assert not ConversationFile(path).starts_with(whole, 0) and not ConversationFile(path).starts_with(piece, 0)

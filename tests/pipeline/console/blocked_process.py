@@ -25,7 +25,7 @@ def never_returns(*arguments: object, **options: object) -> NoReturn:
 def block_images() -> None:
     from alignkd.teacher_dump import preparation
 
-    preparation.image_files = never_returns
+    preparation.sample_files = never_returns
 
 
 def block_commits() -> None:

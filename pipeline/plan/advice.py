@@ -125,7 +125,7 @@ def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, A
     return _no_change(
         "student",
         "the student does not fit, even with one sample at a time, checkpointing and offloading; use more devices, a "
-        "smaller student or a lower max_tokens",
+        "smaller student, LoRA (student.trained) or a lower max_tokens",
     )
 
 

@@ -25,7 +25,8 @@ WEIGHTS = {"vision_l1": 2.0, "vision_all": 0.0, "label_surprise": 0.25}
 
 def train_with_toy_losses(job: TrainJob, prepared_libraries: PreparedProcesses, patience: float) -> tuple[float, str]:
     """Expected first value of `vision_l1`, and the report."""
-    values = vars(job) | {"train": {**job.train.model_dump(mode="json", exclude_unset=True), "losses": WEIGHTS}}
+    train = {**job.train.model_dump(mode="json", exclude_unset=True), "losses": WEIGHTS}
+    values = vars(job) | {"train": train, "trained": job.trained.model_dump(mode="json")}
     code = f"import runpy, sys; sys.path[:0] = {[str(PROCESS.parent), str(PROCESS.parents[2] / 'src')]}; "
     code += f"runpy.run_path({str(PROCESS)!r}, run_name='__main__')"
     process = prepared_libraries.start("-c", code, json.dumps(values, default=str))

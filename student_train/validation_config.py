@@ -1,11 +1,13 @@
 """Settings of validation during training: which samples, how often, what follows from the figures."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.settings import Amount, Count, OneOf, Settings, UserLocation, UserPath
 
 # Validations of a run for which the user sets no interval.
@@ -30,6 +32,10 @@ class ValidationData(Settings):
     system: str | None = None
     template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
+
+    def data_set(self, images: Path | None) -> DataSet:
+        """The data set; `images` is the folder of a run's own images."""
+        return DataSet(path=self.conversations, images=self.images or images, roles=self.roles, system=self.system)
 
 
 class ValidationConfig(Settings):

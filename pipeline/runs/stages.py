@@ -19,6 +19,7 @@ from alignkd.student_train.run.claim import check_output
 from alignkd.student_train.run.export import is_exported
 from alignkd.student_train.run.settings import starting_point
 from alignkd.student_train.trained.checks import check_trained
+from alignkd.vlm.data.open import open_data
 from alignkd.vlm.errors import InputError
 
 LAST = "train"
@@ -83,6 +84,7 @@ def _run_stage(
             say(f"{name}nothing left to do: {finished['step']} steps are done, student in {student_folder(output)}")
         return {LAST: {"already_finished": True, **finished}}
     check_output(output)
+    _check_validation_data(stage.config)
     _check_tower_for_stem(stage.config)
     config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
     phases = {
@@ -103,6 +105,17 @@ def _run_stage(
         found = run_alignkd(arguments, as_json and not before, before)
         reports[phase] = found if found is not None else finished_before(stage.config)
     return reports
+
+
+def _check_validation_data(config: RunConfig) -> None:
+    """Refuse conversations for validation that cannot be read, before the teacher runs.
+
+    Raises:
+        InputError: as `open_data`.
+    """
+    validation = None if config.train is None else config.train.validation
+    if validation is not None and validation.data is not None:
+        open_data(validation.data.data_set(config.data[0].images if len(config.data) == 1 else None))
 
 
 def _check_tower_for_stem(config: RunConfig) -> None:
@@ -132,7 +145,8 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
     start = starting_point(job, job.open_student())
     if any(finished["settings"].get(name) != value for name, value in start.items()):
         return None
-    return {name: finished[name] for name in ("step", "samples_seen", "skipped_steps", "metrics")}
+    kept = ("step", "samples_seen", "skipped_steps", "metrics", "validation")
+    return {name: finished[name] for name in kept if name in finished}
 
 
 def _same(kept: RunConfig | None, config: RunConfig) -> bool:

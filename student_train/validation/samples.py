@@ -25,7 +25,7 @@ from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
 from alignkd.student_train.validation_config import ValidationConfig, ValidationData, terms_without_teacher
 from alignkd.vlm.data.images import image_files
 from alignkd.vlm.data.open import open_data
-from alignkd.vlm.data.source import DataSet, DataSource
+from alignkd.vlm.data.source import DataSource
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Example, Preparation
 
@@ -139,8 +139,7 @@ def _stored(
 
 
 def _raw(plan: RunPlan, config: ValidationConfig, data: ValidationData) -> ValidationSamples:
-    images = data.images or plan.job.images
-    source = open_data(DataSet(path=data.conversations, images=images, roles=data.roles, system=data.system))
+    source = open_data(data.data_set(plan.job.images))
     preparation = plan.student.preparation(data.template or plan.job.template, max_tokens=data.max_tokens)
     every = np.arange(len(source))
     positions = every

@@ -62,3 +62,11 @@ def test_a_section_that_cannot_be_is_one_line(
         train = {"validation": section}
     done = alignkd_here("train", write_config(train=train))
     assert done.returncode == 1 and named in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_run_refuses_missing_conversations_before_the_teacher_runs(
+    alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    section = {"data": {"conversations": str(tmp_path / "missing.json")}}
+    done = alignkd_here("run", write_config(train={"validation": section}))
+    assert done.returncode == 1 and "missing.json" in done.stderr and not (tmp_path / "store").exists()

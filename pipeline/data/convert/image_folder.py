@@ -10,7 +10,9 @@ from pathlib import Path
 
 from alignkd.vlm.data.entries.images import extension_of
 
-_NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
+_PART = ".part-"
+# an image, or what a killed process left
+_NAME = re.compile(rf"[0-9a-f]{{64}}\.[a-z0-9]+|{re.escape(_PART)}.*")
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -49,7 +51,7 @@ class ImageFolder:
             self.num_there += 1
             return name
         self._folder.mkdir(parents=True, exist_ok=True)
-        aside = self._folder / f".part-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        aside = self._folder / f"{_PART}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             with named_errors(path):
                 aside.write_bytes(content)

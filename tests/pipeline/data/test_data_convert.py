@@ -213,6 +213,7 @@ def test_an_interruption_leaves_no_half_of_anything(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.parquet", "images"]
     whole = {(data.images / name).read_bytes() for name in tiny_data.IMAGES}
     assert {path.read_bytes() for path in images.iterdir()} < whole
+    (images / ".part-1-0").write_bytes(b"of a process that was killed")
     assert alignkd_here(*command).returncode == 0
     assert read(out, images) == read(data.conversations, data.images)
 

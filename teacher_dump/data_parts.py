@@ -11,7 +11,6 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
 from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.schema.sources import MAX_ADDITIONS, MAX_PIECES, MAX_SOURCES, Addition, StoredPiece, StoredSource
-from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.data.data_list import DataList, ListedSource
 from alignkd.vlm.data.source import DataSet, Piece
 from alignkd.vlm.errors import InputError
@@ -35,7 +34,7 @@ class DataParts:
 def whole_list(samples: DataList, sets: Sequence[DataSet]) -> DataParts:
     """The parts of a store that is dumped in one go.
 
-    One JSON file without settings of its own is identified by `data_fingerprint` alone, as in all earlier stores.
+    One file without settings of its own is identified by `data_fingerprint` alone, as in all earlier stores.
     """
     if len(sets) > MAX_SOURCES:
         raise InputError(
@@ -43,10 +42,9 @@ def whole_list(samples: DataList, sets: Sequence[DataSet]) -> DataParts:
         )
     sources: list[StoredSource] | None = None
     fingerprint: dict[str, str] = {}
-    first = samples.sources[0].data
     is_plain = len(sets) == 1 and sets[0] == DataSet(path=sets[0].path, images=sets[0].images)
-    if is_plain and isinstance(first, ConversationFile):
-        fingerprint["conversations"] = first.sha256
+    if is_plain and (sets[0].path.is_file() or len(samples.pieces) == 1):
+        fingerprint["conversations"] = _sha256_of_file(samples.sources[0]) or samples.pieces[0].sha256
     else:
         sources = [_stored(listed, data) for listed, data in zip(samples.sources, sets, strict=True)]
     contiguous = True if samples.is_sequential else None
@@ -86,7 +84,7 @@ def continued_list(path: Path | str, stored: Manifest, samples: DataList, sets: 
             added=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             sources=tuple(added),
             num_samples=num_added,
-            contiguous=True if any(listed.data.is_sequential for listed in grown) else None,
+            contiguous=True if any(listed.is_sequential for listed in grown) else None,
         )
         additions = (*additions, new)
     return DataParts(
@@ -213,14 +211,15 @@ class _Match:
 
 
 def _is_same_file(listed: ListedSource, source: StoredSource) -> bool:
-    """Whether a data set is one JSON file whose sha256 the store has, which is known without reading it again."""
-    data, (first, *more) = listed.data, source.pieces
-    return (
-        isinstance(data, ConversationFile)
-        and not more
-        and first.num_samples == len(data)
-        and first.sha256 == data.sha256
-    )
+    """Whether a data set is one file whose sha256 the store has, which is known without reading it again."""
+    first, *more = source.pieces
+    return not more and first.num_samples == len(listed.data) and first.sha256 == _sha256_of_file(listed)
+
+
+def _sha256_of_file(listed: ListedSource) -> str | None:
+    """sha256 of the bytes of a data set of one file, where it has them from its first pass over the file."""
+    found: str | None = getattr(listed.data, "sha256", None)
+    return found
 
 
 def _begins(listed: ListedSource, now: Piece, piece: StoredPiece, start: int, *, may_grow: bool) -> bool:

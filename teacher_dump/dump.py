@@ -67,7 +67,7 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     started = time.monotonic()
     check_location(job.store.path, writing=True)
     samples = DataList(job.data, progress=job.control.reading)
-    where = next((source.data.path for source in samples.sources if source.data.holds_images), samples.path)
+    where = next((source.data.path for source in samples.sources if source.holds_images), samples.path)
     job = replace(job, store=job.store.with_inputs(holds_images=samples.holds_images, where=where))
     check_image_folders(samples, job.data)
     teacher = job.open_teacher()

@@ -11,13 +11,10 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.places import load_manifest
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.vlm.data.json.stream import LINES_SUFFIXES
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet, Piece
 from alignkd.vlm.errors import InputError
 
-# files of which a store of one data set has the sha256
-_JSON = (".json", *LINES_SUFFIXES)
 # name, sha256 now and sha256 in the store
 _Difference = tuple[str, str, str]
 
@@ -42,9 +39,9 @@ def changed_data_notice(sets: Sequence[DataSet], store: Path | str) -> str | Non
 
 
 def _of_one_file(path: Path, manifest: Manifest) -> _Difference | None:
-    """The difference of a store that is identified by the bytes of one JSON file."""
+    """The difference of a store that is identified by the bytes of one file; of a compressed one, it has others."""
     stored = manifest.data_fingerprint.get("conversations")
-    if stored is None or path.suffix.lower() not in _JSON:
+    if stored is None or path.suffix.lower() == ".gz" or not path.is_file():
         return None
     found = file_sha256(path)
     return None if found == stored else (str(path), found, stored)

@@ -140,7 +140,7 @@ class Manifest(_Model):
         inputs: `reference` keeps path and sha256 of each image, `embed` the image file's bytes too.
         attachments: store-level files that training needs (tokenizer, lm_head, stem): name -> sha256.
         first_samples: samples of the first dump; in the file `num_samples`. `num_samples` here counts additions too.
-        sources: data sets of the first dump and their files; None: one JSON file, which `data_fingerprint` identifies.
+        sources: data sets of the first dump and their files; None: one file, which `data_fingerprint` identifies.
         contiguous: shards of the first dump hold consecutive samples.
         additions: what was added after the first dump, in order.
         created_with: versions of software; the only part that may differ when the store is opened for writing again.

@@ -49,6 +49,16 @@ class ListedSource:
         """The files of the data set with all their samples; may read every byte of them."""
         return self.data.pieces
 
+    @property
+    def holds_images(self) -> bool:
+        """See `DataSource`."""
+        return self.data.holds_images
+
+    @property
+    def is_sequential(self) -> bool:
+        """See `DataSource`."""
+        return self.data.is_sequential
+
 
 def data_set_names(sets: Sequence[DataSet]) -> list[str]:
     """The name of each data set: the given one, or one made from the path.
@@ -143,12 +153,12 @@ class DataList:
     @property
     def holds_images(self) -> bool:
         """Whether any of the files holds images."""
-        return any(source.data.holds_images for source in self.sources)
+        return any(source.holds_images for source in self.sources)
 
     @property
     def is_sequential(self) -> bool:
         """Whether any of the data sets is slow to read in another order."""
-        return any(source.data.is_sequential for source in self.sources)
+        return any(source.is_sequential for source in self.sources)
 
     def starts_with(self, piece: Piece, start: int) -> bool:
         """See `DataSource.starts_with`; `start` counts all samples of the data sets, also those that no share takes."""
@@ -212,7 +222,7 @@ def check_image_folders(samples: DataList, sets: Sequence[DataSet]) -> None:
     for source, data in zip(samples.sources, sets, strict=True):
         folder = data.images
         # files that hold images are not searched for a sample without them: that would read all of the data
-        if source.data.holds_images or (folder is not None and folder.is_dir() and not _is_empty(folder)):
+        if source.holds_images or (folder is not None and folder.is_dir() and not _is_empty(folder)):
             continue
         if any(needs_folder(sample) for sample in source.data):
             found = "is missing"

@@ -20,7 +20,7 @@ from alignkd.storage import StoreError, StoreReader, open_writer, verify_store
 from alignkd.storage.places import load_manifest
 from alignkd.storage.schema.sources import Addition, StoredPiece, StoredSource
 from alignkd.storage.tools.gc import collect_garbage
-from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.data_list import ListedSource
 
 Alignkd = Callable[..., Any]
 Entry = dict[str, Any]
@@ -195,7 +195,7 @@ def test_a_shard_of_an_addition_belongs_to_its_list_only(alignkd_here: Alignkd, 
 def test_reading_in_order_gives_shards_of_consecutive_samples(
     alignkd_here: Alignkd, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ConversationFile, "is_sequential", True)
+    monkeypatch.setattr(ListedSource, "is_sequential", True)
     a, store = data.write("a.json", range(5)), tmp_path / "store"
     dumped(alignkd_here, data.config([a]))
     data.write("a.json", range(8))
@@ -212,7 +212,7 @@ def test_files_with_images_are_embedded(
     alignkd_here: Alignkd, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = data.write("a.json", range(2))
-    monkeypatch.setattr(ConversationFile, "holds_images", True)
+    monkeypatch.setattr(ListedSource, "holds_images", True)
     output = dumped(alignkd_here, data.config(a, inputs="reference"), code=1)
     assert "set store.inputs to embed" in output and output.count("\n") == 1 and not (tmp_path / "store").exists()
     dumped(alignkd_here, data.config(a))

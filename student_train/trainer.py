@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
+from alignkd.student_train.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from alignkd.student_train.checkpoints.export import export
+from alignkd.student_train.checkpoints.times import CheckpointTimes
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.handoff.stream import closing_workers
 from alignkd.student_train.distributed.interrupt import StopSignals
@@ -19,10 +22,7 @@ from alignkd.student_train.metrics.log import RunLog
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import checkpoints_folder
-from alignkd.student_train.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from alignkd.student_train.run.checkpoint_times import CheckpointTimes
 from alignkd.student_train.run.claim import claimed
-from alignkd.student_train.run.export import export
 from alignkd.student_train.run.plan import RunPlan, plan_run
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures

@@ -12,11 +12,11 @@ from alignkd.pipeline.config.recipes import Stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
+from alignkd.student_train.checkpoints.export import is_exported
 from alignkd.student_train.distributed.launcher import meeting_point
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
 from alignkd.student_train.run.claim import check_output
-from alignkd.student_train.run.export import is_exported
 from alignkd.student_train.run.settings import starting_point
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.data.open import open_data

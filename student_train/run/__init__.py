@@ -1,1 +1,1 @@
-"""One training run on disk: claim, settings, checkpoints, export."""
+"""One training run: claim of its output, plan, mixture of stores, settings, start, extension."""

@@ -14,14 +14,20 @@ from tqdm import tqdm
 
 from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage import StoreError, StoreReader
+from alignkd.student_train.checkpoints.checkpoint import (
+    ADAPTERS,
+    WEIGHTS,
+    Checkpoint,
+    all_checkpoints,
+    sound_checkpoint,
+)
+from alignkd.student_train.checkpoints.export import check_worth, lora_matrices, trained_adapters, write_student
+from alignkd.student_train.checkpoints.parts import Parts
 from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.output import EXPORTED, adapters_file, checkpoints_folder, student_folder
-from alignkd.student_train.run.checkpoint import ADAPTERS, WEIGHTS, Checkpoint, all_checkpoints, sound_checkpoint
-from alignkd.student_train.run.checkpoint_parts import Parts
-from alignkd.student_train.run.export import check_worth, lora_matrices, trained_adapters, write_student
 from alignkd.student_train.run.student import student_to_export
 from alignkd.student_train.trained.lora import is_lora_parameter
 from alignkd.vlm.families.family import Checkpoint as Origin

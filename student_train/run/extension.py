@@ -13,18 +13,18 @@ from typing import Any
 from alignkd.storage import StoreError
 from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.schema.sealed_json import unseal
-from alignkd.student_train.config import ExtendConfig, TrainConfig
-from alignkd.student_train.distributed.ranks import Ranks
-from alignkd.student_train.engine.schedule import Schedule
-from alignkd.student_train.errors import TrainError, unreadable
-from alignkd.student_train.output import checkpoints_folder, read_finished
-from alignkd.student_train.run.checkpoint import (
+from alignkd.student_train.checkpoints.checkpoint import (
     STATE,
     Checkpoint,
     all_checkpoints,
     differing_settings,
     sound_checkpoint,
 )
+from alignkd.student_train.config import ExtendConfig, TrainConfig
+from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.engine.schedule import Schedule
+from alignkd.student_train.errors import TrainError, unreadable
+from alignkd.student_train.output import checkpoints_folder, read_finished
 from alignkd.student_train.run.lock import described_holder, no_training_starts
 
 PREFIX = "extend."

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder, StoreReader
+from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
@@ -24,7 +25,6 @@ from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
-from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import Extension, check_can_be_extended, find_extension, schedule_of
 from alignkd.student_train.run.mixture import Mixture

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.student_train.checkpoints.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
+from alignkd.student_train.checkpoints.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.config import samples_of_epochs
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics, MetricsLog
 from alignkd.student_train.output import METRICS, checkpoints_folder, read_finished
 from alignkd.student_train.run.agreement import samples_in_several
-from alignkd.student_train.run.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
-from alignkd.student_train.run.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.run.extension import extension_line, small_rate_warning
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.trained.counts import described_of

@@ -2,11 +2,11 @@
 
 import torch
 
+from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.engine.engine import StepOutcome
 from alignkd.student_train.metrics.file import Metrics, peak_memory_mib
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import BY_SOURCE, KIND_PREFIX
-from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.run.plan import StepPlan
 
 

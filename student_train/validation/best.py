@@ -4,8 +4,8 @@ from pathlib import Path
 
 from alignkd.storage import StoreError
 from alignkd.storage.schema.sealed_json import unseal
+from alignkd.student_train.checkpoints.checkpoint import STATE, checkpoint_path
 from alignkd.student_train.output import checkpoints_folder
-from alignkd.student_train.run.checkpoint import STATE, checkpoint_path
 
 
 def best_step(output: Path) -> int | None:

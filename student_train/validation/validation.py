@@ -3,13 +3,13 @@
 import logging
 from typing import Any
 
+from alignkd.student_train.checkpoints.checkpoint import checkpoint_path, keep_validation, load_weights
 from alignkd.student_train.distributed.interrupt import StopSignals
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import ValidationOutcome
 from alignkd.student_train.metrics.log import RunLog
 from alignkd.student_train.output import checkpoints_folder
-from alignkd.student_train.run.checkpoint import checkpoint_path, keep_validation, load_weights
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.start import Start
 from alignkd.student_train.validation.evaluation import Evaluation, evaluate

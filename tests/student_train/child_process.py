@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from alignkd.student_train import trainer
+from alignkd.student_train.checkpoints import checkpoint, export
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run import checkpoint, export
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.student_train.validation import validation

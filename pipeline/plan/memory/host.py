@@ -16,9 +16,9 @@ from alignkd.pipeline.plan.memory.trained import (
     largest_trained,
     trained_parameters,
 )
+from alignkd.student_train.checkpoints.parts import PART_BYTES
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED
 from alignkd.student_train.engine.pinned_memory import pinned_bytes
-from alignkd.student_train.run.checkpoint_parts import PART_BYTES
 
 MIB = 1 << 20
 # Python, torch and CUDA's libraries and context of one training process: assumed; 0.4 GiB of it is measured on a CPU.

@@ -19,12 +19,13 @@ from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.files.exclusive import remove
 from alignkd.storage.schema.sealed_json import seal, unseal
 from alignkd.student_train import trainer
+from alignkd.student_train.checkpoints import parts as checkpoint_parts
+from alignkd.student_train.checkpoints import times as checkpoint_times
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import student_folder
-from alignkd.student_train.run import checkpoint_parts, checkpoint_times
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from alignkd.storage.schema.sealed_json import seal
+from alignkd.student_train.checkpoints.checkpoint import STATE, find_checkpoint
 from alignkd.student_train.errors import TrainError, writing
-from alignkd.student_train.run.checkpoint import STATE, find_checkpoint
 
 ALONE: Any = SimpleNamespace(is_first=True, from_first=lambda value: value)
 

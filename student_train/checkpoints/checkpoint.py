@@ -22,10 +22,10 @@ from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage import StoreError
 from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.student_train.checkpoints.parts import Parts, in_parts
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.engine import MOMENTS, Engine
 from alignkd.student_train.errors import TrainError, unreadable, writing
-from alignkd.student_train.run.checkpoint_parts import Parts, in_parts
 from alignkd.vlm.weights.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignkd.student_train.checkpoints import times as checkpoint_times
+from alignkd.student_train.checkpoints.times import CheckpointTimes
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.run import checkpoint_times
-from alignkd.student_train.run.checkpoint_times import CheckpointTimes
 
 
 class LocalRanks(Ranks):

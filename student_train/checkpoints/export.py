@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage.schema.sealed_json import seal
+from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX, MODEL_PREFIX
@@ -19,7 +20,6 @@ from alignkd.student_train.job import TrainJob, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.output import FINISHED, adapters_file, lora_folder, student_folder
-from alignkd.student_train.run.checkpoint import TrainState
 from alignkd.student_train.trained.lora import FIRST, SECOND, add_product, is_lora_parameter, lora_layers, merge
 from alignkd.student_train.trained.lora_files import is_lora_complete, save_lora
 from alignkd.student_train.trained.settings import TrainedConfig

@@ -1,0 +1,1 @@
+"""Checkpoints of a run, and the student that is exported from one."""

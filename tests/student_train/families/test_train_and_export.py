@@ -31,9 +31,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], VisionLanguageModel
     found: list[VisionLanguageModel] = []
     write = trainer.export
 
-    def export(job: Any, checkpoint: Any, engine: Any, *more: Any) -> None:
+    def export(job: Any, checkpoint: Any, engine: Any, *more: Any, **options: Any) -> None:
         found.append(engine.student.model)
-        write(job, checkpoint, engine, *more)
+        write(job, checkpoint, engine, *more, **options)
 
     monkeypatch.setattr(trainer, "export", export)
     return lambda: found[0]

@@ -157,7 +157,8 @@ def test_another_store_must_be_of_the_same_teacher(
 ) -> None:
     other = dump(tmp_path / "other", many_samples[:2], fingerprint={"weights": "other"})
     with pytest.raises(
-        TrainError, match=r"validation.store .*other: fingerprint weights is other, .* has golden; dump"
+        TrainError,
+        match=r"validation.store: stores .*other do not fit together: fingerprint weights is golden and other;",
     ):
         train(make_job(many_store, validation={"store": str(other)}))
 

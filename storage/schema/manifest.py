@@ -226,6 +226,7 @@ class Manifest(_Model):
         if self.schema_version == 2:
             for name in ("num_tokens", "attention_layer"):
                 document["shapes"].pop(name, None)
+            document["codecs"]["logits"].pop("tail", None)
             return document
         document.pop("codecs")
         document["targets"] = [target.model_dump(mode=info.mode) for target in self.targets]

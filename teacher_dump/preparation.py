@@ -251,8 +251,8 @@ class PreparationThreads:
             raise SampleError(sample.problem)
         if self._refers and any(content is not None for content in sample.contents):
             raise SampleError(
-                "the data file holds an image of the sample, but the store only refers to image files; set store.inputs "
-                "to embed and dump into another store"
+                "the data file holds an image of the sample, but the store only refers to image files; set store.inputs"
+                " to embed and dump into another store"
             )
         try:
             files = sample_files(sample)

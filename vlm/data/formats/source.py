@@ -42,16 +42,14 @@ class EntrySource:
 
     @cached_property
     def holds_images(self) -> bool:
-        """Whether files hold images, by their format or by some samples. See `NUM_TRIED`: a rare image may be missed."""
+        """Whether files hold images, by their format or by some samples (`NUM_TRIED`), which may miss a rare one."""
         if any(file.holds_images for file in self.files):
             return True
         step = 1 if self.is_sequential else max(1, len(self) // NUM_TRIED)
         spread = islice(range(0, len(self), step), NUM_TRIED)
         starts = (end - len(file) for end, file in zip(self._ends, self.files, strict=True))
         longest = (
-            start + number
-            for start, file in zip(starts, self.files, strict=True)
-            for number in file.longest(NUM_TRIED)
+            start + number for start, file in zip(starts, self.files, strict=True) for number in file.longest(NUM_TRIED)
         )
         return any(self[index].contents for index in chain(spread, longest))
 

@@ -31,10 +31,13 @@ class ParquetEntries:
         self._version = version = FileVersion.of(path)
         layout = read_layout(path)
         columns = tuple(name for name in layout.columns if is_read(name))
+        binary = {name.partition(".")[0] for name in layout.binary}
+        if binary.isdisjoint(columns):  # pictures under any other name make a sample unusable, so they must be read
+            columns = tuple(name for name in layout.columns if name in columns or name in binary)
         if not may_hold_conversation(columns):
             raise InputError(f"{path}: no column with a conversation among {_listed(layout.columns)}; {EXPECTED}")
         self._other_columns = tuple(name for name in layout.columns if name not in columns)
-        self.holds_images = any(name.partition(".")[0] in columns for name in layout.binary)
+        self.holds_images = not binary.isdisjoint(columns)
         self._group_rows, self._ends = layout.group_rows, list(accumulate(layout.group_rows))
         self._groups = [
             RowGroup(path, version, number, columns, batch_rows(num_rows, num_bytes))

@@ -49,7 +49,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
@@ -142,7 +142,7 @@ class Bench:
         job = self.job()
         self.model = load_teacher(job, job.open_teacher())
         builder = load_preparation(self.folder / "teacher", template="v1")
-        samples = list(ConversationFile(self.folder / "data.json", self.folder / "images"))
+        samples = list(open_data(DataSet(path=self.folder / "data.json", images=self.folder / "images")))
         with PreparationThreads(builder, self.folder / "images", 2) as preparation:
             self.prepared = preparation.prepare(samples)
         self.batches = [self._batch(batch) for batch in self._plan()]

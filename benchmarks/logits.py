@@ -32,8 +32,8 @@ from alignkd.pipeline.demo.processes import run_commands
 from alignkd.pipeline.demo.run_config import write_run_config
 from alignkd.pipeline.demo.settings import FULL, SUPERVISED_ONLY, TEMPLATE, DemoSettings, Recipe
 from alignkd.pipeline.demo.training import train_students
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
 

@@ -21,7 +21,8 @@ from alignkd.storage.errors import CorruptStoreError, RecordError, StoreError
 from alignkd.storage.read.listing import ShardInfo, list_shards
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
-from alignkd.storage.schema.manifest import Codecs, LogitsCodec, Manifest, Shapes, check_fingerprint
+from alignkd.storage.schema.manifest import Codecs, LogitsCodec, Manifest, Shapes
+from alignkd.storage.schema.manifest_checks import check_fingerprint
 from alignkd.storage.schema.order import MixedOrder, OrderPart, SampleOrder, permutation
 from alignkd.storage.tools.verify.verify import Problem, VerifyReport, verify_store
 from alignkd.storage.write.store import ShardWriter, StoreWriter, open_writer

@@ -11,10 +11,12 @@ import torch
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.models.ask import dtype_on
-from alignkd.vlm.data.conversations import ConversationFile, read_json
 from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import open_data
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.data.sample import Sample
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.families.generation import generate_greedy
@@ -142,7 +144,7 @@ def load_questions(conversations: Path) -> list[tuple[Sample, str | None]]:
     Raises:
         InputError: no such file, invalid JSON, an empty list, or an entry that is not a single question.
     """
-    file = ConversationFile(conversations)
+    file = open_data(DataSet(path=conversations))
     if not len(file):
         raise InputError(f"{conversations}: contains no questions; give a file with at least one")
     questions = []

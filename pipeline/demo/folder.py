@@ -11,7 +11,7 @@ from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.demo.models import VISION_FOLDER
 from alignkd.pipeline.demo.settings import AttentionPairs
 from alignkd.pipeline.demo.world.dataset import DatasetFiles
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 
 _ABSENT = "absent"

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from alignkd.disk.opening import read_regular
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError, SampleError, unreadable

@@ -9,7 +9,7 @@ import torch
 from alignkd.pipeline.console.printing import format_bytes
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.settings import PROFILES
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import ImageError, InputError
 from alignkd.vlm.families.family import Checkpoint

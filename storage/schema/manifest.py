@@ -7,10 +7,8 @@ memory.
 """
 
 import hashlib
-from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -49,15 +47,11 @@ __all__ = [
     "SCHEMA_VERSION",
     "Addition",
     "Codecs",
-    "HasManifest",
     "LogitsCodec",
     "Manifest",
     "NamedTarget",
     "Shapes",
     "StoredSource",
-    "check_fingerprint",
-    "check_same_manifest",
-    "flatten",
     "parse_manifest",
     "read_manifest",
 ]
@@ -232,6 +226,7 @@ class Manifest(_Model):
         if self.schema_version == 2:
             for name in ("num_tokens", "attention_layer"):
                 document["shapes"].pop(name, None)
+            document["codecs"]["logits"].pop("tail", None)
             return document
         document.pop("codecs")
         document["targets"] = [target.model_dump(mode=info.mode) for target in self.targets]
@@ -368,18 +363,6 @@ def _unlisted(manifest: Manifest, name: str) -> StoredSource:
     return StoredSource(name=name, num_samples=num_samples, pieces=pieces)
 
 
-class HasManifest(Protocol):
-    """A store opened for reading or writing."""
-
-    @property
-    def path(self) -> Path | str:
-        """The store's folder or URL."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """The store's manifest."""
-
-
 def read_manifest(files: StoreFiles) -> Manifest:
     """Read the manifest of a store.
 
@@ -420,66 +403,3 @@ def parse_manifest(document: dict[str, Any], where: str) -> Manifest:
     if version != 2 and canonical({"targets": document["targets"]}) != canonical({"targets": expected["targets"]}):
         raise StoreError(f"{where}: targets are not spelled as a writer does; use the alignkd that wrote the store")
     return manifest
-
-
-def check_same_manifest(path: Path | str, found: Manifest, asked: Manifest) -> None:
-    """Refuse to resume a store that was made with other settings; additions may differ.
-
-    Raises:
-        StoreError: names each differing field with both values.
-    """
-    if found.schema_version != asked.schema_version:
-        raise StoreError(
-            f"store {path} has schema {found.schema_version}, which this alignkd reads and does not write; choose "
-            "another path, or `alignkd shards convert` the store to a new one"
-        )
-    stored, wanted = _decisive(found), _decisive(asked)
-    differing = [
-        f"{name} is {stored.get(name, 'absent')} in the store, {wanted.get(name, 'absent')} asked for"
-        for name in sorted(stored.keys() | wanted.keys())
-        if stored.get(name, _ABSENT) != wanted.get(name, _ABSENT)
-    ]
-    if differing:
-        raise StoreError(
-            f"store {path} was made with other settings: {'; '.join(differing)}; "
-            "choose another path or delete the store"
-        )
-
-
-def check_fingerprint(store: HasManifest, expected: Mapping[str, str]) -> None:
-    """Refuse a store whose teacher saw other inputs than this student will see.
-
-    Args:
-        store: an opened store.
-        expected: name -> value of the parts that must agree, e.g. tokenizer, template, image_processor.
-
-    Raises:
-        StoreError: names each differing part with both values.
-    """
-    found = store.manifest.fingerprint
-    differing = [
-        f"{name} is {found.get(name, 'not recorded')} in the store, {value} in the student"
-        for name, value in expected.items()
-        if found.get(name) != value
-    ]
-    if differing:
-        raise StoreError(
-            f"store {store.path} does not fit this student: {'; '.join(differing)}; "
-            "give the student the teacher's settings and processor files, or dump again with the student's"
-        )
-
-
-_ABSENT = object()
-
-
-def _decisive(manifest: Manifest) -> dict[str, Any]:
-    left_out = {*VOLATILE, "additions"}
-    return flatten({name: value for name, value in manifest.settings().items() if name not in left_out})
-
-
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, `codecs.attention` for the field `attention` of `codecs`."""
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.exclusive import Lock, replace_durably
-from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, check_same_manifest
+from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest
+from alignkd.storage.schema.manifest_checks import check_same_manifest
 from alignkd.storage.schema.sealed_json import seal
 
 PATIENCE_SECONDS = 60.0

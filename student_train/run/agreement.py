@@ -67,7 +67,7 @@ def _form_of_logits(reader: StoreReader) -> str:
     """Logits of one form can be in one batch: lists of tokens with a tail, draws of equal number, states, all."""
     logits = reader.manifest.codecs.logits
     if logits.kind in ("topk", "nucleus"):
-        return "topk or nucleus"
+        return "topk or nucleus" if logits.tail is None else f"topk with the tail {logits.tail}"
     return f"sampled with {logits.num_draws} draws" if logits.kind == "sampled" else logits.kind
 
 

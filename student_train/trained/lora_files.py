@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from alignkd.student_train.trained.lora import FIRST, SECOND, lora_layers
 from alignkd.student_train.trained.settings import LoraSettings
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors

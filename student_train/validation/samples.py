@@ -19,6 +19,7 @@ from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
@@ -90,11 +91,11 @@ def open_validation_samples(plan: RunPlan, config: ValidationConfig) -> Validati
 
 def _of_store(plan: RunPlan, config: ValidationConfig) -> ValidationSamples:
     assert config.store is not None
-    reader, training = StoreReader(config.store), plan.reader
+    reader = StoreReader(config.store)
     preparation, images = plan.samples.preparation, config.images or plan.job.images
     images_of = plan.job.images_of if config.images is None else {}
     check_store_fits(reader, preparation, plan.student.config, plan.config.losses)
-    _check_same_teacher(reader, training)
+    _check_agrees(reader, plan)
     stem_of_run(reader, plan.config)
     check_images(reader, images, images_of)
     samples = TrainingSet([CachedDataset(reader, preparation, images, images_of)])
@@ -106,21 +107,12 @@ def _of_store(plan: RunPlan, config: ValidationConfig) -> ValidationSamples:
     )
 
 
-def _check_same_teacher(reader: StoreReader, training: StoreReader) -> None:
+def _check_agrees(reader: StoreReader, plan: RunPlan) -> None:
     """Refuse a store whose targets are not those of the run's store: the terms would have another meaning."""
-    for name in ("fingerprint", "shapes", "codecs"):
-        found, expected = (_entries(getattr(one.manifest, name)) for one in (reader, training))
-        for key in sorted(found.keys() | expected.keys()):
-            if found.get(key) != expected.get(key):
-                raise TrainError(
-                    f"train.validation.store {reader.path}: {name} {key} is {found.get(key)!s:.60}, the training "
-                    f"store {training.path} has {expected.get(key)!s:.60}; dump the validation samples with the "
-                    "teacher and the store settings of the training store, or give train.validation.data"
-                )
-
-
-def _entries(part: object) -> dict[str, object]:
-    return {str(key): value for key, value in (part.items() if isinstance(part, dict) else vars(part).items())}
+    try:
+        check_stores_agree([plan.reader, reader], plan.config)
+    except TrainError as error:
+        raise TrainError(f"train.validation.store: {error}, or give train.validation.data") from error
 
 
 def _stored(

@@ -17,8 +17,9 @@ from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.places import load_manifest
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.vlm.data.conversations import load_samples, read_json
 from alignkd.vlm.data.images import open_image, read_image_bytes
+from alignkd.vlm.data.open import load_samples
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer_rules import read_rules
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation

@@ -124,7 +124,7 @@ AROUND = [
     Known("student_train/engine/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
     Known("student_train/engine/engine.py", "moments", "to the host", None, "a checkpoint"),
     Known("student_train/engine/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
-    Known("student_train/checkpoints/export.py", "_adapters", "to the host", None, "the adapters"),
+    Known("student_train/checkpoints/export.py", "trained_adapters", "to the host", None, "the adapters"),
     Known("vlm/families/mobilevlm/weights/writer.py", "write_weights", "to the host", None, "the exported student"),
 ]
 LOADING = [

@@ -11,7 +11,7 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.student_train.trained.settings import TrainedConfig
@@ -44,7 +44,7 @@ def opened(job: TrainJob) -> tuple[CachedDataset, DistilledStudent]:
     """The samples and the student of a job, after its checks."""
     checkpoint = job.open_student()
     check_trained(job.trained, checkpoint, job.train.losses.weights)
-    dataset = open_dataset(job, checkpoint)
+    dataset = open_samples(job, checkpoint)
     return dataset, build_student(job, checkpoint, dataset.reader)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.places import load_manifest
-from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.open import open_data
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.settings import expanded
 from alignkd.vlm.stem.file import read_stem_info
@@ -71,7 +72,7 @@ def test_a_relative_path_that_leads_nowhere_is_shown_in_full_too(
     monkeypatch.chdir(tmp_path)
     full = re.escape(f"(in full {tmp_path}/a/b)")
     with pytest.raises(InputError, match=rf"^a/b {full}: cannot be read"):
-        ConversationFile(Path("a/b"))
+        open_data(DataSet(path=Path("a/b")))
     with pytest.raises(InputError, match=rf"^a/b {full}: cannot be read as a stem"):
         read_stem_info(Path("a/b"))
     with pytest.raises(InputError, match=rf"^\./a/b {full}: no such"):
@@ -81,4 +82,4 @@ def test_a_relative_path_that_leads_nowhere_is_shown_in_full_too(
     with pytest.raises(StoreError, match=re.escape(f"a/manifest.json (in full {tmp_path}/a/manifest.json): No such")):
         load_manifest(Path("a"))
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/c: cannot be read")):
-        ConversationFile(tmp_path / "c")
+        open_data(DataSet(path=tmp_path / "c"))

@@ -9,6 +9,7 @@ from alignkd.vlm.data.formats.entry_file import EntryFile
 from alignkd.vlm.data.formats.paths import data_files
 from alignkd.vlm.data.formats.recognise import kind_of_file, open_file
 from alignkd.vlm.data.formats.source import EntrySource
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet, ReadProgress
 from alignkd.vlm.errors import InputError
 
@@ -28,6 +29,18 @@ def open_data(data: DataSet, *, progress: ReadProgress | None = None) -> EntrySo
         shown = ", ".join(f"{kind}: {path.name}" for kind, path in sorted(first.items()))
         raise InputError(f"{data.path}: files of several kinds ({shown}); give a path or pattern for one")
     return EntrySource(data, _opened(files, progress))
+
+
+def load_samples(path: Path, images: Path | None = None) -> list[Sample]:
+    """All samples of a small data set at once.
+
+    Args:
+        images: folder to which image paths are relative.
+
+    Raises:
+        InputError: as `open_data`.
+    """
+    return list(open_data(DataSet(path=path, images=images)))
 
 
 def _opened(files: Mapping[Path, str], progress: ReadProgress | None) -> list[EntryFile]:

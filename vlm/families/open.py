@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, CheckpointFolder, Opener
 from alignkd.vlm.settings import ProcessorKind

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignkd.disk.opening import check_readable
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError, one_line, unreadable
 from alignkd.vlm.weights.tensor_file import open_tensors
 

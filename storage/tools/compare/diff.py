@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.manifest import Manifest, flatten
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.manifest_checks import flatten
 from alignkd.storage.tools.compare.matching import match_records
 from alignkd.storage.tools.compare.record_diff import FieldResult, LmHeads, compare_records
 

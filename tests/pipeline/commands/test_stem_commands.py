@@ -16,8 +16,8 @@ from alignkd.storage import StoreReader
 from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.record.record import as_float32
 from alignkd.vlm.attention.focus import vision_top_index
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.stem.checks import check_same_tower, check_stem_of_teacher

@@ -10,7 +10,7 @@ from PIL import Image
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
 from alignkd.pipeline.demo.world.questions import SCENE_QUESTION_TYPES, TEXT_QUESTION_TYPES
 from alignkd.pipeline.demo.world.scenes import make_scene
-from alignkd.vlm.data.conversations import load_samples
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.errors import InputError
 
 NUM_SCENES = 400

@@ -15,8 +15,8 @@ from alignkd.pipeline.demo.report import gap_recovered, plain_table, table
 from alignkd.pipeline.demo.settings import FULL, recipes
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config

@@ -11,8 +11,8 @@ from alignkd.pipeline.demo import evaluate as evaluate_module
 from alignkd.pipeline.demo.evaluate import evaluate, read_evaluation, write_evaluation
 from alignkd.pipeline.demo.models import STUDENT, write_configs
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import load_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint, load_model, load_preparation

@@ -42,7 +42,8 @@ from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.preparation import PreparationThreads
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
-from alignkd.vlm.data.conversations import ConversationFile
+from alignkd.vlm.data.open import open_data
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
@@ -221,7 +222,7 @@ def test_the_plan_is_never_below_what_is_alive(
 ) -> None:
     opened = open_checkpoint(checkpoint(name, hidden_size=512, heads=8))
     preparation, size, settings = opened.preparation(), opened.size(), StoreConfig(path="store", profile=choice)
-    file = ConversationFile(data.conversations, data.images)
+    file = open_data(DataSet(path=data.conversations, images=data.images))
     with PreparationThreads(preparation, data.images, 1) as threads:
         samples = threads.prepare([file[number] for number in range(len(file))])
     model = opened.load_model(dtype=getattr(torch, dtype))
@@ -276,7 +277,7 @@ def test_prepared_windows_are_the_arrays_of_two_windows(make_run: MakeRun, data:
     assert run.teacher is not None
     plan = make_plan(run, PlanOptions())
     preparation = open_checkpoint(run.teacher.checkpoint).preparation()
-    file = ConversationFile(data.conversations, data.images)
+    file = open_data(DataSet(path=data.conversations, images=data.images))
     samples = [file[number] for number in range(len(file))]
     with PreparationThreads(preparation, data.images, 1) as threads:
         prepared = threads.prepare(samples)

@@ -12,7 +12,6 @@ from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import VISION_TOP_INDEX, Capture, Captured
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
-from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 
@@ -28,7 +27,7 @@ def teacher(request: pytest.FixtureRequest, family_teacher: Callable[[str], Path
     """A loaded model, and the data set prepared for it."""
     opened = open_checkpoint(family_teacher(request.param))
     with PreparationThreads(opened.preparation(), family_data / "images", 2) as threads:
-        samples = threads.prepare(list(ConversationFile(family_data / "data.json", family_data / "images")))
+        samples = threads.prepare(load_samples(family_data / "data.json", family_data / "images"))
     return opened.load_model(), samples
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignkd.vlm.data.conversations import ConversationFile, load_samples
-from alignkd.vlm.data.entries.reading import EntryReading
 from alignkd.vlm.data.images import MissingImageError, image_hashes, open_image, read_image_bytes, read_images
+from alignkd.vlm.data.json.stream import JsonEntries
+from alignkd.vlm.data.open import load_samples, open_data
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.inputs.sample_key import sample_key
 
@@ -60,7 +61,7 @@ def test_images_are_a_tuple_however_many_there_are(tmp_path: Path) -> None:
 def test_samples_are_read_by_their_position(tmp_path: Path) -> None:
     entries = [{**GOOD, "id": "same", "extra": number} for number in range(5)]
     path = write(tmp_path, json.dumps(entries, indent=1), "data.json")
-    file = ConversationFile(path, window=7)
+    file = open_data(DataSet(path=path))
     assert len(file) == 5 and file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [file[index] for index in range(5)] == list(file) == load_samples(path)
     assert [sample.index for sample in file] == [0, 1, 2, 3, 4]  # ids may repeat, positions do not
@@ -76,11 +77,11 @@ def test_a_file_may_hold_pictures_and_be_read_as_its_user_says(tmp_path: Path) -
     messages = [{"role": "Kunde", "content": "q"}, {"role": "assistant", "content": "a"}]
     entries: list[dict[str, object]] = [{"messages": messages} for _ in range(3)]
     path = write(tmp_path, json.dumps(entries))
-    assert not ConversationFile(path).holds_images and ConversationFile(path)[0].problem is not None
+    assert not open_data(DataSet(path=path)).holds_images and open_data(DataSet(path=path))[0].problem is not None
     entries[1]["image"] = base64.b64encode(stream.getvalue()).decode()
     path = write(tmp_path, json.dumps(entries))
-    reading = EntryReading(roles={"kunde": "human"}, system="be brief", images=tmp_path)
-    file = pickle.loads(pickle.dumps(ConversationFile(path, reading=reading)))
+    data = DataSet(path=path, roles={"kunde": "human"}, system="be brief", images=tmp_path)
+    file = pickle.loads(pickle.dumps(open_data(data)))
     assert file.holds_images and file[1].contents == (stream.getvalue(),) and file[1].folder == tmp_path
     assert [[turn.value for turn in sample.turns] for sample in file] == [
         ["be brief", "q", "a"],
@@ -92,7 +93,7 @@ def test_a_file_may_hold_pictures_and_be_read_as_its_user_says(tmp_path: Path) -
 def test_reading_reports_bytes(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps([GOOD] * 20))
     reported: list[tuple[int, int]] = []
-    ConversationFile(path, window=100, progress=lambda done, total: reported.append((done, total)))
+    JsonEntries(path, window=100, progress=lambda done, total: reported.append((done, total)))
     size = path.stat().st_size
     assert len(reported) > size // 100 and reported == sorted(reported) and reported[-1] == (size, size)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkd.vlm.data.conversations import ConversationFile
 from alignkd.vlm.data.data_list import DataList, check_image_folders, chosen, data_set_names
+from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet, Piece
 from alignkd.vlm.errors import InputError
 
@@ -126,11 +126,13 @@ def test_a_file_that_grew_begins_with_the_old_one(tmp_path: Path, suffix: str, e
     start, between = ("", "\n") if suffix == ".jsonl" else ("[", ",\n")
     old.write_text(start + between.join(entries[:3]) + ending)
     path.write_text(start + between.join(entries) + ending)
-    before, after = ConversationFile(old), ConversationFile(path)
+    before, after = open_data(DataSet(path=old)), open_data(DataSet(path=path))
     (piece,) = before.pieces
     whole = Piece(name="a", num_samples=3, sha256=before.sha256)
     assert after.starts_with(piece, 0) and after.starts_with(whole, 0) and before.starts_with(whole, 0)
     for count in (2, 4, 9):
         assert not after.starts_with(Piece(name="a", num_samples=count, sha256=before.sha256), 0)
     path.write_text(start + between.join(['{"id": 7}', *entries[1:]]) + ending)
-    assert not ConversationFile(path).starts_with(whole, 0) and not ConversationFile(path).starts_with(piece, 0)
+    assert not open_data(DataSet(path=path)).starts_with(whole, 0) and not open_data(DataSet(path=path)).starts_with(
+        piece, 0
+    )

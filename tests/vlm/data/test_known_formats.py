@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.vlm.data.conversations import load_samples, read_json
+from alignkd.vlm.data.open import load_samples
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import ImageError, InputError
 from alignkd.vlm.inputs.image_file import decode_image
 
@@ -72,7 +73,7 @@ FILES: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("tar", "parquet")])
 def test_a_data_file_of_another_format_is_named(tmp_path: Path, name: str) -> None:
     made, said = FILES[name]
     path = tmp_path / "data.json"

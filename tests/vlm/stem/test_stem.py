@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkd.vlm.attention.focus import vision_top_index
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.mobilevlm.model.projector import PROJECTOR_TYPES, is_projector_type, projector_grid
 from alignkd.vlm.families.mobilevlm.model.projector_ldp import CHANNEL_STEP

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.weights.files import Shape, iter_weights, weight_files, weight_shapes
 from alignkd.vlm.weights.hub import resolve_tower

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.families.generation import generate_greedy
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkd.vlm.data.conversations import load_samples
 from alignkd.vlm.data.images import read_images
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation

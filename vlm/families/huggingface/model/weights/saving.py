@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.disk.whole_file import written_whole
-from alignkd.vlm.data.conversations import read_json
+from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.huggingface.model.quiet import quiet
 from alignkd.vlm.weights.files import weight_files, weight_shapes

@@ -31,6 +31,7 @@ from alignkd.teacher_dump.preparation import (
 )
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
+from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.data_list import DataList, check_image_folders
 from alignkd.vlm.errors import InputError
@@ -67,15 +68,14 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     started = time.monotonic()
     check_location(job.store.path, writing=True)
     samples = DataList(job.data, progress=job.control.reading)
-    where = next((source.data.path for source in samples.sources if source.holds_images), samples.path)
-    job = replace(job, store=job.store.with_inputs(holds_images=samples.holds_images, where=where))
+    stored = _stored(job)
+    job = replace(job, store=_with_inputs(job, samples, stored))
     check_image_folders(samples, job.data)
     teacher = job.open_teacher()
     preparation = teacher.preparation(job.template, max_tokens=job.max_tokens)
     for warning in preparation.warnings():
         job.control.notice(warning)
     attachments = make_attachments(job, teacher)
-    stored = _stored(job)
     data = None if stored is None else continued_list(job.store.path, stored, samples, job.data)
     data = data or whole_list(samples, job.data)
     manifest = make_manifest(job, teacher, preparation, data, attachments)
@@ -93,6 +93,24 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
         if store.pending_shards():
             run.write(model or load_teacher(job, teacher), shards)
     return run.result(time.monotonic() - started)
+
+
+def _with_inputs(job: DumpJob, samples: DataList, stored: Manifest | None) -> StoreConfig:
+    """The settings of the store with `inputs`; where the user leaves it open, a store that exists decides.
+
+    Raises:
+        InputError: the store refers to image files, but the data hold images.
+    """
+    config = job.store
+    where = next((source.data.path for source in samples.sources if source.holds_images), None)
+    if config.inputs is None and stored is not None:
+        if where is not None and stored.inputs == "reference":
+            raise InputError(
+                f"{where}: holds the images itself, but store {config.path} only refers to image files (inputs: "
+                "reference); choose another path"
+            )
+        config = config.model_copy(update={"inputs": stored.inputs})
+    return config.with_inputs(holds_images=where is not None, where=where or samples.path)
 
 
 def load_teacher(job: DumpJob, teacher: Checkpoint) -> VisionLanguageModel:
@@ -175,7 +193,13 @@ class _Run:
     def _threads(self) -> PreparationThreads:
         job = self.job
         folders = [data.images for data in job.data if data.images is not None]
-        return PreparationThreads(self.preparation, folders, job.teacher.data_workers, job.control.check)
+        return PreparationThreads(
+            self.preparation,
+            folders,
+            job.teacher.data_workers,
+            job.control.check,
+            refers=self.store.manifest.inputs == "reference",
+        )
 
     def _windows(self, shards: Iterable[int]) -> Iterator[PlannedWindow]:
         size = self.job.teacher.window

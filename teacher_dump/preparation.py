@@ -113,6 +113,8 @@ class PreparationThreads:
         folders: the folders of image paths, or the only one.
         num_threads: number of threads.
         waiting: called about every `TICK_SECONDS` while waiting for samples; may raise.
+        refers: the store names image files and does not hold them: a sample whose data file holds an image is
+            unusable, because training could not read it.
         array_bytes: bytes of image arrays that the samples of windows hold at most, see `array_budget`.
     """
 
@@ -123,9 +125,10 @@ class PreparationThreads:
         num_threads: int,
         waiting: Callable[[], object] = lambda: None,
         *,
+        refers: bool = False,
         array_bytes: int = IMAGE_ARRAY_BYTES,
     ) -> None:
-        self._preparation, self._waiting = preparation, waiting
+        self._preparation, self._waiting, self._refers = preparation, waiting, refers
         given = [folders] if isinstance(folders, Path) else folders or ()
         self._folder_ids = {folder: _inode(folder) for folder in given}
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
@@ -246,6 +249,11 @@ class PreparationThreads:
     def _prepared(self, place: int, sample: Sample, preparation: Preparation) -> Prepared:
         if sample.problem is not None:
             raise SampleError(sample.problem)
+        if self._refers and any(content is not None for content in sample.contents):
+            raise SampleError(
+                "the data file holds an image of the sample, but the store only refers to image files; set store.inputs"
+                " to embed and dump into another store"
+            )
         try:
             files = sample_files(sample)
         except MissingImageError:

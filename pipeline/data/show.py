@@ -170,7 +170,7 @@ def show_lines(sample: ShownSample) -> Iterator[str]:
     if sample.keys_not_read:
         yield f"keys not read: {', '.join(map(one_line, sample.keys_not_read))}"
     for number, image in enumerate(sample.images, 1):
-        yield f"image {number}: {_described(image)}"
+        yield f"image {number}: {_described(image, is_usable=sample.problem is None)}"
     for number, turn in enumerate(sample.turns):
         name = turn.speaker if turn.trained else f"{turn.speaker} (not trained on)"
         yield f"turn {number}, {name}:"
@@ -185,13 +185,13 @@ def show_lines(sample: ShownSample) -> Iterator[str]:
         )
 
 
-def _described(image: ShownImage) -> str:
+def _described(image: ShownImage, *, is_usable: bool) -> str:
     parts = [one_line(image.name), "in the data file" if image.in_data_file else ""]
     if image.num_bytes is not None:
         parts.append(format_bytes(image.num_bytes))
         parts.append(image.format)
     elif image.problem is None:
-        parts.append("not read (no --images)")
+        parts.append("not read (no --images)" if is_usable else "not read")
     if image.width is not None:
         parts.append(f"{image.width} x {image.height} pixels")
     return ", ".join(part for part in (*parts, "unusable" if image.problem else "") if part)

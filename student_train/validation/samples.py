@@ -24,6 +24,7 @@ from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
 from alignkd.student_train.validation_config import ValidationConfig, ValidationData, terms_without_teacher
+from alignkd.vlm.data.data_list import needs_folder
 from alignkd.vlm.data.images import image_files
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSource
@@ -174,7 +175,7 @@ def _example(source: DataSource, preparation: Preparation, position: int) -> Exa
     name = f"{sample.id!r} (index {sample.index})"
     if sample.problem is not None:
         return Unusable(name=name, reason=sample.problem)
-    if sample.images and sample.folder is None and not sample.contents:
+    if sample.folder is None and needs_folder(sample):
         return Unusable(name=name, reason="has images, but there is no image folder; set train.validation.data.images")
     try:
         example = preparation.build(sample.turns, image_files(sample))

@@ -128,7 +128,12 @@ class _Run:
     def write(self, shards: Iterable[int]) -> None:
         """Write the shards, each completely or not at all."""
         with PreparationThreads(
-            self.preparation, self.job.data.images, NUM_THREADS, self.job.control.check, array_bytes=0
+            self.preparation,
+            self.job.data.images,
+            NUM_THREADS,
+            self.job.control.check,
+            refers=self.job.inputs == "reference",
+            array_bytes=0,
         ) as threads:
             for shard in shards:
                 with self.store.open_shard(shard) as sink:

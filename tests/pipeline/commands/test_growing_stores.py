@@ -1,6 +1,7 @@
 """`alignkd dump` over lists of data sets, and with a list that has grown: a store that grows has the records of a dump
 of the whole list in one go."""
 
+import base64
 import itertools
 import json
 import os
@@ -217,6 +218,30 @@ def test_files_with_images_are_embedded(
     assert "set store.inputs to embed" in output and output.count("\n") == 1 and not (tmp_path / "store").exists()
     dumped(alignkd_here, data.config(a))
     assert load_manifest(tmp_path / "store").inputs == "embed"
+
+
+def test_an_image_that_the_store_would_not_keep_never_fails_only_in_training(
+    alignkd_here: Alignkd, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found at the start, or the sample is unusable; a store that exists keeps its own `inputs`."""
+    a = data.write("a.json", range(3))
+    entries = json.loads(a.read_text())
+    picture = (data.images / entries[0]["image"]).read_bytes()
+    held = {**entries[0], "id": "held", "image": base64.b64encode(picture).decode()}
+    dumped(alignkd_here, data.config(a))  # no image inside: reference
+    a.write_text(json.dumps([*entries, held], indent=1))
+    output = dumped(alignkd_here, data.config(a), code=1)
+    assert "only refers to image files (inputs: reference); choose another path" in output and output.count("\n") == 1
+    dumped(alignkd_here, data.config(a, "embedded"))
+    assert load_manifest(tmp_path / "embedded").inputs == "embed"
+
+    monkeypatch.setattr(ListedSource, "holds_images", False)  # as if the look had missed it
+    assert "nothing left to do" in dumped(alignkd_here, data.config(a, "embedded"))
+    for store, given in (("store", {}), ("other", {"inputs": "reference"})):
+        assert "1 unusable" in dumped(alignkd_here, data.config(a, store, **given))
+        reader = StoreReader(tmp_path / store)
+        assert [(one.id, len(reader)) for one in reader.quarantined] == [("held", 3)]
+        assert "the data file holds an image of the sample, but the store only refers" in reader.quarantined[0].reason
 
 
 def test_a_share_of_a_growing_data_set_keeps_what_it_took(alignkd_here: Alignkd, data: Data, tmp_path: Path) -> None:

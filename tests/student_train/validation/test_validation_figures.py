@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
+from alignkd.student_train.validation import samples as samples_module
+from alignkd.vlm.data.open import open_data
+from alignkd.vlm.data.source import DataSet
 
 MakeJob = Callable[..., TrainJob]
 SHARE = 0.3
@@ -142,6 +146,14 @@ def test_data_without_targets_has_the_supervised_loss(
     (warning,) = [text for text in caplog.messages if "cannot be used" in text]
     assert warning.startswith("validation: 3 of 13 samples cannot be used: 2 x ")
     assert "image cannot be read" in warning and "(first: 'gone' (index 0))" in warning and "'no turns'" in warning
+
+
+def test_an_image_without_a_folder_is_unusable_beside_one_in_the_data(tmp_path: Path) -> None:
+    parts = [{"type": "image", "image": {"bytes": "aGVsbG8=", "path": "a.png"}}, {"type": "image", "image": "b.png"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "two"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "mixed", "messages": messages}) + "\n")
+    found = samples_module._example(open_data(DataSet(path=tmp_path / "data.jsonl")), Mock(), 0)
+    assert isinstance(found, samples_module.Unusable) and "there is no image folder" in found.reason
 
 
 def test_data_without_a_usable_sample_is_refused(many_store: Path, make_job: MakeJob, tmp_path: Path) -> None:

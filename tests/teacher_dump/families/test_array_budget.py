@@ -1,5 +1,6 @@
 """Image arrays beyond a bound are dropped and made again; nothing that is stored depends on the bound."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def written(job: DumpJob, path: Path, limit: int, monkeypatch: pytest.MonkeyPatc
     """Name -> content of the store's shards, and the budget of the dump."""
     Noted.made = []
     monkeypatch.setattr(preparation_module, "ArrayBudget", Noted)
-    monkeypatch.setattr(dump_module, "PreparationThreads", lambda *given: PreparationThreads(*given, array_bytes=limit))
+    monkeypatch.setattr(dump_module, "PreparationThreads", partial(PreparationThreads, array_bytes=limit))
     store = job.store.model_copy(update={"path": path})
     dump_module.dump(DumpJob(**{**vars(job), "store": store}))
     (budget,) = Noted.made

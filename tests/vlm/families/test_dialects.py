@@ -220,6 +220,7 @@ def test_a_question_and_its_answer(pair: tuple[str, str], folder: Path) -> None:
     wanted = (Turn("human", f"<image>\n{ASKED}"), Turn("gpt", SEEN))
     assert read(entry, folder).turns == wanted
     assert read({**entry, question: f"<image>\n{ASKED}"}, folder).turns == wanted
+    assert read({**entry, question: [ASKED], answer: [SEEN]}, folder).turns == wanted
     assert read({**entry, question: [{"type": "image"}, {"type": "text", "text": ASKED}]}, folder).turns == wanted
     assert read({**entry, "image": None}, folder).turns == (Turn("human", ASKED), Turn("gpt", SEEN))
     if question == "instruction":

@@ -144,7 +144,7 @@ def _turns_in(number: int, element: Any) -> Sequence[RawTurn]:
         return (RawTurn(role=role, content=content, keys=_without(found, (*ROLE_KEYS, *CONTENT_KEYS))),)
     if (pair := next(_pairs(found), None)) is None:
         raise SampleError(no_turn(number, found))
-    question, answer = (found[key] for key in pair)
+    question, answer = (_one_text(f"turn {number}: {key!r}", found[key]) for key in pair)
     return (
         RawTurn(speaker="human", content=question),
         RawTurn(speaker="gpt", content=answer, keys=_without(found, pair)),
@@ -174,18 +174,35 @@ def _pairs(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_pair(entry: Mapping[str, Any], question: str, answer: str) -> Conversation:
-    asked, read = entry[question], ENTRY_KEYS | {question, answer}
+    asked, answered = (_one_text(repr(key), entry[key]) for key in (question, answer))
+    read = ENTRY_KEYS | {question, answer}
     if question == "instruction":
         read |= {_INPUT}
         if not is_nothing(more := entry.get(_INPUT)):
             if not isinstance(asked, str) or not isinstance(more, str):
                 raise SampleError(f"{question!r} and {_INPUT!r} are not both texts; write them as texts")
             asked = f"{asked}\n{more}"
-    for key in (question, answer):
-        if not isinstance(entry[key], str | list | dict):
-            raise SampleError(f"{key!r} is a {type(entry[key]).__name__}, expected a text; write it as a text")
-    turns = RawTurn(speaker="human", content=asked), RawTurn(speaker="gpt", content=entry[answer])
+    turns = RawTurn(speaker="human", content=asked), RawTurn(speaker="gpt", content=answered)
     return Conversation(key="", read=frozenset(read), turns=turns)
+
+
+def _one_text(where: str, value: Any) -> Any:
+    """A question or an answer: a text, or parts. A list of texts is a choice of answers, not parts of one.
+
+    Raises:
+        SampleError: several texts, turns, or neither text nor parts.
+    """
+    if not isinstance(value, str | list | dict):
+        raise SampleError(f"{where} is a {type(value).__name__}, expected a text; write it as a text")
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(part, dict) and "role" in part for part in value):
+        raise SampleError(f"{where} is a list of turns; write all turns of the sample as 'messages'")
+    if value and all(isinstance(part, str) for part in value):
+        if len(value) > 1:
+            raise SampleError(f"{where} has {len(value)} texts; keep one, as a text")
+        return value[0]
+    return value
 
 
 def _of_caption(entry: Mapping[str, Any]) -> Conversation:

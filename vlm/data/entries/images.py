@@ -97,7 +97,8 @@ def extension_of(content: bytes) -> str:
 
 def _listed(key: str, value: Any, reading: EntryReading) -> tuple[EntryImage, ...]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if isinstance(value, dict) and not filled(value):  # a null image in a Parquet column
+    # a null image in a Parquet column, or a list of nothing else
+    if values and all(item is None or (isinstance(item, dict) and not filled(item)) for item in values):
         return ()
     return tuple(image_of(repr(key), item, reading) for item in values)
 

@@ -13,12 +13,14 @@ from typing import Any
 
 from alignkd.vlm.data.entries.content import part_keys
 from alignkd.vlm.data.entries.dialects import ENTRY_KEYS, Conversation, conversation_of
+from alignkd.vlm.data.entries.images import extension_of
 from alignkd.vlm.data.entries.plain import is_nothing, plain
 from alignkd.vlm.errors import SampleError, one_line
 
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 
 _IMAGE = ("names an image", "put its path under 'image'")
+_PICTURE = ("is a picture", "call it 'image'")
 _VIDEO = ("names a video", "save frames as image files under 'image', or remove the sample")
 _FRAMES = ("names frames of a video", "put their paths under 'image'")
 _AUDIO = ("names a recording", "remove the sample")
@@ -86,7 +88,11 @@ def check_entry_keys(
         SampleError: names the key, its value, its meaning in other programs and what to do.
     """
     for key, value in entry.items():
-        if key in read or not (name := _known(key)):
+        if key in read:
+            continue
+        if not (name := _known(key)):
+            if not has_images and _is_picture(value):
+                raise SampleError(_refusal(f"key {shown(key)}", value, _PICTURE))
             continue
         meaning = _meaning(name, value, has_images=has_images)
         if meaning is None and is_pair and not is_nothing(value):
@@ -158,6 +164,14 @@ def _meaning(name: str, value: Any, *, has_images: bool) -> tuple[str, str] | No
     if name in _IMAGE_KEYS or name in _FILE_KEYS or _NUMBERED_IMAGE.fullmatch(name) is not None:
         return None if has_images else _IMAGE  # next to an image it gives the source of the image
     return _MEANINGS.get(name)
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value has the bytes of a picture, in a form of `entries/images.py`, or is a list of them."""
+    if isinstance(value, list):
+        return any(_is_picture(item) for item in value)
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return isinstance(content, bytes) and extension_of(content) != ""
 
 
 def _is_done_anyway(name: str, value: Any) -> bool:

@@ -1,6 +1,6 @@
 """One file of a data set, whatever its format: a sequence of entries."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,9 @@ class EntryFile(Protocol):
 
     def begins_with(self, count: int, sha256: str) -> bool:
         """Whether the first `count` entries are those that `sha256` identifies."""
+
+    def longest(self, count: int) -> Sequence[int]:
+        """Numbers of the `count` longest entries, where that is known without reading them; else none."""
 
     def where(self, number: int) -> str:
         """Where in the file an entry is, for people."""

@@ -1,6 +1,6 @@
 """JSON lists and JSON lines, also gzipped, as a file of a data set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,10 @@ class JsonFile:
     def begins_with(self, count: int, sha256: str) -> bool:
         """See `JsonEntries.begins_with`."""
         return self._entries.begins_with(count, sha256)
+
+    def longest(self, count: int) -> Sequence[int]:
+        """See `EntryFile`."""
+        return self._entries.longest(count)
 
     def where(self, number: int) -> str:
         """The line of an entry."""

@@ -27,9 +27,9 @@ _BESIDE = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.js
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval"), "test"),
+    **dict.fromkeys(("test", "testing", "testdev", "eval"), "test"),
 }
-_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
+_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LARGEST_RANGE = 1_000_000
 _SHOWN = 4
@@ -107,19 +107,21 @@ def _check_splits(folder: Path, files: Iterable[Path]) -> None:
 
 
 def _split_of(path: Path) -> str:
-    """The split that a file belongs to, by its folder or by the start of its name; empty if none is named."""
+    """The split that a file belongs to, by its folder or by a word of its name; empty if none is named."""
     for part in path.parts[:-1]:
         if part.lower() in _SPLITS:
             return _SPLITS[part.lower()]
-    found = _SPLIT.match(path.name)
+    found = _SPLIT.search(path.name)
     return "" if found is None else _SPLITS[found[1].lower()]
 
 
 def _pattern_for(folder: Path, files: Sequence[Path]) -> str:
     """A pattern for the files of a split."""
     path = files[0]
-    found = _SPLIT.match(path.name)
-    name = "*" if found is None else f"{found[1]}*"
+    found = _SPLIT.search(path.name)
+    # the character before the word too: `*_test*` does not match `latest_train`
+    before = "" if found is None or not found.start() else f"*{path.name[found.start() - 1]}"
+    name = "*" if found is None else f"{before}{found[1]}*"
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     parents = {file.parent for file in files}
     return str((path.parent if len(parents) == 1 else folder / "**") / (name + suffix))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from alignkd.vlm.data.formats.samples import sample_of
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet, Piece
 
-# Samples that are read to see whether entries hold images as base64: spread over the data set where that is fast.
+# Samples that are read to see whether entries hold images as base64: spread over the data set where that is fast. As
+# many of the longest of each file are read as well, because a picture is longer than most texts.
 NUM_TRIED = 64
 
 
@@ -41,12 +42,16 @@ class EntrySource:
 
     @cached_property
     def holds_images(self) -> bool:
-        """Whether files hold images, by their format or by their first samples."""
+        """Whether files hold images, by their format or by some samples (`NUM_TRIED`), which may miss a rare one."""
         if any(file.holds_images for file in self.files):
             return True
         step = 1 if self.is_sequential else max(1, len(self) // NUM_TRIED)
-        tried = islice(range(0, len(self), step), NUM_TRIED)
-        return any(self[index].contents for index in tried)
+        spread = islice(range(0, len(self), step), NUM_TRIED)
+        starts = (end - len(file) for end, file in zip(self._ends, self.files, strict=True))
+        longest = (
+            start + number for start, file in zip(starts, self.files, strict=True) for number in file.longest(NUM_TRIED)
+        )
+        return any(self[index].contents for index in chain(spread, longest))
 
     @property
     def is_sequential(self) -> bool:

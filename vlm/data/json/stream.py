@@ -10,6 +10,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from alignkd.disk.file_version import FileVersion
 from alignkd.disk.opening import NotRegularError, open_regular, regular_descriptor
 from alignkd.vlm.data.json.gzipped import Unpacked, Unpacking, check_content, is_gzipped
@@ -85,6 +87,12 @@ class JsonEntries:
             digest.update(data)
             position += len(data)
         return digest.hexdigest()
+
+    def longest(self, count: int) -> list[int]:
+        """Numbers of the `count` longest entries in bytes, ascending."""
+        sizes = self._ends - self._starts
+        found = np.argpartition(sizes, -count)[-count:] if len(sizes) > count else np.arange(len(sizes))
+        return sorted(found.tolist())
 
     def line_of(self, number: int) -> int:
         """The line, from 1, in which an entry starts. Reads the file up to there."""

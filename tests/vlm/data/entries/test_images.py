@@ -141,6 +141,12 @@ def test_the_size_in_base64_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(PNG).problem is None
 
 
+@pytest.mark.parametrize("image", [None, [], [None], [None, None], {"bytes": None, "path": None}, [{"path": None}]])
+def test_lists_of_nulls_are_no_images(image: Any) -> None:
+    sample = read(image)
+    assert (sample.problem, sample.images, sample.turns[0].value) == (None, (), "q")
+
+
 def test_an_image_under_both_keys() -> None:
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for value in ("a.png", PNG, TEXT):

@@ -157,6 +157,12 @@ def test_every_other_key_can_be_counted() -> None:
             "has 'query' and 'response', but also 'quest",
         ),
         ({"question": "a", "answer": 2}, "'answer' is a int, expected a text"),
+        ({"question": "a", "answer": ["b", "c"]}, "'answer' has 2 texts; keep one, as a text"),
+        ({"texts": [{"user": "a", "assistant": ["b", "c"]}]}, "turn 0: 'assistant' has 2 texts; keep one"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+            "'prompt' is a list of turns; write all turns of the sample as 'messages'",
+        ),
         (
             {"question": "a", "answer": "b", "choices": ["b"]},
             "key 'choices' is not read; in other programs it is a part",

@@ -1,5 +1,6 @@
 """One data set as JSON, JSON lines, gzip, Parquet and tar: the same samples, images and labels."""
 
+import base64
 import json
 import multiprocessing
 import pickle
@@ -119,13 +120,21 @@ def test_a_file_that_changes_is_noticed(name: str, data: tiny_data.TinyData, tmp
 
 
 def test_images_as_base64_in_json_are_found(data: tiny_data.TinyData, tmp_path: Path) -> None:
-    import base64
-
     picture = base64.b64encode((data.images / "square.png").read_bytes()).decode()
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({**data.entries[0], "image": picture}))
     source = opened(path, None)
     assert source.holds_images and image_files(source[0]) == ((data.images / "square.png").read_bytes(),)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl.gz"])
+def test_a_rare_image_in_json_is_longer_than_other_entries(name: str, data: tiny_data.TinyData, tmp_path: Path) -> None:
+    picture = base64.b64encode((data.images / "square.png").read_bytes()).decode()
+    entries = [data.entries[1]] * 400
+    path = data_formats.write(tmp_path / name, entries, data.images)
+    assert not opened(path, None).holds_images
+    entries[137] = {**data.entries[0], "image": picture}
+    assert opened(data_formats.write(path, entries, data.images), None).holds_images
 
 
 def test_a_table_like_those_of_the_cauldron_is_read(data: tiny_data.TinyData, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from alignkd.vlm.data.formats.entry_file import UnusableEntry
 from alignkd.vlm.data.formats.parquet import reading
 from alignkd.vlm.data.formats.parquet.columns import is_read
 from alignkd.vlm.data.formats.parquet.rows import ParquetEntries
+from alignkd.vlm.data.open import open_data
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 
 TURNS = pa.list_(pa.struct([("from", pa.string()), ("value", pa.large_string()), ("weight", pa.int8())]))
@@ -173,6 +175,23 @@ def test_columns_of_no_conversation_are_not_read(tmp_path: Path) -> None:
     assert entries[0] == {"id": "a", "conversations": conversations(1)[0], "imagePaths": "a.png"}
     assert entries.not_read == {"embedding": 2, "source": 2}
     assert entries.where(1) == "row 1 (row 1 of row group 0)"
+
+
+@pytest.mark.parametrize("column", ["jpg", "screenshot", "view"])
+def test_a_picture_under_another_name_is_not_left_out(tmp_path: Path, column: str) -> None:
+    """Text without its picture would be trained on; beside an image, the column is one that is not read."""
+    content = b"\xff\xd8\xff" + bytes(20)
+    held = pa.array([{"bytes": content, "path": None}, None], IMAGE)
+    path = write(tmp_path / "data.parquet", question=["what?", "why?"], answer=["a cat", "so"], **{column: held})
+    first, second = open_data(DataSet(path=path))
+    assert first.problem == f"key '{column}' is not read; in other programs it is a picture; call it 'image'"
+    assert second.problem is None and not second.images
+    entries = ParquetEntries(
+        write(tmp_path / "both.parquet", question=["what?"], answer=["a cat"], image=held[:1], view=held[:1])
+    )
+    assert entries.not_read == {"view": 1} and "view" not in entries[0]
+    row = write(tmp_path / "two.parquet", question=["what?"], answer=["a cat"], image=held[:1], jpg=held[:1])
+    assert open_data(DataSet(path=row))[0].problem is None
 
 
 def test_every_key_that_decides_what_a_sample_is_is_read() -> None:

@@ -72,6 +72,8 @@ def test_parquet_files_are_found_in_folders_below(tmp_path: Path) -> None:
         (("train/0.parquet", "test/0.parquet"), "pattern: {0}/train/*.parquet or {0}/test/*.parquet"),
         (("train.json", "val.json"), "pattern: {0}/val*.json or {0}/train*.json"),
         (("all.json", "test.json"), "pattern: {0}/test*.json or {0}/*.json"),
+        (("coco_train.jsonl", "latest_train.jsonl", "coco_test.jsonl"), "{0}/*_train*.jsonl or {0}/*_test*.jsonl"),
+        (("data/train-0.parquet", "data/testdev-0.parquet"), "{0}/data/train*.parquet or {0}/data/testdev*.parquet"),
     ],
 )
 def test_a_folder_that_is_not_one_data_set_is_refused(tmp_path: Path, names: tuple[str, ...], said: str) -> None:

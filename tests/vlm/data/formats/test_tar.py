@@ -122,6 +122,8 @@ def test_images_that_the_entry_names(tmp_path: Path, named: Any, members: list[s
     held = found["image"] if isinstance(found["image"], list) else [found["image"]]
     assert [one["bytes"].decode() for one in held] == expected
     assert [one["path"] for one in held] == (named if isinstance(named, list) else [named])
+    others = {name for name in members if name not in expected}
+    assert {key for key in found if key.startswith(".")} == {f".{name}" for name in others}  # counted, not dropped
 
 
 def test_images_in_parts_of_turns_are_found(tmp_path: Path) -> None:

@@ -31,10 +31,13 @@ class ParquetEntries:
         self._version = version = FileVersion.of(path)
         layout = read_layout(path)
         columns = tuple(name for name in layout.columns if is_read(name))
+        binary = {name.partition(".")[0] for name in layout.binary}
+        if binary.isdisjoint(columns):  # pictures under any other name make a sample unusable, so they must be read
+            columns = tuple(name for name in layout.columns if name in columns or name in binary)
         if not may_hold_conversation(columns):
             raise InputError(f"{path}: no column with a conversation among {_listed(layout.columns)}; {EXPECTED}")
         self._other_columns = tuple(name for name in layout.columns if name not in columns)
-        self.holds_images = any(name.partition(".")[0] in columns for name in layout.binary)
+        self.holds_images = not binary.isdisjoint(columns)
         self._group_rows, self._ends = layout.group_rows, list(accumulate(layout.group_rows))
         self._groups = [
             RowGroup(path, version, number, columns, batch_rows(num_rows, num_bytes))
@@ -64,6 +67,10 @@ class ParquetEntries:
     def begins_with(self, count: int, sha256: str) -> bool:
         """Only for all entries, because a part of a Parquet file has no bytes of its own."""
         return count == len(self) and self.sha256 == sha256
+
+    def longest(self, count: int) -> tuple[()]:
+        """None: entries have no size of their own."""
+        return ()
 
     def where(self, number: int) -> str:
         """The row of an entry and its row group."""

@@ -42,11 +42,12 @@ def entry_of(key: str, members: Sequence[Member], read: Callable[[Member], bytes
     images = sorted((member for member in members if is_image(member.suffix)), key=lambda one: natural_key(one.suffix))
     entry = {"id": key, **entry}
     try:
-        entry |= _with_images(entry, images, read)
+        changed, shown = _with_images(entry, images, read)
     except SampleError as error:
         return UnusableEntry(str(entry["id"]), str(error))
-    others = [member for member in members if member.suffix not in used and member not in images]
-    return entry | {_key_of(member.suffix): member.name for member in others}
+    # images that the entry does not name are not read either
+    others = [member for member in members if member.suffix not in used and member not in shown]
+    return entry | changed | {_key_of(member.suffix): member.name for member in others}
 
 
 def _problem_of(members: Sequence[Member]) -> str:
@@ -85,15 +86,18 @@ def _decoded(member: Member, data: bytes) -> str:
         raise SampleError(f"member {member.name!r}: not UTF-8 ({one_line(error)}); re-encode it") from None
 
 
-def _with_images(entry: dict[str, Any], images: Sequence[Member], read: Callable[[Member], bytes]) -> dict[str, Any]:
-    """The keys of the entry that change, because they hold images now."""
+def _with_images(
+    entry: dict[str, Any], images: Sequence[Member], read: Callable[[Member], bytes]
+) -> tuple[dict[str, Any], Sequence[Member]]:
+    """The keys of the entry that change, because they hold images now, and the members that these are."""
     if not images:
-        return {}
+        return {}, ()
     named = list(_names_in(entry))
     if not named:
-        return {"images": [_image(member.name, read(member)) for member in images]}
+        return {"images": [_image(member.name, read(member)) for member in images]}, images
     placed = _placed(named, images)
-    return {key: _replaced(value, placed, read, at_image=key in _IMAGE_KEYS) for key, value in entry.items()}
+    changed = {key: _replaced(value, placed, read, at_image=key in _IMAGE_KEYS) for key, value in entry.items()}
+    return changed, list(placed.values())
 
 
 def _names_in(value: Any, *, at_image: bool = False) -> Any:

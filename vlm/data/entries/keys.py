@@ -52,8 +52,21 @@ _PAIR_MEANINGS: Mapping[str, tuple[str, str]] = {
 }
 _IMAGE_KEYS = frozenset(
     f"{name}{ending}"
-    for name in ("image", "images", "img", "imgs", "picture", "pictures")
-    for ending in ("", "_path", "_paths", "_file", "_files", "_url", "_urls", "_base64")
+    for name in ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot")
+    for ending in (
+        "",
+        "_path",
+        "_paths",
+        "_file",
+        "_files",
+        "_name",
+        "_names",
+        "_id",
+        "_ids",
+        "_url",
+        "_urls",
+        "_base64",
+    )
 ) | {"pixel_values"}
 _NUMBERED_IMAGE = re.compile(r"(?:image|img|picture)_?[0-9]+")
 # Names of files of any kind; only the name of a picture counts as an image.

@@ -19,7 +19,14 @@ from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.output import EXPORTED, adapters_file, checkpoints_folder, student_folder
-from alignkd.student_train.run.checkpoint import ADAPTERS, WEIGHTS, Checkpoint, all_checkpoints, sound_checkpoint
+from alignkd.student_train.run.checkpoint import (
+    ADAPTERS,
+    WEIGHTS,
+    Checkpoint,
+    all_checkpoints,
+    sound_checkpoint,
+    step_of,
+)
 from alignkd.student_train.run.checkpoint_parts import Parts
 from alignkd.student_train.run.export import check_worth, lora_matrices, trained_adapters, write_student
 from alignkd.student_train.run.student import student_to_export
@@ -44,7 +51,7 @@ class ExportedStudent:
 
 def steps_of(output: Path) -> list[int]:
     """The steps of the checkpoints that are there, in order."""
-    return [int(path.name.removeprefix("step-")) for path in all_checkpoints(checkpoints_folder(output))]
+    return [step_of(path) for path in all_checkpoints(checkpoints_folder(output))]
 
 
 def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> ExportedStudent:

@@ -92,17 +92,21 @@ class ValidationConfig(Settings):
         return LOSS if self.data is None else "supervised"
 
     def interval(self, steps: int) -> int:
-        """Optimiser steps between validations of a run of so many steps."""
+        """Optimiser steps between validations of a run that does so many steps."""
         return self.every or math.ceil(steps / VALIDATIONS_PER_RUN)
 
-    def is_due(self, step: int, steps: int) -> bool:
-        """Whether the state after `step` of `steps` optimiser steps is validated."""
-        if step == 0:
+    def is_due(self, step: int, steps: int, *, first_step: int = 0) -> bool:
+        """Whether the state after `step` of `steps` optimiser steps is validated.
+
+        Args:
+            first_step: steps before the run, if it extends another one.
+        """
+        if step == first_step:
             return self.at_start
-        return step == steps or step % self.interval(steps) == 0
+        return step == steps or step % self.interval(steps - first_step) == 0
 
     def validations(self, steps: int) -> int:
-        """Number of validations of a run of so many steps."""
+        """Number of validations of a run that does so many steps."""
         return self.at_start + math.ceil(steps / self.interval(steps))
 
 

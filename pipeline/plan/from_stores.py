@@ -16,11 +16,11 @@ from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
-from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, hours
-from alignkd.pipeline.plan.time.operations import training_flops
+from alignkd.pipeline.plan.time.hours import training_hours, training_operations
 from alignkd.storage import StoreError, StoreReader
-from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run
@@ -35,7 +35,7 @@ class TrainingPlan:
         name: name of the stage; None in a file without stages.
         stores: the rows of `Mixture.rows`.
         per_pass: samples of one pass.
-        steps: optimiser steps on one device.
+        steps: optimiser steps on one device; of an extension from the beginning of the run that it extends.
         samples_seen: samples of all steps.
         longest: embedded tokens of the longest sample of all stores.
         mean_tokens: mean over a pass.
@@ -105,7 +105,8 @@ def training_plan(
     job, train = config.train_job(), config.train
     readers = [_opened(store.path) for store in job.stores]
     check_stores_agree(readers, train)
-    mixture = Mixture.of(job.stores, readers, job.source_weights)
+    held_out = held_out_of(readers, train.validation.share if train.validation else None)
+    mixture = Mixture.of(job.stores, readers, job.source_weights, held_out=held_out)
     lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
     load = _load(config, options, student, readers, lengths)
     steps, device = (
@@ -113,7 +114,14 @@ def training_plan(
         options.gpu_memory or device_named(options.device).memory,
     )
     seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
-    flops = _flops(train, student, readers, lengths, weights) * seen
+    operations = training_operations(
+        config,
+        student,
+        _sample_shape(student, readers, lengths, weights),
+        per_pass=mixture.per_pass,
+        held_out=len(held_out),
+        stem=0.0,
+    )
     return TrainingPlan(
         name=name,
         stores=mixture.rows(),
@@ -124,7 +132,7 @@ def training_plan(
         mean_tokens=float(np.average(lengths, weights=weights)),
         student=student_memory(student, load),
         table=memory_table(student, load, device),
-        hours={name: hours(flops, found, STUDENT_SHARE) for name, found in DEVICES.items()},
+        hours={name: training_hours(config, operations, found) for name, found in DEVICES.items()},
         gpu_memory=device,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
     )
@@ -156,6 +164,7 @@ def _load(
     blocks = int(_over(readers, "num_images").max()) if shapes.vision_tokens is not None else 1
     vision = int(_vision(student, readers).max())
     stem = stem_of_run(first, train)
+    adapters = {TERMS[name].adapter for name in train.losses.weights}
     stored = sum(sum(entry.bytes for entry in commit.files) for reader in readers for commit in reader.commits)
     targets = round(stored / len(lengths) * longest / max(1.0, float(lengths.mean())))
     whole = train.global_batch or train.micro_batch * options.devices
@@ -178,30 +187,30 @@ def _load(
         stem_weights=0 if stem is None else stem.path.stat().st_size,  # at most: its embeddings stay on the host
         float32_gradients=train.float32_gradients,
         data_workers=train.data_workers,
+        trained=config.student.trained_config,
+        attn_adapter="attn_adapter" in adapters,
+        proj_adapter="proj_adapter" in adapters,
         batch_bytes=train.micro_batch * (student.array_bytes_of(vision) + targets),
     )
 
 
-def _flops(
-    train: TrainConfig,
+def _sample_shape(
     student: ModelShapes,
     readers: Sequence[StoreReader],
     lengths: NDArray[np.int64],
     weights: NDArray[np.float64],
-) -> float:
-    """Operations of a training step per sample, of an average sample of a pass."""
+) -> dict[str, float]:
+    """An average sample of a pass."""
 
     def mean(values: NDArray[np.int64]) -> float:
         return float(np.average(values, weights=weights))
 
-    return training_flops(
-        student,
-        tokens=mean(lengths),
-        images=mean(_over(readers, "num_images")),
-        supervised=mean(_over(readers, "num_supervised")),
-        vision=mean(_vision(student, readers)),
-        gradient_checkpointing=train.gradient_checkpointing,
-    )
+    return {
+        "tokens": mean(lengths),
+        "images": mean(_over(readers, "num_images")),
+        "supervised": mean(_over(readers, "num_supervised")),
+        "vision": mean(_vision(student, readers)),
+    }
 
 
 def _weights(mixture: Mixture, num_samples: int) -> NDArray[np.float64]:

@@ -15,7 +15,6 @@ from alignkd.pipeline.runs.train_files import (
     read_metrics,
 )
 from alignkd.storage.errors import StoreError
-from alignkd.storage.read.listing import list_shards
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.output import METRICS, read_configuration, read_finished
 from alignkd.student_train.run.lock import LOCK, holder_of, no_training_starts
@@ -98,7 +97,7 @@ def train_status(output: Path) -> TrainStatus:
     checkpoints = read_checkpoints(output)
     best = best_validation(output)
     step, samples_seen = _progress(finished, lines, checkpoints)
-    steps = _planned_steps(finished, checkpoints, configuration, lines)
+    steps = _planned_steps(output, finished, checkpoints, configuration, lines)
     seconds = _median([line["seconds"] for line in lines[-WINDOW:] if is_number(line.get("seconds"))])
     window = min(WINDOW, max(1, len(lines) // 2))
     unread = [f"checkpoint of step {one.step} is damaged" for one in checkpoints if not one.document]
@@ -148,6 +147,7 @@ def _progress(
 
 
 def _planned_steps(
+    output: Path,
     finished: Mapping[str, Any] | None,
     checkpoints: Sequence[CheckpointOnDisk],
     configuration: Mapping[str, Any] | None,
@@ -160,23 +160,24 @@ def _planned_steps(
     train = (configuration or {}).get("train") or {}
     if isinstance(train.get("steps"), int):
         return int(train["steps"])
-    return _steps_of_epochs(train.get("epochs"), configuration or {}, lines)
+    return _steps_of_epochs(output, train.get("epochs"), lines)
 
 
-def _steps_of_epochs(
-    epochs: object, configuration: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
-) -> int | None:
-    """Passes over the store in steps; the global batch is what the first steps have consumed."""
-    from alignkd.student_train.config import samples_of_epochs  # loads torch: only before the first checkpoint
-
+def _steps_of_epochs(output: Path, epochs: object, lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """Passes over the stores in steps; the global batch is what the first steps have consumed."""
     last = lines[-1] if lines else {}
     if not isinstance(epochs, int | float) or not last.get("samples_seen"):
         return None
+    # these load torch: only before the first checkpoint
+    from alignkd.pipeline.runs.train_export import job_of
+    from alignkd.student_train.config import samples_of_epochs
+    from alignkd.student_train.run.mixture import mixture_of
+
     try:
-        stored = sum(shard.num_records for shard in list_shards(configuration["store"]["path"]))
-    except (StoreError, OSError, KeyError, TypeError):
+        per_pass = mixture_of(job_of(output)).per_pass
+    except (ValueError, OSError):  # StoreError and TrainError are ValueErrors
         return None
-    return -(-samples_of_epochs(epochs, stored) * int(last["step"]) // int(last["samples_seen"]))
+    return -(-samples_of_epochs(epochs, per_pass) * int(last["step"]) // int(last["samples_seen"]))
 
 
 def _skipped(

@@ -69,6 +69,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step of the checkpoint in this folder."""
+    return int(path.name.removeprefix("step-"))
+
+
 def save_checkpoint(
     folder: Path,
     engine: Engine,

@@ -22,16 +22,22 @@ def held_out_positions(samples: TrainingSet, share: float | None) -> NDArray[np.
     Raises:
         TrainError: no sample is held out, or none is left for training.
     """
+    return held_out_of(samples.readers, share)
+
+
+def held_out_of(readers: Sequence[StoreReader], share: float | None) -> NDArray[np.int64]:
+    """`held_out_positions` of stores in the order of a `TrainingSet`."""
     if share is None:
         return np.zeros(0, np.int64)
-    found = np.flatnonzero(_places(samples.readers) < share)
+    number = sum(map(len, readers))
+    found = np.flatnonzero(_places(readers) < share)
     if not len(found):
         raise TrainError(
-            f"train.validation.share {share:g} holds out none of {len(samples)} samples; raise it, or give "
+            f"train.validation.share {share:g} holds out none of {number} samples; raise it, or give "
             "train.validation.store or train.validation.data instead"
         )
-    if len(found) == len(samples):
-        raise TrainError(f"train.validation.share {share:g} holds out all {len(samples)} samples; lower it")
+    if len(found) == number:
+        raise TrainError(f"train.validation.share {share:g} holds out all {number} samples; lower it")
     return found
 
 

@@ -20,6 +20,7 @@ from alignkd.student_train.checkpoints.checkpoint import (
     Checkpoint,
     all_checkpoints,
     sound_checkpoint,
+    step_of,
 )
 from alignkd.student_train.checkpoints.export import check_worth, lora_matrices, trained_adapters, write_student
 from alignkd.student_train.checkpoints.parts import Parts
@@ -50,7 +51,7 @@ class ExportedStudent:
 
 def steps_of(output: Path) -> list[int]:
     """The steps of the checkpoints that are there, in order."""
-    return [int(path.name.removeprefix("step-")) for path in all_checkpoints(checkpoints_folder(output))]
+    return [step_of(path) for path in all_checkpoints(checkpoints_folder(output))]
 
 
 def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> ExportedStudent:

@@ -19,6 +19,7 @@ from alignkd.student_train.checkpoints.checkpoint import (
     all_checkpoints,
     differing_settings,
     sound_checkpoint,
+    step_of,
 )
 from alignkd.student_train.config import ExtendConfig, TrainConfig
 from alignkd.student_train.distributed.ranks import Ranks
@@ -30,6 +31,8 @@ from alignkd.student_train.run.lock import described_holder, no_training_starts
 PREFIX = "extend."
 # what an extension may change: its length, and how the learning rate goes on
 FREE = {"steps", "warmup_ratio", "learning_rate", "projector_learning_rate", "adapter_learning_rate"}
+# of the validation, only what decides which samples are trained on: the best state is chosen among the added steps
+VALIDATION, HELD_OUT = "validation.", "validation.share"
 # a share of the peak at which a run learns next to nothing
 SMALL_FACTOR = 0.01
 
@@ -89,6 +92,18 @@ def schedule_of(settings: Mapping[str, Any]) -> Schedule:
     return Schedule(steps=steps, warmup_ratio=warmup_ratio, first_step=first_step, kind=kind, factor=rate / peak)
 
 
+def steps_done(run: Path) -> int:
+    """Optimiser steps of a run up to its end or its newest checkpoint, which is not verified; 0 without both.
+
+    Raises:
+        TrainError: the mark of a finished run is damaged.
+    """
+    if (finished := read_finished(run)) is not None:
+        return int(finished["step"])
+    paths = all_checkpoints(checkpoints_folder(run))
+    return step_of(paths[-1]) if paths else 0
+
+
 def check_can_be_extended(extension: Extension, config: TrainConfig, settings: Mapping[str, Any]) -> None:
     """Refuse an extension whose settings differ from those of the earlier run, or that adds no step.
 
@@ -110,7 +125,7 @@ def check_can_be_extended(extension: Extension, config: TrainConfig, settings: M
     if differing := differing_settings(_comparable(extension.checkpoint.settings), _comparable(settings)):
         raise TrainError(
             f"train.extend.run {run} was trained with other settings: {'; '.join(differing)}; restore them: an "
-            "extension may change length, warmup_ratio and learning rates only"
+            "extension may change length, warmup_ratio, learning rates and validation (but share) only"
         )
 
 
@@ -137,7 +152,8 @@ def small_rate_warning(config: TrainConfig, schedule: Schedule) -> str | None:
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in FREE and not name.startswith(PREFIX)}
+    free = {name for name in settings if name.startswith((PREFIX, VALIDATION))} - {HELD_OUT} | FREE
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def _find(config: TrainConfig, extend: ExtendConfig) -> Extension:

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
+from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.sources import shown_names, sources_of
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.job import TrainJob
 from alignkd.student_train.stores import TrainStore, store_weights
 
 
@@ -61,7 +63,7 @@ class Mixture:
             held_out: positions of samples that are not trained on.
 
         Raises:
-            TrainError: a source with a weight is in no store.
+            TrainError: a source with a weight is in no store, or no sample of one of several stores is trained on.
         """
         portions = [
             Portion(
@@ -74,11 +76,13 @@ class Mixture:
             for name, source, positions in _by_source(store.shown_name, reader, start, alone=len(readers) == 1)
             if len(trained := positions if held_out is None else np.setdiff1d(positions, held_out))
         ]
-        _check_sources(portions, source_weights)
+        _check_sources(readers, source_weights)
         sizes = [
             sum(portion.part.weight * len(portion.part.positions) for portion in _of_store(portions, store))
             for store in stores
         ]
+        if len(stores) > 1:
+            _check_none_is_empty(stores, readers, sizes)
         weights = {store.shown_name: weight for store, weight in zip(stores, store_weights(stores, sizes), strict=True)}
         weighted = (
             replace(portion, part=replace(portion.part, weight=portion.part.weight * weights[portion.store]))
@@ -135,6 +139,17 @@ class Mixture:
             )
 
 
+def mixture_of(job: TrainJob) -> Mixture:
+    """The mixture of a job by the indices of its stores; whether stores and student fit is not checked.
+
+    Raises:
+        StoreError, TrainError: a store cannot be read, or as `held_out_of` and `Mixture.of`.
+    """
+    readers = [StoreReader(store.path) for store in job.stores]
+    held_out = held_out_of(readers, job.train.validation.share if job.train.validation else None)
+    return Mixture.of(job.stores, readers, job.source_weights, held_out=held_out)
+
+
 def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, int]]:
     """Each store and the position of its first sample in the `TrainingSet`."""
     starts = accumulate((len(reader) for reader in readers), initial=0)
@@ -155,11 +170,21 @@ def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:
     return [portion for portion in portions if portion.store == store.shown_name]
 
 
-def _check_sources(portions: Sequence[Portion], source_weights: Mapping[str, float]) -> None:
-    known = dict.fromkeys(portion.source for portion in portions)
+def _check_sources(readers: Sequence[StoreReader], source_weights: Mapping[str, float]) -> None:
+    known = dict.fromkeys(name for reader in readers for name in reader.sources)
     unknown = [name for name, weight in source_weights.items() if weight != 1.0 and name not in known]
     if unknown:
         raise TrainError(
             f"data entry {unknown[0]!r} has weight {source_weights[unknown[0]]}, but no store has a source of that "
             f"name; their sources are {', '.join(known)}"
         )
+
+
+def _check_none_is_empty(stores: Sequence[TrainStore], readers: Sequence[StoreReader], sizes: Sequence[float]) -> None:
+    """Refuse a store that would have no part in the training, though it has a weight or a share."""
+    for store, reader, size in zip(stores, readers, sizes, strict=True):
+        if not size:
+            held_out = "train.validation.share holds out all of them; lower it, or " if len(reader) else ""
+            raise TrainError(
+                f"store {store.shown_name}: none of {len(reader)} samples is trained on; {held_out}leave it out"
+            )

@@ -93,6 +93,11 @@ class RunPlan:
         return self.job.train
 
     @property
+    def first_step(self) -> int:
+        """Optimiser steps before the run: those of the run that it extends."""
+        return 0 if self.extension is None else self.extension.first_step
+
+    @property
     def reader(self) -> StoreReader:
         """The first store; see `TrainingSet.reader`."""
         return self.samples.reader

@@ -50,7 +50,7 @@ class Validation:
         self.state = self._state_of(start)
         self._lists_unusable = True
         if plan.ranks.is_first:
-            interval = config.interval(plan.config.num_steps)
+            interval = config.interval(plan.config.num_steps - plan.first_step)
             times = "every step" if interval == 1 else f"every {interval} steps"
             logger.info("validation: %s, %s", self._samples.described, times)
 
@@ -75,7 +75,9 @@ class Validation:
 
     def is_pending(self, step: int) -> bool:
         """Whether the state after `step` is still to be validated."""
-        return self.config.is_due(step, self.plan.config.num_steps) and self.state.last_step != step
+        plan = self.plan
+        due = self.config.is_due(step, plan.config.num_steps, first_step=plan.first_step)
+        return due and self.state.last_step != step
 
     def begin(self, engine: Engine, step: int, log: RunLog, signals: StopSignals) -> None:
         """Validate the state from which the run starts, if it is due, or if a stop prevented it."""

@@ -5,6 +5,7 @@ are assumptions; only a probe measures.
 """
 
 import math
+from collections.abc import Mapping
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
@@ -13,6 +14,7 @@ from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
 from alignkd.pipeline.plan.time.operations import forward_flops, stem_flops, training_flops
+from alignkd.student_train.run.extension import steps_done
 from alignkd.student_train.validation_config import ValidationConfig
 
 TEACHER_SHARE = 0.45
@@ -30,11 +32,9 @@ def hours_by_device(
     share = TEACHER_SHARE * QUANTISED_SHARE[config.teacher.quantization]
     found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
     if student is not None and config.train is not None:
-        training = _training_flops(config, data, teacher, student)
-        assert config.student is not None
-        share = STUDENT_SHARE * QUANTISED_SHARE[config.student.quantization]
+        training = _of_data(config, data, teacher, student)
         for name, device in DEVICES.items():
-            found[name]["train"] = hours(training, device, share)
+            found[name]["train"] = training_hours(config, training, device)
     return found
 
 
@@ -52,30 +52,67 @@ def _sample_shape(data: DataSize) -> dict[str, float]:
     }
 
 
-def _training_flops(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
-    """Operations of the whole training, validations included; samples of a validation are taken to be average."""
+def training_operations(
+    config: RunConfig, student: ModelShapes, shape: Mapping[str, float], *, per_pass: int, held_out: float, stem: float
+) -> float:
+    """Operations of the whole training, validations included; samples of a validation are taken to be average.
+
+    Of an extension, the added steps count. If the run that it extends has no state yet, all steps count.
+
+    Args:
+        shape: `tokens`, `images`, `supervised` and `vision` of an average sample.
+        per_pass: samples of one pass over the data, without those that are held out.
+        held_out: samples that `validation.share` holds out.
+        stem: operations per sample that compute targets from the stem.
+    """
     assert config.train is not None and config.student is not None
-    train, shape = config.train, _sample_shape(data)
-    share = (train.validation.share if train.validation else None) or 0.0
-    steps = train.optimiser_steps(max(1, round(data.num_records * (1 - share))), 1)
-    validated = forward_flops(student, **shape)
-    step = training_flops(
+    train = config.train
+    done = 0 if train.extend is None else steps_done(train.extend.run)
+    steps = max(0, train.optimiser_steps(per_pass, 1) - done)
+    step = stem + training_flops(
         student,
         gradient_checkpointing=train.gradient_checkpointing,
         weight_gradients=weight_gradient_share(student, config.student.trained_config),
         **shape,
     )
+    total = step * steps * train.global_batch_size(1)
+    if train.validation is None or not steps:
+        return total
+    samples = train.validation.validations(steps) * _validated(train.validation, held_out)
+    return total + samples * (forward_flops(student, **shape) + stem)
+
+
+def training_hours(config: RunConfig, operations: float, device: Device) -> float:
+    """Hours of so many operations of the training on one device."""
+    assert config.student is not None
+    return hours(operations, device, STUDENT_SHARE * QUANTISED_SHARE[config.student.quantization])
+
+
+def _of_data(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
+    """`training_operations` of a store that holds these data."""
+    assert config.train is not None
+    shape, stem = _sample_shape(data), 0.0
+    share = (config.train.validation.share if config.train.validation else None) or 0.0
     if takes_from_stem(config):
         stem = stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
-        step += stem
-        validated += stem
-    validations = train.validation.validations(steps) * _validated(train.validation, data) if train.validation else 0
-    return step * steps * train.global_batch_size(1) + validated * validations
+    per_pass = max(1, round(_per_pass(config, data) * (1 - share)))
+    return training_operations(config, student, shape, per_pass=per_pass, held_out=share * data.num_records, stem=stem)
 
 
-def _validated(validation: ValidationConfig, data: DataSize) -> float:
+def _per_pass(config: RunConfig, data: DataSize) -> float:
+    """Samples of one pass: those of each data set as often as its weight demands."""
+    weights = config.train_job().source_weights
+    if not weights:
+        return data.num_records
+    return sum(
+        weights.get(source.name, 1.0) * source.num_samples * (1 - source.unusable / max(1, source.counted))
+        for source in data.sources
+    )
+
+
+def _validated(validation: ValidationConfig, held_out: float) -> float:
     """Samples of one validation; the size of another store or of data is not known, but for `max_samples`."""
     most = math.inf if validation.max_samples is None else validation.max_samples
     if validation.share is not None:
-        return min(most, validation.share * data.num_records)
+        return min(most, held_out)
     return 0 if most == math.inf else most

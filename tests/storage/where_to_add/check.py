@@ -74,6 +74,7 @@ def counted(store: StoreReader) -> DataSize:
             "supervised": len(record.supervised_positions),
             "image": images[record.image_sha256] if record.has_image else 0,
             "image_bytes": 0,
+            "source": 0,
         }
         for record in records
     ]

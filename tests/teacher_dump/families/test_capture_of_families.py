@@ -12,6 +12,7 @@ from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import VISION_TOP_INDEX, Capture, Captured
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
+from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 

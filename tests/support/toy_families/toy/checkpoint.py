@@ -5,17 +5,23 @@ import json
 from pathlib import Path
 
 import torch
-from alignkd.vlm.families.toy.model import SOFTCAP, ToyConfig, ToyModel
+from alignkd.vlm.families.toy.model import SOFTCAP, TOWER_WIDTH, ToyConfig, ToyModel
 from alignkd.vlm.families.toy.preparation import NUM_TOKENS, ToyPreparation
+from torch import nn
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, VisionLanguageModel
+from alignkd.vlm.families.sizes import ModelSize, TowerSize, shapes_of_linear_layers, tensors_of_layers
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.weights.files import read_weights
 from alignkd.vlm.weights.tensor_file import save_tensors
 
 PADDED = NUM_TOKENS + 5
 FILES = ("config.json", "model.safetensors")
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class ToyCheckpoint:
@@ -29,6 +35,34 @@ class ToyCheckpoint:
     def config(self) -> ToyConfig:
         raw = json.loads((self.folder / "config.json").read_text())
         return ToyConfig(hidden_size=raw["hidden_size"], num_heads=raw["num_heads"], vocab_size=PADDED)
+
+    def size(self) -> ModelSize:
+        config = self.config
+        with torch.device("meta"):
+            model = ToyModel(config)
+        counts = {"vision_tower": count(model.tower), "projector": count(model.projector), "total": count(model)}
+        counts["language_model"] = counts["total"] - counts["vision_tower"] - counts["projector"]
+        return ModelSize(
+            name=str(self.name),
+            num_layers=len(model.layers),
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            head_dim=config.hidden_size // config.num_heads,
+            intermediate_size=0,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            more_norms=0,
+            tied_head=False,
+            vision_tower="columns",
+            image_size=None,
+            vision_tokens=None,
+            tower=TowerSize(patch_size=1, patches=None, hidden_size=TOWER_WIDTH, intermediate_size=0, num_layers=1),
+            parameters=counts,
+            weight_bytes={"bfloat16": 2 * counts["total"], "float32": 4 * counts["total"]},
+            layer_tensors=tensors_of_layers(list(model.layers)),
+            linear_layers=shapes_of_linear_layers(list(model.layers)),
+        )
 
     @property
     def fingerprint(self) -> str:

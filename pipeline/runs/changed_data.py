@@ -11,10 +11,13 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.places import load_manifest
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.vlm.data.formats.paths import data_files
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet, Piece
 from alignkd.vlm.errors import InputError
 
+MAX_BYTES = 64 << 30
+"""Larger data are not compared: that would take minutes at every start, while the other processes of a run wait."""
 # name, sha256 now and sha256 in the store
 _Difference = tuple[str, str, str]
 
@@ -22,9 +25,12 @@ _Difference = tuple[str, str, str]
 def changed_data_notice(sets: Sequence[DataSet], store: Path | str) -> str | None:
     """One line that names the first file that differs; None for a merged store, which was made from several stores.
 
-    Other problems with the files or the store give None too: the code that needs them reports them.
+    None too for data of more than `MAX_BYTES`. Other problems with the files or the store give None as well: the code
+    that needs them reports them.
     """
     try:
+        if sum(file.stat().st_size for data in sets for file in data_files(data.path)) > MAX_BYTES:
+            return None
         manifest = load_manifest(store)
         found = _of_sources(sets, manifest) if manifest.all_sources() else _of_one_file(sets[0].path, manifest)
     except (OSError, StoreError, InputError):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import alignkd.pipeline.runs.changed_data
 import alignkd.pipeline.runs.train
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.runs.changed_data import changed_data_notice
@@ -53,6 +54,14 @@ def test_only_another_file_is_named(make_store: MakeStore, tmp_path: Path) -> No
     data.unlink()  # training does not need it
     assert changed_data_notice([DataSet(path=data)], store) is None
     assert changed_data_notice([DataSet(path=data)], tmp_path / "none") is None
+
+
+def test_large_data_are_not_read(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data.json").write_text(DATA)
+    store, sets = make_store(conversations="0" * 64), [DataSet(path=tmp_path / "data.json")]
+    assert changed_data_notice(sets, store) is not None
+    monkeypatch.setattr(alignkd.pipeline.runs.changed_data, "MAX_BYTES", len(DATA) - 1)
+    assert changed_data_notice(sets, store) is None
 
 
 def test_a_merged_store_is_compared_with_no_file(make_store: MakeStore, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_columns_of_no_conversation_are_not_read(tmp_path: Path) -> None:
     assert entries.where(1) == "row 1 (row 1 of row group 0)"
 
 
-@pytest.mark.parametrize("column", ["jpg", "screenshot", "view"])
+@pytest.mark.parametrize("column", ["jpg", "figure", "view"])
 def test_a_picture_under_another_name_is_not_left_out(tmp_path: Path, column: str) -> None:
     """Text without its picture would be trained on; beside an image, the column is one that is not read."""
     content = b"\xff\xd8\xff" + bytes(20)

@@ -171,7 +171,7 @@ def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:
 
 
 def _check_sources(readers: Sequence[StoreReader], source_weights: Mapping[str, float]) -> None:
-    known = dict.fromkeys(name for reader in readers for name in reader.sources)
+    known = dict.fromkeys(name for reader in readers for name in sources_of(reader)[0])
     unknown = [name for name, weight in source_weights.items() if weight != 1.0 and name not in known]
     if unknown:
         raise TrainError(

@@ -133,8 +133,9 @@ class Mixture:
         if len(self.portions) == 1 and self.is_plain:
             return
         for row in self.rows():
+            seen = "once" if row["weight"] == 1 else f"{row['weight']:.4g} times"
             yield (
-                f"source {row['name']}: {row['samples']} samples, each seen {row['weight']:.4g} times per pass: "
+                f"source {row['name']}: {row['samples']} samples, each seen {seen} per pass: "
                 f"{row['per_pass']} of {self.per_pass} samples ({row['share']:.1%})"
             )
 

@@ -24,6 +24,7 @@ from alignkd.student_train.run.checkpoint import (
     Checkpoint,
     all_checkpoints,
     differing_settings,
+    grown_stores,
     sound_checkpoint,
     step_of,
 )
@@ -123,7 +124,14 @@ def check_can_be_extended(extension: Extension, config: TrainConfig, settings: M
         )
     if extension.checkpoint is None:  # its own checkpoints are compared when one is resumed
         return
-    if differing := differing_settings(_comparable(extension.checkpoint.settings), _comparable(settings)):
+    before = extension.checkpoint.settings
+    differing = differing_settings(_comparable(before), _comparable(settings))
+    if differing and (grown := grown_stores(before, settings)) and len(differing) == len(grown.settings):
+        raise TrainError(
+            f"train.extend.run {run} was trained when {grown.text}; an extension goes on through the same samples: "
+            "start a new run instead, from its student (student.checkpoint) and adapters (train.adapters)"
+        )
+    if differing:
         raise TrainError(
             f"train.extend.run {run} was trained with other settings: {'; '.join(differing)}; restore them: an "
             "extension may change length, warmup_ratio, learning rates and validation (but share) only"

@@ -33,8 +33,9 @@ STATE = "state.json"
 WEIGHTS = "weights"
 KEPT = "kept"
 ADAPTERS = "adapters"
+NUM_RECORDS = "num_records"
 # settings that checkpoints of earlier versions lack
-ABSENT_FROM_OLD_CHECKPOINTS = {"num_records"}
+ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice
 FIXED_IN_OLD_CHECKPOINTS = {"trained": "all", "quantization": "none"}
 
@@ -235,11 +236,8 @@ def load_weights(folder: Path, step: int, engine: Engine) -> None:
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other settings; the TrainError names each with both values."""
     differing = differing_settings(found, asked)
-    if len(differing) == 1 and differing[0].startswith("num_records "):
-        raise TrainError(
-            f"output {output} was started when the store had {found.get('num_records')} samples, now it has "
-            f"{asked.get('num_records')} (`dump --retry-unusable` adds samples); choose another output"
-        )
+    if differing and (grown := grown_stores(found, asked)) and len(differing) == len(grown.settings):
+        raise TrainError(f"output {output} was started when {grown.text}; choose another output")
     if len(differing) == 1 and differing[0].startswith("steps "):
         raise TrainError(
             f"output {output} was started with another length: {differing[0]}; restore it, or train further into a new "
@@ -250,6 +248,37 @@ def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[s
             f"output {output} was started with other settings: {'; '.join(differing)}; "
             "restore them, or choose another output"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownStores:
+    """Stores that have more samples than at the start of a run.
+
+    Attributes:
+        settings: the deciding settings that differ because of it.
+        text: what is different, for a message.
+    """
+
+    settings: frozenset[str]
+    text: str
+
+
+def grown_stores(found: Mapping[str, Any], asked: Mapping[str, Any]) -> GrownStores | None:
+    """The stores of a run that have grown since its settings were `found`; None if there are none."""
+    settings: set[str] = set()
+    texts = []
+    for name in sorted(found.keys() & asked.keys()):
+        if name.rpartition(".")[2] != NUM_RECORDS or not found[name] < asked[name]:
+            continue
+        prefix = name.removesuffix(NUM_RECORDS)  # `store.N.` in a run of several stores
+        settings |= {name, *(one for one in (prefix + "manifest_hash",) if found.get(one) != asked.get(one))}
+        store = f"store {asked.get(prefix + 'name')}" if prefix else "the store"
+        texts.append(f"{store} had {found[name]} samples, now it has {asked[name]}")
+    if not texts:
+        return None
+    return GrownStores(
+        settings=frozenset(settings), text=f"{'; '.join(texts)} (`dump` has added some, or it is another store)"
+    )
 
 
 def differing_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.output import EXPORTED, adapters_file, checkpoints_folder, student_folder
+from alignkd.student_train.output import EXPORTED, adapters_file, checkpoints_folder, lora_folder, student_folder
 from alignkd.student_train.run.student import student_to_export
 from alignkd.student_train.trained.lora import is_lora_parameter
 from alignkd.vlm.families.family import Checkpoint as Origin
@@ -94,6 +95,7 @@ def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> Exported
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EXPORTED).unlink(missing_ok=True)
+        shutil.rmtree(lora_folder(folder), ignore_errors=True)  # an earlier export may be of a run with LoRA
         write_student(folder, job, origin, student, adapters, lora)
         write_whole(folder / EXPORTED, _description(job, checkpoint))
         fsync_path(folder)

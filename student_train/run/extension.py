@@ -1,23 +1,25 @@
 """`train.extend`: a run that goes on from the last state of an earlier run, into an output of its own.
 
 The first start reads the earlier run. From then on, the checkpoints of the new run hold what the extension needs: the
-steps that the earlier run had done, its last learning rate, and the checksum of its state. So a resumed run does not
+steps that the earlier run had done, its last learning rate, and a hash of its state. So a resumed run does not
 need the earlier run any more.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from alignkd.storage import StoreError
-from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.schema.sealed_json import unseal
 from alignkd.student_train.checkpoints.checkpoint import (
     STATE,
     Checkpoint,
     all_checkpoints,
     differing_settings,
+    grown_stores,
     sound_checkpoint,
     step_of,
 )
@@ -122,7 +124,14 @@ def check_can_be_extended(extension: Extension, config: TrainConfig, settings: M
         )
     if extension.checkpoint is None:  # its own checkpoints are compared when one is resumed
         return
-    if differing := differing_settings(_comparable(extension.checkpoint.settings), _comparable(settings)):
+    before = extension.checkpoint.settings
+    differing = differing_settings(_comparable(before), _comparable(settings))
+    if differing and (grown := grown_stores(before, settings)) and len(differing) == len(grown.settings):
+        raise TrainError(
+            f"train.extend.run {run} was trained when {grown.text}; an extension goes on through the same samples: "
+            "start a new run instead, from its student (student.checkpoint) and adapters (train.adapters)"
+        )
+    if differing:
         raise TrainError(
             f"train.extend.run {run} was trained with other settings: {'; '.join(differing)}; restore them: an "
             "extension may change length, warmup_ratio, learning rates and validation (but share) only"
@@ -187,7 +196,11 @@ def _own_settings(output: Path) -> dict[str, Any] | None:
 def _check_same_run(output: Path, run: Path, begun: Mapping[str, Any]) -> None:
     """Refuse another earlier run than the one of the first start, if its state is still there to be compared."""
     state = checkpoints_folder(run) / f"step-{begun['step']:08d}" / STATE
-    if state.is_file() and _checksum(state) != begun["state"]:
+    try:
+        differs = state.is_file() and _identity(state) != begun["state"]
+    except StoreError:
+        return  # it cannot be compared, and is not needed any more
+    if differs:
         raise TrainError(
             f"output {output} was started as an extension of another run than train.extend.run {run}; restore its "
             "path, or choose another output"
@@ -203,7 +216,7 @@ def _beginning(extend: ExtendConfig, asked: dict[str, Any]) -> Extension:
                 f"train.extend.run {run} is in use: {described_holder(run)}; wait for its end, or stop it first"
             )
         checkpoint = _last_checkpoint(run)
-        state = _checksum(checkpoint.path / STATE)
+        state = _identity(checkpoint.path / STATE)
     settings, step = checkpoint.settings, checkpoint.state.step
     last_rate = settings["learning_rate"] * schedule_of(settings)(step - 1)
     begun = {PREFIX + "step": step, PREFIX + "last_rate": last_rate, PREFIX + "state": state}
@@ -240,8 +253,11 @@ def _last_checkpoint(run: Path) -> Checkpoint:
     return checkpoint
 
 
-def _checksum(path: Path) -> str:
-    try:
-        return f"{file_crc32c(path):08x}"
-    except OSError as error:
-        raise unreadable(path, error) from error
+def _identity(path: Path) -> str:
+    """A hash of a checkpoint's STATE without its validation, which the earlier run may still do when it goes on.
+
+    Raises:
+        StoreError: it is damaged or cannot be read.
+    """
+    lasting = {name: value for name, value in unseal(path).items() if name != "validation"}
+    return sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]

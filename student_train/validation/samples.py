@@ -1,5 +1,6 @@
 """The samples that are validated: those of a store, or conversations without targets."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from alignkd.vlm.data.source import DataSource
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Example, Preparation
 
+logger = logging.getLogger(__name__)
 LISTED = 5
 
 
@@ -99,12 +101,27 @@ def _of_store(plan: RunPlan, config: ValidationConfig) -> ValidationSamples:
     stem_of_run(reader, plan.config)
     check_images(reader, images, images_of)
     samples = TrainingSet([CachedDataset(reader, preparation, images, images_of)])
+    _warn_about_trained(plan, reader)
     every = np.arange(len(samples))
     positions = fixed_subset(samples, every, config.max_samples)
     identity = f"store {reader.manifest.whole_hash[:16]} of {len(reader)} samples"
     return _stored(
         plan, samples, positions, described=f"{_count(positions, every)} of store {reader.path}", identity=identity
     )
+
+
+def _warn_about_trained(plan: RunPlan, reader: StoreReader) -> None:
+    """Samples that are also trained on make the figures too low, and the best state comes too late."""
+    trained = np.concatenate([one.keys.first_words for one in plan.samples.readers])
+    number = int(np.isin(reader.keys.first_words, trained).sum())
+    if number and plan.ranks.is_first:
+        logger.warning(
+            "validation: %d of %d samples of store %s are also trained on; their losses do not show how well the "
+            "student generalises; use train.validation.share, or a store of other samples",
+            number,
+            len(reader),
+            reader.path,
+        )
 
 
 def _check_agrees(reader: StoreReader, plan: RunPlan) -> None:

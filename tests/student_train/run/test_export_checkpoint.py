@@ -60,7 +60,9 @@ def test_it_is_the_export_of_the_run(
     found = export_checkpoint(job, None, tmp_path / "exported")
     assert (found.step, found.samples_seen) == (3, 6)
     assert files_of(tmp_path / "exported") == files_of(job.train.output)
+    (tmp_path / "exported" / "lora").mkdir()  # of an earlier export of another run
     earlier = export_checkpoint(job, 2, tmp_path / "exported")  # replaces it
+    assert not (tmp_path / "exported" / "lora").exists()
     assert earlier.step == 2
     assert files_of(tmp_path / "exported") != files_of(job.train.output)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from alignkd.storage import SampleOrder
 from alignkd.storage.files.exclusive import Lock
+from alignkd.storage.schema.sealed_json import seal, unseal
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.schedule import Schedule, learning_rate_factor
 from alignkd.student_train.errors import TrainError
@@ -356,3 +357,22 @@ def test_an_extension_has_a_validation_of_its_own(
             many_store, output=tmp_path / "held", steps=6, **SETTINGS, extend=extend, validation={"share": 0.3}
         )
         train(job)
+
+
+def test_the_extended_run_may_be_validated_meanwhile(
+    short_run: Path, many_store: Path, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """A state that a stop left without its validation gets it later, in the same checkpoint; another run is refused."""
+    old = shutil.copytree(short_run, tmp_path / "old")
+    extend = {"run": old, "schedule": "restart"}
+    job = make_job(many_store, output=tmp_path / "new", steps=4, **SETTINGS, extend=extend)
+    train(job)
+    state = old / "checkpoints" / "step-00000003" / "state.json"
+    document = unseal(state)
+    state.write_bytes(seal({**document, "validation": {"best_step": 3}}))
+    assert train(job).already_finished
+    state.write_bytes(seal({**document, "samples_seen": 5}))
+    with pytest.raises(TrainError, match="was started as an extension of another run"):
+        train(job)
+    state.write_bytes(b"damaged")
+    assert train(job).already_finished

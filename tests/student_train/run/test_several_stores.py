@@ -14,6 +14,7 @@ import pytest
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
 from alignkd.storage.tools.merge import merge_stores
+from alignkd.student_train.checkpoints.checkpoint import check_same_settings
 from alignkd.student_train.data import dataset, sources
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.errors import TrainError
@@ -168,6 +169,18 @@ def test_codecs_may_differ(
     (exact,), (mixed,) = (read_metrics(tmp_path / name) for name in ("exact", "mixed"))
     assert mixed["loss"] != exact["loss"] and mixed["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert mixed["by_source"]["six"] == pytest.approx(exact["by_source"]["six"], rel=1e-5)
+
+
+def test_a_store_that_has_grown_is_named() -> None:
+    """In place of hashes that nobody can restore; another difference is reported as before."""
+    found = {"store.0.name": "a", "store.0.manifest_hash": "1", "store.0.num_records": 8, "seed": 0}
+    asked = {**found, "store.0.manifest_hash": "2", "store.0.num_records": 9}
+    with pytest.raises(TrainError, match=r"started when store a had 8 samples, now it has 9 .*choose another output"):
+        check_same_settings(Path("out"), found, asked)
+    with pytest.raises(TrainError, match=r"manifest_hash was 1, is 2; .*restore them"):
+        check_same_settings(Path("out"), found, {**asked, "store.0.num_records": 7})
+    with pytest.raises(TrainError, match=r"seed was 0, is 1; store.0.manifest_hash was 1"):
+        check_same_settings(Path("out"), found, {**asked, "seed": 1})
 
 
 @pytest.mark.parametrize("settings", [{"share": [0.5, 0.5]}, {"weight": [2.0, 1.0]}])

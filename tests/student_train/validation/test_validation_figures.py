@@ -80,7 +80,7 @@ def test_a_held_out_share(many_store: Path, make_job: MakeJob, read_metrics: Any
 
 
 def test_the_training_store_before_the_first_step_has_the_losses_of_the_first_step(
-    many_store: Path, make_job: MakeJob, read_metrics: Any, tmp_path: Path
+    many_store: Path, make_job: MakeJob, read_metrics: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And no step of the training notices the validations; with data workers and another micro-batch."""
     settings: dict[str, Any] = {"steps": 4, "micro_batch": 5, "global_batch": 10}
@@ -89,6 +89,7 @@ def test_the_training_store_before_the_first_step_has_the_losses_of_the_first_st
     validation = {"store": str(many_store), "every": 1, "micro_batch": 3, "export": "last"}
     job = make_job(many_store, output=tmp_path / "validated", data_workers=2, validation=validation, **settings)
     result = train(job)
+    assert f"10 of 10 samples of store {many_store} are also trained on" in caplog.text
     assert read_metrics(tmp_path / "validated") == read_metrics(tmp_path / "plain")
     for name in ("student/model.safetensors", "adapters.safetensors"):
         assert (tmp_path / "validated" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.data.figures import DataStats, FileStats, ImagesChecked
 from alignkd.pipeline.data.histogram import make_histogram
 from alignkd.pipeline.data.listing import dropped_samples, write_listing
@@ -109,8 +110,9 @@ def data_stats(job: StatsJob) -> DataStats:
 def _check_sized(job: StatsJob, table: SampleTable) -> None:
     if job.images is None and (count := int(np.count_nonzero(table.text_states == TextState.UNSIZED))):
         raise InputError(
-            f"{job.checkpoint}: its vision tokens depend on the size of the image, and {count} samples have images "
-            "that are not in the data file; give their folder by --images"
+            f"{job.checkpoint}: its vision tokens depend on the size of the image, and no size can be read for "
+            f"{format_count(count, 'sample')}; give the folder of the images by --images (any folder, if the data "
+            "files hold the images: broken ones are then counted)"
         )
 
 

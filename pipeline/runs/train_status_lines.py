@@ -26,6 +26,8 @@ def status_lines(status: TrainStatus) -> Iterator[str]:
 def _share(status: TrainStatus) -> str:
     if not status.steps:
         return f"step {status.step:,}"
+    if status.state == "finished" and status.step < status.steps:
+        return f"ended early at step {status.step:,} of {status.steps:,}"
     return f"{status.step / status.steps:.1%}, step {status.step:,} of {status.steps:,}"
 
 
@@ -50,7 +52,8 @@ def _checkpoint_lines(status: TrainStatus) -> Iterator[str]:
     if status.checkpoint_step is None or status.checkpoint_seconds_old is None:
         yield "no checkpoint yet"
         return
-    others = f"; also of steps {', '.join(map(str, status.checkpoints[:-1]))}" if status.checkpoints[1:] else ""
+    earlier = ", ".join(map(str, status.checkpoints[:-1]))
+    others = f"; also of step{'s'[: len(status.checkpoints) > 2]} {earlier}" if earlier else ""
     age = format_duration(max(0.0, status.checkpoint_seconds_old))
     yield f"last checkpoint: step {status.checkpoint_step}, {age} old{others}"
 

@@ -133,8 +133,9 @@ class Mixture:
         if len(self.portions) == 1 and self.is_plain:
             return
         for row in self.rows():
+            seen = "once" if row["weight"] == 1 else f"{row['weight']:.4g} times"
             yield (
-                f"source {row['name']}: {row['samples']} samples, each seen {row['weight']:.4g} times per pass: "
+                f"source {row['name']}: {row['samples']} samples, each seen {seen} per pass: "
                 f"{row['per_pass']} of {self.per_pass} samples ({row['share']:.1%})"
             )
 
@@ -171,7 +172,7 @@ def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:
 
 
 def _check_sources(readers: Sequence[StoreReader], source_weights: Mapping[str, float]) -> None:
-    known = dict.fromkeys(name for reader in readers for name in reader.sources)
+    known = dict.fromkeys(name for reader in readers for name in sources_of(reader)[0])
     unknown = [name for name, weight in source_weights.items() if weight != 1.0 and name not in known]
     if unknown:
         raise TrainError(

@@ -26,7 +26,7 @@ def check_turns(turns: Sequence[Turn], *, num_images: int) -> None:
     found = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
     if found != num_images:
         raise SampleError(
-            f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(num_images)} image{'s'[: num_images > 1]}; "
+            f"{found} {IMAGE_PLACEHOLDER} in the conversation but {int(num_images)} image{'s'[: num_images != 1]}; "
             f"{HOW_TO_MARK}"
         )
 

@@ -204,7 +204,7 @@ def test_logits_that_are_not_finite_are_one_line(golden: Path, tmp_path: Path) -
         (["CHECKPOINT"], "no question; write it after the options"),
         (["CHECKPOINT", "hi", "--template", "plain"], "template 'plain' captions an image and takes no question"),
         (["CHECKPOINT", "--template", "plain"], "give one with --image"),
-        (["CHECKPOINT", "<image> hi"], "the question: 1 <image> in the conversation but 0 image"),
+        (["CHECKPOINT", "<image> hi"], "the question: 1 <image> in the conversation but 0 images"),
         (
             ["CHECKPOINT", "hi", "--image", "none.png"],
             "image cannot be read (No such file or directory); check the path",

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from prepared_processes import PreparedProcesses
 
+from alignkd.pipeline.runs.train_export import job_of
 from alignkd.pipeline.runs.train_status import train_status
 from alignkd.storage.schema.sealed_json import seal, unseal
+from alignkd.student_train.run.mixture import mixture_of
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
@@ -185,6 +187,11 @@ def test_a_run_of_an_earlier_version(
     found = status(output, "--json")
     # the length in steps from the epochs, the store and the first steps
     assert (found["state"], found["step"], found["steps"]) == ("interrupted", 2, 2)
+    # samples that are held out are not trained on: of four samples, two make one step
+    configuration = json.loads((output / "config.json").read_text())
+    configuration["train"] |= {"validation": {"share": 0.5}, "epochs": 7}
+    (output / "config.json").write_text(json.dumps(configuration))
+    assert status(output, "--json")["steps"] == -(-7 * mixture_of(job_of(output)).per_pass // 2)
     shutil.rmtree(tmp_path / "store")
     assert status(output, "--json")["steps"] is None
 

@@ -12,6 +12,9 @@ import yaml
 import alignkd
 from alignkd.pipeline.config.recipes import load_stage
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.result import PlanOptions
+from alignkd.pipeline.plan.stages import plan_stages
+from alignkd.student_train.run.mixture import mixture_of
 from alignkd.student_train.stores import TrainStore
 from alignkd.vlm.errors import InputError
 
@@ -78,6 +81,36 @@ def test_plan_train_and_report(
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert run["by_source"]["talk"]["supervised"] == pytest.approx(lines[-1]["by_source"]["talk"]["supervised"])
     assert float(table["source ask: loss"]) == pytest.approx(run["by_source"]["ask"]["loss"], rel=1e-3)
+
+
+def test_plans_follow_what_is_trained_and_validated(
+    two_stores: Any, write_list: Callable[..., Path], tmp_path: Path
+) -> None:
+    """LoRA, held-out samples, validations and extensions, each against the plan without it."""
+
+    def plan(student: dict[str, Any] | None = None, **train: Any) -> Any:
+        train = {"steps": 12, "micro_batch": 1, "global_batch": 1, **train}
+        (found,) = plan_stages(write_list(two_stores, student=student or {}, train=train), None, PlanOptions())
+        return found
+
+    full, lora = plan(), plan({"lora": {"rank": 2}})
+    assert lora.student.peak < full.student.peak and lora.hours["t4"] < full.hours["t4"]
+    thirteen, two, one = (
+        plan(validation={"share": 0.3, "every": every, "at_start": at_start}).hours["t4"]
+        for every, at_start in ((1, True), (12, True), (12, False))
+    )
+    assert two > one and thirteen - two == pytest.approx(11 * (two - one), rel=1e-6)
+
+    config = write_list(two_stores, train={"steps": None, "epochs": 5, "micro_batch": 1, "validation": {"share": 0.3}})
+    (held_out,) = plan_stages(config, None, PlanOptions())
+    job = load_stage(config, "train", None).train_job()
+    assert held_out.per_pass == mixture_of(job).per_pass < 4
+    assert held_out.steps == 5 * held_out.per_pass
+
+    extend = {"run": str(tmp_path / "earlier"), "schedule": "restart"}
+    assert plan(extend=extend).hours == full.hours  # there is no earlier run yet
+    (tmp_path / "earlier" / "checkpoints" / "step-00000009").mkdir(parents=True)
+    assert plan(extend=extend).hours["t4"] == pytest.approx(full.hours["t4"] * 3 / 12, rel=1e-9)
 
 
 @pytest.mark.parametrize("command", ["dump", "run"])

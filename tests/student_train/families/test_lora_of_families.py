@@ -75,9 +75,9 @@ def test_merged_unmerged_and_peft_are_the_same(
     unmerged: list[Tensor] = []
     write = trainer.export
 
-    def export(job: Any, checkpoint: Any, engine: Any, *more: Any) -> None:
+    def export(job: Any, checkpoint: Any, engine: Any, *more: Any, **options: Any) -> None:
         unmerged.extend(logits_of(engine.student.model, dataset))
-        write(job, checkpoint, engine, *more)
+        write(job, checkpoint, engine, *more, **options)
 
     monkeypatch.setattr(trainer, "export", export)
     result = train(job)

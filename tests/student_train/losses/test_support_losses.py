@@ -107,13 +107,14 @@ def test_fused_with_the_head_and_cross_entropy(
     inputs = losses.head_inputs(labels_N, teacher, None, num_tokens=num_tokens)
     own, plain = ([x.clone().requires_grad_() for x in (hidden_ND, weight_VD)] for _ in range(2))
     terms = head_terms(inputs, {"supervised": 1.0, "logit": 0.25})
-    totals = fused_head_losses(own[0], Head(weight_VD=own[1]), terms, chunk_bytes=8 * V * chunk)
+    sums = fused_head_losses(own[0], Head(weight_VD=own[1]), terms, chunk_bytes=8 * V * chunk)
+    totals = tuple(term.total for term in sums)
     logits_NV = plain[0] @ plain[1].T
     expected = (
         torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum"),
         dense(name, logits_NV[:, :num_tokens], teacher, temperature, 0.5),
     )
-    torch.testing.assert_close(tuple(totals), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(totals, expected, rtol=1e-6, atol=1e-9)
     found = torch.autograd.grad(totals[0] + 0.25 * totals[1], own)
     reference = torch.autograd.grad(expected[0] + 0.25 * expected[1], plain)
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=1e-9)

@@ -1,5 +1,6 @@
 """`train.extend`: the added steps are those that a longer run would have, apart from the learning rate."""
 
+import json
 import math
 import shutil
 import signal
@@ -334,3 +335,24 @@ def test_rates_of_groups_keep_their_ratio() -> None:
     assert math.isclose(extension.schedule_of(settings)(4), 0.5)
     assert math.isclose(extension.schedule_of(settings | {"extend.learning_rate": None})(4), 5e-5)
     assert extension.schedule_of(settings | {"extend.schedule": "restart", "extend.learning_rate": None})(4) == 1.0
+
+
+def test_an_extension_has_a_validation_of_its_own(
+    short_run: Path, many_store: Path, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """Its first state is validated, and by default a tenth of the added steps lies between validations."""
+    extend = {"run": short_run, "schedule": "restart"}
+    validation = {"store": many_store, "max_samples": 2, "patience": 5}
+    train(make_job(many_store, output=tmp_path / "new", steps=5, **SETTINGS, extend=extend, validation=validation))
+    lines = [json.loads(line) for line in (tmp_path / "new" / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 5]
+    assert lines[0]["best_step"] is None
+
+    # the extended run need not be validated, and a coarser interval is counted from its own length
+    extend = {"run": tmp_path / "new", "schedule": "restart"}
+    train(make_job(many_store, output=tmp_path / "plain", steps=6, **SETTINGS, extend=extend))
+    with pytest.raises(TrainError, match=r"validation\.share was None, is 0\.3"):
+        job = make_job(
+            many_store, output=tmp_path / "held", steps=6, **SETTINGS, extend=extend, validation={"share": 0.3}
+        )
+        train(job)

@@ -170,6 +170,17 @@ def test_codecs_may_differ(
     assert mixed["by_source"]["six"] == pytest.approx(exact["by_source"]["six"], rel=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{"share": [0.5, 0.5]}, {"weight": [2.0, 1.0]}])
+def test_a_store_without_a_sample_to_train_on_is_refused(
+    settings: dict[str, list[float]], halves: tuple[Path, Path], make_job: MakeJob
+) -> None:
+    """A share of nothing has no weight."""
+    readers = [StoreReader(path) for path in halves]
+    held_out = np.arange(len(readers[0]))
+    with pytest.raises(TrainError, match=rf"store {halves[0].name}: none of {len(held_out)} samples is trained on"):
+        mixture.Mixture.of(listed(*halves, **settings), readers, {}, held_out=held_out)
+
+
 def test_samples_that_two_stores_have_are_counted(
     halves: tuple[Path, Path], many_store: Path, make_job: MakeJob, caplog: pytest.LogCaptureFixture
 ) -> None:

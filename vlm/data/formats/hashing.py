@@ -1,6 +1,8 @@
 """The sha256 of a file, computed when first requested."""
 
 import hashlib
+from collections.abc import Sized
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +12,35 @@ from alignkd.disk.opening import open_regular
 from alignkd.vlm.errors import InputError, unreadable
 
 BLOCK_BYTES = 1 << 20
+
+
+class HashedAsAWhole(Sized):
+    """The part of an `EntryFile` whose entries are identified by the bytes of the whole file.
+
+    Attributes:
+        path: the file.
+    """
+
+    path: Path
+    _version: FileVersion
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the file; reads all of it."""
+        return sha256_of_file(self.path, self._version)
+
+    @property
+    def sha256_of_entries(self) -> str:
+        """That of the file."""
+        return self.sha256
+
+    def begins_with(self, count: int, sha256: str) -> bool:
+        """Only for all entries, because those that follow may change any byte of the file."""
+        return count == len(self) and self.sha256 == sha256
+
+    def longest(self, count: int) -> tuple[()]:
+        """None: entries have no size of their own."""
+        return ()
 
 
 def sha256_of_file(path: Path, version: FileVersion) -> str:

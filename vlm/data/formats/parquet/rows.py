@@ -2,14 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
 from alignkd.disk.file_version import FileVersion
 from alignkd.vlm.data.formats.entry_file import UnusableEntry
-from alignkd.vlm.data.formats.hashing import sha256_of_file
+from alignkd.vlm.data.formats.hashing import HashedAsAWhole
 from alignkd.vlm.data.formats.parquet.columns import is_read, may_hold_conversation
 from alignkd.vlm.data.formats.parquet.reading import RowGroup, batch_rows, read_layout
 from alignkd.vlm.errors import InputError, one_line
@@ -17,7 +16,7 @@ from alignkd.vlm.errors import InputError, one_line
 EXPECTED = "expected a conversation ('conversations', 'messages', 'texts'), or 'question' and 'answer'"
 
 
-class ParquetEntries:
+class ParquetEntries(HashedAsAWhole):
     """See `EntryFile`. Columns that belong to no conversation are not read. A null is a key that the row lacks.
 
     Raises:
@@ -53,24 +52,6 @@ class ParquetEntries:
     def not_read(self) -> Mapping[str, int]:
         """The columns that belong to no conversation."""
         return dict.fromkeys(self._other_columns, len(self))
-
-    @cached_property
-    def sha256(self) -> str:
-        """sha256 of the file; reads all of it."""
-        return sha256_of_file(self.path, self._version)
-
-    @property
-    def sha256_of_entries(self) -> str:
-        """That of the file."""
-        return self.sha256
-
-    def begins_with(self, count: int, sha256: str) -> bool:
-        """Only for all entries, because a part of a Parquet file has no bytes of its own."""
-        return count == len(self) and self.sha256 == sha256
-
-    def longest(self, count: int) -> tuple[()]:
-        """None: entries have no size of their own."""
-        return ()
 
     def where(self, number: int) -> str:
         """The row of an entry and its row group."""

@@ -3,14 +3,13 @@
 import os
 import weakref
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from alignkd.disk.file_version import FileVersion
 from alignkd.disk.opening import open_regular, regular_descriptor
 from alignkd.vlm.data.formats.entry_file import BytesRead
-from alignkd.vlm.data.formats.hashing import check_unchanged, sha256_of_file
+from alignkd.vlm.data.formats.hashing import HashedAsAWhole, check_unchanged
 from alignkd.vlm.data.formats.tar.tar_entry import entry_of, is_image
 from alignkd.vlm.data.formats.tar.tar_index import Member, TarIndex, index_tar
 from alignkd.vlm.errors import InputError, unreadable
@@ -18,7 +17,7 @@ from alignkd.vlm.errors import InputError, unreadable
 WITHOUT_KEY = "(members without a key)"
 
 
-class TarEntries:
+class TarEntries(HashedAsAWhole):
     """See `EntryFile`. Members are read at their positions; the tar is not unpacked.
 
     Raises:
@@ -45,24 +44,6 @@ class TarEntries:
         """Files whose names belong to no sample."""
         count = self._index.num_without_key
         return {WITHOUT_KEY: count} if count else {}
-
-    @cached_property
-    def sha256(self) -> str:
-        """sha256 of the file; reads all of it."""
-        return sha256_of_file(self.path, self._version)
-
-    @property
-    def sha256_of_entries(self) -> str:
-        """That of the file."""
-        return self.sha256
-
-    def begins_with(self, count: int, sha256: str) -> bool:
-        """Only for all entries, because samples may be spread over the tar."""
-        return count == len(self) and self.sha256 == sha256
-
-    def longest(self, count: int) -> tuple[()]:
-        """None: entries have no size of their own."""
-        return ()
 
     def where(self, number: int) -> str:
         """The names of the members of an entry."""

@@ -138,7 +138,7 @@ def test_a_batch_numbers_its_images_by_sample(examples: list[Example]) -> None:
     [
         (["coffee.png", "chelsea.png"], "<image> what?", "1 <image> in the conversation but 2 images"),
         (["coffee.png"], "<image><image><image> what?", "3 <image> in the conversation but 1 image;"),
-        ([], "<image> what?", "1 <image> in the conversation but 0 image"),
+        ([], "<image> what?", "1 <image> in the conversation but 0 images"),
     ],
 )
 def test_as_many_placeholders_as_images(

@@ -139,7 +139,8 @@ def compare_fields(
 
 def diff_manifests(a: Manifest, b: Manifest) -> list[ManifestDifference]:
     """Fields that differ, nested ones as `codecs.attention`; None where a manifest does not have the field."""
-    first, second = flatten(a.settings()), flatten(b.settings())
+    # all samples, as the field is understood; a grown manifest has there those of its first dump
+    first, second = (flatten(one.settings() | {"num_samples": one.num_samples}) for one in (a, b))
     return [
         ManifestDifference(field=name, a=first.get(name), b=second.get(name))
         for name in sorted(first.keys() | second.keys())

@@ -103,6 +103,7 @@ def test_a_store_that_grew_three_times_equals_a_dump_in_one_go(
     dumped(alignkd_here, data.config([first, more], "whole", backend=backend))
     diff = alignkd_here("shards", "diff", store, tmp_path / "whole")
     assert diff.returncode == 0 and "equal: 8 records in both" in diff.stdout, diff.stdout
+    assert "additions.1" in diff.stdout and "num_samples" not in diff.stdout  # both have 8
     reader, whole = StoreReader(store), StoreReader(tmp_path / "whole")
     assert indices(store) == indices(tmp_path / "whole") == list(range(8))
     assert reader.sources == whole.sources == ["train", "more"]

@@ -20,6 +20,8 @@ _INDEX = "index"
 # Other keys that leave open which image it is; `data stats` counts them.
 _SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 _DETAILS = frozenset(("type", "text", "id", "detail", "media_type", "cache_control", *_SIZES))
+# Keys of a text part that another program may take for more than a text.
+_MEDIA = ("image", "image_url", "image_path", "video", "video_url", "audio", "audio_url", "input_audio")
 # Keys that are counted as read.
 READ_PART_KEYS = frozenset((*_PAYLOADS, _INDEX, "type", "text", "media_type"))
 
@@ -73,6 +75,8 @@ def _piece(number: int, part: Any) -> str | Mark:
     part = filled(part)
     kind = part.get("type") or _kind_of(part)
     if kind in _TEXT_TYPES and isinstance(part.get("text"), str):
+        if (media := next((key for key in _MEDIA if not _is_null(part.get(key))), None)) is not None:
+            raise SampleError(f"turn {number} has a text part with {media!r}; write both as parts of their own")
         return str(part["text"])
     if kind in _IMAGE_TYPES:
         return _image(number, part)
@@ -87,7 +91,9 @@ def _kind_of(part: Mapping[str, Any]) -> str:
 
 
 def _image(number: int, part: Mapping[str, Any]) -> Mark:
-    found = {key: value for key, value in part.items() if key in _PAYLOADS and not is_nothing(value)}
+    found = {key: value for key, value in part.items() if key in _PAYLOADS and not _is_null(value)}
+    if not is_nothing(part.get("text")):
+        raise SampleError(f"turn {number} has an image part with a text; write the text as a part of its own")
     if len(found) > 1 and set(found) != {"bytes", "path"}:
         raise SampleError(f"turn {number} has an image part with {' and '.join(map(repr, found))}; keep one of them")
     if "bytes" in found:
@@ -98,9 +104,7 @@ def _image(number: int, part: Mapping[str, Any]) -> Mark:
                 ((name, inner) for name in _INNER if (inner := value.get(name)) is not None), (key, value)
             )
         return Mark({"bytes": value} if key in _BASE64 and isinstance(value, str) else value)
-    if not is_nothing(part.get("text")):
-        raise SampleError(f"turn {number} has an image part with a text; write the text as a part of its own")
-    if others := [key for key, value in part.items() if key not in (*_DETAILS, _INDEX) and not is_nothing(value)]:
+    if others := [key for key, value in part.items() if key not in (*_DETAILS, _INDEX) and not _is_null(value)]:
         raise SampleError(
             f"turn {number} has an image part with {_shown(others[0])}, which names no image that can be read; "
             "give its path under 'image'"
@@ -109,6 +113,11 @@ def _image(number: int, part: Mapping[str, Any]) -> Mark:
     if index is not None and (isinstance(index, bool) or not isinstance(index, int) or index < 0):
         raise SampleError(f"turn {number} has an image part with index {_shown(index)}, expected 0 or more")
     return Mark(index=index)
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a value requests nothing, also an image without bytes and path."""
+    return is_nothing(value) or (isinstance(value, dict) and not filled(value))
 
 
 def _joined(pieces: Sequence[str | Mark]) -> str:

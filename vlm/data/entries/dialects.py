@@ -206,12 +206,24 @@ def _one_text(where: str, value: Any) -> Any:
 
 
 def _of_caption(entry: Mapping[str, Any]) -> Conversation:
+    captions: dict[str, str] = {}
     for key in CAPTIONS:
         value = entry.get(key)
         if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
             raise SampleError(f"{key!r} has {len(value)} captions; keep one, as a text")
         caption = value[0] if isinstance(value, list) and len(value) == 1 else value
         if isinstance(caption, str) and caption.strip():
-            turns = RawTurn(speaker="human", content=""), RawTurn(speaker="gpt", content=caption)
-            return Conversation(key="", read=ENTRY_KEYS | {key}, turns=turns, is_caption=True)
-    raise SampleError(no_conversation(entry))
+            captions[key] = caption
+    if not captions:
+        raise SampleError(no_conversation(entry))
+    if len(set(captions.values())) > 1:
+        raise SampleError(f"{' and '.join(map(repr, captions))} hold captions that differ; keep one of them")
+    # `user` may be the author of a picture
+    for question, answer in PAIRS:
+        if question != "user" and not is_nothing(entry.get(question)):
+            raise SampleError(
+                f"{question!r} stands beside {next(iter(captions))!r} without its answer; name the answer {answer!r}, "
+                "or remove the question to train on the caption"
+            )
+    turns = RawTurn(speaker="human", content=""), RawTurn(speaker="gpt", content=next(iter(captions.values())))
+    return Conversation(key="", read=ENTRY_KEYS | set(captions), turns=turns, is_caption=True)

@@ -32,6 +32,10 @@ _WEIGHT = (
     "decides how much the sample is trained on",
     "every sample has weight 1; remove the sample or the key, or give one value per turn",
 )
+_MASK = (
+    "decides what of an answer is trained on",
+    "write 'loss' (1: train on the answer, 0: do not), or remove the key",
+)
 _PART = ("is a part of the question", "put it into the question, or remove the key")
 _EARLIER = ("holds earlier turns", "write all turns as 'messages'")
 
@@ -75,6 +79,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TURN_MEANINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("image", "images", "image_url"), ("names an image", "put its path under 'image' of the entry")),
     **{key: _MEANINGS[key] for key in ("video", "videos", "audio", "audios")},
+    **dict.fromkeys(("mask", "train_detail"), _MASK),
     **dict.fromkeys(("tool_calls", "function_call"), ("is a call of a tool", "remove the sample")),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _REASONING),
 }

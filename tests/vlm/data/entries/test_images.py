@@ -188,6 +188,13 @@ def test_any_value_is_an_image_or_refused(value: str | bytes) -> None:
         ([{"type": "image", "image": "a.png", "url": "b.png"}], "an image part with 'image' and 'url'; keep one"),
         ([{"type": "image", "index": -1}], "an image part with index -1, expected 0 or more"),
         ([{"type": "image", "index": 1}], "shows image 2 of the entry, which has 1; name it under 'images'"),
+        ([{"type": "image", "image": "a.png", "text": "a cat"}], "an image part with a text; write the text as a part"),
+        ([{"image": "a.png", "text": "a cat"}], "an image part with a text; write the text as a part of its own"),
+        (
+            [{"type": "text", "text": "q", "image": "a.png"}],
+            "a text part with 'image'; write both as parts of their own",
+        ),
+        ([{"type": "text", "text": "q", "video": "a.mp4"}], "a text part with 'video'; write both as parts of their"),
         ([{"type": "image", "text": "a cat"}], "an image part with a text; write the text as a part of its own"),
         (
             [{"type": "image", "image": "b.png"}],
@@ -205,6 +212,14 @@ def test_contents_that_are_refused(content: Any, said: str) -> None:
     entry = {"images": ["a.png"], "messages": messages}
     problem = sample_of_entry(0, entry, EntryReading(images=Path("/data/images"))).problem or ""
     assert said in problem and "\n" not in problem
+
+
+def test_nulls_of_other_parts_are_nothing() -> None:
+    null = {"bytes": None, "path": None}
+    parts = [{"type": "image", "image": null, "text": None}, {"type": "text", "text": "q", "image": null, "video": []}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]
+    sample = sample_of_entry(0, {"images": ["a.png"], "messages": messages})
+    assert (sample.problem, sample.images, sample.turns[0].value) == (None, ("a.png",), "<image>\nq")
 
 
 def test_an_entry_may_list_the_images_of_its_parts_again() -> None:

@@ -171,6 +171,15 @@ def test_every_other_key_can_be_counted() -> None:
             "key 'choices' is not read; in other programs it is a part",
         ),
         ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "holds earlier turns; write all turns as 'mess"),
+        ({"caption": "a dog", "text": "a cat", "image": "a.png"}, "'caption' and 'text' hold captions that differ"),
+        (
+            {"caption": "a dog", "question": "what?", "answers": ["a", "b"], "image": "a.png"},
+            "'question' stands beside",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "mask": 1}]},
+            "turn 0: key 'mask' (1) is not read; in oth",
+        ),
         ({"caption": "a dog"}, "a caption without an image; name the image under 'image'"),
         ({"captions": ["a dog", "a cat"], "image": "a.png"}, "'captions' has 2 captions; keep one"),
         (

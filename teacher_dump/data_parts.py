@@ -1,6 +1,5 @@
 """What a manifest holds about the data, and how a store that exists continues with a longer list of data."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +8,6 @@ from typing import Any, NoReturn
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
-from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.schema.sources import MAX_ADDITIONS, MAX_PIECES, MAX_SOURCES, Addition, StoredPiece, StoredSource
 from alignkd.vlm.data.data_list import DataList, ListedSource
 from alignkd.vlm.data.source import DataSet, Piece
@@ -123,15 +121,13 @@ def _stored(listed: ListedSource, data: DataSet) -> StoredSource:
         num_samples=listed.num_samples,
         pieces=pieces,
         share=None if data.share >= 1 else data.share,
-        reading=_reading(data),
+        roles=_roles(data),
+        system=data.system,
     )
 
 
-def _reading(data: DataSet) -> str | None:
-    """Identifies the settings that decide how entries become conversations; None without any."""
-    if not data.roles and data.system is None:
-        return None
-    return hashlib.sha256(canonical({"roles": dict(data.roles), "system": data.system})).hexdigest()
+def _roles(data: DataSet) -> dict[str, Any] | None:
+    return dict(sorted(data.roles.items())) or None
 
 
 class _Match:
@@ -176,9 +172,13 @@ class _Match:
         share = source.share or 1.0
         if share != data.share:
             self._refuse(f"data set {source.name!r} was taken with share {share}, now {data.share}")
-        if source.reading != (now := _reading(data)):
-            shown = [value[:12] if value else "none" for value in (source.reading, now)]
-            self._refuse(f"data set {source.name!r} was read with roles and system {shown[0]}, now {shown[1]}")
+        for name, before, now in (
+            ("roles", source.roles or {}, dict(data.roles)),
+            ("system", source.system, data.system),
+        ):
+            if before != now:
+                shown = [repr(value)[:80] if value else "none" for value in (before, now)]
+                self._refuse(f"data set {source.name!r} was read with {name} {shown[0]}, now {shown[1]}")
 
     def _check_pieces(self, number: int) -> None:
         source, listed = self.known[number], self.samples.sources[number]

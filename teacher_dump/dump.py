@@ -166,8 +166,8 @@ class _Run:
         usable = sum(count for _, _, count in found)
         shards = [shard for shard, _, count in found if count]
         job.control.notice(
-            f"{usable} of {sum(listed for _, listed, _ in found)} unusable samples can be prepared now; "
-            f"{len(shards)} committed shards will be written again"
+            f"unusable samples that can be prepared now: {usable} of {sum(listed for _, listed, _ in found)}; "
+            f"committed shards that are written again: {len(shards)}"
         )
         self.store.redo(shards)
 

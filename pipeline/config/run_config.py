@@ -18,6 +18,7 @@ from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.stores import TrainStore
@@ -70,8 +71,10 @@ class DataConfig(Settings):
     conversations: UserPath
     images: UserPath | None = None
     name: DataName | None = None
-    roles: dict[str, Literal["human", "gpt", "system"]] = Field(default_factory=dict, title="names of roles")
-    system: str | None = None
+    roles: dict[str, Literal["human", "gpt", "system"]] = Field(
+        default_factory=dict, max_length=MAX_ROLES, title="names of roles"
+    )
+    system: str | None = Field(default=None, max_length=MAX_SYSTEM)
     share: float = Field(default=1.0, gt=0, le=1)
     weight: Positive = 1.0
     template: Literal["plain", "v1"] | None = None

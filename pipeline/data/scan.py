@@ -27,9 +27,16 @@ _ANY_SIZE = (0, 0)
 
 
 class TextState(IntEnum):
-    """The state of a sample's text. `UNSIZED`: its length needs the size of an image, which cannot be read."""
+    """The state of a sample's text.
 
-    USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK, UNSIZED = range(5)
+    `UNSIZED`: its length needs the size of an image, which cannot be read. `NO_FOLDER`: there is no image folder.
+    """
+
+    USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK, UNSIZED, NO_FOLDER = range(6)
+
+
+class NoImageFolderError(ImageError):
+    """An image is needed that is not in the data file, and there is no image folder."""
 
 
 class ImageState(IntEnum):
@@ -180,6 +187,8 @@ def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
         return TextState.MALFORMED, 0, sample.problem
     try:
         tokens = tokens_of(scan, sample)
+    except NoImageFolderError as error:
+        return TextState.NO_FOLDER, 0, str(error)
     except (ImageError, MissingImageError) as error:
         return TextState.UNSIZED, 0, str(error)
     except LabelMaskError as error:
@@ -247,12 +256,12 @@ def image_bytes(sample: Sample, own: int) -> bytes:
     """The file of the image with number `own` of a sample.
 
     Raises:
-        ImageError: it is not in the data file, and there is no image folder. SampleError: as `read_image_bytes`.
+        NoImageFolderError: it is not in the data file. SampleError: as `read_image_bytes`.
     """
     if (content := held(sample, own)) is not None:
         return content
     if sample.folder is None:
-        raise ImageError("the number of vision tokens depends on the image; give the folder of the images")
+        raise NoImageFolderError("the number of vision tokens depends on the image; give the folder of the images")
     return read_image_bytes(sample.folder, sample.images[own])
 
 

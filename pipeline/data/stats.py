@@ -19,6 +19,7 @@ from alignkd.pipeline.data.summary import summarise
 from alignkd.pipeline.data.table import KEPT, SampleTable, scan_samples
 from alignkd.vlm.data.formats.entry_file import EntryFile
 from alignkd.vlm.data.formats.json_file import JsonFile
+from alignkd.vlm.data.formats.paths import data_files
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.settings import ProcessorKind
@@ -66,6 +67,8 @@ def data_stats(job: StatsJob) -> DataStats:
     """
     started = time.monotonic()
     sets = data_sets(job.conversations, images=job.images, roles=job.roles, system=job.system)
+    for data in sets:
+        data_files(data.path)  # a wrong path is reported before the checkpoint is looked for
     checkpoint = open_checkpoint(
         job.checkpoint, vision_config=job.vision_config, weights=False, processor=job.processor
     )
@@ -108,11 +111,10 @@ def data_stats(job: StatsJob) -> DataStats:
 
 
 def _check_sized(job: StatsJob, table: SampleTable) -> None:
-    if job.images is None and (count := int(np.count_nonzero(table.text_states == TextState.UNSIZED))):
+    if count := int(np.count_nonzero(table.text_states == TextState.NO_FOLDER)):
         raise InputError(
             f"{job.checkpoint}: its vision tokens depend on the size of the image, and no size can be read for "
-            f"{format_count(count, 'sample')}; give the folder of the images by --images (any folder, if the data "
-            "files hold the images: broken ones are then counted)"
+            f"{format_count(count, 'sample')}; give the folder of the images by --images"
         )
 
 

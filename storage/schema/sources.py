@@ -13,8 +13,11 @@ MAX_SAMPLES = 1 << 27
 MAX_SOURCES = 1 << 10
 MAX_PIECES = 1 << 14
 MAX_ADDITIONS = 1 << 10
+MAX_ROLES = 64
+MAX_SYSTEM = 1 << 14
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+RoleName = Annotated[str, StringConstraints(max_length=200)]
 SourceName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 FileName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 UtcTime = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
@@ -48,14 +51,18 @@ class StoredSource(_Model):
         num_samples: samples that are in the store's plan; fewer than those of the pieces if `share` is set.
         pieces: files in their order; empty where they are not known, as in a merged store.
         share: share of the samples of the files that was taken; None: all.
-        reading: identifies the settings by which entries became conversations (names of roles, system prompt).
+        roles: names of roles in the data that were given -> `human`, `gpt` or `system`; None: none.
+        system: system prompt of samples that had none; None: none was added.
     """
 
     name: SourceName
     num_samples: int = Field(ge=0, le=MAX_SAMPLES)
     pieces: tuple[StoredPiece, ...] = Field(default=(), max_length=MAX_PIECES)
     share: float | None = Field(default=None, gt=0, lt=1)
-    reading: Sha256 | None = None
+    roles: dict[RoleName, Literal["human", "gpt", "system"]] | None = Field(
+        default=None, min_length=1, max_length=MAX_ROLES
+    )
+    system: Annotated[str, StringConstraints(max_length=MAX_SYSTEM)] | None = None
 
     def digest(self) -> str:
         """A short description: number of samples, and a hash of the files."""

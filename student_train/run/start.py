@@ -164,7 +164,7 @@ def _warn_about_unusable(plan: RunPlan) -> None:
     for reader in plan.samples.readers:
         if reader.quarantined:
             logger.warning(
-                "store %s: %d samples were unusable for the teacher and are not trained on; "
+                "store %s: samples that were unusable for the teacher and are not trained on: %d; "
                 "`alignkd shards ls %s --unusable` lists them with the reasons",
                 reader.path,
                 len(reader.quarantined),

@@ -14,6 +14,7 @@ from alignkd.student_train.trained.settings import LoraSettings
 from alignkd.student_train.trained.targets import lora_names
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.sizes import named_linear_layers
+from alignkd.vlm.weights.bitsandbytes import without_advice
 
 ADAPTER = "default"  # peft's name of a model's only adapter
 FIRST, SECOND = f"lora_A.{ADAPTER}.weight", f"lora_B.{ADAPTER}.weight"
@@ -33,6 +34,7 @@ def add_lora(model: VisionLanguageModel, lora: LoraSettings, *, seed: int) -> No
     Raises:
         TrainError: as `lora_names`.
     """
+    without_advice()
     from peft import LoraConfig, inject_adapter_in_model
 
     linear_layers = dict(named_linear_layers(model.decoder_layers))

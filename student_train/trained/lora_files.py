@@ -12,6 +12,7 @@ from alignkd.student_train.trained.settings import LoraSettings
 from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.weights.bitsandbytes import without_advice
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def save_lora(
     Raises:
         OSError: a file cannot be written.
     """
+    without_advice()
     from peft import LoraConfig
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ class ImportJob:
         temperature: temperature of the files' probabilities.
         top_k: entries kept at each position, the label not counted; None: all.
         dtype: codec of the log-probabilities.
-        backend, inputs, shard_size, seed: as in `StoreConfig`.
+        backend, inputs, shard_size, seed: as in `StoreConfig`. `inputs` None: `embed` if the data files hold images.
         max_errors: a run with more unusable samples stops; None for no limit.
         control: progress, signals, notices.
         reading: called with rows read and rows in all while the files are read.
@@ -58,7 +58,7 @@ class ImportJob:
     top_k: int | None = None
     dtype: str = "float16"
     backend: str = "zarr"
-    inputs: Literal["reference", "embed"] = "reference"
+    inputs: Literal["reference", "embed"] | None = None
     shard_size: int = 256
     seed: int = 0
     max_errors: int | None = None

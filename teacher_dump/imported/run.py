@@ -6,7 +6,7 @@ by shard as in a dump, so it resumes in the same way.
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,7 @@ def import_targets(job: ImportJob) -> ImportResult:
     files = open_files(job)
     samples = open_data(job.data)
     _check_data(job, samples)
+    job = replace(job, inputs=job.inputs or ("embed" if samples.holds_images else "reference"))
     checkpoint = open_checkpoint(job.checkpoint, vision_config=job.vision_config, processor=job.processor)
     preparation = checkpoint.preparation(job.template, max_tokens=job.max_tokens)
     for warning in preparation.warnings():
@@ -240,8 +241,10 @@ def _kept(job: ImportJob, logits: LogitsCodec, checkpoint: Checkpoint, preparati
 def _check_data(job: ImportJob, samples: DataSource) -> None:
     if not len(samples):
         raise InputError(f"{job.data.path}: contains no conversations; give a file with at least one")
-    if samples.holds_images and job.inputs != "embed":
-        raise InputError(f"{job.data.path}: holds the images itself, so the store must too; give --inputs embed")
+    if samples.holds_images and job.inputs == "reference":
+        raise InputError(
+            f"{job.data.path}: holds the images itself, so the store must too; give --inputs embed, or leave it out"
+        )
     folder = job.data.images
     if (folder is None or not folder.is_dir()) and any(_has_image_files(sample) for sample in samples):
         found = "is missing" if folder is None else f"is {tried(folder)}, which is not a folder"

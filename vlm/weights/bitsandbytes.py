@@ -1,6 +1,7 @@
 """The library of 8-bit and 4-bit layers, which is imported only where a model is quantised."""
 
 import importlib
+import logging
 from typing import Any, Literal
 
 from torch import nn
@@ -12,12 +13,18 @@ NF4_BLOCK = 64  # weights that share one float32 scale
 INT8_OUTLIER = 6.0  # LLM.int8(): activations beyond it are multiplied in 16 bits (arXiv 2208.07339)
 
 
+def without_advice() -> None:
+    """Silence the advice on faster kernels that bitsandbytes logs when it is imported, also by peft."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def bitsandbytes_module(kind: Quantization) -> Any:
     """The module `bitsandbytes`.
 
     Raises:
         InputError: it is not installed or does not work here.
     """
+    without_advice()
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:

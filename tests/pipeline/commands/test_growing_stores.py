@@ -142,7 +142,7 @@ def test_other_data_are_refused_in_one_line(alignkd_here: Alignkd, data: Data, t
         "a.json of data set 'a' has 3 samples with sha256": [b, a],
         "data set 'b' with 3 samples is not in the list": [a],
         "data set 'b' was taken with share 1.0, now 0.5": [a, {"conversations": str(b), "share": 0.5}],
-        "was read with roles and system none, now": [a, {"conversations": str(b), "system": "Be brief."}],
+        "was read with system none, now": [a, {"conversations": str(b), "system": "Be brief."}],
         "is named 'a', which the store has": [
             {"conversations": str(a), "name": "z"}, b, {"conversations": str(c), "name": "a"}
         ],

@@ -70,7 +70,7 @@ def test_a_restored_file_gives_the_store_that_it_would_have_given_at_first(
     heard: list[str] = []
     again = replace(job, retry_unusable=True, control=DumpControl(notice=heard.append))
     assert dump(again).shards_written == 0 and tree(store) == before  # the file is still away
-    assert heard[0].startswith(f"0 of {first.retryable} unusable samples can be prepared now")
+    assert heard[0].startswith(f"unusable samples that can be prepared now: 0 of {first.retryable};")
 
     (tmp_path / "away").rename(image)
     result = dump(again)

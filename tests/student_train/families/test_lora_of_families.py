@@ -16,7 +16,7 @@ from trained_choices import arrivals, chosen_job, opened, places_by_kind, random
 from alignkd.student_train import trainer
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run.plan import open_dataset
+from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.trained.counts import trained_counts
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.student_train.trainer import train
@@ -71,7 +71,7 @@ def test_merged_unmerged_and_peft_are_the_same(
     from peft import PeftModel
 
     job = replace(family_job(name, steps=3, micro_batch=5, learning_rate=5e-3), trained=TrainedConfig(**LORA))
-    dataset = open_dataset(job, job.open_student())
+    dataset = open_samples(job, job.open_student())
     unmerged: list[Tensor] = []
     write = trainer.export
 

@@ -22,7 +22,7 @@ class TensorBoardLog:
     """
 
     def __init__(self, output: Path, done: int) -> None:
-        self._writer = SummaryWriter(output / FOLDER, purge_step=done + 1 if done else None)
+        self._writer = SummaryWriter(output / FOLDER, purge_step=done + 1 if done else 0)
 
     def add(self, line: Metrics) -> None:
         """Add one point for every figure of the step."""

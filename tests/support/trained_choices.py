@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.terms import TERMS
@@ -40,7 +40,7 @@ def chosen_job(job: TrainJob, choice: str) -> TrainJob:
     return replace(job, trained=TrainedConfig(**student), train=job.train.model_copy(update={"losses": config}))
 
 
-def opened(job: TrainJob) -> tuple[CachedDataset, DistilledStudent]:
+def opened(job: TrainJob) -> tuple[TrainingSet, DistilledStudent]:
     """The samples and the student of a job, after its checks."""
     checkpoint = job.open_student()
     check_trained(job.trained, checkpoint, job.train.losses.weights)
@@ -48,14 +48,14 @@ def opened(job: TrainJob) -> tuple[CachedDataset, DistilledStudent]:
     return dataset, build_student(job, checkpoint, dataset.reader)
 
 
-def places_by_kind(dataset: CachedDataset) -> tuple[list[int], list[int]]:
+def places_by_kind(dataset: TrainingSet) -> tuple[list[int], list[int]]:
     """Positions of samples with images, and of those without."""
     has_image = dataset.reader.has_image.tolist()
     places = range(len(dataset))
     return [p for p in places if has_image[p]], [p for p in places if not has_image[p]]
 
 
-def arrivals(dataset: CachedDataset, student: DistilledStudent, places: list[int]) -> dict[str, Tensor]:
+def arrivals(dataset: TrainingSet, student: DistilledStudent, places: list[int]) -> dict[str, Tensor]:
     """Gradients of one backward pass by name, in the order in which they arrive."""
     found: dict[str, Tensor] = {}
 

@@ -112,11 +112,11 @@ def start(job: DumpJob, worker: Worker, *, halts_after: int) -> int:
 def test_two_workers_killed_in_a_shard_and_a_resumed_run_give_the_bytes_of_one(
     family_job: FamilyJob, tmp_path: Path
 ) -> None:
-    whole = family_job("qwen3_vl", path=tmp_path / "whole", shard_size=2, batch=1)
+    whole = family_job("qwen3_vl", path=tmp_path / "whole", shard_size=1, batch=1)
     dump(whole)
-    job = family_job("qwen3_vl", shard_size=2, batch=1)
-    # each in its second shard, with its first one committed
-    children = [start(job, Worker(rank=rank, count=2), halts_after=3) for rank in (0, 1)]
+    job = family_job("qwen3_vl", shard_size=1, batch=1)
+    # each in its second shard or, on a busy machine, a later one
+    children = [start(job, Worker(rank=rank, count=2), halts_after=2) for rank in (0, 1)]
     committed, ended = tmp_path / "store" / "commits", dict[int, int]()
     try:
         while not committed.is_dir() or len(list(committed.iterdir())) < 2:
@@ -131,7 +131,7 @@ def test_two_workers_killed_in_a_shard_and_a_resumed_run_give_the_bytes_of_one(
     # the later one may find the last shards claimed by the other, which looks ahead, and end before it is killed
     assert set(ended.values()) in ({-signal.SIGKILL}, {-signal.SIGKILL, 0})
     done = len(list(committed.iterdir()))
-    assert dump(job).shards_written == 4 - done > 0
+    assert dump(job).shards_written == len(list((tmp_path / "whole" / "commits").iterdir())) - done > 0
     assert StoreReader(job.store.path).root_hash() == StoreReader(whole.store.path).root_hash()
 
 

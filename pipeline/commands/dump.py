@@ -63,14 +63,15 @@ def _run_worker(config: Path, stage: str | None, worker: str | None, as_json: bo
         from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
 
     try:
-        end = run_dump(load_stage(config, "dump", stage), worker, retry_unusable=retry_unusable)
+        settings = load_stage(config, "dump", stage)
+        end = run_dump(settings, worker, retry_unusable=retry_unusable)
     except DumpStopped as stop:
         say(f"{stop}; run the same command again to resume")
         end_process(128 + stop.signal)
     if as_json:
         print_json({"worker": str(end.worker), **asdict(end.result)})
     else:
-        for line in unusable_lines(end.result):
+        for line in unusable_lines(end.result, settings.store.path):
             click.echo(line, err=True)
         click.echo(result_line(end.result, config))
     if end.interrupted_by:

@@ -2,18 +2,26 @@
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count
+from alignkd.storage.places import load_manifest
 from alignkd.teacher_dump.job import DumpResult
 from alignkd.teacher_dump.operation.retry import COMMAND
 
 MAX_LISTED = 10
 
 
-def unusable_lines(result: DumpResult) -> Iterator[str]:
-    """The first few unusable samples, and how many more there are."""
+def unusable_lines(result: DumpResult, store: Path | str) -> Iterator[str]:
+    """The first few unusable samples, and how many more there are.
+
+    Args:
+        store: the store of the dump, which names the data sets.
+    """
+    manifest = load_manifest(store) if result.quarantined else None
     for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
-        yield f"unusable: sample {sample_id!r} (index {index}): {reason}"
+        where = f"index {index}" if manifest is None else manifest.shown_index(index)
+        yield f"unusable: sample {sample_id!r} ({where}): {reason}"
     if (rest := len(result.quarantined) - MAX_LISTED) > 0:
         yield f"unusable: {rest} more, see `alignkd shards ls STORE --unusable`"
 

@@ -98,15 +98,17 @@ def _additions(manifest: "Manifest") -> list[dict[str, Any]]:
 
 def print_unusable(store: Path | str, as_json: bool) -> None:
     """Print one line, or one JSON object, for each unusable sample."""
+    from alignkd.storage.places import load_manifest
     from alignkd.storage.read.listing import list_unusable
 
     listed = ({"shard": shard, **asdict(sample)} for shard, sample in list_unusable(store))
     if as_json:
         print_json(list(listed))
         return
-    count = 0
+    count, manifest = 0, load_manifest(store)
     for count, entry in enumerate(listed, 1):  # noqa: B007
-        click.echo(f"shard {entry['shard']}, sample {entry['id']!r} (index {entry['index']}): {entry['reason']}")
+        where = manifest.shown_index(entry["index"])
+        click.echo(f"shard {entry['shard']}, sample {entry['id']!r} ({where}): {entry['reason']}")
     click.echo(f"{count} unusable samples")
 
 

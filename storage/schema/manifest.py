@@ -7,7 +7,9 @@ memory.
 """
 
 import hashlib
+from bisect import bisect_right
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -328,6 +330,14 @@ class Manifest(_Model):
         additions = self.additions or ()
         first = self.sources or ([_unlisted(self, additions[0].sources[0].name)] if additions else [])
         return joined([*first, *(one for part in additions for one in part.sources)])
+
+    def shown_index(self, index: int) -> str:
+        """The index of a sample for messages, with its data set where there are several."""
+        sources = self.all_sources()
+        ends = list(accumulate(source.num_samples for source in sources))
+        if len(sources) < 2 or not 0 <= index < ends[-1]:
+            return f"index {index}"
+        return f"index {index}, data set {sources[bisect_right(ends, index)].name}"
 
     def manifest_hash(self) -> str:
         """sha256 (hex) of every setting that determines the bytes of the first dump."""

@@ -156,3 +156,18 @@ def test_the_fingerprint_check_names_both_values(small_store: Path) -> None:
         "template is not recorded in the store, v1 in the student; "
         "give the student the teacher's settings and processor files, or dump again with the student's"
     )
+
+
+def test_an_index_is_shown_with_its_data_set_where_there_are_several(make_manifest: MakeManifest) -> None:
+    manifest = make_manifest(num_samples=5)
+    assert manifest.shown_index(3) == "index 3"
+    sources = [{"name": "a", "num_samples": 2}, {"name": "b", "num_samples": 3}]
+    manifest = manifest.changed(sources=sources)
+    found = [manifest.shown_index(index) for index in (0, 1, 2, 4, 5)]
+    assert found == [
+        "index 0, data set a",
+        "index 1, data set a",
+        "index 2, data set b",
+        "index 4, data set b",
+        "index 5",
+    ]

@@ -20,6 +20,7 @@ from alignkd.pipeline.data.table import KEPT, SampleTable, scan_samples
 from alignkd.vlm.data.formats.entry_file import EntryFile
 from alignkd.vlm.data.formats.json_file import JsonFile
 from alignkd.vlm.data.formats.paths import data_files
+from alignkd.vlm.data.formats.recognise import kind_of_file
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.settings import ProcessorKind
@@ -68,7 +69,8 @@ def data_stats(job: StatsJob) -> DataStats:
     started = time.monotonic()
     sets = data_sets(job.conversations, images=job.images, roles=job.roles, system=job.system)
     for data in sets:
-        data_files(data.path)  # a wrong path is reported before the checkpoint is looked for
+        for file in data_files(data.path):
+            kind_of_file(file)  # a wrong path is reported before the checkpoint is looked for
     checkpoint = open_checkpoint(
         job.checkpoint, vision_config=job.vision_config, weights=False, processor=job.processor
     )

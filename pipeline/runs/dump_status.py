@@ -8,6 +8,7 @@ from typing import Literal
 
 from alignkd.pipeline.console.printing import format_bytes, format_count, format_duration
 from alignkd.storage.files.location import as_location
+from alignkd.storage.places import load_manifest
 from alignkd.storage.read.listing import ShardInfo, list_shards
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
 
@@ -50,6 +51,7 @@ def dump_status(store: Path | str) -> DumpStatus:
         StoreError: no store, or an unreadable one.
     """
     location = as_location(store)
+    load_manifest(location)  # the clearest message for what is no store
     workers = tuple(
         read_workers(location)
     )  # before the shards, so that a shard committed in between is not counted twice

@@ -463,3 +463,8 @@ def test_small_sources_beyond_the_table_are_counted(make_job: MakeJob) -> None:
     stats = data_stats(make_job([entry(str(number), f"f{number:03}/a.png") for number in range(40)], images=None))
     text = "\n".join(report_lines(stats))
     assert "(10 more sources with 10 samples, see --json)" in text and len(stats.sources) == 40
+
+
+def test_a_wrong_path_is_reported_before_the_checkpoint_is_looked_for(tmp_path: Path) -> None:
+    found = CliRunner().invoke(main, ["data", "stats", str(tmp_path / "gone"), "--checkpoint", str(tmp_path / "none")])
+    assert found.exit_code == 1 and "gone: cannot be read" in found.output and "none" not in found.output

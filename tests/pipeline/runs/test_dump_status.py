@@ -122,3 +122,9 @@ def test_status_starts_without_torch(tmp_path: Path) -> None:
 )
 def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("data: {}\n")
+    found = CliRunner().invoke(main, ["dump", "--status", str(tmp_path / "run.yaml")])
+    assert found.exit_code == 1 and "is this the folder of a store?" in found.output

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from alignkd.storage import Record
 from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES, ArrayBudget
 from alignkd.vlm.data.data_list import sample_files
 from alignkd.vlm.data.images import MissingImageError, image_hashes
@@ -64,6 +65,34 @@ class Prepared:
     def lacks_images(self) -> bool:
         """Whether the sample has images, and their arrays were dropped."""
         return bool(self.image_files) and not self.images
+
+    def record(self, *, embeds: bool, **targets: Any) -> Record:
+        """The record of the sample.
+
+        Args:
+            embeds: whether it holds the image files.
+            targets: fields of `Record` for the targets.
+
+        Raises:
+            RecordError: a target does not fit the sample, or is not finite.
+        """
+        positions = self.example.positions
+        return Record(
+            key=self.key,
+            id=self.sample.id,
+            index=self.sample.index,
+            conversations=self.sample.conversations(),
+            images=self.sample.images,
+            image_sha256=self.image_hashes,
+            image_bytes=self.image_files if embeds else (),
+            input_ids=self.example.input_ids,
+            labels=self.example.labels,
+            tokens_of_image=positions.tokens_of_image,
+            vision_positions=positions.vision_positions,
+            tqv_query_positions=positions.tqv_query_positions,
+            supervised_positions=positions.supervised_positions,
+            **targets,
+        )
 
     def without_images(self) -> "Prepared":
         """A copy without the images' arrays, enough to make the record."""

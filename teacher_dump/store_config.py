@@ -75,7 +75,7 @@ class StoreConfig(Settings):
     def _check_tail(self) -> Self:
         if self.logits.tail is not None:
             raise ValueError(
-                f"logits.tail is {self.logits.tail!r}, but a dump always knows the tail; leave it out (`alignkd shards "
+                f"logits.tail is {self.logits.tail!r}, but a dump stores the tail; leave it out (`alignkd shards "
                 "import` writes stores with an unknown one)"
             )
         return self

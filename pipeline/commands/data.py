@@ -80,6 +80,11 @@ def model_options(default: str | None) -> Callable[[Command], Command]:
     return add
 
 
+def listing_option(what: str) -> Callable[[Command], Command]:
+    """`--list FILE`, with the help text `what`."""
+    return click.option("--list", "listing", type=click.Path(path_type=Path), help=what)
+
+
 @click.group()
 @click.pass_context
 def data(context: click.Context) -> None:
@@ -100,12 +105,7 @@ def data(context: click.Context) -> None:
 @click.option(
     "--png", type=click.Path(path_type=Path), help=f"Draw the distribution of tokens to this file. {REPLACES}"
 )
-@click.option(
-    "--list",
-    "listing",
-    type=click.Path(path_type=Path),
-    help="Write every dropped sample and its reason as JSON lines.",
-)
+@listing_option("Write every dropped sample and its reason as JSON lines.")
 @force_option
 @json_option
 @clean_errors
@@ -237,12 +237,7 @@ def show(
     "--to", type=click.Choice(["llava", "messages"]), default="llava", show_default=True, help="Dialect of the entries."
 )
 @reading_options
-@click.option(
-    "--list",
-    "listing",
-    type=click.Path(path_type=Path),
-    help="Write every sample that is not written and its reason as JSON lines.",
-)
+@listing_option("Write every sample that is not written and its reason as JSON lines.")
 @force_option
 @json_option
 @clean_errors

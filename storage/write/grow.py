@@ -25,20 +25,20 @@ def grown(path: Path | str, found: Manifest, asked: Manifest) -> Manifest:
         StoreError: other settings, or other additions.
     """
     check_same_manifest(path, found, asked)
-    has, wants = found.additions or (), asked.additions or ()
-    for number, (ours, theirs) in enumerate(zip(has, wants, strict=False), 1):
+    stored, wanted = found.additions or (), asked.additions or ()
+    for number, (ours, theirs) in enumerate(zip(stored, wanted, strict=False), 1):
         if ours.content() != theirs.content():
             raise StoreError(
                 f"store {path}: addition {number} is {ours.sources[-1].digest()} in the store, "
                 f"{theirs.sources[-1].digest()} asked for; another process has added other data, run the command again"
             )
-    if len(wants) < len(has):
+    if len(wanted) < len(stored):
         raise StoreError(
             f"store {path} has {found.num_samples} samples, {asked.num_samples} asked for: it has grown; run the "
             "command again with the whole list of data"
         )
     # the times of additions stay those of the store
-    return found if len(wants) == len(has) else found.changed(additions=(*has, *wants[len(has) :]))
+    return found if len(wanted) == len(stored) else found.changed(additions=(*stored, *wanted[len(stored) :]))
 
 
 def sealed_manifest(path: Path | str, manifest: Manifest) -> bytes:

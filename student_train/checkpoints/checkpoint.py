@@ -167,18 +167,13 @@ def find_checkpoint(folder: Path, settings: Mapping[str, Any], ranks: Ranks) -> 
     Raises:
         TrainError: every checkpoint is damaged, or they belong to a run with other settings.
     """
-    found: Checkpoint | None = None
-    problem: str | None = None
-    if ranks.is_first:
-        try:
-            found = _newest_sound(folder)
-            if found:
-                check_same_settings(folder.parent, found.document["settings"], settings)
-        except TrainError as error:
-            problem = str(error)
-    found, problem = ranks.from_first((found, problem))
-    if problem:
-        raise TrainError(problem)
+    return ranks.on_first(lambda: _newest_of_run(folder, settings))
+
+
+def _newest_of_run(folder: Path, settings: Mapping[str, Any]) -> Checkpoint | None:
+    found = _newest_sound(folder)
+    if found is not None:
+        check_same_settings(folder.parent, found.document["settings"], settings)
     return found
 
 
@@ -209,9 +204,12 @@ def keep_validation(found: Checkpoint, validation: Mapping[str, Any], ranks: Ran
     """
     content = seal({**found.document, "validation": dict(validation)})
     file = found.path / STATE
-    problem = _attempt(file, lambda: write_whole(file, content)) if ranks.is_first else None
-    if problem := ranks.from_first(problem):
-        raise TrainError(problem)
+    ranks.on_first(lambda: _replace(file, content))
+
+
+def _replace(file: Path, content: bytes) -> None:
+    with writing(file):
+        write_whole(file, content)
 
 
 def load_weights(folder: Path, step: int, engine: Engine) -> None:
@@ -220,17 +218,18 @@ def load_weights(folder: Path, step: int, engine: Engine) -> None:
     Raises:
         TrainError: its checkpoint is missing or damaged.
     """
-    path, problem = checkpoint_path(folder, step), None
-    if engine.ranks.is_first:
-        try:
-            _check_can_be_opened(path)
-            sound_checkpoint(path, kind=WEIGHTS)
-        except (StoreError, TrainError) as error:
-            problem = f"checkpoint {path}: {error}"
-    if problem := engine.ranks.from_first(problem):
-        raise TrainError(problem)
+    path = checkpoint_path(folder, step)
+    engine.ranks.on_first(lambda: _check_sound(path))
     with Parts(path, WEIGHTS) as parts:
         engine.load_weights(parts.tensor)
+
+
+def _check_sound(path: Path) -> None:
+    try:
+        _check_can_be_opened(path)
+        sound_checkpoint(path, kind=WEIGHTS)
+    except (StoreError, TrainError) as error:
+        raise TrainError(f"checkpoint {path}: {error}") from error
 
 
 def check_same_settings(output: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

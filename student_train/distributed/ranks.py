@@ -2,8 +2,9 @@
 
 import atexit
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
@@ -12,6 +13,7 @@ from alignkd.student_train.distributed.launcher import DEEPSPEED, TORCHRUN, Meet
 from alignkd.student_train.errors import TrainError
 from alignkd.vlm.hardware.devices import keep_float32_exact, local_cuda_index
 
+T = TypeVar("T")
 # DeepSpeed reads this variable when it is imported, so `engine.py` sets it; the user's value is kept here.
 ACCELERATOR = "DS_ACCELERATOR"
 REQUESTED_ACCELERATOR = os.environ.get(ACCELERATOR)
@@ -42,6 +44,29 @@ class Ranks:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """The result of `function` on the first rank; called by ALL ranks.
+
+        All ranks raise an error of the first one: otherwise they would wait for it.
+
+        Raises:
+            ValueError: on the first rank, as `function`; on the others a TrainError with the same text.
+        """
+        result: Any = None
+        problem: ValueError | None = None
+        if self.is_first:
+            try:
+                result = function()
+            except ValueError as error:
+                problem = error
+        result, text = self.from_first((result, None if problem is None else str(problem)))
+        if problem is not None:
+            raise problem
+        if text is not None:
+            raise TrainError(text)
+        found: T = result
+        return found
 
     def from_all(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order."""

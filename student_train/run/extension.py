@@ -66,19 +66,8 @@ def find_extension(config: TrainConfig, ranks: Ranks) -> Extension | None:
     Raises:
         TrainError: the earlier run cannot be extended in this way, or `output` holds another run.
     """
-    if config.extend is None:
-        return None
-    found: Extension | None = None
-    problem: str | None = None
-    if ranks.is_first:
-        try:
-            found = _find(config, config.extend)
-        except TrainError as error:
-            problem = str(error)
-    found, problem = ranks.from_first((found, problem))
-    if problem:
-        raise TrainError(problem)
-    return found
+    extend = config.extend
+    return None if extend is None else ranks.on_first(lambda: _find(config, extend))
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:

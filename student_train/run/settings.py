@@ -58,7 +58,7 @@ def deciding_settings(
     reader = readers[0]
     decided: dict[str, Any] = {
         **_of_stores(readers, mixture),
-        **ranks.from_first(starting_point(job, student) if ranks.is_first else None),
+        **ranks.on_first(lambda: starting_point(job, student)),
         "dtype": job.dtype,
         "trained": job.trained.text,
         "quantization": job.trained.quantization,

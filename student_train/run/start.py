@@ -58,7 +58,7 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
 
 
 def outcome_of(finished: Mapping[str, Any]) -> ValidationOutcome | None:
-    """What `finished.json` tells of the validations; None for a run without them."""
+    """The validations in `finished.json`; None for a run without them."""
     found = finished.get("validation")
     return None if found is None else ValidationOutcome(**found)
 

@@ -81,7 +81,11 @@ def _projector_modules(model: VisionLanguageModel) -> Iterator[str]:
         if prefix.endswith("."):
             yield from _without_containers(prefix.removesuffix("."), model.get_submodule(prefix.removesuffix(".")))
         else:
-            logger.warning("%s is trained and is no module, so it is in the exported student, not in lora/", prefix)
+            logger.warning(
+                "%s is trained, but peft cannot save it because it is not a module; it is in the exported student, not "
+                "in lora/",
+                prefix,
+            )
 
 
 def _without_containers(name: str, module: nn.Module) -> Iterator[str]:

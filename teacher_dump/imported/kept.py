@@ -96,7 +96,7 @@ def _padded(row: ForeignRow, chosen_N: NDArray[np.int64]) -> tuple[NDArray[np.in
 def _check(
     row: ForeignRow, ids_NK: NDArray[np.int64], logprobs_NK: NDArray[np.float64], there_NK: NDArray[np.bool_]
 ) -> None:
-    """Refuse what is no distribution.
+    """Refuse entries that are not a distribution.
 
     Raises:
         SampleError: names the position.

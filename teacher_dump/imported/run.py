@@ -195,24 +195,9 @@ class _Run:
     def _record(self, prepared: Prepared) -> Record:
         number, row = self.rows.find(prepared)
         self.used.add(number)
-        sample, example = prepared.sample, prepared.example
-        chosen = supervised_rows(row, example, self.preparation.decode, shift=self.shift)
-        return Record(
-            key=prepared.key,
-            id=sample.id,
-            index=sample.index,
-            conversations=sample.conversations(),
-            images=sample.images,
-            image_sha256=prepared.image_hashes,
-            image_bytes=prepared.image_files if self.job.inputs == "embed" else (),
-            input_ids=example.input_ids,
-            labels=example.labels,
-            tokens_of_image=example.positions.tokens_of_image,
-            vision_positions=example.positions.vision_positions,
-            tqv_query_positions=example.positions.tqv_query_positions,
-            supervised_positions=example.positions.supervised_positions,
-            logits=logits_of(row, chosen, example.positions.next_labels, self.kept),
-        )
+        chosen = supervised_rows(row, prepared.example, self.preparation.decode, shift=self.shift)
+        logits = logits_of(row, chosen, prepared.example.positions.next_labels, self.kept)
+        return prepared.record(embeds=self.job.inputs == "embed", logits=logits)
 
     def _quarantine(self, sample: Sample, error: Exception, sink: ShardWriter) -> None:
         """List an unusable sample in the store; too many end the run."""

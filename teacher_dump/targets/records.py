@@ -17,25 +17,12 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
     Raises:
         RecordError: a target is not finite, or its codec cannot represent it.
     """
-    sample, example = prepared.sample, prepared.example
     parts = None if captured.vision_top is None else captured.vision_top.wait()
     index = None if parts is None else parts.pop(VISION_TOP_INDEX).astype(np.uint16)
     top = StoredParts(codec=config.vision_top, parts=parts) if parts and config.vision_top != FROM_ALL else None
     rows = {name: values[captured.logits.rows] for name, values in captured.logits.arrays.wait().items()}
-    return Record(
-        key=prepared.key,
-        id=sample.id,
-        index=sample.index,
-        conversations=sample.conversations(),
-        images=sample.images,
-        image_sha256=prepared.image_hashes,
-        image_bytes=prepared.image_files if config.inputs == "embed" else (),
-        input_ids=example.input_ids,
-        labels=example.labels,
-        tokens_of_image=example.positions.tokens_of_image,
-        vision_positions=example.positions.vision_positions,
-        tqv_query_positions=example.positions.tqv_query_positions,
-        supervised_positions=example.positions.supervised_positions,
+    return prepared.record(
+        embeds=config.inputs == "embed",
         attention=_attention(captured, config),
         vision_top_index=index,
         vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),

@@ -1,6 +1,8 @@
-"""The environment of two processes that train together on this machine."""
+"""Trainings in processes of their own, alone or two together."""
 
 import socket
+from collections.abc import Callable
+from typing import Any
 
 
 def place_of_two() -> dict[str, str]:
@@ -8,3 +10,17 @@ def place_of_two() -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+
+
+def ended(child: Any, code: int = 0) -> str:
+    """Wait until a process ends, with this exit code; what it wrote to stderr."""
+    _, errors = child.communicate(timeout=600)
+    assert child.returncode == code, errors
+    return str(errors)
+
+
+def run_two(start_child: Callable[..., Any], job: Any, *, code: int = 0) -> list[str]:
+    """Train in two processes until both end with this exit code; what each wrote to stderr."""
+    place = place_of_two()
+    pair = [start_child(job, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
+    return [ended(child, code) for child in pair]

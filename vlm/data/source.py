@@ -1,4 +1,4 @@
-"""What a data set is for the rest of the program, and what a user says of it."""
+"""The interface of a data set, and its description by the user."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -153,7 +153,7 @@ def _generated(answer: Mapping[str, Any]) -> tuple[list[int], list[Distribution 
         found = [_completion(*parts) for parts in zip(tokens, own, top, strict=True)]
         ids = ids or [token_id(token, digits=False) for token in tokens]
     else:
-        raise SampleError(f"logprobs is {logprobs!r:.60}, which is no form of vLLM")
+        raise SampleError(f"logprobs is {logprobs!r:.60}, expected a form of vLLM (docs/import.md)")
     if ids and len(ids) != len(found):
         raise SampleError(f"has {len(ids)} generated tokens and {len(found)} distributions of them")
     return ids, found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chosen_families import chosen
-from processes_of_two import place_of_two
+from processes_of_two import ended, run_two
 from safetensors.torch import load_file
 
 from alignkd.student_train.job import TrainJob
@@ -34,11 +34,7 @@ def test_two_ranks_are_one(
     alone = family_job(name, output=tmp_path / "alone", micro_batch=4, **settings)
     train(alone)
     job = family_job(name, output=tmp_path / "two", micro_batch=1, **settings)
-    place = place_of_two()
-    pair = [start_child(job, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
-    for child in pair:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
+    run_two(start_child, job)
     found, expected = (read_metrics(one.train.output) for one in (job, alone))
     assert any(line["samples_text_only"] for line in expected)
     for line, reference in zip(found, expected, strict=True):
@@ -71,12 +67,8 @@ def test_a_run_that_is_killed_and_resumed_is_the_unbroken_one(
         ("export", "save_tensors", 1, signal.SIGKILL),
     ]
     for blow in blows:
-        child = start_child(job, blow)
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == -signal.SIGKILL, errors
-    finishing = start_child(job)
-    _, errors = finishing.communicate(timeout=600)
-    assert finishing.returncode == 0, errors
+        ended(start_child(job, blow), -signal.SIGKILL)
+    ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
     for file in ("student/model.safetensors", "adapters.safetensors"):
         assert (job.train.output / file).read_bytes() == (unbroken.train.output / file).read_bytes()

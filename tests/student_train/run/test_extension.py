@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes_of_two import place_of_two
+from processes_of_two import ended, run_two
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -153,9 +153,7 @@ def test_a_stopped_run_is_extended_from_its_last_checkpoint(
 ) -> None:
     """Stopped at step 2 of 6; the rate of step 2 falls to 0 at step 4."""
     stopped = make_job(many_store, output=tmp_path / "old", steps=6, **SETTINGS)
-    child = start_child(stopped, ("trainer", "_optimiser_step", 2, signal.SIGTERM))
-    child.communicate(timeout=600)
-    assert child.returncode == 128 + signal.SIGTERM
+    ended(start_child(stopped, ("trainer", "_optimiser_step", 2, signal.SIGTERM)), 128 + signal.SIGTERM)
     extend = {"run": tmp_path / "old", "schedule": "linear"}
     train(make_job(many_store, output=tmp_path / "new", steps=4, extend=extend, **SETTINGS))
     last = 1e-3 * learning_rate_factor(1, steps=6, warmup_ratio=0.03)
@@ -183,16 +181,12 @@ def test_an_extension_that_is_killed_and_resumed_is_the_unbroken_one(
     train(unbroken)
     job = make_job(many_store, output=tmp_path / "killed", **settings)
     for blow in (("checkpoint", "save_tensors", 2, signal.SIGKILL), ("trainer", "_optimiser_step", 2, signal.SIGKILL)):
-        child = start_child(job, blow)
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == -signal.SIGKILL, errors
+        ended(start_child(job, blow), -signal.SIGKILL)
         steps = sorted(path.name for path in (job.train.output / "checkpoints").glob("step-*"))
         assert steps == ([] if blow[0] == "checkpoint" else ["step-00000004"])
     shutil.rmtree(old)
     # in a child too: TensorBoard orders files of the same second by process number
-    finishing = start_child(job)
-    _, errors = finishing.communicate(timeout=600)
-    assert finishing.returncode == 0, errors
+    ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
     tensorboard_equals_metrics(job.train.output)
     for name in ("student/model.safetensors", "adapters.safetensors"):
@@ -217,11 +211,7 @@ def test_two_ranks_extend_as_one(
     alone = make_job(many_store, output=tmp_path / "alone", micro_batch=4, **settings)
     train(alone)
     job = make_job(many_store, output=tmp_path / "two", micro_batch=1, **settings)
-    place = place_of_two()
-    pair = [start_child(job, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
-    for child in pair:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
+    run_two(start_child, job)
     found, expected = (read_metrics(one.train.output) for one in (job, alone))
     assert [line["step"] for line in found] == [4, 5, 6]
     for line, reference in zip(found, expected, strict=True):
@@ -235,11 +225,8 @@ def test_two_ranks_extend_as_one(
 def test_two_ranks_refuse_together(many_store: Path, make_job: MakeJob, start_child: Any, tmp_path: Path) -> None:
     """The first rank finds the problem; the other one must not wait for it."""
     job = make_job(many_store, steps=6, micro_batch=1, extend={"run": tmp_path / "nowhere", "schedule": "linear"})
-    place = place_of_two()
-    pair = [start_child(job, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
-    for child in pair:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 1 and "nowhere is not a folder; give the output folder" in errors
+    for errors in run_two(start_child, job, code=1):
+        assert "nowhere is not a folder; give the output folder" in errors
 
 
 def refused(make_job: MakeJob, store: Path, match: str, **train_settings: Any) -> None:

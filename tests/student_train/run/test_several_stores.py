@@ -3,7 +3,6 @@
 import json
 import logging
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes_of_two import ended, run_two
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
 from alignkd.storage.tools.merge import merge_stores
@@ -230,24 +230,14 @@ def test_killed_and_resumed_on_one_and_two_ranks(
     unbroken = make_job(stores, output=tmp_path / "unbroken", micro_batch=2, **settings)
     train(unbroken)
     job = make_job(stores, output=tmp_path / "killed", micro_batch=2, **settings)
-    child = start_child(job, ("trainer", "_optimiser_step", 4, signal.SIGKILL))
-    child.communicate(timeout=600)
-    assert child.returncode == -signal.SIGKILL
-    finishing = start_child(job)
-    _, errors = finishing.communicate(timeout=600)
-    assert finishing.returncode == 0, errors
+    ended(start_child(job, ("trainer", "_optimiser_step", 4, signal.SIGKILL)), -signal.SIGKILL)
+    ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
     weights = [(one.train.output / "student" / "model.safetensors").read_bytes() for one in (job, unbroken)]
     assert weights[0] == weights[1]
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
     two = make_job(stores, output=tmp_path / "two", micro_batch=1, **settings)
-    pair = [start_child(two, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
-    for child in pair:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
+    run_two(start_child, two)
     for line, reference in zip(read_metrics(two.train.output), read_metrics(unbroken.train.output), strict=True):
         found, expected = line.pop("by_source"), reference.pop("by_source")
         assert line == pytest.approx(reference, rel=5e-5)

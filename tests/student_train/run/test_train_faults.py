@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes_of_two import ended, run_two
 from safetensors.torch import load_file
 
 from alignkd.student_train.job import TrainJob
@@ -36,13 +37,9 @@ def test_killed_and_resumed_equals_unbroken(
         ("export", "fsync_path", 1, signal.SIGKILL),
     ]
     for blow in blows:
-        child = start_child(job, blow)
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == -signal.SIGKILL, errors
+        ended(start_child(job, blow), -signal.SIGKILL)
         assert not (job.train.output / "finished.json").exists()
-    finishing = start_child(job)
-    _, errors = finishing.communicate(timeout=600)
-    assert finishing.returncode == 0, errors
+    ended(start_child(job))
 
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
     tensorboard_equals_metrics(job.train.output)
@@ -65,9 +62,7 @@ def test_one_rank_two_ranks_one_rank(
     train(alone)
     job = make_job(many_store, output=tmp_path / "changing", micro_batch=1, **settings)
 
-    first = start_child(job, ("trainer", "_optimiser_step", 2, signal.SIGTERM))
-    first.communicate(timeout=600)
-    assert first.returncode == 128 + signal.SIGTERM
+    ended(start_child(job, ("trainer", "_optimiser_step", 2, signal.SIGTERM)), 128 + signal.SIGTERM)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -86,3 +81,12 @@ def test_one_rank_two_ranks_one_rank(
     for name, value in expected.items():
         # AdamW turns the sign of a gradient near 0 into a whole step of the learning rate.
         assert (weights[name] - value).abs().max() < 2e-4, name
+
+
+def test_what_the_first_of_two_ranks_cannot_read_ends_both(
+    many_store: Path, make_job: MakeJob, start_child: Any, tmp_path: Path
+) -> None:
+    """Only the first rank hashes the adapters; the other one must not wait for it."""
+    job = make_job(many_store, steps=2, micro_batch=1, global_batch=2, adapters=tmp_path / "gone.safetensors")
+    for errors in run_two(start_child, job, code=1):
+        assert "gone.safetensors: " in errors

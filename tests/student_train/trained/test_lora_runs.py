@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes_of_two import ended, run_two
 from safetensors.torch import load_file
 from trained_choices import chosen_job, opened, randomised
 
@@ -47,12 +47,8 @@ def test_a_killed_run_with_dropout_is_the_unbroken_one(
     job = with_lora(make_job(many_store, output=tmp_path / "killed", **settings), **DROPOUT)
     blows = [("trainer", "_optimiser_step", 4, signal.SIGKILL), ("export", "save_tensors", 1, signal.SIGKILL)]
     for blow in blows:
-        child = start_child(job, blow)
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == -signal.SIGKILL, errors
-    child = start_child(job)
-    _, errors = child.communicate(timeout=600)
-    assert child.returncode == 0, errors
+        ended(start_child(job, blow), -signal.SIGKILL)
+    ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
     for file in FILES:
         assert (job.train.output / file).read_bytes() == (unbroken.train.output / file).read_bytes(), file
@@ -100,13 +96,7 @@ def test_two_ranks_are_one(
     alone = chosen(make_job(many_store, output=tmp_path / "alone", micro_batch=4, **settings))
     train(alone)
     job = chosen(make_job(many_store, output=tmp_path / "two", micro_batch=1, **settings))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    pair = [start_child(job, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
-    for child in pair:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
+    run_two(start_child, job)
     for line, reference in zip(*(read_metrics(one.train.output) for one in (job, alone)), strict=True):
         for figure, value in reference.items():
             assert line[figure] == (value if value is None else pytest.approx(value, rel=1e-4)), figure

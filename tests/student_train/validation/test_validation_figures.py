@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from processes_of_two import run_two
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.collate import collate
@@ -192,13 +192,7 @@ def test_two_ranks_are_one(many_store: Path, make_job: MakeJob, start_child: Any
     section = {"store": str(many_store), "max_samples": 7, "export": "last"}
     train(make_job(many_store, output=tmp_path / "alone", validation=section | {"micro_batch": 2}, **settings))
     job = make_job(many_store, output=tmp_path / "two", validation=section, **settings)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    pair = [start_child(job, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
-    for child in pair:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
+    run_two(start_child, job)
     for line, reference in zip(validation_lines(tmp_path / "two"), validation_lines(tmp_path / "alone"), strict=True):
         assert line["samples"] == 7
         for name, value in reference.items():

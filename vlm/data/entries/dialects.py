@@ -101,7 +101,7 @@ def _listed(key: str, value: Any) -> list[Any]:
         value = _rows(value)
     if not isinstance(value, list) or not value:
         return []
-    # under the other keys a list of texts, say, is no conversation
+    # under the other keys, a list of texts for example is not a conversation
     return value if key == "conversations" or isinstance(value[0], dict) else []
 
 

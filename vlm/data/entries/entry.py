@@ -27,7 +27,7 @@ def sample_of_entry(index: int, entry: Any, reading: EntryReading = _AS_IT_IS) -
     Args:
         index: position in the data set.
         entry: an object of JSON values; it may also hold bytes, and values of NumPy.
-        reading: what the user says of the data set.
+        reading: settings of the data set.
     """
     if not isinstance(entry, dict):
         return _unusable(index, f"#{index}", (), "the entry is not a JSON object", reading)

@@ -1,4 +1,4 @@
-"""What a user says of a data set that decides how its entries are read."""
+"""The settings of a data set that decide how its entries are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

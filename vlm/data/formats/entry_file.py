@@ -34,7 +34,7 @@ class EntryFile(Protocol):
 
     @property
     def holds_images(self) -> bool:
-        """Whether entries hold images, by what the file tells without reading all entries."""
+        """Whether entries hold images, as far as the file shows it without reading all entries."""
 
     @property
     def is_sequential(self) -> bool:

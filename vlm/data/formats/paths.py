@@ -53,7 +53,7 @@ def data_files(path: Path) -> tuple[Path, ...]:
 
 
 def kind_of_name(path: Path) -> str | None:
-    """`json`, `parquet`, `tar` or a kind that cannot be read, by the suffix; None for a file that is no data."""
+    """`json`, `parquet`, `tar` or a kind that cannot be read, by the suffix; None for a file without data."""
     name = path.name.lower()
     if name.startswith((".", "readme", "license")) or name in _BESIDE:
         return None

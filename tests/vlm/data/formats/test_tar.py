@@ -138,7 +138,7 @@ def test_a_named_image_that_is_no_member_is_named(tmp_path: Path) -> None:
     entry = json.dumps({"image": ["0.png", "x.png"], "conversations": TURNS}).encode()
     found = entry_of(tmp_path, ("k.json", entry), ("k.0.png", b"1"))
     assert isinstance(found, UnusableEntry) and found.id == "k"
-    assert found.problem.startswith("image 'x.png' is no member of the sample, which has k.0.png; ")
+    assert found.problem.startswith("image 'x.png' is not a member of the sample, which has k.0.png; ")
 
 
 def test_a_list_of_turns_a_caption_and_other_members(tmp_path: Path) -> None:

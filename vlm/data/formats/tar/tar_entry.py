@@ -28,7 +28,7 @@ def entry_of(key: str, members: Sequence[Member], read: Callable[[Member], bytes
     entry names are put in the place of their names; if it names none, all of them come in the order of their suffixes.
 
     Returns:
-        A dictionary; what the `json` member holds if that is no conversation; an `UnusableEntry`.
+        A dictionary; the value of the `json` member if it is not a conversation; an `UnusableEntry`.
     """
     if (problem := _problem_of(members)) != "":
         return UnusableEntry(key, problem)
@@ -125,7 +125,7 @@ def _placed(named: Sequence[str], images: Sequence[Member]) -> dict[str, Member]
         missing = next(name for name in names if name not in found)
         has = ", ".join(member.name for member in images[:4])
         raise SampleError(
-            f"image {one_line(missing)[:60]!r} is no member of the sample, which has {has}; correct the name"
+            f"image {one_line(missing)[:60]!r} is not a member of the sample, which has {has}; correct the name"
         )
     return found
 

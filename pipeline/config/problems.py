@@ -61,7 +61,9 @@ def _reason(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     if kind == "literal_error":
         return f"expected {context['expected']}, found {_value(value)}"
     reason = one_line(str(error["msg"]).removeprefix("Value error, "))
-    return reason if isinstance(value, dict | tuple) else f"{reason}, found {_value(value)}"
+    # a validator of a whole list names what it found in it
+    is_whole = isinstance(value, dict | tuple) or (kind == "value_error" and isinstance(value, list))
+    return reason if is_whole else f"{reason}, found {_value(value)}"
 
 
 def _value(value: Any) -> str:

@@ -64,7 +64,7 @@ PROBLEMS = {
     r"data: max_tokens is 5 in data\.0 and 6 in data\.1": [
         {"conversations": "a", "max_tokens": 5}, {"conversations": "b", "max_tokens": 6}
     ],
-    r"data: data sets x/a.json and y/a.json are both named 'a'; set data\.name": [
+    r"data: data sets x/a.json and y/a.json are both named 'a'; set data\.name of one$": [
         {"conversations": "x/a.json"}, {"conversations": "y/a.json"}
     ],
     r"data\.share: expected above 0, found 0": {"conversations": "a", "share": 0},

@@ -2,16 +2,25 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.student_train.checkpoints.checkpoint import STATE, find_checkpoint
+from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError, writing
 
-ALONE: Any = SimpleNamespace(is_first=True, from_first=lambda value: value)
+
+class Alone(Ranks):
+    """One rank without a process group."""
+
+    def from_first(self, value: Any) -> Any:
+        return value
+
+
+ALONE = Alone(0, 1, torch.device("cpu"))
 
 
 def make_checkpoint(path: Path) -> None:

@@ -22,7 +22,6 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Checkpoint, Head, ModelConfig, Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import SequenceBatch
 
-
 # entry of a stem file's metadata; absent where the depth is the smallest one, as in files written before it existed
 DEPTH = "depth"
 

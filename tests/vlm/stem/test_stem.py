@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_attention_of_every_layer(golden: Path, tmp_path: Path, depth: int, chan
             torch.testing.assert_close(layer.attention(every, every), expected, rtol=1e-6, atol=1e-9)
             assert not layer.row_inputs(every).query_BHRd.requires_grad
     distinct = [layer.attention(every, every) for layer in found.values()]
-    assert all(not torch.equal(one, other) for one, other in zip(distinct, distinct[1:], strict=False))
+    assert all(not torch.equal(one, other) for one, other in pairwise(distinct))
 
 
 def random_batch(config: VLMConfig, images: Sequence[int]) -> SequenceBatch:

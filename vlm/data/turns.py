@@ -71,10 +71,10 @@ def turns_of(conversations: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     )
 
 
-def has_questions_without_answer(turns: Sequence[Turn]) -> bool:
-    """Whether a human turn is not followed by an answer."""
+def questions_without_answer(turns: Sequence[Turn]) -> int:
+    """Number of human turns that no gpt turn follows."""
     speakers = [*(turn.speaker for turn in turns), ""]
-    return any(pair[0] == "human" and pair[1] != "gpt" for pair in pairwise(speakers))
+    return sum(pair[0] == "human" and pair[1] != "gpt" for pair in pairwise(speakers))
 
 
 def _marks(turn: Turn) -> dict[str, bool]:

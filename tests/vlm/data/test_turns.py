@@ -12,7 +12,7 @@ from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.entries.keys import keys_not_read
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turn_checks import check_trained, check_turns
-from alignkd.vlm.data.turns import Generated, Turn, has_questions_without_answer, turns_of
+from alignkd.vlm.data.turns import Generated, Turn, questions_without_answer, turns_of
 from alignkd.vlm.errors import LabelMaskError
 from alignkd.vlm.inputs.sample_key import sample_key
 
@@ -113,9 +113,15 @@ def test_one_trained_answer_is_enough() -> None:
     check_turns([Turn("system", "s"), *masked], num_images=0)
 
 
-def test_questions_without_answer_are_found() -> None:
+def test_questions_without_answer_are_counted() -> None:
     asked, answered = Turn("human", "q"), Turn("gpt", "a")
-    for turns in ((asked,), (asked, answered, asked), (asked, asked, answered), (Turn("system", "s"), asked)):
-        assert has_questions_without_answer(turns)
-    for turns in ((), (asked, answered), (answered, asked, answered), (asked, answered, answered)):
-        assert not has_questions_without_answer(turns)
+    for turns, count in (
+        ((), 0),
+        ((asked, answered), 0),
+        ((answered, asked, answered, answered), 0),
+        ((asked,), 1),
+        ((Turn("system", "s"), asked), 1),
+        ((asked, answered, asked), 1),
+        ((asked, asked, answered, asked), 2),
+    ):
+        assert questions_without_answer(turns) == count

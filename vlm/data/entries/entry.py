@@ -17,7 +17,7 @@ from alignkd.vlm.data.entries.roles import speaker_of
 from alignkd.vlm.data.entries.system import with_system
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turn_checks import HOW_TO_MARK, IMAGE_PLACEHOLDER, check_trained
-from alignkd.vlm.data.turns import Turn, has_questions_without_answer
+from alignkd.vlm.data.turns import Turn, questions_without_answer
 from alignkd.vlm.errors import SampleError
 
 _AS_IT_IS = EntryReading()
@@ -88,7 +88,7 @@ def _read(
 
 
 def _is_unanswered(turns: Sequence[Turn], reading: EntryReading) -> bool:
-    return reading.answers == "missing" and has_questions_without_answer(turns)
+    return reading.answers == "missing" and questions_without_answer(turns) > 0
 
 
 def _conversation(entry: Mapping[str, Any], reading: EntryReading, *, has_images: bool) -> Conversation:

@@ -147,6 +147,15 @@ class StoreConfig(Settings):
         """
         return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
 
+    def attention_layers(self, teacher: ModelConfig) -> tuple[int, ...]:
+        """The decoder layers whose attention is a target, in either form of `attention` and with any codec.
+
+        Raises:
+            InputError: see `further_targets`.
+        """
+        further = self.further_targets(teacher)
+        return further[0].layers if further else (teacher.attention_layer,)
+
     def codec_of(self, target: str) -> str:
         """The codec of `attention`, `vision_top` or `vision_all`; that of the attention in both of its forms."""
         codec: str | AttentionConfig = getattr(self, target)

@@ -38,8 +38,8 @@ def check_stem_depth(stem: StemInfo, layers: Collection[int]) -> None:
     needed = 1 + max(layers, default=0)
     if needed > stem.depth:
         raise InputError(
-            f"{stem.path}: a stem of depth {stem.depth}, but the attention of the teacher's layer {needed - 1} is to come "
-            f"from it; extract it again with --depth {needed}, or train with layers below {stem.depth}"
+            f"{stem.path}: a stem of depth {stem.depth}, but layer {needed - 1} of the teacher is needed; "
+            f"extract it again with --depth {needed}, or train with layers below {stem.depth}"
         )
 
 

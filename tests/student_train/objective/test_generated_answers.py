@@ -205,7 +205,7 @@ def test_two_ranks_and_several_sources_have_the_same_figures(
 ) -> None:
     """The first step's figure of one rank with data workers, of two ranks, and by hand of the same four samples."""
     losses = {"supervised_on_generated": 0.3}
-    settings: dict[str, Any] = {"steps": 3, "global_batch": 4, "losses": losses}
+    settings: dict[str, Any] = {"steps": 2, "global_batch": 4, "losses": losses}
     alone = make_job(stores["full"], output=tmp_path / "alone", micro_batch=4, data_workers=2, **settings)
     train(alone)
     lines = read_metrics(tmp_path / "alone")
@@ -220,7 +220,7 @@ def test_two_ranks_and_several_sources_have_the_same_figures(
 
     shutil.copytree(stores["full"], tmp_path / "b")
     pair = (TrainStore(path=stores["full"], name="a"), TrainStore(path=tmp_path / "b", name="b"))
-    train(make_job(pair, output=tmp_path / "pair", micro_batch=4, **{**settings, "steps": 2, "global_batch": 8}))
+    train(make_job(pair, output=tmp_path / "pair", micro_batch=4, **{**settings, "steps": 1, "global_batch": 8}))
     first = read_metrics(tmp_path / "pair")[0]
     for name in ("a", "b"):
         assert first["by_source"][name]["supervised"] == pytest.approx(by_hand, rel=1e-5)

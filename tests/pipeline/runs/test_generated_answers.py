@@ -91,7 +91,7 @@ def test_stores_keep_the_mark(
     store, tars, plain, both = (tmp_path / name for name in ("store", "tars", "plain", "both"))
     for command in (
         ("dump", write_config(data={"conversations": str(generated)})),
-        ("dump", write_config(store={"path": str(plain)})),
+        ("dump", write_config(name="plain.yaml", store={"path": str(plain)})),
         ("shards", "convert", store, tars, "--backend", "webdataset"),
         ("shards", "merge", store, plain, both),
     ):

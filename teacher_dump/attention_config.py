@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs import codec_names
@@ -51,9 +51,7 @@ class AttentionConfig(Settings):
 
     layers: LayerChoice
     pairs: Literal["tqv", "vqv", "all"] = "tqv"
-    heads: Annotated[
-        Literal["all", "mean"] | HeadGroups, BeforeValidator(_heads), Field(title="`all` `mean` or `{groups: N}`")
-    ] = "all"
+    heads: Annotated[Literal["all", "mean"] | HeadGroups, BeforeValidator(_heads)] = "all"
     codec: Annotated[str, AfterValidator(OneOf(*codec_names("attention"), STEM))] | None = None
 
     @model_validator(mode="after")

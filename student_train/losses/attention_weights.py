@@ -25,16 +25,18 @@ def sharpness(teacher_BHrC: Tensor, num_cols_B: Sequence[int]) -> Tensor:
     shares_BHrC, attends_BHr = _shares(teacher_BHrC)
     entropy_BHr = -shares_BHrC.xlogy(shares_BHrC).sum(-1)
     largest = [math.log(max(cols, 2)) for cols in num_cols_B]
-    relative_BHr = entropy_BHr / torch.tensor(largest, dtype=entropy_BHr.dtype, device=entropy_BHr.device)[:, None, None]
+    relative_BHr = entropy_BHr / entropy_BHr.new_tensor(largest)[:, None, None]
     return (1 - relative_BHr).clamp_min(0).masked_fill(~attends_BHr, 0.0)
 
 
-def surprise(teacher_BHrC: Tensor, mean_map_HC: Tensor) -> Tensor:
+def surprise(teacher_BHrC: Tensor, num_cols_B: Sequence[int], mean_map_HC: Tensor) -> Tensor:
     """KL(row || mean map), [B, H, r]: how far a renormalised row is from what the head attends to in any sample.
 
     Args:
         teacher_BHrC: probabilities, 0 where padded; a sample with several images has their columns side by side.
-        mean_map_HC: mean of renormalised rows through one image; it sums to 1, and is repeated for further images.
+        num_cols_B: real columns of each sample.
+        mean_map_HC: mean of renormalised rows through one image; it sums to 1, and each of several images gets an equal
+            share of it.
     """
     shares_BHrC, attends_BHr = _shares(teacher_BHrC)
     repeats = -(-shares_BHrC.shape[-1] // mean_map_HC.shape[-1])
@@ -42,6 +44,8 @@ def surprise(teacher_BHrC: Tensor, mean_map_HC: Tensor) -> Tensor:
     # a column that no row of the reference attends to would be an infinite surprise
     expected_HC = expected_HC.clamp_min(torch.finfo(torch.float16).tiny)
     divergence_BHr = (shares_BHrC.xlogy(shares_BHrC) - shares_BHrC * expected_HC.log()[None, :, None]).sum(-1)
+    images = [math.log(max(cols / mean_map_HC.shape[-1], 1)) for cols in num_cols_B]
+    divergence_BHr = divergence_BHr + divergence_BHr.new_tensor(images)[:, None, None]
     return divergence_BHr.clamp_min(0).masked_fill(~attends_BHr, 0.0)
 
 

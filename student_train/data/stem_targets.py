@@ -43,17 +43,10 @@ class StemTargets(nn.Module):
     Its embedding table stays on the host and is used to prepare batches, as a `StemLookup`.
     """
 
-    def __init__(self, stem: Stem, wanted: frozenset[str], *, first_layer: int, chunk_bytes: int) -> None:
-        """Nothing is computed yet.
-
-        Args:
-            stem: of the teacher.
-            wanted: as in `StemLookup`.
-            first_layer: the teacher's first layer that has attention.
-            chunk_bytes: largest size of the float32 attention rows computed at a time, which are at least one.
-        """
+    def __init__(self, stem: Stem, wanted: frozenset[str], *, chunk_bytes: int) -> None:
+        """`chunk_bytes`: largest size of the float32 attention rows computed at a time, which are at least one."""
         super().__init__()
-        self.stem, self.wanted, self.first_layer, self.chunk_bytes = stem, wanted, first_layer, chunk_bytes
+        self.stem, self.wanted, self.chunk_bytes = stem, wanted, chunk_bytes
 
     @torch.no_grad()
     def fill(self, batch: TrainBatch, features: Any) -> TrainBatch:
@@ -74,7 +67,7 @@ class StemTargets(nn.Module):
         layers = self._layers(batch, inputs, vision, targets)
         attention_BHRC = None
         if targets is not None:
-            each = [layers[number] for number in targets.layers or (self.first_layer,)]
+            each = [layers[number] for number in targets.layers or (self.stem.attention_layer,)]
             attention_BHRC = torch.cat([self._attention(targets, layer) for layer in each], dim=1)
             coded = EncodedTensor.plain(attention_BHRC.transpose(1, 2))
             filled["attention"] = replace(targets, coded_BRHC=coded)
@@ -82,7 +75,7 @@ class StemTargets(nn.Module):
             places, tqv_BHQP = targets, attention_BHRC
             if inputs.tqv_places is not None:  # eq. 2 needs other pairs or another layer than the attention loss
                 places = inputs.tqv_places
-                tqv_BHQP = self._attention(places, layers[self.first_layer])
+                tqv_BHQP = self._attention(places, layers[self.stem.attention_layer])
             assert places is not None and tqv_BHQP is not None
             filled |= _top_tokens(places, inputs.vision_tokens_S, tqv_BHQP, vision_PD)
         return replace(batch, **filled)
@@ -91,9 +84,9 @@ class StemTargets(nn.Module):
         self, batch: TrainBatch, inputs: StemInputs, vision: Vision, targets: AttentionTargets | None
     ) -> Mapping[int, AttentionLayer]:
         """The teacher's layers that the targets need."""
-        needed = set() if targets is None else {*(targets.layers or (self.first_layer,))}
+        needed = set() if targets is None else {*(targets.layers or (self.stem.attention_layer,))}
         if "vision_top" in self.wanted:
-            needed.add(self.first_layer)
+            needed.add(self.stem.attention_layer)
         if not needed:  # no sample has a row
             return {}
         return self.stem.attention_layers(batch.sequences, inputs.text, vision, sorted(needed))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from alignkd.student_train.losses.attention_weights import RowWeights
 from alignkd.student_train.objective.adapters import group_means
+from alignkd.vlm.families.family import ModelConfig
 
 AttentionForm = Literal["mse", "kl", "cosine", "row_cosine"]
 AttentionHeads = Literal["adapter", "grouped", "mean"]
@@ -59,6 +60,11 @@ class AttentionMatch:
 
     def __str__(self) -> str:
         return shown_pairs(self.pairs)
+
+
+def first_layers(student: ModelConfig) -> AttentionMatch:
+    """The comparison of Align-KD: the first layer that has attention, of both; batches carry no other layer."""
+    return AttentionMatch(pairs=(LayerPair(student=student.attention_layer, teacher=(0,)),))
 
 
 def shown_pairs(pairs: Sequence[LayerPair]) -> str:

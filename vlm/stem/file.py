@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -41,6 +41,8 @@ class _Described(BaseModel):
     # of MobileVLM teachers, whose files name no family
     vision: dict[str, Any] | None = None
     family: Literal["huggingface"] | None = None
+    # absent: the smallest (`alignkd.vlm.families.stem`)
+    depth: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,11 @@ class StemInfo:
     def config(self) -> ModelConfig:
         """Sizes of the teacher."""
         return self.design.config
+
+    @property
+    def depth(self) -> int:
+        """Number of the teacher's decoder layers, from 0, whose attention the stem gives."""
+        return self.design.depth
 
     @property
     def sizes(self) -> StemSizes:
@@ -224,7 +231,7 @@ def _described(text: str, path: Path) -> _Described:
 
 def _design(described: _Described, path: Path) -> StemDesign:
     try:
-        design = design_from(described.model_dump(include={"config", "vision", "family"}, exclude_unset=True))
+        design = design_from(described.model_dump(include={"config", "vision", "family", "depth"}, exclude_unset=True))
         design.shapes(lm_head=True)
     except Exception as error:  # a library over damaged values fails in any way
         raise InputError(

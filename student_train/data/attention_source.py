@@ -34,8 +34,10 @@ class StoredAttention:
         """Whether a sample has a block for each of its images; otherwise one with the columns of all images."""
         return not self.names
 
-    def of_layers(self, layers: tuple[int, ...]) -> "ChosenAttention":
+    def chosen(self, layers: tuple[int, ...]) -> "ChosenAttention":
         """The part of it that a run needs."""
+        if self.by_image and layers == self.layers:
+            return ChosenAttention(pairs=self.pairs)
         entries = [
             place * self.heads + head
             for place, layer in enumerate(self.layers)
@@ -56,7 +58,7 @@ class ChosenAttention:
 
     Attributes:
         pairs, names: as in `StoredAttention`.
-        layers: the teacher's layers that the losses compare with, rising; None: the first that has attention.
+        layers: the teacher's layers that the losses compare with, rising; None: the first layer's attention.
         entries: their places in the stored rows `[layers * heads, C]`; None: all.
     """
 

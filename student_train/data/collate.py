@@ -102,8 +102,8 @@ def _stem_inputs(
     attention: AttentionTargets | None,
     wanted: ChosenAttention,
 ) -> StemInputs:
-    # the loss's own rows serve eq. 2 too if they are the text queries of the first layer, and of no other
-    has_tqv = "attention" in stem.wanted and wanted.pairs == ("tqv",) and attention is not None and stem.only_first
+    # the loss's own rows serve eq. 2 too if they are the text queries of the first layer alone
+    has_tqv = "attention" in stem.wanted and wanted == ChosenAttention() and attention is not None
     return StemInputs(
         text=stem.table.rows(sequences.input_ids_BL.masked_fill(sequences.vision_mask_BL, 0)),
         tqv_places=_places(examples, ChosenAttention()) if "vision_top" in stem.wanted and not has_tqv else None,

@@ -29,12 +29,10 @@ class StemLookup:
     Attributes:
         wanted: the targets that the stem computes: any of `attention`, `vision_top` and `vision_all`.
         table: the teacher's token embeddings.
-        only_first: whether `attention` is that of the teacher's first layer alone.
     """
 
     wanted: frozenset[str]
     table: EmbeddingTable
-    only_first: bool = True
 
 
 class StemTargets(nn.Module):

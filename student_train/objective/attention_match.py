@@ -104,4 +104,3 @@ class HeadWeights:
     def parameters(self) -> list[Tensor]:
         """The tensors that an adapter trains."""
         return [] if self.bias_S is None else [self.weight_ST, self.bias_S]
-

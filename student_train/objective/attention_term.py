@@ -196,9 +196,7 @@ def chunked_map_loss(pair: RowsOfPair, inputs: RowInputs, num_samples: int, *, c
     total, _ = fused_attention_loss(
         inputs,
         targets.cols_BC,
-        lambda chosen_BHrC, rows, *mixture: whole.linearised(
-            samples_B, pair.sums_of_rows(chosen_BHrC, rows, *mixture)
-        ),
+        lambda chosen_BHrC, rows, *mixture: whole.linearised(samples_B, pair.sums_of_rows(chosen_BHrC, rows, *mixture)),
         parameters,
         rows_at_once=at_once,
     )

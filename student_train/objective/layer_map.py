@@ -93,7 +93,10 @@ def layer_pairs(
 def _of_student(choice: tuple[int, ...] | str, student: ModelConfig) -> tuple[int, ...]:
     try:
         return chosen_layers(
-            choice, num_layers=student.num_layers, attention_layers=student.attention_layers, key=f"{KEY} of the student"
+            choice,
+            num_layers=student.num_layers,
+            attention_layers=student.attention_layers,
+            key=f"{KEY} of the student",
         )
     except InputError as error:
         raise TrainError(str(error)) from error

@@ -56,4 +56,3 @@ class RowReferences(nn.ModuleList):
         found = self[place]
         assert isinstance(found, RowReference)
         return found
-

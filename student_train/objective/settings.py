@@ -7,6 +7,7 @@ from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets
+from alignkd.student_train.losses.attention_weights import RowWeights
 from alignkd.student_train.losses.divergences import (
     MIXED,
     PLAIN,
@@ -15,7 +16,6 @@ from alignkd.student_train.losses.divergences import (
     LogitDivergence,
     named_divergence,
 )
-from alignkd.student_train.losses.attention_weights import RowWeights
 from alignkd.student_train.objective.attention_match import AttentionForm, AttentionHeads
 from alignkd.student_train.objective.layer_map import LayerMap
 from alignkd.student_train.objective.term import HeadInputs, Target

@@ -75,7 +75,7 @@ class EncodedTensor:
         return self.parts[""].shape
 
     def rows(self, rows: slice) -> Self:
-        """Some of the rows R of attention [B, R, H, C]; every codec of attention encodes each row of each head alone."""
+        """Some of the rows R of attention [B, R, H, C]; every codec of attention encodes rows of heads alone."""
         return replace(self, parts={name: part[:, rows] for name, part in self.parts.items()})
 
     def heads(self, heads: slice) -> Self:

@@ -116,7 +116,9 @@ class RowsOfPair:
         if not self.heads.of_mean:
             return chosen_BHrC
         if self.form == "kl":
-            return chosen_BHrC.logsumexp(1, keepdim=True) - math.log(chosen_BHrC.shape[1])
+            excluded = chosen_BHrC.isinf()  # of every head alike; a logarithm of 0 has no gradient
+            sums_B1rC = chosen_BHrC.masked_fill(excluded, 0.0).logsumexp(1, keepdim=True)
+            return (sums_B1rC - math.log(chosen_BHrC.shape[1])).masked_fill(excluded[:, :1], -torch.inf)
         return chosen_BHrC.mean(1, keepdim=True)
 
     def _without_padding(self, teacher_BSrC: Tensor, student_BSrC: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ def _run_steps(
 ) -> _End:
     """Optimiser steps until the last one, until validation ends them, or until a stop is requested."""
     config, ranks, checkpoints = plan.config, plan.ranks, checkpoints_folder(plan.config.output)
-    counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights)
+    counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights, plan.attention)
     times = CheckpointTimes(config, num_samples=plan.order.num_samples, global_batch=plan.order.global_batch)
     validated = None if validation is None else validation.state.last_step
     with (
@@ -111,7 +111,7 @@ def _run_steps(
             step = plan.step(state.step)
             engine.start_step(state.step)
             sources = plan.step_sources(step.positions, counts)
-            tally = StepTally(config.losses.weights, counts(step.positions), sources)
+            tally = StepTally(config.losses.weights_at(state.step / config.num_steps), counts(step.positions), sources)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 

@@ -5,10 +5,14 @@ store), and with the teacher in the same process.
     python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --no-optimizer \
         --teacher-layers 1 --samples 1 --variant supervised --variant stored
+    python benchmarks/train.py --variant supervised --variant stored2 --variant stem --variant stem2 --variant stem3
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
         --gradient-checkpointing --micro-batch 16 --samples 32 --cap-gib 24
 
-All four train the same student on the same batches with the code of the product, each in its own process. In each
+`stored2`, `stem2` and `stem3` compare the attention of the first two or three layers, of a store or of a stem of that
+depth. They are measured where `--variant` names them.
+
+All variants train the same student on the same batches with the code of the product, each in its own process. In each
 round, each process does one step while the others wait, so that a ratio compares figures of the same time. "CPU" is the
 processor time of the training process, which other work on the machine affects less than the seconds of a step. Plain
 fine-tuning reads a store without targets. Weights are random, images are real handwriting, texts are as long as
@@ -36,6 +40,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +58,11 @@ VARIANTS = {
     "stored": "(b) from the store",
     "live": "(c) live teacher",
     "stem": "(d) from the stem",
+    "stored2": "(e) from the store, layers 0 and 1",
+    "stem2": "(f) from a stem of depth 2",
+    "stem3": "(g) from a stem of depth 3",
 }
+BY_DEFAULT = ("supervised", "stored", "live", "stem")
 QUESTION = "<image>\nWhich digit is written here, and how sure can one be of it?"
 SENTENCE = "It is a {digit}, written by hand; the strokes leave little doubt. "
 NO_TARGETS = {"attention": "none", "vision_all": "none", "vision_top": "none", "logits": {"kind": "none"}}
@@ -78,7 +87,7 @@ HEAD_SIZE = 64
 @click.option("--gradient-checkpointing", is_flag=True, help="train.gradient_checkpointing")
 @click.option("--no-optimizer", is_flag=True, help="Forward and backward only, by torch alone.")
 @click.option("--data-workers", default=1, show_default=True)
-@click.option("--variant", type=click.Choice(list(VARIANTS)), multiple=True, help="Only these; default all.")
+@click.option("--variant", type=click.Choice(list(VARIANTS)), multiple=True, help="Only these; default the first 4.")
 @click.option("--cap-gib", type=float, help="CUDA memory that (a) and (b) may use, as of a smaller card.")
 @click.option("--one-at-a-time", is_flag=True, help="One after the other, where one device cannot hold all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep checkpoints and stores here; default: nowhere.")
@@ -88,8 +97,8 @@ def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool
     print(f"`{' '.join(['python benchmarks/train.py', *sys.argv[1:]])}`\n\n{machine()}\n", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
-        configs = prepare(folder, **options)
-        names = variant or tuple(VARIANTS)
+        names = variant or BY_DEFAULT
+        configs = prepare(folder, names, **options)
         given = {name: options[name] for name in ("one_at_a_time", "cap_gib", "no_optimizer")}
         found = measure(configs, names, rounds, **given)
     print(table(found, markdown))
@@ -97,6 +106,7 @@ def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool
 
 def prepare(
     out: Path,
+    names: Sequence[str],
     *,
     student: str,
     teacher: str,
@@ -115,7 +125,7 @@ def prepare(
     data_workers: int,
     **_: Any,
 ) -> dict[str, Path]:
-    """Make checkpoints, data and stores; return the configuration of each variant."""
+    """Make checkpoints, data and stores; return the configuration of each variant in `names`."""
     out.mkdir(parents=True, exist_ok=True)
     for role, name, depth, small in (
         ("student", student, layers, {"num_hidden_layers": 24, "hidden_size": width}),
@@ -125,11 +135,17 @@ def prepare(
             write_model(out / role, name, depth, {**small, "vocab_size": vocabulary})
     write_data(out, samples, tokens)
     configs = {}
-    for variant, targets in (
-        ("supervised", NO_TARGETS),
-        ("stored", {"profile": profile}),
-        ("stem", {"profile": "stem"}),
+    for variant, targets, layers_compared in (
+        ("supervised", NO_TARGETS, 0),
+        ("stored", {"profile": profile}, 0),
+        ("stem", {"profile": "stem"}, 0),
+        ("stored2", {"profile": profile, "attention": {"layers": [0, 1]}}, 2),
+        ("stem2", {"profile": "stem", "attention": {"layers": [0, 1]}}, 2),
+        ("stem3", {"profile": "stem", "attention": {"layers": [0, 1, 2]}}, 3),
     ):
+        if variant not in names and not (variant == "stored" and "live" in names):
+            continue
+        compared = {"attention_layers": {number: number for number in range(layers_compared)}}
         values = {
             "data": {"conversations": str(out / "data.json"), "images": str(out / "images"), "max_tokens": tokens},
             "teacher": {"checkpoint": str(out / "teacher"), "dtype": dtype, "sanity": "off"},
@@ -139,6 +155,7 @@ def prepare(
                 "output": str(out / f"run-{variant}"),
                 "steps": 1000,
                 "preset": "supervised" if variant == "supervised" else "paper",
+                "losses": compared if layers_compared else {},
                 "micro_batch": micro_batch,
                 "global_batch": micro_batch * accumulate,
                 "offload_optimizer": offload,
@@ -153,7 +170,7 @@ def prepare(
             check=True,
             stdout=subprocess.DEVNULL,
         )
-    return {**configs, "live": configs["stored"]}
+    return {**configs, **({"live": configs["stored"]} if "live" in names else {})}
 
 
 def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int]) -> None:

@@ -1,9 +1,9 @@
 """One variant of training in its own process: started by train.py, does a step for every line on stdin.
 
-    python benchmarks/train_variant.py CONFIG supervised|stored|stem|live [--cap-gib=GIB] [--no-optimizer]
+    python benchmarks/train_variant.py CONFIG VARIANT [--cap-gib=GIB] [--no-optimizer]
 
-`live` keeps the teacher in the same process and computes its targets in every step, `--no-optimizer` uses no engine,
-and `--cap-gib` limits CUDA memory. The package contains none of these variants.
+VARIANT is one of those of train.py. `live` keeps the teacher in the same process and computes its targets in every
+step, `--no-optimizer` uses no engine, and `--cap-gib` limits CUDA memory. The package contains none of these variants.
 """
 
 import gc

@@ -25,6 +25,8 @@ from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run
 from alignkd.vlm.hardware.device_report import host_memory
+from alignkd.vlm.hardware.devices import TORCH_DTYPES
+from alignkd.vlm.stem.file import StemInfo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,13 +116,14 @@ def training_plan(
         options.gpu_memory or device_named(options.device).memory,
     )
     seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
+    shape, stem = _sample_shape(student, readers, lengths, weights), stem_of_run(readers[0], train)
     operations = training_operations(
         config,
         student,
-        _sample_shape(student, readers, lengths, weights),
+        shape,
         per_pass=mixture.per_pass,
         held_out=len(held_out),
-        stem=0.0,
+        stem=0.0 if stem is None else _stem_operations(stem, shape["tokens"]),
     )
     return TrainingPlan(
         name=name,
@@ -192,6 +195,11 @@ def _load(
         proj_adapter="proj_adapter" in adapters,
         batch_bytes=train.micro_batch * (student.array_bytes_of(vision) + targets),
     )
+
+
+def _stem_operations(stem: StemInfo, tokens: float) -> float:
+    """Operations that a stem adds to a sample's step: two per token and weight on the device, all of them used."""
+    return 2 * tokens * stem.sizes.device / TORCH_DTYPES[stem.dtype].itemsize
 
 
 def _sample_shape(

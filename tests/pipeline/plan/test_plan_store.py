@@ -31,6 +31,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "compact": {"profile": "compact"},
     "stem": {"profile": "stem"},
     "stem for attention, hidden": {"attention": "stem", "logits": {"kind": "hidden"}},
+    "deeper stem": {"attention": {"layers": [0, 2], "codec": "stem"}, "vision_all": "stem", "vision_top": "stem"},
+    "deeper stem for later": {"stem": {"depth": 3}},
     "defaults": {},
     "full": {"logits": {"kind": "full"}, "attention": "float32", "vision_all": "none"},
     "text to text": {"attention_pairs": "tqt", "logits": {"kind": "sampled"}},

@@ -73,7 +73,7 @@ def _write(path: Path, plan: RunPlan, match: AttentionMatch, student: DistilledS
         if not weight > 0:
             raise TrainError(
                 f"losses.attention_row_weights is {match.row_weights!r}, but the attention that layer {pair.student} of "
-                f"the student is compared with gives every row of {len(chosen)} samples the weight 0; choose other "
+                f"the student is compared with gives each row of {len(chosen)} samples the weight 0; choose other "
                 "layers, or set it to 'none'"
             )
         tensors[f"{pair.student}.{_WEIGHT}"] = weight.cpu()

@@ -192,6 +192,10 @@ class StemDesign(ABC):
             student: whose self-checks decide how batches are computed, where a family has such choices.
         """
 
+    @abstractmethod
+    def cut(self, depth: int) -> "StemDesign":
+        """The stem of the same teacher with another depth; a part of this one if it is less deep."""
+
     def described_depth(self) -> dict[str, int]:
         """The entry `depth` of `described`; none for the smallest depth, whose files keep their bytes."""
         return {} if self.depth == smallest_depth(self.config) else {DEPTH: self.depth}

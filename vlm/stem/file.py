@@ -188,18 +188,22 @@ def is_stem(path: Path) -> bool:
         return False
 
 
-def open_stem(path: Path, *, lm_head: bool = True, student: VisionLanguageModel | None = None) -> Stem:
+def open_stem(
+    path: Path, *, lm_head: bool = True, student: VisionLanguageModel | None = None, depth: int | None = None
+) -> Stem:
     """The stem of a file on the CPU; the token embeddings stay mapped from the file, the rest is read.
 
     Args:
         student: as for `StemDesign.build`.
         lm_head: False leaves `lm_head` and the final norm in the file.
+        depth: depth of the stem, at most that of the file: deeper layers stay in the file; None: that of the file.
 
     Raises:
         InputError: as `read_stem_info`.
     """
     info = read_stem_info(path)
-    design = info.design
+    assert depth is None or depth <= info.depth, (depth, info.depth)
+    design = info.design if depth is None else info.design.cut(depth)
     wanted = design.shapes(lm_head=lm_head and info.has_lm_head)
     with open_tensors(path) as file:
         mapped = {key: file.get_tensor(key) for key in wanted}

@@ -98,6 +98,10 @@ class MobileVLMDesign(StemDesign):
         """Dtype and hash; see `StemDesign.tower_of_student`."""
         return running_tower_hash(student) if isinstance(student, MobileVLM) else None
 
+    def cut(self, depth: int) -> "MobileVLMDesign":
+        """See `StemDesign.cut`."""
+        return MobileVLMDesign(self._config, depth)
+
     def build(self, weights: Mapping[str, Tensor], student: VisionLanguageModel | None = None) -> TeacherStem:
         """The stem; see `StemDesign.build`."""
         return TeacherStem(self._config, weights, depth=self._depth)

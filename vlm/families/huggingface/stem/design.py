@@ -123,6 +123,10 @@ class HuggingFaceDesign(StemDesign):
         dtype = str(student.tower_dtype).removeprefix("torch.")
         return dtype, hash_by_dtype(tower.named_parameters(), tower_settings(student.config.raw), [dtype])[dtype]
 
+    def cut(self, depth: int) -> "HuggingFaceDesign":
+        """See `StemDesign.cut`."""
+        return HuggingFaceDesign(self._config, depth)
+
     def build(self, weights: Mapping[str, Tensor], student: VisionLanguageModel | None = None) -> HuggingFaceStem:
         """The stem; see `StemDesign.build`."""
         rest, head = dict(weights), None

@@ -15,6 +15,7 @@ from alignkd.student_train.run.checks import compared_tokens
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
+from alignkd.vlm.families.stem import smallest_depth
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_head
@@ -36,7 +37,7 @@ def build_student(
     num_heads, hidden_size = teacher_heads(reader, job.train), reader.manifest.shapes.hidden_size
     layers = None if match is None else match.student_layers
     adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers)
-    stem, head = load_stem(job, reader, model)
+    stem, head = load_stem(job, reader, model, () if match is None else match.teacher_layers)
     if head is None:
         head = teacher_head(reader, job.train.losses)
     lora = job.trained.lora_settings
@@ -104,9 +105,12 @@ def _adapters(
 
 
 def load_stem(
-    job: TrainJob, reader: StoreReader, student: VisionLanguageModel
+    job: TrainJob, reader: StoreReader, student: VisionLanguageModel, layers: Sequence[int]
 ) -> tuple[StemTargets | None, Head | None]:
     """What computes the targets that are not stored, and the teacher's output head if the stem provides it.
+
+    Args:
+        layers: the teacher's layers whose attention is compared; the stem's layers after these are not loaded.
 
     Raises:
         InputError: the student's vision tower differs from that of the stem's teacher; else as `stem_of_run`.
@@ -116,7 +120,9 @@ def load_stem(
         return None, None
     if wanted != {"logits"}:
         check_same_tower(info, student)
-    stem = open_stem(info.path, lm_head="logits" in wanted, student=student)
+    needed = layers if "attention" in wanted else ()
+    depth = max([smallest_depth(info.config), *(layer + 1 for layer in needed)])
+    stem = open_stem(info.path, lm_head="logits" in wanted, student=student, depth=depth)
     head = stem.take_head()
     if wanted == {"logits"}:
         return None, head

@@ -113,7 +113,7 @@ def _run_steps(
             step = plan.step(state.step)
             engine.start_step(state.step)
             sources = plan.step_sources(step.positions, counts)
-            tally = StepTally(config.losses.weights_at(state.step / config.num_steps), counts(step.positions), sources)
+            tally = StepTally(step.weights, counts(step.positions), sources)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 

@@ -72,8 +72,8 @@ def _write(path: Path, plan: RunPlan, match: AttentionMatch, student: DistilledS
         weight, mean_map = _measured(student, match, place, batches)
         if not weight > 0:
             raise TrainError(
-                f"losses.attention_row_weights is {match.row_weights!r}, but the attention that layer {pair.student} of "
-                f"the student is compared with gives each row of {len(chosen)} samples the weight 0; choose other "
+                f"losses.attention_row_weights is {match.row_weights!r}, but what layer {pair.student} of the student "
+                f"is compared with gives each row of {len(chosen)} samples the weight 0; choose other "
                 "layers, or set it to 'none'"
             )
         tensors[f"{pair.student}.{_WEIGHT}"] = weight.cpu()

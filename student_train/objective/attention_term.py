@@ -66,8 +66,9 @@ def attention_elements(reader: StoreReader, student: ModelConfig, match: Attenti
         columns = reader.sequence_lengths - vision if kind == "tqt" else vision
         rows = rows + rows_of_kind * (reader.num_images if by_image and kind != "tqt" else 1)
         pairs = pairs + rows_of_kind * columns
-    elements = {"mse": pairs, "cosine": np.minimum(rows, 1)}.get(match.form, rows)
-    return len(match.pairs) * match.compared_heads(student.num_heads) * images * elements
+    elements: NDArray[np.int64] = {"mse": pairs, "cosine": np.minimum(rows, 1)}.get(match.form, rows)
+    elements = elements * (len(match.pairs) * match.compared_heads(student.num_heads)) * images
+    return elements
 
 
 @dataclass(frozen=True, kw_only=True)

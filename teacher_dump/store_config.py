@@ -19,6 +19,7 @@ from alignkd.storage.codecs.settings import (
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.targets import NamedTarget
 from alignkd.teacher_dump.attention_config import AttentionConfig, codec_or_layers
+from alignkd.teacher_dump.stem_config import StemConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
@@ -47,6 +48,7 @@ class StoreConfig(Settings):
             from_all` stores only the indices of the 16 and takes their embeddings from `vision_all`. `attention`,
             `vision_top` and `vision_all` may be `stem`: not stored, but computed in training from the stem, which the
             store then contains.
+        stem: depth of the stem that the store carries.
         logits: how the teacher's distribution at supervised positions is kept.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
@@ -64,6 +66,7 @@ class StoreConfig(Settings):
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
+    stem: StemConfig = StemConfig()
     logits: LogitsCodec = LogitsCodec()
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -144,6 +147,15 @@ class StoreConfig(Settings):
         """
         return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
 
+    def attention_layers(self, teacher: ModelConfig) -> tuple[int, ...]:
+        """The decoder layers whose attention is a target, in either form of `attention` and with any codec.
+
+        Raises:
+            InputError: see `further_targets`.
+        """
+        further = self.further_targets(teacher)
+        return further[0].layers if further else (teacher.attention_layer,)
+
     def codec_of(self, target: str) -> str:
         """The codec of `attention`, `vision_top` or `vision_all`; that of the attention in both of its forms."""
         codec: str | AttentionConfig = getattr(self, target)
@@ -153,6 +165,14 @@ class StoreConfig(Settings):
     def from_stem(self) -> tuple[str, ...]:
         """The targets that are not stored because the teacher's stem gives them."""
         return tuple(name for name in STEM_TARGETS if self.codec_of(name) == STEM)
+
+    def stem_depth(self, teacher: ModelConfig) -> int | None:
+        """The depth of the stem that the store carries; None if it carries none.
+
+        Raises:
+            InputError: see `StemConfig.depth_of` and `further_targets`.
+        """
+        return self.stem.depth_of(self.from_stem, self.further_targets(teacher), teacher)
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:

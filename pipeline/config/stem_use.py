@@ -5,6 +5,8 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import ModelConfig
+from alignkd.vlm.families.stem import smallest_depth
 from alignkd.vlm.stem.towers import same_tower, why_no_stem
 from alignkd.vlm.weights.hub import cached_checkpoint
 
@@ -19,6 +21,17 @@ def takes_from_stem(config: RunConfig) -> bool:
         target_source(config.store.codec_of(key), getattr(chosen, key), has_stem=has_stem) == "stem"
         for key in weighed & set(STEM_TARGETS)
     )
+
+
+def stem_depth_of(config: RunConfig, teacher: ModelConfig) -> int:
+    """Depth of the stem that gives every alignment target of a configuration, stored or not.
+
+    The store's stem may be deeper; training loads no more of it than it needs.
+
+    Raises:
+        InputError: see `StoreConfig.further_targets`.
+    """
+    return max(smallest_depth(teacher), 1 + max(config.store.attention_layers(teacher)))
 
 
 def tower_match(config: RunConfig) -> tuple[bool | None, str]:

@@ -25,11 +25,12 @@ from alignkd.storage.codecs.settings import (
 )
 from alignkd.storage.schema.attention_targets import attention_targets, with_codec
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
+from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.designs import design_or_reason
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
@@ -113,29 +114,45 @@ def bytes_by_codec(
 
 
 def bytes_by_profile(
-    data: DataSize, manifest: Manifest, entries_per_position: float, attachments: Mapping[str, int]
+    data: DataSize,
+    manifest: Manifest,
+    entries_per_position: float,
+    attachments: Mapping[str, int],
+    stem: int | None,
 ) -> dict[str, int]:
     """Profile -> bytes of the whole store.
 
     Args:
-        attachments: file -> bytes, including files that only some profiles need. Without a stem among them there is no
-            profile `stem`.
+        attachments: file -> bytes, including files that only some profiles need, but a stem only if every store of this
+            configuration carries it.
+        stem: bytes of the stem that gives every alignment target; None: there is no profile `stem`.
     """
     sizes = {}
     for name in PROFILES:
-        if name == STEM and STEM_FILE not in attachments:
+        if name == STEM and stem is None:
             continue
         other = with_codecs(manifest, **profile_codecs(name))
         files = attachments_of(attachments, other)
+        if name == STEM and stem is not None:
+            files[STEM_FILE] = stem
         entries = entries_per_position if manifest.codecs.logits.kind == "nucleus" else ASSUMED_NUCLEUS
         sizes[name] = store_size(data, other, entries_per_position=entries, attachments=files).total
     return sizes
 
 
-def attachment_bytes(teacher: TeacherConfig, model: PlannedModel, builder: Preparation | None) -> dict[str, int]:
-    """File -> bytes of every file that a store may contain next to its shards."""
-    config, stem = model.config, stem_bytes_on_disk(model.config, teacher, builder)
-    head = ELEMENT[teacher.dtype] * config.vocab_size * config.hidden_size + SAFETENSORS_HEADER_BYTES
+def attachment_bytes(config: RunConfig, model: PlannedModel, builder: Preparation | None) -> dict[str, int]:
+    """File -> bytes of the files that this store contains next to its shards, and of the teacher's head.
+
+    Raises:
+        InputError: the store carries a stem that the teacher does not have.
+    """
+    assert config.teacher is not None
+    teacher, sizes, depth = config.teacher, model.config, config.store.stem_depth(model.config)
+    stem = None if depth is None else stem_bytes_on_disk(sizes, teacher, builder, depth)
+    if depth is not None and stem is None:
+        reason = design_or_reason(sizes, depth)
+        raise InputError(f"{teacher.checkpoint}: the store carries the teacher's stem, but {reason}")
+    head = ELEMENT[teacher.dtype] * sizes.vocab_size * sizes.hidden_size + SAFETENSORS_HEADER_BYTES
     return {
         **_tokenizer_files(model, builder),
         LM_HEAD_FILE: head,
@@ -154,8 +171,8 @@ def _tokenizer_files(model: PlannedModel, builder: Preparation | None) -> dict[s
 
 def attachments_of(files: Mapping[str, int], manifest: Manifest) -> dict[str, int]:
     """Those of `files` (name -> bytes) that a store with these targets contains."""
-    carried = {LM_HEAD_FILE: manifest.codecs.logits.kind == "hidden", STEM_FILE: bool(manifest.from_stem)}
-    return {name: size for name, size in files.items() if carried.get(name, True)}
+    has_head = manifest.codecs.logits.kind == "hidden"
+    return {name: size for name, size in files.items() if has_head or name != LM_HEAD_FILE}
 
 
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:

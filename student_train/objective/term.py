@@ -20,7 +20,7 @@ from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
@@ -45,7 +45,7 @@ class ForwardPass:
     adapters: Adapters
     vision_PD: Tensor
     hidden_BLD: Tensor
-    first_layer: FirstLayer
+    first_layer: AttentionLayer
     attention_chunk_bytes: int
 
     @property

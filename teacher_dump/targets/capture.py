@@ -21,8 +21,8 @@ from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
-from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.attention.focus import vision_top_index
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
 from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
@@ -156,7 +156,7 @@ class Capture:
         self,
         samples: Sequence[Prepared],
         rows: Sequence[int],
-        first_layer: FirstLayer | None,
+        first_layer: AttentionLayer | None,
         images: dict[ImageKey, SeenImage],
     ) -> list[tuple[HostArrays | None, HostArrays | None]]:
         """Attention and `vision_top` of each sample that has an image; `rows` are its rows in the batch."""
@@ -207,7 +207,7 @@ class Capture:
         self,
         maps: Sequence[PositionMap],
         samples: Sequence[int],
-        first_layer: FirstLayer,
+        first_layer: AttentionLayer,
         pairs: AttentionPairs,
     ) -> list[Tensor]:
         """First-layer attention float32 [Ht, R, C] of each of the `samples` of the batch."""

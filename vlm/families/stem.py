@@ -1,4 +1,4 @@
-"""The interface of a stem: what gives a teacher's first-layer attention and vision embeddings without the teacher.
+"""The interface of a stem: what gives attention of first layers and vision embeddings without the teacher.
 
 A `StemDesign` says what the stem of one teacher consists of; a `Stem` holds the tensors and computes targets from the
 output of the student's frozen vision tower, which must be the teacher's too.
@@ -8,14 +8,14 @@ teacher, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Checkpoint, Head, ModelConfig, Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import SequenceBatch
 
@@ -86,11 +86,19 @@ class Stem(nn.Module, ABC):
     def vision(self, features: Any) -> Vision:
         """The teacher's encoded images for `Vision.features` of a student with the same tower, without gradient."""
 
+    @property
     @abstractmethod
-    def first_layer(self, batch: SequenceBatch, text: TextRows, vision: Vision | None) -> FirstLayer:
-        """Queries and keys of the teacher's first layer that has attention, without gradient.
+    def depth(self) -> int:
+        """Number of the teacher's decoder layers, from 0, whose attention the stem gives."""
+
+    @abstractmethod
+    def attention_layers(
+        self, batch: SequenceBatch, text: TextRows, vision: Vision | None, layers: Sequence[int]
+    ) -> Mapping[int, AttentionLayer]:
+        """Queries and keys of the teacher's layers, without gradient.
 
         Args:
+            layers: numbers below `depth` of layers that have attention; the keys of the result.
             batch: as for `VisionLanguageModel.hidden_states`.
             text: the rows of `batch.input_ids_BL`.
             vision: all images of the batch, as the teacher encodes them; None if it has none.

@@ -9,7 +9,7 @@ Shapes: B samples, L positions, I images, P vision tokens of all images, R rows,
 vocabulary, N supervised positions, d size of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from alignkd.vlm.attention.attention_rows import RowInputs
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, Vision
 from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention, first_layer_inputs
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
@@ -73,9 +73,18 @@ class TeacherStem(Stem):
             embeddings_PD=embeddings_PD, tokens_of_image=(len(embeddings_PD) // len(features),) * len(features)
         )
 
-    def first_layer(self, batch: SequenceBatch, text: TextRows, vision: Vision | None) -> FirstLayer:
-        """The teacher's layer 0; see `Stem.first_layer`."""
-        return _EmbeddedLayer(self.model, self.embed(text, batch, None if vision is None else vision.embeddings_PD))
+    @property
+    def depth(self) -> int:
+        """See `Stem.depth`."""
+        return 1
+
+    def attention_layers(
+        self, batch: SequenceBatch, text: TextRows, vision: Vision | None, layers: Sequence[int]
+    ) -> dict[int, AttentionLayer]:
+        """The teacher's layer 0; see `Stem.attention_layers`."""
+        assert list(layers) == [0], layers
+        embeds_BLD = self.embed(text, batch, None if vision is None else vision.embeddings_PD)
+        return {0: _EmbeddedLayer(self.model, embeds_BLD)}
 
     @torch.no_grad()
     def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_PD: Tensor | None) -> Tensor:
@@ -132,7 +141,7 @@ def stem_sizes(config: VLMConfig, dtype: torch.dtype, *, lm_head: bool) -> StemS
 
 
 @dataclass
-class _EmbeddedLayer(FirstLayer):
+class _EmbeddedLayer(AttentionLayer):
     """Layer 0 of a decoder on spliced embeddings: the queries of rows are computed when rows are asked for."""
 
     model: nn.Module

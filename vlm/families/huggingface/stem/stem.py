@@ -3,7 +3,7 @@
 Shapes: L positions, P vision tokens of all images, U different token ids of a batch, Dt hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, Vision
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig
 from alignkd.vlm.families.huggingface.model.model import HuggingFaceModel
@@ -81,9 +81,17 @@ class HuggingFaceStem(Stem):
         tower.outputs.extend(features.outputs)
         return encoder.encode(features.images, features.samples, self.dtype)
 
+    @property
+    def depth(self) -> int:
+        """See `Stem.depth`."""
+        return self._kept[0].config.attention_layer + 1
+
     @torch.no_grad()
-    def first_layer(self, batch: SequenceBatch, text: TextRows, vision: Vision | None) -> FirstLayer:
-        """The teacher's first layer with attention; see `Stem.first_layer`."""
+    def attention_layers(
+        self, batch: SequenceBatch, text: TextRows, vision: Vision | None, layers: Sequence[int]
+    ) -> dict[int, AttentionLayer]:
+        """The teacher's first layer with attention; see `Stem.attention_layers`."""
+        assert list(layers) == [self._kept[0].config.attention_layer], layers
         model = self._kept[0]
         model.model.get_input_embeddings().weight = nn.Parameter(text.rows_UD, requires_grad=False)
         self._text = text
@@ -91,7 +99,7 @@ class HuggingFaceStem(Stem):
         with recorded_layers([model.first_attention], stops=True) as (layer,), suppress(PassStopped):
             model.model.base_model(**model.decoder_inputs(batch, vision), use_cache=False, return_dict=True)
         self._text = None
-        return layer
+        return {layers[0]: layer}
 
     def take_head(self) -> Head | None:
         """The output head; see `Stem.take_head`."""

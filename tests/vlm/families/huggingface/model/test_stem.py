@@ -8,7 +8,7 @@ import tiny_families
 import torch
 from torch import Tensor
 
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.huggingface.stem.cut import WITH_STEM
 from alignkd.vlm.families.open import open_checkpoint
@@ -28,7 +28,7 @@ WITHOUT = {
 }
 
 
-def attention_of(layer: FirstLayer, batch: SequenceBatch) -> Tensor:
+def attention_of(layer: AttentionLayer, batch: SequenceBatch) -> Tensor:
     """All rows of all samples, 0 where padded."""
     every = torch.arange(batch.input_ids_BL.shape[1]).expand_as(batch.input_ids_BL)
     real = (every < batch.lengths_B[:, None])[:, None, :, None]
@@ -51,7 +51,8 @@ def test_equal_to_the_live_teacher(name: str, cases: dict[str, Any], tmp_path: P
     assert found.tokens_of_image == expected.tokens_of_image
     torch.testing.assert_close(found.embeddings_PD, expected.embeddings_PD, rtol=0, atol=0)
     text = stem.table.rows(batch.input_ids_BL.masked_fill(batch.vision_mask_BL, 0))
-    own = stem.first_layer(batch, text, found)
+    number = stem.depth - 1
+    own = stem.attention_layers(batch, text, found, [number])[number]
     torch.testing.assert_close(attention_of(own, batch), attention_of(layer, batch), rtol=0, atol=1e-7)
     assert not list(stem.parameters()) and not stem.state_dict()
     # only what a pass to the layer needs

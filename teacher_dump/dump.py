@@ -22,11 +22,7 @@ from alignkd.teacher_dump.operation.memory_faults import in_halves
 from alignkd.teacher_dump.operation.retry import may_be_retried, shards_to_retry
 from alignkd.teacher_dump.operation.shard_thread import Done, Finished, Outcome, ShardThread
 from alignkd.teacher_dump.operation.unusable import does_not_fit, why_none
-from alignkd.teacher_dump.preparation import (
-    PlannedWindow,
-    PreparationThreads,
-    Window,
-)
+from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads, Window
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 from alignkd.vlm.data.sample import Sample
@@ -86,8 +87,6 @@ class Conversation:
 
 def next_question(turns: Sequence[Turn]) -> int | None:
     """Position of the first human turn that no answer follows; None if all are answered."""
-    following = [*(turn.speaker for turn in turns[1:]), ""]
-    for place, (turn, after) in enumerate(zip(turns, following, strict=True)):
-        if turn.speaker == "human" and after != "gpt":
-            return place
-    return None
+    speakers = [*(turn.speaker for turn in turns), ""]
+    places = (n for n, pair in enumerate(pairwise(speakers)) if pair[0] == "human" and pair[1] != "gpt")
+    return next(places, None)

@@ -178,19 +178,19 @@ def read_generation(path: Path) -> dict[str, Any]:
     file = path / GENERATION
     try:
         found = json.loads(read_regular(file))
-        if found["version"] != VERSION:
-            raise InputError(
-                f"{file}: version is {found['version']!r:.40}, this alignkd reads {VERSION}; update alignkd"
-            )
-        counts = (found["num_samples"], found["shard_size"], found["settings"]["samples_per_question"])
-        if not all(type(count) is int and count > 0 for count in counts):
-            raise ValueError(f"counts are {counts}, expected numbers above 0")
+        version = found["version"]
+        if version == VERSION:
+            counts = (found["num_samples"], found["shard_size"], found["settings"]["samples_per_question"])
+            if not all(type(count) is int and count > 0 for count in counts):
+                raise ValueError(f"counts are {counts}, expected numbers above 0")
     except OSError as error:
         raise unreadable(file, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file}: not written by `alignkd generate` ({one_line(error)[:80]}); choose another folder"
         ) from error
+    if version != VERSION:
+        raise InputError(f"{file}: version is {version!r:.40}, this alignkd reads {VERSION}; update alignkd")
     return dict(found)
 
 

@@ -60,8 +60,9 @@ class AnswerFolder:
 
     def __init__(self, path: Path, generation: Mapping[str, Any]) -> None:
         self.path, self.generation = path, generation
-        self._num_samples, self._shard_size = generation["num_samples"], generation["shard_size"]
-        self._entries_per_sample = generation["settings"]["samples_per_question"]
+        self._num_samples: int = generation["num_samples"]
+        self._shard_size: int = generation["shard_size"]
+        self._entries_per_sample: int = generation["settings"]["samples_per_question"]
 
     @classmethod
     def open(cls, path: Path, generation: Mapping[str, Any]) -> "AnswerFolder":

@@ -218,7 +218,7 @@ class RunConfig(DataAndTeacher):
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
-            if key != "logits" and getattr(self.store, key) == "stem" and getattr(targets, key) == "stored"
+            if key != "logits" and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
         ]
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
@@ -232,7 +232,7 @@ class RunConfig(DataAndTeacher):
         assert self.train is not None
         if key == "logits":
             return self.store.logits.kind == "none"
-        codec, chosen = getattr(self.store, key), getattr(self.train.targets, key)
+        codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
 

@@ -11,10 +11,11 @@ from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.runs.dump_report import MAX_LISTED
 from alignkd.pipeline.runs.worker import own_device, worker_control
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
-from alignkd.teacher_dump.generate.folder import ANSWERS, GENERATION, SHARDS
+from alignkd.teacher_dump.generate.folder import SHARDS
 from alignkd.teacher_dump.generate.generate import generate_answers
 from alignkd.teacher_dump.generate.job import GenerateResult
 from alignkd.teacher_dump.operation.workers import Worker, worker_of
+from alignkd.vlm.data.formats.paths import ANSWERS_FOLDER, GENERATION_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +73,11 @@ def result_lines(result: GenerateResult, output: Path) -> Iterator[str]:
     )
     if not result.shards_left:
         images = "" if result.images is None else f", images: {result.images}"
-        yield f"take the answers by `data: {{conversations: {output / ANSWERS}{images}}}`"
+        yield f"take the answers by `data: {{conversations: {output}{images}}}`"
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether a generation made the folder, perhaps another worker that has just begun."""
-    made = {GENERATION, ANSWERS, SHARDS}
+    made = {GENERATION_FILE, ANSWERS_FOLDER, SHARDS}
     names = [entry.name for entry in folder.iterdir()]
-    return GENERATION in names or all(name in made or name.startswith(TEMPORARY_PREFIX) for name in names)
+    return GENERATION_FILE in names or all(name in made or name.startswith(TEMPORARY_PREFIX) for name in names)

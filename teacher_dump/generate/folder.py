@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from alignkd.disk.opening import read_regular
 from alignkd.storage.errors import disk_errors
 from alignkd.storage.files.exclusive import create_exclusively, remove_leftovers, replace_durably
+from alignkd.vlm.data.formats.paths import ANSWERS_FOLDER, GENERATION_FILE
 from alignkd.vlm.errors import InputError, one_line, unreadable
 
-GENERATION, ANSWERS, SHARDS = "generation.json", "answers", "shards"
+SHARDS = "shards"
 VERSION = 1
 # entries that identify nothing
 _INFORMATION = ("created_with",)
@@ -73,9 +74,9 @@ class AnswerFolder:
             StoreError: it cannot be written.
         """
         with disk_errors(f"answers {path}"):
-            for name in (ANSWERS, SHARDS):
+            for name in (ANSWERS_FOLDER, SHARDS):
                 (path / name).mkdir(parents=True, exist_ok=True)
-            file = path / GENERATION
+            file = path / GENERATION_FILE
             if not file.exists():
                 content = json.dumps(generation, indent=1, ensure_ascii=False) + "\n"
                 create_exclusively(file, content.encode(), path)
@@ -164,7 +165,7 @@ class AnswerFolder:
         return self.path / name
 
     def _answers(self, shard: int) -> Path:
-        return self.path / ANSWERS / f"{shard:08d}.jsonl"
+        return self.path / ANSWERS_FOLDER / f"{shard:08d}.jsonl"
 
     def _report(self, shard: int) -> Path:
         return self.path / SHARDS / f"{shard:08d}.json"
@@ -176,7 +177,7 @@ def read_generation(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, or not such a file.
     """
-    file = path / GENERATION
+    file = path / GENERATION_FILE
     try:
         found = json.loads(read_regular(file))
         version = found["version"]

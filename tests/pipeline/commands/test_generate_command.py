@@ -64,7 +64,7 @@ def test_what_the_command_prints(config: Path, alignkd_here: Alignkd, tmp_path: 
     assert missing.returncode == 1 and missing.stderr.count("\n") == 1 and "generation.json" in missing.stderr
     done = alignkd_here("generate", config)
     assert done.returncode == 0 and "wrote 2 shards: 4 entries of 4 samples with 7 answers" in done.stdout
-    assert f"data: {{conversations: {tmp_path / 'teacher-answers' / 'answers'}, images: " in done.stdout
+    assert f"data: {{conversations: {tmp_path / 'teacher-answers'}, images: " in done.stdout
     assert "nothing left to do: 4 entries" in alignkd_here("generate", config).stdout
     status = alignkd_here("generate", "--status", tmp_path / "teacher-answers")
     assert status.stdout.startswith(
@@ -138,7 +138,7 @@ def test_families_of_transformers(
     assert list(map(answers_of, alone)) == list(map(answers_of, together))
     assert len(together) == len(given)
     images = sections["data"]["images"]
-    sections["data"] = {"conversations": str(tmp_path / "batch-8" / "answers"), "images": images, "max_tokens": 4096}
+    sections["data"] = {"conversations": str(tmp_path / "batch-8"), "images": images, "max_tokens": 4096}
     sections["store"] = {"path": str(tmp_path / "store"), **SMALL_STORE}
     del sections["generate"]
     dumped = alignkd_here("dump", write_yaml(tmp_path / "run.yaml", sections), "--json")

@@ -148,7 +148,7 @@ def test_a_dump_takes_the_answers(make_job: MakeJob, golden_images: Path, teache
     generate_answers(job, teacher)
     store = StoreConfig(path=tmp_path / "store", attention="none", vision_top="none", vision_all="none")
     teacher_config = job.teacher.model_copy(update={"sanity": "off"})
-    data = (DataSet(path=tmp_path / "out" / "answers", images=golden_images),)
+    data = (DataSet(path=tmp_path / "out", images=golden_images),)
     dump(DumpJob(data=data, template="v1", max_tokens=None, teacher=teacher_config, store=store), teacher)
     reader = StoreReader(tmp_path / "store")
     assert not reader.quarantined
@@ -283,7 +283,7 @@ def test_data_sets_with_image_folders_of_their_own(
         sets.append(DataSet(path=tmp_path / f"{number}.json", images=folder, answers="missing"))
     result = generate_answers(replace(make_job(), data=tuple(sets)), teacher)
     assert result.images == str(tmp_path / "pictures")
-    answers = open_data(DataSet(path=tmp_path / "out" / "answers", images=tmp_path / "pictures"))
+    answers = open_data(DataSet(path=tmp_path / "out", images=tmp_path / "pictures"))
     assert [sample.images for sample in answers] == [(f"{n}/{questions[n]['image']}",) for n in range(2)]
     assert all((tmp_path / "pictures" / sample.images[0]).exists() for sample in answers)
 

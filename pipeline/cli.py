@@ -11,6 +11,7 @@ COMMANDS = (
     "data",
     "demo",
     "dump",
+    "generate",
     "models",
     "plan",
     "report",

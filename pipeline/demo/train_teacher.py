@@ -241,15 +241,14 @@ def tokenized(turns: Conversation, builder: MobileVLMPreparation) -> Example:
 
 @torch.no_grad()
 def evaluate(model: MobileVLM, builder: MobileVLMPreparation, num: int = 400) -> str:
-    """Share of right answers to questions about `development` handwriting, per type; all answer tokens must be argmax."""
+    """Share of right answers about `development` handwriting by type of question; all answer tokens must be argmax."""
     scenes = SceneSet(num, EVALUATION_SEED, "development", builder)
     features = tower_features(model, scenes)
     rng = np.random.default_rng(EVALUATION_SEED)
     shares: dict[str, float] = {}
     for name in SCENE_QUESTION_TYPES:
         examples = [
-            tokenized(conversation([ask_scene(name, scene, rng)], with_image=True), builder)
-            for scene in scenes.scenes
+            tokenized(conversation([ask_scene(name, scene, rng)], with_image=True), builder) for scene in scenes.scenes
         ]
         batch = collate_sequences(examples)
         hidden = model.hidden_states(batch, model.project(features.float()))

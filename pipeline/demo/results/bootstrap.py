@@ -2,7 +2,9 @@
 
 A draw resamples the seeds with replacement, and independently the scenes: questions about one scene are not independent
 of each other, so a scene is drawn with all its questions. All rows and the teacher get the same draw, because students
-of one seed share their weights and batches, and all models answer the same questions.
+of one seed share their weights and batches, and all models answer the same questions. The intervals are rather too
+wide than too narrow: resampling two factors counts the noise of single answers up to three times (Owen, The pigeonhole
+bootstrap, 2007).
 
 The percentile interval of few seeds is too narrow, since the spread of a resample of n values is that of the values
 times sqrt((n - 1) / n), and since the normal distribution stands for Student's t. The percentiles are therefore moved

@@ -10,17 +10,15 @@ and an unfinished training continues from its checkpoint. The pool `test` is not
 """
 
 import json
-import platform
-import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
 import click
-from demo_trials import GRIDS, SEEDS, Entry, Trial, TrialLog, chosen, first_round, second_round
+from demo_trials import GRIDS, SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from json_lines_log import Entry, versions
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
@@ -43,7 +41,6 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.devices import hide_gpus
 
 LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
-REPOSITORY = Path(__file__).parents[1]
 
 
 @click.command()
@@ -141,13 +138,6 @@ def finished(folder: DemoFolder, settings: DemoSettings, trial: Trial) -> Entry:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": trial.config(settings),
     }
-
-
-def versions() -> Mapping[str, str]:
-    """Versions of what computes, and the commit of this repository if git knows it."""
-    git = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    commit = {"commit": git.stdout.strip()} if git.returncode == 0 else {}
-    return {"alignkd": version("alignkd"), "torch": version("torch"), "python": platform.python_version(), **commit}
 
 
 def listed(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[str]:

@@ -6,7 +6,6 @@ Accuracy is that on the questions of the pool `development` that need the pictur
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,11 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from json_lines_log import JsonLinesLog
+
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import EVERYTHING, SUPERVISED_ONLY, Recipe
 from alignkd.pipeline.demo.run_config import run_config
 from alignkd.pipeline.demo.settings import DemoSettings
-from alignkd.vlm.errors import InputError
 
 SEEDS = (100, 101, 102)
 SETTINGS_PER_ROW = 8
@@ -91,55 +91,26 @@ class Trial:
         return folder.student(self.recipe.name, self.seed)
 
     def config(self, settings: DemoSettings) -> dict[str, Any]:
-        """The sections `store` and `train` of the student, without paths and without terms of weight 0."""
-        folder = DemoFolder(Path("/"))
-        found = run_config(folder, settings, self.recipe, self.student(folder))
-        losses = {key: value for key, value in found["train"]["losses"].items() if value != 0}
-        return {
-            "store": {key: value for key, value in found["store"].items() if key != "path"},
-            "train": {key: value for key, value in found["train"].items() if key != "output"} | {"losses": losses},
-        }
+        """`config_of` this trial's recipe."""
+        return config_of(self.recipe, settings, self.seed)
 
 
-Entry = dict[str, Any]
-"""A line of the log: row, setting, seed, config, steps, accuracy, by_type, questions, seconds, versions, date."""
+def config_of(recipe: Recipe, settings: DemoSettings, seed: int) -> dict[str, Any]:
+    """The sections `store` and `train` of a student, without paths and without terms of weight 0."""
+    folder = DemoFolder(Path("/"))
+    found = run_config(folder, settings, recipe, folder.student(recipe.name, seed))
+    losses = {key: value for key, value in found["train"]["losses"].items() if value != 0}
+    return {
+        "store": {key: value for key, value in found["store"].items() if key != "path"},
+        "train": {key: value for key, value in found["train"].items() if key != "output"} | {"losses": losses},
+    }
 
 
-@dataclass(frozen=True)
-class TrialLog:
-    """The log of all finished trials, one JSON object per line, in the order of their ends."""
+class TrialLog(JsonLinesLog):
+    """The log of all finished trials, in the order of their ends.
 
-    path: Path
-
-    def entries(self) -> list[Entry]:
-        """All lines.
-
-        Raises:
-            InputError: a line is not a JSON object.
-        """
-        if not self.path.is_file():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
-
-    def _parsed(self, number: int, line: str) -> Entry:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict):
-            raise InputError(
-                f"{self.path}: line {number}: expected a JSON object, found {line[:40]!r}; remove the line"
-            )
-        return entry
-
-    def append(self, entry: Entry) -> None:
-        """Add a line and force it to disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    A line has row, setting, seed, config, steps, accuracy, by_type, pool, questions, seconds, versions, date.
+    """
 
     def accuracies(self, trials: Iterable[Trial], settings: DemoSettings) -> dict[Trial, float]:
         """Accuracy of the trials that have ended with exactly these settings; of several lines the last counts."""

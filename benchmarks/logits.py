@@ -7,8 +7,8 @@ Two figures for every choice of `store.logits`, each computed with the code of d
 * the cosine between the gradient of eq. 6 on the student's logits and the exact one, for synthetic teachers with a
   vocabulary of 32,000 at several entropies, and for the demo's trained teacher with a supervised student on
   handwriting of the pool `development`;
-* the accuracy on development questions of the demo's students that learn from labels and logits, `--seeds` of each choice
-  (about a minute each on two cores); an interrupted run resumes.
+* the accuracy on development questions of the demo's students that learn from labels and logits, `--seeds` of each
+  choice (about a minute each on two cores); an interrupted run resumes.
 
 Writes tables (markdown, to stdout), `logits.json` and `logits.png` into the folder.
 """

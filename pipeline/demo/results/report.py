@@ -34,21 +34,9 @@ def make_report(
     `accuracy` counts the questions that need the picture; `by_type` has every type of question.
     """
     teacher = read_evaluation(folder.teacher_evaluation)
-    rows = {row.name: [read_evaluation(student.evaluation) for student in group] for row, group in students.items()}
-    partners = {row.name: row.partner for row in students}
-    found = intervals(rows, teacher, base=SUPERVISED, partners=partners)
+    rows = {row: [read_evaluation(student.evaluation) for student in group] for row, group in students.items()}
     return {
-        "teacher": _single(teacher),
-        "majority": _single(without_looking(folder.training_set.conversations, teacher)),
-        "students": {
-            row.name: {
-                "label": row.label,
-                "steps": steps_of(row, settings),
-                **_student(rows[row.name]),
-                **_compared(row.partner, *found.get(row.name, (None, None))),
-            }
-            for row in students
-        },
+        **accuracies(rows, teacher, settings, folder.training_set.conversations),
         "settings": {
             **options,
             **asdict(settings),
@@ -57,9 +45,34 @@ def make_report(
             "machine": _machine(),
         },
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
-        "stores": {
-            store.name: _store(folder.store(store))
-            for store in {row.store.name: row.store for row in students}.values()
+        "stores": {name: _store(folder.store(store)) for name, store in _stores(students).items()},
+    }
+
+
+def accuracies(
+    rows: Mapping[Recipe, Sequence[Evaluation]], teacher: Evaluation, settings: DemoSettings, training_set: Path
+) -> dict[str, Any]:
+    """The part of the report that the tables show.
+
+    Args:
+        rows: row -> one evaluation per seed, all on the questions of `teacher`; the supervised row is among them.
+        teacher: the teacher's answers.
+        settings: preset of the demo.
+        training_set: conversations whose most frequent answers are the baseline.
+    """
+    named = {row.name: evaluations for row, evaluations in rows.items()}
+    found = intervals(named, teacher, base=SUPERVISED, partners={row.name: row.partner for row in rows})
+    return {
+        "teacher": _single(teacher),
+        "majority": _single(without_looking(training_set, teacher)),
+        "students": {
+            row.name: {
+                "label": row.label,
+                "steps": steps_of(row, settings),
+                **_student(evaluations),
+                **_compared(row.partner, *found.get(row.name, (None, None))),
+            }
+            for row, evaluations in rows.items()
         },
     }
 

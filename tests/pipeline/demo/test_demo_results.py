@@ -109,7 +109,7 @@ def test_answers_to_other_questions_are_not_taken(tmp_path: Path, questions: Dat
     )
     other = DatasetFiles(conversations=tmp_path / "other.json", images=questions.images)
     other.conversations.write_text(questions.conversations.read_text() + "\n")
-    with pytest.raises(InputError, match="teacher was evaluated on questions .*other.json is"):
+    with pytest.raises(InputError, match=r"teacher was evaluated on questions .*other\.json is"):
         log.evaluations(opening, other)
 
 

@@ -25,10 +25,10 @@ from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.preparation import PreparationThreads
-from alignkd.teacher_dump.targets import capture, distribution, most_likely
-from alignkd.vlm.attention import first_layer
+from alignkd.teacher_dump.targets import attention, capture, distribution, most_likely
+from alignkd.vlm.attention import layer as attention_layer
 from alignkd.vlm.families.mobilevlm.inputs import images
-from alignkd.vlm.families.mobilevlm.model.attention import LlamaFirstLayer
+from alignkd.vlm.families.mobilevlm.model.attention import LlamaAttentionLayer
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
 FORWARD = ("tower and projector", "decoder", "splicing", "lm_head")
@@ -41,10 +41,10 @@ PARTS = (
     (distribution, "keep_nucleus", "nucleus: entries and tail"),
     (most_likely, "_on_host", "nucleus: softmax, rest"),
     (most_likely, "select", "nucleus: most probable tokens"),
-    (LlamaFirstLayer, "row_inputs", "attention: rotation"),
-    (first_layer, "attention_rows", "attention: rows"),
-    (capture, "encode", "encoding"),
-    (capture, "vision_top_index", "focus"),
+    (LlamaAttentionLayer, "row_inputs", "attention: rotation"),
+    (attention_layer, "attention_rows", "attention: rows"),
+    (attention, "encode", "encoding"),
+    (attention, "vision_top_index", "focus"),
     (capture.Capture, "__call__", "indices and copies"),
     (PreparationThreads, "_prepare", "reading, tokens, hashes"),
     (images, "decode_image", "image: decoding"),

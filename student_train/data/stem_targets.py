@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
-from alignkd.vlm.attention.first_layer import FirstLayer
 from alignkd.vlm.attention.focus import vision_top_index
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.stem import EmbeddingTable, Stem
 
 
@@ -60,7 +60,8 @@ class StemTargets(nn.Module):
         filled: dict[str, Any] = {"vision_all_PD": EncodedTensor.plain(vision_PD)} if "vision_all" in wanted else {}
         if not wanted & {"attention", "vision_top"}:
             return replace(batch, **filled)
-        layer = self.stem.first_layer(batch.sequences, inputs.text, vision)
+        number = self.stem.attention_layer
+        layer = self.stem.attention_layers(batch.sequences, inputs.text, vision, [number])[number]
         attention_BHRC = None
         if "attention" in wanted and batch.attention is not None:
             attention_BHRC = self._attention(batch.attention, layer)
@@ -74,7 +75,7 @@ class StemTargets(nn.Module):
             filled |= _top_tokens(places, inputs.vision_tokens_S, tqv_BHQP, vision_PD)
         return replace(batch, **filled)
 
-    def _attention(self, places: AttentionTargets, layer: FirstLayer) -> Tensor:
+    def _attention(self, places: AttentionTargets, layer: AttentionLayer) -> Tensor:
         return layer.attention(places.rows_BR, places.cols_BC, places.samples_B, chunk_bytes=self.chunk_bytes)
 
 

@@ -20,7 +20,7 @@ from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
@@ -45,7 +45,7 @@ class ForwardPass:
     adapters: Adapters
     vision_PD: Tensor
     hidden_BLD: Tensor
-    first_layer: FirstLayer
+    first_layer: AttentionLayer
     attention_chunk_bytes: int
 
     @property
@@ -79,6 +79,7 @@ class HeadInputs:
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
         on_support: whether the logit loss compares the teacher's kept tokens alone.
+        label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
     """
 
     labels_N: Tensor
@@ -88,6 +89,7 @@ class HeadInputs:
     divergence: Divergence
     temperature: float
     on_support: bool = False
+    label_factors_N: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ columns of the head.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
@@ -50,8 +50,16 @@ class ModelConfig(Protocol):
         """Tokens per image; None if they depend on the image."""
 
     @property
+    def num_layers(self) -> int:
+        """Layers of the decoder."""
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Numbers of the decoder layers that have attention, from 0; not all layers of a hybrid model have."""
+
+    @property
     def attention_layer(self) -> int:
-        """Number of the first decoder layer that has attention."""
+        """The first of `attention_layers`."""
 
     @property
     def max_positions(self) -> int:
@@ -195,8 +203,19 @@ class VisionLanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def watched_first_layer(self) -> AbstractContextManager[FirstLayer]:
-        """Record the first attention layer's queries and keys, with gradient, when `hidden_states` runs inside."""
+    def watched_layers(self, layers: Sequence[int]) -> AbstractContextManager[Mapping[int, AttentionLayer]]:
+        """Record queries and keys of decoder layers, with gradient, when `hidden_states` runs inside.
+
+        Args:
+            layers: numbers of `ModelConfig.attention_layers`; the keys of the result.
+        """
+
+    @contextmanager
+    def watched_first_layer(self) -> Iterator[AttentionLayer]:
+        """`watched_layers` of the first layer that has attention."""
+        number = self.config.attention_layer
+        with self.watched_layers([number]) as layers:
+            yield layers[number]
 
     @property
     @abstractmethod

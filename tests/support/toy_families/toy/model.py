@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkd.vlm.attention.attention_rows import RowInputs
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example
@@ -24,6 +24,8 @@ class ToyConfig:
     num_heads: int
     vocab_size: int
     vision_tokens: None = None
+    num_layers: int = 1
+    attention_layers: tuple[int, ...] = (0,)
     attention_layer: int = 0
     max_positions: int = 512
     pads_vocabulary: bool = True
@@ -94,8 +96,9 @@ class ToyModel(VisionLanguageModel):
         return states_BLD
 
     @contextmanager
-    def watched_first_layer(self) -> Iterator["ToyFirstLayer"]:
-        first, layer = ToyFirstLayer(), self.layers[0]
+    def watched_layers(self, layers: Sequence[int]) -> Iterator[dict[int, "ToyAttentionLayer"]]:
+        assert list(layers) == [0]
+        first, layer = ToyAttentionLayer(), self.layers[0]
         assert isinstance(layer, _Layer)
 
         def keep(name: str) -> Any:
@@ -106,7 +109,7 @@ class ToyModel(VisionLanguageModel):
             layer.k_proj.register_forward_hook(keep("key_BHLd")),
         ]
         try:
-            yield first
+            yield {0: first}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -135,7 +138,7 @@ class ToyModel(VisionLanguageModel):
 
 
 @dataclass
-class ToyFirstLayer(FirstLayer):
+class ToyAttentionLayer(AttentionLayer):
     query_BHLd: Tensor | None = None
     key_BHLd: Tensor | None = None
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from alignkd.vlm.errors import InputError, one_line
-from alignkd.vlm.families.huggingface.model.parts import attention_layer_of, layers_of, text_config_of
+from alignkd.vlm.families.huggingface.model.parts import attention_layers_of, layers_of, text_config_of
 from alignkd.vlm.families.huggingface.model.quiet import quiet
 
 # Images have been given to a model as already encoded (`mm_encoder_outputs`) since this version.
@@ -27,7 +27,7 @@ class HuggingFaceConfig:
         hidden_size: D, of the decoder.
         vocab_size: V, rows of the head.
         vision_tokens: always None: the number of tokens of an image depends on the image in general.
-        attention_layer: number of the first decoder layer that has attention.
+        attention_layers: numbers of the decoder layers that have attention.
         max_positions: maximum sequence length.
         num_layers: layers of the decoder.
         num_parameters: parameters of the whole model; a matrix that embedding and head share counts once.
@@ -38,7 +38,7 @@ class HuggingFaceConfig:
     num_heads: int
     hidden_size: int
     vocab_size: int
-    attention_layer: int
+    attention_layers: tuple[int, ...]
     max_positions: int
     num_layers: int
     num_parameters: int
@@ -49,6 +49,11 @@ class HuggingFaceConfig:
     def pads_vocabulary(self) -> bool:
         """True: rows of the head after the tokenizer's entries are padding."""
         return True
+
+    @property
+    def attention_layer(self) -> int:
+        """The first of `attention_layers`."""
+        return self.attention_layers[0]
 
     @property
     def model_type(self) -> str:
@@ -77,12 +82,12 @@ def sizes_of(raw: Any, path: Path) -> HuggingFaceConfig:
     """
     model = empty_model(raw, path)
     text = text_config_of(raw)
-    layer, head = attention_layer_of(model), model.get_output_embeddings()
+    layers, head = attention_layers_of(model), model.get_output_embeddings()
     lacking = [
         what
         for what, there in (
             ("get_image_features", hasattr(model.base_model, "get_image_features")),
-            ("decoder layers with self_attn", layer is not None),
+            ("decoder layers with self_attn", bool(layers)),
             ("a head", head is not None and hasattr(head, "weight")),
             ("image_token_id", _image_token(raw) is not None),
             ("an own base model", model.base_model is not model),
@@ -90,7 +95,7 @@ def sizes_of(raw: Any, path: Path) -> HuggingFaceConfig:
         )
         if not there
     ]
-    if layer is None or lacking:
+    if lacking:
         raise InputError(
             f"{path}: model_type {raw.model_type!r} has no {', no '.join(lacking)}; supported are models whose images "
             "become tokens of a decoder, such as Qwen2.5-VL, Gemma 3, LLaVA or InternVL, from transformers "
@@ -101,7 +106,7 @@ def sizes_of(raw: Any, path: Path) -> HuggingFaceConfig:
         num_heads=int(text.num_attention_heads),
         hidden_size=int(text.hidden_size),
         vocab_size=int(head.weight.shape[0]),
-        attention_layer=layer,
+        attention_layers=layers,
         max_positions=int(text.max_position_embeddings),
         num_layers=len(layers_of(model)),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -8,14 +8,14 @@ Shapes: B samples, L positions, I images, P vision tokens of all images, D hidde
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig
@@ -23,7 +23,7 @@ from alignkd.vlm.families.huggingface.model.generation import greedy_tokens
 from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.images import ImageEncoder
 from alignkd.vlm.families.huggingface.model.parts import (
-    attentions_of,
+    attention_of,
     has_projector_inside,
     layers_of,
     projector_names,
@@ -155,18 +155,21 @@ class HuggingFaceModel(VisionLanguageModel):
             self.model.base_model.rope_deltas = None
 
     @contextmanager
-    def _watch(self) -> Iterator[FirstLayer]:
-        with recorded_layers([self.first_attention]) as (layer,):
-            yield layer
+    def watched_layers(self, layers: Sequence[int]) -> Iterator[Mapping[int, AttentionLayer]]:
+        """Record attention layers; see `VisionLanguageModel.watched_layers`."""
+        with recorded_layers([self.attention(number) for number in layers]) as recorded:
+            yield dict(zip(layers, recorded, strict=True))
 
-    def watched_first_layer(self) -> AbstractContextManager[FirstLayer]:
-        """Record the first attention layer; see `VisionLanguageModel.watched_first_layer`."""
-        return self._watch()
+    def attention(self, number: int) -> nn.Module:
+        """The attention module of a decoder layer that has one."""
+        attention = attention_of(layers_of(self.model)[number])
+        assert attention is not None, f"layer {number} has no attention"
+        return attention
 
     @property
     def first_attention(self) -> nn.Module:
         """The attention module of the first decoder layer that has one."""
-        return attentions_of(self.model)[0]
+        return self.attention(self._config.attention_layer)
 
     @property
     def head(self) -> Head:

@@ -38,10 +38,9 @@ def tower_of(model: Any) -> nn.Module | None:
     return None if tower in (model, model.base_model) else tower
 
 
-def attention_layer_of(model: Any) -> int | None:
-    """Number of the first decoder layer that has attention; None if none has."""
-    found = (number for number, layer in enumerate(layers_of(model)) if attention_of(layer) is not None)
-    return next(found, None)
+def attention_layers_of(model: Any) -> tuple[int, ...]:
+    """Numbers of the decoder layers that have attention."""
+    return tuple(number for number, layer in enumerate(layers_of(model)) if attention_of(layer) is not None)
 
 
 def text_config_of(config: Any) -> Any:

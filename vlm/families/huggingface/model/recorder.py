@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from alignkd.vlm.attention.attention_rows import RowInputs
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 
 RECORDING = "alignkd_recording"
 # Functions whose masks are known to be None, bool [B, 1, L, L], or additive of that shape.
@@ -34,7 +34,7 @@ class PassStopped(Exception):  # noqa: N818 - not an error
 
 
 @dataclass
-class RecordedLayer(FirstLayer):
+class RecordedLayer(AttentionLayer):
     """Arguments of the attention function of one layer in its last call.
 
     Attributes:
@@ -90,7 +90,7 @@ class RecordedLayer(FirstLayer):
         return bool(getattr(self.module, "is_causal", True) if given is None else given)
 
     def row_inputs(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> RowInputs:
-        """Queries of rows and keys; see `FirstLayer.row_inputs`."""
+        """Queries of rows and keys; see `AttentionLayer.row_inputs`."""
         query_BHLd, key_BKLd = self._recorded()
         has_gradient = query_BHLd.requires_grad or key_BKLd.requires_grad  # LoRA may train one of them
         if torch.is_grad_enabled() and not has_gradient and _is_trained(self.module):

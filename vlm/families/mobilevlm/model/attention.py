@@ -1,21 +1,21 @@
-"""Softmaxed attention of the FIRST decoder layer for chosen queries and keys only (paper eq. 1, `A_HQP`).
+"""Softmaxed attention of decoder layers for chosen queries and keys only (paper eq. 1, `A_HQP`).
 
-The input of layer 0 is the spliced embedding sequence, so its queries and keys follow from the embeddings, the
-layer's input norm, `W_q`, `W_k` and rotary positions. The rest of the model need not run, and the [H, L, L] matrix is
-never built. If the decoder runs anyway, the queries and keys of its first layer are reused.
+The [H, L, L] matrix is never built. If the decoder runs, the queries and keys of the wanted layers are recorded. The
+input of layer 0 is the spliced embedding sequence, so its queries and keys follow from the embeddings, the layer's
+input norm, `W_q`, `W_k` and rotary positions: for this layer alone, the rest of the model need not run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 from alignkd.vlm.attention.attention_rows import RowInputs, attention_rows
-from alignkd.vlm.attention.first_layer import FirstLayer
+from alignkd.vlm.attention.layer import AttentionLayer
 
 
 def first_layer_attention(
@@ -37,25 +37,30 @@ def first_layer_attention(
         chunk_bytes: maximum bytes of the float32 [B, H, r, L] of the rows computed at a time (at least one row); None
             computes all rows at once.
     """
-    return attention_rows(first_layer_inputs(model, inputs_embeds_BLD, rows_BR), cols_BC, chunk_bytes=chunk_bytes)
+    return attention_rows(row_inputs_of_layer(model, 0, inputs_embeds_BLD, rows_BR), cols_BC, chunk_bytes=chunk_bytes)
 
 
 @torch.no_grad()
-def first_layer_inputs(model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR: Tensor) -> RowInputs:
-    """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d], without gradient."""
-    layer = model.layers[0]
+def row_inputs_of_layer(model: LlamaModel, number: int, inputs_BLD: Tensor, rows_BR: Tensor) -> RowInputs:
+    """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d], without gradient.
+
+    Args:
+        inputs_BLD: input of layer `number`, before its norm.
+    """
+    layer = model.layers[number]
     attention = layer.self_attn
-    hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
+    hidden_BLD = layer.input_layernorm(inputs_BLD)
     query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
     query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
     return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=float(attention.scaling))
 
 
 @dataclass
-class LlamaFirstLayer(FirstLayer):
-    """Queries [B, L, H * d] and keys [B, L, Hk * d] of the first layer before rotation, set by a decoder pass."""
+class LlamaAttentionLayer(AttentionLayer):
+    """Queries [B, L, H * d] and keys [B, L, Hk * d] of a layer before rotation, set by a decoder pass."""
 
     model: LlamaModel
+    number: int
     query_BLD: Tensor | None = None
     key_BLD: Tensor | None = None
 
@@ -72,23 +77,30 @@ class LlamaFirstLayer(FirstLayer):
         if samples_B is not None:
             query_BLD, key_BLD = query_BLD[samples_B], key_BLD[samples_B]
         query_BHRd, key_BHLd = _rotated(self.model, _rows(query_BLD, rows_BR), key_BLD, rows_BR)
-        scaling = float(self.model.layers[0].self_attn.scaling)
+        scaling = float(self.model.layers[self.number].self_attn.scaling)
         return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=scaling)
 
 
 @contextmanager
-def watched_first_layer(model: LlamaModel) -> Iterator[LlamaFirstLayer]:
-    """Record the first layer's queries and keys in the yielded object when the decoder runs inside the block."""
-    first, attention = LlamaFirstLayer(model), model.layers[0].self_attn
+def watched_layers(model: LlamaModel, numbers: Sequence[int]) -> Iterator[dict[int, LlamaAttentionLayer]]:
+    """Record queries and keys of layers in the yielded objects when the decoder runs inside the block."""
+    layers = {number: LlamaAttentionLayer(model, number) for number in numbers}
     hooks = [
-        projection.register_forward_hook(lambda _, __, output, field=field: setattr(first, field, output))
-        for projection, field in ((attention.q_proj, "query_BLD"), (attention.k_proj, "key_BLD"))
+        projection.register_forward_hook(lambda _, __, output, layer=layer, field=field: setattr(layer, field, output))
+        for number, layer in layers.items()
+        for projection, field in _projections(model, number)
     ]
     try:
-        yield first
+        yield layers
     finally:
         for hook in hooks:  # before the backward pass, in which gradient checkpointing runs the layer again
             hook.remove()
+
+
+def _projections(model: LlamaModel, number: int) -> list[tuple[nn.Module, str]]:
+    """The modules whose outputs a layer's object keeps, with the names of its fields."""
+    attention = model.layers[number].self_attn
+    return [(attention.q_proj, "query_BLD"), (attention.k_proj, "key_BLD")]
 
 
 def _rows(values_BLD: Tensor, rows_BR: Tensor) -> Tensor:

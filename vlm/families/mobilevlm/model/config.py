@@ -118,8 +118,13 @@ class VLMConfig:
         return False
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Every layer of the decoder."""
+        return tuple(range(self.num_layers))
+
+    @property
     def attention_layer(self) -> int:
-        """Number of the first decoder layer that has attention."""
+        """The first of `attention_layers`."""
         return 0
 
     @property

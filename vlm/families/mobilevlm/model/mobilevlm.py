@@ -1,6 +1,6 @@
 """MobileVLM and related models: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from transformers import DynamicCache, LlamaModel
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
-from alignkd.vlm.families.mobilevlm.model.attention import LlamaFirstLayer, first_layer_attention, watched_first_layer
+from alignkd.vlm.families.mobilevlm.model.attention import LlamaAttentionLayer, first_layer_attention, watched_layers
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
@@ -108,9 +108,9 @@ class MobileVLM(VisionLanguageModel):
         """Layer 0 attention of chosen rows to chosen columns: float32 [B, H, R, C]; see `attention.py`."""
         return first_layer_attention(self.model, inputs_embeds_BLD, rows_BR, cols_BC, chunk_bytes=chunk_bytes)
 
-    def watched_first_layer(self) -> AbstractContextManager[LlamaFirstLayer]:
-        """Record layer 0's queries and keys, with gradient, when the decoder runs inside; see `attention.py`."""
-        return watched_first_layer(self.model)
+    def watched_layers(self, layers: Sequence[int]) -> AbstractContextManager[Mapping[int, LlamaAttentionLayer]]:
+        """Record queries and keys, with gradient, when the decoder runs inside; see `attention.py`."""
+        return watched_layers(self.model, layers)
 
     @property
     def head(self) -> Head:

@@ -1,6 +1,4 @@
-"""Queries and keys of the attention layer that alignment targets are taken from, recorded in a decoder pass.
-
-That layer is the first decoder layer that has attention (layer 0 but for hybrid models).
+"""Queries and keys of an attention layer that alignment targets are taken from, recorded in a decoder pass.
 
 Shapes: B samples, H query heads, L positions, R rows, C columns, d size of a head.
 """
@@ -12,8 +10,8 @@ from torch import Tensor
 from alignkd.vlm.attention.attention_rows import RowInputs, attention_rows
 
 
-class FirstLayer(ABC):
-    """What `VisionLanguageModel.watched_first_layer` recorded."""
+class AttentionLayer(ABC):
+    """What `VisionLanguageModel.watched_layers` recorded of one decoder layer."""
 
     @property
     @abstractmethod

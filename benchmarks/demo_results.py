@@ -79,7 +79,10 @@ def main(
         hide_gpus()
         check_released(recipes, trial_log, FULL)
         evaluate_rows(DemoFolder(out.resolve()), FULL, recipes, log, at_once=at_once)
-    text = tables([recipe for recipe in recipes if log.evaluated(Opening.of(recipe, FULL))], log, FULL)
+    opened = [recipe for recipe in recipes if log.evaluated(Opening.of(recipe, FULL))]
+    if not opened:
+        raise InputError(f"{log_file}: has no evaluation of {rows} with the present settings; run it without options")
+    text = tables(opened, log, FULL)
     click.echo(text)
     if write_docs:
         for document in DOCUMENTS:

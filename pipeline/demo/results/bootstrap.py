@@ -96,7 +96,9 @@ class Draws:
         """Accuracy of a row in each draw, float64 [B]; a row of one seed, as the teacher, has the same in all seeds."""
         seeds_BS = self.seeds_BS if len(row.right_SC) > 1 else np.ones((len(self.seeds_BS), 1))
         right_B = ((seeds_BS @ row.right_SC) * self.scenes_BC).sum(axis=1)
-        return right_B / (seeds_BS.sum(axis=1) * (self.scenes_BC @ row.asked_C))
+        asked_B = seeds_BS.sum(axis=1) * (self.scenes_BC @ row.asked_C)
+        accuracy_B: Floats = right_B / asked_B
+        return accuracy_B
 
 
 def intervals(

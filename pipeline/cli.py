@@ -11,6 +11,7 @@ COMMANDS = (
     "data",
     "demo",
     "dump",
+    "layers",
     "models",
     "plan",
     "report",

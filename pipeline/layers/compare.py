@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,14 @@ from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.layers.samples import ChosenSamples, choose_samples
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.storage.tools.attention_figures import Floats, SampleLayers, VisionPairs, distributions, sharpness, surprise
+from alignkd.storage.tools.attention_figures import (
+    Floats,
+    SampleLayers,
+    VisionPairs,
+    distributions,
+    sharpness,
+    surprise,
+)
 from alignkd.storage.tools.layer_figures import LayerFigures, LayerScan, scan_layers
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.dump import load_teacher
@@ -100,7 +108,10 @@ def _compare(job: DumpJob, count: int, pairs: VisionPairs, seed: int) -> Compare
             scan = scan_layers(teacher_pass, pairs, has_grid=vision_tokens is not None)
         (examples,) = teacher_pass.of(chosen.prepared[:1], lambda rows: _examples(rows, scan))
     if not scan.layers[0].queries:
-        raise InputError(f"{data.path}: no text follows the images of the {len(chosen.prepared)} samples; use --pairs vqv")
+        raise InputError(
+            f"{data.path}: no text follows the images of the {len(chosen.prepared)} samples, {pairs} attention has no "
+            "rows; use --pairs vqv"
+        )
     codec = _codec(job)
     return ComparedLayers(
         scan=scan,
@@ -143,7 +154,7 @@ class _Pass:
             [sample.length for sample in prepared], token_budget=teacher.token_budget, max_samples=teacher.batch
         )
         for batch in self._threads.batches(prepared, buckets):
-            for part, found in in_halves(lambda items: self._watched(items, reduce), batch, lambda: None):
+            for part, found in in_halves(partial(self._watched, reduce=reduce), batch, lambda: None):
                 if found is None:
                     raise InputError(
                         f"sample {part[0].sample.id!r}: {part[0].length} tokens do not fit the device's memory with "

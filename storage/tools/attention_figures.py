@@ -22,9 +22,7 @@ VisionPairs = Literal["tqv", "vqv"]
 INFORMATIVE_NATS = 0.5
 
 
-def image_blocks(
-    attention_HRC: NDArray[Any], tokens_of_image: Sequence[int], pairs: VisionPairs
-) -> list[NDArray[Any]]:
+def image_blocks(attention_HRC: NDArray[Any], tokens_of_image: Sequence[int], pairs: VisionPairs) -> list[NDArray[Any]]:
     """The rows of each image.
 
     Args:

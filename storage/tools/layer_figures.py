@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from alignkd.storage.tools.attention_figures import (
     surprise_sums,
 )
 
-# runs a function over the layers of each sample, in any order; every call sees the same samples
-Reduce = Callable[[Callable[[SampleLayers], dict[int, Sums]]], Iterable[dict[int, Sums]]]
+
+class Reducing(Protocol):
+    """Calls a function with the layers of each sample, in any order; every call goes over the same samples."""
+
+    def __call__(self, reduce: Callable[[SampleLayers], dict[int, Sums]]) -> Iterable[dict[int, Sums]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class LayerScan:
     mean_maps: Mapping[int, Floats]
 
 
-def scan_layers(reduce: Reduce, pairs: VisionPairs, *, has_grid: bool) -> LayerScan:
+def scan_layers(reduce: Reducing, pairs: VisionPairs, *, has_grid: bool) -> LayerScan:
     """Make the figures; without a common grid one pass is enough.
 
     Args:
@@ -88,8 +92,9 @@ def _totals(samples: Iterable[dict[int, Sums]]) -> dict[int, Sums]:
 
 def _figures(layer: int, sums: RowSums, against: SurpriseSums | None) -> LayerFigures:
     rows, heads = max(1, sums.queries), len(sums.mass_H)
-    # where two heads exceed the limit equally often, the one with the higher mean decides
-    order = sums.sharpness_H if against is None else against.above_H + against.surprise_H / (1 + against.surprise_H.sum())
+    order_H = sums.sharpness_H
+    if against is not None:  # where heads exceed the limit equally often, the larger mean decides
+        order_H = against.above_H + against.surprise_H / (1 + against.surprise_H.sum())
     return LayerFigures(
         layer=layer,
         queries=sums.queries,
@@ -99,6 +104,6 @@ def _figures(layer: int, sums: RowSums, against: SurpriseSums | None) -> LayerFi
         sharpness=float(sums.sharpness_H.sum()) / (rows * heads),
         surprise=None if against is None else float(against.surprise_H.sum()) / (rows * heads),
         informative=None if against is None else against.informative / rows,
-        best_head=int(np.argmax(order)),
+        best_head=int(np.argmax(order_H)),
         similarity=sums.similarity / sums.compared if sums.compared else None,
     )

@@ -38,7 +38,7 @@ class LayerFigures:
         surprise: mean KL divergence from the head's mean map, in nats; None where images have no common grid.
         informative: share of the queries whose surprise exceeds 0.5 nats in any head; None as `surprise`.
         best_head: head whose rows exceed it most often, without a grid the sharpest.
-        similarity: mean cosine of the head means of this layer and the one before; None for the first.
+        similarity: mean cosine of the head means of this layer and of the one before it here; None for the first.
     """
 
     layer: int

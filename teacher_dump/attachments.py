@@ -20,6 +20,6 @@ def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
     attachments = dict(teacher.attachments())
     if job.store.logits.kind == "hidden":
         attachments[LM_HEAD_FILE] = head_bytes(teacher.lm_head(job.teacher.torch_dtype))
-    if job.store.codecs().from_stem:
+    if job.store.from_stem:
         attachments[STEM_FILE] = extracted_bytes(teacher, dtype=job.teacher.torch_dtype)
     return attachments

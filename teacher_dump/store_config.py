@@ -2,12 +2,25 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, LogitsCodec, profile_codecs
+from alignkd.storage.codecs.settings import (
+    FROM_ALL,
+    NONE,
+    NOT_STORED,
+    PROFILES,
+    STEM,
+    STEM_TARGETS,
+    Codecs,
+    LogitsCodec,
+    profile_codecs,
+)
 from alignkd.storage.layouts.registry import layout_names
+from alignkd.storage.schema.targets import NamedTarget
+from alignkd.teacher_dump.attention_config import AttentionConfig, codec_or_layers
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 
@@ -26,9 +39,10 @@ class StoreConfig(Settings):
         backend: physical layout of the shards.
         inputs: `embed` stores the image files, so that training needs no image folder; `reference` stores only their
             paths and hashes. None chooses `embed` where the data files hold the images themselves, else `reference`.
-        attention: codec of the first layer's attention.
-        attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
-            and vision-query-vision.
+        attention: codec of the first layer's attention, all heads; or a section with the layers, pairs and heads that
+            are stored.
+        attention_pairs: which queries and keys of the first layer: text-query-vision (the method), or for ablations
+            text-query-text and vision-query-vision. A section `attention` has `pairs` instead.
         vision_top, vision_all: codecs of the 16 vision embeddings with the highest focus score and of all; `vision_top:
             from_all` stores only the indices of the 16 and takes their embeddings from `vision_all`. `attention`,
             `vision_top` and `vision_all` may be `stem`: not stored, but computed in training from the stem, which the
@@ -44,7 +58,9 @@ class StoreConfig(Settings):
     profile: Literal["exact", "compact", "stem"] | None = None
     backend: Annotated[str, AfterValidator(OneOf(*layout_names()))] = "zarr"
     inputs: Literal["reference", "embed"] | None = None
-    attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
+    attention: Annotated[
+        str | AttentionConfig, BeforeValidator(codec_or_layers), Field(title="name of a codec, `stem`, `none`")
+    ] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
@@ -60,7 +76,11 @@ class StoreConfig(Settings):
         if not isinstance(values, dict) or values.get("profile") not in tuple(PROFILES):
             return values  # the field itself reports an unknown profile
         base = profile_codecs(values["profile"])
-        return {**base, **values, "logits": _merged_logits(base["logits"], values.get("logits"))}
+        attention = values.get("attention", base["attention"])
+        if isinstance(attention, dict) and attention.get("codec") is None:
+            attention = {**attention, "codec": base["attention"]}
+        logits = _merged_logits(base["logits"], values.get("logits"))
+        return {**base, **values, "attention": attention, "logits": logits}
 
     @model_validator(mode="after")
     def _check_from_all(self) -> Self:
@@ -68,6 +88,15 @@ class StoreConfig(Settings):
             raise ValueError(
                 f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and has nothing to take it from; "
                 "choose another codec for one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if isinstance(self.attention, AttentionConfig) and self.attention_pairs != "tqv":
+            raise ValueError(
+                f"attention_pairs is {self.attention_pairs!r}, but attention is a section; leave attention_pairs out "
+                f"and set attention.pairs, now {self.attention.pairs!r}"
             )
         return self
 
@@ -98,14 +127,32 @@ class StoreConfig(Settings):
         return self.model_copy(update={"inputs": self.inputs or ("embed" if holds_images else "reference")})
 
     def codecs(self) -> Codecs:
-        """The codecs as the manifest records them."""
+        """The codecs as the manifest records them; attention of chosen layers is a further target."""
         return Codecs(
-            attention=self.attention,
+            attention=self.attention if isinstance(self.attention, str) else NONE,
             attention_pairs=self.attention_pairs,
             vision_top=self.vision_top,
             vision_all=self.vision_all,
             logits=self.logits,
         )
+
+    def further_targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
+        """The targets that are not among `codecs`: attention of chosen layers of this teacher.
+
+        Raises:
+            InputError: see `AttentionConfig.targets`.
+        """
+        return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
+
+    def codec_of(self, target: str) -> str:
+        """The codec of `attention`, `vision_top` or `vision_all`; that of the attention in both of its forms."""
+        codec: str | AttentionConfig = getattr(self, target)
+        return codec.stored_codec if isinstance(codec, AttentionConfig) else codec
+
+    @property
+    def from_stem(self) -> tuple[str, ...]:
+        """The targets that are not stored because the teacher's stem gives them."""
+        return tuple(name for name in STEM_TARGETS if self.codec_of(name) == STEM)
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:

@@ -12,6 +12,7 @@ from alignkd.pipeline.console.outputs import REPLACES, claim_file, claim_folder,
 from alignkd.pipeline.console.picture_file import DATA_STATS, is_drawn_by
 from alignkd.pipeline.console.printing import json_option, print_json
 
+Answers = Literal["given", "missing"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_CHECKPOINT = "mtgv/MobileVLM_V2-1.7B"
@@ -46,6 +47,10 @@ def reading_options(command: Command) -> Command:
         click.option(
             "--role", "role", multiple=True, callback=roles, metavar="NAME=SPEAKER",
             help="Who a role in the data is: human, gpt or system; may be repeated.",
+        ),
+        click.option(
+            "--answers", type=click.Choice(["given", "missing"]), default="given", show_default=True,
+            help="missing: questions may lack an answer, see `alignkd generate`.",
         ),
         click.option("--images", type=click.Path(path_type=Path), help="Folder of the images that are files."),
     ):  # fmt: skip
@@ -114,6 +119,7 @@ def stats(
     images: Path | None,
     role: Mapping[str, str],
     system: str | None,
+    answers: Answers,
     template: str | None,
     checkpoint: str,
     vision_config: Path | None,
@@ -151,6 +157,7 @@ def stats(
         images=images,
         roles=role,
         system=system,
+        answers=answers,
         template=template,
         max_tokens=max_tokens,
         checkpoint=checkpoint,
@@ -190,6 +197,7 @@ def show(
     images: Path | None,
     role: Mapping[str, str],
     system: str | None,
+    answers: Answers,
     template: str | None,
     checkpoint: str | None,
     vision_config: Path | None,
@@ -210,7 +218,7 @@ def show(
 
     if index is not None and sample_id is not None:
         raise click.UsageError("--index and --id both name a sample; give one of them")
-    (chosen,) = data_sets([file], images=images, roles=role, system=system)
+    (chosen,) = data_sets([file], images=images, roles=role, system=system, answers=answers)
     source = open_with_progress(chosen)
     number = index or 0 if sample_id is None else index_of_id(source, sample_id)
     builder = None
@@ -249,6 +257,7 @@ def convert(
     images: Path | None,
     role: Mapping[str, str],
     system: str | None,
+    answers: Answers,
     listing: Path | None,
     force: bool,
     as_json: bool,
@@ -278,7 +287,7 @@ def convert(
         claim_folder("--images-out", images_out, is_image_folder, reads=folders, force=force)
     found = convert(
         ConvertJob(
-            data=data_sets(files, images=images, roles=role, system=system),
+            data=data_sets(files, images=images, roles=role, system=system, answers=answers),
             out=out,
             dialect=to,
             images_out=images_out,

@@ -28,7 +28,7 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.data_list import data_set_names
-from alignkd.vlm.data.source import DataSet
+from alignkd.vlm.data.source import Answers, DataSet
 from alignkd.vlm.errors import InputError, unreadable
 from alignkd.vlm.hardware.devices import DtypeName, Quantization
 from alignkd.vlm.settings import CheckpointName, Count, Positive, ProcessorKind, Settings, UserPath, described
@@ -60,6 +60,7 @@ class DataConfig(Settings):
         name: name of the data set in stores and metrics, each once; None makes one from the path.
         roles: name of a role in the data -> `human`, `gpt` or `system`, for names that are not known already.
         system: system prompt of samples that have none; None takes that of the template.
+        answers: `missing`: questions may lack an answer, which `alignkd generate` writes; such samples get no targets.
         share: share of the samples that is taken, chosen by a hash of each index, so that the number is not exact.
         weight: how often training sees each sample per pass over the data.
         template: prompt template of MobileVLM: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning,
@@ -76,6 +77,7 @@ class DataConfig(Settings):
         default_factory=dict, max_length=MAX_ROLES, title="names of roles"
     )
     system: str | None = Field(default=None, max_length=MAX_SYSTEM)
+    answers: Answers = "given"
     share: float = Field(default=1.0, gt=0, le=1)
     weight: Positive = 1.0
     template: Literal["plain", "v1"] | None = None
@@ -90,6 +92,7 @@ class DataConfig(Settings):
             name=self.name or "",
             roles=self.roles,
             system=self.system,
+            answers=self.answers,
             share=self.share,
         )
 
@@ -208,7 +211,7 @@ class RunConfig(Settings):
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
-            if key != "logits" and getattr(self.store, key) == "stem" and getattr(targets, key) == "stored"
+            if key != "logits" and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
         ]
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
@@ -222,7 +225,7 @@ class RunConfig(Settings):
         assert self.train is not None
         if key == "logits":
             return self.store.logits.kind == "none"
-        codec, chosen = getattr(self.store, key), getattr(self.train.targets, key)
+        codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
 

@@ -12,11 +12,11 @@ from alignkd.vlm.weights.hub import cached_checkpoint
 def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes from the stem a target whose loss has a weight."""
     if config.train is None:
-        return bool(config.store.codecs().from_stem)
+        return bool(config.store.from_stem)
     weighed = {*config.train.losses.needed_targets.values()}
     chosen, has_stem = config.train.targets, config.train.stem is not None
     return any(
-        target_source(getattr(config.store, key), getattr(chosen, key), has_stem=has_stem) == "stem"
+        target_source(config.store.codec_of(key), getattr(chosen, key), has_stem=has_stem) == "stem"
         for key in weighed & set(STEM_TARGETS)
     )
 

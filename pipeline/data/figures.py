@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.pipeline.data.answers import GeneratedStats
 from alignkd.pipeline.data.histogram import Histogram
 
 ImagesChecked = Literal["no", "opened", "decoded"]
@@ -17,11 +18,11 @@ MAX_LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class LimitStats:
-    """What a dump with this `max_tokens` does with the samples that are not missing, masked or `other`.
+    """What a dump with this `max_tokens` does with the samples that are not missing, masked, unanswered or `other`.
 
     An overlong sample with a damaged image counts as overlong, because its image is never decoded. So
-    `kept + overlong + image_broken` of a limit and `image_missing + label_mask + other` of the source add up to all
-    samples.
+    `kept + overlong + image_broken` of a limit and `image_missing + label_mask + unanswered + other` of the source add
+    up to all samples.
     """
 
     max_tokens: int
@@ -40,6 +41,7 @@ class SourceStats:
         image_missing: samples with a missing image file; None if images were not read.
         image_broken: samples with an image that cannot be decoded, of any length; None if images were not read.
         label_mask: samples without a supervised token in the original code.
+        unanswered: samples with a question without an answer, which `alignkd generate` writes.
         other: malformed entries, invalid conversations, images outside the image folder.
         usable: all other samples, which a dump without a limit keeps.
         counted: samples with usable text. The token figures cover these samples and are None without any.
@@ -52,6 +54,7 @@ class SourceStats:
     image_missing: int | None
     image_broken: int | None
     label_mask: int
+    unanswered: int
     other: int
     usable: int
     counted: int
@@ -139,6 +142,8 @@ class DataStats:
         num_turned: number of images whose EXIF orientation is not 1; None unless images were decoded.
         keys_not_read: ignored key -> number of samples with it; a key of a turn is `conversations[].KEY`.
         marks: mark such as `<video>`, which is kept as text -> number of usable samples without an image that have it.
+        generated: answers that a model wrote; None without any.
+        questions: questions without an answer.
         warnings: what a user should know of the chat template before training with it.
         rendered: one usable sample as the model gets it; None without one.
         text_reasons: reason -> number of samples whose text is unusable for it.
@@ -159,6 +164,8 @@ class DataStats:
     num_turned: int | None
     keys_not_read: dict[str, int]
     marks: dict[str, int]
+    generated: GeneratedStats | None
+    questions: int
     warnings: tuple[str, ...]
     rendered: RenderedSample | None
     text_reasons: dict[str, int]

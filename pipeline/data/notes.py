@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from alignkd.pipeline.data.answers import AnswerCounts
 from alignkd.vlm.data.entries.keys import keys_not_read
 from alignkd.vlm.data.entries.media_marks import marks_in
 from alignkd.vlm.data.sample import Sample
@@ -23,24 +24,32 @@ class Notes:
         keys: ignored key -> samples with it; a key of a turn is `conversations[].KEY`.
         marks: mark that other programs replace by an image -> usable samples without an image that have it.
         reasons: reason -> samples whose text is unusable for it.
+        answers: answers that a model wrote, and questions without an answer.
     """
 
     keys: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    answers: AnswerCounts = field(default_factory=AnswerCounts)
 
     def note(self, entry: Any, sample: Sample, reason: str) -> None:
         """Count one sample."""
-        _count(self.keys, ((one_line(key)[:60], 1) for key in keys_not_read(entry)))
+        _count(
+            self.keys,
+            ((one_line(key)[:60], 1) for key in keys_not_read(entry, "missing" if sample.unanswered else "given")),
+        )
         if reason:
             _count(self.reasons, [(reason, 1)])
         elif not sample.images:
             _count(self.marks, ((mark[:60], 1) for mark in marks_in(sample.turns)))
+        if not reason or sample.unanswered:
+            self.answers.note(sample)
 
     def add(self, other: "Notes") -> None:
         """Count the samples of another batch too."""
         for mine, theirs in ((self.keys, other.keys), (self.marks, other.marks), (self.reasons, other.reasons)):
             _count(mine, theirs.items())
+        self.answers.add(other.answers)
 
 
 def most_frequent(counter: Counter[str]) -> dict[str, int]:

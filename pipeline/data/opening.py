@@ -7,12 +7,17 @@ from alignkd.disk.next_step import tried
 from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.open import open_data
-from alignkd.vlm.data.source import DataSet
+from alignkd.vlm.data.source import Answers, DataSet
 from alignkd.vlm.errors import InputError
 
 
 def data_sets(
-    paths: Sequence[Path], *, images: Path | None, roles: Mapping[str, str], system: str | None
+    paths: Sequence[Path],
+    *,
+    images: Path | None,
+    roles: Mapping[str, str],
+    system: str | None,
+    answers: Answers = "given",
 ) -> tuple[DataSet, ...]:
     """Data sets that are read alike.
 
@@ -21,7 +26,7 @@ def data_sets(
     """
     if images is not None and not images.is_dir():
         raise InputError(f"{tried(images)}: no such image folder; give the folder of the image paths")
-    return tuple(DataSet(path=path, images=images, roles=roles, system=system) for path in paths)
+    return tuple(DataSet(path=path, images=images, roles=roles, system=system, answers=answers) for path in paths)
 
 
 def open_with_progress(data: DataSet) -> EntrySource:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.data.figures import DataStats, RenderedSample, SourceStats
 from alignkd.pipeline.data.histogram import Histogram
 
@@ -63,8 +64,9 @@ def data_set_lines(stats: DataStats) -> list[str]:
 
 
 def _table(kind: str, found: Sequence[SourceStats]) -> list[str]:
-    rows = [_cells(source) for source in found]
-    header = _header(kind, [limit.max_tokens for limit in found[0].limits])
+    unanswered = any(source.unanswered for source in found)
+    rows = [_cells(source, unanswered=unanswered) for source in found]
+    header = _header(kind, [limit.max_tokens for limit in found[0].limits], unanswered=unanswered)
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
@@ -72,16 +74,25 @@ def _table(kind: str, found: Sequence[SourceStats]) -> list[str]:
     ]
 
 
-def _header(kind: str, limits: Sequence[int]) -> list[str]:
-    fixed = [kind, "samples", "text only", "image missing", "image damaged", "label mask", "other"]
-    return [*fixed, "mean", "median", "max", *(name for limit in limits for name in (f"> {limit}", f"kept {limit}"))]
+def _header(kind: str, limits: Sequence[int], *, unanswered: bool) -> list[str]:
+    fixed = [kind, "samples", "text only", "image missing", "image damaged", "label mask"]
+    others = ["unanswered", "other"] if unanswered else ["other"]
+    return [
+        *fixed,
+        *others,
+        "mean",
+        "median",
+        "max",
+        *(name for limit in limits for name in (f"> {limit}", f"kept {limit}")),
+    ]
 
 
-def _cells(source: SourceStats) -> list[str]:
+def _cells(source: SourceStats, *, unanswered: bool) -> list[str]:
     counts = [source.samples, source.text_only, source.image_missing, source.image_broken, source.label_mask]
     tokens = [source.mean_tokens, source.median_tokens, source.max_tokens]
     limits = [count for limit in source.limits for count in (limit.overlong, limit.kept)]
-    return [source.source, *map(_number, [*counts, source.other, *tokens, *limits])]
+    others = [source.unanswered, source.other] if unanswered else [source.other]
+    return [source.source, *map(_number, [*counts, *others, *tokens, *limits])]
 
 
 def _number(value: float | None) -> str:
@@ -104,6 +115,13 @@ def _notice_lines(stats: DataStats) -> Iterator[str]:
         yield (
             f"{stats.num_turned:,} images have an EXIF orientation other than 1; they are read as stored, not rotated "
             "(docs/inputs.md)"
+        )
+    if stats.generated is not None:
+        yield from stats.generated.lines()
+    if stats.questions:
+        yield (
+            f"{format_count(stats.questions, 'question')} without an answer in "
+            f"{format_count(stats.total.unanswered, 'sample')}, which `alignkd generate` answers"
         )
     if stats.marks:
         yield f"kept as plain text in samples without an image: {counts_line(stats.marks)}"

@@ -30,9 +30,10 @@ class TextState(IntEnum):
     """The state of a sample's text.
 
     `UNSIZED`: its length needs the size of an image, which cannot be read. `NO_FOLDER`: there is no image folder.
+    `UNANSWERED`: only answers are missing.
     """
 
-    USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK, UNSIZED, NO_FOLDER = range(6)
+    USABLE, MALFORMED, BAD_CONVERSATION, LABEL_MASK, UNSIZED, NO_FOLDER, UNANSWERED = range(7)
 
 
 class NoImageFolderError(ImageError):
@@ -149,7 +150,7 @@ def scan_texts(scan: Scan, numbers: range) -> TextBatch:
         notes.note(entry, sample, reason)
         states.append(state)
         tokens.append(length)
-        looked_for = len(sample.images) if sample.problem is None else 0
+        looked_for = len(sample.images) if sample.problem is None or sample.unanswered else 0
         images_of.append(looked_for)
         keys += (_key_of(sample, own) for own in range(looked_for))
         names.append(source_of(sample))
@@ -184,7 +185,7 @@ def _samples_of(scan: Scan, places: Sequence[tuple[int, int]]) -> Iterator[tuple
 def judge_text(scan: Scan, sample: Sample) -> tuple[TextState, int, str]:
     """State of a sample's text, its embedded tokens (0 if unusable), and the reason if it is unusable."""
     if sample.problem is not None:
-        return TextState.MALFORMED, 0, sample.problem
+        return TextState.UNANSWERED if sample.unanswered else TextState.MALFORMED, 0, sample.problem
     try:
         tokens = tokens_of(scan, sample)
     except NoImageFolderError as error:
@@ -273,7 +274,7 @@ def _check_opens(sample: Sample, own: int) -> None:
 def source_of(sample: Sample) -> str:
     """The source data set of a sample: the first folder in the path of its first image."""
     if not sample.images:
-        return TEXT_ONLY if sample.problem is None else MALFORMED_ENTRY
+        return TEXT_ONLY if sample.problem is None or sample.unanswered else MALFORMED_ENTRY
     parts = PurePosixPath(sample.images[0]).parts
     return parts[0] if len(parts) > 1 else NO_FOLDER
 

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from alignkd.pipeline.console.printing import format_bytes
+from alignkd.pipeline.data.answers import generated_text
 from alignkd.pipeline.data.figures import Piece, RenderedSample
 from alignkd.pipeline.data.rendered import pieces_of
 from alignkd.pipeline.data.report import rendered_lines
 from alignkd.pipeline.data.scan import held, image_bytes, tokenized
+from alignkd.vlm.data.entries.answers.missing import UNANSWERED
 from alignkd.vlm.data.entries.images import extension_of
 from alignkd.vlm.data.entries.keys import keys_not_read
 from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.sample import Sample
+from alignkd.vlm.data.turns import Generated, Turn
 from alignkd.vlm.errors import InputError, SampleError, one_line
 from alignkd.vlm.inputs.examples import Preparation, Tokens
 from alignkd.vlm.inputs.image_file import decode_image
@@ -21,11 +24,17 @@ from alignkd.vlm.inputs.image_file import decode_image
 
 @dataclass(frozen=True, kw_only=True)
 class ShownTurn:
-    """A turn; `trained` is False for an answer that is not supervised."""
+    """A turn.
+
+    Attributes:
+        trained: False for an answer that is not supervised.
+        generated: how a model wrote it; None for other turns.
+    """
 
     speaker: str
     value: str
     trained: bool
+    generated: Generated | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +124,9 @@ def shown_sample(source: EntrySource, index: int, builder: Preparation | None) -
         index=index,
         id=sample.id,
         problem=problem or next((image.problem for image in images if image.problem), None),
-        turns=tuple(ShownTurn(speaker=t.speaker, value=t.value, trained=t.trained) for t in sample.turns),
+        turns=tuple(map(_turn, sample.turns)),
         images=images,
-        keys_not_read=tuple(keys_not_read(entry)),
+        keys_not_read=tuple(keys_not_read(entry, source.data.answers)),
         tokens=None if tokens is None else _counts(tokens),
         pieces=() if tokens is None or builder is None else pieces_of(builder, tokens),
     )
@@ -133,9 +142,13 @@ def _tokens(sample: Sample, builder: Preparation | None) -> tuple[Tokens | None,
         return None, str(error)
 
 
+def _turn(turn: Turn) -> ShownTurn:
+    return ShownTurn(speaker=turn.speaker, value=turn.value, trained=turn.trained, generated=turn.generated)
+
+
 def _image(sample: Sample, own: int, builder: Preparation | None) -> ShownImage:
     name, in_data_file = sample.images[own], held(sample, own) is not None
-    if sample.problem is not None or (sample.folder is None and not in_data_file):
+    if not _is_looked_at(sample) or (sample.folder is None and not in_data_file):
         return ShownImage(name=name, in_data_file=in_data_file)
     try:
         content = image_bytes(sample, own)
@@ -149,6 +162,10 @@ def _image(sample: Sample, own: int, builder: Preparation | None) -> ShownImage:
     except SampleError as error:
         return replace(found, problem=f"{name}: {error}")
     return replace(found, width=decoded.width, height=decoded.height)
+
+
+def _is_looked_at(sample: Sample) -> bool:
+    return sample.problem is None or sample.unanswered
 
 
 def _counts(tokens: Tokens) -> ShownTokens:
@@ -170,10 +187,9 @@ def show_lines(sample: ShownSample) -> Iterator[str]:
     if sample.keys_not_read:
         yield f"keys not read: {', '.join(map(one_line, sample.keys_not_read))}"
     for number, image in enumerate(sample.images, 1):
-        yield f"image {number}: {_described(image, is_usable=sample.problem is None)}"
+        yield f"image {number}: {_described(image, is_usable=sample.problem in (None, UNANSWERED))}"
     for number, turn in enumerate(sample.turns):
-        name = turn.speaker if turn.trained else f"{turn.speaker} (not trained on)"
-        yield f"turn {number}, {name}:"
+        yield f"turn {number}, {_heading(turn)}:"
         yield from (f"  {line}".rstrip() for line in turn.value.split("\n"))
     if sample.tokens is not None:
         rendered = RenderedSample(file=sample.file, index=sample.index, id=sample.id, pieces=sample.pieces)
@@ -183,6 +199,12 @@ def show_lines(sample: ShownSample) -> Iterator[str]:
             f"{counts.total:,} tokens: {counts.text:,} of text, {counts.vision:,} of vision; "
             f"{counts.supervised:,} supervised"
         )
+
+
+def _heading(turn: ShownTurn) -> str:
+    notes = [] if turn.trained else ["not trained on"]
+    notes += [] if turn.generated is None else [generated_text(turn.generated)]
+    return f"{turn.speaker} ({'; '.join(notes)})" if notes else turn.speaker
 
 
 def _described(image: ShownImage, *, is_usable: bool) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alignkd.pipeline.console.printing import format_count
+from alignkd.pipeline.data.answers import GeneratedStats
 from alignkd.pipeline.data.figures import DataStats, FileStats, ImagesChecked
 from alignkd.pipeline.data.histogram import make_histogram
 from alignkd.pipeline.data.listing import dropped_samples, write_listing
@@ -21,6 +22,7 @@ from alignkd.vlm.data.formats.entry_file import EntryFile
 from alignkd.vlm.data.formats.json_file import JsonFile
 from alignkd.vlm.data.formats.paths import data_files
 from alignkd.vlm.data.formats.recognise import kind_of_file
+from alignkd.vlm.data.source import Answers
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.settings import ProcessorKind
@@ -35,7 +37,7 @@ class StatsJob:
     Attributes:
         conversations: data sets, each a file, a folder or a pattern, see `DataSet.path`.
         images: folder of the images; with None, only images in the data files are read.
-        roles, system: see `DataSet`.
+        roles, system, answers: see `DataSet`.
         template: prompt template; None is the checkpoint's own.
         max_tokens: limits to compare.
         checkpoint: folder or hub id, whose tokenizer and number of vision tokens decide the lengths.
@@ -50,6 +52,7 @@ class StatsJob:
     images: Path | None
     roles: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
+    answers: Answers = "given"
     template: str | None = None
     max_tokens: tuple[int, ...] = (512, 2048)
     checkpoint: str
@@ -67,7 +70,7 @@ def data_stats(job: StatsJob) -> DataStats:
         InputError: a file cannot be read, no such image folder, or an unusable checkpoint.
     """
     started = time.monotonic()
-    sets = data_sets(job.conversations, images=job.images, roles=job.roles, system=job.system)
+    sets = data_sets(job.conversations, images=job.images, roles=job.roles, system=job.system, answers=job.answers)
     for data in sets:
         for file in data_files(data.path):
             kind_of_file(file)  # a wrong path is reported before the checkpoint is looked for
@@ -95,6 +98,8 @@ def data_stats(job: StatsJob) -> DataStats:
         keys_not_read=most_frequent(table.notes.keys),
         marks=most_frequent(table.notes.marks),
         warnings=tuple(builder.warnings()),
+        generated=GeneratedStats.of(table.notes.answers),
+        questions=table.notes.answers.questions,
         rendered=rendered_sample(scan, table),
         text_reasons=most_frequent(table.notes.reasons),
         sources=by_source,

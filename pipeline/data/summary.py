@@ -16,6 +16,7 @@ from alignkd.pipeline.data.table import (
     MISSING,
     OUTSIDE,
     OVERLONG,
+    UNANSWERED,
     SampleTable,
 )
 
@@ -60,6 +61,7 @@ def _figures(
         image_missing=None if images_checked == "no" else of_kind[MISSING],
         image_broken=of_kind[BROKEN] if images_checked == "decoded" else None,
         label_mask=of_kind[LABEL_MASK],
+        unanswered=of_kind[UNANSWERED],
         other=malformed + of_kind[CONVERSATION] + of_kind[OUTSIDE],
         usable=of_kind[KEPT],
         counted=len(tokens),

@@ -19,6 +19,7 @@ IMAGES_PER_TASK = 32
 KINDS = (
     "kept",
     "malformed",
+    "unanswered",
     "image_missing",
     "image_outside",
     "conversation",
@@ -26,7 +27,7 @@ KINDS = (
     "overlong",
     "image_broken",
 )
-KEPT, MALFORMED, MISSING, OUTSIDE, CONVERSATION, LABEL_MASK, OVERLONG, BROKEN = range(len(KINDS))
+KEPT, MALFORMED, UNANSWERED, MISSING, OUTSIDE, CONVERSATION, LABEL_MASK, OVERLONG, BROKEN = range(len(KINDS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class SampleTable:
         kinds[image == ImageState.OUTSIDE] = OUTSIDE
         kinds[image == ImageState.MISSING] = MISSING
         kinds[text == TextState.MALFORMED] = MALFORMED
+        kinds[text == TextState.UNANSWERED] = UNANSWERED
         return kinds
 
 

@@ -16,12 +16,14 @@ from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import (
     FROM_ALL,
     LOGITS_DEFAULTS,
+    NONE,
     NOT_STORED,
     PROFILES,
     STEM,
     Codecs,
     profile_codecs,
 )
+from alignkd.storage.schema.attention_targets import attention_targets, with_codec
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
@@ -57,16 +59,17 @@ def plan_manifest(
     vocab_size, num_tokens = teacher.config.vocab_size, None
     if builder is not None and teacher.config.pads_vocabulary:
         num_tokens = min(builder.num_tokens, vocab_size)
-    return manifest_of(
+    manifest = manifest_of(
         config.teacher,
         config.store,
         teacher.config,
         checkpoint={**known, "tokenizer_probe": json.dumps(probe), "weights": _SHA256, **settings},
         data={"conversations": _SHA256, "max_tokens": str(config.max_tokens)},
-        attachments=dict.fromkeys(attachments_of(files, config.store.codecs()), _SHA256),
+        attachments={},
         num_samples=data.num_samples,
         num_tokens=num_tokens,
     )
+    return manifest.model_copy(update={"attachments": dict.fromkeys(attachments_of(files, manifest), _SHA256)})
 
 
 def bytes_by_codec(
@@ -123,7 +126,7 @@ def bytes_by_profile(
         if name == STEM and STEM_FILE not in attachments:
             continue
         other = with_codecs(manifest, **profile_codecs(name))
-        files = attachments_of(attachments, other.codecs)
+        files = attachments_of(attachments, other)
         entries = entries_per_position if manifest.codecs.logits.kind == "nucleus" else ASSUMED_NUCLEUS
         sizes[name] = store_size(data, other, entries_per_position=entries, attachments=files).total
     return sizes
@@ -149,15 +152,21 @@ def _tokenizer_files(model: PlannedModel, builder: Preparation | None) -> dict[s
     return {name: len(content) for name, content in model.checkpoint.attachments().items()}
 
 
-def attachments_of(files: Mapping[str, int], codecs: Codecs) -> dict[str, int]:
-    """Those of `files` (name -> bytes) that a store with these codecs contains."""
-    carried = {LM_HEAD_FILE: codecs.logits.kind == "hidden", STEM_FILE: bool(codecs.from_stem)}
+def attachments_of(files: Mapping[str, int], manifest: Manifest) -> dict[str, int]:
+    """Those of `files` (name -> bytes) that a store with these targets contains."""
+    carried = {LM_HEAD_FILE: manifest.codecs.logits.kind == "hidden", STEM_FILE: bool(manifest.from_stem)}
     return {name: size for name, size in files.items() if carried.get(name, True)}
 
 
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:
-    """A copy of the manifest with other codecs."""
+    """A copy of the manifest with other codecs; `attention` is that of chosen layers where the store keeps these."""
+    of_layers = attention_targets(manifest.more)
+    more = manifest.more
+    if of_layers and "attention" in changed:
+        more = tuple(with_codec(target, changed["attention"]) for target in of_layers.values())
+        more += tuple(target for target in manifest.more if target not in of_layers.values())
+        changed = {**changed, "attention": NONE}
     codecs = {**manifest.codecs.model_dump(exclude_none=True), **changed}
     if codecs["vision_all"] in NOT_STORED and codecs["vision_top"] == FROM_ALL:
         codecs["vision_top"] = "none"
-    return manifest.model_copy(update={"codecs": Codecs.model_validate(codecs)})
+    return manifest.model_copy(update={"codecs": Codecs.model_validate(codecs), "more": more})

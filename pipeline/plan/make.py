@@ -86,7 +86,7 @@ def make_plan(
     entries, source = entries_per_position(config.store, inputs.model.config, options.entries, measured)
     files = attachment_bytes(config.teacher, inputs.model, inputs.builder)
     manifest = plan_manifest(config, inputs.model, inputs.builder, data, files)
-    attachments = attachments_of(files, manifest.codecs)
+    attachments = attachments_of(files, manifest)
     store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
     profiles = bytes_by_profile(data, manifest, entries, files)
     load = _student_load(config, inputs, store, options.devices)

@@ -60,8 +60,8 @@ class Record:
         key: content hash of conversation, image bytes and template; 64 lower-case hex digits.
         id: the user's id; need not be unique.
         index: index of the sample in the data set.
-        conversations: turns, each `{"from": "human" | "gpt" | "system", "value": text}`, and `"trained": False` of an
-            answer whose tokens are not supervised.
+        conversations: turns, each `{"from": "human" | "gpt" | "system", "value": text}`, with `"trained": False` of an
+            answer whose tokens are not supervised, and `"generated": True` of one that a model wrote.
         images: paths of the k images, relative to the image folder; empty for a text-only sample.
         image_sha256: sha256 of each image file.
         image_bytes: bytes of each image file, where the store embeds them; else empty.
@@ -197,11 +197,13 @@ class Record:
         if self.index < 0:
             raise RecordError(f"index is {self.index}, expected 0 or more")
         for turn in self.conversations:
-            texts = {key: value for key, value in turn.items() if key != "trained"}
+            texts = {key: value for key, value in turn.items() if key not in ("trained", "generated")}
             if set(texts) != {"from", "value"} or not all(isinstance(text, str) for text in texts.values()):
                 raise RecordError(f"conversations has a turn {turn!r}, expected texts 'from' and 'value'")
             if turn.get("trained", False) is not False or ("trained" in turn and turn["from"] != "gpt"):
                 raise RecordError(f"conversations has a turn {turn!r}, expected 'trained' only as false of a gpt turn")
+            if turn.get("generated", True) is not True or ("generated" in turn and turn["from"] != "gpt"):
+                raise RecordError(f"conversations has a turn {turn!r}, expected 'generated' only as true of a gpt turn")
 
     def _check_image_bytes(self) -> None:
         if not self.image_bytes:

@@ -17,8 +17,10 @@ class Sample:
         images: name of each image, in the order of their `<image>`: a path relative to `folder`, or where `contents`
             has its bytes, the name under which the data file holds it. Empty for a text-only sample, and where a
             `problem` hides them.
-        turns: the conversation.
-        problem: why the entry is unusable, or None.
+        turns: the conversation; empty where a `problem` hides it.
+        problem: why no target can be computed of the entry, or None.
+        unanswered: the only problem is that questions lack an answer: human turns without a gpt turn after them. Only
+            in data sets with `answers: missing`; `alignkd generate` answers them in their order.
         contents: the image files that the data file itself holds, None for each image that is a file of its own; empty
             if all are.
         folder: image folder of the sample's data set; None if it has none.
@@ -29,6 +31,7 @@ class Sample:
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
     problem: str | None = None
+    unanswered: bool = False
     contents: tuple[bytes | None, ...] = ()
     folder: Path | None = None
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from alignkd.vlm.data.sample import Sample
 
 # Called with the bytes read so far and the bytes in all.
 ReadProgress = Callable[[int, int], None]
+Answers = Literal["given", "missing"]
+"""Whether every question of a data set has its answer, or a teacher is to write those that are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,7 @@ class DataSet:
         roles: name of a role in the data -> `human`, `gpt` or `system`, in addition to the names that are known.
         system: system prompt of samples that have none; None: that of the template.
         share: share of its samples that is taken, above 0 and at most 1; the choice depends on their number alone.
+        answers: `missing`: questions may lack an answer, which `alignkd generate` writes.
     """
 
     path: Path
@@ -30,6 +33,7 @@ class DataSet:
     roles: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     share: float = 1.0
+    answers: Answers = "given"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,9 @@ IMAGE_PLACEHOLDER = "<image>"
 SPEAKERS = ("human", "gpt", "system")
 HOW_TO_MARK = f"write {IMAGE_PLACEHOLDER} exactly once per image, in the text of the turn that shows it"
 
+OR_GENERATE = "or set data.answers to missing and run `alignkd generate`"
+"""What else to do about a question without an answer."""
+
 
 def check_turns(turns: Sequence[Turn], *, num_images: int) -> None:
     """Refuse empty conversations, unknown speakers, and a number of `<image>` that is not that of the images.

@@ -144,7 +144,7 @@ class _Writer:
 
     def _images(self, source: EntrySource, sample: Sample) -> Sequence[str]:
         """The paths of the images of a usable sample; they are written where there is a folder for them."""
-        if sample.problem is not None:
+        if sample.problem is not None and not sample.unanswered:
             raise _UnusableError(MALFORMED, sample.problem)
         try:
             check_turns(sample.turns, num_images=len(sample.images))

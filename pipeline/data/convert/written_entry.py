@@ -13,18 +13,21 @@ _ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "system": "sys
 
 
 def written_entry(sample: Sample, images: Sequence[str], dialect: Dialect) -> dict[str, Any]:
-    """The entry of a usable sample.
+    """The entry of a usable sample, or of one that lacks only answers.
 
     Args:
         images: path of each image, relative to the image folder.
     """
     if dialect == "llava":
         named = {"image": images[0] if len(images) == 1 else list(images)} if images else {}
-        turns = [{"from": turn.speaker, "value": turn.value} | _mask(turn) for turn in sample.turns]
+        turns = [{"from": turn.speaker, "value": turn.value} | _marks(turn) for turn in sample.turns]
         return {"id": sample.id, **named, "conversations": turns}
-    turns = [{"role": _ROLES[turn.speaker], "content": turn.value} | _mask(turn) for turn in sample.turns]
+    turns = [{"role": _ROLES[turn.speaker], "content": turn.value} | _marks(turn) for turn in sample.turns]
     return {"id": sample.id, **({"images": list(images)} if images else {}), "messages": turns}
 
 
-def _mask(turn: Turn) -> dict[str, Any]:
-    return {} if turn.trained or turn.speaker != "gpt" else {"loss": False}
+def _marks(turn: Turn) -> dict[str, Any]:
+    if turn.speaker != "gpt":
+        return {}
+    mask = {} if turn.trained else {"loss": False}
+    return mask if turn.generated is None else mask | {"generated": turn.generated.to_json()}

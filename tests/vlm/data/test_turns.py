@@ -12,12 +12,12 @@ from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.entries.keys import keys_not_read
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turn_checks import check_trained, check_turns
-from alignkd.vlm.data.turns import Turn, turns_of
+from alignkd.vlm.data.turns import Generated, Turn, questions_without_answer, turns_of
 from alignkd.vlm.errors import LabelMaskError
 from alignkd.vlm.inputs.sample_key import sample_key
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
-answers = st.builds(Turn, st.just("gpt"), texts, st.booleans())
+answers = st.builds(Turn, st.just("gpt"), texts, st.booleans(), st.none() | st.just(Generated()))
 others = st.builds(Turn, st.sampled_from(["human", "system"]), texts)
 conversations = st.lists(answers | others, max_size=6).map(tuple)
 
@@ -29,6 +29,7 @@ def test_turns_come_back_from_what_stores_hold(turns: tuple[Turn, ...]) -> None:
     for turn, written in zip(turns, held, strict=True):
         assert written.get("trained", True) is turn.trained
         assert ("trained" in written) is (turn.speaker == "gpt" and not turn.trained)
+        assert written.get("generated") is (None if turn.generated is None else True)
 
 
 said = st.tuples(st.lists(st.tuples(texts, texts, st.booleans()), min_size=1, max_size=4), st.none() | texts)
@@ -98,7 +99,9 @@ def test_keys_of_samples_without_the_new_things_are_as_before() -> None:
         sample_key(Sample(index=0, id="a", images=(), turns=other).conversations(), [], "v1")
         for other in (turns, (Turn("system", "s"), *turns), (turns[0], Turn("gpt", "ho", trained=False)))
     }
-    assert len(keys) == 3 and sample_key(old, [], "v1") in keys
+    written = [(turns[0], Turn("gpt", "ho", generated=how)) for how in (Generated(), Generated(by="a", tokens=3))]
+    keys |= {sample_key(Sample(index=0, id="a", images=(), turns=by).conversations(), [], "v1") for by in written}
+    assert len(keys) == 4 and sample_key(old, [], "v1") in keys
 
 
 def test_one_trained_answer_is_enough() -> None:
@@ -108,3 +111,17 @@ def test_one_trained_answer_is_enough() -> None:
     with pytest.raises(LabelMaskError, match="every answer is masked"):
         check_trained(masked)
     check_turns([Turn("system", "s"), *masked], num_images=0)
+
+
+def test_questions_without_answer_are_counted() -> None:
+    asked, answered = Turn("human", "q"), Turn("gpt", "a")
+    for turns, count in (
+        ((), 0),
+        ((asked, answered), 0),
+        ((answered, asked, answered, answered), 0),
+        ((asked,), 1),
+        ((Turn("system", "s"), asked), 1),
+        ((asked, answered, asked), 1),
+        ((asked, asked, answered, asked), 2),
+    ):
+        assert questions_without_answer(turns) == count

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from alignkd.vlm.data.entries.no_conversation import EMPTY, no_conversation, no_turn
 from alignkd.vlm.data.entries.plain import filled, is_nothing
+from alignkd.vlm.data.source import Answers
+from alignkd.vlm.data.turn_checks import OR_GENERATE
 from alignkd.vlm.errors import SampleError
 
 ENTRY_KEYS = frozenset({"id", "image", "images"})
@@ -71,8 +73,11 @@ class Conversation:
     is_caption: bool = False
 
 
-def conversation_of(entry: Mapping[str, Any]) -> Conversation:
+def conversation_of(entry: Mapping[str, Any], answers: Answers = "given") -> Conversation:
     """The conversation of an entry of plain values.
+
+    Args:
+        answers: `missing`: a question may stand without the key of its answer.
 
     Raises:
         SampleError: it fits no dialect, or two; lists the entry's keys.
@@ -81,13 +86,17 @@ def conversation_of(entry: Mapping[str, Any]) -> Conversation:
     if "conversations" not in lists and not is_nothing(entry.get("conversations")):
         raise SampleError(no_conversation(entry))
     if lists:
-        return _of_lists(lists)
+        return _of_lists(lists, answers)
     pairs = list(_pairs(entry))
     if len(pairs) > 1:
         first, second = (" and ".join(map(repr, pair)) for pair in pairs[:2])
         raise SampleError(f"has {first}, but also {second}; keep one question and one answer")
     if pairs:
         return _of_pair(entry, *pairs[0])
+    if answers == "missing" and (question := _question_alone(entry)) is not None:
+        asked, read = _question(entry, question)
+        empty = {answer for key, answer in PAIRS if key == question}
+        return Conversation(key="", read=read | empty, turns=(asked,))
     if entry.get("conversations") is not None:
         raise SampleError(EMPTY)
     return _of_caption(entry)
@@ -121,19 +130,19 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _of_lists(lists: Mapping[str, list[Any]]) -> Conversation:
+def _of_lists(lists: Mapping[str, list[Any]], answers: Answers) -> Conversation:
     key, *others = lists
     for other in others:
         if lists[other] != lists[key]:
             raise SampleError(f"both {key!r} and {other!r} hold a conversation; keep one of the two")
-    turns = tuple(turn for number, element in enumerate(lists[key]) for turn in _turns_in(number, element))
+    turns = tuple(turn for number, element in enumerate(lists[key]) for turn in _turns_in(number, element, answers))
     first = lists[key][0]
     is_llava = key == "conversations" and first.get("from") is not None and first.get("value") is not None
     return Conversation(key=key, read=ENTRY_KEYS | set(lists), turns=turns, is_llava=is_llava)
 
 
-def _turns_in(number: int, element: Any) -> Sequence[RawTurn]:
-    """The turn of an element, or the two of a pair."""
+def _turns_in(number: int, element: Any, answers: Answers) -> Sequence[RawTurn]:
+    """The turn of an element, or the two of a pair, or the question alone."""
     if not isinstance(element, dict):
         raise SampleError(no_turn(number, element))
     if element.keys() == _LLAVA_KEYS and None not in element.values():  # the shortest way for most data
@@ -143,7 +152,11 @@ def _turns_in(number: int, element: Any) -> Sequence[RawTurn]:
     if role is not None:
         return (RawTurn(role=role, content=content, keys=_without(found, (*ROLE_KEYS, *CONTENT_KEYS))),)
     if (pair := next(_pairs(found), None)) is None:
-        raise SampleError(no_turn(number, found))
+        key = _question_alone(found, in_list=True)
+        if answers == "given" or key is None:
+            raise SampleError(no_turn(number, found) + _to_answer(found, in_list=True))
+        content = _one_text(f"turn {number}: {key!r}", found[key])
+        return (RawTurn(speaker="human", content=content, keys=_without(found, (key,))),)
     question, answer = (_one_text(f"turn {number}: {key!r}", found[key]) for key in pair)
     return (
         RawTurn(speaker="human", content=question),
@@ -174,16 +187,42 @@ def _pairs(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_pair(entry: Mapping[str, Any], question: str, answer: str) -> Conversation:
-    asked, answered = (_one_text(repr(key), entry[key]) for key in (question, answer))
-    read = ENTRY_KEYS | {question, answer}
-    if question == "instruction":
-        read |= {_INPUT}
-        if not is_nothing(more := entry.get(_INPUT)):
-            if not isinstance(asked, str) or not isinstance(more, str):
-                raise SampleError(f"{question!r} and {_INPUT!r} are not both texts; write them as texts")
-            asked = f"{asked}\n{more}"
-    turns = RawTurn(speaker="human", content=asked), RawTurn(speaker="gpt", content=answered)
-    return Conversation(key="", read=frozenset(read), turns=turns)
+    asked, read = _question(entry, question)
+    answered = RawTurn(speaker="gpt", content=_one_text(repr(answer), entry[answer]))
+    return Conversation(key="", read=read | {answer}, turns=(asked, answered))
+
+
+def _question(entry: Mapping[str, Any], key: str) -> tuple[RawTurn, frozenset[str]]:
+    """The question under a key, with the second part of an instruction; and the keys of the entry that it read."""
+    asked = _one_text(repr(key), entry[key])
+    if key != "instruction":
+        return RawTurn(speaker="human", content=asked), ENTRY_KEYS | {key}
+    if not is_nothing(more := entry.get(_INPUT)):
+        if not isinstance(asked, str) or not isinstance(more, str):
+            raise SampleError(f"{key!r} and {_INPUT!r} are not both texts; write them as texts")
+        asked = f"{asked}\n{more}"
+    return RawTurn(speaker="human", content=asked), ENTRY_KEYS | {key, _INPUT}
+
+
+def _question_alone(entry: Mapping[str, Any], *, in_list: bool = False) -> str | None:
+    """The key of the one question that stands without its answer; None if there is none, or several.
+
+    Args:
+        in_list: the entry is an element of a list of turns, where `user` is a question; elsewhere it may be the author
+            of a picture.
+    """
+    found = list(dict.fromkeys(key for key, _ in PAIRS if not is_nothing(entry.get(key))))
+    if _INPUT in found and "instruction" in found:
+        found.remove(_INPUT)
+    if "user" in found and not in_list:
+        found.remove("user")
+    return found[0] if len(found) == 1 else None
+
+
+def _to_answer(entry: Mapping[str, Any], *, in_list: bool = False) -> str:
+    """The end of a message about an entry that has a question only; empty for others."""
+    key = _question_alone(entry, in_list=in_list)
+    return "" if key is None else f"; {key!r} has no answer: give it one, {OR_GENERATE}"
 
 
 def _one_text(where: str, value: Any) -> Any:
@@ -215,7 +254,7 @@ def _of_caption(entry: Mapping[str, Any]) -> Conversation:
         if isinstance(caption, str) and caption.strip():
             captions[key] = caption
     if not captions:
-        raise SampleError(no_conversation(entry))
+        raise SampleError(no_conversation(entry) + _to_answer(entry))
     if len(set(captions.values())) > 1:
         raise SampleError(f"{' and '.join(map(repr, captions))} hold captions that differ; keep one of them")
     # `user` may be the author of a picture

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignkd.vlm.data.entries.answers.generated import generated_turn
+from alignkd.vlm.data.entries.answers.masks import trained_turns
+from alignkd.vlm.data.entries.answers.missing import UNANSWERED, without_empty_answers
 from alignkd.vlm.data.entries.content import Mark, content_of
 from alignkd.vlm.data.entries.dialects import ENTRY_KEYS, LISTS, Conversation, conversation_of
 from alignkd.vlm.data.entries.images import EntryImage, image_of, images_of
 from alignkd.vlm.data.entries.keys import check_entry_keys, check_turn_keys
-from alignkd.vlm.data.entries.masks import trained_turns
 from alignkd.vlm.data.entries.media_marks import check_marks
 from alignkd.vlm.data.entries.plain import plain
 from alignkd.vlm.data.entries.reading import EntryReading
@@ -15,7 +17,7 @@ from alignkd.vlm.data.entries.roles import speaker_of
 from alignkd.vlm.data.entries.system import with_system
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turn_checks import HOW_TO_MARK, IMAGE_PLACEHOLDER, check_trained
-from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.data.turns import Turn, questions_without_answer
 from alignkd.vlm.errors import SampleError
 
 _AS_IT_IS = EntryReading()
@@ -40,11 +42,14 @@ def sample_of_entry(index: int, entry: Any, reading: EntryReading = _AS_IT_IS) -
     except SampleError as error:
         return _unusable(index, sample_id, beside, str(error), reading)
     contents = tuple(image.content for image in images)
+    unanswered = _is_unanswered(turns, reading)
     return Sample(
         index=index,
         id=sample_id,
         images=tuple(image.name for image in images),
         turns=turns,
+        problem=UNANSWERED if unanswered else None,
+        unanswered=unanswered,
         contents=contents if any(content is not None for content in contents) else (),
         folder=reading.images,
     )
@@ -63,8 +68,10 @@ def _read(
     Args:
         beside: the images that the entry names beside its conversation.
     """
-    conversation = _conversation(entry, has_images=bool(beside))
+    conversation = _conversation(entry, reading, has_images=bool(beside))
     turns, marks = _turns(conversation, entry, reading)
+    if reading.answers == "missing":
+        turns = without_empty_answers(turns)
     images = _images(marks, beside, reading)
     is_pair = not conversation.key and not conversation.is_caption
     check_entry_keys(entry, read=conversation.read, has_images=bool(images), is_pair=is_pair)
@@ -75,13 +82,18 @@ def _read(
     elif not marks and not conversation.is_llava:
         check_marks(turns, has_images=True)
         turns = _images_first(turns, len(images))
-    check_trained(turns)
+    if not _is_unanswered(turns, reading):
+        check_trained(turns)
     return with_system(turns, entry, reading.system), images
 
 
-def _conversation(entry: Mapping[str, Any], *, has_images: bool) -> Conversation:
+def _is_unanswered(turns: Sequence[Turn], reading: EntryReading) -> bool:
+    return reading.answers == "missing" and questions_without_answer(turns) > 0
+
+
+def _conversation(entry: Mapping[str, Any], reading: EntryReading, *, has_images: bool) -> Conversation:
     try:
-        return conversation_of(entry)
+        return conversation_of(entry, reading.answers)
     except SampleError:
         # a key with a meaning is the better reason
         check_entry_keys(entry, read=ENTRY_KEYS | set(LISTS), has_images=has_images)
@@ -101,8 +113,10 @@ def _turns(
         texts.append(text)
         marks += own
     speakers = [turn.speaker or speaker_of(turn.role, reading.roles) for turn in conversation.turns]
-    trained = trained_turns(entry, [turn.keys for turn in conversation.turns], speakers)
-    return list(map(Turn, speakers, texts, trained)), marks
+    keys = [turn.keys for turn in conversation.turns]
+    trained = trained_turns(entry, keys, speakers)
+    generated = map(generated_turn, range(len(keys)), keys, speakers)
+    return list(map(Turn, speakers, texts, trained, generated)), marks
 
 
 def _images(marks: Sequence[Mark], beside: tuple[EntryImage, ...], reading: EntryReading) -> tuple[EntryImage, ...]:

@@ -15,6 +15,7 @@ from alignkd.vlm.data.entries.content import part_keys
 from alignkd.vlm.data.entries.dialects import ENTRY_KEYS, Conversation, conversation_of
 from alignkd.vlm.data.entries.images import extension_of
 from alignkd.vlm.data.entries.plain import is_nothing, plain
+from alignkd.vlm.data.source import Answers
 from alignkd.vlm.errors import SampleError, one_line
 
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
@@ -89,6 +90,9 @@ TRAINED = frozenset((*_WEIGHTS, "train", "trained", "training", "trainable"))
 # The opposite: 1 or true means do not train on it.
 _MASKED = frozenset(("masked", "mask_loss", "ignore_loss", "ignore", "skip"))
 LOSS_KEYS = TRAINED | _MASKED
+GENERATED = "generated"
+"""The key of a turn that a model wrote, see `entries/answers/generated.py`."""
+_READ_OF_TURNS = LOSS_KEYS | {GENERATED}
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -127,18 +131,22 @@ def check_turn_keys(number: int, keys: Mapping[str, Any]) -> None:
             raise SampleError(_refusal(f"turn {number}: key {shown(key)}", value, meaning))
 
 
-def keys_not_read(entry: Any) -> Iterator[str]:
-    """Each key of an entry, of its turns (as `messages[].KEY`) and of their parts that is not read, once."""
+def keys_not_read(entry: Any, answers: Answers = "given") -> Iterator[str]:
+    """Each key of an entry, of its turns (as `messages[].KEY`) and of their parts that is not read, once.
+
+    Args:
+        answers: as the data set has them.
+    """
     if not isinstance(entry, dict):
         return
     entry = plain(entry)
     try:
-        conversation = conversation_of(entry)
+        conversation = conversation_of(entry, answers)
     except SampleError:
         conversation = Conversation(key="", read=ENTRY_KEYS | {"conversations"}, turns=())
     yield from (key for key in entry if key not in conversation.read and not _is_read(key))
     turns = conversation.turns
-    others = dict.fromkeys(key for turn in turns for key in turn.keys if name_of(key) not in LOSS_KEYS)
+    others = dict.fromkeys(key for turn in turns for key in turn.keys if name_of(key) not in _READ_OF_TURNS)
     yield from (f"{conversation.key}[].{key}" for key in others)
     parts = dict.fromkeys(key for turn in turns for key in part_keys(turn.content))
     yield from (f"{conversation.key}[].content[].{key}" for key in parts)

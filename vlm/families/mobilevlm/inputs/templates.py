@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Literal
 
-from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_trained, check_turns, split_system
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, OR_GENERATE, check_trained, check_turns, split_system
 from alignkd.vlm.data.turns import V1_SYSTEM, Turn
 from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.mobilevlm.inputs.tokenizer import LegacyLlamaTokenizer
@@ -180,7 +180,7 @@ def _tokenize_v1(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLlamaT
     if position != len(input_ids):
         raise LabelMaskError(
             f"the label mask covers {position} of {len(input_ids)} tokens, so the original would train on nothing; "
-            "give every question an answer and remove ' ASSISTANT: ' and '</s>' from the texts"
+            f"give every question an answer ({OR_GENERATE}) and remove ' ASSISTANT: ' and '</s>' from the texts"
         )
     check_trained(_v1_turns(turns)[1])
     return TokenizedConversation(input_ids, labels)

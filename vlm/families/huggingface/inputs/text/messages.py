@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_trained, check_turns
+from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, OR_GENERATE, check_trained, check_turns
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import SampleError
 
@@ -46,7 +46,10 @@ def check_training(turns: Sequence[Turn], *, num_images: int) -> None:
     """
     _check(turns, num_images)
     if not any(turn.speaker == "gpt" for turn in turns):
-        raise SampleError("the conversation has no gpt turn, so no token would be trained; give the question an answer")
+        raise SampleError(
+            "the conversation has no gpt turn, so no token would be trained; give the question an answer, "
+            + OR_GENERATE
+        )
     check_trained(turns)
 
 

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs.settings import NONE
-from alignkd.storage.tools.attention_figures import SampleLayers, VisionPairs, image_blocks
+from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.tools.layers.rows import SampleLayers, image_blocks
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.teacher_dump.targets.capture import ATTENTION_BYTES, ATTENTION_BYTES_CPU
+from alignkd.teacher_dump.targets.attention import ATTENTION_BYTES, ATTENTION_BYTES_CPU
 from alignkd.teacher_dump.targets.host_copies import HostCopies, batch_to_device, to_device
 from alignkd.teacher_dump.targets.seen_images import SeenImages, image_keys
 from alignkd.vlm.attention.layer import AttentionLayer
@@ -32,7 +33,7 @@ class WatchedRows:
         pairs: rows and columns of the attention.
     """
 
-    def __init__(self, model: VisionLanguageModel, layers: Sequence[int], pairs: VisionPairs) -> None:
+    def __init__(self, model: VisionLanguageModel, layers: Sequence[int], pairs: LayerPairs) -> None:
         self.model, self.layers, self.pairs = model, layers, pairs
         self._images = SeenImages(model, NONE, HostCopies(model.device))
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alignkd.storage.tools.layer_figures import LayerFigures
+    from alignkd.storage.tools.layers.figures import LayerFigures
 
 _HEAD = ("layer", "vision mass", "sharpness", "informative", "surprise", "best head", "like before")
 

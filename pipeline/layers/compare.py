@@ -15,15 +15,15 @@ from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.layers.samples import ChosenSamples, choose_samples
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.storage.tools.attention_figures import (
+from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.tools.layers.figures import LayerFigures, LayerScan, scan_layers
+from alignkd.storage.tools.layers.rows import (
     Floats,
     SampleLayers,
-    VisionPairs,
     distributions,
     sharpness,
     surprise,
 )
-from alignkd.storage.tools.layer_figures import LayerFigures, LayerScan, scan_layers
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.dump import load_teacher
 from alignkd.teacher_dump.job import DumpJob
@@ -64,7 +64,7 @@ class ComparedLayers:
     vision_tokens: int | None
     bytes_per_sample: Mapping[int, float]
     codec: str
-    pairs: VisionPairs
+    pairs: LayerPairs
 
     @property
     def layers(self) -> tuple[LayerFigures, ...]:
@@ -72,7 +72,7 @@ class ComparedLayers:
         return self.scan.layers
 
 
-def compare_layers(config: RunConfig, count: int, *, pairs: VisionPairs = "tqv", seed: int = 0) -> ComparedLayers:
+def compare_layers(config: RunConfig, count: int, *, pairs: LayerPairs = "tqv", seed: int = 0) -> ComparedLayers:
     """Run the teacher twice over `count` samples: once for sums and mean maps, once to compare the rows with them.
 
     Args:
@@ -91,7 +91,7 @@ def compare_layers(config: RunConfig, count: int, *, pairs: VisionPairs = "tqv",
         return _compare(job, count, pairs, seed)
 
 
-def _compare(job: DumpJob, count: int, pairs: VisionPairs, seed: int) -> ComparedLayers:
+def _compare(job: DumpJob, count: int, pairs: LayerPairs, seed: int) -> ComparedLayers:
     data = DataList(job.data, progress=job.control.reading)
     check_image_folders(data, job.data)
     teacher = job.open_teacher()
@@ -175,7 +175,7 @@ def _examples(layers: SampleLayers, scan: LayerScan) -> dict[int, Floats]:
     return found
 
 
-def _bytes(chosen: ChosenSamples, pairs: VisionPairs, heads: int, codec: str) -> float:
+def _bytes(chosen: ChosenSamples, pairs: LayerPairs, heads: int, codec: str) -> float:
     """Mean bytes of a sample's attention of one layer, as the codec stores it."""
     maps = [sample.example.positions for sample in chosen.prepared]
     shapes = [(len(at.attention_rows(pairs)), heads, len(at.attention_cols(pairs))) for at in maps]
@@ -185,5 +185,6 @@ def _bytes(chosen: ChosenSamples, pairs: VisionPairs, heads: int, codec: str) ->
 
 def _codec(job: DumpJob) -> str:
     """The codec of the store's attention; float16 where attention is not stored."""
-    codec = job.store.attention
+    attention = job.store.attention
+    codec = attention if isinstance(attention, str) else attention.stored_codec
     return DEFAULT_CODEC if codec in NOT_STORED else codec

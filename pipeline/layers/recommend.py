@@ -7,7 +7,7 @@ Layers that hardly look at the image are left out: their rows are near 0, and so
 
 from collections.abc import Sequence
 
-from alignkd.storage.tools.layer_figures import LayerFigures
+from alignkd.storage.tools.layers.figures import LayerFigures
 
 # of the largest share of informative queries; without a common grid, of the largest sharpness
 NEARLY = 0.75

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader
     from alignkd.storage.tools.compare.diff import FieldDifference
     from alignkd.storage.tools.compare.sample_errors import StatedErrors
+    from alignkd.storage.tools.layers.stored import StoredLayers
     from alignkd.storage.tools.stats import StoreStats
-    from alignkd.storage.tools.stored_layers import StoredLayers
 
 
 @click.command()
@@ -42,8 +42,8 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
     """
     from alignkd.storage.read.store import StoreReader
     from alignkd.storage.tools.compare.sample_errors import measured_errors, sampled_positions, stated_errors
+    from alignkd.storage.tools.layers.stored import num_reads, stored_layers
     from alignkd.storage.tools.stats import store_stats
-    from alignkd.storage.tools.stored_layers import num_reads, stored_layers
 
     reader = StoreReader(store, allow_incomplete=True)
     with progress_bar("count", len(reader.commits), "shard") as done:

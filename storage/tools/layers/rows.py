@@ -9,20 +9,21 @@ Shapes: R queries, H heads, C vision tokens of an image, G 1 for text queries an
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.schema.attention_targets import LayerPairs
+
 Floats = NDArray[np.float64]
 # the blocks [R, H, C] of a sample, one for each image, of several layers in ascending order
 SampleLayers = Iterable[tuple[int, Sequence[NDArray[Any]]]]
-VisionPairs = Literal["tqv", "vqv"]
 # KL divergence in nats; a query is informative if the row of any of its heads exceeds it
 INFORMATIVE_NATS = 0.5
 
 
-def image_blocks(attention_HRC: NDArray[Any], tokens_of_image: Sequence[int], pairs: VisionPairs) -> list[NDArray[Any]]:
+def image_blocks(attention_HRC: NDArray[Any], tokens_of_image: Sequence[int], pairs: LayerPairs) -> list[NDArray[Any]]:
     """The rows of each image.
 
     Args:
@@ -128,7 +129,7 @@ class SurpriseSums(_Summed):
     informative: int
 
 
-def row_sums(layers: SampleLayers, pairs: VisionPairs, *, has_grid: bool) -> dict[int, RowSums]:
+def row_sums(layers: SampleLayers, pairs: LayerPairs, *, has_grid: bool) -> dict[int, RowSums]:
     """The sums of the first pass for one sample, by layer.
 
     Args:
@@ -159,7 +160,7 @@ def added(parts: Sequence[Sums]) -> Sums:
     return total
 
 
-def _sums_of(block_RHC: NDArray[Any], pairs: VisionPairs, *, has_grid: bool) -> RowSums:
+def _sums_of(block_RHC: NDArray[Any], pairs: LayerPairs, *, has_grid: bool) -> RowSums:
     probs_RHC, mass_RH = distributions(block_RHC)
     map_GHC = np.zeros((1, 1, 1))
     if has_grid:

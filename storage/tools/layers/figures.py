@@ -6,13 +6,13 @@ from typing import Protocol
 
 import numpy as np
 
-from alignkd.storage.tools.attention_figures import (
+from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.tools.layers.rows import (
     Floats,
     RowSums,
     SampleLayers,
     Sums,
     SurpriseSums,
-    VisionPairs,
     row_sums,
     surprise_sums,
 )
@@ -66,7 +66,7 @@ class LayerScan:
     mean_maps: Mapping[int, Floats]
 
 
-def scan_layers(reduce: Reducing, pairs: VisionPairs, *, has_grid: bool) -> LayerScan:
+def scan_layers(reduce: Reducing, pairs: LayerPairs, *, has_grid: bool) -> LayerScan:
     """Make the figures; without a common grid one pass is enough.
 
     Args:

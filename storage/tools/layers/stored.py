@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import EncodedArray, Record, Target, as_float32, heads_first
+from alignkd.storage.schema.attention_targets import LayerPairs, attention_targets
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets import ATTENTION
-from alignkd.storage.tools.attention_figures import SampleLayers, Sums, VisionPairs, image_blocks
-from alignkd.storage.tools.layer_figures import LayerFigures, scan_layers
+from alignkd.storage.tools.layers.figures import LayerFigures, scan_layers
+from alignkd.storage.tools.layers.rows import SampleLayers, Sums, image_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class StoredAttention:
     """
 
     name: str
-    pairs: VisionPairs
+    pairs: LayerPairs
     layers: tuple[int, ...]
     heads: int
 
@@ -68,7 +69,7 @@ class StoredLayers:
     """
 
     target: str
-    pairs: VisionPairs
+    pairs: LayerPairs
     records: int
     layers: tuple[LayerFigures, ...]
     bytes_per_sample: float
@@ -82,14 +83,9 @@ def stored_attention(manifest: Manifest) -> list[StoredAttention]:
         layers = (shapes.attention_layer,)
         own = StoredAttention(name=ATTENTION, pairs=codecs.attention_pairs, layers=layers, heads=shapes.num_heads)
         found.append(own)
-    pairs: dict[str, VisionPairs] = {"tqv_query": "tqv", "vision": "vqv"}
-    for target in manifest.more:
-        is_attention = target.kind == "attention" and target.columns == "vision" and target.source == "store"
-        if is_attention and target.rows in pairs and target.layers and target.forward_pass == "sample":
-            assert target.heads is not None
-            found.append(
-                StoredAttention(name=target.name, pairs=pairs[target.rows], layers=target.layers, heads=target.heads)
-            )
+    for pairs, target in attention_targets(manifest.stored_more).items():
+        assert target.heads is not None
+        found.append(StoredAttention(name=target.name, pairs=pairs, layers=target.layers, heads=target.heads))
     return found
 
 

@@ -50,7 +50,8 @@ class ComparedLayers:
         samples: number of samples.
         without_image, unusable: samples that were passed over: without an image, or (index, id, reason).
         num_layers: layers of the decoder.
-        vision_tokens: vision tokens of every image; None if they depend on the image.
+        vision_tokens: the teacher's vision tokens of every image; None if they depend on the image.
+        common_tokens: vision tokens of each image of the samples; None if their numbers differ.
         bytes_per_sample: layer -> mean bytes of a sample's attention, all heads, in the codec of the store.
         codec: that codec.
     """
@@ -62,6 +63,7 @@ class ComparedLayers:
     unusable: list[tuple[int, str, str]]
     num_layers: int
     vision_tokens: int | None
+    common_tokens: int | None
     bytes_per_sample: Mapping[int, float]
     codec: str
     pairs: LayerPairs
@@ -100,12 +102,14 @@ def _compare(job: DumpJob, count: int, pairs: LayerPairs, seed: int) -> Compared
     with PreparationThreads(preparation, folders, job.teacher.data_workers) as threads:
         chosen = choose_samples(data, count, seed, threads)
         model = load_teacher(job, teacher)
-        layers, vision_tokens = model.config.attention_layers, model.config.vision_tokens
-        passes = 1 if vision_tokens is None else 2
+        counts = {count for sample in chosen.prepared for count in sample.example.positions.tokens_of_image}
+        passes = 1 if len(counts) > 1 else 2
         # disable=None: no bar if stderr is not a terminal
         with tqdm(total=passes * len(chosen.prepared), desc="layers", unit="sample", disable=None) as bar:
-            teacher_pass = _Pass(job, WatchedRows(model, layers, pairs), threads, chosen.prepared, bar.update)
-            scan = scan_layers(teacher_pass, pairs, has_grid=vision_tokens is not None)
+            teacher_pass = _Pass(
+                job, WatchedRows(model, model.config.attention_layers, pairs), threads, chosen.prepared, bar.update
+            )
+            scan = scan_layers(teacher_pass, pairs, has_grid=len(counts) == 1)
         (examples,) = teacher_pass.of(chosen.prepared[:1], lambda rows: _examples(rows, scan))
     if not scan.layers[0].queries:
         raise InputError(
@@ -120,7 +124,8 @@ def _compare(job: DumpJob, count: int, pairs: LayerPairs, seed: int) -> Compared
         without_image=chosen.without_image,
         unusable=[(found.sample.index, found.sample.id, str(found.reason)) for found in chosen.unusable],
         num_layers=model.config.num_layers,
-        vision_tokens=vision_tokens,
+        vision_tokens=model.config.vision_tokens,
+        common_tokens=counts.pop() if len(counts) == 1 else None,
         bytes_per_sample={found.layer: _bytes(chosen, pairs, found.heads, codec) for found in scan.layers},
         codec=codec,
         pairs=pairs,

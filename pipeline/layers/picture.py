@@ -3,6 +3,7 @@
 Shapes: G rows of a mean map, H heads, C vision tokens.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,19 @@ def _draw_maps(figure: SubFigure, compared: ComparedLayers, shown: Sequence[int]
         if compared.scan.mean_maps:
             values.insert(0, compared.scan.mean_maps[layer].mean((0, 1)))
         for axes, shares_C in zip(grid[:, column], values, strict=False):
-            _draw_map(axes, shares_C, is_square=compared.vision_tokens is not None)
+            _draw_map(axes, shares_C, is_square=_is_square(compared))
         grid[0][column].set_title(f"layer {layer}", fontsize="small")
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     names = ["mean of all rows", "one row"] if compared.scan.mean_maps else ["one row"]
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name, fontsize="small")
+
+
+def _is_square(compared: ComparedLayers) -> bool:
+    """Whether the tokens of an image are taken for a square, or a rectangle that is nearly one."""
+    tokens = compared.common_tokens
+    return compared.vision_tokens is not None or (tokens is not None and math.isqrt(tokens) ** 2 == tokens)
 
 
 def _draw_map(axes: Any, shares_C: Floats, *, is_square: bool) -> None:

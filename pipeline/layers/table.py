@@ -11,8 +11,12 @@ from alignkd.pipeline.layers.recommend import recommended_layers, store_lines
 
 MAX_LISTED = 10
 NO_GRID = (
-    "informative: the number of vision tokens depends on the image, so there is no mean map to compare with; layers "
+    "informative: not defined, because images have different numbers of vision tokens and so no common mean map; layers "
     "are ranked by sharpness"
+)
+MAY_MIX = (
+    "informative: all images here have {} vision tokens, which depend on the image; if their proportions differ, the "
+    "mean maps mix several grids"
 )
 
 
@@ -26,6 +30,7 @@ def layers_json(compared: ComparedLayers) -> dict[str, Any]:
         "pairs": compared.pairs,
         "num_layers": compared.num_layers,
         "vision_tokens": compared.vision_tokens,
+        "common_tokens": compared.common_tokens,
         "codec": compared.codec,
         "layers": [
             {**asdict(found), "bytes_per_sample": compared.bytes_per_sample[found.layer]} for found in compared.layers
@@ -49,7 +54,7 @@ def layers_lines(compared: ComparedLayers) -> list[str]:
         f"{format_count(compared.samples, 'sample')}{left_out}, {first.queries} rows of {compared.pairs} attention in "
         f"each of {len(compared.layers)} attention layers (the decoder has {compared.num_layers} layers)",
         *layer_table(compared.layers, sizes, chosen),
-        *([NO_GRID] if compared.vision_tokens is None else []),
+        *_notes(compared),
         f"recommended (*): {_named(chosen)}, {format_bytes(round(_bytes_of(compared, chosen)))} per sample in "
         f"{compared.codec}",
         *store_lines(chosen, compared.pairs, compared.codec),
@@ -62,6 +67,12 @@ def unusable_lines(compared: ComparedLayers) -> Iterator[str]:
         yield f"unusable: sample {name!r} (index {index}): {reason}"
     if (rest := len(compared.unusable) - MAX_LISTED) > 0:
         yield f"unusable: {rest} more"
+
+
+def _notes(compared: ComparedLayers) -> list[str]:
+    if compared.common_tokens is None:
+        return [NO_GRID]
+    return [] if compared.vision_tokens is not None else [MAY_MIX.format(compared.common_tokens)]
 
 
 def _bytes_of(compared: ComparedLayers, layers: Sequence[int]) -> float:

@@ -42,7 +42,7 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
     """
     from alignkd.storage.read.store import StoreReader
     from alignkd.storage.tools.compare.sample_errors import measured_errors, sampled_positions, stated_errors
-    from alignkd.storage.tools.layers.stored import num_reads, stored_layers
+    from alignkd.storage.tools.layers.stored import stored_attention, stored_layers
     from alignkd.storage.tools.stats import store_stats
 
     reader = StoreReader(store, allow_incomplete=True)
@@ -51,7 +51,7 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
     positions = sampled_positions(reader, sample)
     with progress_bar("sample", len(positions)) as done:
         stated = stated_errors(reader, positions, done)
-    with progress_bar("layers", num_reads(reader.manifest, len(positions))) as done:
+    with progress_bar("layers", len(stored_attention(reader.manifest)), "target") as done:
         layers = stored_layers(reader, positions, done)
     measured = None
     if exact is not None:

@@ -95,25 +95,32 @@ def stored_layers(
     """The figures of some records, target by target; every record is read again for each pass.
 
     Args:
-        progress: called with the number of records read since the last call, `num_reads` of them in all.
+        progress: called with the number of targets done since the last call.
 
     Raises:
         CorruptStoreError: a record is damaged.
     """
-    has_grid = reader.manifest.shapes.vision_tokens is not None
-    return [_figures(reader, positions, target, progress, has_grid) for target in stored_attention(reader.manifest)]
+    targets = stored_attention(reader.manifest)
+    has_grid = bool(targets) and _has_grid(reader, positions)
+    found = []
+    for target in targets:
+        found.append(_figures(reader, positions, target, has_grid=has_grid))
+        progress(1)
+    return found
 
 
-def num_reads(manifest: Manifest, records: int) -> int:
-    """Number of records that `stored_layers` reads."""
-    return records * len(stored_attention(manifest)) * (1 if manifest.shapes.vision_tokens is None else 2)
+def _has_grid(reader: StoreReader, positions: Sequence[int]) -> bool:
+    """Whether all images of some records have the same number of vision tokens."""
+    if reader.manifest.shapes.vision_tokens is not None:
+        return True
+    return len({count for position in positions for count in reader[position].tokens_of_image}) == 1
 
 
 def _figures(
     reader: StoreReader,
     positions: Sequence[int],
     target: StoredAttention,
-    progress: Callable[[int], object],
+    *,
     has_grid: bool,
 ) -> StoredLayers:
     sizes: dict[int, int] = {}
@@ -124,7 +131,6 @@ def _figures(
             if (values := target.of(record)) is not None:
                 sizes[position] = values.nbytes
                 yield reduce(target.blocks(record))
-            progress(1)
 
     scan = scan_layers(reading, target.pairs, has_grid=has_grid)
     return StoredLayers(

@@ -1,10 +1,8 @@
 """Runs the teacher of a configuration on some of its samples, and compares its attention layers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +11,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.console.printing import say
 from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.layers.samples import ChosenSamples, choose_samples
+from alignkd.pipeline.layers.teacher_pass import TeacherPass
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.schema.attention_targets import LayerPairs
@@ -24,18 +23,15 @@ from alignkd.storage.tools.layers.rows import (
     sharpness,
     surprise,
 )
-from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.dump import load_teacher
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.operation.memory_faults import in_halves
-from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
+from alignkd.teacher_dump.preparation import PreparationThreads
 from alignkd.teacher_dump.watched_rows import WatchedRows
 from alignkd.vlm.data.data_list import DataList, check_image_folders
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.memory_faults import memory_errors
 
-R = TypeVar("R")
 DEFAULT_CODEC = "float16"
 
 
@@ -101,21 +97,14 @@ def _compare(job: DumpJob, count: int, pairs: LayerPairs, seed: int) -> Compared
     folders = [one.images for one in job.data if one.images is not None]
     with PreparationThreads(preparation, folders, job.teacher.data_workers) as threads:
         chosen = choose_samples(data, count, seed, threads)
-        model = load_teacher(job, teacher)
-        counts = {count for sample in chosen.prepared for count in sample.example.positions.tokens_of_image}
-        passes = 1 if len(counts) > 1 else 2
-        # disable=None: no bar if stderr is not a terminal
-        with tqdm(total=passes * len(chosen.prepared), desc="layers", unit="sample", disable=None) as bar:
-            teacher_pass = _Pass(
-                job, WatchedRows(model, model.config.attention_layers, pairs), threads, chosen.prepared, bar.update
+        if not any(len(sample.example.positions.attention_rows(pairs)) for sample in chosen.prepared):
+            raise InputError(
+                f"{data.path}: no text follows the images of the {len(chosen.prepared)} samples, so {pairs} attention "
+                "has no rows; use --pairs vqv"
             )
-            scan = scan_layers(teacher_pass, pairs, has_grid=len(counts) == 1)
-        (examples,) = teacher_pass.of(chosen.prepared[:1], lambda rows: _examples(rows, scan))
-    if not scan.layers[0].queries:
-        raise InputError(
-            f"{data.path}: no text follows the images of the {len(chosen.prepared)} samples, {pairs} attention has no "
-            "rows; use --pairs vqv"
-        )
+        model = load_teacher(job, teacher)
+        watched = WatchedRows(model, model.config.attention_layers, pairs)
+        scan, examples = _scan(job, watched, threads, chosen)
     codec = _codec(job)
     return ComparedLayers(
         scan=scan,
@@ -125,47 +114,24 @@ def _compare(job: DumpJob, count: int, pairs: LayerPairs, seed: int) -> Compared
         unusable=[(found.sample.index, found.sample.id, str(found.reason)) for found in chosen.unusable],
         num_layers=model.config.num_layers,
         vision_tokens=model.config.vision_tokens,
-        common_tokens=counts.pop() if len(counts) == 1 else None,
+        common_tokens=chosen.common_tokens,
         bytes_per_sample={found.layer: _bytes(chosen, pairs, found.heads, codec) for found in scan.layers},
         codec=codec,
         pairs=pairs,
     )
 
 
-class _Pass:
-    """Runs the teacher over the samples, each time it is called."""
-
-    def __init__(
-        self,
-        job: DumpJob,
-        watched: WatchedRows,
-        threads: PreparationThreads,
-        samples: Sequence[Prepared],
-        advance: Callable[[int], object],
-    ) -> None:
-        self._job, self._watched, self._threads = job, watched, threads
-        self._samples, self._advance = samples, advance
-
-    def __call__(self, reduce: Callable[[SampleLayers], R]) -> Iterator[R]:
-        for found in self.of(self._samples, reduce):
-            yield found
-            self._advance(1)
-
-    def of(self, samples: Sequence[Prepared], reduce: Callable[[SampleLayers], R]) -> Iterator[R]:
-        """`reduce` of each of some samples, in the order of the batches."""
-        teacher, prepared = self._job.teacher, list(samples)
-        self._watched.begin_window(prepared)
-        buckets = length_buckets(
-            [sample.length for sample in prepared], token_budget=teacher.token_budget, max_samples=teacher.batch
-        )
-        for batch in self._threads.batches(prepared, buckets):
-            for part, found in in_halves(partial(self._watched, reduce=reduce), batch, lambda: None):
-                if found is None:
-                    raise InputError(
-                        f"sample {part[0].sample.id!r}: {part[0].length} tokens do not fit the device's memory with "
-                        f"{len(self._watched.layers)} layers watched; lower data.max_tokens or use a larger device"
-                    )
-                yield from found
+def _scan(
+    job: DumpJob, watched: WatchedRows, threads: PreparationThreads, chosen: ChosenSamples
+) -> tuple[LayerScan, dict[int, Floats]]:
+    """The figures and the example rows."""
+    has_grid = chosen.common_tokens is not None
+    # disable=None: no bar if stderr is not a terminal
+    with tqdm(total=(1 + has_grid) * len(chosen.prepared), desc="layers", unit="sample", disable=None) as bar:
+        teacher_pass = TeacherPass(job, watched, threads, chosen.prepared, bar.update)
+        scan = scan_layers(teacher_pass, watched.pairs, has_grid=has_grid)
+    (examples,) = teacher_pass.of(chosen.prepared[:1], lambda rows: _examples(rows, scan))
+    return scan, examples
 
 
 def _examples(layers: SampleLayers, scan: LayerScan) -> dict[int, Floats]:

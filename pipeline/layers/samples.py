@@ -27,6 +27,12 @@ class ChosenSamples:
     without_image: int
     unusable: list[Unusable]
 
+    @property
+    def common_tokens(self) -> int | None:
+        """Vision tokens of each of their images; None if the numbers differ."""
+        counts = {count for sample in self.prepared for count in sample.example.positions.tokens_of_image}
+        return counts.pop() if len(counts) == 1 else None
+
 
 def choose_samples(samples: DataList, count: int, seed: int, threads: PreparationThreads) -> ChosenSamples:
     """The first `count` usable samples with images of a seeded permutation; fewer if the data have fewer.

@@ -11,8 +11,8 @@ from alignkd.pipeline.layers.recommend import recommended_layers, store_lines
 
 MAX_LISTED = 10
 NO_GRID = (
-    "informative: not defined, because images have different numbers of vision tokens and so no common mean map; layers "
-    "are ranked by sharpness"
+    "informative: not defined, because images have different numbers of vision tokens and so no common mean map; "
+    "layers are ranked by sharpness"
 )
 MAY_MIX = (
     "informative: all images here have {} vision tokens, which depend on the image; if their proportions differ, the "

@@ -61,7 +61,7 @@ def _draw_curves(figure: SubFigure, compared: ComparedLayers) -> None:
         if any(value is not None for value in values):
             drawn = [np.nan if value is None else value for value in values]
             axes.plot(numbers, drawn, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
-    for layer in recommended_layers(compared.layers):
+    for layer in recommended_layers(compared.layers, compared.pairs):
         axes.axvline(layer, color=GREY, linewidth=0.8, linestyle=":")
     axes.set(xlabel="decoder layer (dotted: recommended)", ylim=(0, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -22,7 +22,7 @@ MAY_MIX = (
 
 def layers_json(compared: ComparedLayers) -> dict[str, Any]:
     """Everything but the maps."""
-    chosen = recommended_layers(compared.layers)
+    chosen = recommended_layers(compared.layers, compared.pairs)
     return {
         "samples": compared.samples,
         "without_image": compared.without_image,
@@ -45,7 +45,7 @@ def layers_json(compared: ComparedLayers) -> dict[str, Any]:
 
 def layers_lines(compared: ComparedLayers) -> list[str]:
     """The table, the recommended layers and the lines of a configuration that store them."""
-    chosen, first = recommended_layers(compared.layers), compared.layers[0]
+    chosen, first = recommended_layers(compared.layers, compared.pairs), compared.layers[0]
     passed = [f"{compared.without_image} without an image"] if compared.without_image else []
     passed += [f"{len(compared.unusable)} unusable"] if compared.unusable else []
     left_out = f" ({' and '.join(passed)} passed over)" if passed else ""

@@ -178,7 +178,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _teacher_of_divergence_is_a_distribution(self) -> Self:
         losses = self.losses
-        if not losses.attention or losses.attention_form != "kl" or losses.attention_heads != "adapter":
+        if "attention" not in losses.weights or losses.attention_form != "kl" or losses.attention_heads != "adapter":
             return self
         if not self.frozen_adapters or (self.adapters is None and self.adapter_init == "pytorch"):
             raise ValueError(

@@ -12,7 +12,7 @@ from alignkd.vlm.attention.attention_rows import RowInputs, expanded_columns, ma
 class AttentionColumns:
     """The attention to the columns, `values_BHrC`; both are computed in the memory of the scores."""
 
-    def __init__(self, scores_BHrL: Tensor, inputs: RowInputs, cols_BC: Tensor, _: Tensor | None = None) -> None:
+    def __init__(self, scores_BHrL: Tensor, inputs: RowInputs, cols_BC: Tensor) -> None:
         self._weights_BHrL, self._sum_BHr1 = weights_of_scores(scores_BHrL, inputs)
         self._columns_BHrC = expanded_columns(cols_BC, self._weights_BHrL)
         self.values_BHrC = self._weights_BHrL.gather(3, self._columns_BHrC).div_(self._sum_BHr1)

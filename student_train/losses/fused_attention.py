@@ -92,8 +92,7 @@ class _FusedAttention(torch.autograd.Function):
             inputs = places.inputs.chunk(chunk)
             scores_BHrL = attention_scores(inputs, places.cols_BC)
             slope_BHrL = _slope(scores_BHrL, inputs.softcap) if grad_enabled else None
-            form = AttentionColumns if places.real_BC is None else AttentionOutcomes
-            chosen = form(scores_BHrL, inputs, places.cols_BC, places.real_BC)
+            chosen = _chosen(scores_BHrL, inputs, places)
             if not grad_enabled:
                 summed_loss(chunk, chosen.values_BHrC, *parameters)
                 continue
@@ -121,6 +120,12 @@ class _FusedAttention(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return query, key, None, None, None, *parameters
+
+
+def _chosen(scores_BHrL: Tensor, inputs: RowInputs, places: _Places) -> AttentionColumns | AttentionOutcomes:
+    if places.real_BC is None:
+        return AttentionColumns(scores_BHrL, inputs, places.cols_BC)
+    return AttentionOutcomes(scores_BHrL, inputs, places.cols_BC, places.real_BC)
 
 
 def _slope(scores_BHrL: Tensor, softcap: float | None) -> Tensor | None:

@@ -22,7 +22,14 @@ from alignkd.student_train.losses.attention_forms import kl_with_rest, row_cosin
 from alignkd.student_train.losses.attention_maps import MapSums
 from alignkd.student_train.losses.fused_attention import fused_attention_loss
 from alignkd.student_train.losses.loss_sum import LossSum
-from alignkd.student_train.objective.attention_match import AttentionForm, AttentionMatch, HeadWeights, LayerPair
+from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.attention_match import (
+    AttentionForm,
+    AttentionMatch,
+    FixedHeads,
+    HeadWeights,
+    LayerPair,
+)
 from alignkd.student_train.objective.row_reference import RowReference
 from alignkd.student_train.objective.term import ForwardPass, idle
 from alignkd.vlm.attention.attention_rows import RowInputs
@@ -59,8 +66,9 @@ def attention_elements(reader: StoreReader, student: ModelConfig, match: Attenti
         columns = reader.sequence_lengths - vision if kind == "tqt" else vision
         rows = rows + rows_of_kind * (reader.num_images if by_image and kind != "tqt" else 1)
         pairs = pairs + rows_of_kind * columns
-    elements = {"mse": pairs, "cosine": np.minimum(rows, 1)}.get(match.form, rows)
-    return len(match.pairs) * match.compared_heads(student.num_heads) * images * elements
+    elements: NDArray[np.int64] = {"mse": pairs, "cosine": np.minimum(rows, 1)}.get(match.form, rows)
+    elements = elements * (len(match.pairs) * match.compared_heads(student.num_heads)) * images
+    return elements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +106,7 @@ class RowsOfPair:
         teacher_BSrC, student_BSrC = self._without_padding(teacher_BSrC, student_BSrC)
         values_BSr = _ROW_LOSSES[self.form](teacher_BSrC, student_BSrC)
         if self.reference is not None:
-            values_BSr = values_BSr * self._row_weights(teacher_BSrC, rows)
+            values_BSr = values_BSr * self.reference(self.weighed_rows(rows), self.targets.num_cols_B)
         mask_Br = length_mask(num_rows_B, values_BSr.shape[2], values_BSr)
         return values_BSr.masked_fill(~mask_Br[:, None], 0.0).sum((1, 2))
 
@@ -128,13 +136,18 @@ class RowsOfPair:
         student = student_BSrC if self.form == "kl" else student_BSrC.masked_fill(padded, 0.0)
         return teacher_BSrC.masked_fill(padded, 0.0), student
 
-    def _row_weights(self, teacher_BSrC: Tensor, rows: slice) -> Tensor:
-        """Weights [B, S or 1, r]; of the mean of all heads if a trained mixture is compared, which is no attention."""
-        assert self.reference is not None
-        if self.heads.bias_S is not None:
-            mean_BrC = self._stored_BrTC(rows, teacher_BSrC.dtype).mean(2)
-            teacher_BSrC, _ = self._without_padding(mean_BrC[:, None], mean_BrC[:, None])
-        return self.reference(teacher_BSrC.detach(), self.targets.num_cols_B)
+    def weighed_rows(self, rows: slice) -> Tensor:
+        """The teacher's attention by which rows are weighed, [B, S or 1, r, C], 0 where columns are padded.
+
+        It is what the student is compared with, but the mean of all heads if that is a trained mixture, which is no
+        attention.
+        """
+        weight_ST = self.heads.weight_ST.detach()
+        if self.heads.bias_S is None:
+            teacher_BSrC = self.teacher_BSrC(rows, weight_ST)
+        else:
+            teacher_BSrC = self._stored_BrTC(rows, weight_ST.dtype).mean(2)[:, None]
+        return self._without_padding(teacher_BSrC, teacher_BSrC)[0]
 
     def _num_rows_B(self, rows: slice) -> list[int]:
         width = self.targets.stored_BRHC.shape[1]
@@ -215,7 +228,7 @@ def _loss_of_pair(forward: ForwardPass, targets: AttentionTargets, match: Attent
     pair = RowsOfPair(
         targets=targets,
         teacher=layers.teacher,
-        heads=_head_weights(forward, place),
+        heads=head_weights(forward.adapters, forward.fixed_heads, match, place),
         form=match.form,
         reference=None if forward.references is None else forward.references.of_pair(place),
     )
@@ -226,11 +239,11 @@ def _loss_of_pair(forward: ForwardPass, targets: AttentionTargets, match: Attent
     return loss if targets.samples_B is None else loss.by_sample(targets.samples_B, forward.num_samples)
 
 
-def _head_weights(forward: ForwardPass, place: int) -> HeadWeights:
-    if forward.fixed_heads is not None:
-        of_mean = forward.attention.heads == "mean"
-        return HeadWeights(weight_ST=forward.fixed_heads.weight_ST, of_mean=of_mean)
-    weight_ST, bias_S = forward.adapters.attention_weights(place)
+def head_weights(adapters: Adapters, fixed: FixedHeads | None, match: AttentionMatch, place: int) -> HeadWeights:
+    """The mixture of the teacher's heads for the pair at a place in `match.pairs`."""
+    if fixed is not None:
+        return HeadWeights(weight_ST=fixed.weight_ST, of_mean=match.heads == "mean")
+    weight_ST, bias_S = adapters.attention_weights(place)
     return HeadWeights(weight_ST=weight_ST, bias_S=bias_S)
 
 

@@ -90,6 +90,14 @@ def layer_pairs(
     return tuple(LayerPair(student=number, teacher=tuple(layers)) for number, layers in pairs.items())
 
 
+def number_of_pairs(choice: Mapping[int, tuple[int, ...]] | str | None, num_layers: int) -> int:
+    """How many layers of a student with `num_layers` layers a choice compares, if all of them have attention."""
+    if isinstance(choice, str):
+        every = range(num_layers)
+        return len(chosen_layers(choice, num_layers=num_layers, attention_layers=every, key=f"{KEY} of the student"))
+    return 1 if choice is None else len(choice)
+
+
 def _of_student(choice: tuple[int, ...] | str, student: ModelConfig) -> tuple[int, ...]:
     try:
         return chosen_layers(

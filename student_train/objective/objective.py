@@ -45,7 +45,6 @@ class DistilledStudent(nn.Module):
         trained: TrainedConfig | None = None,
         attention: AttentionMatch | None = None,
         fixed_heads: FixedHeads | None = None,
-        references: RowReferences | None = None,
         frozen_adapters: bool = False,
     ) -> None:
         """Freeze what is not trained.
@@ -60,7 +59,6 @@ class DistilledStudent(nn.Module):
             trained: what is trained of the model; None: everything but its vision tower.
             attention: how attention is compared; None: that of the first layers.
             fixed_heads: mixture of the teacher's heads, unless it is trained.
-            references: of the weights of attention rows, if they have weights.
             frozen_adapters: whether adapters stay as they are.
         """
         super().__init__()
@@ -68,7 +66,9 @@ class DistilledStudent(nn.Module):
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
         self.num_tokens = num_tokens
         self.attention = attention or first_layers(model.config)
-        self.fixed_heads, self.references = fixed_heads, references
+        self.fixed_heads = fixed_heads
+        # of the weights of attention rows; they are measured when the student is on its device
+        self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
         # An adapter without a weighted term is not changed, not even by weight decay.
         used = {TERMS[name].adapter for name in losses.weights}

@@ -54,7 +54,7 @@ class LossConfig(_Weights):
             with the mean of a list of them, such as `{0: 0, 1: [1, 2]}`; or a band of the student's depth such as
             `30%-70%`, whose k layers are compared with the m stored layers of the teacher, the i-th with the mean of
             its layers i to i + m - k. None: the first layer of both that has attention.
-        attention_form: difference of the attention. `mse`: squared error of each value. `kl`: KL(teacher || student) of
+        attention_form: difference of the attention. `mse`: squared error of each value. `kl`: KL(teacher, student) of
             each row over its columns and one outcome for all other keys. `cosine`: 1 - cosine of the whole map of a
             sample and head. `row_cosine`: 1 - cosine of each row.
         attention_heads: what each student head is compared with. `adapter`: a trained mixture of the teacher's heads.

@@ -47,10 +47,14 @@ class StepPlan:
         learning_rate: learning rate of the decoder.
         tokens: tokens of the global batch, padding left out.
         kinds: samples of the global batch by kind.
+        weights: weight of each loss term.
+        attention_weight: that of the attention loss if it changes with the step, else None.
     """
 
     positions: NDArray[np.int64]
     factor: float
+    weights: dict[str, float]
+    attention_weight: float | None
     learning_rate: float
     tokens: int
     kinds: dict[str, int]
@@ -111,7 +115,10 @@ class RunPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
         factor = self.schedule(number)
+        weights = config.losses.weights_at(number / config.num_steps)
         return StepPlan(
+            weights=weights,
+            attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),
             positions=positions,
             factor=factor,
             learning_rate=config.learning_rate * factor,

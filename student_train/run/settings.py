@@ -21,14 +21,6 @@ from alignkd.vlm.families.family import Checkpoint
 DECIDING_IN_VALIDATION = {"share", "max_samples", "figure", "patience", "min_delta", "export"}
 # Locations, intervals of reports and sizes of work units: they change what is learnt by no more than rounding.
 NOT_DECIDING_LOSSES = {"head_chunk_mib", "attention_chunk_mib"}
-# Losses' settings that earlier versions did not have, with the values that mean what those did: left out.
-ADDED_LOSSES = {
-    "attention_layers": None,
-    "attention_form": "mse",
-    "attention_heads": "adapter",
-    "attention_row_weights": "none",
-    "attention_decay": None,
-}
 NOT_DECIDING = {
     "output",
     "epochs",  # given as `steps`
@@ -87,10 +79,8 @@ def deciding_settings(
 
 def _of_losses(reader: StoreReader, student: Checkpoint, config: TrainConfig) -> dict[str, Any]:
     losses = config.losses.model_dump(mode="json", exclude=NOT_DECIDING_LOSSES)
-    losses = {name: value for name, value in losses.items() if (name, value) not in ADDED_LOSSES.items()}
-    if "attention_layers" in losses:
-        match = attention_match(reader, student.config, config)
-        losses["attention_layers"] = str(match) if match else None
+    if losses["attention_layers"] is not None and (match := attention_match(reader, student.config, config)):
+        losses["attention_layers"] = str(match)  # a band means other layers with another store
     return losses
 
 

@@ -9,7 +9,6 @@ from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.objective.row_reference import RowReferences
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.attention import attention_match, fixed_heads, teacher_heads
 from alignkd.student_train.run.checks import compared_tokens
@@ -27,13 +26,11 @@ def build_student(
     checkpoint: Checkpoint,
     reader: StoreReader,
     device: torch.device | str = "cpu",
-    references: RowReferences | None = None,
 ) -> DistilledStudent:
     """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh.
 
     Args:
         device: on which quantised weights are made, because they cannot move; any other student is on the CPU.
-        references: of the weights of attention rows, if the job asks for weights.
     """
     model = load_student(job, checkpoint, device)
     match = attention_match(reader, model.config, job.train)
@@ -58,7 +55,6 @@ def build_student(
         job.trained,
         attention=match,
         fixed_heads=fixed_heads(match, num_students=model.config.num_heads, num_teachers=num_heads),
-        references=references,
         frozen_adapters=job.train.frozen_adapters,
     )
 

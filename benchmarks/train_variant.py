@@ -170,7 +170,8 @@ class Training:
             self.counts, self.student.stem = counts, stem
 
     def _counts(self, reader: StoreReader) -> GlobalCounts:
-        return GlobalCounts([reader], self.student.model.config, self.losses.weights)
+        model, weights = self.student.model.config, self.losses.weights
+        return GlobalCounts([reader], model, weights, self.student.attention)
 
     def memory(self) -> dict[str, Any]:
         """Device memory in MiB: between steps, and the peak during a step."""

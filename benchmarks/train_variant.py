@@ -35,6 +35,7 @@ from alignkd.student_train.objective.objective import DistilledStudent, FrozenHe
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import preset_weights
+from alignkd.student_train.run.attention import attention_match, chosen_attention
 from alignkd.student_train.run.plan import micro_batches, open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import stem_lookup
@@ -134,7 +135,11 @@ class Training:
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         stem = stem_lookup(dataset.reader, job.train)
-        self.batches = micro_batches(dataset, self.order, job.train, self.ranks, first_step=0, stem=stem)
+        reader, sizes = dataset.reader, job.open_student().config
+        attention = chosen_attention(reader, attention_match(reader, sizes, job.train))
+        self.batches = micro_batches(
+            dataset, self.order, job.train, self.ranks, first_step=0, stem=stem, attention=attention
+        )
         student = build_student(job, job.open_student(), dataset.reader)
         self.student, self.losses = student, job.train.losses
         self.reader = dataset.reader

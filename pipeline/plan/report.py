@@ -6,7 +6,7 @@ from alignkd.pipeline.console.printing import format_bytes, format_duration
 from alignkd.pipeline.plan.from_stores import TrainingPlan
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
 from alignkd.pipeline.plan.result import Plan
-from alignkd.pipeline.plan.stem import MAX_SHARE, StemPlan
+from alignkd.pipeline.plan.stem import MAX_SHARE, READ_RATE, StemPlan
 from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
 from alignkd.vlm.attention.layer_choice import shown_layers
 
@@ -129,15 +129,18 @@ def _stem_lines(plan: Plan) -> Iterator[str]:
 
 def _deeper_stem_lines(stem: StemPlan) -> Iterator[str]:
     """What whole layers cost in every step, and the bytes of the attention that they replace."""
-    seconds = f" ({stem.step_seconds:.3g} s more on one device)" if stem.step_seconds else ""
+    seconds, read = "", ""
+    if stem.step_seconds:
+        seconds = f" ({stem.step_seconds:.3g} s more on one device)"
+        read = f"; {stem.read_seconds:.3g} s to read per step at {READ_RATE / 1e6:.0f} MB/s, assumed"
     yield (
         f"  depth {stem.depth}: whole in every step, {_layers(range(stem.depth - 1))}{seconds}; in the store instead, "
-        f"attention of {_layers(stem.layers)}, {format_bytes(stem.attention_bytes)} ({stem.attention_codec})"
+        f"attention of {_layers(stem.layers)}, {format_bytes(stem.attention_bytes)} ({stem.attention_codec}{read})"
     )
     if stem.storing_is_cheaper:
         yield (
             f"  recommended: {stem.attention_key}: {stem.attention_codec}, because the stem adds more than "
-            f"{MAX_SHARE:.0%} of a step's operations"
+            f"{MAX_SHARE:.0%} of a step's operations and takes longer than reading"
         )
 
 

@@ -27,9 +27,11 @@ from alignkd.vlm.stem.extract import builder_entries
 from alignkd.vlm.stem.file import StemParts, stem_file_bytes
 
 _SHA256 = "0" * 64
-# A stem with whole layers is recommended up to this share of a step's operations. A whole layer of a teacher adds more
-# than all else of distillation, in every step of every run, and stored attention is read again for free.
+# A stem with whole layers costs less than stored attention up to this share of a step's operations.
 MAX_SHARE = 0.05
+# Bytes per second at which a store is read, assumed: above that share, storing costs less only if it is read faster
+# than the stem computes.
+READ_RATE = 500e6
 DEFAULT_CODEC = "float16"
 # the keys of `builder_entries`, for a plan without a tokenizer
 TYPICAL_ENTRIES = ("tokenizer", "image_processor", "vision_tokens", "tokenizer_probe")
@@ -50,6 +52,7 @@ class StemPlan:
         saved_bytes: additional bytes of the configuration's own store; negative if that is smaller.
         operations: share of a training step's operations that the stem adds; 0 if no student is trained.
         step_seconds: seconds that it adds to a step on one device of the plan's kind, by arithmetic; likewise.
+        read_seconds: seconds to read the attention of a step's samples instead, at `READ_RATE`.
         attention_bytes: bytes of the attention of `layers` in the store instead, with the codec `attention_codec`.
         attention_key: key of the configuration that sets the codec.
         room: whether the disk has room for them; None if it is not known.
@@ -65,6 +68,7 @@ class StemPlan:
     saved_bytes: int = 0
     operations: float = 0.0
     step_seconds: float = 0.0
+    read_seconds: float = 0.0
     attention_bytes: int = 0
     attention_codec: str = ""
     attention_key: str = "store.attention"
@@ -77,8 +81,9 @@ class StemPlan:
 
     @property
     def storing_is_cheaper(self) -> bool:
-        """Whether the attention of the layers should be stored: a stem with whole layers adds more than `MAX_SHARE`."""
-        return self.has_whole_layers and self.operations > MAX_SHARE and self.room is not False
+        """Whether the attention of the layers should be stored instead of computed by whole layers."""
+        is_dear = self.operations > MAX_SHARE and self.step_seconds > self.read_seconds
+        return self.has_whole_layers and is_dear and self.room is not False
 
     @property
     def recommended(self) -> bool:
@@ -99,6 +104,7 @@ class StemPlan:
             "attention_layers": list(self.layers),
             "operations_share": self.operations,
             "seconds_per_step": self.step_seconds,
+            "read_seconds_per_step": self.read_seconds,
             "stored_attention_bytes": self.attention_bytes,
             "stored_attention_codec": self.attention_codec,
             "storing_is_cheaper": self.storing_is_cheaper,
@@ -164,6 +170,7 @@ def stem_plan(config: RunConfig, given: StemInputs) -> StemPlan:
         saved_bytes=given.store_bytes - given.with_stem,
         operations=share,
         step_seconds=3600 * hours(operations * batch, given.device, STUDENT_SHARE),
+        read_seconds=attention / given.data.num_records * batch / READ_RATE,
         attention_bytes=attention,
         attention_codec=codec,
         attention_key="store.attention" if isinstance(config.store.attention, str) else "store.attention.codec",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,13 @@ def test_storing_is_recommended_where_whole_layers_cost_more() -> None:
     assert not plans[2].stem.storing_is_cheaper and plans[4].stem.storing_is_cheaper
     page = "\n".join(plan_lines(plans[4]))
     assert "  depth 4: whole in every step, layers 0 to 2 (" in page
-    assert "in the store instead, attention of layers 0 to 3, 14.5 TiB (float16)" in page
+    assert "in the store instead, attention of layers 0 to 3, 14.5 TiB (float16; 1.13 s to read per step" in page
     assert "  recommended: store.attention.codec: float16, because the stem adds more than 5% of a step" in page
+    of_sample = plans[4].stem.attention_bytes / 3_600_000
+    assert plans[4].stem.read_seconds == pytest.approx(128 * of_sample / 500e6, rel=0.01)
+    # a faster device computes them in less time than they can be read
+    faster = replace(options(100 * TERABYTE), device="h100")
+    assert not real_plan(faster, **stem, attention={"layers": [0, 1, 2, 3]}).stem.storing_is_cheaper
     # there is no room for them
     assert not real_plan(options(TERABYTE), **stem, attention={"layers": [0, 1, 2, 3]}).stem.storing_is_cheaper
 

@@ -150,8 +150,8 @@ def attachment_bytes(config: RunConfig, model: PlannedModel, builder: Preparatio
     teacher, sizes, depth = config.teacher, model.config, config.store.stem_depth(model.config)
     stem = None if depth is None else stem_bytes_on_disk(sizes, teacher, builder, depth)
     if depth is not None and stem is None:
-        reason = design_or_reason(sizes, depth)
-        raise InputError(f"{teacher.checkpoint}: the store carries the teacher's stem, but {reason}")
+        why = "targets come from the teacher's stem" if config.store.from_stem else f"store.stem.depth is {depth}"
+        raise InputError(f"{teacher.checkpoint}: {why}, but {design_or_reason(sizes, depth)}")
     head = ELEMENT[teacher.dtype] * sizes.vocab_size * sizes.hidden_size + SAFETENSORS_HEADER_BYTES
     return {
         **_tokenizer_files(model, builder),

@@ -323,6 +323,8 @@ def test_a_missing_image_folder_and_a_stem_are_refused(make_run: MakeRun, tmp_pa
         make_plan(bare, PlanOptions())
     with pytest.raises(InputError, match=r"targets come from the teacher's stem, but .*store"):
         make_plan(make_run("qwen3_vl", profile="stem"), PlanOptions())
+    with pytest.raises(InputError, match=r"store\.stem\.depth is 1, but this family has no stem"):
+        make_plan(make_run("qwen3_vl", stem={"depth": 1}), PlanOptions())
 
 
 def test_the_command_prints_a_plan(make_run: MakeRun, tmp_path: Path) -> None:

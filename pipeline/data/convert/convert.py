@@ -97,7 +97,8 @@ def convert(job: ConvertJob) -> Converted:
         aside = stack.enter_context(written_whole(job.out))
         stream = stack.enter_context(_lines(aside, job.out))
         listing = _listing(job, stack)
-        with tqdm(total=sum(map(len, sources)), desc="convert", unit="sample", disable=None) as bar:
+        doing = "filter" if job.filters.given else "convert"
+        with tqdm(total=sum(map(len, sources)), desc=doing, unit="sample", disable=None) as bar:
             for source in sources:
                 for index in range(len(source)):
                     writer.write(source, index, stream, listing)

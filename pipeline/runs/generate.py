@@ -77,7 +77,9 @@ def result_lines(result: GenerateResult, output: Path, config: object = "CONFIG"
         f"{format_count(result.answers, 'answer')} of the teacher ({result.finished} finished{mean}), "
         f"{len(result.unusable)} unusable{retry}{halved}, {result.seconds:.1f} s"
     )
-    if not result.shards_left:
+    if not result.shards_left and not result.answers:
+        yield "every question had an answer; set generate.answers to all to have them answered anew"
+    elif not result.shards_left:
         images = "" if result.images is None else f", images: {result.images}"
         yield f"take the answers by `data: {{conversations: {output}{images}}}`"
 

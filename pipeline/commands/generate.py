@@ -13,6 +13,7 @@ from alignkd.pipeline.console.printing import json_option, print_json, say
 @click.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--worker", metavar="RANK/COUNT", help="Which of several workers this is; a launcher sets it itself.")
+@click.option("--retry-unusable", is_flag=True, help="Redo shards whose unusable samples can be read by now.")
 @click.option(
     "--status",
     "output",
@@ -22,7 +23,7 @@ from alignkd.pipeline.console.printing import json_option, print_json, say
 )
 @json_option
 @clean_errors
-def generate(config: Path | None, worker: str | None, output: Path | None, as_json: bool) -> None:
+def generate(config: Path | None, worker: str | None, retry_unusable: bool, output: Path | None, as_json: bool) -> None:
     """Let the teacher answer the questions of a data set.
 
     The answers are written as a data set of their own, with the name of the teacher and the log-probability of each
@@ -33,11 +34,13 @@ def generate(config: Path | None, worker: str | None, output: Path | None, as_js
     """
     if (config is None) == (output is None):
         raise click.UsageError("give either CONFIG, to generate answers, or --status OUTPUT, to show the progress")
+    if retry_unusable and output is not None:
+        raise click.UsageError("--retry-unusable needs CONFIG; --status changes nothing")
     if output is not None:
         _show_status(output, as_json)
         return
     assert config is not None
-    _run_worker(config, worker, as_json)
+    _run_worker(config, worker, as_json, retry_unusable)
 
 
 def _show_status(output: Path, as_json: bool) -> None:
@@ -51,7 +54,7 @@ def _show_status(output: Path, as_json: bool) -> None:
         click.echo(line)
 
 
-def _run_worker(config: Path, worker: str | None, as_json: bool) -> None:
+def _run_worker(config: Path, worker: str | None, as_json: bool, retry_unusable: bool) -> None:
     """Run one worker, print its result, and exit with the signal's code if one stopped it."""
     with heavy_imports():
         from alignkd.pipeline.config.generate_config import load_answers_config
@@ -60,7 +63,7 @@ def _run_worker(config: Path, worker: str | None, as_json: bool) -> None:
 
     try:
         settings = load_answers_config(config)
-        end = run_generate(settings, worker)
+        end = run_generate(settings, worker, retry_unusable=retry_unusable)
     except DumpStopped as stop:
         say(f"{stop}; run the same command again to resume")
         end_process(128 + stop.signal)
@@ -69,7 +72,7 @@ def _run_worker(config: Path, worker: str | None, as_json: bool) -> None:
     else:
         for line in unusable_lines(end.result, settings.generate.output):
             click.echo(line, err=True)
-        for line in result_lines(end.result, settings.generate.output):
+        for line in result_lines(end.result, settings.generate.output, config):
             click.echo(line)
     if end.interrupted_by:
         say("stopped after the current shard; run the same command again to resume")

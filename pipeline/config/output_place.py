@@ -57,6 +57,8 @@ def _places(config: RunConfig) -> Iterator[tuple[str, Path]]:
     for data in config.data:
         if data.images is not None:
             yield "data.images", data.images
+    if config.generate is not None:
+        yield "generate.output", config.generate.output
     validation = None if config.train is None else config.train.validation
     if validation is not None and isinstance(validation.store, Path):
         yield "train.validation.store", validation.store

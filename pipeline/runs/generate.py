@@ -1,6 +1,7 @@
 """Runs a generation of answers as one worker, and what it prints at the end."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from alignkd.pipeline.runs.dump_report import MAX_LISTED
 from alignkd.pipeline.runs.worker import own_device, worker_control
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
 from alignkd.teacher_dump.generate.folder import SHARDS
-from alignkd.teacher_dump.generate.generate import generate_answers
+from alignkd.teacher_dump.generate.generate import RETRY, generate_answers
 from alignkd.teacher_dump.generate.job import GenerateResult
 from alignkd.teacher_dump.operation.workers import Worker, worker_of
 from alignkd.vlm.data.formats.paths import ANSWERS_FOLDER, GENERATION_FILE
@@ -33,16 +34,17 @@ class GenerateEnd:
     interrupted_by: int
 
 
-def run_generate(config: AnswersConfig, worker: str | None = None) -> GenerateEnd:
+def run_generate(config: AnswersConfig, worker: str | None = None, *, retry_unusable: bool = False) -> GenerateEnd:
     """Generate answers.
 
     Args:
         worker: `RANK/COUNT`; None takes it from the launcher's environment, or runs the only worker.
+        retry_unusable: also redo shards whose unusable samples can be read by now.
 
     Raises:
         DumpStopped: a signal made it abandon the current shard.
     """
-    which, job = worker_of(os.environ, worker), config.job()
+    which, job = worker_of(os.environ, worker), replace(config.job(), retry_unusable=retry_unusable)
     reads = [place for data in job.data for place in (data.path, data.images) if place is not None]
     claim_folder("generate.output", job.generate.output, _is_ours, reads=reads, force=None)
     with worker_control("generate", which, unit="entry") as control:
@@ -58,20 +60,26 @@ def unusable_lines(result: GenerateResult, output: Path) -> Iterator[str]:
         yield f"unusable: {rest} more, see {output / SHARDS}"
 
 
-def result_lines(result: GenerateResult, output: Path) -> Iterator[str]:
-    """What a worker did, what the folder holds now, and how the other phases take it."""
+def result_lines(result: GenerateResult, output: Path, config: object = "CONFIG") -> Iterator[str]:
+    """What a worker of the configuration `config` did, what the folder holds now, and how the dump takes it."""
     written = result.shards_written
     done = f"wrote {format_count(written, 'shard')}" if written else "nothing left to do"
     if result.shards_left:
         done = f"wrote {format_count(written, 'shard')}, {result.shards_left} left"
     mean = f", {result.logprob / result.tokens:.3f} nats per token" if result.tokens else ""
+    retry = ""
+    if result.retryable:
+        command = RETRY.replace("CONFIG", shlex.quote(str(config)))
+        retry = f" ({result.retryable} of them can be retried after their files are restored: `{command}`)"
     halved = f", {result.halved_batches} batches halved after running out of memory" if result.halved_batches else ""
     yield (
         f"{done}: {result.entries} entries of {format_count(result.num_samples, 'sample')} with "
         f"{format_count(result.answers, 'answer')} of the teacher ({result.finished} finished{mean}), "
-        f"{len(result.unusable)} unusable{halved}, {result.seconds:.1f} s"
+        f"{len(result.unusable)} unusable{retry}{halved}, {result.seconds:.1f} s"
     )
-    if not result.shards_left:
+    if not result.shards_left and not result.answers:
+        yield "every question had an answer; set generate.answers to all to have them answered anew"
+    elif not result.shards_left:
         images = "" if result.images is None else f", images: {result.images}"
         yield f"take the answers by `data: {{conversations: {output}{images}}}`"
 

@@ -160,6 +160,15 @@ class AnswerFolder:
             replace_durably(self._report(report.shard), report.model_dump_json(indent=1).encode() + b"\n", self.path)
         return report
 
+    def redo(self, shard: int) -> None:
+        """Take a shard as not written; its answers stay until it is written again.
+
+        Raises:
+            StoreError: the report cannot be removed.
+        """
+        with disk_errors(f"answers {self.path}"):
+            self._report(shard).unlink(missing_ok=True)
+
     def shared_folder(self, name: str) -> Path:
         """A folder for files that are not answers."""
         return self.path / name

@@ -17,19 +17,25 @@ from alignkd.teacher_dump.generate.conversation import Conversation
 from alignkd.teacher_dump.generate.folder import VERSION, AnswerFolder, ShardReport, UnusableSample
 from alignkd.teacher_dump.generate.images import ImageRoot, check_images_are_files
 from alignkd.teacher_dump.generate.job import GenerateJob, GenerateResult
+from alignkd.teacher_dump.operation.retry import with_advice
+from alignkd.teacher_dump.operation.shard_thread import RETRYABLE
 from alignkd.teacher_dump.operation.unusable import why_none
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads
 from alignkd.teacher_dump.teacher import load_teacher, open_teacher
 from alignkd.vlm.data.data_list import DataList, check_image_folders
 from alignkd.vlm.data.written_entry import written_entry
-from alignkd.vlm.errors import InputError
+from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Preparation
 
+RETRY = "alignkd generate CONFIG --retry-unusable"
+
 
 def generate_answers(job: GenerateJob, model: VisionLanguageModel | None = None) -> GenerateResult:
     """Write the shards of answers that are not written yet and that `job.control` assigns.
+
+    With `job.retry_unusable`, shards with samples that have become usable are written again.
 
     Args:
         model: the teacher of `job`, if already loaded.
@@ -63,6 +69,8 @@ def _generate(job: GenerateJob, model: VisionLanguageModel | None) -> GenerateRe
         model = load_teacher(job, teacher)
     folder = AnswerFolder.open(job.generate.output, generation)
     run = _Run(job, preparation, samples, folder, root)
+    if job.retry_unusable:
+        run.retry()
     with job.control.over(folder) as shards:
         if folder.pending_shards():
             run.write(model or load_teacher(job, teacher), shards)
@@ -113,11 +121,7 @@ class _Run:
     def write(self, model: VisionLanguageModel, shards: Iterable[int]) -> None:
         """Write the shards, each completely or not at all."""
         job = self.job
-        folders = [data.images for data in job.data if data.images is not None]
-        threads = PreparationThreads(
-            self.preparation, folders, job.teacher.data_workers, job.control.check, questions=True
-        )
-        with threads:
+        with self._threads() as threads:
             answering = Answering(job, model, self.preparation, threads, self._halve)
             of_shard: list[Conversation] = []
             for window in threads.windows(self._windows(shards)):
@@ -132,6 +136,30 @@ class _Run:
                     self._note(ended)
                 if window.plan.is_last:
                     self._commit(window.plan.shard, of_shard)
+
+    def retry(self) -> None:
+        """Take shards as not written if samples that they list as unusable can be prepared now."""
+        listed = usable = 0
+        redone = []
+        with self._threads() as threads:
+            for report in self.folder.reports():
+                indices = dict.fromkeys(one.index for one in report.unusable if RETRY in one.reason)
+                begun = [Conversation.begin(self.samples[i], 0, self.job.generate.answers) for i in indices]
+                prompts = [conversation.prompt() for conversation in begun if conversation.asks]
+                found = len(threads.prepare(prompts))
+                listed, usable = listed + len(indices), usable + found
+                redone += [report.shard] if found else []
+        self.job.control.notice(
+            f"unusable samples that can be prepared now: {usable} of {listed}; shards that are written again: "
+            f"{len(redone)}"
+        )
+        for shard in redone:
+            self.folder.redo(shard)
+
+    def _threads(self) -> PreparationThreads:
+        folders = [data.images for data in self.job.data if data.images is not None]
+        workers = self.job.teacher.data_workers
+        return PreparationThreads(self.preparation, folders, workers, self.job.control.check, questions=True)
 
     def result(self, seconds: float) -> GenerateResult:
         """The state of the folder, and the part that this run wrote."""
@@ -151,6 +179,7 @@ class _Run:
             tokens=sum(report.tokens for report in reports),
             logprob=sum(report.logprob for report in reports),
             unusable=unusable,
+            retryable=sum(RETRY in reason for _, _, reason in unusable),
             shards_written=self.shards_written,
             shards_left=left,
             images=None if self.root.folder is None else str(self.root.folder),
@@ -208,7 +237,7 @@ class _Run:
             logprob=sum(generated.logprob or 0.0 for generated in written),
             bytes=0,
             unusable=[
-                UnusableSample(index=one.sample.index, id=one.sample.id, reason=str(one.reason))
+                UnusableSample(index=one.sample.index, id=one.sample.id, reason=_listed(one.reason))
                 for one in conversations
                 if one.reason is not None
             ],
@@ -233,3 +262,7 @@ class _Run:
 
 def _tokens(conversation: Conversation) -> int:
     return sum(generated.tokens or 0 for generated in conversation.written)
+
+
+def _listed(reason: SampleError) -> str:
+    return with_advice(str(reason), RETRY) if isinstance(reason, RETRYABLE) else str(reason)

@@ -16,6 +16,7 @@ class GenerateJob:
         data: the data sets, whose samples follow one another.
         template: name of a prompt template; None: that of the checkpoint, or the default of its family.
         max_tokens: most embedded tokens of a question with its answer; None for no limit.
+        retry_unusable: also write shards again if unusable samples of theirs can be prepared now.
         control: which shards to write, when to stop, and progress reports.
     """
 
@@ -24,6 +25,7 @@ class GenerateJob:
     max_tokens: int | None
     teacher: TeacherConfig
     generate: GenerateConfig
+    retry_unusable: bool = False
     control: DumpControl = field(default_factory=DumpControl)
 
 
@@ -39,6 +41,7 @@ class GenerateResult:
         tokens: tokens of these answers, end tokens included.
         logprob: sum of the log-probabilities of these tokens, in nats.
         unusable: (index, id, reason) of every sample without an entry, for each entry that it lacks.
+        retryable: number of them whose reason can be removed, such as a missing file (`retry_unusable`).
         shards_written: shards that this run wrote; 0 if there was nothing to do.
         shards_left: shards that are still to be written, by other workers or a later run.
         images: folder to which the image paths of the entries are relative; None without images.
@@ -53,6 +56,7 @@ class GenerateResult:
     tokens: int
     logprob: float
     unusable: list[tuple[int, str, str]]
+    retryable: int
     shards_written: int
     shards_left: int
     images: str | None

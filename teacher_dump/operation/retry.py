@@ -13,15 +13,14 @@ from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSource
 
 COMMAND = "alignkd dump CONFIG --retry-unusable"
-_ADVICE = f", then run `{COMMAND}`"
 # parts of reasons in stores written before the advice was added
 _WITHOUT_ADVICE = ("image cannot be read (", "do not fit the memory of")
 SAMPLES_AT_ONCE = 64
 
 
-def with_advice(reason: str) -> str:
+def with_advice(reason: str, command: str = COMMAND) -> str:
     """A reason that a retry may remove, with the command for it."""
-    return reason + _ADVICE
+    return f"{reason}, then run `{command}`"
 
 
 def may_be_retried(reason: str) -> bool:

@@ -101,6 +101,13 @@ def test_a_wrong_configuration_is_refused_in_one_line(
     assert message in done.stderr and str(config) in done.stderr
 
 
+def test_data_with_all_answers_get_none(config: Path, golden: Path, alignkd_here: Alignkd, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_bytes((golden / "v1.json").read_bytes())
+    done = alignkd_here("generate", config)
+    assert "4 entries of 4 samples with 0 answers" in done.stdout and "set generate.answers to all" in done.stdout
+    assert entries_of(tmp_path / "teacher-answers") == json.loads((golden / "v1.json").read_text())
+
+
 def test_sections_of_other_commands_are_not_read(config: Path, alignkd_here: Alignkd) -> None:
     write_yaml(config, yaml.safe_load(config.read_text()) | {"train": {"steps": "x"}, "store": {}})
     assert alignkd_here("generate", config).returncode == 0

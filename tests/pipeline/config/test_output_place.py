@@ -98,3 +98,9 @@ def test_stages_stay_apart(first: dict[str, Any], second: dict[str, Any], named:
 def test_a_stage_may_start_from_what_the_one_before_wrote(tmp_path: Path) -> None:
     (tmp_path / "x/student").mkdir(parents=True)
     load(tmp_path, [stage("a", "x", "s"), stage("b", "y", "t")])
+
+
+def test_an_output_over_generated_answers_is_refused(tmp_path: Path) -> None:
+    stages = [{"name": "one", "generate": {"output": "FOLDER/answers"}, "train": {"output": "FOLDER/answers/out"}}]
+    with pytest.raises(InputError, match=r"answers/out lies in generate\.output .*answers; choose a separate folder"):
+        load(tmp_path, stages=stages)

@@ -190,6 +190,29 @@ def test_unusable_samples_are_counted_and_listed(
         generate_answers(make_job(broken[1:3], output=tmp_path / "none"), teacher)
 
 
+def test_restored_images_are_answered_when_asked_for(
+    make_job: MakeJob, questions: Entries, golden_images: Path, teacher: MobileVLM, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(golden_images, images)
+    (images / questions[0]["image"]).unlink()
+    job = make_job([*questions, {"id": "no turns", "conversations": []}])
+    job = replace(job, data=(replace(job.data[0], images=images),))
+    result = generate_answers(job, teacher)
+    assert (len(result.unusable), result.retryable) == (2, 1)
+    assert result.unusable[0][2].endswith("then run `alignkd generate CONFIG --retry-unusable`")
+    notices: list[str] = []
+    again = replace(job, retry_unusable=True, control=DumpControl(notice=notices.append))
+    assert generate_answers(again).shards_written == 0
+    shutil.copy(golden_images / questions[0]["image"], images)
+    result = generate_answers(again, teacher)
+    assert (result.shards_written, len(result.unusable), result.retryable) == (1, 1, 0)
+    assert "1 of 1; shards that are written again: 1" in notices[-1]
+    unbroken = replace(job, generate=job.generate.model_copy(update={"output": tmp_path / "unbroken"}))
+    generate_answers(unbroken, teacher)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "unbroken")
+
+
 def test_an_answer_that_leaves_no_usable_conversation_is_listed(
     make_job: MakeJob, questions: Entries, teacher: MobileVLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

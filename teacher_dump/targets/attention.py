@@ -182,7 +182,8 @@ def head_means(probs_HRC: Tensor, heads: int) -> Tensor:
     """Means of groups of neighbouring heads: [Ht, R, C] -> [heads, R, C]."""
     if len(probs_HRC) == heads:
         return probs_HRC
-    return probs_HRC.unflatten(0, (heads, -1)).mean(1)
+    means_GRC: Tensor = probs_HRC.unflatten(0, (heads, -1)).mean(1)
+    return means_GRC
 
 
 def in_blocks(attention_RHC: Tensor, blocks: int) -> Tensor:

@@ -48,10 +48,7 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
         "logits": logits,
     }
     moments = [parts["decoder"], parts["vision tower"], parts["attention rows"], parts["logits"]]
-    standing = [
-        parts[name]
-        for name in ("vision embeddings", "hidden states", "queries and keys", "targets in flight")
-    ]
+    standing = [parts[name] for name in ("vision embeddings", "hidden states", "queries and keys", "targets in flight")]
     return Memory(parts=parts, peak=weights + sum(standing) + max(moments))
 
 

@@ -174,7 +174,9 @@ class StoreConfig(Settings):
         """The most layers whose queries and keys the pass of a teacher with `num_layers` layers records."""
         if not isinstance(self.attention, AttentionConfig) or self.codec_of("attention") in NOT_STORED:
             return 1 if self.computed_pairs() else 0
-        return min(num_layers, self.attention.most_layers(num_layers) + (self.vision_top not in NOT_STORED))
+        # the focus tokens need the first layer that has attention, most often 0
+        first = self.vision_top not in NOT_STORED and not self.attention.has_layer_0
+        return min(num_layers, self.attention.most_layers(num_layers) + first)
 
     @property
     def from_stem(self) -> tuple[str, ...]:

@@ -72,6 +72,18 @@ class AttentionConfig(Settings):
         """Each kind of `pairs` alone."""
         return LAYER_PAIRS if self.pairs == "all" else (self.pairs,)
 
+    @property
+    def has_layer_0(self) -> bool:
+        """Whether decoder layer 0 is chosen, if it has attention."""
+        return self.layers.startswith("0%") if isinstance(self.layers, str) else 0 in self.layers
+
+    def most_layers(self, num_layers: int) -> int:
+        """How many layers are chosen of a teacher with `num_layers` layers, if all of them have attention."""
+        if not isinstance(self.layers, str):
+            return len(self.layers)
+        every = range(num_layers)
+        return len(chosen_layers(self.layers, num_layers=num_layers, attention_layers=every, key=f"{KEY}.layers"))
+
     def targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
         """The further targets of the store, one for each kind of pairs.
 

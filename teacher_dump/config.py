@@ -20,7 +20,8 @@ class TeacherConfig(Settings):
             needs no torchvision and gives slightly other pixels.
         dtype: dtype of the teacher's weights and arithmetic.
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
-            fits a small GPU; attention and vision targets are as without, logits have a quantisation error.
+            fits a small GPU; vision targets are as without, logits and the attention of deeper layers have a
+            quantisation error.
         token_budget: padded tokens (text + vision) of a forward pass; samples of similar length share one, and a sample
             longer than the budget has one of its own.
         batch: maximum number of samples of a forward pass.

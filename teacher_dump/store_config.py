@@ -22,6 +22,7 @@ from alignkd.teacher_dump.attention_config import AttentionConfig, codec_or_laye
 from alignkd.teacher_dump.stem_config import StemConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
+from alignkd.vlm.inputs.position_map import AttentionPairs
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 
@@ -160,6 +161,22 @@ class StoreConfig(Settings):
         """The codec of `attention`, `vision_top` or `vision_all`; that of the attention in both of its forms."""
         codec: str | AttentionConfig = getattr(self, target)
         return codec.stored_codec if isinstance(codec, AttentionConfig) else codec
+
+    def computed_pairs(self) -> set[AttentionPairs]:
+        """The pairs whose attention the teacher pass computes, for the store or to find the focus tokens."""
+        found: set[AttentionPairs] = set() if self.vision_top in NOT_STORED else {"tqv"}
+        if self.codec_of("attention") in NOT_STORED:
+            return found
+        own = self.attention.kinds_of_pairs() if isinstance(self.attention, AttentionConfig) else [self.attention_pairs]
+        return found.union(own)
+
+    def most_watched_layers(self, num_layers: int) -> int:
+        """The most layers whose queries and keys the pass of a teacher with `num_layers` layers records."""
+        if not isinstance(self.attention, AttentionConfig) or self.codec_of("attention") in NOT_STORED:
+            return 1 if self.computed_pairs() else 0
+        # the focus tokens need the first layer that has attention, most often 0
+        first = self.vision_top not in NOT_STORED and not self.attention.has_layer_0
+        return min(num_layers, self.attention.most_layers(num_layers) + first)
 
     @property
     def from_stem(self) -> tuple[str, ...]:

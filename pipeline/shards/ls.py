@@ -12,7 +12,7 @@ from alignkd.pipeline.shards.options import STORE
 
 if TYPE_CHECKING:
     from alignkd.storage.read.listing import ShardInfo
-    from alignkd.storage.schema.manifest import Manifest
+    from alignkd.storage.schema.manifest import Manifest, NamedTarget
 
 
 @click.command()
@@ -120,8 +120,15 @@ def codecs_line(manifest: "Manifest") -> str:
     return (
         f"{codecs.attention_pairs} attention {codecs.attention}, vision_top {codecs.vision_top}, "
         f"vision_all {codecs.vision_all}, logits {shown.strip()}, inputs {manifest.inputs}"
-        f"{''.join(f', {target.name} {target.kind}' for target in manifest.more)}"
+        f"{''.join(f', {_further(target)}' for target in manifest.more)}"
     )
+
+
+def _further(target: "NamedTarget") -> str:
+    """A further target: its name, and its codec and layers if it is attention."""
+    if target.kind != "attention":
+        return f"{target.name} {target.kind}"
+    return f"{target.name} {target.codec or target.source} of layers {', '.join(map(str, target.layers))}"
 
 
 def _line(info: "ShardInfo") -> str:

@@ -124,7 +124,7 @@ def _stated(stated: "StatedErrors", from_stem: bool) -> list[str]:
         "stated by the codec, from the stored numbers, not measured: |decoded - exact| is at most",
     ]
     lines += [
-        f"  {bound.field:<24}{bound.codec:<14}{bound.largest:.3g}, in the mean {bound.mean:.3g}, relative L2 "
+        f"  {bound.field:<28}{bound.codec:<14}{bound.largest:.3g}, in the mean {bound.mean:.3g}, relative L2 "
         f"{bound.relative_l2:.3g}"
         for bound in stated.bounds
     ]
@@ -144,7 +144,7 @@ def _measured(measured: "list[FieldDifference] | None", exact: Path | str | None
     return [
         f"measured against {exact}:",
         *(
-            f"  {found.field:<24}max abs {found.max_abs:.3g}, relative L2 {found.relative_l2 or 0.0:.3g}, "
+            f"  {found.field:<28}max abs {found.max_abs:.3g}, relative L2 {found.relative_l2 or 0.0:.3g}, "
             f"{found.beyond} records beyond the stated bounds{f' ({found.note})' if found.note else ''}"
             for found in measured
         ),

@@ -94,7 +94,8 @@ class AttentionCapture:
             layer = layers.pop(number)
             kinds = self._kinds_of(number)
             for group in self._groups(maps, kinds) if maps else ():
-                self._capture(number, kinds, {row: maps[row] for row in group}, layer, vision, found)
+                for pairs in sorted(kinds):  # one call for each, so that the attention of the last is freed
+                    self._capture(number, pairs, {row: maps[row] for row in group}, layer, vision, found)
         return found
 
     def _kinds_of(self, number: int) -> set[AttentionPairs]:
@@ -108,25 +109,24 @@ class AttentionCapture:
     def _capture(
         self,
         number: int,
-        kinds: set[AttentionPairs],
+        pairs: AttentionPairs,
         maps: Mapping[int, PositionMap],
         layer: AttentionLayer,
         vision: Mapping[int, Sequence[Tensor]],
         found: dict[int, SampleAttention],
     ) -> None:
-        """Add one layer's targets of a group of samples to `found`."""
-        config, is_first = self._config, number == self._first
-        for pairs in sorted(kinds):
-            for row, probs_HRC in zip(maps, self._attention(maps, layer, pairs), strict=True):
-                one = found[row]
-                if is_first and self._keeps_short and pairs == config.attention_pairs:
-                    blocks = in_blocks(probs_HRC.transpose(0, 1), len(maps[row].attention_blocks(pairs)))
-                    one.attention = self._copies.start(encode(self._short, blocks))
-                if is_first and self._keeps_top and pairs == "tqv":
-                    one.vision_top = self._vision_top(probs_HRC, torch.cat(list(vision[row])))
-                target = None if pairs == "tqt" else self._further.get(pairs)
-                if target is not None and number in target.layers:
-                    one.layers.setdefault(target.name, []).append(self._of_layer(probs_HRC, target, number))
+        """Add one layer's targets of one kind of pairs of a group of samples to `found`."""
+        is_first = number == self._first
+        target = None if pairs == "tqt" else self._further.get(pairs)
+        for row, probs_HRC in zip(maps, self._attention(maps, layer, pairs), strict=True):
+            one = found[row]
+            if is_first and self._keeps_short and pairs == self._config.attention_pairs:
+                blocks = in_blocks(probs_HRC.transpose(0, 1), len(maps[row].attention_blocks(pairs)))
+                one.attention = self._copies.start(encode(self._short, blocks))
+            if is_first and self._keeps_top and pairs == "tqv":
+                one.vision_top = self._vision_top(probs_HRC, torch.cat(list(vision[row])))
+            if target is not None and number in target.layers:
+                one.layers.setdefault(target.name, []).append(self._of_layer(probs_HRC, target, number))
 
     def _of_layer(self, probs_HRC: Tensor, target: NamedTarget, number: int) -> HostArrays:
         """Parts of the stored heads [R, G, C] of a layer."""
@@ -182,7 +182,8 @@ def head_means(probs_HRC: Tensor, heads: int) -> Tensor:
     """Means of groups of neighbouring heads: [Ht, R, C] -> [heads, R, C]."""
     if len(probs_HRC) == heads:
         return probs_HRC
-    return probs_HRC.unflatten(0, (heads, -1)).mean(1)
+    means_GRC: Tensor = probs_HRC.unflatten(0, (heads, -1)).mean(1)
+    return means_GRC
 
 
 def in_blocks(attention_RHC: Tensor, blocks: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alignkd.pipeline.plan.memory.loads import LOGIT_BYTES, TeacherLoad
-from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Captured
@@ -51,16 +51,19 @@ class LiveBytes(TorchDispatchMode):
 
 def stored_bytes(captured: list[Captured]) -> int:
     """Bytes of the encoded targets of a batch."""
-    arrays = {id(held): held for one in captured for held in (one.attention, one.vision_top, *one.vision)}
+    arrays = {
+        id(held): held
+        for one in captured
+        for held in (one.attention, one.vision_top, *one.vision, *chain(*one.attention_layers.values()))
+    }
     arrays[id(captured[0].logits.arrays)] = captured[0].logits.arrays
     return sum(part.nbytes for held in arrays.values() if held is not None for part in held.wait().values())
 
 
-def load_of(samples: list[Prepared], store: StoreConfig, dtype: str, stored: int) -> TeacherLoad:
-    """The load of one batch of these samples."""
+def load_of(samples: list[Prepared], store: StoreConfig, dtype: str, stored: int, *, num_layers: int) -> TeacherLoad:
+    """The load of one batch of these samples, for a teacher with so many layers."""
     positions = [sample.example.positions for sample in samples]
-    computed = store.attention not in NOT_STORED or store.vision_top not in NOT_STORED
-    rows = [max(len(at.attention_rows(store.attention_pairs)), len(at.tqv_query_positions)) for at in positions]
+    rows = [sum(len(at.attention_rows(pairs)) for at in positions) for pairs in store.computed_pairs()]
     return TeacherLoad(
         dtype=dtype,
         quantization="none",
@@ -68,9 +71,10 @@ def load_of(samples: list[Prepared], store: StoreConfig, dtype: str, stored: int
         longest=max(at.length for at in positions),
         images=sum(at.num_images for at in positions),
         supervised=sum(len(at.supervised_positions) for at in positions),
-        queries=sum(rows) if computed else 0,
+        queries=max(rows, default=0),
         stored=stored,
         logit_bytes=LOGIT_BYTES[store.logits.kind],
+        watched=store.most_watched_layers(num_layers),
         vision=sum(len(at.vision_positions) for at in positions),
         largest=max(len(at.vision_positions) for at in positions),
     )

@@ -6,7 +6,6 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import TARGETS, StoreSize
-from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.student_train.objective.layer_map import number_of_pairs
 from alignkd.student_train.objective.terms import TERMS
 
@@ -23,7 +22,8 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
     vision, largest = samples * int(rows.vision.max()), int(rows.vision.max())
     if teacher_shapes.size.vision_tokens is None:  # one id per vision token, so the budget bounds them
         vision = min(vision, tokens)
-    computed = config.store.attention not in NOT_STORED or config.store.vision_top not in NOT_STORED
+    rows_of = {"tqv": rows.queries, "tqt": rows.queries, "vqv": rows.vision}
+    attention_rows = max((float(rows_of[pairs].sum()) for pairs in config.store.computed_pairs()), default=0.0)
     return TeacherLoad(
         dtype=teacher.dtype,
         quantization=teacher.quantization,
@@ -33,9 +33,10 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
         vision=vision,
         largest=largest,
         supervised=round(tokens * float(rows.supervised.sum()) / per_token),
-        queries=round(tokens * float(rows.queries.sum()) / per_token) if computed else 0,
+        queries=round(tokens * attention_rows / per_token),
         stored=round(tokens * stored / (data.num_records * data.mean("length"))),
         logit_bytes=LOGIT_BYTES[config.store.logits.kind],
+        watched=config.store.most_watched_layers(teacher_shapes.size.num_layers),
     )
 
 

@@ -90,9 +90,10 @@ class TeacherLoad:
         vision: vision tokens of these images; 0: `images` times the tokens of an image.
         largest: vision tokens of the sample with the most; 0: one image.
         supervised: positions whose next token has a label, over all samples of a forward pass.
-        queries: text positions after the image, over all samples of a forward pass; 0 if no attention is computed.
+        queries: rows of attention over all samples of a forward pass; 0 if none is computed.
         stored: bytes of the targets of a forward pass in the store.
         logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`; 0 if no logits are computed.
+        watched: decoder layers whose queries and keys are recorded.
     """
 
     dtype: str
@@ -106,3 +107,4 @@ class TeacherLoad:
     logit_bytes: int
     vision: int = 0
     largest: int = 0
+    watched: int = 1

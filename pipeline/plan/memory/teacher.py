@@ -38,7 +38,7 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
         "weights": weights,
         "vision embeddings": e * D * copies * vision,
         "hidden states": states,
-        "first layer's queries and keys": e * (model.query_width + model.key_width) * load.tokens
+        "queries and keys": e * (model.query_width + model.key_width) * load.tokens * load.watched
         if load.queries
         else 0,
         "targets in flight": BATCHES_IN_FLIGHT * load.stored,
@@ -48,10 +48,7 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
         "logits": logits,
     }
     moments = [parts["decoder"], parts["vision tower"], parts["attention rows"], parts["logits"]]
-    standing = [
-        parts[name]
-        for name in ("vision embeddings", "hidden states", "first layer's queries and keys", "targets in flight")
-    ]
+    standing = [parts[name] for name in ("vision embeddings", "hidden states", "queries and keys", "targets in flight")]
     return Memory(parts=parts, peak=weights + sum(standing) + max(moments))
 
 

@@ -231,7 +231,7 @@ def test_the_plan_is_never_below_what_is_alive(
         captured = capture(samples)
     stored = stored_bytes(captured)
     shapes = ModelShapes.of(size, measured_image(preparation, size.tower.patch_size, (64, 64)))
-    load = load_of(samples, settings, dtype, stored)
+    load = load_of(samples, settings, dtype, stored, num_layers=model.config.num_layers)
     planned = teacher_memory(shapes, replace(load, tokens=len(samples) * load.longest))  # padded
     one_batch = planned.peak - planned.parts["weights"] - BATCHES_IN_FLIGHT * stored
     assert live.peak <= one_batch + stored <= 2 * live.peak, (live.peak, planned)

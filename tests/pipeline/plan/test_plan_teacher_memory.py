@@ -33,6 +33,8 @@ STORES: tuple[dict[str, Any], ...] = (
     {"logits": {"kind": "sampled"}},
     {"logits": {"kind": "full"}},
     {"logits": {"kind": "topk", "top_k": 4}, "attention_pairs": "vqv"},
+    {"logits": {"kind": "none"}, "attention": {"layers": [0, 1], "pairs": "all"}},
+    {"profile": "compact", "attention": {"layers": [1], "pairs": "vqv", "heads": "mean"}},
 )
 
 
@@ -67,7 +69,8 @@ def test_the_plan_is_never_below_what_is_alive(
         captured = capture(samples)
     assert len(captured) == NUM
     stored = stored_bytes(captured)
-    planned = teacher_memory(ModelShapes.of(model_size("wide", config)), load_of(samples, settings, dtype, stored))
+    load = load_of(samples, settings, dtype, stored, num_layers=config.num_layers)
+    planned = teacher_memory(ModelShapes.of(model_size("wide", config)), load)
     # nothing waits for a writer here, and targets of this batch exist only after the decoder has run
     one_batch = planned.peak - planned.parts["weights"] - BATCHES_IN_FLIGHT * stored
     assert one_batch + stored >= live.peak, (live.peak, planned)

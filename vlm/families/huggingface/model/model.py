@@ -54,6 +54,8 @@ class HuggingFaceModel(VisionLanguageModel):
         needs_mask: whether a padded batch needs an attention mask; without one SDPA has a faster path. Set by the
             self-checks.
         findings: results of the self-checks at loading.
+        unusable_layers: numbers of attention layers whose recorded attention is not that of the layer, with the
+            difference that a self-check found.
     """
 
     def __init__(self, model: Any, config: HuggingFaceConfig, picture: ImageTensors) -> None:
@@ -63,6 +65,7 @@ class HuggingFaceModel(VisionLanguageModel):
         self.encoder = ImageEncoder(model.base_model)
         self.needs_mask = True
         self.findings: tuple[Any, ...] = ()
+        self.unusable_layers: dict[int, float] = {}
         # Not zeros, which Idefics3 takes for padding between images; buffers, which move to a device with the model.
         self._picture = tuple(picture)
         for name, values in picture.items():
@@ -156,7 +159,17 @@ class HuggingFaceModel(VisionLanguageModel):
 
     @contextmanager
     def watched_layers(self, layers: Sequence[int]) -> Iterator[Mapping[int, AttentionLayer]]:
-        """Record attention layers; see `VisionLanguageModel.watched_layers`."""
+        """Record attention layers; see `VisionLanguageModel.watched_layers`.
+
+        Raises:
+            InputError: the attention of a layer cannot be recorded.
+        """
+        for number in layers:
+            if number in self.unusable_layers:
+                raise InputError(
+                    f"model_type {self._config.model_type!r}: attention recorded in decoder layer {number} differs "
+                    f"from the layer's own by {self.unusable_layers[number]:.1e}; leave the layer out"
+                )
         with recorded_layers([self.attention(number) for number in layers]) as recorded:
             yield dict(zip(layers, recorded, strict=True))
 

@@ -29,6 +29,9 @@ RECORDABLE = ("sdpa", "eager")
 _WATCH = "_alignkd_watch"
 
 
+Judge = Callable[["RecordedLayer", Tensor, Tensor], None]
+
+
 class PassStopped(Exception):  # noqa: N818 - not an error
     """The pass was stopped at a recorded layer, as asked."""
 
@@ -40,24 +43,22 @@ class RecordedLayer(AttentionLayer):
     Attributes:
         module: the attention module.
         implementation: the name of its own attention function.
-        keep_values: whether to keep values and output too, which only the self-checks need.
+        judge: called with values [B, K, L, d] and output [B, L, H, d] once they are there, as the self-checks need;
+            afterwards nothing of the layer is kept.
         stops: whether to end the pass by `PassStopped` once queries and keys are known.
         query_BHLd, key_BKLd: with positions applied, as the attention function received them.
         mask: the mask as it received it; None: causal for sdpa.
         options: its other arguments by name.
-        value_BKLd, output_BLHd: values and result if `keep_values`.
     """
 
     module: nn.Module
     implementation: str
-    keep_values: bool = False
+    judge: Judge | None = None
     stops: bool = False
     query_BHLd: Tensor | None = None
     key_BKLd: Tensor | None = None
     mask: Tensor | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    value_BKLd: Tensor | None = None
-    output_BLHd: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -80,6 +81,11 @@ class RecordedLayer(AttentionLayer):
         """Soft cap of the scores, None without one."""
         given = self.options.get("softcap")
         return None if given is None else float(given)
+
+    @property
+    def has_mask_per_head(self) -> bool:
+        """Whether heads have masks of their own, which `visible` does not read."""
+        return self.mask is not None and self.mask.shape[1] != 1
 
     @property
     def is_causal(self) -> bool:
@@ -133,14 +139,14 @@ class RecordedLayer(AttentionLayer):
 
 @contextmanager
 def recorded_layers(
-    attentions: Sequence[nn.Module], *, keep_values: bool = False, stops: bool = False
+    attentions: Sequence[nn.Module], *, judge: Judge | None = None, stops: bool = False
 ) -> Iterator[list[RecordedLayer]]:
     """Record these attention modules while the model runs inside the block; see `RecordedLayer` for the arguments.
 
     The configurations are put back before a backward pass, in which gradient checkpointing runs the layers again.
     """
     with ExitStack() as stack:
-        yield [stack.enter_context(_recorded_layer(module, keep_values, stops)) for module in attentions]
+        yield [stack.enter_context(_recorded_layer(module, judge, stops)) for module in attentions]
 
 
 def implementation_of(attention: nn.Module) -> str:
@@ -150,10 +156,10 @@ def implementation_of(attention: nn.Module) -> str:
 
 
 @contextmanager
-def _recorded_layer(attention: nn.Module, keep_values: bool, stops: bool) -> Iterator[RecordedLayer]:
+def _recorded_layer(attention: nn.Module, judge: Judge | None, stops: bool) -> Iterator[RecordedLayer]:
     module: Any = attention
     own = module.config
-    layer = RecordedLayer(module=module, implementation=implementation_of(module), keep_values=keep_values, stops=stops)
+    layer = RecordedLayer(module=module, implementation=implementation_of(module), judge=judge, stops=stops)
     assert layer.implementation in RECORDABLE, f"recorded twice, or not loaded by this package: {layer.implementation}"
     module.config = copy.copy(own)
     module.config._attn_implementation_internal = RECORDING
@@ -175,8 +181,9 @@ def _record(
     if layer.stops:
         raise PassStopped
     output, weights = _own_function(module, layer.implementation)(module, query, key, value, attention_mask, **options)
-    if layer.keep_values:
-        layer.value_BKLd, layer.output_BLHd = value, output
+    if layer.judge is not None:
+        layer.judge(layer, value, output)
+        layer.query_BHLd = layer.key_BKLd = layer.mask = None
     return output, weights
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.attention.attention_rows import attention_weights
+from alignkd.vlm.attention.layer_choice import shown_layers
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.huggingface.model.images import IMAGES_PER_SAMPLE, UnjoinableError
@@ -99,6 +100,8 @@ class _SelfChecks:
         found = [self._joined_images()]
         found += [self._pixels(example, number) for number, example in self._with_images()]
         found.append(self._attention())
+        if len(model.config.attention_layers) > 1:
+            found.append(self._further_attention())
         found.append(self._head())
         found.append(self._padding())
         return tuple(found)
@@ -140,13 +143,44 @@ class _SelfChecks:
     def _attention(self) -> Finding:
         """Softmax of the recorded rows, times values, against the attention function's own output."""
         model, batch = self._model, self._batch(self._examples[:1])
-        with recorded_layers([model.first_attention], keep_values=True) as (layer,):
+
+        def judge(layer: RecordedLayer, value_BKLd: Tensor, output_BLHd: Tensor) -> None:
+            if layer.num_heads != model.config.num_heads:
+                self._refuse(
+                    f"the first attention layer has {layer.num_heads} heads, config.json {model.config.num_heads}"
+                )
+            if layer.has_mask_per_head:
+                self._refuse("the first attention layer has a mask of its own for each head")
+            found.append(_relative(*_both_outputs(layer, value_BKLd, output_BLHd)))
+
+        found: list[float] = []
+        with recorded_layers([model.first_attention], judge=judge):
             model.hidden_states(batch, _encoded(model, batch))
-        if layer.num_heads != model.config.num_heads:
-            self._refuse(f"the first attention layer has {layer.num_heads} heads, config.json {model.config.num_heads}")
-        if layer.mask is not None and layer.mask.shape[1] != 1:
-            self._refuse("the first attention layer has a mask of its own for each head")
-        return self._passed("recorded attention", _attention_difference(layer), self._same)
+        return self._passed("recorded attention", found[0], self._same)
+
+    def _further_attention(self) -> Finding:
+        """The same of all other layers; those that differ are left in the model and refused when they are needed."""
+        model, batch = self._model, self._batch(self._examples[:1])
+        numbers = {id(model.attention(number)): number for number in model.config.attention_layers[1:]}
+        found: dict[int, float] = {}
+
+        def judge(layer: RecordedLayer, value_BKLd: Tensor, output_BLHd: Tensor) -> None:
+            wrong = layer.has_mask_per_head
+            outputs = None if wrong else _both_outputs(layer, value_BKLd, output_BLHd)
+            found[numbers[id(layer.module)]] = float("inf") if outputs is None else _relative_to_own(*outputs)
+
+        with recorded_layers([model.attention(number) for number in numbers.values()], judge=judge):
+            model.hidden_states(batch, _encoded(model, batch))
+        missing = dict.fromkeys(set(numbers.values()) - found.keys(), float("inf"))
+        model.unusable_layers = {n: one for n, one in (found | missing).items() if not one <= self._same}
+        usable = [one for number, one in found.items() if number not in model.unusable_layers]
+        note = f"not usable: layers {shown_layers(sorted(model.unusable_layers))}" if model.unusable_layers else ""
+        return Finding(
+            name="recorded attention of the other layers",
+            difference=max(usable, default=0),
+            limit=self._same,
+            note=note,
+        )
 
     def _head(self) -> Finding:
         """The model's own logits against the head on its last hidden states."""
@@ -244,8 +278,9 @@ def _attends_to_padding(layer: RecordedLayer, batch: SequenceBatch) -> bool:
     return False
 
 
-def _attention_difference(layer: RecordedLayer) -> float:
-    assert layer.query_BHLd is not None and layer.value_BKLd is not None and layer.output_BLHd is not None
+def _both_outputs(layer: RecordedLayer, value_BKLd: Tensor, output_BLHd: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows [B, R, H, d] of a layer's output: rebuilt from its recorded queries and keys, and its own."""
+    assert layer.query_BHLd is not None
     length = layer.query_BHLd.shape[2]
     device = layer.query_BHLd.device
     # the last rows, and rows of all parts of the sequence
@@ -254,10 +289,18 @@ def _attention_difference(layer: RecordedLayer) -> float:
     inputs = layer.row_inputs(rows_R[None])
     everything = torch.arange(length, device=device)[None]
     weights_BHRL, sum_BHR1 = attention_weights(inputs, everything)
-    groups = layer.query_BHLd.shape[1] // layer.value_BKLd.shape[1]
-    value_BHLd = layer.value_BKLd.repeat_interleave(groups, dim=1).to(weights_BHRL.dtype)
+    groups = layer.query_BHLd.shape[1] // value_BKLd.shape[1]
+    value_BHLd = value_BKLd.repeat_interleave(groups, dim=1).to(weights_BHRL.dtype)
     rebuilt_BRHd = ((weights_BHRL / sum_BHR1) @ value_BHLd[:, :, : weights_BHRL.shape[-1]]).transpose(1, 2)
-    return _relative(rebuilt_BRHd, layer.output_BLHd[:, rows_R])
+    return rebuilt_BRHd, output_BLHd[:, rows_R]
+
+
+def _relative_to_own(first: Tensor, second: Tensor) -> float:
+    """As `_relative`, each vector also relative to its own norm: deep layers have heads of very different norms."""
+    first, second = first.double(), second.double()
+    norms = second.norm(dim=-1)
+    scale = norms + norms.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(((first - second).norm(dim=-1) / scale).max())
 
 
 def _shortest(examples: Sequence[Example]) -> Example:

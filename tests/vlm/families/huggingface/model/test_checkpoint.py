@@ -20,7 +20,7 @@ def test_a_folder_is_opened_and_loaded(cases: dict[str, Any], name: str) -> None
     assert not model.training
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.config.num_parameters == counted
-    expected = 6 if name == "llava_onevision" else 5  # two images are also compared where they are encoded otherwise
+    expected = 7 if name == "llava_onevision" else 6  # two images are also compared where they are encoded otherwise
     assert len(model.findings) == expected, model.findings
 
 

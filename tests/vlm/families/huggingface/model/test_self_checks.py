@@ -151,6 +151,30 @@ def test_what_is_broken_is_refused_in_16_bits(
         cases["gemma3"].load(dtype)
 
 
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_a_deeper_layer_that_cannot_be_recorded_is_refused_when_it_is_needed(
+    cases: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    own = RecordedLayer.scaling
+
+    def scaling(layer: RecordedLayer) -> float:
+        assert own.fget is not None
+        return own.fget(layer) * (3.0 if layer.module.layer_idx == 1 else 1.0)
+
+    assert cases[name].model.unusable_layers == {}
+    monkeypatch.setattr(RecordedLayer, "scaling", property(scaling))
+    model = cases[name].load()
+    assert model.unusable_layers.keys() == {1}
+    assert "not usable: layers 1" in [finding.note for finding in model.findings]
+    with model.watched_layers([0]) as layers:
+        assert layers.keys() == {0}
+    with (
+        pytest.raises(InputError, match=r"recorded in decoder layer 1 differs from the layer's own by .*; leave"),
+        model.watched_layers([0, 1]),
+    ):
+        pass
+
+
 def test_a_recorded_layer_is_as_before_afterwards(cases: dict[str, Any]) -> None:
     model = cases["qwen3_vl"].model
     attention = model.first_attention

@@ -184,3 +184,21 @@ def test_stored_means_are_the_means_of_stored_heads(write: WriteConfig, stored: 
         found.append(trained(config))
     for line, expected in zip(*found, strict=True):
         assert line["attention"] == pytest.approx(expected["attention"], rel=1e-5), line["step"]
+
+
+@pytest.mark.parametrize("attention", ["float32", {"layers": [0, 1], "pairs": "all", **EXACT}])
+def test_every_form_counts_its_elements(write: WriteConfig, attention: Any, tmp_path: Path) -> None:
+    """A step compares the elements in the batches with those in the store's index; one sample has two images."""
+    dumped(write("forms", attention=attention))
+    for form in ("kl", "cosine", "row_cosine"):
+        heads = "mean" if form == "cosine" else "grouped"
+        config = write(
+            "forms",
+            attention=attention,
+            losses={"attention": 1.0, "attention_form": form, "attention_heads": heads},
+            steps=1,
+            micro_batch=4,
+            output=str(tmp_path / f"out-{form}"),
+        )
+        (line,) = trained(config)
+        assert 0 < line["attention"] < 10

@@ -125,7 +125,8 @@ def test_attention_of_any_layers(
     with torch.no_grad(), teacher.watched_layers(layers) as watched:
         vision = teacher.encode_images(sequences.images, sequences.image_samples_I.tolist())
         teacher.hidden_states(sequences, vision)
-    live_BHRC = torch.cat([watched[n].attention(places.rows_BR, places.cols_BC, places.samples_B) for n in layers], 1)
+        maps = [watched[number].attention(places.rows_BR, places.cols_BC, places.samples_B) for number in layers]
+    live_BHRC = torch.cat(maps, dim=1)
     live = replace(places, coded_BRHC=EncodedTensor.plain(live_BHRC.transpose(1, 2)))
     terms = [module(replace(batch, attention=attention))["attention"] for attention in (places, live)]
     assert (

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from alignkd.disk.whole_file import written_whole
 from alignkd.pipeline.data.convert.image_folder import ImageFolder, named_errors
-from alignkd.pipeline.data.convert.written_entry import Dialect, written_entry
 from alignkd.pipeline.data.figures import Dropped
 from alignkd.pipeline.data.filter.filters import Filters, SampleFilter
 from alignkd.pipeline.data.notes import Notes, most_frequent
@@ -25,6 +24,7 @@ from alignkd.vlm.data.images import MissingImageError, read_image_bytes
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turn_checks import check_turns
+from alignkd.vlm.data.written_entry import Dialect, written_entry
 from alignkd.vlm.errors import InputError, SampleError, one_line
 
 

@@ -110,7 +110,8 @@ def test_attention_of_any_layers(
     store = family_store(name, deep, attention=kept, vision_top="none", vision_all="none")
     student = Path(checkpoint(name, **STUDENT, **deep))
     teacher = open_checkpoint(Path(checkpoint(name, **TEACHER, **deep))).load_model()
-    losses = {"attention_layers": {layers[0]: layers, layers[1]: layers[1]}, "vision_top": 0.0, "vision_all": 0.0}
+    own = {layers[0]: layers, layers[1]: layers[1]}
+    losses = {"attention_layers": own, **dict.fromkeys(("logit", "vision_top", "vision_all"), 0.0)}
     job = family_job(name, store=store, student=student, micro_batch=4, losses=losses)
     samples = open_samples(job, job.open_student())
     module = build_student(job, job.open_student(), samples.reader)

@@ -15,6 +15,7 @@ from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.checkpoints.export import is_exported
 from alignkd.student_train.distributed.launcher import meeting_point
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.layer_map import compared_layers
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
 from alignkd.student_train.run.claim import check_output
 from alignkd.student_train.run.settings import starting_point
@@ -65,7 +66,9 @@ def _check_trained(path: Path) -> None:
         if existing is None or Path(str(job.student)).exists():
             existing = job
         if job.trained.choice != "all":
-            check_trained(job.trained, existing.open_student(), job.train.losses.weights)
+            student, losses = existing.open_student(), job.train.losses
+            lowest = min(compared_layers(losses.attention_layers, student.config))
+            check_trained(job.trained, student, losses.weights, attention_layer=lowest)
 
 
 def _is_exported(output: Path, job: TrainJob) -> bool:

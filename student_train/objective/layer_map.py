@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.attention_match import LayerPair
-from alignkd.vlm.attention.layer_choice import LayerChoice, checked_choice, chosen_layers, shown_layers
+from alignkd.vlm.attention.layer_choice import checked_choice, chosen_layers, shown_layers
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.settings import COMPLETE, described
@@ -57,7 +57,7 @@ LayerMap = Annotated[
 
 
 def layer_pairs(
-    choice: Mapping[int, tuple[int, ...]] | LayerChoice | None, student: ModelConfig, teacher: Sequence[int]
+    choice: Mapping[int, tuple[int, ...]] | str | None, student: ModelConfig, teacher: Sequence[int]
 ) -> tuple[LayerPair, ...]:
     """The pairs of layers that a choice means, in rising numbers of the student's layers.
 
@@ -72,14 +72,14 @@ def layer_pairs(
         TrainError: a layer that does not exist, has no attention or is not available; or fewer layers of the teacher
             than of the student in a band.
     """
+    own = compared_layers(choice, student)
+    pairs: Mapping[int, Sequence[int]]
     if choice is None:
-        pairs = {student.attention_layer: teacher[:1]}
+        pairs = {own[0]: teacher[:1]}
     elif isinstance(choice, str):
-        pairs = _band(choice, _of_student(choice, student), teacher)
+        pairs = _band(choice, own, teacher)
     else:
-        assert isinstance(choice, Mapping)
-        _of_student(tuple(sorted(choice)), student)
-        pairs = {number: choice[number] for number in sorted(choice)}
+        pairs = {number: choice[number] for number in own}
     for number, layers in pairs.items():
         if missing := [layer for layer in layers if layer not in teacher]:
             raise TrainError(
@@ -88,6 +88,17 @@ def layer_pairs(
                 "with store.attention.layers"
             )
     return tuple(LayerPair(student=number, teacher=tuple(layers)) for number, layers in pairs.items())
+
+
+def compared_layers(choice: Mapping[int, tuple[int, ...]] | str | None, student: ModelConfig) -> tuple[int, ...]:
+    """The student's layers of a choice, rising, whatever there is of the teacher.
+
+    Raises:
+        TrainError: a layer that does not exist or has no attention.
+    """
+    if choice is None:
+        return (student.attention_layer,)
+    return _of_student(choice if isinstance(choice, str) else tuple(sorted(choice)), student)
 
 
 def number_of_pairs(choice: Mapping[int, tuple[int, ...]] | str | None, num_layers: int) -> int:

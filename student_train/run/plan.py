@@ -24,6 +24,7 @@ from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.attention_match import AttentionMatch
+from alignkd.student_train.objective.layer_map import compared_layers
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
@@ -190,7 +191,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     student, epochs = job.open_student(), job.train.epochs
-    check_trained(job.trained, student, job.train.losses.weights)
+    losses = job.train.losses
+    lowest = min(compared_layers(losses.attention_layers, student.config))
+    check_trained(job.trained, student, losses.weights, attention_layer=lowest)
     samples = open_samples(job, student)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores

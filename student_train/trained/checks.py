@@ -17,11 +17,14 @@ OF_VISION = ("vision_all", "vision_top")
 BEHIND_SCORES = ("v_proj", "o_proj", "out_proj", "dense", "c_proj")
 
 
-def check_trained(config: TrainedConfig, checkpoint: Checkpoint, terms: Collection[str]) -> None:
+def check_trained(
+    config: TrainedConfig, checkpoint: Checkpoint, terms: Collection[str], *, attention_layer: int | None = None
+) -> None:
     """Check a choice against the shapes of the student and the losses that are weighed.
 
     Args:
         terms: names of the losses with a weight above 0.
+        attention_layer: the lowest decoder layer whose attention is compared; None: the first that has attention.
 
     Raises:
         TrainError: no such layers or targets, or a loss that reaches nothing that is trained.
@@ -49,17 +52,17 @@ def check_trained(config: TrainedConfig, checkpoint: Checkpoint, terms: Collecti
             f"({config.text}) does not train it; set {' and '.join(f'losses.{term}' for term in found)} to 0, or train "
             f"{_with_projector(config)}"
         )
-    if "attention" in terms and not _reaches_attention(config, checkpoint):
+    layer = checkpoint.config.attention_layer if attention_layer is None else attention_layer
+    if "attention" in terms and not _reaches_attention(config, checkpoint, layer):
         raise TrainError(
-            "losses.attention compares the attention of decoder layer "
-            f"{checkpoint.config.attention_layer}, and student.trained ({config.text}) trains nothing that its queries "
-            f"and keys depend on; set losses.attention to 0, or train {_with_projector(config)}"
+            f"losses.attention compares the attention of decoder layer {layer}, and student.trained ({config.text}) "
+            "trains nothing that its queries and keys depend on; set losses.attention to 0, or train "
+            f"{_with_projector(config)}"
         )
 
 
-def _reaches_attention(config: TrainedConfig, checkpoint: Checkpoint) -> bool:
-    """Whether the first layer with attention has queries or keys that depend on something trained."""
-    layer = checkpoint.config.attention_layer
+def _reaches_attention(config: TrainedConfig, checkpoint: Checkpoint, layer: int) -> bool:
+    """Whether the layer has queries or keys that depend on something trained; then later layers have too."""
     if isinstance(config.choice, TrainedLayers):
         return config.choice.layers[0] <= layer
     if (lora := config.lora_settings) is None:

@@ -76,7 +76,7 @@ MICRO_BATCH = [
     Known("vlm/families/stem.py", "to", "to the device", 3, COPIES),
     Known(
         "student_train/losses/attention.py",
-        "_length_mask",
+        "length_mask",
         "numbers to the device",
         2,
         "lengths of the padding mask, made anew for every chunk of attention rows; here one chunk",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from alignkd.pipeline.config.recipes import load_stage, load_stages
 from alignkd.pipeline.configs.catalogue import recipe_text, recipe_titles
 from alignkd.pipeline.runs import stages as run_stages
 from alignkd.pipeline.runs.phase_process import run_alignkd
+from alignkd.student_train.objective.layer_map import layer_pairs
+from alignkd.teacher_dump.attention_config import AttentionConfig
+from alignkd.vlm.attention.layer_choice import chosen_layers
 from alignkd.vlm.errors import InputError
 
 Alignkd = Callable[..., "CompletedProcess[str]"]
@@ -215,6 +219,37 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
         assert train.offload_optimizer == train.gradient_checkpointing == ("rtx" in name)
         for world_size in (1,) if "rtx" in name else (1, 2, 4, 8):
             assert train.accumulation_steps(world_size) >= 1
+
+
+@pytest.mark.parametrize("name", sorted(recipe_titles()))
+def test_every_recipe_can_be_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(name))
+    assert all(stage.config.train is not None for stage in load_stages(path, "run"))
+
+
+def test_recipes_of_layers(tmp_path: Path) -> None:
+    """The layers that their comments tell, of models with the layers of the named checkpoints."""
+    found = {}
+    for name, teachers, students in (("layers", 32, 24), ("qwen3-vl-8b-to-2b-bands", 36, 28)):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(recipe_text(name))
+        ((config),) = (stage.config for stage in load_stages(path, "run"))
+        teacher, student = (
+            SimpleNamespace(num_layers=n, attention_layers=tuple(range(n)), attention_layer=0)
+            for n in (teachers, students)
+        )
+        assert config.train is not None
+        attention = config.store.attention
+        assert isinstance(attention, AttentionConfig)
+        stored = chosen_layers(
+            attention.layers, num_layers=teachers, attention_layers=teacher.attention_layers, key="store.attention"
+        )
+        pairs = layer_pairs(config.train.losses.attention_layers, student, stored)  # type: ignore[arg-type]
+        found[name] = {pair.student: pair.teacher for pair in pairs}
+    assert found["layers"] == {0: (0,), 1: (1,)}
+    band = found["qwen3-vl-8b-to-2b-bands"]
+    assert list(band) == list(range(9, 20)) and band[9] == (11, 12, 13, 14, 15) and band[10] == (12, 13, 14, 15, 16)
 
 
 def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_path: Path) -> None:

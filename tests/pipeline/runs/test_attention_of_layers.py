@@ -148,3 +148,57 @@ def test_layers_that_are_not_there(write: WriteConfig) -> None:
         with pytest.raises(TrainError, match=message) as error:
             trained(write("few", attention={"layers": [0, 1]}, losses={"attention_layers": layers}))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("heads", ["adapter", "grouped"])
+def test_the_stem_gives_the_same_losses(write: WriteConfig, heads: str) -> None:
+    """Stored; left to the stem by the store; or by the run, from a store of the first layer with a deeper stem."""
+    losses = {"attention_layers": {0: 0, 1: [0, 1]}, "attention_heads": heads, "vision_top": 0.1, "vision_all": 0}
+    settings = {"losses": losses, "adapter_init": "grouped_heads"}
+    stored = write("stored", attention={"layers": [0, 1], **EXACT}, store={"vision_top": "float32"}, **settings)
+    left = write("left", attention={"layers": [0, 1], "codec": "stem"}, store={"vision_top": "stem"}, **settings)
+    deeper = {"vision_top": "float32", "stem": {"depth": 2}}
+    chosen = write("chosen", attention="float32", store=deeper, targets={"attention": "stem"}, **settings)
+    found = []
+    for config in (stored, left, chosen):
+        dumped(config)
+        found.append(trained(config))
+    for lines in found[1:]:
+        for line, expected in zip(lines, found[0], strict=True):
+            for name in ("loss", "grad_norm", "attention", "vision_top"):
+                assert line[name] == pytest.approx(expected[name], rel=2e-6), (name, line["step"])
+    shallow = write("shallow", attention="stem", store={"vision_top": "stem"}, **settings)
+    dumped(shallow)
+    with pytest.raises(TrainError, match=r"attention of the teacher's layers 0 only"):
+        trained(shallow)
+
+
+@pytest.mark.parametrize(("stored", "equals"), [({"groups": 4}, "all"), ("mean", "all")])
+def test_stored_means_are_the_means_of_stored_heads(write: WriteConfig, stored: Any, equals: str) -> None:
+    """Four groups for a student of four heads compared with its groups; means compared with means."""
+    own = {"attention_layers": {0: 1, 1: 0}, "attention_heads": "mean" if stored == "mean" else "grouped"}
+    found = []
+    for name, kept in (("few", stored), ("every", equals)):
+        config = write(name, attention={"layers": [0, 1], "heads": kept, **EXACT}, losses=own)
+        dumped(config)
+        found.append(trained(config))
+    for line, expected in zip(*found, strict=True):
+        assert line["attention"] == pytest.approx(expected["attention"], rel=1e-5), line["step"]
+
+
+@pytest.mark.parametrize("attention", ["float32", {"layers": [0, 1], "pairs": "all", **EXACT}])
+def test_every_form_counts_its_elements(write: WriteConfig, attention: Any, tmp_path: Path) -> None:
+    """A step compares the elements in the batches with those in the store's index; one sample has two images."""
+    dumped(write("forms", attention=attention))
+    for form in ("kl", "cosine", "row_cosine"):
+        heads = "mean" if form == "cosine" else "grouped"
+        config = write(
+            "forms",
+            attention=attention,
+            losses={"attention": 1.0, "attention_form": form, "attention_heads": heads},
+            steps=1,
+            micro_batch=4,
+            output=str(tmp_path / f"out-{form}"),
+        )
+        (line,) = trained(config)
+        assert 0 < line["attention"] < 10

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.attention import attention_match, chosen_attention
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.vlm.families.family import VisionLanguageModel
@@ -28,6 +30,7 @@ from alignkd.vlm.families.open import open_checkpoint
 
 STEPS = 3
 TEACHER = {"seed": 3, "hidden_size": 64, "heads": 4}
+STUDENT = {"seed": 4, "hidden_size": 32, "heads": 2}
 
 
 @torch.no_grad()
@@ -91,3 +94,46 @@ def test_every_term_at_every_step(name: str, family_job: Callable[..., TrainJob]
         assert cached == pytest.approx(live, rel=1e-5), step
     # the agreement means something only if the student moved between the steps
     assert all(abs(offline[0][term] / offline[-1][term] - 1) > 1e-3 for term in TERMS)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("qwen3_vl", (0, 1)), ("gemma3", (0, 1)), ("lfm2_vl", (2, 5))])
+def test_attention_of_any_layers(
+    name: str,
+    layers: tuple[int, int],
+    family_job: Callable[..., TrainJob],
+    family_store: Callable[..., Path],
+    checkpoint: Any,
+) -> None:
+    """Two layers, one of them a sliding window or in a hybrid of convolutions; rows of text and of vision tokens."""
+    deep = {"num_layers": max(layers) + 1}
+    kept = {"layers": list(layers), "pairs": "all", "codec": "float32"}
+    store = family_store(name, deep, attention=kept, vision_top="none", vision_all="none")
+    student = Path(checkpoint(name, **STUDENT, **deep))
+    teacher = open_checkpoint(Path(checkpoint(name, **TEACHER, **deep))).load_model()
+    own = {layers[0]: layers, layers[1]: layers[1]}
+    losses = {"attention_layers": own, **dict.fromkeys(("logit", "vision_top", "vision_all"), 0.0)}
+    job = family_job(name, store=store, student=student, micro_batch=4, losses=losses)
+    samples = open_samples(job, job.open_student())
+    module = build_student(job, job.open_student(), samples.reader)
+    match = attention_match(samples.reader, module.model.config, job.train)
+    batch = collate(
+        [samples[number] for number in range(8)],
+        targets=["attention"],
+        attention_pairs=chosen_attention(samples.reader, match),
+    )
+    places, sequences = batch.attention, batch.sequences
+    assert places is not None
+    with torch.no_grad(), teacher.watched_layers(layers) as watched:
+        vision = teacher.encode_images(sequences.images, sequences.image_samples_I.tolist())
+        teacher.hidden_states(sequences, vision)
+        maps = [watched[number].attention(places.rows_BR, places.cols_BC, places.samples_B) for number in layers]
+    live_BHRC = torch.cat(maps, dim=1)
+    live = replace(places, coded_BRHC=EncodedTensor.plain(live_BHRC.transpose(1, 2)))
+    terms = [module(replace(batch, attention=attention))["attention"] for attention in (places, live)]
+    assert (
+        terms[0].count
+        == terms[1].count
+        == GlobalCounts([samples.reader], module.model.config, ["attention"], match)(np.arange(8))["attention"]
+    )
+    assert terms[0].total.item() == pytest.approx(terms[1].total.item(), rel=1e-5)
+    assert terms[0].total.item() > 0

@@ -23,10 +23,10 @@ from alignkd.storage.tools.layers.rows import (
     sharpness,
     surprise,
 )
-from alignkd.teacher_dump.dump import load_teacher
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PreparationThreads
+from alignkd.teacher_dump.teacher import load_teacher
 from alignkd.teacher_dump.watched_rows import WatchedRows
 from alignkd.vlm.data.data_list import DataList, check_image_folders
 from alignkd.vlm.errors import InputError

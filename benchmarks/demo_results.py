@@ -30,8 +30,8 @@ from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
     Students,
-    alignkd,
     evaluate_models,
+    make_stores,
     make_students,
     make_teacher,
     write_questions,
@@ -39,7 +39,6 @@ from alignkd.pipeline.demo.demo import (
 )
 from alignkd.pipeline.demo.evaluate import read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, begin
-from alignkd.pipeline.demo.processes import run_commands
 from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.results.figures import visual
 from alignkd.pipeline.demo.results.report import accuracies
@@ -122,10 +121,7 @@ def evaluate_rows(
     make_teacher(folder, settings, train_teacher=False)
     students: Students = {recipe: [folder.student(recipe.name, seed) for seed in seeds] for recipe in waiting}
     make_students(folder, settings, students)
-    for recipe in {recipe.store: recipe for recipe in waiting}.values():
-        run_commands(
-            [alignkd("dump", students[recipe][0].config), alignkd("shards", "verify", folder.store(recipe.store))]
-        )
+    make_stores(folder, settings, students)
     train_students({student: steps_of(recipe, settings) for recipe in waiting for student in students[recipe]}, at_once)
     questions = write_questions(folder, settings, "test")
     if log.evaluated(teacher := Opening(TEACHER, {})) is None:

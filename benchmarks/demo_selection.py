@@ -22,8 +22,8 @@ from json_lines_log import Entry, versions
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
-    alignkd,
     evaluate_models,
+    make_stores,
     make_students,
     make_teacher,
     write_questions,
@@ -99,8 +99,7 @@ def run_trials(folder: DemoFolder, settings: DemoSettings, trials: list[Trial], 
     for trial in trials:
         grouped.setdefault(trial.recipe, []).append(trial.student(folder))
     make_students(folder, settings, grouped)
-    for store, student in {recipe.store: students[0] for recipe, students in grouped.items()}.items():
-        run_commands([alignkd("dump", student.config), alignkd("shards", "verify", folder.store(store))])
+    make_stores(folder, settings, grouped)
     waiting = {train_command(trial.student(folder)): trial for trial in trials}
 
     def log_ended(done: list[Command]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from demo_selection import listed, select, table
 from demo_trials import GRIDS, SEEDS, SETTINGS_PER_ROW, Setting, Trial, TrialLog, chosen, first_round, second_round
 
+from alignkd.pipeline.demo import demo
 from alignkd.pipeline.demo.folder import DemoFolder
 from alignkd.pipeline.demo.processes import Command
 from alignkd.pipeline.demo.recipes import SUPERVISED_ONLY
@@ -94,7 +95,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Callable[[], list[str]]:
     """The names of all commands since the last call."""
-    run, names = demo_selection.run_commands, list[str]()
+    run, names = demo.run_commands, list[str]()
 
     def recorded(
         commands: Sequence[Command], *, on_tick: Callable[[list[Command]], None] = lambda done: None, **_: Any
@@ -104,7 +105,8 @@ def trained(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Callable[
             run([command])
             on_tick([command])
 
-    monkeypatch.setattr(demo_selection, "run_commands", recorded)
+    for module in (demo, demo_selection):
+        monkeypatch.setattr(module, "run_commands", recorded)
 
     def taken() -> list[str]:
         found = names.copy()

@@ -12,6 +12,7 @@ COMMANDS = (
     "demo",
     "dump",
     "generate",
+    "layers",
     "models",
     "plan",
     "report",

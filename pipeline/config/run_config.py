@@ -34,11 +34,12 @@ from alignkd.vlm.errors import InputError, unreadable
 from alignkd.vlm.hardware.devices import DtypeName, Quantization
 from alignkd.vlm.settings import CheckpointName, Count, Positive, ProcessorKind, Settings, UserPath, described
 
-Command = Literal["dump", "generate", "plan", "train", "run"]
+Command = Literal["dump", "generate", "layers", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
 SECTIONS_OF: dict[Command, tuple[str, ...]] = {
     "dump": ("data", "teacher", "store"),
     "generate": ("data", "teacher", "generate"),
+    "layers": ("data", "teacher", "store"),
     "plan": ("data", "teacher", "store"),
     "train": ("data", "student", "store", "train"),
     "run": ("data", "teacher", "student", "store", "train"),
@@ -298,9 +299,9 @@ def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig 
         f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
         for section in missing
     ]
-    if several and command in ("dump", "run"):
+    if several and command in ("dump", "layers", "run"):
         problems.append(
-            f"store: found a list, which is for `alignkd train`; alignkd {command} writes one store at a time: give it "
+            f"store: found a list, which is for `alignkd train`; alignkd {command} takes one store at a time: give it "
             "as a mapping with a path"
         )
     try:

@@ -5,7 +5,7 @@
     python benchmarks/demo_results.py --table         the tables, computed from the log
     python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md
 
-A row with a grid in `demo_trials.py` is released when its selection has ended and `pipeline/demo/recipes.py` has the
+A row with a grid in `demo_grids.py` is released when its selection has ended and `pipeline/demo/recipes.py` has the
 chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row as
 opened, and afterwards which answers were right. A row in the log is not evaluated again unless its settings have
 changed. A stopped run resumes.

@@ -4,9 +4,9 @@
     python benchmarks/demo_selection.py --list       the trials and which of them have ended
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
 
-`demo_trials.py` has the settings and the rule. Each trial runs `alignkd dump` (once per store), `alignkd train` and the
-demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are not run again,
-and an unfinished training continues from its checkpoint. The pool `test` is not used.
+`demo_grids.py` has the settings, `demo_trials.py` the rule. Each trial runs `alignkd dump` (once per store), `alignkd
+train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are
+not run again, and an unfinished training continues from its checkpoint. The pool `test` is not used.
 """
 
 import json
@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import mean
 
 import click
-from demo_trials import GRIDS, SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from demo_grids import GRIDS
+from demo_trials import SEEDS, Trial, TrialLog, chosen, first_round, second_round
 from json_lines_log import Entry, versions
 
 from alignkd.pipeline.console.errors import clean_errors
@@ -46,7 +47,7 @@ LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-selection"), show_default=True)
 @click.option("--log", "log_file", type=click.Path(path_type=Path), default=LOG, help="Log of all trials.")
-@click.option("--rows", default=",".join(GRIDS), show_default=True, help="Names of rows, separated by commas.")
+@click.option("--rows", default=",".join(GRIDS), show_default=True, help="Names of grids, separated by commas.")
 @click.option("--at-once", default=2, show_default=True, help="Students that train at the same time, a thread each.")
 @click.option("--list", "as_list", is_flag=True, help="Show the trials with their status; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the accuracies; run nothing.")
@@ -74,7 +75,9 @@ def wanted_rows(rows: str) -> list[str]:
 
 def trials_of(row: str, log: TrialLog, settings: DemoSettings) -> dict[Trial, float | None]:
     """The trials of a row that are known so far, in their order, with the accuracy of those that have ended."""
-    found = log.accuracies((Trial(row=row, setting=s, seed=seed) for s in GRIDS[row][1] for seed in SEEDS), settings)
+    found = log.accuracies(
+        (Trial(row=row, setting=s, seed=seed) for s in GRIDS[row].settings for seed in SEEDS), settings
+    )
     return {trial: found.get(trial) for trial in [*first_round(row), *second_round(row, found)]}
 
 
@@ -155,7 +158,7 @@ def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
     for row in rows:
         found = {trial: value for trial, value in trials_of(row, log, settings).items() if value is not None}
         best = chosen(row, found)
-        for setting in GRIDS[row][1]:
+        for setting in GRIDS[row].settings:
             values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]
             numbers = [value for value in values if value is not None]
             average = f"{100 * mean(numbers):.1f}" if len(numbers) == len(SEEDS) else ""

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from alignkd.pipeline.demo.folder import StudentPaths
 from alignkd.pipeline.demo.processes import ALIGNKD, Command, available_cores, run_commands
-from alignkd.pipeline.demo.steps import say
+from alignkd.pipeline.demo.steps import say_more
 
 # More threads do not speed up one student, because its matrices are small.
 MOST_AT_ONCE = 8
@@ -35,7 +35,7 @@ def train_students(students: Mapping[StudentPaths, int], at_once: int | None = N
                 if command.name not in reported:
                     reported.add(command.name)
                     bar.clear()
-                    say(f"{'':<12}{command.name} done, {len(reported)} of {len(students)}")
+                    say_more(f"{command.name} done, {len(reported)} of {len(students)}")
 
         run_commands([_train(student, own_log=True) for student in students], at_once=at_once, on_tick=report)
 

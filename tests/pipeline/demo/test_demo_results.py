@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import demo_results
-import demo_trials
 import pytest
+from demo_grids import GRIDS, Setting
 from demo_openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
 from demo_released import released_rows, same_cost, why_not_released
 from demo_results import BEGIN, END, check_released, evaluate_rows, listed, tables, with_tables
-from demo_trials import GRIDS, SEEDS, Setting, Trial, TrialLog, first_round
+from demo_trials import SEEDS, Trial, TrialLog, first_round
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,9 +137,9 @@ def test_a_row_is_released_with_the_settings_of_its_selection(
     with pytest.raises(InputError, match="align_kd: its selection has not ended"):
         check_released(ROWS, trials, FULL)
     other = replace(SUPERVISED_ONLY, train={"learning_rate": 0.5})
-    monkeypatch.setitem(demo_trials.GRIDS, "supervised", (other, GRIDS["supervised"][1]))
+    monkeypatch.setitem(GRIDS, "supervised", replace(GRIDS["supervised"], recipe=other))
     reason = why_not_released(other, trials, FULL)
-    assert reason is not None and "has chosen rate-0.004-decay-0; give the row these settings" in reason
+    assert reason is not None and "has chosen rate-0.004-decay-0.1; give the row these settings" in reason
     assert "supervised  700 steps  not released" in listed([other], OpeningLog(tmp_path / "none"), trials, FULL)[0]
 
 

@@ -10,7 +10,6 @@ import click
 
 from alignkd.pipeline.demo.folder import write_json
 
-
 _INDENT = 22
 
 

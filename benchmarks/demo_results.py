@@ -25,8 +25,8 @@ from demo_openings import TEACHER, Opening, OpeningLog
 from demo_released import known_rows, released_rows, why_not_released
 from demo_selection import LOG as TRIALS
 from demo_trials import TrialLog
+from document_marks import write_between_marks
 
-from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
     Students,
@@ -52,7 +52,7 @@ from alignkd.vlm.hardware.devices import hide_gpus
 SEEDS = tuple(range(10))
 LOG = TRIALS.with_name("demo_test.jsonl")
 DOCUMENTS = [Path(__file__).parents[1] / name for name in ("docs/results.md", "README.md")]
-BEGIN, END = "<!-- test table: python benchmarks/demo_results.py --write-docs -->", "<!-- end of test table -->"
+MARK = "tables of benchmarks/demo_results.py"
 
 
 @click.command()
@@ -85,7 +85,7 @@ def main(
     click.echo(text)
     if write_docs:
         for document in DOCUMENTS:
-            write_whole(document, with_tables(document.read_text(encoding="utf-8"), text, document))
+            write_between_marks(document, MARK, text)
 
 
 def listed(recipes: Sequence[Recipe], log: OpeningLog, trials: TrialLog, settings: DemoSettings) -> list[str]:
@@ -159,19 +159,6 @@ def tables(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -
 def wrapped(text: str, width: int = 100) -> str:
     """A paragraph with lines of at most `width` characters."""
     return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)) + "\n"
-
-
-def with_tables(document: str, text: str, path: Path) -> str:
-    """A document with `text` between its marks.
-
-    Raises:
-        InputError: the document does not have both marks, once each and in this order.
-    """
-    before, begin_mark, rest = document.partition(BEGIN)
-    _, end_mark, after = rest.partition(END)
-    if not begin_mark or not end_mark:
-        raise InputError(f"{path}: has no lines {BEGIN} and {END}; put them where the tables belong")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/demo_selection.py --out demo-selection [--rows supervised,align_kd] [--at-once 2]
     python benchmarks/demo_selection.py --list       the trials and which of them have ended
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
+    python benchmarks/demo_selection.py --write-docs     puts this table into docs/results.md
 
 `demo_grids.py` has the settings, `demo_trials.py` the rule. Each trial runs `alignkd dump` (once per store), `alignkd
 train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are
@@ -19,6 +20,7 @@ from statistics import mean
 import click
 from demo_grids import GRIDS
 from demo_trials import SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from document_marks import write_between_marks
 from json_lines_log import Entry, versions
 
 from alignkd.pipeline.console.errors import clean_errors
@@ -33,7 +35,7 @@ from alignkd.pipeline.demo.demo import (
 from alignkd.pipeline.demo.evaluate import read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin
 from alignkd.pipeline.demo.processes import ALIGNKD, Command, run_commands
-from alignkd.pipeline.demo.recipes import Recipe
+from alignkd.pipeline.demo.recipes import ROWS, Recipe
 from alignkd.pipeline.demo.results.figures import visual, visual_accuracy
 from alignkd.pipeline.demo.results.table import markdown_table
 from alignkd.pipeline.demo.run_config import steps_of
@@ -41,6 +43,8 @@ from alignkd.pipeline.demo.settings import FULL, DemoSettings
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.devices import hide_gpus
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
+MARK = "table of benchmarks/demo_selection.py"
 LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
 
 
@@ -51,12 +55,15 @@ LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
 @click.option("--at-once", default=2, show_default=True, help="Students that train at the same time, a thread each.")
 @click.option("--list", "as_list", is_flag=True, help="Show the trials with their status; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the accuracies; run nothing.")
+@click.option("--write-docs", is_flag=True, help="Put the accuracies into the document; run nothing.")
 @clean_errors
-def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool) -> None:
+def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool, write_docs: bool) -> None:
     """Run the trials that are not in the log yet."""
     names, log = wanted_rows(rows), TrialLog(log_file)
     if as_list:
         click.echo("\n".join(listed(names, log, FULL)))
+    elif write_docs:
+        write_between_marks(DOCUMENT, MARK, table(names, log, FULL))
     elif as_table:
         click.echo(table(names, log, FULL))
     else:
@@ -153,14 +160,15 @@ def listed(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[s
 
 
 def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
-    """Per setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
+    """Per tried setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
     cells = [["row", "setting", *(f"seed {seed}" for seed in SEEDS), "mean"]]
     for row in rows:
         found = {trial: value for trial, value in trials_of(row, log, settings).items() if value is not None}
-        best = chosen(row, found)
+        best = chosen(row, found) if row in ROWS else None  # of an experiment nothing is chosen
         for setting in GRIDS[row].settings:
             values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]
-            numbers = [value for value in values if value is not None]
+            if not (numbers := [value for value in values if value is not None]):
+                continue
             average = f"{100 * mean(numbers):.1f}" if len(numbers) == len(SEEDS) else ""
             name = f"**{setting.name}**" if best is not None and best[0] == setting else setting.name
             cells.append([row, name, *("" if value is None else f"{100 * value:.1f}" for value in values), average])

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from demo_trials import GRIDS, SEEDS, Trial, TrialLog, chosen, config_of
+from demo_grids import GRIDS
+from demo_trials import SEEDS, Trial, TrialLog, chosen, config_of
 
 from alignkd.pipeline.demo.recipes import ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
 from alignkd.pipeline.demo.settings import DemoSettings
@@ -17,7 +18,9 @@ def why_not_released(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> s
     """
     if recipe.name not in GRIDS:
         return None
-    trials = [Trial(row=recipe.name, setting=setting, seed=seed) for setting in GRIDS[recipe.name][1] for seed in SEEDS]
+    trials = [
+        Trial(row=recipe.name, setting=setting, seed=seed) for setting in GRIDS[recipe.name].settings for seed in SEEDS
+    ]
     best = chosen(recipe.name, log.accuracies(trials, settings))
     if best is None:
         return f"{recipe.name}: its selection has not ended; run benchmarks/demo_selection.py --rows {recipe.name}"

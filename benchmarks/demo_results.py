@@ -5,7 +5,7 @@
     python benchmarks/demo_results.py --table         the tables, computed from the log
     python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md
 
-A row with a grid in `demo_trials.py` is released when its selection has ended and `pipeline/demo/recipes.py` has the
+A row with a grid in `demo_grids.py` is released when its selection has ended and `pipeline/demo/recipes.py` has the
 chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row as
 opened, and afterwards which answers were right. A row in the log is not evaluated again unless its settings have
 changed. A stopped run resumes.
@@ -25,13 +25,13 @@ from demo_openings import TEACHER, Opening, OpeningLog
 from demo_released import known_rows, released_rows, why_not_released
 from demo_selection import LOG as TRIALS
 from demo_trials import TrialLog
+from document_marks import write_between_marks
 
-from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
     Students,
-    alignkd,
     evaluate_models,
+    make_stores,
     make_students,
     make_teacher,
     write_questions,
@@ -39,7 +39,6 @@ from alignkd.pipeline.demo.demo import (
 )
 from alignkd.pipeline.demo.evaluate import read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, begin
-from alignkd.pipeline.demo.processes import run_commands
 from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.results.figures import visual
 from alignkd.pipeline.demo.results.report import accuracies
@@ -53,7 +52,7 @@ from alignkd.vlm.hardware.devices import hide_gpus
 SEEDS = tuple(range(10))
 LOG = TRIALS.with_name("demo_test.jsonl")
 DOCUMENTS = [Path(__file__).parents[1] / name for name in ("docs/results.md", "README.md")]
-BEGIN, END = "<!-- test table: python benchmarks/demo_results.py --write-docs -->", "<!-- end of test table -->"
+MARK = "tables of benchmarks/demo_results.py"
 
 
 @click.command()
@@ -86,7 +85,7 @@ def main(
     click.echo(text)
     if write_docs:
         for document in DOCUMENTS:
-            write_whole(document, with_tables(document.read_text(encoding="utf-8"), text, document))
+            write_between_marks(document, MARK, text)
 
 
 def listed(recipes: Sequence[Recipe], log: OpeningLog, trials: TrialLog, settings: DemoSettings) -> list[str]:
@@ -122,10 +121,7 @@ def evaluate_rows(
     make_teacher(folder, settings, train_teacher=False)
     students: Students = {recipe: [folder.student(recipe.name, seed) for seed in seeds] for recipe in waiting}
     make_students(folder, settings, students)
-    for recipe in {recipe.store: recipe for recipe in waiting}.values():
-        run_commands(
-            [alignkd("dump", students[recipe][0].config), alignkd("shards", "verify", folder.store(recipe.store))]
-        )
+    make_stores(folder, settings, students)
     train_students({student: steps_of(recipe, settings) for recipe in waiting for student in students[recipe]}, at_once)
     questions = write_questions(folder, settings, "test")
     if log.evaluated(teacher := Opening(TEACHER, {})) is None:
@@ -163,19 +159,6 @@ def tables(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -
 def wrapped(text: str, width: int = 100) -> str:
     """A paragraph with lines of at most `width` characters."""
     return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)) + "\n"
-
-
-def with_tables(document: str, text: str, path: Path) -> str:
-    """A document with `text` between its marks.
-
-    Raises:
-        InputError: the document does not have both marks, once each and in this order.
-    """
-    before, begin_mark, rest = document.partition(BEGIN)
-    _, end_mark, after = rest.partition(END)
-    if not begin_mark or not end_mark:
-        raise InputError(f"{path}: has no lines {BEGIN} and {END}; put them where the tables belong")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 if __name__ == "__main__":

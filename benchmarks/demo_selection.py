@@ -3,10 +3,11 @@
     python benchmarks/demo_selection.py --out demo-selection [--rows supervised,align_kd] [--at-once 2]
     python benchmarks/demo_selection.py --list       the trials and which of them have ended
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
+    python benchmarks/demo_selection.py --write-docs     puts this table into docs/results.md
 
-`demo_trials.py` has the settings and the rule. Each trial runs `alignkd dump` (once per store), `alignkd train` and the
-demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are not run again,
-and an unfinished training continues from its checkpoint. The pool `test` is not used.
+`demo_grids.py` has the settings, `demo_trials.py` the rule. Each trial runs `alignkd dump` (once per store), `alignkd
+train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are
+not run again, and an unfinished training continues from its checkpoint. The pool `test` is not used.
 """
 
 import json
@@ -17,13 +18,15 @@ from pathlib import Path
 from statistics import mean
 
 import click
-from demo_trials import GRIDS, SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from demo_grids import GRIDS
+from demo_trials import SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from document_marks import write_between_marks
 from json_lines_log import Entry, versions
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
-    alignkd,
     evaluate_models,
+    make_stores,
     make_students,
     make_teacher,
     write_questions,
@@ -32,7 +35,7 @@ from alignkd.pipeline.demo.demo import (
 from alignkd.pipeline.demo.evaluate import read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin
 from alignkd.pipeline.demo.processes import ALIGNKD, Command, run_commands
-from alignkd.pipeline.demo.recipes import Recipe
+from alignkd.pipeline.demo.recipes import ROWS, Recipe
 from alignkd.pipeline.demo.results.figures import visual, visual_accuracy
 from alignkd.pipeline.demo.results.table import markdown_table
 from alignkd.pipeline.demo.run_config import steps_of
@@ -40,22 +43,27 @@ from alignkd.pipeline.demo.settings import FULL, DemoSettings
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.devices import hide_gpus
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
+MARK = "table of benchmarks/demo_selection.py"
 LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-selection"), show_default=True)
 @click.option("--log", "log_file", type=click.Path(path_type=Path), default=LOG, help="Log of all trials.")
-@click.option("--rows", default=",".join(GRIDS), show_default=True, help="Names of rows, separated by commas.")
+@click.option("--rows", default=",".join(GRIDS), show_default=True, help="Names of grids, separated by commas.")
 @click.option("--at-once", default=2, show_default=True, help="Students that train at the same time, a thread each.")
 @click.option("--list", "as_list", is_flag=True, help="Show the trials with their status; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the accuracies; run nothing.")
+@click.option("--write-docs", is_flag=True, help="Put the accuracies into the document; run nothing.")
 @clean_errors
-def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool) -> None:
+def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool, write_docs: bool) -> None:
     """Run the trials that are not in the log yet."""
     names, log = wanted_rows(rows), TrialLog(log_file)
     if as_list:
         click.echo("\n".join(listed(names, log, FULL)))
+    elif write_docs:
+        write_between_marks(DOCUMENT, MARK, table(names, log, FULL))
     elif as_table:
         click.echo(table(names, log, FULL))
     else:
@@ -74,7 +82,9 @@ def wanted_rows(rows: str) -> list[str]:
 
 def trials_of(row: str, log: TrialLog, settings: DemoSettings) -> dict[Trial, float | None]:
     """The trials of a row that are known so far, in their order, with the accuracy of those that have ended."""
-    found = log.accuracies((Trial(row=row, setting=s, seed=seed) for s in GRIDS[row][1] for seed in SEEDS), settings)
+    found = log.accuracies(
+        (Trial(row=row, setting=s, seed=seed) for s in GRIDS[row].settings for seed in SEEDS), settings
+    )
     return {trial: found.get(trial) for trial in [*first_round(row), *second_round(row, found)]}
 
 
@@ -99,8 +109,7 @@ def run_trials(folder: DemoFolder, settings: DemoSettings, trials: list[Trial], 
     for trial in trials:
         grouped.setdefault(trial.recipe, []).append(trial.student(folder))
     make_students(folder, settings, grouped)
-    for store, student in {recipe.store: students[0] for recipe, students in grouped.items()}.items():
-        run_commands([alignkd("dump", student.config), alignkd("shards", "verify", folder.store(store))])
+    make_stores(folder, settings, grouped)
     waiting = {train_command(trial.student(folder)): trial for trial in trials}
 
     def log_ended(done: list[Command]) -> None:
@@ -151,14 +160,15 @@ def listed(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[s
 
 
 def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
-    """Per setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
+    """Per tried setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
     cells = [["row", "setting", *(f"seed {seed}" for seed in SEEDS), "mean"]]
     for row in rows:
         found = {trial: value for trial, value in trials_of(row, log, settings).items() if value is not None}
-        best = chosen(row, found)
-        for setting in GRIDS[row][1]:
+        best = chosen(row, found) if row in ROWS else None  # of an experiment nothing is chosen
+        for setting in GRIDS[row].settings:
             values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]
-            numbers = [value for value in values if value is not None]
+            if not (numbers := [value for value in values if value is not None]):
+                continue
             average = f"{100 * mean(numbers):.1f}" if len(numbers) == len(SEEDS) else ""
             name = f"**{setting.name}**" if best is not None and best[0] == setting else setting.name
             cells.append([row, name, *("" if value is None else f"{100 * value:.1f}" for value in values), average])

@@ -1,69 +1,26 @@
 """The trials by which the demo's settings are chosen, and their log.
 
-Every row has the same budget: `SETTINGS_PER_ROW` settings, each tried with the first seed of `SEEDS`; the better half
-of them also with the other seeds (successive halving). The setting with the highest mean of all seeds is chosen.
-Accuracy is that on the questions of the pool `development` that need the picture.
+Every released row has the same budget: the settings of its grid (`demo_grids.py`), each tried with the first seed of
+`SEEDS`; the better half of them also with the other seeds (successive halving). The setting with the highest mean of
+all seeds is chosen. Accuracy is that on the questions of the pool `development` that need the picture.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from demo_grids import GRIDS, Setting
 from json_lines_log import JsonLinesLog
 
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
-from alignkd.pipeline.demo.recipes import EVERYTHING, SUPERVISED_ONLY, Recipe
+from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.run_config import run_config
 from alignkd.pipeline.demo.settings import DemoSettings
 
 SEEDS = (100, 101, 102)
-SETTINGS_PER_ROW = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What one setting changes in its row.
-
-    Attributes:
-        name: name in the log and in paths, unique in its row.
-        train, losses: keys of `train` and of `train.losses`, in addition to the row's.
-        steps: multiple of the preset's steps; None leaves the row's.
-    """
-
-    name: str
-    train: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    losses: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    steps: float | None = None
-
-
-GRIDS: dict[str, tuple[Recipe, tuple[Setting, ...]]] = {
-    recipe.name: (recipe, settings)
-    for recipe, settings in (
-        (
-            SUPERVISED_ONLY,
-            tuple(
-                Setting(name=f"rate-{rate:g}-decay-{decay:g}", train={"learning_rate": rate, "weight_decay": decay})
-                for rate, decay in product((1e-3, 2e-3, 4e-3, 8e-3), (0.0, 0.1))
-            ),
-        ),
-        (
-            EVERYTHING,
-            tuple(
-                Setting(
-                    name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
-                    train={"learning_rate": rate, "adapter_learning_rate": adapters},
-                    losses={"attention": weight},
-                )
-                for rate, weight, adapters in product((2e-3, 4e-3), (2e4, 8e4), (2e-5, 2e-4))
-            ),
-        ),
-    )
-}
-"""Row -> its recipe and its settings; each grid contains the settings with which the row was introduced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +34,7 @@ class Trial:
     @property
     def recipe(self) -> Recipe:
         """The row with this setting; its name is unique among all settings of all rows."""
-        recipe, setting = GRIDS[self.row][0], self.setting
+        recipe, setting = GRIDS[self.row].recipe, self.setting
         return replace(
             recipe,
             name=f"{recipe.name}.{setting.name}",
@@ -123,20 +80,26 @@ def _key(row: str, seed: int, config: Mapping[str, Any]) -> str:
     return json.dumps([row, seed, config], sort_keys=True)
 
 
+def every_trial(row: str) -> list[Trial]:
+    """Every setting of a row with every seed, whether it is tried or not."""
+    return [Trial(row=row, setting=setting, seed=seed) for setting in GRIDS[row].settings for seed in SEEDS]
+
+
 def first_round(row: str) -> list[Trial]:
     """Every setting of a row with the first seed."""
-    return [Trial(row=row, setting=setting, seed=SEEDS[0]) for setting in GRIDS[row][1]]
+    return [Trial(row=row, setting=setting, seed=SEEDS[0]) for setting in GRIDS[row].settings]
 
 
 def second_round(row: str, found: Mapping[Trial, float]) -> list[Trial]:
     """The better half of the settings with the other seeds; empty until the first round has ended.
 
-    Of settings with the same accuracy the earlier one in the grid goes on.
+    Of settings with the same accuracy the earlier one in the grid goes on. In a grid without halving all go on.
     """
     first = first_round(row)
     if any(trial not in found for trial in first):
         return []
-    better = sorted(first, key=lambda trial: -found[trial])[: len(first) // 2]
+    going_on = len(first) // 2 if GRIDS[row].halving else len(first)
+    better = sorted(first, key=lambda trial: -found[trial])[:going_on]
     return [replace(trial, seed=seed) for trial in better for seed in SEEDS[1:]]
 
 

@@ -8,14 +8,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.config.yaml_core import dump_yaml
 from alignkd.pipeline.demo.evaluate import evaluate, write_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin, made_once
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
 from alignkd.pipeline.demo.pictures.illustrate import draw_pictures
 from alignkd.pipeline.demo.processes import ALIGNKD, TEACHER_TRAINING, Command, run_commands
-from alignkd.pipeline.demo.recipes import ABLATION, SHOWN, Recipe, named_rows
+from alignkd.pipeline.demo.recipes import ABLATION, SHOWN, MoreScenes, Recipe, named_rows
 from alignkd.pipeline.demo.results.report import make_report, write_report
-from alignkd.pipeline.demo.run_config import steps_of, write_run_config
+from alignkd.pipeline.demo.run_config import generation_config, steps_of, write_run_config
 from alignkd.pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings
 from alignkd.pipeline.demo.steps import Steps
 from alignkd.pipeline.demo.training import train_students
@@ -78,6 +80,9 @@ def run_demo(
         make_students(folder, settings, students)
     for row in {row.store.name: row for row in recipes}.values():
         config, store = students[row][0].config, folder.store(row.store)
+        if row.store.more is not None:
+            with steps(f"more {store.name}", f"{row.store.more.num} scenes, answers: {row.store.more.answers}"):
+                write_more_scenes(folder, settings, row.store.more)
         with steps(f"dump {store.name}", f"phase 1: alignkd dump {config.relative_to(folder.root)}"):
             run_commands([alignkd("dump", config)])
         with steps(f"verify {store.name}", f"alignkd shards verify {store.relative_to(folder.root)}"):
@@ -105,34 +110,59 @@ def run_demo(
 
 def write_training_set(folder: DemoFolder, settings: DemoSettings) -> None:
     """Write the training set, unless it is there."""
-    made_once(
-        folder.training_set.conversations.parent,
-        lambda out: write_dataset(
-            out,
-            num_scenes=settings.num_scenes,
-            pool="train",
-            seed=settings.data_seed,
-            questions_per_scene=settings.questions_per_scene,
-        ),
-    )
+    _write_scenes(folder.training_set, settings, num_scenes=settings.num_scenes, seed=settings.data_seed)
 
 
 def write_questions(folder: DemoFolder, settings: DemoSettings, pool: Pool) -> DatasetFiles:
     """Write questions about handwriting of the pool `test` or `development` as conversations of one turn each."""
-    test = pool == "test"
+    num_scenes, seed = (
+        (settings.num_eval_scenes, settings.eval_seed)
+        if pool == "test"
+        else (settings.development_scenes, settings.development_seed)
+    )
     data = folder.dataset(pool)
+    _write_scenes(data, settings, num_scenes=num_scenes, seed=seed, pool=pool, single_turn=True)
+    return data
+
+
+def write_more_scenes(folder: DemoFolder, settings: DemoSettings, more: MoreScenes) -> None:
+    """Write the scenes that a row has in addition to the training set, and let the teacher answer them if it shall."""
+    _write_scenes(folder.asked_set(more), settings, num_scenes=more.num, seed=settings.more_seed)
+    if more.answers == "teacher":
+        config = folder.root / "configs" / f"generate-{more.num}.yaml"
+        write_whole(config, dump_yaml(generation_config(folder, settings, more)))
+        run_commands([alignkd("generate", config)])
+
+
+def make_stores(folder: DemoFolder, settings: DemoSettings, students: Students) -> None:
+    """Dump and verify every store that the rows train from."""
+    for row in {row.store.name: row for row in students}.values():
+        if row.store.more is not None:
+            write_more_scenes(folder, settings, row.store.more)
+        verify = alignkd("shards", "verify", folder.store(row.store))
+        run_commands([alignkd("dump", students[row][0].config), verify])
+
+
+def _write_scenes(
+    data: DatasetFiles,
+    settings: DemoSettings,
+    *,
+    num_scenes: int,
+    seed: int,
+    pool: Pool = "train",
+    single_turn: bool = False,
+) -> None:
     made_once(
         data.conversations.parent,
         lambda out: write_dataset(
             out,
-            num_scenes=settings.num_eval_scenes if test else settings.development_scenes,
+            num_scenes=num_scenes,
             pool=pool,
-            seed=settings.eval_seed if test else settings.development_seed,
+            seed=seed,
             questions_per_scene=settings.questions_per_scene,
-            single_turn=True,
+            single_turn=single_turn,
         ),
     )
-    return data
 
 
 def make_teacher(folder: DemoFolder, settings: DemoSettings, *, train_teacher: bool) -> None:

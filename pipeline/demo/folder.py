@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.demo.models import VISION_FOLDER
-from alignkd.pipeline.demo.recipes import Store
+from alignkd.pipeline.demo.recipes import MoreScenes, Store
 from alignkd.pipeline.demo.world.dataset import DatasetFiles
 from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
@@ -96,6 +96,21 @@ class DemoFolder:
         """Files of a data set, by the name of its folder."""
         folder = self.root / "data" / name
         return DatasetFiles(conversations=folder / "conversations.json", images=folder / "images")
+
+    def more_set(self, more: MoreScenes) -> DatasetFiles:
+        """Scenes in addition to the training set, with the answers that the rows train on."""
+        asked = self.asked_set(more)
+        if more.answers == "true":
+            return asked
+        return DatasetFiles(conversations=self.generated(more) / "answers", images=asked.images)
+
+    def asked_set(self, more: MoreScenes) -> DatasetFiles:
+        """The same scenes with the right answers."""
+        return self.dataset(f"more-{more.num}")
+
+    def generated(self, more: MoreScenes) -> Path:
+        """Output of `alignkd generate`."""
+        return self.root / "data" / f"generated-{more.num}"
 
     def fresh_student(self, seed: int) -> Path:
         """Checkpoint of the untrained student of a seed."""

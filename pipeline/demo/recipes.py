@@ -1,12 +1,25 @@
 """The rows of the demo's table as data: what each of them stores, adds to its loss, and trains."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from alignkd.vlm.errors import InputError
 
 SUPERVISED, ALIGN_KD = "supervised", "align_kd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreScenes:
+    """Scenes of training handwriting in addition to the training set.
+
+    Attributes:
+        num: number of pictures.
+        answers: `teacher`: the teacher answers their questions (`alignkd generate`); `true`: the right answers.
+    """
+
+    num: int
+    answers: Literal["teacher", "true"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +29,12 @@ class Store:
     Attributes:
         name: name of its folder.
         keys: keys of the section `store` in addition to those of the preset.
+        more: scenes that it holds in addition to the training set.
     """
 
     name: str
     keys: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    more: MoreScenes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +63,54 @@ class Recipe:
 TQV = Store(name="tqv", keys={"attention_pairs": "tqv"})
 TQT = Store(name="tqt", keys={"attention_pairs": "tqt"})
 VQV = Store(name="vqv", keys={"attention_pairs": "vqv"})
+# the attention of two layers, from text queries to vision tokens, in place of that of the first one
+_TWO_LAYERS = {"attention": {"layers": [0, 1], "pairs": "tqv", "heads": "all", "codec": "float16"}}
+LAYERS = Store(name="layers", keys=_TWO_LAYERS)
+LAYERS_MORE = Store(name="layers_more", keys=_TWO_LAYERS, more=MoreScenes(num=3000, answers="teacher"))
+TQV_MORE_TRUE = Store(name="tqv_more_true", keys=TQV.keys, more=MoreScenes(num=3000, answers="true"))
 
 _VISION = {"vision_all": 0.3, "vision_top": 0.03}
 _LOGIT = {"logit": 0.3}
 _ATTENTION = {"attention": 2e4}
 _ALL = {**_ATTENTION, **_VISION, **_LOGIT}
+_LAYERS = {
+    "attention": 10.0,
+    "attention_layers": {0: 0, 1: 1},
+    "attention_form": "kl",
+    "attention_heads": "grouped",
+}
 
-SUPERVISED_ONLY = Recipe(name=SUPERVISED, label="supervised only", store=TQV)
-EVERYTHING = Recipe(name=ALIGN_KD, label="Align-KD", store=TQV, losses=_ALL)
-ABLATION = (
-    Recipe(name="logit", label="logits", store=TQV, losses=_LOGIT),
-    Recipe(name="logit_attention", label="logits + attention", store=TQV, losses={**_LOGIT, **_ATTENTION}),
-    Recipe(name="logit_vision", label="logits + vision", store=TQV, losses={**_LOGIT, **_VISION}),
-    EVERYTHING,
-    # The paper's table 4: other pairs of queries and keys in place of text-query-vision.
-    Recipe(name="align_kd_tqt", label="Align-KD, text-query-text", store=TQT, losses=_ALL),
-    Recipe(name="align_kd_vqv", label="Align-KD, vision-query-vision", store=VQV, losses=_ALL),
+# The settings of these two were chosen by benchmarks/demo_selection.py.
+SUPERVISED_ONLY = Recipe(name=SUPERVISED, label="supervised only", store=TQV, train={"weight_decay": 0.1})
+EVERYTHING = Recipe(name=ALIGN_KD, label="Align-KD", store=TQV, losses=_ALL, train={"learning_rate": 2e-3})
+TWO_LAYERS = Recipe(name="layers", label="attention of layers 0 and 1", store=LAYERS, losses=_LAYERS)
+TWO_LAYERS_MORE = Recipe(
+    name="layers_more",
+    label="the same, and 3,000 scenes answered by the teacher",
+    store=LAYERS_MORE,
+    losses=_LAYERS,
+    steps=2.0,
+    partner="supervised_more",
 )
-SHOWN = (SUPERVISED_ONLY, EVERYTHING)
+# Each has the settings of Align-KD, and differs from it in its losses or in the pairs that attention is of.
+ABLATION = (
+    replace(EVERYTHING, name="logit", label="logits", losses=_LOGIT),
+    replace(EVERYTHING, name="logit_attention", label="logits + attention", losses={**_LOGIT, **_ATTENTION}),
+    replace(EVERYTHING, name="logit_vision", label="logits + vision", losses={**_LOGIT, **_VISION}),
+    # The paper's table 4: other pairs of queries and keys in place of text-query-vision.
+    replace(EVERYTHING, name="align_kd_tqt", label="Align-KD, text-query-text", store=TQT),
+    replace(EVERYTHING, name="align_kd_vqv", label="Align-KD, vision-query-vision", store=VQV),
+)
+MORE_SCENES = (
+    # the same data and steps without attention; with the right answers as the upper bound
+    Recipe(name="supervised_more", label="supervised, the same scenes", store=LAYERS_MORE, steps=2.0),
+    Recipe(name="supervised_more_true", label="supervised, their true answers", store=TQV_MORE_TRUE, steps=2.0),
+    TWO_LAYERS_MORE,
+)
+SHOWN = (SUPERVISED_ONLY, EVERYTHING, TWO_LAYERS)
 """The rows of a plain `alignkd demo`."""
-ROWS = {recipe.name: recipe for recipe in (SUPERVISED_ONLY, *ABLATION)}
-"""Every row by its name, from the fewest losses to the most."""
+ROWS = {recipe.name: recipe for recipe in (SUPERVISED_ONLY, *ABLATION, EVERYTHING, TWO_LAYERS, *MORE_SCENES)}
+"""Every row by its name."""
 
 
 def named_rows(names: Iterable[str]) -> tuple[Recipe, ...]:

@@ -5,8 +5,9 @@ from typing import Any
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.yaml_core import dump_yaml
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
-from alignkd.pipeline.demo.recipes import SUPERVISED, Recipe
+from alignkd.pipeline.demo.recipes import SUPERVISED, MoreScenes, Recipe
 from alignkd.pipeline.demo.settings import TEMPLATE, DemoSettings
+from alignkd.pipeline.demo.world.dataset import DatasetFiles
 from alignkd.student_train.objective.terms import TERMS
 
 TRAIN_KEYS = (
@@ -23,11 +24,13 @@ def write_run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe,
 
 def run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> dict[str, Any]:
     """The sections of the file. Students of one seed start from the same weights and see the same batches."""
-    data = folder.training_set
+    data: Any = _data(folder.training_set)
+    if (more := recipe.store.more) is not None:
+        data = [{"name": "train", **data}, {"name": "more", **_data(folder.more_set(more))}]
     train = {key: getattr(settings, key) for key in TRAIN_KEYS} | dict(recipe.train)
     return {
-        "data": {"conversations": str(data.conversations), "images": str(data.images), "template": TEMPLATE},
-        "teacher": {"checkpoint": str(folder.teacher), "batch": settings.teacher_batch},
+        "data": data,
+        "teacher": _teacher(folder, settings),
         "student": {"checkpoint": str(folder.fresh_student(student.seed))},
         "store": {
             "path": str(folder.store(recipe.store)),
@@ -44,6 +47,23 @@ def run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, stude
             "losses": {**dict.fromkeys(TERMS, 0.0), SUPERVISED: 1.0, **recipe.losses},
         },
     }
+
+
+def generation_config(folder: DemoFolder, settings: DemoSettings, more: MoreScenes) -> dict[str, Any]:
+    """The sections of a file for `alignkd generate`: the teacher answers the questions about more scenes."""
+    return {
+        "data": _data(folder.asked_set(more)),
+        "teacher": _teacher(folder, settings),
+        "generate": {"output": str(folder.generated(more)), "answers": "all", "max_new_tokens": 16},
+    }
+
+
+def _data(data: DatasetFiles) -> dict[str, Any]:
+    return {"conversations": str(data.conversations), "images": str(data.images), "template": TEMPLATE}
+
+
+def _teacher(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
+    return {"checkpoint": str(folder.teacher), "batch": settings.teacher_batch}
 
 
 def steps_of(recipe: Recipe, settings: DemoSettings) -> int:

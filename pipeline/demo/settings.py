@@ -26,6 +26,7 @@ class DemoSettings:
         questions_per_scene: largest number of questions of a conversation.
         data_seed, eval_seed: seeds of the training set and of the test set.
         development_scenes, development_seed: pictures and seed of the set on which settings are chosen.
+        more_seed: seed of the scenes that some rows have in addition to the training set.
         teacher_batch: samples per forward pass of the teacher.
         shard_size: samples per shard.
         store: codecs of the targets, as in the section `store` of a configuration.
@@ -41,6 +42,7 @@ class DemoSettings:
     eval_seed: int = 2  # with seed 1, settings were chosen before the pools `development` and `test` existed
     development_scenes: int = 400
     development_seed: int = 3
+    more_seed: int = 4
     teacher_batch: int = 32
     shard_size: int = 256
     store: Mapping[str, Any] = field(

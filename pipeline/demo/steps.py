@@ -10,6 +10,13 @@ import click
 
 from alignkd.pipeline.demo.folder import write_json
 
+_INDENT = 22
+
+
+def say_more(line: str) -> None:
+    """Print one line below the name of a step."""
+    say(f"{'':<{_INDENT}}{line}")
+
 
 def say(line: str) -> None:
     """Print one line on stderr; stdout is for the report."""
@@ -31,7 +38,7 @@ class Steps:
             name: key of the step in the report.
             what: text printed at the start.
         """
-        say(f"{name:<12}{what}")
+        say(f"{name:<{_INDENT}}{what}")
         started = time.monotonic()
         try:
             yield
@@ -39,4 +46,4 @@ class Steps:
             took = time.monotonic() - started
             self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 2)
             write_json(self.path, self.seconds)
-        say(f"{'':<12}{took:.1f} s")
+        say_more(f"{took:.1f} s")

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from alignkd.pipeline.demo.folder import StudentPaths
 from alignkd.pipeline.demo.processes import ALIGNKD, Command, available_cores, run_commands
-from alignkd.pipeline.demo.steps import say
+from alignkd.pipeline.demo.steps import say_more
 
 # More threads do not speed up one student, because its matrices are small.
 MOST_AT_ONCE = 8
@@ -20,9 +20,9 @@ def train_students(students: Mapping[StudentPaths, int], at_once: int | None = N
 
     Args:
         students: each student with its number of steps.
-        at_once: largest number of students that train at the same time; None takes one per core.
+        at_once: largest number of students that train at the same time; None takes about one per core.
     """
-    at_once = min(at_once or available_cores(), len(students), MOST_AT_ONCE)
+    at_once = min(at_once or even_rounds(len(students), available_cores()), len(students), MOST_AT_ONCE)
     if at_once <= 1:
         run_commands([_train(student) for student in students])
         return
@@ -35,9 +35,14 @@ def train_students(students: Mapping[StudentPaths, int], at_once: int | None = N
                 if command.name not in reported:
                     reported.add(command.name)
                     bar.clear()
-                    say(f"{'':<12}{command.name} done, {len(reported)} of {len(students)}")
+                    say_more(f"{command.name} done, {len(reported)} of {len(students)}")
 
         run_commands([_train(student, own_log=True) for student in students], at_once=at_once, on_tick=report)
+
+
+def even_rounds(students: int, cores: int) -> int:
+    """Students at the same time, at least one per core, so that all rounds are full and no core idles in the last."""
+    return -(-students // max(1, students // cores))
 
 
 def _train(student: StudentPaths, *, own_log: bool = False) -> Command:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-import demo_results
 import demo_selection
 import pytest
 
@@ -27,5 +26,5 @@ def phases_prepared(
             click.echo(finished.stdout + finished.stderr, err=True)
             assert finished.returncode == 0, finished.stderr
 
-    for module in (demo, training, demo_selection, demo_results):
+    for module in (demo, training, demo_selection):
         monkeypatch.setattr(module, "run_commands", run_commands)

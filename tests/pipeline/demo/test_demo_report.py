@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.folder import DemoFolder, begin, made_once
 from alignkd.pipeline.demo.models import TEACHER, write_configs
 from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, key_position
 from alignkd.pipeline.demo.recipes import ROWS, named_rows
 from alignkd.pipeline.demo.results.table import differences, plain_table, table
 from alignkd.pipeline.demo.run_config import run_config
-from alignkd.pipeline.demo.settings import FULL
+from alignkd.pipeline.demo.settings import FULL, QUICK, DemoSettings
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.data.images import read_images
@@ -101,11 +102,31 @@ def test_rows_are_those_the_paper_compares() -> None:
         "logit": {"supervised", "logit"},
         "logit_attention": {"supervised", "logit", "attention"},
         "logit_vision": {"supervised", "logit", *vision},
-        "align_kd": everything,
         "align_kd_tqt": everything,
         "align_kd_vqv": everything,
+        "align_kd": everything,
+        "layers": {"supervised", "attention"},
+        "supervised_more": {"supervised"},
+        "supervised_more_true": {"supervised"},
+        "layers_more": {"supervised", "attention"},
     }
-    assert [config["store"]["attention_pairs"] for config in configs.values()] == ["tqv"] * 5 + ["tqt", "vqv"]
+    stores = {name: config["store"] for name, config in configs.items()}
+    pairs = {name: store["attention_pairs"] for name, store in stores.items() if "attention_pairs" in store}
+    assert {name: found for name, found in pairs.items() if found != "tqv"} == {
+        "align_kd_tqt": "tqt",
+        "align_kd_vqv": "vqv",
+    }
+    layers = {name for name, store in stores.items() if isinstance(store["attention"], dict)}
+    assert layers == ROWS.keys() - pairs.keys() == {"layers", "layers_more", "supervised_more"}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "settings", [FULL, QUICK, replace(FULL, store={"profile": "stem"})], ids=["full", "quick", "stem"]
+)
+def test_every_row_is_a_valid_configuration(row: str, settings: DemoSettings) -> None:
+    folder = DemoFolder(Path("demo"))
+    RunConfig.model_validate(run_config(folder, settings, ROWS[row], folder.student(row, 0)))
 
 
 def test_every_row_is_compared_with_a_row() -> None:

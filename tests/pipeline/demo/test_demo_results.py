@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import demo_results
-import demo_trials
+import demo_selection
 import pytest
+from demo_grids import GRIDS, Setting
 from demo_openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
 from demo_released import released_rows, same_cost, why_not_released
-from demo_results import BEGIN, END, check_released, evaluate_rows, listed, tables, with_tables
-from demo_trials import GRIDS, SEEDS, Setting, Trial, TrialLog, first_round
+from demo_results import check_released, evaluate_rows, listed, tables
+from demo_selection import table
+from demo_trials import SEEDS, Trial, TrialLog, first_round
+from document_marks import between_marks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +22,8 @@ from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import EVERYTHING, SUPERVISED_ONLY, Recipe
 from alignkd.pipeline.demo.results.report import accuracies
-from alignkd.pipeline.demo.results.table import markdown_table, table
+from alignkd.pipeline.demo.results.table import markdown_table
+from alignkd.pipeline.demo.results.table import table as accuracy_table
 from alignkd.pipeline.demo.settings import FULL, QUICK
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
 from alignkd.vlm.errors import InputError
@@ -84,7 +88,7 @@ def test_rows_are_trained_and_then_opened_once(tmp_path: Path, order: list[str])
         evaluations, read_evaluation(folder.teacher_evaluation), TINY, folder.training_set.conversations
     )
     text = tables(ROWS, log, TINY)
-    assert markdown_table(table(report)) in text
+    assert markdown_table(accuracy_table(report)) in text
     assert "Settings with which a row was opened so far: supervised only 1, Align-KD 1." in text.replace("\n", " ")
     order.clear()
     evaluate_rows(folder, TINY, ROWS, log, at_once=1, seeds=(0, 1))
@@ -137,9 +141,9 @@ def test_a_row_is_released_with_the_settings_of_its_selection(
     with pytest.raises(InputError, match="align_kd: its selection has not ended"):
         check_released(ROWS, trials, FULL)
     other = replace(SUPERVISED_ONLY, train={"learning_rate": 0.5})
-    monkeypatch.setitem(demo_trials.GRIDS, "supervised", (other, GRIDS["supervised"][1]))
+    monkeypatch.setitem(GRIDS, "supervised", replace(GRIDS["supervised"], recipe=other))
     reason = why_not_released(other, trials, FULL)
-    assert reason is not None and "has chosen rate-0.004-decay-0; give the row these settings" in reason
+    assert reason is not None and "has chosen rate-0.004-decay-0.1; give the row these settings" in reason
     assert "supervised  700 steps  not released" in listed([other], OpeningLog(tmp_path / "none"), trials, FULL)[0]
 
 
@@ -158,12 +162,28 @@ def test_the_partner_of_the_same_cost(trials: TrialLog) -> None:
 
 
 def test_the_tables_are_put_between_their_marks(tmp_path: Path) -> None:
-    document = f"# Results\n\n{BEGIN}\nold\n{END}\n\nmore\n"
-    once = with_tables(document, "| a |\n", tmp_path)
-    assert once == f"# Results\n\n{BEGIN}\n\n| a |\n\n{END}\n\nmore\n"
-    assert with_tables(once, "| a |\n", tmp_path) == once
-    with pytest.raises(InputError, match="has no lines <!-- test table"):
-        with_tables("# Results\n", "| a |\n", tmp_path)
+    document = "# Results\n\n<!-- figures -->\nold\n<!-- end of figures -->\n\nmore\n"
+    once = between_marks(document, "figures", "| a |\n", tmp_path)
+    assert once == "# Results\n\n<!-- figures -->\n\n| a |\n\n<!-- end of figures -->\n\nmore\n"
+    assert between_marks(once, "figures", "| a |\n", tmp_path) == once
+    with pytest.raises(InputError, match="has no lines <!-- figures -->"):
+        between_marks("# Results\n", "figures", "| a |\n", tmp_path)
+
+
+def test_every_document_has_its_marks() -> None:
+    for name, documents in {
+        demo_results.MARK: demo_results.DOCUMENTS,
+        demo_selection.MARK: [demo_selection.DOCUMENT],
+    }.items():
+        for document in documents:
+            text = document.read_text(encoding="utf-8")
+            assert "filled in" in between_marks(text, name, "filled in", document)
+
+
+def test_the_documents_have_the_table_of_the_committed_trials() -> None:
+    text = table(GRIDS, TrialLog(demo_selection.LOG), FULL)
+    document = demo_selection.DOCUMENT.read_text(encoding="utf-8")
+    assert between_marks(document, demo_selection.MARK, text, demo_selection.DOCUMENT) == document
 
 
 def test_the_committed_logs_fit_together() -> None:

@@ -10,15 +10,21 @@ from typing import Any
 import demo_selection
 import demo_trials
 import pytest
+from demo_grids import GRIDS, SETTINGS_PER_ROW, Grid, Setting
+from demo_released import why_not_released
 from demo_selection import listed, select, table
-from demo_trials import GRIDS, SEEDS, SETTINGS_PER_ROW, Setting, Trial, TrialLog, chosen, first_round, second_round
+from demo_trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
 
+from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.demo import demo
 from alignkd.pipeline.demo.folder import DemoFolder
 from alignkd.pipeline.demo.processes import Command
-from alignkd.pipeline.demo.recipes import SUPERVISED_ONLY
+from alignkd.pipeline.demo.recipes import ROWS, SUPERVISED_ONLY
+from alignkd.pipeline.demo.run_config import run_config
 from alignkd.pipeline.demo.settings import FULL, QUICK
 from alignkd.pipeline.demo.world import dataset
 from alignkd.pipeline.demo.world.scenes import Pool, Scene, make_scene
+from alignkd.student_train.config import TrainConfig
 from alignkd.vlm.errors import InputError
 
 TINY = replace(
@@ -26,21 +32,54 @@ TINY = replace(
 )
 
 
-def test_every_row_has_the_same_budget_of_different_settings() -> None:
-    for row, (_, settings) in GRIDS.items():
-        assert len(settings) == SETTINGS_PER_ROW, row
-        configs = [json.dumps(trial.config(FULL), sort_keys=True) for trial in first_round(row)]
-        assert all(one != other for one, other in combinations(configs, 2)), row
-    paths = [trial.recipe.name for row in GRIDS for trial in first_round(row)]
-    assert len(set(paths)) == len(paths)
+RELEASED = GRIDS.keys() & ROWS.keys()
+
+
+def test_every_released_row_has_the_same_budget() -> None:
+    for row in RELEASED:
+        assert len(GRIDS[row].settings) == SETTINGS_PER_ROW and GRIDS[row].halving, row
+    assert not any(grid.halving for row, grid in GRIDS.items() if row not in RELEASED)
 
 
 @pytest.mark.parametrize("row", GRIDS)
+def test_the_settings_of_a_row_differ_and_are_valid(row: str) -> None:
+    folder = DemoFolder(Path("demo"))
+    trials = first_round(row)
+    configs = [json.dumps(trial.config(FULL), sort_keys=True) for trial in trials]
+    assert all(one != other for one, other in combinations(configs, 2))
+    for trial in trials:
+        RunConfig.model_validate(run_config(folder, FULL, trial.recipe, trial.student(folder)))
+
+
+def test_no_two_trials_share_a_folder() -> None:
+    names = [trial.recipe.name for row in GRIDS for trial in first_round(row)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("row", sorted(GRIDS))
 def test_the_grid_contains_the_settings_of_the_recipe(row: str) -> None:
-    recipe = GRIDS[row][0]
     plain = Trial(row=row, setting=Setting(name="plain"), seed=SEEDS[0]).config(FULL)
-    assert recipe.name == row
-    assert plain in [trial.config(FULL) for trial in first_round(row)]
+    assert GRIDS[row].recipe.name == row
+
+    def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
+        train = TrainConfig.model_validate({**config["train"], "output": "out"})
+        return {"store": config["store"], "train": train.model_dump()}
+
+    assert without_defaults(plain) in [without_defaults(trial.config(FULL)) for trial in first_round(row)]
+
+
+@pytest.mark.parametrize("row", sorted(RELEASED))
+def test_a_row_whose_selection_has_ended_has_the_chosen_settings(row: str) -> None:
+    """The committed log against the recipes."""
+    log = TrialLog(demo_selection.LOG)
+    if chosen(row, log.accuracies(every_trial(row), FULL)) is not None:
+        assert why_not_released(ROWS[row], log, FULL) is None
+
+
+def test_a_grid_without_halving_tries_all_settings_with_all_seeds() -> None:
+    first = first_round("layers_schedule")
+    second = second_round("layers_schedule", dict.fromkeys(first, 0.1))
+    assert len(second) == 2 * len(first) == 8
 
 
 def test_no_seed_of_a_trial_is_reported() -> None:
@@ -94,7 +133,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Callable[[], list[str]]:
     """The names of all commands since the last call."""
-    run, names = demo_selection.run_commands, list[str]()
+    run, names = demo.run_commands, list[str]()
 
     def recorded(
         commands: Sequence[Command], *, on_tick: Callable[[list[Command]], None] = lambda done: None, **_: Any
@@ -104,7 +143,8 @@ def trained(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Callable[
             run([command])
             on_tick([command])
 
-    monkeypatch.setattr(demo_selection, "run_commands", recorded)
+    for module in (demo, demo_selection):
+        monkeypatch.setattr(module, "run_commands", recorded)
 
     def taken() -> list[str]:
         found = names.copy()
@@ -116,9 +156,9 @@ def trained(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Callable[
 
 RATES = (1e-3, 4e-3)
 SMALL_GRID = {
-    "supervised": (
-        SUPERVISED_ONLY,
-        tuple(Setting(name=f"rate-{rate:g}", train={"learning_rate": rate}) for rate in RATES),
+    "supervised": Grid(
+        recipe=SUPERVISED_ONLY,
+        settings=tuple(Setting(name=f"rate-{rate:g}", train={"learning_rate": rate}) for rate in RATES),
     )
 }
 

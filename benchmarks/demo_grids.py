@@ -1,0 +1,112 @@
+"""The settings that are tried for each row of the demo.
+
+Rows that are released have `SETTINGS_PER_ROW` settings, among them those with which the row was introduced. The row
+`layers_schedule` is an experiment, of which no row of the demo is made: all its settings are tried with all seeds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED_ONLY, TWO_LAYERS, TWO_LAYERS_MORE, Recipe
+
+SETTINGS_PER_ROW = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What one setting changes in its row.
+
+    Attributes:
+        name: name in the log and in paths, unique in its row.
+        train, losses: keys of `train` and of `train.losses`, in addition to the row's.
+        steps: multiple of the preset's steps; None leaves the row's.
+    """
+
+    name: str
+    train: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    losses: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    steps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The settings of one row.
+
+    Attributes:
+        recipe: the row; its name is that of the grid.
+        settings: changes of the row.
+        halving: only the better half of the settings is tried with all seeds.
+    """
+
+    recipe: Recipe
+    settings: tuple[Setting, ...]
+    halving: bool = True
+
+
+_SUPERVISED = tuple(
+    Setting(name=f"rate-{rate:g}-decay-{decay:g}", train={"learning_rate": rate, "weight_decay": decay})
+    for rate, decay in product((1e-3, 2e-3, 4e-3, 8e-3), (0.0, 0.1))
+)
+_ALIGN_KD = tuple(
+    Setting(
+        name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
+        train={"learning_rate": rate, "adapter_learning_rate": adapters},
+        losses={"attention": weight},
+    )
+    for rate, weight, adapters in product((2e-3, 4e-3), (2e4, 8e4), (2e-5, 2e-4))
+)
+
+_MSE = {"attention_form": "mse", "attention": 2e4, "attention_heads": "adapter"}
+_KL = {"attention_form": "kl", "attention": 10.0, "attention_heads": "grouped"}
+_OTHER_TERMS = {"alone": {}, "all-terms": {"logit": 0.3, "vision_all": 0.3, "vision_top": 0.03}}
+# Trained adapters of attention make no distributions, so there is no KL with them; it has a second rate instead.
+_LAYERS = tuple(
+    Setting(
+        name=f"mse-adapters-{adapters:g}-{terms}",
+        train={"learning_rate": 4e-3, "adapter_learning_rate": adapters},
+        losses={**_MSE, **weights},
+    )
+    for adapters, (terms, weights) in product((2e-5, 0.0), _OTHER_TERMS.items())
+) + tuple(
+    Setting(name=f"kl-rate-{rate:g}-{terms}", train={"learning_rate": rate}, losses={**_KL, **weights})
+    for rate, (terms, weights) in product((2e-3, 4e-3), _OTHER_TERMS.items())
+)
+_LAYERS_MORE = tuple(
+    Setting(
+        name=f"steps-{steps:g}-rate-{rate:g}-{form['attention_form']}",
+        train={"learning_rate": rate},
+        losses={**form, "attention_heads": "grouped"},
+        steps=steps,
+    )
+    for steps, rate, form in product((2.0, 3.0), (2e-3, 4e-3), (_MSE, _KL))
+)
+_SUPERVISED_MORE = tuple(
+    Setting(
+        name=f"steps-{steps:g}-rate-{rate:g}-decay-{decay:g}",
+        train={"learning_rate": rate, "weight_decay": decay},
+        steps=steps,
+    )
+    for steps, rate, decay in product((2.0, 3.0), (2e-3, 4e-3), (0.0, 0.1))
+)
+_SCHEDULE = tuple(
+    Setting(
+        name=f"decay-{'none' if decay is None else decay}-rows-{weights}",
+        losses={"attention_decay": decay, "attention_row_weights": weights},
+    )
+    for decay, weights in product((None, 0.6), ("none", "surprise"))
+)
+
+GRIDS: dict[str, Grid] = {
+    grid.recipe.name: grid
+    for grid in (
+        Grid(recipe=SUPERVISED_ONLY, settings=_SUPERVISED),
+        Grid(recipe=EVERYTHING, settings=_ALIGN_KD),
+        Grid(recipe=TWO_LAYERS, settings=_LAYERS),
+        Grid(recipe=TWO_LAYERS_MORE, settings=_LAYERS_MORE),
+        Grid(recipe=ROWS["supervised_more"], settings=_SUPERVISED_MORE),
+        Grid(recipe=replace(TWO_LAYERS, name="layers_schedule"), settings=_SCHEDULE, halving=False),
+    )
+}
+"""Grids by the names of their rows."""

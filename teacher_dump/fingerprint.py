@@ -71,7 +71,7 @@ def manifest_of(
         created_with: versions of libraries, which identify nothing.
     """
     return Manifest(
-        fingerprint={**checkpoint, "dtype": teacher.precision, "capture": CAPTURE_VERSION},
+        fingerprint={**checkpoint, "dtype": teacher.precision, "capture": CAPTURE_VERSION, **_second_pass(store)},
         data_fingerprint=dict(data),
         shapes=Shapes(
             num_heads=config.num_heads,
@@ -83,6 +83,7 @@ def manifest_of(
             attention_layer=config.attention_layer,
         ),
         codecs=store.codecs(),
+        more=store.more_targets(),
         backend=store.backend,
         inputs=store.inputs or "reference",
         attachments=dict(attachments),
@@ -91,3 +92,7 @@ def manifest_of(
         seed=store.seed,
         created_with=dict(created_with or {}),
     )
+
+
+def _second_pass(store: StoreConfig) -> dict[str, str]:
+    return {} if store.counterfactual is None else {"counterfactual": store.counterfactual.fingerprint()}

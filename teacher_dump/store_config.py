@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, LogitsCodec, profile_codecs
 from alignkd.storage.layouts.registry import layout_names
+from alignkd.storage.schema.targets import NamedTarget
+from alignkd.teacher_dump.counterfactual_config import CounterfactualConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
@@ -34,6 +36,7 @@ class StoreConfig(Settings):
             `vision_top` and `vision_all` may be `stem`: not stored, but computed in training from the stem, which the
             store then contains.
         logits: how the teacher's distribution at supervised positions is kept.
+        counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
         on_error: `quarantine` lists an unusable sample in the store and continues; `stop` ends the run.
@@ -49,6 +52,7 @@ class StoreConfig(Settings):
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     logits: LogitsCodec = LogitsCodec()
+    counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
     on_error: Literal["quarantine", "stop"] = "quarantine"
@@ -106,6 +110,10 @@ class StoreConfig(Settings):
             vision_all=self.vision_all,
             logits=self.logits,
         )
+
+    def more_targets(self) -> tuple[NamedTarget, ...]:
+        """The further targets, which `Manifest.more` records."""
+        return () if self.counterfactual is None else self.counterfactual.targets()
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, CounterfactualRows
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
@@ -53,18 +54,22 @@ class Captured:
             the codec of `vision_top` is `from_all`.
         vision: parts of [P, Dt] for each image.
         logits: see `distribution.keep_distribution`.
+        counterfactual: see `CounterfactualPass`; None also for a sample without images.
     """
 
     attention: HostArrays | None
     vision_top: HostArrays | None
     vision: tuple[HostArrays, ...]
     logits: LogitRows
+    counterfactual: CounterfactualRows | None = None
 
     def arrive(self) -> None:
         """Wait until everything is on the host, so that the device memory is freed."""
         for arrays in (self.attention, self.vision_top, *self.vision, self.logits.arrays):
             if arrays is not None:
                 arrays.wait()
+        if self.counterfactual is not None:
+            self.counterfactual.arrive()
 
 
 class Capture:
@@ -84,6 +89,9 @@ class Capture:
         )
         self._copies = HostCopies(model.device)
         self._images = SeenImages(model, config.vision_all, self._copies)
+        self._second = None
+        if config.counterfactual is not None:
+            self._second = CounterfactualPass(model, config.counterfactual, self._copies, num_tokens=num_tokens)
 
     def begin_window(self, samples: Iterable[Prepared]) -> None:
         """Drop cached images, and count the images of the window: those of several samples are computed once."""
@@ -96,13 +104,16 @@ class Capture:
         Raises:
             torch.OutOfMemoryError: the batch does not fit the device.
         """
-        watches = self._keeps_attention or self._keeps_top
+        second = self._second
+        watches = self._keeps_attention or self._keeps_top or (second is not None and second.needs_attention)
         with self.model.watched_first_layer() if watches else nullcontext() as first_layer:
             images, hidden_BLD = self._forward(samples)
         with_image = [row for row, sample in enumerate(samples) if sample.image_hashes]
         found = dict(zip(with_image, self._attention_targets(samples, with_image, first_layer, images), strict=True))
+        evidence = [] if second is None else second.evidence(samples, with_image, first_layer)
         del first_layer  # free its queries and keys before the logits are computed
         logits = self._logits(samples, hidden_BLD)
+        compared = self._counterfactual(samples, with_image, images, hidden_BLD, evidence)
         self._images.end_batch(samples)
         return [
             Captured(
@@ -110,6 +121,7 @@ class Capture:
                 vision_top=found[row][1] if row in found else None,
                 vision=tuple(parts for key in image_keys(sample) if (parts := images[key].parts) is not None),
                 logits=logits[row],
+                counterfactual=compared.get(row),
             )
             for row, sample in enumerate(samples)
         ]
@@ -151,6 +163,25 @@ class Capture:
         )
         arrays, ends = self._copies.start(kept), np.cumsum(counts).tolist()
         return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
+
+    def _counterfactual(
+        self,
+        samples: Sequence[Prepared],
+        rows: Sequence[int],
+        images: dict[ImageKey, SeenImage],
+        hidden_BLD: Tensor,
+        evidence: Sequence[Tensor | None],
+    ) -> dict[int, CounterfactualRows]:
+        """The second pass over the samples that have images, by their rows in the batch."""
+        if self._second is None or not rows:
+            return {}
+        own = [samples[row] for row in rows]
+        visions = [Vision.join([images[key].vision for key in image_keys(sample)]) for sample in own]
+        counts = [len(sample.example.positions.next_labels) for sample in samples]
+        first = self._supervised(samples, hidden_BLD).split(counts)
+        second_ND = self._supervised(own, self._second.states(own, visions, evidence))
+        found = self._second.rows(own, (torch.cat([first[row] for row in rows]), second_ND), evidence)
+        return dict(zip(rows, found, strict=True))
 
     def _attention_targets(
         self,

@@ -28,6 +28,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
         vision_embeddings=_vision(captured, config),
         logits=stored_logits(rows, config.logits),
+        more={} if captured.counterfactual is None else captured.counterfactual.targets(),
     )
 
 

@@ -1,8 +1,8 @@
 """Vision embeddings replaced by those of a neutral picture: what a counterfactual pass gives to the decoder.
 
-The neutral picture of an image is an image of the same size whose every value is 0 after the processor's
-normalisation: the processor's mean colour. It depends on the size of the image alone, so that both phases, every
-worker and every batch use the same one. It has as many vision tokens as the image, in the same grid.
+The neutral picture of an image is an image of the same size whose every value is `NEUTRAL` after the processor's
+normalisation, very nearly the processor's mean colour. It depends on the size of the image alone, so that both phases,
+every worker and every batch use the same one. It has as many vision tokens as the image, in the same grid.
 
 Shapes: I images, P vision tokens of all images.
 """
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import ImageTensors
+
+# not 0: the models of the Idefics family take images of zeros for padding and leave them out
+NEUTRAL = 2.0**-6
 
 
 @torch.no_grad()
@@ -54,5 +57,8 @@ def replaced_vision(vision: Vision, neutral: Vision, replaced_P: Tensor | None) 
 
 
 def _neutral(image: ImageTensors) -> ImageTensors:
-    """Zeros for pixels; integers (sizes, grids, masks) as they are."""
-    return {name: torch.zeros_like(values) if values.is_floating_point() else values for name, values in image.items()}
+    """One value for all pixels; integers (sizes, grids, masks) as they are."""
+    return {
+        name: torch.full_like(values, NEUTRAL) if values.is_floating_point() else values
+        for name, values in image.items()
+    }

@@ -4,8 +4,8 @@ Shape letters: P vision tokens of all images of the batch, Ds the student's hidd
 supervised positions of the whole batch, V vocabulary, Dt the teacher's hidden size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,27 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
-Target = Literal["attention", "vision_top", "vision_all", "logits"]
+Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondPasses:
+    """Further forward passes of the student over the samples with images, with vision tokens replaced.
+
+    Attributes:
+        head: the student's head.
+        num_tokens: see `HeadInputs`.
+        chunk_bytes: see `fused_head_losses`.
+        factor: by which a term is multiplied: 2 if one of two was drawn.
+        states_MD: hidden states at the M supervised positions of samples with images, by term; a term that was not
+            drawn has none.
+    """
+
+    head: Head
+    num_tokens: int | None
+    chunk_bytes: int
+    factor: float = 1.0
+    states_MD: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +59,7 @@ class ForwardPass:
         hidden_BLD: the student's hidden states [B, L, Ds] after its final norm.
         first_layer: queries and keys of the decoder's first layer.
         attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
+        second: what the terms on counterfactual targets need; None if no such term has a weight.
     """
 
     batch: TrainBatch
@@ -47,6 +68,7 @@ class ForwardPass:
     hidden_BLD: Tensor
     first_layer: AttentionLayer
     attention_chunk_bytes: int
+    second: SecondPasses | None = None
 
     @property
     def num_samples(self) -> int:

@@ -21,8 +21,8 @@ class CounterfactualConfig(Settings):
             which are the evidence of the losses `effect` and `keep`.
         share: share of a sample's vision tokens that `focus` replaces, rounded up; default 0.25 as in MCD.
         entries: most tokens that are stored at a position, with the log-probabilities of both passes.
-        mass: each pass keeps its most probable tokens up to this mass; the tokens of both are stored. 1 stores the
-            `entries` most probable ones of each, as far as they fit.
+        mass: each pass keeps its most probable tokens up to this mass; the tokens of both are stored. 1 always stores
+            `entries` tokens, those most probable in either pass.
     """
 
     remove: Removed = "focus"

@@ -226,7 +226,7 @@ def union_of_nuclei(full_NV: Tensor, removed_NV: Tensor, entries: int, mass: flo
 
     Args:
         full_NV, removed_NV: float32 log-probabilities.
-        mass: of each nucleus, which has at most `entries` tokens.
+        mass: of each nucleus, which has at most `entries` tokens; 1 for `entries` tokens whatever their mass.
 
     Returns:
         int64 [N, K] distinct tokens, the most probable first, and bool [N, K], which of them are in the union.
@@ -235,9 +235,10 @@ def union_of_nuclei(full_NV: Tensor, removed_NV: Tensor, entries: int, mass: flo
     score_NV = torch.full_like(full_NV, -torch.inf)
     for logprobs_NV in (full_NV, removed_NV):
         best_NK, ids_NK = logprobs_NV.topk(count, dim=-1)
-        mass_NK = integer_mass(best_NK)
-        before_NK = cumulative_mass(mass_NK) - mass_NK
-        best_NK = best_NK.masked_fill(before_NK >= mass * ONE, -torch.inf)
+        if mass < 1:
+            mass_NK = integer_mass(best_NK)
+            before_NK = cumulative_mass(mass_NK) - mass_NK
+            best_NK = best_NK.masked_fill(before_NK >= mass * ONE, -torch.inf)
         score_NV.scatter_reduce_(1, ids_NK, best_NK, "amax")
     best_NK, ids_NK = score_NV.topk(count, dim=-1)
     return ids_NK, best_NK > -torch.inf

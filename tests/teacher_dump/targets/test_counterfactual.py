@@ -10,6 +10,7 @@ import pytest
 import tiny_data
 import tiny_families
 import torch
+from counterfactual_passes import focus_tokens, logprobs_without
 from torch import Tensor
 
 from alignkd.storage import Record, StoreReader, TruncatedLogits, verify_store
@@ -21,8 +22,7 @@ from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.counterfactual import union_of_nuclei
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turns import turns_of
-from alignkd.vlm.families.family import Vision, VisionLanguageModel
-from alignkd.vlm.inputs.batch import collate_sequences
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.examples import Preparation
 
 # the original layout; tiles; layers that see images again, with features for each vision token
@@ -78,39 +78,18 @@ def live(
     model: VisionLanguageModel, preparation: Preparation, record: Record, images: Path, share: float | None
 ) -> dict[str, Tensor]:
     """Log-probabilities [N, V] of both passes over one sample, and the replaced tokens."""
-    files = [(images / image).read_bytes() for image in record.images]
-    example = preparation.build(turns_of(record.conversations), files)
-    batch, at = collate_sequences([example]), example.positions
-    plain = [{n: v * 0 + 1 / 64 if v.is_floating_point() else v for n, v in image.items()} for image in batch.images]
-    owner = [0] * len(files)
-    vision, grey = (model.encode_images(encoded, owner) for encoded in (list(batch.images), plain))
-    with model.watched_first_layer() as layer:
-        hidden = [model.hidden_states(batch, vision)[0]]
-    chosen = list(range(len(vision.embeddings_PD)))
-    if share is not None:
-        rows, cols = (torch.tensor(where.tolist())[None] for where in (at.tqv_query_positions, at.vision_positions))
-        scores = layer.attention(rows, cols)[0].mean(0).sum(0).tolist()
-        chosen = sorted(chosen, key=lambda token: (-scores[token], token))[: math.ceil(share * len(chosen))]
-    embeddings, features = vision.embeddings_PD.clone(), {n: v.clone() for n, v in vision.per_token.items()}
-    for token in chosen:
-        embeddings[token] = grey.embeddings_PD[token]
-        for name, values in features.items():
-            values[token] = grey.per_token[name][token]
-    other = Vision(
-        embeddings_PD=embeddings,
-        tokens_of_image=vision.tokens_of_image,
-        per_token=features,
-        per_image=vision.per_image,
+    example = preparation.build(
+        turns_of(record.conversations), [(images / image).read_bytes() for image in record.images]
     )
-    hidden.append(model.hidden_states(batch, other)[0])
-    where = at.supervised_positions.tolist()
+    num_vision = len(example.positions.vision_positions)
+    chosen = list(range(num_vision)) if share is None else focus_tokens(model, example, share)
     tokens = min(preparation.num_tokens, model.config.vocab_size)
-    logits = [model.head(states[where])[:, :tokens].log_softmax(-1) for states in hidden]
-    labels = torch.tensor(at.next_labels.tolist())
-    evidence = torch.zeros(len(embeddings))
+    full, removed = (logprobs_without(model, example, which, tokens) for which in ([], chosen))
+    labels = torch.tensor(example.positions.next_labels.tolist())
+    evidence = torch.zeros(num_vision)
     evidence[chosen] = 1
-    advantage = (logits[0] - logits[1]).gather(1, labels[:, None])[:, 0]
-    return {"full": logits[0], "removed": logits[1], "advantage": advantage, "evidence": evidence}
+    advantage = (full - removed).gather(1, labels[:, None])[:, 0]
+    return {"full": full, "removed": removed, "advantage": advantage, "evidence": evidence}
 
 
 @pytest.mark.parametrize("remove", ["focus", "image"])
@@ -196,7 +175,7 @@ def test_union_of_nuclei_by_loops(entries: int, mass: float) -> None:
         for logprobs in (full[position], removed[position]):
             covered = 0.0
             for token in logprobs.argsort(descending=True).tolist()[:entries]:
-                if covered >= mass:
+                if covered >= mass < 1:
                     break
                 union.add(token)
                 covered += logprobs[token].exp().item()

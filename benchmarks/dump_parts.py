@@ -25,7 +25,7 @@ from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.preparation import PreparationThreads
-from alignkd.teacher_dump.targets import capture, distribution, most_likely
+from alignkd.teacher_dump.targets import attention, capture, distribution, most_likely
 from alignkd.vlm.attention import layer as attention_layer
 from alignkd.vlm.families.mobilevlm.inputs import images
 from alignkd.vlm.families.mobilevlm.model.attention import LlamaAttentionLayer
@@ -43,8 +43,8 @@ PARTS = (
     (most_likely, "select", "nucleus: most probable tokens"),
     (LlamaAttentionLayer, "row_inputs", "attention: rotation"),
     (attention_layer, "attention_rows", "attention: rows"),
-    (capture, "encode", "encoding"),
-    (capture, "vision_top_index", "focus"),
+    (attention, "encode", "encoding"),
+    (attention, "vision_top_index", "focus"),
     (capture.Capture, "__call__", "indices and copies"),
     (PreparationThreads, "_prepare", "reading, tokens, hashes"),
     (images, "decode_image", "image: decoding"),

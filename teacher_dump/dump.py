@@ -13,7 +13,7 @@ from alignkd.storage.places import load_manifest
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.write.store import StoreWriter, open_writer
-from alignkd.teacher_dump.attachments import make_attachments
+from alignkd.teacher_dump.attachments import make_attachments, remarks_on_stem
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.data_parts import continued_list, whole_list
 from alignkd.teacher_dump.fingerprint import make_manifest
@@ -75,6 +75,8 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     preparation = teacher.preparation(job.template, max_tokens=job.max_tokens)
     for warning in preparation.warnings():
         job.control.notice(warning)
+    for remark in remarks_on_stem(job, teacher):
+        job.control.notice(remark)
     attachments = make_attachments(job, teacher)
     data = None if stored is None else continued_list(job.store.path, stored, samples, job.data)
     data = data or whole_list(samples, job.data)

@@ -69,6 +69,9 @@ def manifest_of(
         attachments: name -> sha256 of each attached file.
         num_tokens: columns of the head that are tokens, if the others are padding; None: all columns.
         created_with: versions of libraries, which identify nothing.
+
+    Raises:
+        InputError: see `StoreConfig.further_targets`.
     """
     return Manifest(
         fingerprint={**checkpoint, "dtype": teacher.precision, "capture": CAPTURE_VERSION, **_second_pass(store)},
@@ -83,7 +86,7 @@ def manifest_of(
             attention_layer=config.attention_layer,
         ),
         codecs=store.codecs(),
-        more=store.more_targets(),
+        more=store.further_targets(config),
         backend=store.backend,
         inputs=store.inputs or "reference",
         attachments=dict(attachments),

@@ -2,14 +2,27 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from alignkd.storage.codecs import codec_names
-from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, PROFILES, Codecs, LogitsCodec, profile_codecs
+from alignkd.storage.codecs.settings import (
+    FROM_ALL,
+    NONE,
+    NOT_STORED,
+    PROFILES,
+    STEM,
+    STEM_TARGETS,
+    Codecs,
+    LogitsCodec,
+    profile_codecs,
+)
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.targets import NamedTarget
+from alignkd.teacher_dump.attention_config import AttentionConfig, codec_or_layers
 from alignkd.teacher_dump.counterfactual_config import CounterfactualConfig
+from alignkd.teacher_dump.stem_config import StemConfig
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.settings import Count, CountFromZero, OneOf, Settings, UserLocation
 
 
@@ -28,13 +41,15 @@ class StoreConfig(Settings):
         backend: physical layout of the shards.
         inputs: `embed` stores the image files, so that training needs no image folder; `reference` stores only their
             paths and hashes. None chooses `embed` where the data files hold the images themselves, else `reference`.
-        attention: codec of the first layer's attention.
-        attention_pairs: which queries and keys: text-query-vision (the method), or for ablations text-query-text
-            and vision-query-vision.
+        attention: codec of the first layer's attention, all heads; or a section with the layers, pairs and heads that
+            are stored.
+        attention_pairs: which queries and keys of the first layer: text-query-vision (the method), or for ablations
+            text-query-text and vision-query-vision. A section `attention` has `pairs` instead.
         vision_top, vision_all: codecs of the 16 vision embeddings with the highest focus score and of all; `vision_top:
             from_all` stores only the indices of the 16 and takes their embeddings from `vision_all`. `attention`,
             `vision_top` and `vision_all` may be `stem`: not stored, but computed in training from the stem, which the
             store then contains.
+        stem: depth of the stem that the store carries.
         logits: how the teacher's distribution at supervised positions is kept.
         counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
@@ -47,10 +62,13 @@ class StoreConfig(Settings):
     profile: Literal["exact", "compact", "stem"] | None = None
     backend: Annotated[str, AfterValidator(OneOf(*layout_names()))] = "zarr"
     inputs: Literal["reference", "embed"] | None = None
-    attention: Annotated[str, _codec_for("attention", *NOT_STORED)] = "float16"
+    attention: Annotated[
+        str | AttentionConfig, BeforeValidator(codec_or_layers), Field(title="name of a codec, `stem`, `none`")
+    ] = "float16"
     attention_pairs: Literal["tqv", "tqt", "vqv"] = "tqv"
     vision_top: Annotated[str, _codec_for("vision_top", FROM_ALL, *NOT_STORED)] = "float16"
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
+    stem: StemConfig = StemConfig()
     logits: LogitsCodec = LogitsCodec()
     counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
@@ -64,7 +82,11 @@ class StoreConfig(Settings):
         if not isinstance(values, dict) or values.get("profile") not in tuple(PROFILES):
             return values  # the field itself reports an unknown profile
         base = profile_codecs(values["profile"])
-        return {**base, **values, "logits": _merged_logits(base["logits"], values.get("logits"))}
+        attention = values.get("attention", base["attention"])
+        if isinstance(attention, dict) and attention.get("codec") is None:
+            attention = {**attention, "codec": base["attention"]}
+        logits = _merged_logits(base["logits"], values.get("logits"))
+        return {**base, **values, "attention": attention, "logits": logits}
 
     @model_validator(mode="after")
     def _check_from_all(self) -> Self:
@@ -72,6 +94,15 @@ class StoreConfig(Settings):
             raise ValueError(
                 f"vision_top is 'from_all', but vision_all is {self.vision_all!r} and has nothing to take it from; "
                 "choose another codec for one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if isinstance(self.attention, AttentionConfig) and self.attention_pairs != "tqv":
+            raise ValueError(
+                f"attention_pairs is {self.attention_pairs!r}, but attention is a section; leave attention_pairs out "
+                f"and set attention.pairs, now {self.attention.pairs!r}"
             )
         return self
 
@@ -102,18 +133,53 @@ class StoreConfig(Settings):
         return self.model_copy(update={"inputs": self.inputs or ("embed" if holds_images else "reference")})
 
     def codecs(self) -> Codecs:
-        """The codecs as the manifest records them."""
+        """The codecs as the manifest records them; attention of chosen layers is a further target."""
         return Codecs(
-            attention=self.attention,
+            attention=self.attention if isinstance(self.attention, str) else NONE,
             attention_pairs=self.attention_pairs,
             vision_top=self.vision_top,
             vision_all=self.vision_all,
             logits=self.logits,
         )
 
-    def more_targets(self) -> tuple[NamedTarget, ...]:
-        """The further targets, which `Manifest.more` records."""
-        return () if self.counterfactual is None else self.counterfactual.targets()
+    def further_targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
+        """The targets that are not among `codecs`: attention of chosen layers of this teacher, a counterfactual pass.
+
+        Raises:
+            InputError: see `AttentionConfig.targets`.
+        """
+        compared = () if self.counterfactual is None else self.counterfactual.targets()
+        return (*self._of_layers(teacher), *compared)
+
+    def _of_layers(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
+        return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
+
+    def attention_layers(self, teacher: ModelConfig) -> tuple[int, ...]:
+        """The decoder layers whose attention is a target, in either form of `attention` and with any codec.
+
+        Raises:
+            InputError: see `further_targets`.
+        """
+        further = self._of_layers(teacher)
+        return further[0].layers if further else (teacher.attention_layer,)
+
+    def codec_of(self, target: str) -> str:
+        """The codec of `attention`, `vision_top` or `vision_all`; that of the attention in both of its forms."""
+        codec: str | AttentionConfig = getattr(self, target)
+        return codec.stored_codec if isinstance(codec, AttentionConfig) else codec
+
+    @property
+    def from_stem(self) -> tuple[str, ...]:
+        """The targets that are not stored because the teacher's stem gives them."""
+        return tuple(name for name in STEM_TARGETS if self.codec_of(name) == STEM)
+
+    def stem_depth(self, teacher: ModelConfig) -> int | None:
+        """The depth of the stem that the store carries; None if it carries none.
+
+        Raises:
+            InputError: see `StemConfig.depth_of` and `further_targets`.
+        """
+        return self.stem.depth_of(self.from_stem, self.further_targets(teacher), teacher)
 
 
 def _merged_logits(base: dict[str, Any], given: Any) -> Any:

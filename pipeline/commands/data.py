@@ -1,8 +1,8 @@
 """`alignkd data`: inspect and convert data sets before anything is computed from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import click
 
@@ -11,83 +11,17 @@ from alignkd.pipeline.console.interrupts import ends_on_interrupt
 from alignkd.pipeline.console.outputs import REPLACES, claim_file, claim_folder, force_option, never
 from alignkd.pipeline.console.picture_file import DATA_STATS, is_drawn_by
 from alignkd.pipeline.console.printing import json_option, print_json
-
-Answers = Literal["given", "missing"]
-Command = TypeVar("Command", bound=Callable[..., Any])
+from alignkd.pipeline.data.filter.command import filter_command
+from alignkd.pipeline.data.options import (
+    Answers,
+    files_of,
+    listing_option,
+    model_options,
+    reading_options,
+    token_limits,
+)
 
 DEFAULT_CHECKPOINT = "mtgv/MobileVLM_V2-1.7B"
-
-
-def token_limits(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """`2048,512` -> (512, 2048): ascending, without duplicates."""
-    try:
-        limits = tuple(sorted({int(part) for part in value.split(",")}))
-    except ValueError:
-        limits = (0,)
-    if limits[0] < 1:
-        raise click.BadParameter(f"{value!r}, expected whole numbers above 0, separated by commas, such as 512,2048")
-    return limits
-
-
-def roles(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
-    """`user=human` -> {"user": "human"}."""
-    found = {}
-    for value in values:
-        name, equals, speaker = value.partition("=")
-        if not name or not equals or speaker not in ("human", "gpt", "system"):
-            raise click.BadParameter(f"{value!r}, expected NAME=human, NAME=gpt or NAME=system")
-        found[name] = speaker
-    return found
-
-
-def reading_options(command: Command) -> Command:
-    """Add the options that decide how entries of data are read."""
-    for option in (
-        click.option("--system", help="System prompt of the samples that have none."),
-        click.option(
-            "--role", "role", multiple=True, callback=roles, metavar="NAME=SPEAKER",
-            help="Who a role in the data is: human, gpt or system; may be repeated.",
-        ),
-        click.option(
-            "--answers", type=click.Choice(["given", "missing"]), default="given", show_default=True,
-            help="missing: questions may lack an answer, see `alignkd generate`.",
-        ),
-        click.option("--images", type=click.Path(path_type=Path), help="Folder of the images that are files."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def model_options(default: str | None) -> Callable[[Command], Command]:
-    """Add the options that choose the model whose prompt and tokens are shown."""
-
-    def add(command: Command) -> Command:
-        for option in (
-            click.option(
-                "--processor", type=click.Choice(["auto", "pil"]), default="auto", show_default=True,
-                help="Image processor of models of transformers; pil needs no torchvision.",
-            ),
-            click.option(
-                "--vision-config", type=click.Path(path_type=Path),
-                help="Folder with the vision tower's config.json.",
-            ),
-            click.option(
-                "--checkpoint", default=default, show_default=True,
-                help="Model whose tokenizer is used; no weights are read.",
-            ),
-            click.option(
-                "--template", type=click.Choice(["plain", "v1"]), help="Prompt template of MobileVLM; by default v1."
-            ),
-        ):  # fmt: skip
-            command = option(command)
-        return command
-
-    return add
-
-
-def listing_option(what: str) -> Callable[[Command], Command]:
-    """`--list FILE`, with the help text `what`."""
-    return click.option("--list", "listing", type=click.Path(path_type=Path), help=what)
 
 
 @click.group()
@@ -98,6 +32,9 @@ def data(context: click.Context) -> None:
     Example: alignkd data stats train.json --images images
     """
     context.with_resource(ends_on_interrupt())
+
+
+data.add_command(filter_command)
 
 
 @data.command()
@@ -147,7 +84,7 @@ def stats(
     from alignkd.pipeline.data.report import report_lines
     from alignkd.pipeline.data.stats import StatsJob, data_stats
 
-    reads = (*_files_of(files), images, checkpoint, vision_config)
+    reads = (*files_of(files), images, checkpoint, vision_config)
     if listing is not None:
         claim_file("--list", listing, is_listing, reads=reads, force=force)
     if png is not None:
@@ -278,7 +215,7 @@ def convert(
     from alignkd.pipeline.data.figures import is_listing
     from alignkd.pipeline.data.opening import data_sets
 
-    reads = (*_files_of(files), images)
+    reads = (*files_of(files), images)
     claim_file("--out", out, never, reads=(*reads, listing), force=force)
     if listing is not None:
         claim_file("--list", listing, is_listing, reads=reads, force=force)
@@ -302,10 +239,3 @@ def convert(
     for path in (out, listing):
         if path is not None:
             click.echo(f"wrote {path}")
-
-
-def _files_of(paths: tuple[Path, ...]) -> list[Path]:
-    """The paths, and the files that folders and patterns among them mean."""
-    from alignkd.vlm.data.formats.paths import data_files
-
-    return [*paths, *(file for path in paths for file in data_files(path))]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from alignkd.vlm.stem.file import StemInfo
 
 DTYPES = ("float32", "bfloat16", "float16")
+depth_option = click.option(
+    "--depth", type=click.IntRange(min=1), help="Decoder layers whose attention the stem gives."
+)
 
 
 @click.group()
@@ -32,15 +35,24 @@ def stem() -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help=f"The file to write. {REPLACES}")
 @click.option("--lm-head", is_flag=True, help="Include lm_head and the final norm, for stored hidden states.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the stem; by default teacher.dtype.")
+@depth_option
 @force_option
 @json_option
 @clean_errors
 def extract(
-    config: Path, stage: str | None, out: Path, lm_head: bool, dtype: str | None, force: bool, as_json: bool
+    config: Path,
+    stage: str | None,
+    out: Path,
+    lm_head: bool,
+    dtype: str | None,
+    depth: int | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write the stem of CONFIG's teacher to a file.
 
-    The stem consists of the projector, the first layer's norm, W_q and W_k, and the token embeddings.
+    The stem consists of the projector, the token embeddings, and the decoder's first layers: of the last one norm, W_q
+    and W_k only. Its depth is by default that of the store which CONFIG describes.
 
     Example: alignkd stem extract run.yaml --out stem.safetensors
     """
@@ -50,11 +62,13 @@ def extract(
     from alignkd.vlm.stem.extract import extract_stem
     from alignkd.vlm.stem.file import is_stem
 
-    teacher = load_stage(config, "dump", stage).teacher
+    run = load_stage(config, "dump", stage)
+    teacher = run.teacher
     assert teacher is not None
     claim_file("--out", out, is_stem, reads=(config, teacher.checkpoint, teacher.vision_config), force=force)
     checkpoint = open_checkpoint(teacher.checkpoint, vision_config=teacher.vision_config, processor=teacher.processor)
-    info = extract_stem(checkpoint, out, dtype=TORCH_DTYPES[dtype or teacher.dtype], lm_head=lm_head)
+    depth = depth or run.store.stem_depth(checkpoint.config)
+    info = extract_stem(checkpoint, out, dtype=TORCH_DTYPES[dtype or teacher.dtype], lm_head=lm_head, depth=depth)
     _print_info(info, as_json)
 
 
@@ -79,9 +93,10 @@ def show(file: Path, as_json: bool) -> None:
 @click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
 @click.option("--lm-head", is_flag=True, help="Include lm_head and the final norm.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Dtype of the stem.")
+@depth_option
 @json_option
 @clean_errors
-def size(model: str, vision_config: Path | None, lm_head: bool, dtype: str, as_json: bool) -> None:
+def size(model: str, vision_config: Path | None, lm_head: bool, dtype: str, depth: int | None, as_json: bool) -> None:
     """Compute the size of MODEL's stem.
 
     Only config.json is read.
@@ -90,11 +105,11 @@ def size(model: str, vision_config: Path | None, lm_head: bool, dtype: str, as_j
     """
     from alignkd.pipeline.models.stem import size_lines, sizes_of_stem
 
-    sizes = sizes_of_stem(model, vision_config, dtype, lm_head=lm_head)
+    sizes = sizes_of_stem(model, vision_config, dtype, lm_head=lm_head, depth=depth)
     if as_json:
         print_json({"model": model, "dtype": dtype, "lm_head": lm_head, **sizes})
     else:
-        click.echo("\n".join([f"stem of {model} in {dtype}", *size_lines(sizes)]))
+        click.echo("\n".join([f"stem of {model} in {dtype}, depth {sizes['depth']}", *size_lines(sizes)]))
 
 
 def _print_info(info: "StemInfo", as_json: bool) -> None:

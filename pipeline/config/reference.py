@@ -73,6 +73,14 @@ def _row(name: str, field: FieldInfo, meaning: str, where: str) -> str:
 
 
 def _type(field: FieldInfo, where: str) -> str:
+    """What a key may be; a key that is a value or a section links to the section."""
+    value, section = _type_of_value(field, where), f"section [`{where}`](#{where.replace('.', '')})"
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+    has_section = any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
+    return f"{value}, or {section}" if has_section and value != section else value
+
+
+def _type_of_value(field: FieldInfo, where: str) -> str:
     kind, details = _unwrapped(field)
     if choices := get_args(kind) if get_origin(kind) is Literal else _names(details):
         return " ".join(f"`{name}`" for name in choices)

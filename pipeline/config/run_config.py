@@ -210,18 +210,15 @@ class RunConfig(Settings):
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
-            if key != "logits" and getattr(self.store, key) == "stem" and getattr(targets, key) == "stored"
+            if key != "logits" and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
         ]
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
             problems += [f"train.{problem}" for problem in losses.problems_with(self.store.logits.kind, "the store")]
         if self.teacher is not None or "counterfactual" in self.store.model_fields_set:
             removed = None if self.store.counterfactual is None else self.store.counterfactual.remove
-            found = [
-                losses.problem_of_counterfactual(term, removed)
-                for term, key in weighed.items()
-                if key == "counterfactual"
-            ]
+            compared = [term for term, key in weighed.items() if key == "counterfactual"]
+            found = [losses.problem_of_counterfactual(term, removed) for term in compared]
             problems += [f"train.{problem}" for problem in found if problem is not None]
         if problems:
             raise ValueError("; ".join(problems))
@@ -234,7 +231,7 @@ class RunConfig(Settings):
             return self.store.logits.kind == "none"
         if key == "counterfactual":
             return False  # `LossConfig.problem_of_counterfactual`
-        codec, chosen = getattr(self.store, key), getattr(self.train.targets, key)
+        codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
 

@@ -5,6 +5,8 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import ModelConfig
+from alignkd.vlm.families.stem import smallest_depth
 from alignkd.vlm.stem.towers import same_tower, why_no_stem
 from alignkd.vlm.weights.hub import cached_checkpoint
 
@@ -12,13 +14,24 @@ from alignkd.vlm.weights.hub import cached_checkpoint
 def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes from the stem a target whose loss has a weight."""
     if config.train is None:
-        return bool(config.store.codecs().from_stem)
+        return bool(config.store.from_stem)
     weighed = {*config.train.losses.needed_targets.values()}
     chosen, has_stem = config.train.targets, config.train.stem is not None
     return any(
-        target_source(getattr(config.store, key), getattr(chosen, key), has_stem=has_stem) == "stem"
+        target_source(config.store.codec_of(key), getattr(chosen, key), has_stem=has_stem) == "stem"
         for key in weighed & set(STEM_TARGETS)
     )
+
+
+def stem_depth_of(config: RunConfig, teacher: ModelConfig) -> int:
+    """Depth of the stem that gives every alignment target of a configuration, stored or not.
+
+    The store's stem may be deeper; training loads no more of it than it needs.
+
+    Raises:
+        InputError: see `StoreConfig.further_targets`.
+    """
+    return max(smallest_depth(teacher), 1 + max(config.store.attention_layers(teacher)))
 
 
 def tower_match(config: RunConfig) -> tuple[bool | None, str]:

@@ -70,7 +70,7 @@ class Dropped:
 
     Attributes:
         index: record number in `file`, from 0.
-        kind: one of `KINDS`; `overlong` if the sample has no other problem.
+        kind: one of `KINDS`, or the option of a filter; `overlong` if the sample has no other problem.
         tokens: number of embedded tokens; None if the text is unusable.
         overlong_for: the limits that it exceeds.
         reason: the reason that the dump gives.

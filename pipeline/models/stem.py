@@ -19,28 +19,33 @@ _SIZES = {
 }
 
 
-def sizes_of_stem(model: str, vision_config: Path | None, dtype: str, *, lm_head: bool) -> dict[str, Any]:
-    """Name -> bytes of the stem that a model would have, from its `config.json` alone.
+def sizes_of_stem(
+    model: str, vision_config: Path | None, dtype: str, *, lm_head: bool, depth: int | None = None
+) -> dict[str, Any]:
+    """Depth and bytes of the stem that a model would have, from its `config.json` alone.
+
+    Args:
+        depth: number of decoder layers whose attention the stem gives; None: the smallest.
 
     Raises:
-        InputError: no such checkpoint, or one without a stem.
+        InputError: no such checkpoint, or one without a stem, or without one of this depth.
     """
-    found = design_or_reason(PlannedModel(model, vision_config).config)
+    found = design_or_reason(PlannedModel(model, vision_config).config, depth)
     if isinstance(found, str):
         raise InputError(f"{model}: {found}")
-    return _bytes(found.sizes(TORCH_DTYPES[dtype], lm_head=lm_head))
+    return {"depth": found.depth, **_bytes(found.sizes(TORCH_DTYPES[dtype], lm_head=lm_head))}
 
 
 def info_json(info: StemInfo) -> dict[str, Any]:
     """The description of a stem file as plain values."""
-    head = {"file": str(info.path), "dtype": info.dtype, "lm_head": info.has_lm_head}
+    head = {"file": str(info.path), "dtype": info.dtype, "depth": info.depth, "lm_head": info.has_lm_head}
     return {**head, "fingerprint": dict(info.fingerprint), "tower": dict(info.tower), **_info_bytes(info)}
 
 
 def info_lines(info: StemInfo) -> list[str]:
     """The description of a stem file for a terminal."""
     return [
-        f"{info.path}: stem in {info.dtype}, {'with' if info.has_lm_head else 'without'} lm_head",
+        f"{info.path}: stem in {info.dtype}, depth {info.depth}, {'with' if info.has_lm_head else 'without'} lm_head",
         f"teacher's weights  {info.fingerprint.get('weights', 'not recorded')}",
         f"its vision tower   {info.tower.get(info.dtype, 'not recorded')} ({info.dtype})",
         *size_lines(_info_bytes(info)),

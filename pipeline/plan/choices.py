@@ -16,18 +16,21 @@ from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import (
     FROM_ALL,
     LOGITS_DEFAULTS,
+    NONE,
     NOT_STORED,
     PROFILES,
     STEM,
     Codecs,
     profile_codecs,
 )
+from alignkd.storage.schema.attention_targets import attention_targets, with_codec
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.fingerprint import manifest_of
+from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.designs import design_or_reason
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, TOKENIZER_FILE
 
@@ -57,16 +60,17 @@ def plan_manifest(
     vocab_size, num_tokens = teacher.config.vocab_size, None
     if builder is not None and teacher.config.pads_vocabulary:
         num_tokens = min(builder.num_tokens, vocab_size)
-    return manifest_of(
+    manifest = manifest_of(
         config.teacher,
         config.store,
         teacher.config,
         checkpoint={**known, "tokenizer_probe": json.dumps(probe), "weights": _SHA256, **settings},
         data={"conversations": _SHA256, "max_tokens": str(config.max_tokens)},
-        attachments=dict.fromkeys(attachments_of(files, config.store.codecs()), _SHA256),
+        attachments={},
         num_samples=data.num_samples,
         num_tokens=num_tokens,
     )
+    return manifest.model_copy(update={"attachments": dict.fromkeys(attachments_of(files, manifest), _SHA256)})
 
 
 def bytes_by_codec(
@@ -110,29 +114,45 @@ def bytes_by_codec(
 
 
 def bytes_by_profile(
-    data: DataSize, manifest: Manifest, entries_per_position: float, attachments: Mapping[str, int]
+    data: DataSize,
+    manifest: Manifest,
+    entries_per_position: float,
+    attachments: Mapping[str, int],
+    stem: int | None,
 ) -> dict[str, int]:
     """Profile -> bytes of the whole store.
 
     Args:
-        attachments: file -> bytes, including files that only some profiles need. Without a stem among them there is no
-            profile `stem`.
+        attachments: file -> bytes, including files that only some profiles need, but a stem only if every store of this
+            configuration carries it.
+        stem: bytes of the stem that gives every alignment target; None: there is no profile `stem`.
     """
     sizes = {}
     for name in PROFILES:
-        if name == STEM and STEM_FILE not in attachments:
+        if name == STEM and stem is None:
             continue
         other = with_codecs(manifest, **profile_codecs(name))
-        files = attachments_of(attachments, other.codecs)
+        files = attachments_of(attachments, other)
+        if name == STEM and stem is not None:
+            files[STEM_FILE] = stem
         entries = entries_per_position if manifest.codecs.logits.kind == "nucleus" else ASSUMED_NUCLEUS
         sizes[name] = store_size(data, other, entries_per_position=entries, attachments=files).total
     return sizes
 
 
-def attachment_bytes(teacher: TeacherConfig, model: PlannedModel, builder: Preparation | None) -> dict[str, int]:
-    """File -> bytes of every file that a store may contain next to its shards."""
-    config, stem = model.config, stem_bytes_on_disk(model.config, teacher, builder)
-    head = ELEMENT[teacher.dtype] * config.vocab_size * config.hidden_size + SAFETENSORS_HEADER_BYTES
+def attachment_bytes(config: RunConfig, model: PlannedModel, builder: Preparation | None) -> dict[str, int]:
+    """File -> bytes of the files that this store contains next to its shards, and of the teacher's head.
+
+    Raises:
+        InputError: the store carries a stem that the teacher does not have.
+    """
+    assert config.teacher is not None
+    teacher, sizes, depth = config.teacher, model.config, config.store.stem_depth(model.config)
+    stem = None if depth is None else stem_bytes_on_disk(sizes, teacher, builder, depth)
+    if depth is not None and stem is None:
+        reason = design_or_reason(sizes, depth)
+        raise InputError(f"{teacher.checkpoint}: the store carries the teacher's stem, but {reason}")
+    head = ELEMENT[teacher.dtype] * sizes.vocab_size * sizes.hidden_size + SAFETENSORS_HEADER_BYTES
     return {
         **_tokenizer_files(model, builder),
         LM_HEAD_FILE: head,
@@ -149,15 +169,21 @@ def _tokenizer_files(model: PlannedModel, builder: Preparation | None) -> dict[s
     return {name: len(content) for name, content in model.checkpoint.attachments().items()}
 
 
-def attachments_of(files: Mapping[str, int], codecs: Codecs) -> dict[str, int]:
-    """Those of `files` (name -> bytes) that a store with these codecs contains."""
-    carried = {LM_HEAD_FILE: codecs.logits.kind == "hidden", STEM_FILE: bool(codecs.from_stem)}
-    return {name: size for name, size in files.items() if carried.get(name, True)}
+def attachments_of(files: Mapping[str, int], manifest: Manifest) -> dict[str, int]:
+    """Those of `files` (name -> bytes) that a store with these targets contains."""
+    has_head = manifest.codecs.logits.kind == "hidden"
+    return {name: size for name, size in files.items() if has_head or name != LM_HEAD_FILE}
 
 
 def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:
-    """A copy of the manifest with other codecs."""
+    """A copy of the manifest with other codecs; `attention` is that of chosen layers where the store keeps these."""
+    of_layers = attention_targets(manifest.more)
+    more = manifest.more
+    if of_layers and "attention" in changed:
+        more = tuple(with_codec(target, changed["attention"]) for target in of_layers.values())
+        more += tuple(target for target in manifest.more if target not in of_layers.values())
+        changed = {**changed, "attention": NONE}
     codecs = {**manifest.codecs.model_dump(exclude_none=True), **changed}
     if codecs["vision_all"] in NOT_STORED and codecs["vision_top"] == FROM_ALL:
         codecs["vision_top"] = "none"
-    return manifest.model_copy(update={"codecs": Codecs.model_validate(codecs)})
+    return manifest.model_copy(update={"codecs": Codecs.model_validate(codecs), "more": more})

@@ -4,12 +4,13 @@ Of the models' weights only the two vision towers are read, and only if both che
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.stem_use import takes_from_stem
+from alignkd.pipeline.config.stem_use import stem_depth_of, takes_from_stem
 from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.plan.advice import advice
 from alignkd.pipeline.plan.choices import (
@@ -33,11 +34,12 @@ from alignkd.pipeline.plan.memory.trained import STATE_BYTES, counts_of, trained
 from alignkd.pipeline.plan.probe import run_probe
 from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
 from alignkd.pipeline.plan.samples import DataSize, assumed_samples, count_samples
-from alignkd.pipeline.plan.stem import sizes_of, stem_plan
+from alignkd.pipeline.plan.stem import StemInputs, sizes_of, stem_bytes_on_disk, stem_plan
 from alignkd.pipeline.plan.store import StoreSize, store_size
 from alignkd.pipeline.plan.time.devices import device_named
 from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
 from alignkd.student_train.trained.counts import described
 from alignkd.vlm.data.data_list import DataList, needs_folder
@@ -45,6 +47,7 @@ from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.stem.file import STEM_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,32 +87,49 @@ def make_plan(
     probe = run_probe(config, options.probe) if options.probe else None
     measured = None if probe is None else probe.entries_per_position
     entries, source = entries_per_position(config.store, inputs.model.config, options.entries, measured)
-    files = attachment_bytes(config.teacher, inputs.model, inputs.builder)
+    files = attachment_bytes(config, inputs.model, inputs.builder)
     manifest = plan_manifest(config, inputs.model, inputs.builder, data, files)
-    attachments = attachments_of(files, manifest.codecs)
+    attachments = attachments_of(files, manifest)
     store = store_size(data, manifest, entries_per_position=entries, attachments=attachments)
-    profiles = bytes_by_profile(data, manifest, entries, files)
+    profiles = _profiles(config, inputs, manifest, entries, files)
+    choices = bytes_by_codec(data, manifest, entries, has_stem=STEM in profiles)
     load = _student_load(config, inputs, store, options.devices)
-    stem = stem_plan(config, data, teacher, inputs.model.config, student, load, store.total, profiles.get(STEM))
-    device_bytes = options.gpu_memory or device_named(options.device).memory
+    device = device_named(options.device)
+    device_bytes = options.gpu_memory or device.memory
+    disk = options.disk if options.disk is not None else free_bytes(config.store.path)
+    stem = stem_plan(
+        config,
+        StemInputs(
+            data=data,
+            teacher=teacher,
+            teacher_config=inputs.model.config,
+            student=student,
+            load=load,
+            store_bytes=store.total,
+            with_stem=profiles.get(STEM),
+            attention=choices["attention"],
+            device=device,
+            free=disk,
+        ),
+    )
     plan = Plan(
         name=name,
         data=data,
         store=store,
         entries_per_position=entries,
         entries_source=source,
-        choices=bytes_by_codec(data, manifest, entries, has_stem=stem.sizes is not None),
+        choices=choices,
         profiles=profiles,
         stem=stem,
         teacher=memory_of_teacher(config, data, store, teacher),
         student=None if student is None or load is None else student_memory(student, load),
         trained=None if student is None or load is None else _trained(student, load),
         table=() if student is None or load is None else memory_table(student, load, device_bytes),
-        hours=hours_by_device(config, data, teacher, student),
+        hours=hours_by_device(config, data, teacher, student, stem_depth=stem.depth),
         probe=probe,
         gpu_memory=device_bytes,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
-        disk=options.disk if options.disk is not None else free_bytes(config.store.path),
+        disk=disk,
         notes=data.notes,
     )
     return replace(plan, advice=advice(plan, config, teacher, student, load))
@@ -238,9 +258,21 @@ def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices:
     assert config.teacher is not None
     if inputs.student is None:
         return None
-    stem = sizes_of(inputs.model.config, config.teacher)
-    stem_weights = stem.device if stem is not None and takes_from_stem(config) else 0
-    return student_load(config, inputs.data, store, inputs.teacher, devices=devices, stem_weights=stem_weights)
+    depth = stem_depth_of(config, inputs.model.config)
+    stem = sizes_of(inputs.model.config, config.teacher, depth) if takes_from_stem(config) else None
+    of_stem = {} if stem is None else {"stem_weights": stem.device, "stem_depth": depth}
+    return student_load(config, inputs.data, store, inputs.teacher, devices=devices, **of_stem)
+
+
+def _profiles(
+    config: RunConfig, inputs: _Inputs, manifest: Manifest, entries: float, files: Mapping[str, int]
+) -> dict[str, int]:
+    """`bytes_by_profile` of this configuration."""
+    assert config.teacher is not None
+    depth = max(stem_depth_of(config, inputs.model.config), config.store.stem.depth or 0)
+    stem = stem_bytes_on_disk(inputs.model.config, config.teacher, inputs.builder, depth)
+    always = {name: size for name, size in files.items() if name != STEM_FILE or config.store.stem.depth is not None}
+    return bytes_by_profile(inputs.data, manifest, entries, always, stem)
 
 
 def _trained(student: ModelShapes, load: StudentLoad) -> TrainedPlan:

@@ -6,7 +6,9 @@ from alignkd.pipeline.console.printing import format_bytes, format_duration
 from alignkd.pipeline.plan.from_stores import TrainingPlan
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
 from alignkd.pipeline.plan.result import Plan
+from alignkd.pipeline.plan.stem import MAX_SHARE, StemPlan
 from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
+from alignkd.vlm.attention.layer_choice import shown_layers
 
 
 def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
@@ -119,8 +121,28 @@ def _stem_lines(plan: Plan) -> Iterator[str]:
         f"stem), training {format_bytes(stem.sizes.device)} more on the device and {format_bytes(stem.sizes.host)} on "
         f"the host{share} (arithmetic)"
     )
+    if stem.has_whole_layers:
+        yield from _deeper_stem_lines(stem)
     if stem.recommended:
         yield f"  recommended: set store.profile: stem  (saves {format_bytes(stem.saved_bytes)})"
+
+
+def _deeper_stem_lines(stem: StemPlan) -> Iterator[str]:
+    """What whole layers cost in every step, and the bytes of the attention that they replace."""
+    seconds = f" ({stem.step_seconds:.3g} s more on one device)" if stem.step_seconds else ""
+    yield (
+        f"  depth {stem.depth}: whole in every step, {_layers(range(stem.depth - 1))}{seconds}; in the store instead, "
+        f"attention of {_layers(stem.layers)}, {format_bytes(stem.attention_bytes)} ({stem.attention_codec})"
+    )
+    if stem.storing_is_cheaper:
+        yield (
+            f"  recommended: {stem.attention_key}: {stem.attention_codec}, because the stem adds more than "
+            f"{MAX_SHARE:.0%} of a step's operations"
+        )
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    return f"layer{'' if len(numbers) == 1 else 's'} {shown_layers(numbers)}"
 
 
 def _trained_lines(plan: Plan) -> Iterator[str]:

@@ -15,7 +15,8 @@ from alignkd.pipeline.plan.samples import DataSize, SampleRows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.registry import get_backend
-from alignkd.storage.schema.columns import Column, columns_of
+from alignkd.storage.schema.attention_targets import NAMES, attention_targets
+from alignkd.storage.schema.columns import Column, columns_of, width_field
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry, Totals, shard_name
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
@@ -79,7 +80,7 @@ def store_size(
 
 def target_of(column: Column, manifest: Manifest) -> str:
     """The target that a stored array belongs to, or `INPUTS`."""
-    if column.group == "attention":
+    if column.group in ("attention", *NAMES.values()):
         return "attention"
     if column.group in ("top", "top_scale"):
         return "vision_top"
@@ -91,6 +92,7 @@ def target_of(column: Column, manifest: Manifest) -> str:
 
 def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: float) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to each group of arrays, int64 [samples]."""
+    of_layers = {"tqv": rows.queries, "vqv": rows.vision}
     has_image, brings = rows.images > 0, _brings_image(rows)
     pairs = manifest.codecs.attention_pairs
     # attention to vision tokens is a block of columns for each image where all have the same number of tokens
@@ -116,6 +118,10 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
         "image": np.where(brings, rows.images, 0),
         "image_token": np.where(brings, rows.vision, 0),
         "image_bytes": np.where(brings, rows.image_bytes, 0),
+        **{
+            target.name: np.where(has_image, of_layers[pairs], 0)
+            for pairs, target in attention_targets(manifest.stored_more).items()
+        },
     }
 
 
@@ -131,7 +137,12 @@ def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArr
     """The rows of a shard as a layout needs them to predict its files."""
     text = rows.length - rows.vision
     widths = text if manifest.codecs.attention_pairs == "tqt" else rows.vision
-    return ShardRows(groups=groups, has_image=rows.images > 0, widths=widths)
+    return ShardRows(
+        groups=groups,
+        has_image=rows.images > 0,
+        widths=widths,
+        more_widths={width_field(t): rows.vision for t in attention_targets(manifest.stored_more).values()},
+    )
 
 
 def _commit_bytes(rows: SampleRows, shard: PredictedShard) -> int:

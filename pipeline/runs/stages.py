@@ -124,7 +124,7 @@ def _check_tower_for_stem(config: RunConfig) -> None:
         return
     usable, reason = tower_match(config)
     if usable is False:
-        left = [f"store.{name}" for name in config.store.codecs().from_stem] or ["train.targets"]
+        left = [f"store.{name}" for name in config.store.from_stem] or ["train.targets"]
         raise InputError(
             f"{', '.join(left)}: targets come from the teacher's stem, but {reason}; store them (store.profile "
             "compact), or use a student with the teacher's tower"

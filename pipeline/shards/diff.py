@@ -56,7 +56,7 @@ def diff(a: Path | str, b: Path | str, tolerance: float | None, ignore: tuple[st
     if as_json:
         print_json({"a": str(a), "b": str(b), "equal": report.equal, **asdict(report)})
     else:
-        stems = set(first.manifest.codecs.from_stem) ^ set(second.manifest.codecs.from_stem)
+        stems = set(first.manifest.from_stem) ^ set(second.manifest.from_stem)
         click.echo("\n".join(_lines(report, str(a), str(b), stems)))
     sys.exit(0 if report.equal else 1)
 
@@ -74,11 +74,16 @@ def _lines(report: "DiffReport", a: str, b: str, stems: Set[str]) -> list[str]:
     for store, listed in ((a, report.quarantined_only_a), (b, report.quarantined_only_b)):
         lines += [f"unusable only in {store}: index {index}, id {name!r}" for index, name in listed[:MAX_NAMED]]
         lines += [f"unusable only in {store}: {len(listed) - MAX_NAMED} more"] if len(listed) > MAX_NAMED else []
-    missing = {found.field: found.note for found in report.fields if _FIELDS_OF_STEM.get(found.field) in stems}
+    missing = {found.field: found.note for found in report.fields if _target_of(found.field) in stems}
     lines += [_field_line(found) for found in report.fields if not missing.get(found.field, "").startswith(ONLY_IN)]
     lines += _stem_lines({name: note for name, note in missing.items() if note.startswith(ONLY_IN)})
     lines.append(f"{'equal' if report.equal else 'different'}: {format_count(report.matched, 'record')} in both")
     return lines
+
+
+def _target_of(field: str) -> str:
+    """The target that a field of a record belongs to; further targets have its name."""
+    return _FIELDS_OF_STEM.get(field, field.removeprefix("more."))
 
 
 def _stem_lines(missing: Mapping[str, str]) -> list[str]:

@@ -58,7 +58,7 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
         "\n".join(
             [
                 *_counts(reader, counted),
-                *_stated(stated, "attention" in reader.manifest.codecs.from_stem),
+                *_stated(stated, reader.manifest.gives_attention_by_stem),
                 *_measured(measured, exact),
             ]
         )

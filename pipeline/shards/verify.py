@@ -59,7 +59,7 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
             records = _unreadable(files, shards)
         if deep and not any(problem.shard is None for problem in problems):
             problems, found = _plausibility(files, report, shards)
-            from_stem = "attention" in read_manifest(files).codecs.from_stem
+            from_stem = read_manifest(files).gives_attention_by_stem
     if as_json:
         shown = {**asdict(report), "problems": [asdict(problem) for problem in problems]}
         shown["damaged_records"] = [asdict(record) for record in records]

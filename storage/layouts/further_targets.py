@@ -21,9 +21,9 @@ class FurtherTargets:
     """Encodes and decodes the further targets of one store."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._targets = manifest.more
-        self._stored = {t.name: StoredTarget(t.codec, t.name) for t in manifest.more if isinstance(t.codec, str)}
-        self._logits = {t.name: further_logits(t, manifest) for t in manifest.more if t.kind == "logits"}
+        self._targets = manifest.stored_more
+        self._stored = {t.name: StoredTarget(t.codec, t.name) for t in self._targets if isinstance(t.codec, str)}
+        self._logits = {t.name: further_logits(t, manifest) for t in self._targets if t.kind == "logits"}
 
     def encode(self, record: Record, rows: Rows, *, with_image: bool) -> None:
         """Add the rows of every further target.

@@ -13,6 +13,7 @@ from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.base import part_column
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, LogitsCodec
 from alignkd.storage.logits.registry import LogitsArrays
+from alignkd.storage.schema.attention_targets import NAMES as ATTENTION_LAYERS
 from alignkd.storage.schema.column import (
     ATTENTION_COLUMNS,
     COLUMN_BLOCK,
@@ -83,7 +84,7 @@ def columns_of(manifest: Manifest) -> tuple[Column, ...]:
     """Every array of a shard of this store."""
     if manifest.schema_version == 2:
         return columns_of_schema2(manifest)
-    i4, more = np.dtype("<i4"), manifest.more
+    i4, more = np.dtype("<i4"), manifest.stored_more
     own_groups = [group for target in more for group in _groups_of(target)]
     widths = [width_field(target) for target in more if target.columns is not None]
     columns = [
@@ -218,6 +219,12 @@ def _groups_of(target: NamedTarget) -> tuple[str, ...]:
     return (target.name, part_name(target, "entry")) if target.kind == "logits" else (target.name,)
 
 
+def _column_block(target: NamedTarget, manifest: Manifest) -> int:
+    """Columns of a chunk: whole images where all have the same number of tokens, so that nothing is filled up."""
+    tokens = manifest.shapes.vision_tokens
+    return tokens if target.name in ATTENTION_LAYERS.values() and tokens is not None else COLUMN_BLOCK
+
+
 def _columns_of_more(target: NamedTarget, manifest: Manifest) -> list[Column]:
     own, entries = target.name, part_name(target, "entry")
     if target.kind == "logits":
@@ -229,5 +236,6 @@ def _columns_of_more(target: NamedTarget, manifest: Manifest) -> list[Column]:
     lead = () if target.lead is None else (target.lead,)
     group = target.rows if target.stored_once else own
     if target.columns is not None:
-        return float_columns(own, group, target.codec, (*lead, COLUMN_BLOCK), width_field(target))
+        block = _column_block(target, manifest)
+        return float_columns(own, group, target.codec, (*lead, block), width_field(target))
     return float_columns(own, group, target.codec, (*lead, *(() if target.width is None else (target.width,))))

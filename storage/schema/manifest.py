@@ -27,6 +27,7 @@ from pydantic import (
 from alignkd.storage.codecs.settings import NONE, NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.schema.attention_targets import check_attention_target
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
 from alignkd.storage.schema.sources import (
     MAX_ADDITIONS,
@@ -209,6 +210,7 @@ class Manifest(_Model):
             raise ValueError(f"targets have the names {', '.join(names)[:200]}, expected each once")
         for target in self.more:
             target.check_further()
+            check_attention_target(target)
             values = (target.lead or 1) * (target.width or 1)
             if values > MAX_ROW_VALUES:
                 raise ValueError(
@@ -245,6 +247,21 @@ class Manifest(_Model):
             attention_layer=shapes.attention_layer,
         )
         return (*own, *self.more)
+
+    @property
+    def stored_more(self) -> tuple[NamedTarget, ...]:
+        """The further targets that records hold; the teacher's stem gives the others."""
+        return tuple(target for target in self.more if target.source == "store")
+
+    @property
+    def from_stem(self) -> tuple[str, ...]:
+        """Names of all targets that the teacher's stem gives."""
+        return (*self.codecs.from_stem, *(target.name for target in self.more if target.source == "stem"))
+
+    @property
+    def gives_attention_by_stem(self) -> bool:
+        """Whether attention of some layer is not stored because the teacher's stem gives it."""
+        return any(target.kind == "attention" and target.source == "stem" for target in self.targets)
 
     def settings(self) -> dict[str, Any]:
         """The manifest by the names that its fields have here: `codecs`, and the further targets by their names."""

@@ -125,7 +125,8 @@ class NamedTarget(BaseModel):
         kind, codec = self.kind, self.codec
         if self.name in RESERVED or self.name.rpartition("_")[2] in _PARTS:
             return "its name is that of a column or of a part of one; choose another"
-        if kind in ("vision", "vision_top") or self.rows == "vision_top" or self.source == "stem":
+        of_own_settings = kind in ("vision", "vision_top") or self.rows == "vision_top"
+        if of_own_settings or (self.source == "stem" and kind != "attention"):
             return f"kind {kind}, rows {self.rows}, source {self.source} belong to targets with settings of their own"
         if kind == "logits":
             if not isinstance(codec, LogitsCodec) or codec.kind == NONE or self.rows != "supervised":
@@ -134,7 +135,7 @@ class NamedTarget(BaseModel):
                 return "kind logits has neither columns nor heads nor width; they follow from its settings"
             return None
         allowed = codec_names("attention" if kind == "attention" else "hidden")
-        if codec not in allowed:
+        if codec not in allowed and self.source == "store":
             return f"codec is {str(codec)[:80]!r}, kind {kind} needs one of {', '.join(allowed)}"
         if kind == "attention" and (self.columns is None or self.heads is None):
             return f"kind attention needs columns and heads, found {self.columns} and {self.heads}"

@@ -37,7 +37,7 @@ NUM_RECORDS = "num_records"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice
-FIXED_IN_OLD_CHECKPOINTS = {"trained": "all", "quantization": "none"}
+FIXED_IN_OLD_CHECKPOINTS = {"trained": "all", "quantization": "none", "losses.supervised_on_generated": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ class TrainBatch:
         supervised_N: int64, supervised positions in the flattened [B * L]. They are computed on the host, so that no
             forward pass waits for the accelerator to count a mask.
         labels_N: int64, the token that follows each of them.
+        generated_N: bool, which of these tokens are of answers that a model wrote; None if no sample has any, or if no
+            loss asks for them.
         attention: targets of eq. 1.
         vision_all_PD: teacher vision embeddings, image by image in batch order.
         vision_top_index_K: int64, the tokens of eq. 2 of each sample with images, counted through all images of the
@@ -39,6 +41,7 @@ class TrainBatch:
     sequences: SequenceBatch
     supervised_N: Tensor
     labels_N: Tensor
+    generated_N: Tensor | None = None
     attention: AttentionTargets | None = None
     vision_all_PD: EncodedTensor | None = None
     vision_top_index_K: Tensor | None = None

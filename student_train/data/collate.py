@@ -90,7 +90,16 @@ def collate_inputs(examples: Sequence[Example]) -> TrainBatch:
         sequences=sequences,
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
+        generated_N=_generated(examples),
     )
+
+
+def _generated(examples: Sequence[Example]) -> Tensor | None:
+    marks = [example.generated for example in examples if example.generated is not None]
+    if not any(mark.any() for mark in marks):
+        return None
+    assert len(marks) == len(examples), "marks of all samples or of none"
+    return _joined(marks)
 
 
 def _stem_inputs(

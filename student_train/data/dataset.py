@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.data.turns import turns_of
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.inputs.examples import Example, Preparation
+from alignkd.vlm.inputs.generated_labels import generated_positions
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
 
@@ -25,6 +27,7 @@ class CachedDataset:
         preparation: the STUDENT's tokenizer, template and image processor.
         images: folder to which the records' image paths are relative; None if the store holds the image files.
         images_of: that folder by name of a source of the store, in place of `images`.
+        marks_generated: find the positions of answers that a model wrote (`Example.generated`).
     """
 
     def __init__(
@@ -33,8 +36,11 @@ class CachedDataset:
         preparation: Preparation,
         images: Path | None,
         images_of: Mapping[str, Path | None] | None = None,
+        *,
+        marks_generated: bool = False,
     ) -> None:
         self.reader, self.preparation = reader, preparation
+        self._marks_generated = marks_generated
         names, self._source_of = sources_of(reader)
         self._images = [(images_of or {}).get(name, images) for name in names]
         # if False, `checks` allows only terms that need no vision positions of the store
@@ -53,7 +59,10 @@ class CachedDataset:
         name = f"sample {record.id!r} (index {record.index})"
         turns = turns_of(record.conversations)
         try:
-            example = self.preparation.build(turns, self._image_bytes(record, self._images[self._source_of[position]]))
+            files = self._image_bytes(record, self._images[self._source_of[position]])
+            example = self.preparation.build(turns, files)
+            if self._marks_generated:
+                example = replace(example, generated=generated_positions(self.preparation, turns, files, example))
         except SampleError as error:
             raise SampleError(f"{name}: {error}") from error
         self._check_tokens(name, example, record)

@@ -60,7 +60,7 @@ class StemTargets(nn.Module):
         filled: dict[str, Any] = {"vision_all_PD": EncodedTensor.plain(vision_PD)} if "vision_all" in wanted else {}
         if not wanted & {"attention", "vision_top"}:
             return replace(batch, **filled)
-        number = self.stem.depth - 1
+        number = self.stem.attention_layer
         layer = self.stem.attention_layers(batch.sequences, inputs.text, vision, [number])[number]
         attention_BHRC = None
         if "attention" in wanted and batch.attention is not None:

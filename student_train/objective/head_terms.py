@@ -16,6 +16,7 @@ from alignkd.student_train.losses.outcomes import outcomes
 from alignkd.student_train.losses.sampled_logit import loss_of_draws
 from alignkd.student_train.losses.supervised import cross_entropy
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.objective.logit_terms import weighted_labels
 from alignkd.student_train.objective.term import HeadInputs
 from alignkd.student_train.objective.terms import TERMS
 
@@ -54,7 +55,9 @@ def _shared_terms(
         kept_NK=teacher.kept_NK if isinstance(teacher, TruncatedDistribution) else None,
         overwrite=overwrite,
     )
-    found = {"supervised": cross_entropy(student).parts} if "supervised" in shared else {}
+    found = {}
+    if "supervised" in shared:
+        found["supervised"] = weighted_labels(inputs, cross_entropy(student).parts, chunk)
     if isinstance(teacher, TruncatedDistribution) and inputs.on_support:
         found["logit"] = support_loss(student, teacher, inputs.divergence, inputs.temperature).parts
     elif isinstance(teacher, TruncatedDistribution):

@@ -15,8 +15,15 @@ from alignkd.vlm.families.family import Head
 
 
 def label_term(inputs: HeadInputs) -> HeadTerm:
-    """Cross-entropy with the labels."""
-    return lambda student_nV, chunk: supervised_loss(student_nV, inputs.labels_N[chunk]).parts
+    """Cross-entropy with the labels, times the factor of each position."""
+    return lambda student_nV, chunk: weighted_labels(
+        inputs, supervised_loss(student_nV, inputs.labels_N[chunk]).parts, chunk
+    )
+
+
+def weighted_labels(inputs: HeadInputs, values_n: Tensor, chunk: slice) -> Tensor:
+    """Cross-entropy at the positions of a chunk [n], times the factor of each position."""
+    return values_n if inputs.label_factors_N is None else values_n * inputs.label_factors_N[chunk]
 
 
 def logit_term(inputs: HeadInputs) -> HeadTerm:

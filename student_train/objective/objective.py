@@ -123,7 +123,13 @@ class DistilledStudent(nn.Module):
         if zero is not None:
             hidden_ND = hidden_ND + zero.to(hidden_ND.dtype)
         teacher_head = None if self.teacher_head is None else self.teacher_head.head
-        inputs = self.losses.head_inputs(batch.labels_N, batch.logits, teacher_head, num_tokens=self.num_tokens)
+        inputs = self.losses.head_inputs(
+            batch.labels_N,
+            batch.logits,
+            teacher_head,
+            num_tokens=self.num_tokens,
+            generated_N=batch.generated_N,
+        )
         losses = fused_head_losses(
             hidden_ND,
             self.model.head,

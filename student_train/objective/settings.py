@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Self
 
+import torch
 from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
@@ -34,6 +35,9 @@ class LossConfig(_Weights):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
     Attributes:
+        supervised_on_generated: factor of the cross-entropy at the tokens of answers that a model wrote (turns with
+            `generated`, as `alignkd generate` marks them); 0 trains on none of them. The term is the mean of factor
+            times cross-entropy over all supervised positions. Validation reports plain cross-entropy.
         logit_divergence: divergence of the logit loss; formulas in `losses/divergences.py`. Those on the support
             compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
             an unknown tail allows.
@@ -45,6 +49,7 @@ class LossConfig(_Weights):
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
     """
 
+    supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
     temperature: Positive = 1.0
@@ -67,6 +72,15 @@ class LossConfig(_Weights):
             raise ValueError(
                 f"logit_mixture is {self.logit_mixture}, but logit_divergence {self.logit_divergence!r} mixes nothing; "
                 f"leave logit_mixture out or take one of {', '.join(MIXED)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _factor_is_used(self) -> Self:
+        if self.weighs_generated and "supervised" not in self.weights:
+            raise ValueError(
+                f"supervised_on_generated is {self.supervised_on_generated}, but supervised is 0, so there is no "
+                "cross-entropy; leave supervised_on_generated out or set supervised above 0"
             )
         return self
 
@@ -123,6 +137,11 @@ class LossConfig(_Weights):
         return None
 
     @property
+    def weighs_generated(self) -> bool:
+        """Whether answers that a model wrote count differently from others."""
+        return self.supervised_on_generated != 1.0
+
+    @property
     def on_support(self) -> bool:
         """Whether the logit loss compares the teacher's kept tokens alone."""
         return self.logit_divergence in SUPPORT
@@ -139,8 +158,16 @@ class LossConfig(_Weights):
         teacher_head: Head | None,
         *,
         num_tokens: int | None = None,
+        generated_N: Tensor | None = None,
     ) -> HeadInputs:
-        """What the terms on logits need of a batch and of these settings."""
+        """What the terms on logits need of a batch and of these settings.
+
+        Args:
+            generated_N: as in `TrainBatch`.
+        """
+        factors_N = None
+        if self.weighs_generated and generated_N is not None:
+            factors_N = torch.where(generated_N, self.supervised_on_generated, 1.0)
         return HeadInputs(
             labels_N=labels_N,
             targets=targets,
@@ -149,6 +176,7 @@ class LossConfig(_Weights):
             divergence=self.divergence,
             temperature=self.temperature,
             on_support=self.on_support,
+            label_factors_N=factors_N,
         )
 
     @property

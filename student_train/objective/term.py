@@ -101,6 +101,7 @@ class HeadInputs:
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
         on_support: whether the logit loss compares the teacher's kept tokens alone.
+        label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
     """
 
     labels_N: Tensor
@@ -110,6 +111,7 @@ class HeadInputs:
     divergence: Divergence
     temperature: float
     on_support: bool = False
+    label_factors_N: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,7 +208,10 @@ def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:
     check_stores_agree(readers, job.train)
     for reader in readers:
         stem_of_run(reader, job.train)
-    return TrainingSet([CachedDataset(reader, preparation, job.images, job.images_of) for reader in readers])
+    weighs = job.train.losses.weighs_generated
+    return TrainingSet(
+        [CachedDataset(reader, preparation, job.images, job.images_of, marks_generated=weighs) for reader in readers]
+    )
 
 
 def micro_batches(

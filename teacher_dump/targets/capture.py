@@ -1,10 +1,9 @@
 """One forward pass of the teacher and its targets, encoded on the device and copied to the host.
 
-Shapes: B samples, L positions, k images of a sample, R attention rows, C attention columns, P vision tokens, Ht heads,
-Dt hidden size, N supervised positions, K selected vision tokens.
+Shapes: B samples, L positions, P vision tokens, Dt hidden size, N supervised positions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,26 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.targets.attention import AttentionCapture, SampleAttention
 from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, CounterfactualRows
-from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
-from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
-from alignkd.vlm.inputs.batch import collate_sequences, pad_positions
-from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
-
-# bytes of float32 [B, Ht, r, L] for r rows at a time; on a CPU as much as stays in the cache
-ATTENTION_BYTES = 256 << 20
-ATTENTION_BYTES_CPU = 8 << 20
-# bytes of float32 [B, Ht, R, C], the attention of as many samples as are encoded at a time; at least one sample
-ENCODED_BYTES = 512 << 20
-VISION_TOP_INDEX = "index"
+from alignkd.vlm.inputs.batch import collate_sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +38,7 @@ class Captured:
     """The targets of one sample in parts of the store's codecs; None where the store keeps nothing.
 
     Attributes:
-        attention: parts of [blocks, R, Ht, C], see `PositionMap.attention_blocks`.
-        vision_top: `VISION_TOP_INDEX`, int32 [K], eq. 2, counted through all images; with parts of [K, Dt] unless
-            the codec of `vision_top` is `from_all`.
+        attention, vision_top, attention_layers: see `SampleAttention`.
         vision: parts of [P, Dt] for each image.
         logits: see `distribution.keep_distribution`.
         counterfactual: see `CounterfactualPass`; None also for a sample without images.
@@ -59,13 +46,15 @@ class Captured:
 
     attention: HostArrays | None
     vision_top: HostArrays | None
+    attention_layers: Mapping[str, Sequence[HostArrays]]
     vision: tuple[HostArrays, ...]
     logits: LogitRows
     counterfactual: CounterfactualRows | None = None
 
     def arrive(self) -> None:
         """Wait until everything is on the host, so that the device memory is freed."""
-        for arrays in (self.attention, self.vision_top, *self.vision, self.logits.arrays):
+        of_layers = (arrays for parts in self.attention_layers.values() for arrays in parts)
+        for arrays in (self.attention, self.vision_top, *of_layers, *self.vision, self.logits.arrays):
             if arrays is not None:
                 arrays.wait()
         if self.counterfactual is not None:
@@ -84,10 +73,8 @@ class Capture:
     def __init__(self, model: VisionLanguageModel, config: StoreConfig, *, num_tokens: int | None = None) -> None:
         self.model, self.config = model, config
         self._codec, self._num_tokens = config.logits, num_tokens
-        self._keeps_attention, self._keeps_top = (
-            codec not in NOT_STORED for codec in (config.attention, config.vision_top)
-        )
         self._copies = HostCopies(model.device)
+        self._attention_capture = AttentionCapture(model, config, self._copies)
         self._images = SeenImages(model, config.vision_all, self._copies)
         self._second = None
         if config.counterfactual is not None:
@@ -105,25 +92,28 @@ class Capture:
             torch.OutOfMemoryError: the batch does not fit the device.
         """
         second = self._second
-        watches = self._keeps_attention or self._keeps_top or (second is not None and second.needs_attention)
-        with self.model.watched_first_layer() if watches else nullcontext() as first_layer:
+        watched = sorted({*self._attention_capture.watched, *(() if second is None else second.watched)})
+        with self.model.watched_layers(watched) if watched else nullcontext({}) as recorded:
             images, hidden_BLD = self._forward(samples)
-        with_image = [row for row, sample in enumerate(samples) if sample.image_hashes]
-        found = dict(zip(with_image, self._attention_targets(samples, with_image, first_layer, images), strict=True))
-        evidence = [] if second is None else second.evidence(samples, with_image, first_layer)
-        del first_layer  # free its queries and keys before the logits are computed
+        layers = dict(recorded)
+        del recorded  # so that the queries and keys of each layer are freed once its attention is done
+        evidence = {} if second is None else second.evidence(samples, layers)
+        attention = self._attention(samples, layers, images)
+        layers.clear()
         logits = self._logits(samples, hidden_BLD)
-        compared = self._counterfactual(samples, with_image, images, hidden_BLD, evidence)
+        compared = self._counterfactual(samples, images, hidden_BLD, evidence)
         self._images.end_batch(samples)
         return [
             Captured(
-                attention=found[row][0] if row in found else None,
-                vision_top=found[row][1] if row in found else None,
+                attention=found.attention,
+                vision_top=found.vision_top,
+                attention_layers=found.layers,
                 vision=tuple(parts for key in image_keys(sample) if (parts := images[key].parts) is not None),
                 logits=logits[row],
                 counterfactual=compared.get(row),
             )
             for row, sample in enumerate(samples)
+            for found in (attention.get(row, SampleAttention()),)
         ]
 
     @torch.no_grad()
@@ -167,102 +157,37 @@ class Capture:
     def _counterfactual(
         self,
         samples: Sequence[Prepared],
-        rows: Sequence[int],
         images: dict[ImageKey, SeenImage],
         hidden_BLD: Tensor,
-        evidence: Sequence[Tensor | None],
+        evidence: Mapping[int, Tensor | None],
     ) -> dict[int, CounterfactualRows]:
         """The second pass over the samples that have images, by their rows in the batch."""
-        if self._second is None or not rows:
+        if self._second is None or not evidence:
             return {}
-        own = [samples[row] for row in rows]
+        own, masks = [samples[row] for row in evidence], list(evidence.values())
         visions = [Vision.join([images[key].vision for key in image_keys(sample)]) for sample in own]
-        counts = [len(sample.example.positions.next_labels) for sample in samples]
-        first = self._supervised(samples, hidden_BLD).split(counts)
-        second_ND = self._supervised(own, self._second.states(own, visions, evidence))
-        found = self._second.rows(own, (torch.cat([first[row] for row in rows]), second_ND), evidence)
-        return dict(zip(rows, found, strict=True))
-
-    def _attention_targets(
-        self,
-        samples: Sequence[Prepared],
-        rows: Sequence[int],
-        first_layer: AttentionLayer | None,
-        images: dict[ImageKey, SeenImage],
-    ) -> list[tuple[HostArrays | None, HostArrays | None]]:
-        """Attention and `vision_top` of each sample that has an image; `rows` are its rows in the batch."""
-        if not rows or first_layer is None:
-            return [(None, None)] * len(rows)
-        config = self.config
-        kinds: set[AttentionPairs] = {config.attention_pairs} if self._keeps_attention else set()
-        if self._keeps_top:
-            kinds.add("tqv")
-        found = []
-        for group in self._groups(samples, rows, kinds):
-            maps = [samples[row].example.positions for row in group]
-            probs = {pairs: self._attention(maps, group, first_layer, pairs) for pairs in kinds}
-            for number, (row, positions) in enumerate(zip(group, maps, strict=True)):
-                attention = top = None
-                if self._keeps_attention:
-                    blocks = len(positions.attention_blocks(config.attention_pairs))
-                    attention_RHC = probs[config.attention_pairs][number].transpose(0, 1)
-                    attention = self._copies.start(encode(config.attention, in_blocks(attention_RHC, blocks)))
-                if self._keeps_top:
-                    embeddings = [images[key].vision.embeddings_PD for key in image_keys(samples[row])]
-                    top = self._vision_top(probs["tqv"][number], torch.cat(embeddings))
-                found.append((attention, top))
-        return found
-
-    def _groups(
-        self, samples: Sequence[Prepared], rows: Sequence[int], kinds: Iterable[AttentionPairs]
-    ) -> Iterator[list[int]]:
-        """The `rows` in groups whose attention has at most `ENCODED_BYTES`."""
-        group: list[int] = []
-        largest = 0
-        for row in rows:
-            positions = samples[row].example.positions
-            size = sum(len(positions.attention_rows(pairs)) * len(positions.attention_cols(pairs)) for pairs in kinds)
-            largest = max(largest, 4 * self.model.config.num_heads * size)
-            if group and (len(group) + 1) * largest > ENCODED_BYTES:
-                yield group
-                group, largest = [], 4 * self.model.config.num_heads * size
-            group.append(row)
-        yield group
-
-    def _vision_top(self, tqv_attention_HQP: Tensor, vision_PD: Tensor) -> HostArrays:
-        index = vision_top_index(tqv_attention_HQP)
-        top = {} if self.config.vision_top == FROM_ALL else encode(self.config.vision_top, vision_PD[index])
-        return self._copies.start({VISION_TOP_INDEX: index.to(torch.int32), **top})
+        first = self._supervised(samples, hidden_BLD).split([_num_labels(sample) for sample in samples])
+        second_ND = self._supervised(own, self._second.states(own, visions, masks))
+        found = self._second.rows(own, (torch.cat([first[row] for row in evidence]), second_ND), masks)
+        return dict(zip(evidence, found, strict=True))
 
     def _attention(
         self,
-        maps: Sequence[PositionMap],
-        samples: Sequence[int],
-        first_layer: AttentionLayer,
-        pairs: AttentionPairs,
-    ) -> list[Tensor]:
-        """First-layer attention float32 [Ht, R, C] of each of the `samples` of the batch."""
-        rows, cols = [at.attention_rows(pairs) for at in maps], [at.attention_cols(pairs) for at in maps]
-        every = len(samples) == first_layer.num_samples
-        samples_I = None if every else self._indices(np.asarray(samples))
-        probs_IHRC = first_layer.attention(
-            self._padded(rows),
-            self._padded(cols),
-            samples_I,
-            chunk_bytes=ATTENTION_BYTES_CPU if self.model.device.type == "cpu" else ATTENTION_BYTES,
+        samples: Sequence[Prepared],
+        layers: dict[int, AttentionLayer],
+        images: dict[ImageKey, SeenImage],
+    ) -> dict[int, SampleAttention]:
+        """Attention and `vision_top` of the samples that have an image, by their rows in the batch."""
+        with_image = {row: sample for row, sample in enumerate(samples) if sample.image_hashes}
+        return self._attention_capture(
+            {row: sample.example.positions for row, sample in with_image.items()},
+            layers,
+            {row: [images[key].vision.embeddings_PD for key in image_keys(one)] for row, one in with_image.items()},
         )
-        return [
-            probs_HRC[:, : len(row), : len(col)] for probs_HRC, row, col in zip(probs_IHRC, rows, cols, strict=True)
-        ]
-
-    def _padded(self, positions: Sequence[NDArray[np.int32]]) -> Tensor:
-        return to_device(pad_positions(positions)[0], self.model.device)
 
     def _indices(self, values: NDArray[Any]) -> Tensor:
         return to_device(torch.from_numpy(values.astype(np.int64)), self.model.device)
 
 
-def in_blocks(attention_RHC: Tensor, blocks: int) -> Tensor:
-    """[R, Ht, blocks * C] -> [blocks, R, Ht, C]."""
-    attention_kRHC: Tensor = attention_RHC.unflatten(-1, (blocks, -1)).permute(2, 0, 1, 3)
-    return attention_kRHC
+def _num_labels(sample: Prepared) -> int:
+    return len(sample.example.positions.next_labels)

@@ -97,17 +97,21 @@ class CounterfactualPass:
         self.model, self.config, self._copies, self._num_tokens = model, config, copies, num_tokens
 
     @property
-    def needs_attention(self) -> bool:
-        """Whether the first layer must be watched in the first pass."""
-        return self.config.remove == "focus"
+    def watched(self) -> tuple[int, ...]:
+        """The decoder layers that the first pass has to record."""
+        return (self.model.config.attention_layer,) if self.config.remove == "focus" else ()
 
-    def evidence(
-        self, samples: Sequence[Prepared], rows: Sequence[int], first_layer: AttentionLayer | None
-    ) -> list[Tensor | None]:
-        """bool [P] of the tokens that are replaced, for each of the `rows` of the batch; None: all of them."""
-        if not self.needs_attention or first_layer is None:
-            return [None] * len(rows)
-        return [self._focus(samples[row], row, first_layer) for row in rows]
+    def evidence(self, samples: Sequence[Prepared], layers: Mapping[int, AttentionLayer]) -> dict[int, Tensor | None]:
+        """bool [P] of the tokens that are replaced, for each row of the batch that has images; None: all of them.
+
+        Args:
+            layers: what the first pass recorded, `watched` among it.
+        """
+        with_image = {row: sample for row, sample in enumerate(samples) if sample.image_hashes}
+        if self.config.remove == "image":
+            return dict.fromkeys(with_image)
+        first = layers[self.model.config.attention_layer]
+        return {row: self._focus(sample, row, first) for row, sample in with_image.items()}
 
     def states(
         self, samples: Sequence[Prepared], visions: Sequence[Vision], evidence: Sequence[Tensor | None]

@@ -4,7 +4,7 @@ Formulas and error bounds are in `storage/codecs/`; tests compare every byte. Va
 detected here, because that would mean waiting for the device: the extremes are returned too, and the host checks them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,21 @@ class StoredParts:
         dtypes = {name: dtype for name, (dtype, _) in codec.parts(found[""].shape).items()}
         stored = {name: part.view(dtypes[name]) for name, part in found.items()}
         return stored[""] if codec.plain else EncodedArray(self.codec, stored)
+
+
+def joined(targets: Sequence[StoredParts]) -> StoredParts:
+    """Targets [R, n, C] of one codec as one, side by side along n; for codecs that encode each row on its own."""
+    first = targets[0]
+    if len(targets) == 1:
+        return first
+    parts = {
+        name: np.concatenate([target.parts[name] for target in targets], axis=1)
+        for name in first.parts
+        if name != EXTREMES
+    }
+    of_each = np.stack([target.parts[EXTREMES] for target in targets])
+    parts[EXTREMES] = np.stack([of_each[:, 0].min(), of_each[:, 1].max()])
+    return StoredParts(codec=first.codec, parts=parts)
 
 
 def _float32(values: Tensor) -> Parts:

@@ -1,7 +1,10 @@
 """The interface of a stem: what gives attention of first layers and vision embeddings without the teacher.
 
-A `StemDesign` says what the stem of one teacher consists of; a `Stem` holds the tensors and computes targets from the
+A `StemDesign` lists what the stem of one teacher consists of; a `Stem` holds the tensors and computes targets from the
 output of the student's frozen vision tower, which must be the teacher's too.
+
+A stem of depth k has the decoder's layers 0..k-2 whole, and of layer k-1 what its queries and keys depend on. Layer k-1
+has attention. The smallest depth ends in the first layer that has attention: 1, but for some hybrid models.
 
 Shapes: B samples, L positions, P vision tokens of all images, U different token ids of a batch, Dt hidden size of the
 teacher, V vocabulary.
@@ -18,6 +21,9 @@ from torch import Tensor, nn
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Checkpoint, Head, ModelConfig, Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import SequenceBatch
+
+# entry of a stem file's metadata; absent where the depth is the smallest one, as in files written before it existed
+DEPTH = "depth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,7 @@ class StemSizes:
     """Bytes of a stem's tensors.
 
     Attributes:
-        device: projector, norm, `W_q`, `W_k`, which training keeps on the device.
+        device: projector, whole layers, norm, `W_q`, `W_k`, which training keeps on the device.
         lm_head: `lm_head` and what belongs to it, also on the device; 0 without them.
         host: token embeddings, mapped from the file.
     """
@@ -91,14 +97,22 @@ class Stem(nn.Module, ABC):
     def depth(self) -> int:
         """Number of the teacher's decoder layers, from 0, whose attention the stem gives."""
 
+    @property
+    @abstractmethod
+    def attention_layer(self) -> int:
+        """The teacher's first layer that has attention."""
+
     @abstractmethod
     def attention_layers(
         self, batch: SequenceBatch, text: TextRows, vision: Vision | None, layers: Sequence[int]
     ) -> Mapping[int, AttentionLayer]:
         """Queries and keys of the teacher's layers, without gradient.
 
+        One pass computes all of them and ends in the last one. Layers in it run as in the live teacher, whole, over all
+        positions.
+
         Args:
-            layers: numbers below `depth` of layers that have attention; the keys of the result.
+            layers: numbers below `depth` of layers that have attention, at least one; the keys of the result.
             batch: as for `VisionLanguageModel.hidden_states`.
             text: the rows of `batch.input_ids_BL`.
             vision: all images of the batch, as the teacher encodes them; None if it has none.
@@ -110,7 +124,7 @@ class Stem(nn.Module, ABC):
 
 
 class StemDesign(ABC):
-    """What the stem of one teacher consists of; made from its configuration alone."""
+    """What the stem of one teacher consists of; made from its configuration and the depth alone."""
 
     @property
     @abstractmethod
@@ -121,6 +135,11 @@ class StemDesign(ABC):
     @abstractmethod
     def config(self) -> ModelConfig:
         """Sizes of the teacher."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """`Stem.depth` of the stem: number of a layer that has attention, plus 1."""
 
     @property
     @abstractmethod
@@ -173,6 +192,14 @@ class StemDesign(ABC):
             student: whose self-checks decide how batches are computed, where a family has such choices.
         """
 
+    @abstractmethod
+    def cut(self, depth: int) -> "StemDesign":
+        """The stem of the same teacher with another depth; a part of this one if it is less deep."""
+
+    def described_depth(self) -> dict[str, int]:
+        """The entry `depth` of `described`; none for the smallest depth, whose files keep their bytes."""
+        return {} if self.depth == smallest_depth(self.config) else {DEPTH: self.depth}
+
     def sizes(self, dtype: torch.dtype, *, lm_head: bool) -> StemSizes:
         """Bytes of the tensors in `dtype`."""
         without = {key: _count(shape) for key, shape in self.shapes(lm_head=False).items()}
@@ -180,6 +207,11 @@ class StemDesign(ABC):
         head = sum(map(_count, self.shapes(lm_head=True).values())) - sum(without.values()) if lm_head else 0
         each = dtype.itemsize
         return StemSizes(device=each * (sum(without.values()) - table), lm_head=each * head, host=each * table)
+
+
+def smallest_depth(config: ModelConfig) -> int:
+    """The depth of a stem that gives the attention of the first layer that has attention, and of no other."""
+    return config.attention_layer + 1
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -59,9 +59,12 @@ class Example(Tokens):
     Attributes:
         images: the arrays of each image, e.g. `{"pixel_values": float32 [3, image_size, image_size]}`; empty without
             an image, and where the pixels were taken out.
+        generated: bool [N], the supervised positions whose label is of an answer that a model wrote; None where nobody
+            asked for them.
     """
 
     images: tuple[ImageArrays, ...] = ()
+    generated: NDArray[np.bool_] | None = None
 
 
 class Preparation(Protocol):

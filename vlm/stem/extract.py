@@ -16,27 +16,30 @@ from alignkd.vlm.stem.designs import design_of
 from alignkd.vlm.stem.file import StemInfo, StemParts, stem_bytes, write_stem
 
 
-def extract_stem(checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_head: bool = False) -> StemInfo:
+def extract_stem(
+    checkpoint: Checkpoint, out: Path, *, dtype: torch.dtype, lm_head: bool = False, depth: int | None = None
+) -> StemInfo:
     """Write the stem of a checkpoint to the file `out`.
 
     Args:
         dtype: dtype of the stem's tensors; with the dtype of the dump, targets equal those of the live teacher.
         lm_head: include `lm_head` and the final norm, for stores of hidden states that hold none.
+        depth: number of decoder layers whose attention the stem gives; None: up to the first that has attention.
 
     Raises:
         InputError: unusable checkpoint, a tensor that is missing, misshapen or not finite, `out` cannot be written, or
-            a checkpoint without stem.
+            a checkpoint without stem, or without one of this depth.
     """
-    return write_stem(out, _parts(checkpoint, dtype, lm_head))
+    return write_stem(out, _parts(checkpoint, dtype, lm_head, depth))
 
 
-def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype) -> bytes:
+def extracted_bytes(checkpoint: Checkpoint, *, dtype: torch.dtype, depth: int | None = None) -> bytes:
     """The file that `extract_stem` writes, without `lm_head`: the same bytes at every call, for a store to carry.
 
     Raises:
         InputError: as `extract_stem`.
     """
-    return stem_bytes(_parts(checkpoint, dtype, False))
+    return stem_bytes(_parts(checkpoint, dtype, False, depth))
 
 
 def teacher_fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
@@ -58,8 +61,8 @@ def builder_entries(builder: Preparation) -> dict[str, str]:
     return {**entries, "tokenizer_probe": json.dumps(builder.probe())}
 
 
-def _parts(checkpoint: Checkpoint, dtype: torch.dtype, lm_head: bool) -> StemParts:
-    design = design_of(checkpoint)
+def _parts(checkpoint: Checkpoint, dtype: torch.dtype, lm_head: bool, depth: int | None) -> StemParts:
+    design = design_of(checkpoint, depth)
     return StemParts(
         weights=design.read(checkpoint, dtype, lm_head=lm_head),
         fingerprint=teacher_fingerprint(checkpoint),

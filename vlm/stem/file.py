@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -41,6 +41,8 @@ class _Described(BaseModel):
     # of MobileVLM teachers, whose files name no family
     vision: dict[str, Any] | None = None
     family: Literal["huggingface"] | None = None
+    # absent: the smallest (`alignkd.vlm.families.stem`)
+    depth: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,11 @@ class StemInfo:
     def config(self) -> ModelConfig:
         """Sizes of the teacher."""
         return self.design.config
+
+    @property
+    def depth(self) -> int:
+        """Number of the teacher's decoder layers, from 0, whose attention the stem gives."""
+        return self.design.depth
 
     @property
     def sizes(self) -> StemSizes:
@@ -181,18 +188,22 @@ def is_stem(path: Path) -> bool:
         return False
 
 
-def open_stem(path: Path, *, lm_head: bool = True, student: VisionLanguageModel | None = None) -> Stem:
+def open_stem(
+    path: Path, *, lm_head: bool = True, student: VisionLanguageModel | None = None, depth: int | None = None
+) -> Stem:
     """The stem of a file on the CPU; the token embeddings stay mapped from the file, the rest is read.
 
     Args:
         student: as for `StemDesign.build`.
         lm_head: False leaves `lm_head` and the final norm in the file.
+        depth: depth of the stem, at most that of the file: deeper layers stay in the file; None: that of the file.
 
     Raises:
         InputError: as `read_stem_info`.
     """
     info = read_stem_info(path)
-    design = info.design
+    assert depth is None or depth <= info.depth, (depth, info.depth)
+    design = info.design if depth is None else info.design.cut(depth)
     wanted = design.shapes(lm_head=lm_head and info.has_lm_head)
     with open_tensors(path) as file:
         mapped = {key: file.get_tensor(key) for key in wanted}
@@ -224,7 +235,7 @@ def _described(text: str, path: Path) -> _Described:
 
 def _design(described: _Described, path: Path) -> StemDesign:
     try:
-        design = design_from(described.model_dump(include={"config", "vision", "family"}, exclude_unset=True))
+        design = design_from(described.model_dump(include={"config", "vision", "family", "depth"}, exclude_unset=True))
         design.shapes(lm_head=True)
     except Exception as error:  # a library over damaged values fails in any way
         raise InputError(

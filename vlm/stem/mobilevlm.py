@@ -17,16 +17,16 @@ from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerp
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash, tower_hashes
-from alignkd.vlm.families.stem import StemDesign
+from alignkd.vlm.families.stem import DEPTH, StemDesign
 from alignkd.vlm.finite import check_finite
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, TeacherStem, stem_shapes
 
 
 class MobileVLMDesign(StemDesign):
-    """The stem of one MobileVLM configuration."""
+    """The stem of one MobileVLM configuration, `depth` layers deep."""
 
-    def __init__(self, config: VLMConfig) -> None:
-        self._config = config
+    def __init__(self, config: VLMConfig, depth: int = 1) -> None:
+        self._config, self._depth = config, depth
 
     @classmethod
     def from_described(cls, values: Mapping[str, Any]) -> "MobileVLMDesign":
@@ -39,7 +39,7 @@ class MobileVLMDesign(StemDesign):
             vision=CLIPVisionConfig(**values["vision"]),
             preprocessor={},
         )
-        return cls(config)
+        return cls(config, values.get(DEPTH, 1))
 
     @property
     def name(self) -> str:
@@ -50,6 +50,11 @@ class MobileVLMDesign(StemDesign):
     def config(self) -> VLMConfig:
         """Sizes of the teacher."""
         return self._config
+
+    @property
+    def depth(self) -> int:
+        """See `StemDesign.depth`."""
+        return self._depth
 
     @property
     def tower_settings(self) -> Mapping[str, Any]:
@@ -68,14 +73,15 @@ class MobileVLMDesign(StemDesign):
 
     def shapes(self, *, lm_head: bool) -> dict[str, tuple[int, ...]]:
         """Checkpoint name -> shape; see `StemDesign.shapes`."""
-        return stem_shapes(self._config, lm_head=lm_head)
+        return stem_shapes(self._config, lm_head=lm_head, depth=self._depth)
 
     def described(self) -> dict[str, Any]:
-        """`config` and `vision`; see `StemDesign.described`."""
+        """`config`, `vision` and depth; see `StemDesign.described`."""
         vision = json.loads(self._config.vision.to_json_string(use_diff=False))
         return {
             "config": self._config.raw,
             "vision": {name: value for name, value in vision.items() if name != "transformers_version"},
+            **self.described_depth(),
         }
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype, *, lm_head: bool) -> dict[str, Tensor]:
@@ -92,9 +98,13 @@ class MobileVLMDesign(StemDesign):
         """Dtype and hash; see `StemDesign.tower_of_student`."""
         return running_tower_hash(student) if isinstance(student, MobileVLM) else None
 
+    def cut(self, depth: int) -> "MobileVLMDesign":
+        """See `StemDesign.cut`."""
+        return MobileVLMDesign(self._config, depth)
+
     def build(self, weights: Mapping[str, Tensor], student: VisionLanguageModel | None = None) -> TeacherStem:
         """The stem; see `StemDesign.build`."""
-        return TeacherStem(self._config, weights)
+        return TeacherStem(self._config, weights, depth=self._depth)
 
 
 def _read(

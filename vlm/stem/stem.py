@@ -1,9 +1,9 @@
-"""The stem of a MobileVLM teacher: the tensors that give its first-layer attention and vision embeddings.
+"""The stem of a MobileVLM teacher: the tensors that give its vision embeddings and the attention of its first layers.
 
 Vision embeddings are the projector's output for features of the frozen tower, which the student computes anyway if
-both share the tower. The first layer's attention depends on the spliced embeddings, the layer's input norm, `W_q`,
-`W_k` and rotary positions. So these few tensors give both targets exactly, with the same operations as the live
-teacher.
+both share the tower. A layer's attention depends on the layer's input, its input norm, `W_q`, `W_k` and rotary
+positions. The input of layer 0 is the spliced embeddings. So a stem of depth 1 has no whole layer; a stem of depth k
+has layers 0..k-2 whole. These tensors give the targets exactly, with the same operations as the live teacher.
 
 Shapes: B samples, L positions, I images, P vision tokens of all images, R rows, C columns, Ht heads, Dt hidden size, V
 vocabulary, N supervised positions, d size of a head.
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from alignkd.vlm.attention.attention_rows import RowInputs
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, Vision
-from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention, first_layer_inputs
+from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention, row_inputs_of_layer, watched_layers
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
-from alignkd.vlm.families.stem import EmbeddingTable, Stem, StemSizes, TextRows
+from alignkd.vlm.families.stem import EmbeddingTable, Stem, TextRows
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 EMBEDDING_KEY = "model.embed_tokens.weight"
@@ -42,12 +42,12 @@ class TeacherStem(Stem):
 
     lm_head: nn.Linear | None
 
-    def __init__(self, config: VLMConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: VLMConfig, weights: Mapping[str, Tensor], *, depth: int = 1) -> None:
         """`weights` are those named by `stem_shapes`; `.to(device)` moves all but the embeddings."""
         super().__init__()
         self.config = config
         with torch.device("meta"):
-            self.model = _StemDecoder(config, with_norm="model.norm.weight" in weights)
+            self.model = _StemDecoder(config, depth, with_norm="model.norm.weight" in weights)
             has_head = "lm_head.weight" in weights
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
         self.table = EmbeddingTable(weights[EMBEDDING_KEY])
@@ -76,15 +76,24 @@ class TeacherStem(Stem):
     @property
     def depth(self) -> int:
         """See `Stem.depth`."""
-        return 1
+        return len(self.model.layers)
 
+    @property
+    def attention_layer(self) -> int:
+        """See `Stem.attention_layer`."""
+        return self.config.attention_layer
+
+    @torch.no_grad()
     def attention_layers(
         self, batch: SequenceBatch, text: TextRows, vision: Vision | None, layers: Sequence[int]
     ) -> dict[int, AttentionLayer]:
-        """The teacher's layer 0; see `Stem.attention_layers`."""
-        assert list(layers) == [0], layers
+        """Layers of the teacher; see `Stem.attention_layers`. Layers after the last one asked for do not run."""
+        assert layers and max(layers) < self.depth, (layers, self.depth)
+        last = max(layers)
         embeds_BLD = self.embed(text, batch, None if vision is None else vision.embeddings_PD)
-        return {0: _EmbeddedLayer(self.model, embeds_BLD)}
+        with watched_layers(self.model, [number for number in layers if number < last]) as found:
+            inputs_BLD = self.model.inputs_of(last, embeds_BLD)
+        return {**found, last: _LayerOfInputs(self.model, last, inputs_BLD)}
 
     @torch.no_grad()
     def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_PD: Tensor | None) -> Tensor:
@@ -120,10 +129,10 @@ class TeacherStem(Stem):
         return logits_NV
 
 
-def stem_shapes(config: VLMConfig, *, lm_head: bool) -> dict[str, tuple[int, ...]]:
+def stem_shapes(config: VLMConfig, *, lm_head: bool, depth: int = 1) -> dict[str, tuple[int, ...]]:
     """Checkpoint name -> shape of every tensor of a stem; nothing is allocated."""
     with torch.device("meta"):
-        decoder = _StemDecoder(config, with_norm=lm_head)
+        decoder = _StemDecoder(config, depth, with_norm=lm_head)
     shapes = {f"model.{key}": tuple(tensor.shape) for key, tensor in decoder.state_dict().items()}
     shapes[EMBEDDING_KEY] = (config.vocab_size, config.hidden_size)
     if lm_head:
@@ -131,36 +140,28 @@ def stem_shapes(config: VLMConfig, *, lm_head: bool) -> dict[str, tuple[int, ...
     return shapes
 
 
-def stem_sizes(config: VLMConfig, dtype: torch.dtype, *, lm_head: bool) -> StemSizes:
-    """Bytes of a stem, from the teacher's shapes alone."""
-    count = {
-        key: torch.Size(shape).numel() * dtype.itemsize for key, shape in stem_shapes(config, lm_head=True).items()
-    }
-    host, head = count.pop(EMBEDDING_KEY), count.pop("lm_head.weight") + count.pop("model.norm.weight")
-    return StemSizes(device=sum(count.values()), lm_head=head if lm_head else 0, host=host)
-
-
 @dataclass
-class _EmbeddedLayer(AttentionLayer):
-    """Layer 0 of a decoder on spliced embeddings: the queries of rows are computed when rows are asked for."""
+class _LayerOfInputs(AttentionLayer):
+    """A layer whose input is known: the queries of rows are computed when rows are asked for."""
 
     model: nn.Module
-    inputs_embeds_BLD: Tensor
+    number: int
+    inputs_BLD: Tensor
 
     @property
     def num_samples(self) -> int:
         """B, number of samples."""
-        return len(self.inputs_embeds_BLD)
+        return len(self.inputs_BLD)
 
     @torch.no_grad()
     def row_inputs(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> RowInputs:
         """Queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
-        embeds_BLD = self.inputs_embeds_BLD if samples_B is None else self.inputs_embeds_BLD[samples_B]
-        return first_layer_inputs(self.model, embeds_BLD, rows_BR)
+        inputs_BLD = self.inputs_BLD if samples_B is None else self.inputs_BLD[samples_B]
+        return row_inputs_of_layer(self.model, self.number, inputs_BLD, rows_BR)
 
 
 class _QueriesAndKeys(nn.Module):
-    """The part of LLaMA's attention that `first_layer_attention` uses; `k_proj` has fewer heads if keys are grouped."""
+    """The part of LLaMA's attention that `row_inputs_of_layer` uses; `k_proj` has fewer heads if keys are grouped."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class _QueriesAndKeys(nn.Module):
         )
 
 
-class _FirstLayer(nn.Module):
+class _LastLayer(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -184,15 +185,26 @@ class _StemDecoder(nn.Module):
 
     rotary_emb: nn.Module | None
 
-    def __init__(self, config: VLMConfig, *, with_norm: bool) -> None:
+    def __init__(self, config: VLMConfig, depth: int, *, with_norm: bool) -> None:
         super().__init__()
         llama = config.llama
         self.mm_projector = build_projector(
             config.projector_type, config.vision.hidden_size, config.hidden_size, config.pooled_grid
         )
-        self.layers = nn.ModuleList([_FirstLayer(llama)])
+        self.layers = nn.ModuleList(
+            [*(LlamaDecoderLayer(llama, number) for number in range(depth - 1)), _LastLayer(llama)]
+        )
         self.norm = LlamaRMSNorm(llama.hidden_size, eps=llama.rms_norm_eps) if with_norm else None
         self.rotary_emb = None
+
+    def inputs_of(self, number: int, embeds_BLD: Tensor) -> Tensor:
+        """Input of layer `number` [B, L, Dt]. As in `LlamaModel.forward` without padding, SDPA gets no mask."""
+        assert self.rotary_emb is not None
+        hidden_BLD, positions_1L = embeds_BLD, torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
+        rotary = self.rotary_emb(embeds_BLD, position_ids=positions_1L)
+        for layer in self.layers[:number]:
+            hidden_BLD = layer(hidden_BLD, position_ids=positions_1L, position_embeddings=rotary)
+        return hidden_BLD
 
 
 def _freeze(stem: nn.Module) -> None:

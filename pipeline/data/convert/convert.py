@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from alignkd.disk.whole_file import written_whole
 from alignkd.pipeline.data.convert.image_folder import ImageFolder, named_errors
 from alignkd.pipeline.data.convert.written_entry import Dialect, written_entry
 from alignkd.pipeline.data.figures import Dropped
+from alignkd.pipeline.data.filter.filters import Filters, SampleFilter
 from alignkd.pipeline.data.notes import Notes, most_frequent
 from alignkd.pipeline.data.opening import open_with_progress
 from alignkd.pipeline.data.scan import held, source_of
@@ -36,6 +37,7 @@ class ConvertJob:
         out: file of JSON lines; gzipped if its name ends in `.gz`.
         dialect: of the entries.
         images_out: folder to which all images are written; None: entries name the images where they are.
+        filters: samples whose answers do not pass are not written.
         listing: file to write with every sample that is not written; None for none.
     """
 
@@ -43,6 +45,7 @@ class ConvertJob:
     out: Path
     dialect: Dialect = "llava"
     images_out: Path | None = None
+    filters: Filters = field(default_factory=Filters)
     listing: Path | None = None
 
 
@@ -52,8 +55,9 @@ class Converted:
 
     Attributes:
         samples: samples that were read.
-        written: samples that were written; all others are in `unusable`.
+        written: samples that were written; all others are in `unusable` or `filtered`.
         unusable: reason -> number of samples that were not written.
+        filtered: option of a filter -> number of usable samples that it dropped, also 0; each sample counts once.
         keys_not_read: key of entries, or column, that was not read -> number of samples that have it.
         images_written: images that were written to the folder.
         images_there: images that were in the folder already, each time they were met.
@@ -64,6 +68,7 @@ class Converted:
     samples: int
     written: int
     unusable: dict[str, int]
+    filtered: dict[str, int]
     keys_not_read: dict[str, int]
     images_written: int
     images_there: int
@@ -71,9 +76,9 @@ class Converted:
 
 
 class _UnusableError(Exception):
-    """A sample that is not written: its kind (of `KINDS`) and the reason."""
+    """A sample that is not written: its kind (of `KINDS`, or the option of a filter) and the reason."""
 
-    def __init__(self, kind: int, reason: object) -> None:
+    def __init__(self, kind: str, reason: object) -> None:
         super().__init__(str(reason))
         self.kind = kind
 
@@ -82,7 +87,8 @@ def convert(job: ConvertJob) -> Converted:
     """Write the samples. The file, the listing and each image are there as a whole or not at all.
 
     Raises:
-        InputError: a data set cannot be read; images without a folder to write them to; no sample is usable.
+        InputError: a data set cannot be read; images without a folder to write them to; no sample is usable or passes
+            the filters; filters of models' answers for data without any.
     """
     sources = [open_with_progress(data) for data in job.data]
     _check_images(job, sources)
@@ -97,8 +103,9 @@ def convert(job: ConvertJob) -> Converted:
                     writer.write(source, index, stream, listing)
                     bar.update()
                 writer.notes.keys.update(source.not_read)
+        writer.check_filters()
         if not writer.written:
-            raise InputError(_nothing(job, writer))
+            raise InputError(_nothing(writer))
         if writer.images is not None:
             writer.images.finish()
     return writer.result()
@@ -110,6 +117,8 @@ class _Writer:
     def __init__(self, job: ConvertJob) -> None:
         self._job = job
         self.images = None if job.images_out is None else ImageFolder(job.images_out)
+        self.filter = SampleFilter(job.filters)
+        self.filtered = dict.fromkeys(job.filters.given, 0)
         self.notes = Notes()
         self.samples, self.written, self.referenced = 0, 0, 0
 
@@ -119,15 +128,32 @@ class _Writer:
         self.samples += 1
         reason = ""
         try:
+            self._check(sample)
             found = written_entry(sample, self._images(source, sample), self._job.dialect)
         except _UnusableError as error:
-            reason = str(error)
+            if error.kind in self.filtered:
+                self.filtered[error.kind] += 1
+            else:
+                reason = str(error)
             if listing is not None:
                 listing.write(asdict(_dropped(source, sample, error)))
         else:
             stream.write(found)
+            self.filter.keep(sample)
             self.written += 1
         self.notes.note(entry, sample, reason)
+
+    def check_filters(self) -> None:
+        """Refuse filters of models' answers where there is none.
+
+        Raises:
+            InputError: names the data.
+        """
+        if (options := self._job.filters.of_models) and not self.filter.generated:
+            raise InputError(
+                f"{self.paths}: no answer is marked as written by a model, so {' and '.join(options)} would drop "
+                "nothing; give what `alignkd generate` wrote, or filter by characters"
+            )
 
     def result(self) -> Converted:
         """The counts so far."""
@@ -136,20 +162,31 @@ class _Writer:
             samples=self.samples,
             written=self.written,
             unusable=most_frequent(self.notes.reasons),
+            filtered=self.filtered,
             keys_not_read=most_frequent(self.notes.keys),
             images_written=self.images.num_written if self.images else 0,
             images_there=self.images.num_there if self.images else 0,
             images_referenced=self.referenced,
         )
 
-    def _images(self, source: EntrySource, sample: Sample) -> Sequence[str]:
-        """The paths of the images of a usable sample; they are written where there is a folder for them."""
+    @property
+    def paths(self) -> str:
+        """The data sets, for messages."""
+        return ", ".join(str(data.path) for data in self._job.data)
+
+    def _check(self, sample: Sample) -> None:
+        """Refuse a sample whose turns cannot be written, or do not pass the filters."""
         if sample.problem is not None and not sample.unanswered:
-            raise _UnusableError(MALFORMED, sample.problem)
+            raise _UnusableError(KINDS[MALFORMED], sample.problem)
         try:
             check_turns(sample.turns, num_images=len(sample.images))
         except SampleError as error:
-            raise _UnusableError(CONVERSATION, error) from error
+            raise _UnusableError(KINDS[CONVERSATION], error) from error
+        if (drop := self.filter.drop(sample)) is not None:
+            raise _UnusableError(*drop)
+
+    def _images(self, source: EntrySource, sample: Sample) -> Sequence[str]:
+        """The paths of the images of a usable sample; they are written where there is a folder for them."""
         if self.images is None:
             if sample.contents:
                 raise InputError(_needs_folder(source.where(sample.index)))
@@ -170,7 +207,7 @@ def _content(source: EntrySource, sample: Sample, own: int) -> bytes:
     try:
         return read_image_bytes(sample.folder, sample.images[own])
     except SampleError as error:
-        raise _UnusableError(MISSING if isinstance(error, MissingImageError) else OUTSIDE, error) from error
+        raise _UnusableError(KINDS[MISSING if isinstance(error, MissingImageError) else OUTSIDE], error) from error
 
 
 def _check_images(job: ConvertJob, sources: Sequence[EntrySource]) -> None:
@@ -183,11 +220,13 @@ def _needs_folder(where: str) -> str:
     return f"{where}: holds images itself; give a folder to write them to by --images-out"
 
 
-def _nothing(job: ConvertJob, writer: _Writer) -> str:
-    paths = ", ".join(str(data.path) for data in job.data)
+def _nothing(writer: _Writer) -> str:
     reasons = most_frequent(writer.notes.reasons)
     why = f": {next(iter(reasons))}" if reasons else "; give a file with at least one"
-    return f"{paths}: none of {writer.samples} samples is usable{why}"
+    if dropped := {option: count for option, count in writer.filtered.items() if count}:
+        counts = ", ".join(f"{option} {count}" for option, count in dropped.items())
+        return f"{writer.paths}: none of {writer.samples} samples passes ({counts}); relax the filters"
+    return f"{writer.paths}: none of {writer.samples} samples is usable{why}"
 
 
 def _dropped(source: EntrySource, sample: Sample, error: _UnusableError) -> Dropped:
@@ -196,7 +235,7 @@ def _dropped(source: EntrySource, sample: Sample, error: _UnusableError) -> Drop
         index=sample.index,
         id=sample.id,
         source=source_of(sample),
-        kind=KINDS[error.kind],
+        kind=error.kind,
         tokens=None,
         overlong_for=[],
         reason=str(error),

@@ -17,6 +17,8 @@ def convert_lines(found: Converted) -> Iterator[str]:
         yield f"images: {found.images_referenced:,} named where they are"
     if found.keys_not_read:
         yield f"keys not read: {counts_line(found.keys_not_read)}"
+    for option, count in found.filtered.items():
+        yield f"dropped by {option}: {count:,}"
     reasons = list(found.unusable.items())
     for reason, count in reasons[:MAX_REASONS]:
         yield f"unusable: {count:,}: {reason}"

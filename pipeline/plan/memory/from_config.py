@@ -3,6 +3,7 @@
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import TARGETS, StoreSize
 from alignkd.storage.codecs.settings import NOT_STORED
@@ -38,15 +39,24 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
 
 
 def student_load(
-    config: RunConfig, data: DataSize, store: StoreSize, teacher: ModelShapes, *, devices: int, stem_weights: int = 0
+    config: RunConfig,
+    data: DataSize,
+    store: StoreSize,
+    teacher: ModelShapes,
+    *,
+    devices: int,
+    stem_weights: int = 0,
+    stem_depth: int = 1,
 ) -> StudentLoad | None:
     """The load of training, a micro-batch padded to the longest sample; None if the configuration trains no student.
 
     Args:
         stem_weights: bytes of the teacher's stem on the device; 0 if it gives no target.
+        stem_depth: its depth.
     """
     if config.student is None or config.train is None:
         return None
+    assert config.teacher is not None
     train, rows = config.train, data.rows
     adapters = {TERMS[name].adapter for name in train.losses.weights}
     limit = config.max_tokens
@@ -70,6 +80,9 @@ def student_load(
         gradient_checkpointing=train.gradient_checkpointing,
         accumulates=whole > train.micro_batch * devices,
         stem_weights=stem_weights,
+        stem_pass=stem_pass_bytes(
+            teacher, dtype=config.teacher.dtype, depth=stem_depth, tokens=train.micro_batch * longest
+        ),
         float32_gradients=train.float32_gradients,
         data_workers=train.data_workers,
         trained=config.student.trained_config,

@@ -32,6 +32,7 @@ class StudentLoad:
         gradient_checkpointing: only layer inputs are kept for the backward pass.
         accumulates: an optimiser step has more than one micro-batch.
         stem_weights: bytes of the teacher's stem on the device.
+        stem_pass: bytes of activations while whole layers of the stem run, before the student's decoder.
         float32_gradients: the setting of `train`.
         data_workers: number of processes per device that prepare batches.
         batch_bytes: bytes of a prepared micro-batch.
@@ -54,6 +55,7 @@ class StudentLoad:
     gradient_checkpointing: bool = False
     accumulates: bool = False
     stem_weights: int = 0
+    stem_pass: int = 0
     float32_gradients: bool = True
     data_workers: int = 0
     batch_bytes: int = 0

@@ -51,7 +51,7 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     kept, inside = _activations(model, load)
     head, attention = _head(model, load), _attention(model, load)
     # losses end before the backward pass of the layers; gradients appear while activations are freed
-    passing = max(kept + max(inside, head + attention), parts["gradients"])
+    passing = max(kept + max(inside, head + attention), parts["gradients"], load.stem_pass)
     standing = weights + parts.get("optimiser", 0)
     # sums exist before the backward pass if an earlier one made them, otherwise from the first full bucket on
     meets_activations = load.accumulates or trained > MAX_BUCKET
@@ -59,7 +59,7 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     peak = standing + max(on_the_way, step)
     host_parts, host = host_bytes(model, load)
     parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
-    parts |= {"attention loss": attention, "optimiser step": step}
+    parts |= {"attention loss": attention, "stem's layers": load.stem_pass, "optimiser step": step}
     return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
 
 

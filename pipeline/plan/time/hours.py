@@ -24,15 +24,19 @@ QUANTISED_SHARE = {"none": 1.0, "int8": 0.5, "nf4": 0.7}
 
 
 def hours_by_device(
-    config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes | None
+    config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes | None, *, stem_depth: int
 ) -> dict[str, dict[str, float]]:
-    """Device -> phase -> hours on one such device, by arithmetic."""
+    """Device -> phase -> hours on one such device, by arithmetic.
+
+    Args:
+        stem_depth: depth of the stem, if training takes targets from one.
+    """
     assert config.teacher is not None
     dump = forward_flops(teacher, **_sample_shape(data)) * data.num_records
     share = TEACHER_SHARE * QUANTISED_SHARE[config.teacher.quantization]
     found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
     if student is not None and config.train is not None:
-        training = _of_data(config, data, teacher, student)
+        training = _of_data(config, data, teacher, student, stem_depth)
         for name, device in DEVICES.items():
             found[name]["train"] = training_hours(config, training, device)
     return found
@@ -88,13 +92,14 @@ def training_hours(config: RunConfig, operations: float, device: Device) -> floa
     return hours(operations, device, STUDENT_SHARE * QUANTISED_SHARE[config.student.quantization])
 
 
-def _of_data(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes) -> float:
+def _of_data(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes, stem_depth: int) -> float:
     """`training_operations` of a store that holds these data."""
     assert config.train is not None
     shape, stem = _sample_shape(data), 0.0
     share = (config.train.validation.share if config.train.validation else None) or 0.0
     if takes_from_stem(config):
-        stem = stem_flops(teacher, tokens=shape["tokens"], images=shape["images"], vision=shape["vision"])
+        of_sample = {name: shape[name] for name in ("tokens", "images", "vision")}
+        stem = stem_flops(teacher, depth=stem_depth, **of_sample)
     per_pass = max(1, round(_per_pass(config, data) * (1 - share)))
     return training_operations(config, student, shape, per_pass=per_pass, held_out=share * data.num_records, stem=stem)
 

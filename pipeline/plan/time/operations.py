@@ -49,11 +49,19 @@ def training_flops(
     return text * (2 + weight_gradients + gradient_checkpointing) + once
 
 
-def stem_flops(teacher: ModelShapes, *, tokens: float, images: float, vision: float | None = None) -> float:
-    """Operations that the stem adds to a sample's training step: queries and keys of all tokens, and the projector."""
+def stem_flops(teacher: ModelShapes, *, depth: int, tokens: float, images: float, vision: float | None = None) -> float:
+    """Operations that the stem adds to a sample's training step.
+
+    The whole layers over all tokens, as in `forward_flops`; queries and keys of the last layer; the projector.
+
+    Args:
+        depth: see `Stem.depth`.
+    """
     D = teacher.size.hidden_size
+    whole = 2 * tokens * sum(map(sum, teacher.size.layer_tensors[: depth - 1]))
+    pairs = 2 * tokens**2 * teacher.query_width * (depth - 1)
     projector = 2 * _patches(teacher, images, vision) * (teacher.size.tower.hidden_size + D) * D
-    return 2 * D * (teacher.query_width + teacher.key_width) * tokens + images * projector
+    return whole + pairs + 2 * D * (teacher.query_width + teacher.key_width) * tokens + images * projector
 
 
 def _patches(model: ModelShapes, images: float, vision: float | None) -> float:

@@ -100,7 +100,7 @@ def summary(
             name: {"shape": list(values.shape), "dtype": str(values.dtype)}
             for name, values in export_tensors(record, manifest).items()
         },
-        "from_stem": list(manifest.codecs.from_stem) if record.has_image else [],
+        "from_stem": list(manifest.from_stem) if record.has_image else [],
     }
 
 

@@ -12,7 +12,7 @@ from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.storage.record.record import Record, Target
 from alignkd.storage.tools.compare.diff import FieldDifference, compare_fields
 from alignkd.storage.tools.compare.matching import match_records
-from alignkd.storage.tools.verify.attention_sums import AttentionSums, attention_sums
+from alignkd.storage.tools.verify.attention_sums import AttentionSums, record_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
 
 
@@ -74,8 +74,7 @@ def stated_errors(
         record = reader[position]
         for name, target in targets_of(record):
             sums.setdefault(name, _BoundSum()).add(target)
-        if record.attention is not None:
-            attention = attention + attention_sums(record.attention)
+        attention = attention + record_sums(record, reader.manifest)
         if (found := distribution_of(record.logits, lm_head)) is not None:
             labels.add(record, found)
         if isinstance(record.logits, TruncatedLogits):

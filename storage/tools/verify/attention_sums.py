@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignkd.storage.record.encoded import as_float32, error_bound
-from alignkd.storage.record.record import Target
+from alignkd.storage.record.record import Record, Target
+from alignkd.storage.schema.manifest import Manifest
 
 # relative error of each term of a softmax that a device rounds to bfloat16
 SOFTMAX_ROUNDING = 2**-8
@@ -55,12 +56,21 @@ class AttentionSums:
         return found
 
 
+def record_sums(record: Record, manifest: Manifest) -> AttentionSums:
+    """Sums of all attention of a record: that of the first layer, and further targets of kind `attention`."""
+    sums = AttentionSums() if record.attention is None else attention_sums(record.attention)
+    for target in manifest.stored_more:
+        if target.kind == "attention" and target.name in record.more:
+            sums = sums + attention_sums(record.more[target.name])  # type: ignore[arg-type]
+    return sums
+
+
 def attention_sums(attention: Target) -> AttentionSums:
-    """Sums of one record's attention [k, R, Ht, C]; its k blocks belong to the same rows."""
+    """Sums of the rows of attention [k, R, Ht, C], whose k blocks belong to the same rows, or [R, n, C]."""
     values, bound = as_float32(attention), error_bound(attention)
     if not values.size:
         return AttentionSums()
-    keys = (0, -1)
+    keys = (0, -1) if values.ndim == 4 else (-1,)
     sums = values.sum(keys, dtype=np.float64)
     allowed = 1 + SOFTMAX_ROUNDING + bound.sum(keys, dtype=np.float64)
     return AttentionSums(

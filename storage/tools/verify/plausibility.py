@@ -14,8 +14,9 @@ from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.shard_records import ShardFolder
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.tools.verify.advantage import AdvantageSums, advantage_rounding, advantage_sums
-from alignkd.storage.tools.verify.attention_sums import AttentionSums, attention_sums
+from alignkd.storage.tools.verify.attention_sums import AttentionSums, record_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
 from alignkd.storage.tools.verify.verify import Problem
 
@@ -52,11 +53,12 @@ def check_plausibility(
     """
     store = ShardFolder(files)
     lm_head = open_lm_head(files, store.manifest)
-    labels, attention, advantage = LabelScores(store.manifest), AttentionSums(), AdvantageSums()
+    labels, attention = LabelScores(store.manifest), AttentionSums()
+    advantage = AdvantageSums()
     problems: list[Problem] = []
     for shard in [shard for shard in store.shards if shard not in skip]:
         try:
-            of_shard, sums, gains = _look(store.open(shard), LabelScores(store.manifest), lm_head, progress)
+            of_shard, sums, gains = _look(store.open(shard), store.manifest, lm_head, progress)
         except RemoteError:
             raise
         except StoreError as error:
@@ -77,15 +79,15 @@ def check_plausibility(
 
 
 def _look(
-    shard: OpenShard, labels: LabelScores, lm_head: LmHead | None, progress: Callable[[int], object]
+    shard: OpenShard, manifest: Manifest, lm_head: LmHead | None, progress: Callable[[int], object]
 ) -> tuple[LabelScores, AttentionSums, AdvantageSums]:
     """Check attention and visual advantage of every record and the labels of evenly spaced records."""
-    sums, gains, total = AttentionSums(), AdvantageSums(), shard.tables.rows_of("supervised")
+    labels, sums, total = LabelScores(manifest), AttentionSums(), shard.tables.rows_of("supervised")
+    gains = AdvantageSums()
     stride = -(-total // (MAX_POSITIONS if lm_head is None else MAX_HIDDEN_POSITIONS)) or 1
     for number in range(len(shard)):
         record = shard.record(number)
-        if record.attention is not None:
-            sums = sums + attention_sums(record.attention)
+        sums = sums + record_sums(record, manifest)
         gains = gains + advantage_sums(record)
         if number % stride == 0 and (found := distribution_of(record.logits, lm_head)) is not None:
             labels.add(record, found)

@@ -92,6 +92,7 @@ def test_ids_may_have_one_entry_for_every_position() -> None:
         {"vision_embeddings": (encoded("int8_channel", 3, 4),), "vision_top_embeddings": encoded("bfloat16", 2, 4)},
         {"vision_top_embeddings": None},
         {"conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "x", "trained": False}]},
+        {"conversations": [{"from": "gpt", "value": "x", "trained": False, "generated": True}]},
         {"logits": HiddenStates(states=encoded("int8_group", 2, 4))},
         {
             "logits": SampledLogits(
@@ -116,6 +117,18 @@ def test_every_form_of_a_target_is_accepted(changes: dict[str, Any]) -> None:
         ({"conversations": [{"role": "human"}]}, "conversations has a turn"),
         ({"conversations": [{"from": "gpt", "value": "x", "trained": True}]}, "'trained' only as false of a gpt turn"),
         ({"conversations": [{"from": "gpt", "value": "x", "trained": 0}]}, "'trained' only as false of a gpt turn"),
+        (
+            {"conversations": [{"from": "gpt", "value": "x", "generated": False}]},
+            "'generated' only as true of a gpt turn",
+        ),
+        (
+            {"conversations": [{"from": "gpt", "value": "x", "generated": {"by": "t"}}]},
+            "'generated' only as true of a gpt turn",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "x", "generated": True}]},
+            "'generated' only as true of a gpt turn",
+        ),
         ({"conversations": [{"from": "human", "value": "x", "trained": False}]}, "'trained' only as false of a gpt"),
         ({"input_ids": np.array([1, -200, 5, 6, 7])}, "input_ids is int64, expected int32"),
         ({"input_ids": int32(1, -200, -200, 6, 7)}, r"input_ids holds 2 image tokens \(-200\), images has 1 paths"),

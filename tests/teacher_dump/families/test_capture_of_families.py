@@ -10,7 +10,8 @@ import tiny_families
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
-from alignkd.teacher_dump.targets.capture import VISION_TOP_INDEX, Capture, Captured
+from alignkd.teacher_dump.targets.attention import VISION_TOP_INDEX
+from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.families.family import VisionLanguageModel
@@ -76,7 +77,7 @@ def test_attention_in_chunks_and_groups_is_attention_at_once(teacher: Teacher, m
     model, samples = teacher
     capture = Capture(model, EXACT)
     whole = [arrays_of(captured) for captured in capture(samples)]
-    module = "alignkd.teacher_dump.targets.capture"
+    module = "alignkd.teacher_dump.targets.attention"
     monkeypatch.setattr(f"{module}.ATTENTION_BYTES_CPU", 1)
     monkeypatch.setattr(f"{module}.ENCODED_BYTES", 1)
     for one, other in zip(whole, (arrays_of(captured) for captured in capture(samples)), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from alignkd.vlm.families.stem import EmbeddingTable
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
-from alignkd.vlm.stem.stem import EMBEDDING_KEY, TeacherStem, stem_shapes, stem_sizes
+from alignkd.vlm.stem.mobilevlm import MobileVLMDesign
+from alignkd.vlm.stem.stem import EMBEDDING_KEY, TeacherStem, stem_shapes
 
 V1 = ("ft-0", "ft-1", "ft-2", "ft-3")  # ft-2 is text-only
 MIB = 1 << 20
@@ -43,10 +45,10 @@ def student(golden: Path) -> MobileVLM:
     return load_model(golden / "student", vision_config=golden / "clip")
 
 
-def stem_of(model: MobileVLM, *, lm_head: bool = False) -> TeacherStem:
-    state, shapes = model.state_dict(), stem_shapes(model.config, lm_head=lm_head)
+def stem_of(model: MobileVLM, *, lm_head: bool = False, depth: int = 1) -> TeacherStem:
+    state, shapes = model.state_dict(), stem_shapes(model.config, lm_head=lm_head, depth=depth)
     assert {key: tuple(state[key].shape) for key in shapes} == shapes
-    return TeacherStem(model.config, {key: state[key].clone() for key in shapes})
+    return TeacherStem(model.config, {key: state[key].clone() for key in shapes}, depth=depth)
 
 
 def examples_of(golden: Path, images: Path, names: Sequence[str], template: Any = "v1") -> list[Example]:
@@ -157,6 +159,39 @@ def test_other_shapes_of_teachers(golden: Path, tmp_path: Path, changes: dict[st
     torch.testing.assert_close(stem.first_layer_attention(embeds, rows, cols), live, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 24}],
+    ids=["plain", "grouped heads and biases"],
+)
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_attention_of_every_layer(golden: Path, tmp_path: Path, depth: int, changes: dict[str, Any]) -> None:
+    """A batch of two, one and no image with padding; every subset of layers runs no further than its last one."""
+    raw = json.loads((golden / "student/config.json").read_text()) | {"num_hidden_layers": 5} | changes
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    teacher = new_model(load_config(tmp_path, vision_config=golden / "clip"), seed=0).eval()
+    batch, stem = random_batch(teacher.config, images=[2, 1, 0]), stem_of(teacher, depth=depth)
+    stem.train()  # as a part of a model in training
+    with teacher.watched_layers(range(5)) as live, torch.no_grad():
+        teacher.hidden_states(batch, teacher.encode_images(batch.images))
+    vision, text = stem.vision(tower_features(teacher, batch)), stem.table.rows(batch.input_ids_BL)
+    every = torch.arange(batch.input_ids_BL.shape[1]).expand_as(batch.input_ids_BL)
+    calls: list[int] = []
+    for number, layer in enumerate(stem.model.layers):
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+    for layers in ([depth - 1], [0], range(depth)):
+        calls.clear()
+        found = stem.attention_layers(batch, text, vision, layers)
+        assert found.keys() == set(layers) and calls == list(range(max(layers)))
+        for number, layer in found.items():
+            expected = live[number].attention(every, every)
+            assert layer.num_samples == 3 and expected.std() > 0
+            torch.testing.assert_close(layer.attention(every, every), expected, rtol=1e-6, atol=1e-9)
+            assert not layer.row_inputs(every).query_BHRd.requires_grad
+    distinct = [layer.attention(every, every) for layer in found.values()]
+    assert all(not torch.equal(one, other) for one, other in pairwise(distinct))
+
+
 def random_batch(config: VLMConfig, images: Sequence[int]) -> SequenceBatch:
     generator = torch.Generator().manual_seed(1)
     length = 12 + max(images) * config.vision_tokens
@@ -193,10 +228,10 @@ def test_logits_of_hidden_states(golden: Path, golden_images: Path, teacher: Mob
 
 
 def test_nothing_in_a_stem_can_be_trained_or_cast(teacher: MobileVLM) -> None:
-    stem = stem_of(teacher, lm_head=True)
+    stem = stem_of(teacher, lm_head=True, depth=2)
     assert not list(stem.parameters()) and not stem.state_dict()
     owned = {key for key, _ in stem.named_buffers() if not key.startswith("model.rotary_emb.")}
-    assert owned == stem_shapes(teacher.config, lm_head=True).keys() - {EMBEDDING_KEY}
+    assert owned == stem_shapes(teacher.config, lm_head=True, depth=2).keys() - {EMBEDDING_KEY}
     assert not stem.vision_embeddings(torch.zeros(1, 576, 32)).requires_grad
     outer = torch.nn.ModuleDict({"stem": stem})
     assert not list(outer.parameters()) and not outer.state_dict()
@@ -214,13 +249,18 @@ def test_rows_of_a_batch_are_the_tables(ids: list[int]) -> None:
 def test_sizes_at_the_real_shapes() -> None:
     """7B in bfloat16: projector 42 MB, W_q and W_k 67 MB, lm_head and embeddings 262 MB each."""
     config = family_config("mtgv/MobileVLM_V2-7B")
-    found = stem_sizes(config, torch.bfloat16, lm_head=True)
+    found = MobileVLMDesign(config).sizes(torch.bfloat16, lm_head=True)
     shapes = {key: int(np.prod(shape)) * 2 for key, shape in stem_shapes(config, lm_head=True).items()}
     of = {part: sum(size for key, size in shapes.items() if part in key) for part in ("projector", "q_proj", "k_proj")}
     assert 41.9e6 < of["projector"] < 42.2e6 and of["q_proj"] + of["k_proj"] == 2 * 2 * 4096 * 4096
     assert found.device == sum(of.values()) + 2 * 4096
     assert found.host == 2 * 32000 * 4096 and found.lm_head == found.host + 2 * 4096
     assert found.total == sum(shapes.values()) and found.device + found.host < 0.4e9
-    without = stem_sizes(config, torch.bfloat16, lm_head=False)
+    without = MobileVLMDesign(config).sizes(torch.bfloat16, lm_head=False)
     assert (without.lm_head, without.device, without.host) == (0, found.device, found.host)
     assert without.device < 0.45 * 1024 * MIB
+    # 4 D^2 + 3 D I + 2 D parameters of a layer of LLaMA 7B
+    layer = 2 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    for depth in (2, 3):
+        deeper = MobileVLMDesign(config, depth).sizes(torch.bfloat16, lm_head=False)
+        assert (deeper.device, deeper.host) == (without.device + (depth - 1) * layer, without.host)

@@ -47,15 +47,20 @@ def teacher_copy(golden: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("lm_head", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "depth"), [(torch.float32, None), (torch.bfloat16, 3), (torch.float16, 2)])
 def test_a_file_holds_the_checkpoints_tensors_and_no_others(
-    extract: Extract, golden: Path, dtype: torch.dtype, lm_head: bool
+    extract: Extract, golden: Path, dtype: torch.dtype, depth: int | None, lm_head: bool
 ) -> None:
-    info, state = extract(dtype=dtype, lm_head=lm_head), read_weights(golden / "teacher")
+    info, state = extract(dtype=dtype, lm_head=lm_head, depth=depth), read_weights(golden / "teacher")
     found = load_file(info.path)
-    assert found.keys() == stem_shapes(info.config, lm_head=lm_head).keys()
+    assert info.depth == (depth or 1)
+    assert found.keys() == stem_shapes(info.config, lm_head=lm_head, depth=info.depth).keys()
+    assert {key for key in found if ".layers." in key and ".mlp." in key} == {
+        key for key in state for number in range(info.depth - 1) if f"model.layers.{number}.mlp." in key
+    }
     assert all(torch.equal(tensor, state[key].to(dtype)) for key, tensor in found.items())
     stem = open_stem(info.path)
+    assert stem.depth == info.depth
     opened = dict(stem.named_buffers())
     assert all(torch.equal(opened[key], tensor) for key, tensor in found.items() if key != EMBEDDING_KEY)
     ids = torch.arange(512)[None]
@@ -90,6 +95,18 @@ def test_single_sharded_and_pickled_checkpoints_give_the_same_stem(
         )
         same = {key: value for key, value in again.fingerprint.items() if key != "weights"}
         assert same == {key: value for key, value in first.fingerprint.items() if key != "weights"}
+
+
+def test_a_file_of_the_smallest_depth_does_not_name_it(extract: Extract) -> None:
+    """So such files have the bytes that they had before stems could be deeper, and those files are still read."""
+    first = extract()
+    assert extract(depth=1, name="same.safetensors").path.read_bytes() == first.path.read_bytes()
+    deeper = extract(depth=2, name="deeper.safetensors")
+    for info, named in ((first, None), (deeper, 2)):
+        with safe_open(info.path, "pt") as file:
+            assert json.loads(file.metadata()[METADATA_KEY]).get("depth") == named
+    with pytest.raises(InputError, match=r"teacher: no stem of depth 5, because layer 4 is not .* 4; choose depth 4$"):
+        extract(depth=5, name="never.safetensors")
 
 
 def test_a_tower_of_its_own_checkpoint_is_found(extract: Extract, golden: Path, teacher_copy: Path) -> None:
@@ -222,6 +239,9 @@ def rewrite(path: Path, tensors: Any = lambda t: t, **metadata: Any) -> None:
         ({"format": None}, "safetensors without the metadata of a stem"),
         ({"dtype": "bfloat16"}, "tensors are F32, BF16 in its metadata"),
         ({"config": {}}, "config in the metadata is unusable"),
+        ({"depth": 0}, r"metadata of another version or damaged \(depth: "),
+        ({"depth": 10**12}, "config in the metadata is unusable .*no stem of depth 1000000000000, "),
+        ({"depth": 2}, r"layers.0.mlp.down_proj.weight has shape none, expected \("),
         (
             {"tensors": lambda t: {k: v for k, v in t.items() if "q_proj" not in k}},
             "q_proj.weight has shape none",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkd.vlm.data.entries.answers.generated import generated_turn
+from alignkd.vlm.data.entries.answers.generated import generated_turns
 from alignkd.vlm.data.entries.answers.masks import trained_turns
 from alignkd.vlm.data.entries.answers.missing import UNANSWERED, without_empty_answers
 from alignkd.vlm.data.entries.content import Mark, content_of
@@ -115,8 +115,7 @@ def _turns(
     speakers = [turn.speaker or speaker_of(turn.role, reading.roles) for turn in conversation.turns]
     keys = [turn.keys for turn in conversation.turns]
     trained = trained_turns(entry, keys, speakers)
-    generated = map(generated_turn, range(len(keys)), keys, speakers)
-    return list(map(Turn, speakers, texts, trained, generated)), marks
+    return list(map(Turn, speakers, texts, trained, generated_turns(keys, speakers))), marks
 
 
 def _images(marks: Sequence[Mark], beside: tuple[EntryImage, ...], reading: EntryReading) -> tuple[EntryImage, ...]:

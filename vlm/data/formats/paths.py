@@ -24,6 +24,9 @@ _KINDS = {
 }
 # files that other programs write beside the data
 _BESIDE = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "_success"))
+GENERATION_FILE = "generation.json"
+"""The file by which a folder of `alignkd generate` is recognised; its data lie in `ANSWERS_FOLDER` beside it."""
+ANSWERS_FOLDER = "answers"
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -39,17 +42,22 @@ def data_files(path: Path) -> tuple[Path, ...]:
     """The files that `path` means, in the order of their numbers and names.
 
     Args:
-        path: a file; a folder of data files of one kind, Parquet also in folders below it; or a pattern with `*`, `?`,
-            `[...]`, `**` or `{000..012}`.
+        path: a file; a folder of data files of one kind, Parquet also in folders below it; a folder that `alignkd
+            generate` wrote; or a pattern with `*`, `?`, `[...]`, `**` or `{000..012}`.
 
     Raises:
         InputError: nothing is there; a folder of several kinds of files or of several splits.
     """
     if path.is_dir():
-        return _of_folder(path)
+        return _of_folder(path / ANSWERS_FOLDER if is_generated(path) else path)
     if _is_pattern(str(path)) and not path.exists():
         return _of_pattern(str(path))
     return (path,)
+
+
+def is_generated(folder: Path) -> bool:
+    """Whether `alignkd generate` wrote the folder."""
+    return (folder / GENERATION_FILE).is_file() and (folder / ANSWERS_FOLDER).is_dir()
 
 
 def kind_of_name(path: Path) -> str | None:

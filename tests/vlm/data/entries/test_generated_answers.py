@@ -96,6 +96,8 @@ def test_only_answers_are_written_by_a_model() -> None:
     asked = {"from": "human", "value": "q", "generated": HOW}
     problem = sample_of_entry(0, {"conversations": [asked, {"from": "gpt", "value": "a"}]}).problem
     assert problem is not None and problem.startswith("turn 0: key 'generated' is of a human turn, but only answers")
+    first = {"messages": [{"role": "assistant", "content": "a", "generated": HOW}, {"role": "user", "content": "q"}]}
+    assert "no question before it" in (sample_of_entry(0, first).problem or "")
     assert "keep one of the two" in (sample_of_entry(0, llava(generated=HOW, Generated=HOW)).problem or "")
 
 

@@ -1,7 +1,7 @@
 """The key `generated` of a turn: which answers a model wrote, and how."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignkd.vlm.data.entries.keys import GENERATED, name_of, shown
@@ -12,21 +12,29 @@ from alignkd.vlm.errors import SampleError
 _STEP = "write it as `alignkd generate` does, or remove the key"
 
 
-def generated_turn(number: int, keys: Mapping[str, Any], speaker: str) -> Generated | None:
-    """How the answer of turn `number` was written; None if no model wrote it.
+def generated_turns(keys: Sequence[Mapping[str, Any]], speakers: Sequence[str]) -> tuple[Generated | None, ...]:
+    """How the answer of each turn was written; None for turns that no model wrote.
 
     The value is an object of `by`, `logprob`, `tokens` and `finished`, or true if none of them is known. Null and false
     mean that no model wrote the answer.
 
     Args:
-        keys: of the turn, beside its text.
-        speaker: of the turn.
+        keys: of each turn, beside its text.
+        speakers: of each turn.
 
     Raises:
-        SampleError: another value, or a turn that is no answer.
+        SampleError: another value, a turn that is no answer, or an answer before the first question.
     """
-    if not keys:
-        return None
+    if not any(keys):
+        return (None,) * len(keys)
+    found = tuple(map(_generated, range(len(keys)), keys, speakers))
+    first = next((number for number, how in enumerate(found) if how is not None), None)
+    if first is not None and "human" not in speakers[:first]:
+        raise SampleError(f"turn {first}: a model wrote this answer, but there is no question before it; {_STEP}")
+    return found
+
+
+def _generated(number: int, keys: Mapping[str, Any], speaker: str) -> Generated | None:
     given = {key: value for key, value in keys.items() if name_of(key) == GENERATED and value not in (None, False)}
     if not given:
         return None

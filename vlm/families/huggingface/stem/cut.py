@@ -1,4 +1,4 @@
-"""A model of transformers that ends in its first layer with attention, and has no vision tower.
+"""A model of transformers that ends in the attention of one of its layers, and has no vision tower.
 
 The class of the model stays as it is, so masks, positions, norms and scales are its own. What a pass to the attention
 function of that layer does not reach is removed; the vision tower is replaced by a module that returns given outputs.
@@ -77,10 +77,14 @@ def reason_without_stem(config: HuggingFaceConfig) -> str | None:
     return None
 
 
-def cut_model(config: HuggingFaceConfig) -> Any:
-    """The model on the meta device, with the names of the whole model."""
+def cut_model(config: HuggingFaceConfig, depth: int) -> Any:
+    """The model on the meta device, with the names of the whole model.
+
+    Args:
+        depth: number of decoder layers; the last one has attention.
+    """
     raw = copy.deepcopy(config.raw)
-    _cut_layers(text_config_of(raw), config.attention_layer + 1)
+    _cut_layers(text_config_of(raw), depth)
     model = empty_model(raw, Path("config.json"))
     tower, output = tower_of(model), model.get_output_embeddings()
     assert tower is not None

@@ -21,7 +21,7 @@ from alignkd.vlm.families.huggingface.model.tower_outputs import feature_layers
 from alignkd.vlm.families.huggingface.model.weights.weight_names import ParameterFiles
 from alignkd.vlm.families.huggingface.stem.cut import WITH_STEM, cut_model
 from alignkd.vlm.families.huggingface.stem.stem import HuggingFaceStem
-from alignkd.vlm.families.stem import EmbeddingTable, StemDesign
+from alignkd.vlm.families.stem import DEPTH, EmbeddingTable, StemDesign, smallest_depth
 from alignkd.vlm.weights.tensor_hash import hash_by_dtype
 
 FAMILY = "huggingface"
@@ -31,10 +31,10 @@ _WITHOUT_EFFECT = ("dropout", "initializer", "dtype", "_version", "_name_or_path
 
 
 class HuggingFaceDesign(StemDesign):
-    """The stem of one configuration."""
+    """The stem of one configuration, `depth` layers deep."""
 
-    def __init__(self, config: HuggingFaceConfig) -> None:
-        self._config = config
+    def __init__(self, config: HuggingFaceConfig, depth: int) -> None:
+        self._config, self._depth = config, depth
 
     @classmethod
     def from_described(cls, values: Mapping[str, Any]) -> "HuggingFaceDesign":
@@ -46,7 +46,8 @@ class HuggingFaceDesign(StemDesign):
         with quiet():
             raw = AutoConfig.for_model(model_type, **given)
         raw._attn_implementation = None
-        return cls(sizes_of(raw, Path("config.json")))
+        config = sizes_of(raw, Path("config.json"))
+        return cls(config, values.get(DEPTH, smallest_depth(config)))
 
     @property
     def name(self) -> str:
@@ -57,6 +58,11 @@ class HuggingFaceDesign(StemDesign):
     def config(self) -> HuggingFaceConfig:
         """Sizes of the teacher."""
         return self._config
+
+    @property
+    def depth(self) -> int:
+        """See `StemDesign.depth`."""
+        return self._depth
 
     @property
     def tower_settings(self) -> Mapping[str, Any]:
@@ -84,9 +90,9 @@ class HuggingFaceDesign(StemDesign):
         return shapes
 
     def described(self) -> dict[str, Any]:
-        """The family and the configuration of transformers; see `StemDesign.described`."""
+        """The family, the configuration of transformers and the depth; see `StemDesign.described`."""
         config = json.loads(self._config.raw.to_json_string(use_diff=False))
-        return {"family": FAMILY, "config": _without_version(config)}
+        return {"family": FAMILY, "config": _without_version(config), **self.described_depth()}
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype, *, lm_head: bool) -> dict[str, Tensor]:
         """The stem's tensors; see `StemDesign.read`."""
@@ -117,6 +123,10 @@ class HuggingFaceDesign(StemDesign):
         dtype = str(student.tower_dtype).removeprefix("torch.")
         return dtype, hash_by_dtype(tower.named_parameters(), tower_settings(student.config.raw), [dtype])[dtype]
 
+    def cut(self, depth: int) -> "HuggingFaceDesign":
+        """See `StemDesign.cut`."""
+        return HuggingFaceDesign(self._config, depth)
+
     def build(self, weights: Mapping[str, Tensor], student: VisionLanguageModel | None = None) -> HuggingFaceStem:
         """The stem; see `StemDesign.build`."""
         rest, head = dict(weights), None
@@ -126,11 +136,11 @@ class HuggingFaceDesign(StemDesign):
             head = described_head(self._config.raw, weight_VD, bias_V)
         # passed where in doubt: a mask that hides padding is right for every model
         needs_mask = student.needs_mask if isinstance(student, HuggingFaceModel) else True
-        return HuggingFaceStem(self._config, rest, table, head, needs_mask=needs_mask)
+        return HuggingFaceStem(self._config, self._depth, rest, table, head, needs_mask=needs_mask)
 
     @cached_property
     def _cut(self) -> Any:
-        return cut_model(self._config)
+        return cut_model(self._config, self._depth)
 
     def _has_bias(self) -> bool:
         output = empty_model(self._config.raw, Path("config.json")).get_output_embeddings()

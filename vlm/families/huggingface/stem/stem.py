@@ -1,4 +1,4 @@
-"""The stem of a teacher of transformers: its vision embeddings and its first layer with attention.
+"""The stem of a teacher of transformers: its vision embeddings and the attention of its first layers.
 
 Shapes: L positions, P vision tokens of all images, U different token ids of a batch, Dt hidden size, V vocabulary.
 """
@@ -28,6 +28,7 @@ class HuggingFaceStem(Stem):
 
     Args:
         config: sizes of the teacher.
+        depth: see `Stem.depth`.
         weights: the tensors of `cut_model`, named as in it, but for the embedding table.
         table: token embeddings.
         head: the output head, or None.
@@ -37,6 +38,7 @@ class HuggingFaceStem(Stem):
     def __init__(
         self,
         config: HuggingFaceConfig,
+        depth: int,
         weights: Mapping[str, Tensor],
         table: EmbeddingTable,
         head: Head | None,
@@ -46,7 +48,8 @@ class HuggingFaceStem(Stem):
         super().__init__()
         self.table, self._head = table, head
         self.dtype = next(iter(weights.values())).dtype
-        inner = _model(config, weights)
+        inner = _model(config, depth, weights)
+        self._depth = depth
         model = HuggingFaceModel(inner, config, {}).eval()
         model.needs_mask = needs_mask
         # in a list: its parameters are neither trained, nor saved, nor partitioned
@@ -84,22 +87,32 @@ class HuggingFaceStem(Stem):
     @property
     def depth(self) -> int:
         """See `Stem.depth`."""
-        return self._kept[0].config.attention_layer + 1
+        return self._depth
+
+    @property
+    def attention_layer(self) -> int:
+        """See `Stem.attention_layer`."""
+        return self._kept[0].config.attention_layer
 
     @torch.no_grad()
     def attention_layers(
         self, batch: SequenceBatch, text: TextRows, vision: Vision | None, layers: Sequence[int]
     ) -> dict[int, AttentionLayer]:
-        """The teacher's first layer with attention; see `Stem.attention_layers`."""
-        assert list(layers) == [self._kept[0].config.attention_layer], layers
-        model = self._kept[0]
+        """Layers of the teacher; see `Stem.attention_layers`."""
+        assert layers and max(layers) < self.depth, (layers, self.depth)
+        model, last = self._kept[0], max(layers)
+        before = [number for number in layers if number < last]
         model.model.get_input_embeddings().weight = nn.Parameter(text.rows_UD, requires_grad=False)
         self._text = text
         model.forget_positions()
-        with recorded_layers([model.first_attention], stops=True) as (layer,), suppress(PassStopped):
+        with (
+            model.watched_layers(before) as found,
+            recorded_layers([model.attention(last)], stops=True) as (layer,),
+            suppress(PassStopped),
+        ):
             model.model.base_model(**model.decoder_inputs(batch, vision), use_cache=False, return_dict=True)
         self._text = None
-        return {layers[0]: layer}
+        return {**found, last: layer}
 
     def take_head(self) -> Head | None:
         """The output head; see `Stem.take_head`."""
@@ -112,9 +125,9 @@ class HuggingFaceStem(Stem):
         return (self._text.index_BL, *arguments[1:])
 
 
-def _model(config: HuggingFaceConfig, weights: Mapping[str, Tensor]) -> Any:
+def _model(config: HuggingFaceConfig, depth: int, weights: Mapping[str, Tensor]) -> Any:
     """`cut_model` with its weights, frozen, on the CPU."""
-    model = cut_model(config)
+    model = cut_model(config, depth)
     embedding = model.get_input_embeddings()
     # checked against the number of rows, which are those of a batch
     embedding.padding_idx = None

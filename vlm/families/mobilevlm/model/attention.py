@@ -37,15 +37,19 @@ def first_layer_attention(
         chunk_bytes: maximum bytes of the float32 [B, H, r, L] of the rows computed at a time (at least one row); None
             computes all rows at once.
     """
-    return attention_rows(first_layer_inputs(model, inputs_embeds_BLD, rows_BR), cols_BC, chunk_bytes=chunk_bytes)
+    return attention_rows(row_inputs_of_layer(model, 0, inputs_embeds_BLD, rows_BR), cols_BC, chunk_bytes=chunk_bytes)
 
 
 @torch.no_grad()
-def first_layer_inputs(model: LlamaModel, inputs_embeds_BLD: Tensor, rows_BR: Tensor) -> RowInputs:
-    """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d], without gradient."""
-    layer = model.layers[0]
+def row_inputs_of_layer(model: LlamaModel, number: int, inputs_BLD: Tensor, rows_BR: Tensor) -> RowInputs:
+    """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d], without gradient.
+
+    Args:
+        inputs_BLD: input of layer `number`, before its norm.
+    """
+    layer = model.layers[number]
     attention = layer.self_attn
-    hidden_BLD = layer.input_layernorm(inputs_embeds_BLD)
+    hidden_BLD = layer.input_layernorm(inputs_BLD)
     query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
     query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
     return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=float(attention.scaling))

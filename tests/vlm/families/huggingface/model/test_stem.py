@@ -37,30 +37,45 @@ def attention_of(layer: AttentionLayer, batch: SequenceBatch) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", FAMILIES)
-def test_equal_to_the_live_teacher(name: str, cases: dict[str, Any], tmp_path: Path) -> None:
-    """From features of the same tower; one batch of no, one and two images, padded."""
+@pytest.mark.parametrize("last", [0, 1, -1], ids=["first", "second", "last"])
+def test_equal_to_the_live_teacher(name: str, last: int, cases: dict[str, Any], tmp_path: Path) -> None:
+    """From features of the same tower; one batch of no, one and two images, padded.
+
+    For stems that end in the first, second and last layer that has attention.
+    """
     case = cases[name]
     checkpoint, teacher, batch = case.checkpoint, case.model, case.batch
-    info = extract_stem(checkpoint, tmp_path / "stem.safetensors", dtype=torch.float32)
+    layers = checkpoint.config.attention_layers
+    if last >= len(layers):
+        pytest.skip(f"one layer of {name} has attention")
+    layers = layers[: layers.index(layers[last]) + 1]
+    depth = None if last == 0 else layers[-1] + 1
+    info = extract_stem(checkpoint, tmp_path / "stem.safetensors", dtype=torch.float32, depth=depth)
+    assert info.depth == layers[-1] + 1
     check_same_tower(info, teacher)
     stem, samples = open_stem(info.path, student=teacher), batch.image_samples_I.tolist()
+    assert stem.depth == info.depth and stem.attention_layer == layers[0]
     expected = teacher.encode_images(batch.images, samples, features=True)
-    with teacher.watched_first_layer() as layer:
+    with teacher.watched_layers(layers) as live:
         teacher.hidden_states(batch, expected)
     found = stem.vision(expected.features)
     assert found.tokens_of_image == expected.tokens_of_image
     torch.testing.assert_close(found.embeddings_PD, expected.embeddings_PD, rtol=0, atol=0)
     text = stem.table.rows(batch.input_ids_BL.masked_fill(batch.vision_mask_BL, 0))
-    number = stem.depth - 1
-    own = stem.attention_layers(batch, text, found, [number])[number]
-    torch.testing.assert_close(attention_of(own, batch), attention_of(layer, batch), rtol=0, atol=1e-7)
+    for asked in {layers, layers[:1], layers[-1:]}:
+        own = stem.attention_layers(batch, text, found, asked)
+        assert own.keys() == set(asked)
+        for number in asked:
+            close = {"rtol": 0, "atol": 1e-7}
+            torch.testing.assert_close(attention_of(own[number], batch), attention_of(live[number], batch), **close)
     assert not list(stem.parameters()) and not stem.state_dict()
     # only what a pass to the layer needs
     with open_tensors(info.path) as file:
         names = set(file.keys())
     assert not [key for key in names if "vision_tower" in key or "vision_model" in key or "lm_head" in key]
-    last = f".layers.{checkpoint.config.attention_layer}."
-    assert not [key for key in names if last in key and (".mlp." in key or "o_proj" in key)]
+    assert not [key for key in names if f".layers.{layers[-1]}." in key and (".mlp." in key or "o_proj" in key)]
+    whole = {id(tensor) for layer in teacher.decoder_layers[: layers[-1]] for tensor in layer.parameters()}
+    assert {key for key, tensor in teacher.model.named_parameters() if id(tensor) in whole} <= names
     assert info.sizes.total <= info.file_bytes < info.sizes.total + 32_768
 
 
@@ -72,6 +87,23 @@ def test_a_model_without_a_stem_is_refused_in_one_line(name: str, cases: dict[st
     expected = "this family has no stem: store the targets (store.profile compact); "
     assert str(refused.value) == f"{checkpoint.name}: {expected}{WITHOUT[name]}"
     assert why_no_stem(checkpoint.config, checkpoint.config) == expected + WITHOUT[name]
+    assert not (tmp_path / "stem").exists()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 99])
+def test_a_depth_that_ends_in_no_attention_is_refused(depth: int, cases: dict[str, Any], tmp_path: Path) -> None:
+    """The first layers of this hybrid model are convolutions."""
+    checkpoint = cases["lfm2_vl"].checkpoint
+    layers, count = checkpoint.config.attention_layers, checkpoint.config.num_layers
+    assert layers[0] > 0
+    why, near = {
+        0: (f"layer -1 is not among its {count}", layers[0] + 1),
+        1: ("layer 0 has no attention", layers[0] + 1),
+        99: (f"layer 98 is not among its {count}", layers[-1] + 1),
+    }[depth]
+    with pytest.raises(InputError) as refused:
+        extract_stem(checkpoint, tmp_path / "stem", dtype=torch.float32, depth=depth)
+    assert str(refused.value) == f"{checkpoint.name}: no stem of depth {depth}, because {why}; choose depth {near}"
     assert not (tmp_path / "stem").exists()
 
 

@@ -1,0 +1,1 @@
+"""Which samples `alignkd data filter` drops, by their answers."""

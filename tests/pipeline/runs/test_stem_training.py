@@ -16,7 +16,7 @@ from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.schema.columns import columns_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
@@ -93,7 +93,7 @@ def trained(config: Path) -> Metrics:
 def assert_same_losses(found: Metrics, expected: Metrics, relative: float = 1e-6) -> None:
     assert len(found) == len(expected) == STEPS
     for mine, other in zip(found, expected, strict=True):
-        for term in ("loss", "grad_norm", *TERMS):
+        for term in ("loss", "grad_norm", *LossConfig().weights):
             assert mine[term] == pytest.approx(other[term], rel=relative), (mine["step"], term)
     # the agreement means something only if the student moved between the steps
     assert all(abs(found[0][term] / found[-1][term] - 1) > 1e-4 for term in ("attention", "vision_all", "logit"))
@@ -180,7 +180,7 @@ def test_half_precision(write: WriteConfig) -> None:
     stem = write("stem", store=FROM_STEM, teacher=model, student=model)
     assert read_stem_info(dumped(stem).attachment(STEM_FILE)).dtype == "bfloat16"
     for mine, other in zip(trained(stem), trained(stored), strict=True):
-        for term in TERMS:
+        for term in LossConfig().weights:
             assert mine[term] == pytest.approx(other[term], rel=2e-2), term
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.plan.entries import ASSUMED_NUCLEUS
 from alignkd.pipeline.plan.samples import SampleRows
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.schema.columns import part_name
@@ -12,6 +11,8 @@ from alignkd.storage.schema.manifest import Manifest
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP
 from alignkd.student_train.objective.settings import LossConfig
 
+# two nuclei that have nothing in common, each of 18 tokens, as `entries.py` assumes
+ASSUMED_ENTRIES = 36.0
 COUNTERFACTUAL = "counterfactual"
 NAMES = (FULL, REMOVED, ADVANTAGE, EVIDENCE)
 
@@ -19,7 +20,7 @@ NAMES = (FULL, REMOVED, ADVANTAGE, EVIDENCE)
 def counterfactual_rows(manifest: Manifest, rows: SampleRows) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to each group of the pass, int64 [samples]; none without a pass.
 
-    The tokens at a position are assumed: two nuclei of an average teacher that have nothing in common.
+    With a mass below 1 the number of tokens at a position is assumed.
     """
     positions = np.where(rows.images > 0, rows.supervised, 0)
     found = {}
@@ -46,4 +47,4 @@ def has_second_pass(losses: LossConfig) -> bool:
 def _entries(codec: LogitsCodec, vocab_size: int) -> float:
     assert codec.max_entries is not None and codec.p is not None
     most = min(codec.max_entries, vocab_size)
-    return most if codec.p == 1 else min(2 * ASSUMED_NUCLEUS, most)
+    return most if codec.p == 1 else min(ASSUMED_ENTRIES, most)

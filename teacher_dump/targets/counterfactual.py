@@ -165,7 +165,7 @@ class CounterfactualPass:
             to_device(torch.from_numpy(at.astype(np.int64)[None]), self.model.device)
             for at in (positions.tqv_query_positions, positions.vision_positions)
         )
-        which = None if first_layer.num_samples == 1 else torch.tensor([row], device=self.model.device)
+        which = None if first_layer.num_samples == 1 else to_device(torch.tensor([row]), self.model.device)
         scores_P = focus_scores(first_layer.attention(rows, cols, which)[0])
         chosen = scores_P.argsort(descending=True, stable=True)[: math.ceil(self.config.focus_share * len(scores_P))]
         mask_P = torch.zeros(len(scores_P), dtype=torch.bool, device=scores_P.device)

@@ -11,6 +11,8 @@ COMMANDS = (
     "data",
     "demo",
     "dump",
+    "generate",
+    "layers",
     "models",
     "plan",
     "report",

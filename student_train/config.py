@@ -87,7 +87,7 @@ class TrainConfig(Settings):
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: peak for the projector; None is `learning_rate`.
-        adapter_learning_rate: peak for the adapters; None is `learning_rate`.
+        adapter_learning_rate: peak for the adapters; None is `learning_rate`, 0 leaves them as they are.
         weight_decay: weight decay of AdamW.
         warmup_ratio: share of `steps` over which the learning rate rises linearly.
         gradient_clip: largest gradient norm; 0 switches clipping off.
@@ -126,7 +126,7 @@ class TrainConfig(Settings):
     global_batch: Count | None = None
     learning_rate: Positive = 4e-5
     projector_learning_rate: Positive | None = None
-    adapter_learning_rate: Positive | None = None
+    adapter_learning_rate: Amount | None = None
     weight_decay: Amount = 0.0
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     gradient_clip: Amount = 1.0
@@ -176,6 +176,19 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _teacher_of_divergence_is_a_distribution(self) -> Self:
+        losses = self.losses
+        if "attention" not in losses.weights or losses.attention_form != "kl" or losses.attention_heads != "adapter":
+            return self
+        if not self.frozen_adapters or (self.adapters is None and self.adapter_init == "pytorch"):
+            raise ValueError(
+                "losses.attention_form is 'kl', but losses.attention_heads 'adapter' makes of the teacher's attention "
+                "what is no distribution; set attention_heads to 'grouped' or 'mean', or keep adapters that are means "
+                "(adapter_learning_rate: 0 and adapter_init: grouped_heads)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_has_its_figure(self) -> Self:
         validation = self.validation
         if validation is None or validation.data is not None:
@@ -210,6 +223,11 @@ class TrainConfig(Settings):
     def in_steps(self, num_samples: int, world_size: int) -> Self:
         """The same settings with `steps` instead of `epochs`."""
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
+
+    @property
+    def frozen_adapters(self) -> bool:
+        """Whether adapters are not trained."""
+        return self.adapter_learning_rate == 0
 
     @property
     def num_steps(self) -> int:

@@ -20,7 +20,8 @@ EXPORTED = "export.json"  # in the folder that `alignkd train export` writes: ru
 # Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
 TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
 BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
-FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", BY_SOURCE, *TIMINGS)
+ATTENTION_WEIGHT = "attention_weight"  # of runs in which the weight of the attention loss falls
+FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", ATTENTION_WEIGHT, BY_SOURCE, *TIMINGS)
 KIND_PREFIX = "samples_"
 SECTIONS = {"data", "store", "train"}
 

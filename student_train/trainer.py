@@ -24,6 +24,7 @@ from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import checkpoints_folder
 from alignkd.student_train.run.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
+from alignkd.student_train.run.row_reference import references_of_run
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student
@@ -74,6 +75,7 @@ def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
     """The student under ZeRO-2, as at the start of the run."""
     student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
     engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
+    student.references = references_of_run(plan, student)
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)
     return engine
@@ -97,7 +99,7 @@ def _run_steps(
 ) -> _End:
     """Optimiser steps until the last one, until validation ends them, or until a stop is requested."""
     config, ranks, checkpoints = plan.config, plan.ranks, checkpoints_folder(plan.config.output)
-    counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights)
+    counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights, plan.attention)
     times = CheckpointTimes(config, num_samples=plan.order.num_samples, global_batch=plan.order.global_batch)
     validated = None if validation is None else validation.state.last_step
     with (
@@ -111,7 +113,7 @@ def _run_steps(
             step = plan.step(state.step)
             engine.start_step(state.step)
             sources = plan.step_sources(step.positions, counts)
-            tally = StepTally(config.losses.weights, counts(step.positions), sources)
+            tally = StepTally(step.weights, counts(step.positions), sources)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 

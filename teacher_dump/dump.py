@@ -4,7 +4,7 @@ Threads of `Preparation` work one window ahead, the main thread feeds the device
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from alignkd.storage.errors import StoreError
@@ -21,22 +21,16 @@ from alignkd.teacher_dump.job import DumpJob, DumpResult
 from alignkd.teacher_dump.operation.memory_faults import in_halves
 from alignkd.teacher_dump.operation.retry import may_be_retried, shards_to_retry
 from alignkd.teacher_dump.operation.shard_thread import Done, Finished, Outcome, ShardThread
-from alignkd.teacher_dump.preparation import (
-    DoesNotFitError,
-    PlannedWindow,
-    PreparationThreads,
-    Prepared,
-    Unusable,
-    Window,
-)
+from alignkd.teacher_dump.operation.unusable import does_not_fit, why_none
+from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads, Window
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
+from alignkd.teacher_dump.teacher import load_teacher
 from alignkd.vlm.data.data_list import DataList, check_image_folders
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
-from alignkd.vlm.hardware.device_report import device_report
+from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Preparation
 
@@ -115,19 +109,6 @@ def _with_inputs(job: DumpJob, samples: DataList, stored: Manifest | None) -> St
     return config.with_inputs(holds_images=where is not None, where=where or samples.path)
 
 
-def load_teacher(job: DumpJob, teacher: Checkpoint) -> VisionLanguageModel:
-    """The teacher on its device, after a notice that names the device.
-
-    Raises:
-        InputError: as `Checkpoint.load_model`, and where the device cannot compute in the teacher's dtype.
-    """
-    config, device = job.teacher, job.teacher.torch_device
-    line, warnings = device_report(device, config.torch_dtype, chosen=config.device is not None)
-    for text in (line, *warnings):
-        job.control.notice(text)
-    return teacher.load_model(dtype=config.torch_dtype, device=device, quantization=config.quantization)
-
-
 class _Run:
     """One run over the assigned shards, with its counters."""
 
@@ -179,7 +160,9 @@ class _Run:
         reader = StoreReader(job.store.path, allow_incomplete=True)
         quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
         if is_complete and not len(reader):
-            raise InputError(f"{self.samples.path}: none of {len(self.samples)} samples is usable, {_why(quarantined)}")
+            raise InputError(
+                f"{self.samples.path}: none of {len(self.samples)} samples is usable, {why_none(quarantined)}"
+            )
         return DumpResult(
             num_samples=len(self.samples),
             num_records=len(reader),
@@ -221,7 +204,7 @@ class _Run:
         for batch in threads.batches(prepared, buckets):
             for part, captured in in_halves(capture, batch, self._halve):
                 if captured is None:
-                    yield [_does_not_fit(part[0], capture.model)]
+                    yield [does_not_fit(part[0], capture.model.device)]
                     continue
                 yield [
                     Finished(prepared=sample.without_images(), captured=targets)
@@ -244,7 +227,7 @@ class _Run:
             control.advance(written=done.written, errors=done.errors, tokens=done.tokens)
         for commit in done.commits:
             self.shards_written += 1
-            control.committed(commit)
+            control.committed(commit.shard, samples=commit.num_samples, num_bytes=commit.totals.bytes)
         control.check()
 
     def _halve(self) -> None:
@@ -255,19 +238,6 @@ class _Run:
                 "a batch did not fit the device's memory and was halved; lower teacher.token_budget "
                 f"(now {self.job.teacher.token_budget}) if that happens often"
             )
-
-
-def _why(quarantined: Sequence[tuple[int, str, str]]) -> str:
-    _, sample_id, reason = quarantined[0]
-    is_one = len(quarantined) > 1 and all(other == reason for _, _, other in quarantined)
-    return f"all for one reason: {reason}" if is_one else f"the first ({sample_id!r}): {reason}"
-
-
-def _does_not_fit(prepared: Prepared, model: VisionLanguageModel) -> Unusable:
-    reason = DoesNotFitError(
-        f"{prepared.length} tokens do not fit the memory of {model.device}, even alone; free it or use a larger device"
-    )
-    return Unusable(place=prepared.place, sample=prepared.sample, reason=reason)
 
 
 def _stored(job: DumpJob) -> Manifest | None:

@@ -6,9 +6,9 @@ from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.teacher import open_teacher
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.family import Checkpoint
-from alignkd.vlm.families.open import open_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,7 @@ class DumpJob:
         Raises:
             InputError: no such checkpoint.
         """
-        config = self.teacher
-        return open_checkpoint(config.checkpoint, vision_config=config.vision_config, processor=config.processor)
+        return open_teacher(self.teacher)
 
 
 @dataclass(frozen=True, kw_only=True)

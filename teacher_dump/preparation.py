@@ -17,6 +17,7 @@ from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES, ArrayBudget
 from alignkd.vlm.data.data_list import sample_files
 from alignkd.vlm.data.images import MissingImageError, image_hashes
 from alignkd.vlm.data.sample import Sample
+from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import ImageError, InputError, SampleError
 from alignkd.vlm.inputs.examples import Example, ImageArrays, Preparation
 from alignkd.vlm.inputs.sample_key import sample_key
@@ -144,6 +145,7 @@ class PreparationThreads:
         waiting: called about every `TICK_SECONDS` while waiting for samples; may raise.
         refers: the store names image files and does not hold them: a sample whose data file holds an image is
             unusable, because training could not read it.
+        questions: prepare prompts that end where an answer begins, in place of training examples.
         array_bytes: bytes of image arrays that the samples of windows hold at most, see `array_budget`.
     """
 
@@ -155,9 +157,11 @@ class PreparationThreads:
         waiting: Callable[[], object] = lambda: None,
         *,
         refers: bool = False,
+        questions: bool = False,
         array_bytes: int = IMAGE_ARRAY_BYTES,
     ) -> None:
         self._preparation, self._waiting, self._refers = preparation, waiting, refers
+        self._questions = questions
         given = [folders] if isinstance(folders, Path) else folders or ()
         self._folder_ids = {folder: _inode(folder) for folder in given}
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
@@ -211,12 +215,20 @@ class PreparationThreads:
         self.budget.give(held)
 
     def _with_images(self, sample: Prepared) -> Prepared:
-        return replace(sample, images=self._preparation.build(sample.sample.turns, sample.image_files).images)
+        return replace(sample, images=self._build(self._preparation, sample.sample.turns, sample.image_files).images)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Prepare some samples now; unusable ones are left out."""
+        return self.window(samples, budgeted=False).prepared
+
+    def window(self, samples: Sequence[Sample], *, budgeted: bool = True) -> Window:
+        """Prepare some samples now.
+
+        Args:
+            budgeted: drop image arrays beyond the budget, for `batches`.
+        """
         plan = PlannedWindow(shard=0, start=0, samples=samples, is_last=True)
-        return self._finished(plan, self._start(samples, 0)).prepared
+        return self._finished(plan, self._start(samples, 0, self.budget if budgeted else None))
 
     def with_images_of(self, samples: Sequence[Prepared], others: Sequence[Prepared]) -> list[Prepared | None]:
         """Each sample with the images of another, prepared again: another image may have other vision tokens.
@@ -229,7 +241,7 @@ class PreparationThreads:
 
     def _exchanged(self, sample: Prepared, other: Prepared) -> Prepared | None:
         try:
-            example = self._preparation.build(sample.sample.turns, other.image_files)
+            example = self._build(self._preparation, sample.sample.turns, other.image_files)
         except SampleError:
             return None
         return replace(
@@ -289,7 +301,7 @@ class PreparationThreads:
             self._check_image_folder(sample.folder)
             raise
         try:
-            example = preparation.build(sample.turns, files)
+            example = self._build(preparation, sample.turns, files)
         except ImageError as error:
             raise ImageError(f"{' and '.join(sample.images)}: {error}") from error
         hashes = image_hashes(files)
@@ -302,6 +314,9 @@ class PreparationThreads:
             image_files=files,
             image_hashes=hashes,
         )
+
+    def _build(self, preparation: Preparation, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
+        return preparation.build_question(turns, files) if self._questions else preparation.build(turns, files)
 
     def _check_image_folder(self, folder: Path | None) -> None:
         """Check the image folder before a file is reported missing: an unmounted folder lacks all files.

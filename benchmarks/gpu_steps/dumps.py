@@ -10,10 +10,10 @@ import torch
 
 from alignkd.storage import Record, StoreReader, verify_store
 from alignkd.storage.record.record import as_float32
-from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.tools.compare.diff import diff_stores
-from alignkd.teacher_dump.dump import dump, load_teacher
+from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.teacher import load_teacher
 from gpu_steps.check import Check
 from gpu_steps.golden import STORES, dump_job, samples
 
@@ -32,9 +32,9 @@ class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
 class StopsAfterOneShard(DumpControl):
     """Stops the run after a committed shard."""
 
-    def committed(self, commit: CommitRecord) -> None:
+    def committed(self, shard: int, *, samples: int, num_bytes: int) -> None:
         """Stop the run."""
-        super().committed(commit)
+        super().committed(shard, samples=samples, num_bytes=num_bytes)
         raise Stopped
 
 

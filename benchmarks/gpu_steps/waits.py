@@ -16,7 +16,8 @@ import torch
 from alignkd.student_train.objective.objective import weighted_total
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
-from alignkd.teacher_dump.dump import dump, load_teacher
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.teacher import load_teacher
 from gpu_steps.check import Check
 from gpu_steps.golden import dump_job, train_job
 

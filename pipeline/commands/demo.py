@@ -21,6 +21,13 @@ from alignkd.pipeline.console.printing import json_option, print_json
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of students per row.")
 @click.option("--ablation", is_flag=True, help="One row per loss, and other attention pairs in place of tqv.")
 @click.option(
+    "--rows",
+    metavar="NAMES",
+    callback=lambda _context, _option, value: tuple(filter(None, value.split(","))),
+    default="",
+    help="Names of rows, separated by commas, instead of the usual ones; the supervised row is always there.",
+)
+@click.option(
     "--profile",
     type=click.Choice(["exact", "compact", "stem"]),
     help="The dump's store.profile; by default the demo stores 16-bit targets and full logits.",
@@ -40,6 +47,7 @@ def demo(
     quick: bool,
     seeds: int,
     ablation: bool,
+    rows: tuple[str, ...],
     profile: str | None,
     train_teacher: bool,
     device: str,
@@ -53,14 +61,17 @@ def demo(
     """
     with heavy_imports():
         from alignkd.pipeline.demo.demo import run_demo
-        from alignkd.pipeline.demo.report import plain_table
+        from alignkd.pipeline.demo.results.table import differences, plain_table, table
         from alignkd.vlm.hardware.devices import hide_gpus, usable_device
 
     if device == "cpu":
         hide_gpus()
     else:
         usable_device(device)
-    report = run_demo(out, quick=quick, seeds=seeds, ablation=ablation, profile=profile, train_teacher=train_teacher)
-    click.echo(f"\n{plain_table(report)}\n\n{out / 'report.md'}", err=as_json)
+    report = run_demo(
+        out, quick=quick, seeds=seeds, ablation=ablation, rows=rows, profile=profile, train_teacher=train_teacher
+    )
+    tables = "\n\n".join(plain_table(found) for found in (table(report), differences(report)) if found)
+    click.echo(f"\n{tables}\n\n{out / 'report.md'}", err=as_json)
     if as_json:
         print_json(report)

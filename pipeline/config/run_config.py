@@ -25,6 +25,7 @@ from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.target_source import target_source
 from alignkd.student_train.trained.settings import LoraSettings, TrainedConfig, TrainedKey, problem_of_keys
 from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.generate.settings import GenerateConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.data_list import data_set_names
@@ -33,10 +34,12 @@ from alignkd.vlm.errors import InputError, unreadable
 from alignkd.vlm.hardware.devices import DtypeName, Quantization
 from alignkd.vlm.settings import CheckpointName, Count, Positive, ProcessorKind, Settings, UserPath, described
 
-Command = Literal["dump", "plan", "train", "run"]
+Command = Literal["dump", "generate", "layers", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
 SECTIONS_OF: dict[Command, tuple[str, ...]] = {
     "dump": ("data", "teacher", "store"),
+    "generate": ("data", "teacher", "generate"),
+    "layers": ("data", "teacher", "store"),
     "plan": ("data", "teacher", "store"),
     "train": ("data", "student", "store", "train"),
     "run": ("data", "teacher", "student", "store", "train"),
@@ -133,14 +136,11 @@ class StudentConfig(Settings):
         return TrainedConfig(trained=self.trained, lora=self.lora, quantization=self.quantization)
 
 
-class RunConfig(Settings):
-    """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
+class DataAndTeacher(Settings):
+    """What all commands that run a teacher need."""
 
     data: tuple[DataConfig, ...]
     teacher: TeacherConfig | None = None
-    student: StudentConfig | None = None
-    store: SerializeAsAny[StoreConfig]
-    train: TrainConfig | None = None
 
     @field_validator("data", mode="before")
     @classmethod
@@ -188,6 +188,15 @@ class RunConfig(Settings):
     def max_tokens(self) -> int | None:
         """The longest sample of all data sets, in embedded tokens."""
         return self.data[0].max_tokens
+
+
+class RunConfig(DataAndTeacher):
+    """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
+
+    student: StudentConfig | None = None
+    store: SerializeAsAny[StoreConfig]
+    train: TrainConfig | None = None
+    generate: GenerateConfig | None = None
 
     @field_validator("store", mode="wrap")
     @classmethod
@@ -297,23 +306,23 @@ def checked_config(values: dict[str, Any], command: Command) -> tuple[RunConfig 
         f"{section}: section is {'empty' if section in values else 'missing'}, alignkd {command} needs it"
         for section in missing
     ]
-    if several and command in ("dump", "run"):
+    if several and command in ("dump", "layers", "run"):
         problems.append(
-            f"store: found a list, which is for `alignkd train`; alignkd {command} writes one store at a time: give it "
+            f"store: found a list, which is for `alignkd train`; alignkd {command} takes one store at a time: give it "
             "as a mapping with a path"
         )
     try:
         return RunConfig.model_validate(values), problems
     except ValidationError as error:
         listed = [
-            problem_of(_without_index(dict(item), values), RunConfig)
+            problem_of(without_index(dict(item), values), RunConfig)
             for item in error.errors()
             if item["loc"][:1] not in {(m,) for m in missing}
         ]
         return None, problems + listed
 
 
-def _without_index(error: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def without_index(error: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """A problem of the only data set, which the file has as a section, as a problem of that section."""
     where = error["loc"]
     if where[:2] == ("data", 0) and not isinstance(values.get("data"), list | tuple):

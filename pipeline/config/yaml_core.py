@@ -125,7 +125,7 @@ class _Reading:
         return values
 
     def _key(self, node: yaml.Node) -> str | None:
-        """The name of a key, None for a refused one."""
+        """The name of a key, a number from 0 in decimal digits; None for a refused key."""
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         if plain and node.value == "<<":
             self._refuse(node, "'<<' (merge) was dropped from YAML with version 1.2; write the keys out")
@@ -133,6 +133,8 @@ class _Reading:
             key = self._scalar(node)
             if isinstance(key, str):
                 return key
+            if type(key) is int and key >= 0:  # of a decoder layer; as in JSON, a text
+                return str(key)
             self._refuse(node, f"a key must be a name, found {described(key)}; put it in quotes")
         else:
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"

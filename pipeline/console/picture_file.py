@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 DATA_STATS = "alignkd data stats"
 SHARDS_SHOW = "alignkd shards show"
 REPORT = "alignkd report"
+LAYERS = "alignkd layers"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD_BYTES = 4096
 

@@ -1,7 +1,7 @@
 """`alignkd demo`: the whole pipeline on real handwriting, each phase in its own process."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -13,16 +13,18 @@ from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin, made_o
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
 from alignkd.pipeline.demo.pictures.illustrate import draw_pictures
 from alignkd.pipeline.demo.processes import ALIGNKD, TEACHER_TRAINING, Command, run_commands
-from alignkd.pipeline.demo.report import make_report, write_report
-from alignkd.pipeline.demo.run_config import write_run_config
-from alignkd.pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings, Recipe, recipes
+from alignkd.pipeline.demo.recipes import ABLATION, SHOWN, Recipe, named_rows
+from alignkd.pipeline.demo.results.report import make_report, write_report
+from alignkd.pipeline.demo.run_config import steps_of, write_run_config
+from alignkd.pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings
 from alignkd.pipeline.demo.steps import Steps
 from alignkd.pipeline.demo.training import train_students
-from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.pipeline.demo.world.scenes import Pool
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
-Students = dict[Recipe, list[StudentPaths]]
+Students = Mapping[Recipe, Sequence[StudentPaths]]
 """Each row of the table with its students, one per seed."""
 
 
@@ -32,10 +34,11 @@ def run_demo(
     quick: bool = False,
     seeds: int = 1,
     ablation: bool = False,
+    rows: Sequence[str] = (),
     profile: str | None = None,
     train_teacher: bool = False,
 ) -> dict[str, Any]:
-    """Run the demo, or resume the one in `out`; seeds or the ablation can be added to a finished demo.
+    """Run the demo, or resume the one in `out`; seeds and rows can be added to a finished demo.
 
     Progress is printed on stderr. The caller prints the table.
 
@@ -44,6 +47,7 @@ def run_demo(
         quick: use the small preset.
         seeds: number of students per row.
         ablation: add one row per loss, and rows with other attention pairs.
+        rows: names of further rows.
         profile: profile of the stores; None uses the codecs of the preset.
         train_teacher: train a new teacher instead of using the shipped one.
 
@@ -51,46 +55,56 @@ def run_demo(
         The content of `report.json`.
 
     Raises:
-        InputError: the demo in `out` has other settings, or a step failed.
+        InputError: the demo in `out` has other settings, there is no such row, or a step failed.
     """
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, found {seeds}; raise it")
-    settings, folder, rows = QUICK if quick else FULL, DemoFolder(out.resolve()), recipes(ablation=ablation)
+    settings, folder = QUICK if quick else FULL, DemoFolder(out.resolve())
+    # without names the rows of a plain demo
+    wanted = (*SHOWN, *ABLATION) if ablation else () if rows else SHOWN
+    recipes = named_rows([*(recipe.name for recipe in wanted), *rows])
     if profile is not None:
         settings = replace(settings, store={"profile": profile})
     begin(folder, {**asdict(settings), "train_teacher": train_teacher})
-    students: Students = {row: [folder.student(row.name, seed) for seed in range(seeds)] for row in rows}
+    students: Students = {row: [folder.student(row.name, seed) for seed in range(seeds)] for row in recipes}
     steps = Steps(folder.seconds_file)
 
-    with steps("data", f"{settings.num_scenes} training scenes, {settings.num_eval_scenes} of held-out handwriting"):
-        write_data(folder, settings)
+    with steps("data", f"{settings.num_scenes} training scenes, {settings.num_eval_scenes} of other handwriting"):
+        write_training_set(folder, settings)
+        write_questions(folder, settings, "test")
     with steps("teacher", "training a new one" if train_teacher else "the shipped checkpoint"):
         make_teacher(folder, settings, train_teacher=train_teacher)
-    with steps("students", f"{seeds} fresh, {len(rows) * seeds} run configurations"):
+    with steps("students", f"{seeds} fresh, {len(recipes) * seeds} run configurations"):
         make_students(folder, settings, students)
-    for row in {row.pairs: row for row in rows}.values():
-        config, store = students[row][0].config, folder.store(row.pairs)
-        with steps(f"dump {row.pairs}", f"phase 1: alignkd dump {config.relative_to(folder.root)}"):
+    for row in {row.store.name: row for row in recipes}.values():
+        config, store = students[row][0].config, folder.store(row.store)
+        with steps(f"dump {store.name}", f"phase 1: alignkd dump {config.relative_to(folder.root)}"):
             run_commands([alignkd("dump", config)])
-        with steps(f"verify {row.pairs}", f"alignkd shards verify {store.relative_to(folder.root)}"):
+        with steps(f"verify {store.name}", f"alignkd shards verify {store.relative_to(folder.root)}"):
             run_commands([alignkd("shards", "verify", store)])
-    unfinished = [student for student in chain(*students.values()) if not student.evaluation.exists()]
-    with steps("train", f"phase 2: alignkd train, {len(unfinished)} students of {settings.steps} steps"):
-        train_students(unfinished, settings.steps)
-    with steps("evaluate", "greedy answers to the held-out questions"):
-        evaluate_models(folder, unfinished)
+    unfinished = {
+        student: steps_of(row, settings)
+        for row, group in students.items()
+        for student in group
+        if not student.evaluation.exists()
+    }
+    with steps("train", f"phase 2: alignkd train, {len(unfinished)} students, {sum(unfinished.values())} steps"):
+        train_students(unfinished)
+    with steps("evaluate", "greedy answers to the questions"):
+        evaluate_models(folder, [*unfinished], folder.test_set)
     with steps("pictures", "losses, and the attention of each model"):
         pictures = draw_pictures(folder, students)
     options = {
-        "quick": quick, "seeds": seeds, "ablation": ablation, "profile": profile, "train_teacher": train_teacher,
+        "quick": quick, "seeds": seeds, "ablation": ablation, "rows": ",".join(rows), "profile": profile,
+        "train_teacher": train_teacher,
     }  # fmt: skip
-    report = make_report(folder, students, {**options, **asdict(settings)}, steps.seconds)
+    report = make_report(folder, students, settings, options, steps.seconds)
     write_report(folder, report, pictures)
     return report
 
 
-def write_data(folder: DemoFolder, settings: DemoSettings) -> None:
-    """Write the training set, and the held-out questions as conversations of one turn."""
+def write_training_set(folder: DemoFolder, settings: DemoSettings) -> None:
+    """Write the training set, unless it is there."""
     made_once(
         folder.training_set.conversations.parent,
         lambda out: write_dataset(
@@ -101,17 +115,24 @@ def write_data(folder: DemoFolder, settings: DemoSettings) -> None:
             questions_per_scene=settings.questions_per_scene,
         ),
     )
+
+
+def write_questions(folder: DemoFolder, settings: DemoSettings, pool: Pool) -> DatasetFiles:
+    """Write questions about handwriting of the pool `test` or `development` as conversations of one turn each."""
+    test = pool == "test"
+    data = folder.dataset(pool)
     made_once(
-        folder.held_out_set.conversations.parent,
+        data.conversations.parent,
         lambda out: write_dataset(
             out,
-            num_scenes=settings.num_eval_scenes,
-            pool="held_out",
-            seed=settings.eval_seed,
+            num_scenes=settings.num_eval_scenes if test else settings.development_scenes,
+            pool=pool,
+            seed=settings.eval_seed if test else settings.development_seed,
             questions_per_scene=settings.questions_per_scene,
             single_turn=True,
         ),
     )
+    return data
 
 
 def make_teacher(folder: DemoFolder, settings: DemoSettings, *, train_teacher: bool) -> None:
@@ -143,12 +164,11 @@ def make_students(folder: DemoFolder, settings: DemoSettings, students: Students
             write_run_config(folder, settings, recipe, student)
 
 
-def evaluate_models(folder: DemoFolder, students: Sequence[StudentPaths]) -> None:
-    """Write the answers of the teacher and of `students` to the held-out questions."""
+def evaluate_models(folder: DemoFolder, students: Sequence[StudentPaths], data: DatasetFiles) -> None:
+    """Write the answers of the teacher and of `students` to the questions of `data`."""
     checkpoints = {student.evaluation: student.checkpoint for student in students}
     if not folder.teacher_evaluation.exists():
         checkpoints[folder.teacher_evaluation] = folder.teacher
-    data = folder.held_out_set
     for file, checkpoint in checkpoints.items():
         evaluation = evaluate(
             checkpoint, data.conversations, data.images, template=TEMPLATE, vision_config=folder.vision_config

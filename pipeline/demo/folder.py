@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.demo.models import VISION_FOLDER
-from alignkd.pipeline.demo.settings import AttentionPairs
+from alignkd.pipeline.demo.recipes import Store
 from alignkd.pipeline.demo.world.dataset import DatasetFiles
 from alignkd.vlm.data.read_json import read_json
 from alignkd.vlm.errors import InputError
@@ -57,7 +57,7 @@ class StudentPaths:
 
     @property
     def evaluation(self) -> Path:
-        """Answers to the held-out questions; written last, so the file marks a finished student."""
+        """Answers to the questions; written last, so the file marks a finished student."""
         return _evaluation(self.root, self.name)
 
 
@@ -73,9 +73,9 @@ class DemoFolder:
         return self.dataset("train")
 
     @property
-    def held_out_set(self) -> DatasetFiles:
-        """Single questions about handwriting that is not in the training set."""
-        return self.dataset("held_out")
+    def test_set(self) -> DatasetFiles:
+        """Single questions about handwriting of the pool `test`."""
+        return self.dataset("test")
 
     @property
     def teacher(self) -> Path:
@@ -104,11 +104,11 @@ class DemoFolder:
     @property
     def vision_config(self) -> Path:
         """Configuration of the vision tower of teacher and students; a trained student's folder has none."""
-        return self.fresh_student(0) / VISION_FOLDER
+        return self.teacher / VISION_FOLDER
 
-    def store(self, pairs: AttentionPairs) -> Path:
-        """Store of the teacher's targets, with attention of these pairs."""
-        return self.root / "stores" / pairs
+    def store(self, store: Store) -> Path:
+        """Folder of a store of the teacher's targets."""
+        return self.root / "stores" / store.name
 
     def student(self, recipe: str, seed: int) -> StudentPaths:
         """Files of one student."""
@@ -116,7 +116,7 @@ class DemoFolder:
 
     @property
     def teacher_evaluation(self) -> Path:
-        """The teacher's answers to the held-out questions."""
+        """The teacher's answers to the questions."""
         return _evaluation(self.root, "teacher")
 
     def picture(self, name: str) -> Path:

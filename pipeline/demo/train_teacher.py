@@ -1,8 +1,8 @@
 """Trains the demo's teacher from scratch: first its vision tower, then projector and decoder on generated questions.
 
 `python -m alignkd.pipeline.demo.train_teacher --out DIR` makes the checkpoint that ships as `assets/teacher`,
-together with its log. The demo's own data set is not used: scenes have other seeds. Held-out handwriting is not used
-for training; the log reports the accuracy on it.
+together with its log. The demo's own data set is not used: scenes have other seeds. The log reports the accuracy
+on the handwriting of the pool `development`; that of the pool `test` is not used.
 """
 
 import math
@@ -162,7 +162,7 @@ def train_language(
             report(f"step {step + 1} loss {running / 250:.4f}", started)
             running = 0.0
         if (step + 1) % 1000 == 0:
-            report(f"step {step + 1} held-out accuracy {evaluate(model, builder)}", started)
+            report(f"step {step + 1} development accuracy {evaluate(model, builder)}", started)
 
 
 @torch.no_grad()
@@ -241,15 +241,14 @@ def tokenized(turns: Conversation, builder: MobileVLMPreparation) -> Example:
 
 @torch.no_grad()
 def evaluate(model: MobileVLM, builder: MobileVLMPreparation, num: int = 400) -> str:
-    """Share of right answers to questions about held-out handwriting, per type; all answer tokens must be argmax."""
-    held_out = SceneSet(num, EVALUATION_SEED, "held_out", builder)
-    features = tower_features(model, held_out)
+    """Share of right answers about `development` handwriting by type of question; all answer tokens must be argmax."""
+    scenes = SceneSet(num, EVALUATION_SEED, "development", builder)
+    features = tower_features(model, scenes)
     rng = np.random.default_rng(EVALUATION_SEED)
     shares: dict[str, float] = {}
     for name in SCENE_QUESTION_TYPES:
         examples = [
-            tokenized(conversation([ask_scene(name, scene, rng)], with_image=True), builder)
-            for scene in held_out.scenes
+            tokenized(conversation([ask_scene(name, scene, rng)], with_image=True), builder) for scene in scenes.scenes
         ]
         batch = collate_sequences(examples)
         hidden = model.hidden_states(batch, model.project(features.float()))
@@ -293,7 +292,7 @@ def train_teacher(out: Path, schedule: TeacherSchedule) -> None:
     model.model.config._attn_implementation = "sdpa"
     save_model(model.half(), out, tokenizer_from=out)
     tower_file.unlink()
-    report(f"held-out accuracy as stored (fp16) {evaluate(model.float(), builder, num=1000)}", started)
+    report(f"development accuracy as stored (fp16) {evaluate(model.float(), builder, num=1000)}", started)
 
 
 @click.command()

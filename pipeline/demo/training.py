@@ -1,6 +1,6 @@
 """Phase 2 of every student of the demo, several at a time if there are enough cores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -12,17 +12,21 @@ from alignkd.pipeline.demo.steps import say
 MOST_AT_ONCE = 8
 
 
-def train_students(students: Sequence[StudentPaths], steps: int) -> None:
+def train_students(students: Mapping[StudentPaths, int], at_once: int | None = None) -> None:
     """Train each student in its own process; an interrupted training resumes from its checkpoint.
 
     A single student prints to the terminal. Several students write logs, and one bar shows their progress (or one line
     per student without a terminal).
+
+    Args:
+        students: each student with its number of steps.
+        at_once: largest number of students that train at the same time; None takes one per core.
     """
-    at_once = min(available_cores(), len(students), MOST_AT_ONCE)
+    at_once = min(at_once or available_cores(), len(students), MOST_AT_ONCE)
     if at_once <= 1:
         run_commands([_train(student) for student in students])
         return
-    with tqdm(total=len(students) * steps, desc="train", unit="step", disable=None) as bar:
+    with tqdm(total=sum(students.values()), desc="train", unit="step", disable=None) as bar:
         reported: set[str] = set()
 
         def report(done: list[Command]) -> None:

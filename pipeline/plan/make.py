@@ -261,7 +261,8 @@ def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices:
     depth = stem_depth_of(config, inputs.model.config)
     stem = sizes_of(inputs.model.config, config.teacher, depth) if takes_from_stem(config) else None
     of_stem = {} if stem is None else {"stem_weights": stem.device, "stem_depth": depth}
-    return student_load(config, inputs.data, store, inputs.teacher, devices=devices, **of_stem)
+    layers = inputs.student.size.num_layers
+    return student_load(config, inputs.data, store, inputs.teacher, devices=devices, student_layers=layers, **of_stem)
 
 
 def _profiles(

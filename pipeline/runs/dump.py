@@ -1,20 +1,12 @@
-"""Runs phase 1 of a configuration as one worker: signals, progress bar, and a status that other shells can read."""
+"""Runs phase 1 of a configuration as one worker."""
 
 import os
 from dataclasses import dataclass, replace
 
-import torch
-from tqdm import tqdm
-
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.console.printing import say
-from alignkd.pipeline.data.reading_bar import ReadingBar
-from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.pipeline.runs.worker import own_device, worker_control
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpResult
-from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.operation.status import WorkerStatus
-from alignkd.teacher_dump.operation.stops import DumpStopSignals
 from alignkd.teacher_dump.operation.workers import Worker, worker_of
 
 
@@ -45,30 +37,6 @@ def run_dump(config: RunConfig, worker: str | None = None, *, retry_unusable: bo
     """
     which = worker_of(os.environ, worker)
     job = replace(config.dump_job(), retry_unusable=retry_unusable)
-    # disable=None: no bar if stderr is not a terminal
-    with DumpStopSignals() as stops, tqdm(desc=_bar_name(which), unit="sample", disable=None) as bar:
-
-        def progress(status: WorkerStatus) -> None:
-            bar.total = status.total
-            bar.set_postfix_str(f"{status.errors} unusable" if status.errors else "", refresh=False)
-            bar.update(status.samples - bar.n)
-
-        def notice(text: str) -> None:
-            with tqdm.external_write_mode():
-                say(text)
-
-        control = DumpControl(which, stops=stops, progress=progress, notice=notice, visible=True, reading=ReadingBar())
-        result = dump(replace(job, teacher=_own_device(job.teacher), control=control))
-        return DumpEnd(worker=which, result=result, interrupted_by=stops.received)
-
-
-def _bar_name(worker: Worker) -> str:
-    return "dump" if worker.count == 1 else f"dump {worker}"
-
-
-def _own_device(teacher: TeacherConfig) -> TeacherConfig:
-    """Give each worker that a launcher starts on this machine its own GPU, by the launcher's LOCAL_RANK."""
-    number = os.environ.get("LOCAL_RANK", "")
-    if teacher.device is not None or not number.isdecimal() or not torch.cuda.is_available():
-        return teacher
-    return teacher.model_copy(update={"device": f"cuda:{int(number) % torch.cuda.device_count()}"})
+    with worker_control("dump", which, unit="sample") as control:
+        result = dump(replace(job, teacher=own_device(job.teacher), control=control))
+        return DumpEnd(worker=which, result=result, interrupted_by=control.stops.received)

@@ -1,7 +1,7 @@
 """`alignkd dump --status STORE`: progress of a dump, from the status of its workers and the commits; loads no torch."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,9 +99,14 @@ def status_lines(status: DumpStatus) -> Iterator[str]:
     )
     if status.state == "stopped":
         yield "no worker runs; run the same `alignkd dump` again to resume"
-    if not status.workers:
+    yield from worker_lines(status.workers)
+
+
+def worker_lines(workers: Sequence[WorkerStatus]) -> Iterator[str]:
+    """A table of workers; nothing if there are none."""
+    if not workers:
         return
-    rows = [_HEADER, *(_cells(worker) for worker in status.workers)]
+    rows = [_HEADER, *(_cells(worker) for worker in workers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     for row in rows:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

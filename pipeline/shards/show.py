@@ -25,6 +25,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--tokenizer", type=FILE, help="A tokenizer.model, if the store has none.")
 @click.option("--png", type=FILE, help=f"Draw the image and the attention of the text to this file. {REPLACES}")
 @click.option("--images", type=FILE, help="Folder of the images, if the store does not contain them.")
+@click.option("--layer", type=click.IntRange(min=0), help="With --png: a stored decoder layer; by default the first.")
 @click.option("--head", default="mean", show_default=True, help="With --png: number of a head, or mean.")
 @click.option("--token", help="With --png: position or piece of a text query; by default the mean over queries.")
 @force_option
@@ -38,6 +39,7 @@ def show(
     tokenizer: Path | None,
     png: Path | None,
     images: Path | None,
+    layer: int | None,
     head: str,
     token: str | None,
     force: bool,
@@ -65,7 +67,7 @@ def show(
     record = find_record(reader, sample_id=sample_id, key=key, index=index)
     pieces, lm_head = open_pieces(reader, tokenizer), open_lm_head(reader.files, reader.manifest)
     if png is not None:
-        _draw(record, reader.manifest, pieces, png, images=images, head=head, token=token)
+        _draw(record, reader.manifest, pieces, png, images=images, layer=layer, head=head, token=token)
     seen = summary(record, reader.manifest, pieces, lm_head)
     if as_json:
         print_json(seen | ({} if png is None else {"png": str(png)}))
@@ -82,6 +84,7 @@ def _draw(
     png: Path,
     *,
     images: Path | None,
+    layer: int | None,
     head: str,
     token: str | None,
 ) -> None:
@@ -99,4 +102,4 @@ def _draw(
             fail(f"the store contains only the path of {names}; give the folder of the images by --images")
         files = tuple(read_regular(images / image) for image in record.images)
     number = None if head == "mean" else int(head)
-    draw_attention(record, manifest, pieces, files, png, head=number, token=token)
+    draw_attention(record, manifest, pieces, files, png, head=number, token=token, layer=layer)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.layer_table import layer_table
 from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
 from alignkd.pipeline.shards.verify import attention_line, labels_line
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader
     from alignkd.storage.tools.compare.diff import FieldDifference
     from alignkd.storage.tools.compare.sample_errors import StatedErrors
+    from alignkd.storage.tools.layers.stored import StoredLayers
     from alignkd.storage.tools.stats import StoreStats
 
 
@@ -33,12 +35,14 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
 
     For some evenly spaced records it also shows the error bound that each codec states, computed from the stored
     scales, and checks identities: rows of attention sum to at most 1, entries and tail sum to 1, each label is kept.
-    With --exact the errors are measured against the other store.
+    With --exact the errors are measured against the other store. Of the same records it shows for each layer of stored
+    attention how much falls on vision tokens, how sharp it is and how much it depends on the question.
 
     Example: alignkd shards stats runs/compact --exact runs/exact
     """
     from alignkd.storage.read.store import StoreReader
     from alignkd.storage.tools.compare.sample_errors import measured_errors, sampled_positions, stated_errors
+    from alignkd.storage.tools.layers.stored import stored_attention, stored_layers
     from alignkd.storage.tools.stats import store_stats
 
     reader = StoreReader(store, allow_incomplete=True)
@@ -47,12 +51,14 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
     positions = sampled_positions(reader, sample)
     with progress_bar("sample", len(positions)) as done:
         stated = stated_errors(reader, positions, done)
+    with progress_bar("layers", len(stored_attention(reader.manifest)), "target") as done:
+        layers = stored_layers(reader, positions, done)
     measured = None
     if exact is not None:
         with progress_bar("compare", len(positions)) as done:
             measured = measured_errors(reader, StoreReader(exact, allow_incomplete=True), sample, done)
     if as_json:
-        print_json(_document(store, counted, stated, measured))
+        print_json(_document(store, counted, stated, measured, layers))
         return
     click.echo(
         "\n".join(
@@ -60,16 +66,26 @@ def stats(store: Path | str, sample: int, exact: Path | str | None, as_json: boo
                 *_counts(reader, counted),
                 *_stated(stated, reader.manifest.gives_attention_by_stem),
                 *_measured(measured, exact),
+                *_layers(layers),
             ]
         )
     )
 
 
 def _document(
-    store: Path | str, counted: "StoreStats", stated: "StatedErrors", measured: "list[FieldDifference] | None"
+    store: Path | str,
+    counted: "StoreStats",
+    stated: "StatedErrors",
+    measured: "list[FieldDifference] | None",
+    layers: "list[StoredLayers]",
 ) -> dict[str, Any]:
-    errors = None if measured is None else [asdict(found) for found in measured]
-    return {"store": str(store), **asdict(counted), "stated": asdict(stated), "measured": errors}
+    return {
+        "store": str(store),
+        **asdict(counted),
+        "stated": asdict(stated),
+        "measured": None if measured is None else [asdict(found) for found in measured],
+        "attention_layers": [asdict(found) for found in layers],
+    }
 
 
 def _counts(reader: "StoreReader", counted: "StoreStats") -> list[str]:
@@ -133,3 +149,12 @@ def _measured(measured: "list[FieldDifference] | None", exact: Path | str | None
             for found in measured
         ),
     ]
+
+
+def _layers(layers: "list[StoredLayers]") -> list[str]:
+    lines = []
+    for found in layers:
+        lines.append(f"{found.target}: {found.pairs} attention by layer, of {format_count(found.records, 'record')}")
+        size = format_bytes(round(found.bytes_per_sample))
+        lines += layer_table(found.layers, {each.layer: size for each in found.layers})
+    return lines

@@ -92,6 +92,11 @@ class CommitHead:
     folder: str
 
     @property
+    def num_samples(self) -> int:
+        """Records and unusable samples."""
+        return self.num_records + len(self.quarantined)
+
+    @property
     def path(self) -> str:
         """The shard's folder relative to the store."""
         return f"{SHARDS}/{self.folder}"

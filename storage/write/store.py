@@ -22,7 +22,7 @@ from alignkd.storage.schema.commit_record import commit_name, committed_shards, 
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
 from alignkd.storage.schema.plan import store_plan
 from alignkd.storage.write.folder import FolderPlace
-from alignkd.storage.write.place import Place
+from alignkd.storage.write.place import Place, SharedFiles
 from alignkd.storage.write.shard import ShardWriter
 
 __all__ = ["ShardWriter", "StoreWriter", "open_writer"]
@@ -118,6 +118,10 @@ class StoreWriter:
         if not 0 <= shard < len(self._plan):
             raise StoreError(f"shard is {shard}, the plan of store {self.path} has 0..{len(self._plan) - 1}")
         return self._plan[shard].copy()
+
+    def shared_folder(self, name: str) -> Path | SharedFiles:
+        """A folder of the store for files that are not part of it; see `Place.shared_folder`."""
+        return self.place.shared_folder(name)
 
     def open_shard(self, shard: int) -> ShardWriter:
         """Start a shard in a temporary folder; use as a context manager.

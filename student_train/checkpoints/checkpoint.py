@@ -37,7 +37,16 @@ NUM_RECORDS = "num_records"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice
-FIXED_IN_OLD_CHECKPOINTS = {"trained": "all", "quantization": "none", "losses.supervised_on_generated": 1.0}
+FIXED_IN_OLD_CHECKPOINTS = {
+    "trained": "all",
+    "quantization": "none",
+    "losses.supervised_on_generated": 1.0,
+    "losses.attention_layers": None,
+    "losses.attention_form": "mse",
+    "losses.attention_heads": "adapter",
+    "losses.attention_row_weights": "none",
+    "losses.attention_decay": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

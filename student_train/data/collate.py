@@ -22,6 +22,7 @@ from alignkd.storage.record.record import (
     as_float32,
 )
 from alignkd.storage.schema.counterfactual import EVIDENCE, FULL, REMOVED
+from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.stem_targets import StemLookup
@@ -38,7 +39,7 @@ from alignkd.student_train.data.targets import (
 )
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
-from alignkd.vlm.inputs.position_map import AttentionPairs
+from alignkd.vlm.inputs.position_map import AttentionPairs, Positions
 
 _NO_BLOCK = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 # joins the parts of one name, one per target, into one array
@@ -49,16 +50,20 @@ def collate(
     samples: Sequence[tuple[Example, Record]],
     *,
     targets: Collection[str],
-    attention_pairs: AttentionPairs,
+    attention_pairs: AttentionPairs | ChosenAttention,
     stem: StemLookup | None = None,
 ) -> TrainBatch:
     """One micro-batch with its targets.
 
     Args:
         targets: which of `attention`, `vision_top`, `vision_all`, `logits` and `counterfactual` the losses need.
+        attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
     given = frozenset() if stem is None else stem.wanted
+    wanted = attention_pairs
+    if not isinstance(wanted, ChosenAttention):
+        wanted = ChosenAttention(pairs=(wanted,))
     examples, records = [example for example, _ in samples], [record for _, record in samples]
     inputs = collate_inputs(examples)
     sequences = inputs.sequences
@@ -68,7 +73,7 @@ def collate(
     )
     attention = None
     if "attention" in targets:
-        attention = _attention(examples, None if "attention" in given else records, attention_pairs)
+        attention = _attention(examples, None if "attention" in given else records, wanted)
     return replace(
         inputs,
         attention=attention,
@@ -77,7 +82,7 @@ def collate(
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
-        stem=_stem_inputs(examples, sequences, stem, attention, attention_pairs) if stem and with_image else None,
+        stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
     )
 
 
@@ -107,12 +112,13 @@ def _stem_inputs(
     sequences: SequenceBatch,
     stem: StemLookup,
     attention: AttentionTargets | None,
-    pairs: AttentionPairs,
+    wanted: ChosenAttention,
 ) -> StemInputs:
-    has_tqv = "attention" in stem.wanted and pairs == "tqv" and attention is not None
+    # the loss's own rows serve eq. 2 too if they are the text queries of the first layer alone
+    has_tqv = "attention" in stem.wanted and wanted == ChosenAttention() and attention is not None
     return StemInputs(
         text=stem.table.rows(sequences.input_ids_BL.masked_fill(sequences.vision_mask_BL, 0)),
-        tqv_places=_places(examples, "tqv") if "vision_top" in stem.wanted and not has_tqv else None,
+        tqv_places=_places(examples, ChosenAttention()) if "vision_top" in stem.wanted and not has_tqv else None,
         vision_tokens_S=[
             sum(example.positions.tokens_of_image) for example in examples if example.positions.num_images
         ],
@@ -120,29 +126,57 @@ def _stem_inputs(
 
 
 def _attention(
-    examples: Sequence[Example], records: Sequence[Record] | None, pairs: AttentionPairs
+    examples: Sequence[Example], records: Sequence[Record] | None, wanted: ChosenAttention
 ) -> AttentionTargets | None:
     """Targets of eq. 1; None if no sample has a row; without `records` only rows and columns."""
-    places = _places(examples, pairs)
+    places = _places(examples, wanted)
     if not any(places.num_rows_B):
         return None
     if records is None:
         return places
-    stored = [block for record in records for block in _blocks(record.attention)]
+    stored = [block for record in records for block in _stored_attention(record, wanted)]
     return replace(places, coded_BRHC=_coded(stored, _padded))
 
 
-def _places(examples: Sequence[Example], pairs: AttentionPairs) -> AttentionTargets:
-    blocks = [example.positions.attention_blocks(pairs) or [_NO_BLOCK] for example in examples]
+def _places(examples: Sequence[Example], wanted: ChosenAttention) -> AttentionTargets:
+    blocks = [_blocks_of_places(example, wanted) or [_NO_BLOCK] for example in examples]
     rows, cols = zip(*(block for of_sample in blocks for block in of_sample), strict=True)
-    several = max(map(len, blocks)) > 1
+    samples = None
+    if max(map(len, blocks)) > 1:
+        samples = tuple(sample for sample, of_sample in enumerate(blocks) for _ in of_sample)
     return AttentionTargets(
         rows_BR=pad_positions(rows)[0],
         cols_BC=pad_positions(cols)[0],
         num_rows_B=[len(row) for row in rows],
         num_cols_B=[len(col) for col in cols],
-        samples_B=torch.from_numpy(np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])) if several else None,
+        samples_B=None if samples is None else torch.tensor(samples),
+        block_samples=samples,
+        layers=wanted.layers,
     )
+
+
+def _blocks_of_places(example: Example, wanted: ChosenAttention) -> list[tuple[Positions, Positions]]:
+    """Rows and columns of each block of a sample."""
+    positions = example.positions
+    if wanted.by_image:
+        (pairs,) = wanted.pairs
+        return positions.attention_blocks(pairs)
+    if not positions.num_images:
+        return []
+    rows = np.concatenate([positions.attention_rows(pairs) for pairs in wanted.pairs])
+    return [(rows, positions.vision_positions)]
+
+
+def _stored_attention(record: Record, wanted: ChosenAttention) -> Sequence[Target | None]:
+    """The blocks of a record's attention; a target that is absent is one empty block."""
+    if wanted.by_image:
+        return _blocks(record.attention)
+    if not record.has_image:
+        return [None]
+    targets = [_parts(record.more[name]) for name in wanted.names]  # type: ignore[arg-type]  # no logits
+    codec, names = targets[0][0], targets[0][1].keys()
+    rows = {name: np.concatenate([wanted.of_entries(parts[name]) for _, parts in targets]) for name in names}
+    return [EncodedArray(codec, rows)]
 
 
 def _blocks(target: Target | None) -> Sequence[Target | None]:

@@ -75,8 +75,12 @@ class EncodedTensor:
         return self.parts[""].shape
 
     def rows(self, rows: slice) -> Self:
-        """Some of the rows R of attention [B, R, H, C]; every codec of attention encodes row by row."""
+        """Some of the rows R of attention [B, R, H, C]; every codec of attention encodes rows of heads alone."""
         return replace(self, parts={name: part[:, rows] for name, part in self.parts.items()})
+
+    def heads(self, heads: slice) -> Self:
+        """Some of the heads H of attention [B, R, H, C]; see `rows`."""
+        return replace(self, parts={name: part[:, :, heads] for name, part in self.parts.items()})
 
     def to(self, device: torch.device | str) -> Self:
         """The same bytes on `device`."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder
+from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.handoff.stream import FromWorkers
@@ -16,9 +17,14 @@ from alignkd.student_train.errors import TrainError
 
 
 def load_batch(
-    samples: TrainingSet, positions: NDArray[np.int64], *, targets: Collection[str], stem: StemLookup | None
+    samples: TrainingSet,
+    positions: NDArray[np.int64],
+    *,
+    targets: Collection[str],
+    stem: StemLookup | None,
+    attention: ChosenAttention | None = None,
 ) -> TrainBatch:
-    """The samples at these positions as one batch; `targets` and `stem` as of `collate`.
+    """The samples at these positions as one batch; `targets`, `stem` and `attention` as of `collate`.
 
     Raises:
         TrainError: a sample cannot be used.
@@ -27,7 +33,7 @@ def load_batch(
         return collate(
             [samples[int(position)] for position in positions],
             targets=targets,
-            attention_pairs=samples.reader.manifest.codecs.attention_pairs,
+            attention_pairs=attention or samples.reader.manifest.codecs.attention_pairs,
             stem=stem,
         )
     except ValueError as error:
@@ -43,6 +49,7 @@ def load_micro_batches(
     micro_batch: int,
     targets: Collection[str],
     stem: StemLookup | None = None,
+    attention: ChosenAttention | None = None,
     workers: int = 0,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
@@ -53,6 +60,7 @@ def load_micro_batches(
         micro_batch: samples per micro-batch; the global batch of `order` is a multiple of it times the ranks.
         targets: which targets the losses need.
         stem: computes the targets that are not stored.
+        attention: the attention that batches carry; None: the first layer's.
         workers: processes that prepare batches; 0 prepares them in this process.
 
     Raises:
@@ -65,7 +73,7 @@ def load_micro_batches(
         step, part = divmod(number, per_step)
         mine = order.rank_slice(step, ranks.rank, ranks.world_size)
         positions = mine[part * micro_batch : (part + 1) * micro_batch]
-        return load_batch(samples, positions, targets=targets, stem=stem)
+        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention)
 
     numbers = range(steps.start * per_step, steps.stop * per_step)
     return FromWorkers(make, numbers, workers) if workers else map(make, numbers)

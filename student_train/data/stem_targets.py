@@ -6,7 +6,7 @@ Shape letters: B samples, P vision tokens of all images, L positions, R attentio
 queries, Ht teacher heads, Dt teacher hidden size, K selected vision tokens of all samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
-from alignkd.student_train.data.targets import AttentionTargets
+from alignkd.student_train.data.targets import AttentionTargets, StemInputs
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.attention.layer import AttentionLayer
+from alignkd.vlm.families.family import Vision
 from alignkd.vlm.families.stem import EmbeddingTable, Stem
 
 
@@ -60,20 +61,33 @@ class StemTargets(nn.Module):
         filled: dict[str, Any] = {"vision_all_PD": EncodedTensor.plain(vision_PD)} if "vision_all" in wanted else {}
         if not wanted & {"attention", "vision_top"}:
             return replace(batch, **filled)
-        number = self.stem.attention_layer
-        layer = self.stem.attention_layers(batch.sequences, inputs.text, vision, [number])[number]
+        targets = batch.attention if "attention" in wanted else None
+        layers = self._layers(batch, inputs, vision, targets)
         attention_BHRC = None
-        if "attention" in wanted and batch.attention is not None:
-            attention_BHRC = self._attention(batch.attention, layer)
+        if targets is not None:
+            each = [layers[number] for number in targets.layers or (self.stem.attention_layer,)]
+            attention_BHRC = torch.cat([self._attention(targets, layer) for layer in each], dim=1)
             coded = EncodedTensor.plain(attention_BHRC.transpose(1, 2))
-            filled["attention"] = replace(batch.attention, coded_BRHC=coded)
+            filled["attention"] = replace(targets, coded_BRHC=coded)
         if "vision_top" in wanted:
-            places, tqv_BHQP = batch.attention, attention_BHRC
-            if inputs.tqv_places is not None:  # eq. 2 needs other pairs than the attention loss
-                places, tqv_BHQP = inputs.tqv_places, self._attention(inputs.tqv_places, layer)
+            places, tqv_BHQP = targets, attention_BHRC
+            if inputs.tqv_places is not None:  # eq. 2 needs other pairs or another layer than the attention loss
+                places = inputs.tqv_places
+                tqv_BHQP = self._attention(places, layers[self.stem.attention_layer])
             assert places is not None and tqv_BHQP is not None
             filled |= _top_tokens(places, inputs.vision_tokens_S, tqv_BHQP, vision_PD)
         return replace(batch, **filled)
+
+    def _layers(
+        self, batch: TrainBatch, inputs: StemInputs, vision: Vision, targets: AttentionTargets | None
+    ) -> Mapping[int, AttentionLayer]:
+        """The teacher's layers that the targets need."""
+        needed = set() if targets is None else {*(targets.layers or (self.stem.attention_layer,))}
+        if "vision_top" in self.wanted:
+            needed.add(self.stem.attention_layer)
+        if not needed:  # no sample has a row
+            return {}
+        return self.stem.attention_layers(batch.sequences, inputs.text, vision, sorted(needed))
 
     def _attention(self, places: AttentionTargets, layer: AttentionLayer) -> Tensor:
         return layer.attention(places.rows_BR, places.cols_BC, places.samples_B, chunk_bytes=self.chunk_bytes)

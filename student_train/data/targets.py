@@ -19,16 +19,19 @@ from alignkd.vlm.families.stem import TextRows
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTargets:
-    """First-layer attention of the teacher in B blocks, padded on the right.
+    """Attention of layers of the teacher in B blocks, padded on the right.
 
     A sample is one block, which has 0 rows if the sample is text-only. If the columns are vision tokens, a sample with
-    several images has one block per image.
+    several images has one block per image; attention of chosen layers has one block, with the columns of all images.
 
     Attributes:
         rows_BR, cols_BC: int64 positions in the spliced sequence, 0 where padded.
         num_rows_B, num_cols_B: real rows and columns, plain integers.
-        coded_BRHC: token-major as stored, 0 where padded; None until the teacher's stem has computed it.
+        coded_BRHC: token-major as stored, 0 where padded; the heads of each of `layers` one after the other. None until
+            the teacher's stem has computed it.
         samples_B: int64, the sample of each block; None if every sample is one block.
+        block_samples: the same as plain integers.
+        layers: numbers of the teacher's layers; None: its first layer that has attention.
     """
 
     rows_BR: Tensor
@@ -37,6 +40,20 @@ class AttentionTargets:
     num_cols_B: list[int]
     coded_BRHC: EncodedTensor | None = None
     samples_B: Tensor | None = None
+    block_samples: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of each layer."""
+        return self.stored_BRHC.shape[2] // len(self.layers or (0,))
+
+    def of_layer(self, layer: int) -> EncodedTensor:
+        """The attention of one of `layers`, [B, R, Ht, C]."""
+        if self.layers is None or len(self.layers) == 1:
+            return self.stored_BRHC
+        start = self.layers.index(layer) * self.num_heads
+        return self.stored_BRHC.heads(slice(start, start + self.num_heads))
 
     @property
     def teacher_BHRC(self) -> Tensor:

@@ -58,8 +58,8 @@ def parameter_groups(student: DistilledStudent, config: TrainConfig) -> list[dic
     named = [(name, value) for name, value in student.named_parameters() if value.requires_grad]
     projector = tuple(MODEL_PREFIX + prefix for prefix in student.model.projector_prefixes)
     rates: dict[tuple[str, ...], float] = {
-        projector: config.projector_learning_rate or config.learning_rate,
-        (ADAPTER_PREFIX,): config.adapter_learning_rate or config.learning_rate,
+        projector: config.learning_rate if (rate := config.projector_learning_rate) is None else rate,
+        (ADAPTER_PREFIX,): config.learning_rate if (rate := config.adapter_learning_rate) is None else rate,
     }
     groups: list[dict[str, Any]] = [
         {"params": [value for name, value in named if name.startswith(prefixes)], "lr": rate}

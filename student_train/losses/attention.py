@@ -21,8 +21,8 @@ def attention_loss(
     """
     error_BHRC = to_accum_dtype(adapted_teacher_BHRC) - to_accum_dtype(student_BHRC)
     mask_BRC = (
-        _length_mask(num_rows_B, error_BHRC.shape[2], error_BHRC)[:, :, None]
-        & (_length_mask(num_cols_B, error_BHRC.shape[3], error_BHRC)[:, None, :])
+        length_mask(num_rows_B, error_BHRC.shape[2], error_BHRC)[:, :, None]
+        & (length_mask(num_cols_B, error_BHRC.shape[3], error_BHRC)[:, None, :])
     )
     # masked_fill, not a product: a padded entry may have any value, and 0 * inf is not 0.
     total_B = error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum(dim=(1, 2, 3))
@@ -30,6 +30,7 @@ def attention_loss(
     return LossSum.of(total_B, pairs * student_BHRC.shape[1])
 
 
-def _length_mask(lengths_B: Sequence[int], width: int, like: Tensor) -> Tensor:
+def length_mask(lengths_B: Sequence[int], width: int, like: Tensor) -> Tensor:
+    """Bool [B, width], True at the first positions of each sample, on the device of `like`."""
     lengths = torch.tensor(list(lengths_B), device=like.device)
     return torch.arange(width, device=like.device) < lengths[:, None]

@@ -18,22 +18,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alignkd.student_train.losses.attention import length_mask
+from alignkd.student_train.losses.attention_outcomes import AttentionColumns, AttentionOutcomes
 from alignkd.student_train.losses.inner_autograd import gradients_of
-from alignkd.vlm.attention.attention_rows import (
-    RowInputs,
-    attention_scores,
-    expanded_columns,
-    row_chunks,
-    weights_of_scores,
-)
+from alignkd.vlm.attention.attention_rows import RowInputs, attention_scores, row_chunks
 
 # The loss of each sample [B] over some rows, from their attention (float32 [B, H, r, C], float64 for float64 input),
-# the slice of rows, and the loss's parameters.
+# the slice of rows, and the loss's parameters. If the loss is one of outcomes, it gets logarithms [B, H, r, C + 1]: the
+# last is that of the attention to all other keys together; -inf where the row attends to none of an outcome's keys.
 RowsLoss = Callable[..., Tensor]
 
 
 def fused_attention_loss(
-    inputs: RowInputs, cols_BC: Tensor, loss: RowsLoss, parameters: Sequence[Tensor], *, rows_at_once: int
+    inputs: RowInputs,
+    cols_BC: Tensor,
+    loss: RowsLoss,
+    parameters: Sequence[Tensor],
+    *,
+    rows_at_once: int,
+    num_cols_B: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the loss over all rows: a scalar, and its parts by sample [B], which have no gradient.
 
@@ -43,10 +46,12 @@ def fused_attention_loss(
         inputs, cols_BC: as in `alignkd.vlm.attention.attention_rows`; queries and keys get a gradient.
         loss: called with each chunk of rows; returns the sum over them for each sample [B].
         parameters: further tensors that get a gradient, float32 or float64; passed on to `loss`.
-        rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L] (two with a soft cap), float32 gradients
-            of queries and keys are held.
+        rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L] (two with a soft cap, three for a loss of
+            outcomes), float32 gradients of queries and keys are held.
+        num_cols_B: for a loss of outcomes: the real columns of each sample; all other keys are one outcome.
     """
-    places = _Places(inputs=inputs, cols_BC=cols_BC, at_once=rows_at_once)
+    real_BC = None if num_cols_B is None else length_mask(num_cols_B, cols_BC.shape[1], cols_BC)
+    places = _Places(inputs=inputs, cols_BC=cols_BC, at_once=rows_at_once, real_BC=real_BC)
     total, parts_B = _FusedAttention.apply(
         inputs.query_BHRd, inputs.key_BHLd, places, loss, torch.is_grad_enabled(), *parameters
     )
@@ -55,11 +60,12 @@ def fused_attention_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """The selected part of the attention."""
+    """The selected part of the attention; `real_BC` is given for a loss of outcomes, True where not padded."""
 
     inputs: RowInputs
     cols_BC: Tensor
     at_once: int
+    real_BC: Tensor | None
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -86,23 +92,20 @@ class _FusedAttention(torch.autograd.Function):
             inputs = places.inputs.chunk(chunk)
             scores_BHrL = attention_scores(inputs, places.cols_BC)
             slope_BHrL = _slope(scores_BHrL, inputs.softcap) if grad_enabled else None
-            weights_BHrL, sum_BHr1 = weights_of_scores(scores_BHrL, inputs)
-            columns_BHrC = expanded_columns(places.cols_BC, weights_BHrL)
-            chosen_BHrC = weights_BHrL.gather(3, columns_BHrC).div_(sum_BHr1)
+            chosen = _chosen(scores_BHrL, inputs, places)
             if not grad_enabled:
-                summed_loss(chunk, chosen_BHrC, *parameters)
+                summed_loss(chunk, chosen.values_BHrC, *parameters)
                 continue
-            grad_chosen_BHrC, *of_parameters = gradients_of(partial(summed_loss, chunk), [chosen_BHrC, *parameters])
-            # gradient of a softmax of which only the columns are used: p_l * (g_l - sum over c of p_c * g_c)
-            weighed_BHrC = grad_chosen_BHrC.mul(chosen_BHrC).mul_(inputs.scaling)
-            weights_BHrL.mul_(-weighed_BHrC.sum(-1, keepdim=True) / sum_BHr1)
-            grad_scores_BHrL = weights_BHrL.scatter_add_(3, columns_BHrC, weighed_BHrC)
+            grad_chosen_BHrC, *of_parameters = gradients_of(
+                partial(summed_loss, chunk), [chosen.values_BHrC, *parameters]
+            )
+            grad_scores_BHrL = chosen.grad_scores(grad_chosen_BHrC, inputs.scaling)
             if slope_BHrL is not None:
                 grad_scores_BHrL.mul_(slope_BHrL)
             _add_products(grad_scores_BHrL, inputs, gradients[0][:, :, chunk], gradients[1])
             for own, more in zip(gradients[2:], of_parameters, strict=True):
                 own += more
-            del scores_BHrL, slope_BHrL, weights_BHrL, grad_scores_BHrL  # before those of the next chunk are allocated
+            del scores_BHrL, slope_BHrL, chosen, grad_scores_BHrL  # before those of the next chunk are allocated
         if grad_enabled:
             ctx.save_for_backward(*gradients)
             ctx.dtypes = [like.dtype for like in (query_BHRd, key_BHLd, *parameters)]
@@ -117,6 +120,12 @@ class _FusedAttention(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return query, key, None, None, None, *parameters
+
+
+def _chosen(scores_BHrL: Tensor, inputs: RowInputs, places: _Places) -> AttentionColumns | AttentionOutcomes:
+    if places.real_BC is None:
+        return AttentionColumns(scores_BHrL, inputs, places.cols_BC)
+    return AttentionOutcomes(scores_BHrL, inputs, places.cols_BC, places.real_BC)
 
 
 def _slope(scores_BHrL: Tensor, softcap: float | None) -> Tensor | None:

@@ -1,5 +1,6 @@
-"""The two 1x1 convolutions that carry the teacher's targets into the student's space (eq. 1, 3 and 4)."""
+"""The 1x1 convolutions that carry the teacher's targets into the student's space (eq. 1, 3 and 4)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,22 +19,31 @@ AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
 class Adapters(nn.Module):
     """`attn_adapter` mixes Ht teacher heads into Hs, `proj_adapter` maps Dt to Ds; both are trained with the student.
 
-    Parameter names and shapes are those of the reference code's checkpoints.
+    Parameter names and shapes are those of the reference code's checkpoints. Where attention of several layers of the
+    student is compared, `attn_adapter` is that of the first of them, and `attn_adapters` holds one for each further
+    layer by its number.
     """
 
-    def __init__(self, *, heads: tuple[int, int], hidden_sizes: tuple[int, int]) -> None:
-        """`heads` is (Ht, Hs), `hidden_sizes` is (Dt, Ds)."""
+    def __init__(
+        self, *, heads: tuple[int, int], hidden_sizes: tuple[int, int], layers: Sequence[int] | None = None
+    ) -> None:
+        """`heads` is (Ht, Hs), `hidden_sizes` is (Dt, Ds), `layers` are the student's; None is a single one."""
         super().__init__()
+        self.layers = None if layers is None or len(layers) < 2 else tuple(layers)
         self.attn_adapter = nn.Conv2d(*heads, kernel_size=1)
+        self.attn_adapters = nn.ModuleDict(
+            {str(layer): nn.Conv2d(*heads, kernel_size=1) for layer in (self.layers or ())[1:]}
+        )
         self.proj_adapter = nn.Conv1d(*hidden_sizes, kernel_size=1)
 
     @property
-    def sizes(self) -> dict[str, tuple[int, int]]:
+    def sizes(self) -> dict[str, tuple[int, ...]]:
         """The arguments of the constructor, by name."""
         attention, vision = self.attn_adapter, self.proj_adapter
         return {
             "heads": (attention.in_channels, attention.out_channels),
             "hidden_sizes": (vision.in_channels, vision.out_channels),
+            **({} if self.layers is None else {"layers": self.layers}),
         }
 
     def initialise(self, how: AdapterInit, *, seed: int) -> None:
@@ -49,27 +59,39 @@ class Adapters(nn.Module):
             torch.manual_seed(seed)
             self.attn_adapter.reset_parameters()
             self.proj_adapter.reset_parameters()
-        if how == "mean_of_heads":
-            nn.init.constant_(self.attn_adapter.weight, 1 / self.attn_adapter.in_channels)
-        if how == "grouped_heads":
-            self.attn_adapter.weight.data.copy_(_group_means(*self.attn_adapter.weight.shape[:2])[:, :, None, None])
-        if how != "pytorch":
-            nn.init.zeros_(self.attn_adapter.bias)  # type: ignore[arg-type]
+            for further in self.of_layers[1:]:  # after those that every run has, which start as without them
+                further.reset_parameters()
+        for adapter in self.of_layers:
+            if how == "mean_of_heads":
+                nn.init.constant_(adapter.weight, 1 / adapter.in_channels)
+            if how == "grouped_heads":
+                adapter.weight.data.copy_(group_means(*adapter.weight.shape[:2])[:, :, None, None])
+            if how != "pytorch":
+                nn.init.zeros_(adapter.bias)  # type: ignore[arg-type]
+
+    @property
+    def of_layers(self) -> list[nn.Conv2d]:
+        """The adapters of attention, one for each of the student's layers."""
+        return [self.attn_adapter, *self.attn_adapters.values()]  # type: ignore[list-item]
 
     def adapt_attention(self, teacher_BHRC: Tensor) -> Tensor:
         """[B, Ht, R, C] -> float32 [B, Hs, R, C]; half-precision weights are applied in float32."""
         weight_ST, bias_S = self.attention_weights()
         return functional.conv2d(teacher_BHRC.float(), weight_ST[:, :, None, None], bias_S)
 
-    def attention_weights(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `adapt_attention`: float32 [Hs, Ht] and [Hs]."""
-        conv = self.attn_adapter
+    def attention_weights(self, place: int = 0) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the adapter at a place in `of_layers`: float32 [Hs, Ht] and [Hs]."""
+        conv = self.of_layers[place]
         return conv.weight.float().flatten(1), conv.bias.float()  # type: ignore[union-attr]
 
     def adapt_no_attention(self) -> Tensor:
-        """The adapted attention of a made-up teacher: reaches the adapter's parameters if a batch has no target."""
-        conv = self.attn_adapter
-        return self.adapt_attention(conv.weight.new_zeros((1, conv.in_channels, 1, 1)))
+        """The adapted attention of a made-up teacher, a sum: reaches all adapters if a batch has no target."""
+        parts = []
+        for place, conv in enumerate(self.of_layers):
+            weight_ST, bias_S = self.attention_weights(place)
+            none_B = conv.weight.new_zeros((1, conv.in_channels, 1, 1), dtype=torch.float32)
+            parts.append(functional.conv2d(none_B, weight_ST[:, :, None, None], bias_S).sum())
+        return torch.stack(parts)
 
     def adapt_no_vision(self) -> Tensor:
         """The same for vision embeddings."""
@@ -111,7 +133,7 @@ class Adapters(nn.Module):
         self.load_state_dict(found)
 
 
-def _group_means(num_students: int, num_teachers: int) -> Tensor:
+def group_means(num_students: int, num_teachers: int) -> Tensor:
     """[Hs, Ht] weights: student head s is the mean of the teacher heads t with floor(t * Hs / Ht) = s.
 
     With more student than teacher heads some groups are empty; such a head starts at the nearest teacher head.

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
+from alignkd.student_train.objective.attention_match import AttentionMatch, first_layers
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import ModelConfig
 
@@ -17,11 +18,19 @@ class GlobalCounts:
         readers: the stores of the run.
         student: the student's shapes.
         terms: the loss terms that are computed.
+        attention: how attention is compared; None: as by default.
     """
 
-    def __init__(self, readers: Sequence[StoreReader], student: ModelConfig, terms: Iterable[str]) -> None:
+    def __init__(
+        self,
+        readers: Sequence[StoreReader],
+        student: ModelConfig,
+        terms: Iterable[str],
+        attention: AttentionMatch | None = None,
+    ) -> None:
+        match = attention or first_layers(student)
         self._per_sample = {
-            name: np.concatenate([_elements(name, reader, student) for reader in readers]) for name in terms
+            name: np.concatenate([_elements(name, reader, student, match) for reader in readers]) for name in terms
         }
 
     def __call__(self, positions: NDArray[np.int64]) -> dict[str, int]:
@@ -29,6 +38,6 @@ class GlobalCounts:
         return {term: int(counts[positions].sum()) for term, counts in self._per_sample.items()}
 
 
-def _elements(name: str, reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
+def _elements(name: str, reader: StoreReader, student: ModelConfig, match: AttentionMatch) -> NDArray[np.int64]:
     elements = TERMS[name].elements
-    return reader.num_supervised if elements is None else elements(reader, student)
+    return reader.num_supervised if elements is None else elements(reader, student, match)

@@ -14,8 +14,10 @@ from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.attention_match import AttentionMatch, FixedHeads, first_layers
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.head_terms import head_terms
+from alignkd.student_train.objective.row_reference import RowReferences
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
@@ -42,6 +44,9 @@ class DistilledStudent(nn.Module):
         stem: StemTargets | None = None,
         num_tokens: int | None = None,
         trained: TrainedConfig | None = None,
+        attention: AttentionMatch | None = None,
+        fixed_heads: FixedHeads | None = None,
+        frozen_adapters: bool = False,
     ) -> None:
         """Freeze what is not trained.
 
@@ -53,16 +58,26 @@ class DistilledStudent(nn.Module):
             stem: computes the targets that are not stored; frozen.
             num_tokens: see `HeadInputs`.
             trained: what is trained of the model; None: everything but its vision tower.
+            attention: how attention is compared; None: that of the first layers.
+            fixed_heads: mixture of the teacher's heads, unless it is trained.
+            frozen_adapters: whether adapters stay as they are.
         """
         super().__init__()
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
         self.num_tokens = num_tokens
         self._drawn: tuple[str, ...] | None = None
+        self.attention = attention or first_layers(model.config)
+        self.fixed_heads = fixed_heads
+        # of the weights of attention rows; they are measured when the student is on its device
+        self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
         # An adapter without a weighted term is not changed, not even by weight decay.
         used = {TERMS[name].adapter for name in losses.weights}
-        adapters.attn_adapter.requires_grad_("attn_adapter" in used)
+        if frozen_adapters:
+            used.clear()
+        for adapter in adapters.of_layers:
+            adapter.requires_grad_("attn_adapter" in used and losses.attention_heads == "adapter")
         adapters.proj_adapter.requires_grad_("proj_adapter" in used)
 
     def start_step(self, step: int, *, seed: int) -> None:
@@ -76,19 +91,23 @@ class DistilledStudent(nn.Module):
             batch = self.stem.fill(batch, vision.features)  # before the decoder allocates its activations
             vision = replace(vision, features=None)
         has_image = bool(batch.sequences.images)
-        with self.model.watched_first_layer() as first_layer:
+        watched = self.attention.student_layers if "attention" in self.losses.weights else ()
+        with self.model.watched_layers(watched) as layers:
             hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)
         forward = ForwardPass(
             batch=batch,
             adapters=self.adapters,
             vision_PD=vision.embeddings_PD,
             hidden_BLD=hidden_BLD,
-            first_layer=first_layer,
+            layers=layers,
+            attention=self.attention,
             attention_chunk_bytes=self.losses.attention_chunk_mib << 20,
             second=self._second_passes(batch, vision),
+            fixed_heads=self.fixed_heads,
+            references=self.references,
         )
         # The terms on logits come first, whatever their place in the table. And all terms come after the decoder:
-        # backward then finishes layer 0's weights at the same moment with and without the attention term.
+        # backward then finishes a layer's weights at the same moment with and without the attention term.
         on_logits = self._terms_on_logits(forward, None if has_image else sum_of_zeros(vision))
         return on_logits | self._other_terms(forward)
 

@@ -1,5 +1,6 @@
 """Settings of the loss terms; their weights are keys made from the table `alignkd.student_train.objective.terms`."""
 
+import math
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -7,6 +8,7 @@ from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets
+from alignkd.student_train.losses.attention_weights import RowWeights
 from alignkd.student_train.losses.divergences import (
     MIXED,
     PLAIN,
@@ -15,7 +17,9 @@ from alignkd.student_train.losses.divergences import (
     LogitDivergence,
     named_divergence,
 )
+from alignkd.student_train.objective.attention_match import AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
+from alignkd.student_train.objective.layer_map import LayerMap
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import Head
@@ -47,6 +51,20 @@ class LossConfig(_Weights):
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
+        attention_layers: the student's decoder layers whose attention is compared, each with a layer of the teacher or
+            with the mean of a list of them, such as `{0: 0, 1: [1, 2]}`; or a band of the student's depth such as
+            `30%-70%`, whose k layers are compared with the m stored layers of the teacher, the i-th with the mean of
+            its layers i to i + m - k. None: the first layer of both that has attention.
+        attention_form: difference of the attention. `mse`: squared error of each value. `kl`: KL(teacher, student) of
+            each row over its columns and one outcome for all other keys. `cosine`: 1 - cosine of the whole map of a
+            sample and head. `row_cosine`: 1 - cosine of each row.
+        attention_heads: what each student head is compared with. `adapter`: a trained mixture of the teacher's heads.
+            `grouped`: the mean of its group of neighbouring teacher heads. `mean`: the means of all heads of both sides
+            are compared.
+        attention_row_weights: weight of each row, by the teacher's attention. `sharpness`: 1 - entropy / ln(columns).
+            `surprise`: KL to the mean map of the store. Weights are divided by their mean over the store.
+        attention_decay: share of the steps after which the weight of the attention loss has fallen to 0 along a cosine;
+            None: it stays.
     """
 
     supervised_on_generated: Amount = 1.0
@@ -55,6 +73,11 @@ class LossConfig(_Weights):
     temperature: Positive = 1.0
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count = 8
+    attention_layers: LayerMap | None = None
+    attention_form: AttentionForm = "mse"
+    attention_heads: AttentionHeads = "adapter"
+    attention_row_weights: RowWeights = "none"
+    attention_decay: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
@@ -83,6 +106,24 @@ class LossConfig(_Weights):
                 "cross-entropy; leave supervised_on_generated out or set supervised above 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rows_have_weights(self) -> Self:
+        if self.attention_form == "cosine" and self.attention_row_weights != "none":
+            raise ValueError(
+                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form 'cosine' compares whole "
+                "maps, which have no weights of rows; set it to 'none', or attention_form to 'row_cosine', 'kl' or "
+                "'mse'"
+            )
+        return self
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """`weights` after a share of the run's optimiser steps: that of the attention loss may fall to 0."""
+        weights = self.weights
+        if self.attention_decay is not None and "attention" in weights:
+            passed = min(progress / self.attention_decay, 1.0)
+            weights["attention"] *= 0.5 * (1 + math.cos(math.pi * passed))
+        return weights
 
     def problems_with(self, logits_kind: str, where: str, tail: str | None = None) -> list[str]:
         """Why the logit loss cannot use a kind of stored logits, one line per reason.

@@ -20,6 +20,8 @@ from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.attention_match import AttentionMatch, FixedHeads
+from alignkd.student_train.objective.row_reference import RowReferences
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
@@ -57,8 +59,11 @@ class ForwardPass:
         vision_PD: the student's vision embeddings [P, Ds], image by image; of one image of zeros where the batch has
             no image.
         hidden_BLD: the student's hidden states [B, L, Ds] after its final norm.
-        first_layer: queries and keys of the decoder's first layer.
+        layers: queries and keys of the decoder's layers whose attention is compared, by their numbers.
+        attention: how it is compared.
         attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
+        fixed_heads: the mixture of the teacher's heads where no adapter is trained.
+        references: of the weights of attention rows; None: all rows count alike.
         second: what the terms on counterfactual targets need; None if no such term has a weight.
     """
 
@@ -66,8 +71,11 @@ class ForwardPass:
     adapters: Adapters
     vision_PD: Tensor
     hidden_BLD: Tensor
-    first_layer: AttentionLayer
+    layers: Mapping[int, AttentionLayer]
+    attention: AttentionMatch
     attention_chunk_bytes: int
+    fixed_heads: FixedHeads | None = None
+    references: RowReferences | None = None
     second: SecondPasses | None = None
 
     @property
@@ -128,7 +136,8 @@ class Term:
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks
             its target the count is 0, and the sum must still depend on every parameter that the term trains (`idle`).
         elements: how many elements each sample of a store contributes to `compute`, int64 [samples], for a student of
-            these shapes. The total is divided by their sum over the global batch.
+            these shapes, with the attention compared in this way. The total is divided by their sum over the global
+            batch.
         on_logits: for a sum over supervised positions that needs the student's logits: gives the function that is
             called with one chunk of positions at a time and returns the value at each [n].
     """
@@ -140,7 +149,7 @@ class Term:
     positional: bool = False
     adapter: Literal["attn_adapter", "proj_adapter"] | None = None
     compute: Callable[[ForwardPass], LossSum] | None = None
-    elements: Callable[[StoreReader, ModelConfig], NDArray[np.int64]] | None = None
+    elements: Callable[[StoreReader, ModelConfig, AttentionMatch], NDArray[np.int64]] | None = None
     on_logits: Callable[[HeadInputs], HeadTerm] | None = None
 
     def __post_init__(self) -> None:

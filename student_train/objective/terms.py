@@ -26,7 +26,7 @@ TERMS: dict[str, Term] = {
         on_logits=label_term,
     ),
     "attention": Term(
-        meaning="weight of the loss on the first layer's attention from text queries to vision tokens.",
+        meaning="weight of the loss on attention, by default the first layer's from text queries to vision tokens.",
         weight=1.0,
         presets=("paper",),
         target="attention",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.losses.vision import vision_all_loss, vision_top_loss
+from alignkd.student_train.objective.attention_match import AttentionMatch
 from alignkd.student_train.objective.term import ForwardPass, idle
 from alignkd.vlm.families.family import ModelConfig
 
@@ -22,7 +23,7 @@ def vision_all_term(forward: ForwardPass) -> LossSum:
     return loss.by_sample(forward.samples_P, forward.num_samples)
 
 
-def vision_all_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
+def vision_all_elements(reader: StoreReader, student: ModelConfig, _: AttentionMatch) -> NDArray[np.int64]:
     """Values of all vision embeddings of each sample."""
     return reader.num_vision * student.hidden_size
 
@@ -38,6 +39,6 @@ def vision_top_term(forward: ForwardPass) -> LossSum:
     return loss.by_sample(forward.samples_P.index_select(0, index_K), forward.num_samples)
 
 
-def vision_top_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
+def vision_top_elements(reader: StoreReader, student: ModelConfig, _: AttentionMatch) -> NDArray[np.int64]:
     """Values of the embeddings of the selected vision tokens of each sample."""
     return np.minimum(reader.manifest.shapes.vision_top_tokens, reader.num_vision) * student.hidden_size

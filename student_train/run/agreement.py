@@ -9,8 +9,10 @@ import numpy as np
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.vlm.attention.layer_choice import shown_layers
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
 
@@ -52,7 +54,11 @@ def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
     facts = {f"fingerprint {name}": _short(value) for name, value in sorted(manifest.fingerprint.items())}
     facts |= {f"shapes.{name}": str(value) for name, value in manifest.shapes.model_dump(mode="json").items()}
     if "attention" in needed:
-        facts["codecs.attention_pairs"] = manifest.codecs.attention_pairs
+        attention = stored_attention(manifest)
+        facts["codecs.attention_pairs"] = " and ".join(attention.pairs)
+        if attention.names:
+            facts["layers of the attention"] = shown_layers(attention.layers)
+            facts["heads of the attention"] = str(attention.heads)
     if "logits" in needed:
         facts["the form of logits"] = _form_of_logits(reader)
     from_stem = targets_of_stem(reader, config)

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def export_checkpoint(job: TrainJob, step: int | None, folder: Path) -> Exported
             f"{expected[:16]}; restore the checkpoint that the run started from"
         )
     with _not_removed(output, path), Parts(path, WEIGHTS) as parts:
-        student = _student_before_training(job, origin, _teacher_sizes(checkpoint, parts, job), parts)
+        student = _student_before_training(job, origin, checkpoint, parts)
         _load_weights(student, parts, path)
         adapters = trained_adapters(
             student, ((name, parts.tensor(name)) for name in parts.names if name.startswith(ADAPTER_PREFIX))
@@ -157,11 +157,12 @@ def _teacher_sizes(checkpoint: Checkpoint, parts: Parts, job: TrainJob) -> dict[
     return {"heads": shapes.num_heads, "hidden_sizes": shapes.hidden_size}
 
 
-def _student_before_training(job: TrainJob, origin: Origin, sizes: Mapping[str, int], parts: Parts) -> DistilledStudent:
+def _student_before_training(job: TrainJob, origin: Origin, checkpoint: Checkpoint, parts: Parts) -> DistilledStudent:
     """The student that the run started from; adapters of an earlier stage are read only if they were not trained."""
     if parts.names.issuperset(ADAPTER_WEIGHTS.values()):
         job = replace(job, train=job.train.model_copy(update={"adapters": None}))
-    student = student_to_export(job, origin, num_heads=sizes["heads"], hidden_size=sizes["hidden_sizes"])
+    sizes, layers = _teacher_sizes(checkpoint, parts, job), checkpoint.document.get(ADAPTERS, {}).get("layers")
+    student = student_to_export(job, origin, num_heads=sizes["heads"], hidden_size=sizes["hidden_sizes"], layers=layers)
     student.adapters.to(job.torch_dtype)  # as DeepSpeed does
     return student
 

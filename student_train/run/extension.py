@@ -151,7 +151,9 @@ def small_rate_warning(config: TrainConfig, schedule: Schedule) -> str | None:
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     free = {name for name in settings if name.startswith((PREFIX, VALIDATION))} - {HELD_OUT} | FREE
-    return {name: value for name, value in settings.items() if name not in free}
+    comparable = {name: value for name, value in settings.items() if name not in free}
+    # a rate may change, but not which parameters the checkpoint holds
+    return comparable | {"adapters trained": settings.get("adapter_learning_rate") != 0}
 
 
 def _find(config: TrainConfig, extend: ExtendConfig) -> Extension:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.held_out import held_out_positions
@@ -22,9 +23,11 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.objective.attention_match import AttentionMatch
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
+from alignkd.student_train.run.attention import attention_match, chosen_attention
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import Extension, check_can_be_extended, find_extension, schedule_of
 from alignkd.student_train.run.mixture import Mixture
@@ -44,10 +47,14 @@ class StepPlan:
         learning_rate: learning rate of the decoder.
         tokens: tokens of the global batch, padding left out.
         kinds: samples of the global batch by kind.
+        weights: weight of each loss term.
+        attention_weight: that of the attention loss if it changes with the step, else None.
     """
 
     positions: NDArray[np.int64]
     factor: float
+    weights: dict[str, float]
+    attention_weight: float | None
     learning_rate: float
     tokens: int
     kinds: dict[str, int]
@@ -71,6 +78,7 @@ class RunPlan:
         settings: what decides the run's weights; a resumed run must have the same.
         extension: where it begins if it extends an earlier run, or None.
         schedule: learning rate of each step.
+        attention: how attention is compared; None for a run that does not.
     """
 
     job: TrainJob
@@ -86,6 +94,7 @@ class RunPlan:
     settings: dict[str, Any]
     extension: Extension | None
     schedule: Schedule
+    attention: AttentionMatch | None
 
     @property
     def config(self) -> TrainConfig:
@@ -106,7 +115,10 @@ class RunPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
         factor = self.schedule(number)
+        weights = config.losses.weights_at(number / config.num_steps)
         return StepPlan(
+            weights=weights,
+            attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),
             positions=positions,
             factor=factor,
             learning_rate=config.learning_rate * factor,
@@ -134,8 +146,15 @@ class RunPlan:
 
     def micro_batches(self, *, first_step: int) -> Iterator[TrainBatch]:
         """This rank's micro-batches from a step to the last one; forks data workers, see `load_micro_batches`."""
-        stem = stem_lookup(self.reader, self.config)
-        return micro_batches(self.samples, self.order, self.config, self.ranks, first_step=first_step, stem=stem)
+        return micro_batches(
+            self.samples,
+            self.order,
+            self.config,
+            self.ranks,
+            first_step=first_step,
+            stem=stem_lookup(self.reader, self.config),
+            attention=chosen_attention(self.reader, self.attention),
+        )
 
     def result(
         self,
@@ -195,6 +214,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         settings=settings,
         extension=extension,
         schedule=schedule_of(settings),
+        attention=attention_match(samples.reader, student.config, job.train),
     )
 
 
@@ -222,6 +242,7 @@ def micro_batches(
     *,
     first_step: int,
     stem: StemLookup | None = None,
+    attention: ChosenAttention | None = None,
 ) -> Iterator[TrainBatch]:
     """`load_micro_batches` as the settings of a run ask for them, from `first_step` to the last step."""
     return load_micro_batches(
@@ -232,5 +253,6 @@ def micro_batches(
         micro_batch=config.micro_batch,
         targets={*config.losses.needed_targets.values()},
         stem=stem,
+        attention=attention,
         workers=config.data_workers,
     )

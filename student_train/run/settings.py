@@ -6,9 +6,11 @@ from typing import Any
 
 from alignkd.storage import StoreReader
 from alignkd.storage.files.checksum import file_crc32c
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.run.attention import attention_match
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import Checkpoint
@@ -65,8 +67,7 @@ def deciding_settings(
         "global_batch": config.global_batch_size(ranks.world_size),
     }
     decided |= config.model_dump(mode="json", exclude=NOT_DECIDING)
-    losses = config.losses.model_dump(exclude=NOT_DECIDING_LOSSES)
-    decided |= {f"losses.{name}": value for name, value in losses.items()}
+    decided |= {f"losses.{name}": value for name, value in _of_losses(reader, student, config).items()}
     if config.validation is not None:
         validation = config.validation.model_dump(mode="json", include=DECIDING_IN_VALIDATION)
         validation["figure"] = config.validation.chosen_figure
@@ -74,6 +75,13 @@ def deciding_settings(
     if (stem := stem_of_run(reader, config)) is not None:  # its fingerprint is the store's
         decided |= {f"targets.{name}": f"stem in {stem.dtype}" for name in targets_of_stem(reader, config)}
     return decided
+
+
+def _of_losses(reader: StoreReader, student: Checkpoint, config: TrainConfig) -> dict[str, Any]:
+    losses = config.losses.model_dump(mode="json", exclude=NOT_DECIDING_LOSSES)
+    if losses["attention_layers"] is not None and (match := attention_match(reader, student.config, config)):
+        losses["attention_layers"] = str(match)  # a band means other layers with another store
+    return losses
 
 
 def _of_stores(readers: Sequence[StoreReader], mixture: Mixture) -> dict[str, Any]:

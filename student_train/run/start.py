@@ -110,11 +110,22 @@ def announce(plan: RunPlan) -> None:
     if plan.ranks.is_first:
         logger.info("trains: %s", described_of(plan.job.trained, plan.student.size()))
         _log_device(plan)
-        for line in (*plan.mixture.lines(), _length(plan)):
+        for line in (*plan.mixture.lines(), *_attention(plan), _length(plan)):
             logger.info("%s", line)
         _warn_about_repeated(plan)
         _announce_extension(plan)
         _warn_about_unusable(plan)
+
+
+def _attention(plan: RunPlan) -> list[str]:
+    """The layers that are compared, unless they are the first ones."""
+    match = plan.attention
+    if match is None or (plan.config.losses.attention_layers is None and match.form == "mse"):
+        return []
+    return [
+        f"attention: layers of the student and of the teacher {{{match}}}, form {match.form}, heads {match.heads}, "
+        f"row weights {match.row_weights}"
+    ]
 
 
 def _log_device(plan: RunPlan) -> None:

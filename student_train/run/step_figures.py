@@ -6,7 +6,7 @@ from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.engine.engine import StepOutcome
 from alignkd.student_train.metrics.file import Metrics, peak_memory_mib
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.output import BY_SOURCE, KIND_PREFIX
+from alignkd.student_train.output import ATTENTION_WEIGHT, BY_SOURCE, KIND_PREFIX
 from alignkd.student_train.run.plan import StepPlan
 
 
@@ -24,6 +24,7 @@ def step_figures(
         **tally.means,
         "samples_seen": state.samples_seen,
         "learning_rate": step.learning_rate,
+        **({} if step.attention_weight is None else {ATTENTION_WEIGHT: step.attention_weight}),
         "grad_norm": outcome.grad_norm,
         "skipped": not outcome.applied,
         "seconds": tally.seconds,

@@ -1,5 +1,7 @@
 """The trained module of a run: student, adapters, and the frozen parts of the teacher that its targets need."""
 
+from collections.abc import Sequence
+
 import torch
 
 from alignkd.storage import StoreReader
@@ -8,17 +10,22 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.attention import attention_match, fixed_heads, teacher_heads
 from alignkd.student_train.run.checks import compared_tokens
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
+from alignkd.vlm.families.stem import smallest_depth
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_head
 
 
 def build_student(
-    job: TrainJob, checkpoint: Checkpoint, reader: StoreReader, device: torch.device | str = "cpu"
+    job: TrainJob,
+    checkpoint: Checkpoint,
+    reader: StoreReader,
+    device: torch.device | str = "cpu",
 ) -> DistilledStudent:
     """The student with adapters from the store's teacher: those of an earlier stage if the job names them, or fresh.
 
@@ -26,9 +33,11 @@ def build_student(
         device: on which quantised weights are made, because they cannot move; any other student is on the CPU.
     """
     model = load_student(job, checkpoint, device)
-    teacher = reader.manifest.shapes
-    adapters = _adapters(job, model, num_heads=teacher.num_heads, hidden_size=teacher.hidden_size)
-    stem, head = load_stem(job, reader, model)
+    match = attention_match(reader, model.config, job.train)
+    num_heads, hidden_size = teacher_heads(reader, job.train), reader.manifest.shapes.hidden_size
+    layers = None if match is None else match.student_layers
+    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers)
+    stem, head = load_stem(job, reader, model, () if match is None else match.teacher_layers)
     if head is None:
         head = teacher_head(reader, job.train.losses)
     lora = job.trained.lora_settings
@@ -36,7 +45,18 @@ def build_student(
         # the tower is frozen and keeps nothing; the attention loss and the head bound their memory themselves
         model.checkpoint_layers(preserve_rng_state=lora is not None and lora.dropout > 0)
     num_tokens = compared_tokens(reader, model.config)
-    return DistilledStudent(model, adapters, job.train.losses, head, stem, num_tokens, job.trained)
+    return DistilledStudent(
+        model,
+        adapters,
+        job.train.losses,
+        head,
+        stem,
+        num_tokens,
+        job.trained,
+        attention=match,
+        fixed_heads=fixed_heads(match, num_students=model.config.num_heads, num_teachers=num_heads),
+        frozen_adapters=job.train.frozen_adapters,
+    )
 
 
 def load_student(job: TrainJob, checkpoint: Checkpoint, device: torch.device | str) -> VisionLanguageModel:
@@ -50,21 +70,33 @@ def load_student(job: TrainJob, checkpoint: Checkpoint, device: torch.device | s
     return model
 
 
-def student_to_export(job: TrainJob, checkpoint: Checkpoint, *, num_heads: int, hidden_size: int) -> DistilledStudent:
+def student_to_export(
+    job: TrainJob, checkpoint: Checkpoint, *, num_heads: int, hidden_size: int, layers: Sequence[int] | None = None
+) -> DistilledStudent:
     """The student before its first step, without what only training needs: targets, stem and output head of a teacher.
 
     Args:
         num_heads: attention heads of the teacher.
         hidden_size: hidden size of the teacher.
+        layers: of the student, if several have an adapter.
     """
     model = load_student(job, checkpoint, "cpu")
-    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size)
-    return DistilledStudent(model, adapters, job.train.losses, trained=job.trained)
+    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers)
+    frozen = job.train.frozen_adapters
+    return DistilledStudent(model, adapters, job.train.losses, trained=job.trained, frozen_adapters=frozen)
 
 
-def _adapters(job: TrainJob, model: VisionLanguageModel, *, num_heads: int, hidden_size: int) -> Adapters:
+def _adapters(
+    job: TrainJob, model: VisionLanguageModel, *, num_heads: int, hidden_size: int, layers: Sequence[int] | None
+) -> Adapters:
     """Adapters before the first step, from a teacher with so many heads and this hidden size."""
-    adapters = Adapters(heads=(num_heads, model.config.num_heads), hidden_sizes=(hidden_size, model.config.hidden_size))
+    if job.train.losses.attention_heads != "adapter":
+        layers = None  # the one that every run has stays as it is
+    adapters = Adapters(
+        heads=(num_heads, model.config.num_heads),
+        hidden_sizes=(hidden_size, model.config.hidden_size),
+        layers=layers,
+    )
     if job.train.adapters is None:
         adapters.initialise(job.train.adapter_init, seed=job.train.seed)
     else:
@@ -73,9 +105,12 @@ def _adapters(job: TrainJob, model: VisionLanguageModel, *, num_heads: int, hidd
 
 
 def load_stem(
-    job: TrainJob, reader: StoreReader, student: VisionLanguageModel
+    job: TrainJob, reader: StoreReader, student: VisionLanguageModel, layers: Sequence[int]
 ) -> tuple[StemTargets | None, Head | None]:
     """What computes the targets that are not stored, and the teacher's output head if the stem provides it.
+
+    Args:
+        layers: the teacher's layers whose attention is compared; the stem's layers after these are not loaded.
 
     Raises:
         InputError: the student's vision tower differs from that of the stem's teacher; else as `stem_of_run`.
@@ -85,7 +120,9 @@ def load_stem(
         return None, None
     if wanted != {"logits"}:
         check_same_tower(info, student)
-    stem = open_stem(info.path, lm_head="logits" in wanted, student=student)
+    needed = layers if "attention" in wanted else ()
+    depth = max([smallest_depth(info.config), *(layer + 1 for layer in needed)])
+    stem = open_stem(info.path, lm_head="logits" in wanted, student=student, depth=depth)
     head = stem.take_head()
     if wanted == {"logits"}:
         return None, head

@@ -5,6 +5,7 @@ from pathlib import Path
 from alignkd.storage import StoreReader
 from alignkd.storage.schema.counterfactual import removed_part
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.target_source import target_source
@@ -85,7 +86,8 @@ def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -
 
 
 def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
-    codec, chosen = getattr(reader.manifest.codecs, key), getattr(config.targets, key)
+    chosen = getattr(config.targets, key)
+    codec = stored_attention(reader.manifest).codec if key == "attention" else getattr(reader.manifest.codecs, key)
     source = target_source(codec, chosen, has_stem=config.stem is not None)
     if source is None:
         asked = "" if chosen is None else f" and targets.{key} is {chosen!r}"

@@ -142,7 +142,7 @@ class _Run:
                         self._take(window, sink)
                     commit = sink.commit()
                 self.shards_written += 1
-                self.job.control.committed(commit)
+                self.job.control.committed(commit.shard, samples=commit.num_samples, num_bytes=commit.totals.bytes)
 
     def result(self, format: Format, alignment: Alignment, seconds: float) -> ImportResult:
         """The state of the store, and the part that this run wrote."""

@@ -3,14 +3,13 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Protocol
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.schema.commit_record import CommitRecord
-from alignkd.storage.write.store import StoreWriter
-from alignkd.teacher_dump.operation.status import StatusPlace, WorkerStatus, status_place
+from alignkd.teacher_dump.operation.status import HasSharedFolder, StatusPlace, WorkerStatus, status_place
 from alignkd.teacher_dump.operation.stops import DumpStopped, DumpStopSignals
 from alignkd.teacher_dump.operation.workers import Worker, shards_to_write
 from alignkd.vlm.data.source import ReadProgress
@@ -18,6 +17,19 @@ from alignkd.vlm.errors import one_line
 
 RATE_SECONDS = 30.0
 Progress = Callable[[WorkerStatus], None]
+
+
+class Output(HasSharedFolder, Protocol):
+    """What workers write shard by shard: a store, or the folder of a teacher's answers."""
+
+    def pending_shards(self) -> list[int]:
+        """Shards of the plan that are not committed yet, ascending."""
+
+    def is_pending(self, shard: int) -> bool:
+        """Whether one shard is to be written, by the present state of the output."""
+
+    def planned_samples(self, shard: int) -> Sized:
+        """The samples of a shard."""
 
 
 class DumpControl:
@@ -29,7 +41,7 @@ class DumpControl:
         progress: called with the counters after every batch.
         notice: called with one-line messages for the user.
         reading: called with the bytes read and the bytes in all while data files are read through.
-        visible: whether the store's `.status` folder shows this worker and its claimed shards.
+        visible: whether the output's `.status` folder shows this worker and its claimed shards.
 
     Attributes:
         status: the counters.
@@ -58,15 +70,15 @@ class DumpControl:
         self._place: _PublishedStatus | _LocalClaims = _LocalClaims()
 
     @contextmanager
-    def over(self, store: StoreWriter) -> Iterator[Iterator[int]]:
+    def over(self, output: Output) -> Iterator[Iterator[int]]:
         """Yield an iterator over the shards to write; each is claimed until it is committed or the block ends."""
-        pending = store.pending_shards()
-        self._update(total=sum(len(store.planned_samples(shard)) for shard in pending if self.worker.owns(shard)))
+        pending = output.pending_shards()
+        self._update(total=sum(len(output.planned_samples(shard)) for shard in pending if self.worker.owns(shard)))
         if self._visible:
-            self._place = _PublishedStatus(status_place(store, str(self.worker)), self) if pending else _clear(store)
+            self._place = _PublishedStatus(status_place(output, str(self.worker)), self) if pending else _clear(output)
         ended: WorkerStatus | None = None
         try:
-            yield self._shards(store)
+            yield self._shards(output)
             ended = replace(self.status, state="stopped" if self.stops.finishing else "finished")
         except (DumpStopped, KeyboardInterrupt) as stop:
             ended = replace(self.status, state="stopped", message=str(stop))
@@ -76,7 +88,7 @@ class DumpControl:
             raise
         finally:
             self.stops.announce = None
-            self._place.close(ended or self.status, lambda: not store.pending_shards())
+            self._place.close(ended or self.status, lambda: not output.pending_shards())
 
     def check(self) -> None:
         """Call between batches, and about every second while waiting.
@@ -104,29 +116,29 @@ class DumpControl:
         """Show one line to the user."""
         self._notice(text)
 
-    def committed(self, commit: CommitRecord) -> None:
-        """Count a committed shard and release its claim."""
+    def committed(self, shard: int, *, samples: int, num_bytes: int) -> None:
+        """Count a committed shard of so many samples, unusable ones included, and release its claim."""
         now = self.status
-        self._held.pop(commit.shard, None)
-        self._place.release(commit.shard)
+        self._held.pop(shard, None)
+        self._place.release(shard)
         self._update(
             shards=tuple(self._held),
             shards_written=now.shards_written + 1,
-            in_hand=max(0, now.in_hand - commit.num_records - len(commit.quarantined)),
-            num_bytes=now.num_bytes + commit.totals.bytes,
+            in_hand=max(0, now.in_hand - samples),
+            num_bytes=now.num_bytes + num_bytes,
         )
         if not self._held:
             self.stops.announce = None
 
-    def _shards(self, store: StoreWriter) -> Iterator[int]:
-        is_committed = lambda shard: not store.is_pending(shard)  # noqa: E731
+    def _shards(self, output: Output) -> Iterator[int]:
+        is_committed = lambda shard: not output.is_pending(shard)  # noqa: E731
         self.began = time.monotonic()
         self._rate = _Rate()
-        for shard in shards_to_write(self.worker, self._place, store.pending_shards, is_committed):
+        for shard in shards_to_write(self.worker, self._place, output.pending_shards, is_committed):
             if self.stops.finishing:
                 self._place.release(shard)
                 return
-            planned = len(store.planned_samples(shard))
+            planned = len(output.planned_samples(shard))
             self._held[shard] = planned
             added = 0 if self.worker.owns(shard) else planned
             self._update(shards=tuple(self._held), total=self.status.total + added)
@@ -146,10 +158,10 @@ class DumpControl:
         self.status = replace(self.status, heartbeat=time.time(), **changes)  # type: ignore[arg-type]
 
 
-def _clear(store: StoreWriter) -> "_LocalClaims":
+def _clear(output: Output) -> "_LocalClaims":
     """All shards are committed: remove the status files of workers that died after their last shard."""
     with suppress(OSError, StoreError):
-        status_place(store, "").close(complete=True)
+        status_place(output, "").close(complete=True)
     return _LocalClaims()
 
 

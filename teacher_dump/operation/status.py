@@ -24,7 +24,6 @@ from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.places import open_files
 from alignkd.storage.write.place import SharedFiles
-from alignkd.storage.write.store import StoreWriter
 
 FOLDER = ".status"
 SECONDS_BETWEEN = 1.0
@@ -126,10 +125,17 @@ class StatusPlace(Protocol):
         """
 
 
-def status_place(store: StoreWriter, worker: str) -> StatusPlace:
-    """The place for a worker of a store that is being written."""
+class HasSharedFolder(Protocol):
+    """An output that several workers write."""
+
+    def shared_folder(self, name: str) -> Path | SharedFiles:
+        """A folder of the output for files that are not part of it; a Path where files can be locked."""
+
+
+def status_place(output: HasSharedFolder, worker: str) -> StatusPlace:
+    """The place for a worker of an output that is being written."""
     name = re.sub(r"[^A-Za-z0-9.-]", "-", f"worker-{worker}-{socket.gethostname()}-{os.getpid()}")
-    shared = store.place.shared_folder(FOLDER)
+    shared = output.shared_folder(FOLDER)
     return FolderPlace(shared, name) if isinstance(shared, Path) else BucketPlace(shared, name)
 
 

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from prepared_processes import PreparedProcess, PreparedProcesses
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, TruncatedLogits, open_writer
 from alignkd.storage.record.record import HiddenStates, SampledLogits
+from alignkd.storage.schema.targets import NamedTarget
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS
@@ -98,6 +100,7 @@ def dump(teacher: MobileVLM, student_builder: MobileVLMPreparation) -> Dump:
         vocab_size: int = 512,
         backend: Any = "zarr",
         inputs: Any = "reference",
+        more: tuple[NamedTarget, ...] = (),
     ) -> Path:
         codecs = codecs or exact_codecs()
         head = {LM_HEAD_FILE: head_bytes(teacher.head)} if codecs.logits.kind == "hidden" else {}
@@ -106,6 +109,7 @@ def dump(teacher: MobileVLM, student_builder: MobileVLMPreparation) -> Dump:
             data_fingerprint={"name": path.name},
             shapes=Shapes(num_heads=8, hidden_size=128, vision_tokens=144, vocab_size=vocab_size),
             codecs=codecs,
+            more=more,
             backend=backend,
             inputs=inputs,
             attachments={name: hashlib.sha256(content).hexdigest() for name, content in head.items()},
@@ -117,7 +121,8 @@ def dump(teacher: MobileVLM, student_builder: MobileVLMPreparation) -> Dump:
         for shard in writer.pending_shards():
             with writer.open_shard(shard) as sink:
                 for index in writer.planned_samples(shard):
-                    sink.append(_record(teacher, student_builder, samples[index], int(index), codecs, inputs))
+                    record = _record(teacher, student_builder, samples[index], int(index), codecs, inputs, more)
+                    sink.append(record)
                 sink.commit()
         return path
 
@@ -297,6 +302,7 @@ def _record(
     index: int,
     codecs: Codecs,
     inputs: str,
+    more: tuple[NamedTarget, ...],
 ) -> Record:
     images = (sample["image"],) if "image" in sample else ()
     files = tuple((IMAGES / image).read_bytes() for image in images)
@@ -333,8 +339,26 @@ def _record(
         supervised_positions=example.positions.supervised_positions,
         logits=_stored_logits(found, codecs.logits),
         image_bytes=files if inputs == "embed" else (),
+        more={target.name: _attention_of_layers(teacher, example, target) for target in more if images},
         **kept,
     )
+
+
+@torch.no_grad()
+def _attention_of_layers(teacher: MobileVLM, example: Example, target: NamedTarget) -> NDArray[np.float32]:
+    """Attention of chosen layers [R, layers * heads, P]; heads in neighbouring groups."""
+    batch = collate_sequences([example])
+    pairs = "tqv" if target.rows == "tqv_query" else "vqv"
+    rows, cols = (
+        torch.from_numpy(p.astype(np.int64))[None]
+        for p in (example.positions.attention_rows(pairs), example.positions.vision_positions)
+    )
+    with teacher.watched_layers(target.layers) as layers:
+        teacher.hidden_states(batch, teacher.encode_images(batch.images))
+    maps = [layers[number].attention(rows, cols)[0] for number in target.layers]  # [H, R, C]
+    groups = [values.unflatten(0, (target.heads, -1)).mean(1) for values in maps]
+    found: NDArray[np.float32] = torch.cat(groups).transpose(0, 1).contiguous().numpy()
+    return found
 
 
 def _stored_logits(found: dict[str, Tensor], codec: LogitsCodec) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.attention_match import AttentionMatch
 from alignkd.student_train.objective.term import ForwardPass, HeadInputs, Term, idle
 from alignkd.vlm.families.family import ModelConfig
 
@@ -33,7 +34,7 @@ def vision_l1_term(forward: ForwardPass) -> LossSum:
     return loss.by_sample(forward.samples_P, forward.num_samples)
 
 
-def vision_l1_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
+def vision_l1_elements(reader: StoreReader, student: ModelConfig, _: AttentionMatch) -> NDArray[np.int64]:
     return reader.num_images * student.vision_tokens * student.hidden_size
 
 

@@ -91,6 +91,13 @@ def attention_scores(inputs: RowInputs, cols_BC: Tensor) -> Tensor:
 
 def weights_of_scores(scores_BHrL: Tensor, inputs: RowInputs) -> tuple[Tensor, Tensor]:
     """`attention_weights` in the memory of the scores."""
+    mask_scores(scores_BHrL, inputs)
+    weights_BHrL = scores_BHrL.sub_(scores_BHrL.amax(-1, keepdim=True)).exp_()
+    return weights_BHrL, weights_BHrL.sum(-1, keepdim=True)
+
+
+def mask_scores(scores_BHrL: Tensor, inputs: RowInputs) -> None:
+    """Set the scores of the keys that a row does not attend to to -inf, in place."""
     if inputs.visible_BRL is None:
         hidden_BrL = torch.arange(scores_BHrL.shape[3], device=scores_BHrL.device) > inputs.rows_BR[..., None]
     else:
@@ -98,8 +105,6 @@ def weights_of_scores(scores_BHrL: Tensor, inputs: RowInputs) -> tuple[Tensor, T
     # the mask is added, because filling through a mask shared by heads takes longer
     bias_B1rL = torch.zeros_like(hidden_BrL, dtype=scores_BHrL.dtype).masked_fill_(hidden_BrL, -torch.inf)[:, None]
     scores_BHrL.add_(bias_B1rL)
-    weights_BHrL = scores_BHrL.sub_(scores_BHrL.amax(-1, keepdim=True)).exp_()
-    return weights_BHrL, weights_BHrL.sum(-1, keepdim=True)
 
 
 def expanded_columns(cols_BC: Tensor, weights_BHrL: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ _BAND = re.compile(r"(\d{1,3})%\s*-\s*(\d{1,3})%")
 MAX_CHOSEN = 1 << 10
 
 
-def _checked(value: Any) -> Any:
+def checked_choice(value: Any) -> Any:
     """Refuse in one line what is neither numbers nor a band: a union has one error for each of its kinds."""
     problem = _problem_of_band(value) if isinstance(value, str) else _problem_of_numbers(value)
     if problem is not None:
@@ -43,7 +43,7 @@ def _problem_of_band(text: str) -> str | None:
 
 
 LayerChoice = Annotated[
-    tuple[int, ...] | str, BeforeValidator(_checked), Field(title="list of layers, or a band such as `30%-70%`")
+    tuple[int, ...] | str, BeforeValidator(checked_choice), Field(title="list of layers, or a band such as `30%-70%`")
 ]
 
 

@@ -2,12 +2,12 @@
 
 A family is a folder next to this file with an `opener.py`, and its name in `open.py`.
 
-Shapes: B samples, L positions, I images, P vision tokens of all images, D hidden size, N supervised positions, V
-columns of the head.
+Shapes: B samples or prompts, L positions, I images, P vision tokens of all images, D hidden size, N supervised
+positions, V columns of the head.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +24,9 @@ from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
 from alignkd.vlm.settings import ProcessorKind
+
+# Yields logits and takes tokens, see `VisionLanguageModel.decoding`.
+Decoding = Generator[Tensor, Tensor, None]
 
 
 class ModelConfig(Protocol):
@@ -252,11 +255,12 @@ class VisionLanguageModel(nn.Module, ABC):
             )
 
     @abstractmethod
-    def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
-        """Endless stream of the most probable next token of each prompt, int64 [B]; prompts have equal length.
+    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+        """Continue prompts token by token, with a KV cache; `vlm/families/generation.py` chooses the tokens.
 
-        Raises:
-            InputError: logits that are not finite.
+        Endless. It yields the logits [B, V] of the next token of each prompt, in the dtype of the head, and takes the
+        chosen tokens by `send`, int64 [B] on the model's device. Prompts may differ in length: what a prompt gets does
+        not depend on the others, but for rounding.
         """
 
 

@@ -1,4 +1,4 @@
-"""Right-padded batches of sequences."""
+"""Padded batches of sequences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,6 +30,7 @@ class SequenceBatch:
         tokens_of_image: vision tokens of each image, plain integers.
         image_samples_I: int64, the batch row of each image, ascending; always on the host.
         types: int64 [B, L] by the name of the model's argument, 0 at padding positions.
+        pads_left: whether padding comes before the real positions, as generation needs it, and not after them.
     """
 
     input_ids_BL: Tensor
@@ -40,6 +41,7 @@ class SequenceBatch:
     tokens_of_image: tuple[int, ...]
     image_samples_I: Tensor
     types: Mapping[str, Tensor] = field(default_factory=dict)
+    pads_left: bool = False
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor but `image_samples_I` on `device`."""
@@ -56,7 +58,28 @@ class SequenceBatch:
     def attention_mask_BL(self) -> Tensor:
         """int64, 1 at real positions and 0 at padding."""
         positions_L = torch.arange(self.input_ids_BL.shape[1], device=self.lengths_B.device)
+        if self.pads_left:
+            positions_L = positions_L.flip(0)
         return (positions_L < self.lengths_B[:, None]).long()
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any sample is shorter than the batch; waits for the device unless `lengths_B` is on the host."""
+        return bool((self.lengths_B < self.input_ids_BL.shape[1]).any())
+
+    def padded_left(self) -> Self:
+        """A right-padded batch with its padding before the samples: every sample ends at the last position."""
+        length = self.input_ids_BL.shape[1]
+        shifts_B1 = length - self.lengths_B[:, None]
+        index_BL = (torch.arange(length, device=self.lengths_B.device) - shifts_B1) % length
+        return replace(
+            self,
+            input_ids_BL=self.input_ids_BL.gather(1, index_BL),
+            labels_BL=self.labels_BL.gather(1, index_BL),
+            vision_mask_BL=self.vision_mask_BL.gather(1, index_BL),
+            types={name: values.gather(1, index_BL) for name, values in self.types.items()},
+            pads_left=True,
+        )
 
     @property
     def supervised_mask_BL(self) -> Tensor:

@@ -35,4 +35,5 @@ def generated_positions(
     others_masked = [replace(turn, trained=turn.trained and turn.generated is not None) for turn in turns]
     again = preparation.tokenize(others_masked, list(map(image_size, files)))
     assert np.array_equal(again.input_ids, tokens.input_ids), "a mask does not change ids"
-    return again.labels[1:][is_supervised] != IGNORE_LABEL
+    is_generated: NDArray[np.bool_] = again.labels[1:][is_supervised] != IGNORE_LABEL
+    return is_generated

@@ -1,6 +1,6 @@
 """Whether a stem gives the intended targets: from the store's teacher, for the student's own features."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
@@ -26,20 +26,6 @@ def check_stem_of_teacher(stem: StemInfo, fingerprint: Mapping[str, str], store:
         raise InputError(
             f"{stem.path}: not of the teacher that dumped store {store}: {'; '.join(differing)}; extract the "
             "stem of that teacher"
-        )
-
-
-def check_stem_depth(stem: StemInfo, layers: Collection[int]) -> None:
-    """Refuse a stem that does not give the attention of these layers of its teacher.
-
-    Raises:
-        InputError: names the deepest layer and both depths.
-    """
-    needed = 1 + max(layers, default=0)
-    if needed > stem.depth:
-        raise InputError(
-            f"{stem.path}: a stem of depth {stem.depth}, but the attention of the teacher's layer {needed - 1} is to come "
-            f"from it; extract it again with --depth {needed}, or train with layers below {stem.depth}"
         )
 
 

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from alignkd.disk.whole_file import written_whole
 from alignkd.pipeline.data.convert.image_folder import ImageFolder, named_errors
-from alignkd.pipeline.data.convert.written_entry import Dialect, written_entry
 from alignkd.pipeline.data.figures import Dropped
 from alignkd.pipeline.data.filter.filters import Filters, SampleFilter
 from alignkd.pipeline.data.notes import Notes, most_frequent
@@ -25,6 +24,7 @@ from alignkd.vlm.data.images import MissingImageError, read_image_bytes
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turn_checks import check_turns
+from alignkd.vlm.data.written_entry import Dialect, written_entry
 from alignkd.vlm.errors import InputError, SampleError, one_line
 
 
@@ -97,7 +97,8 @@ def convert(job: ConvertJob) -> Converted:
         aside = stack.enter_context(written_whole(job.out))
         stream = stack.enter_context(_lines(aside, job.out))
         listing = _listing(job, stack)
-        with tqdm(total=sum(map(len, sources)), desc="convert", unit="sample", disable=None) as bar:
+        doing = "filter" if job.filters.given else "convert"
+        with tqdm(total=sum(map(len, sources)), desc=doing, unit="sample", disable=None) as bar:
             for source in sources:
                 for index in range(len(source)):
                     writer.write(source, index, stream, listing)

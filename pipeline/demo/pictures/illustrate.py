@@ -9,20 +9,21 @@ from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.pictures.attention_maps import attention_maps
 from alignkd.pipeline.demo.pictures.draw import draw_attention, draw_losses
-from alignkd.pipeline.demo.settings import EVERYTHING, SUPERVISED_ONLY, TEMPLATE, Recipe
+from alignkd.pipeline.demo.recipes import SHOWN, Recipe
+from alignkd.pipeline.demo.settings import TEMPLATE
 
-# The first held-out question of each type about three rows is shown, whatever the answers are.
+# The first test question of each type about three rows is shown, whatever the answers are.
 SHOWN_TYPES = ("position", "count", "sum", "exists")
 
 
 def draw_pictures(folder: DemoFolder, students: Mapping[Recipe, Sequence[StudentPaths]]) -> dict[str, Path]:
-    """Caption -> PNG: the losses of every row, then the attention of teacher, supervised and Align-KD student."""
+    """Caption -> PNG: the losses of every row, then the attention of the teacher and of the rows of a plain demo."""
     metrics = {row.label: [student.metrics for student in group] for row, group in students.items()}
     pictures = {"Losses": draw_losses(folder.picture("losses"), metrics)}
     numbers = shown_questions(folder)
-    questions = [sample for sample, _ in load_questions(folder.held_out_set.conversations)]
+    questions = [sample for sample, _ in load_questions(folder.test_set.conversations)]
     models = {"teacher": (folder.teacher, folder.teacher_evaluation)}
-    for row in (SUPERVISED_ONLY, EVERYTHING):
+    for row in _shown_rows(list(students)):
         student = students[row][0]
         models[f"student, {row.label}"] = (student.checkpoint, student.evaluation)
     asked = [questions[number] for number in numbers.values()]
@@ -30,7 +31,7 @@ def draw_pictures(folder: DemoFolder, students: Mapping[Recipe, Sequence[Student
         label: attention_maps(
             checkpoint,
             asked,
-            folder.held_out_set.images,
+            folder.test_set.images,
             template=TEMPLATE,
             vision_config=folder.vision_config,
         )
@@ -46,9 +47,15 @@ def draw_pictures(folder: DemoFolder, students: Mapping[Recipe, Sequence[Student
     return pictures
 
 
+def _shown_rows(rows: Sequence[Recipe]) -> list[Recipe]:
+    """The rows of a plain demo that are there; the last row if only the supervised one is."""
+    shown = [row for row in rows if row in SHOWN]
+    return shown if len(shown) > 1 else [*shown, *rows[-1:]]
+
+
 def shown_questions(folder: DemoFolder) -> dict[str, int]:
-    """Type -> number (in the file) of the first held-out question of that type about a square picture."""
-    data = folder.held_out_set
+    """Type -> number (in the file) of the first test question of that type about a square picture."""
+    data = folder.test_set
     shown: dict[str, int] = {}
     for number, (sample, kind) in enumerate(load_questions(data.conversations)):
         if kind in SHOWN_TYPES and kind not in shown and sample.images and _is_square(data.images / sample.images[0]):

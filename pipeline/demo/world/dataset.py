@@ -50,7 +50,7 @@ def write_dataset(
     Args:
         out: folder for `conversations.json` and `images/`; created if missing.
         num_scenes: number of pictures, at least 1.
-        pool: pool of handwriting; the two pools have no instance in common.
+        pool: pool of handwriting.
         seed: seed of all random choices, at least 0.
         questions_per_scene: largest number of questions of a conversation, 1 to 6.
         single_turn: each question becomes a separate conversation, as evaluation needs them.

@@ -1,7 +1,9 @@
 """Draws the demo's pictures: a grid of cells in which some hold a real handwritten digit.
 
-The handwriting is scikit-learn's copy of the UCI digits (1,797 images of 8 x 8 pixels, ink 0..16). A fixed split by
-instance gives a `train` and a `held_out` pool, so evaluation never shows an instance of the training.
+The handwriting is scikit-learn's copy of the UCI digits (1,797 images of 8 x 8 pixels, ink 0..16). Fixed splits by
+instance give three pools without a common instance: `train`; `development`, on which settings are chosen; and `test`,
+on which results are reported. `held_out` is the union of the last two, which the shipped teacher has not been trained
+on; the log of its training and the results before the second split used it.
 
 Shape letters: R = 3 grid rows, C = 3 grid columns; H, W = height and width in pixels.
 """
@@ -19,8 +21,8 @@ from sklearn.datasets import load_digits
 
 from alignkd.vlm.errors import InputError
 
-Pool = Literal["train", "held_out"]
-"""The handwriting that a scene uses."""
+Pool = Literal["train", "development", "test", "held_out"]
+"""The handwriting that a scene uses; `held_out` is the union of `development` and `test`."""
 
 CELL_PX = 24
 EMPTY = -1
@@ -36,6 +38,7 @@ CELL_NAMES = (
 # The shipped teacher was trained on the train pool of this split.
 _SPLIT_SEED = 1797
 _HELD_OUT_SHARE = 500 / 1797
+_SECOND_SPLIT_SEED = 1798
 _MIN_DIGITS, _MAX_DIGITS = 3, 6
 _MAX_REPEATS = 4
 _TWO_ROW_SHARE = 0.15
@@ -88,16 +91,18 @@ def pool_instances(pool: Pool) -> NDArray[np.int64]:
     """Instance numbers (rows of `load_digits()`) of one pool, ascending, stratified by digit.
 
     Raises:
-        InputError: the pool is neither `train` nor `held_out`.
+        InputError: the pool is none of `Pool`.
     """
     check_pool(pool)
-    return np.flatnonzero(_held_out_mask() == (pool == "held_out"))
+    held_out, test = _held_out_mask(), _test_mask()
+    masks = {"train": ~held_out, "development": held_out & ~test, "test": test, "held_out": held_out}
+    return np.flatnonzero(masks[pool])
 
 
 def check_pool(pool: str) -> None:
-    """Refuse any other pool than those of `Pool`."""
+    """Refuse any pool but those of `Pool`."""
     if pool not in get_args(Pool):
-        expected = " or ".join(get_args(Pool))
+        expected = ", ".join(get_args(Pool))
         raise InputError(f"handwriting pool: expected {expected}, found {pool!r}; choose one of them")
 
 
@@ -158,7 +163,22 @@ def _held_out_mask() -> NDArray[np.bool_]:
     return held_out
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
+def _test_mask() -> NDArray[np.bool_]:
+    """Mask of the `test` pool (bool [1797]): half of the held-out instances of each digit."""
+    targets, held_out = _handwriting()[1], _held_out_mask()
+    rng = np.random.default_rng(_SECOND_SPLIT_SEED)
+    test = np.zeros(len(targets), dtype=bool)
+    extra = 0  # of two digits with an odd number of instances, the first gives one more to `test`, the second one less
+    for value in range(10):
+        instances = np.flatnonzero(held_out & (targets == value))
+        half, odd = divmod(len(instances), 2)
+        extra ^= odd
+        test[rng.permutation(instances)[: half + (odd and extra)]] = True
+    return test
+
+
+@lru_cache(maxsize=4)
 def _instances_by_digit(pool: Pool) -> tuple[NDArray[np.int64], ...]:
     """Instances of one pool, by digit."""
     instances = pool_instances(pool)

@@ -8,6 +8,7 @@ from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import StoreSize
 from alignkd.storage.codecs.settings import NOT_STORED
+from alignkd.student_train.objective.layer_map import number_of_pairs
 from alignkd.student_train.objective.terms import TERMS
 
 
@@ -46,12 +47,14 @@ def student_load(
     teacher: ModelShapes,
     *,
     devices: int,
+    student_layers: int,
     stem_weights: int = 0,
     stem_depth: int = 1,
 ) -> StudentLoad | None:
     """The load of training, a micro-batch padded to the longest sample; None if the configuration trains no student.
 
     Args:
+        student_layers: decoder layers of the student.
         stem_weights: bytes of the teacher's stem on the device; 0 if it gives no target.
         stem_depth: its depth.
     """
@@ -76,6 +79,7 @@ def student_load(
         hidden_logits=config.store.logits.kind == "hidden" and "logit" in train.losses.weights,
         head_chunk_mib=train.losses.head_chunk_mib,
         attention_chunk_mib=train.losses.attention_chunk_mib,
+        attention_layers=number_of_pairs(train.losses.attention_layers, student_layers),
         devices=devices,
         offload=train.offload_optimizer,
         gradient_checkpointing=train.gradient_checkpointing,

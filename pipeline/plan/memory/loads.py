@@ -24,6 +24,7 @@ class StudentLoad:
         supervised: positions whose next token has a label, of the sample with the most.
         queries: text positions after the image, of the sample with the most, once per image where all have the same
             number of vision tokens; 0 without the attention loss.
+        attention_layers: layers of the student whose attention is compared.
         teacher_heads, teacher_hidden: number of heads and hidden size of the store's teacher.
         hidden_logits: the store keeps hidden states, so the teacher's lm_head is on the device too.
         head_chunk_mib, attention_chunk_mib: the settings of `train.losses`.
@@ -51,6 +52,7 @@ class StudentLoad:
     hidden_logits: bool
     head_chunk_mib: int
     attention_chunk_mib: int
+    attention_layers: int = 1
     devices: int = 1
     offload: bool = False
     gradient_checkpointing: bool = False

@@ -131,6 +131,7 @@ def _attention(model: ModelShapes, load: StudentLoad) -> int:
     whole = 4 * load.micro_batch * heads * load.queries * load.length
     rows = TRAINED_ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
     kept = load.micro_batch * load.queries * (model.size.vision_tokens or load.vision)
-    # the teacher's rows, float32 at most; then rotated queries and keys, and their gradients in float32
+    # of each layer: the teacher's rows, float32 at most; then rotated queries and keys, and their gradients in float32
     targets = 4 * kept * load.teacher_heads
-    return rows + targets + (2 * e + 8) * load.micro_batch * load.length * model.size.hidden_size
+    projected = (2 * e + 8) * load.micro_batch * load.length * model.size.hidden_size
+    return rows + load.attention_layers * (targets + projected)

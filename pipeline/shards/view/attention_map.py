@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.shards.view.grids import Grid, token_grids, vision_blocks
-from alignkd.storage.codecs.settings import STEM
-from alignkd.storage.record.encoded import as_float32
-from alignkd.storage.record.record import IMAGE_TOKEN_ID, Record, heads_first
+from alignkd.storage.codecs.settings import NOT_STORED
+from alignkd.storage.record.record import IMAGE_TOKEN_ID, Record
+from alignkd.storage.schema.attention_targets import NAMES, attention_targets
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets import ATTENTION
+from alignkd.storage.tools.layers.stored import StoredAttention, stored_attention
 from alignkd.vlm.errors import InputError
 
 # sides of vision towers that are tried
@@ -33,37 +35,31 @@ def attention_map(
     *,
     head: int | None,
     token: str | None,
+    layer: int | None = None,
     image: int = 0,
     grid: Grid | None = None,
 ) -> AttentionMap:
-    """The map of one head and one text query, or of the mean over heads or queries.
+    """The map of one head and one text query of a layer, or of the mean over heads or queries.
 
     Args:
         pieces: token id -> piece.
         head: number of the head; None for the mean over heads.
         token: position of the query, or its piece, with or without the mark of a leading
             blank; None for the mean over queries.
+        layer: number of a stored decoder layer; None for the first.
         image: number of the image in the record.
         grid: rows and columns of its vision tokens; by default those that the record suggests.
 
     Raises:
-        InputError: no such head or query, or the store has no text-query-vision attention.
+        InputError: no such head, query or layer, or the store has no text-query-vision attention.
     """
-    pairs, heads = manifest.codecs.attention_pairs, manifest.shapes.num_heads
-    if record.attention is None or pairs != "tqv":
-        if record.attention is not None:
-            found, step = f"{pairs} attention", "dump it with store.attention_pairs tqv"
-        elif manifest.codecs.attention == STEM:
-            found, step = "no stored attention (store.attention is stem)", "dump it with store.profile compact"
-        else:
-            found, step = "no attention", "dump it with store.attention float16 or sqrt_u8"
-        raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
-    if head is not None and not 0 <= head < heads:
-        raise InputError(f"--head is {head}, the teacher has heads 0..{heads - 1}")
+    target, layer = _stored(record, manifest, layer)
+    if head is not None and not 0 <= head < target.heads:
+        raise InputError(f"--head is {head}, the store has heads 0..{target.heads - 1}")
     ends = np.cumsum(record.tokens_of_image).tolist()
     of_image = slice(ends[image] - record.tokens_of_image[image], ends[image])
-    heads_RP = heads_first(as_float32(record.attention))[:, :, of_image]
-    shown = "mean over heads" if head is None else f"head {head}"
+    heads_RP = next(values for number, values in target.by_layer(record) if number == layer)[:, :, of_image]
+    shown = f"layer {layer}, {'mean over heads' if head is None else f'head {head}'}"
     attention = heads_RP.mean(0) if head is None else heads_RP[head]
     if token is None:
         values, title = attention.mean(0), f"mean over {len(attention)} text queries, {shown}"
@@ -113,6 +109,30 @@ def is_padded(manifest: Manifest) -> tuple[bool, int]:
             if ImageProcessor(side, pad_to_square=padded).fingerprint == wanted:
                 return padded, side
     return True, 336
+
+
+def _stored(record: Record, manifest: Manifest, layer: int | None) -> tuple[StoredAttention, int]:
+    """The target with text-query-vision attention of a layer, and the layer."""
+    stored = {number: at for at in stored_attention(manifest) if at.pairs == "tqv" for number in at.layers}
+    if not stored:
+        found, step = _why_none(manifest)
+        raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
+    layer = min(stored) if layer is None else layer
+    if layer not in stored:
+        listed = ", ".join(map(str, sorted(stored)))
+        raise InputError(f"--layer is {layer}, the store has tqv attention of layers {listed}; choose one of them")
+    return stored[layer], layer
+
+
+def _why_none(manifest: Manifest) -> tuple[str, str]:
+    """What a store without text-query-vision attention has, and the next step."""
+    if "vqv" in attention_targets(manifest.stored_more):
+        return "vqv attention", "dump it with store.attention.pairs tqv or all"
+    if manifest.codecs.attention not in NOT_STORED:
+        return f"{manifest.codecs.attention_pairs} attention", "dump it with store.attention_pairs tqv"
+    if {ATTENTION, *NAMES.values()} & {*manifest.from_stem}:
+        return "no stored attention (store.attention is stem)", "dump it with store.profile compact"
+    return "no attention", "dump it with store.attention float16 or sqrt_u8"
 
 
 def _query(record: Record, pieces: Callable[[int], str], token: str) -> tuple[int, str]:

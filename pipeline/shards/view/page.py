@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from alignkd.pipeline.shards.view.layer_view import layer_lines
+
 WIDTH = 110
 # repetitions of a piece that are counted, not shown: vision tokens of an image, if each has an id
 MANY = 8
@@ -28,6 +30,7 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     )
     lines += [f"{'tokens':<14}pieces, supervised ones in [ ]", *token_lines(seen)]
     lines += [f"{name:<24}{target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
+    lines += layer_lines(seen["attention_layers"])
     if seen["from_stem"]:
         lines.append(
             f"{'not stored':<24}{', '.join(seen['from_stem'])}: training computes them from the teacher's stem"

@@ -1,4 +1,4 @@
-"""The images of a record with the teacher's first-layer attention over them, as a PNG."""
+"""The images of a record with the teacher's attention over them, as a PNG."""
 
 import hashlib
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ def draw_attention(
     *,
     head: int | None,
     token: str | None,
+    layer: int | None = None,
 ) -> None:
     """Draw each image next to the image under its attention map; see `attention_map`. All maps have one scale.
 
@@ -41,15 +42,16 @@ def draw_attention(
         png: file to write.
         head: number of the head; None for the mean over heads.
         token: position or piece of a text query; None for the mean over queries.
+        layer: number of a stored decoder layer; None for the first.
 
     Raises:
-        InputError: no such head or query, or the store has no such attention.
+        InputError: no such head, query or layer, or the store has no such attention.
         SampleError: the image cannot be read, or differs from the one that the teacher saw.
     """
     images = [np.asarray(decode_image(content)) for content in _checked(record, files)]
     grids = token_grids(record, manifest, [(image.shape[1], image.shape[0]) for image in images])
     maps = [
-        attention_map(record, manifest, pieces, head=head, token=token, image=n, grid=grid)
+        attention_map(record, manifest, pieces, head=head, token=token, layer=layer, image=n, grid=grid)
         for n, grid in enumerate(grids)
     ]
     brightest = max(float(shown.values.max()) for shown in maps)

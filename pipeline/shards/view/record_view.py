@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.shards.view.grids import square_grid, token_grids, vision_blocks
+from alignkd.pipeline.shards.view.layer_view import layer_rows
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.pipeline.shards.view.teacher_view import supervised_rows
 from alignkd.storage.layouts.rows import RecordCodec
@@ -100,6 +101,7 @@ def summary(
             name: {"shape": list(values.shape), "dtype": str(values.dtype)}
             for name, values in export_tensors(record, manifest).items()
         },
+        "attention_layers": layer_rows(record, manifest),
         "from_stem": list(manifest.from_stem) if record.has_image else [],
     }
 

@@ -131,7 +131,7 @@ def test_show_draws_the_attention(stores: dict[str, Path], golden_images: Path, 
     plain = ("show", stores["hidden"], "--id", "ft-1", "--png", png)
     assert "--images" in one_line(run(*plain))
     assert run(*plain, "--images", golden_images, "--token", "animal").exit_code == 1
-    assert "the teacher has heads 0..7" in one_line(run(*plain, "--images", golden_images, "--head", "8"))
+    assert "the store has heads 0..7" in one_line(run(*plain, "--images", golden_images, "--head", "8"))
     assert "is at 2 positions; choose one" in one_line(run(*plain, "--images", golden_images, "--token", "is"))
     (tmp_path / "chelsea.png").write_bytes((golden_images / "coffee.png").read_bytes())
     assert "the teacher saw" in one_line(run(*plain, "--images", tmp_path))

@@ -113,6 +113,29 @@ def test_size_of_the_family_needs_no_file() -> None:
     assert "on the device" in run("size", "mtgv/MobileVLM_V2-7B").output
 
 
+def test_depths(write_config: WriteConfig, tmp_path: Path) -> None:
+    """Given, or that of the store which the configuration describes; 405 MB for each layer at the 7B shape."""
+    out = tmp_path / "stem.safetensors"
+    of_layers = write_config("layers.yaml", store={"attention": {"layers": [0, 2], "codec": "stem"}})
+    for config, given, depth in (
+        (write_config(), (), 1),
+        (write_config(), ("--depth", 2), 2),
+        (of_layers, (), 3),
+        (of_layers, ("--depth", 4), 4),
+    ):
+        done = run("extract", config, "--out", out, "--force", "--json", *given)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.output)["depth"] == depth == open_stem(out).depth
+    assert "stem in float32, depth 4, without lm_head" in run("show", out).output
+    sizes = [
+        json.loads(run("size", "mtgv/MobileVLM_V2-7B", "--depth", depth, "--json").output)["device_bytes"]
+        for depth in (1, 2, 3)
+    ]
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == 2 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    refused = run("size", "mtgv/MobileVLM_V2-7B", "--depth", 33)
+    assert refused.exit_code == 1 and refused.output.strip().endswith("not among its 32; choose depth 32")
+
+
 def test_errors_are_one_line(write_config: WriteConfig, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no stem")
     config = write_config()

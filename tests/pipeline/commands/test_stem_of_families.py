@@ -33,25 +33,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made | {"qwen": tiny_families.build("qwen3_vl", root / "qwen")}
 
 
-@pytest.mark.parametrize("head", [(), ("--lm-head",)])
+@pytest.mark.parametrize("given", [(), ("--lm-head",), ("--depth", "2")])
 def test_the_size_that_is_foretold(
-    folders: dict[str, Path], write_config: WriteConfig, tmp_path: Path, head: tuple[str, ...]
+    folders: dict[str, Path], write_config: WriteConfig, tmp_path: Path, given: tuple[str, ...]
 ) -> None:
     """By `stem size` from config.json alone, by the plan to the byte, and by `stem show`."""
     teacher = {"checkpoint": str(folders["teacher"]), "dtype": "bfloat16", "vision_config": None}
     config = write_config(teacher=teacher, data={"template": None})
     out = tmp_path / "stem.safetensors"
-    extracted = run("stem", "extract", config, "--out", out, "--json", *head)
+    extracted = run("stem", "extract", config, "--out", out, "--json", *given)
     assert extracted.exit_code == 0, extracted.output
     written, shown = json.loads(extracted.stdout), json.loads(run("stem", "show", out, "--json").stdout)
-    foretold = json.loads(run("stem", "size", folders["teacher"], "--json", *head).stdout)
-    assert written == shown and shown["lm_head"] == bool(head) and shown["dtype"] == "bfloat16"
+    foretold = json.loads(run("stem", "size", folders["teacher"], "--json", *given).stdout)
+    head, depth = "--lm-head" in given, 2 if "--depth" in given else 1
+    assert written == shown and shown["lm_head"] == head and shown["dtype"] == "bfloat16"
+    assert shown["depth"] == foretold["depth"] == depth
     for name in ("device_bytes", "host_bytes", "device_bytes_of_lm_head", "memory_bytes"):
         assert shown[name] == foretold[name]
     checkpoint, settings = open_checkpoint(folders["teacher"]), TeacherConfig(checkpoint="x", dtype="bfloat16")
     if not head:
-        assert stem_bytes_on_disk(checkpoint.config, settings, checkpoint.preparation()) == out.stat().st_size
-        sizes = sizes_of(checkpoint.config, settings)
+        assert stem_bytes_on_disk(checkpoint.config, settings, checkpoint.preparation(), depth) == out.stat().st_size
+        sizes = sizes_of(checkpoint.config, settings, depth)
         assert sizes is not None and (sizes.device, sizes.host) == (shown["device_bytes"], shown["host_bytes"])
 
 

@@ -220,7 +220,8 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
 def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_path: Path) -> None:
     listed = json.loads(alignkd_here("configs", "--json").stdout)
     assert list(listed) == [
-        "gemma3-12b-to-4b", "long", "long-rtx3090", "lora-rtx3090", "qwen3-vl-8b-to-2b", "short", "short-rtx3090"
+        "gemma3-12b-to-4b", "layers", "long", "long-rtx3090", "lora-rtx3090", "qwen3-vl-8b-to-2b",
+        "qwen3-vl-8b-to-2b-bands", "short", "short-rtx3090"
     ]  # fmt: skip
     assert "24 GB" in listed["short-rtx3090"]
     copy = tmp_path / "new" / "my.yaml"
@@ -229,4 +230,4 @@ def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_pat
     again = alignkd_here("configs", "short", "--out", copy)
     assert again.returncode == 1 and "already exists" in again.stderr
     unknown = alignkd_here("configs", "shirt")
-    assert unknown.returncode == 1 and "choose one of gemma3-12b-to-4b, long, long-rtx3090" in unknown.stderr
+    assert unknown.returncode == 1 and "choose one of gemma3-12b-to-4b, layers, long" in unknown.stderr

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import alignkd.pipeline.data.convert.convert
-from alignkd.pipeline.data.convert.written_entry import DIALECTS, Dialect, written_entry
 from alignkd.pipeline.data.figures import is_listing
 from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import image_files
@@ -25,6 +24,7 @@ from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turns import Turn
+from alignkd.vlm.data.written_entry import DIALECTS, Dialect, written_entry
 
 Run = Callable[..., "CompletedProcess[str]"]
 

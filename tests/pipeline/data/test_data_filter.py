@@ -7,6 +7,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import generated_folder
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,13 +151,7 @@ FILTERS = ("--min-logprob-per-token", -1.5, "--finished-only", "--max-repetition
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What `alignkd generate` leaves: two files of answers."""
-    answers = tmp_path / "generated" / "answers"
-    answers.mkdir(parents=True)
-    (answers.parent / "generation.json").write_text("{}")
-    for number, part in enumerate((ENTRIES[:5], ENTRIES[5:])):
-        lines = "".join(json.dumps(line) + "\n" for line in part)
-        (answers / f"{number:08d}.jsonl").write_text(lines)
-    return answers.parent
+    return generated_folder.write(tmp_path / "generated", [ENTRIES[:5], ENTRIES[5:]])
 
 
 def test_the_command_counts_and_lists_what_it_drops(folder: Path, tmp_path: Path, alignkd_here: Run) -> None:

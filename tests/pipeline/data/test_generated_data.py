@@ -7,6 +7,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import data_formats
+import generated_folder
 import pytest
 
 from alignkd.pipeline.data.scan import TEXT_ONLY
@@ -122,11 +123,19 @@ def test_convert_keeps_both(name: str, to: str, data: Path, alignkd_here: Run, t
 
 
 def test_a_folder_of_generate_is_its_answers(tmp_path: Path) -> None:
-    folder = tmp_path / "generated" / "answers"
-    folder.mkdir(parents=True)
-    for number in range(11):
-        line = {"id": str(number), "conversations": [human("q"), gpt("a", by="big")]}
-        (folder / f"{number:08d}.jsonl").write_text(json.dumps(line) + "\n")
-    (folder.parent / "generation.json").write_text("{}")
-    for path in (folder, folder.parent):
+    shards = [[{"id": str(number), "conversations": [human("q"), gpt("a", by="big")]}] for number in range(11)]
+    folder = generated_folder.write(tmp_path / "generated", shards)
+    for path in (folder, folder / "answers"):
         assert [sample.id for sample in load_samples(path)] == [str(number) for number in range(11)]
+
+
+def test_unfinished_answers_are_refused(tmp_path: Path, alignkd_here: Run) -> None:
+    folder = generated_folder.write(tmp_path / "generated", [ENTRIES[:1], ENTRIES[1:2]], planned=3)
+    for path in (folder, folder / "answers"):
+        refused = alignkd_here("data", "show", path)
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+        assert f"{folder}: `alignkd generate` has finished 2 of 3 shards; run it until" in refused.stderr
+    (folder / "generation.json").write_text("{}")
+    refused = alignkd_here("data", "show", folder)
+    assert refused.returncode == 1 and "no numbers of samples and shards" in refused.stderr
+    assert [sample.id for sample in load_samples(folder / "answers" / "*.jsonl")] == ["a", "b"]

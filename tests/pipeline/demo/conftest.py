@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+import demo_results
+import demo_selection
 import pytest
 
 from alignkd.pipeline.demo import demo, training
@@ -25,5 +27,5 @@ def phases_prepared(
             click.echo(finished.stdout + finished.stderr, err=True)
             assert finished.returncode == 0, finished.stderr
 
-    for module in (demo, training):
+    for module in (demo, training, demo_selection, demo_results):
         monkeypatch.setattr(module, "run_commands", run_commands)

@@ -95,7 +95,7 @@ def test_single_turns_ask_the_same_questions_one_by_one(tmp_path: Path) -> None:
     [
         ({"num_scenes": 0}, "num_scenes: expected at least 1, found 0"),
         ({"seed": -1}, "seed: expected at least 0, found -1"),
-        ({"pool": "validation"}, "expected train or held_out, found 'validation'"),
+        ({"pool": "validation"}, "expected train, development, test, held_out, found 'validation'"),
         ({"questions_per_scene": 9}, "questions_per_scene: expected 1 to 6, found 9"),
     ],
 )

@@ -1,6 +1,8 @@
 """Table, gap, settings, recipes, attention maps: the parts of the demo's report against sums done by hand."""
 
+import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from PIL import Image
 from alignkd.pipeline.demo.folder import DemoFolder, begin, made_once
 from alignkd.pipeline.demo.models import TEACHER, write_configs
 from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, key_position
-from alignkd.pipeline.demo.report import gap_recovered, plain_table, table
-from alignkd.pipeline.demo.settings import FULL, recipes
+from alignkd.pipeline.demo.recipes import ROWS, named_rows
+from alignkd.pipeline.demo.results.table import differences, plain_table, table
+from alignkd.pipeline.demo.run_config import run_config
+from alignkd.pipeline.demo.settings import FULL
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.data.images import read_images
@@ -26,26 +30,58 @@ from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.inputs.batch import collate_sequences
 
 REPORT: dict[str, Any] = {
-    "teacher": {"accuracy": 0.9, "by_type": {"sum": 0.8, "position": 1.0}},
+    "teacher": {"accuracy": 0.9, "by_type": {"compare": 1.0, "sum": 0.8, "position": 1.0}},
+    "majority": {"accuracy": 0.125, "by_type": {"compare": 0.2, "sum": 0.1, "position": 0.15}},
     "students": {
-        "supervised": {"accuracy": [0.5, 0.7], "by_type": {"sum": [0.1, 0.3], "position": [0.9, 0.8]}},
-        "align_kd": {"accuracy": [0.7, 0.8], "by_type": {"sum": [0.4, 0.4], "position": [1.0, 0.9]}},
+        "supervised": {
+            "label": "supervised only",
+            "accuracy": [0.5, 0.7],
+            "by_type": {"compare": [0.5, 0.6], "sum": [0.1, 0.3], "position": [0.9, 0.8]},
+            "gap": None,
+            "partner": "supervised",
+            "difference": None,
+        },
+        "align_kd": {
+            "label": "Align-KD",
+            "accuracy": [0.7, 0.8],
+            "by_type": {"compare": [0.5, 0.5], "sum": [0.4, 0.4], "position": [1.0, 0.9]},
+            "gap": {"estimate": 0.5, "low": 0.312, "high": 0.704},
+            "partner": "supervised",
+            "difference": {"estimate": 0.15, "low": -0.02, "high": 0.31},
+        },
     },
 }
 
 
-def test_table_gives_mean_spread_and_share_of_the_gap() -> None:
+def test_table_gives_mean_spread_minimum_and_share_of_the_gap() -> None:
     assert table(REPORT) == [
-        ["", "accuracy", "of gap", "position", "sum"],
-        ["teacher", "90.0", "", "100", "80"],
-        ["supervised only", "60.0 ± 14.1", "", "85", "20"],
-        ["Align-KD", "75.0 ± 7.1", "50 %", "95", "40"],
+        ["", "accuracy", "min", "of gap", "position", "sum", "compare"],
+        ["teacher", "90.0", "", "", "100", "80", "100"],
+        ["most frequent answer", "12.5", "", "", "15", "10", "20"],
+        ["supervised only", "60.0 ± 14.1", "50.0", "", "85", "20", "55"],
+        ["Align-KD", "75.0 ± 7.1", "70.0", "50 % (31..70)", "95", "40", "50"],
+    ]
+    assert differences(REPORT) == [
+        ["", "compared with", "difference in points"],
+        ["Align-KD", "supervised only", "+15.0 (-2.0..31.0)"],
     ]
 
 
+def test_one_seed_has_no_spread_no_minimum_and_no_interval() -> None:
+    report = copy.deepcopy(REPORT)
+    for student in report["students"].values():
+        student["accuracy"] = student["accuracy"][:1]
+    for figure in ("gap", "difference"):
+        report["students"]["align_kd"][figure] |= {"low": None, "high": None}
+    heading, *_, last = table(report)
+    assert heading[:3] == ["", "accuracy", "of gap"]
+    assert last[:3] == ["Align-KD", "70.0", "50 %"]
+    assert differences(report)[1][2] == "+15.0"
+
+
 def test_plain_table_has_aligned_columns() -> None:
-    heading, rule, *rows = plain_table(REPORT).splitlines()
-    ends = [heading.index(word) + len(word) for word in ("accuracy", "of gap", "position", "sum")]
+    heading, rule, *rows = plain_table(table(REPORT)).splitlines()
+    ends = [heading.index(word) + len(word) for word in ("accuracy", "min", "of gap", "position", "sum", "compare")]
     assert rule == "-" * max(map(len, [heading, *rows]))
     for row, cells in zip(rows, table(REPORT)[1:], strict=True):
         assert row.startswith(cells[0])
@@ -53,15 +89,11 @@ def test_plain_table_has_aligned_columns() -> None:
             assert row.ljust(ends[-1])[end - len(cell) : end] == cell
 
 
-def test_there_is_no_share_of_a_gap_that_is_not_there() -> None:
-    assert gap_recovered([0.8], [0.7], 0.9) == pytest.approx(0.5)
-    assert gap_recovered([0.6], [0.7], 0.9) == pytest.approx(-0.5)
-    assert gap_recovered([0.8], [0.9], 0.9) is None
-
-
-def test_recipes_are_the_rows_the_paper_compares() -> None:
-    assert [row.name for row in recipes(ablation=False)] == ["supervised", "align_kd"]
-    weights = {row.name: set(LossConfig(**row.losses(FULL)).weights) for row in recipes(ablation=True)}
+def test_rows_are_those_the_paper_compares() -> None:
+    assert [row.name for row in named_rows(())] == ["supervised"]
+    folder = DemoFolder(Path("demo"))
+    configs = {row.name: run_config(folder, FULL, row, folder.student(row.name, 0)) for row in named_rows(ROWS)}
+    weights = {name: set(LossConfig(**config["train"]["losses"]).weights) for name, config in configs.items()}
     vision = {"vision_all", "vision_top"}
     everything = {"supervised", "logit", "attention", *vision}
     assert weights == {
@@ -73,7 +105,33 @@ def test_recipes_are_the_rows_the_paper_compares() -> None:
         "align_kd_tqt": everything,
         "align_kd_vqv": everything,
     }
-    assert [row.pairs for row in recipes(ablation=True)] == ["tqv"] * 5 + ["tqt", "vqv"]
+    assert [config["store"]["attention_pairs"] for config in configs.values()] == ["tqv"] * 5 + ["tqt", "vqv"]
+
+
+def test_every_row_is_compared_with_a_row() -> None:
+    assert {row.partner for row in ROWS.values()} <= ROWS.keys()
+
+
+def test_rows_with_one_name_of_a_store_have_one_store() -> None:
+    """A second row would silently train from the store of the first one."""
+    for row in ROWS.values():
+        assert all(other.store == row.store for other in ROWS.values() if other.store.name == row.store.name)
+
+
+def test_an_unknown_row_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"--rows: hints is not among supervised, logit, .*choose some of these"):
+        named_rows(["align_kd", "hints"])
+
+
+def test_a_row_changes_what_it_names_and_nothing_else() -> None:
+    folder, plain = DemoFolder(Path("demo")), ROWS["align_kd"]
+    row = replace(plain, train={"learning_rate": 0.5, "warmup_ratio": None}, losses={"logit": 0.25}, steps=1.5)
+    before, after = (run_config(folder, FULL, recipe, folder.student("x", 3))["train"] for recipe in (plain, row))
+    assert after["learning_rate"] == 0.5 and "warmup_ratio" not in after
+    assert after["steps"] == 1.5 * before["steps"] == 1050
+    assert after["losses"] == dict.fromkeys(before["losses"], 0.0) | {"supervised": 1.0, "logit": 0.25}
+    kept = before.keys() - {"learning_rate", "warmup_ratio", "steps", "losses"}
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
 
 
 def test_other_settings_name_each_difference_with_both_values(tmp_path: Path) -> None:
@@ -145,7 +203,7 @@ def png(side: int) -> bytes:
 
 def test_maps_are_the_models_own_first_layer_attention(teacher: Path, tmp_path: Path) -> None:
     """Against transformers' full attention matrix, the picture against the file's pixels."""
-    data = write_dataset(tmp_path, num_scenes=3, pool="held_out", seed=1, questions_per_scene=1, single_turn=True)
+    data = write_dataset(tmp_path, num_scenes=3, pool="development", seed=1, questions_per_scene=1, single_turn=True)
     samples = [sample for sample in load_samples(data.conversations) if sample.images]
     maps = attention_maps(teacher, samples, data.images, template="v1", vision_config=None)
     builder, model = load_preparation(teacher, template="v1"), load_model(teacher)

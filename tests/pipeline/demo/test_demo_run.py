@@ -69,16 +69,16 @@ def test_report_has_the_promised_form(
     quick_demo: tuple[Path, "CompletedProcess[str]"], out: Path, report: dict[str, Any]
 ) -> None:
     assert json.loads(quick_demo[1].stdout) == report
-    assert set(report) == {"teacher", "students", "settings", "seconds", "store"}
+    assert set(report) == {"teacher", "majority", "students", "settings", "seconds", "stores"}
     assert set(report["students"]) == {"supervised", "align_kd"}
     for student in report["students"].values():
         assert len(student["accuracy"]) == 1
         assert set(student["by_type"]) == set(report["teacher"]["by_type"])
         assert all(len(values) == 1 for values in student["by_type"].values())
     conversations = read(out / "data" / "train" / "conversations.json")
-    assert report["store"]["records"] == len(conversations)
+    assert report["stores"]["tqv"]["records"] == len(conversations)
     shards = list((out / "stores" / "tqv" / "shards").rglob("*"))
-    assert report["store"]["bytes"] <= sum(path.stat().st_size for path in shards if path.is_file())
+    assert report["stores"]["tqv"]["bytes"] <= sum(path.stat().st_size for path in shards if path.is_file())
     assert {"data", "dump tqv", "train", "evaluate"} < set(report["seconds"])
     assert report["settings"]["quick"] is True
 
@@ -87,15 +87,19 @@ def test_report_has_the_promised_form(
 def test_reported_accuracies_equal_a_recount_against_the_question_file(
     out: Path, report: dict[str, Any], model: str
 ) -> None:
-    questions = read(out / "data" / "held_out" / "conversations.json")
+    questions = read(out / "data" / "test" / "conversations.json")
     file = "teacher" if model == "teacher" else f"{model}-seed-0"
     answers = read(out / "evaluations" / f"{file}.json")["answers"]
-    right = defaultdict[str, list[bool]](list)
+    right, with_picture = defaultdict[str, list[bool]](list), list[bool]()
     for question, answer in zip(questions, answers, strict=True):
         assert answer["id"] == question["id"]
-        right[question["question_types"][0]].append(answer["found"] == question["conversations"][1]["value"])
+        is_right = answer["found"] == question["conversations"][1]["value"]
+        right[question["question_types"][0]].append(is_right)
+        if "image" in question:
+            with_picture.append(is_right)
     expected = {name: mean(flags) for name, flags in right.items()}
-    overall = mean(flag for flags in right.values() for flag in flags)
+    overall = mean(with_picture)
+    assert report["settings"]["num_visual"] == len(with_picture) < len(questions)
     if model == "teacher":
         assert report["teacher"] == {"accuracy": pytest.approx(overall), "by_type": pytest.approx(expected)}
     else:
@@ -194,12 +198,13 @@ def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
         finally:
             shutil.rmtree(out)
     assert "nothing left to do" in finished.stderr
-    assert [line.split("  ")[0] for line in finished.stdout.splitlines()[3:6]] == [
+    assert [line.split("  ")[0] for line in finished.stdout.splitlines()[3:7]] == [
         "teacher",
+        "most frequent answer",
         "supervised only",
         "Align-KD",
     ]
-    for part in ("teacher", "students", "settings", "store"):
+    for part in ("teacher", "majority", "students", "settings", "stores"):
         assert second[part] == report[part]
     assert second["seconds"]["dump tqv"] > report["seconds"]["dump tqv"]
 

@@ -25,20 +25,25 @@ from alignkd.pipeline.demo.world.scenes import (
 from alignkd.vlm.errors import InputError
 
 POOLS: tuple[Pool, ...] = get_args(Pool)
+DISJOINT: tuple[Pool, ...] = ("train", "development", "test")
 
 
 def test_pools_share_no_instance_and_leave_none_out() -> None:
-    train, held_out = (set(pool_instances(pool).tolist()) for pool in POOLS)
-    assert not train & held_out
-    assert train | held_out == set(range(1797))
-    assert len(held_out) == 500
+    train, development, test = (set(pool_instances(pool).tolist()) for pool in DISJOINT)
+    assert not train & development and not train & test and not development & test
+    assert train | development | test == set(range(1797))
+    assert len(development) == len(test) == 250
+    assert development | test == set(pool_instances("held_out").tolist())
 
 
 def test_pools_are_stratified_by_digit() -> None:
     targets = load_digits().target
-    held_out = np.bincount(targets[pool_instances("held_out")], minlength=10)
+    held_out, *halves = (
+        np.bincount(targets[pool_instances(pool)], minlength=10) for pool in ("held_out", "development", "test")
+    )
     shares = held_out / np.bincount(targets, minlength=10)
     np.testing.assert_allclose(shares, 500 / 1797, atol=0.003)
+    assert abs(halves[0] - halves[1]).max() <= 2
 
 
 def test_held_out_handwriting_is_the_one_the_shipped_teacher_never_saw() -> None:
@@ -47,11 +52,23 @@ def test_held_out_handwriting_is_the_one_the_shipped_teacher_never_saw() -> None
     assert digest == "99169168be67377f411bcb215a3ac49b42d407c98e4c6664910b6201109d3302"
 
 
+@pytest.mark.parametrize(
+    ("pool", "digest"),
+    [
+        ("development", "f4cf868026524d3bb84a56605be4353371a3f24a5e390d27171ec3a44135eeb4"),
+        ("test", "e6e487038d344130d796270498b6979f5a3760700edb35397a720ba14626dcc3"),
+    ],
+)
+def test_the_second_split_never_moves(pool: Pool, digest: str) -> None:
+    """Another split would report results on handwriting that settings were chosen with."""
+    assert hashlib.sha256(pool_instances(pool).astype("<i4").tobytes()).hexdigest() == digest
+
+
 def test_scenes_draw_handwriting_of_their_pool_only() -> None:
     for pool in POOLS:
         drawn = {digit.instance for number in range(300) for digit in make_scene(1, number, pool).digits}
         assert drawn <= set(pool_instances(pool).tolist())
-        assert len(drawn) > 400
+        assert len(drawn) > 240
 
 
 @settings(max_examples=60)
@@ -100,8 +117,8 @@ def test_drawn_digits_can_be_read() -> None:
 
 
 def test_unknown_pool_is_one_line_with_both_values() -> None:
-    with pytest.raises(InputError, match="expected train or held_out, found 'test'") as caught:
-        make_scene(0, 0, "test")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected train, development, test, held_out, found 'exam'") as caught:
+        make_scene(0, 0, "exam")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 

@@ -28,7 +28,7 @@ def test_a_demo_of_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     report = demo.run_demo(out, quick=True, profile="stem")
     reader = StoreReader(out / "stores" / "tqv")
     assert reader.manifest.codecs.from_stem == ("attention", "vision_top", "vision_all")
-    assert report["store"]["attachment_bytes"] > 4 * 512 * 128 > 0
+    assert report["stores"]["tqv"]["attachment_bytes"] > 4 * 512 * 128 > 0
     assert "--profile stem" in (out / "report.md").read_text()
     lines = [json.loads(line) for line in (out / "students/align_kd/seed-0/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and all(line[term] > 0 for line in lines for term in LossConfig().weights)

@@ -34,6 +34,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "full": {"logits": {"kind": "full"}, "attention": "float32", "vision_all": "none"},
     "text to text": {"attention_pairs": "tqt", "logits": {"kind": "sampled"}},
+    "layers": {"attention": {"layers": [0, 1], "pairs": "all", "heads": {"groups": 2}}},
+    "layers in bytes": {"profile": "compact", "attention": {"layers": "0%-100%", "heads": "mean"}},
+    "layers of the stem": {"profile": "stem", "attention": {"layers": [0], "pairs": "all"}},
     "images inside": {"attention_pairs": "vqv", "attention": "sqrt_u8", "logits": {"kind": "none"}, "inputs": "embed"},
     "small": {
         "attention": "none",
@@ -125,6 +128,18 @@ def test_each_codec_is_priced_as_if_it_were_chosen(make_run: MakeRun) -> None:
     assert plan.choices["logits"]["hidden"] == chosen.store.by_target["logits"]
     for profile, size in plan.profiles.items():
         assert size == pytest.approx(make_plan(make_run(profile=profile), PlanOptions()).store.total, rel=1e-3)
+
+
+def test_each_codec_of_chosen_layers_is_priced_as_if_it_were_chosen(make_run: MakeRun) -> None:
+    layers = {"layers": [0, 1], "pairs": "all", "heads": "mean"}
+    plan = make_plan(make_run(attention=layers), PlanOptions())
+    for codec in ("float32", "sqrt_u8"):
+        chosen = make_plan(make_run(attention={**layers, "codec": codec}), PlanOptions())
+        assert plan.choices["attention"][codec] == chosen.store.by_target["attention"] > 0
+    assert plan.choices["attention"]["stem"] == 0
+    for profile in ("exact", "compact"):
+        chosen = make_plan(make_run(profile=profile, attention=layers), PlanOptions())
+        assert plan.profiles[profile] == pytest.approx(chosen.store.total, rel=1e-3)
 
 
 def test_no_weights_are_read(make_run: MakeRun, tmp_path: Path) -> None:

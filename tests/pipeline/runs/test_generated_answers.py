@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import generated_folder
 import pytest
 import torch
 from torch.nn import functional
@@ -28,13 +29,7 @@ def generated(golden: Path, tmp_path: Path) -> Path:
     for entry in entries:
         entry["conversations"][-1]["generated"] = HOW
     assert any(len(entry["conversations"]) > 2 for entry in entries)
-    answers = tmp_path / "generated" / "answers"
-    answers.mkdir(parents=True)
-    (answers.parent / "generation.json").write_text("{}")
-    for number in range(2):
-        lines = "".join(json.dumps(entry) + "\n" for entry in entries[2 * number : 2 * number + 2])
-        (answers / f"{number:08d}.jsonl").write_text(lines)
-    return answers.parent
+    return generated_folder.write(tmp_path / "generated", [entries[:2], entries[2:]])
 
 
 def supervised_by_hand(store: Path, golden: Path, factor: float) -> float:

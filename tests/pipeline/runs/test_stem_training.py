@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from stem_runs import ALL, FROM_STEM, HIDDEN, assert_same_losses, dumped, opened, trained
 
 from alignkd.pipeline.config.run_config import load_run_config
-from alignkd.storage import StoreReader, verify_store
+from alignkd.storage import verify_store
 from alignkd.storage.schema.columns import columns_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
@@ -20,9 +21,7 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
-from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.stem.extract import extract_stem
 from alignkd.vlm.stem.file import STEM_FILE, read_stem_info
 from alignkd.vlm.stem.stem import stem_shapes
@@ -30,73 +29,6 @@ from alignkd.vlm.weights.files import read_weights
 
 Alignkd = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteConfig = Callable[..., Path]
-Metrics = list[dict[str, Any]]
-HIDDEN = {"kind": "hidden", "dtype": "float32"}
-FULL = {"kind": "full", "dtype": "float32"}
-STEPS = 4
-_ALL = ("attention", "vision_top", "vision_all")
-# no bias in the adapters: else it is nearly all of the attention loss at first, and hides what is compared here
-TRAIN = {"steps": STEPS, "micro_batch": 3, "adapter_init": "grouped_heads"}
-FROM_STEM = dict.fromkeys(_ALL, "stem")
-
-
-def entry(number: int, images: list[str], question: str, answer: str = "yes, it is") -> dict[str, Any]:
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": f"s{number}", **({"image": images} if images else {}), "conversations": turns}
-
-
-ENTRIES = [
-    entry(0, ["coffee.png", "chelsea.png"], "Is <image> like <image>?"),
-    entry(1, [], "Name a color.", "green"),
-    entry(2, ["rocket.jpg"], "<image>\nWhat is this?", "a rocket on its way to somewhere"),
-    entry(3, ["chelsea.png", "rocket.jpg", "coffee.png"], "<image><image><image>\nAre these three?"),
-    entry(4, ["coffee.png"], "<image>\nA cup, or two of them?", "one"),
-    entry(5, [], "Count to three.", "one two three"),
-]
-
-
-def opened(golden: Path, who: str) -> MobileVLMCheckpoint:
-    """The golden teacher or student."""
-    return MobileVLMCheckpoint.open(golden / who, vision_config=golden / "clip")
-
-
-@pytest.fixture
-def write(write_config: WriteConfig, tmp_path: Path) -> WriteConfig:
-    """write(name, store=, train=): a run over `ENTRIES`; its store and output are named so."""
-    (tmp_path / "data.json").write_text(json.dumps(ENTRIES))
-
-    def config(name: str, *, store: dict[str, Any], train: dict[str, Any] | None = None, **more: Any) -> Path:
-        given = {
-            "data": {"conversations": str(tmp_path / "data.json")},
-            "store": {"path": str(tmp_path / f"store-{name}"), "logits": FULL, **store},
-            "train": {"output": str(tmp_path / f"out-{name}"), **TRAIN, **(train or {})},
-            "teacher": {"sanity": "off"},
-        }
-        sections = {section: {**given.get(section, {}), **more.get(section, {})} for section in (*given, *more)}
-        return write_config(f"{name}.yaml", **sections)
-
-    return config
-
-
-def dumped(config: Path) -> StoreReader:
-    job = load_run_config(config, "dump").dump_job()
-    dump(job)
-    return StoreReader(job.store.path)
-
-
-def trained(config: Path) -> Metrics:
-    job = load_run_config(config, "train").train_job()
-    train(job)
-    return [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_losses(found: Metrics, expected: Metrics, relative: float = 1e-6) -> None:
-    assert len(found) == len(expected) == STEPS
-    for mine, other in zip(found, expected, strict=True):
-        for term in ("loss", "grad_norm", *LossConfig().weights):
-            assert mine[term] == pytest.approx(other[term], rel=relative), (mine["step"], term)
-    # the agreement means something only if the student moved between the steps
-    assert all(abs(found[0][term] / found[-1][term] - 1) > 1e-4 for term in ("attention", "vision_all", "logit"))
 
 
 @pytest.mark.parametrize("pairs", ["tqv", "tqt", "vqv"])
@@ -121,7 +53,7 @@ def test_a_store_for_the_stem_holds_nothing_else(write: WriteConfig, tmp_path: P
     config.write_text(yaml.safe_dump(values))
     reader = dumped(config)
     codecs = reader.manifest.codecs
-    assert codecs.from_stem == _ALL and codecs.logits.kind == "nucleus"
+    assert codecs.from_stem == ALL and codecs.logits.kind == "nucleus"
     groups = {column.group for column in columns_of(reader.manifest)}
     assert not groups & {"attention", "top", "image"}
     assert not verify_store(tmp_path / "store-stem", deep=True).problems

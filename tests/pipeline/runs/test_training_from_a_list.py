@@ -118,7 +118,7 @@ def test_one_store_is_written_at_a_time(command: str, alignkd_here: Alignkd, wri
     done = alignkd_here(command, write_list([{"path": "a"}, {"path": "b"}], drop=()))
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert f"store: found a list, which is for `alignkd train`; alignkd {command} writes one store at a time" in line
+    assert f"store: found a list, which is for `alignkd train`; alignkd {command} takes one store at a time" in line
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.huggingface.model.parts import tower_of
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.stem.extract import extract_stem
+from alignkd.vlm.stem.file import read_stem_info
 
 TEACHER = {"seed": 3, "hidden_size": 64, "heads": 4, "tower_seed": 9}
 STUDENT = {"seed": 4, "hidden_size": 32, "heads": 2, "tower_seed": 9}
@@ -80,6 +81,19 @@ def test_the_same_losses_as_from_stored_targets(
             patch.setattr(trainer, "save_checkpoint", stopping)
             train(stem)
     train(stem)
+    assert_same_losses(read_metrics(stem.train.output), read_metrics(stored.train.output))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava"])
+def test_the_same_losses_as_from_stored_layers(family: str, run: MakeRun, read_metrics: ReadMetrics) -> None:
+    """Layers 0 and 1 of a stem of depth 2; the first of gemma3 attends to a sliding window, the second to all."""
+    layers: dict[str, Any] = {"layers": [0, 1], "pairs": "all"}
+    losses = {"losses": {"attention_layers": {0: 0, 1: [0, 1]}}}
+    stored = run(family, "stored", {"attention": {**layers, "codec": "float32"}}, **losses)
+    stem = run(family, "stem", {**FROM_STEM, "attention": {**layers, "codec": "stem"}}, **losses)
+    assert read_stem_info(StoreReader(stem.store).attachment("stem.safetensors")).depth == 2
+    for job in (stored, stem):
+        train(job)
     assert_same_losses(read_metrics(stem.train.output), read_metrics(stored.train.output))
 
 

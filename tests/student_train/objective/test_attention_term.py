@@ -12,7 +12,8 @@ from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_term import chunked_attention_loss
+from alignkd.student_train.objective.attention_match import HeadWeights
+from alignkd.student_train.objective.attention_term import RowsOfPair, chunked_attention_loss
 from alignkd.vlm.attention.attention_rows import RowInputs
 
 ROWS, COLS = [7, 0, 3], [4, 0, 5]
@@ -49,6 +50,11 @@ def projected() -> tuple[Tensor, Tensor]:
     return query.requires_grad_(), key.requires_grad_()
 
 
+def pair(adapters: Adapters, targets: AttentionTargets) -> RowsOfPair:
+    weight_ST, bias_S = adapters.attention_weights()
+    return RowsOfPair(targets=targets, teacher=(0,), heads=HeadWeights(weight_ST=weight_ST, bias_S=bias_S))
+
+
 def row_inputs(query_BHRd: Tensor, key_BHLd: Tensor) -> RowInputs:
     rows_BR = torch.arange(5, 12).repeat(3, 1)
     return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=0.3)
@@ -66,7 +72,8 @@ def test_chunks_change_neither_loss_nor_gradients(
     leaves: list[Tensor] = [*projected, *adapters.attn_adapter.parameters()]
     adapted = adapters.adapt_attention(targets.teacher_BHRC)
     whole = attention_loss(adapted, student_attention(*projected), ROWS, COLS)
-    found = chunked_attention_loss(adapters, targets, row_inputs(*projected), chunk_bytes=rows_at_once * 4 * 3 * 4 * 12)
+    chunk_bytes = rows_at_once * 4 * 3 * 4 * 12
+    found = chunked_attention_loss(pair(adapters, targets), row_inputs(*projected), chunk_bytes=chunk_bytes)
     assert found.count == whole.count == 4 * (7 * 4 + 3 * 5)
     torch.testing.assert_close(found.total, whole.total, rtol=1e-6, atol=0.0)
     gradients = (torch.autograd.grad(loss.total, leaves) for loss in (found, whole))
@@ -82,12 +89,12 @@ def test_padding_may_hold_anything(
     for sample, (rows, cols) in enumerate(zip(ROWS, COLS, strict=True)):
         spoiled.parts[""][sample, rows:], spoiled.parts[""][sample, :, :, cols:] = torch.inf, torch.nan
     sound, found = (
-        chunked_attention_loss(adapters, replace(targets, coded_BRHC=x), row_inputs(*projected), chunk_bytes=1)
+        chunked_attention_loss(pair(adapters, replace(targets, coded_BRHC=x)), row_inputs(*projected), chunk_bytes=1)
         for x in (coded, spoiled)
     )
     assert torch.equal(sound.total, found.total)
     empty = replace(targets, num_rows_B=[0, 0, 0])
-    assert chunked_attention_loss(adapters, empty, row_inputs(*projected), chunk_bytes=1).count == 0
+    assert chunked_attention_loss(pair(adapters, empty), row_inputs(*projected), chunk_bytes=1).count == 0
 
 
 def test_padded_queries_may_be_anything(
@@ -100,7 +107,8 @@ def test_padded_queries_may_be_anything(
         spoiled[sample, :, rows:] = 1e3
     spoiled.requires_grad_()
     sound, found = (
-        chunked_attention_loss(adapters, targets, row_inputs(x, key), chunk_bytes=1).total for x in (query, spoiled)
+        chunked_attention_loss(pair(adapters, targets), row_inputs(x, key), chunk_bytes=1).total
+        for x in (query, spoiled)
     )
     assert torch.equal(sound, found)
     assert torch.equal(*(torch.autograd.grad(total, key)[0] for total in (sound, found)))

@@ -15,18 +15,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
+from alignkd.student_train.checkpoints.checkpoint import check_same_settings
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
+from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.losses.fused_head import fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.head_terms import head_terms
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.output import METRICS, VALIDATION
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trainer import train
 from alignkd.vlm.data.turns import turns_of
+from alignkd.vlm.families.family import Head
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
@@ -122,18 +128,16 @@ def label_logprobs(student: DistilledStudent, batch: TrainBatch) -> Tensor:
 
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.5, 1.0, 3.0])
-@pytest.mark.parametrize("head_chunk_mib", [1, 64])
 def test_the_term_is_the_mean_of_factor_times_cross_entropy(
     kind: str,
     factor: float,
-    head_chunk_mib: int,
     open_dataset: Callable[..., CachedDataset],
     new_student: Callable[[], MobileVLM],
     golden_folder: Path,
 ) -> None:
     dataset = open_dataset(kind)
     batch = batch_of(dataset)
-    student = distilled(new_student(), golden_folder, supervised_on_generated=factor, head_chunk_mib=head_chunk_mib)
+    student = distilled(new_student(), golden_folder, supervised_on_generated=factor)
     found: dict[str, LossSum] = student(batch)
     marks = np.concatenate([dataset[position][0].generated for position in range(len(dataset))])  # type: ignore[arg-type]
     values = [
@@ -148,6 +152,43 @@ def test_the_term_is_the_mean_of_factor_times_cross_entropy(
 
     plain: dict[str, LossSum] = distilled(new_student(), golden_folder)(batch)
     assert found["logit"].total.item() == pytest.approx(plain["logit"].total.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+@pytest.mark.parametrize("positions_at_once", [1, 3, 7])
+def test_chunks_of_the_head_take_their_own_factors(positions_at_once: int, with_teacher: bool) -> None:
+    """With a truncated teacher both terms share one pass over a chunk; values and gradients as without chunks."""
+    generator = torch.Generator().manual_seed(1)
+    hidden_ND, weight_VD = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((7, 5), (40, 5)))
+    labels_N = torch.randint(40, (7,), generator=generator)
+    generated_N = torch.tensor([True, False, False, True, True, False, True])
+    targets = None
+    if with_teacher:
+        entries = RaggedEntries(
+            ids_E=torch.arange(14, dtype=torch.int32).to(torch.uint16),
+            values_E=torch.full((14,), -3.0),
+            offsets=torch.arange(0, 15, 2),
+            widest=2,
+        )
+        targets = TruncatedTargets(entries=entries, tail_logmass_N=torch.full((7,), 1 - 2 * np.exp(-3.0)).log())
+    losses = LossConfig(logit=0.5 * with_teacher, supervised_on_generated=0.3)
+    leaves = [hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()]
+    inputs = losses.head_inputs(labels_N, targets, None, generated_N=generated_N)
+    found, *_ = fused_head_losses(
+        leaves[0],
+        Head(weight_VD=leaves[1]),
+        head_terms(inputs, losses.weights),
+        chunk_bytes=8 * 40 * positions_at_once,
+    )
+    whole = [hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()]
+    factors_N = torch.where(generated_N, 0.3, 1.0)
+    values_N = functional.cross_entropy(whole[0] @ whole[1].T, labels_N, reduction="none") * factors_N
+    torch.testing.assert_close(found.parts, values_N.detach(), rtol=1e-6, atol=1e-9)
+    if not with_teacher:  # the terms of one pass have their gradient in common
+        found.total.backward()
+        values_N.sum().backward()
+        for leaf, expected in zip(leaves, whole, strict=True):
+            torch.testing.assert_close(leaf.grad, expected.grad, rtol=1e-6, atol=1e-9)
 
 
 def gradients(student: DistilledStudent, batch: TrainBatch, term: str = "supervised") -> dict[str, Tensor]:
@@ -242,6 +283,14 @@ def test_validation_reports_plain_cross_entropy(
     for figure in ("supervised", "loss"):
         expected = pytest.approx(lines[1.0, METRICS][figure], rel=1e-5)
         assert lines[0.0, VALIDATION][figure] == lines[1.0, VALIDATION][figure] == expected
+
+
+def test_a_resumed_run_keeps_its_factor() -> None:
+    name = "losses.supervised_on_generated"
+    for found in ({"seed": 0}, {"seed": 0, name: 1.0}):  # the first is of a version without the setting
+        check_same_settings(Path("out"), found, {"seed": 0, name: 1.0})
+        with pytest.raises(TrainError, match=rf"{name} .*1\.0.* 0\.5"):
+            check_same_settings(Path("out"), found, {"seed": 0, name: 0.5})
 
 
 def test_a_factor_without_a_term_is_refused() -> None:

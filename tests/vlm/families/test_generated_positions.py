@@ -11,7 +11,7 @@ import tiny_families
 from PIL import Image
 
 from alignkd.vlm.data.turns import Generated, Turn
-from alignkd.vlm.errors import LabelMaskError
+from alignkd.vlm.errors import LabelMaskError, SampleError
 from alignkd.vlm.families.huggingface.inputs.opening import open_preparation
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
@@ -93,3 +93,17 @@ def test_a_text_with_an_end_of_turn_is_refused_where_both_kinds_meet() -> None:
         generated_positions(preparation, turns, [], tokens)
     everything = [replace(turn, generated=Generated()) if turn.speaker == "gpt" else turn for turn in turns]
     assert generated_positions(preparation, everything, [], tokens).all()
+
+
+def test_template_plain_names_what_to_do_about_a_question_alone() -> None:
+    tokenizer = LegacyLlamaTokenizer(GOLDEN / "teacher" / "tokenizer.model")
+    preparation = MobileVLMPreparation(
+        tokenizer=tokenizer, template="plain", image_processor=ImageProcessor(image_size=28), vision_tokens=4
+    )
+    with pytest.raises(SampleError, match=r"or set data\.answers to missing and run `alignkd generate`"):
+        preparation.tokenize([Turn("human", "<image>\nwhat is it?")], [(100, 60)])
+
+
+def test_every_family_names_what_to_do_about_a_question_alone(preparation: Preparation) -> None:
+    with pytest.raises(SampleError, match=r"or set data\.answers to missing and run `alignkd generate`"):
+        preparation.tokenize([Turn("human", "<image>\nwhat is it?")], [(100, 60)])

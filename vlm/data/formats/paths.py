@@ -1,13 +1,15 @@
 """The files that a path of a data set means: a file, the data files of a folder, or those that match a pattern."""
 
 import glob
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
 from alignkd.disk.next_step import tried
-from alignkd.vlm.errors import InputError
+from alignkd.disk.opening import read_regular
+from alignkd.vlm.errors import InputError, one_line
 
 # suffix -> kind; a file of a kind that cannot be read counts too, because a folder of it is not a folder of data
 _KINDS = {
@@ -27,6 +29,8 @@ _BESIDE = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.js
 GENERATION_FILE = "generation.json"
 """The file by which a folder of `alignkd generate` is recognised; its data lie in `ANSWERS_FOLDER` beside it."""
 ANSWERS_FOLDER = "answers"
+# one report per finished shard of answers
+_REPORTS_FOLDER = "shards"
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -46,18 +50,40 @@ def data_files(path: Path) -> tuple[Path, ...]:
             generate` wrote; or a pattern with `*`, `?`, `[...]`, `**` or `{000..012}`.
 
     Raises:
-        InputError: nothing is there; a folder of several kinds of files or of several splits.
+        InputError: nothing is there; a folder of several kinds of files or of several splits; answers of an unfinished
+            `alignkd generate`.
     """
     if path.is_dir():
-        return _of_folder(path / ANSWERS_FOLDER if is_generated(path) else path)
+        return _of_folder(_answers_in(path) or path)
     if _is_pattern(str(path)) and not path.exists():
         return _of_pattern(str(path))
     return (path,)
 
 
-def is_generated(folder: Path) -> bool:
-    """Whether `alignkd generate` wrote the folder."""
-    return (folder / GENERATION_FILE).is_file() and (folder / ANSWERS_FOLDER).is_dir()
+def _answers_in(folder: Path) -> Path | None:
+    """The folder of answers, if `alignkd generate` wrote the folder or the one around it.
+
+    Raises:
+        InputError: it is not finished. Answers that come later would change the order of the data.
+    """
+    around = folder.parent if folder.name == ANSWERS_FOLDER else folder
+    file, answers = around / GENERATION_FILE, around / ANSWERS_FOLDER
+    if not file.is_file() or not answers.is_dir():
+        return None
+    try:
+        generation = json.loads(read_regular(file))
+        planned = -(-int(generation["num_samples"]) // int(generation["shard_size"]))
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{file}: no numbers of samples and shards of `alignkd generate` ({one_line(repr(error))[:80]}); restore "
+            "the file, or give the answers as a pattern"
+        ) from error
+    finished = sum(1 for _ in (around / _REPORTS_FOLDER).glob("[0-9]*.json"))
+    if finished < planned:
+        raise InputError(
+            f"{around}: `alignkd generate` has finished {finished} of {planned} shards; run it until all are finished"
+        )
+    return answers
 
 
 def kind_of_name(path: Path) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alignkd.vlm.attention.attention_rows import RowInputs
 from alignkd.vlm.attention.layer import AttentionLayer
-from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
+from alignkd.vlm.families.family import Decoding, Head, Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example
 
@@ -127,14 +127,14 @@ class ToyModel(VisionLanguageModel):
         return tuple(self.layers)
 
     @torch.no_grad()
-    def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
-        """The whole sequence again for every token."""
+    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+        """The whole sequences again for every token."""
         batch = collate_sequences(prompts).to(self.device)
         vision = self.encode_images(batch.images) if batch.images else None
+        rows_B = torch.arange(len(prompts), device=self.device)
         while True:
-            next_B = self.head(self.hidden_states(batch, vision)[:, -1]).argmax(-1)
-            yield next_B
-            batch = _longer(batch, next_B)
+            tokens_B = yield self.head(self.hidden_states(batch, vision)[rows_B, batch.lengths_B - 1])
+            batch = _longer(batch, tokens_B)
 
 
 @dataclass
@@ -157,16 +157,17 @@ class ToyAttentionLayer(AttentionLayer):
         )
 
 
-def _longer(batch: SequenceBatch, next_B: Tensor) -> SequenceBatch:
-    def append(values_BL: Tensor, value: Any) -> Tensor:
-        column = torch.as_tensor(value, device=values_BL.device).to(values_BL.dtype).expand(len(values_BL))
-        return torch.cat([values_BL, column[:, None]], dim=1)
+def _longer(batch: SequenceBatch, tokens_B: Tensor) -> SequenceBatch:
+    """The batch with a token at the end of each sample, and the padding after it."""
+
+    def widened(values_BL: Tensor) -> Tensor:
+        return nn.functional.pad(values_BL, (0, 1))
 
     return replace(
         batch,
-        input_ids_BL=append(batch.input_ids_BL, next_B),
-        labels_BL=append(batch.labels_BL, -100),
-        vision_mask_BL=append(batch.vision_mask_BL, False),
+        input_ids_BL=widened(batch.input_ids_BL).scatter(1, batch.lengths_B[:, None], tokens_B[:, None]),
+        labels_BL=widened(batch.labels_BL),
+        vision_mask_BL=widened(batch.vision_mask_BL),
         lengths_B=batch.lengths_B + 1,
-        types={"is_image": append(batch.types["is_image"], 0)},
+        types={"is_image": widened(batch.types["is_image"])},
     )

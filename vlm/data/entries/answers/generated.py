@@ -58,7 +58,7 @@ def _of_object(where: str, value: Mapping[str, Any]) -> Generated:
         is_valid, expected = _FIELDS[name]
         if not is_valid(item):
             raise SampleError(f"{where}: {name!r} is {shown(item)}, expected {expected}; {_STEP}")
-    return Generated(**{name: float(item) if name == "logprob" else item for name, item in value.items()})
+    return Generated(**value)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,15 +1,13 @@
-"""Greedy generation with the model's own rules for cache, positions and type ids."""
+"""Generation with the model's own rules for cache, positions and type ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from alignkd.vlm.errors import InputError
-from alignkd.vlm.finite import is_finite
+from alignkd.vlm.families.family import Decoding
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example
 
@@ -18,16 +16,24 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def greedy_tokens(model: HuggingFaceModel, prompts: Sequence[Example]) -> Iterator[Tensor]:
-    """Endless stream of the most probable next token of each prompt; see `VisionLanguageModel.next_tokens`."""
-    batch = collate_sequences(prompts).to(model.device)
+def decoding(model: HuggingFaceModel, prompts: Sequence[Example]) -> Decoding:
+    """Logits of next tokens for chosen ones; see `VisionLanguageModel.decoding`. Shorter prompts are padded left.
+
+    These are the steps of `generate` of transformers, whose loop cannot wait for tokens that are chosen elsewhere.
+    """
+    batch = collate_sequences(prompts).padded_left()
+    is_padded = batch.is_padded
+    batch = batch.to(model.device)
     vision = model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
     model.forget_positions()
     inner: Any = model.model
     ids_BL = batch.input_ids_BL
     inputs = {**model.decoder_inputs(batch, vision), "use_cache": True}
-    for name in ("input_ids", "attention_mask"):  # prompts have equal length, so nothing is padded
+    for name in ("input_ids", "attention_mask"):
         inputs.pop(name, None)
+    if is_padded:
+        inputs["attention_mask"] = batch.attention_mask_BL
+        inputs["position_ids"] = inner._prepare_position_ids_for_generation(ids_BL, inputs)
     is_first = True
     while True:
         # the family's own methods: type ids of new tokens and positions with a cache differ between families
@@ -35,13 +41,6 @@ def greedy_tokens(model: HuggingFaceModel, prompts: Sequence[Example]) -> Iterat
             ids_BL, next_sequence_length=None if is_first else 1, is_first_iteration=is_first, **inputs
         )
         output = inner(**arguments, return_dict=True)
-        logits_BV = output.logits[:, -1]
-        if not is_finite(logits_BV):
-            raise InputError(
-                f"the logits are not finite (NaN or infinity) in {str(logits_BV.dtype).removeprefix('torch.')}; the "
-                "checkpoint's training diverged, or its values do not fit: try dtype float32"
-            )
-        next_B = logits_BV.argmax(dim=-1)
-        yield next_B
+        tokens_B = yield output.logits[:, -1]
         inputs = inner._update_model_kwargs_for_generation(output, inputs)
-        ids_BL, is_first = torch.cat([ids_BL, next_B[:, None]], dim=1), False
+        ids_BL, is_first = torch.cat([ids_BL, tokens_B[:, None]], dim=1), False

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
+from alignkd.vlm.families.family import Decoding, Head, Vision, VisionLanguageModel
 from alignkd.vlm.families.huggingface.model.config import HuggingFaceConfig
-from alignkd.vlm.families.huggingface.model.generation import greedy_tokens
+from alignkd.vlm.families.huggingface.model.generation import decoding
 from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.images import ImageEncoder
 from alignkd.vlm.families.huggingface.model.parts import (
@@ -191,9 +191,9 @@ class HuggingFaceModel(VisionLanguageModel):
         """The decoder's layers in order."""
         return layers_of(self.model)
 
-    def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
-        """The most probable next tokens; see `VisionLanguageModel.next_tokens`."""
-        return greedy_tokens(self, prompts)
+    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+        """Logits of next tokens for chosen ones; see `VisionLanguageModel.decoding`."""
+        return decoding(self, prompts)
 
 
 def image_tensors(example: Example, device: torch.device) -> list[Mapping[str, Tensor]]:

@@ -93,7 +93,10 @@ def _tokenize_plain(turns: Sequence[Turn], num_images: int, tokenizer: LegacyLla
         )
     if [turn.speaker for turn in turns] != ["human", "gpt"]:
         speakers = ", ".join(turn.speaker for turn in turns)
-        raise SampleError(f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns ({speakers})")
+        step = "" if "gpt" in speakers else f"; give the question an answer, {OR_GENERATE}"
+        raise SampleError(
+            f"template 'plain' takes one human and one gpt turn, found {len(turns)} turns ({speakers}){step}"
+        )
     if IMAGE_PLACEHOLDER not in turns[0].value:
         raise SampleError(f"template 'plain' needs {IMAGE_PLACEHOLDER} in the human turn, found it in the gpt turn")
     # The question is dropped: pre-training maps an image straight to its caption.

@@ -1,6 +1,6 @@
 """MobileVLM and related models: CLIP vision tower -> projector -> LLaMA, named as in the official checkpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaModel
 
-from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel
+from alignkd.vlm.families.family import Decoding, Head, Vision, VisionLanguageModel
 from alignkd.vlm.families.mobilevlm.model.attention import LlamaAttentionLayer, first_layer_attention, watched_layers
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
-from alignkd.vlm.finite import is_finite
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example
 
@@ -128,26 +126,27 @@ class MobileVLM(VisionLanguageModel):
         return tuple(self.model.layers)
 
     @torch.no_grad()
-    def next_tokens(self, prompts: Sequence[Example]) -> Iterator[Tensor]:
-        """Endless stream of the most probable next token of each prompt, int64 [B]; prompts have equal length.
-
-        Raises:
-            InputError: logits that are not finite, so that no token is the most probable.
-        """
-        batch = collate_sequences(prompts).to(self.device)
+    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+        """Logits of next tokens; see `VisionLanguageModel.decoding`. Shorter prompts are padded left."""
+        batch = collate_sequences(prompts).padded_left()
+        mask_BL = batch.attention_mask_BL.to(self.device) if batch.is_padded else None
+        batch = batch.to(self.device)
+        positions_BL = (batch.attention_mask_BL.cumsum(dim=1) - 1).clamp(min=0)
         inputs_embeds = self.embed(batch, self.encode_images(batch.images) if batch.images else None)
         cache = DynamicCache(config=self.config.llama)
         while True:
-            output = self.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True)
-            logits_BV = self.lm_head(output.last_hidden_state[:, -1])
-            if not is_finite(logits_BV):
-                raise InputError(
-                    f"the logits are not finite (NaN or infinity) in {str(logits_BV.dtype).removeprefix('torch.')}; "
-                    "the checkpoint's training diverged, or its values do not fit: try dtype float32"
-                )
-            next_B = logits_BV.argmax(dim=-1)
-            yield next_B
-            inputs_embeds = self.model.embed_tokens(next_B[:, None])
+            output = self.model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=mask_BL,
+                position_ids=positions_BL,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            tokens_B = yield self.lm_head(output.last_hidden_state[:, -1])
+            inputs_embeds = self.model.embed_tokens(tokens_B[:, None])
+            positions_BL = positions_BL[:, -1:] + 1
+            if mask_BL is not None:
+                mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits [N, V] at the supervised positions of the batch, in row-major order."""

@@ -1,14 +1,15 @@
 """A model behind the interface against the same checkpoint in transformers alone: one sample, eager, no padding."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from continued import teacher_forced_logprob
 from transformers import AutoModelForImageTextToText
 
 from alignkd.vlm.families.family import Vision, sum_of_zeros
+from alignkd.vlm.families.generation import generate, generate_greedy
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 
 
@@ -60,26 +61,41 @@ def test_every_row_of_the_recorded_layer_equals_the_attention_of_transformers(ev
 def test_generation_equals_that_of_transformers(case: Any) -> None:
     for sample in case.samples[:3]:
         prompt = sample.example
-        tokens = itertools.islice(case.model.next_tokens([prompt]), 8)
+        (tokens,) = generate_greedy(case.model, [prompt], max_new_tokens=8, stop_ids=())
         own = case.eager.generate(
             **sample.whole, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=-1
         )[0, len(prompt.input_ids) :]
-        assert torch.cat(list(tokens)).tolist() == own.tolist()
+        assert tokens == own.tolist()
 
 
 @torch.no_grad()
-def test_generation_of_equal_prompts_in_a_batch(case: Any) -> None:
-    prompt = case.samples[0].example
-    pair = torch.stack(list(itertools.islice(case.model.next_tokens([prompt, prompt]), 4)))
-    alone = torch.stack(list(itertools.islice(case.model.next_tokens([prompt]), 4)))
-    assert torch.equal(pair, alone.expand(-1, 2))
+def test_generation_does_not_depend_on_the_batch(every_case: Any) -> None:
+    """Prompts of all lengths with none to several images, padded, and two equal ones, against each alone."""
+    model, prompts = every_case.model, [sample.example for sample in every_case.samples]
+    settings: dict[str, Any] = {"stop_ids": {7}}
+    limits = [1 + number % 6 for number in range(len(prompts))]
+    together = generate(model, [*prompts, prompts[0]], limits=[*limits, limits[0]], **settings)
+    assert together[-1].ids == together[0].ids
+    for prompt, limit, found in zip(prompts, limits, together, strict=False):
+        (alone,) = generate(model, [prompt], limits=[limit], **settings)
+        assert (found.ids, found.finished) == (alone.ids, alone.finished)
+        assert found.logprob == pytest.approx(alone.logprob, abs=1e-4)
+
+
+@torch.no_grad()
+def test_log_probabilities_are_those_of_one_pass_over_the_finished_text(case: Any) -> None:
+    type_of_answers = int(case.name.startswith("paligemma"))  # its type 0 attends to later text too
+    for sample in case.samples[:3]:
+        (found,) = generate(case.model, [sample.example], limits=[5], stop_ids=())
+        forced = teacher_forced_logprob(case.model, sample.example, found.ids, type_of_new=type_of_answers)
+        assert found.logprob == pytest.approx(forced, abs=1e-4)
 
 
 @torch.no_grad()
 def test_a_pass_after_generation_has_its_own_positions(case: Any) -> None:
     """Generation leaves position offsets in the model (`rope_deltas`)."""
     model = case.model
-    list(itertools.islice(model.next_tokens([case.samples[2].example]), 2))
+    generate_greedy(model, [case.samples[2].example], max_new_tokens=2, stop_ids=())
     for sample, own in zip(case.samples, case.reference, strict=True):
         batch = collate_sequences([sample.example])
         assert relative(model.hidden_states(batch, encoded(model, batch))[0], own.hidden) < tolerance(case)

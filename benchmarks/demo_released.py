@@ -1,0 +1,68 @@
+"""Which rows of the demo may be evaluated on the pool `test`, and their partners of the same cost."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+from demo_trials import GRIDS, SEEDS, Trial, TrialLog, chosen, config_of
+
+from alignkd.pipeline.demo.recipes import ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
+from alignkd.pipeline.demo.settings import DemoSettings
+
+
+def why_not_released(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> str | None:
+    """The reason in one line, or None if the row has the settings that its selection has chosen.
+
+    A row without a grid has the settings of another row, and nothing of it is chosen.
+    """
+    if recipe.name not in GRIDS:
+        return None
+    trials = [Trial(row=recipe.name, setting=setting, seed=seed) for setting in GRIDS[recipe.name][1] for seed in SEEDS]
+    best = chosen(recipe.name, log.accuracies(trials, settings))
+    if best is None:
+        return f"{recipe.name}: its selection has not ended; run benchmarks/demo_selection.py --rows {recipe.name}"
+    wanted = Trial(row=recipe.name, setting=best[0], seed=SEEDS[0]).config(settings)
+    if config_of(recipe, settings, SEEDS[0]) != wanted:
+        return f"{recipe.name}: the selection has chosen {best[0].name}; give the row these settings in recipes.py"
+    return None
+
+
+def released_rows(names: Sequence[str], log: TrialLog, settings: DemoSettings) -> list[Recipe]:
+    """The named rows, each followed by its partner of the same cost if its trials have measured the cost."""
+    rows: list[Recipe] = []
+    for recipe in named_rows(names):
+        rows.append(recipe)
+        if (partner := same_cost(recipe, log, settings)) is not None:
+            rows.append(partner)
+    return rows
+
+
+def same_cost(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> Recipe | None:
+    """The supervised student with as many steps as took the time of this row's steps; None without trials of both.
+
+    The costs are medians over all trials, and their ratio is rounded to tenths: the trials share the machine with
+    other work, and a further trial should not change the row.
+    """
+    if recipe.name == SUPERVISED:
+        return None
+    own, plain = seconds_per_step(recipe.name, log), seconds_per_step(SUPERVISED, log)
+    if own is None or plain is None:
+        return None
+    return replace(
+        SUPERVISED_ONLY,
+        name=f"{SUPERVISED}.cost-of-{recipe.name}",
+        label=f"supervised, cost of {recipe.label}",
+        steps=recipe.steps * round(own / plain, 1),
+        partner=recipe.name,
+    )
+
+
+def seconds_per_step(row: str, log: TrialLog) -> float | None:
+    """Median over the trials of a row; None without any."""
+    found = [entry["seconds"] / entry["steps"] for entry in log.entries() if entry["row"] == row]
+    return median(found) if found else None
+
+
+def known_rows() -> str:
+    """Names of all rows for an option's default."""
+    return ",".join(name for name in ROWS if name in GRIDS)

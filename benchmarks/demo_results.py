@@ -1,0 +1,182 @@
+"""The demo's results on handwriting of the pool `test`: ten paired seeds of every released row.
+
+    python benchmarks/demo_results.py --out demo-results [--rows supervised,align_kd] [--at-once 2]
+    python benchmarks/demo_results.py --list          which rows are released, and when they were opened
+    python benchmarks/demo_results.py --table         the tables, computed from the log
+    python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md
+
+A row with a grid in `demo_trials.py` is released when its selection has ended and `pipeline/demo/recipes.py` has the
+chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row as
+opened, and afterwards which answers were right. A row in the log is not evaluated again unless its settings have
+changed. A stopped run resumes.
+
+Each released row also has a partner of the same cost: the supervised student, trained for the number of steps that took
+as long as the row's steps in the trials of the selection (without the dump).
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+from demo_openings import TEACHER, Opening, OpeningLog
+from demo_released import known_rows, released_rows, why_not_released
+from demo_selection import LOG as TRIALS
+from demo_trials import TrialLog
+
+from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.demo.demo import (
+    Students,
+    alignkd,
+    evaluate_models,
+    make_students,
+    make_teacher,
+    write_questions,
+    write_training_set,
+)
+from alignkd.pipeline.demo.evaluate import read_evaluation
+from alignkd.pipeline.demo.folder import DemoFolder, begin
+from alignkd.pipeline.demo.processes import run_commands
+from alignkd.pipeline.demo.recipes import Recipe
+from alignkd.pipeline.demo.results.figures import visual
+from alignkd.pipeline.demo.results.report import accuracies
+from alignkd.pipeline.demo.results.table import differences, markdown_table, table
+from alignkd.pipeline.demo.run_config import steps_of
+from alignkd.pipeline.demo.settings import FULL, DemoSettings
+from alignkd.pipeline.demo.training import train_students
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.devices import hide_gpus
+
+SEEDS = tuple(range(10))
+LOG = TRIALS.with_name("demo_test.jsonl")
+DOCUMENTS = [Path(__file__).parents[1] / name for name in ("docs/results.md", "README.md")]
+BEGIN, END = "<!-- test table: python benchmarks/demo_results.py --write-docs -->", "<!-- end of test table -->"
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-results"), show_default=True)
+@click.option("--log", "log_file", type=click.Path(path_type=Path), default=LOG, help="Log of all openings.")
+@click.option("--trials", type=click.Path(path_type=Path), default=TRIALS, help="Log of the selection.")
+@click.option("--rows", default=known_rows(), show_default=True, help="Names of rows, separated by commas.")
+@click.option("--at-once", default=2, show_default=True, help="Students that train at the same time, a thread each.")
+@click.option("--list", "as_list", is_flag=True, help="Show which rows are released and opened; run nothing.")
+@click.option("--table", "as_table", is_flag=True, help="Show the tables of the log; run nothing.")
+@click.option("--write-docs", is_flag=True, help="Put the tables of the log into the documents; run nothing.")
+@clean_errors
+def main(
+    out: Path, log_file: Path, trials: Path, rows: str, at_once: int, as_list: bool, as_table: bool, write_docs: bool
+) -> None:
+    """Train and evaluate the rows that the log does not have yet."""
+    log, trial_log = OpeningLog(log_file), TrialLog(trials)
+    recipes = released_rows([name for name in rows.split(",") if name], trial_log, FULL)
+    if as_list:
+        click.echo("\n".join(listed(recipes, log, trial_log, FULL)))
+        return
+    if not as_table and not write_docs:
+        hide_gpus()
+        check_released(recipes, trial_log, FULL)
+        evaluate_rows(DemoFolder(out.resolve()), FULL, recipes, log, at_once=at_once)
+    opened = [recipe for recipe in recipes if log.evaluated(Opening.of(recipe, FULL))]
+    if not opened:
+        raise InputError(f"{log_file}: has no evaluation of {rows} with the present settings; run it without options")
+    text = tables(opened, log, FULL)
+    click.echo(text)
+    if write_docs:
+        for document in DOCUMENTS:
+            write_whole(document, with_tables(document.read_text(encoding="utf-8"), text, document))
+
+
+def listed(recipes: Sequence[Recipe], log: OpeningLog, trials: TrialLog, settings: DemoSettings) -> list[str]:
+    """A line per row: its steps, and when it was evaluated or why it cannot be."""
+    lines = []
+    for recipe in recipes:
+        line, reason = log.evaluated(Opening.of(recipe, settings)), why_not_released(recipe, trials, settings)
+        status = f"evaluated {line['date']}" if line else "released" if reason is None else f"not released: {reason}"
+        lines.append(f"{recipe.name}  {steps_of(recipe, settings)} steps  {status}")
+    return lines
+
+
+def check_released(recipes: Sequence[Recipe], trials: TrialLog, settings: DemoSettings) -> None:
+    """Refuse rows whose settings are not those of their selection, before anything is trained."""
+    reasons = [reason for recipe in recipes if (reason := why_not_released(recipe, trials, settings)) is not None]
+    if reasons:
+        raise InputError("; ".join(reasons))
+
+
+def evaluate_rows(
+    folder: DemoFolder,
+    settings: DemoSettings,
+    recipes: Sequence[Recipe],
+    log: OpeningLog,
+    *,
+    at_once: int,
+    seeds: Sequence[int] = SEEDS,
+) -> None:
+    """Train all students of the rows that the log does not have; then open one row after the other."""
+    waiting = [recipe for recipe in recipes if log.evaluated(Opening.of(recipe, settings)) is None]
+    begin(folder, asdict(settings))
+    write_training_set(folder, settings)
+    make_teacher(folder, settings, train_teacher=False)
+    students: Students = {recipe: [folder.student(recipe.name, seed) for seed in seeds] for recipe in waiting}
+    make_students(folder, settings, students)
+    for recipe in {recipe.store: recipe for recipe in waiting}.values():
+        run_commands(
+            [alignkd("dump", students[recipe][0].config), alignkd("shards", "verify", folder.store(recipe.store))]
+        )
+    train_students({student: steps_of(recipe, settings) for recipe in waiting for student in students[recipe]}, at_once)
+    questions = write_questions(folder, settings, "test")
+    if log.evaluated(teacher := Opening(TEACHER, {})) is None:
+        log.open(teacher)
+        evaluate_models(folder, [], questions)
+        log.close(teacher, [read_evaluation(folder.teacher_evaluation)], questions, steps=0, seeds=[0])
+    for recipe in waiting:
+        log.open(opening := Opening.of(recipe, settings))
+        evaluate_models(folder, students[recipe], questions)
+        found = [read_evaluation(student.evaluation) for student in students[recipe]]
+        log.close(opening, found, questions, steps=steps_of(recipe, settings), seeds=seeds)
+
+
+def tables(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -> str:
+    """Both tables and what they rest on, as markdown, computed from the log and the questions."""
+    with TemporaryDirectory() as name:
+        folder = DemoFolder(Path(name))
+        write_training_set(folder, settings)
+        questions = write_questions(folder, settings, "test")
+        (teacher,) = log.evaluations(Opening(TEACHER, {}), questions)
+        rows = {recipe: log.evaluations(Opening.of(recipe, settings), questions) for recipe in recipes}
+        report = accuracies(rows, teacher, settings, folder.training_set.conversations)
+    seeds = {len(evaluations) for evaluations in rows.values()}
+    opened = ", ".join(f"{recipe.label} {log.times_opened(recipe.name)}" for recipe in recipes)
+    steps = ", ".join(f"{recipe.label} {steps_of(recipe, settings)}" for recipe in recipes)
+    notes = (
+        f"{len(visual(teacher.answers))} questions that need the picture and "
+        f"{len(teacher.answers) - len(visual(teacher.answers))} others; {'/'.join(map(str, sorted(seeds)))} seeds. "
+        f"Steps: {steps}. Settings with which a row was opened so far: {opened}."
+    )
+    compared = differences(report)
+    return "\n".join([markdown_table(table(report)), *([markdown_table(compared)] if compared else []), wrapped(notes)])
+
+
+def wrapped(text: str, width: int = 100) -> str:
+    """A paragraph with lines of at most `width` characters."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)) + "\n"
+
+
+def with_tables(document: str, text: str, path: Path) -> str:
+    """A document with `text` between its marks.
+
+    Raises:
+        InputError: the document does not have both marks, once each and in this order.
+    """
+    before, begin_mark, rest = document.partition(BEGIN)
+    _, end_mark, after = rest.partition(END)
+    if not begin_mark or not end_mark:
+        raise InputError(f"{path}: has no lines {BEGIN} and {END}; put them where the tables belong")
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Chooses the settings of the demo's rows on handwriting of the pool `development`.
+
+    python benchmarks/demo_selection.py --out demo-selection [--rows supervised,align_kd] [--at-once 2]
+    python benchmarks/demo_selection.py --list       the trials and which of them have ended
+    python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
+
+`demo_trials.py` has the settings and the rule. Each trial runs `alignkd dump` (once per store), `alignkd train` and the
+demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are not run again,
+and an unfinished training continues from its checkpoint. The pool `test` is not used.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+
+import click
+from demo_trials import GRIDS, SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from json_lines_log import Entry, versions
+
+from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.demo.demo import (
+    alignkd,
+    evaluate_models,
+    make_students,
+    make_teacher,
+    write_questions,
+    write_training_set,
+)
+from alignkd.pipeline.demo.evaluate import read_evaluation
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin
+from alignkd.pipeline.demo.processes import ALIGNKD, Command, run_commands
+from alignkd.pipeline.demo.recipes import Recipe
+from alignkd.pipeline.demo.results.figures import visual, visual_accuracy
+from alignkd.pipeline.demo.results.table import markdown_table
+from alignkd.pipeline.demo.run_config import steps_of
+from alignkd.pipeline.demo.settings import FULL, DemoSettings
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.hardware.devices import hide_gpus
+
+LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-selection"), show_default=True)
+@click.option("--log", "log_file", type=click.Path(path_type=Path), default=LOG, help="Log of all trials.")
+@click.option("--rows", default=",".join(GRIDS), show_default=True, help="Names of rows, separated by commas.")
+@click.option("--at-once", default=2, show_default=True, help="Students that train at the same time, a thread each.")
+@click.option("--list", "as_list", is_flag=True, help="Show the trials with their status; run nothing.")
+@click.option("--table", "as_table", is_flag=True, help="Show the accuracies; run nothing.")
+@clean_errors
+def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool) -> None:
+    """Run the trials that are not in the log yet."""
+    names, log = wanted_rows(rows), TrialLog(log_file)
+    if as_list:
+        click.echo("\n".join(listed(names, log, FULL)))
+    elif as_table:
+        click.echo(table(names, log, FULL))
+    else:
+        hide_gpus()
+        select(DemoFolder(out.resolve()), FULL, names, log, at_once=at_once)
+        click.echo(table(names, log, FULL))
+
+
+def wanted_rows(rows: str) -> list[str]:
+    """The names in the option `--rows`."""
+    names = [name for name in rows.split(",") if name]
+    if unknown := [name for name in names if name not in GRIDS]:
+        raise InputError(f"--rows: {', '.join(unknown)} is not among {', '.join(GRIDS)}; choose some of these")
+    return names
+
+
+def trials_of(row: str, log: TrialLog, settings: DemoSettings) -> dict[Trial, float | None]:
+    """The trials of a row that are known so far, in their order, with the accuracy of those that have ended."""
+    found = log.accuracies((Trial(row=row, setting=s, seed=seed) for s in GRIDS[row][1] for seed in SEEDS), settings)
+    return {trial: found.get(trial) for trial in [*first_round(row), *second_round(row, found)]}
+
+
+def select(folder: DemoFolder, settings: DemoSettings, rows: Iterable[str], log: TrialLog, *, at_once: int) -> None:
+    """Run both rounds of every row, less the trials in the log."""
+    begin(folder, asdict(settings))
+    write_training_set(folder, settings)
+    write_questions(folder, settings, "development")
+    make_teacher(folder, settings, train_teacher=False)
+    for row in rows:
+        # the second call has the trials that the results of the first one have decided on
+        for _ in range(2):
+            waiting = [trial for trial, accuracy in trials_of(row, log, settings).items() if accuracy is None]
+            run_trials(folder, settings, waiting, log, at_once)
+
+
+def run_trials(folder: DemoFolder, settings: DemoSettings, trials: list[Trial], log: TrialLog, at_once: int) -> None:
+    """Train and evaluate the students of these trials; each is logged when it ends."""
+    if not trials:
+        return
+    grouped: dict[Recipe, list[StudentPaths]] = {}
+    for trial in trials:
+        grouped.setdefault(trial.recipe, []).append(trial.student(folder))
+    make_students(folder, settings, grouped)
+    for store, student in {recipe.store: students[0] for recipe, students in grouped.items()}.items():
+        run_commands([alignkd("dump", student.config), alignkd("shards", "verify", folder.store(store))])
+    waiting = {train_command(trial.student(folder)): trial for trial in trials}
+
+    def log_ended(done: list[Command]) -> None:
+        for command in done:
+            if (trial := waiting.pop(command, None)) is not None:
+                log.append(finished(folder, settings, trial))
+                click.echo(f"{trial.recipe.name}, seed {trial.seed}: done; {len(waiting)} left in this round", err=True)
+
+    run_commands(list(waiting), at_once=at_once, on_tick=log_ended)
+
+
+def train_command(student: StudentPaths) -> Command:
+    """The training of a student, with one thread and its own log."""
+    arguments = (ALIGNKD, "train", str(student.config))
+    return Command(name=f"train {student.name}", arguments=arguments, log=student.log, threads=1)
+
+
+def finished(folder: DemoFolder, settings: DemoSettings, trial: Trial) -> Entry:
+    """Evaluate a trained student on the development questions; returns its line of the log."""
+    student = trial.student(folder)
+    evaluate_models(folder, [student], folder.dataset("development"))
+    evaluation = read_evaluation(student.evaluation)
+    lines = [json.loads(line) for line in student.metrics.read_text(encoding="utf-8").splitlines()]
+    return {
+        "row": trial.row,
+        "setting": trial.setting.name,
+        "seed": trial.seed,
+        "steps": steps_of(trial.recipe, settings),
+        "accuracy": visual_accuracy(evaluation),
+        "by_type": evaluation.by_type,
+        "pool": "development",
+        "questions": len(visual(evaluation.answers)),
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": trial.config(settings),
+    }
+
+
+def listed(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[str]:
+    """A line per trial; those of the second round are known when the first one has ended."""
+    lines = []
+    for row in rows:
+        for trial, accuracy in trials_of(row, log, settings).items():
+            status = "waits" if accuracy is None else f"{100 * accuracy:.1f} %"
+            lines.append(f"{row}  {trial.setting.name}  seed {trial.seed}  {status}")
+    return lines
+
+
+def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
+    """Per setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
+    cells = [["row", "setting", *(f"seed {seed}" for seed in SEEDS), "mean"]]
+    for row in rows:
+        found = {trial: value for trial, value in trials_of(row, log, settings).items() if value is not None}
+        best = chosen(row, found)
+        for setting in GRIDS[row][1]:
+            values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]
+            numbers = [value for value in values if value is not None]
+            average = f"{100 * mean(numbers):.1f}" if len(numbers) == len(SEEDS) else ""
+            name = f"**{setting.name}**" if best is not None and best[0] == setting else setting.name
+            cells.append([row, name, *("" if value is None else f"{100 * value:.1f}" for value in values), average])
+    return markdown_table(cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The trials by which the demo's settings are chosen, and their log.
+
+Every row has the same budget: `SETTINGS_PER_ROW` settings, each tried with the first seed of `SEEDS`; the better half
+of them also with the other seeds (successive halving). The setting with the highest mean of all seeds is chosen.
+Accuracy is that on the questions of the pool `development` that need the picture.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from json_lines_log import JsonLinesLog
+
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
+from alignkd.pipeline.demo.recipes import EVERYTHING, SUPERVISED_ONLY, Recipe
+from alignkd.pipeline.demo.run_config import run_config
+from alignkd.pipeline.demo.settings import DemoSettings
+
+SEEDS = (100, 101, 102)
+SETTINGS_PER_ROW = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What one setting changes in its row.
+
+    Attributes:
+        name: name in the log and in paths, unique in its row.
+        train, losses: keys of `train` and of `train.losses`, in addition to the row's.
+        steps: multiple of the preset's steps; None leaves the row's.
+    """
+
+    name: str
+    train: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    losses: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    steps: float | None = None
+
+
+GRIDS: dict[str, tuple[Recipe, tuple[Setting, ...]]] = {
+    recipe.name: (recipe, settings)
+    for recipe, settings in (
+        (
+            SUPERVISED_ONLY,
+            tuple(
+                Setting(name=f"rate-{rate:g}-decay-{decay:g}", train={"learning_rate": rate, "weight_decay": decay})
+                for rate, decay in product((1e-3, 2e-3, 4e-3, 8e-3), (0.0, 0.1))
+            ),
+        ),
+        (
+            EVERYTHING,
+            tuple(
+                Setting(
+                    name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
+                    train={"learning_rate": rate, "adapter_learning_rate": adapters},
+                    losses={"attention": weight},
+                )
+                for rate, weight, adapters in product((2e-3, 4e-3), (2e4, 8e4), (2e-5, 2e-4))
+            ),
+        ),
+    )
+}
+"""Row -> its recipe and its settings; each grid contains the settings with which the row was introduced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One student of one setting."""
+
+    row: str
+    setting: Setting
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The row with this setting; its name is unique among all settings of all rows."""
+        recipe, setting = GRIDS[self.row][0], self.setting
+        return replace(
+            recipe,
+            name=f"{recipe.name}.{setting.name}",
+            train={**recipe.train, **setting.train},
+            losses={**recipe.losses, **setting.losses},
+            steps=recipe.steps if setting.steps is None else setting.steps,
+        )
+
+    def student(self, folder: DemoFolder) -> StudentPaths:
+        """Files of the student."""
+        return folder.student(self.recipe.name, self.seed)
+
+    def config(self, settings: DemoSettings) -> dict[str, Any]:
+        """`config_of` this trial's recipe."""
+        return config_of(self.recipe, settings, self.seed)
+
+
+def config_of(recipe: Recipe, settings: DemoSettings, seed: int) -> dict[str, Any]:
+    """The sections `store` and `train` of a student, without paths and without terms of weight 0."""
+    folder = DemoFolder(Path("/"))
+    found = run_config(folder, settings, recipe, folder.student(recipe.name, seed))
+    losses = {key: value for key, value in found["train"]["losses"].items() if value != 0}
+    return {
+        "store": {key: value for key, value in found["store"].items() if key != "path"},
+        "train": {key: value for key, value in found["train"].items() if key != "output"} | {"losses": losses},
+    }
+
+
+class TrialLog(JsonLinesLog):
+    """The log of all finished trials, in the order of their ends.
+
+    A line has row, setting, seed, config, steps, accuracy, by_type, pool, questions, seconds, versions, date.
+    """
+
+    def accuracies(self, trials: Iterable[Trial], settings: DemoSettings) -> dict[Trial, float]:
+        """Accuracy of the trials that have ended with exactly these settings; of several lines the last counts."""
+        found = {_key(entry["row"], entry["seed"], entry["config"]): entry["accuracy"] for entry in self.entries()}
+        keys = {trial: _key(trial.row, trial.seed, trial.config(settings)) for trial in trials}
+        return {trial: found[key] for trial, key in keys.items() if key in found}
+
+
+def _key(row: str, seed: int, config: Mapping[str, Any]) -> str:
+    return json.dumps([row, seed, config], sort_keys=True)
+
+
+def first_round(row: str) -> list[Trial]:
+    """Every setting of a row with the first seed."""
+    return [Trial(row=row, setting=setting, seed=SEEDS[0]) for setting in GRIDS[row][1]]
+
+
+def second_round(row: str, found: Mapping[Trial, float]) -> list[Trial]:
+    """The better half of the settings with the other seeds; empty until the first round has ended.
+
+    Of settings with the same accuracy the earlier one in the grid goes on.
+    """
+    first = first_round(row)
+    if any(trial not in found for trial in first):
+        return []
+    better = sorted(first, key=lambda trial: -found[trial])[: len(first) // 2]
+    return [replace(trial, seed=seed) for trial in better for seed in SEEDS[1:]]
+
+
+def chosen(row: str, found: Mapping[Trial, float]) -> tuple[Setting, Sequence[float]] | None:
+    """The setting with the highest mean over all seeds and its accuracies; None until both rounds have ended."""
+    second = second_round(row, found)
+    if not second or any(trial not in found for trial in second):
+        return None
+    means = {}
+    for trial in second:
+        means[trial.setting] = [found[replace(trial, seed=seed)] for seed in SEEDS]
+    return max(means.items(), key=lambda item: mean(item[1]))

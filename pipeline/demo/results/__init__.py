@@ -1,0 +1,1 @@
+"""Figures of the demo: accuracy on questions that need the picture, baselines, intervals, the report."""

@@ -1,0 +1,38 @@
+"""Which layers to store: a simple rule on the figures of the layers.
+
+The first layer that is nearly as informative as any, and for text queries also the first attention layer, which is the
+method's own. An early layer is preferred: what it teaches is of use to all later layers of the student, and a stem that
+gives it is small. Layers that hardly look at the image are left out: their rows are near 0, and so is the loss on them.
+"""
+
+from collections.abc import Sequence
+
+from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.tools.layers.figures import LayerFigures
+
+# of the largest share of informative queries; without a common grid, of the largest sharpness
+NEARLY = 0.75
+# of the largest mass on vision tokens
+LEAST_MASS = 0.1
+
+
+def score(figures: LayerFigures) -> float:
+    """The figure that ranks layers: the share of informative queries; without a common grid the sharpness."""
+    return figures.sharpness if figures.informative is None else figures.informative
+
+
+def recommended_layers(layers: Sequence[LayerFigures], pairs: LayerPairs) -> tuple[int, ...]:
+    """One or two layers of at least one, ascending."""
+    most = max(found.vision_mass for found in layers)
+    looking = [found for found in layers if found.vision_mass >= LEAST_MASS * most]
+    best = max(map(score, looking))
+    first = next(found.layer for found in looking if score(found) >= NEARLY * best)
+    return tuple(sorted({layers[0].layer, first})) if pairs == "tqv" else (first,)
+
+
+def store_lines(layers: Sequence[int], pairs: LayerPairs, codec: str) -> list[str]:
+    """The lines of the configuration that store these layers."""
+    return [
+        "store:",
+        f"  attention: {{layers: [{', '.join(map(str, layers))}], pairs: {pairs}, heads: all, codec: {codec}}}",
+    ]

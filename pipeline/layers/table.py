@@ -1,0 +1,83 @@
+"""The figures of the layers as a table, and as JSON."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from alignkd.pipeline.console.layer_table import layer_table
+from alignkd.pipeline.console.printing import format_bytes, format_count
+from alignkd.pipeline.layers.compare import ComparedLayers
+from alignkd.pipeline.layers.recommend import recommended_layers, store_lines
+
+MAX_LISTED = 10
+NO_GRID = (
+    "informative: not defined, because images have different numbers of vision tokens and so no common mean map; "
+    "layers are ranked by sharpness"
+)
+MAY_MIX = (
+    "informative: all images here have {} vision tokens, which depend on the image; if their proportions differ, the "
+    "mean maps mix several grids"
+)
+
+
+def layers_json(compared: ComparedLayers) -> dict[str, Any]:
+    """Everything but the maps."""
+    chosen = recommended_layers(compared.layers, compared.pairs)
+    return {
+        "samples": compared.samples,
+        "without_image": compared.without_image,
+        "unusable": [{"index": index, "id": name, "reason": reason} for index, name, reason in compared.unusable],
+        "pairs": compared.pairs,
+        "num_layers": compared.num_layers,
+        "vision_tokens": compared.vision_tokens,
+        "common_tokens": compared.common_tokens,
+        "codec": compared.codec,
+        "layers": [
+            {**asdict(found), "bytes_per_sample": compared.bytes_per_sample[found.layer]} for found in compared.layers
+        ],
+        "recommended": {
+            "layers": list(chosen),
+            "bytes_per_sample": _bytes_of(compared, chosen),
+            "store": "\n".join(store_lines(chosen, compared.pairs, compared.codec)),
+        },
+    }
+
+
+def layers_lines(compared: ComparedLayers) -> list[str]:
+    """The table, the recommended layers and the lines of a configuration that store them."""
+    chosen, first = recommended_layers(compared.layers, compared.pairs), compared.layers[0]
+    passed = [f"{compared.without_image} without an image"] if compared.without_image else []
+    passed += [f"{len(compared.unusable)} unusable"] if compared.unusable else []
+    left_out = f" ({' and '.join(passed)} passed over)" if passed else ""
+    sizes = {layer: format_bytes(round(size)) for layer, size in compared.bytes_per_sample.items()}
+    return [
+        f"{format_count(compared.samples, 'sample')}{left_out}, {first.queries} rows of {compared.pairs} attention in "
+        f"each of {len(compared.layers)} attention layers (the decoder has {compared.num_layers} layers)",
+        *layer_table(compared.layers, sizes, chosen),
+        *_notes(compared),
+        f"recommended (*): {_named(chosen)}, {format_bytes(round(_bytes_of(compared, chosen)))} per sample in "
+        f"{compared.codec}",
+        *store_lines(chosen, compared.pairs, compared.codec),
+    ]
+
+
+def unusable_lines(compared: ComparedLayers) -> Iterator[str]:
+    """The first few unusable samples, and how many more there are."""
+    for index, name, reason in compared.unusable[:MAX_LISTED]:
+        yield f"unusable: sample {name!r} (index {index}): {reason}"
+    if (rest := len(compared.unusable) - MAX_LISTED) > 0:
+        yield f"unusable: {rest} more"
+
+
+def _notes(compared: ComparedLayers) -> list[str]:
+    if compared.common_tokens is None:
+        return [NO_GRID]
+    return [] if compared.vision_tokens is not None else [MAY_MIX.format(compared.common_tokens)]
+
+
+def _bytes_of(compared: ComparedLayers, layers: Sequence[int]) -> float:
+    return sum(compared.bytes_per_sample[layer] for layer in layers)
+
+
+def _named(layers: Sequence[int]) -> str:
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {' and '.join(map(str, layers))}"

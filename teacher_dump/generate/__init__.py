@@ -1,0 +1,1 @@
+"""The answers that a teacher writes to questions; `generate.py` is the entry."""

@@ -1,0 +1,178 @@
+"""The pool `test` is opened once per row, for chosen settings only, and its tables follow from the log."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import demo_results
+import demo_trials
+import pytest
+from demo_openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
+from demo_released import released_rows, same_cost, why_not_released
+from demo_results import BEGIN, END, check_released, evaluate_rows, listed, tables, with_tables
+from demo_trials import GRIDS, SEEDS, Setting, Trial, TrialLog, first_round
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
+from alignkd.pipeline.demo.recipes import EVERYTHING, SUPERVISED_ONLY, Recipe
+from alignkd.pipeline.demo.results.report import accuracies
+from alignkd.pipeline.demo.results.table import markdown_table, table
+from alignkd.pipeline.demo.settings import FULL, QUICK
+from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.vlm.errors import InputError
+
+TINY = replace(
+    QUICK, num_scenes=8, num_eval_scenes=6, development_scenes=4, shard_size=32, steps=2, micro_batch=4, teacher_batch=8
+)
+ROWS = (SUPERVISED_ONLY, EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
+    """A few questions."""
+    out = tmp_path_factory.mktemp("questions")
+    return write_dataset(out, num_scenes=5, pool="development", seed=1, questions_per_scene=6, single_turn=True)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_right_bits_keep_what_is_right_and_nothing_else(questions: DatasetFiles, data: st.DataObject) -> None:
+    asked = load_questions(questions.conversations)
+    right = data.draw(st.lists(st.booleans(), min_size=len(asked), max_size=len(asked)))
+    bits = "".join("1" if flag else "0" for flag in right).ljust(-(-len(asked) // 8) * 8, "0")
+    by_hand = bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)).hex()
+    evaluation = from_right_bits(by_hand, questions)
+    assert [answer.right for answer in evaluation.answers] == right
+    assert [answer.id for answer in evaluation.answers] == [sample.id for sample, _ in asked]
+    assert right_bits(evaluation) == by_hand
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Iterator[list[str]]:
+    """What is trained and what is evaluated, in order."""
+    seen: list[str] = []
+    train, evaluate = demo_results.train_students, demo_results.evaluate_models
+
+    def train_students(students: dict[StudentPaths, int], at_once: int) -> None:
+        seen.extend(f"train {student.name}" for student in students)
+        train(students, 1)
+
+    def evaluate_models(folder: DemoFolder, students: list[StudentPaths], data: DatasetFiles) -> None:
+        assert data == folder.test_set
+        seen.extend(f"evaluate {student.name}" for student in students)
+        evaluate(folder, students, data)
+
+    monkeypatch.setattr(demo_results, "train_students", train_students)
+    monkeypatch.setattr(demo_results, "evaluate_models", evaluate_models)
+    yield seen
+
+
+def test_rows_are_trained_and_then_opened_once(tmp_path: Path, order: list[str]) -> None:
+    folder, log = DemoFolder(tmp_path / "out"), OpeningLog(tmp_path / "log.jsonl")
+    evaluate_rows(folder, TINY, ROWS, log, at_once=1, seeds=(0, 1))
+    names = [f"{row.name}-seed-{seed}" for row in ROWS for seed in (0, 1)]
+    assert order == [f"{what} {name}" for what in ("train", "evaluate") for name in names]
+    assert [(line["event"], line["row"]) for line in log.entries()] == [
+        (event, row) for row in (TEACHER, "supervised", "align_kd") for event in ("opened", "evaluated")
+    ]
+    # the tables of the log are those of the answers
+    evaluations = {row: [read_evaluation(folder.student(row.name, seed).evaluation) for seed in (0, 1)] for row in ROWS}
+    report = accuracies(
+        evaluations, read_evaluation(folder.teacher_evaluation), TINY, folder.training_set.conversations
+    )
+    text = tables(ROWS, log, TINY)
+    assert markdown_table(table(report)) in text
+    assert "Settings with which a row was opened so far: supervised only 1, Align-KD 1." in text.replace("\n", " ")
+    order.clear()
+    evaluate_rows(folder, TINY, ROWS, log, at_once=1, seeds=(0, 1))
+    assert order == []
+    with pytest.raises(InputError, match=r"align_kd: was evaluated on .*log\.jsonl; it is opened only once"):
+        log.open(Opening.of(EVERYTHING, TINY))
+    # other settings are another row
+    changed = replace(EVERYTHING, losses={**EVERYTHING.losses, "logit": 0.5})
+    assert log.evaluated(Opening.of(changed, TINY)) is None
+    log.open(Opening.of(changed, TINY))
+    assert log.times_opened("align_kd") == 2 and log.times_opened("supervised") == 1
+    with pytest.raises(InputError, match="no evaluation of align_kd with its present settings"):
+        tables((SUPERVISED_ONLY, changed), log, TINY)
+
+
+def test_answers_to_other_questions_are_not_taken(tmp_path: Path, questions: DatasetFiles) -> None:
+    log, opening = OpeningLog(tmp_path / "log.jsonl"), Opening(TEACHER, {})
+    everything_right = from_right_bits("ff" * 8, questions)
+    log.close(opening, [everything_right], questions, steps=0, seeds=[0])
+    assert [answer.right for answer in log.evaluations(opening, questions)[0].answers] == [True] * len(
+        everything_right.answers
+    )
+    other = DatasetFiles(conversations=tmp_path / "other.json", images=questions.images)
+    other.conversations.write_text(questions.conversations.read_text() + "\n")
+    with pytest.raises(InputError, match=r"teacher was evaluated on questions .*other\.json is"):
+        log.evaluations(opening, other)
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> TrialLog:
+    """Both rounds of the supervised row; the setting of the recipe is the best of them."""
+    log = TrialLog(tmp_path / "trials.jsonl")
+    for number, trial in enumerate(first_round("supervised")):
+        for seed in SEEDS:
+            one = replace(trial, seed=seed)
+            best = one.config(FULL) == Trial(row="supervised", setting=Setting(name=""), seed=seed).config(FULL)
+            log_trial(log, one, accuracy=0.9 if best else 0.1 + 0.01 * number, seconds=70.0)
+    return log
+
+
+def log_trial(log: TrialLog, trial: Trial, *, accuracy: float, seconds: float) -> None:
+    entry = {"row": trial.row, "setting": trial.setting.name, "seed": trial.seed, "steps": 700}
+    log.append({**entry, "accuracy": accuracy, "seconds": seconds, "config": trial.config(FULL)})
+
+
+def test_a_row_is_released_with_the_settings_of_its_selection(
+    trials: TrialLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_released([SUPERVISED_ONLY], trials, FULL)
+    with pytest.raises(InputError, match="align_kd: its selection has not ended"):
+        check_released(ROWS, trials, FULL)
+    other = replace(SUPERVISED_ONLY, train={"learning_rate": 0.5})
+    monkeypatch.setitem(demo_trials.GRIDS, "supervised", (other, GRIDS["supervised"][1]))
+    reason = why_not_released(other, trials, FULL)
+    assert reason is not None and "has chosen rate-0.004-decay-0; give the row these settings" in reason
+    assert "supervised  700 steps  not released" in listed([other], OpeningLog(tmp_path / "none"), trials, FULL)[0]
+
+
+def test_the_partner_of_the_same_cost(trials: TrialLog) -> None:
+    """Steps of 0.1 s against steps of 0.2, 0.25 and 0.9 s, whose median is 2.5 times as long."""
+    assert same_cost(SUPERVISED_ONLY, trials, FULL) is None
+    assert same_cost(EVERYTHING, trials, FULL) is None
+    for trial, seconds in zip(first_round("align_kd")[:3], (140.0, 630.0, 175.0), strict=True):
+        log_trial(trials, trial, accuracy=0.5, seconds=seconds)
+    rows = released_rows(["align_kd"], trials, FULL)
+    assert [row.name for row in rows] == ["supervised", "align_kd", "supervised.cost-of-align_kd"]
+    partner: Recipe = rows[-1]
+    assert (partner.steps, partner.partner, partner.losses) == (2.5, "align_kd", {})
+    longer = same_cost(replace(EVERYTHING, steps=2.0), trials, FULL)
+    assert longer is not None and longer.steps == 5.0
+
+
+def test_the_tables_are_put_between_their_marks(tmp_path: Path) -> None:
+    document = f"# Results\n\n{BEGIN}\nold\n{END}\n\nmore\n"
+    once = with_tables(document, "| a |\n", tmp_path)
+    assert once == f"# Results\n\n{BEGIN}\n\n| a |\n\n{END}\n\nmore\n"
+    assert with_tables(once, "| a |\n", tmp_path) == once
+    with pytest.raises(InputError, match="has no lines <!-- test table"):
+        with_tables("# Results\n", "| a |\n", tmp_path)
+
+
+def test_the_committed_logs_fit_together() -> None:
+    """Every evaluation of a row with a grid used settings that its committed selection had tried."""
+    log, trial_log = OpeningLog(demo_results.LOG), TrialLog(demo_results.TRIALS)
+    tried = [
+        {**entry["config"], "train": {key: value for key, value in entry["config"]["train"].items() if key != "seed"}}
+        for entry in trial_log.entries()
+    ]
+    for line in log.entries():
+        if line["row"] in GRIDS:
+            assert line["config"] in tried, json.dumps(line["config"])

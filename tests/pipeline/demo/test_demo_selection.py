@@ -1,0 +1,156 @@
+"""The choice of the demo's settings: budget, rule, log, resumption, and the handwriting that it sees."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import demo_selection
+import demo_trials
+import pytest
+from demo_selection import listed, select, table
+from demo_trials import GRIDS, SEEDS, SETTINGS_PER_ROW, Setting, Trial, TrialLog, chosen, first_round, second_round
+
+from alignkd.pipeline.demo.folder import DemoFolder
+from alignkd.pipeline.demo.processes import Command
+from alignkd.pipeline.demo.recipes import SUPERVISED_ONLY
+from alignkd.pipeline.demo.settings import FULL, QUICK
+from alignkd.pipeline.demo.world import dataset
+from alignkd.pipeline.demo.world.scenes import Pool, Scene, make_scene
+from alignkd.vlm.errors import InputError
+
+TINY = replace(
+    QUICK, num_scenes=8, num_eval_scenes=4, development_scenes=4, shard_size=32, steps=2, micro_batch=4, teacher_batch=8
+)
+
+
+def test_every_row_has_the_same_budget_of_different_settings() -> None:
+    for row, (_, settings) in GRIDS.items():
+        assert len(settings) == SETTINGS_PER_ROW, row
+        configs = [json.dumps(trial.config(FULL), sort_keys=True) for trial in first_round(row)]
+        assert all(one != other for one, other in combinations(configs, 2)), row
+    paths = [trial.recipe.name for row in GRIDS for trial in first_round(row)]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize("row", GRIDS)
+def test_the_grid_contains_the_settings_of_the_recipe(row: str) -> None:
+    recipe = GRIDS[row][0]
+    plain = Trial(row=row, setting=Setting(name="plain"), seed=SEEDS[0]).config(FULL)
+    assert recipe.name == row
+    assert plain in [trial.config(FULL) for trial in first_round(row)]
+
+
+def test_no_seed_of_a_trial_is_reported() -> None:
+    """The table has seeds 0 to 9."""
+    assert min(SEEDS) >= 100 and len(set(SEEDS)) == 3
+
+
+def test_the_better_half_goes_on_and_the_best_mean_wins() -> None:
+    first = first_round("supervised")
+    found = {trial: 0.1 * number for number, trial in enumerate(first)}
+    assert second_round("supervised", dict(list(found.items())[1:])) == []
+    second = second_round("supervised", found)
+    assert [(trial.setting, trial.seed) for trial in second] == [
+        (first[number].setting, seed) for number in (7, 6, 5, 4) for seed in (101, 102)
+    ]
+    assert chosen("supervised", found) is None
+    # number 5 is third after the first round, but best in the second one
+    found |= {trial: 0.95 if trial.setting == first[5].setting else 0.2 for trial in second}
+    best = chosen("supervised", found)
+    assert best == (first[5].setting, [0.5, 0.95, 0.95])
+
+
+def test_a_trial_with_other_settings_is_not_taken_from_the_log(tmp_path: Path) -> None:
+    log = TrialLog(tmp_path / "log.jsonl")
+    trial = first_round("supervised")[0]
+    log.append({"row": trial.row, "seed": trial.seed, "config": trial.config(FULL), "accuracy": 0.25})
+    assert log.accuracies([trial], FULL) == {trial: 0.25}
+    assert log.accuracies([trial], replace(FULL, steps=701)) == {}
+    assert log.accuracies([replace(trial, seed=101)], FULL) == {}
+
+
+def test_a_damaged_line_of_the_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"row": "supervised"}\n{"row"')
+    with pytest.raises(InputError, match=r"log\.jsonl: line 2: expected a JSON object, found .*; remove the"):
+        TrialLog(tmp_path / "log.jsonl").entries()
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """The pools of all scenes that are made."""
+    seen: set[str] = set()
+
+    def record(seed: int, number: int, pool: Pool) -> Scene:
+        seen.add(pool)
+        return make_scene(seed, number, pool)
+
+    monkeypatch.setattr(dataset, "make_scene", record)
+    yield seen
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> Callable[[], list[str]]:
+    """The names of all commands since the last call."""
+    run, names = demo_selection.run_commands, list[str]()
+
+    def recorded(
+        commands: Sequence[Command], *, on_tick: Callable[[list[Command]], None] = lambda done: None, **_: Any
+    ) -> None:
+        for command in commands:
+            names.append(command.name)
+            run([command])
+            on_tick([command])
+
+    monkeypatch.setattr(demo_selection, "run_commands", recorded)
+
+    def taken() -> list[str]:
+        found = names.copy()
+        names.clear()
+        return found
+
+    return taken
+
+
+RATES = (1e-3, 4e-3)
+SMALL_GRID = {
+    "supervised": (
+        SUPERVISED_ONLY,
+        tuple(Setting(name=f"rate-{rate:g}", train={"learning_rate": rate}) for rate in RATES),
+    )
+}
+
+
+def test_a_selection_resumes_and_never_sees_the_test_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: set[str], trained: Callable[[], list[str]]
+) -> None:
+    for module in (demo_selection, demo_trials):
+        monkeypatch.setattr(module, "GRIDS", SMALL_GRID)
+    folder, log = DemoFolder(tmp_path / "out"), TrialLog(tmp_path / "log.jsonl")
+    select(folder, TINY, ["supervised"], log, at_once=1)
+    assert pools == {"train", "development"}
+    assert not folder.test_set.conversations.exists()
+    commands = trained()
+    assert [name.split()[1] for name in commands if not name.startswith("train ")] == ["dump", "shards"] * 2
+    entries = log.entries()
+    # two settings with the first seed, the better one with the others
+    assert [(entry["seed"], entry["pool"], entry["steps"]) for entry in entries] == [
+        (seed, "development", TINY.steps) for seed in (100, 100, 101, 102)
+    ]
+    for entry in entries:
+        name = f"supervised.{entry['setting']}-seed-{entry['seed']}"
+        answers = json.loads((folder.root / "evaluations" / f"{name}.json").read_text())["answers"]
+        needing = [answer["right"] for answer in answers if answer["images"]]
+        assert entry["questions"] == len(needing)
+        assert entry["accuracy"] == sum(needing) / len(needing)
+    select(folder, TINY, ["supervised"], log, at_once=1)
+    assert trained() == [] and log.entries() == entries
+    # without its line, a trial is evaluated and logged again
+    log.path.write_text("".join(json.dumps(entry) + "\n" for entry in entries[1:]))
+    assert "supervised  rate-0.001  seed 100  waits" in listed(["supervised"], log, TINY)
+    select(folder, TINY, ["supervised"], log, at_once=1)
+    assert [name for name in trained() if name.startswith("train ")] == ["train supervised.rate-0.001-seed-100"]
+    assert log.entries()[-1]["accuracy"] == entries[0]["accuracy"]
+    assert "**" in table(["supervised"], log, TINY)

@@ -1,0 +1,46 @@
+"""Which layers are recommended."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkd.pipeline.layers.recommend import recommended_layers, store_lines
+from alignkd.storage.tools.layers.figures import LayerFigures
+from alignkd.teacher_dump.store_config import StoreConfig
+
+
+def figures(layer: int, informative: float | None, mass: float = 0.5, sharpness: float = 0.1) -> LayerFigures:
+    return LayerFigures(
+        layer=layer, queries=10, heads=2, vision_mass=mass, entropy=1.0, sharpness=sharpness,
+        surprise=None if informative is None else 0.3, informative=informative, best_head=0, similarity=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        # the demo's teacher
+        ([figures(0, 0.39), figures(1, 0.88), figures(2, 0.98), figures(3, 0.97)], (0, 1)),
+        ([figures(0, 0.9), figures(1, 0.95)], (0,)),
+        # a hybrid: its first attention layer is 2
+        ([figures(2, 0.1), figures(5, 0.2), figures(8, 0.9)], (2, 8)),
+        # layer 1 hardly looks at the image
+        ([figures(0, 0.1), figures(1, 1.0, mass=0.01), figures(2, 0.8)], (0, 2)),
+        ([figures(0, 0.0), figures(1, 0.0)], (0,)),
+        # no common grid: by sharpness
+        ([figures(0, None, sharpness=0.1), figures(1, None, sharpness=0.3)], (0, 1)),
+        ([figures(0, None, sharpness=0.3), figures(1, None, sharpness=0.1)], (0,)),
+    ],
+)
+def test_the_first_layer_and_the_first_that_is_nearly_as_informative(layers: Any, expected: tuple[int, ...]) -> None:
+    assert recommended_layers(layers, "tqv") == expected
+    assert recommended_layers(layers, "vqv") == expected[-1:]
+
+
+def test_the_lines_are_a_configuration() -> None:
+    sections = yaml.safe_load("\n".join(store_lines((0, 3), "vqv", "sqrt_u8")))
+    attention = StoreConfig(path="store", **sections["store"]).attention
+    assert not isinstance(attention, str)
+    assert attention.kinds_of_pairs() == ("vqv",) and attention.stored_codec == "sqrt_u8"
+    assert list(attention.layers) == [0, 3]

@@ -1,0 +1,150 @@
+"""Attention of chosen layers from the dump to the trained student, compared with the live teacher."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaModel
+
+from alignkd.pipeline.config.run_config import load_run_config
+from alignkd.storage import StoreReader
+from alignkd.student_train.data.collate import collate
+from alignkd.student_train.errors import TrainError
+from alignkd.student_train.objective.attention_match import FixedHeads
+from alignkd.student_train.run.attention import attention_match, chosen_attention
+from alignkd.student_train.run.plan import open_samples
+from alignkd.student_train.run.student import build_student
+from alignkd.student_train.trainer import train
+from alignkd.teacher_dump.dump import dump
+from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
+
+WriteConfig = Callable[..., Path]
+STEPS = 4
+EXACT = {"codec": "float32"}
+
+
+def entry(number: int, images: list[str], question: str, answer: str = "yes, it is") -> dict[str, Any]:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": f"s{number}", **({"image": images} if images else {}), "conversations": turns}
+
+
+ENTRIES = [
+    entry(0, ["coffee.png", "chelsea.png"], "Is <image> like <image>?"),
+    entry(1, [], "Name a color.", "green"),
+    entry(2, ["rocket.jpg"], "<image>\nWhat is this?", "a rocket on its way to somewhere"),
+    entry(3, ["coffee.png"], "<image>\nA cup, or two of them?", "one"),
+]
+
+
+@pytest.fixture
+def write(write_config: WriteConfig, tmp_path: Path) -> WriteConfig:
+    """write(name, attention=, losses=, train=): a run over `ENTRIES`."""
+    (tmp_path / "data.json").write_text(json.dumps(ENTRIES))
+
+    def config(name: str, *, attention: Any, losses: Any = None, store: Any = None, **train: Any) -> Path:
+        kept = {"logits": {"kind": "topk", "top_k": 8}, "vision_all": "none", "vision_top": "none"}
+        return write_config(
+            f"{name}.yaml",
+            data={"conversations": str(tmp_path / "data.json")},
+            store={"path": str(tmp_path / f"store-{name}"), "attention": attention, **kept, **(store or {})},
+            train={
+                "output": str(tmp_path / f"out-{name}"),
+                "steps": STEPS,
+                "micro_batch": 2,
+                "learning_rate": 1e-3,
+                "losses": {"vision_all": 0, "vision_top": 0, "attention": 1000.0, **(losses or {})},
+                **train,
+            },
+            teacher={"sanity": "off"},
+        )
+
+    return config
+
+
+def dumped(config: Path) -> StoreReader:
+    job = load_run_config(config, "dump").dump_job()
+    dump(job)
+    return StoreReader(job.store.path)
+
+
+def trained(config: Path) -> list[dict[str, Any]]:
+    job = load_run_config(config, "train").train_job()
+    train(job)
+    return [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_layers_lower_the_loss(write: WriteConfig, tmp_path: Path) -> None:
+    """From the dump to the export: MobileVLM, {0: 0, 1: 1}, mse, grouped heads."""
+    losses = {"attention_layers": {0: 0, 1: 1}, "attention_heads": "grouped", "attention": 1e6, "logit": 0}
+    config = write("two", attention={"layers": [0, 1], **EXACT}, losses=losses, micro_batch=4)
+    dumped(config)
+    lines = trained(config)
+    assert lines[-1]["attention"] < lines[0]["attention"]
+    assert set(load_file(tmp_path / "out-two" / "adapters.safetensors")) == {
+        *(f"{name}_adapter.{part}" for name in ("attn", "proj") for part in ("weight", "bias"))
+    }
+
+
+@pytest.mark.parametrize("pairs", ["tqv", "vqv", "all"])
+def test_the_loss_is_that_of_the_live_teacher(write: WriteConfig, golden: Path, pairs: str) -> None:
+    """Teacher and student run whole with their attention matrices; the loss in plain numpy."""
+    losses = {"attention_layers": {0: [0, 1], 1: 1}, "attention_heads": "grouped", "logit": 0.0}
+    config = write("live", attention={"layers": [0, 1], "pairs": pairs, **EXACT}, losses=losses)
+    reader = dumped(config)
+    job = load_run_config(config, "train").train_job()
+    samples = open_samples(job, job.open_student())
+    student = build_student(job, job.open_student(), reader)
+    match = attention_match(reader, student.model.config, job.train)
+    every = [samples[number] for number in range(len(samples))]
+    batch = collate(every, targets=["attention"], attention_pairs=chosen_attention(reader, match))
+    found = student(batch)["attention"]
+    teacher = load_model(golden / "teacher", vision_config=golden / "clip")
+    maps = [whole_maps(model, batch) for model in (teacher, student.model)]
+    weight_ST = FixedHeads("grouped", num_students=4, num_teachers=8).weight_ST.numpy()
+    total, count = 0.0, 0
+    for sample, (example, _) in enumerate(every):
+        at = example.positions
+        rows = {
+            "tqv": at.tqv_query_positions,
+            "vqv": at.vision_positions,
+            "all": np.concatenate([at.tqv_query_positions, at.vision_positions]),
+        }[pairs]
+        place = np.ix_(range(4), rows, at.vision_positions)
+        for own, others in ((0, (0, 1)), (1, (1,))):
+            mean = np.mean([maps[0][layer][sample] for layer in others], axis=0)
+            difference = np.einsum("st,tij->sij", weight_ST, mean)[place] - maps[1][own][sample][place]
+            total, count = total + np.square(difference).sum(), count + difference.size
+    assert found.count == count
+    assert found.total.item() == pytest.approx(total, rel=1e-5)
+
+
+@torch.no_grad()
+def whole_maps(model: Any, batch: Any) -> list[np.ndarray[Any, Any]]:
+    """Attention of layers 0 and 1, float32 [B, H, L, L], from transformers' eager attention."""
+    sequences = batch.sequences
+    vision = model.encode_images(sequences.images, sequences.image_samples_I.tolist())
+    llama = next(module for module in model.modules() if isinstance(module, LlamaModel))
+    before = llama.config._attn_implementation
+    llama.config._attn_implementation = "eager"
+    try:
+        found = llama(inputs_embeds=model.embed(sequences, vision), output_attentions=True, use_cache=False)
+    finally:
+        llama.config._attn_implementation = before
+    return [found.attentions[layer].numpy() for layer in (0, 1)]
+
+
+def test_layers_that_are_not_there(write: WriteConfig) -> None:
+    config = write("few", attention={"layers": [0, 1], **EXACT})
+    dumped(config)
+    for layers, message in (
+        ({0: 2}, r"teacher's layer 2, but there is attention of the teacher's layers 0, 1 only"),
+        ({7: 0}, r"of the student: decoder layer 7 does not exist"),
+    ):
+        with pytest.raises(TrainError, match=message) as error:
+            trained(write("few", attention={"layers": [0, 1]}, losses={"attention_layers": layers}))
+        assert "\n" not in str(error.value)

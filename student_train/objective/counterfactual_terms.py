@@ -20,6 +20,7 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.losses.counterfactual import effect_loss, keep_loss
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
+from alignkd.student_train.objective.attention_match import AttentionMatch
 from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.vlm.families.family import ModelConfig, Vision, VisionLanguageModel
 from alignkd.vlm.families.replaced_vision import neutral_vision, replaced_vision
@@ -93,7 +94,7 @@ def keep_term(forward: ForwardPass) -> LossSum:
     return _fused(forward, kept_MD, of_rows, rows=1)
 
 
-def counterfactual_elements(reader: StoreReader, student: ModelConfig) -> NDArray[np.int64]:
+def counterfactual_elements(reader: StoreReader, student: ModelConfig, attention: AttentionMatch) -> NDArray[np.int64]:
     """Supervised positions of each sample that has images."""
     return np.where(reader.has_image, reader.num_supervised, 0)
 

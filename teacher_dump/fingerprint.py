@@ -74,7 +74,7 @@ def manifest_of(
         InputError: see `StoreConfig.further_targets`.
     """
     return Manifest(
-        fingerprint={**checkpoint, "dtype": teacher.precision, "capture": CAPTURE_VERSION},
+        fingerprint={**checkpoint, "dtype": teacher.precision, "capture": CAPTURE_VERSION, **_second_pass(store)},
         data_fingerprint=dict(data),
         shapes=Shapes(
             num_heads=config.num_heads,
@@ -95,3 +95,7 @@ def manifest_of(
         seed=store.seed,
         created_with=dict(created_with or {}),
     )
+
+
+def _second_pass(store: StoreConfig) -> dict[str, str]:
+    return {} if store.counterfactual is None else {"counterfactual": store.counterfactual.fingerprint()}

@@ -5,14 +5,17 @@ normal. The first samples of the plan are enough to detect it; `sanity_report.py
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignkd.storage.schema.counterfactual import ADVANTAGE
+from alignkd.storage.tools.verify.advantage import advantage_rounding
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.memory_faults import in_halves
@@ -22,11 +25,12 @@ from alignkd.teacher_dump.sanity_report import (
     SampleScores,
     SanityFinding,
     finding,
+    judge_advantage,
     judge_images,
     judge_labels,
     judge_shuffled,
 )
-from alignkd.teacher_dump.targets.capture import Capture
+from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError
@@ -34,6 +38,7 @@ from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 
+T = TypeVar("T")
 SAMPLES_AT_ONCE = 64
 MAX_SAMPLES = 256
 ENOUGH_IMAGES = 64
@@ -50,16 +55,20 @@ class _Checks:
 
     def scores(self, samples: Sequence[Prepared]) -> list[SampleScores | None]:
         """The scores of each sample; None if it does not fit the device."""
+        return self._of_each(self._score, samples)
+
+    def _of_each(self, compute: Callable[[list[Prepared]], list[T]], samples: Sequence[Prepared]) -> list[T | None]:
+        """What `compute` returns for each sample of a batch; None if the sample does not fit the device."""
         teacher = self.job.teacher
         self.capture.begin_window([])
         lengths = [sample.length for sample in samples]
-        found: list[SampleScores | None] = [None] * len(samples)
+        found: list[T | None] = [None] * len(samples)
         for bucket in length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch):
             self.job.control.check()
-            parts = in_halves(lambda numbers: self._score([samples[n] for n in numbers]), bucket, lambda: None)
+            parts = in_halves(lambda numbers: compute([samples[n] for n in numbers]), bucket, lambda: None)
             for numbers, part in parts:
-                for number, scores in zip(numbers, part or (), strict=part is not None):
-                    found[number] = scores
+                for number, one in zip(numbers, part or (), strict=part is not None):
+                    found[number] = one
         return found
 
     def _score(self, samples: Sequence[Prepared]) -> list[SampleScores]:
@@ -88,6 +97,20 @@ class _Checks:
             return found
         shuffled = self.scores([_with_shuffled_labels(sample) for sample in samples])
         return judge_shuffled(found, [part for part in shuffled if part is not None and part.is_usable], vocab_size)
+
+    def advantage(self, samples: Sequence[Prepared]) -> SanityFinding:
+        """Compare the labels' log-probabilities of the two passes of `store.counterfactual`."""
+        with_image = [sample for sample in samples if sample.image_hashes]
+        found = self._of_each(self._advantages, with_image)
+        rounding = advantage_rounding(self.job.teacher.precision)
+        return judge_advantage([values for values in found if values is not None], rounding)
+
+    def _advantages(self, samples: Sequence[Prepared]) -> list[NDArray[np.float64]]:
+        def of_sample(captured: Captured) -> NDArray[np.float64]:
+            rows = captured.counterfactual
+            return np.zeros(0) if rows is None else rows.arrays.wait()[ADVANTAGE][rows.rows].astype(np.float64)
+
+        return [of_sample(captured) for captured in self.capture(samples)]
 
     def batch(self, samples: Sequence[Prepared]) -> SanityFinding:
         """Compare hidden states of samples of different length, batched and one by one."""
@@ -130,6 +153,7 @@ def check_teacher(
         checks.batch(samples),
         checks.labels([samples[number] for number in usable], list(usable.values())),
         _check_images(checks, threads, samples, usable, vocab_size),
+        *([] if job.store.counterfactual is None else [checks.advantage([samples[number] for number in usable])]),
     ):
         if found.outcome == "failed":
             line = f"{job.teacher.checkpoint}: teacher check {found.name!r} failed: {found.message}"

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.tools.verify.advantage import CLEAR_ADVANTAGE
 from alignkd.storage.tools.verify.label_shift import CLEAR, MIN_PAIRS, VAGUE, lead
 
 MIN_IMAGES = 32
@@ -25,7 +26,7 @@ class SanityFinding:
     """One check and its outcome.
 
     Attributes:
-        name: `batch`, `labels` or `images`.
+        name: `batch`, `labels` or `images`; with a counterfactual pass also `advantage`.
         message: one line with the figures, and what to do if the check failed.
     """
 
@@ -129,3 +130,27 @@ def judge_images(
         figures,
         "the teacher ignores its images, or they are paired with the wrong samples",
     )
+
+
+def judge_advantage(advantages: Sequence[NDArray[np.float64]], rounding: float) -> SanityFinding:
+    """Check that the replacement of vision tokens changes the probabilities of the labels.
+
+    Args:
+        advantages: visual advantage at the supervised positions of each sample with images, in nats.
+        rounding: what the rounding of the teacher's dtype explains.
+    """
+    usable = [values for values in advantages if len(values) and np.isfinite(values).all()]
+    if len(usable) < MIN_IMAGES:
+        return finding("advantage", None, f"{len(usable)} samples with images, {MIN_IMAGES} are needed")
+    values, means = np.concatenate(usable), np.array([values.mean() for values in usable])
+    error = means.std(ddof=1) / np.sqrt(len(means))
+    figures = (
+        f"visual advantage {values.mean():.3f} nats at {len(values)} positions, above {CLEAR_ADVANTAGE} at "
+        f"{(values > CLEAR_ADVANTAGE).mean():.0%}, {means.mean():.3f} +- {error:.3f} by sample"
+    )
+    if np.abs(values).max() <= rounding:
+        advice = "the answers do not depend on the image; check that the projector's weights belong to the teacher"
+        return finding("advantage", False, figures, advice)
+    if means.mean() <= SEEING * error:
+        return finding("advantage", None, f"{figures}: the image changes the answers, but not clearly to the better")
+    return finding("advantage", True, figures)

@@ -19,6 +19,7 @@ from alignkd.storage.codecs.settings import (
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.targets import NamedTarget
 from alignkd.teacher_dump.attention_config import AttentionConfig, codec_or_layers
+from alignkd.teacher_dump.counterfactual_config import CounterfactualConfig
 from alignkd.teacher_dump.stem_config import StemConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
@@ -51,6 +52,7 @@ class StoreConfig(Settings):
             store then contains.
         stem: depth of the stem that the store carries.
         logits: how the teacher's distribution at supervised positions is kept.
+        counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
         on_error: `quarantine` lists an unusable sample in the store and continues; `stop` ends the run.
@@ -69,6 +71,7 @@ class StoreConfig(Settings):
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     stem: StemConfig = StemConfig()
     logits: LogitsCodec = LogitsCodec()
+    counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
     on_error: Literal["quarantine", "stop"] = "quarantine"
@@ -141,11 +144,15 @@ class StoreConfig(Settings):
         )
 
     def further_targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
-        """The targets that are not among `codecs`: attention of chosen layers of this teacher.
+        """The targets that are not among `codecs`: attention of chosen layers of this teacher, a counterfactual pass.
 
         Raises:
             InputError: see `AttentionConfig.targets`.
         """
+        compared = () if self.counterfactual is None else self.counterfactual.targets()
+        return (*self._of_layers(teacher), *compared)
+
+    def _of_layers(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
         return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
 
     def attention_layers(self, teacher: ModelConfig) -> tuple[int, ...]:
@@ -154,7 +161,7 @@ class StoreConfig(Settings):
         Raises:
             InputError: see `further_targets`.
         """
-        further = self.further_targets(teacher)
+        further = self._of_layers(teacher)
         return further[0].layers if further else (teacher.attention_layer,)
 
     def codec_of(self, target: str) -> str:

@@ -224,6 +224,11 @@ class RunConfig(DataAndTeacher):
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
             problems += [f"train.{problem}" for problem in losses.problems_with(self.store.logits.kind, "the store")]
+        if self.teacher is not None or "counterfactual" in self.store.model_fields_set:
+            removed = None if self.store.counterfactual is None else self.store.counterfactual.remove
+            compared = [term for term, key in weighed.items() if key == "counterfactual"]
+            found = [losses.problem_of_counterfactual(term, removed) for term in compared]
+            problems += [f"train.{problem}" for problem in found if problem is not None]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -233,6 +238,8 @@ class RunConfig(DataAndTeacher):
         assert self.train is not None
         if key == "logits":
             return self.store.logits.kind == "none"
+        if key == "counterfactual":
+            return False  # `LossConfig.problem_of_counterfactual`
         codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None

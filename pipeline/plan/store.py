@@ -11,6 +11,7 @@ from itertools import tee
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.pipeline.plan.counterfactual import COUNTERFACTUAL, counterfactual_rows, is_counterfactual
 from alignkd.pipeline.plan.samples import DataSize, SampleRows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
@@ -32,10 +33,16 @@ class StoreSize:
     """Bytes of a whole store.
 
     Attributes:
-        by_target: bytes of each of `TARGETS`, `inputs`, `overhead` and `attachments`.
+        by_target: bytes of each of `TARGETS`, `inputs`, `overhead` and `attachments`; of a store with a counterfactual
+            pass also `counterfactual`.
     """
 
     by_target: Mapping[str, int]
+
+    @property
+    def of_targets(self) -> int:
+        """Bytes of all targets."""
+        return sum(self.by_target.get(target, 0) for target in (*TARGETS, COUNTERFACTUAL))
 
     @property
     def total(self) -> int:
@@ -82,6 +89,8 @@ def target_of(column: Column, manifest: Manifest) -> str:
     """The target that a stored array belongs to, or `INPUTS`."""
     if column.group in ("attention", *NAMES.values()):
         return "attention"
+    if is_counterfactual(column.group):
+        return COUNTERFACTUAL
     if column.group in ("top", "top_scale"):
         return "vision_top"
     if column.group in ("image", "image_token"):
@@ -122,6 +131,7 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
             target.name: np.where(has_image, of_layers[pairs], 0)
             for pairs, target in attention_targets(manifest.stored_more).items()
         },
+        **counterfactual_rows(manifest, rows),
     }
 
 

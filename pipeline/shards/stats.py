@@ -10,7 +10,7 @@ from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.layer_table import layer_table
 from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
-from alignkd.pipeline.shards.verify import attention_line, labels_line
+from alignkd.pipeline.shards.verify import advantage_line, attention_line, labels_line
 
 if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader
@@ -104,7 +104,7 @@ def _counts(reader: "StoreReader", counted: "StoreStats") -> list[str]:
     lines.append(f"{'column':<28}{'codec':<20}{'dtype':<7}{'bytes':>12}{'share':>8}")
     total = max(counted.bytes, 1)
     lines += [
-        f"{size.column:<28}{size.codec:<20}{size.dtype:<7}{format_bytes(size.num_bytes):>12}"
+        f"{size.column:<27} {size.codec:<20}{size.dtype:<7}{format_bytes(size.num_bytes):>12}"
         f"{size.num_bytes / total:>8.1%}"
         for size in counted.columns
         if size.num_bytes
@@ -124,7 +124,7 @@ def _stated(stated: "StatedErrors", from_stem: bool) -> list[str]:
         "stated by the codec, from the stored numbers, not measured: |decoded - exact| is at most",
     ]
     lines += [
-        f"  {bound.field:<28}{bound.codec:<14}{bound.largest:.3g}, in the mean {bound.mean:.3g}, relative L2 "
+        f"  {bound.field:<27} {bound.codec:<14}{bound.largest:.3g}, in the mean {bound.mean:.3g}, relative L2 "
         f"{bound.relative_l2:.3g}"
         for bound in stated.bounds
     ]
@@ -133,7 +133,10 @@ def _stated(stated: "StatedErrors", from_stem: bool) -> list[str]:
         kept = stated.labels.positions - stated.labels.labels_not_kept
         lines.append(f"  entries + tail hold mass 1 within {stated.largest_mass_error:.2g}")
         lines.append(f"  the label is among the entries at {kept} of {stated.labels.positions} positions")
-    return [*lines, f"  {attention_line(stated.attention, from_stem=from_stem)}", f"  {labels_line(stated.labels)}"]
+    lines += [f"  {attention_line(stated.attention, from_stem=from_stem)}", f"  {labels_line(stated.labels)}"]
+    if stated.advantage.positions:
+        lines.append(f"  {advantage_line(stated.advantage)}")
+    return lines
 
 
 def _measured(measured: "list[FieldDifference] | None", exact: Path | str | None) -> list[str]:

@@ -15,6 +15,7 @@ from alignkd.pipeline.shards.options import STORE, progress_bar
 if TYPE_CHECKING:
     from alignkd.storage.files.source import StoreFiles
     from alignkd.storage.read.shard_records import UnreadableRecord
+    from alignkd.storage.tools.verify.advantage import AdvantageSums
     from alignkd.storage.tools.verify.attention_sums import AttentionSums
     from alignkd.storage.tools.verify.label_shift import LabelVerdict
     from alignkd.storage.tools.verify.verify import VerifyReport
@@ -33,7 +34,7 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
 
     --deep also finds errors that checksums cannot find: targets that belong to other positions (the teacher's
     perplexity of the labels is compared with that of labels shifted by one), and attention values that are not
-    probabilities.
+    probabilities, and a teacher that ignored its images (of a store with a counterfactual pass).
 
     A remote store (s3://, https://) is read without the readers' cache. --quick requests only the sizes of its files.
 
@@ -72,6 +73,8 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
         if found:
             click.echo(labels_line(found["labels"]))
             click.echo(attention_line(found["attention"], from_stem=from_stem))
+            if found["advantage"].positions:
+                click.echo(advantage_line(found["advantage"]))
         for note in report.notes:
             click.echo(f"note: {note}")
         verdict = "ok" if not problems else format_count(len(problems), "problem")
@@ -107,7 +110,11 @@ def _plausibility(files: "StoreFiles", report: "VerifyReport", damaged: list[int
 
     with progress_bar("check", report.num_records) as done:
         found = check_plausibility(files, skip=damaged, progress=done)
-    return [*report.problems, *found.problems], {"labels": found.labels, "attention": found.attention}
+    return [*report.problems, *found.problems], {
+        "labels": found.labels,
+        "attention": found.attention,
+        "advantage": found.advantage,
+    }
 
 
 # outcome -> why the labels were not checked
@@ -140,4 +147,12 @@ def attention_line(attention: "AttentionSums", *, from_stem: bool) -> str:
     return (
         f"attention: {'not probabilities' if attention.problems() else 'ok'}; sums of {attention.rows} rows from "
         f"{attention.smallest_sum:.4f} to {attention.largest_sum:.4f}, lowest value {attention.smallest:.3g}"
+    )
+
+
+def advantage_line(advantage: "AdvantageSums") -> str:
+    """Visual advantage on one line; of a store with a counterfactual pass."""
+    return (
+        f"visual advantage: mean {advantage.mean:.3g} nats at {advantage.positions} positions of samples with images, "
+        f"above 0.1 at {advantage.clear / max(1, advantage.positions):.1%} of them, largest {advantage.largest:.3g}"
     )

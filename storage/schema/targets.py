@@ -63,6 +63,8 @@ class NamedTarget(BaseModel):
         heads: entries of a row for each layer.
         width: length of the last axis.
         forward_pass: `sample` is the sample as it is, `without_image` a second pass over its text alone.
+            `replaced_vision` is a second pass with the vision embeddings of a neutral picture in place of some or all,
+            `before_replacement` the pass over the sample as it is with which that one is compared.
         source: `store`, or `stem` where it is not stored because the teacher's stem gives it.
     """
 
@@ -76,7 +78,7 @@ class NamedTarget(BaseModel):
     columns: ColumnKind | None = None
     heads: int | None = Field(default=None, ge=1, le=1 << 20)
     width: int | None = Field(default=None, ge=1, le=1 << 26)
-    forward_pass: Literal["sample", "without_image"] = "sample"
+    forward_pass: Literal["sample", "without_image", "replaced_vision", "before_replacement"] = "sample"
     source: Literal["store", "stem"] = "store"
 
     @model_validator(mode="after")
@@ -102,7 +104,7 @@ class NamedTarget(BaseModel):
     @property
     def needs_image(self) -> bool:
         """Whether a sample without images has nothing to store."""
-        return self.rows in OF_IMAGES or self.columns == "vision" or self.forward_pass == "without_image"
+        return self.rows in OF_IMAGES or self.columns == "vision" or self.forward_pass != "sample"
 
     @property
     def stored_once(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
-from alignkd.student_train.data.targets import AttentionTargets, LogitTargets, StemInputs
+from alignkd.student_train.data.targets import AttentionTargets, CounterfactualTargets, LogitTargets, StemInputs
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 
@@ -34,6 +34,7 @@ class TrainBatch:
             batch.
         vision_top_embeddings_KD: teacher vision embeddings at those tokens.
         logits: one of four kinds; positions as in `supervised_N`.
+        counterfactual: the teacher's two passes over the samples with images.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
 
@@ -46,6 +47,7 @@ class TrainBatch:
     vision_top_index_K: Tensor | None = None
     vision_top_embeddings_KD: EncodedTensor | None = None
     logits: LogitTargets | None = None
+    counterfactual: CounterfactualTargets | None = None
     stem: StemInputs | None = None
 
     def to(self, device: torch.device | str) -> Self:

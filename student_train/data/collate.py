@@ -21,12 +21,14 @@ from alignkd.storage.record.record import (
     TruncatedLogits,
     as_float32,
 )
+from alignkd.storage.schema.counterfactual import EVIDENCE, FULL, REMOVED
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
     AttentionTargets,
+    CounterfactualTargets,
     FullTargets,
     HiddenTargets,
     LogitTargets,
@@ -54,7 +56,7 @@ def collate(
     """One micro-batch with its targets.
 
     Args:
-        targets: which of `attention`, `vision_top`, `vision_all` and `logits` the losses need.
+        targets: which of `attention`, `vision_top`, `vision_all`, `logits` and `counterfactual` the losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
@@ -79,6 +81,7 @@ def collate(
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
+        counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
     )
 
@@ -217,6 +220,27 @@ def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
     if hidden := [logits.states for logits in kept if isinstance(logits, HiddenStates)]:
         return HiddenTargets(states=_coded(hidden, np.concatenate))
     return FullTargets(logits=_coded([logits for logits in kept if isinstance(logits, np.ndarray)], np.concatenate))
+
+
+def _counterfactual(records: Sequence[Record]) -> CounterfactualTargets:
+    """Both passes of the samples with images, of which there is at least one."""
+    counts = [len(record.supervised_positions) for record in records]
+    starts = itertools.accumulate(counts, initial=0)
+    places = [
+        np.arange(start, start + count)
+        for start, count, record in zip(starts, counts, records, strict=False)
+        if record.has_image
+    ]
+    more = [record.more for record in records if record.has_image]
+    full, removed = (logit_targets([found[name] for found in more]) for name in (FULL, REMOVED))  # type: ignore[misc]
+    assert isinstance(full, TruncatedTargets) and isinstance(removed, TruncatedTargets)
+    evidence = [as_float32(found[EVIDENCE]) > 0 for found in more if EVIDENCE in found]  # type: ignore[arg-type]
+    return CounterfactualTargets(
+        places_M=_joined(places),
+        full=full,
+        removed=removed,
+        evidence_P=_joined(evidence) if evidence else None,
+    )
 
 
 def _tail(tails: Sequence[NDArray[np.float32] | None]) -> Tensor | None:

@@ -187,6 +187,27 @@ class FullTargets:
         return replace(self, logits=self.logits.to(device))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CounterfactualTargets:
+    """The teacher's two passes at the M supervised positions of the samples with images.
+
+    Attributes:
+        places_M: int64, which of the batch's N supervised positions they are.
+        full, removed: the sample as it is, and the pass with vision tokens replaced; both have the same tokens.
+        evidence_P: bool, the vision tokens of all images that were replaced; None: all were.
+    """
+
+    places_M: Tensor
+    full: TruncatedTargets
+    removed: TruncatedTargets
+    evidence_P: Tensor | None
+
+    def to(self, device: torch.device | str) -> Self:
+        """The targets with every tensor on `device`."""
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value.to(device) for name, value in there.items()})
+
+
 LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets
 
 

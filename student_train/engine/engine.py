@@ -94,10 +94,12 @@ class Engine:
                     ) from error
                 raise
         self._create_moments()
+        self._seed = config.seed
         self._dropout = DropoutSeeds.of(student, seed=config.seed, rank=ranks.rank)
 
     def start_step(self, step: int) -> None:
         """Call before the first micro-batch of the optimiser step of this number."""
+        self.student.start_step(step, seed=self._seed)
         if self._dropout is not None:
             self._dropout.start_step(step)
 

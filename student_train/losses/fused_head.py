@@ -59,7 +59,12 @@ class JointTerms:
 
 
 def fused_head_losses(
-    hidden_ND: Tensor, head: Head, terms: Sequence[WeightedTerm] | JointTerms, *, chunk_bytes: int = CHUNK_BYTES
+    hidden_ND: Tensor,
+    head: Head,
+    terms: Sequence[WeightedTerm] | JointTerms,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    rows_of_position: int = 1,
 ) -> list[LossSum]:
     """The sum of every term over N positions, unweighted; its parts are the positions.
 
@@ -70,6 +75,8 @@ def fused_head_losses(
         terms: the terms; the caller sums them by these weights, times any common factor.
         chunk_bytes: largest size of the float32 logits of one chunk; a chunk has at least one position. A loss holds a
             small multiple of it. Apart from the [N, D] gradient of the states, the peak memory does not depend on N.
+        rows_of_position: consecutive states that a term compares with one another; N is a multiple of it, and a chunk
+            does not divide them.
 
     Returns:
         Sums in float32 (float64 for float64 input); only the totals have a gradient. A float32 [V, D] and [N, D] are
@@ -81,7 +88,8 @@ def fused_head_losses(
     joint = terms if isinstance(terms, JointTerms) else JointTerms.of(terms)
     assert all(weight > 0 for weight in joint.weights), joint
     weight_VD = head.weight_VD
-    positions = max(1, chunk_bytes // (max(4, weight_VD.element_size()) * len(weight_VD)))
+    fitting = chunk_bytes // (max(4, weight_VD.element_size()) * len(weight_VD))
+    positions = rows_of_position * max(1, fitting // rows_of_position)
     chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
     *totals, parts_TN = _FusedHead.apply(
         hidden_ND, weight_VD, head.bias_V, head, joint, chunks, torch.is_grad_enabled()

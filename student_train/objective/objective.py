@@ -15,10 +15,11 @@ from alignkd.student_train.losses.fused_head import fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention_match import AttentionMatch, FixedHeads, first_layers
+from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.head_terms import head_terms
 from alignkd.student_train.objective.row_reference import RowReferences
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.objective.term import ForwardPass
+from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.trained.selection import select_trained
 from alignkd.student_train.trained.settings import TrainedConfig
@@ -65,6 +66,7 @@ class DistilledStudent(nn.Module):
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
         self.num_tokens = num_tokens
+        self._drawn: tuple[str, ...] | None = None
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
         # of the weights of attention rows; they are measured when the student is on its device
@@ -77,6 +79,10 @@ class DistilledStudent(nn.Module):
         for adapter in adapters.of_layers:
             adapter.requires_grad_("attn_adapter" in used and losses.attention_heads == "adapter")
         adapters.proj_adapter.requires_grad_("proj_adapter" in used)
+
+    def start_step(self, step: int, *, seed: int) -> None:
+        """Draw what the training step of this number computes, the same on every rank."""
+        self._drawn = drawn_terms(self.losses.weights, seed=seed, step=step)
 
     def forward(self, batch: TrainBatch) -> dict[str, LossSum]:
         """Every term with a weight above 0, in parts by sample; its count is 0 if the batch lacks its target."""
@@ -96,6 +102,7 @@ class DistilledStudent(nn.Module):
             layers=layers,
             attention=self.attention,
             attention_chunk_bytes=self.losses.attention_chunk_mib << 20,
+            second=self._second_passes(batch, vision),
             fixed_heads=self.fixed_heads,
             references=self.references,
         )
@@ -113,6 +120,20 @@ class DistilledStudent(nn.Module):
             return self.model.no_image()
         samples = sequences.image_samples_I.tolist()  # on the host
         return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
+
+    def _second_passes(self, batch: TrainBatch, vision: Vision) -> SecondPasses | None:
+        """The further passes of the terms `effect` and `keep`; None if neither has a weight."""
+        weighted = [name for name in (EFFECT, KEEP) if name in self.losses.weights]
+        if not weighted:
+            return None
+        drawn = self._drawn if self.training and self._drawn is not None else tuple(weighted)
+        return SecondPasses(
+            head=self.model.head,
+            num_tokens=self.num_tokens,
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+            factor=len(weighted) / len(drawn),
+            states_MD=second_states(self.model, batch, vision, drawn),
+        )
 
     def _terms_on_logits(self, forward: ForwardPass, zero: Tensor | None) -> dict[str, LossSum]:
         """The student's logits are never held all at once; `zero` is added to their hidden states."""

@@ -18,6 +18,7 @@ from alignkd.student_train.losses.divergences import (
     named_divergence,
 )
 from alignkd.student_train.objective.attention_match import AttentionForm, AttentionHeads
+from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.layer_map import LayerMap
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
@@ -156,6 +157,25 @@ class LossConfig(_Weights):
                 "dump 'hidden' or 'full' logits"
             )
         return problems
+
+    def problem_of_counterfactual(self, term: str, removed: str | None) -> str | None:
+        """Why a term cannot use a store's counterfactual pass, in one line; None if it can.
+
+        Args:
+            removed: what the pass replaced, `image` or `focus`; None: the store has no such pass.
+        """
+        weight = self.weights[term]
+        if removed is None:
+            return (
+                f"losses.{term} is {weight}, but the teacher's counterfactual pass is not stored; set it to 0 or dump "
+                "with store.counterfactual"
+            )
+        if term == KEEP and removed == "image":
+            return (
+                f"losses.{term} is {weight}, but the counterfactual pass replaced the whole image (remove 'image'), so "
+                "no evidence is kept; set it to 0 or dump with store.counterfactual.remove focus"
+            )
+        return None
 
     @property
     def weighs_generated(self) -> bool:

@@ -5,7 +5,7 @@ supervised positions of the whole batch, V vocabulary, Dt the teacher's hidden s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,27 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
-Target = Literal["attention", "vision_top", "vision_all", "logits"]
+Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondPasses:
+    """Further forward passes of the student over the samples with images, with vision tokens replaced.
+
+    Attributes:
+        head: the student's head.
+        num_tokens: see `HeadInputs`.
+        chunk_bytes: see `fused_head_losses`.
+        factor: by which a term is multiplied: 2 if one of two was drawn.
+        states_MD: hidden states at the M supervised positions of samples with images, by term; a term that was not
+            drawn has none.
+    """
+
+    head: Head
+    num_tokens: int | None
+    chunk_bytes: int
+    factor: float = 1.0
+    states_MD: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +64,7 @@ class ForwardPass:
         attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
         fixed_heads: the mixture of the teacher's heads where no adapter is trained.
         references: of the weights of attention rows; None: all rows count alike.
+        second: what the terms on counterfactual targets need; None if no such term has a weight.
     """
 
     batch: TrainBatch
@@ -55,6 +76,7 @@ class ForwardPass:
     attention_chunk_bytes: int
     fixed_heads: FixedHeads | None = None
     references: RowReferences | None = None
+    second: SecondPasses | None = None
 
     @property
     def num_samples(self) -> int:

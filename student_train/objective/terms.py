@@ -1,6 +1,13 @@
 """The table of all loss terms (eq. 7). Settings, presets, checks, counts, metrics and reports are derived from it."""
 
 from alignkd.student_train.objective.attention_term import attention_elements, attention_term
+from alignkd.student_train.objective.counterfactual_terms import (
+    EFFECT,
+    KEEP,
+    counterfactual_elements,
+    effect_term,
+    keep_term,
+)
 from alignkd.student_train.objective.logit_terms import label_term, logit_term
 from alignkd.student_train.objective.term import Preset, Term
 from alignkd.student_train.objective.vision_terms import (
@@ -54,6 +61,22 @@ TERMS: dict[str, Term] = {
         presets=("paper",),
         target="logits",
         on_logits=logit_term,
+    ),
+    EFFECT: Term(
+        meaning="weight of the loss on the change of the distribution when the evidence in the image is replaced.",
+        weight=0.0,
+        target="counterfactual",
+        positional=True,
+        compute=effect_term,
+        elements=counterfactual_elements,
+    ),
+    KEEP: Term(
+        meaning="weight of the loss that holds the teacher's distribution where only the evidence is kept.",
+        weight=0.0,
+        target="counterfactual",
+        positional=True,
+        compute=keep_term,
+        elements=counterfactual_elements,
     ),
 }
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from alignkd.storage import StoreReader
+from alignkd.storage.schema.counterfactual import removed_part
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.stem_targets import StemLookup
@@ -22,9 +23,7 @@ def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
         TrainError: a loss has a weight, but its target is neither stored nor provided by a stem.
     """
     return frozenset(
-        key
-        for term, key in config.losses.needed_targets.items()
-        if (_head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key))
+        key for term, key in config.losses.needed_targets.items() if _comes_from_stem(reader, config, term, key)
     )
 
 
@@ -72,6 +71,18 @@ def _stem_path(reader: StoreReader, config: TrainConfig) -> Path:
         f"store {reader.path} has no stem, and train.stem is not set; write the teacher's stem by "
         "`alignkd stem extract CONFIG --out stem.safetensors` and set train.stem to that file"
     )
+
+
+def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
+    if key == "counterfactual":
+        _check_counterfactual(reader, config, term)
+        return False
+    return _head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key)
+
+
+def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -> None:
+    if (problem := config.losses.problem_of_counterfactual(term, removed_part(reader.manifest))) is not None:
+        raise TrainError(f"store {reader.path}: {problem}")
 
 
 def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.attention import AttentionCapture, SampleAttention
+from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, CounterfactualRows
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
@@ -40,6 +41,7 @@ class Captured:
         attention, vision_top, attention_layers: see `SampleAttention`.
         vision: parts of [P, Dt] for each image.
         logits: see `distribution.keep_distribution`.
+        counterfactual: see `CounterfactualPass`; None also for a sample without images.
     """
 
     attention: HostArrays | None
@@ -47,6 +49,7 @@ class Captured:
     attention_layers: Mapping[str, Sequence[HostArrays]]
     vision: tuple[HostArrays, ...]
     logits: LogitRows
+    counterfactual: CounterfactualRows | None = None
 
     def arrive(self) -> None:
         """Wait until everything is on the host, so that the device memory is freed."""
@@ -54,6 +57,8 @@ class Captured:
         for arrays in (self.attention, self.vision_top, *of_layers, *self.vision, self.logits.arrays):
             if arrays is not None:
                 arrays.wait()
+        if self.counterfactual is not None:
+            self.counterfactual.arrive()
 
 
 class Capture:
@@ -71,6 +76,9 @@ class Capture:
         self._copies = HostCopies(model.device)
         self._attention_capture = AttentionCapture(model, config, self._copies)
         self._images = SeenImages(model, config.vision_all, self._copies)
+        self._second = None
+        if config.counterfactual is not None:
+            self._second = CounterfactualPass(model, config.counterfactual, self._copies, num_tokens=num_tokens)
 
     def begin_window(self, samples: Iterable[Prepared]) -> None:
         """Drop cached images, and count the images of the window: those of several samples are computed once."""
@@ -83,13 +91,17 @@ class Capture:
         Raises:
             torch.OutOfMemoryError: the batch does not fit the device.
         """
-        watched = self._attention_capture.watched
+        second = self._second
+        watched = sorted({*self._attention_capture.watched, *(() if second is None else second.watched)})
         with self.model.watched_layers(watched) if watched else nullcontext({}) as recorded:
             images, hidden_BLD = self._forward(samples)
         layers = dict(recorded)
         del recorded  # so that the queries and keys of each layer are freed once its attention is done
+        evidence = {} if second is None else second.evidence(samples, layers)
         attention = self._attention(samples, layers, images)
+        layers.clear()
         logits = self._logits(samples, hidden_BLD)
+        compared = self._counterfactual(samples, images, hidden_BLD, evidence)
         self._images.end_batch(samples)
         return [
             Captured(
@@ -98,6 +110,7 @@ class Capture:
                 attention_layers=found.layers,
                 vision=tuple(parts for key in image_keys(sample) if (parts := images[key].parts) is not None),
                 logits=logits[row],
+                counterfactual=compared.get(row),
             )
             for row, sample in enumerate(samples)
             for found in (attention.get(row, SampleAttention()),)
@@ -141,6 +154,23 @@ class Capture:
         arrays, ends = self._copies.start(kept), np.cumsum(counts).tolist()
         return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
 
+    def _counterfactual(
+        self,
+        samples: Sequence[Prepared],
+        images: dict[ImageKey, SeenImage],
+        hidden_BLD: Tensor,
+        evidence: Mapping[int, Tensor | None],
+    ) -> dict[int, CounterfactualRows]:
+        """The second pass over the samples that have images, by their rows in the batch."""
+        if self._second is None or not evidence:
+            return {}
+        own, masks = [samples[row] for row in evidence], list(evidence.values())
+        visions = [Vision.join([images[key].vision for key in image_keys(sample)]) for sample in own]
+        first = self._supervised(samples, hidden_BLD).split([_num_labels(sample) for sample in samples])
+        second_ND = self._supervised(own, self._second.states(own, visions, masks))
+        found = self._second.rows(own, (torch.cat([first[row] for row in evidence]), second_ND), masks)
+        return dict(zip(evidence, found, strict=True))
+
     def _attention(
         self,
         samples: Sequence[Prepared],
@@ -157,3 +187,7 @@ class Capture:
 
     def _indices(self, values: NDArray[Any]) -> Tensor:
         return to_device(torch.from_numpy(values.astype(np.int64)), self.model.device)
+
+
+def _num_labels(sample: Prepared) -> int:
+    return len(sample.example.positions.next_labels)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from alignkd.storage.codecs.settings import FROM_ALL
-from alignkd.storage.record.record import Record, Target
+from alignkd.storage.record.record import Logits, Record, Target
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.teacher_dump.targets.attention import VISION_TOP_INDEX
@@ -29,7 +29,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
         vision_embeddings=_vision(captured, config),
         logits=stored_logits(rows, config.logits),
-        more=_attention_layers(captured, config),
+        more=_more(captured, config),
     )
 
 
@@ -37,6 +37,12 @@ def _attention(captured: Captured, config: StoreConfig) -> Target | None:
     if captured.attention is None:
         return None
     return StoredParts(codec=config.codec_of("attention"), parts=captured.attention.wait()).target("attention")
+
+
+def _more(captured: Captured, config: StoreConfig) -> dict[str, Target | Logits]:
+    """The further targets by their names."""
+    compared = {} if captured.counterfactual is None else captured.counterfactual.targets()
+    return {**_attention_layers(captured, config), **compared}
 
 
 def _attention_layers(captured: Captured, config: StoreConfig) -> dict[str, Target]:

@@ -267,7 +267,7 @@ def _more(
     more: dict[str, Any] = {}
     for target in manifest.more:
         images_only = target.rows in ("tqv_query", "vision", "image", "image_token") or target.columns == "vision"
-        if not tokens and (images_only or target.forward_pass == "without_image"):
+        if not tokens and (images_only or target.forward_pass != "sample"):
             continue
         if isinstance(target.codec, LogitsCodec):
             more[target.name] = _logits(manifest, target.codec, rng, N)

@@ -9,7 +9,7 @@ import pytest
 
 from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.storage import StoreReader
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
@@ -60,7 +60,7 @@ def trained(config: Path) -> Metrics:
 def assert_same_losses(found: Metrics, expected: Metrics, relative: float = 1e-6) -> None:
     assert len(found) == len(expected) == STEPS
     for mine, other in zip(found, expected, strict=True):
-        for term in ("loss", "grad_norm", *TERMS):
+        for term in ("loss", "grad_norm", *LossConfig().weights):
             assert mine[term] == pytest.approx(other[term], rel=relative), (mine["step"], term)
     # the agreement means something only if the student moved between the steps
     assert all(abs(found[0][term] / found[-1][term] - 1) > 1e-4 for term in ("attention", "vision_all", "logit"))

@@ -1,6 +1,7 @@
 """Checks of a teacher before the first shard: the demo's trained one passes, and is stopped when it is made wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
 from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.storage.files.local import LocalFiles
+from alignkd.storage.tools.verify.plausibility import check_plausibility
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.sanity_report import SampleScores, judge_images, judge_labels, judge_shuffled
+from alignkd.teacher_dump.sanity_report import SampleScores, judge_advantage, judge_images, judge_labels, judge_shuffled
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
@@ -39,7 +42,11 @@ def demo_job(scenes: Path, tmp_path: Path) -> MakeDemoJob:
     """`demo_job(change=None, sanity="stop", heard=[])`: `change` edits the data's entries, `heard` gets the notices."""
 
     def make(
-        change: Callable[[list[Any]], Any] | None = None, *, sanity: Any = "stop", heard: list[str] | None = None
+        change: Callable[[list[Any]], Any] | None = None,
+        *,
+        sanity: Any = "stop",
+        heard: list[str] | None = None,
+        **store: Any,
     ) -> DumpJob:
         entries = json.loads((scenes / "conversations.json").read_text())
         if change is not None:
@@ -51,7 +58,7 @@ def demo_job(scenes: Path, tmp_path: Path) -> MakeDemoJob:
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(checkpoint=str(TEACHER_CHECKPOINT), sanity=sanity),
-            store=StoreConfig(path=tmp_path / "store", profile="compact", shard_size=8),
+            store=StoreConfig(path=tmp_path / "store", profile="compact", shard_size=8, **store),
             control=DumpControl(notice=([] if heard is None else heard).append),
         )
 
@@ -105,6 +112,37 @@ def test_a_blind_teacher(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(MobileVLM, "encode_images", blind)
     with pytest.raises(InputError, match=r"'images' failed: .* the teacher ignores its images"):
         dump(demo_job())
+
+
+def test_a_blind_teacher_has_no_visual_advantage(demo_job: MakeDemoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store is intact; the targets of the counterfactual pass show what is wrong."""
+    true = MobileVLM.encode_images
+
+    def blind(self: MobileVLM, images: Any, samples: Any = None) -> Vision:
+        return true(self, [{"pixel_values": image["pixel_values"] * 0} for image in images], samples)
+
+    seeing = demo_job(counterfactual={"remove": "image"})
+    assert outcomes(seeing)["advantage"] == "passed"
+    found = check_plausibility(LocalFiles(Path(seeing.store.path)))
+    assert not found.problems and found.advantage.mean > 0.1 and found.advantage.clear > 50
+
+    monkeypatch.setattr(MobileVLM, "encode_images", blind)
+    heard: list[str] = []
+    job = demo_job(sanity="warn", heard=heard, counterfactual={"remove": "image"})
+    shutil.rmtree(job.store.path)
+    assert outcomes(job)["advantage"] == "failed"
+    assert any("'advantage' failed" in line and "do not depend on the image" in line for line in heard)
+    (problem,) = check_plausibility(LocalFiles(Path(job.store.path))).problems
+    assert "the teacher ignores its images" in problem.message
+
+
+def test_advantage_is_judged_by_its_spread() -> None:
+    random = np.random.default_rng(0)
+    gaining = [0.3 + random.normal(0, 1, 9) for _ in range(40)]
+    assert judge_advantage(gaining, 1e-3).outcome == "passed"
+    assert judge_advantage([values - values.mean() for values in gaining], 1e-3).outcome == "not checked"
+    assert judge_advantage([values * 1e-4 for values in gaining], 1e-3).outcome == "failed"
+    assert judge_advantage(gaining[:20], 1e-3).outcome == "not checked"
 
 
 @pytest.mark.parametrize(("shift", "beside"), [(1, "previous"), (-1, "next")])

@@ -1,11 +1,12 @@
 """From a configuration and counted data to the loads that decide the memory of both phases."""
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.counterfactual import has_second_pass
 from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.pipeline.plan.samples import DataSize
-from alignkd.pipeline.plan.store import TARGETS, StoreSize
+from alignkd.pipeline.plan.store import StoreSize
 from alignkd.student_train.objective.layer_map import number_of_pairs
 from alignkd.student_train.objective.terms import TERMS
 
@@ -17,7 +18,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
     longest, shortest = data.longest(config.max_tokens), max(1, int(rows.length.min()))
     tokens = max(teacher.token_budget, longest)
     samples = max(1, min(teacher.batch, teacher.token_budget // shortest))
-    stored = sum(store.by_target[target] for target in TARGETS)
+    stored = store.of_targets
     per_token = max(1.0, float(rows.length.sum()))
     vision, largest = samples * int(rows.vision.max()), int(rows.vision.max())
     if teacher_shapes.size.vision_tokens is None:  # one id per vision token, so the budget bounds them
@@ -93,6 +94,7 @@ def student_load(
         trained=config.student.trained_config,
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
+        passes=2 if has_second_pass(train.losses) else 1,
         batch_bytes=train.micro_batch * _prepared_bytes(data, store, teacher, longest, from_stem=stem_weights > 0),
     )
 
@@ -100,6 +102,6 @@ def student_load(
 def _prepared_bytes(data: DataSize, store: StoreSize, teacher: ModelShapes, longest: int, *, from_stem: bool) -> int:
     """Bytes of a prepared sample: float32 pixels, stored targets, token embeddings for the stem."""
     pixels = teacher.array_bytes_of(int(data.rows.vision.max()))
-    targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
+    targets = store.of_targets / max(1.0, data.num_records)
     rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * longest if from_stem else 0
     return pixels + round(targets * longest / max(1.0, data.mean("length"))) + rows

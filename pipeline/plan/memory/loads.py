@@ -39,6 +39,7 @@ class StudentLoad:
         batch_bytes: bytes of a prepared micro-batch.
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
+        passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
     dtype: str
@@ -65,6 +66,7 @@ class StudentLoad:
     trained: TrainedConfig = field(default_factory=TrainedConfig)
     attn_adapter: bool = True
     proj_adapter: bool = True
+    passes: int = 1
 
     @property
     def element(self) -> int:

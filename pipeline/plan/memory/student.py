@@ -86,12 +86,13 @@ def teacher_head(model: ModelShapes, load: StudentLoad) -> int:
 def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
     """Bytes that the forward pass keeps, and bytes that the backward pass of one layer needs in addition."""
     e, size = ELEMENT[load.dtype], model.size
-    tokens, layer = load.micro_batch * load.length, layer_bytes(size, load.dtype)
+    tokens, layer = load.passes * load.micro_batch * load.length, layer_bytes(size, load.dtype)
     patches = round(model.patches_of(load.vision or model.image.tokens))
     kept = size.num_layers * (e * size.hidden_size if load.gradient_checkpointing else layer) * tokens
     # spliced input, output, float32 copy of the last norm
     ends = (2 * e + 8) * tokens * size.hidden_size
     projector = load.micro_batch * patches * e * (size.tower.hidden_size + 4 * size.hidden_size)
+    tokens //= load.passes  # backward runs through one pass after the other
     gradients = tokens * e * (3 * size.intermediate_size + 2 * size.hidden_size)
     lora = tokens * _lora_bytes(model, load)
     if load.gradient_checkpointing:

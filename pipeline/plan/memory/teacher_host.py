@@ -7,7 +7,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.samples import DataSize
-from alignkd.pipeline.plan.store import TARGETS, StoreSize
+from alignkd.pipeline.plan.store import StoreSize
 from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES
 
 PREPARED_WINDOWS = 2
@@ -29,7 +29,7 @@ def teacher_host_bytes(config: RunConfig, data: DataSize, store: StoreSize, teac
     arrays = PREPARED_WINDOWS * teacher.array_bytes_of(min(most, window * largest))
     # beyond the bound, the arrays of two batches
     bound = IMAGE_ARRAY_BYTES + 2 * teacher.array_bytes_of(max(config.teacher.token_budget, largest))
-    targets = sum(store.by_target[target] for target in TARGETS) / max(1.0, data.num_records)
+    targets = store.of_targets / max(1.0, data.num_records)
     return {
         "process": PROCESS_BYTES,
         "image arrays of two windows": min(arrays, bound),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
+from alignkd.pipeline.plan.counterfactual import has_second_pass
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.samples import DataSize
@@ -33,6 +34,8 @@ def hours_by_device(
     """
     assert config.teacher is not None
     dump = forward_flops(teacher, **_sample_shape(data)) * data.num_records
+    if config.store.counterfactual is not None:
+        dump += _second_pass(teacher, _sample_shape(data)) * float((data.rows.images > 0).mean()) * data.num_records
     share = TEACHER_SHARE * QUANTISED_SHARE[config.teacher.quantization]
     found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
     if student is not None and config.train is not None:
@@ -79,11 +82,27 @@ def training_operations(
         weight_gradients=weight_gradient_share(student, config.student.trained_config),
         **shape,
     )
+    if has_second_pass(train.losses):  # of the whole batch; the head runs again over the first pass, too
+        step += training_flops(
+            student,
+            tokens=shape["tokens"],
+            images=0,
+            supervised=2 * shape["supervised"],
+            gradient_checkpointing=train.gradient_checkpointing,
+            weight_gradients=weight_gradient_share(student, config.student.trained_config),
+        )
     total = step * steps * train.global_batch_size(1)
     if train.validation is None or not steps:
         return total
     samples = train.validation.validations(steps) * _validated(train.validation, held_out)
     return total + samples * (forward_flops(student, **shape) + stem)
+
+
+def _second_pass(teacher: ModelShapes, shape: Mapping[str, float]) -> float:
+    """Operations of a sample's counterfactual pass; images of one size share one neutral picture."""
+    images = shape["images"] if teacher.size.vision_tokens is None else 0
+    # the head runs again over the first pass: both are compared in one chunk
+    return forward_flops(teacher, **{**shape, "images": images, "supervised": 2 * shape["supervised"]})
 
 
 def training_hours(config: RunConfig, operations: float, device: Device) -> float:

@@ -12,6 +12,7 @@ from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
 from alignkd.storage.record.record import Record, Target
 from alignkd.storage.tools.compare.diff import FieldDifference, compare_fields
 from alignkd.storage.tools.compare.matching import match_records
+from alignkd.storage.tools.verify.advantage import AdvantageSums, advantage_sums
 from alignkd.storage.tools.verify.attention_sums import AttentionSums, record_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
 
@@ -41,6 +42,7 @@ class StatedErrors:
         bounds: error bound of every target.
         attention: sums of attention rows.
         labels: whether the teacher's probabilities fit the labels; `topk` and `nucleus` keep each label.
+        advantage: visual advantage; without positions where the store has no counterfactual pass.
         largest_mass_error: largest |mass of entries and tail - 1|; None for other logits.
     """
 
@@ -48,6 +50,7 @@ class StatedErrors:
     bounds: list[StatedBound]
     attention: AttentionSums
     labels: LabelVerdict
+    advantage: AdvantageSums
     largest_mass_error: float | None
 
 
@@ -69,12 +72,13 @@ def stated_errors(
     """
     lm_head = open_lm_head(reader.files, reader.manifest)
     attention, labels, masses = AttentionSums(), LabelScores(reader.manifest), []
-    sums: dict[str, _BoundSum] = {}
+    advantage, sums = AdvantageSums(), dict[str, _BoundSum]()
     for position in positions:
         record = reader[position]
         for name, target in targets_of(record):
             sums.setdefault(name, _BoundSum()).add(target)
         attention = attention + record_sums(record, reader.manifest)
+        advantage = advantage + advantage_sums(record)
         if (found := distribution_of(record.logits, lm_head)) is not None:
             labels.add(record, found)
         if isinstance(record.logits, TruncatedLogits):
@@ -85,6 +89,7 @@ def stated_errors(
         bounds=[total.result(name) for name, total in sums.items()],
         attention=attention,
         labels=labels.verdict(),
+        advantage=advantage,
         largest_mass_error=max(masses, default=None),
     )
 

@@ -2,6 +2,7 @@
 
 Labels: the label of a position must be more probable for the teacher than its neighbour's (`label_shift.py`).
 Attention: probabilities of one query are not negative and sum to at most 1 (`attention_sums.py`).
+Visual advantage: of a store with a counterfactual pass, it is not 0 everywhere (`advantage.py`).
 """
 
 from collections.abc import Callable, Collection
@@ -14,6 +15,7 @@ from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.shard_records import ShardFolder
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.tools.verify.advantage import AdvantageSums, advantage_rounding, advantage_sums
 from alignkd.storage.tools.verify.attention_sums import AttentionSums, record_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
 from alignkd.storage.tools.verify.verify import Problem
@@ -29,6 +31,7 @@ class PlausibilityReport:
 
     labels: LabelVerdict
     attention: AttentionSums
+    advantage: AdvantageSums = field(default_factory=AdvantageSums)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -38,7 +41,7 @@ def check_plausibility(
     skip: Collection[int] = (),
     progress: Callable[[int], object] = lambda records: None,
 ) -> PlausibilityReport:
-    """Both checks over every readable shard; a shard with enough positions has its own verdict.
+    """All checks over every readable shard; a shard with enough positions has its own verdict.
 
     Args:
         skip: shards that are known to be damaged.
@@ -51,10 +54,11 @@ def check_plausibility(
     store = ShardFolder(files)
     lm_head = open_lm_head(files, store.manifest)
     labels, attention = LabelScores(store.manifest), AttentionSums()
+    advantage = AdvantageSums()
     problems: list[Problem] = []
     for shard in [shard for shard in store.shards if shard not in skip]:
         try:
-            of_shard, sums = _look(store.open(shard), store.manifest, lm_head, progress)
+            of_shard, sums, gains = _look(store.open(shard), store.manifest, lm_head, progress)
         except RemoteError:
             raise
         except StoreError as error:
@@ -63,25 +67,29 @@ def check_plausibility(
         found = [*of_shard.problems(), *sums.problems()]
         problems += [Problem(shard=shard, message=f"shard {shard}: {line}") for line in found]
         labels.add_all(of_shard)
-        attention = attention + sums
+        attention, advantage = attention + sums, advantage + gains
     if not problems:  # too few positions in each shard may be enough together
         problems += [Problem(shard=None, message=f"store {files.location}: {line}") for line in labels.problems()]
+    blind = advantage.problems(advantage_rounding(store.manifest.fingerprint.get("dtype", "")))
+    problems += [Problem(shard=None, message=f"store {files.location}: {line}") for line in blind]
     verdict = labels.verdict()
     if store.manifest.codecs.logits.kind == "hidden" and lm_head is None:
         verdict = LabelVerdict(outcome="not stored")
-    return PlausibilityReport(labels=verdict, attention=attention, problems=problems)
+    return PlausibilityReport(labels=verdict, attention=attention, advantage=advantage, problems=problems)
 
 
 def _look(
     shard: OpenShard, manifest: Manifest, lm_head: LmHead | None, progress: Callable[[int], object]
-) -> tuple[LabelScores, AttentionSums]:
-    """Check the attention of every record and the labels of evenly spaced records."""
+) -> tuple[LabelScores, AttentionSums, AdvantageSums]:
+    """Check attention and visual advantage of every record and the labels of evenly spaced records."""
     labels, sums, total = LabelScores(manifest), AttentionSums(), shard.tables.rows_of("supervised")
+    gains = AdvantageSums()
     stride = -(-total // (MAX_POSITIONS if lm_head is None else MAX_HIDDEN_POSITIONS)) or 1
     for number in range(len(shard)):
         record = shard.record(number)
         sums = sums + record_sums(record, manifest)
+        gains = gains + advantage_sums(record)
         if number % stride == 0 and (found := distribution_of(record.logits, lm_head)) is not None:
             labels.add(record, found)
         progress(1)
-    return labels, sums
+    return labels, sums, gains

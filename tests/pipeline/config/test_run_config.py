@@ -40,6 +40,12 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
             ["weighs attention", "logit_divergence is 'reverse_kl'"],
         ),
         ({"store": {"profile": "exact", "vision_all": "none"}}, ["store: vision_top is 'from_all'"]),
+        ({"train": {"losses": {"effect": 1.0}}}, ["train.losses.effect is 1.0", "pass is not stored"]),
+        (
+            {"store": {"counterfactual": {"remove": "image"}}, "train": {"losses": {"keep": 1.0}}},
+            ["train.losses.keep is 1.0", "remove 'image'", "remove focus"],
+        ),
+        ({"store": {"counterfactual": {"remove": "image", "share": 0.5}}}, ["store.counterfactual: share is 0.5"]),
         ({"store": {"attention": "flat16"}}, ["store.attention: expected one of", "found 'flat16'"]),
     ],
 )
@@ -57,6 +63,8 @@ def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path
         {"store": {"logits": {"kind": "sampled"}}, "train": {"preset": "supervised"}},
         {"store": {"profile": "exact"}, "train": {"losses": {"temperature": 2.0}}},
         {"store": {"profile": "compact", "inputs": "embed", "backend": "webdataset"}},
+        {"store": {"counterfactual": {}}, "train": {"losses": {"effect": 1.0, "keep": 1.0}}},
+        {"store": {"counterfactual": {"remove": "image"}}, "train": {"losses": {"effect": 1.0}}},
     ],
 )
 def test_accepted(changes: dict[str, Any], tmp_path: Path) -> None:

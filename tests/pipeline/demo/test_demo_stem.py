@@ -13,7 +13,7 @@ from alignkd.pipeline.demo import demo
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.storage import StoreReader
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
@@ -31,7 +31,7 @@ def test_a_demo_of_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert report["stores"]["tqv"]["attachment_bytes"] > 4 * 512 * 128 > 0
     assert "--profile stem" in (out / "report.md").read_text()
     lines = [json.loads(line) for line in (out / "students/align_kd/seed-0/metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 3 and all(line[term] > 0 for line in lines for term in TERMS)
+    assert len(lines) == 3 and all(line[term] > 0 for line in lines for term in LossConfig().weights)
 
 
 def test_losses_on_the_demos_data_are_those_of_stored_targets(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_losses_on_the_demos_data_are_those_of_stored_targets(tmp_path: Path) ->
     stem = run("stem", profile="stem")
     assert len(stored) == len(stem) == STEPS
     for mine, other in zip(stem, stored, strict=True):
-        for term in ("loss", *TERMS):
+        for term in ("loss", *LossConfig().weights):
             assert mine[term] == pytest.approx(other[term], rel=1e-6), (mine["step"], term)
     assert all(abs(stem[0][term] / stem[-1][term] - 1) > 1e-2 for term in ("attention", "vision_all", "logit"))
 

@@ -76,6 +76,23 @@ def written_bytes(store: Path) -> int:
 
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+@pytest.mark.parametrize("remove", ["focus", "image"])
+def test_bytes_and_hours_of_a_counterfactual_pass(make_run: MakeRun, tmp_path: Path, remove: str, backend: str) -> None:
+    """A mass of 1 stores the same number of tokens at every position, so nothing is assumed."""
+    run = make_run(
+        backend=backend, logits={"kind": "none"}, counterfactual={"remove": remove, "mass": 1.0, "entries": 9}
+    )
+    plan = make_plan(run, PlanOptions())
+    dump(run.dump_job())
+    assert plan.store.total == pytest.approx(written_bytes(tmp_path / "store"), rel=0.002)
+    without = make_plan(make_run(backend=backend, logits={"kind": "none"}), PlanOptions())
+    assert plan.store.by_target["counterfactual"] > 0 and "counterfactual" not in without.store.by_target
+    for name, phases in plan.hours.items():
+        assert 1.3 < phases["dump"] / without.hours[name]["dump"] < 2.5
+    assert any(line.strip().startswith("counterfactual") for line in plan_lines(plan))
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_predicted_bytes_are_those_of_a_real_dump(make_run: MakeRun, tmp_path: Path, choice: str, backend: str) -> None:
     run = make_run(backend=backend, **CHOICES[choice])

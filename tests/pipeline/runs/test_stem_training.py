@@ -17,7 +17,7 @@ from alignkd.storage import verify_store
 from alignkd.storage.schema.columns import columns_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
@@ -112,7 +112,7 @@ def test_half_precision(write: WriteConfig) -> None:
     stem = write("stem", store=FROM_STEM, teacher=model, student=model)
     assert read_stem_info(dumped(stem).attachment(STEM_FILE)).dtype == "bfloat16"
     for mine, other in zip(trained(stem), trained(stored), strict=True):
-        for term in TERMS:
+        for term in LossConfig().weights:
             assert mine[term] == pytest.approx(other[term], rel=2e-2), term
 
 

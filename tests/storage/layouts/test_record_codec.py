@@ -50,6 +50,7 @@ CODECS = st.builds(
     logits=LOGITS,
 ).filter(lambda chosen: chosen["vision_top"] != FROM_ALL or chosen["vision_all"] != "none")
 RAGGED = Shapes(num_heads=2, hidden_size=6, vision_tokens=None, vocab_size=40, vision_top_tokens=3)
+PASSES = ["sample", "without_image", "replaced_vision", "before_replacement"]
 VALUES = st.builds(
     lambda codec, **fields: dict(fields, codec=codec),
     st.sampled_from(codec_names("hidden")),
@@ -59,7 +60,7 @@ VALUES = st.builds(
     heads=st.sampled_from([None, 2]),
     width=st.sampled_from([None, 5]),
     columns=st.sampled_from([None, "vision", "text"]),
-    forward_pass=st.sampled_from(["sample", "without_image"]),
+    forward_pass=st.sampled_from(PASSES),
 )
 ATTENTION = st.builds(
     dict,
@@ -75,7 +76,7 @@ SECOND_LOGITS = st.builds(
     kind=st.just("logits"),
     codec=LOGITS.filter(lambda codec: codec.kind != "none"),
     rows=st.just("supervised"),
-    forward_pass=st.sampled_from(["sample", "without_image"]),
+    forward_pass=st.sampled_from(PASSES),
 )
 
 

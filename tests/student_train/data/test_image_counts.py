@@ -19,7 +19,6 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import image_hashes, read_images
 from alignkd.vlm.data.sample import Sample
@@ -245,7 +244,7 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
     with torch.no_grad():
         together = terms_of(student, dataset, places)
         alone = [terms_of(student, dataset, [place]) for place in places]
-    expected = GlobalCounts([reader], student.model.config, TERMS)(np.array(places))
+    expected = GlobalCounts([reader], student.model.config, LossConfig().weights)(np.array(places))
     for name, term in together.items():
         assert term.count == sum(one[name].count for one in alone) == expected[name] > 0, name
         each = [float(one[name].total) for one in alone]

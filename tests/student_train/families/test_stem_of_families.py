@@ -13,7 +13,7 @@ from alignkd.storage import StoreReader
 from alignkd.student_train import trainer
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import stem_lookup
@@ -51,7 +51,7 @@ def run(family_job: MakeRun, family_store: Callable[..., Path], checkpoint: Any,
 def assert_same_losses(found: Metrics, expected: Metrics, relative: float = 1e-6) -> None:
     assert len(found) == len(expected) == STEPS
     for mine, other in zip(found, expected, strict=True):
-        for term in ("loss", "grad_norm", *TERMS):
+        for term in ("loss", "grad_norm", *LossConfig().weights):
             assert mine[term] == pytest.approx(other[term], rel=relative), (mine["step"], term)
     # the agreement means something only if the student moved between the steps
     assert all(abs(found[0][term] / found[-1][term] - 1) > 1e-4 for term in ("attention", "vision_all", "logit"))
@@ -121,7 +121,7 @@ def test_validation_from_the_stem_is_that_from_stored_targets(run: MakeRun) -> N
     )
     assert len(found) == len(expected) == STEPS + 1
     for mine, other in zip(found, expected, strict=True):
-        for term in ("loss", *TERMS):
+        for term in ("loss", *LossConfig().weights):
             assert mine[term] == pytest.approx(other[term], rel=1e-6), (mine["step"], term)
 
 

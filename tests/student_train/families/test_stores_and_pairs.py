@@ -18,7 +18,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
@@ -65,7 +65,7 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(
     dataset, student = opened(family_job(name, store=family_store(name, **store)))
     places = list(range(len(dataset)))
     together, alone = terms_of(dataset, student, places), [terms_of(dataset, student, [place]) for place in places]
-    expected = GlobalCounts([dataset.reader], student.model.config, TERMS)(np.array(places))
+    expected = GlobalCounts([dataset.reader], student.model.config, LossConfig().weights)(np.array(places))
     for term, found in together.items():
         assert found.count == sum(one[term].count for one in alone) == expected[term] > 0, term
         each = [float(one[term].total) for one in alone]
@@ -117,7 +117,7 @@ def test_heads_that_are_padded_differently(
     assert opened(job)[1].num_tokens == entries
     train(job)
     lines = read_metrics(job.train.output)
-    assert all(lines[-1][term] < lines[0][term] for term in TERMS)
+    assert all(lines[-1][term] < lines[0][term] for term in LossConfig().weights)
 
     small = checkpoint("qwen3_vl", seed=4, hidden_size=32, heads=2, vocab_size=entries)
     assert opened(family_job("qwen3_vl", store=store, student=small))[1].num_tokens == entries

@@ -15,7 +15,7 @@ import torch
 from alignkd.student_train import trainer
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.family import VisionLanguageModel
@@ -51,8 +51,8 @@ def test_steps_with_every_loss(
     dataset = open_samples(job, job.open_student())
     result = train(job)
     lines = read_metrics(job.train.output)
-    assert len(lines) == STEPS and {*job.train.losses.weights} == {*TERMS}
-    for term in TERMS:
+    assert len(lines) == STEPS and {*job.train.losses.weights} == {*LossConfig().weights}
+    for term in LossConfig().weights:
         assert lines[-1][term] < lines[0][term], term
     assert result.samples_by_kind["several_images"] and result.samples_by_kind["text_only"]
     assert result.student is not None
@@ -99,4 +99,6 @@ def test_in_bfloat16_with_everything_that_saves_memory(
     lines["bfloat16"] = read_metrics(job.train.output)
     for half, line in zip(lines["bfloat16"], lines["float32"], strict=True):
         assert not half["skipped"]
-        assert {term: half[term] for term in TERMS} == pytest.approx({term: line[term] for term in TERMS}, rel=0.1)
+        assert {term: half[term] for term in LossConfig().weights} == pytest.approx(
+            {term: line[term] for term in LossConfig().weights}, rel=0.1
+        )

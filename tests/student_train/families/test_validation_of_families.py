@@ -11,7 +11,7 @@ import tiny_data
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
@@ -33,7 +33,7 @@ def test_figures_are_those_of_the_samples_one_by_one(family_job: Callable[..., T
     images = samples.reader.num_images[held]
     assert {*images.tolist()} >= {0, 1} and max(images) > 1, images
     student = build_student(job, job.open_student(), samples.reader)
-    totals, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
+    totals, counts = dict.fromkeys(LossConfig().weights, 0.0), dict.fromkeys(LossConfig().weights, 0)
     for position in held:
         batch = collate(
             [samples[int(position)]], targets={*job.train.losses.needed_targets.values()}, attention_pairs="tqv"
@@ -41,7 +41,7 @@ def test_figures_are_those_of_the_samples_one_by_one(family_job: Callable[..., T
         for name, term in student(batch).items():
             totals[name] += float(term.total.detach())
             counts[name] += term.count
-    for name in TERMS:
+    for name in LossConfig().weights:
         assert line[name] == pytest.approx(totals[name] / counts[name], rel=1e-5), name
 
 

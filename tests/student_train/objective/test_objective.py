@@ -15,7 +15,6 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 
@@ -65,7 +64,9 @@ def test_every_term_equals_the_golden_value(
 def test_batch_is_the_sum_of_its_samples(dataset: CachedDataset, golden_folder: Path, new_student: NewStudent) -> None:
     """Padding changes no term and no gradient."""
     student = distilled(new_student(), golden_folder)
-    counts = GlobalCounts([dataset.reader], student.model.config, TERMS)(torch.arange(len(dataset)).numpy())
+    counts = GlobalCounts([dataset.reader], student.model.config, LossConfig().weights)(
+        torch.arange(len(dataset)).numpy()
+    )
     weights = student.losses.weights
 
     batch = terms_of(student, dataset, list(range(len(dataset))))
@@ -76,7 +77,7 @@ def test_batch_is_the_sum_of_its_samples(dataset: CachedDataset, golden_folder: 
     for single in singles:
         weighted_total(single, weights, counts).backward()
 
-    for term in TERMS:
+    for term in LossConfig().weights:
         assert batch[term].count == sum(single[term].count for single in singles) == counts[term]
         torch.testing.assert_close(
             batch[term].total, torch.stack([single[term].total for single in singles]).sum(), rtol=1e-5, atol=1e-6
@@ -103,7 +104,7 @@ def test_every_trained_parameter_gets_a_gradient_from_every_batch(
             if value.requires_grad
         ]
         terms = terms_of(student, dataset, dataset.reader.find(id=sample_id))
-        weighted_total(terms, student.losses.weights, dict.fromkeys(TERMS, 1)).backward()
+        weighted_total(terms, student.losses.weights, dict.fromkeys(LossConfig().weights, 1)).backward()
         for hook in hooks:
             hook.remove()
         orders.append(arrived)
@@ -124,7 +125,7 @@ def test_a_term_of_weight_zero_is_not_computed(
     losses = LossConfig(**{off: 0.0})
     student = distilled(new_student(), golden_folder, losses)
     batch = collate([dataset[0]], targets=losses.needed_targets.values(), attention_pairs="tqv")
-    assert set(student(batch)) == set(TERMS) - {off}
+    assert set(student(batch)) == {*LossConfig().weights} - {off}
 
 
 def test_an_adapter_without_a_loss_is_not_trained(golden_folder: Path, new_student: NewStudent) -> None:
@@ -147,7 +148,7 @@ def test_counts_from_the_index_equal_counts_from_batches(
     reader = StoreReader(dump(tmp_path / "store", v1_samples, codecs=codecs))
     dataset = CachedDataset(reader, student_builder, images_folder)
     student = distilled(new_student(), golden_folder)
-    counts = GlobalCounts([reader], student.model.config, TERMS)
+    counts = GlobalCounts([reader], student.model.config, LossConfig().weights)
     for positions in ([0], [1, 3], [0, 1, 2, 3]):
         terms = terms_of(student, dataset, positions)
         assert {name: term.count for name, term in terms.items()} == counts(torch.tensor(positions).numpy())

@@ -19,7 +19,6 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
@@ -63,7 +62,7 @@ def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], T
     """Loss terms of STEPS optimiser steps."""
     ranks = start_ranks()
     student = build_student(job, job.open_student(), dataset.reader)
-    counts = GlobalCounts([dataset.reader], student.model.config, TERMS)
+    counts = GlobalCounts([dataset.reader], student.model.config, LossConfig().weights)
     engine = Engine(student, job.train, dtype=torch.float32, ranks=ranks)
     order = SampleOrder(len(dataset), seed=0, global_batch=job.train.micro_batch)
     lines = []
@@ -88,4 +87,4 @@ def test_every_term_at_every_step(many_store: Path, make_job: Callable[..., Trai
     for step, (cached, live) in enumerate(zip(offline, online, strict=True)):
         assert cached == pytest.approx(live, rel=1e-6), step
     # The agreement means something only if the student moved between the steps.
-    assert all(abs(offline[0][term] / offline[-1][term] - 1) > 1e-3 for term in TERMS)
+    assert all(abs(offline[0][term] / offline[-1][term] - 1) > 1e-3 for term in LossConfig().weights)

@@ -17,7 +17,7 @@ from alignkd.student_train.data.held_out import fixed_subset, held_out_positions
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train
@@ -37,7 +37,7 @@ def validation_lines(output: Path) -> list[dict[str, Any]]:
 def one_by_one(job: TrainJob, samples: TrainingSet, positions: Any) -> dict[str, float | None]:
     """Mean of each term over the samples, each in a batch of its own, with gradients as in training."""
     student = build_student(job, job.open_student(), samples.reader)
-    totals, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
+    totals, counts = dict.fromkeys(LossConfig().weights, 0.0), dict.fromkeys(LossConfig().weights, 0)
     for position in positions:
         batch = collate(
             [samples[int(position)]], targets={*job.train.losses.needed_targets.values()}, attention_pairs="tqv"
@@ -45,7 +45,7 @@ def one_by_one(job: TrainJob, samples: TrainingSet, positions: Any) -> dict[str,
         for name, term in student(batch).items():
             totals[name] += float(term.total.detach())
             counts[name] += term.count
-    return {name: totals[name] / counts[name] if counts[name] else None for name in TERMS}
+    return {name: totals[name] / counts[name] if counts[name] else None for name in LossConfig().weights}
 
 
 def assert_same_terms(line: dict[str, Any], expected: dict[str, float | None], weights: dict[str, float]) -> None:
@@ -96,7 +96,7 @@ def test_the_training_store_before_the_first_step_has_the_losses_of_the_first_st
     steps, lines = read_metrics(tmp_path / "plain"), validation_lines(tmp_path / "validated")
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     for before, step in zip(lines, steps, strict=False):  # the losses of a step are those of the state before it
-        for name in ("loss", *TERMS):
+        for name in ("loss", *LossConfig().weights):
             assert before[name] == pytest.approx(step[name], rel=1e-5), (step["step"], name)
     best = min(lines[1:], key=lambda line: line["loss"])
     assert (lines[-1]["best_step"], lines[-1]["best"]) == (best["step"], best["loss"])
@@ -108,7 +108,7 @@ def _check_tensorboard(output: Path, lines: list[dict[str, Any]]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(output / "tensorboard")).Reload()
-    for name in ("loss", *TERMS):
+    for name in ("loss", *LossConfig().weights):
         shown = events.Scalars("validation/total" if name == "loss" else f"validation/{name}")
         assert {event.step: event.value for event in shown} == pytest.approx(
             {line["step"]: line[name] for line in lines}, rel=1e-6
@@ -141,7 +141,7 @@ def test_data_without_targets_has_the_supervised_loss(
     for line, reference in zip(found, expected, strict=True):
         assert line["supervised"] == line["loss"] == pytest.approx(reference["supervised"], rel=1e-5)
         assert (line["samples"], line["unusable"]) == (10, 3)
-        assert not {*TERMS} - {"supervised"} & line.keys()
+        assert not {*LossConfig().weights} - {"supervised"} & line.keys()
     assert result.validation is not None and result.validation.figure == "supervised"
     assert "terms without a teacher: supervised" in caplog.text
     (warning,) = [text for text in caplog.messages if "cannot be used" in text]

@@ -141,11 +141,11 @@ def _measured(
 
 def _rows(
     student: DistilledStudent, match: AttentionMatch, place: int, batch: TrainBatch
-) -> tuple[Tensor, Tensor, list[int]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The rows that are weighed [B, H, R, C], which of them are real [B, R], and the columns of each sample."""
     targets = batch.attention
     assert targets is not None
     heads = head_weights(student.adapters, student.fixed_heads, match, place)
     pair = RowsOfPair(targets=targets, teacher=match.pairs[place].teacher, heads=heads, form=match.form)
     values_BHRC = pair.weighed_rows(slice(0, targets.stored_BRHC.shape[1]))
-    return values_BHRC, length_mask(targets.num_rows_B, values_BHRC.shape[2], values_BHRC), targets.num_cols_B
+    return values_BHRC, length_mask(targets.rows_B, values_BHRC.shape[2], values_BHRC), targets.cols_B

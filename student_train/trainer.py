@@ -75,7 +75,7 @@ def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
     """The student under ZeRO-2, as at the start of the run."""
     student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
     engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
-    student.references = references_of_run(plan, student)
+    student.references = references_of_run(plan, student, resumed=start.resumes(plan.config.output))
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)
     return engine

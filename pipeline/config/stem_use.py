@@ -1,9 +1,12 @@
 """Whether a configuration takes targets from the teacher's stem, and whether its student's vision tower allows that."""
 
+from collections.abc import Mapping
+
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.target_source import target_source
+from alignkd.teacher_dump.attention_config import AttentionConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.stem import smallest_depth
@@ -31,7 +34,27 @@ def stem_depth_of(config: RunConfig, teacher: ModelConfig) -> int:
     Raises:
         InputError: see `StoreConfig.further_targets`.
     """
-    return max(smallest_depth(teacher), 1 + max(config.store.attention_layers(teacher)))
+    return max(smallest_depth(teacher), 1 + max(stem_layers_of(config, teacher)))
+
+
+def stem_layers_of(config: RunConfig, teacher: ModelConfig) -> tuple[int, ...]:
+    """The teacher's layers whose attention is a target, rising: those of the store, or those that the losses name.
+
+    The losses may name others only if the attention comes from a stem and the store has no list of layers.
+
+    Raises:
+        InputError: see `StoreConfig.further_targets`.
+    """
+    stored = config.store.attention_layers(teacher)
+    if config.train is None or isinstance(config.store.attention, AttentionConfig):
+        return stored
+    chosen = config.train.losses.attention_layers
+    source = target_source(
+        config.store.codec_of("attention"), config.train.targets.attention, has_stem=config.train.stem is not None
+    )
+    if source != "stem" or not isinstance(chosen, Mapping) or "attention" not in config.train.losses.weights:
+        return stored
+    return tuple(sorted({layer for layers in chosen.values() for layer in layers}))
 
 
 def tower_match(config: RunConfig) -> tuple[bool | None, str]:

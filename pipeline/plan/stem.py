@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.stem_use import stem_depth_of, takes_from_stem, tower_match
+from alignkd.pipeline.config.stem_use import stem_depth_of, stem_layers_of, takes_from_stem, tower_match
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import weight_gradient_share
@@ -164,7 +164,7 @@ def stem_plan(config: RunConfig, given: StemInputs) -> StemPlan:
         reason=reason,
         used=used,
         depth=depth,
-        layers=config.store.attention_layers(given.teacher_config),
+        layers=stem_layers_of(config, given.teacher_config),
         sizes=sizes,
         store_bytes=given.with_stem,
         saved_bytes=given.store_bytes - given.with_stem,

@@ -32,6 +32,7 @@ class AttentionTargets:
         samples_B: int64, the sample of each block; None if every sample is one block.
         block_samples: the same as plain integers.
         layers: numbers of the teacher's layers; None: its first layer that has attention.
+        lengths_2B: int64, `num_rows_B` and `num_cols_B` beside the other tensors: masks then wait for no copy.
     """
 
     rows_BR: Tensor
@@ -42,6 +43,24 @@ class AttentionTargets:
     samples_B: Tensor | None = None
     block_samples: tuple[int, ...] | None = None
     layers: tuple[int, ...] | None = None
+    lengths_2B: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.lengths_2B is None:
+            lengths = torch.tensor([self.num_rows_B, self.num_cols_B], device=self.rows_BR.device)
+            object.__setattr__(self, "lengths_2B", lengths)
+
+    @property
+    def rows_B(self) -> Tensor:
+        """`num_rows_B` as a tensor."""
+        assert self.lengths_2B is not None
+        return self.lengths_2B[0]
+
+    @property
+    def cols_B(self) -> Tensor:
+        """`num_cols_B` as a tensor."""
+        assert self.lengths_2B is not None
+        return self.lengths_2B[1]
 
     @property
     def num_heads(self) -> int:
@@ -68,7 +87,9 @@ class AttentionTargets:
 
     def to(self, device: torch.device | str) -> Self:
         """The targets with every tensor on `device`."""
-        there = ((name, getattr(self, name)) for name in ("rows_BR", "cols_BC", "coded_BRHC", "samples_B"))
+        there = (
+            (name, getattr(self, name)) for name in ("rows_BR", "cols_BC", "coded_BRHC", "samples_B", "lengths_2B")
+        )
         return replace(self, **{name: value.to(device) for name, value in there if value is not None})
 
 

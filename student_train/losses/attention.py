@@ -1,23 +1,25 @@
-"""Align-KD eq. 1: the student's first-layer attention against the adapted teacher's."""
+"""Align-KD eq. 1: the student's attention against the adapted teacher's."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
+from alignkd.student_train.losses.loss_sum import to_accum_dtype
 
 
 def attention_loss(
-    adapted_teacher_BHRC: Tensor, student_BHRC: Tensor, num_rows_B: Sequence[int], num_cols_B: Sequence[int]
-) -> LossSum:
-    """Squared error over the real (row, column) pairs of every sample and student head; its parts are the samples.
+    adapted_teacher_BHRC: Tensor,
+    student_BHRC: Tensor,
+    num_rows_B: Sequence[int] | Tensor,
+    num_cols_B: Sequence[int] | Tensor,
+) -> Tensor:
+    """Squared error over the real (row, column) pairs of all student heads, its sum for each sample [B].
 
     Args:
         adapted_teacher_BHRC: teacher attention after the adapter `Ht -> Hs`.
         student_BHRC: softmaxed student attention at the same rows and columns.
-        num_rows_B, num_cols_B: real rows and columns of each sample; padding is on the right. Plain integers, because
-            the count must be known without waiting for the accelerator.
+        num_rows_B, num_cols_B: real rows and columns of each sample, as in `length_mask`; padding is on the right.
     """
     error_BHRC = to_accum_dtype(adapted_teacher_BHRC) - to_accum_dtype(student_BHRC)
     mask_BRC = (
@@ -25,12 +27,15 @@ def attention_loss(
         & (length_mask(num_cols_B, error_BHRC.shape[3], error_BHRC)[:, None, :])
     )
     # masked_fill, not a product: a padded entry may have any value, and 0 * inf is not 0.
-    total_B = error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum(dim=(1, 2, 3))
-    pairs = sum(rows * cols for rows, cols in zip(num_rows_B, num_cols_B, strict=True))
-    return LossSum.of(total_B, pairs * student_BHRC.shape[1])
+    return error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum(dim=(1, 2, 3))
 
 
-def length_mask(lengths_B: Sequence[int], width: int, like: Tensor) -> Tensor:
-    """Bool [B, width], True at the first positions of each sample, on the device of `like`."""
-    lengths = torch.tensor(list(lengths_B), device=like.device)
+def length_mask(lengths_B: Sequence[int] | Tensor, width: int, like: Tensor) -> Tensor:
+    """Bool [B, width], True at the first positions of each sample, on the device of `like`.
+
+    Args:
+        lengths_B: a tensor must be on that device; of plain integers one is made, for which an accelerator is waited
+            for.
+    """
+    lengths = lengths_B if isinstance(lengths_B, Tensor) else torch.tensor(list(lengths_B), device=like.device)
     return torch.arange(width, device=like.device) < lengths[:, None]

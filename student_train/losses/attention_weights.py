@@ -3,8 +3,6 @@
 Shape letters: B samples, H heads, r rows, C columns.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,28 +11,28 @@ from torch import Tensor
 RowWeights = Literal["none", "sharpness", "surprise"]
 
 
-def sharpness(teacher_BHrC: Tensor, num_cols_B: Sequence[int]) -> Tensor:
+def sharpness(teacher_BHrC: Tensor, num_cols_B: Tensor) -> Tensor:
     """1 - H / ln C, [B, H, r]: H is the entropy of the row over its C real columns, renormalised.
 
     0 for an even row, 1 if a single column has all of the row's attention. A row without attention to the columns is 0.
 
     Args:
         teacher_BHrC: probabilities, 0 where padded.
-        num_cols_B: real columns of each sample.
+        num_cols_B: real columns of each sample, integers.
     """
     shares_BHrC, attends_BHr = _shares(teacher_BHrC)
     entropy_BHr = -shares_BHrC.xlogy(shares_BHrC).sum(-1)
-    largest = [math.log(max(cols, 2)) for cols in num_cols_B]
-    relative_BHr = entropy_BHr / entropy_BHr.new_tensor(largest)[:, None, None]
+    largest_B = num_cols_B.clamp_min(2).to(entropy_BHr.dtype).log()
+    relative_BHr = entropy_BHr / largest_B[:, None, None]
     return (1 - relative_BHr).clamp_min(0).masked_fill(~attends_BHr, 0.0)
 
 
-def surprise(teacher_BHrC: Tensor, num_cols_B: Sequence[int], mean_map_HC: Tensor) -> Tensor:
+def surprise(teacher_BHrC: Tensor, num_cols_B: Tensor, mean_map_HC: Tensor) -> Tensor:
     """KL(row || mean map), [B, H, r]: how far a renormalised row is from what the head attends to in any sample.
 
     Args:
         teacher_BHrC: probabilities, 0 where padded; a sample with several images has their columns side by side.
-        num_cols_B: real columns of each sample.
+        num_cols_B: real columns of each sample, integers.
         mean_map_HC: mean of renormalised rows through one image; it sums to 1, and each of several images gets an equal
             share of it.
     """
@@ -44,8 +42,8 @@ def surprise(teacher_BHrC: Tensor, num_cols_B: Sequence[int], mean_map_HC: Tenso
     # a column that no row of the reference attends to would be an infinite surprise
     expected_HC = expected_HC.clamp_min(torch.finfo(torch.float16).tiny)
     divergence_BHr = (shares_BHrC.xlogy(shares_BHrC) - shares_BHrC * expected_HC.log()[None, :, None]).sum(-1)
-    images = [math.log(max(cols / mean_map_HC.shape[-1], 1)) for cols in num_cols_B]
-    divergence_BHr = divergence_BHr + divergence_BHr.new_tensor(images)[:, None, None]
+    images_B = (num_cols_B.to(divergence_BHr.dtype) / mean_map_HC.shape[-1]).clamp_min(1)
+    divergence_BHr = divergence_BHr + images_B.log()[:, None, None]
     return divergence_BHr.clamp_min(0).masked_fill(~attends_BHr, 0.0)
 
 

@@ -36,7 +36,7 @@ def fused_attention_loss(
     parameters: Sequence[Tensor],
     *,
     rows_at_once: int,
-    num_cols_B: Sequence[int] | None = None,
+    num_cols_B: Sequence[int] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the loss over all rows: a scalar, and its parts by sample [B], which have no gradient.
 
@@ -48,7 +48,8 @@ def fused_attention_loss(
         parameters: further tensors that get a gradient, float32 or float64; passed on to `loss`.
         rows_at_once: rows in a chunk. In addition to one float32 [B, H, r, L] (two with a soft cap, three for a loss of
             outcomes), float32 gradients of queries and keys are held.
-        num_cols_B: for a loss of outcomes: the real columns of each sample; all other keys are one outcome.
+        num_cols_B: for a loss of outcomes: the real columns of each sample, as in `length_mask`; all other keys are one
+            outcome.
     """
     real_BC = None if num_cols_B is None else length_mask(num_cols_B, cols_BC.shape[1], cols_BC)
     places = _Places(inputs=inputs, cols_BC=cols_BC, at_once=rows_at_once, real_BC=real_BC)

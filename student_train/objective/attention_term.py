@@ -100,14 +100,14 @@ class RowsOfPair:
         weights = mixture or (self.heads.weight_ST,)
         teacher_BSrC = self.teacher_BSrC(rows, *weights)
         student_BSrC = self._compared(chosen_BHrC)
-        num_rows_B = self._num_rows_B(rows)
+        rows_B = self._rows_B(rows)
         if self.form == "mse" and self.reference is None:
-            return attention_loss(teacher_BSrC, student_BSrC, num_rows_B, self.targets.num_cols_B).parts
+            return attention_loss(teacher_BSrC, student_BSrC, rows_B, self.targets.cols_B)
         teacher_BSrC, student_BSrC = self._without_padding(teacher_BSrC, student_BSrC)
         values_BSr = _ROW_LOSSES[self.form](teacher_BSrC, student_BSrC)
         if self.reference is not None:
-            values_BSr = values_BSr * self.reference(self.weighed_rows(rows), self.targets.num_cols_B)
-        mask_Br = length_mask(num_rows_B, values_BSr.shape[2], values_BSr)
+            values_BSr = values_BSr * self.reference(self.weighed_rows(rows), self.targets.cols_B)
+        mask_Br = length_mask(rows_B, values_BSr.shape[2], values_BSr)
         return values_BSr.masked_fill(~mask_Br[:, None], 0.0).sum((1, 2))
 
     def sums_of_rows(self, chosen_BHrC: Tensor, rows: slice, *mixture: Tensor) -> MapSums:
@@ -116,7 +116,7 @@ class RowsOfPair:
         teacher_BSrC, student_BSrC = self._without_padding(
             self.teacher_BSrC(rows, *weights), self._compared(chosen_BHrC)
         )
-        mask_Br = length_mask(self._num_rows_B(rows), student_BSrC.shape[2], student_BSrC)[:, None, :, None]
+        mask_Br = length_mask(self._rows_B(rows), student_BSrC.shape[2], student_BSrC)[:, None, :, None]
         return MapSums.of_rows(teacher_BSrC.masked_fill(~mask_Br, 0.0), student_BSrC.masked_fill(~mask_Br, 0.0))
 
     def _compared(self, chosen_BHrC: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class RowsOfPair:
 
     def _without_padding(self, teacher_BSrC: Tensor, student_BSrC: Tensor) -> tuple[Tensor, Tensor]:
         """0 in padded columns; of outcomes, the padded columns of the teacher suffice."""
-        mask_BC = length_mask(self.targets.num_cols_B, teacher_BSrC.shape[3], teacher_BSrC)
+        mask_BC = length_mask(self.targets.cols_B, teacher_BSrC.shape[3], teacher_BSrC)
         padded = ~mask_BC[:, None, None]
         student = student_BSrC if self.form == "kl" else student_BSrC.masked_fill(padded, 0.0)
         return teacher_BSrC.masked_fill(padded, 0.0), student
@@ -149,10 +149,9 @@ class RowsOfPair:
             teacher_BSrC = self._stored_BrTC(rows, weight_ST.dtype).mean(2)[:, None]
         return self._without_padding(teacher_BSrC, teacher_BSrC)[0]
 
-    def _num_rows_B(self, rows: slice) -> list[int]:
-        width = self.targets.stored_BRHC.shape[1]
-        start, stop, _ = rows.indices(width)
-        return [min(max(total - start, 0), stop - start) for total in self.targets.num_rows_B]
+    def _rows_B(self, rows: slice) -> Tensor:
+        """How many of some rows are real."""
+        return self.targets.rows_B - (rows.start or 0)  # `length_mask` takes any integers
 
 
 _ROW_LOSSES: dict[AttentionForm, Callable[[Tensor, Tensor], Tensor]] = {
@@ -180,7 +179,7 @@ def chunked_attention_loss(pair: RowsOfPair, inputs: RowInputs, *, chunk_bytes: 
         pair.loss_of_rows,
         pair.heads.parameters,
         rows_at_once=at_once,
-        num_cols_B=targets.num_cols_B if pair.form == "kl" else None,
+        num_cols_B=targets.cols_B if pair.form == "kl" else None,
     )
     compared = 1 if pair.heads.of_mean else heads
     return LossSum(total, compared * _elements(targets, pair.form), parts_B)

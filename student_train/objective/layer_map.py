@@ -14,6 +14,8 @@ from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.settings import COMPLETE, described
 
 KEY = "losses.attention_layers"
+MORE_STORED = "dump again with more layers (store.attention.layers)"
+DEEPER_STEM = "write a deeper stem (`alignkd stem extract CONFIG --out FILE --depth N`) and set train.stem to it"
 EXAMPLES = "expected layers of the student with those of the teacher, such as {0: 0, 1: 1}, or a band such as 30%-70%"
 
 
@@ -57,7 +59,11 @@ LayerMap = Annotated[
 
 
 def layer_pairs(
-    choice: Mapping[int, tuple[int, ...]] | str | None, student: ModelConfig, teacher: Sequence[int]
+    choice: Mapping[int, tuple[int, ...]] | str | None,
+    student: ModelConfig,
+    teacher: Sequence[int],
+    *,
+    of_stem: bool = False,
 ) -> tuple[LayerPair, ...]:
     """The pairs of layers that a choice means, in rising numbers of the student's layers.
 
@@ -67,25 +73,25 @@ def layer_pairs(
 
     Args:
         teacher: the teacher's layers of which there is attention, rising.
+        of_stem: whether the depth of a stem decides which these are; the message then asks for a deeper one.
 
     Raises:
         TrainError: a layer that does not exist, has no attention or is not available; or fewer layers of the teacher
             than of the student in a band.
     """
-    own = compared_layers(choice, student)
+    own, more = compared_layers(choice, student), DEEPER_STEM if of_stem else MORE_STORED
     pairs: Mapping[int, Sequence[int]]
     if choice is None:
         pairs = {own[0]: teacher[:1]}
     elif isinstance(choice, str):
-        pairs = _band(choice, own, teacher)
+        pairs = _band(choice, own, teacher, more)
     else:
         pairs = {number: choice[number] for number in own}
     for number, layers in pairs.items():
         if missing := [layer for layer in layers if layer not in teacher]:
             raise TrainError(
                 f"{KEY}: layer {number} of the student is compared with the teacher's layer {missing[0]}, but there is "
-                f"attention of the teacher's layers {shown_layers(teacher)} only; choose among them, or dump again "
-                "with store.attention.layers"
+                f"attention of the teacher's layers {shown_layers(teacher)} only; choose among them, or {more}"
             )
     return tuple(LayerPair(student=number, teacher=tuple(layers)) for number, layers in pairs.items())
 
@@ -121,12 +127,12 @@ def _of_student(choice: tuple[int, ...] | str, student: ModelConfig) -> tuple[in
         raise TrainError(str(error)) from error
 
 
-def _band(choice: str, student: Sequence[int], teacher: Sequence[int]) -> dict[int, Sequence[int]]:
+def _band(choice: str, student: Sequence[int], teacher: Sequence[int], more: str) -> dict[int, Sequence[int]]:
     group = len(teacher) - len(student) + 1
     if group < 1:
         raise TrainError(
             f"{KEY}: the band {choice} holds {len(student)} layers of the student, more than the {len(teacher)} of the "
             f"teacher of which there is attention ({shown_layers(teacher)}); choose a narrower band, name the pairs of "
-            "layers, or dump again with more layers (store.attention.layers)"
+            f"layers, or {more}"
         )
     return {number: teacher[place : place + group] for place, number in enumerate(student)}

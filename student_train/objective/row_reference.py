@@ -30,14 +30,12 @@ class RowReference(nn.Module):
         self.register_buffer("mean_weight", mean_weight, persistent=False)
         self.register_buffer("mean_map_HC", mean_map_HC, persistent=False)
 
-    def forward(self, teacher_BHrC: Tensor, num_cols_B: Sequence[int]) -> Tensor:
+    def forward(self, teacher_BHrC: Tensor, num_cols_B: Tensor) -> Tensor:
         """Weights [B, H, r] of rows of probabilities, 0 where padded."""
         return row_weights(self.kind, teacher_BHrC, num_cols_B, self.mean_map_HC) / self.mean_weight
 
 
-def row_weights(
-    kind: RowWeights, teacher_BHrC: Tensor, num_cols_B: Sequence[int], mean_map_HC: Tensor | None
-) -> Tensor:
+def row_weights(kind: RowWeights, teacher_BHrC: Tensor, num_cols_B: Tensor, mean_map_HC: Tensor | None) -> Tensor:
     """Weights before they are divided by their mean, [B, H, r]."""
     if kind == "sharpness":
         return sharpness(teacher_BHrC, num_cols_B)

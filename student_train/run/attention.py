@@ -21,7 +21,12 @@ def attention_match(reader: StoreReader, student: ModelConfig, config: TrainConf
     if "attention" not in losses.weights:
         return None
     match = AttentionMatch(
-        pairs=layer_pairs(losses.attention_layers, student, teacher_layers(reader, config)),
+        pairs=layer_pairs(
+            losses.attention_layers,
+            student,
+            teacher_layers(reader, config),
+            of_stem="attention" in targets_of_stem(reader, config) and not stored_attention(reader.manifest).names,
+        ),
         form=losses.attention_form,
         heads=losses.attention_heads,
         row_weights=losses.attention_row_weights,

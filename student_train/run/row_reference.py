@@ -1,7 +1,7 @@
 """The figures that weights of attention rows are measured against, from a fixed choice of the store's samples.
 
-They are computed once, on the first rank at the start of a run, and kept in the output folder, so a resumed run has the
-same.
+They are computed on the first rank at the start of a run, and kept in the output folder, so a resumed run has the same.
+A run that starts again before its first checkpoint computes them again: its settings may be others.
 """
 
 import logging
@@ -38,11 +38,12 @@ SAMPLES = 64
 _WEIGHT, _MAP = "mean_weight", "mean_map"
 
 
-def references_of_run(plan: RunPlan, student: DistilledStudent) -> RowReferences | None:
+def references_of_run(plan: RunPlan, student: DistilledStudent, *, resumed: bool) -> RowReferences | None:
     """The references of a run's weights of rows, on the student's device; None without weights. Called by ALL ranks.
 
     Args:
         student: on its device; it encodes images if the stem computes the attention.
+        resumed: whether the run has a checkpoint of its own; then the kept references are read.
 
     Raises:
         TrainError: no sample has an image, or all rows weigh nothing; or the file cannot be written or read.
@@ -51,7 +52,7 @@ def references_of_run(plan: RunPlan, student: DistilledStudent) -> RowReferences
     if match is None or match.row_weights == "none":
         return None
     path = plan.config.output / FILE
-    plan.ranks.on_first(lambda: None if path.exists() else _write(path, plan, match, student))
+    plan.ranks.on_first(lambda: None if resumed and path.exists() else _write(path, plan, match, student))
     return RowReferences(_read(path, match)).to(plan.ranks.device)
 
 
@@ -140,11 +141,11 @@ def _measured(
 
 def _rows(
     student: DistilledStudent, match: AttentionMatch, place: int, batch: TrainBatch
-) -> tuple[Tensor, Tensor, list[int]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The rows that are weighed [B, H, R, C], which of them are real [B, R], and the columns of each sample."""
     targets = batch.attention
     assert targets is not None
     heads = head_weights(student.adapters, student.fixed_heads, match, place)
     pair = RowsOfPair(targets=targets, teacher=match.pairs[place].teacher, heads=heads, form=match.form)
     values_BHRC = pair.weighed_rows(slice(0, targets.stored_BRHC.shape[1]))
-    return values_BHRC, length_mask(targets.num_rows_B, values_BHRC.shape[2], values_BHRC), targets.num_cols_B
+    return values_BHRC, length_mask(targets.rows_B, values_BHRC.shape[2], values_BHRC), targets.cols_B

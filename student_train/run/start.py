@@ -39,6 +39,10 @@ class Start:
         """The state before the first step."""
         return TrainState() if self.checkpoint is None else self.checkpoint.state
 
+    def resumes(self, output: Path) -> bool:
+        """Whether the checkpoint is of the run in `output` itself, not of one that this run extends."""
+        return self.checkpoint is not None and self.checkpoint.path.parent == checkpoints_folder(output)
+
 
 def result_of_finished(plan: RunPlan) -> TrainResult | None:
     """The result of a run that was finished before, with its student and adapters in place; None for any other run.

@@ -45,8 +45,7 @@ class Validation:
         self._folder = checkpoints_folder(plan.config.output)
         self._samples = open_validation_samples(plan, config)
         # a run that goes on from the checkpoint of another has none of its own
-        own = start.checkpoint is not None and start.checkpoint.path.parent == self._folder
-        self._checkpoint = start.checkpoint if own else None
+        self._checkpoint = start.checkpoint if start.resumes(plan.config.output) else None
         self.state = self._state_of(start)
         self._lists_unusable = True
         if plan.ranks.is_first:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from golden_jobs import STORES, GoldenJobs, batch_of
-from known_waits import MICRO_BATCH, unknown, unmet
+from known_waits import MICRO_BATCH, SECOND_PASSES, unknown, unmet
 from pretend_device import LOG, PretendTensor, Wait, move, pretend_device
 from torch import Tensor
 
@@ -20,6 +20,8 @@ ONE, SEVERAL, TEXT = ("ft-0", "ft-2"), ("two", "ft-2", "ft-1"), ("ft-2",)
 # Largest relative differences to the CPU's terms, and of a gradient's norm. The ways differ (sums in another order,
 # products given in float32), the arithmetic does not. Measured: 2e-7 and 9e-7, 7e-4 and 2e-2.
 BOUNDS = {"float32": (1e-6, 1e-5), "bfloat16": (2e-3, 5e-2)}
+# `effect` is a difference of differences of probabilities, which leave fewer digits. Measured: 7e-3.
+OF_DIFFERENCES = 2e-2
 CASES = [
     *((kind, "float32", ONE) for kind in STORES),
     *((kind, "bfloat16", ONE) for kind in STORES),
@@ -27,6 +29,10 @@ CASES = [
     ("compact", "float32", TEXT),
     ("stem", "float32", SEVERAL),
     ("stem", "float32", TEXT),
+    ("means", "float32", SEVERAL),
+    ("stem_layers", "float32", SEVERAL),
+    ("counterfactual", "float32", SEVERAL),
+    ("counterfactual", "float32", TEXT),
 ]
 
 
@@ -53,8 +59,12 @@ def test_terms_and_gradients_are_the_cpus(
     found[f"{kind} {dtype} {ids}"] = there
     terms, gradients = differences(here, there)
     assert here.gradients.keys() == there.gradients.keys()
-    assert terms <= BOUNDS[dtype][0] and gradients <= BOUNDS[dtype][1]
-    assert unknown(there.waits, MICRO_BATCH, 1) == []
+    compares_passes = "effect" in job.train.losses.weights
+    of_terms, of_gradients = BOUNDS[dtype]
+    assert terms <= (OF_DIFFERENCES if compares_passes and dtype == "bfloat16" else of_terms)
+    assert gradients <= of_gradients
+    waits = unknown(there.waits, SECOND_PASSES if compares_passes else MICRO_BATCH, 1)
+    assert not waits, "\n".join(waits)
 
 
 def test_every_known_wait_is_still_met(found: dict[str, Any]) -> None:
@@ -69,7 +79,7 @@ def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outco
     """Forward and backward of a fresh student, on the CPU and on the pretend device."""
     dataset = open_samples(job, job.open_student())
     student = build_student(job, job.open_student(), dataset.reader)
-    batch = batch_of(dataset, job.train, ids)
+    batch = batch_of(dataset, student.model.config, job.train, ids)
     here = forward_and_backward(student, batch)
     student.zero_grad()
     with pretend_device() as device:

@@ -17,12 +17,14 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.run.attention import attention_match, chosen_attention
 from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.source import DataSet
+from alignkd.vlm.families.family import ModelConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
@@ -34,12 +36,20 @@ STORES: dict[str, dict[str, Any]] = {
     "topk": {"profile": "compact", "logits": {"kind": "topk"}},
     "sampled": {"profile": "compact", "logits": {"kind": "sampled"}},
     "from_all": {"profile": "compact", "vision_top": "from_all"},
-}
-# stores that are dumped, not trained from, in these checks
-DUMPED: dict[str, dict[str, Any]] = {
-    **STORES,
     "layers": {"profile": "compact", "attention": {"layers": [0, 2, 3], "pairs": "all"}},
     "means": {"attention": {"layers": "0%-100%", "heads": {"groups": 2}}},
+    "stem_layers": {"profile": "stem", "attention": {"layers": [0, 1]}},
+    "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
+    "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
+}
+# of the stores that the default losses do not fit, or whose targets they leave out
+LOSSES: dict[str, dict[str, Any]] = {
+    "sampled": {"logit_divergence": "forward_kl"},
+    "layers": {"attention_layers": {0: 0, 1: (2, 3)}, "attention_form": "kl", "attention_heads": "grouped"},
+    "means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
+    "stem_layers": {"attention_layers": {0: 1, 1: 0}},
+    "counterfactual": {"effect": 1.0, "keep": 1.0},
+    "blank": {"effect": 1.0},
 }
 TWO_IMAGES = {
     "id": "two",
@@ -75,14 +85,12 @@ class GoldenJobs:
                 sanity="warn" if kind == "compact" else "off",
                 device=device,
             ),
-            store=StoreConfig(path=self.folder / f"{kind}-{device}", shard_size=3, **DUMPED[kind]),
+            store=StoreConfig(path=self.folder / f"{kind}-{device}", shard_size=3, **STORES[kind]),
         )
 
     def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:
         """A training of four steps of two micro-batches each from the CPU's store, in a folder `name`."""
-        dtype, losses = settings.pop("dtype", "float32"), {}
-        if kind == "sampled":
-            losses = {"losses": {"logit_divergence": "forward_kl"}}
+        dtype, losses = settings.pop("dtype", "float32"), {"losses": LOSSES.get(kind, {})}
         given = {"steps": 4, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 2}
         return TrainJob(
             student=GOLDEN / "student",
@@ -99,13 +107,13 @@ class GoldenJobs:
         return Path(job.store.path)
 
 
-def batch_of(dataset: CachedDataset, config: TrainConfig, ids: Sequence[str]) -> TrainBatch:
+def batch_of(dataset: CachedDataset, student: ModelConfig, config: TrainConfig, ids: Sequence[str]) -> TrainBatch:
     """A micro-batch of these samples, on the host."""
     places = {sample_id: place for place, sample_id in enumerate(dataset.reader.ids)}
     return collate(
         [dataset[places[sample_id]] for sample_id in ids],
         targets=config.losses.needed_targets.values(),
-        attention_pairs=dataset.reader.manifest.codecs.attention_pairs,
+        attention_pairs=chosen_attention(dataset.reader, attention_match(dataset.reader, student, config)),
         stem=stem_lookup(dataset.reader, config),
     )
 

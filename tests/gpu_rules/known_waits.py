@@ -5,7 +5,7 @@ have had queued meanwhile: nothing at the end of a step, much in the middle of a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from places import OUTSIDE
 from pretend_device import Wait
@@ -71,16 +71,9 @@ MICRO_BATCH = [
         "vlm/inputs/packed_images.py", "to", "to the device", 1, "all pixels of a batch, one copy per argument's name"
     ),
     Known("student_train/data/batch.py", "to", "to the device", 3, COPIES),
-    Known("student_train/data/targets.py", "to", "to the device", 9, COPIES),
+    Known("student_train/data/targets.py", "to", "to the device", 11, COPIES),
     Known("student_train/data/decode.py", "to", "to the device", 7, COPIES),
     Known("vlm/families/stem.py", "to", "to the device", 3, COPIES),
-    Known(
-        "student_train/losses/attention.py",
-        "length_mask",
-        "numbers to the device",
-        2,
-        "lengths of the padding mask, made anew for every chunk of attention rows; here one chunk",
-    ),
     Known(
         "student_train/losses/fused_head.py",
         "weighted",
@@ -98,6 +91,9 @@ MICRO_BATCH = [
     ),
     Known(OUTSIDE, "", "masked_scatter_backward", 1, "of the splice of vision embeddings; torch counts the mask"),
 ]
+# With the terms `effect` and `keep`: up to two more passes, each with its own head, wait where the first one does.
+PASSES = 3
+SECOND_PASSES = [replace(known, most=known.most and known.most * PASSES) for known in MICRO_BATCH]
 # Of models of transformers, without what transformers waits for: ids of types and more tensors of an image besides.
 FAMILY_MICRO_BATCH = [
     Known("vlm/inputs/batch.py", "to", "to the device", 6, COPIES),

@@ -92,7 +92,7 @@ def test_memory_is_what_torch_allocates(tiny: ReadConfig, changes: dict[str, Any
     assert live.peak <= planned * 1.02 and planned <= 1.2 * live.peak
 
 
-def real_plan(options: PlanOptions, **store: Any) -> Plan:
+def real_plan(options: PlanOptions, losses: dict[str, Any] | None = None, **store: Any) -> Plan:
     """7B to 1.7B on assumed data."""
     config = RunConfig.model_validate(
         {
@@ -106,6 +106,7 @@ def real_plan(options: PlanOptions, **store: Any) -> Plan:
                 "micro_batch": 8,
                 "epochs": 1,
                 "gradient_checkpointing": True,
+                "losses": losses or {},
             },
         }
     )
@@ -165,3 +166,14 @@ def test_a_deeper_stem_for_later_is_in_the_store_but_not_in_training() -> None:
     assert later.stem.depth == plain.stem.depth == 1 and later.stem.sizes == plain.stem.sizes
     assert later.student is not None and plain.student is not None
     assert later.student.peak == plain.student.peak and later.hours == plain.hours
+
+
+def test_layers_that_only_the_losses_name_make_the_stem_of_training_deeper() -> None:
+    compared = {"attention_layers": {0: 0, 1: [1, 2]}}
+    by_losses = real_plan(options(TERABYTE), compared, profile="stem", stem={"depth": 3})
+    by_store = real_plan(options(TERABYTE), compared, profile="stem", attention={"layers": [0, 1, 2]})
+    assert by_losses.stem.depth == 3 and by_losses.stem.layers == (0, 1, 2)
+    assert by_losses.student is not None and by_store.student is not None
+    assert by_losses.student.peak == by_store.student.peak and by_losses.hours == by_store.hours
+    without = real_plan(options(TERABYTE), compared | {"attention": 0.0}, profile="stem", stem={"depth": 3})
+    assert without.stem.depth == 1

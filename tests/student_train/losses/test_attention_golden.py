@@ -83,7 +83,7 @@ def test_weights_of_rows(kind: Any, case: int) -> None:
     """Divided by the sum of the weights of all rows: the mean weight times their number."""
     values, tensors = read("attention_rows", case)
     teacher, mean_map = tensors["in.teacher_columns"], tensors["in.mean_map"]
-    columns = [teacher.shape[-1]]
+    columns = torch.tensor([teacher.shape[-1]])
     own = sharpness(teacher[None], columns) if kind == "sharpness" else surprise(teacher[None], columns, mean_map)
     expected = tensors[f"in.weights.{kind}"]
     torch.testing.assert_close(own[0], expected, rtol=1e-10, atol=1e-12)

@@ -71,12 +71,12 @@ def test_chunks_change_neither_loss_nor_gradients(
 ) -> None:
     leaves: list[Tensor] = [*projected, *adapters.attn_adapter.parameters()]
     adapted = adapters.adapt_attention(targets.teacher_BHRC)
-    whole = attention_loss(adapted, student_attention(*projected), ROWS, COLS)
+    whole = attention_loss(adapted, student_attention(*projected), ROWS, COLS).sum()
     chunk_bytes = rows_at_once * 4 * 3 * 4 * 12
     found = chunked_attention_loss(pair(adapters, targets), row_inputs(*projected), chunk_bytes=chunk_bytes)
-    assert found.count == whole.count == 4 * (7 * 4 + 3 * 5)
-    torch.testing.assert_close(found.total, whole.total, rtol=1e-6, atol=0.0)
-    gradients = (torch.autograd.grad(loss.total, leaves) for loss in (found, whole))
+    assert found.count == 4 * (7 * 4 + 3 * 5)
+    torch.testing.assert_close(found.total, whole, rtol=1e-6, atol=0.0)
+    gradients = (torch.autograd.grad(loss, leaves) for loss in (found.total, whole))
     for own, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
 

@@ -116,3 +116,12 @@ def test_the_weight_is_a_function_of_the_step() -> None:
     assert found == pytest.approx([8.0, 6.8284, 4.0, 1.1716, 0, 0, 0, 0], abs=1e-4)
     assert all(losses.weights_at(step / 8)["logit"] == 1.0 for step in range(8))
     assert LossConfig().weights_at(1.0) == LossConfig().weights
+
+
+def test_of_a_stem_the_next_step_is_a_deeper_one() -> None:
+    student: Any = WHOLE
+    for choice in ({0: (1,)}, "0%-100%"):
+        with pytest.raises(TrainError, match=r"or write a deeper stem \(`alignkd stem extract CONFIG .* --depth N`\)"):
+            layer_pairs(choice, student, (0,), of_stem=True)
+        with pytest.raises(TrainError, match=r"or dump again with more layers"):
+            layer_pairs(choice, student, (0,))

@@ -66,6 +66,26 @@ def test_killed_and_resumed_equals_unbroken(
     assert (job.train.output / FILE).read_bytes() == before
 
 
+def test_figures_of_a_run_without_a_checkpoint_are_not_those_of_the_next(
+    layers_store: Path, make_job: MakeJob, start_child: Any, one_thread: None, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"steps": 2, "micro_batch": 2, "checkpoint_every": 2}
+
+    def job_with(output: str, weights: str) -> TrainJob:
+        losses = TWO_LAYERS | {"attention_row_weights": weights}
+        return make_job(layers_store, output=tmp_path / output, losses=losses, **settings)
+
+    ended(
+        start_child(job_with("again", "sharpness"), ("trainer", "_optimiser_step", 1, signal.SIGKILL)), -signal.SIGKILL
+    )
+    before = (tmp_path / "again" / FILE).read_bytes()
+    for output in ("again", "afresh"):
+        train(job_with(output, "surprise"))
+    for name in ("adapters.safetensors", FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "afresh" / name).read_bytes()
+    assert (tmp_path / "again" / FILE).read_bytes() != before
+
+
 @pytest.mark.parametrize("form", ["mse", "cosine"])
 def test_two_ranks_equal_one(
     form: str, layers_store: Path, make_job: MakeJob, start_child: Any, read_metrics: ReadMetrics, tmp_path: Path

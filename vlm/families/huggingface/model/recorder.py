@@ -101,7 +101,8 @@ class RecordedLayer(AttentionLayer):
         has_gradient = query_BHLd.requires_grad or key_BKLd.requires_grad  # LoRA may train one of them
         if torch.is_grad_enabled() and not has_gradient and _is_trained(self.module):
             # happens with reentrant checkpointing, which runs the layer without a graph
-            raise RuntimeError("the queries of the first layer were recorded without gradient")
+            number = getattr(self.module, "layer_idx", "?")
+            raise RuntimeError(f"the queries and keys of decoder layer {number} were recorded without gradient")
         if samples_B is None:
             samples_B = torch.arange(len(rows_BR), device=rows_BR.device)
         else:

@@ -17,7 +17,7 @@ from json_lines_log import JsonLinesLog
 
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import Recipe
-from alignkd.pipeline.demo.run_config import run_config
+from alignkd.pipeline.demo.run_config import deciding, run_config
 from alignkd.pipeline.demo.settings import DemoSettings
 
 SEEDS = (100, 101, 102)
@@ -55,12 +55,7 @@ class Trial:
 def config_of(recipe: Recipe, settings: DemoSettings, seed: int) -> dict[str, Any]:
     """The sections `store` and `train` of a student, without paths and without terms of weight 0."""
     folder = DemoFolder(Path("/"))
-    found = run_config(folder, settings, recipe, folder.student(recipe.name, seed))
-    losses = {key: value for key, value in found["train"]["losses"].items() if value != 0}
-    return {
-        "store": {key: value for key, value in found["store"].items() if key != "path"},
-        "train": {key: value for key, value in found["train"].items() if key != "output"} | {"losses": losses},
-    }
+    return deciding(run_config(folder, settings, recipe, folder.student(recipe.name, seed)))
 
 
 class TrialLog(JsonLinesLog):

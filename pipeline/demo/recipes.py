@@ -106,9 +106,7 @@ _SUPERVISED_MORE = Recipe(name="supervised_more", label="supervised, the same sc
 MORE_SCENES = (
     _SUPERVISED_MORE,
     # the upper bound
-    replace(
-        _SUPERVISED_MORE, name="supervised_more_true", label="supervised, their true answers", store=TQV_MORE_TRUE
-    ),
+    replace(_SUPERVISED_MORE, name="supervised_more_true", label="supervised, their true answers", store=TQV_MORE_TRUE),
     TWO_LAYERS_MORE,
 )
 SHOWN = (SUPERVISED_ONLY, EVERYTHING, TWO_LAYERS)

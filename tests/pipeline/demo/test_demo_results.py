@@ -8,13 +8,13 @@ from pathlib import Path
 import demo_results
 import demo_selection
 import pytest
-from demo_grids import GRIDS, Setting
-from demo_openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
-from demo_released import released_rows, same_cost, why_not_released
 from demo_results import check_released, evaluate_rows, listed, tables
+from demo_rows.document_marks import between_marks
+from demo_rows.grids import GRIDS, Setting
+from demo_rows.openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
+from demo_rows.released import released_rows, same_cost, why_not_released
+from demo_rows.trials import SEEDS, Trial, TrialLog, first_round
 from demo_selection import table
-from demo_trials import SEEDS, Trial, TrialLog, first_round
-from document_marks import between_marks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from typing import Any
 from alignkd.vlm.errors import InputError
 
 Entry = dict[str, Any]
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from demo_grids import GRIDS
-from demo_trials import SEEDS, Trial, TrialLog, chosen, config_of
-
 from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
 from alignkd.pipeline.demo.settings import DemoSettings
+from demo_rows.grids import GRIDS
+from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, config_of
 
 _SAME_COST = f"{SUPERVISED}.cost-of-"
 

@@ -5,9 +5,9 @@
     python benchmarks/demo_results.py --table         the tables, computed from the log
     python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md
 
-A row with a grid in `demo_grids.py` is released when its selection has ended and `pipeline/demo/recipes.py` has the
-chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row as
-opened, and afterwards which answers were right. A row in the log is not evaluated again unless its settings have
+A row with a grid in `demo_rows/grids.py` is released when its selection has ended and `pipeline/demo/recipes.py` has
+the chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row
+as opened, and afterwards which answers were right. A row in the log is not evaluated again unless its settings have
 changed. A stopped run resumes.
 
 Each released row also has a partner of the same cost: the supervised student, trained for the number of steps that took
@@ -21,11 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
-from demo_openings import TEACHER, Opening, OpeningLog
-from demo_released import known_rows, released_rows, why_not_released
+from demo_rows.document_marks import write_between_marks
+from demo_rows.openings import TEACHER, Opening, OpeningLog
+from demo_rows.released import known_rows, released_rows, why_not_released
+from demo_rows.trials import TrialLog
 from demo_selection import LOG as TRIALS
-from demo_trials import TrialLog
-from document_marks import write_between_marks
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (

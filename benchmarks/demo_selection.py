@@ -5,9 +5,9 @@
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
     python benchmarks/demo_selection.py --write-docs     puts this table into docs/results.md
 
-`demo_grids.py` has the settings, `demo_trials.py` the rule. Each trial runs `alignkd dump` (once per store), `alignkd
-train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the log are
-not run again, and an unfinished training continues from its checkpoint. The pool `test` is not used.
+`demo_rows/grids.py` has the settings, `demo_rows/trials.py` the rule. Each trial runs `alignkd dump` (once per store),
+`alignkd train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the
+log are not run again, and an unfinished training continues from its checkpoint. The pool `test` is not used.
 """
 
 import json
@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import mean
 
 import click
-from demo_grids import GRIDS
-from demo_trials import SEEDS, Trial, TrialLog, chosen, first_round, second_round
-from document_marks import write_between_marks
-from json_lines_log import Entry, versions
+from demo_rows.document_marks import write_between_marks
+from demo_rows.grids import GRIDS
+from demo_rows.json_lines_log import Entry, versions
+from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, first_round, second_round
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (

@@ -36,8 +36,8 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from dump_inputs import scale_head, write_inputs
-from measuring import machine
+from cases.dump_inputs import scale_head, write_inputs
+from cases.measuring import machine
 
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.order import shard_plan

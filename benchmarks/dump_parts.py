@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 import torch
+from cases.dump_inputs import write_inputs
+from cases.measuring import machine
 from dump import Bench
-from dump_inputs import write_inputs
-from measuring import machine
 
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import click
 import torch
-from logit_cases import CHOICES, Found, Positions, as_rows, compare, synthetic
-from logit_picture import draw
-from measuring import machine
+from cases.logit_cases import CHOICES, Found, Positions, as_rows, compare, synthetic
+from cases.logit_picture import draw
+from cases.measuring import machine
 
 from alignkd.pipeline.demo.demo import (
     alignkd,

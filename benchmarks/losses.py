@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 import torch
+from cases.measuring import machine
 from live_bytes import LiveBytes
-from measuring import machine
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

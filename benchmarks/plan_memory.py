@@ -151,7 +151,7 @@ def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     On a CPU, device memory is host memory, so both are predicted. The memory of the process before the training is
     measured, in place of the plan's assumption for a process with CUDA.
     """
-    from process_memory import Peak, family_bytes
+    from cases.process_memory import Peak, family_bytes
 
     from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
     from alignkd.student_train.trainer import train

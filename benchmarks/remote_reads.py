@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import click
-from measuring import Case, machine, measure, table, timed
+from cases.measuring import Case, machine, measure, table, timed
 
 from alignkd.storage.remote.objects import read_body
 from alignkd.storage.remote.s3 import S3Store

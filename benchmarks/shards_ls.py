@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from measuring import machine
-from synthetic_records import Records
+from cases.measuring import machine
+from cases.synthetic_records import Records
 
 from alignkd.storage import open_writer
 from alignkd.storage.schema.commit_record import commit_path, shard_name

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 import torch
-from handoff_cases import handoff_cases
-from measuring import Case, machine, measure, table
-from store_cases import BACKENDS, read_cases, write_cases, write_store
-from synthetic_records import ATTENTION, RawFile, Records, num_bytes
+from cases.handoff_cases import handoff_cases
+from cases.measuring import Case, machine, measure, table
+from cases.store_cases import BACKENDS, read_cases, write_cases, write_store
+from cases.synthetic_records import ATTENTION, RawFile, Records, num_bytes
 
 from alignkd.storage import StoreReader
 

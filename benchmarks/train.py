@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import machine
+from cases.measuring import machine
 from real_shape import write_digits, write_random_checkpoint
 
 from alignkd.pipeline.config.yaml_core import dump_yaml

@@ -79,10 +79,10 @@ def stats(
 
     Example: alignkd data stats train.json --images images --max-tokens 512,2048
     """
-    from alignkd.pipeline.data.figures import is_listing
-    from alignkd.pipeline.data.process_pool import usable_cpus
-    from alignkd.pipeline.data.report import report_lines
-    from alignkd.pipeline.data.stats import StatsJob, data_stats
+    from alignkd.pipeline.data.stats.figures import is_listing
+    from alignkd.pipeline.data.stats.process_pool import usable_cpus
+    from alignkd.pipeline.data.stats.report import report_lines
+    from alignkd.pipeline.data.stats.stats import StatsJob, data_stats
 
     reads = (*files_of(files), images, checkpoint, vision_config)
     if listing is not None:
@@ -106,7 +106,7 @@ def stats(
     )
     found = data_stats(job)
     if png is not None:
-        from alignkd.pipeline.data.picture import draw_lengths
+        from alignkd.pipeline.data.stats.picture import draw_lengths
 
         draw_lengths(found, png)
     if as_json:
@@ -212,8 +212,8 @@ def convert(
     from alignkd.pipeline.data.convert.convert import ConvertJob, convert
     from alignkd.pipeline.data.convert.image_folder import is_image_folder
     from alignkd.pipeline.data.convert.report import convert_lines
-    from alignkd.pipeline.data.figures import is_listing
     from alignkd.pipeline.data.opening import data_sets
+    from alignkd.pipeline.data.stats.figures import is_listing
 
     reads = (*files_of(files), images)
     claim_file("--out", out, never, reads=(*reads, listing), force=force)

@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 from alignkd.pipeline.console.printing import format_bytes
 from alignkd.pipeline.data.answers import generated_text
-from alignkd.pipeline.data.figures import Piece, RenderedSample
-from alignkd.pipeline.data.rendered import pieces_of
-from alignkd.pipeline.data.report import rendered_lines
-from alignkd.pipeline.data.scan import held, image_bytes, tokenized
+from alignkd.pipeline.data.stats.figures import Piece, RenderedSample
+from alignkd.pipeline.data.stats.rendered import pieces_of
+from alignkd.pipeline.data.stats.report import rendered_lines
+from alignkd.pipeline.data.stats.scan import held, image_bytes, tokenized
 from alignkd.vlm.data.entries.answers.missing import UNANSWERED
 from alignkd.vlm.data.entries.images import extension_of
 from alignkd.vlm.data.entries.keys import keys_not_read

@@ -146,7 +146,8 @@ def begin(folder: DemoFolder, settings: Mapping[str, Any]) -> None:
         InputError: the folder has other content, or a demo with other settings (each named with both values).
     """
     if folder.settings_file.is_file():
-        _check_same(folder.settings_file, read_json(folder.settings_file), settings)
+        problem = f"{folder.root}: contains a demo with other settings"
+        check_same(problem, read_json(folder.settings_file), settings)
         return
     if folder.root.exists() and not folder.root.is_dir():
         raise InputError(f"{folder.root}: is a file; choose another --out")
@@ -172,17 +173,22 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_same(problem: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Compare settings of a demo with those that are requested.
+
+    Args:
+        problem: begins the message, and names the file or folder of `found`.
+
+    Raises:
+        InputError: they differ; names each difference with both values.
+    """
     differing = [
         f"{name} is {found.get(name, _ABSENT)} there, {asked.get(name, _ABSENT)} requested"
         for name in sorted({*found, *asked})
         if found.get(name, _ABSENT) != asked.get(name, _ABSENT)
     ]
     if differing:
-        raise InputError(
-            f"{path.parent}: contains a demo with other settings: {'; '.join(differing)}; "
-            "choose another --out or delete the folder"
-        )
+        raise InputError(f"{problem}: {'; '.join(differing)}; choose another --out or delete the folder of the demo")
 
 
 def _evaluation(root: Path, name: str) -> Path:

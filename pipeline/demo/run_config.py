@@ -1,13 +1,17 @@
 """The YAML file of one student, as a user would write it, for both phases."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.config.run_config import read_yaml
 from alignkd.pipeline.config.yaml_core import dump_yaml
-from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
+from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, check_same
 from alignkd.pipeline.demo.recipes import SUPERVISED, MoreScenes, Recipe
 from alignkd.pipeline.demo.settings import TEMPLATE, DemoSettings
 from alignkd.pipeline.demo.world.dataset import DatasetFiles
+from alignkd.storage.schema.manifest_checks import flatten
 from alignkd.student_train.objective.terms import TERMS
 
 TRAIN_KEYS = (
@@ -17,9 +21,29 @@ TRAIN_KEYS = (
 
 
 def write_run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> None:
-    """Write `student.config`, a file for `alignkd dump`, `alignkd train` and `alignkd run`."""
-    text = dump_yaml(run_config(folder, settings, recipe, student))
-    write_whole(student.config, f"# alignkd run {student.config.name}\n{text}")
+    """Write `student.config`, a file for `alignkd dump`, `alignkd train` and `alignkd run`.
+
+    Raises:
+        InputError: the student was trained, and the file that is there has other settings.
+    """
+    config = run_config(folder, settings, recipe, student)
+    if student.output.exists() and student.config.is_file():
+        found = read_yaml(student.config)
+        problem = f"{student.config}: its student was trained with other settings"
+        check_same(problem, flatten(deciding(found)), flatten(deciding(config)))
+    write_whole(student.config, f"# alignkd run {student.config.name}\n{dump_yaml(config)}")
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections `store` and `train` of a `run_config`, without paths and without terms of weight 0.
+
+    The values are those of JSON, so a configuration and what was read back from its file or from a log are equal.
+    """
+    train = {key: value for key, value in config["train"].items() if key != "output"}
+    losses = {key: value for key, value in train["losses"].items() if value != 0}
+    store = {key: value for key, value in config["store"].items() if key != "path"}
+    found: dict[str, Any] = json.loads(json.dumps({"store": store, "train": {**train, "losses": losses}}))
+    return found
 
 
 def run_config(folder: DemoFolder, settings: DemoSettings, recipe: Recipe, student: StudentPaths) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alignkd.pipeline.data.process_pool import ProcessPool, usable_cpus
-from alignkd.pipeline.data.scan import image_key
+from alignkd.pipeline.data.stats.process_pool import ProcessPool, usable_cpus
+from alignkd.pipeline.data.stats.scan import image_key
 from alignkd.storage.layouts.rows import sample_text
 from alignkd.vlm.data.data_list import DataList, sample_files
 from alignkd.vlm.data.images import open_image

@@ -34,15 +34,20 @@ class Conversation:
         """The conversation of a sample before the first answer.
 
         Args:
-            answers: `all` drops the answers that the sample has.
+            answers: `all` drops the answers that the sample has. With `missing`, a question without an answer is a
+                problem unless the data set may have some (`answers: missing`).
         """
         if sample.problem is not None and not sample.unanswered:
             return cls(sample, entry, reason=SampleError(sample.problem))
         if any(content is not None for content in sample.contents):
             reason = "the data file holds an image of the sample; write it to a folder by `alignkd data convert`"
             return cls(sample, entry, reason=SampleError(reason))
-        kept = [turn for turn in sample.turns if answers == "missing" or turn.speaker != "gpt"]
-        return cls(sample, entry, turns=kept)
+        if answers == "all":
+            return cls(sample, entry, turns=[turn for turn in sample.turns if turn.speaker != "gpt"])
+        if not sample.unanswered and next_question(sample.turns) is not None:
+            reason = "question without an answer; set `answers: missing` in the section of its data set"
+            return cls(sample, entry, reason=SampleError(reason))
+        return cls(sample, entry, turns=list(sample.turns))
 
     @property
     def asks(self) -> bool:

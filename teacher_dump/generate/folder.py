@@ -157,6 +157,8 @@ class AnswerFolder:
         with disk_errors(f"answers {self.path}"):
             if entries:  # a data file without entries would be refused
                 replace_durably(self._answers(report.shard), data, self.path)
+            else:
+                self._answers(report.shard).unlink(missing_ok=True)  # of before a retry
             replace_durably(self._report(report.shard), report.model_dump_json(indent=1).encode() + b"\n", self.path)
         return report
 

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from alignkd.disk.whole_file import written_whole
 from alignkd.pipeline.data.convert.image_folder import ImageFolder, named_errors
-from alignkd.pipeline.data.figures import Dropped
 from alignkd.pipeline.data.filter.filters import Filters, SampleFilter
-from alignkd.pipeline.data.notes import Notes, most_frequent
 from alignkd.pipeline.data.opening import open_with_progress
-from alignkd.pipeline.data.scan import held, source_of
-from alignkd.pipeline.data.table import CONVERSATION, KINDS, MALFORMED, MISSING, OUTSIDE
+from alignkd.pipeline.data.stats.figures import Dropped
+from alignkd.pipeline.data.stats.notes import Notes, most_frequent
+from alignkd.pipeline.data.stats.scan import held, source_of
+from alignkd.pipeline.data.stats.table import CONVERSATION, KINDS, MALFORMED, MISSING, OUTSIDE
 from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.images import MissingImageError, read_image_bytes
 from alignkd.vlm.data.sample import Sample

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from alignkd.pipeline.data.convert.convert import Converted
-from alignkd.pipeline.data.report import counts_line
+from alignkd.pipeline.data.stats.report import counts_line
 
 MAX_REASONS = 10
 

@@ -69,8 +69,8 @@ def filter_command(
 
     from alignkd.pipeline.data.convert.convert import ConvertJob, convert
     from alignkd.pipeline.data.convert.report import convert_lines
-    from alignkd.pipeline.data.figures import is_listing
     from alignkd.pipeline.data.opening import data_sets
+    from alignkd.pipeline.data.stats.figures import is_listing
 
     filters = Filters(
         min_logprob_per_token=min_logprob_per_token,

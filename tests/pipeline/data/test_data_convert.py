@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import alignkd.pipeline.data.convert.convert
-from alignkd.pipeline.data.figures import is_listing
+from alignkd.pipeline.data.stats.figures import is_listing
 from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import image_files
 from alignkd.vlm.data.open import open_data

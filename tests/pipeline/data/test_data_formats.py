@@ -11,9 +11,9 @@ import pytest
 import tiny_data
 import tiny_families
 
-import alignkd.pipeline.data.table
-from alignkd.pipeline.data.scan import Scan
-from alignkd.pipeline.data.stats import StatsJob, data_stats
+import alignkd.pipeline.data.stats.table
+from alignkd.pipeline.data.stats.scan import Scan
+from alignkd.pipeline.data.stats.stats import StatsJob, data_stats
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet
 
@@ -86,7 +86,7 @@ def test_several_data_sets_have_figures_of_their_own(
 def test_processes_share_out_whole_row_groups(
     data: tiny_data.TinyData, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alignkd.pipeline.data.table, "TEXTS_PER_TASK", 2)
+    monkeypatch.setattr(alignkd.pipeline.data.stats.table, "TEXTS_PER_TASK", 2)
     table = data_formats.write(tmp_path / "data.parquet", data.entries, data.images)
     job = StatsJob(
         conversations=(data.conversations, table),
@@ -95,7 +95,7 @@ def test_processes_share_out_whole_row_groups(
         vision_config=golden / "clip",
     )
     one = data_stats(job).to_json() | {"seconds": 0}
-    monkeypatch.setattr(alignkd.pipeline.data.table, "IMAGES_PER_TASK", 1)
+    monkeypatch.setattr(alignkd.pipeline.data.stats.table, "IMAGES_PER_TASK", 1)
     several = data_stats(StatsJob(**{**vars(job), "workers": 2})).to_json() | {"seconds": 0}
     assert several == one and one["num_images"] == 14  # a file and an image in a table are two
     sources = tuple(open_data(DataSet(path=path)) for path in job.conversations)

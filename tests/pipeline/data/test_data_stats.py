@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-import alignkd.pipeline.data.notes
-import alignkd.pipeline.data.scan
-import alignkd.pipeline.data.table
+import alignkd.pipeline.data.stats.notes
+import alignkd.pipeline.data.stats.scan
+import alignkd.pipeline.data.stats.table
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.data.figures import SourceStats
-from alignkd.pipeline.data.histogram import make_histogram
-from alignkd.pipeline.data.report import report_lines
-from alignkd.pipeline.data.scan import MALFORMED_ENTRY, NO_FOLDER, TEXT_ONLY
-from alignkd.pipeline.data.stats import StatsJob, data_stats
-from alignkd.pipeline.data.summary import summarise
-from alignkd.pipeline.data.table import KINDS, SampleTable
+from alignkd.pipeline.data.stats.figures import SourceStats
+from alignkd.pipeline.data.stats.histogram import make_histogram
+from alignkd.pipeline.data.stats.report import report_lines
+from alignkd.pipeline.data.stats.scan import MALFORMED_ENTRY, NO_FOLDER, TEXT_ONLY
+from alignkd.pipeline.data.stats.stats import StatsJob, data_stats
+from alignkd.pipeline.data.stats.summary import summarise
+from alignkd.pipeline.data.stats.table import KINDS, SampleTable
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
@@ -185,8 +185,8 @@ def test_samples_with_several_images_are_judged_by_the_worst(
     )
     assert {sample_id: without_advice(reason) for _, sample_id, reason in result.quarantined} == reasons
     assert len(stats.lengths) == 3 and stats.length_counts.sum() == 7  # text, one image, two; one has no usable text
-    monkeypatch.setattr(alignkd.pipeline.data.table, "TEXTS_PER_TASK", 2)
-    monkeypatch.setattr(alignkd.pipeline.data.table, "IMAGES_PER_TASK", 2)
+    monkeypatch.setattr(alignkd.pipeline.data.stats.table, "TEXTS_PER_TASK", 2)
+    monkeypatch.setattr(alignkd.pipeline.data.stats.table, "IMAGES_PER_TASK", 2)
     again = data_stats(job)
     assert replace(again, seconds=0.0).to_json() == replace(stats, seconds=0.0).to_json()
 
@@ -253,13 +253,13 @@ def test_an_image_is_decoded_once_however_many_samples_show_it(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[int] = Counter()
-    true_decode = alignkd.pipeline.data.scan.decode_with_orientation
+    true_decode = alignkd.pipeline.data.stats.scan.decode_with_orientation
 
     def counting(image_bytes: bytes) -> tuple[Image.Image, int]:
         decoded[len(image_bytes)] += 1
         return true_decode(image_bytes)
 
-    monkeypatch.setattr(alignkd.pipeline.data.scan, "decode_with_orientation", counting)
+    monkeypatch.setattr(alignkd.pipeline.data.stats.scan, "decode_with_orientation", counting)
     entries = [entry(str(number), "coco/cut.jpg" if number % 2 else "coco/chelsea.png") for number in range(60)]
     stats = data_stats(make_job(entries))
     # Reasons are found again for the samples that are shown.
@@ -294,7 +294,7 @@ def test_keys_marks_and_orientations_are_counted(
     assert any(line.startswith("2 images have an EXIF orientation other than 1; they are read as") for line in lines)
     assert json.loads(json.dumps(stats.to_json()))["keys_not_read"]["source"] == 4
     assert data_stats(make_job(entries, decode=False)).num_turned is None
-    monkeypatch.setattr(alignkd.pipeline.data.notes, "MAX_NAMES", 2)
+    monkeypatch.setattr(alignkd.pipeline.data.stats.notes, "MAX_NAMES", 2)
     assert data_stats(make_job(entries)).keys_not_read == {"source": 4, "height": 3, "(others)": 2}
 
 
@@ -309,7 +309,7 @@ def test_one_reason_for_every_unusable_sample_is_said_once(make_job: MakeJob) ->
 def test_more_workers_and_more_files_give_the_same(
     make_job: MakeJob, golden_entries: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alignkd.pipeline.data.table, "TEXTS_PER_TASK", 16)  # else a small file is not shared out
+    monkeypatch.setattr(alignkd.pipeline.data.stats.table, "TEXTS_PER_TASK", 16)  # else a small file is not shared out
     entries = [
         {**sample, "id": f"{number}", "image": f"part{number % 7}/x{number}.png"} if number % 4 == 0 else sample
         for number, sample in enumerate((golden_entries + FAULTY) * 8)

@@ -10,7 +10,7 @@ import data_formats
 import generated_folder
 import pytest
 
-from alignkd.pipeline.data.scan import TEXT_ONLY
+from alignkd.pipeline.data.stats.scan import TEXT_ONLY
 from alignkd.vlm.data.entries.answers.missing import UNANSWERED
 from alignkd.vlm.data.open import load_samples, open_data
 from alignkd.vlm.data.source import DataSet

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.pipeline.data.process_pool import ProcessPool
+from alignkd.pipeline.data.stats.process_pool import ProcessPool
 from alignkd.vlm.errors import InputError
 
 
@@ -38,7 +38,7 @@ def test_a_killed_worker_is_one_line_not_a_hang() -> None:
 
 SLOW_WORK = """
 import time
-from alignkd.pipeline.data.process_pool import ProcessPool
+from alignkd.pipeline.data.stats.process_pool import ProcessPool
 
 def slow(context, task):
     time.sleep(0.2)

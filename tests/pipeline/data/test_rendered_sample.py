@@ -9,8 +9,8 @@ import tiny_families
 from click.testing import CliRunner
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.data.figures import Piece, RenderedSample
-from alignkd.pipeline.data.report import rendered_lines
+from alignkd.pipeline.data.stats.figures import Piece, RenderedSample
+from alignkd.pipeline.data.stats.report import rendered_lines
 
 
 def stats_of(*arguments: object) -> str:

@@ -8,16 +8,17 @@ from pathlib import Path
 import demo_results
 import demo_selection
 import pytest
-from demo_grids import GRIDS, Setting
-from demo_openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
-from demo_released import released_rows, same_cost, why_not_released
 from demo_results import check_released, evaluate_rows, listed, tables
+from demo_rows.document_marks import between_marks
+from demo_rows.grids import GRIDS, Setting
+from demo_rows.openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
+from demo_rows.released import released_rows, same_cost, why_not_released
+from demo_rows.trials import SEEDS, Trial, TrialLog, first_round
 from demo_selection import table
-from demo_trials import SEEDS, Trial, TrialLog, first_round
-from document_marks import between_marks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkd.pipeline.demo import recipes
 from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import EVERYTHING, SUPERVISED_ONLY, Recipe
@@ -104,6 +105,38 @@ def test_rows_are_trained_and_then_opened_once(tmp_path: Path, order: list[str])
         tables((SUPERVISED_ONLY, changed), log, TINY)
 
 
+@pytest.mark.parametrize("row", sorted(recipes.ROWS))
+def test_every_row_in_the_log_is_found_again(tmp_path: Path, questions: DatasetFiles, row: str) -> None:
+    """Numbers are keys in the settings of some rows, and texts in the log."""
+    log, opening = OpeningLog(tmp_path / "log.jsonl"), Opening.of(recipes.ROWS[row], FULL)
+    log.open(opening)
+    log.close(opening, [from_right_bits("00" * 8, questions)], questions, steps=1, seeds=[0])
+    assert log.evaluated(Opening.of(recipes.ROWS[row], FULL)) is not None
+    with pytest.raises(InputError, match="it is opened only once"):
+        log.open(opening)
+    assert log.times_opened(row) == 1
+
+
+@pytest.mark.parametrize("row", sorted(recipes.ROWS.keys() - GRIDS.keys()))
+def test_a_row_without_a_grid_has_the_settings_of_one_with_a_grid(tmp_path: Path, row: str) -> None:
+    recipe = recipes.ROWS[row]
+    reason = why_not_released(recipe, TrialLog(tmp_path / "no trials"), FULL)
+    assert reason is not None
+    other = recipes.ROWS[reason.split(":")[0]]
+    assert other.name in GRIDS and (recipe.train, recipe.steps) == (other.train, other.steps)
+
+
+def test_a_line_that_a_killed_process_left_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    log = OpeningLog(tmp_path / "log.jsonl")
+    log.append({"row": "a"})
+    with log.path.open("a") as file:
+        file.write('{"row": "b", "acc')
+    before = log.path.read_bytes()
+    with pytest.raises(InputError, match=r"log\.jsonl: line 2: expected a JSON object.*remove the line"):
+        log.append({"row": "c"})
+    assert log.path.read_bytes() == before
+
+
 def test_answers_to_other_questions_are_not_taken(tmp_path: Path, questions: DatasetFiles) -> None:
     log, opening = OpeningLog(tmp_path / "log.jsonl"), Opening(TEACHER, {})
     everything_right = from_right_bits("ff" * 8, questions)
@@ -157,6 +190,10 @@ def test_the_partner_of_the_same_cost(trials: TrialLog) -> None:
     assert [row.name for row in rows] == ["supervised", "align_kd", "supervised.cost-of-align_kd"]
     partner: Recipe = rows[-1]
     assert (partner.steps, partner.partner, partner.losses) == (2.5, "align_kd", {})
+    # the supervised row has the settings that its selection has chosen, and Align-KD's has not ended
+    assert why_not_released(partner, trials, FULL) is None
+    reason = why_not_released(partner, TrialLog(trials.path.with_name("no trials")), FULL)
+    assert reason is not None and "supervised: its selection has not ended" in reason
     longer = same_cost(replace(EVERYTHING, steps=2.0), trials, FULL)
     assert longer is not None and longer.steps == 5.0
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from alignkd.pipeline.demo import demo, recipes
+from alignkd.pipeline.demo.folder import DemoFolder
 from alignkd.pipeline.demo.recipes import MoreScenes
+from alignkd.pipeline.demo.run_config import write_run_config
 from alignkd.storage import StoreReader
 from alignkd.vlm.errors import InputError
 
@@ -78,3 +80,22 @@ def test_unknown_rows_are_refused_before_anything_is_written(tmp_path: Path) -> 
     with pytest.raises(InputError, match="--rows: hints is not among supervised"):
         demo.run_demo(tmp_path / "out", quick=True, rows=["hints"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_other_settings_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A row whose settings have changed must not be reported with the answers of a student of the old ones."""
+    folder, row = DemoFolder(tmp_path), recipes.ROWS["layers"]
+    student = folder.student(row.name, 0)
+    write_run_config(folder, demo.QUICK, replace(row, train={"learning_rate": 0.25}), student)
+    write_run_config(folder, demo.QUICK, row, student)  # nothing was trained
+    before = student.config.read_bytes()
+    student.output.mkdir(parents=True)
+    write_run_config(folder, demo.QUICK, row, student)
+    for changed, message in (
+        (replace(row, train={"learning_rate": 0.5}), r"train\.learning_rate is 0\.004 there, 0\.5 requested"),
+        (replace(row, losses={**row.losses, "logit": 0.3}), r"train\.losses\.logit is absent there, 0\.3 requested"),
+        (replace(row, losses={**row.losses, "attention_layers": {0: 1}}), r"attention_layers\.0 is 0 there, 1 requ"),
+    ):
+        with pytest.raises(InputError, match=rf"layers-seed-0\.yaml: .*{message}.*choose another --out"):
+            write_run_config(folder, demo.QUICK, changed, student)
+    assert student.config.read_bytes() == before

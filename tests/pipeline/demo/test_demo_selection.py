@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import demo_selection
-import demo_trials
 import pytest
-from demo_grids import GRIDS, SETTINGS_PER_ROW, Grid, Setting
-from demo_released import why_not_released
+from demo_rows import trials as trial_rules
+from demo_rows.grids import GRIDS, SETTINGS_PER_ROW, Grid, Setting
+from demo_rows.released import why_not_released
+from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
 from demo_selection import listed, select, table
-from demo_trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo import demo
@@ -166,7 +166,7 @@ SMALL_GRID = {
 def test_a_selection_resumes_and_never_sees_the_test_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: set[str], trained: Callable[[], list[str]]
 ) -> None:
-    for module in (demo_selection, demo_trials):
+    for module in (demo_selection, trial_rules):
         monkeypatch.setattr(module, "GRIDS", SMALL_GRID)
     folder, log = DemoFolder(tmp_path / "out"), TrialLog(tmp_path / "log.jsonl")
     select(folder, TINY, ["supervised"], log, at_once=1)

@@ -14,9 +14,10 @@ LETTERS = {"s": "system", "h": "human", "g": "gpt"}
 
 
 def sample_of(speakers: str, **fields: object) -> Sample:
-    """`shhg`: a system prompt, two questions, an answer to the second."""
+    """`shhg`: a system prompt, two questions, an answer to the second; of a data set with `answers: missing`."""
     turns = tuple(Turn(LETTERS[letter], f"{letter}{number}") for number, letter in enumerate(speakers))
     values: dict[str, object] = {"index": 3, "id": "a", "images": (), "turns": turns, **fields}
+    values = {"unanswered": next_question(values["turns"]) is not None, **values}  # type: ignore[arg-type]
     return Sample(**values)  # type: ignore[arg-type]
 
 
@@ -65,6 +66,11 @@ def test_what_cannot_be_answered_has_a_reason() -> None:
     assert not problem.asks and str(problem.reason) == "broken"
     held = Conversation.begin(sample_of("h", images=("a.png",), contents=(b"png",)), 0, "missing")
     assert not held.asks and "alignkd data convert" in str(held.reason)
+    not_marked = sample_of("hgh", unanswered=False)
+    refused = Conversation.begin(not_marked, 0, "missing")
+    assert not refused.asks and "set `answers: missing` in the section of its data set" in str(refused.reason)
+    assert Conversation.begin(not_marked, 0, "all").asks
+    assert Conversation.begin(sample_of("hghg", unanswered=False), 0, "missing").reason is None
     empty = Conversation.begin(sample_of("hgh"), 0, "missing")
     empty.answer("", Generated())
     assert not empty.asks and str(empty.reason) == "the teacher's answer to question 2 is empty"

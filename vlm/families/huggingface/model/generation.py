@@ -31,6 +31,8 @@ def decoding(model: HuggingFaceModel, prompts: Sequence[Example]) -> Decoding:
     inputs = {**model.decoder_inputs(batch, vision), "use_cache": True}
     for name in ("input_ids", "attention_mask"):
         inputs.pop(name, None)
+    if inner._supports_logits_to_keep():
+        inputs["logits_to_keep"] = 1  # the logits of a whole prompt can be larger than the model
     if is_padded:
         inputs["attention_mask"] = batch.attention_mask_BL
         inputs["position_ids"] = inner._prepare_position_ids_for_generation(ids_BL, inputs)

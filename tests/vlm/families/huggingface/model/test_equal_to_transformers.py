@@ -83,6 +83,18 @@ def test_generation_does_not_depend_on_the_batch(every_case: Any) -> None:
 
 
 @torch.no_grad()
+def test_only_the_logits_of_the_last_position_are_computed(case: Any) -> None:
+    """The head of a large vocabulary over a whole prompt would need more memory than the decoder."""
+    lengths = []
+    hook = case.model.model.get_output_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: lengths.append(inputs[0].shape[1])
+    )
+    generate_greedy(case.model, [sample.example for sample in case.samples[:2]], max_new_tokens=3, stop_ids=())
+    hook.remove()
+    assert lengths == [1, 1, 1]
+
+
+@torch.no_grad()
 def test_log_probabilities_are_those_of_one_pass_over_the_finished_text(case: Any) -> None:
     type_of_answers = int(case.name.startswith("paligemma"))  # its type 0 attends to later text too
     for sample in case.samples[:3]:

@@ -12,7 +12,7 @@ from typing import Any
 from alignkd.vlm.errors import InputError
 
 Entry = dict[str, Any]
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,13 @@ class JsonLinesLog:
         return entry
 
     def append(self, entry: Entry) -> None:
-        """Add a line and force it to disk."""
+        """Add a line and force it to disk.
+
+        Raises:
+            InputError: the last line is not complete, because the process that wrote it was killed.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.entries()  # a line after an incomplete one would be lost with it
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Case
-from synthetic_records import RawFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alignkd.student_train.data.handoff.block import PackedBatch, unpack
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED, FromWorkers
+from cases.measuring import Case
+from cases.synthetic_records import RawFile
 
 BATCH = 8
 FEWEST = 16  # least number of batches: fewer give no reliable figure

@@ -1,7 +1,7 @@
 """The trials by which the demo's settings are chosen, and their log.
 
-Every released row has the same budget: the settings of its grid (`demo_grids.py`), each tried with the first seed of
-`SEEDS`; the better half of them also with the other seeds (successive halving). The setting with the highest mean of
+Every released row has the same budget: the settings of its grid (`demo_rows/grids.py`), each tried with the first seed
+of `SEEDS`; the better half of them also with the other seeds (successive halving). The setting with the highest mean of
 all seeds is chosen. Accuracy is that on the questions of the pool `development` that need the picture.
 """
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from demo_grids import GRIDS, Setting
-from json_lines_log import JsonLinesLog
-
 from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import Recipe
-from alignkd.pipeline.demo.run_config import run_config
+from alignkd.pipeline.demo.run_config import deciding, run_config
 from alignkd.pipeline.demo.settings import DemoSettings
+from demo_rows.grids import GRIDS, Setting
+from demo_rows.json_lines_log import JsonLinesLog
 
 SEEDS = (100, 101, 102)
 
@@ -55,12 +54,7 @@ class Trial:
 def config_of(recipe: Recipe, settings: DemoSettings, seed: int) -> dict[str, Any]:
     """The sections `store` and `train` of a student, without paths and without terms of weight 0."""
     folder = DemoFolder(Path("/"))
-    found = run_config(folder, settings, recipe, folder.student(recipe.name, seed))
-    losses = {key: value for key, value in found["train"]["losses"].items() if value != 0}
-    return {
-        "store": {key: value for key, value in found["store"].items() if key != "path"},
-        "train": {key: value for key, value in found["train"].items() if key != "output"} | {"losses": losses},
-    }
+    return deciding(run_config(folder, settings, recipe, folder.student(recipe.name, seed)))
 
 
 class TrialLog(JsonLinesLog):

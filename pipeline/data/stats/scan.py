@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.data.notes import Notes
+from alignkd.pipeline.data.stats.notes import Notes
 from alignkd.vlm.data.formats.source import EntrySource
 from alignkd.vlm.data.images import MissingImageError, open_image, read_image_bytes
 from alignkd.vlm.data.sample import Sample

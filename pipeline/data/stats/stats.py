@@ -9,15 +9,15 @@ import numpy as np
 
 from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.data.answers import GeneratedStats
-from alignkd.pipeline.data.figures import DataStats, FileStats, ImagesChecked
-from alignkd.pipeline.data.histogram import make_histogram
-from alignkd.pipeline.data.listing import dropped_samples, write_listing
-from alignkd.pipeline.data.notes import most_frequent
 from alignkd.pipeline.data.opening import data_sets, open_with_progress
-from alignkd.pipeline.data.rendered import rendered_sample
-from alignkd.pipeline.data.scan import Scan, TextState
-from alignkd.pipeline.data.summary import summarise
-from alignkd.pipeline.data.table import KEPT, SampleTable, scan_samples
+from alignkd.pipeline.data.stats.figures import DataStats, FileStats, ImagesChecked
+from alignkd.pipeline.data.stats.histogram import make_histogram
+from alignkd.pipeline.data.stats.listing import dropped_samples, write_listing
+from alignkd.pipeline.data.stats.notes import most_frequent
+from alignkd.pipeline.data.stats.rendered import rendered_sample
+from alignkd.pipeline.data.stats.scan import Scan, TextState
+from alignkd.pipeline.data.stats.summary import summarise
+from alignkd.pipeline.data.stats.table import KEPT, SampleTable, scan_samples
 from alignkd.vlm.data.formats.entry_file import EntryFile
 from alignkd.vlm.data.formats.json_file import JsonFile
 from alignkd.vlm.data.formats.paths import data_files

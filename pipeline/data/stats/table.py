@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alignkd.pipeline.data.notes import Notes
-from alignkd.pipeline.data.process_pool import ProcessPool
-from alignkd.pipeline.data.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
+from alignkd.pipeline.data.stats.notes import Notes
+from alignkd.pipeline.data.stats.process_pool import ProcessPool
+from alignkd.pipeline.data.stats.scan import ImageState, Scan, TextBatch, TextState, scan_images, scan_texts
 from alignkd.vlm.inputs.examples import is_overlong
 
 TEXTS_PER_TASK = 256

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.data.answers import GeneratedStats
-from alignkd.pipeline.data.histogram import Histogram
+from alignkd.pipeline.data.stats.histogram import Histogram
 
 ImagesChecked = Literal["no", "opened", "decoded"]
 NOTHING = np.zeros(0, np.int64)
@@ -87,7 +87,7 @@ class Dropped:
 
 
 def is_listing(path: Path) -> bool:
-    """Whether `path` is a list of dropped samples (`alignkd.pipeline.data.listing`), by the keys of its first line."""
+    """Whether `path` is a list of dropped samples (`stats/listing.py`), by the keys of its first line."""
     with path.open("rb") as file:
         line = file.readline(MAX_LINE_BYTES)
     try:

@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from alignkd.pipeline.console.picture_file import DATA_STATS, save_picture
-from alignkd.pipeline.data.figures import DataStats
-from alignkd.pipeline.data.histogram import shown_length
+from alignkd.pipeline.data.stats.figures import DataStats
+from alignkd.pipeline.data.stats.histogram import shown_length
 
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito: distinguishable for colour-blind people
 NUM_BINS = 80

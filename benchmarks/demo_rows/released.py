@@ -4,20 +4,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from demo_grids import GRIDS
-from demo_trials import SEEDS, Trial, TrialLog, chosen, config_of
-
-from alignkd.pipeline.demo.recipes import ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
+from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
 from alignkd.pipeline.demo.settings import DemoSettings
+from demo_rows.grids import GRIDS
+from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, config_of
+
+_SAME_COST = f"{SUPERVISED}.cost-of-"
 
 
 def why_not_released(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> str | None:
     """The reason in one line, or None if the row has the settings that its selection has chosen.
 
-    A row without a grid has the settings of another row, and nothing of it is chosen.
+    A row without a grid has the settings of another one, whose selection decides.
     """
     if recipe.name not in GRIDS:
-        return None
+        return why_not_released(_settings_of(recipe), log, settings)
     trials = [
         Trial(row=recipe.name, setting=setting, seed=seed) for setting in GRIDS[recipe.name].settings for seed in SEEDS
     ]
@@ -53,11 +54,18 @@ def same_cost(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> Recipe |
         return None
     return replace(
         SUPERVISED_ONLY,
-        name=f"{SUPERVISED}.cost-of-{recipe.name}",
+        name=f"{_SAME_COST}{recipe.name}",
         label=f"supervised, cost of {recipe.label}",
         steps=recipe.steps * round(own / plain, 1),
         partner=recipe.name,
     )
+
+
+def _settings_of(recipe: Recipe) -> Recipe:
+    """The row with a grid whose settings a row without one has."""
+    if recipe.name.startswith(_SAME_COST):
+        return SUPERVISED_ONLY
+    return ROWS["supervised_more"] if recipe.name == "supervised_more_true" else EVERYTHING
 
 
 def seconds_per_step(row: str, log: TrialLog) -> float | None:

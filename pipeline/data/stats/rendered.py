@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from alignkd.pipeline.data.figures import Piece, RenderedSample
-from alignkd.pipeline.data.scan import Scan, tokens_of
-from alignkd.pipeline.data.table import SampleTable
+from alignkd.pipeline.data.stats.figures import Piece, RenderedSample
+from alignkd.pipeline.data.stats.scan import Scan, tokens_of
+from alignkd.pipeline.data.stats.table import SampleTable
 from alignkd.vlm.inputs.examples import Preparation, Tokens
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignkd.pipeline.console.printing import format_count
-from alignkd.pipeline.data.figures import DataStats, RenderedSample, SourceStats
-from alignkd.pipeline.data.histogram import Histogram
+from alignkd.pipeline.data.stats.figures import DataStats, RenderedSample, SourceStats
+from alignkd.pipeline.data.stats.histogram import Histogram
 
 MAX_SOURCES = 30
 MAX_NAMES = 15

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from demo_trials import config_of
-from json_lines_log import Entry, JsonLinesLog, versions
 
 from alignkd.pipeline.demo.evaluate import Answer, Evaluation, load_questions
 from alignkd.pipeline.demo.recipes import Recipe
@@ -21,6 +19,8 @@ from alignkd.pipeline.demo.results.figures import visual_accuracy
 from alignkd.pipeline.demo.settings import DemoSettings
 from alignkd.pipeline.demo.world.dataset import DatasetFiles
 from alignkd.vlm.errors import InputError
+from demo_rows.json_lines_log import Entry, JsonLinesLog, versions
+from demo_rows.trials import config_of
 
 TEACHER = "teacher"
 _OPENED, _EVALUATED = "opened", "evaluated"

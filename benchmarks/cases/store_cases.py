@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Case, timed
 from numpy.typing import NDArray
-from synthetic_records import RawFile, Records, arrays_of, num_bytes
 
 from alignkd.storage import StoreReader, open_writer
 from alignkd.storage.schema.columns import OFFSETS, columns_of
 from alignkd.storage.schema.manifest import Manifest
+from cases.measuring import Case, timed
+from cases.synthetic_records import RawFile, Records, arrays_of, num_bytes
 
 BACKENDS = ("zarr", "webdataset")
 STOCK_RECORDS = 64  # enough for zarr-python, which is slow

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.data.figures import ImagesChecked, LimitStats, SourceStats
-from alignkd.pipeline.data.table import (
+from alignkd.pipeline.data.stats.figures import ImagesChecked, LimitStats, SourceStats
+from alignkd.pipeline.data.stats.table import (
     BROKEN,
     CONVERSATION,
     KEPT,

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from logit_cases import Found
+
+from cases.logit_cases import Found
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

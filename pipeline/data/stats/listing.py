@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from alignkd.disk.whole_file import written_whole
-from alignkd.pipeline.data.figures import Dropped
-from alignkd.pipeline.data.scan import Scan, judge_image, judge_text, source_of
-from alignkd.pipeline.data.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
+from alignkd.pipeline.data.stats.figures import Dropped
+from alignkd.pipeline.data.stats.scan import Scan, judge_image, judge_text, source_of
+from alignkd.pipeline.data.stats.table import BROKEN, KEPT, KINDS, MISSING, OUTSIDE, OVERLONG, SampleTable
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.inputs.examples import is_overlong, overlong_error
 

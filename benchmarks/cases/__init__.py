@@ -1,0 +1,1 @@
+"""What the benchmarks measure: inputs, records and stores; and what measures them."""

@@ -35,6 +35,12 @@ STORES: dict[str, dict[str, Any]] = {
     "sampled": {"profile": "compact", "logits": {"kind": "sampled"}},
     "from_all": {"profile": "compact", "vision_top": "from_all"},
 }
+# stores that are dumped, not trained from, in these checks
+DUMPED: dict[str, dict[str, Any]] = {
+    **STORES,
+    "layers": {"profile": "compact", "attention": {"layers": [0, 2, 3], "pairs": "all"}},
+    "means": {"attention": {"layers": "0%-100%", "heads": {"groups": 2}}},
+}
 TWO_IMAGES = {
     "id": "two",
     "image": ["coffee.png", "chelsea.png"],
@@ -69,7 +75,7 @@ class GoldenJobs:
                 sanity="warn" if kind == "compact" else "off",
                 device=device,
             ),
-            store=StoreConfig(path=self.folder / f"{kind}-{device}", shard_size=3, **STORES[kind]),
+            store=StoreConfig(path=self.folder / f"{kind}-{device}", shard_size=3, **DUMPED[kind]),
         )
 
     def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:

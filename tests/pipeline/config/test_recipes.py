@@ -231,10 +231,12 @@ def test_every_recipe_can_be_read(name: str, tmp_path: Path) -> None:
 def test_recipes_of_layers(tmp_path: Path) -> None:
     """The layers that their comments tell, of models with the layers of the named checkpoints."""
     found = {}
-    for name, teachers, students in (("layers", 32, 24), ("qwen3-vl-8b-to-2b-bands", 36, 28)):
+    for name, teachers, students in (
+        ("layers-rtx3090", 32, 24), ("bands-rtx3090", 32, 24), ("qwen3-vl-8b-to-2b-bands", 36, 28),
+    ):  # fmt: skip
         path = tmp_path / "recipe.yaml"
         path.write_text(recipe_text(name))
-        ((config),) = (stage.config for stage in load_stages(path, "run"))
+        *_, config = (stage.config for stage in load_stages(path, "run"))
         teacher, student = (
             SimpleNamespace(num_layers=n, attention_layers=tuple(range(n)), attention_layer=0)
             for n in (teachers, students)
@@ -247,7 +249,9 @@ def test_recipes_of_layers(tmp_path: Path) -> None:
         )
         pairs = layer_pairs(config.train.losses.attention_layers, student, stored)  # type: ignore[arg-type]
         found[name] = {pair.student: pair.teacher for pair in pairs}
-    assert found["layers"] == {0: (0,), 1: (1,)}
+    assert found["layers-rtx3090"] == {0: (0,), 1: (1,)}
+    band = found["bands-rtx3090"]
+    assert list(band) == list(range(8, 17)) and band[8] == (10, 11, 12, 13, 14) and band[16] == (18, 19, 20, 21, 22)
     band = found["qwen3-vl-8b-to-2b-bands"]
     assert list(band) == list(range(9, 20)) and band[9] == (11, 12, 13, 14, 15) and band[10] == (12, 13, 14, 15, 16)
 
@@ -255,8 +259,8 @@ def test_recipes_of_layers(tmp_path: Path) -> None:
 def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_path: Path) -> None:
     listed = json.loads(alignkd_here("configs", "--json").stdout)
     assert list(listed) == [
-        "gemma3-12b-to-4b", "layers", "long", "long-rtx3090", "lora-rtx3090", "qwen3-vl-8b-to-2b",
-        "qwen3-vl-8b-to-2b-bands", "short", "short-rtx3090"
+        "bands-rtx3090", "gemma3-12b-to-4b", "layers-rtx3090", "long", "long-rtx3090", "lora-rtx3090",
+        "qwen3-vl-8b-to-2b", "qwen3-vl-8b-to-2b-bands", "short", "short-rtx3090"
     ]  # fmt: skip
     assert "24 GB" in listed["short-rtx3090"]
     copy = tmp_path / "new" / "my.yaml"
@@ -265,4 +269,7 @@ def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_pat
     again = alignkd_here("configs", "short", "--out", copy)
     assert again.returncode == 1 and "already exists" in again.stderr
     unknown = alignkd_here("configs", "shirt")
-    assert unknown.returncode == 1 and "choose one of gemma3-12b-to-4b, layers, long" in unknown.stderr
+    assert (
+        unknown.returncode == 1
+        and "choose one of bands-rtx3090, gemma3-12b-to-4b, layers-rtx3090, long" in unknown.stderr
+    )

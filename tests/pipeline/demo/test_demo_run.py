@@ -70,7 +70,7 @@ def test_report_has_the_promised_form(
 ) -> None:
     assert json.loads(quick_demo[1].stdout) == report
     assert set(report) == {"teacher", "majority", "students", "settings", "seconds", "stores"}
-    assert set(report["students"]) == {"supervised", "align_kd"}
+    assert set(report["students"]) == {"supervised", "align_kd", "layers"}
     for student in report["students"].values():
         assert len(student["accuracy"]) == 1
         assert set(student["by_type"]) == set(report["teacher"]["by_type"])
@@ -144,12 +144,15 @@ def test_pictures_are_real_and_all_are_on_the_page(out: Path) -> None:
             assert np.asarray(picture.convert("L")).std() > 10
 
 
-def test_students_differ_in_their_losses_only(out: Path) -> None:
+def test_students_differ_in_losses_and_chosen_settings_only(out: Path) -> None:
     supervised, align_kd = (yaml.safe_load(file.read_text()) for file in configs(out, "supervised", "align_kd"))
     losses, others = supervised["train"].pop("losses"), align_kd["train"].pop("losses")
     assert [losses[term] > 0 for term in TERMS] == [True, False, False, False, False]
     assert all(others[term] > 0 for term in TERMS)
     assert supervised["train"].pop("output") != align_kd["train"].pop("output")
+    chosen = [(config["train"].pop("learning_rate"), config["train"].pop("weight_decay"))
+              for config in (supervised, align_kd)]  # fmt: skip
+    assert chosen == [(4e-3, 0.1), (2e-3, 0.0)]
     assert supervised == align_kd
     # Same weights and same batch: before the first update they cannot differ.
     first, other = (metrics(out / "students" / name / "seed-0")[0] for name in ("supervised", "align_kd"))

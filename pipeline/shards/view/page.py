@@ -29,7 +29,7 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
         f"{len(seen['supervised'])} supervised"
     )
     lines += [f"{'tokens':<14}pieces, supervised ones in [ ]", *token_lines(seen)]
-    lines += [f"{name:<24}{target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
+    lines += [f"{name:<23} {target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
     lines += layer_lines(seen["attention_layers"])
     if seen["from_stem"]:
         lines.append(

@@ -1,7 +1,8 @@
 """The settings that are tried for each row of the demo.
 
-Rows that are released have `SETTINGS_PER_ROW` settings, among them those with which the row was introduced. The row
-`layers_schedule` is an experiment, of which no row of the demo is made: all its settings are tried with all seeds.
+Rows that are released have `SETTINGS_PER_ROW` settings, among them those with which the row was introduced. The rows
+`layers_schedule` and `counterfactual` are experiments, of which no row of the demo is made: all their settings are
+tried with all seeds.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED_ONLY, TWO_LAYERS, TWO_LAYERS_MORE, Recipe
+from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED_ONLY, TWO_LAYERS, TWO_LAYERS_MORE, Recipe, Store
 
 SETTINGS_PER_ROW = 8
 
@@ -97,6 +98,23 @@ _SCHEDULE = tuple(
     )
     for decay, weights in product((None, 0.6), ("none", "surprise"))
 )
+# The teacher's distributions alone, without its attention: what changes if 16 of the 36 vision tokens are replaced;
+# and, as a control, the distributions at higher temperatures.
+_BEHAVIOUR = Recipe(
+    name="counterfactual",
+    label="counterfactual images",
+    store=Store(
+        name="counterfactual",
+        keys={"counterfactual": {"remove": "focus", "share": 0.44, "entries": 128}},
+    ),
+)
+_COUNTERFACTUAL = tuple(
+    Setting(name=f"effect-{weight:g}-keep-{weight:g}", losses={"effect": weight, "keep": weight})
+    for weight in (1.0, 10.0)
+) + tuple(
+    Setting(name=f"logit-1-temperature-{temperature:g}", losses={"logit": 1.0, "temperature": temperature})
+    for temperature in (2.0, 4.0)
+)
 
 GRIDS: dict[str, Grid] = {
     grid.recipe.name: grid
@@ -107,6 +125,7 @@ GRIDS: dict[str, Grid] = {
         Grid(recipe=TWO_LAYERS_MORE, settings=_LAYERS_MORE),
         Grid(recipe=ROWS["supervised_more"], settings=_SUPERVISED_MORE),
         Grid(recipe=replace(TWO_LAYERS, name="layers_schedule"), settings=_SCHEDULE, halving=False),
+        Grid(recipe=_BEHAVIOUR, settings=_COUNTERFACTUAL, halving=False),
     )
 }
 """Grids by the names of their rows."""

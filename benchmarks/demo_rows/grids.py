@@ -12,7 +12,9 @@ from typing import Any
 
 from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED_ONLY, TWO_LAYERS, TWO_LAYERS_MORE, Recipe, Store
 
-SETTINGS_PER_ROW = 8
+SETTINGS_PER_ROW = 12
+GOING_ON = 4
+"""Settings of a row that are tried with all seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Grid:
     Attributes:
         recipe: the row; its name is that of the grid.
         settings: changes of the row.
-        halving: only the better half of the settings is tried with all seeds.
+        halving: only the better `GOING_ON` settings are tried with all seeds.
     """
 
     recipe: Recipe
@@ -48,40 +50,80 @@ class Grid:
 
 _SUPERVISED = tuple(
     Setting(name=f"rate-{rate:g}-decay-{decay:g}", train={"learning_rate": rate, "weight_decay": decay})
-    for rate, decay in product((1e-3, 2e-3, 4e-3, 8e-3), (0.0, 0.1))
-)
-_ALIGN_KD = tuple(
-    Setting(
-        name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
-        train={"learning_rate": rate, "adapter_learning_rate": adapters},
-        losses={"attention": weight},
+    for rate, decay in (
+        *product((1e-3, 2e-3, 4e-3, 8e-3), (0.0, 0.1)),
+        (2e-3, 0.3),
+        (4e-3, 0.3),
+        (4e-3, 1.0),
+        (6e-3, 0.1),
     )
-    for rate, weight, adapters in product((2e-3, 4e-3), (2e4, 8e4), (2e-5, 2e-4))
+)
+_ALIGN_KD = (
+    *(
+        Setting(
+            name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
+            train={"learning_rate": rate, "adapter_learning_rate": adapters},
+            losses={"attention": weight},
+        )
+        for rate, weight, adapters in (
+            *product((2e-3, 4e-3), (2e4, 8e4), (2e-5, 2e-4)),
+            (2e-3, 4e4, 2e-5),
+            (2e-3, 2e4, 0.0),
+            (4e-3, 2e4, 0.0),
+        )
+    ),
+    Setting(
+        name="rate-0.002-attention-20000-adapters-2e-05-decay-0.1",
+        train={"learning_rate": 2e-3, "adapter_learning_rate": 2e-5, "weight_decay": 0.1},
+        losses={"attention": 2e4},
+    ),
 )
 
 _MSE = {"attention_form": "mse", "attention": 2e4, "attention_heads": "adapter"}
 _KL = {"attention_form": "kl", "attention": 10.0, "attention_heads": "grouped"}
 _OTHER_TERMS = {"alone": {}, "all-terms": {"logit": 0.3, "vision_all": 0.3, "vision_top": 0.03}}
 # Trained adapters of attention make no distributions, so there is no KL with them; it has a second rate instead.
-_LAYERS = tuple(
+_LAYERS = (
+    *(
+        Setting(
+            name=f"mse-adapters-{adapters:g}-{terms}",
+            train={"learning_rate": 4e-3, "adapter_learning_rate": adapters},
+            losses={**_MSE, **weights},
+        )
+        for adapters, (terms, weights) in product((2e-5, 0.0), _OTHER_TERMS.items())
+    ),
+    *(
+        Setting(name=f"kl-rate-{rate:g}-{terms}", train={"learning_rate": rate}, losses={**_KL, **weights})
+        for rate, (terms, weights) in product((2e-3, 4e-3), _OTHER_TERMS.items())
+    ),
     Setting(
-        name=f"mse-adapters-{adapters:g}-{terms}",
-        train={"learning_rate": 4e-3, "adapter_learning_rate": adapters},
-        losses={**_MSE, **weights},
-    )
-    for adapters, (terms, weights) in product((2e-5, 0.0), _OTHER_TERMS.items())
-) + tuple(
-    Setting(name=f"kl-rate-{rate:g}-{terms}", train={"learning_rate": rate}, losses={**_KL, **weights})
-    for rate, (terms, weights) in product((2e-3, 4e-3), _OTHER_TERMS.items())
+        name="mse-adapters-0-all-terms-decay-0.1",
+        train={"learning_rate": 4e-3, "adapter_learning_rate": 0.0, "weight_decay": 0.1},
+        losses={**_MSE, **_OTHER_TERMS["all-terms"]},
+    ),
+    Setting(name="kl-rate-0.004-alone-decay-0.1", train={"learning_rate": 4e-3, "weight_decay": 0.1}, losses=_KL),
+    Setting(name="kl-rate-0.008-alone", train={"learning_rate": 8e-3}, losses=_KL),
+    Setting(name="kl-30-rate-0.004-alone", train={"learning_rate": 4e-3}, losses={**_KL, "attention": 30.0}),
 )
-_LAYERS_MORE = tuple(
-    Setting(
-        name=f"steps-{steps:g}-rate-{rate:g}-{form['attention_form']}",
-        train={"learning_rate": rate},
-        losses={**form, "attention_heads": "grouped"},
-        steps=steps,
-    )
-    for steps, rate, form in product((2.0, 3.0), (2e-3, 4e-3), (_MSE, _KL))
+_LAYERS_MORE = (
+    *(
+        Setting(
+            name=f"steps-{steps:g}-rate-{rate:g}-{form['attention_form']}",
+            train={"learning_rate": rate},
+            losses={**form, "attention_heads": "grouped"},
+            steps=steps,
+        )
+        for steps, rate, form in product((2.0, 3.0), (2e-3, 4e-3), (_MSE, _KL))
+    ),
+    *(
+        Setting(
+            name=f"steps-{steps:g}-rate-0.004-{form['attention_form']}-decay-0.1",
+            train={"learning_rate": 4e-3, "weight_decay": 0.1},
+            losses={**form, "attention_heads": "grouped"},
+            steps=steps,
+        )
+        for steps, form in product((2.0, 3.0), (_MSE, _KL))
+    ),
 )
 _SUPERVISED_MORE = tuple(
     Setting(
@@ -89,7 +131,10 @@ _SUPERVISED_MORE = tuple(
         train={"learning_rate": rate, "weight_decay": decay},
         steps=steps,
     )
-    for steps, rate, decay in product((2.0, 3.0), (2e-3, 4e-3), (0.0, 0.1))
+    for steps, rate, decay in (
+        *product((2.0, 3.0), (2e-3, 4e-3), (0.0, 0.1)),
+        *product((2.0, 3.0), (2e-3, 4e-3), (0.3,)),
+    )
 )
 _SCHEDULE = tuple(
     Setting(

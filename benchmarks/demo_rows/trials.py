@@ -1,8 +1,8 @@
 """The trials by which the demo's settings are chosen, and their log.
 
 Every released row has the same budget: the settings of its grid (`demo_rows/grids.py`), each tried with the first seed
-of `SEEDS`; the better half of them also with the other seeds (successive halving). The setting with the highest mean of
-all seeds is chosen. Accuracy is that on the questions of the pool `development` that need the picture.
+of `SEEDS`; the better `GOING_ON` of them also with the other seeds. The setting with the highest mean of all seeds is
+chosen. Accuracy is that on the questions of the pool `development` that need the picture.
 """
 
 import json
@@ -16,7 +16,7 @@ from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.run_config import deciding, run_config
 from alignkd.pipeline.demo.settings import DemoSettings
-from demo_rows.grids import GRIDS, Setting
+from demo_rows.grids import GOING_ON, GRIDS, Setting
 from demo_rows.json_lines_log import JsonLinesLog
 
 SEEDS = (100, 101, 102)
@@ -85,14 +85,14 @@ def first_round(row: str) -> list[Trial]:
 
 
 def second_round(row: str, found: Mapping[Trial, float]) -> list[Trial]:
-    """The better half of the settings with the other seeds; empty until the first round has ended.
+    """The better `GOING_ON` settings with the other seeds; empty until the first round has ended.
 
     Of settings with the same accuracy the earlier one in the grid goes on. In a grid without halving all go on.
     """
     first = first_round(row)
     if any(trial not in found for trial in first):
         return []
-    going_on = len(first) // 2 if GRIDS[row].halving else len(first)
+    going_on = GOING_ON if GRIDS[row].halving else len(first)
     better = sorted(first, key=lambda trial: -found[trial])[:going_on]
     return [replace(trial, seed=seed) for trial in better for seed in SEEDS[1:]]
 

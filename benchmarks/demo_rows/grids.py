@@ -117,12 +117,12 @@ _LAYERS_MORE = (
     ),
     *(
         Setting(
-            name=f"steps-{steps:g}-rate-0.004-{form['attention_form']}-decay-0.1",
-            train={"learning_rate": 4e-3, "weight_decay": 0.1},
-            losses={**form, "attention_heads": "grouped"},
+            name=f"steps-{steps:g}-rate-0.004-kl-30-decay-{decay:g}",
+            train={"learning_rate": 4e-3, "weight_decay": decay},
+            losses={**_KL, "attention": 30.0},
             steps=steps,
         )
-        for steps, form in product((2.0, 3.0), (_MSE, _KL))
+        for steps, decay in product((2.0, 3.0), (0.0, 0.1))
     ),
 )
 _SUPERVISED_MORE = tuple(

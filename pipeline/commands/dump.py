@@ -7,7 +7,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
-from alignkd.pipeline.console.printing import json_option, print_json, say
+from alignkd.pipeline.console.printing import json_option, print_json
 
 
 @click.command()
@@ -60,20 +60,15 @@ def _run_worker(config: Path, stage: str | None, worker: str | None, as_json: bo
         from alignkd.pipeline.config.recipes import load_stage
         from alignkd.pipeline.runs.dump import run_dump
         from alignkd.pipeline.runs.dump_report import result_line, unusable_lines
-        from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
+        from alignkd.pipeline.runs.shards_report import end_if_interrupted, ending_when_abandoned
 
-    try:
+    with ending_when_abandoned():
         settings = load_stage(config, "dump", stage)
         end = run_dump(settings, worker, retry_unusable=retry_unusable)
-    except DumpStopped as stop:
-        say(f"{stop}; run the same command again to resume")
-        end_process(128 + stop.signal)
     if as_json:
         print_json({"worker": str(end.worker), **asdict(end.result)})
     else:
         for line in unusable_lines(end.result, settings.store.path):
             click.echo(line, err=True)
         click.echo(result_line(end.result, config))
-    if end.interrupted_by:
-        say("stopped after the current shard; run the same command again to resume")
-        end_process(128 + end.interrupted_by)
+    end_if_interrupted(end.interrupted_by)

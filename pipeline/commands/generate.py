@@ -7,7 +7,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
-from alignkd.pipeline.console.printing import json_option, print_json, say
+from alignkd.pipeline.console.printing import json_option, print_json
 
 
 @click.command()
@@ -59,14 +59,11 @@ def _run_worker(config: Path, worker: str | None, as_json: bool, retry_unusable:
     with heavy_imports():
         from alignkd.pipeline.config.generate_config import load_answers_config
         from alignkd.pipeline.runs.generate import result_lines, run_generate, unusable_lines
-        from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
+        from alignkd.pipeline.runs.shards_report import end_if_interrupted, ending_when_abandoned
 
-    try:
+    with ending_when_abandoned():
         settings = load_answers_config(config)
         end = run_generate(settings, worker, retry_unusable=retry_unusable)
-    except DumpStopped as stop:
-        say(f"{stop}; run the same command again to resume")
-        end_process(128 + stop.signal)
     if as_json:
         print_json({"worker": str(end.worker), **asdict(end.result)})
     else:
@@ -74,6 +71,4 @@ def _run_worker(config: Path, worker: str | None, as_json: bool, retry_unusable:
             click.echo(line, err=True)
         for line in result_lines(end.result, settings.generate.output, config):
             click.echo(line)
-    if end.interrupted_by:
-        say("stopped after the current shard; run the same command again to resume")
-        end_process(128 + end.interrupted_by)
+    end_if_interrupted(end.interrupted_by)

@@ -9,7 +9,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
-from alignkd.pipeline.console.printing import format_count, json_option, print_json, say
+from alignkd.pipeline.console.printing import format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, LayoutChoice
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from alignkd.teacher_dump.imported.job import ImportResult
 
 COMPRESSION_FILE = "compression_config.yaml"
-MAX_LISTED = 10
 PATH = click.Path(path_type=Path)
 
 
@@ -60,30 +59,23 @@ def import_command(
     """
     with heavy_imports():
         from alignkd.pipeline.imported.run import run_import
+        from alignkd.pipeline.runs.shards_report import end_if_interrupted, ending_when_abandoned, listed_unusable
         from alignkd.teacher_dump.imported.job import ImportJob
-        from alignkd.teacher_dump.operation.stops import DumpStopped, end_process
         from alignkd.vlm.data.source import DataSet
 
     found = _expanded(files)
     job = ImportJob(
         files=found, data=DataSet(path=data, images=images), compression=_compression(compression, found), **settings
     )
-    try:
+    with ending_when_abandoned():
         result, interrupted_by = run_import(job)
-    except DumpStopped as stop:
-        say(f"{stop}; run the same command again to resume")
-        end_process(128 + stop.signal)
     if as_json:
         print_json({"store": str(job.store), **asdict(result)})
     else:
-        for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
-            click.echo(f"unusable: sample {sample_id!r} (index {index}): {reason}", err=True)
-        if (rest := len(result.quarantined) - MAX_LISTED) > 0:
-            click.echo(f"unusable: {rest} more, see `alignkd shards ls STORE --unusable`", err=True)
+        for line in listed_unusable(result.quarantined, more="see `alignkd shards ls STORE --unusable`"):
+            click.echo(line, err=True)
         click.echo(result_line(result))
-    if interrupted_by:
-        say("stopped after the current shard; run the same command again to resume")
-        end_process(128 + interrupted_by)
+    end_if_interrupted(interrupted_by)
 
 
 def result_line(result: "ImportResult") -> str:

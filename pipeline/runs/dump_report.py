@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count
+from alignkd.pipeline.runs.shards_report import listed_unusable
 from alignkd.storage.places import load_manifest
 from alignkd.teacher_dump.job import DumpResult
 from alignkd.teacher_dump.operation.retry import COMMAND
-
-MAX_LISTED = 10
 
 
 def unusable_lines(result: DumpResult, store: Path | str) -> Iterator[str]:
@@ -18,12 +17,10 @@ def unusable_lines(result: DumpResult, store: Path | str) -> Iterator[str]:
     Args:
         store: the store of the dump, which names the data sets.
     """
-    manifest = load_manifest(store) if result.quarantined else None
-    for index, sample_id, reason in result.quarantined[:MAX_LISTED]:
-        where = f"index {index}" if manifest is None else manifest.shown_index(index)
-        yield f"unusable: sample {sample_id!r} ({where}): {reason}"
-    if (rest := len(result.quarantined) - MAX_LISTED) > 0:
-        yield f"unusable: {rest} more, see `alignkd shards ls STORE --unusable`"
+    if not result.quarantined:
+        return iter(())
+    where = load_manifest(store).shown_index
+    return listed_unusable(result.quarantined, more="see `alignkd shards ls STORE --unusable`", where=where)
 
 
 def result_line(result: DumpResult, config: object = "CONFIG") -> str:

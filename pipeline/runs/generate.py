@@ -1,40 +1,26 @@
 """Runs a generation of answers as one worker, and what it prints at the end."""
 
-import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from alignkd.pipeline.config.generate_config import AnswersConfig
 from alignkd.pipeline.console.outputs import claim_folder
 from alignkd.pipeline.console.printing import format_count
-from alignkd.pipeline.runs.dump_report import MAX_LISTED
-from alignkd.pipeline.runs.worker import own_device, worker_control
+from alignkd.pipeline.runs.shards_report import listed_unusable
+from alignkd.pipeline.runs.worker import WorkerEnd, own_device, run_as_worker
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
 from alignkd.teacher_dump.generate.folder import SHARDS
 from alignkd.teacher_dump.generate.generate import RETRY, generate_answers
 from alignkd.teacher_dump.generate.job import GenerateResult
-from alignkd.teacher_dump.operation.workers import Worker, worker_of
+from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.vlm.data.formats.paths import ANSWERS_FOLDER, GENERATION_FILE
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateEnd:
-    """How a worker's run ended.
-
-    Attributes:
-        worker: rank and count of the worker.
-        result: what is written now.
-        interrupted_by: the signal after which it started no other shard; 0 without a signal.
-    """
-
-    worker: Worker
-    result: GenerateResult
-    interrupted_by: int
-
-
-def run_generate(config: AnswersConfig, worker: str | None = None, *, retry_unusable: bool = False) -> GenerateEnd:
+def run_generate(
+    config: AnswersConfig, worker: str | None = None, *, retry_unusable: bool = False
+) -> WorkerEnd[GenerateResult]:
     """Generate answers.
 
     Args:
@@ -44,20 +30,19 @@ def run_generate(config: AnswersConfig, worker: str | None = None, *, retry_unus
     Raises:
         DumpStopped: a signal made it abandon the current shard.
     """
-    which, job = worker_of(os.environ, worker), replace(config.job(), retry_unusable=retry_unusable)
+    job = replace(config.job(), retry_unusable=retry_unusable)
     reads = [place for data in job.data for place in (data.path, data.images) if place is not None]
     claim_folder("generate.output", job.generate.output, _is_ours, reads=reads, force=None)
-    with worker_control("generate", which, unit="entry") as control:
-        result = generate_answers(replace(job, teacher=own_device(job.teacher), control=control))
-        return GenerateEnd(worker=which, result=result, interrupted_by=control.stops.received)
+
+    def run(control: DumpControl) -> GenerateResult:
+        return generate_answers(replace(job, teacher=own_device(job.teacher), control=control))
+
+    return run_as_worker("generate", worker, unit="entry", run=run)
 
 
 def unusable_lines(result: GenerateResult, output: Path) -> Iterator[str]:
     """The first few unusable samples, and how many more there are."""
-    for index, sample_id, reason in result.unusable[:MAX_LISTED]:
-        yield f"unusable: sample {sample_id!r} (index {index}): {reason}"
-    if (rest := len(result.unusable) - MAX_LISTED) > 0:
-        yield f"unusable: {rest} more, see {output / SHARDS}"
+    return listed_unusable(result.unusable, more=f"see {output / SHARDS}")
 
 
 def result_lines(result: GenerateResult, output: Path, config: object = "CONFIG") -> Iterator[str]:

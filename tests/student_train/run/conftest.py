@@ -16,9 +16,11 @@ LayersStore = Callable[..., Path]
 def dump_layers(dump: Callable[..., Path]) -> LayersStore:
     """dump_layers(path, samples, layers=(0, 1), ...): attention of these layers, all heads, both kinds of pairs."""
 
-    def write(path: Path, samples: Any, *, layers: tuple[int, ...] = (0, 1), **settings: Any) -> Path:
+    def write(
+        path: Path, samples: Any, *, layers: tuple[int, ...] = (0, 1), codec: Any = "float32", **settings: Any
+    ) -> Path:
         codecs = Codecs(attention="none", vision_top="none", vision_all="none", logits=LogitsCodec(kind="none"))
-        more = tuple(attention_target(pairs, layers=layers, heads=8, codec="float32") for pairs in ("tqv", "vqv"))
+        more = tuple(attention_target(pairs, layers=layers, heads=8, codec=codec) for pairs in ("tqv", "vqv"))
         return dump(path, samples, codecs=codecs, more=more, **settings)
 
     return write

@@ -108,12 +108,13 @@ def batch_and_student(job: TrainJob) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("layers", [{0: 0}, {1: 1}, {0: 0, 1: (0, 1)}])
+@pytest.mark.parametrize("form", [{}, {"attention_form": "kl", "attention_heads": "grouped"}], ids=["mse", "kl"])
 def test_gradient_checkpointing_changes_no_gradient(
-    layers: Any, layers_store: Path, make_job: MakeJob, tmp_path: Path
+    layers: Any, form: dict[str, str], layers_store: Path, make_job: MakeJob
 ) -> None:
     gradients = []
     for checkpointed in (False, True):
-        losses = {**ONLY_ATTENTION, "attention_layers": layers}
+        losses = {**ONLY_ATTENTION, "attention_layers": layers, **form}
         job = make_job(layers_store, losses=losses, gradient_checkpointing=checkpointed)
         batch, student = batch_and_student(job)
         weighted_total({"attention": student(batch)["attention"]}, {"attention": 1.0}, {"attention": 1}).backward()

@@ -55,6 +55,16 @@ def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
     assert unmet(waits, [*STEP, *AROUND]) == []
 
 
+def test_losses_by_layer_wait_once_in_a_step(
+    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_on_device(jobs.train_job("layers", "layers-on-device"), monkeypatch)
+    for line in figures(jobs.folder / "layers-on-device"):
+        assert line["attention"] == pytest.approx((line["attention_0"] + line["attention_1"]) / 2, rel=1e-6)
+    waits = {wait: count for wait, count in LOG.waits.items() if wait.place.file.endswith("layer_sums.py")}
+    assert [(wait.reason, count) for wait, count in waits.items()] == [("tolist", STEPS)]
+
+
 def test_a_resumed_run_goes_on(
     jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.attention_config import AttentionConfig
+from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.stem import smallest_depth
@@ -16,13 +18,16 @@ from alignkd.vlm.weights.hub import cached_checkpoint
 
 def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes from the stem a target whose loss has a weight."""
-    if config.train is None:
-        return bool(config.store.from_stem)
-    weighed = {*config.train.losses.needed_targets.values()}
-    chosen, has_stem = config.train.targets, config.train.stem is not None
-    return any(
-        target_source(config.store.codec_of(key), getattr(chosen, key), has_stem=has_stem) == "stem"
+    return bool(config.store.from_stem if config.train is None else targets_from_stem(config.train, config.store))
+
+
+def targets_from_stem(train: TrainConfig, store: StoreConfig) -> frozenset[str]:
+    """The targets, each of a loss with a weight, that training takes from the stem."""
+    weighed, has_stem = {*train.losses.needed_targets.values()}, train.stem is not None
+    return frozenset(
+        key
         for key in weighed & set(STEM_TARGETS)
+        if target_source(store.codec_of(key), getattr(train.targets, key), has_stem=has_stem) == "stem"
     )
 
 

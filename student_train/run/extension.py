@@ -1,8 +1,8 @@
 """`train.extend`: a run that goes on from the last state of an earlier run, into an output of its own.
 
 The first start reads the earlier run. From then on, the checkpoints of the new run hold what the extension needs: the
-steps that the earlier run had done, its last learning rate, the steps of its `attention_decay`, and a hash of its state.
-So a resumed run does not need the earlier run any more.
+steps that the earlier run had done, its last learning rate, the steps of its `attention_decay`, and a hash of its
+state. So a resumed run does not need the earlier run any more.
 """
 
 import json

@@ -16,6 +16,7 @@ from alignkd.student_train.output import METRICS, checkpoints_folder, read_finis
 from alignkd.student_train.run.agreement import samples_in_several
 from alignkd.student_train.run.extension import extension_line, small_rate_warning
 from alignkd.student_train.run.plan import RunPlan
+from alignkd.student_train.run.unused import unused_of_store
 from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
 
@@ -119,6 +120,9 @@ def announce(plan: RunPlan) -> None:
         _warn_about_repeated(plan)
         _announce_extension(plan)
         _warn_about_unusable(plan)
+        for reader in plan.samples.readers:
+            if (line := unused_of_store(reader, plan.config)) is not None:
+                logger.info("%s", line)
 
 
 def _attention(plan: RunPlan) -> list[str]:

@@ -15,7 +15,7 @@ NEARLY = 0.75
 # of the largest mass on vision tokens
 LEAST_MASS = 0.1
 # the loss of the demo's row `layers`, whose weight was chosen there for `tqv`
-FORM, HEADS, WEIGHT = "kl", "grouped", 10
+FORM, HEADS, WEIGHT = "kl", "grouped", 30
 
 
 def score(figures: LayerFigures) -> float:

@@ -67,3 +67,8 @@ def test_the_students_layers(layers: Any, teacher: Any, student: Any, expected: 
 def test_the_lines_of_the_losses_are_those_of_the_demo() -> None:
     losses = yaml.safe_load("\n".join(loss_lines({0: 0, 1: 1})))["train"]["losses"]
     assert LossConfig(**losses) == LossConfig(**TWO_LAYERS.losses)
+
+
+def test_the_printed_losses_are_those_of_the_demos_row() -> None:
+    lines = yaml.safe_load("\n".join(loss_lines({0: 0, 1: 1})))
+    assert lines["train"]["losses"] == dict(TWO_LAYERS.losses)

@@ -62,7 +62,7 @@ _ALIGN_KD = (
     *(
         Setting(
             name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
-            train={"learning_rate": rate, "adapter_learning_rate": adapters},
+            train={"learning_rate": rate, "adapter_learning_rate": adapters, "weight_decay": 0.0},
             losses={"attention": weight},
         )
         for rate, weight, adapters in (

@@ -111,6 +111,12 @@ def without_advice(reason: str) -> str:
     return reason.removesuffix(with_advice(""))
 
 
+def test_a_checkpoint_that_is_not_there_is_named_with_its_option(make_job: MakeJob, golden_entries: list[Any]) -> None:
+    job = make_job(golden_entries, checkpoint="no/model", vision_config=None)
+    with pytest.raises(InputError, match=r"^--checkpoint no/model: .*count the tokens: give the teacher's"):
+        data_stats(job)
+
+
 @pytest.mark.parametrize("beyond", [0, -1])
 def test_figures_and_reasons_are_those_of_the_dump(
     make_job: MakeJob, golden_entries: list[Any], tmp_path: Path, beyond: int

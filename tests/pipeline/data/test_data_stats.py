@@ -32,6 +32,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.retry import with_advice
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.source import DataSet
+from alignkd.vlm.errors import InputError
 
 LONG_ANSWER = "and so on, " * 200
 

@@ -1,4 +1,4 @@
-"""Weights of attention rows by the teacher's attention: rows that differ from even attention, or from the mean map, count more.
+"""Weights of attention rows by the teacher's attention: rows that are sharp, or far from the mean map, count more.
 
 Shape letters: B samples, H heads, r rows, C columns.
 """

@@ -9,7 +9,6 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.attention_targets import NAMES
 from alignkd.storage.schema.columns import Column, columns_of
 from alignkd.storage.schema.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
-from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.tools.stats import payload_bytes
 
 TARGETS: Final = ("attention", "vision_top", "vision_all", "logits")
@@ -33,18 +32,20 @@ def target_of(column: Column) -> str:
 
 
 def bytes_per_record(reader: StoreReader) -> dict[str, float]:
-    """Target -> mean bytes of a record in the first shard, without padding, headers and indexes.
+    """Target -> mean bytes of a record in the first shard that has any, without padding, headers and indexes.
 
     One shard suffices for an estimate, because the order of the samples is random in most stores.
 
     Raises:
         CorruptStoreError: a table of the shard is damaged.
     """
-    manifest: Manifest = reader.manifest
-    commit = reader.commits[0]
+    manifest = reader.manifest
+    commit = next((found for found in reader.commits if found.num_records), None)
+    if commit is None:
+        return {}
     tables = OpenShard(reader.files, manifest, RecordCodec(manifest), commit).tables
     found: dict[str, float] = {}
     for column in columns_of(manifest):
         target = target_of(column)
-        found[target] = found.get(target, 0.0) + payload_bytes(tables, column) / max(1, commit.num_records)
+        found[target] = found.get(target, 0.0) + payload_bytes(tables, column) / commit.num_records
     return found

@@ -120,9 +120,7 @@ def announce(plan: RunPlan) -> None:
         _warn_about_repeated(plan)
         _announce_extension(plan)
         _warn_about_unusable(plan)
-        for reader in plan.samples.readers:
-            if (line := unused_of_store(reader, plan.config)) is not None:
-                logger.info("%s", line)
+        _note_unused_targets(plan)
 
 
 def _attention(plan: RunPlan) -> list[str]:
@@ -176,6 +174,12 @@ def _announce_extension(plan: RunPlan) -> None:
     logger.info("%s", extension_line(plan.config, plan.extension, plan.schedule))
     if warning := small_rate_warning(plan.config, plan.schedule):
         logger.warning("%s", warning)
+
+
+def _note_unused_targets(plan: RunPlan) -> None:
+    for reader in plan.samples.readers:
+        if (line := unused_of_store(reader, plan.config)) is not None:
+            logger.info("%s", line)
 
 
 def _warn_about_unusable(plan: RunPlan) -> None:

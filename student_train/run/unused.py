@@ -65,11 +65,16 @@ def unused_line(unused: Sequence[UnusedTarget], sizes: Mapping[str, float], wher
     """
     if not unused:
         return None
-    parts = [f"{one} ({one.share * sizes.get(one.target, 0.0) / 1024:.1f} KiB per sample)" for one in unused]
+    parts = [f"{one} ({_kib(one.share * sizes.get(one.target, 0.0))} KiB per sample)" for one in unused]
     return (
         f"{where}: no loss uses {', '.join(parts)}; to save the space, leave them out of the section store in the next "
         "dump; to use them, set train.losses"
     )
+
+
+def _kib(size: float) -> str:
+    kib = size / 1024
+    return f"{kib:,.1f}" if kib >= 1 else f"{kib:.2g}"
 
 
 def unused_of_store(reader: StoreReader, config: TrainConfig) -> str | None:

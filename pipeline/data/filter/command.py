@@ -68,7 +68,7 @@ def filter_command(
     from dataclasses import asdict
 
     from alignkd.pipeline.data.convert.convert import ConvertJob, convert
-    from alignkd.pipeline.data.convert.report import convert_lines
+    from alignkd.pipeline.data.convert.report import convert_lines, next_step_lines
     from alignkd.pipeline.data.opening import data_sets
     from alignkd.pipeline.data.stats.figures import is_listing
 
@@ -104,6 +104,8 @@ def filter_command(
     for path in (out, listing):
         if path is not None:
             click.echo(f"wrote {path}")
+    for line in next_step_lines(out, images, found):
+        click.echo(line)
 
 
 def _check(filters: Filters) -> None:

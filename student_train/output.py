@@ -46,8 +46,13 @@ def lora_folder(output: Path) -> Path:
     return output / "lora"
 
 
+def attention_of_layer(layer: int) -> str:
+    """Name of the attention loss of one layer of the student, in runs that compare several."""
+    return f"attention_{layer}"
+
+
 def loss_names(line: Mapping[str, Any]) -> list[str]:
-    """The losses of a step's line of METRICS: `loss`, their weighted sum, and every term."""
+    """The losses of a step's line of METRICS: `loss`, their weighted sum, every term, and attention by layer."""
     return [name for name in line if name not in FIGURES and not name.startswith(KIND_PREFIX)]
 
 

@@ -113,7 +113,7 @@ def _run_steps(
             step = plan.step(state.step)
             engine.start_step(state.step)
             sources = plan.step_sources(step.positions, counts)
-            tally = StepTally(step.weights, counts(step.positions), sources)
+            tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 

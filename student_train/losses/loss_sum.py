@@ -1,6 +1,7 @@
 """A loss as a sum and a count, so that means over any larger batch are exact; and the sum in parts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -16,11 +17,14 @@ class LossSum:
         count: number of elements summed; 0 if the batch has none, e.g. no image.
         parts: the summands of `total` [n], same dtype: one for each supervised position, vision token or block of
             attention in the formulas, one for each sample in the terms (`by_sample`), without gradient.
+        by_layer: of a loss that compares several layers of the student: the share of each of them in `total`, without
+            gradient; each has an equal share of the count.
     """
 
     total: Tensor
     count: int
     parts: Tensor
+    by_layer: Mapping[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: Tensor, count: int | None = None) -> Self:

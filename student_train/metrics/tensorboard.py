@@ -5,8 +5,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from alignkd.student_train.metrics.file import Metrics
-from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.output import BY_SOURCE, validation_loss_names
+from alignkd.student_train.output import BY_SOURCE, loss_names, validation_loss_names
 
 FOLDER = "tensorboard"
 
@@ -26,10 +25,10 @@ class TensorBoardLog:
 
     def add(self, line: Metrics) -> None:
         """Add one point for every figure of the step."""
-        step = line["step"]
+        step, losses = line["step"], loss_names(line)
         for name, value in line.items():
             if name not in ("step", BY_SOURCE):
-                self._add(_tag(name), value, step)
+                self._add(f"loss/{_shown(name)}" if name in losses else f"run/{name}", value, step)
         for source, figures in line.get(BY_SOURCE, {}).items():
             for name, value in figures.items():
                 self._add(f"source/{source}/{name}", value, step)
@@ -42,8 +41,7 @@ class TensorBoardLog:
         """Add one point for every loss of a validation."""
         for name in validation_loss_names(line):
             if (value := line[name]) is not None:
-                tag = "total" if name == "loss" else name
-                self._writer.add_scalar(f"validation/{tag}", float(value), line["step"])
+                self._writer.add_scalar(f"validation/{_shown(name)}", float(value), line["step"])
 
     def flush(self) -> None:
         """Wait until all points are written; called before a checkpoint, as earlier steps are not written again."""
@@ -54,7 +52,5 @@ class TensorBoardLog:
         self._writer.close()
 
 
-def _tag(name: str) -> str:
-    if name == "loss":
-        return "loss/total"
-    return f"loss/{name}" if name in TERMS else f"run/{name}"
+def _shown(loss: str) -> str:
+    return "total" if loss == "loss" else loss

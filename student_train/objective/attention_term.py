@@ -48,6 +48,7 @@ def attention_term(forward: ForwardPass) -> LossSum:
         torch.stack([loss.total for loss in losses]).sum(),
         sum(loss.count for loss in losses),
         torch.stack([loss.parts for loss in losses]).sum(0),
+        by_layer={pair.student: loss.total.detach() for pair, loss in zip(match.pairs, losses, strict=True)},
     )
 
 

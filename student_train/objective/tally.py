@@ -1,6 +1,6 @@
 """Adds up the loss terms of one optimiser step over micro-batches and ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.layer_sums import TERM, LayerSums
 from alignkd.student_train.objective.objective import weighted_total
 from alignkd.student_train.objective.source_sums import SourceSums, StepSources
 
@@ -19,6 +20,7 @@ class StepTally:
         weights: weight of each loss term.
         global_counts: elements of each loss term in the global batch.
         sources: of a run with samples of several sources.
+        layers: the student's layers that the attention loss compares, if there are several.
 
     Attributes:
         waited: seconds that this rank waited for data.
@@ -26,6 +28,7 @@ class StepTally:
     After `gather` also:
         means: mean of each term over the global batch; None if it has no element.
         loss: weighted sum of the means (eq. 7).
+        by_layer: mean of the attention loss in each layer (`LayerSums.means`); {} without `layers`.
         by_source: samples, loss and terms of each source (`SourceSums.means`); {} without `sources`.
         seconds: duration of the step on this rank.
         wait_share: share of the step that the ranks spent waiting for data.
@@ -34,10 +37,15 @@ class StepTally:
     """
 
     def __init__(
-        self, weights: Mapping[str, float], global_counts: Mapping[str, int], sources: StepSources | None = None
+        self,
+        weights: Mapping[str, float],
+        global_counts: Mapping[str, int],
+        sources: StepSources | None = None,
+        layers: Sequence[int] = (),
     ) -> None:
         self.weights, self.global_counts = weights, global_counts
         self._by_source = None if sources is None else SourceSums(sources, weights, list(global_counts))
+        self._by_layer = LayerSums(layers) if layers else None
         self.started, self.waited = perf_counter(), 0.0
         self._totals: list[Mapping[str, Tensor]] = []
         self._counts: list[Mapping[str, int]] = []
@@ -48,6 +56,8 @@ class StepTally:
         self._counts.append({name: term.count for name, term in terms.items()})
         if self._by_source is not None:
             self._by_source.add(terms)
+        if self._by_layer is not None:
+            self._by_layer.add(terms[TERM])
         return weighted_total(terms, self.weights, self.global_counts)
 
     def gather(self, ranks: Ranks, *, stop: bool, time_is_up: bool = False) -> None:
@@ -55,10 +65,13 @@ class StepTally:
         names = list(self.global_counts)
         totals = [float(sum(found[name] for found in self._totals)) for name in names]
         counts = [float(sum(found[name] for found in self._counts)) for name in names]
+        layers = [] if self._by_layer is None else self._by_layer.totals()
         own = [] if self._by_source is None else self._by_source.totals()
         self.seconds = perf_counter() - self.started
         requests = [float(stop), float(time_is_up and ranks.is_first)]
-        *sums, waited, seconds, stopped, up = ranks.sum([*totals, *counts, *own, self.waited, self.seconds, *requests])
+        *sums, waited, seconds, stopped, up = ranks.sum(
+            [*totals, *counts, *layers, *own, self.waited, self.seconds, *requests]
+        )
         found = dict(zip(names, map(int, sums[len(names) : 2 * len(names)]), strict=True))
         assert found == dict(self.global_counts), (found, self.global_counts)  # the store's index and the batches agree
         self.means = {
@@ -66,8 +79,12 @@ class StepTally:
             for name, total in zip(names, sums[: len(names)], strict=True)
         }
         self.loss = sum(self.weights[name] * (mean or 0.0) for name, mean in self.means.items())
+        further = sums[2 * len(names) :]
+        self.by_layer: dict[int, float | None] = (
+            {} if self._by_layer is None else self._by_layer.means(further[: len(layers)], found[TERM])
+        )
         self.by_source: dict[str, dict[str, Any]] = (
-            {} if self._by_source is None else self._by_source.means(sums[2 * len(names) :])
+            {} if self._by_source is None else self._by_source.means(further[len(layers) :])
         )
         self.wait_share = waited / seconds
         self.stopped, self.time_is_up = stopped > 0, up > 0

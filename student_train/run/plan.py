@@ -109,6 +109,12 @@ class RunPlan:
         return self.job.train
 
     @property
+    def layers_of_attention(self) -> tuple[int, ...]:
+        """The student's layers whose attention is compared, if there are several; otherwise ()."""
+        layers = () if self.attention is None else self.attention.student_layers
+        return layers if len(layers) > 1 else ()
+
+    @property
     def first_step(self) -> int:
         """Optimiser steps before the run: those of the run that it extends."""
         return 0 if self.extension is None else self.extension.first_step

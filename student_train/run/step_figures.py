@@ -6,7 +6,7 @@ from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.engine.engine import StepOutcome
 from alignkd.student_train.metrics.file import Metrics, peak_memory_mib
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.output import ATTENTION_WEIGHT, BY_SOURCE, KIND_PREFIX
+from alignkd.student_train.output import ATTENTION_WEIGHT, BY_SOURCE, KIND_PREFIX, attention_of_layer
 from alignkd.student_train.run.plan import StepPlan
 
 
@@ -22,6 +22,7 @@ def step_figures(
         "step": state.step,
         "loss": tally.loss,
         **tally.means,
+        **{attention_of_layer(layer): mean for layer, mean in tally.by_layer.items()},
         "samples_seen": state.samples_seen,
         "learning_rate": step.learning_rate,
         **({} if step.attention_weight is None else {ATTENTION_WEIGHT: step.attention_weight}),

@@ -6,6 +6,7 @@ code of the other phase.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -253,7 +254,8 @@ def _check_tensorboard(output: Path) -> None:
     events.Reload()
     shown = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    tags = {name: f"loss/{name}" if name in TERMS else f"run/{name}" for name in lines[0]} | {"loss": "loss/total"}
+    losses = {*TERMS, *(name for name in lines[0] if re.fullmatch(r"attention_\d+", name))}
+    tags = {name: f"loss/{name}" if name in losses else f"run/{name}" for name in lines[0]} | {"loss": "loss/total"}
     for name, tag in tags.items():
         if name != "step":
             expected = {line["step"]: float(line[name]) for line in lines if line[name] is not None}

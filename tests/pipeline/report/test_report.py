@@ -138,15 +138,18 @@ def test_losses_are_those_of_the_metrics_files(tmp_path: Path) -> None:
     """Also one that this version does not know: a run of another version, or of a branch with a loss of its own."""
     runs = load_runs(
         [
-            write_run(tmp_path / "a", [2.0, 1.0]),
+            write_run(
+                tmp_path / "a", [2.0, 1.0], attention_0=[0.4, 0.2], attention_1=[0.8, 0.6], attention_weight=[1, 1]
+            ),
             write_run(
                 tmp_path / "b", [2.0, 1.0], unheard_of=[5.0, 3.0], learning_rate=[1.0, 1.0], grad_norm=[2.0, 2.0]
             ),
         ],
         smooth=1,
     )
-    assert losses_of(runs) == ["loss", "supervised", "unheard_of"]
-    assert "unheard of" in plain_table(runs)
+    assert losses_of(runs) == ["loss", "supervised", "attention_0", "attention_1", "unheard_of"]
+    rows = {line[:13].strip(): line.split()[-2:] for line in plain_table(runs).splitlines()}
+    assert (rows["unheard of"], rows["attention 1"]) == (["-", "3"], ["0.6", "-"])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 200])

@@ -94,7 +94,8 @@ def test_two_layers_lower_the_loss(write: WriteConfig, tmp_path: Path) -> None:
 def test_the_loss_is_that_of_the_live_teacher(write: WriteConfig, golden: Path, pairs: str) -> None:
     """Teacher and student run whole with their attention matrices; the loss in plain numpy."""
     losses = {"attention_layers": {0: [0, 1], 1: 1}, "attention_heads": "grouped", "logit": 0.0}
-    config = write("live", attention={"layers": [0, 1], "pairs": pairs, **EXACT}, losses=losses)
+    stored = {"layers": [0, 1], "pairs": pairs, **EXACT}
+    config = write("live", attention=stored, losses=losses)
     reader = dumped(config)
     job = load_run_config(config, "train").train_job()
     samples = open_samples(job, job.open_student())
@@ -106,7 +107,7 @@ def test_the_loss_is_that_of_the_live_teacher(write: WriteConfig, golden: Path, 
     teacher = load_model(golden / "teacher", vision_config=golden / "clip")
     maps = [whole_maps(model, batch) for model in (teacher, student.model)]
     weight_ST = FixedHeads("grouped", num_students=4, num_teachers=8).weight_ST.numpy()
-    total, count = 0.0, 0
+    totals, counts = [0.0, 0.0], [0, 0]
     for sample, (example, _) in enumerate(every):
         at = example.positions
         rows = {
@@ -118,9 +119,14 @@ def test_the_loss_is_that_of_the_live_teacher(write: WriteConfig, golden: Path, 
         for own, others in ((0, (0, 1)), (1, (1,))):
             mean = np.mean([maps[0][layer][sample] for layer in others], axis=0)
             difference = np.einsum("st,tij->sij", weight_ST, mean)[place] - maps[1][own][sample][place]
-            total, count = total + np.square(difference).sum(), count + difference.size
-    assert found.count == count
-    assert found.total.item() == pytest.approx(total, rel=1e-5)
+            totals[own] += np.square(difference).sum()
+            counts[own] += difference.size
+    assert found.count == sum(counts)
+    assert found.total.item() == pytest.approx(sum(totals), rel=1e-5)
+    line, *_ = trained(write("live", attention=stored, losses=losses, micro_batch=4))
+    assert line["attention"] == pytest.approx(sum(totals) / sum(counts), rel=1e-5)
+    for layer in (0, 1):
+        assert line[f"attention_{layer}"] == pytest.approx(totals[layer] / counts[layer], rel=1e-5)
 
 
 @torch.no_grad()

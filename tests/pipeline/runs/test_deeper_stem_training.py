@@ -1,5 +1,6 @@
 """Training from a stem with whole layers is training from the stored attention of these layers."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,25 @@ def test_a_quantised_teachers_whole_layers_are_those_of_the_full_teacher(
     assert len(remarks) == lines and all("\n" not in remark and "full teacher" in remark for remark in remarks)
     written = make_attachments(job, teacher)[STEM_FILE]
     assert written == extracted_bytes(teacher, dtype=job.teacher.torch_dtype, depth=depth)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="the extra [quantized] is not installed")
+def test_training_from_a_quantised_teacher_compares_with_the_full_one_by_the_stem_only(write: WriteConfig) -> None:
+    """Stored attention of layer 1 has the quantisation error, that of layer 0 and the stem's have none."""
+    losses = {"losses": {"attention_layers": {0: 0, 1: 1}, "logit": 0}}
+    found = {}
+    for name, codec, quantization in (
+        ("full", "float32", "none"),
+        ("stem", "stem", "int8"),
+        ("stored", "float32", "int8"),
+    ):
+        config = write(name, store=of_layers([0, 1], codec), train=losses, teacher={"quantization": quantization})
+        dumped(config)
+        found[name] = trained(config)
+    for line, expected in zip(found["stem"], found["full"], strict=True):
+        for term in ("loss", "attention", "attention_0", "attention_1", "vision_all", "vision_top"):
+            assert line[term] == pytest.approx(expected[term], rel=1e-6), (line["step"], term)
+    stored, full = found["stored"][0], found["full"][0]
+    assert stored["attention_0"] == pytest.approx(full["attention_0"], rel=1e-6)
+    error = abs(stored["attention_1"] / full["attention_1"] - 1)
+    assert 1e-5 < error < 0.2

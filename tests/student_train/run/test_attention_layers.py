@@ -10,8 +10,6 @@ import torch
 from processes_of_two import ended, run_two
 from safetensors.torch import load_file
 
-from alignkd.storage import Codecs, LogitsCodec
-from alignkd.storage.schema.attention_targets import attention_target
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
@@ -26,15 +24,8 @@ from alignkd.student_train.trainer import train
 MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 ONLY_ATTENTION = {"vision_all": 0.0, "vision_top": 0.0, "logit": 0.0, "attention": 1000.0}
+BY_LAYER = {"attention_0", "attention_1"}
 TWO_LAYERS = {**ONLY_ATTENTION, "attention_layers": {0: 0, 1: (0, 1)}}
-
-
-@pytest.fixture(scope="session")
-def layers_store(dump: Callable[..., Path], many_samples: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten samples with the attention of both layers, all heads, both kinds of pairs."""
-    codecs = Codecs(attention="none", vision_top="none", vision_all="none", logits=LogitsCodec(kind="none"))
-    more = tuple(attention_target(pairs, layers=(0, 1), heads=8, codec="float32") for pairs in ("tqv", "vqv"))
-    return dump(tmp_path_factory.mktemp("stores") / "layers", many_samples, codecs=codecs, more=more)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +52,7 @@ def test_killed_and_resumed_equals_unbroken(
     before = (job.train.output / FILE).read_bytes()
     ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
+    assert all(line.keys() >= BY_LAYER for line in read_metrics(job.train.output))
     for name in ("student/model.safetensors", "adapters.safetensors", FILE):
         assert (job.train.output / name).read_bytes() == (unbroken.train.output / name).read_bytes()
     assert (job.train.output / FILE).read_bytes() == before
@@ -98,6 +90,7 @@ def test_two_ranks_equal_one(
     job = make_job(layers_store, output=tmp_path / "two", micro_batch=1, **settings)
     run_two(start_child, job, code=0)
     for found, expected in zip(read_metrics(job.train.output), read_metrics(alone.train.output), strict=True):
+        assert expected.keys() >= BY_LAYER
         for name, value in expected.items():
             assert found[name] == (value if value is None else pytest.approx(value, rel=2e-5)), name
 
@@ -115,12 +108,13 @@ def batch_and_student(job: TrainJob) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("layers", [{0: 0}, {1: 1}, {0: 0, 1: (0, 1)}])
+@pytest.mark.parametrize("form", [{}, {"attention_form": "kl", "attention_heads": "grouped"}], ids=["mse", "kl"])
 def test_gradient_checkpointing_changes_no_gradient(
-    layers: Any, layers_store: Path, make_job: MakeJob, tmp_path: Path
+    layers: Any, form: dict[str, str], layers_store: Path, make_job: MakeJob
 ) -> None:
     gradients = []
     for checkpointed in (False, True):
-        losses = {**ONLY_ATTENTION, "attention_layers": layers}
+        losses = {**ONLY_ATTENTION, "attention_layers": layers, **form}
         job = make_job(layers_store, losses=losses, gradient_checkpointing=checkpointed)
         batch, student = batch_and_student(job)
         weighted_total({"attention": student(batch)["attention"]}, {"attention": 1.0}, {"attention": 1}).backward()

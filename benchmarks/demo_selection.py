@@ -21,7 +21,7 @@ import click
 from demo_rows.document_marks import write_between_marks
 from demo_rows.grids import GRIDS
 from demo_rows.json_lines_log import Entry, versions
-from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, first_round, second_round
+from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.demo.demo import (
@@ -82,9 +82,7 @@ def wanted_rows(rows: str) -> list[str]:
 
 def trials_of(row: str, log: TrialLog, settings: DemoSettings) -> dict[Trial, float | None]:
     """The trials of a row that are known so far, in their order, with the accuracy of those that have ended."""
-    found = log.accuracies(
-        (Trial(row=row, setting=s, seed=seed) for s in GRIDS[row].settings for seed in SEEDS), settings
-    )
+    found = log.accuracies(every_trial(row), settings)
     return {trial: found.get(trial) for trial in [*first_round(row), *second_round(row, found)]}
 
 
@@ -163,7 +161,7 @@ def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
     """Per tried setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
     cells = [["row", "setting", *(f"seed {seed}" for seed in SEEDS), "mean"]]
     for row in rows:
-        found = {trial: value for trial, value in trials_of(row, log, settings).items() if value is not None}
+        found = log.accuracies(every_trial(row), settings)
         best = chosen(row, found) if row in ROWS else None  # of an experiment nothing is chosen
         for setting in GRIDS[row].settings:
             values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]

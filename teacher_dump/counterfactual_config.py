@@ -14,7 +14,7 @@ REPLACEMENT_VERSION = 1
 
 
 class CounterfactualConfig(Settings):
-    """A second pass of the teacher with vision embeddings replaced by those of a neutral picture.
+    """A second pass of the teacher with vision embeddings replaced by those of a neutral image.
 
     Attributes:
         remove: `image` replaces every vision token, `focus` the `share` of them with the highest focus score (eq. 2),

@@ -62,7 +62,7 @@ _ALIGN_KD = (
     *(
         Setting(
             name=f"rate-{rate:g}-attention-{weight:g}-adapters-{adapters:g}",
-            train={"learning_rate": rate, "adapter_learning_rate": adapters},
+            train={"learning_rate": rate, "adapter_learning_rate": adapters, "weight_decay": 0.0},
             losses={"attention": weight},
         )
         for rate, weight, adapters in (
@@ -139,7 +139,7 @@ _SUPERVISED_MORE = tuple(
 _SCHEDULE = tuple(
     Setting(
         name=f"decay-{'none' if decay is None else decay}-rows-{weights}",
-        losses={"attention_decay": decay, "attention_row_weights": weights},
+        losses={**_KL, "attention_decay": decay, "attention_row_weights": weights},
     )
     for decay, weights in product((None, 0.6), ("none", "surprise"))
 )
@@ -152,12 +152,16 @@ _BEHAVIOUR = Recipe(
         name="counterfactual",
         keys={"counterfactual": {"remove": "focus", "share": 0.44, "entries": 128}},
     ),
+    losses={"effect": 1.0, "keep": 1.0},
 )
 _COUNTERFACTUAL = tuple(
     Setting(name=f"effect-{weight:g}-keep-{weight:g}", losses={"effect": weight, "keep": weight})
     for weight in (1.0, 10.0)
 ) + tuple(
-    Setting(name=f"logit-1-temperature-{temperature:g}", losses={"logit": 1.0, "temperature": temperature})
+    Setting(
+        name=f"logit-1-temperature-{temperature:g}",
+        losses={"logit": 1.0, "temperature": temperature, "effect": 0.0, "keep": 0.0},
+    )
     for temperature in (2.0, 4.0)
 )
 
@@ -169,7 +173,11 @@ GRIDS: dict[str, Grid] = {
         Grid(recipe=TWO_LAYERS, settings=_LAYERS),
         Grid(recipe=TWO_LAYERS_MORE, settings=_LAYERS_MORE),
         Grid(recipe=ROWS["supervised_more"], settings=_SUPERVISED_MORE),
-        Grid(recipe=replace(TWO_LAYERS, name="layers_schedule"), settings=_SCHEDULE, halving=False),
+        Grid(
+            recipe=replace(TWO_LAYERS, name="layers_schedule", losses=TWO_LAYERS.losses | _KL),
+            settings=_SCHEDULE,
+            halving=False,
+        ),
         Grid(recipe=_BEHAVIOUR, settings=_COUNTERFACTUAL, halving=False),
     )
 }

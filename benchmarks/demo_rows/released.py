@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import median
 
 from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
 from alignkd.pipeline.demo.settings import DemoSettings
@@ -44,12 +43,12 @@ def released_rows(names: Sequence[str], log: TrialLog, settings: DemoSettings) -
 def same_cost(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> Recipe | None:
     """The supervised student with as many steps as took the time of this row's steps; None without trials of both.
 
-    The costs are medians over all trials, and their ratio is rounded to tenths: the trials share the machine with
-    other work, and a further trial should not change the row.
+    The costs are those of the fastest trials with the rows' settings, because the trials share the machine with other
+    work, and the fastest is the least disturbed. Their ratio is rounded to tenths.
     """
     if recipe.name == SUPERVISED:
         return None
-    own, plain = seconds_per_step(recipe.name, log), seconds_per_step(SUPERVISED, log)
+    own, plain = seconds_per_step(recipe, log, settings), seconds_per_step(SUPERVISED_ONLY, log, settings)
     if own is None or plain is None:
         return None
     return replace(
@@ -68,10 +67,12 @@ def _settings_of(recipe: Recipe) -> Recipe:
     return ROWS["supervised_more"] if recipe.name == "supervised_more_true" else EVERYTHING
 
 
-def seconds_per_step(row: str, log: TrialLog) -> float | None:
-    """Median over the trials of a row; None without any."""
-    found = [entry["seconds"] / entry["steps"] for entry in log.entries() if entry["row"] == row]
-    return median(found) if found else None
+def seconds_per_step(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> float | None:
+    """That of the fastest trial with the settings of a row; None without any."""
+    configs = [config_of(recipe, settings, seed) for seed in SEEDS]
+    return min(
+        (entry["seconds"] / entry["steps"] for entry in log.entries() if entry["config"] in configs), default=None
+    )
 
 
 def known_rows() -> str:

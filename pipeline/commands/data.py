@@ -8,7 +8,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.interrupts import ends_on_interrupt
-from alignkd.pipeline.console.outputs import REPLACES, claim_file, claim_folder, force_option, never
+from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
 from alignkd.pipeline.console.picture_file import DATA_STATS, is_drawn_by
 from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.data.filter.command import filter_command
@@ -207,35 +207,15 @@ def convert(
 
     Example: alignkd data convert 'data/train-*.parquet' --out train.jsonl --images-out images
     """
-    from dataclasses import asdict
-
-    from alignkd.pipeline.data.convert.convert import ConvertJob, convert
-    from alignkd.pipeline.data.convert.image_folder import is_image_folder
-    from alignkd.pipeline.data.convert.report import convert_lines
+    from alignkd.pipeline.data.convert.command_run import convert_and_print
+    from alignkd.pipeline.data.convert.convert import ConvertJob
     from alignkd.pipeline.data.opening import data_sets
-    from alignkd.pipeline.data.stats.figures import is_listing
 
-    reads = (*files_of(files), images)
-    claim_file("--out", out, never, reads=(*reads, listing), force=force)
-    if listing is not None:
-        claim_file("--list", listing, is_listing, reads=reads, force=force)
-    if images_out is not None:
-        folders = [path for path in reads if path is not None]
-        claim_folder("--images-out", images_out, is_image_folder, reads=folders, force=force)
-    found = convert(
-        ConvertJob(
-            data=data_sets(files, images=images, roles=role, system=system, answers=answers),
-            out=out,
-            dialect=to,
-            images_out=images_out,
-            listing=listing,
-        )
+    job = ConvertJob(
+        data=data_sets(files, images=images, roles=role, system=system, answers=answers),
+        out=out,
+        dialect=to,
+        images_out=images_out,
+        listing=listing,
     )
-    if as_json:
-        print_json(asdict(found))
-        return
-    for line in convert_lines(found):
-        click.echo(line)
-    for path in (out, listing):
-        if path is not None:
-            click.echo(f"wrote {path}")
+    convert_and_print(job, force=force, as_json=as_json)

@@ -47,7 +47,8 @@ def layers(
 
     Runs the teacher of CONFIG on some samples with images, and shows for each layer how much attention falls on vision
     tokens, how sharp it is, how much it depends on the question, and its bytes in a store. Recommends layers, and
-    prints the lines that store them. Nothing is stored. What each figure means: docs/choosing-targets.md.
+    prints the lines of `store` and `train` that store and compare them. Nothing is stored; CONFIG needs no section
+    store. What each figure means: docs/choosing-targets.md.
 
     Example: alignkd layers run.yaml --samples 100 --out layers.png
     """

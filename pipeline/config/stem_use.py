@@ -1,28 +1,35 @@
 """Whether a configuration takes targets from the teacher's stem, and whether its student's vision tower allows that."""
 
-from collections.abc import Mapping
+from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.objective.layer_map import compared_teacher_layers
 from alignkd.student_train.target_source import target_source
 from alignkd.teacher_dump.attention_config import AttentionConfig
+from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.stem import smallest_depth
+from alignkd.vlm.stem.file import read_stem_info
 from alignkd.vlm.stem.towers import same_tower, why_no_stem
 from alignkd.vlm.weights.hub import cached_checkpoint
 
 
 def takes_from_stem(config: RunConfig) -> bool:
     """Whether training takes from the stem a target whose loss has a weight."""
-    if config.train is None:
-        return bool(config.store.from_stem)
-    weighed = {*config.train.losses.needed_targets.values()}
-    chosen, has_stem = config.train.targets, config.train.stem is not None
-    return any(
-        target_source(config.store.codec_of(key), getattr(chosen, key), has_stem=has_stem) == "stem"
+    return bool(config.store.from_stem if config.train is None else targets_from_stem(config.train, config.store))
+
+
+def targets_from_stem(train: TrainConfig, store: StoreConfig) -> frozenset[str]:
+    """The targets, each of a loss with a weight, that training takes from the stem."""
+    weighed, has_stem = {*train.losses.needed_targets.values()}, train.stem is not None
+    return frozenset(
+        key
         for key in weighed & set(STEM_TARGETS)
+        if target_source(store.codec_of(key), getattr(train.targets, key), has_stem=has_stem) == "stem"
     )
 
 
@@ -40,21 +47,41 @@ def stem_depth_of(config: RunConfig, teacher: ModelConfig) -> int:
 def stem_layers_of(config: RunConfig, teacher: ModelConfig) -> tuple[int, ...]:
     """The teacher's layers whose attention is a target, rising: those of the store, or those that the losses name.
 
-    The losses may name others only if the attention comes from a stem and the store has no list of layers.
+    The losses may name others only if the attention comes from a stem and the store has no list of layers. A band of
+    the student is then compared with all layers that the stem gives.
 
     Raises:
-        InputError: see `StoreConfig.further_targets`.
+        InputError: see `StoreConfig.further_targets`; or a damaged stem.
     """
     stored = config.store.attention_layers(teacher)
     if config.train is None or isinstance(config.store.attention, AttentionConfig):
         return stored
     chosen = config.train.losses.attention_layers
-    source = target_source(
-        config.store.codec_of("attention"), config.train.targets.attention, has_stem=config.train.stem is not None
-    )
-    if source != "stem" or not isinstance(chosen, Mapping) or "attention" not in config.train.losses.weights:
+    if chosen is None or "attention" not in targets_from_stem(config.train, config.store):
         return stored
-    return tuple(sorted({layer for layers in chosen.values() for layer in layers}))
+    return compared_teacher_layers(chosen, available_layers(config, teacher) or stored)
+
+
+def available_layers(config: RunConfig, teacher: ModelConfig) -> tuple[int, ...] | None:
+    """The teacher's layers of which training has attention, rising; None if the file of the stem is not there yet.
+
+    Raises:
+        InputError: see `StoreConfig.further_targets`; or a damaged stem.
+    """
+    assert config.train is not None
+    named = config.store.attention_layers(teacher)
+    if "attention" not in targets_from_stem(config.train, config.store):
+        return named
+    if (depth := _depth_of_stem(config.train.stem, config.store, teacher)) is None:
+        return None
+    of_store = named if isinstance(config.store.attention, AttentionConfig) else teacher.attention_layers
+    return tuple(layer for layer in of_store if layer < depth)
+
+
+def _depth_of_stem(file: Path | None, store: StoreConfig, teacher: ModelConfig) -> int | None:
+    if file is None:
+        return store.stem_depth(teacher)
+    return read_stem_info(file).depth if file.is_file() else None
 
 
 def tower_match(config: RunConfig) -> tuple[bool | None, str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.checkpoint_config import PlannedModel
+from alignkd.pipeline.config.run_config import RunConfig, StudentConfig
 from alignkd.pipeline.console.printing import say
 from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.layers.samples import ChosenSamples, choose_samples
@@ -50,6 +51,8 @@ class ComparedLayers:
         common_tokens: vision tokens of each image of the samples; None if their numbers differ.
         bytes_per_sample: layer -> mean bytes of a sample's attention, all heads, in the codec of the store.
         codec: that codec.
+        student_layers: attention layers of the student; None if the configuration has no student, or if an earlier
+            stage has not made it yet.
     """
 
     scan: LayerScan
@@ -63,6 +66,7 @@ class ComparedLayers:
     bytes_per_sample: Mapping[int, float]
     codec: str
     pairs: LayerPairs
+    student_layers: tuple[int, ...] | None = None
 
     @property
     def layers(self) -> tuple[LayerFigures, ...]:
@@ -74,7 +78,7 @@ def compare_layers(config: RunConfig, count: int, *, pairs: LayerPairs = "tqv", 
     """Run the teacher twice over `count` samples: once for sums and mean maps, once to compare the rows with them.
 
     Args:
-        config: sections `data`, `teacher` and `store`.
+        config: sections `data` and `teacher`; of `store` the codec of the attention, of `student` the layers.
         pairs: text or vision queries.
         seed: seed of the choice of samples.
 
@@ -86,7 +90,16 @@ def compare_layers(config: RunConfig, count: int, *, pairs: LayerPairs = "tqv", 
         f"free memory, or lower teacher.token_budget (now {job.teacher.token_budget}) or teacher.batch (now "
         f"{job.teacher.batch})"
     ):
-        return _compare(job, count, pairs, seed)
+        return replace(_compare(job, count, pairs, seed), student_layers=_student_layers(config.student))
+
+
+def _student_layers(student: StudentConfig | None) -> tuple[int, ...] | None:
+    if student is None:
+        return None
+    try:
+        return PlannedModel(student.checkpoint, student.vision_config, student.processor).config.attention_layers
+    except InputError:
+        return None
 
 
 def _compare(job: DumpJob, count: int, pairs: LayerPairs, seed: int) -> ComparedLayers:

@@ -1,11 +1,11 @@
-"""Which layers to store: a simple rule on the figures of the layers.
+"""Which layers to store and to compare: a simple rule on the figures of the layers.
 
 The first layer that is nearly as informative as any, and for text queries also the first attention layer, which is the
 method's own. An early layer is preferred: what it teaches is of use to all later layers of the student, and a stem that
 gives it is small. Layers that hardly look at the image are left out: their rows are near 0, and so is the loss on them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from alignkd.storage.schema.attention_targets import LayerPairs
 from alignkd.storage.tools.layers.figures import LayerFigures
@@ -14,6 +14,8 @@ from alignkd.storage.tools.layers.figures import LayerFigures
 NEARLY = 0.75
 # of the largest mass on vision tokens
 LEAST_MASS = 0.1
+# the loss of the demo's row `layers`, whose weight was chosen there for `tqv`
+FORM, HEADS, WEIGHT = "kl", "grouped", 30
 
 
 def score(figures: LayerFigures) -> float:
@@ -30,9 +32,42 @@ def recommended_layers(layers: Sequence[LayerFigures], pairs: LayerPairs) -> tup
     return tuple(sorted({layers[0].layer, first})) if pairs == "tqv" else (first,)
 
 
+def compared_with(layers: Sequence[int], teacher: Sequence[int], student: Sequence[int]) -> dict[int, int]:
+    """Layer of the student -> the teacher's layer in the same place among the attention layers, counted from the first.
+
+    If the student has no such place, its last layers stand in; if it has too few layers, the teacher's first ones of
+    `layers` are compared.
+
+    Args:
+        layers: the teacher's recommended layers, ascending.
+        teacher, student: all attention layers of each model, ascending.
+    """
+    kept = layers[: len(student)]
+    places = [list(teacher).index(layer) for layer in kept]
+    last = len(student) - len(kept)
+    return {student[min(place, last + number)]: kept[number] for number, place in enumerate(places)}
+
+
 def store_lines(layers: Sequence[int], pairs: LayerPairs, codec: str) -> list[str]:
     """The lines of the configuration that store these layers."""
     return [
         "store:",
         f"  attention: {{layers: [{', '.join(map(str, layers))}], pairs: {pairs}, heads: all, codec: {codec}}}",
+    ]
+
+
+def loss_lines(compared: Mapping[int, int]) -> list[str]:
+    """The lines of the configuration that compare them in training.
+
+    Args:
+        compared: layer of the student -> layer of the teacher.
+    """
+    layers = ", ".join(f"{student}: {teacher}" for student, teacher in compared.items())
+    return [
+        "train:",
+        "  losses:",
+        f"    attention: {WEIGHT}  # a starting value: see docs/choosing-targets.md",
+        f"    attention_layers: {{{layers}}}  # student: teacher",
+        f"    attention_form: {FORM}",
+        f"    attention_heads: {HEADS}",
     ]

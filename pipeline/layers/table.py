@@ -7,7 +7,7 @@ from typing import Any
 from alignkd.pipeline.console.layer_table import layer_table
 from alignkd.pipeline.console.printing import format_bytes, format_count
 from alignkd.pipeline.layers.compare import ComparedLayers
-from alignkd.pipeline.layers.recommend import recommended_layers, store_lines
+from alignkd.pipeline.layers.recommend import WEIGHT, compared_with, loss_lines, recommended_layers, store_lines
 
 MAX_LISTED = 10
 NO_GRID = (
@@ -18,6 +18,11 @@ MAY_MIX = (
     "informative: all images here have {} vision tokens, which depend on the image; if their proportions differ, the "
     "mean maps mix several grids"
 )
+WEIGHT_NOTE = (
+    f"losses.attention {WEIGHT} is a starting value that was measured for tqv on the demo only (attention_form mse "
+    "needs about 20000 there); compare several values"
+)
+UNKNOWN_STUDENT = "# student unknown: attention_layers takes its layers to be numbered like the teacher's"
 
 
 def layers_json(compared: ComparedLayers) -> dict[str, Any]:
@@ -39,12 +44,14 @@ def layers_json(compared: ComparedLayers) -> dict[str, Any]:
             "layers": list(chosen),
             "bytes_per_sample": _bytes_of(compared, chosen),
             "store": "\n".join(store_lines(chosen, compared.pairs, compared.codec)),
+            "train": "\n".join(_loss_lines(compared, chosen)),
+            "note": WEIGHT_NOTE,
         },
     }
 
 
 def layers_lines(compared: ComparedLayers) -> list[str]:
-    """The table, the recommended layers and the lines of a configuration that store them."""
+    """The table, the recommended layers, and the lines of a configuration that store and compare them."""
     chosen, first = recommended_layers(compared.layers, compared.pairs), compared.layers[0]
     passed = [f"{compared.without_image} without an image"] if compared.without_image else []
     passed += [f"{len(compared.unusable)} unusable"] if compared.unusable else []
@@ -56,8 +63,10 @@ def layers_lines(compared: ComparedLayers) -> list[str]:
         *layer_table(compared.layers, sizes, chosen),
         *_notes(compared),
         f"recommended (*): {_named(chosen)}, {format_bytes(round(_bytes_of(compared, chosen)))} per sample in "
-        f"{compared.codec}",
+        f"{compared.codec}; merge these lines into the sections of the configuration",
         *store_lines(chosen, compared.pairs, compared.codec),
+        *_loss_lines(compared, chosen),
+        f"# {WEIGHT_NOTE}",
     ]
 
 
@@ -67,6 +76,14 @@ def unusable_lines(compared: ComparedLayers) -> Iterator[str]:
         yield f"unusable: sample {name!r} (index {index}): {reason}"
     if (rest := len(compared.unusable) - MAX_LISTED) > 0:
         yield f"unusable: {rest} more"
+
+
+def _loss_lines(compared: ComparedLayers, chosen: Sequence[int]) -> list[str]:
+    """The lines that compare the layers; those of an unknown student are taken to be the teacher's."""
+    teacher = [found.layer for found in compared.layers]
+    student = compared.student_layers
+    lines = loss_lines(compared_with(chosen, teacher, student or teacher))
+    return lines if student else [UNKNOWN_STUDENT, *lines]
 
 
 def _notes(compared: ComparedLayers) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.stem_use import takes_from_stem
+from alignkd.pipeline.config.stem_use import available_layers, targets_from_stem
 from alignkd.student_train.objective.layer_map import layer_pairs
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.errors import InputError
@@ -105,7 +105,7 @@ def check_pair(config: RunConfig) -> None:
 
     Raises:
         InputError: a loss of the configuration cannot be computed, or a checkpoint is unusable.
-        TrainError: layers whose attention is compared do not exist or are not dumped.
+        TrainError: layers whose attention is compared do not exist or are neither dumped nor given by the stem.
     """
     assert config.teacher is not None and config.student is not None and config.train is not None
     teacher, student = (
@@ -118,9 +118,12 @@ def check_pair(config: RunConfig) -> None:
             f"student {student.name}, teacher {teacher.name}: {pair.verdict} (`alignkd models --pair TEACHER STUDENT` "
             "shows both values)"
         )
-    losses = config.train.losses
-    if "attention" in losses.weights and not takes_from_stem(config):  # of a stem, the file decides
-        layer_pairs(losses.attention_layers, student.config, config.store.attention_layers(teacher.config))
+    losses, available = config.train.losses, available_layers(config, teacher.config)
+    if "attention" in losses.weights and available is not None:
+        of_depth = "attention" in targets_from_stem(config.train, config.store) and isinstance(
+            config.store.attention, str
+        )
+        layer_pairs(losses.attention_layers, student.config, available, of_stem=of_depth)
 
 
 def pair_lines(pair: Pair) -> list[str]:

@@ -13,7 +13,6 @@ from alignkd.student_train.objective.settings import LossConfig
 
 # two nuclei that have nothing in common, each of 18 tokens, as `entries.py` assumes
 ASSUMED_ENTRIES = 36.0
-COUNTERFACTUAL = "counterfactual"
 NAMES = (FULL, REMOVED, ADVANTAGE, EVIDENCE)
 
 
@@ -32,11 +31,6 @@ def counterfactual_rows(manifest: Manifest, rows: SampleRows) -> dict[str, NDArr
             entries = np.rint(positions * _entries(target.codec, manifest.shapes.vocab_size))
             found[part_name(target, "entry")] = entries.astype(np.int64)
     return found
-
-
-def is_counterfactual(group: str) -> bool:
-    """Whether a group of columns belongs to the pass."""
-    return group in NAMES or group in (f"{FULL}_entry", f"{REMOVED}_entry")
 
 
 def has_second_pass(losses: LossConfig) -> bool:

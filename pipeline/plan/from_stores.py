@@ -25,6 +25,7 @@ from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run
+from alignkd.student_train.run.unused import unused_of_store
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.stem.file import StemInfo
@@ -45,6 +46,7 @@ class TrainingPlan:
         student: memory of training.
         table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
         hours: device -> hours of the whole training on one such device.
+        notes: lines on stored targets that no loss compares with.
     """
 
     name: str | None
@@ -59,6 +61,7 @@ class TrainingPlan:
     hours: Mapping[str, float]
     gpu_memory: int
     host_memory: int
+    notes: Sequence[str] = ()
 
     @property
     def fits_by(self) -> dict[str, bool]:
@@ -88,6 +91,7 @@ class TrainingPlan:
             "fits_by": self.fits_by,
             "gpu_memory_bytes": self.gpu_memory,
             "host_memory_bytes": self.host_memory,
+            "notes": list(self.notes),
         }
 
 
@@ -139,6 +143,7 @@ def training_plan(
         hours={name: training_hours(config, operations, found) for name, found in DEVICES.items()},
         gpu_memory=device,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
+        notes=[line for reader in readers if (line := unused_of_store(reader, train)) is not None],
     )
 
 

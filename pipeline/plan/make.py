@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.stem_use import stem_depth_of, takes_from_stem
+from alignkd.pipeline.config.stem_use import stem_depth_of, takes_from_stem, targets_from_stem
 from alignkd.pipeline.data.reading_bar import ReadingBar
 from alignkd.pipeline.plan.advice import advice
 from alignkd.pipeline.plan.choices import (
@@ -41,6 +41,7 @@ from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
+from alignkd.student_train.run.unused import unused_line, unused_targets
 from alignkd.student_train.trained.counts import described
 from alignkd.vlm.data.data_list import DataList, needs_folder
 from alignkd.vlm.data.source import DataSet
@@ -131,8 +132,18 @@ def make_plan(
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
         disk=disk,
         notes=data.notes,
+        unused=_unused(config, manifest, store, data),
     )
     return replace(plan, advice=advice(plan, config, teacher, student, load))
+
+
+def _unused(config: RunConfig, manifest: Manifest, store: StoreSize, data: DataSize) -> str | None:
+    """The line on stored targets that no loss compares with."""
+    if config.train is None:
+        return None
+    found = unused_targets(manifest, config.train.losses, targets_from_stem(config.train, config.store))
+    sizes = {target: size / max(1.0, data.num_records) for target, size in store.by_target.items()}
+    return unused_line(found, sizes, "unused")
 
 
 def memory_of_teacher(config: RunConfig, data: DataSize, store: StoreSize, teacher: ModelShapes) -> Memory:

@@ -31,6 +31,8 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
+    for note in plan.notes:
+        yield f"  {note}"
     yield ""
     yield from _memory_lines("training", plan.student, plan.gpu_memory)
     yield from _host_lines("training", plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
@@ -98,6 +100,8 @@ def _store_lines(plan: Plan) -> Iterator[str]:
     per_sample = max(1.0, plan.data.num_records)
     for target, size in plan.store.by_target.items():
         yield f"  {target:<12} {format_bytes(size):>10}  {format_bytes(round(size / per_sample)):>10} per sample"
+    if plan.unused is not None:
+        yield f"  {plan.unused}"
     if plan.entries_per_position:
         yield f"  {plan.entries_per_position:.1f} kept tokens per supervised position ({plan.entries_source})"
     yield "  by codec"

@@ -78,6 +78,7 @@ class Plan:
         hours: device -> phase -> hours on one device.
         probe: measurements, if a probe ran.
         advice: what to change, in order; empty if everything fits.
+        unused: a line on stored targets that no loss compares with, or None.
     """
 
     name: str | None
@@ -99,6 +100,7 @@ class Plan:
     disk: int | None
     notes: Sequence[str]
     advice: Sequence[Mapping[str, Any]] = ()
+    unused: str | None = None
 
     @property
     def fits_by(self) -> dict[str, bool]:
@@ -162,5 +164,5 @@ class Plan:
             "entries_per_position": self.entries_per_position,
             "entries_source": self.entries_source,
             "measured": None if self.probe is None else asdict(self.probe),
-            "notes": list(self.notes),
+            "notes": [*self.notes, *([] if self.unused is None else [self.unused])],
         }

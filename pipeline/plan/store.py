@@ -11,20 +11,20 @@ from itertools import tee
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.plan.counterfactual import COUNTERFACTUAL, counterfactual_rows, is_counterfactual
+from alignkd.pipeline.plan.counterfactual import counterfactual_rows
 from alignkd.pipeline.plan.samples import DataSize, SampleRows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.registry import get_backend
-from alignkd.storage.schema.attention_targets import NAMES, attention_targets
-from alignkd.storage.schema.columns import Column, columns_of, width_field
+from alignkd.storage.schema.attention_targets import attention_targets
+from alignkd.storage.schema.columns import columns_of, width_field
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry, Totals, shard_name
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
+from alignkd.storage.tools.target_bytes import COUNTERFACTUAL, INPUTS, TARGETS, target_of
 
-TARGETS = ("attention", "vision_top", "vision_all", "logits")
-# what is not a target: texts, ids, positions; indexes, commit records, manifest; files of the store as a whole
-INPUTS, OVERHEAD, ATTACHMENTS = "inputs", "overhead", "attachments"
+# what is neither a target nor inputs: indexes, commit records, manifest; files of the store as a whole
+OVERHEAD, ATTACHMENTS = "overhead", "attachments"
 _SHA256 = "0" * 64
 
 
@@ -70,7 +70,7 @@ def store_size(
     shards = (_shard_rows(manifest, rows, rows_of_groups(manifest, rows, entries_per_position)) for rows in again)
     backend = get_backend(manifest.backend)
     predicted = backend.predicted_bytes(manifest, columns, shards, overhead=overhead)
-    targets = {column.name: target_of(column, manifest) for column in columns}
+    targets = {column.name: target_of(column) for column in columns}
     counted: dict[str, float] = {INPUTS: 0, OVERHEAD: 0}
     commit = 0
     for rows, shard, planned in zip(samples, predicted, data.shard_sizes, strict=True):
@@ -83,20 +83,6 @@ def store_size(
     sizes = {target: round(size * scale) for target, size in counted.items()}
     sizes[OVERHEAD] += len(seal(manifest.model_dump())) + sum(map(len, backend.store_files.values()))
     return StoreSize(by_target={**dict.fromkeys(TARGETS, 0), **sizes, ATTACHMENTS: sum(attachments.values())})
-
-
-def target_of(column: Column, manifest: Manifest) -> str:
-    """The target that a stored array belongs to, or `INPUTS`."""
-    if column.group in ("attention", *NAMES.values()):
-        return "attention"
-    if is_counterfactual(column.group):
-        return COUNTERFACTUAL
-    if column.group in ("top", "top_scale"):
-        return "vision_top"
-    if column.group in ("image", "image_token"):
-        return "vision_all"
-    is_logits = column.group == "entry" or (column.group == "supervised" and column.name != "supervised_positions")
-    return "logits" if is_logits else INPUTS
 
 
 def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: float) -> dict[str, NDArray[np.int64]]:

@@ -62,6 +62,10 @@ def show(
     if png is not None:
         claim_file("--png", png, is_drawn_by(SHARDS_SHOW), reads=(images, tokenizer), closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)
+    if png is not None:
+        from alignkd.pipeline.shards.view.attention_map import drawn_layer
+
+        drawn_layer(reader.manifest, layer)
     if sample_id is None and key is None and index is None:
         index = int(reader.dataset_index.min()) if len(reader) else 0
     record = find_record(reader, sample_id=sample_id, key=key, index=index)

@@ -145,8 +145,8 @@ def attention_line(attention: "AttentionSums", *, from_stem: bool) -> str:
         source = "training takes it from the teacher's stem" if from_stem else "no record has any"
         return f"attention: not checked: the store contains none, {source}"
     return (
-        f"attention: {'not probabilities' if attention.problems() else 'ok'}; sums of {attention.rows} rows from "
-        f"{attention.smallest_sum:.4f} to {attention.largest_sum:.4f}, lowest value {attention.smallest:.3g}"
+        f"attention: {'not probabilities' if attention.problems() else 'ok'}; {attention.rows} rows, each with a sum "
+        f"between {attention.smallest_sum:.4f} and {attention.largest_sum:.4f}; lowest value {attention.smallest:.3g}"
     )
 
 

@@ -1,6 +1,6 @@
 """The further targets that a counterfactual pass of the teacher adds to a store: their names and forms.
 
-A second pass sees the same text and the vision embeddings of a neutral picture, in place of all vision tokens (`image`)
+A second pass sees the same text and the vision embeddings of a neutral image, in place of all vision tokens (`image`)
 or of those with the highest focus score (`focus`). Both passes are stored on ONE list of tokens for each position.
 """
 

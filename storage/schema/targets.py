@@ -63,7 +63,7 @@ class NamedTarget(BaseModel):
         heads: entries of a row for each layer.
         width: length of the last axis.
         forward_pass: `sample` is the sample as it is, `without_image` a second pass over its text alone.
-            `replaced_vision` is a second pass with the vision embeddings of a neutral picture in place of some or all,
+            `replaced_vision` is a second pass with the vision embeddings of a neutral image in place of some or all,
             `before_replacement` the pass over the sample as it is with which that one is compared.
         source: `store`, or `stem` where it is not stored because the teacher's stem gives it.
     """

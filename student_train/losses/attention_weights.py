@@ -1,4 +1,4 @@
-"""Weights of attention rows by the teacher's attention: rows that show where to look count more.
+"""Weights of attention rows by the teacher's attention: rows that are sharp, or far from the mean map, count more.
 
 Shape letters: B samples, H heads, r rows, C columns.
 """

@@ -107,6 +107,21 @@ def compared_layers(choice: Mapping[int, tuple[int, ...]] | str | None, student:
     return _of_student(choice if isinstance(choice, str) else tuple(sorted(choice)), student)
 
 
+def compared_teacher_layers(
+    choice: Mapping[int, tuple[int, ...]] | str | None, available: Sequence[int]
+) -> tuple[int, ...]:
+    """The teacher's layers that a choice compares with, rising, whatever the student.
+
+    Args:
+        available: the teacher's layers of which there is attention, rising. A band takes all of them.
+    """
+    if isinstance(choice, str):
+        return tuple(available)
+    return (
+        tuple(available[:1]) if choice is None else tuple(sorted({layer for one in choice.values() for layer in one}))
+    )
+
+
 def number_of_pairs(choice: Mapping[int, tuple[int, ...]] | str | None, num_layers: int) -> int:
     """How many layers of a student with `num_layers` layers a choice compares, if all of them have attention."""
     if isinstance(choice, str):

@@ -64,7 +64,7 @@ class LossConfig(_Weights):
         attention_row_weights: weight of each row, by the teacher's attention. `sharpness`: 1 - entropy / ln(columns).
             `surprise`: KL to the mean map of the store. Weights are divided by their mean over the store.
         attention_decay: share of the steps after which the weight of the attention loss has fallen to 0 along a cosine;
-            None: it stays.
+            in an extension of the steps of the first run. None: it stays.
     """
 
     supervised_on_generated: Amount = 1.0

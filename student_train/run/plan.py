@@ -30,7 +30,13 @@ from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.attention import attention_match, chosen_attention
 from alignkd.student_train.run.checks import check_images, check_store_fits
-from alignkd.student_train.run.extension import Extension, check_can_be_extended, find_extension, schedule_of
+from alignkd.student_train.run.extension import (
+    Extension,
+    check_can_be_extended,
+    decay_steps,
+    find_extension,
+    schedule_of,
+)
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
@@ -122,7 +128,7 @@ class RunPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
         factor = self.schedule(number)
-        weights = config.losses.weights_at(number / config.num_steps)
+        weights = config.losses.weights_at(number / decay_steps(self.settings))
         return StepPlan(
             weights=weights,
             attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),

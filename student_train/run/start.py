@@ -16,6 +16,7 @@ from alignkd.student_train.output import METRICS, checkpoints_folder, read_finis
 from alignkd.student_train.run.agreement import samples_in_several
 from alignkd.student_train.run.extension import extension_line, small_rate_warning
 from alignkd.student_train.run.plan import RunPlan
+from alignkd.student_train.run.unused import unused_of_store
 from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
 
@@ -119,6 +120,7 @@ def announce(plan: RunPlan) -> None:
         _warn_about_repeated(plan)
         _announce_extension(plan)
         _warn_about_unusable(plan)
+        _note_unused_targets(plan)
 
 
 def _attention(plan: RunPlan) -> list[str]:
@@ -172,6 +174,12 @@ def _announce_extension(plan: RunPlan) -> None:
     logger.info("%s", extension_line(plan.config, plan.extension, plan.schedule))
     if warning := small_rate_warning(plan.config, plan.schedule):
         logger.warning("%s", warning)
+
+
+def _note_unused_targets(plan: RunPlan) -> None:
+    for reader in plan.samples.readers:
+        if (line := unused_of_store(reader, plan.config)) is not None:
+            logger.info("%s", line)
 
 
 def _warn_about_unusable(plan: RunPlan) -> None:

@@ -1,6 +1,6 @@
-"""Vision embeddings replaced by those of a neutral picture: what a counterfactual pass gives to the decoder.
+"""Vision embeddings replaced by those of a neutral image: what a counterfactual pass gives to the decoder.
 
-The neutral picture of an image is an image of the same size whose every value is `NEUTRAL` after the processor's
+The neutral image of an image is an image of the same size whose every value is `NEUTRAL` after the processor's
 normalisation, very nearly the processor's mean colour. It depends on the size of the image alone, so that both phases,
 every worker and every batch use the same one. It has as many vision tokens as the image, in the same grid.
 
@@ -22,7 +22,7 @@ NEUTRAL = 2.0**-6
 
 @torch.no_grad()
 def neutral_vision(model: VisionLanguageModel, images: Sequence[ImageTensors], samples: Sequence[int]) -> Vision:
-    """The neutral picture of each image, encoded; without gradient.
+    """The neutral image of each image, encoded; without gradient.
 
     Args:
         images: the tensors of each image, at least one, on the model's device.
@@ -38,7 +38,7 @@ def replaced_vision(vision: Vision, neutral: Vision, replaced_P: Tensor | None) 
 
     Args:
         vision: the images; with gradient, if it has one.
-        neutral: their neutral pictures (`neutral_vision`).
+        neutral: their neutral images (`neutral_vision`).
         replaced_P: bool [P]; None replaces all.
     """
     assert vision.tokens_of_image == neutral.tokens_of_image, (vision.tokens_of_image, neutral.tokens_of_image)

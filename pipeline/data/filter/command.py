@@ -7,10 +7,10 @@ from typing import Literal
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.outputs import claim_file, force_option, never
-from alignkd.pipeline.console.printing import json_option, print_json
+from alignkd.pipeline.console.outputs import force_option
+from alignkd.pipeline.console.printing import json_option
 from alignkd.pipeline.data.filter.filters import Filters
-from alignkd.pipeline.data.options import Answers, files_of, listing_option, reading_options
+from alignkd.pipeline.data.options import Answers, listing_option, reading_options
 
 
 @click.command("filter")
@@ -65,12 +65,10 @@ def filter_command(
 
     Example: alignkd data filter generated --out answers.jsonl --finished-only --min-logprob-per-token -1.5
     """
-    from dataclasses import asdict
-
-    from alignkd.pipeline.data.convert.convert import ConvertJob, convert
-    from alignkd.pipeline.data.convert.report import convert_lines
+    from alignkd.pipeline.data.convert.command_run import convert_and_print
+    from alignkd.pipeline.data.convert.convert import ConvertJob
+    from alignkd.pipeline.data.convert.report import next_step_lines
     from alignkd.pipeline.data.opening import data_sets
-    from alignkd.pipeline.data.stats.figures import is_listing
 
     filters = Filters(
         min_logprob_per_token=min_logprob_per_token,
@@ -83,27 +81,14 @@ def filter_command(
         dedupe=dedupe,
     )
     _check(filters)
-    reads = (*files_of(files), images)
-    claim_file("--out", out, never, reads=(*reads, listing), force=force)
-    if listing is not None:
-        claim_file("--list", listing, is_listing, reads=reads, force=force)
-    found = convert(
-        ConvertJob(
-            data=data_sets(files, images=images, roles=role, system=system, answers=answers),
-            out=out,
-            dialect=to,
-            filters=filters,
-            listing=listing,
-        )
+    job = ConvertJob(
+        data=data_sets(files, images=images, roles=role, system=system, answers=answers),
+        out=out,
+        dialect=to,
+        filters=filters,
+        listing=listing,
     )
-    if as_json:
-        print_json(asdict(found))
-        return
-    for line in convert_lines(found):
-        click.echo(line)
-    for path in (out, listing):
-        if path is not None:
-            click.echo(f"wrote {path}")
+    convert_and_print(job, force=force, as_json=as_json, next_step=lambda found: next_step_lines(out, images, found))
 
 
 def _check(filters: Filters) -> None:

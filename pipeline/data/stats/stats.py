@@ -24,6 +24,7 @@ from alignkd.vlm.data.formats.paths import data_files
 from alignkd.vlm.data.formats.recognise import kind_of_file
 from alignkd.vlm.data.source import Answers
 from alignkd.vlm.errors import InputError
+from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.settings import ProcessorKind
 
@@ -74,9 +75,7 @@ def data_stats(job: StatsJob) -> DataStats:
     for data in sets:
         for file in data_files(data.path):
             kind_of_file(file)  # a wrong path is reported before the checkpoint is looked for
-    checkpoint = open_checkpoint(
-        job.checkpoint, vision_config=job.vision_config, weights=False, processor=job.processor
-    )
+    checkpoint = _opened(job)
     builder = checkpoint.preparation(job.template)
     sources = tuple(map(open_with_progress, sets))
     scan = Scan(sources=sources, builder=builder, decode=job.decode)
@@ -115,6 +114,16 @@ def data_stats(job: StatsJob) -> DataStats:
         lengths=lengths,
         length_counts=length_counts,
     )
+
+
+def _opened(job: StatsJob) -> Checkpoint:
+    try:
+        return open_checkpoint(job.checkpoint, vision_config=job.vision_config, weights=False, processor=job.processor)
+    except InputError as error:
+        raise InputError(
+            f"--checkpoint {error}; this model's tokenizer and image processor count the tokens: give the teacher's or "
+            "the student's checkpoint by --checkpoint"
+        ) from error
 
 
 def _check_sized(job: StatsJob, table: SampleTable) -> None:

@@ -147,6 +147,12 @@ def _setting(report: Mapping[str, Any]) -> list[str]:
         text += (
             "Intervals (95 %) are bootstrap intervals over seeds and scenes, seeds and scenes paired between rows.\n"
         )
+    if settings["quick"]:
+        whole = command({**report, "settings": {**settings, "quick": False}})
+        text += (
+            f"Students of {settings['steps']} steps are trained too little to compare the rows; for results, run "
+            f"`{whole} --out FOLDER` with a new folder.\n"
+        )
     where = f"`{command(report)}` on {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}.\n"
     return [text, where]
 

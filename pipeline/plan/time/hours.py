@@ -99,7 +99,7 @@ def training_operations(
 
 
 def _second_pass(teacher: ModelShapes, shape: Mapping[str, float]) -> float:
-    """Operations of a sample's counterfactual pass; images of one size share one neutral picture."""
+    """Operations of a sample's counterfactual pass; images of one size share one neutral image."""
     images = shape["images"] if teacher.size.vision_tokens is None else 0
     # the head runs again over the first pass: both are compared in one chunk
     return forward_flops(teacher, **{**shape, "images": images, "supervised": 2 * shape["supervised"]})

@@ -53,7 +53,7 @@ def attention_map(
     Raises:
         InputError: no such head, query or layer, or the store has no text-query-vision attention.
     """
-    target, layer = _stored(record, manifest, layer)
+    target, layer = drawn_layer(manifest, layer)
     if head is not None and not 0 <= head < target.heads:
         raise InputError(f"--head is {head}, the store has heads 0..{target.heads - 1}")
     ends = np.cumsum(record.tokens_of_image).tolist()
@@ -111,12 +111,19 @@ def is_padded(manifest: Manifest) -> tuple[bool, int]:
     return True, 336
 
 
-def _stored(record: Record, manifest: Manifest, layer: int | None) -> tuple[StoredAttention, int]:
-    """The target with text-query-vision attention of a layer, and the layer."""
+def drawn_layer(manifest: Manifest, layer: int | None) -> tuple[StoredAttention, int]:
+    """The target with text-query-vision attention of a layer, and the layer.
+
+    Args:
+        layer: number of a stored decoder layer; None for the first.
+
+    Raises:
+        InputError: no such layer, or the store has no text-query-vision attention.
+    """
     stored = {number: at for at in stored_attention(manifest) if at.pairs == "tqv" for number in at.layers}
     if not stored:
         found, step = _why_none(manifest)
-        raise InputError(f"sample {record.id!r} has {found}, --png draws stored tqv attention; {step}")
+        raise InputError(f"the store has {found}, --png draws stored tqv attention; {step}")
     layer = min(stored) if layer is None else layer
     if layer not in stored:
         listed = ", ".join(map(str, sorted(stored)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from alignkd.pipeline.shards.view.advantage_view import advantage_lines
 from alignkd.pipeline.shards.view.layer_view import layer_lines
 
 WIDTH = 110
@@ -30,6 +31,7 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     )
     lines += [f"{'tokens':<14}pieces, supervised ones in [ ]", *token_lines(seen)]
     lines += [f"{name:<23} {target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
+    lines += advantage_lines(seen["visual_advantage"])
     lines += layer_lines(seen["attention_layers"])
     if seen["from_stem"]:
         lines.append(

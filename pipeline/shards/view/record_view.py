@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.pipeline.shards.view.advantage_view import advantage_figures
 from alignkd.pipeline.shards.view.grids import square_grid, token_grids, vision_blocks
 from alignkd.pipeline.shards.view.layer_view import layer_rows
 from alignkd.pipeline.shards.view.pieces import Pieces
@@ -101,6 +102,7 @@ def summary(
             name: {"shape": list(values.shape), "dtype": str(values.dtype)}
             for name, values in export_tensors(record, manifest).items()
         },
+        "visual_advantage": advantage_figures(record),
         "attention_layers": layer_rows(record, manifest),
         "from_stem": list(manifest.from_stem) if record.has_image else [],
     }

@@ -54,8 +54,9 @@ def test_each_layer_is_shown(
     assert alignkd_here(*arguments, *picture, 3).returncode == 0
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.format == "PNG"
-    done = alignkd_here(*arguments, *picture, 1)
-    assert done.returncode == 1 and "--layer is 1" in done.stderr
+    # the layer is checked before the images are looked for
+    done = alignkd_here(*arguments, "--png", tmp_path / "b.png", "--layer", 1)
+    assert done.returncode == 1 and "--layer is 1" in done.stderr and not (tmp_path / "b.png").exists()
 
     page = alignkd_here(*arguments).stdout
     assert page.count("tqv layer ") == page.count("vqv layer ") == 3
@@ -91,3 +92,30 @@ def test_what_is_not_drawn_is_named(dumped: Callable[..., Path], alignkd_here: R
     assert done.returncode == 1 and "has vqv attention, --png draws stored tqv attention" in done.stderr
     table = alignkd_here("shards", "stats", store).stdout
     assert "attention_layers_vqv: vqv attention by layer" in table
+
+
+def test_visual_advantage_of_a_record(write_config: Callable[..., Path], alignkd_here: Run) -> None:
+    """The figures of a store with a counterfactual pass, against sums by hand."""
+    config = write_config(store={"counterfactual": {}}, drop=("train", "student"))
+    assert alignkd_here("dump", config).returncode == 0
+    store = yaml.safe_load(config.read_text())["store"]["path"]
+    kinds = set()
+    for record in StoreReader(store):
+        arguments = ("shards", "show", store, "--index", record.index)
+        found = json.loads(alignkd_here(*arguments, "--json").stdout)["visual_advantage"]
+        kinds.add(record.has_image)
+        if not record.has_image:
+            assert found is None
+            continue
+        values = [float(value) for value in np.asarray(record.more["visual_advantage"])]
+        assert found == {
+            "positions": len(values),
+            "mean": pytest.approx(sum(values) / len(values)),
+            "smallest": min(values),
+            "largest": max(values),
+            "share_above_0_1": pytest.approx(sum(value > 0.1 for value in values) / len(values)),
+        }
+        line = next(line for line in alignkd_here(*arguments).stdout.splitlines() if "above 0.1 at" in line)
+        assert f"smallest {min(values):.3g}, largest {max(values):.3g}" in line
+        break
+    assert True in kinds

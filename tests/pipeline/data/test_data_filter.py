@@ -9,9 +9,11 @@ from typing import Any
 
 import generated_folder
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkd.pipeline.config.run_config import DataConfig
 from alignkd.pipeline.data.filter.filters import Filters, SampleFilter, option_of
 from alignkd.pipeline.data.filter.repetition import repetition
 from alignkd.vlm.data.open import load_samples
@@ -183,9 +185,25 @@ def test_the_command_counts_and_lists_what_it_drops(folder: Path, tmp_path: Path
     for option in ("--min-logprob-per-token", "--finished-only", "--max-repetition", "--min-tokens", "--dedupe"):
         assert f"dropped by {option}: {counts[option]}" in done.stdout
     assert "3 of 10 samples written" in done.stdout and "unusable: 1: unknown role 'cat'" in done.stdout
+    printed = done.stdout[done.stdout.index("data:") :]
+    assert yaml.safe_load(printed) == {"data": {"conversations": str(out)}}
     again = json.loads(alignkd_here(*command, "--force", "--json").stdout)
     assert again["filtered"] == {option: counts[option] for option in again["filtered"]}
     assert again["written"] + sum(again["filtered"].values()) + sum(again["unusable"].values()) == again["samples"]
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_the_next_step_is_a_section_of_a_configuration(is_given: bool, tmp_path: Path, alignkd_here: Run) -> None:
+    data, images, out = tmp_path / "given.json", tmp_path / "a: b", tmp_path / "kept.jsonl"
+    images.mkdir()
+    data.write_text(json.dumps([entry("a", "yes", None, "<image>\nq") | {"image": "a.jpg"}]))
+    options = ("--images", images) if is_given else ()
+    done = alignkd_here("data", "filter", data, "--dedupe", "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    assert "images: 1 paths kept" in done.stdout and ("# images:" in done.stdout) != is_given
+    section = yaml.safe_load(done.stdout[done.stdout.index("data:") :])["data"]
+    config = DataConfig.model_validate(section)
+    assert (config.conversations, config.images) == (out, images if is_given else None)
 
 
 def test_what_is_written_has_the_same_samples(folder: Path, tmp_path: Path, alignkd_here: Run) -> None:

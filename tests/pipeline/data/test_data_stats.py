@@ -32,6 +32,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.retry import with_advice
 from alignkd.teacher_dump.store_config import StoreConfig
 from alignkd.vlm.data.source import DataSet
+from alignkd.vlm.errors import InputError
 
 LONG_ANSWER = "and so on, " * 200
 
@@ -109,6 +110,12 @@ def assert_adds_up(source: SourceStats) -> None:
 def without_advice(reason: str) -> str:
     """A reason of the dump without the command that only a dump can be told to run."""
     return reason.removesuffix(with_advice(""))
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_its_option(make_job: MakeJob, golden_entries: list[Any]) -> None:
+    job = make_job(golden_entries, checkpoint="no/model", vision_config=None)
+    with pytest.raises(InputError, match=r"^--checkpoint no/model: .*count the tokens: give the teacher's"):
+        data_stats(job)
 
 
 @pytest.mark.parametrize("beyond", [0, -1])

@@ -2,7 +2,7 @@
 
 import copy
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from alignkd.pipeline.demo.folder import DemoFolder, begin, made_once
 from alignkd.pipeline.demo.models import TEACHER, write_configs
 from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, key_position
 from alignkd.pipeline.demo.recipes import ROWS, named_rows
+from alignkd.pipeline.demo.results.report import markdown
 from alignkd.pipeline.demo.results.table import differences, plain_table, table
 from alignkd.pipeline.demo.run_config import run_config
 from alignkd.pipeline.demo.settings import FULL, QUICK, DemoSettings
@@ -153,6 +154,16 @@ def test_a_row_changes_what_it_names_and_nothing_else() -> None:
     assert after["losses"] == dict.fromkeys(before["losses"], 0.0) | {"supervised": 1.0, "logit": 0.25}
     kept = before.keys() - {"learning_rate", "warmup_ratio", "steps", "losses"}
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_page_of_a_quick_demo_names_the_command_of_the_whole_one(quick: bool, tmp_path: Path) -> None:
+    flags = {"quick": quick, "ablation": True, "train_teacher": False, "rows": "", "seeds": 2, "profile": None}
+    machine = {"cores": 2, "processor": "a", "torch": "b"}
+    settings = {**asdict(QUICK if quick else FULL), **flags, "num_visual": 10, "machine": machine}
+    page = markdown({**REPORT, "settings": settings, "seconds": {"total": 1.0}, "stores": {}}, {}, tmp_path)
+    named = "Students of 24 steps are trained too little to compare" in page
+    assert named == quick == ("`alignkd demo --ablation --seeds 2 --out FOLDER`" in page)
 
 
 def test_other_settings_name_each_difference_with_both_values(tmp_path: Path) -> None:

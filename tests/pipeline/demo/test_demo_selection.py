@@ -168,6 +168,7 @@ def test_a_selection_resumes_and_never_sees_the_test_pool(
 ) -> None:
     for module in (demo_selection, trial_rules):
         monkeypatch.setattr(module, "GRIDS", SMALL_GRID)
+    monkeypatch.setattr(trial_rules, "GOING_ON", 1)
     folder, log = DemoFolder(tmp_path / "out"), TrialLog(tmp_path / "log.jsonl")
     select(folder, TINY, ["supervised"], log, at_once=1)
     assert pools == {"train", "development"}

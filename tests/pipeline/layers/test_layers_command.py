@@ -10,8 +10,10 @@ import yaml
 from layer_figures import assert_same_figures, result
 from PIL import Image
 
-from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
+from alignkd.pipeline.config.run_config import load_run_config
+from alignkd.pipeline.demo.models import STUDENT, TEACHER_CHECKPOINT, write_configs
 from alignkd.pipeline.demo.world.dataset import write_dataset
+from alignkd.pipeline.models.pair import check_pair
 
 Run = Callable[..., Any]
 LONG = {"pairs": "all", "codec": "float32"}
@@ -77,7 +79,28 @@ def test_the_table(demo_config: Path, alignkd_here: Run, tmp_path: Path) -> None
     first, head, *rows = done.stdout.splitlines()
     assert first.startswith("4 samples (1 unusable passed over), ") and "the decoder has 4 layers" in first
     assert head.split()[:3] == ["layer", "vision", "mass"] and [row.split()[0] for row in rows[:4]] == list("0123")
-    assert rows[-2] == "store:" and "codec: float32}" in rows[-1]
+    printed = yaml.safe_load("\n".join(rows[rows.index("store:") :]))
+    assert printed["store"]["attention"]["codec"] == "float32" and "unknown" in done.stdout
+
+
+def test_the_lines_are_the_configuration_of_a_run(demo_config: Path, alignkd_here: Run, tmp_path: Path) -> None:
+    """Of a file without a store: pasted into it, they pass the checks of `alignkd run` for this teacher and student."""
+    write_configs(tmp_path / "student", STUDENT)
+    sections = {name: yaml.safe_load(demo_config.read_text())[name] for name in ("data", "teacher")}
+    sections["student"] = {"checkpoint": str(tmp_path / "student")}
+    path = tmp_path / "run.yaml"
+    # without the store, losses of targets that it would keep cannot be checked
+    path.write_text(yaml.safe_dump({**sections, "train": {"output": "out", "steps": 1, "losses": {"effect": 1.0}}}))
+    lines = alignkd_here("layers", path, "--samples", "4").stdout.splitlines()
+    printed = yaml.safe_load("\n".join(lines[lines.index("store:") :]))
+    found = result(alignkd_here, "layers", path, "--samples", "4")["recommended"]
+    assert printed == {**yaml.safe_load(found["store"]), **yaml.safe_load(found["train"])}
+    printed["store"]["path"] = str(tmp_path / "store")
+    printed["train"] |= {"output": str(tmp_path / "out"), "steps": 1}
+    path.write_text(yaml.safe_dump(sections | printed))
+    config = load_run_config(path, "run")
+    check_pair(config)
+    assert config.train is not None and config.train.losses.attention_layers == {0: (0,), 1: (1,)}
 
 
 def test_refusals(demo_config: Path, alignkd_here: Run, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkd.pipeline.layers.recommend import recommended_layers, store_lines
+from alignkd.pipeline.demo.recipes import TWO_LAYERS
+from alignkd.pipeline.layers.recommend import compared_with, loss_lines, recommended_layers, store_lines
 from alignkd.storage.tools.layers.figures import LayerFigures
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.teacher_dump.store_config import StoreConfig
 
 
@@ -44,3 +46,29 @@ def test_the_lines_are_a_configuration() -> None:
     assert not isinstance(attention, str)
     assert attention.kinds_of_pairs() == ("vqv",) and attention.stored_codec == "sqrt_u8"
     assert list(attention.layers) == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("layers", "teacher", "student", "expected"),
+    [
+        ((0, 1), range(4), range(2), {0: 0, 1: 1}),
+        ((0, 8), range(32), range(24), {0: 0, 8: 8}),
+        ((0, 30), range(32), range(24), {0: 0, 23: 30}),
+        ((0, 1), range(4), range(1), {0: 0}),
+        ((2, 3), range(4), range(2), {0: 2, 1: 3}),
+        # hybrids: the places among the attention layers count
+        ((2, 8), (2, 5, 8), (1, 3, 5, 7), {1: 2, 5: 8}),
+    ],
+)
+def test_the_students_layers(layers: Any, teacher: Any, student: Any, expected: dict[int, int]) -> None:
+    assert compared_with(layers, teacher, student) == expected
+
+
+def test_the_lines_of_the_losses_are_those_of_the_demo() -> None:
+    losses = yaml.safe_load("\n".join(loss_lines({0: 0, 1: 1})))["train"]["losses"]
+    assert LossConfig(**losses) == LossConfig(**TWO_LAYERS.losses)
+
+
+def test_the_printed_losses_are_those_of_the_demos_row() -> None:
+    lines = yaml.safe_load("\n".join(loss_lines({0: 0, 1: 1})))
+    assert lines["train"]["losses"] == dict(TWO_LAYERS.losses)

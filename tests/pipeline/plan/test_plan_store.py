@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,9 @@ from alignkd.pipeline.plan.report import plan_lines
 from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.pipeline.plan.samples import assumed_samples
 from alignkd.storage import StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.unused import unused_of_store
 from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.store_config import StoreConfig
@@ -25,6 +29,7 @@ from alignkd.teacher_dump.store_config import StoreConfig
 ASSETS = Path(__file__).parents[3] / "pipeline" / "demo" / "assets"
 TEACHER = ASSETS / "teacher"
 MakeRun = Callable[..., RunConfig]
+PART = re.compile(r"(?:uses|,) ((?:attention of layers? )?[\w, ]+) \(([\d.,]+) KiB per sample\)")
 # every codec and kind once; all in both layouts
 CHOICES: dict[str, dict[str, Any]] = {
     "exact": {"profile": "exact"},
@@ -238,3 +243,50 @@ def test_a_list_of_data_sets_is_planned_as_it_is_dumped(demo_data: DatasetFiles,
     assert [one["num_samples"], two["num_samples"]] == counts.tolist() == [one["counted"], two["counted"]]
     assert two["mean_tokens"] == pytest.approx(found.sequence_lengths[found.source_of == 1].mean())
     assert f"          two: {counts[1]} samples, share 0.5; of {counts[1]} counted" in "\n".join(plan_lines(plan))
+
+
+@pytest.mark.parametrize(
+    ("store", "losses", "expected"),
+    [
+        ({"attention": {"layers": [0, 1, 3], "pairs": "all", "codec": "sqrt_u8"}}, {"attention_layers": {1: [1]}},
+         ["attention of layers 0, 3"]),
+        ({"attention": {"layers": [0, 1]}}, {"attention_layers": "0%-100%"}, []),
+        ({"attention": {"layers": [0, 1]}}, {}, ["attention of layer 1"]),
+        ({}, {}, []),
+        # the 16 embeddings are taken from those of all vision tokens
+        ({"profile": "exact"}, {"vision_all": 0.0}, []),
+        ({"profile": "exact"}, {"vision_all": 0.0, "vision_top": 0.0}, ["vision_top", "vision_all"]),
+        ({"counterfactual": {"mass": 1.0, "entries": 4}}, {"attention": 0.0, "logit": 0.0},
+         ["attention of layer 0", "logits", "counterfactual"]),
+        ({"counterfactual": {}, "attention": "stem", "logits": {"kind": "topk"}}, {"effect": 1.0}, []),
+    ],
+)  # fmt: skip
+def test_stored_targets_without_a_loss(
+    make_run: MakeRun, tmp_path: Path, store: dict[str, Any], losses: dict[str, Any], expected: list[str]
+) -> None:
+    """The plan's line, by arithmetic, and that of a training from the dumped store."""
+    run = make_run(shard_size=1000, **store)
+    train = TrainConfig(output=tmp_path / "out", steps=1, losses=LossConfig(**losses))
+    planned = make_plan(run.model_copy(update={"train": train}), PlanOptions(count=10_000)).unused
+    dump(run.dump_job())
+    of_store = unused_of_store(StoreReader(tmp_path / "store"), train)
+    if not expected:
+        assert planned is None and of_store is None
+        return
+    assert planned is not None and of_store is not None
+    for line in (planned, of_store):
+        assert [part[1] for part in PART.finditer(line)] == expected
+    sizes = [[float(part[2].replace(",", "")) for part in PART.finditer(line)] for line in (planned, of_store)]
+    # the plan counts files, whose arrays are padded
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.06, abs=1.5) and all(size > 0 for one in sizes for size in one)
+
+
+def test_bytes_of_unused_layers_by_hand(make_run: MakeRun, tmp_path: Path) -> None:
+    """Two of three stored layers, eight heads in two bytes, over all records."""
+    dump(make_run(shard_size=1000, attention={"layers": [0, 1, 3], "codec": "float16"}).dump_job())
+    reader = StoreReader(tmp_path / "store")
+    pairs = [len(record.tqv_query_positions) * len(record.vision_positions) for record in reader]
+    train = TrainConfig(output=tmp_path / "out", steps=1, losses=LossConfig(attention_layers={0: (1,)}))
+    line = unused_of_store(reader, train)
+    assert line is not None and (found := PART.search(line)) is not None
+    assert float(found[2]) == pytest.approx(2 * 8 * 2 * sum(pairs) / len(pairs) / 1024, abs=0.051)

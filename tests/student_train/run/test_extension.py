@@ -134,6 +134,33 @@ def kinds_of(store: Path) -> list[tuple[int, int]]:
     return [(int(has_image.sum()), int((~has_image).sum()))] * 2
 
 
+def test_the_attention_decay_is_that_of_the_first_run(
+    many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
+) -> None:
+    """A run of four steps that stopped after the first one, extended, resumed and extended again."""
+    losses = {"attention": 1000.0, "attention_decay": 1.0}
+    settings: dict[str, Any] = {**SETTINGS, "losses": losses, "checkpoint_every": 1}
+    train(make_job(many_store, output=tmp_path / "whole", steps=4, keep_checkpoints=4, **settings))
+    expected = [line["attention_weight"] for line in read_metrics(tmp_path / "whole")]
+    assert expected[0] == 1000.0 > expected[1] > expected[2] > expected[3] > 0
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tmp_path / "whole", stopped)
+    (stopped / "finished.json").unlink()
+    for step in (2, 3, 4):
+        shutil.rmtree(stopped / "checkpoints" / f"step-{step:08d}")
+
+    extend = {"run": stopped, "schedule": "constant"}
+    job = make_job(many_store, output=tmp_path / "longer", steps=6, extend=extend, **settings)
+    train(job)
+    shutil.rmtree(tmp_path / "longer" / "checkpoints" / "step-00000006")
+    (tmp_path / "longer" / "finished.json").unlink()
+    train(job)
+    extend = {"run": tmp_path / "longer", "schedule": "constant"}
+    train(make_job(many_store, output=tmp_path / "longest", steps=8, extend=extend, **settings))
+    lines = [*read_metrics(tmp_path / "longer"), *read_metrics(tmp_path / "longest")]
+    assert [line["attention_weight"] for line in lines] == [*expected[1:], 0.0, 0.0, 0.0, 0.0]
+
+
 def test_linear_starts_at_the_last_rate_and_a_chain_of_extensions_goes_on(
     short_run: Path, many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:

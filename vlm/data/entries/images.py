@@ -1,4 +1,4 @@
-"""The images of an entry: paths, or the bytes of pictures in the data file itself."""
+"""The images of an entry: paths, or the bytes of images in the data file itself."""
 
 import base64
 import binascii
@@ -16,12 +16,12 @@ from alignkd.vlm.data.entries.reading import EntryReading
 from alignkd.vlm.errors import SampleError, one_line
 
 MAX_IMAGE_BYTES = 256 << 20
-"""Maximum bytes of a picture that is written in base64."""
-# Shorter texts are paths: the shortest picture is longer.
+"""Maximum bytes of an image that is written in base64."""
+# Shorter texts are paths: the shortest image is longer.
 _SHORTEST_BASE64 = 64
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
-# First bytes of pictures -> the extension of their files.
+# First bytes of images -> the extension of their files.
 _MAGIC = tuple(
     (re.compile(pattern, re.DOTALL), extension)
     for pattern, extension in (
@@ -37,7 +37,7 @@ _MAGIC = tuple(
         (rb"\0\0\x01\0", "ico"),
     )
 )
-_EXPECTED = "expected a path, the bytes of a picture, or a list of them"
+_EXPECTED = "expected a path, the bytes of an image, or a list of them"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def image_of(where: str, value: Any, reading: EntryReading) -> EntryImage:
 
 
 def extension_of(content: bytes) -> str:
-    """The extension of a picture's format by its first bytes; empty if it is none that is known."""
+    """The extension of an image's format by its first bytes; empty if it is none that is known."""
     return next((extension for pattern, extension in _MAGIC if pattern.match(content)), "")
 
 
@@ -116,11 +116,11 @@ def _of_struct(where: str, content: Any, path: Any) -> EntryImage:
 
 
 def _picture_in(where: str, text: str) -> bytes | None:
-    """The picture that a text holds as `data:` URL or as base64; None if it is a path."""
+    """The image that a text holds as `data:` URL or as base64; None if it is a path."""
     if (found := _DATA_URL.match(text)) is not None:
         kind = found["type"] or "text/plain"
         if not found["base64"] or not (kind.startswith("image/") or kind == "application/octet-stream"):
-            raise SampleError(f"{where} is a data: URL of {kind}, expected a picture in base64; remove the sample")
+            raise SampleError(f"{where} is a data: URL of {kind}, expected an image in base64; remove the sample")
         return _decoded(where, text[found.end() :])
     if len(text) < _SHORTEST_BASE64 or not extension_of(_head(text)) or _BASE64.fullmatch(text) is None:
         return None
@@ -139,15 +139,15 @@ def _decoded(where: str, text: str) -> bytes:
     text = "".join(text.split())
     if len(text) // 4 * 3 > MAX_IMAGE_BYTES:
         raise SampleError(
-            f"{where} is a picture of {len(text) // 4 * 3} bytes in base64, more than {MAX_IMAGE_BYTES}; write it to "
+            f"{where} is an image of {len(text) // 4 * 3} bytes in base64, more than {MAX_IMAGE_BYTES}; write it to "
             "a file"
         )
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SampleError(f"{where} is broken base64 ({error}); encode the picture again") from error
+        raise SampleError(f"{where} is broken base64 ({error}); encode the image again") from error
     if not content:
-        raise SampleError(f"{where} is a picture without bytes; encode the picture again")
+        raise SampleError(f"{where} is an image without bytes; encode the image again")
     return content
 
 
@@ -179,7 +179,7 @@ def _can_be_a_name(path: str) -> bool:
 
 
 def _hash_name(prefix: str, content: bytes) -> str:
-    """A name that is the same whenever the picture is."""
+    """A name that is the same whenever the image is."""
     return f"{prefix}-{hashlib.sha256(content).hexdigest()[:12]}.{extension_of(content) or 'bin'}"
 
 

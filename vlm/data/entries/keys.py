@@ -21,7 +21,7 @@ from alignkd.vlm.errors import SampleError, one_line
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 
 _IMAGE = ("names an image", "put its path under 'image'")
-_PICTURE = ("is a picture", "call it 'image'")
+_PICTURE = ("is an image", "call it 'image'")
 _VIDEO = ("names a video", "save frames as image files under 'image', or remove the sample")
 _FRAMES = ("names frames of a video", "put their paths under 'image'")
 _AUDIO = ("names a recording", "remove the sample")
@@ -193,7 +193,7 @@ def _meaning(name: str, value: Any, *, has_images: bool) -> tuple[str, str] | No
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether a value has the bytes of a picture, in a form of `entries/images.py`, or is a list of them."""
+    """Whether a value has the bytes of an image, in a form of `entries/images.py`, or is a list of them."""
     if isinstance(value, list):
         return any(_is_picture(item) for item in value)
     content = value.get("bytes") if isinstance(value, dict) else value

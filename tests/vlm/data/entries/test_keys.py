@@ -119,7 +119,7 @@ def test_images_is_another_name_of_image() -> None:
     assert read(image="a.png", images=["a.png"]) == read(image="a.png", images=None) == (("a.png",), "")
     assert read(images=[]) == read(images=None) == ((), "")
     assert "'image' is 'a.png', 'images' is 'b.png'; keep one" in read(image="a.png", images=["b.png"])[1]
-    assert "'images' is {'url': 'a'}, expected a path, the bytes of a picture" in read(images=[{"url": "a"}])[1]
+    assert "'images' is {'url': 'a'}, expected a path, the bytes of an image" in read(images=[{"url": "a"}])[1]
 
 
 def test_every_other_key_can_be_counted() -> None:

@@ -184,7 +184,7 @@ def test_a_picture_under_another_name_is_not_left_out(tmp_path: Path, column: st
     held = pa.array([{"bytes": content, "path": None}, None], IMAGE)
     path = write(tmp_path / "data.parquet", question=["what?", "why?"], answer=["a cat", "so"], **{column: held})
     first, second = open_data(DataSet(path=path))
-    assert first.problem == f"key '{column}' is not read; in other programs it is a picture; call it 'image'"
+    assert first.problem == f"key '{column}' is not read; in other programs it is an image; call it 'image'"
     assert second.problem is None and not second.images
     entries = ParquetEntries(
         write(tmp_path / "both.parquet", question=["what?"], answer=["a cat"], image=held[:1], view=held[:1])

@@ -53,7 +53,7 @@ def checked_images(loaded: LoadedProcessor, template: ChatTemplate) -> ImageEnco
             encoder = replace(encoder, alone_differs=True)
             alone = [encoder.encode(image, 2) for image in pair]
     except Exception as error:
-        raise _refused(loaded, f"fails on a picture ({one_line(error)[:200]})") from error
+        raise _refused(loaded, f"fails on an image ({one_line(error)[:200]})") from error
     if [image.replacement for image in alone] != together or not _same(arrays, [image.arrays for image in alone]):
         raise _refused(loaded, "makes something else of an image, depending on the sample's other images")
     return replace(encoder, on_meta=_computes_on_meta(encoder))

@@ -18,7 +18,7 @@ def probe_examples(preparation: Preparation) -> list[Example]:
     """A sample with an image, and, where the family takes them, one without and one with two.
 
     Raises:
-        InputError: the processor cannot prepare a picture with a question and an answer.
+        InputError: the processor cannot prepare an image with a question and an answer.
     """
     files = [_picture(shift) for shift in (0, 1)]
     found: list[Example] = []
@@ -28,7 +28,7 @@ def probe_examples(preparation: Preparation) -> list[Example]:
             found.append(preparation.build(turns, files[:num_images]))
         except SampleError as error:
             if not found:
-                raise InputError(f"the processor cannot prepare a picture with a question: {error}") from error
+                raise InputError(f"the processor cannot prepare an image with a question: {error}") from error
     return found
 
 

@@ -1,0 +1,96 @@
+"""Stored targets that no loss of a run compares with."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from alignkd.storage import StoreReader
+from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
+from alignkd.storage.schema.counterfactual import removed_part
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.tools.target_bytes import bytes_per_record
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.attention_source import stored_attention
+from alignkd.student_train.objective.layer_map import compared_teacher_layers
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.vlm.attention.layer_choice import shown_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnusedTarget:
+    """A stored target, or some layers of the attention, that no loss compares with.
+
+    Attributes:
+        target: `attention`, `vision_top`, `vision_all`, `logits` or `counterfactual`.
+        layers: the teacher's layers; empty for other targets.
+        share: share of the target's bytes.
+    """
+
+    target: str
+    layers: tuple[int, ...] = ()
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return self.target
+        return f"attention of layer{'' if len(self.layers) == 1 else 's'} {shown_layers(self.layers)}"
+
+
+def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection[str]) -> tuple[UnusedTarget, ...]:
+    """The stored targets that no loss compares with.
+
+    Args:
+        from_stem: the targets that the run takes from the stem, whether they are stored or not.
+    """
+    needed = {*losses.needed_targets.values()} - {*from_stem}
+    codecs = manifest.codecs
+    if "vision_top" in needed and codecs.vision_top == FROM_ALL:
+        needed.add("vision_all")
+    stored = {
+        "vision_top": codecs.vision_top not in NOT_STORED,
+        "vision_all": codecs.vision_all not in NOT_STORED,
+        "logits": codecs.logits.kind != "none",
+        "counterfactual": removed_part(manifest) is not None,
+    }
+    others = (UnusedTarget(target=name) for name, is_stored in stored.items() if is_stored and name not in needed)
+    return (*_unused_attention(manifest, losses, used="attention" in needed), *others)
+
+
+def unused_line(unused: Sequence[UnusedTarget], sizes: Mapping[str, float], where: str) -> str | None:
+    """A note on unused targets, None without any.
+
+    Args:
+        sizes: target -> bytes per sample.
+        where: names the store.
+    """
+    if not unused:
+        return None
+    parts = [f"{one} ({_kib(one.share * sizes.get(one.target, 0.0))} KiB per sample)" for one in unused]
+    return (
+        f"{where}: no loss uses {', '.join(parts)}; to save the space, leave them out of the section store in the next "
+        "dump; to use them, set train.losses"
+    )
+
+
+def _kib(size: float) -> str:
+    kib = size / 1024
+    return f"{kib:,.1f}" if kib >= 1 else f"{kib:.2g}"
+
+
+def unused_of_store(reader: StoreReader, config: TrainConfig) -> str | None:
+    """`unused_line` of a store that a run reads.
+
+    Raises:
+        CorruptStoreError: the tables of its first shard are damaged.
+    """
+    found = unused_targets(reader.manifest, config.losses, targets_of_stem(reader, config) - {"logits"})
+    return unused_line(found, bytes_per_record(reader), f"store {reader.path}") if found else None
+
+
+def _unused_attention(manifest: Manifest, losses: LossConfig, *, used: bool) -> list[UnusedTarget]:
+    attention = stored_attention(manifest)
+    if attention.codec in NOT_STORED:
+        return []
+    compared = compared_teacher_layers(losses.attention_layers, attention.layers) if used else ()
+    rest = tuple(layer for layer in attention.layers if layer not in compared)
+    return [UnusedTarget(target="attention", layers=rest, share=len(rest) / len(attention.layers))] if rest else []

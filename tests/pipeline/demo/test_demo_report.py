@@ -146,7 +146,7 @@ def test_an_unknown_row_is_named_with_the_known_ones() -> None:
 
 
 def test_a_row_changes_what_it_names_and_nothing_else() -> None:
-    folder, plain = DemoFolder(Path("demo")), ROWS["align_kd"]
+    folder, plain = DemoFolder(Path("demo")), replace(ROWS["align_kd"], train={})
     row = replace(plain, train={"learning_rate": 0.5, "warmup_ratio": None}, losses={"logit": 0.25}, steps=1.5)
     before, after = (run_config(folder, FULL, recipe, folder.student("x", 3))["train"] for recipe in (plain, row))
     assert after["learning_rate"] == 0.5 and "warmup_ratio" not in after

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from alignkd.pipeline.demo.recipes import ROWS
 from alignkd.pipeline.demo.settings import FULL, QUICK
 from alignkd.student_train.output import TIMINGS
 

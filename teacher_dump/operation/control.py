@@ -149,6 +149,8 @@ class DumpControl:
 
     def _finishing_line(self) -> str:
         """Progress of the shard being written; the next one may be claimed, but will not be started."""
+        if not self._held:  # the signal arrived between the commit of a shard and the end of `committed`
+            return "alignkd: the shard is written, no other one is started; Ctrl-C again ends at once"
         shard, planned = next(iter(self._held.items()))
         left = (planned - self.status.in_hand) / self.status.rate if self.status.rate > 0 else None
         about = "" if left is None else f", about {max(0.0, left):.0f} s"

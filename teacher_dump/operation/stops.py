@@ -104,13 +104,14 @@ class DumpStopSignals:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        if number == signal.SIGINT and self.announce is not None and not self.finishing:
+        announce = self.announce
+        if number == signal.SIGINT and announce is not None and not self.finishing:
             self.finishing = True
-            _say(self.announce())
+            _say(announce())
             return
         self.finishing = self._giving_up = True
         self._tell(_GAVE_UP)  # the watching thread cannot tell that a first Ctrl-C came without a current shard
-        if self.announce is None:
+        if announce is None:
             raise DumpStopped(number)
 
     def _watch(self) -> None:

@@ -1,5 +1,6 @@
 """Signals at a dump, in real processes: what is finished, what is given up, how soon, and the same store in the end."""
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -12,11 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import alignkd.teacher_dump.operation.control
 import alignkd.teacher_dump.operation.stops
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
@@ -216,6 +220,77 @@ def test_a_signal_before_the_first_shard_stops_at_once() -> None:
         child = in_child(loading)
         os.kill(child, number)
         assert ended(child) == 128 + number
+
+
+class TwoShards:
+    """An output of two shards with two samples each."""
+
+    def __init__(self) -> None:
+        self.left = [0, 1]
+
+    def pending_shards(self) -> list[int]:
+        return list(self.left)
+
+    def is_pending(self, shard: int) -> bool:
+        return shard in self.left
+
+    def planned_samples(self, shard: int) -> range:
+        return range(2)
+
+
+def write_two_shards(stops: DumpStopSignals, trace: Callable[[FrameType, str, object], Any]) -> int:
+    """The calls of a dump under a trace function; returns the number of committed shards."""
+    output, control = TwoShards(), DumpControl(stops=stops)
+    sys.settrace(trace)
+    with contextlib.suppress(DumpStopped), control.over(output) as shards:  # type: ignore[arg-type]
+        for shard in shards:
+            for _ in range(2):
+                control.check()
+                control.advance(written=1, tokens=3)
+            output.left.remove(shard)
+            control.committed(shard, samples=2, num_bytes=5)
+    assert control.status.shards_written == 2 - len(output.left)
+    return control.status.shards_written
+
+
+def ctrl_c_at_line(wanted: int) -> Callable[[FrameType, str, object], Any]:
+    """A trace function that sends Ctrl-C at one of the lines of control.py, in the order of their execution."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != alignkd.teacher_dump.operation.control.__file__:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == wanted:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    return trace
+
+
+def test_one_ctrl_c_at_any_line_loses_no_committed_shard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python runs the handler between any two lines, so also between those that release a committed shard."""
+    monkeypatch.setattr(alignkd.teacher_dump.operation.stops, "SECONDS_AFTER_CTRL_C", 1e6)
+
+    def every_line(stops: DumpStopSignals) -> None:
+        finished = set()
+        for wanted in range(1, 10_000):
+            with DumpStopSignals() as inner:
+                try:
+                    written = write_two_shards(inner, ctrl_c_at_line(wanted))
+                finally:
+                    sys.settrace(None)
+            if not inner.received:
+                break
+            finished.add(written)
+        assert wanted > 50 and finished == {0, 1, 2}
+
+    assert ended(in_child(every_line)) == 0
+    assert "the shard is written, no other one is started" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", STOPPING)

@@ -1,0 +1,1 @@
+"""Runs the commands that write shards with a teacher, one worker each, and their status and results."""

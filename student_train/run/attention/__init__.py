@@ -1,0 +1,1 @@
+"""What a run decides about the attention loss before its first step."""

@@ -1,8 +1,8 @@
 """The settings that are tried for each row of the demo.
 
-Rows that are released have `SETTINGS_PER_ROW` settings, among them those with which the row was introduced. The rows
-`layers_schedule` and `counterfactual` are experiments, of which no row of the demo is made: all their settings are
-tried with all seeds.
+Grids of rows of the demo have `SETTINGS_PER_ROW` settings, among them those that the row had before the selection. The
+grids `layers_schedule` and `counterfactual` are experiments, not rows of the demo: all their settings are tried with
+all seeds.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A log of one JSON object per line that survives a killed process; a benchmark's results are added as they come."""
+"""A log of one JSON object per line, forced to disk line by line, to which a benchmark adds each result."""
 
 import json
 import os

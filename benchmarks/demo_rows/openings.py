@@ -1,8 +1,9 @@
 """The log of all evaluations on the pool `test`, and the figures that follow from it.
 
-A row is opened once: all its students are trained first, and their answers are logged as one line. A row whose settings
-have changed is another row and gets a further line, so the log shows how often the pool was used. Every line holds
-which answers were right, so tables and intervals can be computed again from the log alone.
+A row is opened once, after all its students are trained. An opening has two lines: one before the first evaluation, and
+one with the answers of all students. A row whose settings have changed is opened again, so the log shows how often the
+pool was used. The second line records which answers were right, so tables and intervals can be computed again from the
+log and the questions.
 """
 
 import hashlib

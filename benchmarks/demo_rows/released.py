@@ -68,7 +68,7 @@ def _settings_of(recipe: Recipe) -> Recipe:
 
 
 def seconds_per_step(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> float | None:
-    """That of the fastest trial with the settings of a row; None without any."""
+    """Seconds per step of the fastest trial with the settings of a row; None without any."""
     configs = [config_of(recipe, settings, seed) for seed in SEEDS]
     return min(
         (entry["seconds"] / entry["steps"] for entry in log.entries() if entry["config"] in configs), default=None

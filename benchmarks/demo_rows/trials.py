@@ -1,8 +1,8 @@
 """The trials by which the demo's settings are chosen, and their log.
 
-Every released row has the same budget: the settings of its grid (`demo_rows/grids.py`), each tried with the first seed
-of `SEEDS`; the better `GOING_ON` of them also with the other seeds. The setting with the highest mean of all seeds is
-chosen. Accuracy is that on the questions of the pool `development` that need the picture.
+Every released row with a grid has the same budget: the settings of the grid (`demo_rows/grids.py`), each tried with the
+first seed of `SEEDS`; the better `GOING_ON` of them also with the other seeds. The setting with the highest mean of all
+seeds is chosen. Accuracy is that on the questions of the pool `development` that need the picture.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Runs the teacher of a configuration on some of its samples, and compares its attention layers."""
+"""Compares the attention layers of a configuration's teacher on some samples of its data."""
 
 import math
 from collections.abc import Mapping

@@ -1,8 +1,9 @@
 """Which layers to store and to compare: a simple rule on the figures of the layers.
 
-The first layer that is nearly as informative as any, and for text queries also the first attention layer, which is the
-method's own. An early layer is preferred: what it teaches is of use to all later layers of the student, and a stem that
-gives it is small. Layers that hardly look at the image are left out: their rows are near 0, and so is the loss on them.
+The first layer that is nearly as informative as any, and for text queries also the first attention layer, which
+Align-KD uses. An early layer is preferred: a loss on it can change the input of all later layers of the student, and a
+stem of few layers is small. Layers with little attention to vision tokens are left out: their rows are near 0, and so
+is the loss on them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ def recommended_layers(layers: Sequence[LayerFigures], pairs: LayerPairs) -> tup
 def compared_with(layers: Sequence[int], teacher: Sequence[int], student: Sequence[int]) -> dict[int, int]:
     """Layer of the student -> the teacher's layer in the same place among the attention layers, counted from the first.
 
-    If the student has no such place, its last layers stand in; if it has too few layers, the teacher's first ones of
+    If the student has no such place, its last layers are taken; if it has too few layers, the teacher's first ones of
     `layers` are compared.
 
     Args:

@@ -1,1 +1,1 @@
-"""The answers that a teacher writes to questions; `generate.py` is the entry."""
+"""The answers that a teacher writes to questions; the entry point is in `generate.py`."""

@@ -13,7 +13,7 @@ from alignkd.vlm.errors import SampleError
 
 @dataclass
 class Conversation:
-    """One entry in the making; `begin` makes it.
+    """An entry that is not complete yet; `begin` makes it.
 
     Attributes:
         sample: the sample of the data.

@@ -37,7 +37,7 @@ class UnusableSample(BaseModel):
 
 
 class ShardReport(BaseModel):
-    """What a shard holds; the fields are those of `alignkd.teacher_dump.generate.job.GenerateResult`."""
+    """What a shard holds: counts as in `alignkd.teacher_dump.generate.job.GenerateResult`, and bytes of its answers."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,8 +1,8 @@
-"""Drawing tokens by the Gumbel-max trick, with random numbers that depend on seed, sample and position alone.
+"""Drawing tokens by the Gumbel-max trick, with random numbers that do not depend on batches or workers.
 
 The token with the largest sum of logit and Gumbel noise is a draw from the softmax. The noise comes from a
-counter-based generator: splitmix64, whose key identifies the answer and whose counter is made of position and token. So
-neither the batch, nor the worker, nor the order of answers changes a draw.
+counter-based generator, splitmix64: the key is made of seed, sample, entry and answer, the counter of position and
+token. So neither the batch, nor the worker, nor the order of answers changes a draw.
 
 Shapes: B answers, V tokens.
 """

@@ -1,1 +1,1 @@
-"""Runs the commands that write shards with a teacher, one worker each, and their status and results."""
+"""`alignkd dump` and `alignkd generate`: one worker of each, its status and its results."""

@@ -1,4 +1,4 @@
-"""Runs a generation of answers as one worker, and what it prints at the end."""
+"""Runs a generation of answers as one worker; makes the lines that it prints at the end."""
 
 import shlex
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def unusable_lines(result: GenerateResult, output: Path) -> Iterator[str]:
 
 
 def result_lines(result: GenerateResult, output: Path, config: object = "CONFIG") -> Iterator[str]:
-    """What a worker of the configuration `config` did, what the folder holds now, and how the dump takes it."""
+    """What a worker of the configuration `config` did, what the folder holds now, and how a dump takes it."""
     written = result.shards_written
     done = f"wrote {format_count(written, 'shard')}" if written else "nothing left to do"
     if result.shards_left:

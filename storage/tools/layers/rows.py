@@ -29,7 +29,7 @@ def image_blocks(attention_HRC: NDArray[Any], tokens_of_image: Sequence[int], pa
     Args:
         attention_HRC: attention to the vision tokens of all images, side by side.
         tokens_of_image: vision tokens of each image.
-        pairs: rows of `tqv` look at every image, rows of `vqv` belong to an image and are kept for that image only.
+        pairs: rows of `tqv` are kept for every image, rows of `vqv` for the image of their query only.
 
     Returns:
         [R, H, C] of each image.

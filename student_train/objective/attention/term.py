@@ -1,4 +1,4 @@
-"""Eq. 1 on attention of any layers, some rows at a time: the attention of neither side is ever held as a whole.
+"""The attention term (eq. 1 and other forms) for any layers, some rows at a time: no whole attention map is in memory.
 
 Shape letters as in `alignkd.student_train.data.targets`; r rows of a chunk, Hs heads of the student, S heads that are
 compared: Hs or 1.

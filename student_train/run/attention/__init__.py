@@ -1,1 +1,1 @@
-"""What a run decides about the attention loss before its first step."""
+"""The attention loss of a run: what is resolved or measured before the first step."""

@@ -1,4 +1,4 @@
-"""How a run compares attention: resolved from its settings, the student, and what store or stem have."""
+"""How a run compares attention: resolved from its settings, the student, and the layers of store or stem."""
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig

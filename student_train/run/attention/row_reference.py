@@ -1,7 +1,7 @@
 """The figures that weights of attention rows are measured against, from a fixed choice of the store's samples.
 
 They are computed on the first rank at the start of a run, and kept in the output folder, so a resumed run has the same.
-A run that starts again before its first checkpoint computes them again: its settings may be others.
+A run that starts again before its first checkpoint computes them again, because its settings may have changed.
 """
 
 import logging

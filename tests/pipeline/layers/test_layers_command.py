@@ -36,7 +36,7 @@ def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demos_teacher(demo_config: Path, alignkd_here: Run, tmp_path: Path) -> None:
-    """The shares of informative rows that docs/choosing-targets.md shows for more scenes."""
+    """The shares of informative queries that docs/choosing-targets.md shows for more scenes."""
     found = result(alignkd_here, "layers", demo_config, "--samples", "30", "--out", tmp_path / "a.png")
     shares = [layer["informative"] for layer in found["layers"]]
     assert shares[0] == pytest.approx(0.39, abs=0.06) and shares[1] == pytest.approx(0.88, abs=0.06)

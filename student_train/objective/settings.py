@@ -62,7 +62,7 @@ class LossConfig(_Weights):
             `grouped`: the mean of its group of neighbouring teacher heads. `mean`: the means of all heads of both sides
             are compared.
         attention_row_weights: weight of each row, by the teacher's attention. `sharpness`: 1 - entropy / ln(columns).
-            `surprise`: KL to the mean map of the store. Weights are divided by their mean over the store.
+            `surprise`: KL to the mean map. Mean map and mean weight are those of at most 64 samples of the store.
         attention_decay: share of the steps after which the weight of the attention loss has fallen to 0 along a cosine;
             in an extension of the steps of the first run. None: it stays.
     """

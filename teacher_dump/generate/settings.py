@@ -21,7 +21,7 @@ class GenerateConfig(Settings):
         sampling: `greedy` takes the most likely token each time, `sample` draws it.
         temperature: the logits are divided by it before a token is drawn.
         top_p: tokens are drawn from the smallest set of most likely tokens whose probability reaches this mass.
-        seed: seed of the draws. What is drawn depends on the seed, the sample and the position alone.
+        seed: seed of the draws. What is drawn depends on the seed and the place of the token in the data alone.
         samples_per_question: entries that are written per sample, each with answers of its own.
         shard_size: samples per file of answers.
         on_error: `quarantine` lists an unusable sample in the report of its shard and continues; `stop` ends the run.

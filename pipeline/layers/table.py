@@ -8,8 +8,8 @@ from alignkd.pipeline.console.layer_table import layer_table
 from alignkd.pipeline.console.printing import format_bytes, format_count
 from alignkd.pipeline.layers.compare import ComparedLayers
 from alignkd.pipeline.layers.recommend import WEIGHT, compared_with, loss_lines, recommended_layers, store_lines
+from alignkd.pipeline.runs.shards_report import listed_unusable
 
-MAX_LISTED = 10
 NO_GRID = (
     "informative: not defined, because images have different numbers of vision tokens and so no common mean map; "
     "layers are ranked by sharpness"
@@ -55,11 +55,11 @@ def layers_lines(compared: ComparedLayers) -> list[str]:
     chosen, first = recommended_layers(compared.layers, compared.pairs), compared.layers[0]
     passed = [f"{compared.without_image} without an image"] if compared.without_image else []
     passed += [f"{len(compared.unusable)} unusable"] if compared.unusable else []
-    left_out = f" ({' and '.join(passed)} passed over)" if passed else ""
+    left_out = f" ({' and '.join(passed)} left out)" if passed else ""
     sizes = {layer: format_bytes(round(size)) for layer, size in compared.bytes_per_sample.items()}
     return [
-        f"{format_count(compared.samples, 'sample')}{left_out}, {first.queries} rows of {compared.pairs} attention in "
-        f"each of {len(compared.layers)} attention layers (the decoder has {compared.num_layers} layers)",
+        f"{format_count(compared.samples, 'sample')}{left_out}, {first.queries} queries of {compared.pairs} attention "
+        f"in each of {len(compared.layers)} attention layers (the decoder has {compared.num_layers} layers)",
         *layer_table(compared.layers, sizes, chosen),
         *_notes(compared),
         f"recommended (*): {_named(chosen)}, {format_bytes(round(_bytes_of(compared, chosen)))} per sample in "
@@ -72,10 +72,7 @@ def layers_lines(compared: ComparedLayers) -> list[str]:
 
 def unusable_lines(compared: ComparedLayers) -> Iterator[str]:
     """The first few unusable samples, and how many more there are."""
-    for index, name, reason in compared.unusable[:MAX_LISTED]:
-        yield f"unusable: sample {name!r} (index {index}): {reason}"
-    if (rest := len(compared.unusable) - MAX_LISTED) > 0:
-        yield f"unusable: {rest} more"
+    return listed_unusable(compared.unusable, more="--json lists them all")
 
 
 def _loss_lines(compared: ComparedLayers, chosen: Sequence[int]) -> list[str]:

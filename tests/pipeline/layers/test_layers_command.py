@@ -77,7 +77,7 @@ def test_the_table(demo_config: Path, alignkd_here: Run, tmp_path: Path) -> None
     assert done.returncode == 0
     assert "unusable: sample 'gone' (index 4)" in done.stderr
     first, head, *rows = done.stdout.splitlines()
-    assert first.startswith("4 samples (1 unusable passed over), ") and "the decoder has 4 layers" in first
+    assert first.startswith("4 samples (1 unusable left out), ") and "the decoder has 4 layers" in first
     assert head.split()[:3] == ["layer", "vision", "mass"] and [row.split()[0] for row in rows[:4]] == list("0123")
     printed = yaml.safe_load("\n".join(rows[rows.index("store:") :]))
     assert printed["store"]["attention"]["codec"] == "float32" and "unknown" in done.stdout

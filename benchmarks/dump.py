@@ -43,12 +43,12 @@ from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.order import shard_plan
 from alignkd.storage.write.store import StoreWriter
 from alignkd.teacher_dump.bucketing import length_buckets
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.teacher_dump.teacher import load_teacher
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet

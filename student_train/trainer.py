@@ -22,9 +22,9 @@ from alignkd.student_train.metrics.log import RunLog
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import checkpoints_folder
+from alignkd.student_train.run.attention.row_reference import references_of_run
 from alignkd.student_train.run.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
-from alignkd.student_train.run.row_reference import references_of_run
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student

@@ -25,7 +25,7 @@ from alignkd.teacher_dump.operation.unusable import does_not_fit, why_none
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads, Window
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.teacher_dump.teacher import load_teacher
 from alignkd.vlm.data.data_list import DataList, check_image_folders

@@ -8,10 +8,10 @@ from importlib.metadata import version
 import torch
 
 from alignkd.storage.schema.manifest import Manifest, Shapes
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.data_parts import DataParts
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
 from alignkd.vlm.families.family import Checkpoint, ModelConfig
 from alignkd.vlm.inputs.examples import Preparation

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SanityFinding
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.teacher_dump.teacher import open_teacher
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.family import Checkpoint

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.device_report import device_report

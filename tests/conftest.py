@@ -98,7 +98,7 @@ def wait_until() -> WaitUntil:
 @pytest.fixture(scope="session")
 def prepared() -> Iterator[PreparedProcesses]:
     """prepared.start(script, *arguments): a process that has imported torch and what both phases need."""
-    with PreparedProcesses(["alignkd.pipeline.runs.dump", "alignkd.student_train.trainer"]) as processes:
+    with PreparedProcesses(["alignkd.pipeline.runs.teacher.dump", "alignkd.student_train.trainer"]) as processes:
         yield processes
 
 

@@ -44,7 +44,7 @@ def dump(
 
 
 def _show_status(store: str, as_json: bool) -> None:
-    from alignkd.pipeline.runs.dump_status import dump_status, status_lines
+    from alignkd.pipeline.runs.teacher.dump_status import dump_status, status_lines
 
     status = dump_status(store)
     if as_json:
@@ -58,9 +58,9 @@ def _run_worker(config: Path, stage: str | None, worker: str | None, as_json: bo
     """Run one worker, print its result, and exit with the signal's code if one stopped it."""
     with heavy_imports():
         from alignkd.pipeline.config.recipes import load_stage
-        from alignkd.pipeline.runs.dump import run_dump
-        from alignkd.pipeline.runs.dump_report import result_line, unusable_lines
-        from alignkd.pipeline.runs.shards_report import end_if_interrupted, ending_when_abandoned
+        from alignkd.pipeline.runs.teacher.dump import run_dump
+        from alignkd.pipeline.runs.teacher.dump_report import result_line, unusable_lines
+        from alignkd.pipeline.runs.teacher.shards_report import end_if_interrupted, ending_when_abandoned
 
     with ending_when_abandoned():
         settings = load_stage(config, "dump", stage)

@@ -44,7 +44,7 @@ def generate(config: Path | None, worker: str | None, retry_unusable: bool, outp
 
 
 def _show_status(output: Path, as_json: bool) -> None:
-    from alignkd.pipeline.runs.generate_status import generate_status, status_lines
+    from alignkd.pipeline.runs.teacher.generate_status import generate_status, status_lines
 
     status = generate_status(output)
     if as_json:
@@ -58,8 +58,8 @@ def _run_worker(config: Path, worker: str | None, as_json: bool, retry_unusable:
     """Run one worker, print its result, and exit with the signal's code if one stopped it."""
     with heavy_imports():
         from alignkd.pipeline.config.generate_config import load_answers_config
-        from alignkd.pipeline.runs.generate import result_lines, run_generate, unusable_lines
-        from alignkd.pipeline.runs.shards_report import end_if_interrupted, ending_when_abandoned
+        from alignkd.pipeline.runs.teacher.generate import result_lines, run_generate, unusable_lines
+        from alignkd.pipeline.runs.teacher.shards_report import end_if_interrupted, ending_when_abandoned
 
     with ending_when_abandoned():
         settings = load_answers_config(config)

@@ -105,7 +105,7 @@ def export(output: Path, step: int | None, best: bool, folder: Path, as_json: bo
         raise click.UsageError("give --step or --best, not both")
     _claim_export(output, folder)
     with heavy_imports():
-        from alignkd.pipeline.runs.train_export import run_export
+        from alignkd.pipeline.runs.student.train_export import run_export
 
     log_to_stderr("alignkd.student_train")
     found = run_export(output, step=step, best=best, folder=folder)
@@ -122,8 +122,8 @@ def _claim_export(output: Path, folder: Path) -> None:
 
 
 def _show_status(output: Path, as_json: bool) -> None:
-    from alignkd.pipeline.runs.train_status import train_status
-    from alignkd.pipeline.runs.train_status_lines import status_lines
+    from alignkd.pipeline.runs.student.train_status import train_status
+    from alignkd.pipeline.runs.student.train_status_lines import status_lines
 
     status = train_status(output)
     if as_json:
@@ -143,7 +143,7 @@ def _train(config: Path, stage: str | None, as_json: bool) -> None:
 
     with heavy_imports():
         from alignkd.pipeline.runs.changed_data import changed_data_notice
-        from alignkd.pipeline.runs.train import is_first_process, run_train, summary
+        from alignkd.pipeline.runs.student.train import is_first_process, run_train, summary
 
     store = settings.trained_stores()  # of several, each was made from a data set of its own
     if is_first_process() and isinstance(store, Path | str):

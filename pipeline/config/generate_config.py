@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.run_config import SECTIONS_OF, DataAndTeacher, read_yaml, refusal, without_index
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.generate.job import GenerateJob
 from alignkd.teacher_dump.generate.settings import GenerateConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.errors import InputError
 
 _NOT_READ = frozenset(SECTIONS_OF["run"]) - frozenset(SECTIONS_OF["generate"])

@@ -25,10 +25,10 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.target_source import target_source
 from alignkd.student_train.trained.settings import LoraSettings, TrainedConfig, TrainedKey, problem_of_keys
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.generate.settings import GenerateConfig
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.data_list import data_set_names
 from alignkd.vlm.data.source import Answers, DataSet
 from alignkd.vlm.errors import InputError, unreadable

@@ -6,10 +6,10 @@ from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.objective.layer_map import compared_teacher_layers
+from alignkd.student_train.objective.attention.layer_map import compared_teacher_layers
 from alignkd.student_train.target_source import target_source
-from alignkd.teacher_dump.attention_config import AttentionConfig
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.attention import AttentionConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.stem import smallest_depth

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, TypeAdapter, model_serializer
 from pydantic_core import PydanticCustomError
 
 from alignkd.student_train.stores import TrainStore, store_problems
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.settings import COMPLETE, Positive, Settings, UserLocation
 
 

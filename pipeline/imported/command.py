@@ -59,7 +59,11 @@ def import_command(
     """
     with heavy_imports():
         from alignkd.pipeline.imported.run import run_import
-        from alignkd.pipeline.runs.shards_report import end_if_interrupted, ending_when_abandoned, listed_unusable
+        from alignkd.pipeline.runs.teacher.shards_report import (
+            end_if_interrupted,
+            ending_when_abandoned,
+            listed_unusable,
+        )
         from alignkd.teacher_dump.imported.job import ImportJob
         from alignkd.vlm.data.source import DataSet
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import available_layers, targets_from_stem
-from alignkd.student_train.objective.layer_map import layer_pairs
+from alignkd.student_train.objective.attention.layer_map import layer_pairs
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint

@@ -3,7 +3,7 @@
 import numpy as np
 
 from alignkd.storage import Record, SampledLogits, StoreError, StoreReader, TruncatedLogits
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.families.family import ModelConfig
 
 # What a nucleus of 0.98 keeps of a distribution with an entropy of 1.2 nats.

@@ -20,7 +20,7 @@ from alignkd.pipeline.plan.time.hours import training_hours, training_operations
 from alignkd.storage import StoreError, StoreReader
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
-from alignkd.student_train.objective.layer_map import number_of_pairs
+from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.mixture import Mixture

@@ -16,7 +16,7 @@ from alignkd.pipeline.plan.time.devices import Device
 from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, hours
 from alignkd.pipeline.plan.time.operations import stem_flops, training_flops
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.stem import StemSizes

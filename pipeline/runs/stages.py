@@ -15,7 +15,7 @@ from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.checkpoints.export import is_exported
 from alignkd.student_train.distributed.launcher import meeting_point
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.objective.layer_map import compared_layers
+from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
 from alignkd.student_train.run.claim import check_output
 from alignkd.student_train.run.settings import starting_point

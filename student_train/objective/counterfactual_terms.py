@@ -20,7 +20,7 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.losses.counterfactual import effect_loss, keep_loss
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
-from alignkd.student_train.objective.attention_match import AttentionMatch
+from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.vlm.families.family import ModelConfig, Vision, VisionLanguageModel
 from alignkd.vlm.families.replaced_vision import neutral_vision, replaced_vision

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
-from alignkd.student_train.objective.attention_match import AttentionMatch, first_layers
+from alignkd.student_train.objective.attention.match import AttentionMatch, first_layers
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import ModelConfig
 

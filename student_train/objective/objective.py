@@ -14,10 +14,10 @@ from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_match import AttentionMatch, FixedHeads, first_layers
+from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads, first_layers
+from alignkd.student_train.objective.attention.row_reference import RowReferences
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.head_terms import head_terms
-from alignkd.student_train.objective.row_reference import RowReferences
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.student_train.objective.terms import TERMS

@@ -8,7 +8,7 @@ from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets
-from alignkd.student_train.losses.attention_weights import RowWeights
+from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.losses.divergences import (
     MIXED,
     PLAIN,
@@ -17,9 +17,9 @@ from alignkd.student_train.losses.divergences import (
     LogitDivergence,
     named_divergence,
 )
-from alignkd.student_train.objective.attention_match import AttentionForm, AttentionHeads
+from alignkd.student_train.objective.attention.layer_map import LayerMap
+from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
-from alignkd.student_train.objective.layer_map import LayerMap
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import Head

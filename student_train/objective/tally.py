@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.losses.loss_sum import LossSum
-from alignkd.student_train.objective.layer_sums import TERM, LayerSums
+from alignkd.student_train.objective.attention.layer_sums import TERM, LayerSums
 from alignkd.student_train.objective.objective import weighted_total
 from alignkd.student_train.objective.source_sums import SourceSums, StepSources
 

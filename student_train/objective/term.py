@@ -20,8 +20,8 @@ from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_match import AttentionMatch, FixedHeads
-from alignkd.student_train.objective.row_reference import RowReferences
+from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
+from alignkd.student_train.objective.attention.row_reference import RowReferences
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 

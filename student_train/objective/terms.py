@@ -1,6 +1,6 @@
 """The table of all loss terms (eq. 7). Settings, presets, checks, counts, metrics and reports are derived from it."""
 
-from alignkd.student_train.objective.attention_term import attention_elements, attention_term
+from alignkd.student_train.objective.attention.term import attention_elements, attention_term
 from alignkd.student_train.objective.counterfactual_terms import (
     EFFECT,
     KEEP,

@@ -23,12 +23,12 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
-from alignkd.student_train.objective.attention_match import AttentionMatch
-from alignkd.student_train.objective.layer_map import compared_layers
+from alignkd.student_train.objective.attention.layer_map import compared_layers
+from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
-from alignkd.student_train.run.attention import attention_match, chosen_attention
+from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import (
     Extension,

@@ -10,7 +10,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run.attention import attention_match
+from alignkd.student_train.run.attention.chosen import attention_match
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import Checkpoint

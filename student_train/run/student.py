@@ -10,7 +10,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.run.attention import attention_match, fixed_heads, teacher_heads
+from alignkd.student_train.run.attention.chosen import attention_match, fixed_heads, teacher_heads
 from alignkd.student_train.run.checks import compared_tokens
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.student_train.trained.lora import add_lora

@@ -10,7 +10,7 @@ from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.tools.target_bytes import bytes_per_record
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
-from alignkd.student_train.objective.layer_map import compared_teacher_layers
+from alignkd.student_train.objective.attention.layer_map import compared_teacher_layers
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.target_sources import targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers

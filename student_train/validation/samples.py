@@ -21,7 +21,7 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.agreement import check_stores_agree
-from alignkd.student_train.run.attention import chosen_attention
+from alignkd.student_train.run.attention.chosen import chosen_attention
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run

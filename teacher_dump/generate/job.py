@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.generate.settings import GenerateConfig
 from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 
 

@@ -17,7 +17,7 @@ from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation.retry import with_advice
 from alignkd.teacher_dump.preparation import DoesNotFitError, Prepared, Unusable
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.capture import Captured
 from alignkd.teacher_dump.targets.records import make_record
 from alignkd.vlm.data.images import MissingImageError

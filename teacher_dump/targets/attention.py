@@ -18,7 +18,7 @@ from torch import Tensor
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.storage.schema.attention_targets import LayerPairs, attention_targets
 from alignkd.storage.schema.targets import NamedTarget
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, to_device
 from alignkd.vlm.attention.focus import vision_top_index

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import AttentionCapture, SampleAttention
 from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, CounterfactualRows
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution

@@ -20,8 +20,8 @@ from alignkd.storage.errors import RecordError
 from alignkd.storage.record.distributions import TruncatedLogits
 from alignkd.storage.record.record import Logits, Target
 from alignkd.storage.schema.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
-from alignkd.teacher_dump.counterfactual_config import CounterfactualConfig
 from alignkd.teacher_dump.preparation import Prepared
+from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.targets.device_codecs import extremes
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.teacher_dump.targets.exact_mass import ONE, cumulative_mass, integer_mass

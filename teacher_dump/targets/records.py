@@ -5,7 +5,7 @@ import numpy as np
 from alignkd.storage.codecs.settings import FROM_ALL
 from alignkd.storage.record.record import Logits, Record, Target
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import VISION_TOP_INDEX
 from alignkd.teacher_dump.targets.capture import Captured
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, joined

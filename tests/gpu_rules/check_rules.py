@@ -134,12 +134,12 @@ def test_gradients_and_views_are_those_of_the_cpu(device: torch.device) -> None:
 
 
 def test_a_wait_of_the_project_is_named_by_file_and_line(device: torch.device) -> None:
-    from alignkd.student_train.losses.attention import length_mask
+    from alignkd.student_train.losses.attention.squared_error import length_mask
 
     length_mask([1, 2], 3, numbers(1, device=device))
     (wait,) = LOG.waits
-    assert (wait.place.file, wait.place.function) == ("student_train/losses/attention.py", "length_mask")
-    assert f"attention.py:{length_mask.__code__.co_firstlineno + 7} " in str(wait)
+    assert (wait.place.file, wait.place.function) == ("student_train/losses/attention/squared_error.py", "length_mask")
+    assert f"squared_error.py:{length_mask.__code__.co_firstlineno + 7} " in str(wait)
     known = Known(wait.place.file, wait.place.function, wait.reason, 1, "it is tried")
     assert unknown(LOG.waits, [known], 1) == [] and unmet(LOG.waits, [known]) == []
     assert unknown(LOG.waits, [], 1) == [f"1 waits that are not listed: {wait}"]

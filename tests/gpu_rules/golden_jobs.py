@@ -17,12 +17,12 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.run.attention import attention_match, chosen_attention
+from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
 from alignkd.student_train.run.target_sources import stem_lookup
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.family import ModelConfig
 

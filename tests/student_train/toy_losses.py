@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
-from alignkd.student_train.objective.attention_match import AttentionMatch
+from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.term import ForwardPass, HeadInputs, Term, idle
 from alignkd.vlm.families.family import ModelConfig
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from alignkd.pipeline.plan.memory.loads import LOGIT_BYTES, TeacherLoad
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.capture import Captured
 
 

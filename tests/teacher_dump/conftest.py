@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from alignkd.storage import Record, StoreReader
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 
 TEACHER_SETTINGS = ("batch", "token_budget", "window", "data_workers", "sanity", "dtype")

@@ -15,12 +15,12 @@ from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.tools.verify.plausibility import check_plausibility
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.sanity_report import SampleScores, judge_advantage, judge_images, judge_labels, judge_shuffled
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Vision

@@ -7,7 +7,7 @@ from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.store import StoreSize
-from alignkd.student_train.objective.layer_map import number_of_pairs
+from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.terms import TERMS
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.plan.stem import sizes_of, stem_bytes_on_disk
-from alignkd.teacher_dump.config import TeacherConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.families.open import open_checkpoint
 
 WriteConfig = Callable[..., Path]

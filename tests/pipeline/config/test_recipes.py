@@ -20,8 +20,8 @@ from alignkd.pipeline.config.recipes import load_stage, load_stages
 from alignkd.pipeline.configs.catalogue import recipe_text, recipe_titles
 from alignkd.pipeline.runs import stages as run_stages
 from alignkd.pipeline.runs.phase_process import run_alignkd
-from alignkd.student_train.objective.layer_map import layer_pairs
-from alignkd.teacher_dump.attention_config import AttentionConfig
+from alignkd.student_train.objective.attention.layer_map import layer_pairs
+from alignkd.teacher_dump.settings.attention import AttentionConfig
 from alignkd.vlm.attention.layer_choice import chosen_layers
 from alignkd.vlm.errors import InputError
 

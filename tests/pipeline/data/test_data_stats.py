@@ -26,11 +26,11 @@ from alignkd.pipeline.data.stats.scan import MALFORMED_ENTRY, NO_FOLDER, TEXT_ON
 from alignkd.pipeline.data.stats.stats import StatsJob, data_stats
 from alignkd.pipeline.data.stats.summary import summarise
 from alignkd.pipeline.data.stats.table import KINDS, SampleTable
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.retry import with_advice
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.errors import InputError
 

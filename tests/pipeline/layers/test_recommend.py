@@ -9,7 +9,7 @@ from alignkd.pipeline.demo.recipes import TWO_LAYERS
 from alignkd.pipeline.layers.recommend import compared_with, loss_lines, recommended_layers, store_lines
 from alignkd.storage.tools.layers.figures import LayerFigures
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 
 
 def figures(layer: int, informative: float | None, mass: float = 0.5, sharpness: float = 0.1) -> LayerFigures:

@@ -40,7 +40,7 @@ from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.preparation import PreparationThreads
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet

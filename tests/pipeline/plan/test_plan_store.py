@@ -22,9 +22,9 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.unused import unused_of_store
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 
 ASSETS = Path(__file__).parents[3] / "pipeline" / "demo" / "assets"
 TEACHER = ASSETS / "teacher"

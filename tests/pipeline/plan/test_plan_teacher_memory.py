@@ -15,7 +15,7 @@ from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.teacher import BATCHES_IN_FLIGHT, teacher_memory
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turns import Turn

@@ -15,8 +15,8 @@ from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.objective.attention_match import FixedHeads
-from alignkd.student_train.run.attention import attention_match, chosen_attention
+from alignkd.student_train.objective.attention.match import FixedHeads
+from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import alignkd.pipeline.runs.changed_data
-import alignkd.pipeline.runs.train
+import alignkd.pipeline.runs.student.train
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.runs.changed_data import changed_data_notice
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Shapes, open_writer
@@ -80,7 +80,7 @@ def test_train_gives_the_line_once(
     def trained(config: object) -> None:
         raise InputError("training began")
 
-    monkeypatch.setattr(alignkd.pipeline.runs.train, "run_train", trained)
+    monkeypatch.setattr(alignkd.pipeline.runs.student.train, "run_train", trained)
     make_store(conversations="0" * 64)
     for rank, lines in (("0", 2), ("1", 1)):
         ended = CliRunner().invoke(main, ["train", str(write_config())], env={"RANK": rank})

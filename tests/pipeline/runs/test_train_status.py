@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from prepared_processes import PreparedProcesses
 
-from alignkd.pipeline.runs.train_export import job_of
-from alignkd.pipeline.runs.train_status import train_status
+from alignkd.pipeline.runs.student.train_export import job_of
+from alignkd.pipeline.runs.student.train_status import train_status
 from alignkd.storage.schema.sealed_json import seal, unseal
 from alignkd.student_train.run.mixture import mixture_of
 

@@ -20,7 +20,7 @@ from alignkd.storage.record.encoded import error_bound
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.tools.convert import convert_store
 from alignkd.student_train.data.decode import EncodedTensor
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 
 CODEC, LAYOUT = "milli", "npys"

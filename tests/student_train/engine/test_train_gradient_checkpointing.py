@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.losses.fused_attention import fused_attention_loss
-from alignkd.student_train.objective.attention_term import chunked_attention_loss
+from alignkd.student_train.losses.attention.fused import fused_attention_loss
+from alignkd.student_train.objective.attention.term import chunked_attention_loss
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
@@ -83,7 +83,7 @@ def test_attention_in_chunks_gives_the_same_gradients(
     def gradients(student: DistilledStudent, chunk_bytes: int) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
             patch.setattr(
-                "alignkd.student_train.objective.attention_term.chunked_attention_loss",
+                "alignkd.student_train.objective.attention.term.chunked_attention_loss",
                 lambda *args, **given: chunked_attention_loss(*args, **given | {"chunk_bytes": chunk_bytes}),
             )
             weighted_total(student(batch), job.train.losses.weights, counts).backward()

@@ -21,7 +21,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.run.attention import attention_match, chosen_attention
+from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.vlm.families.family import VisionLanguageModel

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.fused_attention import fused_attention_loss
+from alignkd.student_train.losses.attention.fused import fused_attention_loss
 from alignkd.vlm.attention.attention_rows import RowInputs
 
 NUM, HEADS, LENGTH, SIZE = 2, 3, 11, 4

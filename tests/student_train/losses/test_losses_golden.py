@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.attention import attention_loss
+from alignkd.student_train.losses.attention.squared_error import attention_loss
 from alignkd.student_train.losses.divergences import PLAIN
 from alignkd.student_train.losses.logit import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss

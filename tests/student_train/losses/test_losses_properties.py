@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
-from alignkd.student_train.losses.attention import attention_loss
+from alignkd.student_train.losses.attention.squared_error import attention_loss
 from alignkd.student_train.losses.divergences import Divergence, forward_kl, reverse_kl
 from alignkd.student_train.losses.logit import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss

@@ -10,10 +10,10 @@ from torch import Tensor
 from alignkd.storage.codecs import get_codec
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
-from alignkd.student_train.losses.attention import attention_loss
+from alignkd.student_train.losses.attention.squared_error import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_match import HeadWeights
-from alignkd.student_train.objective.attention_term import RowsOfPair, chunked_attention_loss
+from alignkd.student_train.objective.attention.match import HeadWeights
+from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss
 from alignkd.vlm.attention.attention_rows import RowInputs
 
 ROWS, COLS = [7, 0, 3], [4, 0, 5]

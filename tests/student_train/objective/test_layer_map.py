@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.objective.layer_map import layer_pairs, number_of_pairs
+from alignkd.student_train.objective.attention.layer_map import layer_pairs, number_of_pairs
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.attention.layer_choice import chosen_layers
 

@@ -15,7 +15,7 @@ from processes_of_two import ended
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from alignkd.pipeline.runs.train import summary
+from alignkd.pipeline.runs.student.train import summary
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob

@@ -15,7 +15,7 @@ from alignkd.storage.tools.compare.diff import diff_stores
 from alignkd.storage.tools.verify.plausibility import check_plausibility
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.errors import InputError
 
 MakeJob = Callable[..., DumpJob]

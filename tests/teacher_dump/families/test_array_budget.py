@@ -10,10 +10,10 @@ import tiny_families
 from alignkd.teacher_dump import dump as dump_module
 from alignkd.teacher_dump import preparation as preparation_module
 from alignkd.teacher_dump.array_budget import ArrayBudget
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.preparation import PreparationThreads
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 
 

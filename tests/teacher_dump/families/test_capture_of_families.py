@@ -9,7 +9,7 @@ import tiny_families
 
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import VISION_TOP_INDEX
 from alignkd.teacher_dump.targets.capture import Capture, Captured
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS

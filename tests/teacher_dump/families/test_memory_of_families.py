@@ -9,7 +9,7 @@ import tiny_families
 from live_bytes import LiveBytes
 
 from alignkd.teacher_dump.preparation import PreparationThreads, Prepared
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turns import Turn

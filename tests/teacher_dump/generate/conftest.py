@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.generate.job import GenerateJob
 from alignkd.teacher_dump.generate.settings import GenerateConfig
 from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import Answers, DataSet
 
 MakeGenerateJob = Callable[..., GenerateJob]

@@ -20,7 +20,7 @@ from alignkd.teacher_dump.generate.generate import generate_answers
 from alignkd.teacher_dump.generate.job import GenerateJob
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turns import Generated, Turn

@@ -21,7 +21,7 @@ from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.shard_thread import ShardThread
 from alignkd.teacher_dump.preparation import Unusable
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError, SampleError
 from alignkd.vlm.families.family import Vision

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from alignkd.storage import Record, StoreReader, TruncatedLogits, verify_store
 from alignkd.storage.schema.counterfactual import removed_part
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump, load_teacher
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.teacher_dump.targets.counterfactual import union_of_nuclei
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turns import turns_of

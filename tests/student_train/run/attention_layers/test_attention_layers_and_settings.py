@@ -16,7 +16,7 @@ from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
-from alignkd.student_train.run.attention import attention_match
+from alignkd.student_train.run.attention.chosen import attention_match
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trained.settings import TrainedConfig

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from alignkd.storage.places import load_manifest
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.images import read_images
 from alignkd.vlm.data.open import load_samples
 from alignkd.vlm.data.source import DataSet

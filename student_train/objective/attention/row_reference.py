@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from alignkd.student_train.losses.attention_weights import RowWeights, sharpness, surprise
+from alignkd.student_train.losses.attention.row_weights import RowWeights, sharpness, surprise
 
 
 class RowReference(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.objective.attention_match import LayerPair
+from alignkd.student_train.objective.attention.match import LayerPair
 from alignkd.vlm.attention.layer_choice import checked_choice, chosen_layers, shown_layers
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig

@@ -20,13 +20,13 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.held_out import fixed_subset
 from alignkd.student_train.data.loader import load_batch
 from alignkd.student_train.errors import TrainError, unreadable, writing
-from alignkd.student_train.losses.attention import length_mask
-from alignkd.student_train.losses.attention_weights import renormalised
-from alignkd.student_train.objective.attention_match import AttentionMatch
-from alignkd.student_train.objective.attention_term import RowsOfPair, head_weights
+from alignkd.student_train.losses.attention.row_weights import renormalised
+from alignkd.student_train.losses.attention.squared_error import length_mask
+from alignkd.student_train.objective.attention.match import AttentionMatch
+from alignkd.student_train.objective.attention.row_reference import RowReference, RowReferences, row_weights
+from alignkd.student_train.objective.attention.term import RowsOfPair, head_weights
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.objective.row_reference import RowReference, RowReferences, row_weights
-from alignkd.student_train.run.attention import chosen_attention
+from alignkd.student_train.run.attention.chosen import chosen_attention
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors

@@ -4,8 +4,8 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import ChosenAttention, stored_attention
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.objective.attention_match import AttentionMatch, FixedHeads
-from alignkd.student_train.objective.layer_map import layer_pairs
+from alignkd.student_train.objective.attention.layer_map import layer_pairs
+from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
 from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import ModelConfig
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignkd.pipeline.runs.train_files import (
+from alignkd.pipeline.runs.student.train_files import (
     CheckpointOnDisk,
     best_validation,
     is_number,
@@ -169,7 +169,7 @@ def _steps_of_epochs(output: Path, epochs: object, lines: Sequence[Mapping[str, 
     if not isinstance(epochs, int | float) or not last.get("samples_seen"):
         return None
     # these load torch: only before the first checkpoint
-    from alignkd.pipeline.runs.train_export import job_of
+    from alignkd.pipeline.runs.student.train_export import job_of
     from alignkd.student_train.config import samples_of_epochs
     from alignkd.student_train.run.mixture import mixture_of
 

@@ -1,6 +1,6 @@
 """How far the student's attention rows are from the teacher's: the forms of the attention loss, row by row.
 
-`alignkd.student_train.losses.attention` has the squared error of eq. 1, and `attention_maps.py` the cosine of maps.
+`squared_error.py` has the squared error of eq. 1, and `maps.py` the cosine of maps.
 
 Shape letters: B samples, H heads, r rows, C columns.
 """
@@ -15,7 +15,7 @@ def kl_with_rest(teacher_BHrC: Tensor, student_BHrC1: Tensor) -> Tensor:
 
     Args:
         teacher_BHrC: probabilities of the columns, 0 where padded; the rest of each row is the last outcome.
-        student_BHrC1: logarithms of the student's outcomes (`fused_attention.py`). An outcome that the student's mask
+        student_BHrC1: logarithms of the student's outcomes (`fused.py`). An outcome that the student's mask
             excludes, -inf, is left out: it could only be an infinite loss.
     """
     rest_BHr1 = (1 - teacher_BHrC.sum(-1, keepdim=True)).clamp_min(0)

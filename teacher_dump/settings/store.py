@@ -18,9 +18,9 @@ from alignkd.storage.codecs.settings import (
 )
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.targets import NamedTarget
-from alignkd.teacher_dump.attention_config import AttentionConfig, codec_or_layers
-from alignkd.teacher_dump.counterfactual_config import CounterfactualConfig
-from alignkd.teacher_dump.stem_config import StemConfig
+from alignkd.teacher_dump.settings.attention import AttentionConfig, codec_or_layers
+from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
+from alignkd.teacher_dump.settings.stem import StemConfig
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.inputs.position_map import AttentionPairs

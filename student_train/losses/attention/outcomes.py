@@ -1,6 +1,6 @@
 """Selected attention of some rows, and the gradient of their scores from that of what was selected.
 
-Shape letters as in `fused_attention.py`: B samples, H heads, r rows of a chunk, C columns, L positions.
+Shape letters as in `fused.py`: B samples, H heads, r rows of a chunk, C columns, L positions.
 """
 
 import torch

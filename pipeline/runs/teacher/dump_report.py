@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count
-from alignkd.pipeline.runs.shards_report import listed_unusable
+from alignkd.pipeline.runs.teacher.shards_report import listed_unusable
 from alignkd.storage.places import load_manifest
 from alignkd.teacher_dump.job import DumpResult
 from alignkd.teacher_dump.operation.retry import COMMAND

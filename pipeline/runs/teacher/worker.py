@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from alignkd.pipeline.console.printing import say
 from alignkd.pipeline.data.reading_bar import ReadingBar
-from alignkd.teacher_dump.config import TeacherConfig
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.status import WorkerStatus
 from alignkd.teacher_dump.operation.stops import DumpStopSignals
 from alignkd.teacher_dump.operation.workers import Worker, worker_of
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
 
 Result = TypeVar("Result")
 

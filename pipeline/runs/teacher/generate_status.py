@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignkd.pipeline.console.printing import format_bytes, format_duration
-from alignkd.pipeline.runs.dump_status import worker_lines
+from alignkd.pipeline.runs.teacher.dump_status import worker_lines
 from alignkd.teacher_dump.generate.folder import AnswerFolder
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
 

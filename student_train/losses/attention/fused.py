@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkd.student_train.losses.attention import length_mask
-from alignkd.student_train.losses.attention_outcomes import AttentionColumns, AttentionOutcomes
+from alignkd.student_train.losses.attention.outcomes import AttentionColumns, AttentionOutcomes
+from alignkd.student_train.losses.attention.squared_error import length_mask
 from alignkd.student_train.losses.inner_autograd import gradients_of
 from alignkd.vlm.attention.attention_rows import RowInputs, attention_scores, row_chunks
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import LOGITS_DEFAULTS, PROFILES, LogitsCodec
-from alignkd.teacher_dump.store_config import StoreConfig
+from alignkd.teacher_dump.settings.store import StoreConfig
 
 
 def config(**values: Any) -> StoreConfig:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from alignkd.student_train.losses.attention_weights import RowWeights
+from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.objective.adapters import group_means
 from alignkd.vlm.families.family import ModelConfig
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkd.pipeline.console.printing import format_count, format_duration
-from alignkd.pipeline.runs.train_status import TrainStatus
+from alignkd.pipeline.runs.student.train_status import TrainStatus
 from alignkd.student_train.output import METRICS, student_folder
 
 

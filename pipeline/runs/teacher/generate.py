@@ -8,8 +8,8 @@ from pathlib import Path
 from alignkd.pipeline.config.generate_config import AnswersConfig
 from alignkd.pipeline.console.outputs import claim_folder
 from alignkd.pipeline.console.printing import format_count
-from alignkd.pipeline.runs.shards_report import listed_unusable
-from alignkd.pipeline.runs.worker import WorkerEnd, own_device, run_as_worker
+from alignkd.pipeline.runs.teacher.shards_report import listed_unusable
+from alignkd.pipeline.runs.teacher.worker import WorkerEnd, own_device, run_as_worker
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX
 from alignkd.teacher_dump.generate.folder import SHARDS
 from alignkd.teacher_dump.generate.generate import RETRY, generate_answers

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.runs.worker import WorkerEnd, own_device, run_as_worker
+from alignkd.pipeline.runs.teacher.worker import WorkerEnd, own_device, run_as_worker
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpResult
 from alignkd.teacher_dump.operation.control import DumpControl

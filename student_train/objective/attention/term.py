@@ -17,20 +17,20 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.losses.attention import attention_loss, length_mask
-from alignkd.student_train.losses.attention_forms import kl_with_rest, row_cosine
-from alignkd.student_train.losses.attention_maps import MapSums
-from alignkd.student_train.losses.fused_attention import fused_attention_loss
+from alignkd.student_train.losses.attention.forms import kl_with_rest, row_cosine
+from alignkd.student_train.losses.attention.fused import fused_attention_loss
+from alignkd.student_train.losses.attention.maps import MapSums
+from alignkd.student_train.losses.attention.squared_error import attention_loss, length_mask
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.attention_match import (
+from alignkd.student_train.objective.attention.match import (
     AttentionForm,
     AttentionMatch,
     FixedHeads,
     HeadWeights,
     LayerPair,
 )
-from alignkd.student_train.objective.row_reference import RowReference
+from alignkd.student_train.objective.attention.row_reference import RowReference
 from alignkd.student_train.objective.term import ForwardPass, idle
 from alignkd.vlm.attention.attention_rows import RowInputs
 from alignkd.vlm.families.family import ModelConfig

@@ -1,0 +1,1 @@
+"""Runs a training as a process, and reads the status of one."""

@@ -1,0 +1,1 @@
+"""The sections of the configuration that phase 1 reads: teacher, store and its parts."""

@@ -8,7 +8,7 @@ from alignkd.pipeline.console.layer_table import layer_table
 from alignkd.pipeline.console.printing import format_bytes, format_count
 from alignkd.pipeline.layers.compare import ComparedLayers
 from alignkd.pipeline.layers.recommend import WEIGHT, compared_with, loss_lines, recommended_layers, store_lines
-from alignkd.pipeline.runs.shards_report import listed_unusable
+from alignkd.pipeline.runs.teacher.shards_report import listed_unusable
 
 NO_GRID = (
     "informative: not defined, because images have different numbers of vision tokens and so no common mean map; "

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import alignkd
 
-ROOMS = ("disk", "pipeline", "storage", "student_train", "teacher_dump", "vlm")
+ROOMS = ("disk", "evaluation", "pipeline", "storage", "student_train", "teacher_dump", "vlm")
 
 
 def main(wheel: Path, checkout: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("pipeline", "teacher_dump", "student_train", "vlm", "storage", "disk")
+ROOMS = ("pipeline", "evaluation", "teacher_dump", "student_train", "vlm", "storage", "disk")
 
 
 def trees(*words: str) -> Iterator[tuple[str, ast.Module]]:

@@ -14,7 +14,7 @@ from prepared_processes import PreparedProcesses
 
 ROOT = Path(__file__).parents[2]
 TOYS = Path(__file__).parent / "where_to_add"
-ROOMS = ("disk", "storage", "vlm", "teacher_dump", "student_train", "pipeline")
+ROOMS = ("disk", "storage", "vlm", "evaluation", "teacher_dump", "student_train", "pipeline")
 
 
 @dataclass(frozen=True)

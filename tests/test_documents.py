@@ -43,7 +43,9 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
 
 @each_document
 def test_paths_of_the_project_exist(document: Path) -> None:
-    rooms = "|".join(("benchmarks", "disk", "evaluation", "pipeline", "storage", "student_train", "teacher_dump", "tests", "vlm"))
+    rooms = "|".join(
+        ("benchmarks", "disk", "evaluation", "pipeline", "storage", "student_train", "teacher_dump", "tests", "vlm")
+    )
     named = re.findall(rf"`((?:{rooms})/[\w/.-]+)`", document.read_text(encoding="utf-8"))
     assert not [path for path in named if not (ROOT / path).exists()]
 

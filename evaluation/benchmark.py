@@ -1,0 +1,45 @@
+"""The six benchmarks by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from alignkd.evaluation.answers import Answer
+from alignkd.evaluation.benchmarks import gqa
+from alignkd.evaluation.question import Question
+from alignkd.evaluation.score import Score
+
+
+class _Scorer(Protocol):
+    def __call__(self, folder: Path, answers: Sequence[Answer], *, as_original: bool = False) -> Score: ...
+
+
+class _Asker(Protocol):
+    def __call__(self, folder: Path) -> Sequence[Question]: ...
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+        name: name of the benchmark, and of its folder.
+        title: name in tables.
+        questions: the questions of a benchmark's folder, in the order of the question file; InputError if a file or
+            image is missing or belongs to another benchmark.
+        score: the score of answers. With `as_original`, answers that are missing, doubled or in another order are
+            scored as the original scorer does, with a note; without, they are refused. InputError if the score would
+            be wrong.
+    """
+
+    name: str
+    title: str
+    questions: _Asker
+    score: _Scorer
+
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {benchmark.name: benchmark for benchmark in (Benchmark("gqa", "GQA", gqa.read_questions, gqa.score_answers),)}
+)

@@ -51,9 +51,7 @@ class Answering:
             InputError: logits that are not finite.
             StoreError: an answer cannot be written.
         """
-        threads = PreparationThreads(
-            self.preparation, self.folder, self.threads, self.control.check, questions=True
-        )
+        threads = PreparationThreads(self.preparation, self.folder, self.threads, self.control.check, questions=True)
         with self.control.over(parts) as blocks, threads:
             for window in threads.windows(self._windows(parts, blocks)):
                 if self.control.stops.finishing:  # the block was requested one block ahead
@@ -80,9 +78,7 @@ class Answering:
         refused += [self._without_room(one) for one in window.prepared if limits[one.sample.index] <= 0]
         self._note(journal, refused)
         lengths = [one.length for one in usable]
-        buckets = length_buckets(
-            lengths, token_budget=self.batch * max(lengths, default=0), max_samples=self.batch
-        )
+        buckets = length_buckets(lengths, token_budget=self.batch * max(lengths, default=0), max_samples=self.batch)
         started = time.monotonic()
         for batch in threads.batches(usable, buckets):
             compute = lambda part: self._generate(part, [limits[one.sample.index] for one in part])  # noqa: E731

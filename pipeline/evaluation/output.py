@@ -1,8 +1,8 @@
 """The folder of an evaluation, and what it was made with: answers of two settings must not come together.
 
-    OUT/run.json             checkpoint, dtype and what makes the prompts
-    OUT/gqa/questions.json   the questions of a benchmark; with the answers, see `parts.py`
-    OUT/results.json         scores, see `results.py`
+OUT/run.json             checkpoint, dtype and what makes the prompts
+OUT/gqa/questions.json   the questions of a benchmark; with the answers, see `parts.py`
+OUT/results.json         scores, see `results.py`
 """
 
 import hashlib
@@ -57,12 +57,12 @@ class EvalOutput:
             InputError: it was made with other settings, and not `force`.
             StoreError: it cannot be written.
         """
-        self._settle(self.path / RUN, {"version": VERSION, **settings}, [BENCHMARKS, (RUN, RESULTS)])
+        self._settle(self.path / RUN, {"version": VERSION, **settings}, [*BENCHMARKS, RUN, RESULTS])
 
     def begin_benchmark(self, name: str, settings: Mapping[str, Any]) -> Path:
         """The same for the folder of a benchmark, which is returned; `settings` of `question_settings`."""
         folder = self.path / name
-        self._settle(folder / QUESTIONS, settings, [(f"{name}/{file}" for file in (PARTS, SCORE, ANSWERS, QUESTIONS))])
+        self._settle(folder / QUESTIONS, settings, [f"{name}/{file}" for file in (PARTS, SCORE, ANSWERS, QUESTIONS)])
         return folder
 
     @contextmanager
@@ -85,7 +85,7 @@ class EvalOutput:
         finally:
             lock.release()
 
-    def _settle(self, file: Path, settings: Mapping[str, Any], replaced: Sequence[Any]) -> None:
+    def _settle(self, file: Path, settings: Mapping[str, Any], replaced: Sequence[str]) -> None:
         """Write the settings, or compare them with those of before.
 
         Args:
@@ -100,7 +100,7 @@ class EvalOutput:
                 raise InputError(f"{file}: {difference}; run with what it was made with, give another --out, or start "
                                  "again with --force")  # fmt: skip
             with disk_errors(f"--out {self.path}"):
-                for name in (name for names in replaced for name in names):
+                for name in replaced:
                     remove(self.path / name)
                 write_whole(file, json.dumps(asked, indent=1) + "\n")
 

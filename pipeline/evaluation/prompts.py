@@ -56,5 +56,10 @@ def sample_of(question: Question, position: int, folder: Path) -> Sample:
         images, contents = (f"image of question {question.id}",), (question.image,)
     turns = (Turn("human", text),)
     return Sample(
-        index=position, id=str(question.id), images=images, contents=contents, turns=turns, folder=folder if images else None
+        index=position,
+        id=str(question.id),
+        images=images,
+        contents=contents,
+        turns=turns,
+        folder=folder if images else None,
     )

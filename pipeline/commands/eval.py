@@ -108,6 +108,6 @@ def eval(as_json: bool, checkpoint: str | None, data: Path | None, out: Path | N
         end_process(128 + end.interrupted_by)
     if end.num_unusable:
         fail(
-            f"{end.num_unusable} questions could not be asked, see {out / 'results.json'}; restore what is missing and run "
-            "the same command again, which asks these only"
+            f"{end.num_unusable} questions could not be asked, see {out / 'results.json'}; restore what is missing and "
+            "run the same command again, which asks these only"
         )

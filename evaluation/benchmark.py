@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from alignkd.evaluation.answers import Answer
-from alignkd.evaluation.benchmarks import gqa, pope
+from alignkd.evaluation.benchmarks import gqa, pope, sqa
 from alignkd.evaluation.question import Question
 from alignkd.evaluation.score import Score
 
@@ -42,6 +42,7 @@ class Benchmark:
 
 _ALL = (
     Benchmark("gqa", "GQA", gqa.read_questions, gqa.score_answers),
+    Benchmark("sqa", "ScienceQA-IMG", sqa.read_questions, sqa.score_answers),
     Benchmark("pope", "POPE", pope.read_questions, pope.score_answers),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkd.evaluation.completeness import AS_ORIGINAL
 from alignkd.evaluation.folder import annotation
 from alignkd.evaluation.question_lines import SUFFIX, QuestionLine
 from alignkd.evaluation.reading import read_json_lines
@@ -48,33 +47,29 @@ def read_annotation(folder: Path) -> list[Category]:
     return [_category(file) for file in files]
 
 
-def refuse_mismatch(category: Category, questions: Sequence[QuestionLine]) -> list[str]:
-    """Compare the labels of a category with the questions that answers are given to, which are paired by position.
+def pairing_problem(category: Category, questions: Sequence[QuestionLine]) -> str | None:
+    """Why the labels of a category do not belong to the questions that are answered; they are paired by position.
 
     Returns:
-        A line if some questions are spelled differently.
-
-    Raises:
-        InputError: another number of labels, another image, or other questions.
+        One line for another number of labels, another image, or other questions; None if they belong together.
     """
     place, labels = f"{category.path}: category {category.name}", category.labels
-    step = f"use the annotation that belongs to the question file (docs/evaluation.md), or give {AS_ORIGINAL}"
     if len(labels) != len(questions):
-        raise InputError(f"{place}: {len(labels)} labels for {len(questions)} answers, paired by position; {step}")
-    pairs = list(zip(questions, labels, strict=True))
-    for number, (question, label) in enumerate(pairs, 1):
+        return f"{place}: {len(labels)} labels for {len(questions)} answers"
+    for number, (question, label) in enumerate(zip(questions, labels, strict=True), 1):
         if question.image != label.image:
-            raise InputError(
-                f"{place}: label {number} is of image {label.image}, answer {number} of {question.image} "
-                f"(question {question.id}); put the answers in the order of the question file, or {step}"
-            )
-    other = sum(question.text.removesuffix(SUFFIX) != label.text for question, label in pairs)
+            answered = f"answer {number} (question {question.id}) of {question.image}"
+            return f"{place}: label {number} is of image {label.image}, {answered}"
+    other = num_other_texts(category, questions)
     if other > _SPELLING_SHARE * len(labels):
-        raise InputError(
-            f"{place}: {other} of {len(labels)} labels are of another question on the same image; put the answers in "
-            f"the order of the question file, or {step}"
-        )
-    return [f"category {category.name}: {other} questions are spelled differently in the annotation"] if other else []
+        return f"{place}: {other} of {len(labels)} labels are of another question on the same image"
+    return None
+
+
+def num_other_texts(category: Category, questions: Sequence[QuestionLine]) -> int:
+    """How many questions have another text in the annotation."""
+    pairs = zip(questions, category.labels, strict=False)
+    return sum(question.text.removesuffix(SUFFIX) != label.text for question, label in pairs)
 
 
 def _category(path: Path) -> Category:

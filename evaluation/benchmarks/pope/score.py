@@ -4,10 +4,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from alignkd.evaluation.answers import Answer
-from alignkd.evaluation.benchmarks.pope.annotation import Category, Label, read_annotation, refuse_mismatch
+from alignkd.evaluation.benchmarks.pope.annotation import (
+    Category,
+    Label,
+    num_other_texts,
+    pairing_problem,
+    read_annotation,
+)
 from alignkd.evaluation.benchmarks.pope.counts import Counts
 from alignkd.evaluation.benchmarks.pope.reading import is_yes
-from alignkd.evaluation.completeness import count_note, incomplete_notes, refuse_unknown
+from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.question_lines import QuestionLine, read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -34,8 +40,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
         own = [answer for answer in answers if questions[answer.question_id].category == category.name]
         if not own:
             raise InputError(f"{category.path}: no answer of category {category.name}; generate them")
-        if not as_original:
-            notes += refuse_mismatch(category, [questions[answer.question_id] for answer in own])
+        notes += _pairing_notes(category, [questions[answer.question_id] for answer in own], as_original)
         readings, labels = [is_yes(answer.text) for answer in own], [label.is_yes for label in category.labels]
         counts[category.name] = Counts.of(readings, labels)
         items += [_item(answer, label) for answer, label in zip(own, category.labels, strict=False)]
@@ -67,6 +72,19 @@ def _categories(folder: Path, questions: Iterable[QuestionLine]) -> list[Categor
                 f"{question.id} (there is {', '.join(sorted(known))}); use question file and annotation of one release"
             )
     return categories
+
+
+def _pairing_notes(category: Category, questions: Sequence[QuestionLine], as_original: bool) -> list[str]:
+    problem = pairing_problem(category, questions)
+    if problem is None:
+        other = num_other_texts(category, questions)
+        return [f"category {category.name}: questions with another text in the annotation: {other}"] if other else []
+    if as_original:
+        return [f"labels of other questions than the answers: {problem}"]
+    raise InputError(
+        f"{problem}; put the answers in the order of the question file, use the annotation of the same release "
+        f"(docs/evaluation.md), or give {AS_ORIGINAL} for the original's number"
+    )
 
 
 def _item(answer: Answer, label: Label) -> Item:

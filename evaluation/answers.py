@@ -94,5 +94,5 @@ def _answer(values: dict[str, object], place: str) -> Answer:
 
 def some(ids: Sequence[object], limit: int = 3) -> str:
     """The first `limit` of some ids, and how many more there are."""
-    listed = ", ".join(str(one) for one in ids[:limit])
+    listed = ", ".join(": ".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in ids[:limit])
     return listed if len(ids) <= limit else f"{listed} and {len(ids) - limit} more"

@@ -30,7 +30,9 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
     items = {key: _item(answer, problems[key]) for key, answer in given.items()}
     with_image = [key for key, answer in given.items() if IMAGE_MARK in prompt_of(answer)]
     if not with_image:
-        raise InputError(f"no prompt has {IMAGE_MARK}, so there are no questions with an image; generate the prompts too")
+        raise InputError(
+            f"no prompt has {IMAGE_MARK}, so there are no questions with an image; generate the prompts too"
+        )
     scores = [items[key].score if key in items else 0.0 for key in problems]
     image_scores = [items[key].score for key in with_image]
     return Score(
@@ -72,8 +74,7 @@ def _totals(scores: Sequence[float], image_scores: Sequence[float]) -> dict[str,
         "correct": correct,
         "questions": len(scores),
         "printed": (
-            f"Total: {len(scores)}, Correct: {correct}, Accuracy: {accuracy:.2f}%, "
-            f"IMG-Accuracy: {image_accuracy:.2f}%"
+            f"Total: {len(scores)}, Correct: {correct}, Accuracy: {accuracy:.2f}%, IMG-Accuracy: {image_accuracy:.2f}%"
         ),
     }
 

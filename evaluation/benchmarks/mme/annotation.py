@@ -21,23 +21,30 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
+# category, image without ending, question as in the text file
+Key = tuple[str, str, str]
+
 _INSTRUCTION = SUFFIX.strip()
 _ENDING = "Please answer yes or no."
 _IMAGES, _TEXTS = "images", "questions_answers_YN"
 
 
-def category_of(question_id: str) -> str:
+def category_of(question_id: str | int) -> str:
     """The category of a question: the first folder of its id, such as `OCR/0001.png`."""
-    return question_id.split("/")[0]
+    return str(question_id).split("/")[0]
 
 
-def image_of(question_id: str) -> str:
+def image_of(question_id: str | int) -> str:
     """Name of the image of a question without folders and endings; its text file has the same name."""
-    return question_id.split("/")[-1].split(".")[0]
+    return str(question_id).split("/")[-1].split(".")[0]
 
 
 class Annotation:
     """The expected answers of all questions.
+
+    Attributes:
+        path: the folder of the categories.
+        answers: `yes` or `no` for each question.
 
     Args:
         folder: the folder of MME.
@@ -50,21 +57,21 @@ class Annotation:
         self.path = annotation(folder, "mme")
         if not self.path.is_dir():
             raise InputError(f"{self.path}: not a folder; it should hold a folder for each category of MME")
-        self._answers: dict[tuple[str, str, str], str] = {}
+        self.answers: dict[Key, str] = {}
         for category in sorted(place for place in self.path.iterdir() if place.is_dir()):
             texts = category / _TEXTS if (category / _IMAGES).is_dir() else category
             for file in sorted(texts.glob("*.txt")):
                 for question, answer in _pairs(file):
-                    self._answers[category.name, file.stem, question] = answer
-        if not self._answers:
+                    self.answers[category.name, file.stem, question] = answer
+        if not self.answers:
             raise InputError(f"{self.path}: no text file with questions; copy the .txt files of MME beside its images")
 
-    def answer(self, question_id: str, prompt: str) -> str | None:
-        """`yes` or `no` for the question of a prompt, None if the image has no such question."""
+    def find(self, question_id: str | int, prompt: str) -> Key | None:
+        """The question of a prompt, without the instruction of the prompt; None if the image has no such question."""
         question = prompt.replace(_INSTRUCTION, "").strip() if _INSTRUCTION in prompt else prompt
         forms = [question] if _ENDING in question else [f"{question} {_ENDING}", f"{question}  {_ENDING}"]
         keys = [(category_of(question_id), image_of(question_id), form) for form in forms]
-        return next((self._answers[key] for key in keys if key in self._answers), None)
+        return next((key for key in keys if key in self.answers), None)
 
 
 def _pairs(file: Path) -> list[tuple[str, str]]:

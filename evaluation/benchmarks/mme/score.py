@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignkd.evaluation.answers import Answer, prompt_of
-from alignkd.evaluation.benchmarks.mme.annotation import COGNITION, PERCEPTION, Annotation, category_of, image_of
+from alignkd.evaluation.benchmarks.mme.annotation import (
+    COGNITION,
+    PERCEPTION,
+    Annotation,
+    Key,
+    category_of,
+    image_of,
+)
 from alignkd.evaluation.benchmarks.mme.reading import read_answer
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.question_lines import read_lines
@@ -24,16 +31,15 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
         InputError: a category without answers, or with an odd number of them; an answer to an unknown question; without
             `as_original`: missing or doubled answers, and pairs of answers to different images.
     """
-    lines = read_lines(folder, "mme")
-    asked = [(str(line.id), line.text) for line in lines]
-    keys = [(str(answer.question_id), prompt_of(answer)) for answer in answers]
-    refuse_unknown([question_id for question_id, _ in asked], [question_id for question_id, _ in keys], "mme")
-    notes = incomplete_notes(asked, keys, as_original=as_original)
     expected = Annotation(folder)
-    items = [_item(answer, expected) for answer in answers]
+    asked = [_key(expected, line.id, line.text, "the question file") for line in read_lines(folder, "mme")]
+    keys = [_key(expected, answer.question_id, prompt_of(answer), answer.place) for answer in answers]
+    refuse_unknown(asked, keys, "the question file of mme")
+    notes = incomplete_notes(asked, keys, as_original=as_original)
+    items = [_item(answer, expected.answers[key]) for answer, key in zip(answers, keys, strict=True)]
     points: dict[str, float] = {}
     for category in PERCEPTION + COGNITION:
-        own = [item for item in items if category_of(str(item.id)) == category]
+        own = [item for item in items if category_of(item.id) == category]
         notes += _pair_notes(category, own, as_original)
         points[category] = _points([item.score for item in own])
     perception = sum(points[category] for category in PERCEPTION)
@@ -60,13 +66,17 @@ def _points(scores: Sequence[float]) -> float:
     return mean(scores) * 100 + mean(both) * 100
 
 
-def _item(answer: Answer, expected: Annotation) -> Item:
-    gold = expected.answer(str(answer.question_id), prompt_of(answer))
-    if gold is None:
+def _key(expected: Annotation, question_id: str | int, prompt: str, place: str) -> Key:
+    key = expected.find(question_id, prompt)
+    if key is None:
         raise InputError(
-            f"{answer.place}: {expected.path} has no such question on image {answer.question_id}: {answer.prompt!r}; "
-            "ask with the question file's own prompts"
+            f"{place}: {expected.path} has no such question on image {question_id}: {prompt!r}; "
+            "ask with the prompts of the question file that belongs to it"
         )
+    return key
+
+
+def _item(answer: Answer, gold: str) -> Item:
     reading = read_answer(answer.text)
     return Item(id=answer.question_id, text=answer.text, read_as=reading, gold=gold, score=float(reading == gold))
 
@@ -78,7 +88,7 @@ def _pair_notes(category: str, items: Sequence[Item], as_original: bool) -> list
     if len(items) % 2:
         raise InputError(f"{len(items)} answers of category {category}, not two to each image; generate all answers")
     for first, second in zip(items[::2], items[1::2], strict=True):
-        if image_of(str(first.id)) != image_of(str(second.id)):
+        if image_of(first.id) != image_of(second.id):
             problem = f"category {category}: consecutive answers to different images ({first.id}, {second.id})"
             if as_original:
                 return [f"{problem} are scored as one image"]

@@ -9,9 +9,9 @@ _TOKENS = "Reference OCR token:"
 def question_of(prompt: str) -> str | None:
     """The question of a prompt in lower case, None if the prompt has none of the known forms.
 
-    The forms: the question, the line of OCR tokens and the instruction; the same with the OCR tokens first; the question
-    and the instruction; "OCR tokens: ... Question: ... Short answer:". Where OCR tokens contain line breaks, on which
-    the original fails, the question is the line before the OCR tokens, or the one before the instruction.
+    The forms: the question, the line of OCR tokens and the instruction; the same with the OCR tokens first; the
+    question and the instruction; "OCR tokens: ... Question: ... Short answer:". Where OCR tokens contain line breaks,
+    on which the original fails, the question is the line before the OCR tokens, or the one before the instruction.
     """
     if prompt.startswith(_OLD_START):
         found = _OLD_QUESTION.search(prompt)

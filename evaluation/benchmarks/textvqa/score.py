@@ -24,8 +24,8 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
     The mean is over the answers. With `as_original`, missing answers are not noticed, and each of several counts.
 
     Raises:
-        InputError: a prompt of unknown form; an answer to an unknown question; without `as_original`: missing or doubled
-            answers.
+        InputError: a prompt of unknown form; an answer to an unknown question; without `as_original`: missing or
+            doubled answers.
     """
     people = read_annotation(folder)
     keys = [_key(answer.question_id, prompt_of(answer), answer.place) for answer in answers]

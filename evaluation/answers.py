@@ -92,12 +92,7 @@ def _answer(values: dict[str, object], place: str) -> Answer:
     return Answer(question_id=question_id, prompt=prompt, text=text, fields=rest, place=place)
 
 
-def places(answers: Sequence[Answer], limit: int = 3) -> str:
-    """The first ids of some answers or all of few, for messages."""
-    return some([answer.question_id for answer in answers], limit)
-
-
 def some(ids: Sequence[object], limit: int = 3) -> str:
     """The first `limit` of some ids, and how many more there are."""
-    listed = ", ".join(str(one) for one in ids[:limit])
+    listed = ", ".join(": ".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in ids[:limit])
     return listed if len(ids) <= limit else f"{listed} and {len(ids) - limit} more"

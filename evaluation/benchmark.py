@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from alignkd.evaluation.answers import Answer
-from alignkd.evaluation.benchmarks import gqa
+from alignkd.evaluation.benchmarks import gqa, mme, pope, sqa, textvqa
 from alignkd.evaluation.question import Question
 from alignkd.evaluation.score import Score
 
@@ -40,6 +40,11 @@ class Benchmark:
     score: _Scorer
 
 
-BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
-    {benchmark.name: benchmark for benchmark in (Benchmark("gqa", "GQA", gqa.read_questions, gqa.score_answers),)}
+_ALL = (
+    Benchmark("gqa", "GQA", gqa.read_questions, gqa.score_answers),
+    Benchmark("sqa", "ScienceQA-IMG", sqa.read_questions, sqa.score_answers),
+    Benchmark("textvqa", "TextVQA", textvqa.read_questions, textvqa.score_answers),
+    Benchmark("mme", "MME", mme.read_questions, mme.score_answers),
+    Benchmark("pope", "POPE", pope.read_questions, pope.score_answers),
 )
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})

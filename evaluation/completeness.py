@@ -6,16 +6,19 @@ from collections.abc import Hashable, Iterable
 from alignkd.evaluation.answers import some
 from alignkd.vlm.errors import InputError
 
-_STEP = "generate them again, or score them as the original does with --as-original"
+AS_ORIGINAL = "--as-original"
 
 
-def incomplete_notes(expected: Iterable[Hashable], given: Iterable[Hashable], *, as_original: bool) -> list[str]:
+def incomplete_notes(
+    expected: Iterable[Hashable], given: Iterable[Hashable], *, as_original: bool, missing_is_fatal: bool = False
+) -> list[str]:
     """Compare the questions with the answers.
 
     Args:
         expected: the key of every question.
         given: the key of every answer.
         as_original: whether incomplete answers are accepted.
+        missing_is_fatal: whether the original scorer fails if an answer is missing; then `as_original` does not help.
 
     Returns:
         One line for questions without an answer, one for those with several, one for other answers.
@@ -29,14 +32,33 @@ def incomplete_notes(expected: Iterable[Hashable], given: Iterable[Hashable], *,
     others = [key for key in found if key not in wanted]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of {wanted.total()} questions have no answer ({some(missing)})")
+        problems.append(f"questions without an answer: {len(missing)} of {wanted.total()} ({some(missing)})")
     if doubled:
-        problems.append(f"{len(doubled)} questions have more answers than they should ({some(doubled)})")
+        problems.append(f"questions with several answers: {len(doubled)} ({some(doubled)})")
+    if missing and missing_is_fatal:
+        raise InputError(f"{problems[0]}; generate the missing answers")
     if problems and not as_original:
-        raise InputError(f"answers: {'; '.join(problems)}; {_STEP}")
+        raise InputError(
+            f"{'; '.join(problems)}; generate all answers, or give {AS_ORIGINAL} for the original's number"
+        )
     if others:
-        problems.append(f"{len(others)} answers are to no question of the benchmark ({some(others)})")
+        problems.append(f"answers to other questions, not scored: {len(others)} ({some(others)})")
     return problems
+
+
+def refuse_unknown(expected: Iterable[Hashable], given: Iterable[Hashable], place: str) -> None:
+    """Refuse answers to questions that the benchmark does not have, where the original scorer fails on them.
+
+    Args:
+        place: the file that has the questions.
+    """
+    wanted = set(expected)
+    others = [key for key in dict.fromkeys(given) if key not in wanted]
+    if others:
+        raise InputError(
+            f"answers to questions that {place} does not have: {len(others)} ({some(others)}); "
+            "give the answers to this benchmark, or the questions that they were generated for"
+        )
 
 
 def count_note(found: int, published: int, what: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files of benchmarks: JSON, and JSON with one object per line. Every error names the file, the line and the next step."""
+"""Files of benchmarks: JSON, and JSON with one object per line. Errors name file, line and next step."""
 
 import io
 import json

@@ -4,12 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from alignkd.evaluation.answers import Answer, some
+from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmarks.gqa.annotation import GqaQuestion, read_annotation
 from alignkd.evaluation.benchmarks.gqa.reading import read_answer
 from alignkd.evaluation.completeness import count_note, incomplete_notes
 from alignkd.evaluation.score import Item, Score, mean
-from alignkd.vlm.errors import InputError
 
 PUBLISHED_QUESTIONS = 12_578
 _OPEN = "query"
@@ -24,11 +23,9 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
         InputError: a question has no answer; a question has several, without `as_original`; the annotation is unusable.
     """
     questions = read_annotation(folder)
-    notes = incomplete_notes(questions, [answer.question_id for answer in answers], as_original=as_original)
+    ids = [answer.question_id for answer in answers]
+    notes = incomplete_notes(questions, ids, as_original=as_original, missing_is_fatal=True)
     by_id = {answer.question_id: answer for answer in answers}
-    missing = [key for key in questions if key not in by_id]
-    if missing:
-        raise InputError(f"answers: {len(missing)} questions have no answer ({some(missing)}); generate them")
     items = {key: _item(by_id[key], question) for key, question in questions.items()}
     totals = _totals(questions, items)
     return Score(
@@ -94,7 +91,7 @@ def _by(
 
 
 def _distribution(questions: Mapping[str, GqaQuestion], items: Mapping[str, Item]) -> float:
-    """Mean chi-square distance between given and expected answers of a global group; 0.0 without such groups.
+    """Chi-square distance between given and expected answers in a global group, mean / 100; 0.0 without such groups.
 
     The mean is weighted by the number of questions of a group. Answers that nobody expects in a group do not count.
     """
@@ -109,4 +106,4 @@ def _distribution(questions: Mapping[str, GqaQuestion], items: Mapping[str, Item
         distance = sum((given[group][answer] - count) ** 2 / count for answer, count in expected.items())
         distances += distance * expected.total()
         weights += expected.total()
-    return distances / weights if weights else 0.0
+    return distances / weights / 100 if weights else 0.0

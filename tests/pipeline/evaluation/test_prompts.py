@@ -58,7 +58,7 @@ def test_prompts_are_the_originals(
 
 
 def given_to_clip(file: bytes, item: dict[str, Any], processor: ImageProcessor) -> Image.Image:
-    """The picture at the size that the golden file states: as it is, or in the middle of a square of the mean colour."""
+    """The picture at the size that the golden file states: as it is, or in a square of the mean colour."""
     image, size = decode_image(file), tuple(item["image_given_to_clip"]["size"])
     if image.size == size:
         return image

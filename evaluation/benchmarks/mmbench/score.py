@@ -7,7 +7,7 @@ from pathlib import Path
 from alignkd.evaluation.answers import Answer, some
 from alignkd.evaluation.benchmarks.mmbench.cells import NO_TEXT
 from alignkd.evaluation.benchmarks.mmbench.reading import read_letter
-from alignkd.evaluation.benchmarks.mmbench.table import ROTATION, Row, read_rows
+from alignkd.evaluation.benchmarks.mmbench.table import LETTERS, ROTATION, Row, read_rows
 from alignkd.evaluation.completeness import AS_ORIGINAL, incomplete_notes
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -76,12 +76,15 @@ def _groups(rows: Sequence[Row], as_original: bool) -> tuple[dict[int, list[Row]
 
 
 def _is_complete(rows: Sequence[Row]) -> bool:
-    """Whether the rotations are numbered from 0 without a gap, and are as many as the options or more.
+    """Whether the rotations are numbered from 0 without a gap, one for each option that moves between them.
 
-    An option "None" is asked for in a rotation, but is read as missing.
+    Some questions keep their last option in its place, such as "all of the above".
     """
+    columns = [{row.label(letter) for row in rows} for letter in LETTERS]
+    options = [column for column in columns if column != {""}]
+    moving = sum(len(column) > 1 for column in options)
     numbers = sorted(row.index // ROTATION for row in rows)
-    return numbers == list(range(len(rows))) and len(rows) >= max(len(row.options()) for row in rows)
+    return numbers == list(range(len(rows))) and len(rows) >= (moving or min(2, len(options)))
 
 
 def _item(row: Row, answer: Answer | None) -> Item:

@@ -1,7 +1,12 @@
 """The score of one answers file: headline, sub-scores, counts and how each answer was read."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+# more than the longest line of an items file
+_MAX_LINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,18 @@ class Score:
         unit = {"%": " %", "fraction": "", "points": " points"}[self.unit]
         counts = f"{self.questions} questions, {self.answers} answers, {len(self.unreadable)} unreadable"
         return [f"{self.benchmark}  {self.headline_name} {shown}{unit}  ({counts})", *_lines(self.totals, 1)]
+
+
+def is_items_file(path: Path) -> bool:
+    """Whether a file holds items as JSON lines, by the keys of its first line."""
+    with path.open("rb") as file:
+        line = file.readline(_MAX_LINE_BYTES)
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    keys = Item(id=0, text="", read_as=None, gold="", score=0.0).as_json().keys()
+    return isinstance(entry, dict) and entry.keys() == keys
 
 
 def mean(values: Sequence[float]) -> float:

@@ -111,9 +111,16 @@ def mean(values: Sequence[float]) -> float:
 def _lines(values: dict[str, object], depth: int) -> list[str]:
     lines = []
     for name, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"{'  ' * depth}{name}", *_lines(value, depth + 1)]
-        elif name != "printed":
-            shown = f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-            lines.append(f"{'  ' * depth}{name}  {shown}")
+        if name == "printed":
+            continue
+        if isinstance(value, dict) and depth == 1:
+            lines += [f"  {name}", *_lines(value, depth + 1)]
+        else:
+            lines.append(f"{'  ' * depth}{name}  {_shown(value)}")
     return lines
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -60,14 +60,19 @@ def score(
     """
     from alignkd.evaluation.answers import read_answers
     from alignkd.evaluation.benchmark import BENCHMARKS
+    from alignkd.evaluation.errors import AnswersError
     from alignkd.evaluation.folder import benchmark_folder
     from alignkd.evaluation.score import is_items_file
+    from alignkd.vlm.errors import InputError
 
     with ends_on_interrupt():
         if listing is not None:
             claim_file("--list", listing, is_items_file, reads=(data, answers_file), force=force)
         folder, answers = benchmark_folder(data, name), read_answers(answers_file)
-        scored = BENCHMARKS[name].score(folder, answers, as_original=as_original)
+        try:
+            scored = BENCHMARKS[name].score(folder, answers, as_original=as_original)
+        except AnswersError as error:
+            raise InputError(f"{answers_file}: {error}") from None
         if listing is not None:
             write_whole(listing, "".join(json.dumps(item.as_json()) + "\n" for item in scored.items))
     if as_json:

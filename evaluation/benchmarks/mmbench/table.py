@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def _rows(path: Path, with_images: bool) -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-def _check_columns(path: Path, columns: Mapping[str, str] | tuple[str, ...] | list[str]) -> None:
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [name for name in _NEEDED if name not in columns]
     if missing:
         raise InputError(

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from alignkd.evaluation.answers import Answer
-from alignkd.evaluation.benchmarks import gqa, mme, pope, sqa, textvqa
+from alignkd.evaluation.benchmarks import gqa, mmbench, mme, pope, sqa, textvqa
 from alignkd.evaluation.question import Question
 from alignkd.evaluation.score import Score
 
@@ -45,6 +45,7 @@ _ALL = (
     Benchmark("sqa", "ScienceQA-IMG", sqa.read_questions, sqa.score_answers),
     Benchmark("textvqa", "TextVQA", textvqa.read_questions, textvqa.score_answers),
     Benchmark("mme", "MME", mme.read_questions, mme.score_answers),
+    Benchmark("mmbench", "MMBench dev", mmbench.read_questions, mmbench.score_answers),
     Benchmark("pope", "POPE", pope.read_questions, pope.score_answers),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})

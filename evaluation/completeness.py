@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 
 from alignkd.evaluation.answers import some
-from alignkd.vlm.errors import InputError
+from alignkd.evaluation.errors import AnswersError
 
 AS_ORIGINAL = "--as-original"
 
@@ -24,7 +24,7 @@ def incomplete_notes(
         One line for questions without an answer, one for those with several, one for other answers.
 
     Raises:
-        InputError: unless `as_original`, for questions without an answer, and for those with several.
+        AnswersError: unless `as_original`, for questions without an answer, and for those with several.
     """
     wanted, found = Counter(iter(expected)), Counter(iter(given))  # of a mapping, its keys
     missing = list((wanted - found).elements())
@@ -36,9 +36,9 @@ def incomplete_notes(
     if doubled:
         problems.append(f"questions with several answers: {len(doubled)} ({some(doubled)})")
     if missing and missing_is_fatal:
-        raise InputError(f"{problems[0]}; generate the missing answers")
+        raise AnswersError(f"{problems[0]}; generate the missing answers")
     if problems and not as_original:
-        raise InputError(
+        raise AnswersError(
             f"{'; '.join(problems)}; generate all answers, or give {AS_ORIGINAL} for the original's number"
         )
     if others:
@@ -55,7 +55,7 @@ def refuse_unknown(expected: Iterable[Hashable], given: Iterable[Hashable], plac
     wanted = set(expected)
     others = [key for key in dict.fromkeys(given) if key not in wanted]
     if others:
-        raise InputError(
+        raise AnswersError(
             f"answers to questions that {place} does not have: {len(others)} ({some(others)}); "
             "give the answers to this benchmark, or the questions that they were generated for"
         )

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from alignkd.disk.opening import read_regular
 from alignkd.vlm.errors import InputError, one_line, unreadable
@@ -28,7 +29,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     """The value of a JSON file; raises as `read_text`, and an InputError for text that is not JSON."""
     try:
         return json.loads(read_text(path))

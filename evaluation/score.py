@@ -1,7 +1,12 @@
 """The score of one answers file: headline, sub-scores, counts and how each answer was read."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+# more than the longest line of an items file
+_MAX_LINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,18 @@ class Score:
         return [f"{self.benchmark}  {self.headline_name} {shown}{unit}  ({counts})", *_lines(self.totals, 1)]
 
 
+def is_items_file(path: Path) -> bool:
+    """Whether a file holds items as JSON lines, by the keys of its first line."""
+    with path.open("rb") as file:
+        line = file.readline(_MAX_LINE_BYTES)
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    keys = Item(id=0, text="", read_as=None, gold="", score=0.0).as_json().keys()
+    return isinstance(entry, dict) and entry.keys() == keys
+
+
 def mean(values: Sequence[float]) -> float:
     """The mean as Python sums it, 0.0 of nothing."""
     return sum(values) / len(values) if values else 0.0
@@ -94,9 +111,16 @@ def mean(values: Sequence[float]) -> float:
 def _lines(values: dict[str, object], depth: int) -> list[str]:
     lines = []
     for name, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"{'  ' * depth}{name}", *_lines(value, depth + 1)]
-        elif name != "printed":
-            shown = f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-            lines.append(f"{'  ' * depth}{name}  {shown}")
+        if name == "printed":
+            continue
+        if isinstance(value, dict) and depth == 1:
+            lines += [f"  {name}", *_lines(value, depth + 1)]
+        else:
+            lines.append(f"{'  ' * depth}{name}  {_shown(value)}")
     return lines
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -10,12 +10,17 @@ _FACTORS = {"gqa": 1.0, "sqa": 1.0, "textvqa": 1.0, "mme": 1.0, "mmbench": 1.0, 
 # the average counts MME Perception of 2000 points as a percentage of 2000
 _SHARES = {"mme": 1 / 20}
 
-# published rows, in the units of `table_row`; MobileVLM V2 1.7B: README of Meituan-AutoML/MobileVLM
+
+def _row(gqa: float, sqa: float, textvqa: float, pope: float, mme: float, mmbench: float) -> Mapping[str, float]:
+    return MappingProxyType({"gqa": gqa, "sqa": sqa, "textvqa": textvqa, "mme": mme, "mmbench": mmbench, "pope": pope})
+
+
+# published rows in the units of `table_row`, from the README of Meituan-AutoML/MobileVLM (commit 688fdec)
 TABLE_1: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        "MobileVLM V2 1.7B (published)": MappingProxyType(
-            {"gqa": 59.3, "sqa": 66.7, "textvqa": 52.1, "mme": 1302.8, "mmbench": 57.7, "pope": 84.3}
-        ),
+        "MobileVLM V2 1.7B (published)": _row(59.3, 66.7, 52.1, 84.3, 1302.8, 57.7),
+        "MobileVLM V2 3B (published)": _row(61.1, 70.0, 57.5, 84.7, 1440.5, 63.2),
+        "MobileVLM V2 7B (published)": _row(62.6, 74.8, 62.3, 85.3, 1560.7, 69.2),
     }
 )
 

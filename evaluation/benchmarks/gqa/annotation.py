@@ -1,7 +1,9 @@
 """The annotation of GQA: `testdev_balanced_questions.json`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignkd.evaluation.folder import annotation
 from alignkd.evaluation.reading import read_json
@@ -40,7 +42,7 @@ def read_annotation(folder: Path) -> dict[str, GqaQuestion]:
     path = annotation(folder, "gqa")
     values = read_json(path)
     try:
-        questions = {key: _question(value) for key, value in _items(values) if value["isBalanced"]}
+        questions = {key: _question(value) for key, value in values.items() if value["isBalanced"]}
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not an annotation of GQA ({error!r}); copy the file again") from None
     if not questions:
@@ -48,13 +50,7 @@ def read_annotation(folder: Path) -> dict[str, GqaQuestion]:
     return questions
 
 
-def _items(values: object) -> list[tuple[str, dict[str, object]]]:
-    if not isinstance(values, dict):
-        raise TypeError(f"{type(values).__name__} instead of an object")
-    return list(values.items())
-
-
-def _question(value: dict) -> GqaQuestion:
+def _question(value: Mapping[str, Any]) -> GqaQuestion:
     return GqaQuestion(
         answer=value["answer"],
         structural_type=value["types"]["structural"],

@@ -14,6 +14,7 @@ from alignkd.evaluation.benchmarks.mme.annotation import (
 )
 from alignkd.evaluation.benchmarks.mme.reading import read_answer
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
+from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.question_lines import read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -84,15 +85,15 @@ def _item(answer: Answer, gold: str) -> Item:
 def _pair_notes(category: str, items: Sequence[Item], as_original: bool) -> list[str]:
     """A line if answers to different images are paired; such pairs, and answers without a pair, are refused."""
     if not items:
-        raise InputError(f"no answer of category {category}; generate the answers to all categories of MME")
+        raise AnswersError(f"no answer of category {category}; generate the answers to all categories of MME")
     if len(items) % 2:
-        raise InputError(f"{len(items)} answers of category {category}, not two to each image; generate all answers")
+        raise AnswersError(f"{len(items)} answers of category {category}, not two to each image; generate all answers")
     for first, second in zip(items[::2], items[1::2], strict=True):
         if image_of(first.id) != image_of(second.id):
             problem = f"category {category}: consecutive answers to different images ({first.id}, {second.id})"
             if as_original:
                 return [f"{problem} are scored as one image"]
-            raise InputError(
+            raise AnswersError(
                 f"{problem}, of which the score makes one image; put the answers in the order of the question file, "
                 f"or give {AS_ORIGINAL} for the original's number"
             )

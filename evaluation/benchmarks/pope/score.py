@@ -14,6 +14,7 @@ from alignkd.evaluation.benchmarks.pope.annotation import (
 from alignkd.evaluation.benchmarks.pope.counts import Counts
 from alignkd.evaluation.benchmarks.pope.reading import is_yes
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
+from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.question_lines import QuestionLine, read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -39,7 +40,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
     for category in _categories(folder, questions.values()):
         own = [answer for answer in answers if questions[answer.question_id].category == category.name]
         if not own:
-            raise InputError(f"{category.path}: no answer of category {category.name}; generate them")
+            raise AnswersError(f"no answer of category {category.name}; generate them")
         notes += _pairing_notes(category, [questions[answer.question_id] for answer in own], as_original)
         readings, labels = [is_yes(answer.text) for answer in own], [label.is_yes for label in category.labels]
         counts[category.name] = Counts.of(readings, labels)
@@ -81,7 +82,7 @@ def _pairing_notes(category: Category, questions: Sequence[QuestionLine], as_ori
         return [f"category {category.name}: questions with another text in the annotation: {other}"] if other else []
     if as_original:
         return [f"labels of other questions than the answers: {problem}"]
-    raise InputError(
+    raise AnswersError(
         f"{problem}; put the answers in the order of the question file, use the annotation of the same release "
         f"(docs/evaluation.md), or give {AS_ORIGINAL} for the original's number"
     )

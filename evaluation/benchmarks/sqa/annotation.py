@@ -29,7 +29,7 @@ def read_annotation(folder: Path) -> dict[str, Problem]:
     splits_path = path.with_name(_SPLITS)
     problems, splits = read_json(path), read_json(splits_path)
     try:
-        chosen = [(key, problems[key]) for key in splits[_SPLIT]]  # type: ignore[index,call-overload]
+        chosen = [(key, problems[key]) for key in splits[_SPLIT]]
         found = {
             key: Problem(len(value["choices"]), int(value["answer"]), value.get("image") is not None)
             for key, value in chosen

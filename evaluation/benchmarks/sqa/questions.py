@@ -1,6 +1,7 @@
 """The question file of ScienceQA: a JSON list of conversations, of which the first turn is the question."""
 
 from pathlib import Path
+from typing import Any
 
 from alignkd.evaluation.folder import image_folder, question_file
 from alignkd.evaluation.question import Question
@@ -31,11 +32,11 @@ def read_questions(folder: Path) -> list[Question]:
     return questions
 
 
-def _question(entry: object, images: Path, place: str) -> Question:
+def _question(entry: Any, images: Path, place: str) -> Question:
     try:
-        question_id, text = entry["id"], entry["conversations"][0]["value"]  # type: ignore[index]
+        question_id, text = entry["id"], entry["conversations"][0]["value"]
         turn = text.replace(IMAGE_MARK, "").strip() + _SUFFIX
-        image = images / entry["image"] if "image" in entry else None  # type: ignore[operator,index]
+        image = images / entry["image"] if "image" in entry else None
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise InputError(f"{place}: not a question with `id` and `conversations` ({error!r}); copy it again") from None
     return Question(

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 from alignkd.evaluation.answers import Answer, prompt_of
 from alignkd.evaluation.benchmarks.sqa.annotation import Problem, read_annotation
 from alignkd.evaluation.benchmarks.sqa.questions import IMAGE_MARK
-from alignkd.evaluation.benchmarks.sqa.reading import LETTERS, read_choice, read_letter
+from alignkd.evaluation.benchmarks.sqa.reading import read_choice, read_letter
 from alignkd.evaluation.completeness import count_note, incomplete_notes
+from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.score import Item, Score, mean
-from alignkd.vlm.errors import InputError
 
 PUBLISHED_QUESTIONS = 4_241
 
@@ -30,7 +31,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
     items = {key: _item(answer, problems[key]) for key, answer in given.items()}
     with_image = [key for key, answer in given.items() if IMAGE_MARK in prompt_of(answer)]
     if not with_image:
-        raise InputError(
+        raise AnswersError(
             f"no prompt has {IMAGE_MARK}, so there are no questions with an image; generate the prompts too"
         )
     scores = [items[key].score if key in items else 0.0 for key in problems]
@@ -58,7 +59,7 @@ def _item(answer: Answer, problem: Problem) -> Item:
         id=answer.question_id,
         text=answer.text,
         read_as=read_letter(answer.text),
-        gold=LETTERS[problem.answer],
+        gold=ascii_uppercase[problem.answer],
         score=float(read_choice(answer.text, problem.num_choices) == problem.answer),
     )
 

@@ -20,7 +20,7 @@ def read_annotation(folder: Path) -> dict[Key, tuple[str, ...]]:
     path = annotation(folder, "textvqa")
     values = read_json(path)
     try:
-        entries = values["data"]  # type: ignore[index,call-overload]
+        entries = values["data"]
         found = {(entry["image_id"], entry["question"].lower()): tuple(entry["answers"]) for entry in entries}
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not an annotation of TextVQA ({error!r}); copy the file again") from None

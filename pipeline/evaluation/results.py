@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from alignkd.disk.opening import read_regular
 from alignkd.disk.whole_file import write_whole
-from alignkd.evaluation.answers import answer_line, read_answers
+from alignkd.evaluation.answers import Answer, answer_line, read_answers
 from alignkd.evaluation.benchmark import BENCHMARKS
+from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.question import Question
-from alignkd.evaluation.score import Score
+from alignkd.evaluation.score import Item, Score, mean
 from alignkd.evaluation.table import table1_average, table_row
 from alignkd.pipeline.evaluation.journal import Answered
 from alignkd.pipeline.evaluation.output import ANSWERS, RESULTS, SCORE, EvalOutput
@@ -86,16 +88,21 @@ class AskedBenchmark:
         ]
 
     def _scored(self, file: Path) -> dict[str, Any]:
-        """The score of the answers file, marked where it is one of a part of the questions."""
-        answers, benchmark = read_answers(file), BENCHMARKS[self.name]
-        if self.limit is None:
-            return _score_json(benchmark.score(self.data, answers))
-        note = f"the first {self.limit} questions only: not a number of the benchmark"
+        """The score of the answers file; of a part of the questions, the mean over them, which is no headline."""
+        answers, score = read_answers(file), BENCHMARKS[self.name].score
         try:
-            found = _score_json(benchmark.score(self.data, answers, as_original=True))
-        except InputError as error:
-            return {"no_score": f"{note}, and no score is defined for them ({error})"}
-        return found | {"notes": [note, *found["notes"]]}
+            if self.limit is None:
+                return _score_json(score(self.data, answers))
+            every = BENCHMARKS[self.name].questions(self.data)
+            filled = [*answers, *(unanswered(question) for question in every[len(answers) :])]
+            return _part_json(score(self.data, filled), answers)
+        except AnswersError as error:
+            raise InputError(f"{file}: {error}") from None
+
+
+def unanswered(question: Question) -> Answer:
+    """An empty answer."""
+    return Answer(question_id=question.id, prompt=question.prompt, text="", fields=question.fields)
 
 
 def write_results(output: EvalOutput, about: Mapping[str, Any], asked: Sequence[AskedBenchmark]) -> dict[str, Any]:
@@ -126,14 +133,31 @@ def _scored_in(folder: Path) -> list[str]:
 
 
 def _summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The row of Table 1, without benchmarks of which only a part was asked."""
-    row = {name: one["table_value"] for name, one in found.items() if one["headline"] and one["limit"] is None}
+    """The row of Table 1, with the benchmarks that have a score."""
+    row = {name: one["table_value"] for name, one in found.items() if one["headline"] is not None}
     return {"row": row, "average": table1_average(row)}
 
 
 def _score_json(score: Score) -> dict[str, Any]:
     values: dict[str, Any] = {**score.as_json(), "table_value": table_row([score])[score.benchmark]}
     return values
+
+
+def _part_json(score: Score, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Points of the first questions alone, from a score of all.
+
+    Args:
+        answers: those to the first questions. Ids may repeat; the items of one id are in the order of its answers.
+    """
+    items: dict[str | int, deque[Item]] = defaultdict(deque)
+    for item in score.items:
+        items[item.id].append(item)
+    found = [items[answer.question_id].popleft() for answer in answers if items[answer.question_id]]
+    return {
+        "part": {"questions": len(found), "mean_score": mean([item.score for item in found])},
+        "unreadable": [item.id for item in found if item.read_as is None],
+        "no_score": f"only the first {len(answers)} questions were asked, which is not a number of the benchmark",
+    }
 
 
 def _why_no_score(questions: int, answered: int, unusable: int) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmark import BENCHMARKS
+from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.folder import benchmark_folder
 from alignkd.evaluation.question import Question
 from alignkd.pipeline.console.printing import say
@@ -19,11 +19,12 @@ from alignkd.pipeline.evaluation.journal import Process
 from alignkd.pipeline.evaluation.output import EvalOutput, question_settings
 from alignkd.pipeline.evaluation.parts import PARTS, AnswerParts
 from alignkd.pipeline.evaluation.prompts import NOT_THE_PAPERS, preparation_for
-from alignkd.pipeline.evaluation.results import AskedBenchmark, write_results
+from alignkd.pipeline.evaluation.results import AskedBenchmark, unanswered, write_results
 from alignkd.pipeline.evaluation.settings import EvalSettings, model_name
 from alignkd.pipeline.evaluation.table import published_rows
 from alignkd.pipeline.runs.teacher.worker import device_of_worker, run_as_worker
 from alignkd.storage.errors import disk_errors
+from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.hardware.device_report import device_report
@@ -99,8 +100,10 @@ class _Data:
         """Read the questions, and find out now whether answers to all of them could be scored."""
         folder = benchmark_folder(settings.data, name)
         questions = BENCHMARKS[name].questions(folder)
-        answers = [Answer(question_id=one.id, prompt=one.prompt, text="", fields=one.fields) for one in questions]
-        BENCHMARKS[name].score(folder, answers)
+        try:
+            BENCHMARKS[name].score(folder, [unanswered(question) for question in questions])
+        except AnswersError as error:
+            raise InputError(f"{folder}: the questions are not those of the annotation: {error}") from None
         return cls(name=name, folder=folder, questions=questions[: settings.limit])
 
 

@@ -36,6 +36,8 @@ def result_lines(results: Mapping[str, Any], published: Mapping[str, Mapping[str
     for name, found in results["benchmarks"].items():
         for note in found.get("notes", ()):
             yield f"note: {name}: {note}"
+        if (part := found.get("part")) is not None:
+            yield f"note: {name}: mean score of {part['questions']} questions {part['mean_score']:.4f} (0 to 1)"
         if found["no_score"] is not None:
             yield f"no score: {name}: {found['no_score']}"
 
@@ -52,15 +54,14 @@ def unusable_lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _rows(results: Mapping[str, Any], published: Mapping[str, Mapping[str, float]]) -> Iterator[list[str]]:
     for name, found in results["benchmarks"].items():
-        has_score = found["headline"] is not None
-        part = "" if found["limit"] is None else " (part)"
+        value, unreadable = found.get("table_value"), found.get("unreadable")
         rate = found["questions_per_second"]
         yield [
             BENCHMARKS[name].title,
-            _number(name, found["table_value"]) + part if has_score else "-",
+            _number(name, value),
             *(_number(name, row.get(name)) for row in published.values()),
             f"{found['answered']} of {found['questions']}",
-            str(len(found["unreadable"])) if has_score else "-",
+            "-" if unreadable is None else str(len(unreadable)),
             format_duration(found["seconds"]),
             "-" if rate is None else f"{rate:.2f}",
         ]

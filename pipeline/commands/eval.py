@@ -7,7 +7,6 @@ import click
 
 from alignkd.evaluation.folder import LAYOUTS
 from alignkd.pipeline.commands.eval_score import score
-from alignkd.pipeline.commands.eval_score import score
 from alignkd.pipeline.console.command_with_subcommands import CommandWithSubcommands
 from alignkd.pipeline.console.errors import clean_errors, fail
 from alignkd.pipeline.console.heavy_imports import heavy_imports
@@ -113,9 +112,6 @@ def eval(as_json: bool, checkpoint: str | None, data: Path | None, out: Path | N
             f"{end.num_unusable} questions could not be asked, see {out / 'results.json'}; restore what is missing and "
             "run the same command again, which asks these only"
         )
-
-
-eval.add_command(score)
 
 
 eval.add_command(score)

@@ -15,7 +15,7 @@ Evaluate = Callable[..., Any]
 GOLDEN_EVAL = Path(__file__).parents[2] / "golden" / "eval"
 END = 2
 # the logit of the end token times this: at random the largest after a few tokens
-EAGERNESS = 6.0
+EAGERNESS = 30.0
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from alignkd.evaluation.folder import LAYOUTS
-from alignkd.pipeline.commands.eval_score import score
 from alignkd.pipeline.console.command_with_subcommands import CommandWithSubcommands
 from alignkd.pipeline.console.errors import clean_errors, fail
 from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json, say
+from alignkd.pipeline.evaluation.score_command import score
 
 NAMES = tuple(LAYOUTS)
 

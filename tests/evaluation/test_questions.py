@@ -63,7 +63,6 @@ def test_images_are_those_of_the_questions(name: str) -> None:
             assert question.image[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG")
         elif question.image is not None:
             assert question.image.is_file()
-            assert question.image.stem in str(question.id) or name in ("pope", "gqa", "sqa")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mmbench"])

@@ -1,5 +1,7 @@
 """The rules by which answers are read, one case for each, with what a more lenient rule would give."""
 
+import itertools
+
 import pytest
 
 from alignkd.evaluation.answers import clean_text
@@ -170,7 +172,7 @@ def test_mmbench_forms(form: str) -> None:
 
 def test_mmbench_forms_have_an_order() -> None:
     forms = ["{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{})."]
-    for earlier, later in zip(forms, forms[1:], strict=False):
+    for earlier, later in itertools.pairwise(forms):
         assert mmbench.read_letter(f"{later.format('C')} {earlier.format('B')}", {}) == "B"
 
 

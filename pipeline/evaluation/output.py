@@ -129,7 +129,7 @@ def question_settings(questions: Sequence[Question], folder: Path, limit: int | 
             image = str(image.relative_to(folder) if image.is_relative_to(folder) else image)
         values = [one.id, one.turn, one.prompt, image, one.pads_image, one.max_new_tokens, dict(one.fields)]
         digest.update(json.dumps(values).encode() + b"\n")
-    return {"questions": len(questions), "limit": limit, "sha256": digest.hexdigest()}
+    return {"limit": limit, "questions": len(questions), "sha256": digest.hexdigest()}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ GOLDEN_EVAL = Path(__file__).parents[2] / "golden" / "eval"
 END = 2
 # the logit of the end token times this: at random the largest after a few tokens
 EAGERNESS = 30.0
+# no golden prompt is longer than 356 tokens
+POSITIONS = 364
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,8 @@ def brief_model(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = weights["lm_head.weight"].clone()
     head[END] *= EAGERNESS
     write_weights(weights | {"lm_head.weight": head}, folder, dtype=None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": POSITIONS}))
     return folder
 
 

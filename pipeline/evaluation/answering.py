@@ -102,13 +102,14 @@ class Answering:
         return Answered(position=prompt.sample.index, unusable=reason)
 
     def _generate(self, part: Sequence[Prepared], limits: Sequence[int]) -> list[Continuation]:
-        config = self.model.config
+        # a column without an entry of the tokenizer has no text
+        num_tokens = min(self.preparation.num_tokens, self.model.config.vocab_size)
         return generate(
             self.model,
             [replace(one.example, images=one.images) for one in part],
             limits=limits,
             stop_ids=self.preparation.stop_ids,
-            num_tokens=min(self.preparation.num_tokens, config.vocab_size) if config.pads_vocabulary else None,
+            num_tokens=num_tokens,
             check=self.control.check,
         )
 

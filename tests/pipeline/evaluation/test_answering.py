@@ -110,7 +110,7 @@ def test_answers_in_batches_are_those_of_the_originals_loop(
             [prompt],
             limits=[question.max_new_tokens],
             stop_ids=preparation.stop_ids,
-            num_tokens=preparation.num_tokens if model.config.pads_vocabulary else None,
+            num_tokens=preparation.num_tokens,
         )
         alone.append(preparation.decode(one.ids).strip())
     found = answered(model, checkpoint, small_questions, batch=5)

@@ -82,6 +82,7 @@ def test_pope_yes(text: str) -> None:
         ("n\no", None),
         ("\tyes", "yes"),
         ("n\ro", None),
+        ("İİno", None),  # lower case has more characters
     ],
 )
 def test_mme(text: str, reading: str | None) -> None:

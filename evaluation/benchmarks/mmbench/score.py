@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alignkd.evaluation.answers import Answer, some
+from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmarks.mmbench.cells import NO_TEXT
 from alignkd.evaluation.benchmarks.mmbench.reading import read_letter
 from alignkd.evaluation.benchmarks.mmbench.table import LETTERS, ROTATION, Row, read_rows
 from alignkd.evaluation.completeness import AS_ORIGINAL, incomplete_notes
+from alignkd.evaluation.listed import some
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
 

@@ -81,7 +81,7 @@ def _is_complete(rows: Sequence[Row]) -> bool:
 
     Some questions keep their last option in its place, such as "all of the above".
     """
-    columns = [{row.label(letter) for row in rows} for letter in LETTERS]
+    columns = [{row.cell(letter) for row in rows} for letter in LETTERS]
     options = [column for column in columns if column != {""}]
     moving = sum(len(column) > 1 for column in options)
     numbers = sorted(row.index // ROTATION for row in rows)
@@ -105,7 +105,7 @@ def _by(column: str, groups: Mapping[int, Sequence[Row]], right: Mapping[int, bo
     found: dict[str, list[float]] = defaultdict(list)
     for group, rows in groups.items():
         unrotated = next(row for row in rows if row.index == group)
-        found[unrotated.label(column) or NO_TEXT].append(float(right[group]))
+        found[unrotated.cell(column) or NO_TEXT].append(float(right[group]))
     return {name: mean(values) * 100 for name, values in sorted(found.items())}
 
 

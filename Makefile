@@ -19,9 +19,9 @@ demo: install
 	$(BIN)/alignkd demo $(ARGS)
 
 # one thread each: the workers fill the cores, and more threads than cores cost a third of the time; files in their
-# order, since those with few tests, which would come last, are the longest
+# order, since those with few tests, which would come last, are the longest; the slowest tests are listed at the end
 test: install
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 60 --durations-min 4 $(ARGS)
 
 # The stores with the newest zarr, which needs Python 3.12; constraints.txt has the newest for Python 3.11. Without torch.
 ZARR_PYTHON ?= python3.12

@@ -1,7 +1,7 @@
 """The answers file of the original generators: one JSON object per line."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,9 +90,3 @@ def _answer(values: dict[str, object], place: str) -> Answer:
     if prompt is not None and not isinstance(prompt, str):
         raise InputError(f"{place}: `prompt` is {prompt!r}, not a text; write this line again")
     return Answer(question_id=question_id, prompt=prompt, text=text, fields=rest, place=place)
-
-
-def some(ids: Sequence[object], limit: int = 3) -> str:
-    """The first `limit` of some ids, and how many more there are."""
-    listed = ", ".join(": ".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in ids[:limit])
-    return listed if len(ids) <= limit else f"{listed} and {len(ids) - limit} more"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmarks import gqa, mmbench, mme, pope, sqa, textvqa
 from alignkd.evaluation.question import Question
+from alignkd.evaluation.question_lines import read_line_questions
 from alignkd.evaluation.score import Score
 
 
@@ -41,11 +43,11 @@ class Benchmark:
 
 
 _ALL = (
-    Benchmark("gqa", "GQA", gqa.read_questions, gqa.score_answers),
+    Benchmark("gqa", "GQA", partial(read_line_questions, name="gqa"), gqa.score_answers),
     Benchmark("sqa", "ScienceQA-IMG", sqa.read_questions, sqa.score_answers),
-    Benchmark("textvqa", "TextVQA", textvqa.read_questions, textvqa.score_answers),
-    Benchmark("mme", "MME", mme.read_questions, mme.score_answers),
+    Benchmark("textvqa", "TextVQA", partial(read_line_questions, name="textvqa"), textvqa.score_answers),
+    Benchmark("mme", "MME", partial(read_line_questions, name="mme"), mme.score_answers),
     Benchmark("mmbench", "MMBench dev", mmbench.read_questions, mmbench.score_answers),
-    Benchmark("pope", "POPE", pope.read_questions, pope.score_answers),
+    Benchmark("pope", "POPE", partial(read_line_questions, name="pope"), pope.score_answers),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})

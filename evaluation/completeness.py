@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable
 
-from alignkd.evaluation.answers import some
 from alignkd.evaluation.errors import AnswersError
+from alignkd.evaluation.listed import some
 
 AS_ORIGINAL = "--as-original"
 

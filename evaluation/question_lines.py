@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkd.evaluation.answers import some
 from alignkd.evaluation.folder import image_folder, question_file
+from alignkd.evaluation.listed import some
 from alignkd.evaluation.question import Question
 from alignkd.evaluation.reading import read_json_lines
 from alignkd.vlm.errors import InputError

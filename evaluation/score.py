@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignkd.evaluation.listed import some
+
 # more than the longest line of an items file
 _MAX_LINE_BYTES = 1 << 20
 
@@ -88,7 +90,8 @@ class Score:
         shown = f"{self.headline_value:.4f}" if self.unit == "fraction" else f"{self.headline_value:.2f}"
         unit = {"%": " %", "fraction": "", "points": " points"}[self.unit]
         counts = f"{self.questions} questions, {self.answers} answers, {len(self.unreadable)} unreadable"
-        return [f"{self.benchmark}  {self.headline_name} {shown}{unit}  ({counts})", *_lines(self.totals, 1)]
+        lines = [f"{self.benchmark}  {self.headline_name} {shown}{unit}  ({counts})", *_lines(self.totals, 1)]
+        return [*lines, f"unreadable, so wrong: {some(self.unreadable)}"] if self.unreadable else lines
 
 
 def is_items_file(path: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignkd.storage.schema.counterfactual import ADVANTAGE
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE
 from alignkd.storage.tools.verify.advantage import advantage_rounding
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.job import DumpJob

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs.settings import NONE
-from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.schema.targets.attention import LayerPairs
 from alignkd.storage.tools.layers.rows import SampleLayers, image_blocks
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.targets.attention import ATTENTION_BYTES, ATTENTION_BYTES_CPU

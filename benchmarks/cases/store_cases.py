@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader, open_writer
-from alignkd.storage.schema.columns import OFFSETS, columns_of
+from alignkd.storage.schema.columns.shard import OFFSETS, columns_of
 from alignkd.storage.schema.manifest import Manifest
 from cases.measuring import Case, timed
 from cases.synthetic_records import RawFile, Records, arrays_of, num_bytes

@@ -15,7 +15,7 @@ from alignkd.pipeline.layers.samples import ChosenSamples, choose_samples
 from alignkd.pipeline.layers.teacher_pass import TeacherPass
 from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.schema.targets.attention import LayerPairs
 from alignkd.storage.tools.layers.figures import LayerFigures, LayerScan, scan_layers
 from alignkd.storage.tools.layers.rows import (
     Floats,

@@ -8,7 +8,7 @@ is the loss on them.
 
 from collections.abc import Mapping, Sequence
 
-from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.schema.targets.attention import LayerPairs
 from alignkd.storage.tools.layers.figures import LayerFigures
 
 # of the largest share of informative queries; without a common grid, of the largest sharpness

@@ -7,11 +7,11 @@ from typing import Any
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.entries import ASSUMED_DISTINCT_DRAWS, ASSUMED_NUCLEUS
+from alignkd.pipeline.plan.disk.entries import ASSUMED_DISTINCT_DRAWS, ASSUMED_NUCLEUS
+from alignkd.pipeline.plan.disk.samples import DataSize
+from alignkd.pipeline.plan.disk.store import store_size
 from alignkd.pipeline.plan.memory.loads import ELEMENT
-from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.stem import stem_bytes_on_disk
-from alignkd.pipeline.plan.store import store_size
 from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import (
     FROM_ALL,
@@ -23,8 +23,8 @@ from alignkd.storage.codecs.settings import (
     Codecs,
     profile_codecs,
 )
-from alignkd.storage.schema.attention_targets import attention_targets, with_codec
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.attention import attention_targets, with_codec
 from alignkd.teacher_dump.fingerprint import manifest_of
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation

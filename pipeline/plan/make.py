@@ -20,8 +20,10 @@ from alignkd.pipeline.plan.choices import (
     bytes_by_profile,
     plan_manifest,
 )
-from alignkd.pipeline.plan.entries import entries_per_position
-from alignkd.pipeline.plan.image_shape import measured_image
+from alignkd.pipeline.plan.disk.entries import entries_per_position
+from alignkd.pipeline.plan.disk.image_shape import measured_image
+from alignkd.pipeline.plan.disk.samples import DataSize, assumed_samples, count_samples
+from alignkd.pipeline.plan.disk.store import StoreSize, store_size
 from alignkd.pipeline.plan.memory.from_config import student_load, teacher_load
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
@@ -33,9 +35,7 @@ from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.memory.trained import STATE_BYTES, counts_of, trained_adapters
 from alignkd.pipeline.plan.probe import run_probe
 from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
-from alignkd.pipeline.plan.samples import DataSize, assumed_samples, count_samples
 from alignkd.pipeline.plan.stem import StemInputs, sizes_of, stem_bytes_on_disk, stem_plan
-from alignkd.pipeline.plan.store import StoreSize, store_size
 from alignkd.pipeline.plan.time.devices import device_named
 from alignkd.pipeline.plan.time.hours import hours_by_device
 from alignkd.storage.codecs.settings import STEM

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.entries import mean_entries
+from alignkd.pipeline.plan.disk.entries import mean_entries
 from alignkd.storage import StoreReader
 from alignkd.storage.schema.plan import planned_shards
 from alignkd.teacher_dump.dump import dump

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from alignkd.pipeline.plan.disk.samples import DataSize
+from alignkd.pipeline.plan.disk.store import StoreSize
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.probe import Probe
-from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.stem import StemPlan
-from alignkd.pipeline.plan.store import StoreSize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import torch
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import stem_depth_of, stem_layers_of, takes_from_stem, tower_match
+from alignkd.pipeline.plan.disk.samples import DataSize
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import weight_gradient_share
-from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.devices import Device
 from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, hours
 from alignkd.pipeline.plan.time.operations import stem_flops, training_flops

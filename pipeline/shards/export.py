@@ -46,7 +46,7 @@ def export(
 
     from alignkd.pipeline.shards.view.record_view import export_tensors, stored_parts
     from alignkd.storage.read.store import StoreReader
-    from alignkd.storage.schema.columns import describe_targets
+    from alignkd.storage.schema.columns.shard import describe_targets
 
     claim_file("--out", out, is_exported, reads=(), closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)

@@ -20,7 +20,7 @@ from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.layouts.tar.format import MANIFEST_MEMBER
 from alignkd.storage.places import load_manifest
 from alignkd.storage.record.images import split_images
-from alignkd.storage.schema.columns import IMAGE_TOKENS, describe_targets
+from alignkd.storage.schema.columns.shard import IMAGE_TOKENS, describe_targets
 from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest, parse_manifest
 
 NPY = ".npy"

@@ -12,9 +12,9 @@ from alignkd.storage.layouts.stored_target import Rows, StoredTarget, expect
 from alignkd.storage.logits.pass_through import encoded
 from alignkd.storage.logits.registry import LogitsArrays, check_kind
 from alignkd.storage.record.record import Logits, Record, Target
-from alignkd.storage.schema.columns import NO_ROW, further_logits, part_name, width_field
+from alignkd.storage.schema.columns.shard import NO_ROW, further_logits, part_name, width_field
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 
 
 class FurtherTargets:

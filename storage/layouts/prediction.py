@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.schema.columns import ATTENTION_COLUMNS, Column
+from alignkd.storage.schema.columns.shard import ATTENTION_COLUMNS, Column
 from alignkd.storage.schema.commit_record import ArrayLayout
 
 

@@ -1,8 +1,8 @@
 """What a physical layout must offer: a class like `Backend` and a line in `registry.py`.
 
 A shard is a folder of files. A sink takes one record at a time: the rows that the record adds to each column of
-`schema/columns.py` (no rows for a column that is absent), including the rows of the shard's tables. A source gives a
-record's rows back.
+`schema/columns/shard.py` (no rows for a column that is absent), including the rows of the shard's tables. A source
+gives a record's rows back.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from alignkd.storage.codecs.base import ReadRows
 from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.tables import ShardTables
-from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.columns.shard import Column
 from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 

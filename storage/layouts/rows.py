@@ -16,7 +16,7 @@ from alignkd.storage.logits.pass_through import encoded
 from alignkd.storage.logits.registry import check_kind
 from alignkd.storage.record.images import joined_rows, pack_files, split_rows, unpack_files
 from alignkd.storage.record.record import Record
-from alignkd.storage.schema.columns import (
+from alignkd.storage.schema.columns.shard import (
     ATTENTION_COLUMNS,
     IMAGE_BYTES,
     IMAGE_TOKENS,

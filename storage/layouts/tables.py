@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import CorruptStoreError
-from alignkd.storage.schema.columns import IMAGE_GROUPS, NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import IMAGE_GROUPS, NO_ROW, OFFSETS, RECORDS, Column
 
 # fields of `records` that every record has
 _NEVER_ABSENT = ("dataset_index", "num_images", "length")

@@ -27,7 +27,6 @@ from pydantic import (
 from alignkd.storage.codecs.settings import NONE, NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
-from alignkd.storage.schema.attention_targets import check_attention_target
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
 from alignkd.storage.schema.sources import (
     MAX_ADDITIONS,
@@ -42,7 +41,8 @@ from alignkd.storage.schema.sources import (
     check_sources,
     joined,
 )
-from alignkd.storage.schema.targets import MAX_MORE, OWN_FIELDS, NamedTarget, codecs_of, own_targets
+from alignkd.storage.schema.targets.attention import check_attention_target
+from alignkd.storage.schema.targets.named import MAX_MORE, OWN_FIELDS, NamedTarget, codecs_of, own_targets
 
 __all__ = [
     "FILE_NAME",

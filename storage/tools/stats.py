@@ -11,7 +11,7 @@ from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.layouts.tables import ShardTables
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.columns import NO_ROW, Column, columns_of, logits_codec_of
+from alignkd.storage.schema.columns.shard import NO_ROW, Column, columns_of, logits_codec_of
 from alignkd.storage.schema.manifest import Manifest
 
 # parts of a reason that differ between samples: quoted text, paths, numbers

@@ -6,9 +6,9 @@ from typing import Final
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.attention_targets import NAMES
-from alignkd.storage.schema.columns import Column, columns_of
-from alignkd.storage.schema.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.columns.shard import Column, columns_of
+from alignkd.storage.schema.targets.attention import NAMES
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
 from alignkd.storage.tools.stats import payload_bytes
 
 TARGETS: Final = ("attention", "vision_top", "vision_all", "logits")

@@ -13,7 +13,7 @@ from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.exclusive import Lock, create_exclusively, drop_cached_pages, fsync_path, remove
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.registry import get_backend
-from alignkd.storage.schema.columns import columns_of
+from alignkd.storage.schema.columns.shard import columns_of
 from alignkd.storage.schema.commit_record import SHARDS, CommitRecord, commit_path, shard_folder
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal

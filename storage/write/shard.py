@@ -11,7 +11,7 @@ from alignkd.storage.files.exclusive import make_temporary_folder, remove
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec, Rows
 from alignkd.storage.record.record import Record
-from alignkd.storage.schema.columns import NO_ROW, OFFSETS, RECORDS
+from alignkd.storage.schema.columns.shard import NO_ROW, OFFSETS, RECORDS
 from alignkd.storage.schema.commit_record import (
     CommitRecord,
     FileEntry,

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs.settings import NONE, STEM
-from alignkd.storage.schema.attention_targets import attention_targets
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.attention import attention_targets
 from alignkd.vlm.inputs.position_map import AttentionPairs
 
 

@@ -21,7 +21,7 @@ from alignkd.storage.record.record import (
     TruncatedLogits,
     as_float32,
 )
-from alignkd.storage.schema.counterfactual import EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alignkd.storage import StoreReader
-from alignkd.storage.schema.counterfactual import removed_part
+from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.stem_targets import StemLookup

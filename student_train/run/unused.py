@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from alignkd.storage import StoreReader
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
-from alignkd.storage.schema.counterfactual import removed_part
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.storage.tools.target_bytes import bytes_per_record
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention

@@ -7,8 +7,8 @@ from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs import codec_names
 from alignkd.storage.codecs.settings import NOT_STORED, STEM
-from alignkd.storage.schema.attention_targets import LAYER_PAIRS, LayerPairs, attention_target
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.attention import LAYER_PAIRS, LayerPairs, attention_target
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.vlm.attention.layer_choice import LayerChoice, chosen_layers
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig

@@ -5,8 +5,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from alignkd.storage.schema.counterfactual import Removed, counterfactual_targets
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.counterfactual import Removed, counterfactual_targets
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.vlm.settings import Count, Settings
 
 # Raise it when the same settings would replace other tokens, or replace them by other embeddings.

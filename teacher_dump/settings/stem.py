@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from alignkd.storage.schema.attention_targets import attention_targets
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.attention import attention_targets
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.stem import smallest_depth

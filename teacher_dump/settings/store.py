@@ -17,7 +17,7 @@ from alignkd.storage.codecs.settings import (
     profile_codecs,
 )
 from alignkd.storage.layouts.registry import layout_names
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.teacher_dump.settings.attention import AttentionConfig, codec_or_layers
 from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.settings.stem import StemConfig

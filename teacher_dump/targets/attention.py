@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
-from alignkd.storage.schema.attention_targets import LayerPairs, attention_targets
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.attention import LayerPairs, attention_targets
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, to_device

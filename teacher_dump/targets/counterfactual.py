@@ -19,7 +19,7 @@ from torch import Tensor
 from alignkd.storage.errors import RecordError
 from alignkd.storage.record.distributions import TruncatedLogits
 from alignkd.storage.record.record import Logits, Target
-from alignkd.storage.schema.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.targets.device_codecs import extremes

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader, TruncatedLogits
-from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.columns.shard import GROUPS, RECORD_FIELDS
+from alignkd.storage.schema.targets.named import NamedTarget
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 HARNESS = """

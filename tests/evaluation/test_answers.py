@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkd.evaluation.answers import answer_line, clean_text, read_answers, some
+from alignkd.evaluation.answers import answer_line, clean_text, read_answers
+from alignkd.evaluation.listed import quoted, some
 from alignkd.evaluation.question import Question
 from alignkd.vlm.errors import InputError
 
@@ -103,3 +104,5 @@ def test_clean_text_has_no_outer_blanks(text: str) -> None:
 def test_long_lists_of_ids_are_cut() -> None:
     assert some([1, 2, 3]) == "1, 2, 3"
     assert some([("a", "b"), 2, 3, 4]) == "a: b, 2, 3 and 1 more"
+    assert quoted("a\n" * 40) == repr("a\n" * 40)
+    assert quoted("a" * 81) == repr("a" * 80 + "...")

@@ -81,7 +81,9 @@ def test_pope_yes(text: str) -> None:
         ("No\nit is not", "no"),
         ("n\no", None),
         ("\tyes", "yes"),
+        ("n\to", None),
         ("n\ro", None),
+        ("İİno", None),  # lower case has more characters
     ],
 )
 def test_mme(text: str, reading: str | None) -> None:

@@ -289,3 +289,10 @@ def test_malformed_files(name: str, file: str, content: str, tmp_path: Path) -> 
 @each_benchmark
 def test_another_size_than_the_published_one_is_noted(name: str) -> None:
     assert sum("instead of the published" in note for note in scored(name).notes) == 1
+
+
+def test_mme_other_folders_beside_the_categories_are_ignored(tmp_path: Path) -> None:
+    folder = copied("mme", tmp_path)
+    (folder / "images" / "eval_tool").mkdir()
+    (folder / "images" / "eval_tool" / "readme.txt").write_text("no question")
+    assert score_in(folder).totals == scored("mme").totals

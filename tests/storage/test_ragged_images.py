@@ -25,8 +25,8 @@ from alignkd.storage.codecs import codec_names
 from alignkd.storage.layouts.prediction import ShardRows
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
-from alignkd.storage.schema.columns import OFFSETS, columns_of
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.columns.shard import OFFSETS, columns_of
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.storage.tools.compare.diff import diff_stores
 from alignkd.storage.tools.compare.sample_errors import stated_errors
 from alignkd.storage.tools.convert import convert_store

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, TruncatedLogits, open_writer
 from alignkd.storage.record.record import HiddenStates, SampledLogits
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.terms import TERMS

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmarks.gqa.annotation import GqaQuestion, read_annotation
@@ -12,6 +13,7 @@ from alignkd.evaluation.score import Item, Score, mean
 
 PUBLISHED_QUESTIONS = 12_578
 _OPEN = "query"
+Name = TypeVar("Name", str, int)
 
 
 def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool = False) -> Score:
@@ -79,15 +81,13 @@ def _totals(questions: Mapping[str, GqaQuestion], items: Mapping[str, Item]) -> 
     return totals
 
 
-def _by(
-    scored: Sequence[tuple[GqaQuestion, float]], key: Callable[[GqaQuestion], str | int]
-) -> dict[str, dict[str, object]]:
-    groups: dict[str | int, list[float]] = defaultdict(list)
+def _by(scored: Sequence[tuple[GqaQuestion, float]], key: Callable[[GqaQuestion], Name]) -> dict[str, object]:
+    groups: dict[Name, list[float]] = defaultdict(list)
     for question, score in scored:
         groups[key(question)].append(score)
-    # all keys of one table have the same type
-    ordered = sorted(groups.items(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
-    return {str(name): {"accuracy": mean(scores) * 100, "questions": len(scores)} for name, scores in ordered}
+    return {
+        str(name): {"accuracy": mean(groups[name]) * 100, "questions": len(groups[name])} for name in sorted(groups)
+    }
 
 
 def _distribution(questions: Mapping[str, GqaQuestion], items: Mapping[str, Item]) -> float:

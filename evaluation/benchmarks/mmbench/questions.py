@@ -29,7 +29,7 @@ def read_questions(folder: Path) -> list[Question]:
 
 def _question(row: Row, image: bytes) -> Question:
     options = _options(row)
-    hint = row.cells.get("hint", "")
+    hint = row.cell("hint")
     stem = row.cells["question"] if is_skipped(hint) else f"{hint}\n{row.cells['question']}"
     listed = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Question(
@@ -46,7 +46,7 @@ def _options(row: Row) -> list[str]:
     """The options up to the first that is missing; the original lists none behind it."""
     options = []
     for letter in LETTERS:
-        cell = row.cells.get(letter, "")
+        cell = row.cell(letter)
         if is_skipped(cell):
             break
         options.append(cell)

@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alignkd.evaluation.answers import Answer, some
+from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmarks.mmbench.cells import NO_TEXT
 from alignkd.evaluation.benchmarks.mmbench.reading import read_letter
 from alignkd.evaluation.benchmarks.mmbench.table import LETTERS, ROTATION, Row, read_rows
 from alignkd.evaluation.completeness import AS_ORIGINAL, incomplete_notes
+from alignkd.evaluation.listed import some
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
 
@@ -80,7 +81,7 @@ def _is_complete(rows: Sequence[Row]) -> bool:
 
     Some questions keep their last option in its place, such as "all of the above".
     """
-    columns = [{row.label(letter) for row in rows} for letter in LETTERS]
+    columns = [{row.cell(letter) for row in rows} for letter in LETTERS]
     options = [column for column in columns if column != {""}]
     moving = sum(len(column) > 1 for column in options)
     numbers = sorted(row.index // ROTATION for row in rows)
@@ -104,7 +105,7 @@ def _by(column: str, groups: Mapping[int, Sequence[Row]], right: Mapping[int, bo
     found: dict[str, list[float]] = defaultdict(list)
     for group, rows in groups.items():
         unrotated = next(row for row in rows if row.index == group)
-        found[unrotated.label(column) or NO_TEXT].append(float(right[group]))
+        found[unrotated.cell(column) or NO_TEXT].append(float(right[group]))
     return {name: mean(values) * 100 for name, values in sorted(found.items())}
 
 

@@ -43,11 +43,11 @@ class Row:
 
     def options(self) -> dict[str, str]:
         """The options by letter, without those that pandas or the xlsx file make missing."""
-        cells = {letter: self.cells.get(letter, "") for letter in LETTERS}
+        cells = {letter: self.cell(letter) for letter in LETTERS}
         return {letter: cell for letter, cell in cells.items() if through_xlsx(cell) != NO_TEXT}
 
-    def label(self, column: str) -> str:
-        """The category in a column."""
+    def cell(self, column: str) -> str:
+        """The text in a column, "" if it has none."""
         return self.cells.get(column, "")
 
 

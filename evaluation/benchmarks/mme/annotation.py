@@ -58,7 +58,7 @@ class Annotation:
         if not self.path.is_dir():
             raise InputError(f"{self.path}: not a folder; it should hold a folder for each category of MME")
         self.answers: dict[Key, str] = {}
-        for category in sorted(place for place in self.path.iterdir() if place.is_dir()):
+        for category in (self.path / name for name in PERCEPTION + COGNITION):
             texts = category / _TEXTS if (category / _IMAGES).is_dir() else category
             for file in sorted(texts.glob("*.txt")):
                 for question, answer in _pairs(file):

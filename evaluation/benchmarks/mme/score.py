@@ -15,6 +15,7 @@ from alignkd.evaluation.benchmarks.mme.annotation import (
 from alignkd.evaluation.benchmarks.mme.reading import read_answer
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.errors import AnswersError
+from alignkd.evaluation.listed import quoted
 from alignkd.evaluation.question_lines import read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -71,7 +72,7 @@ def _key(expected: Annotation, question_id: str | int, prompt: str, place: str) 
     key = expected.find(question_id, prompt)
     if key is None:
         raise InputError(
-            f"{place}: {expected.path} has no such question on image {question_id}: {prompt!r}; "
+            f"{place}: {expected.path} has no such question on image {question_id}: {quoted(prompt)}; "
             "ask with the prompts of the question file that belongs to it"
         )
     return key

@@ -15,6 +15,7 @@ from alignkd.evaluation.benchmarks.pope.counts import Counts
 from alignkd.evaluation.benchmarks.pope.reading import is_yes
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.errors import AnswersError
+from alignkd.evaluation.listed import some
 from alignkd.evaluation.question_lines import QuestionLine, read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -58,7 +59,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
         },
         questions=len(questions),
         answers=len(items),
-        notes=(*count_note(len(questions), PUBLISHED_QUESTIONS, "questions"), *notes),
+        notes=(*count_note(len(questions), PUBLISHED_QUESTIONS, "questions"), *notes, *_unsaid_notes(items)),
         items=tuple(items),
     )
 
@@ -86,6 +87,12 @@ def _pairing_notes(category: Category, questions: Sequence[QuestionLine], as_ori
         f"{problem}; put the answers in the order of the question file, use the annotation of the same release "
         f"(docs/evaluation.md), or give {AS_ORIGINAL} for the original's number"
     )
+
+
+def _unsaid_notes(items: Sequence[Item]) -> list[str]:
+    """Every answer without a `no` is read as yes, also one that says neither."""
+    unsaid = [item.id for item in items if item.read_as == "yes" and "yes" not in item.text.lower()]
+    return [f"answers read as yes without the word: {len(unsaid)} ({some(unsaid)})"] if unsaid else []
 
 
 def _item(answer: Answer, label: Label) -> Item:

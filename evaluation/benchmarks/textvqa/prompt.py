@@ -6,6 +6,11 @@ _OLD_START, _OLD_QUESTION = "OCR tokens: ", re.compile(r"Question: (.*?) Short a
 _TOKENS = "Reference OCR token:"
 
 
+def has_tokens(prompt: str) -> bool:
+    """Whether a prompt has a line for OCR tokens, which may be empty."""
+    return prompt.startswith(_OLD_START) or f"{_TOKENS} " in prompt
+
+
 def question_of(prompt: str) -> str | None:
     """The question of a prompt in lower case, None if the prompt has none of the known forms.
 
@@ -19,7 +24,7 @@ def question_of(prompt: str) -> str | None:
     lines = prompt.split("\n")
     if len(lines) == 2 and not prompt.startswith(_TOKENS):
         return lines[0].lower()
-    if len(lines) < 3 or f"{_TOKENS} " not in prompt:
+    if len(lines) < 3 or not has_tokens(prompt):
         return None
     if lines[0].startswith(_TOKENS):
         return lines[-2].lower()

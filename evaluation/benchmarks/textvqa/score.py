@@ -5,10 +5,11 @@ from pathlib import Path
 
 from alignkd.evaluation.answers import Answer, prompt_of
 from alignkd.evaluation.benchmarks.textvqa.annotation import Key, read_annotation
-from alignkd.evaluation.benchmarks.textvqa.prompt import question_of
+from alignkd.evaluation.benchmarks.textvqa.prompt import has_tokens, question_of
 from alignkd.evaluation.benchmarks.textvqa.reading import normalise
 from alignkd.evaluation.completeness import count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.folder import question_file
+from alignkd.evaluation.listed import quoted
 from alignkd.evaluation.question_lines import read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -46,7 +47,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
         },
         questions=len(asked),
         answers=len(items),
-        notes=(*count_note(len(asked), PUBLISHED_QUESTIONS, "questions"), *notes),
+        notes=(*count_note(len(asked), PUBLISHED_QUESTIONS, "questions"), *notes, *_token_notes(answers)),
         items=items,
     )
 
@@ -63,6 +64,11 @@ def agreement(answer: str, people: Sequence[str]) -> float:
     return sum(min(1, (num_same - (one == answer)) / _FULL_AGREEMENT) for one in people) / len(people)
 
 
+def _token_notes(answers: Sequence[Answer]) -> list[str]:
+    without = sum(not has_tokens(prompt_of(answer)) for answer in answers)
+    return [f"prompts without OCR tokens: {without}; with them the number is higher"] if without else []
+
+
 def _asked(folder: Path) -> list[Key]:
     path = question_file(folder, "textvqa")
     return [_key(line.id, line.text, f"{path}: question {line.id}") for line in read_lines(folder, "textvqa")]
@@ -71,7 +77,9 @@ def _asked(folder: Path) -> list[Key]:
 def _key(image: str | int, prompt: str, place: str) -> Key:
     question = question_of(prompt)
     if question is None:
-        raise InputError(f"{place}: no question in the prompt {prompt!r}; ask with the question file's own prompts")
+        raise InputError(
+            f"{place}: no question in the prompt {quoted(prompt)}; ask with the question file's own prompts"
+        )
     return image, question
 
 

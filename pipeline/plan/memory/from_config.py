@@ -1,12 +1,12 @@
 """From a configuration and counted data to the loads that decide the memory of both phases."""
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.counterfactual import has_second_pass
+from alignkd.pipeline.plan.disk.counterfactual import has_second_pass
+from alignkd.pipeline.plan.disk.samples import DataSize
+from alignkd.pipeline.plan.disk.store import StoreSize
 from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
-from alignkd.pipeline.plan.samples import DataSize
-from alignkd.pipeline.plan.store import StoreSize
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.terms import TERMS
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from alignkd.pipeline.plan.image_shape import ImageShape
+from alignkd.pipeline.plan.disk.image_shape import ImageShape
 from alignkd.vlm.families.sizes import ModelSize
 
 

@@ -4,10 +4,10 @@ Threads prepare one window while another is computed, so the image arrays of two
 """
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.disk.samples import DataSize
+from alignkd.pipeline.plan.disk.store import StoreSize
 from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
-from alignkd.pipeline.plan.samples import DataSize
-from alignkd.pipeline.plan.store import StoreSize
 from alignkd.teacher_dump.array_budget import IMAGE_ARRAY_BYTES
 
 PREPARED_WINDOWS = 2

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
-from alignkd.pipeline.plan.counterfactual import has_second_pass
+from alignkd.pipeline.plan.disk.counterfactual import has_second_pass
+from alignkd.pipeline.plan.disk.samples import DataSize
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import weight_gradient_share
-from alignkd.pipeline.plan.samples import DataSize
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
 from alignkd.pipeline.plan.time.operations import forward_flops, stem_flops, training_flops
 from alignkd.student_train.run.extension import steps_done

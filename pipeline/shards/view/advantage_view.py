@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from alignkd.storage.record.record import Record
-from alignkd.storage.schema.counterfactual import ADVANTAGE
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE
 from alignkd.storage.tools.verify.advantage import advantage_sums
 
 

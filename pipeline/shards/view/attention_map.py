@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from alignkd.pipeline.shards.view.grids import Grid, token_grids, vision_blocks
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.record.record import IMAGE_TOKEN_ID, Record
-from alignkd.storage.schema.attention_targets import NAMES, attention_targets
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.storage.schema.targets import ATTENTION
+from alignkd.storage.schema.targets.attention import NAMES, attention_targets
+from alignkd.storage.schema.targets.named import ATTENTION
 from alignkd.storage.tools.layers.stored import StoredAttention, stored_attention
 from alignkd.vlm.errors import InputError
 

@@ -9,7 +9,7 @@ from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.tar.predict import predicted_shard
 from alignkd.storage.layouts.tar.reader import TarSource
 from alignkd.storage.layouts.tar.writer import TarSink
-from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.columns.shard import Column
 from alignkd.storage.schema.commit_record import CommitRecord, shard_name
 from alignkd.storage.schema.manifest import Manifest
 

@@ -9,7 +9,7 @@ from alignkd.storage.files.source import Bytes
 from alignkd.storage.layouts.tables import ShardTables
 from alignkd.storage.layouts.tar.format import BLOCK, Member, aligned, json_head
 from alignkd.storage.layouts.tar.index import TarIndex
-from alignkd.storage.schema.columns import NO_ROW, Column
+from alignkd.storage.schema.columns.shard import NO_ROW, Column
 
 MAX_WIDTH = 1 << 31
 

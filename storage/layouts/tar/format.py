@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage.errors import StoreError
-from alignkd.storage.schema.columns import IMAGE_BYTES, IMAGE_GROUPS, KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import IMAGE_BYTES, IMAGE_GROUPS, KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import OPTIONAL, VOLATILE, Manifest
 from alignkd.storage.schema.sealed_json import canonical
 

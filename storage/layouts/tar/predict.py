@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
 from alignkd.storage.layouts.tar.format import BLOCK, Member, aligned, closing, json_head, opening, record_members
 from alignkd.storage.layouts.tar.index import index_bytes
-from alignkd.storage.schema.columns import IMAGE_GROUPS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import IMAGE_GROUPS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import shard_name
 from alignkd.storage.schema.manifest import Manifest
 

@@ -16,7 +16,7 @@ from alignkd.storage.layouts.tables import ShardTables, tables_from
 from alignkd.storage.layouts.tar.check import frame_problem, places_problem
 from alignkd.storage.layouts.tar.format import closing, opening, record_members, text_rows
 from alignkd.storage.layouts.tar.index import MAX_BYTES, TarIndex, parse_index
-from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
 from alignkd.storage.schema.manifest import Manifest
 

@@ -29,7 +29,7 @@ from alignkd.storage.layouts.tar.format import (
 from alignkd.storage.layouts.tar.members import TarMembers
 from alignkd.storage.layouts.tar.writer import TarWriter
 from alignkd.storage.record.record import IMAGE_TOKEN_ID
-from alignkd.storage.schema.columns import (
+from alignkd.storage.schema.columns.shard import (
     ATTENTION_COLUMNS,
     IMAGE_BYTES,
     IMAGE_TOKENS,

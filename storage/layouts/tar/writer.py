@@ -14,7 +14,7 @@ from alignkd.storage.files.exclusive import fsync_all
 from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
 from alignkd.storage.layouts.tar.format import Buffer, aligned, closing, json_head, json_member, opening, record_members
 from alignkd.storage.layouts.tar.index import IndexBuilder, TarIndex
-from alignkd.storage.schema.columns import KEYS, NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.manifest import Manifest
 
 

@@ -23,7 +23,7 @@ from alignkd.storage.layouts.zarr.chunk_file import EMPTY_GROUP, METADATA, data_
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
 from alignkd.storage.layouts.zarr.predict import predicted_shards
 from alignkd.storage.layouts.zarr.reader import ZarrSource
-from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets, stored_targets
+from alignkd.storage.schema.columns.shard import OFFSETS, Column, describe_targets, stored_targets
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 

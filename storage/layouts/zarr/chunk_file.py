@@ -10,7 +10,7 @@ take no time and no room.
 
 import math
 
-from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.columns.shard import Column
 from alignkd.storage.schema.commit_record import ArrayLayout
 
 CRC_BYTES = 4

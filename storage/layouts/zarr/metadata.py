@@ -12,7 +12,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
 from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, TARGETS
-from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.columns.shard import Column
 from alignkd.storage.schema.commit_record import ArrayLayout, Shape
 
 

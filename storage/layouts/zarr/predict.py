@@ -9,7 +9,7 @@ import numpy as np
 
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, data_file, index_bytes
-from alignkd.storage.schema.columns import OFFSETS, Column, describe_targets, stored_targets
+from alignkd.storage.schema.columns.shard import OFFSETS, Column, describe_targets, stored_targets
 from alignkd.storage.schema.commit_record import ArrayLayout
 from alignkd.storage.schema.manifest import Manifest
 

@@ -15,7 +15,7 @@ from alignkd.storage.files.source import REPAIR, ByteFile, StoreFiles
 from alignkd.storage.layouts.tables import Bounds, Ranges, ShardTables, tables_from
 from alignkd.storage.layouts.zarr.chunk_file import CHECKSUMS, METADATA, data_file, index_bytes
 from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
-from alignkd.storage.schema.columns import KEYS, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import KEYS, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import ArrayLayout, CommitRecord, FileEntry
 
 # the group's description has 8 digits for each chunk

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.schema.targets.attention import LayerPairs
 from alignkd.storage.tools.layers.rows import (
     Floats,
     RowSums,

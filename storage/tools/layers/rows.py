@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage.schema.attention_targets import LayerPairs
+from alignkd.storage.schema.targets.attention import LayerPairs
 
 Floats = NDArray[np.float64]
 # the blocks [R, H, C] of a sample, one for each image, of several layers in ascending order

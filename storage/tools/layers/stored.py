@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import EncodedArray, Record, Target, as_float32, heads_first
-from alignkd.storage.schema.attention_targets import LayerPairs, attention_targets
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.storage.schema.targets import ATTENTION
+from alignkd.storage.schema.targets.attention import LayerPairs, attention_targets
+from alignkd.storage.schema.targets.named import ATTENTION
 from alignkd.storage.tools.layers.figures import LayerFigures, scan_layers
 from alignkd.storage.tools.layers.rows import SampleLayers, Sums, image_blocks
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignkd.storage.record.record import Record
-from alignkd.storage.schema.counterfactual import ADVANTAGE
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE
 
 # of a position whose label depends on the image, in nats
 CLEAR_ADVANTAGE = 0.1

@@ -19,7 +19,7 @@ from alignkd.pipeline.cli import main
 from alignkd.pipeline.shards.view.grids import square_grid, token_grids
 from alignkd.pipeline.shards.view.pieces import JsonTokenizer
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 
 SCHEMA2 = Path(__file__).parents[2] / "storage" / "data" / "schema2"
 # width and height of the images of sample 0, and the grids of their tokens

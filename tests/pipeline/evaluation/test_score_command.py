@@ -47,9 +47,11 @@ def test_text() -> None:
     assert lines[0] == "pope  mean_f1 0.5716  (32 questions, 32 answers, 0 unreadable)"
     assert "  mean_accuracy  0.55" in lines
     assert any(line.startswith("    random  samples 10, TP 2, FP 4, ") for line in lines)
-    assert lines[-1] == "note: 32 questions instead of the published 8910"
+    assert lines[-2] == "note: 32 questions instead of the published 8910"
+    assert lines[-1] == "note: answers read as yes without the word: 14 (7, 9, 10 and 11 more)"
     mme = run("mme", GOLDEN / "mme" / "data", GOLDEN / "mme" / "answers.jsonl")
     assert mme.stdout.startswith("mme  perception 1075.00 points  (48 questions, 48 answers, 9 unreadable)\n")
+    assert "unreadable, so wrong: position/0004.png, position/0004.png, color/0006.png and 6 more\n" in mme.stdout
 
 
 def test_root(tmp_path: Path) -> None:

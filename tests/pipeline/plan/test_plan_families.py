@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from alignkd.pipeline.cli import main
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.image_shape import measured_image, num_patches
+from alignkd.pipeline.plan.disk.image_shape import measured_image, num_patches
 from alignkd.pipeline.plan.make import make_plan, shapes_of_student
 from alignkd.pipeline.plan.memory.host import PROCESS_BYTES
 from alignkd.pipeline.plan.memory.loads import StudentLoad

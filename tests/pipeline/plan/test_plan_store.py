@@ -14,10 +14,10 @@ import pytest
 
 from alignkd.pipeline.config.run_config import DataConfig, RunConfig
 from alignkd.pipeline.demo.world.dataset import DatasetFiles, write_dataset
+from alignkd.pipeline.plan.disk.samples import assumed_samples
 from alignkd.pipeline.plan.make import make_plan
 from alignkd.pipeline.plan.report import plan_lines
 from alignkd.pipeline.plan.result import Plan, PlanOptions
-from alignkd.pipeline.plan.samples import assumed_samples
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.settings import LossConfig

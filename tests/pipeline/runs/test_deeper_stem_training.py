@@ -9,7 +9,7 @@ import pytest
 from stem_runs import FROM_STEM, assert_same_losses, dumped, opened, trained
 
 from alignkd.pipeline.config.run_config import load_run_config
-from alignkd.storage.schema.attention_targets import NAMES
+from alignkd.storage.schema.targets.attention import NAMES
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student

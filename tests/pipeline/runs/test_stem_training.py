@@ -14,7 +14,7 @@ from stem_runs import ALL, FROM_STEM, HIDDEN, assert_same_losses, dumped, opened
 
 from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.storage import verify_store
-from alignkd.storage.schema.columns import columns_of
+from alignkd.storage.schema.columns.shard import columns_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.settings import LossConfig

@@ -12,7 +12,7 @@ import pytest
 
 from alignkd.storage import Codecs, CorruptStoreError, LogitsCodec, Manifest, StoreError, StoreReader, as_float32
 from alignkd.storage.interop.webdataset_decoder import webdataset_decoder
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 
 TAR = "shards/00000000/00000000.tar"
 

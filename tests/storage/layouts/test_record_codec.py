@@ -25,8 +25,8 @@ from alignkd.storage import (
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.codecs.settings import FROM_ALL
 from alignkd.storage.layouts.rows import RecordCodec
-from alignkd.storage.schema.columns import GROUPS, RECORD_FIELDS, Column, columns_of, describe_targets
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.columns.shard import GROUPS, RECORD_FIELDS, Column, columns_of, describe_targets
+from alignkd.storage.schema.targets.named import NamedTarget
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., Record]

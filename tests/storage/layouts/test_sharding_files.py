@@ -18,7 +18,7 @@ from alignkd.storage.layouts.zarr.backend import ZarrSink
 from alignkd.storage.layouts.zarr.chunk_file import data_file
 from alignkd.storage.layouts.zarr.chunk_reader import ShardingFileReader
 from alignkd.storage.layouts.zarr.chunk_writer import ShardingFileWriter
-from alignkd.storage.schema.columns import COLUMN_BLOCK, Column
+from alignkd.storage.schema.columns.shard import COLUMN_BLOCK, Column
 from alignkd.storage.schema.commit_record import ArrayLayout
 
 COLUMNS = (

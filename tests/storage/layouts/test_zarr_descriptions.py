@@ -9,7 +9,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from alignkd.storage.layouts.zarr.chunk_file import METADATA
 from alignkd.storage.layouts.zarr.metadata import write_metadata
-from alignkd.storage.schema.columns import Column
+from alignkd.storage.schema.columns.shard import Column
 from alignkd.storage.schema.commit_record import ArrayLayout
 
 # no datum, so that a lost chunk shows

@@ -11,8 +11,8 @@ import pytest
 import zarr
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, StoreReader, verify_store
-from alignkd.storage.schema.columns import columns_of
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.columns.shard import columns_of
+from alignkd.storage.schema.targets.named import NamedTarget
 
 MORE = (
     NamedTarget(name="hidden", kind="values", codec="int8_group", rows="vision", layers=(0, 2), width=70),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, RecordError, StoreError, StoreReader, open_writer
-from alignkd.storage.schema.columns import GROUPS, columns_of
+from alignkd.storage.schema.columns.shard import GROUPS, columns_of
 
 WriteStore = Callable[..., Path]
 AssertSame = Callable[[Record, Record], None]

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignkd.storage.schema.attention_targets import (
+from alignkd.storage.schema.manifest import Manifest, parse_manifest
+from alignkd.storage.schema.targets.attention import (
     NAMES,
     attention_target,
     attention_targets,
     rows_of_layer,
     with_codec,
 )
-from alignkd.storage.schema.manifest import Manifest, parse_manifest
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 
 MakeManifest = Callable[..., Manifest]
 TQV = attention_target("tqv", layers=(1, 4, 5), heads=2, codec="sqrt_u8")

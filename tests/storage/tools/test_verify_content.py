@@ -11,7 +11,7 @@ import alignkd.storage.layouts.rows
 import alignkd.storage.write.shard
 from alignkd.storage import Manifest, Record, verify_store
 from alignkd.storage.layouts.rows import Rows
-from alignkd.storage.schema.columns import GROUPS, OFFSETS, RECORD_FIELDS, RECORDS
+from alignkd.storage.schema.columns.shard import GROUPS, OFFSETS, RECORD_FIELDS, RECORDS
 
 Change = Callable[[Rows], None]
 

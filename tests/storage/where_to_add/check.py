@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.plan.samples import DataSize, SampleRows
-from alignkd.pipeline.plan.store import store_size
+from alignkd.pipeline.plan.disk.samples import DataSize, SampleRows
+from alignkd.pipeline.plan.disk.store import store_size
 from alignkd.storage import CorruptStoreError, EncodedArray, Record, StoreReader, as_float32, open_writer, verify_store
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.listing import list_store

@@ -17,7 +17,7 @@ from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows, row_bytes
 from alignkd.storage.layouts.protocol import WrittenFile, WrittenShard
 from alignkd.storage.layouts.tables import ShardTables, tables_from
-from alignkd.storage.schema.columns import IMAGE_GROUPS, KEYS, NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import IMAGE_GROUPS, KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
 

@@ -17,7 +17,7 @@ from alignkd.storage import Manifest, Record, StoreError, StoreReader, list_shar
 from alignkd.storage.layouts.rows import Rows
 from alignkd.storage.layouts.tar.index import TarIndex, parse_index
 from alignkd.storage.read.shard import READS_BEFORE_HOLDING
-from alignkd.storage.schema.columns import OFFSETS, RECORDS
+from alignkd.storage.schema.columns.shard import OFFSETS, RECORDS
 from alignkd.storage.schema.sealed_json import seal, unseal
 
 MakeManifest = Callable[..., Manifest]

@@ -8,7 +8,7 @@ from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, open_
 from alignkd.storage.files.append import PIECE_BYTES
 from alignkd.storage.files.background import MAX_WAITING
 from alignkd.storage.layouts.zarr.chunk_writer import LARGE_CHUNK_BYTES, SMALL_PIECE_BYTES
-from alignkd.storage.schema.columns import columns_of
+from alignkd.storage.schema.columns.shard import columns_of
 
 
 def test_memory_does_not_grow_with_the_shard(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alignkd.storage import Record, RecordError
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.record.encoded import EncodedArray, as_float32, error_bound
-from alignkd.storage.schema.attention_targets import LAYER_PAIRS, NAMES
+from alignkd.storage.schema.targets.attention import LAYER_PAIRS, NAMES
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode, joined
 
 Dumped = Callable[..., dict[str, Record]]

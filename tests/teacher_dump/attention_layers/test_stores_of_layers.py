@@ -10,7 +10,7 @@ import pytest
 
 from alignkd.storage import StoreError, StoreReader, verify_store
 from alignkd.storage.places import open_files
-from alignkd.storage.schema.attention_targets import NAMES
+from alignkd.storage.schema.targets.attention import NAMES
 from alignkd.storage.tools.compare.diff import diff_stores
 from alignkd.storage.tools.verify.plausibility import check_plausibility
 from alignkd.teacher_dump.dump import dump

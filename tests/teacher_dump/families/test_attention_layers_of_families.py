@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
 from alignkd.storage.record.record import as_float32
-from alignkd.storage.schema.attention_targets import NAMES, rows_of_layer
+from alignkd.storage.schema.targets.attention import NAMES, rows_of_layer
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError

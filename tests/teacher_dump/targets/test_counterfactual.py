@@ -14,7 +14,7 @@ from counterfactual_passes import focus_tokens, logprobs_without
 from torch import Tensor
 
 from alignkd.storage import Record, StoreReader, TruncatedLogits, verify_store
-from alignkd.storage.schema.counterfactual import removed_part
+from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.teacher_dump.dump import dump, load_teacher
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.settings.store import StoreConfig

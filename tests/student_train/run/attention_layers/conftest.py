@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignkd.storage import Codecs, LogitsCodec
-from alignkd.storage.schema.attention_targets import attention_target
+from alignkd.storage.schema.targets.attention import attention_target
 
 LayersStore = Callable[..., Path]
 

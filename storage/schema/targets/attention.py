@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from numpy.typing import NDArray
 
 from alignkd.storage.codecs.settings import STEM
-from alignkd.storage.schema.targets import NamedTarget, RowKind
+from alignkd.storage.schema.targets.named import NamedTarget, RowKind
 
 LayerPairs = Literal["tqv", "vqv"]
 LAYER_PAIRS: Final[tuple[LayerPairs, ...]] = ("tqv", "vqv")

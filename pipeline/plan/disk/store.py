@@ -11,16 +11,16 @@ from itertools import tee
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.plan.counterfactual import counterfactual_rows
-from alignkd.pipeline.plan.samples import DataSize, SampleRows
+from alignkd.pipeline.plan.disk.counterfactual import counterfactual_rows
+from alignkd.pipeline.plan.disk.samples import DataSize, SampleRows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.registry import get_backend
-from alignkd.storage.schema.attention_targets import attention_targets
-from alignkd.storage.schema.columns import columns_of, width_field
+from alignkd.storage.schema.columns.shard import columns_of, width_field
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry, Totals, shard_name
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
+from alignkd.storage.schema.targets.attention import attention_targets
 from alignkd.storage.tools.target_bytes import COUNTERFACTUAL, INPUTS, TARGETS, target_of
 
 # what is neither a target nor inputs: indexes, commit records, manifest; files of the store as a whole

@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.plan.samples import SampleRows
+from alignkd.pipeline.plan.disk.samples import SampleRows
 from alignkd.storage.codecs.settings import LogitsCodec
-from alignkd.storage.schema.columns import part_name
-from alignkd.storage.schema.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.columns.shard import part_name
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP
 from alignkd.student_train.objective.settings import LossConfig
 

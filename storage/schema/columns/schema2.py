@@ -6,7 +6,7 @@ Rows of vision embeddings are whole images `[P, Dt]`, rows of selected tokens th
 import numpy as np
 
 from alignkd.storage.codecs.settings import NOT_STORED
-from alignkd.storage.schema.column import (
+from alignkd.storage.schema.columns.column import (
     ATTENTION_COLUMNS,
     COLUMN_BLOCK,
     IMAGE_BYTES,
@@ -14,7 +14,7 @@ from alignkd.storage.schema.column import (
     float_columns,
     table_columns,
 )
-from alignkd.storage.schema.logit_columns import logit_columns
+from alignkd.storage.schema.columns.logits import logit_columns
 from alignkd.storage.schema.manifest import Manifest
 
 GROUPS = ("text", "id", "token", "vision", "query", "supervised", "entry", "attention", "top", "image", "image_bytes")

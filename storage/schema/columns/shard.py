@@ -13,8 +13,7 @@ from alignkd.storage.codecs import get_codec
 from alignkd.storage.codecs.base import part_column
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED, LogitsCodec
 from alignkd.storage.logits.registry import LogitsArrays
-from alignkd.storage.schema.attention_targets import NAMES as ATTENTION_LAYERS
-from alignkd.storage.schema.column import (
+from alignkd.storage.schema.columns.column import (
     ATTENTION_COLUMNS,
     COLUMN_BLOCK,
     IMAGE_BYTES,
@@ -26,10 +25,11 @@ from alignkd.storage.schema.column import (
     float_columns,
     table_columns,
 )
-from alignkd.storage.schema.columns_schema2 import columns_of_schema2
-from alignkd.storage.schema.logit_columns import codec_of_logits, logit_columns, logits_codec_of
+from alignkd.storage.schema.columns.logits import codec_of_logits, logit_columns, logits_codec_of
+from alignkd.storage.schema.columns.schema2 import columns_of_schema2
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.attention import NAMES as ATTENTION_LAYERS
+from alignkd.storage.schema.targets.named import NamedTarget
 
 __all__ = [
     "ATTENTION_COLUMNS",

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.schema.manifest import Manifest
-from alignkd.storage.schema.targets import NamedTarget
+from alignkd.storage.schema.targets.named import NamedTarget
 
 Removed = Literal["image", "focus"]
 

@@ -2,7 +2,7 @@
 
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.logits.registry import LogitsArrays, LogitSizes, logits_codec
-from alignkd.storage.schema.column import Column
+from alignkd.storage.schema.columns.column import Column
 from alignkd.storage.schema.manifest import Manifest
 
 

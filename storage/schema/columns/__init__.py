@@ -1,0 +1,1 @@
+"""The arrays that the shards of a store consist of."""

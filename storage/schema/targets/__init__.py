@@ -1,0 +1,1 @@
+"""The named targets of a store: their names, rows and forms."""

@@ -1,11 +1,11 @@
 """Questions per second of `alignkd eval`, against the loop of the original's generators, with the same answers.
 
-    python benchmarks/eval.py [--questions 32] [--hidden 512] [--layers 8] [--tokens 3] [--batch 4 --batch 16]
+    python benchmarks/eval.py [--questions 32] [--per-image 2] [--hidden 512] [--layers 8] [--tokens 3] [--batch 16]
 
 * loop: one question after the other, as the original does: read and process the image, make the prompt, generate with a
   KV cache in a batch of one.
-* batch N: `alignkd eval`'s own function: images prepared ahead in threads, prompts of like length in a batch, every
-  answer in the journal.
+* batch N: `alignkd eval`'s own function: images prepared ahead in threads, prompts of like length in a batch, the
+  vision tower once per distinct image, every answer in the journal.
 
 The checkpoint has random weights in MobileVLM's layout, which never end an answer: `--tokens` sets the length of all
 answers (an answer of one word has 2 or 3 tokens). Rounds alternate the cases; a ratio compares two figures of a round.
@@ -47,6 +47,7 @@ TURNS = (
 
 @click.command()
 @click.option("--questions", "samples", type=click.IntRange(min=2), default=32, show_default=True)
+@click.option("--per-image", type=click.IntRange(min=1), default=2, show_default=True, help="Questions per image.")
 @click.option("--hidden", type=click.IntRange(min=64), default=512, show_default=True)
 @click.option("--layers", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--tokens", type=click.IntRange(min=1), default=3, show_default=True, help="Tokens of every answer.")
@@ -72,7 +73,7 @@ def report(folder: Path, options: dict[str, Any]) -> None:
             id=number,
             turn=TURNS[number % len(TURNS)],
             prompt=TURNS[number % len(TURNS)],
-            image=folder / "images" / f"{number}.jpg",
+            image=folder / "images" / f"{number // options['per_image']}.jpg",
             max_new_tokens=options["tokens"],
         )
         for number in range(options["samples"])
@@ -80,7 +81,10 @@ def report(folder: Path, options: dict[str, Any]) -> None:
     preparation = preparation_for(checkpoint, questions)
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{machine()}; torch with {options['threads']} threads, {options['device']}, {options['dtype']}")
-    print(f"{parameters / 1e6:.0f} M parameters, {len(questions)} questions, {options['tokens']} tokens per answer")
+    print(
+        f"{parameters / 1e6:.0f} M parameters, {len(questions)} questions, {options['per_image']} per image, "
+        f"{options['tokens']} tokens per answer"
+    )
     cases: dict[str, Callable[[], list[str]]] = {"loop": partial(loop, model, preparation, questions, folder)}
     for batch in options["batches"]:
         cases[f"batch {batch}"] = partial(batched, model, preparation, questions, folder, batch)

@@ -15,20 +15,13 @@ from alignkd.pipeline.evaluation.score_command import score
 NAMES = tuple(LAYOUTS)
 
 
-class Names(click.ParamType):
-    """Names of benchmarks with commas between them."""
-
-    name = "NAME[,NAME...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """The names in their order, without repetition."""
-        if isinstance(value, tuple):
-            return value
-        names = dict.fromkeys(str(value).split(","))
-        for name in names:
-            if name not in NAMES:
-                self.fail(f"{name!r} is none of {', '.join(NAMES)}", param, ctx)
-        return tuple(names)
+def _names(context: click.Context, option: click.Parameter, given: str) -> tuple[str, ...]:
+    """The names between the commas, in their order and without repetition."""
+    names = tuple(dict.fromkeys(given.split(",")))
+    for name in names:
+        if name not in NAMES:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(NAMES)}")
+    return names
 
 
 @click.group(cls=CommandWithSubcommands, invoke_without_command=True, subcommand_metavar="")
@@ -36,7 +29,8 @@ class Names(click.ParamType):
 @click.option(
     "--benchmark",
     "benchmarks",
-    type=Names(),
+    metavar="NAME[,NAME...]",
+    callback=_names,
     default=",".join(NAMES),
     show_default=True,
     help="Benchmarks, in the order in which they run.",

@@ -5,13 +5,14 @@ Threads read and prepare the images of the next block while the model answers th
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.evaluation.answers import clean_text
 from alignkd.pipeline.evaluation.journal import Answered, Journal
 from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.pipeline.evaluation.prompts import sample_of
+from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.memory_faults import in_halves
@@ -79,12 +80,14 @@ class Answering:
         self._note(journal, refused)
         lengths = [one.length for one in usable]
         buckets = length_buckets(lengths, token_budget=self.batch * max(lengths, default=0), max_samples=self.batch)
+        images = SharedImages(self.model, usable)
         started = time.monotonic()
         for batch in threads.batches(usable, buckets):
-            compute = lambda part: self._generate(part, [limits[one.sample.index] for one in part])  # noqa: E731
+            compute = lambda part: self._generate(part, [limits[one.sample.index] for one in part], images)  # noqa: E731
             for part, found in in_halves(compute, batch, lambda: self.control.advance(halved=1)):
                 ended = time.monotonic()
                 seconds, started = (ended - started) / len(part), ended
+                images.answered(part)
                 self._note(journal, self._answered(part, found, seconds))
             if self.control.stops.finishing:
                 return
@@ -101,15 +104,16 @@ class Answering:
         )
         return Answered(position=prompt.sample.index, unusable=reason)
 
-    def _generate(self, part: Sequence[Prepared], limits: Sequence[int]) -> list[Continuation]:
+    def _generate(self, part: Sequence[Prepared], limits: Sequence[int], images: SharedImages) -> list[Continuation]:
         # a column without an entry of the tokenizer has no text
         num_tokens = min(self.preparation.num_tokens, self.model.config.vocab_size)
         return generate(
             self.model,
-            [replace(one.example, images=one.images) for one in part],
+            [one.example for one in part],
             limits=limits,
             stop_ids=self.preparation.stop_ids,
             num_tokens=num_tokens,
+            vision=images.encoded(part),
             check=self.control.check,
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_families
@@ -131,16 +132,38 @@ def test_a_batch_that_does_not_fit_is_halved(
     whole = answered(model, checkpoint, small_questions, name="whole")
     decoding, sizes = model.decoding, []
 
-    def fits_two(prompts: Sequence[object]) -> object:
+    def fits_two(prompts: Sequence[Any], vision: Any) -> object:
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decoding(prompts)  # type: ignore[arg-type]
+        return decoding(prompts, vision)
 
     monkeypatch.setattr(model, "decoding", fits_two)
     control = DumpControl()
     halved = answered(model, checkpoint, small_questions, name="halved", control=control)
     assert texts(halved) == texts(whole) and max(sizes) == 4 and control.status.halved == 3
+
+
+def test_the_tower_sees_each_image_once(
+    answered: Answer,
+    small_questions: list[Question],
+    brief: tuple[VisionLanguageModel, Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where questions about an image are in several batches."""
+    model, checkpoint = brief
+    asked = [replace(one, image=small_questions[number % 2 * 4].image) for number, one in enumerate(small_questions)]
+    asked.append(next(one for one in small_questions if one.image is None))
+    alone = answered(model, checkpoint, asked, name="alone", batch=1)
+    encode, sizes = model.encode_images, []
+
+    def counted(images: Sequence[Any], *rest: Any, **options: Any) -> Any:
+        sizes.append(len(images))
+        return encode(images, *rest, **options)
+
+    monkeypatch.setattr(model, "encode_images", counted)
+    assert texts(answered(model, checkpoint, asked, name="together", batch=4)) == texts(alone)
+    assert sum(sizes) == 2
 
 
 def test_questions_that_cannot_be_asked_are_listed_and_asked_again(

@@ -11,6 +11,7 @@ COMMANDS = (
     "data",
     "demo",
     "dump",
+    "eval",
     "generate",
     "layers",
     "models",

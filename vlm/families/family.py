@@ -255,12 +255,15 @@ class VisionLanguageModel(nn.Module, ABC):
             )
 
     @abstractmethod
-    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+    def decoding(self, prompts: Sequence[Example], vision: Vision | None = None) -> Decoding:
         """Continue prompts token by token, with a KV cache; `vlm/families/generation.py` chooses the tokens.
 
         Endless. It yields the logits [B, V] of the next token of each prompt, in the dtype of the head, and takes the
         chosen tokens by `send`, int64 [B] on the model's device. Prompts may differ in length: what a prompt gets does
         not depend on the others, but for rounding.
+
+        Args:
+            vision: the images of all prompts, in their order; None: those that the prompts hold are encoded.
         """
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkd.vlm.errors import InputError
-from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.families.family import Vision, VisionLanguageModel
 from alignkd.vlm.finite import is_finite
 from alignkd.vlm.inputs.examples import Example
 
@@ -53,6 +53,7 @@ def generate(
     stop_ids: Collection[int],
     choose: Choose = most_probable,
     num_tokens: int | None = None,
+    vision: Vision | None = None,
     check: Callable[[], object] = lambda: None,
 ) -> list[Continuation]:
     """Continue prompts of any lengths in one batch.
@@ -62,13 +63,14 @@ def generate(
         stop_ids: ids that end an answer.
         choose: chooses the next token of every prompt.
         num_tokens: columns of the head that are tokens, where the others are padding; None: all.
+        vision: the encoded images of all prompts, in their order; None: those that the prompts hold are encoded.
         check: called before every token; may raise.
 
     Raises:
         InputError: logits that are not finite.
     """
     tally = _Tally(limits, stop_ids, model.device)
-    decoding = model.decoding(prompts)
+    decoding = model.decoding(prompts, vision)
     given_BV = next(decoding)
     for position in range(max(limits)):
         check()

@@ -74,7 +74,12 @@ def _control(command: str, worker: Worker, unit: str) -> Iterator[DumpControl]:
 
 def own_device(teacher: TeacherConfig) -> TeacherConfig:
     """Give each worker that a launcher starts on this machine its own GPU, by the launcher's LOCAL_RANK."""
+    return teacher.model_copy(update={"device": device_of_worker(teacher.device)})
+
+
+def device_of_worker(device: str | None) -> str | None:
+    """The device that was chosen, else the GPU of this worker; None without a launcher, and without a GPU."""
     number = os.environ.get("LOCAL_RANK", "")
-    if teacher.device is not None or not number.isdecimal() or not torch.cuda.is_available():
-        return teacher
-    return teacher.model_copy(update={"device": f"cuda:{int(number) % torch.cuda.device_count()}"})
+    if device is not None or not number.isdecimal() or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(number) % torch.cuda.device_count()}"

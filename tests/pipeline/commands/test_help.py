@@ -74,7 +74,7 @@ def test_every_command_of_the_program_is_seen() -> None:
         ("train",),
         ("train", "export"),
     } <= names
-    assert len(GROUPS) == 5 and len(ALL) >= 25
+    assert len(GROUPS) == 6 and len(ALL) >= 25
 
 
 @pytest.mark.parametrize(("path", "group"), GROUPS)

@@ -17,7 +17,7 @@ class Counting(SimpleNamespace):
 
     device = torch.device("cpu")
 
-    def decoding(self, prompts: list[int]) -> Iterator[Tensor]:
+    def decoding(self, prompts: list[int], vision: object = None) -> Iterator[Tensor]:
         for position in range(1000):
             ends = torch.tensor([position == length - 1 for length in prompts])
             tokens_B = torch.where(ends, END, OTHER)

@@ -127,10 +127,11 @@ class ToyModel(VisionLanguageModel):
         return tuple(self.layers)
 
     @torch.no_grad()
-    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+    def decoding(self, prompts: Sequence[Example], vision: Vision | None = None) -> Decoding:
         """The whole sequences again for every token."""
         batch = collate_sequences(prompts).to(self.device)
-        vision = self.encode_images(batch.images) if batch.images else None
+        if vision is None and batch.images:
+            vision = self.encode_images(batch.images)
         rows_B = torch.arange(len(prompts), device=self.device)
         while True:
             tokens_B = yield self.head(self.hidden_states(batch, vision)[rows_B, batch.lengths_B - 1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignkd.vlm.families.family import Decoding
+from alignkd.vlm.families.family import Decoding, Vision
 from alignkd.vlm.inputs.batch import collate_sequences
 from alignkd.vlm.inputs.examples import Example
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def decoding(model: HuggingFaceModel, prompts: Sequence[Example]) -> Decoding:
+def decoding(model: HuggingFaceModel, prompts: Sequence[Example], vision: Vision | None = None) -> Decoding:
     """Logits of next tokens for chosen ones; see `VisionLanguageModel.decoding`. Shorter prompts are padded left.
 
     These are the steps of `generate` of transformers, whose loop cannot wait for tokens that are chosen elsewhere.
@@ -24,7 +24,8 @@ def decoding(model: HuggingFaceModel, prompts: Sequence[Example]) -> Decoding:
     batch = collate_sequences(prompts).padded_left()
     is_padded = batch.is_padded
     batch = batch.to(model.device)
-    vision = model.encode_images(batch.images, batch.image_samples_I.tolist()) if batch.images else None
+    if vision is None and batch.images:
+        vision = model.encode_images(batch.images, batch.image_samples_I.tolist())
     model.forget_positions()
     inner: Any = model.model
     ids_BL = batch.input_ids_BL

@@ -204,9 +204,9 @@ class HuggingFaceModel(VisionLanguageModel):
         """The decoder's layers in order."""
         return layers_of(self.model)
 
-    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+    def decoding(self, prompts: Sequence[Example], vision: Vision | None = None) -> Decoding:
         """Logits of next tokens for chosen ones; see `VisionLanguageModel.decoding`."""
-        return decoding(self, prompts)
+        return decoding(self, prompts, vision)
 
 
 def image_tensors(example: Example, device: torch.device) -> list[Mapping[str, Tensor]]:

@@ -33,6 +33,7 @@ class MobileVLMPreparation:
     Attributes:
         vision_tokens: P, tokens per image.
         max_tokens: maximum number of embedded tokens (text + vision) of a sample, or None.
+        verbatim: whether `build_question` keeps turns as they stand, as the original's evaluation does.
     """
 
     tokenizer: LegacyLlamaTokenizer
@@ -40,6 +41,7 @@ class MobileVLMPreparation:
     image_processor: ImageProcessor
     vision_tokens: int
     max_tokens: int | None = None
+    verbatim: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -89,7 +91,13 @@ class MobileVLMPreparation:
 
     def build_question(self, turns: Sequence[Turn], files: Sequence[bytes]) -> Example:
         """A prompt that ends where the answer begins (no labels), for generation; arguments as `build`."""
-        input_ids = tokenize_question(turns, template=self.template, num_images=len(files), tokenizer=self.tokenizer)
+        input_ids = tokenize_question(
+            turns,
+            template=self.template,
+            num_images=len(files),
+            tokenizer=self.tokenizer,
+            verbatim=self.verbatim,
+        )
         return self._example(self._place(input_ids, [IGNORE_LABEL] * len(input_ids)), files)
 
     def check_image(self, image: Image) -> None:

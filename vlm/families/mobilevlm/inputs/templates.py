@@ -58,9 +58,17 @@ def tokenize_conversation(
 
 
 def tokenize_question(
-    turns: Sequence[Turn], *, template: TemplateName, num_images: int, tokenizer: LegacyLlamaTokenizer
+    turns: Sequence[Turn],
+    *,
+    template: TemplateName,
+    num_images: int,
+    tokenizer: LegacyLlamaTokenizer,
+    verbatim: bool = False,
 ) -> list[int]:
     """Token ids of a prompt that ends where the answer begins; the last turn is the human's.
+
+    Args:
+        verbatim: keep the turns as they stand, `<image>` and blanks included, as the original's evaluation does.
 
     Raises:
         SampleError: as `tokenize_conversation`; template `plain` ignores the text.
@@ -69,7 +77,7 @@ def tokenize_question(
         _refuse_several(num_images)
         return tokenize_with_image(IMAGE_PLACEHOLDER, tokenizer) if num_images else [tokenizer.bos_token_id]
     check_turns(turns, num_images=num_images)
-    prompt = _v1_prompt(turns, num_images) + ROLE_NAMES["gpt"] + ":"
+    prompt = _v1_prompt(turns, 0 if verbatim else num_images) + ROLE_NAMES["gpt"] + ":"
     return tokenize_with_image(prompt, tokenizer) if num_images else tokenizer.encode(prompt)
 
 
@@ -136,14 +144,15 @@ def _v1_turns(turns: Sequence[Turn]) -> tuple[str, Sequence[Turn]]:
     return V1_SYSTEM if system is None else system.value, turns
 
 
-def _v1_prompt(turns: Sequence[Turn], num_images: int) -> str:
+def _v1_prompt(turns: Sequence[Turn], moved_images: int) -> str:
+    """The prompt; with `moved_images`, `<image>` comes first in its turn."""
     system, turns = _v1_turns(turns)
     prompt = system + " "
     for number, turn in enumerate(turns):
         expected = ("USER", "ASSISTANT")[number % 2]
         if ROLE_NAMES[turn.speaker] != expected:
             raise SampleError(f"turn {number} is from {turn.speaker!r}; human and gpt must alternate")
-        value = _image_first(turn.value) if num_images else turn.value
+        value = _image_first(turn.value) if moved_images else turn.value
         # In the original an empty value is an open turn: the role and a colon.
         prompt += f"{expected}: {value}" + (" ", V1_END_OF_TURN)[number % 2] if value else f"{expected}:"
     return prompt

@@ -126,13 +126,15 @@ class MobileVLM(VisionLanguageModel):
         return tuple(self.model.layers)
 
     @torch.no_grad()
-    def decoding(self, prompts: Sequence[Example]) -> Decoding:
+    def decoding(self, prompts: Sequence[Example], vision: Vision | None = None) -> Decoding:
         """Logits of next tokens; see `VisionLanguageModel.decoding`. Shorter prompts are padded left."""
         batch = collate_sequences(prompts).padded_left()
         mask_BL = batch.attention_mask_BL.to(self.device) if batch.is_padded else None
         batch = batch.to(self.device)
         positions_BL = (batch.attention_mask_BL.cumsum(dim=1) - 1).clamp(min=0)
-        inputs_embeds = self.embed(batch, self.encode_images(batch.images) if batch.images else None)
+        if vision is None and batch.images:
+            vision = self.encode_images(batch.images)
+        inputs_embeds = self.embed(batch, vision)
         cache = DynamicCache(config=self.config.llama)
         while True:
             output = self.model(

@@ -1,0 +1,7 @@
+"""Errors of answers files."""
+
+from alignkd.vlm.errors import InputError
+
+
+class AnswersError(InputError):
+    """The answers cannot be scored. The message leaves naming their file to the caller."""

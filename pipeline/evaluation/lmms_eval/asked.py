@@ -131,7 +131,5 @@ def _samples(values: Mapping[str, Any]) -> bool:
 def _until(value: object, task: str) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else value or []
     if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
-        raise InputError(
-            f"task {task}: until is {value!r}, not a text or a list of texts; correct the task's YAML file"
-        )
+        raise InputError(f"task {task}: until is {value!r}, not a text or a list of texts; correct the task")
     return tuple(one for one in given if one)

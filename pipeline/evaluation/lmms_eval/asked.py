@@ -99,14 +99,15 @@ def images_of(visuals: object, name: str) -> list[Image.Image]:
     Raises:
         InputError: a video, a sound, or the path of a file.
     """
-    given = [] if visuals is None else list(visuals) if isinstance(visuals, list | tuple) else [visuals]
-    for one in given:
+    images: list[Image.Image] = []
+    for one in [] if visuals is None else visuals if isinstance(visuals, list | tuple) else [visuals]:
         if not isinstance(one, Image.Image):
             raise InputError(
                 f"{name}: a {type(one).__name__} where an image is expected; alignkd answers questions about images, "
                 "choose a task without videos and sounds"
             )
-    return given
+        images.append(one)
+    return images
 
 
 def _file(image: Image.Image) -> bytes:

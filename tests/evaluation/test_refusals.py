@@ -296,3 +296,10 @@ def test_mme_other_folders_beside_the_categories_are_ignored(tmp_path: Path) -> 
     (folder / "images" / "eval_tool").mkdir()
     (folder / "images" / "eval_tool" / "readme.txt").write_text("no question")
     assert score_in(folder).totals == scored("mme").totals
+
+
+def test_mme_text_files_are_found_without_the_folders_of_images(tmp_path: Path) -> None:
+    folder = copied("mme", tmp_path)
+    for images in (folder / "images").glob("*/images"):
+        shutil.rmtree(images)
+    assert score_in(folder).totals == scored("mme").totals

@@ -337,4 +337,4 @@ def test_ids_in_messages_are_short_and_on_one_line() -> None:
     answers = answers_to("gqa")
     others = [replace(answers[0], question_id=other) for other in ("a\nb", "x" * 10_000)]
     score = BENCHMARKS["gqa"].score(GOLDEN / "gqa" / "data", [*answers, *others])
-    assert score.notes[-1] == f"answers to other questions, not scored: 2 (a b, {'x' * 80}...)"
+    assert score.notes[-1].endswith(f", a b, {'x' * 80}...)")

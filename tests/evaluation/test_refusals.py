@@ -54,6 +54,14 @@ def test_answers_to_another_benchmark(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("as_original", [False, True])
+@pytest.mark.parametrize("name", ["gqa", "sqa", "mmbench"])
+def test_answers_to_other_questions_only(name: str, as_original: bool) -> None:
+    answers = [replace(answer, question_id=f"x{answer.question_id}") for answer in answers_to(name)]
+    with pytest.raises(AnswersError, match="no answer is to one of the"):
+        BENCHMARKS[name].score(GOLDEN / name / "data", answers, as_original=as_original)
+
+
 @each_benchmark
 def test_one_answer_less_is_noticed(name: str) -> None:
     answers = answers_to(name)
@@ -185,7 +193,7 @@ def test_mmbench_missing_rotations(index: int, tmp_path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith(f"{index}\t")))
     answers = [answer for answer in answers_to("mmbench") if answer.question_id != index]
-    with pytest.raises(InputError, match="questions with missing rotations: 1 of 15"):
+    with pytest.raises(InputError, match=r"mmbench_dev_en_20231003\.tsv: questions with missing rotations: 1 of 15"):
         score_in(folder, answers)
     assert any("missing rotations" in note for note in score_in(folder, answers, as_original=True).notes)
 

@@ -86,10 +86,7 @@ class AlignKDModel(lmms):  # type: ignore[misc]
         asked = [partial(self._asked, *pair) for pair in zip(requests, settings, strict=True)]
         # disable=None: no bar if stderr is not a terminal
         with tqdm(total=len(asked), desc="alignkd", unit="question", disable=True if self._rank else None) as bar:
-            texts = self._answering.answer(asked, bar.update)
-        for request, text in zip(requests, texts, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args[:2], text)
-        return texts
+            return self._answering.answer(asked, bar.update)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not available.

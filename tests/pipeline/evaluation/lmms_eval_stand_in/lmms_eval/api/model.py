@@ -4,16 +4,6 @@ import abc
 from typing import Any, Self
 
 
-class CacheHook:
-    """Keeps the answers that models report."""
-
-    def __init__(self) -> None:
-        self.partial: list[tuple[str, Any, str]] = []
-
-    def add_partial(self, attr: str, req: Any, res: str) -> None:
-        self.partial.append((attr, req, res))
-
-
 class lmms(abc.ABC):  # noqa: N801
     """What every model inherits."""
 
@@ -22,7 +12,6 @@ class lmms(abc.ABC):  # noqa: N801
     def __init__(self) -> None:
         self._rank = 0
         self._world_size = 1
-        self.cache_hook = CacheHook()
         self.task_dict: dict[str, Any] = {}
 
     @abc.abstractmethod

@@ -11,6 +11,7 @@ from alignkd.pipeline.evaluation.batches import Batches
 from alignkd.pipeline.evaluation.journal import Answered, Journal
 from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.pipeline.evaluation.prompts import sample_of
+from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads, Window
 from alignkd.vlm.families.family import VisionLanguageModel
@@ -46,12 +47,19 @@ class Answering:
             StoreError: an answer cannot be written.
         """
         threads = PreparationThreads(self.preparation, self.folder, self.threads, self.control.check, questions=True)
+        batches = Batches(
+            model=self.model,
+            preparation=self.preparation,
+            control=self.control,
+            images=SharedImages(self.model),
+            batch=self.batch,
+        )
         with self.control.over(parts) as blocks, threads:
             for window in threads.windows(self._windows(parts, blocks)):
                 if self.control.stops.finishing:  # the block was requested one block ahead
                     return
                 with parts.open(window.plan.shard) as journal:
-                    self._answer(window, threads, parts, journal)
+                    self._answer(window, threads, parts, journal, batches)
                 if self.control.stops.finishing:
                     return
                 self.control.committed(window.plan.shard, samples=len(window.plan.samples), num_bytes=0)
@@ -64,9 +72,15 @@ class Answering:
             samples = [sample_of(parts.questions[position], position, self.folder) for position in positions]
             yield PlannedWindow(shard=block, start=0, samples=samples, is_last=True)
 
-    def _answer(self, window: Window, threads: PreparationThreads, parts: AnswerParts, journal: Journal) -> None:
+    def _answer(
+        self,
+        window: Window,
+        threads: PreparationThreads,
+        parts: AnswerParts,
+        journal: Journal,
+        batches: Batches,
+    ) -> None:
         """Ask the questions of a window; a stop leaves the rest of them."""
-        batches = Batches(model=self.model, preparation=self.preparation, control=self.control, batch=self.batch)
         for answers in batches.answered(window, threads, lambda position: parts.questions[position].max_new_tokens):
             self._note(journal, answers)
             if self.control.stops.finishing:

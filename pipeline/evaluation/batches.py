@@ -25,12 +25,14 @@ class Batches:
     Attributes:
         preparation: made the prompts.
         control: counts the batches that were halved; its check may end the generation.
+        images: encodes the images of prompts.
         batch: largest number of prompts in a batch.
     """
 
     model: VisionLanguageModel
     preparation: Preparation
     control: DumpControl
+    images: SharedImages
     batch: int
 
     def answered(
@@ -53,14 +55,12 @@ class Batches:
         yield refused
         lengths = [one.length for one in usable]
         buckets = length_buckets(lengths, token_budget=self.batch * max(lengths, default=0), max_samples=self.batch)
-        images = SharedImages(self.model, usable)
         started = time.monotonic()
         for batch in threads.batches(usable, buckets):
-            compute = lambda part: self._generate(part, [limits[one.sample.index] for one in part], images)  # noqa: E731
+            compute = lambda part: self._generate(part, [limits[one.sample.index] for one in part])  # noqa: E731
             for part, found in in_halves(compute, batch, lambda: self.control.advance(halved=1)):
                 ended = time.monotonic()
                 seconds, started = (ended - started) / len(part), ended
-                images.answered(part)
                 yield self._answered(part, found, seconds)
 
     def _limit(self, wanted: int, prompt: Prepared) -> int:
@@ -74,7 +74,7 @@ class Batches:
         )
         return Answered(position=prompt.sample.index, unusable=reason)
 
-    def _generate(self, part: Sequence[Prepared], limits: Sequence[int], images: SharedImages) -> list[Continuation]:
+    def _generate(self, part: Sequence[Prepared], limits: Sequence[int]) -> list[Continuation]:
         # a column without an entry of the tokenizer has no text
         num_tokens = min(self.preparation.num_tokens, self.model.config.vocab_size)
         return generate(
@@ -83,7 +83,7 @@ class Batches:
             limits=limits,
             stop_ids=self.preparation.stop_ids,
             num_tokens=num_tokens,
-            vision=images.encoded(part),
+            vision=self.images.encoded(part),
             check=self.control.check,
         )
 

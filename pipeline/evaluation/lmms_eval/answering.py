@@ -12,6 +12,7 @@ from alignkd.pipeline.evaluation.batches import Batches
 from alignkd.pipeline.evaluation.journal import Answered
 from alignkd.pipeline.evaluation.lmms_eval.asked import Asked
 from alignkd.pipeline.evaluation.prompts import preparation_for
+from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.pipeline.runs.teacher.worker import device_of_worker
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads
@@ -100,7 +101,13 @@ class RequestAnswering:
 
     def _answered(self, requests: Sequence[Callable[[], Asked]]) -> Iterator[tuple[Asked, Answered]]:
         asked: dict[int, Asked] = {}
-        batches = Batches(model=self.model, preparation=self.preparation, control=DumpControl(), batch=self.batch)
+        batches = Batches(
+            model=self.model,
+            preparation=self.preparation,
+            control=DumpControl(),
+            images=SharedImages(self.model),
+            batch=self.batch,
+        )
         with PreparationThreads(self.preparation, None, THREADS, questions=True) as threads:
             for window in threads.windows(self._windows(requests, asked)):
                 for answers in batches.answered(window, threads, lambda index: asked[index].settings.max_new_tokens):

@@ -174,7 +174,7 @@ def test_mme_questions_that_the_annotation_does_not_have(tmp_path: Path) -> None
     folder = copied("mme", tmp_path)
     text = folder / "images" / "OCR" / "0008.txt"
     text.write_text(text.read_text().replace("cafe", "bar"))
-    with pytest.raises(InputError, match=r"has no such question on image OCR/0008\.png"):
+    with pytest.raises(InputError, match=r"llava_mme\.jsonl: .* has no such question on image OCR/0008\.png"):
         score_in(folder)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alignkd.evaluation.listed import value_of
 from alignkd.evaluation.question import Question
 from alignkd.evaluation.reading import read_json_lines
 from alignkd.vlm.errors import InputError
@@ -84,9 +85,11 @@ def _answer(values: dict[str, object], place: str) -> Answer:
     rest = {key: value for key, value in values.items() if key not in ("question_id", "prompt", "text")}
     question_id, prompt, text = (values.get(key) for key in ("question_id", "prompt", "text"))
     if not isinstance(question_id, str | int) or isinstance(question_id, bool):
-        raise InputError(f"{place}: `question_id` is {question_id!r}, not a text or an integer; write this line again")
+        raise InputError(
+            f"{place}: `question_id` is {value_of(question_id)}, not a text or an integer; write this line again"
+        )
     if not isinstance(text, str):
-        raise InputError(f"{place}: `text` is {text!r}, not a text; write this line again")
+        raise InputError(f"{place}: `text` is {value_of(text)}, not a text; write this line again")
     if prompt is not None and not isinstance(prompt, str):
-        raise InputError(f"{place}: `prompt` is {prompt!r}, not a text; write this line again")
+        raise InputError(f"{place}: `prompt` is {value_of(prompt)}, not a text; write this line again")
     return Answer(question_id=question_id, prompt=prompt, text=text, fields=rest, place=place)

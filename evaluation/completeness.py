@@ -24,13 +24,19 @@ def incomplete_notes(
         One line for questions without an answer, one for those with several, one for other answers.
 
     Raises:
-        AnswersError: unless `as_original`, for questions without an answer, and for those with several.
+        AnswersError: no answer is to any of the questions; unless `as_original`, also for questions without an answer,
+            and for those with several.
     """
     wanted, found = Counter(iter(expected)), Counter(iter(given))  # of a mapping, its keys
     missing = list((wanted - found).elements())
     doubled = [key for key in (found - wanted) if key in wanted]
     others = [key for key in found if key not in wanted]
     problems = []
+    if not wanted.keys() & found.keys():
+        raise AnswersError(
+            f"no answer is to one of the {wanted.total()} questions ({some(list(wanted))}); give the answers to this "
+            "benchmark"
+        )
     if missing:
         problems.append(f"questions without an answer: {len(missing)} of {wanted.total()} ({some(missing)})")
     if doubled:

@@ -46,12 +46,19 @@ def read_line_questions(folder: Path, name: str) -> list[Question]:
 
 def check_images(paths: Sequence[Path]) -> None:
     """Refuse images that do not exist."""
-    missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
+    missing = [path for path in dict.fromkeys(paths) if not _is_file(path)]
     if missing:
         raise InputError(
             f"{missing[0].parent}: {len(missing)} of {len(set(paths))} images of the questions are missing "
             f"({some([path.name for path in missing])}); copy them there"
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _line(values: dict[str, object], place: str) -> QuestionLine:

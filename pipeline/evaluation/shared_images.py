@@ -16,7 +16,7 @@ KEPT_BYTES = 512 << 20
 
 
 class SharedImages:
-    """Encodes the images of prompts, each with one image or none; keeps the newest ones.
+    """Encodes the images of prompts; keeps the newest ones.
 
     Args:
         kept_bytes: bytes of the images that are kept for later prompts.

@@ -17,6 +17,15 @@ from alignkd.evaluation.score import Score
 from alignkd.vlm.errors import InputError
 
 Entry = dict[str, Any]
+GQA_QUESTION = {
+    "isBalanced": True,
+    "answer": "yes",
+    "types": {"structural": "verify", "semantic": "attr"},
+    "semantic": [],
+    "question": "Is it?",
+    "groups": {"global": None},
+}
+TEXTVQA_QUESTION = {"image_id": "a", "question": "What?"}
 each_benchmark = pytest.mark.parametrize("name", NAMES)
 
 
@@ -43,6 +52,14 @@ def test_answers_to_another_benchmark(name: str) -> None:
     with pytest.raises(InputError) as error:
         BENCHMARKS[name].score(GOLDEN / name / "data", other)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("as_original", [False, True])
+@pytest.mark.parametrize("name", ["gqa", "sqa", "mmbench"])
+def test_answers_to_other_questions_only(name: str, as_original: bool) -> None:
+    answers = [replace(answer, question_id=f"x{answer.question_id}") for answer in answers_to(name)]
+    with pytest.raises(AnswersError, match="no answer is to one of the"):
+        BENCHMARKS[name].score(GOLDEN / name / "data", answers, as_original=as_original)
 
 
 @each_benchmark
@@ -157,7 +174,7 @@ def test_mme_questions_that_the_annotation_does_not_have(tmp_path: Path) -> None
     folder = copied("mme", tmp_path)
     text = folder / "images" / "OCR" / "0008.txt"
     text.write_text(text.read_text().replace("cafe", "bar"))
-    with pytest.raises(InputError, match=r"has no such question on image OCR/0008\.png"):
+    with pytest.raises(InputError, match=r"llava_mme\.jsonl: .* has no such question on image OCR/0008\.png"):
         score_in(folder)
 
 
@@ -176,7 +193,7 @@ def test_mmbench_missing_rotations(index: int, tmp_path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith(f"{index}\t")))
     answers = [answer for answer in answers_to("mmbench") if answer.question_id != index]
-    with pytest.raises(InputError, match="questions with missing rotations: 1 of 15"):
+    with pytest.raises(InputError, match=r"mmbench_dev_en_20231003\.tsv: questions with missing rotations: 1 of 15"):
         score_in(folder, answers)
     assert any("missing rotations" in note for note in score_in(folder, answers, as_original=True).notes)
 
@@ -263,6 +280,9 @@ def test_sqa_decides_by_the_prompt_which_questions_have_an_image() -> None:
         ("gqa", "testdev_balanced_questions.json", "[]"),
         ("gqa", "testdev_balanced_questions.json", "{}"),
         ("gqa", "testdev_balanced_questions.json", '{"1": {"isBalanced": true}}'),
+        ("gqa", "testdev_balanced_questions.json", json.dumps({"1": GQA_QUESTION | {"answer": 3}})),
+        ("gqa", "testdev_balanced_questions.json", json.dumps({"1": GQA_QUESTION | {"groups": {"global": [1]}}})),
+        ("gqa", "testdev_balanced_questions.json", json.dumps({"1": GQA_QUESTION | {"types": {"structural": None}}})),
         ("sqa", "problems.json", "[]"),
         ("sqa", "problems.json", "{}"),
         ("sqa", "pid_splits.json", '{"test": []}'),
@@ -272,6 +292,7 @@ def test_sqa_decides_by_the_prompt_which_questions_have_an_image() -> None:
         ("textvqa", "TextVQA_0.5.1_val.json", "[]"),
         ("textvqa", "TextVQA_0.5.1_val.json", '{"data": []}'),
         ("textvqa", "TextVQA_0.5.1_val.json", '{"data": [{"image_id": 1}]}'),
+        ("textvqa", "TextVQA_0.5.1_val.json", json.dumps({"data": [TEXTVQA_QUESTION | {"answers": [None] * 10}]})),
         ("textvqa", "llava_textvqa_val_v051_ocr.jsonl", '{"question_id": 1}'),
         ("pope", "llava_pope_test.jsonl", '{"question_id": 1, "image": 2, "text": "x"}'),
         ("mme", "llava_mme.jsonl", "x"),
@@ -296,3 +317,32 @@ def test_mme_other_folders_beside_the_categories_are_ignored(tmp_path: Path) -> 
     (folder / "images" / "eval_tool").mkdir()
     (folder / "images" / "eval_tool" / "readme.txt").write_text("no question")
     assert score_in(folder).totals == scored("mme").totals
+
+
+def test_mme_text_files_are_found_without_the_folders_of_images(tmp_path: Path) -> None:
+    folder = copied("mme", tmp_path)
+    for images in (folder / "images").glob("*/images"):
+        shutil.rmtree(images)
+    assert score_in(folder).totals == scored("mme").totals
+
+
+def test_sqa_answers_that_are_no_choice(tmp_path: Path) -> None:
+    folder = copied("sqa", tmp_path)
+    changed_json(folder / "problems.json", lambda values: values["11"].update(answer=3))
+    with pytest.raises(InputError, match="the answer to 11 is none of its 3 choices"):
+        score_in(folder)
+
+
+def test_images_whose_name_no_file_can_have(tmp_path: Path) -> None:
+    folder = copied("pope", tmp_path)
+    image = "x" * 300 + ".jpg"
+    changed_lines(folder / "llava_pope_test.jsonl", lambda lines: [{**lines[0], "image": image}, *lines[1:]])
+    with pytest.raises(InputError, match=r"1 of \d+ images of the questions are missing \(x{80}\.\.\.\)"):
+        BENCHMARKS["pope"].questions(folder)
+
+
+def test_ids_in_messages_are_short_and_on_one_line() -> None:
+    answers = answers_to("gqa")
+    others = [replace(answers[0], question_id=other) for other in ("a\nb", "x" * 10_000)]
+    score = BENCHMARKS["gqa"].score(GOLDEN / "gqa" / "data", [*answers, *others])
+    assert score.notes[-1].endswith(f", a b, {'x' * 80}...)")

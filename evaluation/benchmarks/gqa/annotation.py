@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.evaluation.folder import annotation
+from alignkd.evaluation.listed import value_of
 from alignkd.evaluation.reading import read_json
 from alignkd.vlm.errors import InputError
 
@@ -51,14 +52,21 @@ def read_annotation(folder: Path) -> dict[str, GqaQuestion]:
 
 
 def _question(value: Mapping[str, Any]) -> GqaQuestion:
+    group = value["groups"]["global"]
     return GqaQuestion(
-        answer=value["answer"],
-        structural_type=value["types"]["structural"],
-        semantic_type=value["types"]["semantic"],
+        answer=_text(value["answer"]),
+        structural_type=_text(value["types"]["structural"]),
+        semantic_type=_text(value["types"]["semantic"]),
         steps=sum(_is_counted(step) for step in value["semantic"]),
-        words=len(value["question"].split()),
-        group=value["groups"]["global"],
+        words=len(_text(value["question"]).split()),
+        group=None if group is None else _text(group),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value_of(value)} instead of a text")
+    return value
 
 
 def _is_counted(step: dict[str, object]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alignkd.evaluation.benchmarks.mmbench.cells import is_skipped
 from alignkd.evaluation.benchmarks.mmbench.table import LETTERS, Row, read_rows
+from alignkd.evaluation.folder import question_file
 from alignkd.evaluation.question import Question
 from alignkd.vlm.errors import InputError
 
@@ -22,8 +23,8 @@ def read_questions(folder: Path) -> list[Question]:
     Raises:
         InputError: as `read_rows`; an image is not base64.
     """
-    rows = read_rows(folder, with_images=True)
-    images = _images(rows)
+    rows, path = read_rows(folder, with_images=True), question_file(folder, "mmbench")
+    images = _images(rows, path)
     return [_question(row, images[row.index]) for row in rows]
 
 
@@ -53,31 +54,31 @@ def _options(row: Row) -> list[str]:
     return options
 
 
-def _images(rows: Sequence[Row]) -> dict[int, bytes]:
+def _images(rows: Sequence[Row], path: Path) -> dict[int, bytes]:
     cells = {row.index: row.cells["image"] for row in rows}
     decoded: dict[str, bytes] = {}
     images = {}
     for index in cells:
-        cell = _resolved(cells, index)
+        cell = _resolved(cells, index, path)
         if cell not in decoded:
-            decoded[cell] = _decode(cell, index)
+            decoded[cell] = _decode(cell, index, path)
         images[index] = decoded[cell]
     return images
 
 
-def _resolved(cells: Mapping[int, str], index: int) -> str:
+def _resolved(cells: Mapping[int, str], index: int, path: Path) -> str:
     """The image of a row, or of the row that it refers to."""
     cell = cells[index]
     if len(cell) > _MAX_REFERENCE:
         return cell
     other = cells.get(int(cell), "") if cell.isdecimal() else ""
     if len(other) <= _MAX_REFERENCE:
-        raise InputError(f"mmbench: row {index} has no image, and {cell!r} is no row that has one; copy the file again")
+        raise InputError(f"{path}: row {index} has no image, and {cell!r} is no row that has one; copy the file again")
     return other
 
 
-def _decode(cell: str, index: int) -> bytes:
+def _decode(cell: str, index: int, path: Path) -> bytes:
     try:
         return base64.b64decode(cell, validate=True)
     except (binascii.Error, ValueError):
-        raise InputError(f"mmbench: the image of row {index} is not base64; copy the file again") from None
+        raise InputError(f"{path}: the image of row {index} is not base64; copy the file again") from None

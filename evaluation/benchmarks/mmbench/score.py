@@ -9,6 +9,7 @@ from alignkd.evaluation.benchmarks.mmbench.cells import NO_TEXT
 from alignkd.evaluation.benchmarks.mmbench.reading import read_letter
 from alignkd.evaluation.benchmarks.mmbench.table import LETTERS, ROTATION, Row, read_rows
 from alignkd.evaluation.completeness import AS_ORIGINAL, incomplete_notes
+from alignkd.evaluation.folder import question_file
 from alignkd.evaluation.listed import some
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -28,7 +29,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
         InputError: the table is unusable; without `as_original`: missing or doubled answers, missing rotations.
     """
     rows = read_rows(folder, with_images=False)
-    groups, notes = _groups(rows, as_original)
+    groups, notes = _groups(rows, question_file(folder, "mmbench"), as_original)
     ids = [answer.question_id for answer in answers]
     notes += incomplete_notes([row.index for row in rows], ids, as_original=as_original)
     by_id = {answer.question_id: answer for answer in answers}
@@ -58,7 +59,7 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
     )
 
 
-def _groups(rows: Sequence[Row], as_original: bool) -> tuple[dict[int, list[Row]], list[str]]:
+def _groups(rows: Sequence[Row], path: Path, as_original: bool) -> tuple[dict[int, list[Row]], list[str]]:
     """The rotations of each question, and a line if some are missing; the unrotated row is first."""
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
@@ -69,7 +70,7 @@ def _groups(rows: Sequence[Row], as_original: bool) -> tuple[dict[int, list[Row]
         notes = [f"questions with missing rotations: {len(incomplete)} of {len(groups)} ({some(incomplete)})"]
         if not as_original:
             raise InputError(
-                f"mmbench: {notes[0]}, without which the score is too high; copy the table again, or give "
+                f"{path}: {notes[0]}, without which the score is too high; copy the table again, or give "
                 f"{AS_ORIGINAL} for the original's number"
             )
     unrotated = {row.index for row in rows if row.index < ROTATION}

@@ -26,7 +26,7 @@ Key = tuple[str, str, str]
 
 _INSTRUCTION = SUFFIX.strip()
 _ENDING = "Please answer yes or no."
-_IMAGES, _TEXTS = "images", "questions_answers_YN"
+_TEXTS = "questions_answers_YN"
 
 
 def category_of(question_id: str | int) -> str:
@@ -59,7 +59,8 @@ class Annotation:
             raise InputError(f"{self.path}: not a folder; it should hold a folder for each category of MME")
         self.answers: dict[Key, str] = {}
         for category in (self.path / name for name in PERCEPTION + COGNITION):
-            texts = category / _TEXTS if (category / _IMAGES).is_dir() else category
+            # the folder of images beside them may be missing
+            texts = category / _TEXTS if (category / _TEXTS).is_dir() else category
             for file in sorted(texts.glob("*.txt")):
                 for question, answer in _pairs(file):
                     self.answers[category.name, file.stem, question] = answer

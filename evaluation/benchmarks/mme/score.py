@@ -15,7 +15,8 @@ from alignkd.evaluation.benchmarks.mme.annotation import (
 from alignkd.evaluation.benchmarks.mme.reading import read_answer
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.errors import AnswersError
-from alignkd.evaluation.listed import quoted
+from alignkd.evaluation.folder import question_file
+from alignkd.evaluation.listed import quoted, some
 from alignkd.evaluation.question_lines import read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -34,7 +35,8 @@ def score_answers(folder: Path, answers: Sequence[Answer], *, as_original: bool 
             `as_original`: missing or doubled answers, and pairs of answers to different images.
     """
     expected = Annotation(folder)
-    asked = [_key(expected, line.id, line.text, "the question file") for line in read_lines(folder, "mme")]
+    path = str(question_file(folder, "mme"))
+    asked = [_key(expected, line.id, line.text, path) for line in read_lines(folder, "mme")]
     keys = [_key(expected, answer.question_id, prompt_of(answer), answer.place) for answer in answers]
     refuse_unknown(asked, keys, "the question file of mme")
     notes = incomplete_notes(asked, keys, as_original=as_original)
@@ -72,7 +74,7 @@ def _key(expected: Annotation, question_id: str | int, prompt: str, place: str) 
     key = expected.find(question_id, prompt)
     if key is None:
         raise InputError(
-            f"{place}: {expected.path} has no such question on image {question_id}: {quoted(prompt)}; "
+            f"{place}: {expected.path} has no such question on image {some([question_id])}: {quoted(prompt)}; "
             "ask with the prompts of the question file that belongs to it"
         )
     return key

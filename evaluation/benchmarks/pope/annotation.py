@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.evaluation.folder import annotation
+from alignkd.evaluation.listed import some
 from alignkd.evaluation.question_lines import SUFFIX, QuestionLine
 from alignkd.evaluation.reading import read_json_lines
 from alignkd.vlm.errors import InputError
@@ -58,8 +59,8 @@ def pairing_problem(category: Category, questions: Sequence[QuestionLine]) -> st
         return f"{place}: {len(labels)} labels for {len(questions)} answers"
     for number, (question, label) in enumerate(zip(questions, labels, strict=True), 1):
         if question.image != label.image:
-            answered = f"answer {number} (question {question.id}) of {question.image}"
-            return f"{place}: label {number} is of image {label.image}, {answered}"
+            answered = f"answer {number} (question {question.id}) of {some([question.image])}"
+            return f"{place}: label {number} is of image {some([label.image])}, {answered}"
     other = num_other_texts(category, questions)
     if other > _SPELLING_SHARE * len(labels):
         return f"{place}: {other} of {len(labels)} labels are of another question on the same image"

@@ -1,5 +1,6 @@
 """The annotation of ScienceQA: `problems.json` and `pid_splits.json`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,15 @@ def read_annotation(folder: Path) -> dict[str, Problem]:
             key: Problem(len(value["choices"]), int(value["answer"]), value.get("image") is not None)
             for key, value in chosen
         }
+        _check_answers(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} and {_SPLITS}: not those of ScienceQA ({error!r}); copy both again") from None
     if not found:
         raise InputError(f"{splits_path}: split {_SPLIT} is empty; copy the file again")
     return found
+
+
+def _check_answers(problems: Mapping[str, Problem]) -> None:
+    for key, problem in problems.items():
+        if not 0 <= problem.answer < problem.num_choices:
+            raise ValueError(f"the answer to {key} is none of its {problem.num_choices} choices")

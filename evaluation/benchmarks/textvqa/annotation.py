@@ -29,6 +29,8 @@ def read_annotation(folder: Path) -> dict[Key, tuple[str, ...]]:
             raise InputError(
                 f"{path}: {len(people)} instead of {NUM_PEOPLE} answers to {question!r} on image {image}; copy it again"
             )
+        if not all(isinstance(answer, str) for answer in people):
+            raise InputError(f"{path}: an answer to {question!r} on image {image} is not a text; copy it again")
     if not found:
         raise InputError(f"{path}: no question; copy the file again")
     return found

@@ -97,8 +97,8 @@ class EvalOutput:
             if found is not None and (difference := _difference(found, asked)) is None:
                 return
             if found is not None and not self._force:
-                raise InputError(f"{file}: {difference}; run with what it was made with, give another --out (eval.out in "
-                                 "a configuration), or start again with `alignkd eval --force`")  # fmt: skip
+                raise InputError(f"{file}: {difference}; run with what it was made with, give another --out (key "
+                                 "eval.out), or start again with `alignkd eval --force`")  # fmt: skip
             with disk_errors(f"--out {self.path}"):
                 for name in replaced:
                     remove(self.path / name)

@@ -174,10 +174,10 @@ def _same(kept: RunConfig | None, config: RunConfig) -> bool:
         return False
     inputs = {one.store.inputs for one in (kept, config)}
     stores = [one.store.model_copy(update={"inputs": None}) for one in (kept, config)]
-    whole = [
+    first, second = (
         one.model_copy(update={"store": store, "eval": None}) for one, store in zip((kept, config), stores, strict=True)
-    ]
-    return whole[0] == whole[1] and (len(inputs) == 1 or inputs == {None, "reference"})
+    )
+    return first == second and (len(inputs) == 1 or inputs == {None, "reference"})
 
 
 def _kept_configuration(output: Path) -> RunConfig | None:

@@ -50,9 +50,7 @@ def evaluate(
     assert config.train is not None and config.eval is not None
     output = config.train.output
     if not student_folder(output).is_dir():
-        raise InputError(
-            f"{student_folder(output)}: no such student yet; train it with `alignkd train` or `alignkd run`"
-        )
+        raise InputError(f"{student_folder(output)}: no such student yet; train it first (`alignkd train`)")
     for one in settings.values():
         EvalOutput(one.out).claim([one.data, Path(one.checkpoint)])
     with disk_errors(f"output {output}"):
@@ -70,13 +68,10 @@ def evaluations(
     """Model -> the settings of its evaluation, in the order in which they run."""
     section, train, student, teacher = config.eval, config.train, config.student, config.teacher
     assert section is not None and train is not None and student is not None
+    trained = str(student_folder(train.output))
     found: dict[EvaluatedModel, EvalSettings] = {}
     for model in section.models:
-        checkpoint, vision_config, processor = (
-            str(student_folder(train.output)),
-            student.vision_config,
-            student.processor,
-        )
+        checkpoint, vision_config, processor = trained, student.vision_config, student.processor
         if model == "baseline":
             checkpoint = str(section.baseline)
             vision_config = vision_config_of(checkpoint) or vision_config

@@ -1,11 +1,11 @@
 """The scores of an evaluation for a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkd.evaluation.benchmark import BENCHMARKS
 from alignkd.evaluation.table import TABLE_1, table1_average
-from alignkd.pipeline.console.printing import format_duration
+from alignkd.pipeline.console.printing import aligned, format_duration
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
@@ -29,7 +29,7 @@ def result_lines(results: Mapping[str, Any], published: Mapping[str, Mapping[str
         results: content of `results.json`.
         published: rows to print beside, from `published_rows`.
     """
-    yield from _aligned([["benchmark", "score", *published, "questions", "unreadable", "time", "per second"],
+    yield from aligned([["benchmark", "score", *published, "questions", "unreadable", "time", "per second"],
                          *_rows(results, published)])  # fmt: skip
     for note in results["notes"]:
         yield f"note: {note}"
@@ -73,13 +73,6 @@ def _rows(results: Mapping[str, Any], published: Mapping[str, Mapping[str, float
 def _number(name: str, value: float | None) -> str:
     """In the units of Table 1: points of MME, per cent of the others, and of the average."""
     return "-" if value is None else f"{value:.1f}" if name == "mme" else f"{value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def _same_shape(member: VLMConfig, config: VLMConfig) -> bool:

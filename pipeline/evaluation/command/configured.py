@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import vision_config_of
-from alignkd.pipeline.config.eval_config import EvaluatedModel, keep_place
+from alignkd.pipeline.config.eval_place import EvaluatedModel, keep_place
 from alignkd.pipeline.config.recipes import Stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.evaluation.output import EvalOutput

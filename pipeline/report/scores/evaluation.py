@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from alignkd.disk.opening import read_regular
 from alignkd.evaluation.benchmark import BENCHMARKS
-from alignkd.pipeline.config.eval_config import RESULTS, EvaluatedModel
+from alignkd.pipeline.config.eval_place import RESULTS, EvaluatedModel
 from alignkd.vlm.errors import InputError, one_line, unreadable
 
 QUESTIONS = "questions.json"
@@ -27,6 +27,11 @@ class Column(NamedTuple):
 
     benchmark: str
     first: int | None
+
+    @property
+    def unit_of(self) -> str:
+        """The name in whose units the number is: the benchmark's own, or per cent."""
+        return self.benchmark if self.first is None else "part"
 
     @property
     def title(self) -> str:

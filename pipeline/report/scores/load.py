@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alignkd.pipeline.config.eval_config import RESULTS, EvaluatedModel, evaluations_in, evaluations_of
+from alignkd.pipeline.config.eval_place import RESULTS, EvaluatedModel, evaluations_in, evaluations_of
 from alignkd.pipeline.report.load import run_folder, short_names
 from alignkd.pipeline.report.scores.evaluation import Evaluation, read_evaluation
 from alignkd.student_train.output import METRICS

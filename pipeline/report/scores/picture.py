@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
+from alignkd.evaluation.table import shown_value
 from alignkd.pipeline.console.picture_file import REPORT, save_picture
 from alignkd.pipeline.report.scores.comparison import Comparison
 from alignkd.pipeline.report.scores.evaluation import Column, Evaluation
-from alignkd.pipeline.report.scores.table import shown_number
 
 # fewer axes span no area: these are drawn as bars
 LEAST_AXES = 3
@@ -78,17 +78,24 @@ def scores_figure(comparison: Comparison) -> Figure:
         assert isinstance(axes, PolarAxes)
         _draw_polygons(axes, models, columns)
         handles = axes.get_legend_handles_labels()
-        figure.suptitle("each axis has its own range: the smallest number lies inside, the largest on the rim")
     else:
         places = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, column in zip(places, columns, strict=True):
             _draw_bars(axes, models, column)
         handles = places[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=min(len(models), 4))
-    left = [row.evaluation.name for row in comparison.rows if row.evaluation not in models]
-    if left:
-        figure.supxlabel(f"not comparable or without numbers, not drawn: {', '.join(left)}", fontsize="small")
+    figure.suptitle("\n".join(_heading(comparison, has_axes=len(columns) >= LEAST_AXES)), fontsize="small")
     return figure
+
+
+def _heading(comparison: Comparison, *, has_axes: bool) -> list[str]:
+    models = drawn_evaluations(comparison)
+    left = [row.evaluation.name for row in comparison.rows if row.evaluation not in models]
+    lines = ["each axis has its own range: from the smallest number, on the inner ring, to the largest"]
+    return [
+        *(lines if has_axes else ()),
+        *([f"not drawn, because not comparable or without numbers: {', '.join(left)}"] if left else ()),
+    ]
 
 
 def _styles(models: Sequence[Evaluation]) -> list[tuple[Evaluation, str, str]]:
@@ -105,7 +112,8 @@ def _draw_polygons(axes: PolarAxes, models: Sequence[Evaluation], columns: Seque
     spans = [axis_range([value for one in models if (value := _value(one, column)) is not None]) for column in columns]
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    axes.set_ylim(0, 1.08)
+    axes.set_ylim(0, 1.0)
+    axes.spines["polar"].set_alpha(0.4)
     axes.set_xticks(angles, [""] * len(angles))
     axes.set_yticks([_INNER, (1 + _INNER) / 2, 1.0], [""] * 3)
     axes.grid(alpha=0.4)
@@ -113,7 +121,8 @@ def _draw_polygons(axes: PolarAxes, models: Sequence[Evaluation], columns: Seque
         # a number that is missing leaves a gap
         values = [_value(one, column) for column in columns]
         radii = [math.nan if value is None else radius(value, span) for value, span in zip(values, spans, strict=True)]
-        axes.plot([*angles, angles[0]], [*radii, radii[0]], color=colour, marker=marker, linewidth=1.6, label=one.name)
+        around = [*angles, angles[0]]
+        axes.plot(around, [*radii, radii[0]], color=colour, marker=marker, linewidth=1.6, label=one.name, clip_on=False)
         if None not in values:
             axes.fill(angles, radii, color=colour, alpha=0.06)
     for angle, column in zip(angles, columns, strict=True):
@@ -125,14 +134,16 @@ def _write_numbers(axes: PolarAxes, angle: float, models: Sequence[Evaluation], 
     across, along = math.sin(angle), math.cos(angle)
     place = "left" if across > 0.3 else "right" if across < -0.3 else "center"
     lines = [(column.title, "black", "bold")]
-    lines += [(shown_number(column, _value(one, column)), colour, "normal") for one, colour, _ in _styles(models)]
+    lines += [
+        (shown_value(column.benchmark, _value(one, column)), colour, "normal") for one, colour, _ in _styles(models)
+    ]
     height = _LINE_POINTS * len(lines)
     # the block grows away from the rim at the top, and is centred at the sides
     top = height * (0.5 + 0.5 * along)
     for number, (text, colour, weight) in enumerate(lines):
         axes.annotate(
             text,
-            (angle, 1.1),
+            (angle, 1.04),
             xytext=(8 * across, top - _LINE_POINTS * (number + 0.5)),
             textcoords="offset points",
             color=colour,
@@ -149,7 +160,7 @@ def _draw_bars(axes: Axes, models: Sequence[Evaluation], column: Column) -> None
     for number, (one, colour, _) in enumerate(_styles(models)):
         value = values[one.name]
         bar = axes.bar([number], [0.0 if value is None else value], color=colour, label=one.name)
-        axes.bar_label(bar, [shown_number(column, value)], fontsize="small")
+        axes.bar_label(bar, [shown_value(column.benchmark, value)], fontsize="small")
     axes.set_title(column.title)
     axes.set_xticks([])
     axes.set_xlim(-0.75, len(models) - 0.25)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from alignkd.evaluation.table import digits, shown_value
 from alignkd.pipeline.console.printing import aligned
 from alignkd.pipeline.report.scores.comparison import Comparison, Row
 from alignkd.pipeline.report.scores.evaluation import Column
@@ -29,15 +30,6 @@ def markdown_scores(comparison: Comparison, *, picture: str | None) -> str:
     return "\n".join([HEADING, "", head, ruler, *rows, "", note, "", *remarks, *([""] if remarks else []), *shown])
 
 
-def shown_number(column: Column, value: float | None) -> str:
-    """In the digits of Table 1."""
-    return "-" if value is None else f"{value:.{_digits(column)}f}"
-
-
-def _digits(column: Column) -> int:
-    return 1 if column.benchmark == "mme" and column.first is None else 2
-
-
 def _cells(comparison: Comparison) -> list[list[str]]:
     heads = ["model", *(column.title for column in comparison.columns)]
     marks = _marks(comparison)
@@ -53,11 +45,11 @@ def _cells(comparison: Comparison) -> list[list[str]]:
 
 def _cell(row: Row, column: Column, marks: dict[str, str]) -> str:
     number = row.evaluation.numbers.get(column)
-    text = shown_number(column, None if number is None else number.value)
+    text = shown_value(column.unit_of, None if number is None else number.value)
     if (reason := row.reasons.get(column)) is not None:
         return f"{text} {marks[reason]}"
     difference = row.differences.get(column)
-    return text if difference is None else f"{text} ({difference:+.{_digits(column)}f})"
+    return text if difference is None else f"{text} ({difference:+.{digits(column.unit_of)}f})"
 
 
 def _average(row: Row, marks: dict[str, str]) -> str:

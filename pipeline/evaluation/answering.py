@@ -53,12 +53,13 @@ class Answering:
             StoreError: an answer cannot be written.
         """
         threads = PreparationThreads(self.preparation, self.folder, self.threads, self.control.check, questions=True)
+        images = SharedImages(self.model)
         with self.control.over(parts) as blocks, threads:
             for window in threads.windows(self._windows(parts, blocks)):
                 if self.control.stops.finishing:  # the block was requested one block ahead
                     return
                 with parts.open(window.plan.shard) as journal:
-                    self._answer(window, threads, parts, journal)
+                    self._answer(window, threads, parts, journal, images)
                 if self.control.stops.finishing:
                     return
                 self.control.committed(window.plan.shard, samples=len(window.plan.samples), num_bytes=0)
@@ -71,7 +72,14 @@ class Answering:
             samples = [sample_of(parts.questions[position], position, self.folder) for position in positions]
             yield PlannedWindow(shard=block, start=0, samples=samples, is_last=True)
 
-    def _answer(self, window: Window, threads: PreparationThreads, parts: AnswerParts, journal: Journal) -> None:
+    def _answer(
+        self,
+        window: Window,
+        threads: PreparationThreads,
+        parts: AnswerParts,
+        journal: Journal,
+        images: SharedImages,
+    ) -> None:
         """Ask the questions of a window; a stop leaves the rest of them."""
         limits = {one.sample.index: self._limit(parts, one) for one in window.prepared}
         usable = [one for one in window.prepared if limits[one.sample.index] > 0]
@@ -80,14 +88,12 @@ class Answering:
         self._note(journal, refused)
         lengths = [one.length for one in usable]
         buckets = length_buckets(lengths, token_budget=self.batch * max(lengths, default=0), max_samples=self.batch)
-        images = SharedImages(self.model, usable)
         started = time.monotonic()
         for batch in threads.batches(usable, buckets):
             compute = lambda part: self._generate(part, [limits[one.sample.index] for one in part], images)  # noqa: E731
             for part, found in in_halves(compute, batch, lambda: self.control.advance(halved=1)):
                 ended = time.monotonic()
                 seconds, started = (ended - started) / len(part), ended
-                images.answered(part)
                 self._note(journal, self._answered(part, found, seconds))
             if self.control.stops.finishing:
                 return

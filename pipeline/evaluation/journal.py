@@ -28,7 +28,7 @@ class Answered(BaseModel):
         text: the answer as the answers file has it; empty for an unusable question.
         tokens: generated tokens, without the one that ends the answer.
         finished: whether the model ended the answer; False if the limit of tokens did.
-        seconds: share of the question in the time of its batch, images included.
+        seconds: share of the question in the time of its batch.
         unusable: why the question could not be asked; None if it was.
     """
 

@@ -119,7 +119,7 @@ def question_settings(questions: Sequence[Question], folder: Path, limit: int | 
         questions: those to ask.
         folder: the benchmark's folder; images are identified by their paths in it, those in the question file by
             their bytes.
-        limit: how many were wanted; None for all.
+        limit: their number if the benchmark has more; None for all.
     """
     digest = hashlib.sha256()
     for one in questions:

@@ -33,7 +33,7 @@ class AskedBenchmark:
     Attributes:
         data: its folder with questions and annotation.
         parts: its answers so far.
-        limit: how many questions were wanted; None for all.
+        limit: their number if the benchmark has more; None for all.
         model_id: see `settings.model_name`.
     """
 

@@ -101,11 +101,13 @@ class _Data:
     Attributes:
         folder: the folder of the benchmark's data.
         questions: those to ask.
+        limit: their number if there are more; None for all.
     """
 
     name: str
     folder: Path
     questions: Sequence[Question]
+    limit: int | None
 
     @classmethod
     def read(cls, name: str, root: Path, *, limit: int | None) -> "_Data":
@@ -116,7 +118,8 @@ class _Data:
             BENCHMARKS[name].score(folder, [unanswered(question) for question in questions])
         except AnswersError as error:
             raise InputError(f"{folder}: the questions are not those of the annotation: {error}") from None
-        return cls(name=name, folder=folder, questions=questions[:limit])
+        limit = limit if limit is not None and limit < len(questions) else None
+        return cls(name=name, folder=folder, questions=questions[:limit], limit=limit)
 
 
 class _Model:
@@ -180,15 +183,14 @@ class _Model:
 
 
 def _begun(data: _Data, output: EvalOutput, model: _Model) -> AskedBenchmark:
-    limit = model.settings_given.limit
-    folder = output.begin_benchmark(data.name, question_settings(data.questions, data.folder, limit))
+    folder = output.begin_benchmark(data.name, question_settings(data.questions, data.folder, data.limit))
     with disk_errors(f"answers {folder}"):
         (folder / PARTS).mkdir(exist_ok=True)
     return AskedBenchmark(
         name=data.name,
         data=data.folder,
         parts=AnswerParts(folder, data.questions, model.process),
-        limit=limit,
+        limit=data.limit,
         model_id=str(model.settings["model_id"]),
     )
 

@@ -1,7 +1,7 @@
 """The plan of a training from a list of stores that exist: samples per pass, memory and hours, from their indices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 

@@ -7,6 +7,7 @@ import pytest
 from alignkd.evaluation.answers import clean_text
 from alignkd.evaluation.benchmarks.gqa import reading as gqa
 from alignkd.evaluation.benchmarks.mmbench import reading as mmbench
+from alignkd.evaluation.benchmarks.mmbench.cells import through_xlsx
 from alignkd.evaluation.benchmarks.mme import reading as mme
 from alignkd.evaluation.benchmarks.pope import reading as pope
 from alignkd.evaluation.benchmarks.sqa import reading as sqa
@@ -164,6 +165,30 @@ def test_mmbench(text: str, letter: str | None) -> None:
     assert mmbench.read_letter(text, OPTIONS) == letter
 
 
+# what pandas 2.0.3 and openpyxl 3.1.2 read back as missing
+EMPTY_IN_XLSX = (
+    "|nan|NaN|-nan|-NaN|None|null|NULL|NA|N/A|n/a|<NA>|#NA|#N/A|#N/A N/A|1.#IND|-1.#IND|1.#QNAN|-1.#QNAN"
+    "|#NULL!|#DIV/0!|#VALUE!|#REF!|#NAME?|#NUM!|=A|= A|=="
+).split("|")
+
+
+@pytest.mark.parametrize("text", EMPTY_IN_XLSX)
+def test_mmbench_texts_that_an_xlsx_file_loses(text: str) -> None:
+    assert through_xlsx(text) == "nan"
+    assert mmbench.read_letter(text, OPTIONS) == "D"
+
+
+@pytest.mark.parametrize("text", ["=", " ", "none", "None.", "TRUE", "3", "+A", "'A", "A\nB", "#N/A."])
+def test_mmbench_texts_that_an_xlsx_file_keeps(text: str) -> None:
+    assert through_xlsx(text) == text
+
+
+def test_mmbench_texts_are_cut_by_an_xlsx_file() -> None:
+    assert through_xlsx("x" * 40_000) == "x" * 32_767
+    assert mmbench.read_letter("x " * 20_000 + "B", {}) is None
+    assert mmbench.read_letter("x " * 10_000 + "B", {}) == "B"
+
+
 @pytest.mark.parametrize(
     "form", ["{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{})."]
 )
@@ -194,6 +219,11 @@ def test_mmbench_forms_have_an_order() -> None:
         ("c-d - e", "cd e"),
         ("-c-d e", "c d e"),
         ("c-d e-", "c d e"),
+        ("c-d- e", "cd e"),
+        ("c-d-\te", "cd e"),
+        ("c-d-\ne", "cd e"),
+        (" -c-d", "c d"),
+        ("c-d-\n", "c d"),
         ("1,000", "1000"),
         ("who?me", "whome"),
         ("Ten An THE none", "10 0"),

@@ -10,6 +10,7 @@ from golden_evaluations import GOLDEN, answers_to, copied, scored
 
 from alignkd.evaluation.answers import Answer
 from alignkd.evaluation.benchmark import BENCHMARKS
+from alignkd.evaluation.benchmarks.mmbench.table import Row
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,9 @@ def test_pope_answers_that_say_nothing_are_noted() -> None:
 def test_textvqa_prompts_without_ocr_tokens_are_noted() -> None:
     assert "prompts without OCR tokens: 1; with them the number is higher" in scored("textvqa").notes
     assert len(scored("textvqa", "answers_older_prompts.jsonl").notes) == 1
+
+
+def test_mmbench_options_that_are_missing_are_not_looked_for() -> None:
+    row = Row(1, {"A": "x", "B": "None", "C": "", "D": "=2", "answer": "A"})
+    assert row.options() == {"A": "x"}
+    assert Row(1, {"A": "x", "C": "none"}).options() == {"A": "x", "C": "none"}

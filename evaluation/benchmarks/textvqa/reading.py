@@ -33,7 +33,7 @@ def normalise(text: str) -> str:
     full stops deleted that no digit follows, at most the first 32; number words as digits; without articles;
     contractions with their apostrophes; words joined by one blank.
     """
-    lowered = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    lowered = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     spaced = lowered.replace("\n", " ").replace("\t", " ").strip()
     words = [_NUMBERS.get(word, word) for word in _without_punctuation(spaced).split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

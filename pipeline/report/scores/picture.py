@@ -89,13 +89,12 @@ def scores_figure(comparison: Comparison) -> Figure:
 
 
 def _heading(comparison: Comparison, *, has_axes: bool) -> list[str]:
-    models = drawn_evaluations(comparison)
-    left = [row.evaluation.name for row in comparison.rows if row.evaluation not in models]
-    lines = ["each axis has its own range: from the smallest number, on the inner ring, to the largest"]
-    return [
-        *(lines if has_axes else ()),
-        *([f"not drawn, because not comparable or without numbers: {', '.join(left)}"] if left else ()),
-    ]
+    models, lines = drawn_evaluations(comparison), []
+    if has_axes:
+        lines.append("each axis has its own range: from the smallest number, on the inner ring, to the largest")
+    if left := [row.evaluation.name for row in comparison.rows if row.evaluation not in models]:
+        lines.append(f"not drawn, because not comparable or without numbers: {', '.join(left)}")
+    return lines
 
 
 def _styles(models: Sequence[Evaluation]) -> list[tuple[Evaluation, str, str]]:

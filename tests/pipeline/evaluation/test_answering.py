@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 
 from alignkd.evaluation.benchmark import BENCHMARKS
 from alignkd.evaluation.question import Question
+from alignkd.pipeline.evaluation import answering as answering_module
 from alignkd.pipeline.evaluation import parts as parts_module
 from alignkd.pipeline.evaluation.answering import Answering
 from alignkd.pipeline.evaluation.journal import Answered, Process
 from alignkd.pipeline.evaluation.parts import PARTS, AnswerParts
 from alignkd.pipeline.evaluation.prompts import preparation_for, sample_of
+from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.stops import DumpStopped, DumpStopSignals
 from alignkd.vlm.data.images import image_files
@@ -150,7 +153,8 @@ def test_the_tower_sees_each_image_once(
     brief: tuple[VisionLanguageModel, Checkpoint],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where questions about an image are in several batches."""
+    """Also where questions about an image are in several blocks; without room for two images, again and again."""
+    monkeypatch.setattr(parts_module, "BLOCK", 4)
     model, checkpoint = brief
     asked = [replace(one, image=small_questions[number % 2 * 4].image) for number, one in enumerate(small_questions)]
     asked.append(next(one for one in small_questions if one.image is None))
@@ -164,6 +168,11 @@ def test_the_tower_sees_each_image_once(
     monkeypatch.setattr(model, "encode_images", counted)
     assert texts(answered(model, checkpoint, asked, name="together", batch=4)) == texts(alone)
     assert sum(sizes) == 2
+    sizes.clear()
+    one = model.config.vision_tokens * model.config.hidden_size * 4
+    monkeypatch.setattr(answering_module, "SharedImages", partial(SharedImages, kept_bytes=one))
+    assert texts(answered(model, checkpoint, asked, name="no-room", batch=1)) == texts(alone)
+    assert 2 < sum(sizes) <= len(small_questions)
 
 
 def test_questions_that_cannot_be_asked_are_listed_and_asked_again(

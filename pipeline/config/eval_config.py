@@ -19,7 +19,7 @@ def _benchmark_names(value: Any) -> Any:
     if not isinstance(names, Sequence) or not names:
         raise _problem(f"expected a list of {', '.join(LAYOUTS)}, found {described(value)}")
     for name in names:
-        if name not in LAYOUTS:
+        if not isinstance(name, str) or name not in LAYOUTS:
             raise _problem(f"expected names of {', '.join(LAYOUTS)}, found {described(name)}")
     return tuple(dict.fromkeys(names))
 

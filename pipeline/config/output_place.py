@@ -110,6 +110,6 @@ def _places_of_evaluation(config: RunConfig, folder: Path | None) -> Iterator[tu
             yield "eval.baseline", Path(config.eval.baseline)
     if config.train is not None:
         output = config.train.output
+        yield "train.output", output
         yield "the student", student_folder(output)
         yield "the checkpoints", checkpoints_folder(output)
-        yield "train.output", output

@@ -30,20 +30,21 @@ _LINE_POINTS = 11.0
 def drawn_columns(comparison: Comparison) -> list[Column]:
     """The numbers of whole benchmarks that any drawn model has."""
     drawn = drawn_evaluations(comparison)
-    return [
-        column
-        for column in comparison.columns
-        if column.first is None and any(_value(one, column) is not None for one in drawn)
-    ]
+    return [column for column in _whole(comparison) if any(_value(one, column) is not None for one in drawn)]
 
 
 def drawn_evaluations(comparison: Comparison) -> list[Evaluation]:
-    """The models whose numbers may all be compared with those of the reference, and that have one."""
+    """The models whose numbers may all be compared with those of the reference, and that have one to draw."""
+    columns = _whole(comparison)
     return [
         row.evaluation
         for row in comparison.rows
-        if not row.reasons and any(_value(row.evaluation, column) is not None for column in comparison.columns)
+        if not row.reasons and any(_value(row.evaluation, column) is not None for column in columns)
     ]
+
+
+def _whole(comparison: Comparison) -> list[Column]:
+    return [column for column in comparison.columns if column.first is None]
 
 
 def can_be_drawn(comparison: Comparison) -> bool:

@@ -75,6 +75,7 @@ def _names(context: click.Context, option: click.Parameter, given: str) -> tuple
 @click.pass_context
 def eval(
     context: click.Context,
+    /,
     as_json: bool,
     checkpoint: str | None,
     stage: str | None,

@@ -8,7 +8,7 @@ from typing import Any
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.report.load import Run, load_runs, report_json
 from alignkd.pipeline.report.scores.comparison import Comparison, compare, row_json
-from alignkd.pipeline.report.scores.load import is_evaluation, load_evaluations
+from alignkd.pipeline.report.scores.load import is_evaluation, load_evaluations, with_baseline
 from alignkd.pipeline.report.scores.table import markdown_scores, plain_scores
 from alignkd.pipeline.report.table import HEADING, markdown_table, plain_table
 
@@ -81,8 +81,7 @@ def make_report(paths: Sequence[Path], *, smooth: int | None = None, baseline: P
     Raises:
         InputError: a folder has neither a usable metrics file nor scores, or is given twice.
     """
-    if baseline is not None and baseline.resolve() not in {path.resolve() for path in paths}:
-        paths = [baseline, *paths]
+    paths = with_baseline(paths, baseline)
     runs = [path for path in paths if not is_evaluation(path)]
     loaded = load_runs(runs, smooth=smooth) if runs else []
     return Report(runs=tuple(loaded), comparison=compare(load_evaluations(paths, baseline=baseline)))

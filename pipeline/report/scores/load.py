@@ -33,6 +33,13 @@ def is_evaluation(path: Path) -> bool:
     return path.name == RESULTS or (path / RESULTS).is_file() or bool(evaluations_in(path))
 
 
+def with_baseline(paths: Sequence[Path], baseline: Path | None) -> list[Path]:
+    """The paths, after the baseline if none of them is its folder."""
+    if baseline is None or _folder(baseline).resolve() in {_folder(path).resolve() for path in paths}:
+        return list(paths)
+    return [baseline, *paths]
+
+
 def load_evaluations(paths: Sequence[Path], *, baseline: Path | None = None) -> Evaluations:
     """The evaluations of training runs, of their baselines and teachers, and of the folders of evaluations.
 
@@ -99,6 +106,6 @@ def _chosen(listed: Sequence[Evaluation], baseline: Path) -> Evaluation:
     folder = _folder(baseline)
     place = _models_in(folder).get("student", folder)
     for one in listed:
-        if one.path == place:
+        if one.path.resolve() == place.resolve():
             return one
     raise InputError(f"--baseline {baseline}: has no scores; evaluate it by `alignkd eval`")

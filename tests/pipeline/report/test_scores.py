@@ -87,6 +87,18 @@ def test_the_baseline_of_one_run_may_be_another_run(write_run: Callable[..., Pat
     assert (found["align-kd"][0], found["other"][0]) == ("57.70 (+1.60)", "50.00 (-6.10)")
 
 
+def test_a_baseline_is_found_however_its_path_is_written(
+    write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = write_run("one", student={"gqa": 60.0}), write_run("two", student={"gqa": 70.0})
+    for baseline in (one, Path("one"), one / "metrics.jsonl", two / ".." / "one"):
+        found = cells(make_report([one, two], baseline=baseline))
+        assert (found["one"], found["two"]) == (["60.00"], ["70.00 (+10.00)"])
+    # one that is not among the runs comes first
+    assert list(cells(make_report([two], baseline=Path("one")))) == ["model", "one", "two"]
+
+
 def test_several_baselines_are_not_mixed(write_run: Callable[..., Path]) -> None:
     runs = [
         write_run("one", student={"gqa": 60.0}, baseline={"gqa": 50.0}),

@@ -3,7 +3,8 @@
     python benchmarks/demo_results.py --out demo-results [--rows supervised,align_kd] [--at-once 2]
     python benchmarks/demo_results.py --list          which rows are released, and when they were opened
     python benchmarks/demo_results.py --table         the tables, computed from the log
-    python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md
+    python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md, with a picture
+    python benchmarks/demo_results.py --pictures      losses and attention of the students in --out
 
 A row with a grid in `demo_rows/grids.py` is released when its selection has ended and `pipeline/demo/recipes.py` has
 the chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row
@@ -15,15 +16,17 @@ as long as the row's steps in the trials of the selection (without the dump).
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 from demo_rows.document_marks import write_between_marks
 from demo_rows.openings import TEACHER, Opening, OpeningLog
 from demo_rows.released import known_rows, released_rows, why_not_released
+from demo_rows.seeds_picture import draw_seeds
 from demo_rows.trials import TrialLog
 from demo_selection import LOG as TRIALS
 
@@ -39,10 +42,11 @@ from alignkd.pipeline.demo.demo import (
 )
 from alignkd.pipeline.demo.evaluate import read_evaluation
 from alignkd.pipeline.demo.folder import DemoFolder, begin
+from alignkd.pipeline.demo.pictures.illustrate import draw_pictures
 from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.results.figures import visual
 from alignkd.pipeline.demo.results.report import accuracies
-from alignkd.pipeline.demo.results.table import differences, markdown_table, table
+from alignkd.pipeline.demo.results.table import QUESTION_TYPES, differences, markdown_table, table
 from alignkd.pipeline.demo.run_config import steps_of
 from alignkd.pipeline.demo.settings import FULL, DemoSettings
 from alignkd.pipeline.demo.training import train_students
@@ -51,8 +55,10 @@ from alignkd.vlm.hardware.devices import hide_gpus
 
 SEEDS = tuple(range(10))
 LOG = TRIALS.with_name("demo_test.jsonl")
-DOCUMENTS = [Path(__file__).parents[1] / name for name in ("docs/results.md", "README.md")]
+PROJECT = Path(__file__).parents[1]
+PAGE, README, PICTURE = PROJECT / "docs/results.md", PROJECT / "README.md", PROJECT / "docs/pictures/results.png"
 MARK = "tables of benchmarks/demo_results.py"
+README_TYPES = ("position", "count", "exists")
 
 
 @click.command()
@@ -63,10 +69,19 @@ MARK = "tables of benchmarks/demo_results.py"
 @click.option("--at-once", default=2, show_default=True, help="Students that train at the same time, a thread each.")
 @click.option("--list", "as_list", is_flag=True, help="Show which rows are released and opened; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the tables of the log; run nothing.")
-@click.option("--write-docs", is_flag=True, help="Put the tables of the log into the documents; run nothing.")
+@click.option("--write-docs", is_flag=True, help="Put tables and picture of the log into the documents; run nothing.")
+@click.option("--pictures", is_flag=True, help="Draw losses and attention of the students in --out; train nothing.")
 @clean_errors
 def main(
-    out: Path, log_file: Path, trials: Path, rows: str, at_once: int, as_list: bool, as_table: bool, write_docs: bool
+    out: Path,
+    log_file: Path,
+    trials: Path,
+    rows: str,
+    at_once: int,
+    as_list: bool,
+    as_table: bool,
+    write_docs: bool,
+    pictures: bool,
 ) -> None:
     """Train and evaluate the rows that the log does not have yet."""
     log, trial_log = OpeningLog(log_file), TrialLog(trials)
@@ -74,18 +89,30 @@ def main(
     if as_list:
         click.echo("\n".join(listed(recipes, log, trial_log, FULL)))
         return
+    opened = opened_rows(recipes, log, FULL)
+    if pictures:
+        folder = DemoFolder(out.resolve())
+        drawn = draw_pictures(folder, {row: [folder.student(row.name, seed) for seed in SEEDS] for row in opened})
+        click.echo("\n".join(f"wrote {path}" for path in drawn.values()))
+        return
     if not as_table and not write_docs:
         hide_gpus()
         check_released(recipes, trial_log, FULL)
         evaluate_rows(DemoFolder(out.resolve()), FULL, recipes, log, at_once=at_once)
-    opened = [recipe for recipe in recipes if log.evaluated(Opening.of(recipe, FULL))]
+        opened = opened_rows(recipes, log, FULL)
     if not opened:
         raise InputError(f"{log_file}: has no evaluation of {rows} with the present settings; run it without options")
-    text = tables(opened, log, FULL)
-    click.echo(text)
+    report = read_report(opened, log, FULL)
+    click.echo(tables(report))
     if write_docs:
-        for document in DOCUMENTS:
-            write_between_marks(document, MARK, text)
+        write_between_marks(PAGE, MARK, tables(report))
+        write_between_marks(README, MARK, short_table(report))
+        draw_seeds(PICTURE, report)
+
+
+def opened_rows(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -> list[Recipe]:
+    """The rows that the log has with their present settings."""
+    return [recipe for recipe in recipes if log.evaluated(Opening.of(recipe, settings))]
 
 
 def listed(recipes: Sequence[Recipe], log: OpeningLog, trials: TrialLog, settings: DemoSettings) -> list[str]:
@@ -135,25 +162,40 @@ def evaluate_rows(
         log.close(opening, found, questions, steps=steps_of(recipe, settings), seeds=seeds)
 
 
-def tables(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -> str:
-    """Both tables and what they rest on, as markdown, computed from the log and the questions."""
+def read_report(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -> dict[str, Any]:
+    """The figures of opened rows, computed from the log and the questions: those of `accuracies`, and how many."""
     with TemporaryDirectory() as name:
         folder = DemoFolder(Path(name))
         write_training_set(folder, settings)
         questions = write_questions(folder, settings, "test")
         (teacher,) = log.evaluations(Opening(TEACHER, {}), questions)
         rows = {recipe: log.evaluations(Opening.of(recipe, settings), questions) for recipe in recipes}
-        report = accuracies(rows, teacher, settings, folder.training_set.conversations)
-    seeds = {len(evaluations) for evaluations in rows.values()}
-    opened = ", ".join(f"{recipe.label} {log.times_opened(recipe.name)}" for recipe in recipes)
-    steps = ", ".join(f"{recipe.label} {steps_of(recipe, settings)}" for recipe in recipes)
+        return {
+            **accuracies(rows, teacher, settings, folder.training_set.conversations),
+            "questions": {"visual": len(visual(teacher.answers)), "all": len(teacher.answers)},
+            "times_opened": {recipe.name: log.times_opened(recipe.name) for recipe in recipes},
+        }
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """Both tables and what they rest on, as markdown."""
+    students, questions = report["students"], report["questions"]
+    seeds = sorted({len(student["accuracy"]) for student in students.values()})
+    opened = ", ".join(f"{student['label']} {report['times_opened'][name]}" for name, student in students.items())
+    steps = ", ".join(f"{student['label']} {student['steps']}" for student in students.values())
     notes = (
-        f"{len(visual(teacher.answers))} questions that need the picture and "
-        f"{len(teacher.answers) - len(visual(teacher.answers))} others; {'/'.join(map(str, sorted(seeds)))} seeds. "
-        f"Steps: {steps}. Settings with which a row was opened so far: {opened}."
+        f"{questions['visual']} questions that need the picture and {questions['all'] - questions['visual']} others; "
+        f"{'/'.join(map(str, seeds))} seeds. Steps: {steps}. Settings with which a row was opened so far: {opened}."
     )
     compared = differences(report)
     return "\n".join([markdown_table(table(report)), *([markdown_table(compared)] if compared else []), wrapped(notes)])
+
+
+def short_table(report: Mapping[str, Any]) -> str:
+    """The first table with a few of the types of questions."""
+    rows = table(report)
+    kept = [place for place, name in enumerate(rows[0]) if name not in QUESTION_TYPES or name in README_TYPES]
+    return markdown_table([[row[place] for place in kept] for row in rows])
 
 
 def wrapped(text: str, width: int = 100) -> str:

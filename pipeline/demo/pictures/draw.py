@@ -1,37 +1,27 @@
-"""Draws the demo's pictures without a display, in Okabe and Ito's colours for colour-blind people."""
+"""Draws the losses of the demo's students, and the attention of its models."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from numpy.typing import NDArray
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+from numpy.typing import NDArray
 
-from alignkd.disk.whole_file import written_whole
 from alignkd.pipeline.demo.evaluate import Answer
 from alignkd.pipeline.demo.pictures.attention_maps import AttentionMap
+from alignkd.pipeline.demo.pictures.style import BLUE, GREY, ROW_COLOURS, STYLE, VERMILION, plt, save
 
 TERM_TITLES = {
     "supervised": "supervised, cross-entropy in nats",
     "logit": "logits, reverse KL in nats",
-    "attention": "attention, squared error",
+    "attention": "attention, in the form of each row",
     "vision_all": "vision, squared error, all tokens",
     "vision_top": "vision, squared error, focused tokens",
 }
-GREY, BLUE, GREEN, VERMILION = "#595959", "#0072B2", "#009E73", "#D55E00"
-SKY, ORANGE, PURPLE = "#56B4E9", "#E69F00", "#CC79A7"
-ROW_COLOURS = (GREY, SKY, ORANGE, PURPLE, BLUE, GREEN, VERMILION)
-STYLE: Any = {"font.size": 12, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
 # Average attention shows the scene unchanged; more attention is red, less is blue.
 HEAT = LinearSegmentedColormap.from_list(
     "heat",
@@ -42,7 +32,6 @@ HEAT = LinearSegmentedColormap.from_list(
         (1.0, to_rgba(VERMILION, 0.8)),
     ],
 )
-DPI = 150
 MOST_DOUBLINGS = 3.0
 _COLUMNS = 3
 _SMOOTHED_SHARE = 0.04
@@ -73,7 +62,7 @@ def draw_losses(path: Path, metrics: Mapping[str, Sequence[Path]]) -> Path:
             _label_axes(axis, TERM_TITLES[term])
         handles, labels = axes[0][0].get_legend_handles_labels()
         axes.flat[-1].legend(handles, labels, loc="center", frameon=False, fontsize=13)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def read_curves(file: Path) -> dict[str, NDArray[np.float64]]:
@@ -132,7 +121,7 @@ def draw_attention(path: Path, answers: Mapping[str, Answer], maps: Mapping[str,
         bar = figure.colorbar(heat, ax=axes, shrink=0.8, aspect=18, pad=0.012, ticks=MultipleLocator(1))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda doublings, _: _times(doublings)))
         bar.set_label(f"first-layer attention\nof “{shown.word}” to a place")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _draw_map(axis: Axes, pixels_HWC: NDArray[np.float32], ratio_hw: NDArray[np.float32], most: float) -> AxesImage:
@@ -147,10 +136,3 @@ def _times(doublings: float) -> str:
     """-2 -> 1/4 x, 0 -> even, 1 -> 2 x."""
     factor = 2 ** round(abs(doublings))
     return "even" if not doublings else f"{factor} x" if doublings > 0 else f"1/{factor} x"
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with written_whole(path) as aside:
-        figure.savefig(aside, dpi=DPI, facecolor="white", format="png")
-    plt.close(figure)
-    return path

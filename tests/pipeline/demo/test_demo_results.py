@@ -7,16 +7,19 @@ from pathlib import Path
 
 import demo_results
 import demo_selection
+import numpy as np
 import pytest
-from demo_results import check_released, evaluate_rows, listed, tables
+from demo_results import check_released, evaluate_rows, listed, opened_rows, read_report, short_table, tables
 from demo_rows.document_marks import between_marks
 from demo_rows.grids import GRIDS, Setting
 from demo_rows.openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
-from demo_rows.released import released_rows, same_cost, why_not_released
+from demo_rows.released import known_rows, released_rows, same_cost, why_not_released
+from demo_rows.seeds_picture import seeds_figure
 from demo_rows.trials import SEEDS, Trial, TrialLog, first_round
 from demo_selection import table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
 
 from alignkd.pipeline.demo import recipes
 from alignkd.pipeline.demo.evaluate import load_questions, read_evaluation
@@ -88,7 +91,8 @@ def test_rows_are_trained_and_then_opened_once(tmp_path: Path, order: list[str])
     report = accuracies(
         evaluations, read_evaluation(folder.teacher_evaluation), TINY, folder.training_set.conversations
     )
-    text = tables(ROWS, log, TINY)
+    found = read_report(ROWS, log, TINY)
+    text = tables(found)
     assert markdown_table(accuracy_table(report)) in text
     assert "Settings with which a row was opened so far: supervised only 1, Align-KD 1." in text.replace("\n", " ")
     order.clear()
@@ -102,7 +106,7 @@ def test_rows_are_trained_and_then_opened_once(tmp_path: Path, order: list[str])
     log.open(Opening.of(changed, TINY))
     assert log.times_opened("align_kd") == 2 and log.times_opened("supervised") == 1
     with pytest.raises(InputError, match="no evaluation of align_kd with its present settings"):
-        tables((SUPERVISED_ONLY, changed), log, TINY)
+        read_report((SUPERVISED_ONLY, changed), log, TINY)
 
 
 @pytest.mark.parametrize("row", sorted(recipes.ROWS))
@@ -211,7 +215,7 @@ def test_the_tables_are_put_between_their_marks(tmp_path: Path) -> None:
 
 def test_every_document_has_its_marks() -> None:
     for name, documents in {
-        demo_results.MARK: demo_results.DOCUMENTS,
+        demo_results.MARK: [demo_results.PAGE, demo_results.README],
         demo_selection.MARK: [demo_selection.DOCUMENT],
     }.items():
         for document in documents:
@@ -223,6 +227,33 @@ def test_the_documents_have_the_table_of_the_committed_trials() -> None:
     text = table(GRIDS, TrialLog(demo_selection.LOG), FULL)
     document = demo_selection.DOCUMENT.read_text(encoding="utf-8")
     assert between_marks(document, demo_selection.MARK, text, demo_selection.DOCUMENT) == document
+
+
+def test_the_documents_have_the_tables_of_the_committed_openings() -> None:
+    log, trial_log = OpeningLog(demo_results.LOG), TrialLog(demo_results.TRIALS)
+    opened = opened_rows(released_rows(known_rows().split(","), trial_log, FULL), log, FULL)
+    report = read_report(opened, log, FULL)
+    for path, text in ((demo_results.PAGE, tables(report)), (demo_results.README, short_table(report))):
+        document = path.read_text(encoding="utf-8")
+        assert between_marks(document, demo_results.MARK, text, path) == document
+
+
+def test_the_picture_has_a_point_per_seed() -> None:
+    gap = {"estimate": 0.5, "low": 0.2, "high": 0.8}
+    report = {
+        "teacher": {"accuracy": 0.9},
+        "majority": {"accuracy": 0.3},
+        "students": {
+            "supervised": {"label": "supervised only", "accuracy": [0.4, 0.5], "gap": None},
+            "layers": {"label": "layers", "accuracy": [0.6, 0.7, 0.74], "gap": gap},
+        },
+    }
+    (axis,) = seeds_figure(report).axes
+    points = [np.asarray(group.get_offsets()) for group in axis.collections if isinstance(group, PathCollection)]
+    expected = [[[40, 0], [50, 0]], [[60, 1], [70, 1], [74, 1]]]
+    assert points == [pytest.approx(np.array(one)) for one in expected]
+    texts = {text.get_text() for text in axis.texts}
+    assert texts == {"45.0", "68.0, 50 % of the gap", "teacher 90.0", "most frequent answer 30.0"}
 
 
 def test_the_committed_logs_fit_together() -> None:

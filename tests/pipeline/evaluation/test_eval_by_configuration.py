@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from alignkd.pipeline.cli import main
+from alignkd.pipeline.config.eval_place import evaluations_of
 from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.pipeline.runs import stages as run_stages
 from alignkd.pipeline.runs.teacher import worker as worker_module
@@ -109,7 +111,8 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     assert weights["student"] != weights["baseline"] == weights["teacher"]
 
     asked_before = {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()}
-    again = in_process("run", config)
+    # another section `eval` does not train again, and what decides no answer asks nothing again
+    again = in_process("run", write_evaluated(batch=2))
     assert again.exit_code == 0, again.stderr
     assert "nothing left to do: 2 steps are done" in again.stdout and "device" not in again.stderr
     assert {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()} == asked_before
@@ -196,10 +199,8 @@ def test_stages_are_evaluated_by_their_own_sections(
     in_process: Invoke, write_evaluated: WriteConfig, brief_model: Path, tmp_path: Path
 ) -> None:
     """The students are copies: only what is asked of whom matters."""
-    import shutil
-
     stages = [{"name": name, "train": {"output": str(tmp_path / name), "steps": 1}} for name in ("first", "second")]
-    section = yaml.safe_load(write_evaluated(limit=2).read_text())["eval"]
+    section = yaml.safe_load(write_evaluated(limit=2, out=str(tmp_path / "scores")).read_text())["eval"]
     stages[1] |= {"eval": section}
     config = write_evaluated(stages=stages)
     values = yaml.safe_load(config.read_text())
@@ -211,8 +212,9 @@ def test_stages_are_evaluated_by_their_own_sections(
     assert done.exit_code == 0, done.stderr
     (found,) = json.loads(done.stdout).values()
     assert found["student"]["benchmarks"]["gqa"]["limit"] == 2
-    assert (tmp_path / "second" / "eval" / "student" / "results.json").exists()
-    assert not (tmp_path / "first" / "eval").exists()
+    assert (tmp_path / "scores" / "student" / "results.json").exists()
+    assert evaluations_of(tmp_path / "second") == {"student": tmp_path / "scores" / "student"}
+    assert evaluations_of(tmp_path / "first") == {}
     again = in_process("eval", config, "--stage", "second", "--json")
     assert json.loads(again.stdout) == found
     assert "section eval of stage first is missing" in in_process("eval", config, "--stage", "first").stderr

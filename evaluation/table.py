@@ -35,3 +35,13 @@ def table1_average(row: Mapping[str, float]) -> float | None:
     if set(row) != set(_FACTORS):
         return None
     return sum(value * _SHARES.get(name, 1.0) for name, value in row.items()) / len(_FACTORS)
+
+
+def shown_value(name: str, value: float | None) -> str:
+    """A number of the table in its digits: one for points of MME, two for per cent and for the average."""
+    return "-" if value is None else f"{value:.{digits(name)}f}"
+
+
+def digits(name: str) -> int:
+    """Digits after the point of a benchmark's number."""
+    return 1 if name == "mme" else 2

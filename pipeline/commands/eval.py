@@ -1,18 +1,22 @@
 """`alignkd eval`: a checkpoint's answers to the benchmarks of the paper's Table 1, and their scores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from alignkd.evaluation.folder import LAYOUTS
 from alignkd.pipeline.console.command_with_subcommands import CommandWithSubcommands
-from alignkd.pipeline.console.errors import clean_errors, fail
+from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
-from alignkd.pipeline.console.printing import json_option, print_json, say
+from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.evaluation.score_command import score
 
 NAMES = tuple(LAYOUTS)
+# options that also hold for a configuration; its section `eval` has keys for the others
+_OF_BOTH = ("checkpoint", "stage", "worker", "force", "as_json")
 
 
 def _names(context: click.Context, option: click.Parameter, given: str) -> tuple[str, ...]:
@@ -25,7 +29,8 @@ def _names(context: click.Context, option: click.Parameter, given: str) -> tuple
 
 
 @click.group(cls=CommandWithSubcommands, invoke_without_command=True, subcommand_metavar="")
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", metavar="CHECKPOINT|CONFIG", required=False)
+@click.option("--stage", help="With CONFIG: one stage of a recipe; by default all that have a section eval.")
 @click.option(
     "--benchmark",
     "benchmarks",
@@ -67,7 +72,17 @@ def _names(context: click.Context, option: click.Parameter, given: str) -> tuple
 @click.option("--force", is_flag=True, help="Start again if --out was made with other settings.")
 @json_option
 @clean_errors
-def eval(as_json: bool, checkpoint: str | None, data: Path | None, out: Path | None, **settings: Any) -> None:
+@click.pass_context
+def eval(
+    context: click.Context,
+    /,
+    as_json: bool,
+    checkpoint: str | None,
+    stage: str | None,
+    data: Path | None,
+    out: Path | None,
+    **settings: Any,
+) -> None:
     """Evaluate a checkpoint on the benchmarks of the paper.
 
     CHECKPOINT answers the questions of each benchmark greedily. The answers are written in the format of the original
@@ -75,17 +90,27 @@ def eval(as_json: bool, checkpoint: str | None, data: Path | None, out: Path | N
     answer are asked. Several processes share the questions, as with dump. `alignkd eval score` scores answers that
     another program wrote; write ./score if the checkpoint's folder is called score.
 
+    CONFIG is a configuration file: its student is evaluated as its section eval requires.
+
     Example: alignkd eval mtgv/MobileVLM_V2-1.7B --data benchmark_data
     """
+    if checkpoint is not None and _is_configuration(checkpoint):
+        if given := _given(context, _OF_BOTH):
+            raise click.UsageError(f"{', '.join(given)}: CONFIG has keys for this in its section eval")
+        _evaluate_configuration(Path(checkpoint), stage, as_json, worker=settings["worker"], force=settings["force"])
+        return
     if checkpoint is None or data is None:
-        raise click.UsageError("give CHECKPOINT, to evaluate it, and --data, the folder of the benchmarks")
+        raise click.UsageError(
+            "give CHECKPOINT, to evaluate it, and --data, the folder of the benchmarks; or a configuration file"
+        )
+    if stage is not None:
+        raise click.UsageError("--stage needs a configuration file")
     with heavy_imports():
         from alignkd.pipeline.config.checkpoint_config import vision_config_of
+        from alignkd.pipeline.evaluation.command.ending import end_if_incomplete, print_result
         from alignkd.pipeline.evaluation.run import run_eval
         from alignkd.pipeline.evaluation.settings import EvalSettings, model_name
-        from alignkd.pipeline.evaluation.table import result_lines, unusable_lines
         from alignkd.pipeline.runs.teacher.shards_report import ending_when_abandoned
-        from alignkd.teacher_dump.operation.stops import end_process
 
     settings["vision_config"] = settings["vision_config"] or vision_config_of(checkpoint)
     out = out or Path("eval") / model_name(checkpoint)
@@ -94,18 +119,47 @@ def eval(as_json: bool, checkpoint: str | None, data: Path | None, out: Path | N
     if as_json:
         print_json(end.results)
     else:
-        for line in unusable_lines(end.results):
-            click.echo(line, err=True)
-        for line in result_lines(end.results, end.published):
-            click.echo(line)
-    if end.interrupted_by:
-        say("stopped; run the same command again to resume")
-        end_process(128 + end.interrupted_by)
-    if end.num_unusable:
-        fail(
-            f"{end.num_unusable} questions could not be asked, see {out / 'results.json'}; restore what is missing and "
-            "run the same command again, which asks these only"
-        )
+        print_result(end)
+    end_if_incomplete({out: end})
+
+
+def _is_configuration(name: str) -> bool:
+    """Whether an argument is a configuration file; a checkpoint is a folder or a hub id."""
+    return Path(name).is_file() or Path(name).suffix in (".yaml", ".yml")
+
+
+def _given(context: click.Context, without: Sequence[str]) -> list[str]:
+    """The options on the command line, except some."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in without
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+
+
+def _evaluate_configuration(path: Path, stage: str | None, as_json: bool, *, worker: str | None, force: bool) -> None:
+    with heavy_imports():
+        from alignkd.pipeline.evaluation.command.configured import evaluate, evaluated_stages
+        from alignkd.pipeline.evaluation.command.ending import end_if_incomplete, print_result
+        from alignkd.pipeline.runs.teacher.shards_report import ending_when_abandoned
+
+    reports: dict[str, Any] = {}
+    ends = {}
+    for found in evaluated_stages(path, stage):
+        of_stage = reports if found.name is None or stage is not None else reports.setdefault(found.name, {})
+        with ending_when_abandoned():
+            for model, out, end in evaluate(found.config, worker=worker, force=force):
+                of_stage[model], ends[out] = end.results, end
+                if not as_json:
+                    click.echo(f"{model} {end.results['checkpoint']}: answers and scores in {out}")
+                    print_result(end)
+        if any(end.interrupted_by for end in ends.values()):
+            break
+    if as_json:
+        print_json(reports)
+    end_if_incomplete(ends)
 
 
 eval.add_command(score)

@@ -15,16 +15,23 @@ from alignkd.pipeline.console.printing import json_option, print_json
 @json_option
 @clean_errors
 def run(config: Path, launcher: str, as_json: bool) -> None:
-    """Dump, verify and train.
+    """Dump, verify and train; evaluate where CONFIG has a section eval.
 
-    Each phase runs in its own process; the stages of a recipe run one after the other. Finished stages are skipped.
+    Each phase runs in its own process; the stages of a recipe run one after the other. What is finished is skipped.
 
     Example: alignkd run run.yaml
     """
     with heavy_imports():
+        from alignkd.pipeline.config.run_config import RunConfig
+        from alignkd.pipeline.evaluation.command.checks import check_baseline, check_benchmarks
         from alignkd.pipeline.models.pair import check_pair
         from alignkd.pipeline.runs.stages import run_stages
 
-    reports = run_stages(config, as_json=as_json, check=check_pair, launcher=launcher, say=click.echo)
+    def check(stage: RunConfig) -> None:
+        check_pair(stage)
+        check_baseline(stage)
+
+    check_benchmarks(config)
+    reports = run_stages(config, as_json=as_json, check=check, launcher=launcher, say=click.echo)
     if as_json:
         print_json(reports)

@@ -12,7 +12,7 @@ from alignkd.teacher_dump.generate.settings import GenerateConfig
 from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.errors import InputError
 
-_NOT_READ = frozenset(SECTIONS_OF["run"]) - frozenset(SECTIONS_OF["generate"])
+_NOT_READ = (frozenset(SECTIONS_OF["run"]) | {"eval"}) - frozenset(SECTIONS_OF["generate"])
 
 
 class AnswersConfig(DataAndTeacher):

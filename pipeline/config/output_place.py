@@ -1,4 +1,4 @@
-"""Checks that `train.output` is a separate folder, so that a run and its removal affect nothing else.
+"""Checks that `train.output` and `eval.out` are separate folders, so that a run and its removal affect nothing else.
 
 Only paths are compared, before the teacher runs. The content of the folder is checked when the run claims it
 (`student_train/run/claim.py`).
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.store_list import ListedStores
-from alignkd.student_train.output import student_folder
+from alignkd.student_train.output import checkpoints_folder, student_folder
 
 
 def output_problems(stages: Mapping[str | None, RunConfig]) -> list[str]:
@@ -35,7 +35,7 @@ def output_problems(stages: Mapping[str | None, RunConfig]) -> list[str]:
                     continue  # a later stage starts from the student of this one
                 owner = f"{key} {place}" if other == name else f"{key} {place} of stage {other}"
                 problems[f"{where}train.output {output} {relation} {owner}; choose a separate folder"] = None
-    return [*problems, *_shared_outputs(stages)]
+    return [*problems, *_shared_outputs(stages), *_evaluation_problems(stages)]
 
 
 def _places(config: RunConfig) -> Iterator[tuple[str, Path]]:
@@ -80,3 +80,36 @@ def _shared_outputs(stages: Mapping[str | None, RunConfig]) -> Iterator[str]:
                 yield f"stages {before} and {name}: both have train.output {output}; give each its own"
             elif (relation := _relation(output, other)) is not None:
                 yield f"stage {name}: train.output {output} {relation} {other} of stage {before}; give each its own"
+
+
+def _evaluation_problems(stages: Mapping[str | None, RunConfig]) -> Iterator[str]:
+    """One line for each `eval.out` that is, contains or lies in a folder with another purpose, except `train.output`.
+
+    It may lie in the output of its own run, beside student and checkpoints.
+    """
+    folders = {name: config.eval.out for name, config in stages.items() if config.eval is not None and config.eval.out}
+    for name, folder in folders.items():
+        where = "" if name is None else f"stage {name}: "
+        for other, of_other in stages.items():
+            owner = "" if other == name else f" of stage {other}"
+            for key, place in _places_of_evaluation(of_other, folders.get(other) if other != name else None):
+                relation = _relation(folder, place)
+                if relation is None or (key == "train.output" and relation == "lies in" and other == name):
+                    continue
+                yield f"{where}eval.out {folder} {relation} {key} {place}{owner}; choose a separate folder"
+                return
+
+
+def _places_of_evaluation(config: RunConfig, folder: Path | None) -> Iterator[tuple[str, Path]]:
+    yield from _places(config)
+    if folder is not None:
+        yield "eval.out", folder
+    if config.eval is not None:
+        yield "eval.data", config.eval.data
+        if config.eval.baseline is not None and Path(config.eval.baseline).is_dir():
+            yield "eval.baseline", Path(config.eval.baseline)
+    if config.train is not None:
+        output = config.train.output
+        yield "train.output", output
+        yield "the student", student_folder(output)
+        yield "the checkpoints", checkpoints_folder(output)

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from alignkd.disk.opening import open_regular_or_pipe
+from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
@@ -35,10 +36,11 @@ from alignkd.vlm.errors import InputError, unreadable
 from alignkd.vlm.hardware.devices import DtypeName, Quantization
 from alignkd.vlm.settings import CheckpointName, Count, Positive, ProcessorKind, Settings, UserPath, described
 
-Command = Literal["dump", "generate", "layers", "plan", "train", "run"]
+Command = Literal["dump", "eval", "generate", "layers", "plan", "train", "run"]
 MAX_FILE_BYTES = 1 << 20
 SECTIONS_OF: dict[Command, tuple[str, ...]] = {
     "dump": ("data", "teacher", "store"),
+    "eval": ("data", "student", "store", "train"),
     "generate": ("data", "teacher", "generate"),
     "layers": ("data", "teacher"),
     "plan": ("data", "teacher", "store"),
@@ -200,11 +202,18 @@ class RunConfig(DataAndTeacher):
     store: SerializeAsAny[StoreConfig]
     train: TrainConfig | None = None
     generate: GenerateConfig | None = None
+    eval: EvalConfig | None = None
 
     @field_validator("store", mode="wrap")
     @classmethod
     def _read_a_list_of_stores(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         return listed_stores(value) if isinstance(value, list | tuple) else handler(value)
+
+    @model_validator(mode="after")
+    def _evaluated_teacher_is_there(self) -> Self:
+        if self.eval is not None and self.eval.teacher and self.teacher is None:
+            raise ValueError("eval.teacher is true, but there is no section teacher; add it, or remove eval.teacher")
+        return self
 
     @model_validator(mode="after")
     def _losses_have_targets(self) -> Self:

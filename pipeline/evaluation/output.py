@@ -17,13 +17,14 @@ from alignkd.disk.opening import read_regular
 from alignkd.disk.whole_file import write_whole
 from alignkd.evaluation.benchmark import BENCHMARKS
 from alignkd.evaluation.question import Question
+from alignkd.pipeline.config.eval_place import RESULTS
 from alignkd.pipeline.console.outputs import claim_folder
 from alignkd.pipeline.evaluation.parts import PARTS
 from alignkd.storage.errors import StoreError, disk_errors
 from alignkd.storage.files.exclusive import Lock, remove
 from alignkd.vlm.errors import InputError, one_line, unreadable
 
-RUN, QUESTIONS, ANSWERS, SCORE, RESULTS = "run.json", "questions.json", "answers.jsonl", "score.json", "results.json"
+RUN, QUESTIONS, ANSWERS, SCORE = "run.json", "questions.json", "answers.jsonl", "score.json"
 VERSION = 1
 _LOCK = ".lock"
 # keys that decide no answer
@@ -97,8 +98,8 @@ class EvalOutput:
             if found is not None and (difference := _difference(found, asked)) is None:
                 return
             if found is not None and not self._force:
-                raise InputError(f"{file}: {difference}; run with what it was made with, give another --out, or start "
-                                 "again with --force")  # fmt: skip
+                raise InputError(f"{file}: {difference}; run with what it was made with, give another --out (key "
+                                 "eval.out), or start again with `alignkd eval --force`")  # fmt: skip
             with disk_errors(f"--out {self.path}"):
                 for name in replaced:
                     remove(self.path / name)

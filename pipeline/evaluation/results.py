@@ -16,8 +16,9 @@ from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.question import Question
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.evaluation.table import table1_average, table_row
+from alignkd.pipeline.config.eval_place import RESULTS
 from alignkd.pipeline.evaluation.journal import Answered
-from alignkd.pipeline.evaluation.output import ANSWERS, RESULTS, SCORE, EvalOutput
+from alignkd.pipeline.evaluation.output import ANSWERS, SCORE, EvalOutput
 from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.storage.errors import disk_errors
 from alignkd.vlm.errors import InputError

@@ -62,7 +62,7 @@ def run_eval(settings: EvalSettings) -> EvalEnd:
         InputError: unusable data or checkpoint, an output of other settings, or out of memory.
         StoreError: the output cannot be written.
     """
-    benchmarks = [_Data.read(name, settings) for name in settings.benchmarks]
+    benchmarks = [_Data.read(name, settings.data, limit=settings.limit) for name in settings.benchmarks]
     output = EvalOutput(settings.out, force=settings.force)
     output.claim([settings.data, Path(settings.checkpoint)])
     with memory_errors("lower --batch, choose a smaller --dtype, or --device cpu"):
@@ -82,6 +82,18 @@ def run_eval(settings: EvalSettings) -> EvalEnd:
     return EvalEnd(results=results, published=published_rows(model.checkpoint.config), interrupted_by=signal)
 
 
+def check_data(name: str, root: Path) -> None:
+    """Find out whether the questions of a benchmark can be asked, and answers to them be scored.
+
+    Args:
+        root: the folder that holds a folder per benchmark, or that of the only benchmark.
+
+    Raises:
+        InputError: a file or an image is missing, or question file and annotation do not belong together.
+    """
+    _Data.read(name, root, limit=None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Data:
     """The questions of a benchmark.
@@ -98,15 +110,15 @@ class _Data:
     limit: int | None
 
     @classmethod
-    def read(cls, name: str, settings: EvalSettings) -> "_Data":
+    def read(cls, name: str, root: Path, *, limit: int | None) -> "_Data":
         """Read the questions, and find out now whether answers to all of them could be scored."""
-        folder = benchmark_folder(settings.data, name)
+        folder = benchmark_folder(root, name)
         questions = BENCHMARKS[name].questions(folder)
         try:
             BENCHMARKS[name].score(folder, [unanswered(question) for question in questions])
         except AnswersError as error:
             raise InputError(f"{folder}: the questions are not those of the annotation: {error}") from None
-        limit = settings.limit if settings.limit is not None and settings.limit < len(questions) else None
+        limit = limit if limit is not None and limit < len(questions) else None
         return cls(name=name, folder=folder, questions=questions[:limit], limit=limit)
 
 

@@ -1,11 +1,11 @@
 """The scores of an evaluation for a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkd.evaluation.benchmark import BENCHMARKS
-from alignkd.evaluation.table import TABLE_1, table1_average
-from alignkd.pipeline.console.printing import format_duration
+from alignkd.evaluation.table import TABLE_1, shown_value, table1_average
+from alignkd.pipeline.console.printing import aligned, format_duration
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, family_config
@@ -29,7 +29,7 @@ def result_lines(results: Mapping[str, Any], published: Mapping[str, Mapping[str
         results: content of `results.json`.
         published: rows to print beside, from `published_rows`.
     """
-    yield from _aligned([["benchmark", "score", *published, "questions", "unreadable", "time", "per second"],
+    yield from aligned([["benchmark", "score", *published, "questions", "unreadable", "time", "per second"],
                          *_rows(results, published)])  # fmt: skip
     for note in results["notes"]:
         yield f"note: {note}"
@@ -58,8 +58,8 @@ def _rows(results: Mapping[str, Any], published: Mapping[str, Mapping[str, float
         rate = found["questions_per_second"]
         yield [
             BENCHMARKS[name].title,
-            _number(name, value),
-            *(_number(name, row.get(name)) for row in published.values()),
+            shown_value(name, value),
+            *(shown_value(name, row.get(name)) for row in published.values()),
             f"{found['answered']} of {found['questions']}",
             "-" if unreadable is None else str(len(unreadable)),
             format_duration(found["seconds"]),
@@ -67,19 +67,12 @@ def _rows(results: Mapping[str, Any], published: Mapping[str, Mapping[str, float
         ]
     if results["average"] is not None or len(results["benchmarks"]) > 1:
         means = [table1_average(row) for row in published.values()]
-        yield [AVERAGE, _number(AVERAGE, results["average"]), *(_number(AVERAGE, mean) for mean in means), *[""] * 4]
-
-
-def _number(name: str, value: float | None) -> str:
-    """In the units of Table 1: points of MME, per cent of the others, and of the average."""
-    return "-" if value is None else f"{value:.1f}" if name == "mme" else f"{value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
+        yield [
+            AVERAGE,
+            shown_value(AVERAGE, results["average"]),
+            *(shown_value(AVERAGE, mean) for mean in means),
+            *[""] * 4,
+        ]
 
 
 def _same_shape(member: VLMConfig, config: VLMConfig) -> bool:

@@ -1,7 +1,7 @@
 """The plan of a training from a list of stores that exist: samples per pass, memory and hours, from their indices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.plan.evaluation import EvaluationPlan
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
@@ -47,6 +48,7 @@ class TrainingPlan:
         table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
         hours: device -> hours of the whole training on one such device.
         notes: lines on stored targets that no loss compares with.
+        evaluation: the evaluation at the end, if the configuration has a section `eval`.
     """
 
     name: str | None
@@ -62,6 +64,7 @@ class TrainingPlan:
     gpu_memory: int
     host_memory: int
     notes: Sequence[str] = ()
+    evaluation: EvaluationPlan | None = None
 
     @property
     def fits_by(self) -> dict[str, bool]:
@@ -91,6 +94,7 @@ class TrainingPlan:
             "fits_by": self.fits_by,
             "gpu_memory_bytes": self.gpu_memory,
             "host_memory_bytes": self.host_memory,
+            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
             "notes": list(self.notes),
         }
 

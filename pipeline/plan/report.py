@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignkd.pipeline.console.printing import format_bytes, format_duration
+from alignkd.pipeline.plan.evaluation import EvaluationPlan
 from alignkd.pipeline.plan.from_stores import TrainingPlan
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
 from alignkd.pipeline.plan.result import Plan
@@ -42,6 +43,7 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
     yield f"hours     on one device, arithmetic: {STUDENT_SHARE:.0%} of the data sheet's rate assumed"
     for device, number in plan.hours.items():
         yield f"  {device:<10} train {format_duration(3600 * number):>9}"
+    yield from _evaluation_lines(plan.evaluation)
     yield ""
     yield "everything fits" if all(plan.fits_by.values()) else "does not fit; the table shows other settings"
 
@@ -69,8 +71,18 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from _student_table(plan)
     yield ""
     yield from _hour_lines(plan)
+    yield from _evaluation_lines(plan.evaluation)
     yield ""
     yield from _advice_lines(plan)
+
+
+def _evaluation_lines(evaluation: EvaluationPlan | None) -> Iterator[str]:
+    if evaluation is None:
+        return
+    yield ""
+    yield evaluation.line()
+    for problem in evaluation.problems:
+        yield f"  cannot be asked: {problem}"
 
 
 def _data_lines(plan: Plan) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from alignkd.pipeline.plan.disk.samples import DataSize
 from alignkd.pipeline.plan.disk.store import StoreSize
+from alignkd.pipeline.plan.evaluation import EvaluationPlan
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.probe import Probe
 from alignkd.pipeline.plan.stem import StemPlan
@@ -79,6 +80,7 @@ class Plan:
         probe: measurements, if a probe ran.
         advice: what to change, in order; empty if everything fits.
         unused: a line on stored targets that no loss compares with, or None.
+        evaluation: the evaluation at the end, if the configuration has a section `eval`.
     """
 
     name: str | None
@@ -101,6 +103,7 @@ class Plan:
     notes: Sequence[str]
     advice: Sequence[Mapping[str, Any]] = ()
     unused: str | None = None
+    evaluation: EvaluationPlan | None = None
 
     @property
     def fits_by(self) -> dict[str, bool]:
@@ -163,6 +166,7 @@ class Plan:
             },
             "entries_per_position": self.entries_per_position,
             "entries_source": self.entries_source,
+            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
             "measured": None if self.probe is None else asdict(self.probe),
             "notes": [*self.notes, *([] if self.unused is None else [self.unused])],
         }

@@ -1,11 +1,13 @@
 """Plans of all stages of a recipe."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkd.pipeline.config.recipes import load_stages
 from alignkd.pipeline.config.store_list import ListedStores
+from alignkd.pipeline.plan.evaluation import plan_evaluation
 from alignkd.pipeline.plan.from_stores import TrainingPlan, training_plan
 from alignkd.pipeline.plan.make import make_plan, shapes_of_student
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
@@ -38,9 +40,11 @@ def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan
         shapes = before if made else shapes_of_student(stage.config)
         if only in (None, stage.name) and isinstance(stage.config.store, ListedStores):
             assert shapes is not None
-            plans.append(training_plan(stage.config, options, shapes, name=stage.name))
+            plan: Plan | TrainingPlan = training_plan(stage.config, options, shapes, name=stage.name)
+            plans.append(replace(plan, evaluation=plan_evaluation(stage.config)))
         elif only in (None, stage.name):
-            plans.append(make_plan(stage.config, options, name=stage.name, student_shapes=shapes))
+            plan = make_plan(stage.config, options, name=stage.name, student_shapes=shapes)
+            plans.append(replace(plan, evaluation=plan_evaluation(stage.config)))
         before = shapes
     return plans
 

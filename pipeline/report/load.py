@@ -82,17 +82,22 @@ def load_runs(paths: Sequence[Path], *, smooth: int | None = None) -> list[Run]:
     Raises:
         InputError: a folder has no usable metrics file, or a run is given twice.
     """
-    folders = [path.parent if path.name == METRICS else path for path in paths]
+    folders = list(map(run_folder, paths))
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
         raise InputError(f"{min(twice)}: given twice; compare different runs")
     lines = {folder: _metrics(folder) for folder in folders}
     earlier = _extended_runs(folders)
     shown = [folder for folder in folders if folder not in earlier.values()]
-    names = _short_names(shown)
+    names = short_names(shown)
     return [
         _load(folder, name, _with_earlier(folder, lines, earlier), smooth, extends=earlier.get(folder))
         for folder, name in zip(shown, names, strict=True)
     ]
+
+
+def run_folder(path: Path) -> Path:
+    """The output folder of a run that is given as folder or as metrics file."""
+    return path.parent if path.name == METRICS else path
 
 
 def best_value(run: Run, name: str) -> float | None:
@@ -234,7 +239,9 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a training run's output folder") from error
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); give the output folder of a training run, or of an evaluation"
+        ) from error
     except OSError as error:
         raise unreadable(file, error) from error
     # the file of a run that is running or was killed may end in an incomplete line
@@ -272,7 +279,7 @@ def _median(lines: Sequence[dict[str, Any]], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _short_names(folders: Sequence[Path]) -> list[str]:
+def short_names(folders: Sequence[Path]) -> list[str]:
     """The last parts of each path, as few as make all names different."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):

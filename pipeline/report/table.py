@@ -1,21 +1,12 @@
 """A table of training runs: one column per run."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
-from alignkd.pipeline.console.printing import format_count
+from alignkd.pipeline.console.printing import aligned, format_count
 from alignkd.pipeline.report.load import Run, best_value, losses_of, validated_losses_of
 
 HEADING = "# Training runs"
 LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
-
-
-def is_report(path: Path) -> bool:
-    """Whether `path` is a page made by `markdown_table`."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(HEADING)) == HEADING.encode()
 
 
 def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
@@ -37,13 +28,7 @@ def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
 
 def plain_table(runs: Sequence[Run]) -> str:
     """The same table for a terminal."""
-    rows = _rows(runs)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(_rows(runs)))
 
 
 def _rows(runs: Sequence[Run]) -> list[list[str]]:

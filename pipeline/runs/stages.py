@@ -23,13 +23,13 @@ from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.data.open import open_data
 from alignkd.vlm.errors import InputError
 
-LAST = "train"
+LAST, EVALUATION = "train", "eval"
 
 
 def run_stages(
     path: Path, *, as_json: bool, check: Callable[[RunConfig], None], launcher: str = "", say: Any = print
 ) -> dict[str, Any]:
-    """Dump, verify and train, stage after stage; finished stages are skipped.
+    """Dump, verify, train and evaluate, stage after stage; what is finished is skipped.
 
     Args:
         path: configuration of one stage, or a recipe with several stages.
@@ -51,6 +51,9 @@ def run_stages(
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say, check)
+        if stage.config.eval is not None:
+            # a process that asks what is left, and scores what is there
+            found[EVALUATION] = _run_phase([EVALUATION, *_config_of(path, stage)], as_json, [], say)
         reports |= found if stage.name is None else {stage.name: found}
     return reports if as_json else {}
 
@@ -89,7 +92,7 @@ def _run_stage(
     check_output(output)
     _check_validation_data(stage.config)
     _check_tower_for_stem(stage.config)
-    config = [str(path), *([] if stage.name is None else ["--stage", stage.name])]
+    config = _config_of(path, stage)
     phases = {
         "dump": ["dump", *config],
         "verify": ["shards", "verify", str(stage.config.store.path)],
@@ -101,13 +104,23 @@ def _run_stage(
         phases = {LAST: phases[LAST]}
     reports = {}
     for phase, arguments in phases.items():
-        before = launcher if phase == LAST else []
-        if not as_json:
-            say(shlex.join([*before, "alignkd", *arguments]))
-        # a launcher prints on stdout, so the report of its phase is read from the files of the run
-        found = run_alignkd(arguments, as_json and not before, before)
+        found = _run_phase(arguments, as_json, launcher if phase == LAST else [], say)
         reports[phase] = found if found is not None else finished_before(stage.config)
     return reports
+
+
+def _config_of(path: Path, stage: Stage) -> list[str]:
+    return [str(path), *([] if stage.name is None else ["--stage", stage.name])]
+
+
+def _run_phase(arguments: list[str], as_json: bool, launcher: list[str], say: Any) -> Any:
+    """The report of a command, None without `as_json`.
+
+    A launcher prints on stdout, so the report of its phase is read from the files of the run.
+    """
+    if not as_json:
+        say(shlex.join([*launcher, "alignkd", *arguments]))
+    return run_alignkd(arguments, as_json and not launcher, launcher)
 
 
 def _check_validation_data(config: RunConfig) -> None:
@@ -153,13 +166,18 @@ def finished_before(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _same(kept: RunConfig | None, config: RunConfig) -> bool:
-    """Whether two configurations are equal; `store.inputs` left out may be the `reference` that it was by default."""
+    """Whether two configurations train equally.
+
+    `store.inputs` left out may be the `reference` that it was by default. The evaluation comes after the training.
+    """
     if kept is None:
         return False
     inputs = {one.store.inputs for one in (kept, config)}
     stores = [one.store.model_copy(update={"inputs": None}) for one in (kept, config)]
-    whole = [one.model_copy(update={"store": store}) for one, store in zip((kept, config), stores, strict=True)]
-    return whole[0] == whole[1] and (len(inputs) == 1 or inputs == {None, "reference"})
+    first, second = (
+        one.model_copy(update={"store": store, "eval": None}) for one, store in zip((kept, config), stores, strict=True)
+    )
+    return first == second and (len(inputs) == 1 or inputs == {None, "reference"})
 
 
 def _kept_configuration(output: Path) -> RunConfig | None:

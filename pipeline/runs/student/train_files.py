@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.pipeline.config.eval_place import RESULTS, evaluations_of
 from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.sealed_json import unseal
 from alignkd.student_train.errors import TrainError
@@ -84,6 +85,19 @@ def best_validation(output: Path) -> dict[str, Any] | None:
     """
     lines, _ = read_lines(output / VALIDATION, ("step", "best_step", "best"))
     return next((line for line in reversed(lines) if is_number(line["best"])), None)
+
+
+def read_scores(output: Path) -> dict[str, float] | None:
+    """Benchmark -> score of the run's student, and `average` where all have one; None if it was not evaluated."""
+    folder = evaluations_of(output).get("student")
+    if folder is None:
+        return None
+    try:
+        found = json.loads((folder / RESULTS).read_bytes())
+        scores = {**found["row"], "average": found["average"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return {name: value for name, value in scores.items() if is_number(value)}
 
 
 def is_number(value: object) -> bool:

@@ -13,6 +13,7 @@ from alignkd.pipeline.runs.student.train_files import (
     is_number,
     read_checkpoints,
     read_metrics,
+    read_scores,
 )
 from alignkd.storage.errors import StoreError
 from alignkd.student_train.errors import TrainError
@@ -46,6 +47,7 @@ class TrainStatus:
         checkpoint_seconds_old: since it was written.
         checkpoints: steps of all checkpoints.
         best_validation_step, best_validation: step and figure of the best validation; None without one.
+        scores: score of the exported student by benchmark, and their `average`; None if it was not evaluated.
         damaged_lines: lines of the metrics file that cannot be read.
         remarks: what else is unusual about the files.
     """
@@ -70,6 +72,7 @@ class TrainStatus:
     checkpoints: tuple[int, ...]
     best_validation_step: int | None
     best_validation: float | None
+    scores: Mapping[str, float] | None
     damaged_lines: int
     remarks: tuple[str, ...]
 
@@ -122,6 +125,7 @@ def train_status(output: Path) -> TrainStatus:
         checkpoints=tuple(one.step for one in checkpoints),
         best_validation_step=None if best is None else int(best["best_step"]),
         best_validation=None if best is None else float(best["best"]),
+        scores=read_scores(output),
         damaged_lines=damaged,
         remarks=(*remarks, *unread),
     )

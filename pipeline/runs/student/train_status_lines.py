@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from alignkd.evaluation.table import shown_value
 from alignkd.pipeline.console.printing import format_count, format_duration
 from alignkd.pipeline.runs.student.train_status import TrainStatus
 from alignkd.student_train.output import METRICS, student_folder
@@ -15,6 +16,9 @@ def status_lines(status: TrainStatus) -> Iterator[str]:
         yield f"process {status.pid} on host {status.host} since {status.since}"
     yield from _loss_lines(status)
     yield from _checkpoint_lines(status)
+    if status.scores is not None:
+        shown = ", ".join(f"{name} {shown_value(name, value)}" for name, value in status.scores.items())
+        yield f"scores: {shown or 'none yet'} (`alignkd report {status.output}` compares them)"
     if status.skipped_steps:
         yield f"skipped: {format_count(status.skipped_steps, 'step')} whose loss or gradient was not finite"
     if status.damaged_lines:

@@ -228,6 +228,20 @@ def test_every_recipe_can_be_read(name: str, tmp_path: Path) -> None:
     assert all(stage.config.train is not None for stage in load_stages(path, "run"))
 
 
+@pytest.mark.parametrize("name", sorted(recipe_titles()))
+def test_every_recipe_ends_with_an_evaluation_if_its_mark_is_removed(name: str, tmp_path: Path) -> None:
+    text, count = re.subn(r"^( *)# (eval: )", r"\1\2", recipe_text(name), flags=re.MULTILINE)
+    assert count == 1
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    *others, last = (stage.config for stage in load_stages(path, "run"))
+    assert [config.eval for config in others] == [None] * len(others)
+    assert last.eval is not None and last.train is not None
+    assert last.eval.data == Path("benchmark_data") and last.eval.folder(last.train.output).parent == last.train.output
+    # float16 is the paper's; models of transformers run in the dtype of their checkpoints
+    assert last.eval.dtype == ("float16" if others else "bfloat16")
+
+
 def test_recipes_of_layers(tmp_path: Path) -> None:
     """The layers that their comments tell, of models with the layers of the named checkpoints."""
     found = {}

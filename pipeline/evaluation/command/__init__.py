@@ -1,0 +1,1 @@
+"""The command `alignkd eval`: the section `eval` of a configuration, and the end of the command."""

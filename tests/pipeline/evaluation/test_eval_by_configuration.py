@@ -1,0 +1,228 @@
+"""`alignkd run` and `alignkd eval` with a configuration that has a section `eval`."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from alignkd.pipeline.cli import main
+from alignkd.pipeline.config.eval_place import evaluations_of
+from alignkd.pipeline.evaluation.parts import AnswerParts
+from alignkd.pipeline.runs import stages as run_stages
+from alignkd.pipeline.runs.teacher import worker as worker_module
+from alignkd.teacher_dump.operation.control import DumpControl
+
+Invoke = Callable[..., Result]
+WriteConfig = Callable[..., Path]
+WaitUntil = Callable[[Callable[[], Any], str], None]
+NUM_QUESTIONS = 32
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """in_process("run", path): the command and its phases in this process, which has imported everything already."""
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+
+    def phase(arguments: list[str], as_json: bool, launcher: list[str]) -> Any:
+        done = invoke(*arguments, *(["--json"] if as_json else []))
+        if done.exit_code:
+            sys.stderr.write(done.stderr)
+            sys.exit(done.exit_code)
+        sys.stdout.write("" if as_json else done.stdout)
+        return json.loads(done.stdout) if as_json else None
+
+    monkeypatch.setattr(run_stages, "run_alignkd", phase)
+    return invoke
+
+
+@pytest.fixture
+def write_evaluated(write_config: WriteConfig, brief_model: Path, data_root: Path) -> WriteConfig:
+    """write_evaluated(**evaluation): a model with short answers distilled into itself, and evaluated on GQA."""
+
+    def write(name: str = "run.yaml", stages: Any = None, **evaluation: Any) -> Path:
+        model = {"checkpoint": str(brief_model)}
+        path = write_config(name, teacher=model, student=model, train={"tensorboard": False})
+        values = yaml.safe_load(path.read_text())
+        values["eval"] = {"data": str(data_root), "benchmarks": "gqa", "dtype": "float32"} | evaluation
+        path.write_text(yaml.safe_dump(values | ({"stages": stages} if stages else {})))
+        return path
+
+    return write
+
+
+def answers(folder: Path) -> bytes:
+    return (folder / "gqa" / "answers.jsonl").read_bytes()
+
+
+def test_a_run_ends_with_the_evaluation_also_after_a_stop(
+    in_process: Invoke,
+    write_evaluated: WriteConfig,
+    brief_model: Path,
+    data_root: Path,
+    golden: Path,
+    wait_until: WaitUntil,
+    tmp_path: Path,
+) -> None:
+    config, out = write_evaluated(baseline=str(brief_model), teacher=True, batch=1), tmp_path / "out"
+    journal = out / "eval" / "student" / "gqa" / "parts" / "00000000.jsonl"
+
+    def answered() -> int:
+        return journal.read_bytes().count(b'"position"') if journal.exists() else 0
+
+    child = run_that_halts(in_process, config, after=3)
+    wait_until(lambda: answered() >= 3, "three answers")
+    os.kill(child, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGINT
+    before = journal.read_bytes()
+    assert answered() < NUM_QUESTIONS and not (out / "eval" / "student" / "gqa" / "answers.jsonl").exists()
+    trained = (out / "student" / "model.safetensors").read_bytes()
+
+    finished = in_process("run", config, "--json")
+    assert finished.exit_code == 0, finished.stderr
+    reports = json.loads(finished.stdout)
+    assert list(reports) == ["train", "eval"] and list(reports["eval"]) == ["student", "baseline", "teacher"]
+    assert (out / "student" / "model.safetensors").read_bytes() == trained
+    assert journal.read_bytes().startswith(before)  # what was answered is not asked again
+    for model, results in reports["eval"].items():
+        assert results == json.loads((out / "eval" / model / "results.json").read_text())
+        assert results["benchmarks"]["gqa"]["answered"] == NUM_QUESTIONS and results["row"]["gqa"] >= 0
+
+    # the same as by hand
+    by_hand = in_process(
+        "eval", out / "student", "--benchmark", "gqa", "--data", data_root, "--dtype", "float32", "--batch", 1,
+        "--out", tmp_path / "by-hand", "--vision-config", golden / "clip",
+    )  # fmt: skip
+    assert by_hand.exit_code == 0, by_hand.stderr
+    assert answers(tmp_path / "by-hand") == answers(out / "eval" / "student")
+    # trained in float32, the student's weights are others than those that it started from
+    weights = {model: results["weights"] for model, results in reports["eval"].items()}
+    assert weights["student"] != weights["baseline"] == weights["teacher"]
+
+    asked_before = {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()}
+    # another section `eval` does not train again, and what decides no answer asks nothing again
+    again = in_process("run", write_evaluated(batch=2))
+    assert again.exit_code == 0, again.stderr
+    assert "nothing left to do: 2 steps are done" in again.stdout and "device" not in again.stderr
+    assert {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()} == asked_before
+
+    status = json.loads(in_process("train", "--status", out, "--json").stdout)
+    assert status["scores"] == {"gqa": reports["eval"]["student"]["row"]["gqa"]}
+    assert f"scores: gqa {status['scores']['gqa']:.2f}" in in_process("train", "--status", out).stdout
+    (reported, baseline) = json.loads(in_process("report", out, "--json").stdout)
+    assert reported["steps"] == 2 and reported["evaluation"]["checkpoint"] == str(out / "student")
+    assert baseline["name"] == "baseline"  # the teacher is the same model
+    (score,) = reported["evaluation"]["scores"]
+    rows = {model: results["row"]["gqa"] for model, results in reports["eval"].items()}
+    assert score["to_baseline"] == pytest.approx(rows["student"] - rows["baseline"])
+
+
+def run_that_halts(in_process: Invoke, config: Path, *, after: int) -> int:
+    """A process of `alignkd run` whose evaluation waits for a signal after so many questions, one at a time."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+
+            class Halts(DumpControl):
+                is_evaluation = False
+
+                def over(self, output: Any) -> Any:
+                    self.is_evaluation = isinstance(output, AnswerParts)
+                    return super().over(output)
+
+                def advance(self, **counts: int) -> None:
+                    super().advance(**counts)
+                    while self.is_evaluation and self.status.samples >= after and not self.stops.finishing:
+                        time.sleep(0.01)
+
+            worker_module.DumpControl = Halts  # type: ignore[misc]
+            code = in_process("run", config).exit_code
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_what_is_wrong_with_the_benchmarks_shows_before_the_teacher_runs(
+    in_process: Invoke, write_evaluated: WriteConfig, data_root: Path, tmp_path: Path
+) -> None:
+    def error(**evaluation: Any) -> str:
+        done = in_process("run", write_evaluated(**evaluation))
+        assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert not (tmp_path / "store").exists() and not (tmp_path / "out").exists()
+        return done.stderr
+
+    assert f"{tmp_path / 'nowhere'}: no such folder" in error(data=str(tmp_path / "nowhere"))
+    assert "nobody" in error(baseline=str(tmp_path / "nobody"))
+    (data_root / "gqa" / "images" / "n003.jpg").unlink()
+    assert "n003.jpg" in error()
+    stages = [
+        {"name": "first", "train": {"output": str(tmp_path / "out" / "a"), "steps": 1}, "eval": {"benchmarks": "pope"}},
+        {"name": "second", "train": {"output": str(tmp_path / "out" / "b"), "steps": 1}},
+    ]
+    assert "n003.jpg" in error(stages=stages)  # of the second stage
+
+
+def test_a_configuration_is_evaluated_where_it_has_the_section(
+    in_process: Invoke, write_evaluated: WriteConfig, write_config: WriteConfig, brief_model: Path, tmp_path: Path
+) -> None:
+    def error(*words: object) -> str:
+        done = in_process("eval", *words)
+        assert done.exit_code in (1, 2)
+        return done.stderr
+
+    plain = write_config("plain.yaml")
+    assert "plain.yaml: section eval is missing, alignkd eval needs it" in error(plain)
+    assert "nowhere.yaml" in error(tmp_path / "nowhere.yaml")
+    config = write_evaluated(limit=2)
+    assert "out/student: no such student yet; train it first (`alignkd train`)" in error(config)
+    assert not (tmp_path / "out").exists()
+    assert "--data, --dtype: CONFIG has keys for this in its section eval" in error(
+        config, "--data", tmp_path, "--dtype", "float32"
+    )
+    assert "--stage needs a configuration file" in error(brief_model, "--data", tmp_path, "--stage", "first")
+
+
+def test_stages_are_evaluated_by_their_own_sections(
+    in_process: Invoke, write_evaluated: WriteConfig, brief_model: Path, tmp_path: Path
+) -> None:
+    """The students are copies: only what is asked of whom matters."""
+    stages = [{"name": name, "train": {"output": str(tmp_path / name), "steps": 1}} for name in ("first", "second")]
+    section = yaml.safe_load(write_evaluated(limit=2, out=str(tmp_path / "scores")).read_text())["eval"]
+    stages[1] |= {"eval": section}
+    config = write_evaluated(stages=stages)
+    values = yaml.safe_load(config.read_text())
+    del values["eval"]
+    config.write_text(yaml.safe_dump(values))
+    for name in ("first", "second"):
+        shutil.copytree(brief_model, tmp_path / name / "student")
+    done = in_process("eval", config, "--json")
+    assert done.exit_code == 0, done.stderr
+    (found,) = json.loads(done.stdout).values()
+    assert found["student"]["benchmarks"]["gqa"]["limit"] == 2
+    assert (tmp_path / "scores" / "student" / "results.json").exists()
+    assert evaluations_of(tmp_path / "second") == {"student": tmp_path / "scores" / "student"}
+    assert evaluations_of(tmp_path / "first") == {}
+    again = in_process("eval", config, "--stage", "second", "--json")
+    assert json.loads(again.stdout) == found
+    assert "section eval of stage first is missing" in in_process("eval", config, "--stage", "first").stderr
+    # other settings than those of before
+    values["stages"][1]["eval"]["dtype"] = "bfloat16"
+    config.write_text(yaml.safe_dump(values))
+    refused = in_process("eval", config)
+    assert refused.exit_code == 1 and "dtype is 'float32', now 'bfloat16'" in refused.stderr
+    assert "eval.out" in refused.stderr and "alignkd eval --force" in refused.stderr
+    forced = in_process("eval", config, "--force", "--json")
+    assert json.loads(forced.stdout)["second"]["student"]["dtype"] == "bfloat16"

@@ -1,26 +1,21 @@
 """`alignkd run` and `alignkd eval` with a configuration that has a section `eval`."""
 
 import json
-import os
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import halting_run
 import pytest
-import torch
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
+from halting_run import invoke_here, phase_here
+from prepared_processes import PreparedProcesses
 
-from alignkd.pipeline.cli import main
 from alignkd.pipeline.config.eval_place import evaluations_of
-from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.pipeline.runs import stages as run_stages
-from alignkd.pipeline.runs.teacher import worker as worker_module
-from alignkd.teacher_dump.operation.control import DumpControl
 
 Invoke = Callable[..., Result]
 WriteConfig = Callable[..., Path]
@@ -32,19 +27,8 @@ NUM_QUESTIONS = 32
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """in_process("run", path): the command and its phases in this process, which has imported everything already."""
 
-    def invoke(*arguments: object) -> Result:
-        return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
-
-    def phase(arguments: list[str], as_json: bool, launcher: list[str]) -> Any:
-        done = invoke(*arguments, *(["--json"] if as_json else []))
-        if done.exit_code:
-            sys.stderr.write(done.stderr)
-            sys.exit(done.exit_code)
-        sys.stdout.write("" if as_json else done.stdout)
-        return json.loads(done.stdout) if as_json else None
-
-    monkeypatch.setattr(run_stages, "run_alignkd", phase)
-    return invoke
+    monkeypatch.setattr(run_stages, "run_alignkd", phase_here)
+    return invoke_here
 
 
 @pytest.fixture
@@ -73,6 +57,8 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     data_root: Path,
     golden: Path,
     wait_until: WaitUntil,
+    prepared: PreparedProcesses,
+    patience: float,
     tmp_path: Path,
 ) -> None:
     config, out = write_evaluated(baseline=str(brief_model), teacher=True, batch=1), tmp_path / "out"
@@ -81,10 +67,11 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     def answered() -> int:
         return journal.read_bytes().count(b'"position"') if journal.exists() else 0
 
-    child = run_that_halts(in_process, config, after=3)
-    wait_until(lambda: answered() >= 3, "three answers")
-    os.kill(child, signal.SIGINT)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGINT
+    # a process that trained would leave a fork without the threads of its process group
+    process = prepared.start(halting_run.__file__, config, 3)
+    wait_until(lambda: answered() >= 3 or process.poll() is not None, "three answers")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(patience) == 128 + signal.SIGINT, process.errors()
     before = journal.read_bytes()
     assert answered() < NUM_QUESTIONS and not (out / "eval" / "student" / "gqa" / "answers.jsonl").exists()
     trained = (out / "student" / "model.safetensors").read_bytes()
@@ -126,33 +113,6 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     (score,) = reported["evaluation"]["scores"]
     rows = {model: results["row"]["gqa"] for model, results in reports["eval"].items()}
     assert score["to_baseline"] == pytest.approx(rows["student"] - rows["baseline"])
-
-
-def run_that_halts(in_process: Invoke, config: Path, *, after: int) -> int:
-    """A process of `alignkd run` whose evaluation waits for a signal after so many questions, one at a time."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-
-            class Halts(DumpControl):
-                is_evaluation = False
-
-                def over(self, output: Any) -> Any:
-                    self.is_evaluation = isinstance(output, AnswerParts)
-                    return super().over(output)
-
-                def advance(self, **counts: int) -> None:
-                    super().advance(**counts)
-                    while self.is_evaluation and self.status.samples >= after and not self.stops.finishing:
-                        time.sleep(0.01)
-
-            worker_module.DumpControl = Halts  # type: ignore[misc]
-            code = in_process("run", config).exit_code
-        finally:
-            os._exit(code)
-    return child
 
 
 def test_what_is_wrong_with_the_benchmarks_shows_before_the_teacher_runs(

@@ -10,7 +10,7 @@ from alignkd.disk.opening import read_regular
 from alignkd.vlm.errors import InputError, one_line, unreadable
 
 
-def read_text(path: Path) -> str:
+def text_of_file(path: Path) -> str:
     """The text of a file in UTF-8 that is not empty; line ends become `\\n`.
 
     Raises:
@@ -30,9 +30,9 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; raises as `read_text`, and an InputError for text that is not JSON."""
+    """The value of a JSON file; raises as `text_of_file`, and an InputError for text that is not JSON."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text_of_file(path))
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -47,9 +47,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     Lines end at `\\n`, `\\r\\n` or `\\r` only: U+2028 inside of a text ends no line.
 
     Raises:
-        InputError: as `read_text`; a line that is not one JSON object.
+        InputError: as `text_of_file`; a line that is not one JSON object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(text_of_file(path).split("\n"), 1):
         if line.strip():
             yield number, _object(line, f"{path}: line {number}")
 

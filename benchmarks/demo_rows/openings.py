@@ -19,6 +19,7 @@ from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.results.figures import visual_accuracy
 from alignkd.pipeline.demo.settings import DemoSettings
 from alignkd.pipeline.demo.world.dataset import DatasetFiles
+from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError
 from demo_rows.json_lines_log import Entry, JsonLinesLog, versions
 from demo_rows.trials import config_of
@@ -116,7 +117,8 @@ class OpeningLog(JsonLinesLog):
                 f"{self.path}: {opening.row} was evaluated on questions {line['questions'][:12]}, but "
                 f"{questions.conversations} is {digest(questions)[:12]}; use the versions of that line"
             )
-        return [from_right_bits(bits, questions) for bits in line["right"]]
+        asked = load_questions(questions.conversations)
+        return [from_right_bits(bits, asked) for bits in line["right"]]
 
 
 def _is_of(line: Entry, opening: Opening) -> bool:
@@ -128,9 +130,12 @@ def right_bits(evaluation: Evaluation) -> str:
     return np.packbits([answer.right for answer in evaluation.answers]).tobytes().hex()
 
 
-def from_right_bits(bits: str, questions: DatasetFiles) -> Evaluation:
-    """Inverse of `right_bits` for the questions of a file; right answers are the expected ones, wrong ones empty."""
-    asked = load_questions(questions.conversations)
+def from_right_bits(bits: str, asked: Sequence[tuple[Sample, str | None]]) -> Evaluation:
+    """Inverse of `right_bits`; right answers are the expected ones, wrong ones empty.
+
+    Args:
+        asked: result of `load_questions`.
+    """
     right = np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8), count=len(asked))
     answers = []
     for (sample, kind), is_right in zip(asked, right, strict=True):

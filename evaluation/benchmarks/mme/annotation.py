@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alignkd.evaluation.folder import annotation
 from alignkd.evaluation.question_lines import SUFFIX
-from alignkd.evaluation.reading import read_text
+from alignkd.evaluation.reading import text_of_file
 from alignkd.vlm.errors import InputError
 
 PERCEPTION = (
@@ -77,7 +77,7 @@ class Annotation:
 
 def _pairs(file: Path) -> list[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(text_of_file(file).split("\n"), 1):
         question, tab, answer = line.strip().partition("\t")
         if not line.strip():
             continue

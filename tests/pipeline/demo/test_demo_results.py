@@ -52,7 +52,7 @@ def test_right_bits_keep_what_is_right_and_nothing_else(questions: DatasetFiles,
     right = data.draw(st.lists(st.booleans(), min_size=len(asked), max_size=len(asked)))
     bits = "".join("1" if flag else "0" for flag in right).ljust(-(-len(asked) // 8) * 8, "0")
     by_hand = bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)).hex()
-    evaluation = from_right_bits(by_hand, questions)
+    evaluation = from_right_bits(by_hand, load_questions(questions.conversations))
     assert [answer.right for answer in evaluation.answers] == right
     assert [answer.id for answer in evaluation.answers] == [sample.id for sample, _ in asked]
     assert right_bits(evaluation) == by_hand
@@ -114,7 +114,9 @@ def test_every_row_in_the_log_is_found_again(tmp_path: Path, questions: DatasetF
     """Numbers are keys in the settings of some rows, and texts in the log."""
     log, opening = OpeningLog(tmp_path / "log.jsonl"), Opening.of(recipes.ROWS[row], FULL)
     log.open(opening)
-    log.close(opening, [from_right_bits("00" * 8, questions)], questions, steps=1, seeds=[0])
+    log.close(
+        opening, [from_right_bits("00" * 8, load_questions(questions.conversations))], questions, steps=1, seeds=[0]
+    )
     assert log.evaluated(Opening.of(recipes.ROWS[row], FULL)) is not None
     with pytest.raises(InputError, match="it is opened only once"):
         log.open(opening)

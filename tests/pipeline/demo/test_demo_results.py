@@ -145,7 +145,7 @@ def test_a_line_that_a_killed_process_left_is_named_and_nothing_is_lost(tmp_path
 
 def test_answers_to_other_questions_are_not_taken(tmp_path: Path, questions: DatasetFiles) -> None:
     log, opening = OpeningLog(tmp_path / "log.jsonl"), Opening(TEACHER, {})
-    everything_right = from_right_bits("ff" * 8, questions)
+    everything_right = from_right_bits("ff" * 8, load_questions(questions.conversations))
     log.close(opening, [everything_right], questions, steps=0, seeds=[0])
     assert [answer.right for answer in log.evaluations(opening, questions)[0].answers] == [True] * len(
         everything_right.answers

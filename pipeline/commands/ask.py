@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from alignkd.pipeline.console.checkpoint_options import processor_option, vision_config_option
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json, say
@@ -42,14 +43,8 @@ from alignkd.pipeline.console.printing import json_option, print_json, say
     show_default=True,
     help="Quantisation of the decoder.",
 )
-@click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
-@click.option(
-    "--processor",
-    type=click.Choice(["auto", "pil"]),
-    default="auto",
-    show_default=True,
-    help="Image processor of models of transformers; pil needs no torchvision.",
-)
+@vision_config_option
+@processor_option
 @json_option
 @clean_errors
 def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **settings: Any) -> None:

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from alignkd.evaluation.folder import LAYOUTS
+from alignkd.pipeline.console.checkpoint_options import processor_option, vision_config_option
 from alignkd.pipeline.console.command_with_subcommands import CommandWithSubcommands
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
@@ -58,17 +59,13 @@ def _names(context: click.Context, option: click.Parameter, given: str) -> tuple
 )
 @click.option("--device", help="Torch device, such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), help="Ask only so many first questions: no number of the benchmark."
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Ask only the first so many questions; the result is not the benchmark's number.",
 )
 @click.option("--worker", metavar="RANK/COUNT", help="Which of several workers this is; a launcher sets it itself.")
-@click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
-@click.option(
-    "--processor",
-    type=click.Choice(["auto", "pil"]),
-    default="auto",
-    show_default=True,
-    help="Image processor of models of transformers; pil needs no torchvision.",
-)
+@vision_config_option
+@processor_option
 @click.option("--force", is_flag=True, help="Start again if --out was made with other settings.")
 @json_option
 @clean_errors

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import click
 
+from alignkd.pipeline.console.checkpoint_options import processor_option, vision_config_option
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.printing import json_option, print_json
 
@@ -25,10 +26,8 @@ from alignkd.pipeline.console.printing import json_option, print_json
 @click.option(
     "--quantization", type=click.Choice(["none", "int8", "nf4"]), default="none", help="Check a quantised teacher."
 )
-@click.option(
-    "--processor", type=click.Choice(["auto", "pil"]), default="auto", help="Image processor; pil needs no torchvision."
-)
-@click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
+@processor_option
+@vision_config_option
 @json_option
 @clean_errors
 def models(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from alignkd.pipeline.console.checkpoint_options import vision_config_option
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
 from alignkd.pipeline.console.printing import json_option, print_json
@@ -90,7 +91,7 @@ def show(file: Path, as_json: bool) -> None:
 
 @stem.command()
 @click.argument("model")
-@click.option("--vision-config", type=click.Path(path_type=Path), help="Folder with the vision tower's config.json.")
+@vision_config_option
 @click.option("--lm-head", is_flag=True, help="Include lm_head and the final norm.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Dtype of the stem.")
 @depth_option

@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from alignkd.pipeline.console.checkpoint_options import processor_option, vision_config_option
+
 Answers = Literal["given", "missing"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,15 +56,8 @@ def model_options(default: str | None) -> Callable[[Command], Command]:
     """Add the options that choose the model whose prompt and tokens are shown."""
 
     def add(command: Command) -> Command:
+        command = vision_config_option(processor_option(command))
         for option in (
-            click.option(
-                "--processor", type=click.Choice(["auto", "pil"]), default="auto", show_default=True,
-                help="Image processor of models of transformers; pil needs no torchvision.",
-            ),
-            click.option(
-                "--vision-config", type=click.Path(path_type=Path),
-                help="Folder with the vision tower's config.json.",
-            ),
             click.option(
                 "--checkpoint", default=default, show_default=True,
                 help="Model whose tokenizer is used; no weights are read.",

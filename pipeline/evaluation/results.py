@@ -89,7 +89,7 @@ class AskedBenchmark:
         ]
 
     def _scored(self, file: Path) -> dict[str, Any]:
-        """The score of the answers file; of a part of the questions, the mean over them, which is no headline."""
+        """The score of the answers file; of a part of the questions, the mean over them, without a headline."""
         answers, score = read_answers(file), BENCHMARKS[self.name].score
         try:
             if self.limit is None:

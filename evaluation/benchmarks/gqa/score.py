@@ -93,7 +93,7 @@ def _by(scored: Sequence[tuple[GqaQuestion, float]], key: Callable[[GqaQuestion]
 def _distribution(questions: Mapping[str, GqaQuestion], items: Mapping[str, Item]) -> float:
     """Chi-square distance between given and expected answers in a global group, mean / 100; 0.0 without such groups.
 
-    The mean is weighted by the number of questions of a group. Answers that nobody expects in a group do not count.
+    The mean is weighted by the number of questions of a group. Answers that are not expected in a group do not count.
     """
     gold: dict[str, Counter[str]] = defaultdict(Counter)
     given: dict[str, Counter[str | None]] = defaultdict(Counter)

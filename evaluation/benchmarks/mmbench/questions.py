@@ -73,7 +73,9 @@ def _resolved(cells: Mapping[int, str], index: int, path: Path) -> str:
         return cell
     other = cells.get(int(cell), "") if cell.isdecimal() else ""
     if len(other) <= _MAX_REFERENCE:
-        raise InputError(f"{path}: row {index} has no image, and {cell!r} is no row that has one; copy the file again")
+        raise InputError(
+            f"{path}: row {index} has no image, and {cell!r} names no row with an image; copy the file again"
+        )
     return other
 
 

@@ -90,7 +90,7 @@ def _pairing_notes(category: Category, questions: Sequence[QuestionLine], as_ori
 
 
 def _unsaid_notes(items: Sequence[Item]) -> list[str]:
-    """Every answer without a `no` is read as yes, also one that says neither."""
+    """Every answer without a `no` is read as yes, also one that has neither word."""
     unsaid = [item.id for item in items if item.read_as == "yes" and "yes" not in item.text.lower()]
     return [f"answers read as yes without the word: {len(unsaid)} ({some(unsaid)})"] if unsaid else []
 

@@ -111,7 +111,8 @@ class TrainConfig(Settings):
         stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
         log_every: optimiser steps between lines of progress.
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
-        data_workers: processes that prepare batches; 0 prepares them in the training process.
+        data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
+            memory if all samples take at most 1 GiB.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
         extend: go on from the last state of an earlier run; `steps` or `epochs` count from the beginning of that run.
         keep_each_epoch: write a checkpoint at the end of each pass over the store, and keep it beside the

@@ -10,14 +10,14 @@ from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.handoff.stream import FromWorkers
+from alignkd.student_train.data.kept_samples import KEPT_BYTES, KeptSamples, Samples
 from alignkd.student_train.data.stem_targets import StemLookup
-from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 
 
 def load_batch(
-    samples: TrainingSet,
+    samples: Samples,
     positions: NDArray[np.int64],
     *,
     targets: Collection[str],
@@ -41,7 +41,7 @@ def load_batch(
 
 
 def load_micro_batches(
-    samples: TrainingSet,
+    samples: Samples,
     order: SampleOrder,
     ranks: Ranks,
     *,
@@ -55,6 +55,7 @@ def load_micro_batches(
     """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
 
     Data workers are forked by this call. Make it before there is a model and optimiser state: they would keep both.
+    Without workers, samples that come more than once are kept in memory if all fit (`KeptSamples`).
 
     Args:
         micro_batch: samples per micro-batch; the global batch of `order` is a multiple of it times the ranks.
@@ -67,6 +68,8 @@ def load_micro_batches(
         TrainError: while iterating, if a sample cannot be used or a worker was killed.
     """
     per_step = order.global_batch // (micro_batch * ranks.world_size)
+    if not workers and len(steps) * order.global_batch > len(samples):
+        samples = KeptSamples(samples, KEPT_BYTES // ranks.world_size)
 
     def make(number: int) -> TrainBatch:
         """The micro-batch of this number; micro-batches are numbered through all optimiser steps."""

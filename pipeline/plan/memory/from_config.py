@@ -95,6 +95,7 @@ def student_load(
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
         passes=2 if has_second_pass(train.losses) else 1,
+        num_samples=round(data.num_records),
         batch_bytes=train.micro_batch * _prepared_bytes(data, store, teacher, longest, from_stem=stem_weights > 0),
     )
 

@@ -18,6 +18,7 @@ from alignkd.pipeline.plan.memory.trained import (
 )
 from alignkd.student_train.checkpoints.parts import PART_BYTES
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED
+from alignkd.student_train.data.kept_samples import KEPT_BYTES
 from alignkd.student_train.engine.pinned_memory import pinned_bytes
 
 MIB = 1 << 20
@@ -25,7 +26,14 @@ MIB = 1 << 20
 PROCESS_BYTES = 2 << 30
 # Private memory of a data worker: measured, see docs/plan.md.
 WORKER_BYTES = 192 * MIB
-_ALWAYS = ("processes", "data workers", "batches", "a file of a checkpoint", "the student while it is loaded")
+_ALWAYS = (
+    "processes",
+    "data workers",
+    "batches",
+    "samples kept in memory",
+    "a file of a checkpoint",
+    "the student while it is loaded",
+)
 
 
 def offloaded_bytes(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
@@ -61,12 +69,19 @@ def host_bytes(model: ModelShapes, load: StudentLoad) -> tuple[dict[str, int], i
     loaded = load.devices * weights
     waiting = (PREFETCHED * load.data_workers + IN_USE) * load.batch_bytes
     workers = load.devices * load.data_workers * WORKER_BYTES
-    standing = load.devices * (PROCESS_BYTES + waiting) + workers
+    kept = load.devices * _kept_bytes(load)
+    standing = load.devices * (PROCESS_BYTES + waiting) + workers + kept
     # LoRA beside quantised weights is merged into the original ones, which the first process reads again
     exported = weights if load.trained.quantization != "none" else 0
     peak = standing + max(loaded, sum(state.values()) + max(written, exported))
-    always = (load.devices * PROCESS_BYTES, workers, load.devices * waiting, written, loaded)
+    always = (load.devices * PROCESS_BYTES, workers, load.devices * waiting, kept, written, loaded)
     return state | dict(zip(_ALWAYS, always, strict=True)), peak
+
+
+def _kept_bytes(load: StudentLoad) -> int:
+    """Bytes of the samples that a training process keeps."""
+    every = load.num_samples * load.batch_bytes // load.micro_batch
+    return every if not load.data_workers and every <= KEPT_BYTES // load.devices else 0
 
 
 def _parameters(model: ModelShapes, load: StudentLoad) -> int:

@@ -37,6 +37,7 @@ class StudentLoad:
         float32_gradients: the setting of `train`.
         data_workers: number of processes per device that prepare batches.
         batch_bytes: bytes of a prepared micro-batch.
+        num_samples: samples of the training, which are kept in memory if they are small; 0: none is kept.
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
@@ -62,6 +63,7 @@ class StudentLoad:
     float32_gradients: bool = True
     data_workers: int = 0
     batch_bytes: int = 0
+    num_samples: int = 0
     vision: int = 0
     trained: TrainedConfig = field(default_factory=TrainedConfig)
     attn_adapter: bool = True

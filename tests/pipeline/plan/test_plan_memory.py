@@ -13,7 +13,7 @@ from transformers import LlamaModel
 from alignkd.pipeline.config.checkpoint_config import checkpoint_config
 from alignkd.pipeline.plan.advice import student_choices
 from alignkd.pipeline.plan.memory import host as plan_host
-from alignkd.pipeline.plan.memory.host import offloaded_bytes
+from alignkd.pipeline.plan.memory.host import host_bytes, offloaded_bytes
 from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad, TeacherLoad
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
@@ -258,3 +258,17 @@ def test_rounding_is_bounded_once_and_a_users_own_threshold_stays(monkeypatch: p
     assert not may_pin(cuda)
     monkeypatch.delattr(torch._C, "_accelerator_setAllocatorSettings")
     assert not may_pin(cuda)
+
+
+def test_small_data_sets_are_planned_in_memory() -> None:
+    """Without data workers, and up to the limit over all processes; see `KeptSamples`."""
+
+    def kept(**changes: Any) -> int:
+        parts, peak = host_bytes(shapes(STUDENT), load(batch_bytes=8 * MIB, **changes))
+        assert peak >= sum(parts[name] for name in ("processes", "batches", "samples kept in memory"))
+        return parts["samples kept in memory"] // MIB
+
+    assert kept(num_samples=1024) == 1024
+    assert kept(num_samples=1025) == kept(num_samples=1024, data_workers=1) == kept() == 0
+    assert kept(num_samples=512, devices=2) == 2 * 512
+    assert kept(num_samples=513, devices=2) == 0

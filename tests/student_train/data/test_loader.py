@@ -9,15 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from batch_bytes import bytes_of
 from prepared_processes import PreparedProcess, PreparedProcesses
-from torch import Tensor
 
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
@@ -56,16 +55,16 @@ def batches_of(tmp_path: Path) -> Batches:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(dataset: CachedDataset, batches_of: Batches, workers: int) -> None:
-    expected = [_bytes_of(batch) for batch in batches_of(dataset, 0)]
+    expected = [bytes_of(batch) for batch in batches_of(dataset, 0)]
     assert len(expected) == 12
-    assert [_bytes_of(batch) for batch in batches_of(dataset, workers)] == expected
-    assert [_bytes_of(batch) for batch in batches_of(dataset, workers, first_step=4)] == expected[8:]
+    assert [bytes_of(batch) for batch in batches_of(dataset, workers)] == expected
+    assert [bytes_of(batch) for batch in batches_of(dataset, workers, first_step=4)] == expected[8:]
 
 
 def test_batches_that_are_kept_stay_what_they_are(dataset: CachedDataset, batches_of: Batches) -> None:
     """Twelve batches at once are more than there are slots."""
     kept = list(batches_of(dataset, 1))
-    assert [_bytes_of(batch) for batch in kept] == [_bytes_of(batch) for batch in batches_of(dataset, 0)]
+    assert [bytes_of(batch) for batch in kept] == [bytes_of(batch) for batch in batches_of(dataset, 0)]
 
 
 def test_larger_and_larger_batches(
@@ -78,9 +77,9 @@ def test_larger_and_larger_batches(
         sample["conversations"] = [question, {**answer, "value": answer["value"] * 40}]
     store = StoreReader(dump(tmp_path / "growing", samples))
     dataset = CachedDataset(store, student_builder, HERE.parents[1] / "golden" / "images")
-    expected = [_bytes_of(batch) for batch in batches_of(dataset, 0, micro_batch=1, global_batch=2)]
+    expected = [bytes_of(batch) for batch in batches_of(dataset, 0, micro_batch=1, global_batch=2)]
     assert max(map(len, expected)) > 4 * min(map(len, expected))
-    assert [_bytes_of(batch) for batch in batches_of(dataset, 1, micro_batch=1, global_batch=2)] == expected
+    assert [bytes_of(batch) for batch in batches_of(dataset, 1, micro_batch=1, global_batch=2)] == expected
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -180,13 +179,13 @@ def test_killing_the_trainer_leaves_nothing(
 
 
 def test_workers_outlive_the_first_signals(dataset: CachedDataset, batches_of: Batches) -> None:
-    expected = [_bytes_of(batch) for batch in batches_of(dataset, 0)]
+    expected = [bytes_of(batch) for batch in batches_of(dataset, 0)]
     batches = batches_of(dataset, 2)
-    found = [_bytes_of(next(batches))]
+    found = [bytes_of(next(batches))]
     for worker in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(worker.pid or 0, number)
-    assert found + [_bytes_of(batch) for batch in batches] == expected
+    assert found + [bytes_of(batch) for batch in batches] == expected
 
 
 def test_no_room_for_workers_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -225,19 +224,6 @@ def test_a_signal_to_the_whole_group_is_a_clean_stop(
     assert child.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert len(list((job.train.output / "checkpoints").iterdir())) == 1
-
-
-def _bytes_of(value: Any) -> bytes:
-    """Every tensor and number of a batch, types and shapes included."""
-    if isinstance(value, Tensor):
-        header = f"{value.dtype}{tuple(value.shape)}".encode()
-        # joined anew: the only element of a tensor may have any stride, which a view of its bytes refuses
-        return header + torch.cat([value.reshape(-1)]).view(torch.uint8).numpy().tobytes()
-    if is_dataclass(value):
-        return b"".join(name.encode() + _bytes_of(part) for name, part in vars(value).items())
-    if isinstance(value, dict):
-        return b"".join(name.encode() + _bytes_of(part) for name, part in value.items())
-    return repr(value).encode()
 
 
 def _lives(pid: int) -> bool:

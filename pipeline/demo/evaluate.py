@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from alignkd.disk.whole_file import write_whole
+from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import read_images
@@ -19,13 +20,13 @@ from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.data.turn_checks import IMAGE_PLACEHOLDER, check_turns
 from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.families.generation import generate_greedy
+from alignkd.vlm.families.generation import generate
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName, tokenize_question
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
-from alignkd.vlm.inputs.examples import Example
+from alignkd.vlm.inputs.examples import Example, ImageArrays
 
 QUESTION_TYPES_KEY = "question_types"
 
@@ -125,16 +126,22 @@ def evaluate(
     """
     questions = load_questions(conversations)
     opened = MobileVLMCheckpoint.open(checkpoint, vision_config=vision_config, weights=False)
-    builder = opened.preparation(template)
+    builder = opened.preparation(template).caching_images()
     place = usable_device(device)
     model = opened.load_model(dtype=getattr(torch, dtype_on(place, opened)), device=place)
-    answers: dict[int, Answer] = {}
+    answers, shared = dict[int, Answer](), SharedImages(model)
     for numbers in _batches([sample for sample, _ in questions], builder, batch):
         prompts = [_prompt(builder, questions[number][0], conversations, images) for number in numbers]
         with memory_errors(f"lower the batch (now {batch}), or take the device cpu"):
-            found = generate_greedy(model, prompts, max_new_tokens=max_new_tokens, stop_ids=builder.stop_ids)
-        for number, ids in zip(numbers, found, strict=True):
-            answers[number] = _answer(*questions[number], builder.decode(ids))
+            found = generate(
+                model,
+                [prompt.example for prompt in prompts],
+                limits=[max_new_tokens] * len(prompts),
+                stop_ids=builder.stop_ids,
+                vision=shared.encoded(prompts),
+            )
+        for number, continuation in zip(numbers, found, strict=True):
+            answers[number] = _answer(*questions[number], builder.decode(continuation.ids))
     return Evaluation(tuple(answers[number] for number in range(len(questions))))
 
 
@@ -172,9 +179,22 @@ def _question_type(entry: Mapping[str, Any]) -> str | None:
     return str(types[0]) if isinstance(types, list) and types else None
 
 
-def _prompt(builder: MobileVLMPreparation, sample: Sample, conversations: Path, images: Path) -> Example:
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """A question as the model takes it; its images have their paths as names."""
+
+    example: Example
+    image_hashes: tuple[str, ...]
+
+    @property
+    def images(self) -> tuple[ImageArrays, ...]:
+        return self.example.images
+
+
+def _prompt(builder: MobileVLMPreparation, sample: Sample, conversations: Path, images: Path) -> _Prompt:
     try:
-        return builder.build_question(sample.turns[:1], read_images(images, sample.images))
+        example = builder.build_question(sample.turns[:1], read_images(images, sample.images))
+        return _Prompt(example=example, image_hashes=sample.images)
     except SampleError as error:
         raise InputError(f"{_where(conversations, sample)}: {error}") from error
 

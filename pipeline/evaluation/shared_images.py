@@ -3,16 +3,29 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from alignkd.teacher_dump.preparation import Prepared
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.inputs.examples import ImageArrays
 from alignkd.vlm.inputs.packed_images import PackedImages
 
 # on the model's device; MobileVLM V2 1.7B has 0.6 MB for an image in float16
 KEPT_BYTES = 512 << 20
+
+
+class WithImages(Protocol):
+    """A prompt; images of equal hashes are equal."""
+
+    @property
+    def image_hashes(self) -> Sequence[str]:
+        """The name of each image."""
+
+    @property
+    def images(self) -> Sequence[ImageArrays]:
+        """The arrays of each image."""
 
 
 class SharedImages:
@@ -27,7 +40,7 @@ class SharedImages:
         self._kept: OrderedDict[str, Vision] = OrderedDict()
 
     @torch.no_grad()
-    def encoded(self, prompts: Sequence[Prepared]) -> Vision | None:
+    def encoded(self, prompts: Sequence[WithImages]) -> Vision | None:
         """The images of some prompts, in their order; None if they have none."""
         shown = {
             image: arrays

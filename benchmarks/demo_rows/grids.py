@@ -1,8 +1,7 @@
 """The settings that are tried for each row of the demo.
 
 Grids of rows of the demo have `SETTINGS_PER_ROW` settings, among them those that the row had before the selection. The
-grids `layers_schedule` and `counterfactual` are experiments, not rows of the demo: all their settings are tried with
-all seeds.
+other grids are experiments, not rows of the demo: all their settings are tried with all seeds.
 """
 
 from collections.abc import Mapping
@@ -10,7 +9,16 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED_ONLY, TWO_LAYERS, TWO_LAYERS_MORE, Recipe, Store
+from alignkd.pipeline.demo.recipes import (
+    EVERYTHING,
+    LAYERS,
+    ROWS,
+    SUPERVISED_ONLY,
+    TWO_LAYERS,
+    TWO_LAYERS_MORE,
+    Recipe,
+    Store,
+)
 
 SETTINGS_PER_ROW = 12
 GOING_ON = 4
@@ -143,6 +151,18 @@ _SCHEDULE = tuple(
     )
     for decay, weights in product((None, 0.6), ("none", "surprise"))
 )
+# What the further scenes add: the loss and the steps of `layers_more` on the labelled scenes alone; and what the
+# teacher's errors cost: the true answers in place of the teacher's.
+_LAYERS_LONGER = Grid(
+    recipe=replace(TWO_LAYERS_MORE, name="layers_longer", store=LAYERS),
+    settings=tuple(Setting(name=f"steps-{steps:g}", steps=steps) for steps in (2.0, 3.0)),
+    halving=False,
+)
+_TRUE_ANSWERS = Grid(
+    recipe=replace(ROWS["supervised_more_true"], name="true_answers"),
+    settings=(Setting(name="as-supervised-more"),),
+    halving=False,
+)
 # The teacher's distributions alone, without its attention: what changes if 16 of the 36 vision tokens are replaced;
 # and, as a control, the distributions at higher temperatures.
 _BEHAVIOUR = Recipe(
@@ -178,6 +198,8 @@ GRIDS: dict[str, Grid] = {
             settings=_SCHEDULE,
             halving=False,
         ),
+        _LAYERS_LONGER,
+        _TRUE_ANSWERS,
         Grid(recipe=_BEHAVIOUR, settings=_COUNTERFACTUAL, halving=False),
     )
 }

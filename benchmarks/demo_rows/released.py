@@ -44,18 +44,21 @@ def same_cost(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> Recipe |
     """The supervised student with as many steps as took the time of this row's steps; None without trials of both.
 
     The costs are those of the fastest trials with the rows' settings, because the trials share the machine with other
-    work, and the fastest is the least disturbed. Their ratio is rounded to tenths.
+    work, and the fastest is the least disturbed. Both are of the newest version that ran trials of both. Their ratio is
+    rounded to tenths.
     """
     if recipe.name == SUPERVISED:
         return None
     own, plain = seconds_per_step(recipe, log, settings), seconds_per_step(SUPERVISED_ONLY, log, settings)
-    if own is None or plain is None:
+    ran_both = [version for version in own if version in plain]
+    if not ran_both:
         return None
+    version = ran_both[-1]
     return replace(
         SUPERVISED_ONLY,
         name=f"{_SAME_COST}{recipe.name}",
         label=f"supervised, cost of {recipe.label}",
-        steps=recipe.steps * round(own / plain, 1),
+        steps=recipe.steps * round(own[version] / plain[version], 1),
         partner=recipe.name,
     )
 
@@ -67,12 +70,15 @@ def _settings_of(recipe: Recipe) -> Recipe:
     return ROWS["supervised_more"] if recipe.name == "supervised_more_true" else EVERYTHING
 
 
-def seconds_per_step(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> float | None:
-    """Seconds per step of the fastest trial with the settings of a row; None without any."""
+def seconds_per_step(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> dict[str, float]:
+    """Seconds per step of the fastest trial with the settings of a row, by version of this program, oldest first."""
     configs = [config_of(recipe, settings, seed) for seed in SEEDS]
-    return min(
-        (entry["seconds"] / entry["steps"] for entry in log.entries() if entry["config"] in configs), default=None
-    )
+    fastest: dict[str, float] = {}
+    for entry in log.entries():
+        if entry["config"] in configs:
+            version, seconds = entry["versions"]["commit"], entry["seconds"] / entry["steps"]
+            fastest[version] = min(seconds, fastest.get(version, seconds))
+    return fastest
 
 
 def known_rows() -> str:

@@ -168,9 +168,10 @@ def trials(tmp_path: Path) -> TrialLog:
     return log
 
 
-def log_trial(log: TrialLog, trial: Trial, *, accuracy: float, seconds: float) -> None:
+def log_trial(log: TrialLog, trial: Trial, *, accuracy: float, seconds: float, commit: str = "a") -> None:
     entry = {"row": trial.row, "setting": trial.setting.name, "seed": trial.seed, "steps": 700}
-    log.append({**entry, "accuracy": accuracy, "seconds": seconds, "config": trial.config(FULL)})
+    versions = {"commit": commit}
+    log.append({**entry, "accuracy": accuracy, "seconds": seconds, "config": trial.config(FULL), "versions": versions})
 
 
 def test_a_row_is_released_with_the_settings_of_its_selection(
@@ -204,6 +205,25 @@ def test_the_partner_of_the_same_cost(trials: TrialLog) -> None:
     assert reason is not None and "supervised: its selection has not ended" in reason
     longer = same_cost(replace(EVERYTHING, steps=2.0), trials, FULL)
     assert longer is None  # no trial had these steps
+
+
+def test_costs_are_compared_within_a_version(trials: TrialLog) -> None:
+    own = Trial(row="align_kd", setting=Setting(name="own"), seed=SEEDS[0])
+    plain = Trial(row="supervised", setting=Setting(name="plain"), seed=SEEDS[0])
+
+    def steps() -> float:
+        found = same_cost(EVERYTHING, trials, FULL)
+        assert found is not None
+        return found.steps
+
+    log_trial(trials, own, accuracy=0.5, seconds=210.0)
+    assert steps() == 3.0
+    log_trial(trials, own, accuracy=0.5, seconds=70.0, commit="b")
+    assert steps() == 3.0  # version b has no trial of the supervised student
+    log_trial(trials, plain, accuracy=0.5, seconds=50.0, commit="b")
+    assert steps() == 1.4
+    log_trial(trials, plain, accuracy=0.5, seconds=7.0, commit="c")
+    assert steps() == 1.4
 
 
 def test_the_tables_are_put_between_their_marks(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ TWO_LAYERS_MORE = Recipe(
     name="layers_more",
     label="the same, and 3,000 scenes answered by the teacher",
     store=LAYERS_MORE,
-    losses=_LAYERS,
-    steps=2.0,
+    losses={**_LAYERS, "attention": 2e4, "attention_form": "mse"},
+    steps=3.0,
     partner="supervised_more",
 )
 # Each has the settings of Align-KD, and differs from it in its losses or in the pairs that attention is of.

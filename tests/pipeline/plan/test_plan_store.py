@@ -57,8 +57,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
-    """48 pictures with up to six questions each, some text-only conversations among them."""
-    return write_dataset(tmp_path_factory.mktemp("data"), num_scenes=48, pool="train", seed=3, questions_per_scene=6)
+    """24 pictures with up to six questions each, some text-only conversations among them."""
+    return write_dataset(tmp_path_factory.mktemp("data"), num_scenes=24, pool="train", seed=3, questions_per_scene=6)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_predicted_bytes_are_those_of_a_real_dump(make_run: MakeRun, tmp_path: P
     assert round(plan.data.num_records) == dumped.num_records and plan.data.exact
     assert plan.store.total == pytest.approx(actual, rel=0.05)
     # with the kept tokens per position known there is nothing left to guess
-    known = make_plan(run, PlanOptions())
+    known = make_plan(run, PlanOptions()) if plan.entries_source.startswith("assumed") else plan
     assert known.entries_source in ("measured on the existing store", "this kind of logits keeps no list of tokens")
     assert known.store.total == pytest.approx(actual, rel=0.002)
     assert sum(known.store.by_target.values()) == known.to_json()["store_bytes"] == known.store.total

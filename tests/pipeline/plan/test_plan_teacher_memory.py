@@ -20,6 +20,7 @@ from alignkd.teacher_dump.targets.capture import Capture
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, load_config
+from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.sizes import model_size
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
@@ -58,12 +59,17 @@ def samples(golden: Path, golden_images: Path) -> list[Prepared]:
         return threads.prepare([replace(one, index=i, id=str(i)) for i in range(NUM)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, config: VLMConfig) -> MobileVLM:
+    """The teacher in a dtype; a pass changes nothing in it."""
+    return new_model(config, seed=0).to(getattr(torch, request.param))
+
+
 @pytest.mark.parametrize("store", STORES, ids=str)
 def test_the_plan_is_never_below_what_is_alive(
-    store: dict[str, Any], dtype: str, config: VLMConfig, samples: list[Prepared]
+    store: dict[str, Any], model: MobileVLM, config: VLMConfig, samples: list[Prepared]
 ) -> None:
-    settings, model = StoreConfig(path="store", **store), new_model(config, seed=0).to(getattr(torch, dtype))
+    settings, dtype = StoreConfig(path="store", **store), str(model.lm_head.weight.dtype).removeprefix("torch.")
     capture = Capture(model, settings)
     with LiveBytes([*model.parameters(), *model.buffers()]) as live:
         captured = capture(samples)

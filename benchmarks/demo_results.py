@@ -166,8 +166,8 @@ def read_report(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettin
     """The figures of opened rows, computed from the log and the questions: those of `accuracies`, and how many."""
     with TemporaryDirectory() as name:
         folder = DemoFolder(Path(name))
-        write_training_set(folder, settings)
-        questions = write_questions(folder, settings, "test")
+        write_training_set(folder, settings, pictures=False)
+        questions = write_questions(folder, settings, "test", pictures=False)
         (teacher,) = log.evaluations(Opening(TEACHER, {}), questions)
         rows = {recipe: log.evaluations(Opening.of(recipe, settings), questions) for recipe in recipes}
         return {

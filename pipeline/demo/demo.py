@@ -108,20 +108,26 @@ def run_demo(
     return report
 
 
-def write_training_set(folder: DemoFolder, settings: DemoSettings) -> None:
-    """Write the training set, unless it is there."""
-    _write_scenes(folder.training_set, settings, num_scenes=settings.num_scenes, seed=settings.data_seed)
+def write_training_set(folder: DemoFolder, settings: DemoSettings, *, pictures: bool = True) -> None:
+    """Write the training set, unless it is there; without `pictures` its conversations alone."""
+    _write_scenes(
+        folder.training_set, settings, num_scenes=settings.num_scenes, seed=settings.data_seed, pictures=pictures
+    )
 
 
-def write_questions(folder: DemoFolder, settings: DemoSettings, pool: Pool) -> DatasetFiles:
-    """Write questions about handwriting of the pool `test` or `development` as conversations of one turn each."""
+def write_questions(folder: DemoFolder, settings: DemoSettings, pool: Pool, *, pictures: bool = True) -> DatasetFiles:
+    """Write questions about handwriting of the pool `test` or `development` as conversations of one turn each.
+
+    Args:
+        pictures: False writes the conversations alone.
+    """
     num_scenes, seed = (
         (settings.num_eval_scenes, settings.eval_seed)
         if pool == "test"
         else (settings.development_scenes, settings.development_seed)
     )
     data = folder.dataset(pool)
-    _write_scenes(data, settings, num_scenes=num_scenes, seed=seed, pool=pool, single_turn=True)
+    _write_scenes(data, settings, num_scenes=num_scenes, seed=seed, pool=pool, single_turn=True, pictures=pictures)
     return data
 
 
@@ -151,6 +157,7 @@ def _write_scenes(
     seed: int,
     pool: Pool = "train",
     single_turn: bool = False,
+    pictures: bool = True,
 ) -> None:
     made_once(
         data.conversations.parent,
@@ -161,6 +168,7 @@ def _write_scenes(
             seed=seed,
             questions_per_scene=settings.questions_per_scene,
             single_turn=single_turn,
+            pictures=pictures,
         ),
     )
 

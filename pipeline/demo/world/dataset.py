@@ -42,6 +42,7 @@ def write_dataset(
     seed: int,
     questions_per_scene: int,
     single_turn: bool = False,
+    pictures: bool = True,
 ) -> DatasetFiles:
     """Write `num_scenes` pictures with their conversations, mixed with text-only conversations (about 5 % of all).
 
@@ -54,6 +55,7 @@ def write_dataset(
         seed: seed of all random choices, at least 0.
         questions_per_scene: largest number of questions of a conversation, 1 to 6.
         single_turn: each question becomes a separate conversation, as evaluation needs them.
+        pictures: False writes the conversations alone, which takes a fraction of the time.
 
     Raises:
         InputError: an argument is out of its range.
@@ -69,7 +71,8 @@ def write_dataset(
         scene = make_scene(seed, number, pool)
         questions = scene_questions(scene, questions_per_scene)
         image = f"scenes/{number:06d}.png"
-        (files.images / image).write_bytes(png_bytes(scene))
+        if pictures:
+            (files.images / image).write_bytes(png_bytes(scene))
         entries += _entries(f"scene-{number:06d}", questions, image=image, single_turn=single_turn)
         if _text_only_follows(seed, number):
             questions = text_questions(seed, number, questions_per_scene)

@@ -44,6 +44,12 @@ def test_every_picture_is_named_once_and_has_the_scenes_size(
             assert picture.size in {(72, 72), (72, 48)}
 
 
+def test_without_pictures_the_conversations_are_the_same(files: DatasetFiles, tmp_path: Path) -> None:
+    alone = write_dataset(tmp_path, num_scenes=NUM_SCENES, pool="train", seed=0, questions_per_scene=6, pictures=False)
+    assert alone.conversations.read_bytes() == files.conversations.read_bytes()
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_the_projects_loader_finds_no_problem(files: DatasetFiles, entries: list[dict[str, Any]]) -> None:
     samples = load_samples(files.conversations)
     assert [sample.problem for sample in samples] == [None] * len(entries)

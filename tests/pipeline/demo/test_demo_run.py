@@ -1,10 +1,11 @@
-"""`alignkd demo --quick` from beginning to end, once, as a user types it; the tests read what it left."""
+"""`alignkd demo --quick` from beginning to end, once; the tests read what it left."""
 
 import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from subprocess import CompletedProcess
@@ -15,19 +16,28 @@ import pytest
 import yaml
 from PIL import Image
 
+from alignkd.pipeline.demo import demo
 from alignkd.pipeline.demo.recipes import ROWS
 from alignkd.pipeline.demo.settings import FULL, QUICK
 from alignkd.student_train.output import TIMINGS
 
 Alignkd = Callable[..., "CompletedProcess[str]"]
 TERMS = ("supervised", "logit", "attention", "vision_all", "vision_top")
+# the preset with less of everything; the demo that checks the wheel runs the preset itself
+SMALL = replace(QUICK, num_scenes=48, num_eval_scenes=24, shard_size=16, steps=6, micro_batch=16, checkpoint_every=4)
 
 
 @pytest.fixture(scope="session")
-def quick_demo(alignkd: Alignkd, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "CompletedProcess[str]"]:
-    """The demo's folder and the finished process."""
+def quick_demo(
+    alignkd_here: Alignkd,
+    phases_from_prepared: Callable[[], AbstractContextManager[None]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, "CompletedProcess[str]"]:
+    """The demo's folder and the finished command."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    finished = alignkd("demo", "--quick", "--out", out, "--json")
+    with phases_from_prepared(), pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(demo, "QUICK", SMALL)
+        finished = alignkd_here("demo", "--quick", "--out", out, "--json")
     assert finished.returncode == 0, finished.stderr
     return out, finished
 
@@ -154,7 +164,7 @@ def test_students_differ_in_losses_and_chosen_settings_only(out: Path) -> None:
     for config, row in ((supervised, ROWS["supervised"]), (align_kd, ROWS["align_kd"])):
         assert row.train.keys() <= {"learning_rate", "weight_decay"}
         for key in ("learning_rate", "weight_decay"):
-            assert config["train"].pop(key) == row.train.get(key, getattr(QUICK, key))
+            assert config["train"].pop(key) == row.train.get(key, getattr(SMALL, key))
     assert supervised == align_kd
     # Same weights and same batch: before the first update they cannot differ.
     first, other = (metrics(out / "students" / name / "seed-0")[0] for name in ("supervised", "align_kd"))
@@ -184,8 +194,14 @@ def test_phase_two_needs_no_teacher(alignkd_prepared: Alignkd, out: Path, tmp_pa
 
 
 def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(
-    alignkd_here: Alignkd, phases_prepared: None, out: Path, report: dict[str, Any], tmp_path: Path
+    alignkd_here: Alignkd,
+    phases_prepared: None,
+    monkeypatch: pytest.MonkeyPatch,
+    out: Path,
+    report: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr(demo, "QUICK", SMALL)
     again = tmp_path / "again"
     # Paths inside the configurations are absolute, so the copy takes the original's place.
     shutil.copytree(out, again)
@@ -218,7 +234,7 @@ def test_other_settings_are_refused_in_one_line(alignkd_here: Alignkd, out: Path
     finished = alignkd_here("demo", "--out", out)
     assert finished.returncode == 1
     assert len(finished.stderr.splitlines()) == 1
-    assert f"steps is {QUICK.steps} there, {FULL.steps} requested" in finished.stderr
+    assert f"steps is {SMALL.steps} there, {FULL.steps} requested" in finished.stderr
     assert "choose another --out" in finished.stderr
 
 

@@ -22,10 +22,10 @@ STEPS = 6
 
 
 def test_a_demo_of_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases_prepared: None) -> None:
-    small = replace(demo.QUICK, num_scenes=40, num_eval_scenes=4, shard_size=32, steps=3, micro_batch=8)
+    small = replace(demo.QUICK, num_scenes=20, num_eval_scenes=4, shard_size=32, steps=3, micro_batch=8)
     monkeypatch.setattr(demo, "QUICK", small)
     out = tmp_path / "out"
-    report = demo.run_demo(out, quick=True, profile="stem")
+    report = demo.run_demo(out, quick=True, rows=["align_kd"], profile="stem")
     reader = StoreReader(out / "stores" / "tqv")
     assert reader.manifest.codecs.from_stem == ("attention", "vision_top", "vision_all")
     assert report["stores"]["tqv"]["attachment_bytes"] > 4 * 512 * 128 > 0

@@ -1,14 +1,12 @@
 """Which family a checkpoint belongs to; a third family is one folder and its name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import toy_family
+from prepared_processes import PreparedProcesses
 
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.errors import InputError
@@ -50,16 +48,18 @@ def test_configurations_that_are_none(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "none")
 
 
-def test_mobilevlm_imports_no_other_family(golden: Path) -> None:
+def test_mobilevlm_imports_no_other_family(
+    golden: Path, prepared_libraries: PreparedProcesses, patience: float
+) -> None:
     code = (
         "import sys; from alignkd.vlm.families.open import open_checkpoint; from pathlib import Path\n"
         "model = open_checkpoint(sys.argv[1], vision_config=Path(sys.argv[2])).load_model()\n"
         "print([name for name in sys.modules if 'families.huggingface' in name])"
     )
-    command = [sys.executable, "-c", code, str(golden / "teacher"), str(golden / "clip")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src")}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == "[]"
+    child = prepared_libraries.start("-c", code, golden / "teacher", golden / "clip")
+    output, errors = child.communicate(patience)
+    assert child.returncode == 0, errors
+    assert output.strip() == "[]"
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Loading holds the weights once, the head is read alone, and recording attention makes nothing of size [H, L, L]."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import tiny_families
 import torch
 from live_bytes import LiveBytes
+from prepared_processes import PreparedProcesses
 
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences
 from alignkd.vlm.inputs.examples import Example
@@ -69,16 +67,14 @@ print(json.dumps(peaks))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
-def test_weights_are_held_once(tmp_path: Path) -> None:
+def test_weights_are_held_once(tmp_path: Path, prepared: PreparedProcesses, patience: float) -> None:
     folder = tiny_families.build(
-        "gemma3", tmp_path / "large", hidden_size=1024, num_layers=6, heads=16, vocab_size=32000, dtype="bfloat16"
+        "gemma3", tmp_path / "large", hidden_size=1024, num_layers=4, heads=16, vocab_size=24000, dtype="bfloat16"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, folder, tmp_path / "out"], capture_output=True, text=True, env=environment
-    )
-    assert child.returncode == 0, child.stderr
-    peaks = json.loads(child.stdout)
+    child = prepared.start("-c", CHILD, folder, tmp_path / "out")
+    output, errors = child.communicate(patience)
+    assert child.returncode == 0, errors
+    peaks = json.loads(output)
     assert peaks["bfloat16"] < 1.25 and peaks["float32"] < 1.25, peaks
     assert peaks["save"] < 1.1, peaks
     assert peaks["head"] < 1.5, peaks  # the matrix, and what importing more of transformers takes

@@ -60,7 +60,7 @@ def test_run_then_shards_then_nothing_left(
     reports = json.loads(finished.stdout)
     assert reports["verify"]["ok"] and reports["train"]["step"] == 2 and reports["dump"]["num_records"] == 4
     store = tmp_path / "store"
-    listing = json.loads(alignkd("shards", "ls", store, "--json").stdout)
+    listing = json.loads(alignkd_here("shards", "ls", store, "--json").stdout)
     assert (listing["records"], listing["committed"]) == (4, 1)
     targets = {target["name"]: target for target in listing["manifest"]["targets"]}
     assert targets["logits"]["codec"]["top_k"] == 6

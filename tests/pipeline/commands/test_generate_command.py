@@ -41,7 +41,7 @@ def config(golden: Path, golden_images: Path, tmp_path: Path) -> Path:
 
 
 def test_generate_then_dump_then_train(
-    config: Path, alignkd_here: Alignkd, alignkd_prepared: Alignkd, write_config: WriteConfig, tmp_path: Path
+    config: Path, alignkd_here: Alignkd, write_config: WriteConfig, tmp_path: Path
 ) -> None:
     done = alignkd_here("generate", config, "--json")
     assert done.returncode == 0, done.stderr
@@ -53,8 +53,9 @@ def test_generate_then_dump_then_train(
         "template": "v1",
     }
     run = write_config(data=data, teacher={"sanity": "off"}, store=SMALL_STORE, train={**SHORT, **LOGITS_ONLY})
-    trained = alignkd_prepared("run", run)
-    assert trained.returncode == 0, trained.stderr
+    for phase in ("dump", "train"):
+        finished = alignkd_here(phase, run)
+        assert finished.returncode == 0, finished.stderr
     reader = StoreReader(tmp_path / "store")
     assert sorted(record.id for record in reader) == [entry["id"] for entry in entries_of(tmp_path / "teacher-answers")]
 

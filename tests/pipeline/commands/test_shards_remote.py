@@ -28,6 +28,10 @@ for config in sys.argv[1:]:
 """
 
 
+# small objects are read in one request; the tests of storage read in many
+BLOCK_BYTES = "262144"
+
+
 @dataclass(frozen=True)
 class Dumped:
     """The golden samples dumped into a folder and into a bucket by one process, and students trained from both."""
@@ -68,9 +72,16 @@ def dumped(
                 patch.setenv(name, value)
             else:
                 patch.delenv(name, raising=False)
+        patch.setenv("ALIGNKD_CACHE_BLOCK_BYTES", BLOCK_BYTES)
         process = prepared.start("-c", BOTH_PHASES, "local.yaml", "distant.yaml")
     assert process.wait(patience) == 0, process.errors()[-4000:]
     return found
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(remote_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `dumped`."""
+    monkeypatch.setenv("ALIGNKD_CACHE_BLOCK_BYTES", BLOCK_BYTES)
 
 
 @pytest.fixture(scope="module")

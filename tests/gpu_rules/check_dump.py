@@ -19,8 +19,9 @@ from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
 from alignkd.vlm.errors import InputError
 
 # Largest difference of a float: one step of the stored format where the sum on the device rounds to the other side.
-# That is 2 ** -7 for the vision embeddings, which are float16 below 16. Which sums round to the other side depends on the
-# processor: measured 1.6e-4, 1e-3 and 4e-3 on one, 8e-3 for the embeddings on another. Fields that are no floats, such as ids and the numbers of the 16, are equal.
+# That is 2 ** -7 for the vision embeddings, which are float16 below 16. Which sums round to the other side depends on
+# the processor: measured 1.6e-4, 1e-3 and 4e-3 on one, and 8e-3 for the embeddings on another. Fields that are no
+# floats, such as ids and the numbers of the 16, are equal.
 BOUNDS = {"attention": 1e-3, "vision": 2**-7, "logits": 1e-2, "counterfactual": 1e-2, "visual": 4e-3, "evidence": 0}
 
 

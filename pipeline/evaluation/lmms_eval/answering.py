@@ -12,13 +12,13 @@ from alignkd.pipeline.evaluation.batches import Batches
 from alignkd.pipeline.evaluation.journal import Answered
 from alignkd.pipeline.evaluation.lmms_eval.asked import Asked
 from alignkd.pipeline.evaluation.prompts import preparation_for
-from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.pipeline.runs.teacher.worker import device_of_worker
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
+from alignkd.vlm.families.shared_images import SharedImages
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors

@@ -41,6 +41,18 @@ def evaluations_in(folder: Path) -> dict[EvaluatedModel, Path]:
     return {model: folder / model for model in EVALUATED if (folder / model / RESULTS).is_file()}
 
 
+def single_evaluations_in(folder: Path) -> list[Path]:
+    """The folders below `folder` with scores of a single checkpoint, by name, such as those in `eval`.
+
+    Those of `evaluations_in` are not among them, unless there is no student: `teacher` is then a name as any other.
+    """
+    if not folder.is_dir():
+        return []
+    models = evaluations_in(folder)
+    belonging = models.values() if "student" in models else ()
+    return sorted(place for place in folder.iterdir() if (place / RESULTS).is_file() and place not in belonging)
+
+
 def _place(output: Path) -> Path:
     try:
         found = json.loads(read_regular(output / PLACE))

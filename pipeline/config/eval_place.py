@@ -33,7 +33,7 @@ def keep_place(output: Path, folder: Path) -> None:
 
 def evaluations_of(output: Path) -> dict[EvaluatedModel, Path]:
     """Model -> its folder with scores, of the evaluation of a run; empty for a run without one."""
-    return evaluations_in(_place(output))
+    return evaluations_in(place_of(output))
 
 
 def evaluations_in(folder: Path) -> dict[EvaluatedModel, Path]:
@@ -53,7 +53,8 @@ def single_evaluations_in(folder: Path) -> list[Path]:
     return sorted(place for place in folder.iterdir() if (place / RESULTS).is_file() and place not in belonging)
 
 
-def _place(output: Path) -> Path:
+def place_of(output: Path) -> Path:
+    """The folder of the evaluation of a run with this output folder."""
     try:
         found = json.loads(read_regular(output / PLACE))
         return output / str(found["out"])

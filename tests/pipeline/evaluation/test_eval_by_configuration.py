@@ -103,6 +103,7 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     assert again.exit_code == 0, again.stderr
     assert [line for line in again.stdout.splitlines() if line.startswith("alignkd ")] == [f"alignkd eval {config}"]
     assert "nothing left to do: 2 steps are done" in again.stdout and "device" not in again.stderr
+    assert again.stdout.endswith(f"side by side: alignkd report {out} --out FOLDER\n")
     assert {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()} == asked_before
 
     status = json.loads(in_process("train", "--status", out, "--json").stdout)

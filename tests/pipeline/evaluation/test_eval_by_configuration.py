@@ -127,7 +127,7 @@ def test_what_is_wrong_with_the_benchmarks_shows_before_the_teacher_runs(
         return done.stderr
 
     assert f"{tmp_path / 'nowhere'}: no such folder" in error(data=str(tmp_path / "nowhere"))
-    assert "nobody" in error(baseline=str(tmp_path / "nobody"))
+    assert "eval.baseline" in error(baseline=str(tmp_path / "nobody"))
     (data_root / "gqa" / "images" / "n003.jpg").unlink()
     assert "n003.jpg" in error()
     stages = [
@@ -151,6 +151,9 @@ def test_a_configuration_is_evaluated_where_it_has_the_section(
     config = write_evaluated(limit=2)
     assert "out/student: no such student yet; train it first (`alignkd train`)" in error(config)
     assert not (tmp_path / "out").exists()
+    shutil.copytree(brief_model, tmp_path / "out" / "student")
+    assert "eval.baseline: " in error(write_evaluated(baseline=str(tmp_path / "nobody")))
+    assert not (tmp_path / "out" / "eval").exists()  # before the student is asked anything
     assert "--data, --dtype: CONFIG has keys for this in its section eval" in error(
         config, "--data", tmp_path, "--dtype", "float32"
     )

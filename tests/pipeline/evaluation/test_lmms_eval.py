@@ -56,7 +56,7 @@ def forget() -> None:
 
 @pytest.fixture
 def loaded(lmms_eval: SimpleNamespace, brief_model: Path, golden: Path) -> Any:
-    """The model as `lmms_eval --model alignkd --model_args ... --batch_size 4` makes it."""
+    """The model as `python -m lmms_eval --model alignkd --model_args ... --batch_size 4` makes it."""
     arguments = f"pretrained={brief_model},vision_config={golden / 'clip'},dtype=float32"
     model_class = lmms_eval.registry.get_model_class("alignkd")
     return model_class.create_from_arg_string(arguments, {"batch_size": "4", "max_batch_size": None, "device": "cpu"})

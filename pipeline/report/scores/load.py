@@ -117,7 +117,9 @@ def _joined(listed: list[Evaluation], found: Sequence[Evaluation]) -> list[Evalu
     for one in found:
         if not any(one.is_same(other) for other in (*listed, *new)):
             new.append(one)
-    listed += [replace(one, name=str(one.model) if len(new) == 1 else f"{one.model} of {one.name}") for one in new]
+    names = {one.name for one in listed}
+    is_clear = len(new) == 1 and new[0].model not in names
+    listed += [replace(one, name=str(one.model) if is_clear else f"{one.model} of {one.name}") for one in new]
     return [other for other in listed if any(one.is_same(other) for one in found)]
 
 

@@ -127,12 +127,12 @@ def scores_figure(comparison: Comparison) -> Figure:
         for axes, column in zip(places, columns, strict=True):
             _draw_bars(axes, models, column)
         handles, names = places[0].get_legend_handles_labels()
-    shown = list(map(_shown_name, names))
+    shown = list(map(shown_name, names))
     legend = figure.legend(
         handles,
         shown,
         loc="outside lower center",
-        ncols=_legend_columns(shown),
+        ncols=legend_columns(shown, width),
         fontsize="small",
         title=_remarks(comparison, has_axes=has_axes),
         title_fontsize="small",
@@ -156,15 +156,15 @@ def _remarks(comparison: Comparison, *, has_axes: bool) -> str:
     return "\n".join(part for line in lines for part in textwrap.wrap(line, _REMARK_CHARACTERS))
 
 
-def _shown_name(name: str) -> str:
+def shown_name(name: str) -> str:
     """The end of a long name: that is where names of runs differ."""
     return name if len(name) <= _LONGEST_NAME else f"...{name[-_LONGEST_NAME:]}"
 
 
-def _legend_columns(names: Sequence[str]) -> int:
-    """As many columns as the figure is wide enough for, at most four."""
+def legend_columns(names: Sequence[str], inches: float) -> int:
+    """As many columns of a small legend as a figure of this width has room for, at most four."""
     column = _INCHES_PER_SAMPLE + _INCHES_PER_CHARACTER * max(map(len, names))
-    return max(1, min(len(names), 4, int(_INCHES[0] / column)))
+    return max(1, min(len(names), 4, int(inches / column)))
 
 
 def _styles(models: Sequence[Evaluation]) -> list[tuple[Evaluation, Style]]:

@@ -225,9 +225,11 @@ def test_a_folder_of_single_evaluations_is_listed_whole(
         "align-kd": ["50.00 (-1.00)"],
         "teacher": ["52.00 (+1.00)"],
     }
-    # and a run may be beside
-    run = write_run("run", student={"gqa": 60.0})
-    assert list(cells(make_report([run, folder]))) == ["model", "run", "align-kd", "supervised", "teacher"]
+    # and a run may be beside, also one with a teacher
+    run = write_run("run", student={"gqa": 60.0}, teacher={"gqa": 61.0})
+    assert list(cells(make_report([run, folder]))) == [
+        "model", "run", "align-kd", "supervised", "teacher", "teacher of run",
+    ]  # fmt: skip
 
 
 def test_columns_have_the_benchmarks_titles() -> None:

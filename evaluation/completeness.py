@@ -1,7 +1,7 @@
 """Whether there is exactly one answer to every question."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 
 from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.listed import some
@@ -34,18 +34,19 @@ def incomplete_notes(
     problems = []
     if not wanted.keys() & found.keys():
         raise AnswersError(
-            f"no answer is to one of the {wanted.total()} questions ({some(list(wanted))}); give the answers to this "
-            "benchmark"
+            f"no answer is to one of the {wanted.total()} questions ({some(list(wanted))}); "
+            f"{_other_type(wanted, found) or 'give the answers to this benchmark'}"
         )
     if missing:
         problems.append(f"questions without an answer: {len(missing)} of {wanted.total()} ({some(missing)})")
     if doubled:
         problems.append(f"questions with several answers: {len(doubled)} ({some(doubled)})")
     if missing and missing_is_fatal:
-        raise AnswersError(f"{problems[0]}; generate the missing answers")
+        raise AnswersError(f"{problems[0]}; {_other_type(missing, others) or 'generate the missing answers'}")
     if problems and not as_original:
         raise AnswersError(
-            f"{'; '.join(problems)}; generate all answers, or give {AS_ORIGINAL} for the original's number"
+            f"{'; '.join(problems)}; "
+            + (_other_type(missing, others) or f"generate all answers, or give {AS_ORIGINAL} for the original's number")
         )
     if others:
         problems.append(f"answers to other questions, not scored: {len(others)} ({some(others)})")
@@ -63,8 +64,21 @@ def refuse_unknown(expected: Iterable[Hashable], given: Iterable[Hashable], plac
     if others:
         raise AnswersError(
             f"answers to questions that {place} does not have: {len(others)} ({some(others)}); "
-            "give the answers to this benchmark, or the questions that they were generated for"
+            + (
+                _other_type(wanted, others)
+                or "give the answers to this benchmark, or the questions that they were generated for"
+            )
         )
+
+
+def _other_type(wanted: Collection[Hashable], found: Collection[Hashable]) -> str | None:
+    """What to change if ids are the right ones, but numbers instead of texts or the other way round."""
+    texts = {str(key): key for key in wanted}
+    for key in found:
+        same = texts.get(str(key))
+        if same is not None and same != key:
+            return f"question_id is {key!r}, but {same!r} in the question file; write the ids as they are there"
+    return None
 
 
 def count_note(found: int, published: int, what: str) -> list[str]:

@@ -22,8 +22,9 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
     Example: alignkd run run.yaml
     """
     with heavy_imports():
+        from alignkd.pipeline.config.baseline import check_baseline
         from alignkd.pipeline.config.run_config import RunConfig
-        from alignkd.pipeline.evaluation.command.checks import check_baseline, check_benchmarks
+        from alignkd.pipeline.evaluation.command.checks import check_benchmarks
         from alignkd.pipeline.models.pair import check_pair
         from alignkd.pipeline.runs.stages import run_stages
 

@@ -94,7 +94,7 @@ class EvalOutput:
         """
         asked = json.loads(json.dumps(settings))
         with self.locked():
-            found = _read(file)
+            found = read_settings(file)
             if found is not None and (difference := _difference(found, asked)) is None:
                 return
             if found is not None and not self._force:
@@ -109,7 +109,15 @@ class EvalOutput:
     def _is_ours(folder: Path) -> bool:
         """Whether an evaluation made the folder, perhaps another process that has just begun."""
         names = [entry.name for entry in folder.iterdir()]
-        return RUN in names or all(name == _LOCK or name.startswith(".part-") for name in names)
+        return is_begun(folder) or all(name == _LOCK or name.startswith(".part-") for name in names)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether an evaluation has begun in a folder. The output of a training run has a file of the same name."""
+    try:
+        return "model_id" in (read_settings(folder / RUN) or {})
+    except InputError:
+        return False
 
 
 def question_settings(questions: Sequence[Question], folder: Path, limit: int | None) -> dict[str, Any]:
@@ -133,7 +141,7 @@ def question_settings(questions: Sequence[Question], folder: Path, limit: int | 
     return {"limit": limit, "questions": len(questions), "sha256": digest.hexdigest()}
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def read_settings(file: Path) -> dict[str, Any] | None:
     """The settings in a file, None if there is no such file.
 
     Raises:

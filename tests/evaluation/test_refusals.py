@@ -346,3 +346,19 @@ def test_ids_in_messages_are_short_and_on_one_line() -> None:
     others = [replace(answers[0], question_id=other) for other in ("a\nb", "x" * 10_000)]
     score = BENCHMARKS["gqa"].score(GOLDEN / "gqa" / "data", [*answers, *others])
     assert score.notes[-1].endswith(f", a b, {'x' * 80}...)")
+
+
+@pytest.mark.parametrize("name", ["gqa", "sqa", "mmbench", "pope"])
+@pytest.mark.parametrize("count", [1, None])
+def test_ids_that_are_numbers_instead_of_texts_are_named(name: str, count: int | None) -> None:
+    """Or texts instead of numbers; in the list of ids both look the same."""
+    answers = answers_to(name)
+    changed = [replace(one, question_id=_of_other_type(one.question_id)) for one in answers[:count]]
+    first, other = answers[0].question_id, changed[0].question_id
+    with pytest.raises(AnswersError) as refused:
+        BENCHMARKS[name].score(GOLDEN / name / "data", [*changed, *answers[len(changed) :]])
+    assert f"question_id is {other!r}, but {first!r} in the question file; write the ids" in str(refused.value)
+
+
+def _of_other_type(question_id: str | int) -> str | int:
+    return str(question_id) if isinstance(question_id, int) else int(question_id)

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.recipes import load_stages
-from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.evaluation.command.configured import evaluations
 from alignkd.pipeline.evaluation.run import check_data
 
 
@@ -23,14 +20,3 @@ def check_benchmarks(path: Path) -> None:
             if (section.data, name) not in checked:
                 check_data(name, section.data)
             checked.add((section.data, name))
-
-
-def check_baseline(config: RunConfig) -> None:
-    """Refuse a baseline that does not exist, before the teacher of the stage runs; no weights are read.
-
-    Raises:
-        InputError: no such checkpoint, or of no family.
-    """
-    if config.eval is not None and config.eval.baseline is not None:
-        settings = evaluations(config)["baseline"]
-        _ = PlannedModel(settings.checkpoint, settings.vision_config, settings.processor).config

@@ -62,6 +62,7 @@ def test_all_six_benchmarks(
         assert {line["model_id"] for line in ours} == {"brief-model"}
         assert len({line["answer_id"] for line in ours}) == len(ours) and len({line["text"] for line in ours}) > 1
     assert "average" in done.stdout and "POPE" in done.stdout
+    assert done.stdout.splitlines()[0].endswith(f"brief-model: answers and scores in {tmp_path / 'out'}")
 
 
 def test_the_default_is_float16_as_in_the_original(
@@ -185,6 +186,17 @@ def test_wrong_input_is_one_line_before_the_model_is_loaded(
         ["eval", brief_model, "--benchmark", "gqa,vqa", "--data", data_root],
     ):
         assert alignkd_here(*words).returncode == 2
+
+
+@pytest.mark.parametrize("content", ['{"data": [], "teacher": {}}', "[1", "{}"])
+def test_a_folder_of_another_command_is_refused_also_with_force(evaluated: Run, content: str, tmp_path: Path) -> None:
+    """The output of a training run has a `run.json`, too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(content)
+    for options in ((), ("--force",)):
+        assert "was not made by this command" in one_line_error(evaluated("gqa", "--limit", 1, *options))
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("run.json", content)]
 
 
 def test_a_device_that_does_not_exist(evaluated: Run) -> None:

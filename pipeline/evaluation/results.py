@@ -163,7 +163,10 @@ def _part_json(score: Score, answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _why_no_score(questions: int, answered: int, unusable: int) -> str | None:
     if left := questions - answered - unusable:
-        return f"{left} of {questions} questions are not asked yet"
+        return (
+            f"{left} of {questions} questions are not asked yet; run the same command again, unless another process "
+            "asks them"
+        )
     if unusable:
         return f"{unusable} of {questions} questions could not be asked; a score without them would be another number"
     return None

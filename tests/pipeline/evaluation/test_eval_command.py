@@ -140,6 +140,27 @@ def test_broken_pictures_are_listed_and_prevent_the_score(evaluated: Run, data_r
     assert (tmp_path / "out" / "gqa" / "answers.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_of_the_processes_of_a_launcher_the_first_prints(
+    is_broken: bool, evaluated: Run, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_broken:
+        (data_root / "gqa" / "images" / "n003.jpg").write_bytes(b"")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        for options in ([], ["--json"]):
+            done = evaluated("gqa", *options)
+            if rank:  # an exit code would make the launcher end the first process before it prints
+                assert (done.returncode, done.stdout) == (0, "")
+                assert all(line.startswith("alignkd: device") for line in done.stderr.splitlines())
+                continue
+            assert done.returncode == int(is_broken), done.stderr
+            assert json.loads(done.stdout)["benchmarks"] if options else "GQA" in done.stdout
+    monkeypatch.setenv("RANK", "1")  # a worker that was given by hand has a terminal of its own
+    assert "GQA" in evaluated("gqa", "--worker", "1/2").stdout
+
+
 def test_other_settings_are_refused_with_both_values(
     evaluated: Run, data_root: Path, golden: Path, tmp_path: Path
 ) -> None:

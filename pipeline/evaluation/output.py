@@ -58,7 +58,16 @@ class EvalOutput:
             InputError: it was made with other settings, and not `force`.
             StoreError: it cannot be written.
         """
-        self._settle(self.path / RUN, {"version": VERSION, **settings}, [*BENCHMARKS, RUN, RESULTS])
+        self._settle(self.path / RUN, _asked(settings), [*BENCHMARKS, RUN, RESULTS])
+
+    def is_of(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the folder was made for these settings.
+
+        Raises:
+            InputError: its settings cannot be read.
+        """
+        found = _read(self.path / RUN)
+        return found is not None and _difference(found, _asked(settings)) is None
 
     def begin_benchmark(self, name: str, settings: Mapping[str, Any]) -> Path:
         """The same for the folder of a benchmark, which is returned; `settings` of `question_settings`."""
@@ -131,6 +140,11 @@ def question_settings(questions: Sequence[Question], folder: Path, limit: int | 
         values = [one.id, one.turn, one.prompt, image, one.pads_image, one.max_new_tokens, dict(one.fields)]
         digest.update(json.dumps(values).encode() + b"\n")
     return {"limit": limit, "questions": len(questions), "sha256": digest.hexdigest()}
+
+
+def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of `run.json` for the settings of a run."""
+    return {"version": VERSION, **settings}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

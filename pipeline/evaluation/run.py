@@ -103,6 +103,15 @@ def check_data(name: str, root: Path) -> None:
     _Data.read(name, root, limit=None)
 
 
+def made_with(settings: EvalSettings) -> dict[str, Any]:
+    """What decides the answers; content of `run.json`. Every byte of the weights is read.
+
+    Raises:
+        InputError: unusable checkpoint.
+    """
+    return _Model(settings).settings
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Data:
     """The questions of a benchmark.

@@ -70,6 +70,6 @@ def _is_file(path: Path) -> bool:
 
 def _line(values: dict[str, object], place: str) -> QuestionLine:
     question_id, image, text = (values.get(key) for key in ("question_id", "image", "text"))
-    if not is_id(question_id) or not isinstance(image, str) or not isinstance(text, str):
+    if not is_id(question_id) or not isinstance(image, str) or not image or not isinstance(text, str):
         raise InputError(f"{place}: not a question with `question_id`, `image` and `text`; copy the file again")
     return QuestionLine(question_id, image, text, str(values.get("category", "")))

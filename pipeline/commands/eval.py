@@ -22,7 +22,7 @@ _OF_BOTH = ("checkpoint", "stage", "worker", "force", "as_json")
 
 def _names(context: click.Context, option: click.Parameter, given: str) -> tuple[str, ...]:
     """The names between the commas, in their order and without repetition."""
-    names = tuple(dict.fromkeys(given.split(",")))
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
     for name in names:
         if name not in NAMES:
             raise click.BadParameter(f"{name!r} is none of {', '.join(NAMES)}")

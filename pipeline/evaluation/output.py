@@ -66,7 +66,7 @@ class EvalOutput:
         Raises:
             InputError: its settings cannot be read.
         """
-        found = _read(self.path / RUN)
+        found = read_object(self.path / RUN)
         return found is not None and _difference(found, _asked(settings)) is None
 
     def begin_benchmark(self, name: str, settings: Mapping[str, Any]) -> Path:
@@ -103,7 +103,7 @@ class EvalOutput:
         """
         asked = json.loads(json.dumps(settings))
         with self.locked():
-            found = _read(file)
+            found = read_object(file)
             if found is not None and (difference := _difference(found, asked)) is None:
                 return
             if found is not None and not self._force:
@@ -147,8 +147,8 @@ def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": VERSION, **settings}
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """The settings in a file, None if there is no such file.
+def read_object(file: Path) -> dict[str, Any] | None:
+    """The object in a file of an evaluation, None if there is no such file.
 
     Raises:
         InputError: it is not such a file.

@@ -206,3 +206,12 @@ def test_ids_that_are_neither_texts_nor_integers(name: str, question_id: object,
         path.write_text("\n".join([json.dumps(json.loads(first) | {"question_id": question_id}), *rest]))
     with pytest.raises(InputError, match="not a question"):
         BENCHMARKS[name].questions(folder)
+
+
+def test_lines_without_the_name_of_an_image(tmp_path: Path) -> None:
+    folder = copied("gqa", tmp_path)
+    path = folder / "llava_gqa_testdev_balanced.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"image": ""}), *rest]))
+    with pytest.raises(InputError, match="line 1: not a question"):
+        BENCHMARKS["gqa"].questions(folder)

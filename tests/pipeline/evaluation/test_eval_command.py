@@ -208,6 +208,17 @@ def test_wrong_input_is_one_line_before_the_model_is_loaded(
         assert alignkd_here(*words).returncode == 2
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_score_of_another_benchmark(content: str, evaluated: Run, tmp_path: Path) -> None:
+    assert evaluated("gqa, pope, gqa", "--limit", 1).returncode == 0
+    score = tmp_path / "out" / "gqa" / "score.json"
+    whole = json.loads(score.read_text())
+    score.write_text(content)
+    assert f"{score}: not written by `alignkd eval`" in one_line_error(evaluated("pope", "--limit", 1))
+    assert evaluated("gqa", "--limit", 1).returncode == 0
+    assert json.loads(score.read_text()) == whole
+
+
 def test_a_device_that_does_not_exist(evaluated: Run) -> None:
     assert "'nowhere:0' cannot be used" in one_line_error(evaluated("gqa", "--device", "nowhere:0"))
 

@@ -23,7 +23,7 @@ _OF_BOTH = ("checkpoint", "stage", "worker", "force", "as_json")
 
 def _names(context: click.Context, option: click.Parameter, given: str) -> tuple[str, ...]:
     """The names between the commas, in their order and without repetition."""
-    names = tuple(dict.fromkeys(given.split(",")))
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
     for name in names:
         if name not in NAMES:
             raise click.BadParameter(f"{name!r} is none of {', '.join(NAMES)}")
@@ -119,21 +119,21 @@ def eval(
         raise click.UsageError("--stage needs a configuration file")
     with heavy_imports():
         from alignkd.pipeline.config.checkpoint_config import vision_config_of
-        from alignkd.pipeline.evaluation.command.ending import end_if_incomplete, print_result
+        from alignkd.pipeline.evaluation.command.ending import end_if_incomplete, print_result, prints
         from alignkd.pipeline.evaluation.run import run_eval
         from alignkd.pipeline.evaluation.settings import EvalSettings, model_name
         from alignkd.pipeline.runs.teacher.shards_report import ending_when_abandoned
 
     settings["vision_config"] = settings["vision_config"] or vision_config_of(checkpoint)
-    out = out or Path("eval") / model_name(checkpoint)
+    out, reports = out or Path("eval") / model_name(checkpoint), prints(settings["worker"])
     with ending_when_abandoned():
         end = run_eval(EvalSettings(checkpoint=checkpoint, data=data, out=out, **settings))
-    if as_json:
+    if as_json and reports:
         print_json(end.results)
-    else:
+    elif reports:
         click.echo(f"{checkpoint}: answers and scores in {out}")
         print_result(end)
-    end_if_incomplete({out: end})
+    end_if_incomplete({out: end}, reports=reports)
 
 
 def _show_status(path: Path, as_json: bool) -> None:
@@ -166,27 +166,27 @@ def _given(context: click.Context, without: Sequence[str]) -> list[str]:
 def _evaluate_configuration(path: Path, stage: str | None, as_json: bool, *, worker: str | None, force: bool) -> None:
     with heavy_imports():
         from alignkd.pipeline.evaluation.command.configured import evaluate, evaluated_stages
-        from alignkd.pipeline.evaluation.command.ending import end_if_incomplete, print_result
+        from alignkd.pipeline.evaluation.command.ending import end_if_incomplete, print_result, prints
         from alignkd.pipeline.runs.teacher.shards_report import ending_when_abandoned
 
-    reports: dict[str, Any] = {}
-    ends = {}
+    results: dict[str, Any] = {}
+    ends, reports = {}, prints(worker)
     for found in evaluated_stages(path, stage):
-        of_stage = reports if found.name is None or stage is not None else reports.setdefault(found.name, {})
+        of_stage = results if found.name is None or stage is not None else results.setdefault(found.name, {})
         with ending_when_abandoned():
             for model, out, end in evaluate(found.config, worker=worker, force=force):
                 of_stage[model], ends[out] = end.results, end
-                if not as_json:
+                if reports and not as_json:
                     click.echo(f"{model} {end.results['checkpoint']}: answers and scores in {out}")
                     print_result(end)
         if any(end.interrupted_by for end in ends.values()):
             break
         assert found.config.train is not None
-        if not as_json:
+        if reports and not as_json:
             click.echo(f"side by side: alignkd report {found.config.train.output} --out FOLDER")
-    if as_json:
-        print_json(reports)
-    end_if_incomplete(ends)
+    if as_json and reports:
+        print_json(results)
+    end_if_incomplete(ends, reports=reports)
 
 
 eval.add_command(score)

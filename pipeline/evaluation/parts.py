@@ -13,6 +13,7 @@ from pathlib import Path
 
 from alignkd.evaluation.question import Question
 from alignkd.pipeline.evaluation.journal import Answered, Journal, JournalContent, Process, read_journal
+from alignkd.teacher_dump.operation.status import FOLDER, is_claimed
 
 BLOCK = 128
 PARTS = "parts"
@@ -61,6 +62,10 @@ class AnswerParts:
     def shared_folder(self, name: str) -> Path:
         """A folder for files that are not answers."""
         return self.path / name
+
+    def is_in_hand(self, block: int) -> bool:
+        """Whether a living process answers a block, or has claimed it."""
+        return is_claimed(self.shared_folder(FOLDER), block)
 
     def open(self, block: int) -> Journal:
         """The journal of a block that this process has claimed.

@@ -11,7 +11,7 @@ from alignkd.evaluation.benchmark import BENCHMARKS
 from alignkd.evaluation.table import shown_value
 from alignkd.pipeline.config.eval_place import EVALUATED, place_of
 from alignkd.pipeline.console.printing import aligned, format_duration
-from alignkd.pipeline.evaluation.output import QUESTIONS, RUN, SCORE, is_begun, read_settings
+from alignkd.pipeline.evaluation.output import QUESTIONS, RUN, SCORE, is_begun, read_object
 from alignkd.pipeline.evaluation.parts import answered_in
 from alignkd.teacher_dump.operation.status import read_workers
 from alignkd.vlm.errors import InputError
@@ -123,7 +123,7 @@ def _evaluations(path: Path) -> list[Path]:
 
 
 def _of_folder(folder: Path) -> EvalStatus:
-    settings = read_settings(folder / RUN) or {}
+    settings = read_object(folder / RUN) or {}
     begun = tuple(_of_benchmark(folder, name) for name in BENCHMARKS if (folder / name / QUESTIONS).is_file())
     states = {one.state for one in begun}
     state: State = "running" if "running" in states else "complete" if states == {"complete"} else "stopped"
@@ -139,7 +139,7 @@ def _of_folder(folder: Path) -> EvalStatus:
 
 def _of_benchmark(folder: Path, name: str) -> BenchmarkStatus:
     file = folder / name / QUESTIONS
-    settings = read_settings(file) or {}
+    settings = read_object(file) or {}
     questions, limit = settings.get("questions"), settings.get("limit")
     if not isinstance(questions, int) or not isinstance(limit, int | None):
         raise InputError(f"{file}: not written by `alignkd eval` (no number of questions); give its --out folder")

@@ -106,6 +106,20 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     assert again.stdout.endswith(f"side by side: alignkd report {out} --out FOLDER\n")
     assert {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()} == asked_before
 
+    # the data of what is finished may be removed
+    (data_root / "gqa" / "images" / "n003.jpg").unlink()
+    config = write_evaluated(baseline=str(brief_model), teacher=True)
+    lines = in_process("run", config).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["nothing left to do", "nothing left to evaluate"]
+    assert f"scores in {out / 'eval'}" in lines[1] and "n003.jpg" in lines[1]
+    shutil.rmtree(data_root)
+    kept = in_process("run", config, "--json")
+    assert kept.exit_code == 0 and json.loads(kept.stdout)["eval"] == reports["eval"]
+    for other in ({"dtype": "float16"}, {"benchmarks": "gqa,pope"}, {"limit": 3}):
+        refused = in_process("run", write_evaluated(**other))
+        assert refused.exit_code == 1 and f"{data_root}: no such folder" in refused.stderr, (other, refused.stdout)
+    write_evaluated()
+
     status = json.loads(in_process("train", "--status", out, "--json").stdout)
     assert status["scores"] == {"gqa": reports["eval"]["student"]["row"]["gqa"]}
     assert f"scores: gqa {status['scores']['gqa']:.2f}" in in_process("train", "--status", out).stdout

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignkd.evaluation.listed import value_of
-from alignkd.evaluation.question import Question
+from alignkd.evaluation.question import Question, is_id
 from alignkd.evaluation.reading import read_json_lines
 from alignkd.vlm.errors import InputError
 
@@ -84,7 +84,7 @@ def prompt_of(answer: Answer) -> str:
 def _answer(values: dict[str, object], place: str) -> Answer:
     rest = {key: value for key, value in values.items() if key not in ("question_id", "prompt", "text")}
     question_id, prompt, text = (values.get(key) for key in ("question_id", "prompt", "text"))
-    if not isinstance(question_id, str | int) or isinstance(question_id, bool):
+    if not is_id(question_id):
         raise InputError(
             f"{place}: `question_id` is {value_of(question_id)}, not a text or an integer; write this line again"
         )

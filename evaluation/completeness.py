@@ -1,12 +1,13 @@
 """Whether there is exactly one answer to every question."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 
 from alignkd.evaluation.errors import AnswersError
 from alignkd.evaluation.listed import some
 
 AS_ORIGINAL = "--as-original"
+_MAX_DIGITS = 20
 
 
 def incomplete_notes(
@@ -34,11 +35,12 @@ def incomplete_notes(
     problems = []
     if not wanted.keys() & found.keys():
         raise AnswersError(
-            f"no answer is to one of the {wanted.total()} questions ({some(list(wanted))}); give the answers to this "
-            "benchmark"
+            f"no answer is to one of the {wanted.total()} questions ({some(list(wanted))})"
+            f"{_type_hint(wanted, others)}; give the answers to this benchmark"
         )
     if missing:
-        problems.append(f"questions without an answer: {len(missing)} of {wanted.total()} ({some(missing)})")
+        hint = _type_hint(wanted, others)
+        problems.append(f"questions without an answer: {len(missing)} of {wanted.total()} ({some(missing)}){hint}")
     if doubled:
         problems.append(f"questions with several answers: {len(doubled)} ({some(doubled)})")
     if missing and missing_is_fatal:
@@ -62,9 +64,26 @@ def refuse_unknown(expected: Iterable[Hashable], given: Iterable[Hashable], plac
     others = [key for key in dict.fromkeys(given) if key not in wanted]
     if others:
         raise AnswersError(
-            f"answers to questions that {place} does not have: {len(others)} ({some(others)}); "
+            f"answers to questions that {place} does not have: {len(others)} ({some(others)})"
+            f"{_type_hint(wanted, others)}; "
             "give the answers to this benchmark, or the questions that they were generated for"
         )
+
+
+def _type_hint(wanted: Container[Hashable], others: Iterable[Hashable]) -> str:
+    """What to add to a message where answers have the number of a question in the other type of JSON; "" elsewhere."""
+    for key in others:
+        question_id = key[0] if isinstance(key, tuple) else key
+        swapped: str | int
+        if isinstance(question_id, int):
+            swapped, found, asked = str(question_id), "an integer", f'the text "{question_id}"'
+        elif isinstance(question_id, str) and question_id.isdecimal() and len(question_id) <= _MAX_DIGITS:
+            swapped, found, asked = int(question_id), "a text", f"the integer {int(question_id)}"
+        else:
+            continue
+        if ((swapped, *key[1:]) if isinstance(key, tuple) else swapped) in wanted:
+            return f"; `question_id` {question_id} of an answer is {found}, that of the question is {asked}"
+    return ""
 
 
 def count_note(found: int, published: int, what: str) -> list[str]:

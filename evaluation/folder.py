@@ -68,6 +68,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
 def benchmark_folder(root: Path, name: str) -> Path:
     """The folder of a benchmark: `root` itself if it holds the question file, else the folder in it of that name.
 
+    Where `root` has the folders of both layouts, it is the first that holds the question file.
+
     Raises:
         InputError: neither exists.
     """
@@ -76,9 +78,9 @@ def benchmark_folder(root: Path, name: str) -> Path:
         raise InputError(f"{root}: no such folder; give the folder of {name}, or the folder that holds it")
     if _holds(root, name):
         return root
-    for folder in layout.folders:
-        if (root / folder).is_dir():
-            return root / folder
+    folders = [root / folder for folder in layout.folders if (root / folder).is_dir()]
+    if folders:
+        return next((folder for folder in folders if _holds(folder, name)), folders[0])
     other = next((other for other in LAYOUTS if _holds(root, other)), None)
     found = f"it is the folder of {other}, not of {name}" if other else f"no {layout.question_files[0]} in it"
     raise InputError(f"{root}: {found}, and no folder {layout.folders[0]}; give the folder of {name}, or its parent")
@@ -103,8 +105,13 @@ def _holds(folder: Path, name: str) -> bool:
     return any((folder / file).is_file() for file in LAYOUTS[name].question_files)
 
 
+def _is_empty_folder(path: Path) -> bool:
+    """Such as one of the other layout, into which nothing was copied."""
+    return path.is_dir() and next(path.iterdir(), None) is None
+
+
 def _first(folder: Path, names: tuple[str, ...], what: str) -> Path:
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
+    found = [folder / name for name in names if (folder / name).exists()]
+    if found:
+        return next((one for one in found if not _is_empty_folder(one)), found[0])
     raise InputError(f"{folder}: no {what} ({' or '.join(names)}); docs/evaluation.md shows the files of the folder")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +27,8 @@ class Question:
     pads_image: bool = True
     max_new_tokens: int = 128
     fields: Mapping[str, object] = field(default_factory=dict)
+
+
+def is_id(value: object) -> TypeGuard[str | int]:
+    """Whether a value of JSON is the id of a question."""
+    return isinstance(value, str | int) and not isinstance(value, bool)

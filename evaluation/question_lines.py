@@ -1,14 +1,15 @@
 """The question files of gqa, textvqa, pope and mme: one JSON object per line."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.evaluation.folder import image_folder, question_file
 from alignkd.evaluation.listed import some
-from alignkd.evaluation.question import Question
+from alignkd.evaluation.question import Question, is_id
 from alignkd.evaluation.reading import read_json_lines
-from alignkd.vlm.errors import InputError
+from alignkd.vlm.errors import InputError, unreadable
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
@@ -45,7 +46,11 @@ def read_line_questions(folder: Path, name: str) -> list[Question]:
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Refuse images that do not exist."""
+    """Refuse images that do not exist.
+
+    Raises:
+        InputError: they are missing, or the system does not tell whether they exist.
+    """
     missing = [path for path in dict.fromkeys(paths) if not _is_file(path)]
     if missing:
         raise InputError(
@@ -57,12 +62,14 @@ def check_images(paths: Sequence[Path]) -> None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise unreadable(path, error) from None  # such as a folder without permission, whose files are not missing
 
 
 def _line(values: dict[str, object], place: str) -> QuestionLine:
     question_id, image, text = (values.get(key) for key in ("question_id", "image", "text"))
-    if not isinstance(question_id, str | int) or not isinstance(image, str) or not isinstance(text, str):
+    if not is_id(question_id) or not isinstance(image, str) or not image or not isinstance(text, str):
         raise InputError(f"{place}: not a question with `question_id`, `image` and `text`; copy the file again")
     return QuestionLine(question_id, image, text, str(values.get("category", "")))

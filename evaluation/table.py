@@ -45,3 +45,8 @@ def shown_value(name: str, value: float | None) -> str:
 def digits(name: str) -> int:
     """Digits after the point of a benchmark's number."""
     return 1 if name == "mme" else 2
+
+
+def unit(name: str) -> str:
+    """Unit of a benchmark's number in the table."""
+    return "points of 2000" if name == "mme" else "%"

@@ -22,8 +22,10 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
     Example: alignkd run run.yaml
     """
     with heavy_imports():
+        from alignkd.pipeline.config.baseline import check_baseline
         from alignkd.pipeline.config.run_config import RunConfig
-        from alignkd.pipeline.evaluation.command.checks import check_baseline, check_benchmarks
+        from alignkd.pipeline.evaluation.command.checks import check_benchmarks
+        from alignkd.pipeline.evaluation.command.finished import kept_evaluation
         from alignkd.pipeline.models.pair import check_pair
         from alignkd.pipeline.runs.stages import run_stages
 
@@ -32,6 +34,6 @@ def run(config: Path, launcher: str, as_json: bool) -> None:
         check_baseline(stage)
 
     check_benchmarks(config)
-    reports = run_stages(config, as_json=as_json, check=check, launcher=launcher, say=click.echo)
+    reports = run_stages(config, as_json=as_json, check=check, kept=kept_evaluation, launcher=launcher, say=click.echo)
     if as_json:
         print_json(reports)

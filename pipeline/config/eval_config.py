@@ -15,7 +15,7 @@ from alignkd.vlm.settings import COMPLETE, CheckpointName, Count, Settings, User
 
 def _benchmark_names(value: Any) -> Any:
     """A list of names, or one text with commas between them."""
-    names = value.split(",") if isinstance(value, str) else value
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not names:
         raise _problem(f"expected a list of {', '.join(LAYOUTS)}, found {described(value)}")
     for name in names:

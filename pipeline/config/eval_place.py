@@ -33,7 +33,7 @@ def keep_place(output: Path, folder: Path) -> None:
 
 def evaluations_of(output: Path) -> dict[EvaluatedModel, Path]:
     """Model -> its folder with scores, of the evaluation of a run; empty for a run without one."""
-    return evaluations_in(_place(output))
+    return evaluations_in(place_of(output))
 
 
 def evaluations_in(folder: Path) -> dict[EvaluatedModel, Path]:
@@ -41,7 +41,20 @@ def evaluations_in(folder: Path) -> dict[EvaluatedModel, Path]:
     return {model: folder / model for model in EVALUATED if (folder / model / RESULTS).is_file()}
 
 
-def _place(output: Path) -> Path:
+def single_evaluations_in(folder: Path) -> list[Path]:
+    """The folders below `folder` with scores of a single checkpoint, by name, such as those in `eval`.
+
+    Those of `evaluations_in` are not among them, unless there is no student: `teacher` is then a name as any other.
+    """
+    if not folder.is_dir():
+        return []
+    models = evaluations_in(folder)
+    belonging = models.values() if "student" in models else ()
+    return sorted(place for place in folder.iterdir() if (place / RESULTS).is_file() and place not in belonging)
+
+
+def place_of(output: Path) -> Path:
+    """The folder of the evaluation of a run with this output folder."""
     try:
         found = json.loads(read_regular(output / PLACE))
         return output / str(found["out"])

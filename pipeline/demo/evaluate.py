@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from alignkd.disk.whole_file import write_whole
-from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.pipeline.models.ask import dtype_on
 from alignkd.vlm.data.entries.entry import sample_of_entry
 from alignkd.vlm.data.images import read_images
@@ -24,6 +23,7 @@ from alignkd.vlm.families.generation import generate
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.inputs.templates import TemplateName, tokenize_question
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
+from alignkd.vlm.families.shared_images import SharedImages
 from alignkd.vlm.hardware.devices import usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Example, ImageArrays

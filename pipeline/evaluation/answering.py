@@ -11,10 +11,10 @@ from alignkd.pipeline.evaluation.batches import Batches
 from alignkd.pipeline.evaluation.journal import Answered, Journal
 from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.pipeline.evaluation.prompts import sample_of
-from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads, Window
 from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.families.shared_images import SharedImages
 from alignkd.vlm.inputs.examples import Preparation
 
 STOPPING = "alignkd: finishing the questions in hand; Ctrl-C again stops at once"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from alignkd.evaluation.answers import clean_text
 from alignkd.pipeline.evaluation.journal import Answered
-from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.teacher_dump.bucketing import length_buckets
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.memory_faults import in_halves
@@ -15,6 +14,7 @@ from alignkd.teacher_dump.preparation import PreparationThreads, Prepared, Windo
 from alignkd.vlm.errors import one_line
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.generation import Continuation, generate
+from alignkd.vlm.families.shared_images import SharedImages
 from alignkd.vlm.inputs.examples import Preparation
 
 

@@ -58,7 +58,16 @@ class EvalOutput:
             InputError: it was made with other settings, and not `force`.
             StoreError: it cannot be written.
         """
-        self._settle(self.path / RUN, {"version": VERSION, **settings}, [*BENCHMARKS, RUN, RESULTS])
+        self._settle(self.path / RUN, _asked(settings), [*BENCHMARKS, RUN, RESULTS])
+
+    def is_of(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the folder was made for these settings.
+
+        Raises:
+            InputError: its settings cannot be read.
+        """
+        found = read_object(self.path / RUN)
+        return found is not None and _difference(found, _asked(settings)) is None
 
     def begin_benchmark(self, name: str, settings: Mapping[str, Any]) -> Path:
         """The same for the folder of a benchmark, which is returned; `settings` of `question_settings`."""
@@ -94,7 +103,7 @@ class EvalOutput:
         """
         asked = json.loads(json.dumps(settings))
         with self.locked():
-            found = _read(file)
+            found = read_object(file)
             if found is not None and (difference := _difference(found, asked)) is None:
                 return
             if found is not None and not self._force:
@@ -109,7 +118,15 @@ class EvalOutput:
     def _is_ours(folder: Path) -> bool:
         """Whether an evaluation made the folder, perhaps another process that has just begun."""
         names = [entry.name for entry in folder.iterdir()]
-        return RUN in names or all(name == _LOCK or name.startswith(".part-") for name in names)
+        return is_begun(folder) or all(name == _LOCK or name.startswith(".part-") for name in names)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether an evaluation has begun in a folder. The output of a training run has a file of the same name."""
+    try:
+        return "model_id" in (read_object(folder / RUN) or {})
+    except InputError:
+        return False
 
 
 def question_settings(questions: Sequence[Question], folder: Path, limit: int | None) -> dict[str, Any]:
@@ -133,8 +150,13 @@ def question_settings(questions: Sequence[Question], folder: Path, limit: int | 
     return {"limit": limit, "questions": len(questions), "sha256": digest.hexdigest()}
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """The settings in a file, None if there is no such file.
+def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of `run.json` for the settings of a run."""
+    return {"version": VERSION, **settings}
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """The object in a file of an evaluation, None if there is no such file.
 
     Raises:
         InputError: it is not such a file.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from alignkd.evaluation.question import Question
 from alignkd.pipeline.evaluation.journal import Answered, Journal, JournalContent, Process, read_journal
+from alignkd.teacher_dump.operation.status import FOLDER, is_claimed
 
 BLOCK = 128
 PARTS = "parts"
@@ -37,11 +38,11 @@ class AnswerParts:
     @property
     def num_blocks(self) -> int:
         """Blocks of the benchmark."""
-        return -(-len(self.questions) // BLOCK)
+        return _num_blocks(len(self.questions))
 
     def positions_of(self, block: int) -> range:
         """Positions of the questions of a block."""
-        return range(block * BLOCK, min((block + 1) * BLOCK, len(self.questions)))
+        return _positions_of(block, len(self.questions))
 
     def pending_shards(self) -> list[int]:
         """Blocks with questions to ask, ascending."""
@@ -62,6 +63,10 @@ class AnswerParts:
         """A folder for files that are not answers."""
         return self.path / name
 
+    def is_in_hand(self, block: int) -> bool:
+        """Whether a living process answers a block, or has claimed it."""
+        return is_claimed(self.shared_folder(FOLDER), block)
+
     def open(self, block: int) -> Journal:
         """The journal of a block that this process has claimed.
 
@@ -78,8 +83,7 @@ class AnswerParts:
         Raises:
             InputError: a journal cannot be read.
         """
-        found = [one for content in self._contents() for one in content.answers.values()]
-        return sorted(found, key=lambda one: one.position)
+        return answered_in(self.path, len(self.questions))
 
     def processes(self) -> list[Process]:
         """The processes that wrote the answers, without repetition."""
@@ -95,7 +99,34 @@ class AnswerParts:
         return read_journal(self._file(block), self.positions_of(block))
 
     def _file(self, block: int) -> Path:
-        return self.path / PARTS / f"{block:08d}.jsonl"
+        return _file(self.path, block)
+
+
+def answered_in(path: Path, num_questions: int) -> list[Answered]:
+    """What was asked so far of a benchmark, in the order of the questions.
+
+    Args:
+        path: its folder in OUT.
+        num_questions: number of questions that are asked.
+
+    Raises:
+        InputError: a journal cannot be read.
+    """
+    blocks = range(_num_blocks(num_questions))
+    contents = [read_journal(_file(path, block), _positions_of(block, num_questions)) for block in blocks]
+    return sorted((one for found in contents for one in found.answers.values()), key=lambda one: one.position)
+
+
+def _num_blocks(num_questions: int) -> int:
+    return -(-num_questions // BLOCK)
+
+
+def _positions_of(block: int, num_questions: int) -> range:
+    return range(block * BLOCK, min((block + 1) * BLOCK, num_questions))
+
+
+def _file(path: Path, block: int) -> Path:
+    return path / PARTS / f"{block:08d}.jsonl"
 
 
 def _unusable(found: JournalContent) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.disk.opening import read_regular
 from alignkd.disk.whole_file import write_whole
 from alignkd.evaluation.answers import Answer, answer_line, read_answers
 from alignkd.evaluation.benchmark import BENCHMARKS
@@ -18,7 +17,7 @@ from alignkd.evaluation.score import Item, Score, mean
 from alignkd.evaluation.table import table1_average, table_row
 from alignkd.pipeline.config.eval_place import RESULTS
 from alignkd.pipeline.evaluation.journal import Answered
-from alignkd.pipeline.evaluation.output import ANSWERS, SCORE, EvalOutput
+from alignkd.pipeline.evaluation.output import ANSWERS, SCORE, EvalOutput, read_object
 from alignkd.pipeline.evaluation.parts import AnswerParts
 from alignkd.storage.errors import disk_errors
 from alignkd.vlm.errors import InputError
@@ -123,7 +122,7 @@ def write_results(output: EvalOutput, about: Mapping[str, Any], asked: Sequence[
         with output.locked(), disk_errors(f"--out {output.path}"):  # the last of several processes sees all answers
             write_whole(benchmark.parts.path / SCORE, _json(benchmark.result()))
     with output.locked(), disk_errors(f"--out {output.path}"):
-        found = {name: json.loads(read_regular(output.path / name / SCORE)) for name in _scored_in(output.path)}
+        found = {name: _score_in(output.path / name / SCORE) for name in _scored_in(output.path)}
         results = {**about, **_summary(found), "benchmarks": found}
         write_whole(output.path / RESULTS, _json(results))
     return results
@@ -131,6 +130,15 @@ def write_results(output: EvalOutput, about: Mapping[str, Any], asked: Sequence[
 
 def _scored_in(folder: Path) -> list[str]:
     return [name for name in BENCHMARKS if (folder / name / SCORE).exists()]
+
+
+def _score_in(file: Path) -> dict[str, Any]:
+    found = read_object(file) or {}
+    if "headline" not in found:
+        raise InputError(
+            f"{file}: not written by `alignkd eval`; remove it and score this benchmark again, which asks nothing"
+        )
+    return found
 
 
 def _summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,7 +171,10 @@ def _part_json(score: Score, answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _why_no_score(questions: int, answered: int, unusable: int) -> str | None:
     if left := questions - answered - unusable:
-        return f"{left} of {questions} questions are not asked yet"
+        return (
+            f"{left} of {questions} questions are not asked yet; run the same command again, unless another process "
+            "asks them"
+        )
     if unusable:
         return f"{unusable} of {questions} questions could not be asked; a score without them would be another number"
     return None

@@ -1,5 +1,7 @@
 """One process of an evaluation: benchmark after benchmark, questions that no other process asks, then the scores."""
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +26,7 @@ from alignkd.pipeline.evaluation.settings import EvalSettings, model_name
 from alignkd.pipeline.evaluation.table import published_rows
 from alignkd.pipeline.runs.teacher.worker import device_of_worker, run_as_worker
 from alignkd.storage.errors import disk_errors
+from alignkd.teacher_dump.operation.workers import launched_rank
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
@@ -31,6 +34,7 @@ from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 
+_POLL_SECONDS = 0.2
 LIBRARIES = ("alignkd", "torch", "transformers", "pillow")
 
 
@@ -57,11 +61,14 @@ class EvalEnd:
 def run_eval(settings: EvalSettings) -> EvalEnd:
     """Ask the questions that are left, and score the benchmarks that are complete.
 
+    The first of the processes that a launcher started ends last: it waits for the answers of the others.
+
     Raises:
         DumpStopped: a signal ended it at once.
         InputError: unusable data or checkpoint, an output of other settings, or out of memory.
         StoreError: the output cannot be written.
     """
+    waits = launched_rank(os.environ, settings.worker) == 0
     benchmarks = [_Data.read(name, settings.data, limit=settings.limit) for name in settings.benchmarks]
     output = EvalOutput(settings.out, force=settings.force)
     output.claim([settings.data, Path(settings.checkpoint)])
@@ -76,6 +83,8 @@ def run_eval(settings: EvalSettings) -> EvalEnd:
             results = write_results(output, model.about, asked[-1:])
             if signal:
                 break
+        if waits and not signal:
+            signal = _end_last(asked, benchmarks, model)
         # another process may have finished them meanwhile
         if late := [one for one in asked if results["benchmarks"][one.name]["headline"] is None]:
             results = write_results(output, model.about, late)
@@ -92,6 +101,15 @@ def check_data(name: str, root: Path) -> None:
         InputError: a file or an image is missing, or question file and annotation do not belong together.
     """
     _Data.read(name, root, limit=None)
+
+
+def made_with(settings: EvalSettings) -> dict[str, Any]:
+    """What decides the answers; content of `run.json`. Every byte of the weights is read.
+
+    Raises:
+        InputError: unusable checkpoint.
+    """
+    return _Model(settings).settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +211,17 @@ def _begun(data: _Data, output: EvalOutput, model: _Model) -> AskedBenchmark:
         limit=data.limit,
         model_id=str(model.settings["model_id"]),
     )
+
+
+def _end_last(asked: Sequence[AskedBenchmark], benchmarks: Sequence[_Data], model: _Model) -> int:
+    """Wait for the blocks of other processes, and ask those that they leave; return the signal that ended it, or 0."""
+    for one, data in zip(asked, benchmarks, strict=True):
+        while pending := one.parts.pending_shards():
+            if all(one.parts.is_in_hand(block) for block in pending):
+                time.sleep(_POLL_SECONDS)
+            elif signal := _ask(one, data, model):
+                return signal
+    return 0
 
 
 def _ask(asked: AskedBenchmark, data: _Data, model: _Model) -> int:

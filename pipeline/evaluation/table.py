@@ -37,8 +37,8 @@ def result_lines(results: Mapping[str, Any], published: Mapping[str, Mapping[str
         for note in found.get("notes", ()):
             yield f"note: {name}: {note}"
         if (part := found.get("part")) is not None:
-            yield f"note: {name}: mean score of {part['questions']} questions {part['mean_score']:.4f} (0 to 1)"
-        if found["no_score"] is not None:
+            yield f"part: {name}: mean score {100 * part['mean_score']:.2f} %; {found['no_score']}"
+        elif found["no_score"] is not None:
             yield f"no score: {name}: {found['no_score']}"
 
 

@@ -30,6 +30,8 @@ def advice(
         steps.append(_window(plan, config, teacher))
     if student is not None and load is not None and not (fits["student"] and fits["student_host"]):
         steps.append(_student(plan, student, load))
+    if plan.evaluation is not None and not fits["eval"]:
+        steps.append(plan.evaluation.advice(plan.gpu_memory))
     return tuple(steps)
 
 

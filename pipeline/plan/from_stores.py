@@ -1,6 +1,6 @@
 """The plan of a training from a list of stores that exist: samples per pass, memory and hours, from their indices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.pipeline.config.eval_place import EvaluatedModel
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.plan.evaluation import EvaluationPlan
+from alignkd.pipeline.plan.evaluation import EvaluationPlan, plan_evaluation
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
@@ -69,9 +70,19 @@ class TrainingPlan:
     @property
     def fits_by(self) -> dict[str, bool]:
         """Part -> whether it fits."""
-        return {
+        fits = {
             "student": self.student.fits(self.gpu_memory),
             "student_host": self.student.fits_host(self.host_memory),
+        }
+        return fits if self.evaluation is None else fits | {"eval": self.evaluation.fits(self.gpu_memory)}
+
+    @property
+    def all_hours(self) -> dict[str, dict[str, float]]:
+        """Device -> phase -> hours: `train`, and `eval` of all evaluated models, if there is one."""
+        more = self.evaluation
+        return {
+            device: {"train": number} if more is None else {"train": number, "eval": more.total_hours(device)}
+            for device, number in self.hours.items()
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +100,7 @@ class TrainingPlan:
             "student_host_bytes": self.student.host,
             "student_host_by_part": dict(self.student.host_parts),
             "student_memory_table": [dict(row) for row in self.table],
-            "hours": {device: {"train": number} for device, number in self.hours.items()},
+            "hours": self.all_hours,
             "fits": all(self.fits_by.values()),
             "fits_by": self.fits_by,
             "gpu_memory_bytes": self.gpu_memory,
@@ -100,13 +111,21 @@ class TrainingPlan:
 
 
 def training_plan(
-    config: RunConfig, options: PlanOptions, student: ModelShapes, *, name: str | None = None
+    config: RunConfig,
+    options: PlanOptions,
+    student: ModelShapes,
+    *,
+    teacher: ModelShapes | None = None,
+    name: str | None = None,
+    trained: Collection[Path] = (),
 ) -> TrainingPlan:
     """Plan a training from a list of stores.
 
     Args:
         student: shapes of the student.
+        teacher: shapes of the teacher, if it is evaluated.
         name: name of the stage.
+        trained: see `plan_evaluation`.
 
     Raises:
         StoreError: a store does not exist yet, or is damaged.
@@ -114,6 +133,9 @@ def training_plan(
     """
     assert config.train is not None
     job, train = config.train_job(), config.train
+    shapes: dict[EvaluatedModel, ModelShapes] = {"student": student}
+    if teacher is not None:
+        shapes["teacher"] = teacher
     readers = [_opened(store.path) for store in job.stores]
     check_stores_agree(readers, train)
     held_out = held_out_of(readers, train.validation.share if train.validation else None)
@@ -148,6 +170,7 @@ def training_plan(
         gpu_memory=device,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
         notes=[line for reader in readers if (line := unused_of_store(reader, train)) is not None],
+        evaluation=plan_evaluation(config, shapes, trained),
     )
 
 

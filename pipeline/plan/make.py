@@ -4,7 +4,7 @@ Of the models' weights only the two vision towers are read, and only if both che
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from alignkd.pipeline.plan.disk.entries import entries_per_position
 from alignkd.pipeline.plan.disk.image_shape import measured_image
 from alignkd.pipeline.plan.disk.samples import DataSize, assumed_samples, count_samples
 from alignkd.pipeline.plan.disk.store import StoreSize, store_size
+from alignkd.pipeline.plan.evaluation import EvaluationPlan, plan_evaluation
 from alignkd.pipeline.plan.memory.from_config import student_load, teacher_load
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
@@ -66,13 +67,19 @@ class _Inputs:
 
 
 def make_plan(
-    config: RunConfig, options: PlanOptions, *, name: str | None = None, student_shapes: ModelShapes | None = None
+    config: RunConfig,
+    options: PlanOptions,
+    *,
+    name: str | None = None,
+    student_shapes: ModelShapes | None = None,
+    trained: Collection[Path] = (),
 ) -> Plan:
     """Make the plan of one configuration.
 
     Args:
         name: name of the stage.
         student_shapes: shapes of the student, if its checkpoint does not exist yet.
+        trained: see `plan_evaluation`.
 
     Raises:
         InputError: unusable data, checkpoint or options.
@@ -133,8 +140,15 @@ def make_plan(
         disk=disk,
         notes=data.notes,
         unused=_unused(config, manifest, store, data),
+        evaluation=_evaluation(config, teacher, student, trained),
     )
     return replace(plan, advice=advice(plan, config, teacher, student, load))
+
+
+def _evaluation(
+    config: RunConfig, teacher: ModelShapes, student: ModelShapes | None, trained: Collection[Path]
+) -> EvaluationPlan | None:
+    return None if student is None else plan_evaluation(config, {"student": student, "teacher": teacher}, trained)
 
 
 def _unused(config: RunConfig, manifest: Manifest, store: StoreSize, data: DataSize) -> str | None:
@@ -151,6 +165,17 @@ def memory_of_teacher(config: RunConfig, data: DataSize, store: StoreSize, teach
     device = teacher_memory(teacher, teacher_load(config, data, store, teacher))
     host = teacher_host_bytes(config, data, store, teacher)
     return replace(device, host=sum(host.values()), host_parts=host)
+
+
+def shapes_of_teacher(config: RunConfig) -> ModelShapes:
+    """The shapes of the section `teacher`.
+
+    Raises:
+        InputError: no such checkpoint, or an unusable one.
+    """
+    assert config.teacher is not None
+    model = PlannedModel(config.teacher.checkpoint, config.teacher.vision_config, config.teacher.processor)
+    return _shapes(model, None if model.size.vision_tokens is not None else model.checkpoint.preparation())
 
 
 def shapes_of_student(config: RunConfig) -> ModelShapes | None:

@@ -41,11 +41,16 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
     yield from _student_table(plan)
     yield ""
     yield f"hours     on one device, arithmetic: {STUDENT_SHARE:.0%} of the data sheet's rate assumed"
-    for device, number in plan.hours.items():
-        yield f"  {device:<10} train {format_duration(3600 * number):>9}"
-    yield from _evaluation_lines(plan.evaluation)
+    yield from _hours_of_devices(plan.all_hours)
+    yield from _evaluation_lines(plan.evaluation, plan.gpu_memory)
     yield ""
-    yield "everything fits" if all(plan.fits_by.values()) else "does not fit; the table shows other settings"
+    fits = plan.fits_by
+    if all(fits.values()):
+        yield "everything fits"
+    if not (fits["student"] and fits["student_host"]):
+        yield "does not fit; the table shows other settings"
+    if plan.evaluation is not None and not fits["eval"]:
+        yield f"eval: {plan.evaluation.advice(plan.gpu_memory)['say']}"
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -71,16 +76,21 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from _student_table(plan)
     yield ""
     yield from _hour_lines(plan)
-    yield from _evaluation_lines(plan.evaluation)
+    yield from _evaluation_lines(plan.evaluation, plan.gpu_memory)
     yield ""
     yield from _advice_lines(plan)
 
 
-def _evaluation_lines(evaluation: EvaluationPlan | None) -> Iterator[str]:
+def _evaluation_lines(evaluation: EvaluationPlan | None, device: int) -> Iterator[str]:
     if evaluation is None:
         return
     yield ""
     yield evaluation.line()
+    yield evaluation.memory_line(device)
+    yield (
+        f"  hours above: prompts and images alone, at {TEACHER_SHARE:.0%} of the data sheet's rate; the time of the "
+        "answers is not planned"
+    )
     for problem in evaluation.problems:
         yield f"  cannot be asked: {problem}"
 
@@ -214,10 +224,7 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
         f"hours     on one device, arithmetic: {TEACHER_SHARE:.0%} of the data sheet's rate assumed for the teacher "
         f"pass, {STUDENT_SHARE:.0%} for training"
     )
-    for device, phases in plan.hours.items():
-        yield f"  {device:<10} " + "  ".join(
-            f"{phase} {format_duration(3600 * hours):>9}" for phase, hours in phases.items()
-        )
+    yield from _hours_of_devices(plan.all_hours)
     if plan.probe is not None:
         probe = plan.probe
         seconds = plan.data.num_samples / max(probe.samples_per_second, 1e-9)
@@ -225,6 +232,13 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
             f"  measured on {probe.device}: {probe.samples_per_second:.2f} samples/s over {probe.samples} samples: "
             f"dump {format_duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
             + ("" if probe.device_memory_bytes is None else f"; {format_bytes(probe.device_memory_bytes)} allocated")
+        )
+
+
+def _hours_of_devices(hours: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    for device, phases in hours.items():
+        yield f"  {device:<10} " + "  ".join(
+            f"{phase} {format_duration(3600 * number):>9}" for phase, number in phases.items()
         )
 
 

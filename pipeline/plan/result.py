@@ -106,6 +106,15 @@ class Plan:
     evaluation: EvaluationPlan | None = None
 
     @property
+    def all_hours(self) -> dict[str, dict[str, float]]:
+        """`hours` with the phase `eval` of all evaluated models, if there is one."""
+        if self.evaluation is None:
+            return {device: dict(phases) for device, phases in self.hours.items()}
+        return {
+            device: {**phases, "eval": self.evaluation.total_hours(device)} for device, phases in self.hours.items()
+        }
+
+    @property
     def fits_by(self) -> dict[str, bool]:
         """Part -> whether it fits."""
         fits = {
@@ -116,11 +125,11 @@ class Plan:
             fits["teacher_host"] = self.teacher.fits_host(self.host_memory)
         if self.student is None:
             return fits
-        return {
-            **fits,
+        fits |= {
             "student": self.student.fits(self.gpu_memory),
             "student_host": self.student.fits_host(self.host_memory),
         }
+        return fits if self.evaluation is None else fits | {"eval": self.evaluation.fits(self.gpu_memory)}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values; bytes and hours are numbers."""
@@ -143,7 +152,7 @@ class Plan:
             "student_host_bytes": None if student is None else student.host,
             "student_host_by_part": None if student is None else dict(student.host_parts),
             "student_memory_table": [dict(row) for row in self.table],
-            "hours": {device: dict(phases) for device, phases in self.hours.items()},
+            "hours": {device: dict(phases) for device, phases in self.all_hours.items()},
             "fits": all(self.fits_by.values()),
             "fits_by": self.fits_by,
             "gpu_memory_bytes": self.gpu_memory,

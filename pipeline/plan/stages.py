@@ -1,18 +1,17 @@
 """Plans of all stages of a recipe."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkd.pipeline.config.recipes import load_stages
 from alignkd.pipeline.config.store_list import ListedStores
-from alignkd.pipeline.plan.evaluation import plan_evaluation
 from alignkd.pipeline.plan.from_stores import TrainingPlan, training_plan
-from alignkd.pipeline.plan.make import make_plan, shapes_of_student
+from alignkd.pipeline.plan.make import make_plan, shapes_of_student, shapes_of_teacher
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.storage.files.location import check_location
+from alignkd.student_train.output import student_folder
 
 
 def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan | TrainingPlan]:
@@ -33,6 +32,7 @@ def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan
             check_location(stage.config.store.path, writing=True)
     plans: list[Plan | TrainingPlan] = []
     before: ModelShapes | None = None
+    trained: list[Path] = []
     for stage in load_stages(path, "plan"):
         student = stage.config.student
         # what the previous stage trains does not exist yet; it has the shapes of that stage's own student
@@ -40,12 +40,16 @@ def plan_stages(path: Path, only: str | None, options: PlanOptions) -> list[Plan
         shapes = before if made else shapes_of_student(stage.config)
         if only in (None, stage.name) and isinstance(stage.config.store, ListedStores):
             assert shapes is not None
-            plan: Plan | TrainingPlan = training_plan(stage.config, options, shapes, name=stage.name)
-            plans.append(replace(plan, evaluation=plan_evaluation(stage.config)))
+            section = stage.config.eval
+            teacher = shapes_of_teacher(stage.config) if section is not None and section.teacher else None
+            plans.append(
+                training_plan(stage.config, options, shapes, teacher=teacher, name=stage.name, trained=trained)
+            )
         elif only in (None, stage.name):
-            plan = make_plan(stage.config, options, name=stage.name, student_shapes=shapes)
-            plans.append(replace(plan, evaluation=plan_evaluation(stage.config)))
+            plans.append(make_plan(stage.config, options, name=stage.name, student_shapes=shapes, trained=trained))
         before = shapes
+        if stage.config.train is not None:
+            trained.append(student_folder(stage.config.train.output))
     return plans
 
 

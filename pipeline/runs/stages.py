@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -26,8 +26,27 @@ from alignkd.vlm.errors import InputError
 LAST, EVALUATION = "train", "eval"
 
 
+class Kept(Protocol):
+    """A finished evaluation: its folder, the results of each model, and why its data cannot be read."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def results(self) -> dict[str, Any]: ...
+
+    @property
+    def problem(self) -> str: ...
+
+
 def run_stages(
-    path: Path, *, as_json: bool, check: Callable[[RunConfig], None], launcher: str = "", say: Any = print
+    path: Path,
+    *,
+    as_json: bool,
+    check: Callable[[RunConfig], None],
+    kept: Callable[[RunConfig], Kept | None],
+    launcher: str = "",
+    say: Any = print,
 ) -> dict[str, Any]:
     """Dump, verify, train and evaluate, stage after stage; what is finished is skipped.
 
@@ -35,6 +54,7 @@ def run_stages(
         path: configuration of one stage, or a recipe with several stages.
         as_json: collect the reports of all phases.
         check: refuses a stage before its teacher runs.
+        kept: finds the evaluation of a stage, if it is finished and its data were removed.
         launcher: command line that starts the training's processes, such as `torchrun --nproc-per-node 4`.
         say: function that prints a line.
 
@@ -52,8 +72,7 @@ def run_stages(
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say, check)
         if stage.config.eval is not None:
-            # a process that asks what is left, and scores what is there
-            found[EVALUATION] = _run_phase([EVALUATION, *_config_of(path, stage)], as_json, [], say)
+            found[EVALUATION] = _evaluated(path, stage, as_json, say, kept(stage.config))
         reports |= found if stage.name is None else {stage.name: found}
     return reports if as_json else {}
 
@@ -107,6 +126,15 @@ def _run_stage(
         found = _run_phase(arguments, as_json, launcher if phase == LAST else [], say)
         reports[phase] = found if found is not None else finished_before(stage.config)
     return reports
+
+
+def _evaluated(path: Path, stage: Stage, as_json: bool, say: Any, kept: Kept | None) -> Any:
+    if kept is None:  # a process that asks what is left, and scores what is there
+        return _run_phase([EVALUATION, *_config_of(path, stage)], as_json, [], say)
+    if not as_json:
+        name = "" if stage.name is None else f"stage {stage.name}: "
+        say(f"{name}nothing left to evaluate: scores in {kept.folder}; the data cannot be read again ({kept.problem})")
+    return kept.results
 
 
 def _config_of(path: Path, stage: Stage) -> list[str]:

@@ -139,6 +139,11 @@ def status_place(output: HasSharedFolder, worker: str) -> StatusPlace:
     return FolderPlace(shared, name) if isinstance(shared, Path) else BucketPlace(shared, name)
 
 
+def is_claimed(folder: Path, shard: int) -> bool:
+    """Whether a living process holds the claim of a shard; `folder` is the shared folder of the status files."""
+    return not _is_free(folder / _claim(shard))
+
+
 class FolderPlace:
     """Files and locks; the kernel drops the locks of a process that dies."""
 

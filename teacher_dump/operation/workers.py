@@ -66,6 +66,23 @@ def worker_of(environment: Mapping[str, str], given: str | None = None) -> Worke
     return Worker()
 
 
+def launched_rank(environment: Mapping[str, str], given: str | None = None) -> int | None:
+    """Number of this process among those that torchrun or DeepSpeed's launcher started, which share one terminal.
+
+    Args:
+        given: as of `worker_of`.
+
+    Returns:
+        None for a process with an output of its own: a given worker, a task of a SLURM array, or the only process.
+
+    Raises:
+        InputError: invalid numbers.
+    """
+    if given is not None or any(name not in environment for name in TORCHRUN):
+        return None
+    return worker_of(environment).rank
+
+
 def _array_position(environment: Mapping[str, str]) -> int:
     """Position of this task in a SLURM array, which may start anywhere and have steps: `--array=10-40:10`."""
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")

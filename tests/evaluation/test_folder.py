@@ -7,7 +7,7 @@ import pytest
 from golden_evaluations import GOLDEN, NAMES, answers_to, copied, expected
 
 from alignkd.evaluation.benchmark import BENCHMARKS
-from alignkd.evaluation.folder import LAYOUTS, benchmark_folder, question_file
+from alignkd.evaluation.folder import LAYOUTS, benchmark_folder, image_folder, question_file
 from alignkd.vlm.errors import InputError
 
 each_benchmark = pytest.mark.parametrize("name", NAMES)
@@ -97,3 +97,22 @@ def test_an_empty_question_file_is_refused(name: str, tmp_path: Path) -> None:
     question_file(folder, name).write_text("\n")
     with pytest.raises(InputError):
         BENCHMARKS[name].questions(folder)
+
+
+@pytest.mark.parametrize("name", ["sqa", "mme"])
+def test_of_the_folders_of_both_layouts_the_one_with_the_question_file(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    of_llava = folder.rename(tmp_path / LLAVA[name][0])
+    (tmp_path / name).mkdir()
+    assert benchmark_folder(tmp_path, name) == of_llava
+
+
+@pytest.mark.parametrize("name", ["gqa", "mme"])
+def test_of_the_image_folders_of_both_layouts_the_one_with_images(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    wanted = folder / dict(LLAVA[name][1])["images"]
+    wanted.parent.mkdir(exist_ok=True)
+    (folder / "images").rename(wanted)
+    (folder / "images").mkdir()
+    assert image_folder(folder, name) == wanted
+    assert BENCHMARKS[name].score(folder, answers_to(name)).headline_value == expected(name)["headline"]["value"]

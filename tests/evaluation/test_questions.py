@@ -3,7 +3,9 @@
 import base64
 import csv
 import dataclasses
+import errno
 import json
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from golden_evaluations import GOLDEN, NAMES, copied, expected
 from alignkd.evaluation.answers import answer_line, clean_text, read_answers
 from alignkd.evaluation.benchmark import BENCHMARKS
 from alignkd.evaluation.question import Question
+from alignkd.evaluation.question_lines import check_images
 from alignkd.vlm.errors import InputError
 
 SYSTEM = (
@@ -175,3 +178,40 @@ def test_written_answers_are_read_back(tmp_path: Path) -> None:
     assert (first.text, first.prompt, first.question_id) == ('x\u2028"\n\ud800é', "p\u2028\n", 3)
     assert first.fields == {**question.fields, "answer_id": "1", "model_id": "m", "metadata": {}}
     assert first == second
+
+
+def test_images_in_a_folder_without_permission_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied("gqa", tmp_path)
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(InputError, match="Permission denied") as error:
+        check_images([folder / "images" / "n001.jpg"])
+    assert "missing" not in str(error.value)
+
+
+@pytest.mark.parametrize("question_id", [True, None, 1.5, [], {}])
+@pytest.mark.parametrize("name", ["sqa", "gqa"])
+def test_ids_that_are_neither_texts_nor_integers(name: str, question_id: object, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    if name == "sqa":
+        path = folder / "llava_test_CQM-A.json"
+        entries = json.loads(path.read_text())
+        path.write_text(json.dumps([entries[0] | {"id": question_id}, *entries[1:]]))
+    else:
+        path = folder / "llava_gqa_testdev_balanced.jsonl"
+        first, *rest = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps(json.loads(first) | {"question_id": question_id}), *rest]))
+    with pytest.raises(InputError, match="not a question"):
+        BENCHMARKS[name].questions(folder)
+
+
+def test_lines_without_the_name_of_an_image(tmp_path: Path) -> None:
+    folder = copied("gqa", tmp_path)
+    path = folder / "llava_gqa_testdev_balanced.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"image": ""}), *rest]))
+    with pytest.raises(InputError, match="line 1: not a question"):
+        BENCHMARKS["gqa"].questions(folder)

@@ -346,3 +346,77 @@ def test_ids_in_messages_are_short_and_on_one_line() -> None:
     others = [replace(answers[0], question_id=other) for other in ("a\nb", "x" * 10_000)]
     score = BENCHMARKS["gqa"].score(GOLDEN / "gqa" / "data", [*answers, *others])
     assert score.notes[-1].endswith(f", a b, {'x' * 80}...)")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gqa", '`question_id` 10000001 of an answer is an integer, that of the question is the text "10000001"'),
+        ("sqa", '`question_id` 11 of an answer is an integer, that of the question is the text "11"'),
+        ("mmbench", "`question_id` 3 of an answer is a text, that of the question is the integer 3"),
+        ("pope", "`question_id` 1 of an answer is a text, that of the question is the integer 1"),
+    ],
+)
+def test_ids_of_another_type(name: str, said: str) -> None:
+    """Both lists of ids look the same in the message."""
+    swap = str if name in ("mmbench", "pope") else int
+    whole = [replace(answer, question_id=swap(answer.question_id)) for answer in answers_to(name)]
+    for answers in (whole, [whole[0], *answers_to(name)[1:]]):
+        with pytest.raises(AnswersError) as error:
+            BENCHMARKS[name].score(GOLDEN / name / "data", answers)
+        assert said in str(error.value)
+
+
+def test_textvqa_ids_of_another_type(tmp_path: Path) -> None:
+    folder = copied("textvqa", tmp_path)
+    (folder / "TextVQA_0.5.1_val.json").write_text(
+        json.dumps({"data": [{"image_id": "7", "question": "What?", "answers": ["a"] * 10}]})
+    )
+    answer = Answer(question_id=7, prompt="What?\nAnswer the question using a single word or phrase.", text="a")
+    with pytest.raises(AnswersError, match=r"7 of an answer is an integer, that of the question is the text \"7\""):
+        score_in(folder, [answer])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), None, [], 10**400])
+def test_sqa_answers_that_are_no_index(value: object, tmp_path: Path) -> None:
+    folder = copied("sqa", tmp_path)
+
+    def change(problems: Any) -> None:
+        problems["11"]["answer"] = value
+
+    changed_json(folder / "problems.json", change)
+    with pytest.raises(InputError, match="not those of ScienceQA"):
+        score_in(folder)
+
+
+def test_messages_cut_what_is_long(tmp_path: Path) -> None:
+    long = "x" * 5000
+    sqa, textvqa, pope = (copied(name, tmp_path) for name in ("sqa", "textvqa", "pope"))
+    changed_json(sqa / "pid_splits.json", lambda splits: splits["test"].append(long))
+    changed_json(textvqa / "TextVQA_0.5.1_val.json", lambda values: values["data"][0].update(question=long, answers=[]))
+    changed_lines(pope / "llava_pope_test.jsonl", lambda lines: [lines[0] | {"category": long}, *lines[1:]])
+    for folder in (sqa, textvqa, pope):
+        with pytest.raises(InputError) as error:
+            score_in(folder)
+        assert len(str(error.value)) < 700
+
+
+def test_mmbench_fields_whose_quotation_mark_is_not_closed(tmp_path: Path) -> None:
+    """pandas fails; read to the end of the file, the field would contain all rows below it."""
+    folder = copied("mmbench", tmp_path)
+    path = folder / "mmbench_dev_en_20231003.tsv"
+    header, *rows = path.read_text().splitlines()
+    assert header.endswith("\tsplit")
+    rows[-1] = '{}\t"{}'.format(*rows[-1].rsplit("\t", 1))
+    path.write_text("\n".join([header, *rows, "a row that the field would contain"]))
+    with pytest.raises(InputError, match="a quotation mark that opens a field is not closed"):
+        score_in(folder)
+
+
+def test_mmbench_indices_of_many_digits(tmp_path: Path) -> None:
+    folder = copied("mmbench", tmp_path)
+    path = folder / "mmbench_dev_en_20231003.tsv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, "1" * 5000 + lines[1][lines[1].index("\t") :]]) + "\n")
+    with pytest.raises(InputError, match="not a row of MMBench dev"):
+        score_in(folder)

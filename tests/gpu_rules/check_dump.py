@@ -19,8 +19,10 @@ from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
 from alignkd.vlm.errors import InputError
 
 # Largest difference of a float: one step of the stored format where the sum on the device rounds to the other side.
-# Measured: 1.6e-4, 1e-3 and 4e-3. Fields that are no floats, such as ids and the numbers of the 16, are equal.
-BOUNDS = {"attention": 1e-3, "vision": 4e-3, "logits": 1e-2, "counterfactual": 1e-2, "visual": 4e-3, "evidence": 0}
+# That is 2 ** -7 for the vision embeddings, which are float16 below 16. Which sums round to the other side depends on
+# the processor: measured 1.6e-4, 1e-3 and 4e-3 on one, and 8e-3 for the embeddings on another. Fields that are no
+# floats, such as ids and the numbers of the 16, are equal.
+BOUNDS = {"attention": 1e-3, "vision": 2**-7, "logits": 1e-2, "counterfactual": 1e-2, "visual": 4e-3, "evidence": 0}
 
 
 @pytest.mark.parametrize("kind", STORES)
@@ -39,6 +41,7 @@ def test_a_dump_is_that_of_the_cpu(
     for field in report.fields:
         name = field.field.removeprefix("more.").split(".")[0].split("_")[0]
         assert field.max_abs is not None and field.max_abs <= BOUNDS[name], field
+        assert field.relative_l2 is None or field.relative_l2 <= 1e-3, field
     known = [HIDDEN_STATES, *LOADING, *(SANITY if job.teacher.sanity != "off" else [])]
     passes = len(forwards) * (1 if job.store.counterfactual is None else 2)
     assert unknown(LOG.waits, known, passes) == []

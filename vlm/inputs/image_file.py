@@ -4,7 +4,8 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 _ORIENTATIONS = range(1, 9)
+_own_images = 0
 T = TypeVar("T")
 
 # Pillow's warnings either become the sample's error or change nothing. They are silenced once and here: a filter set
@@ -29,12 +31,26 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+@contextmanager
+def own_images() -> Iterator[None]:
+    """A block in which this process decodes only images that it has encoded itself, in all threads.
+
+    They are whole, so that it makes no difference whether Pillow accepts truncated files.
+    """
+    global _own_images
+    _own_images += 1
+    try:
+        yield
+    finally:
+        _own_images -= 1
+
+
 def decode_image(image_bytes: bytes) -> Image.Image:
     """The first frame of an image file as RGB, pixels as stored.
 
     Raises:
         ImageError: truncated, not an image, more than `MAX_IMAGE_PIXELS`, or grey values that 8 bits cannot hold.
-        InputError: code in this process has set Pillow to accept truncated files.
+        InputError: code in this process has set Pillow to accept truncated files; not within `own_images`.
     """
     return _decoded(image_bytes, _rgb)
 
@@ -57,7 +73,7 @@ def image_size(image_bytes: bytes) -> tuple[int, int]:
 
 
 def _decoded(image_bytes: bytes, read: Callable[[Image.Image], T]) -> T:
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
+    if ImageFile.LOAD_TRUNCATED_IMAGES and not _own_images:
         raise InputError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which silently fills the missing part of a broken image with "
             "grey; set it to False"

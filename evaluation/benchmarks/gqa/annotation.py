@@ -45,7 +45,7 @@ def read_annotation(folder: Path) -> dict[str, GqaQuestion]:
     try:
         questions = {key: _question(value) for key, value in values.items() if value["isBalanced"]}
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not an annotation of GQA ({error!r}); copy the file again") from None
+        raise InputError(f"{path}: not an annotation of GQA ({value_of(error)}); copy the file again") from None
     if not questions:
         raise InputError(f"{path}: no balanced question; copy the file again")
     return questions

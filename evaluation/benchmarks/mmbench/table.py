@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from alignkd.disk.opening import open_regular
@@ -17,6 +18,9 @@ ROTATION = 1_000_000
 _NEEDED = ("index", "question", "A", "B", "image", "answer")
 # an image in base64 is longer than the csv module's limit of 131,072 characters
 _MAX_FIELD = 1 << 30
+_MAX_DIGITS = 18
+# a line after the last one, which is a row of its own unless a quoted field has no end
+_END = "\0end of the table"
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,15 @@ def _rows(path: Path, with_images: bool) -> Iterator[Row]:
     try:
         # line ends inside quoted fields stay as they are
         with open_regular(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-            table = csv.DictReader(text, delimiter="\t")
+            table = csv.DictReader(chain(text, [_END]), delimiter="\t")
             _check_columns(path, table.fieldnames or ())
+            first, has_end = (table.fieldnames or ("",))[0], False
             for cells in table:
+                if has_end := cells[first] == _END:
+                    break
                 yield _row(cells, f"{path}: line {table.line_num}", with_images)
+            if not has_end:  # pandas fails here; the csv module would take the rest of the file for one field
+                raise InputError(f"{path}: a quotation mark that opens a field is not closed; copy the file again")
     except OSError as error:
         raise unreadable(path, error) from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -98,7 +107,13 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
 
 def _row(cells: dict[str | None, str | None], place: str, with_images: bool) -> Row:
     index, answer = cells.get("index") or "", cells.get("answer") or ""
-    if None in cells or not index.isdecimal() or is_missing(answer) or is_missing(cells.get("question") or ""):
+    if (
+        None in cells
+        or not index.isdecimal()
+        or len(index) > _MAX_DIGITS
+        or is_missing(answer)
+        or is_missing(cells.get("question") or "")
+    ):
         raise InputError(f"{place}: not a row of MMBench dev with index, question and answer; copy the file again")
     kept = {name: cell or "" for name, cell in cells.items() if name and (with_images or name != "image")}
     return Row(int(index), kept)

@@ -15,7 +15,7 @@ from alignkd.evaluation.benchmarks.pope.counts import Counts
 from alignkd.evaluation.benchmarks.pope.reading import is_yes
 from alignkd.evaluation.completeness import AS_ORIGINAL, count_note, incomplete_notes, refuse_unknown
 from alignkd.evaluation.errors import AnswersError
-from alignkd.evaluation.listed import some
+from alignkd.evaluation.listed import quoted, some
 from alignkd.evaluation.question_lines import QuestionLine, read_lines
 from alignkd.evaluation.score import Item, Score, mean
 from alignkd.vlm.errors import InputError
@@ -70,7 +70,7 @@ def _categories(folder: Path, questions: Iterable[QuestionLine]) -> list[Categor
     for question in questions:
         if question.category not in known:
             raise InputError(
-                f"{categories[0].path.parent}: no annotation of category {question.category!r} of question "
+                f"{categories[0].path.parent}: no annotation of category {quoted(question.category)} of question "
                 f"{question.id} (there is {', '.join(sorted(known))}); use question file and annotation of one release"
             )
     return categories

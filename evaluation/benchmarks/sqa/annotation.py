@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.evaluation.folder import annotation
+from alignkd.evaluation.listed import value_of
 from alignkd.evaluation.reading import read_json
 from alignkd.vlm.errors import InputError
 
@@ -36,8 +37,8 @@ def read_annotation(folder: Path) -> dict[str, Problem]:
             for key, value in chosen
         }
         _check_answers(found)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} and {_SPLITS}: not those of ScienceQA ({error!r}); copy both again") from None
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(f"{path} and {_SPLITS}: not those of ScienceQA ({value_of(error)}); copy both again") from None
     if not found:
         raise InputError(f"{splits_path}: split {_SPLIT} is empty; copy the file again")
     return found

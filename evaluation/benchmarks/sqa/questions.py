@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.evaluation.folder import image_folder, question_file
-from alignkd.evaluation.question import Question
+from alignkd.evaluation.listed import value_of
+from alignkd.evaluation.question import Question, is_id
 from alignkd.evaluation.question_lines import check_images
 from alignkd.evaluation.reading import read_json
 from alignkd.vlm.errors import InputError
@@ -37,8 +38,12 @@ def _question(entry: Any, images: Path, place: str) -> Question:
         question_id, text = entry["id"], entry["conversations"][0]["value"]
         turn = text.replace(IMAGE_MARK, "").strip() + _SUFFIX
         image = images / entry["image"] if "image" in entry else None
+        if not is_id(question_id):
+            raise TypeError(f"id {value_of(question_id)}")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f"{place}: not a question with `id` and `conversations` ({error!r}); copy it again") from None
+        raise InputError(
+            f"{place}: not a question with `id` and `conversations` ({value_of(error)}); copy it again"
+        ) from None
     return Question(
         id=question_id,
         turn=turn,

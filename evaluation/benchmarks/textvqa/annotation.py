@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from alignkd.evaluation.folder import annotation
+from alignkd.evaluation.listed import quoted, some, value_of
 from alignkd.evaluation.reading import read_json
 from alignkd.vlm.errors import InputError
 
@@ -23,14 +24,13 @@ def read_annotation(folder: Path) -> dict[Key, tuple[str, ...]]:
         entries = values["data"]
         found = {(entry["image_id"], entry["question"].lower()): tuple(entry["answers"]) for entry in entries}
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not an annotation of TextVQA ({error!r}); copy the file again") from None
+        raise InputError(f"{path}: not an annotation of TextVQA ({value_of(error)}); copy the file again") from None
     for (image, question), people in found.items():
+        asked = f"{quoted(question)} on image {some([image])}"
         if len(people) != NUM_PEOPLE:
-            raise InputError(
-                f"{path}: {len(people)} instead of {NUM_PEOPLE} answers to {question!r} on image {image}; copy it again"
-            )
+            raise InputError(f"{path}: {len(people)} instead of {NUM_PEOPLE} answers to {asked}; copy it again")
         if not all(isinstance(answer, str) for answer in people):
-            raise InputError(f"{path}: an answer to {question!r} on image {image} is not a text; copy it again")
+            raise InputError(f"{path}: an answer to {asked} is not a text; copy it again")
     if not found:
         raise InputError(f"{path}: no question; copy the file again")
     return found

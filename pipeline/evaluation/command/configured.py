@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from alignkd.pipeline.config.checkpoint_config import vision_config_of
+from alignkd.pipeline.config.baseline import baseline_vision_config, check_baseline
 from alignkd.pipeline.config.eval_place import EvaluatedModel, keep_place
 from alignkd.pipeline.config.recipes import Stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
@@ -44,13 +44,14 @@ def evaluate(
         Model, its folder of answers and scores, and how its evaluation ended.
 
     Raises:
-        As `run_eval`. InputError: the student was not trained yet.
+        As `run_eval`. InputError: the student was not trained yet, or there is no such baseline.
     """
     settings = evaluations(config, worker=worker, force=force)
     assert config.train is not None and config.eval is not None
     output = config.train.output
     if not student_folder(output).is_dir():
         raise InputError(f"{student_folder(output)}: no such student yet; train it first (`alignkd train`)")
+    check_baseline(config)
     for one in settings.values():
         EvalOutput(one.out).claim([one.data, Path(one.checkpoint)])
     with disk_errors(f"output {output}"):
@@ -74,7 +75,7 @@ def evaluations(
         checkpoint, vision_config, processor = trained, student.vision_config, student.processor
         if model == "baseline":
             checkpoint = str(section.baseline)
-            vision_config = vision_config_of(checkpoint) or vision_config
+            vision_config = baseline_vision_config(config)
         elif model == "teacher":
             assert teacher is not None
             checkpoint, vision_config, processor = teacher.checkpoint, teacher.vision_config, teacher.processor

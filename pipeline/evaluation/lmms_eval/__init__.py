@@ -1,1 +1,1 @@
-"""Plug-in for lmms-eval: `lmms_eval --model alignkd --model_args pretrained=DIR`; lmms-eval is not a dependency."""
+"""Plug-in for lmms-eval: `python -m lmms_eval --model alignkd --model_args pretrained=DIR`; it is no dependency."""

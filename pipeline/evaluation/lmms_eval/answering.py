@@ -12,17 +12,18 @@ from alignkd.pipeline.evaluation.batches import Batches
 from alignkd.pipeline.evaluation.journal import Answered
 from alignkd.pipeline.evaluation.lmms_eval.asked import Asked
 from alignkd.pipeline.evaluation.prompts import preparation_for
-from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.pipeline.runs.teacher.worker import device_of_worker
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
+from alignkd.vlm.families.shared_images import SharedImages
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, usable_device
 from alignkd.vlm.hardware.memory_faults import memory_errors
 from alignkd.vlm.inputs.examples import Preparation
+from alignkd.vlm.inputs.image_file import own_images
 from alignkd.vlm.settings import ProcessorKind
 
 BATCHES_OF_WINDOW = 8
@@ -108,7 +109,8 @@ class RequestAnswering:
             images=SharedImages(self.model),
             batch=self.batch,
         )
-        with PreparationThreads(self.preparation, None, THREADS, questions=True) as threads:
+        # lmms-eval sets Pillow to accept truncated files; the images here are PNG files that `Asked` wrote
+        with own_images(), PreparationThreads(self.preparation, None, THREADS, questions=True) as threads:
             for window in threads.windows(self._windows(requests, asked)):
                 for answers in batches.answered(window, threads, lambda index: asked[index].settings.max_new_tokens):
                     for one in answers:

@@ -4,7 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alignkd.pipeline.config.eval_place import RESULTS, EvaluatedModel, evaluations_in, evaluations_of
+from alignkd.pipeline.config.eval_place import (
+    RESULTS,
+    EvaluatedModel,
+    evaluations_in,
+    evaluations_of,
+    single_evaluations_in,
+)
 from alignkd.pipeline.report.load import run_folder, short_names
 from alignkd.pipeline.report.scores.evaluation import Evaluation, read_evaluation
 from alignkd.student_train.output import METRICS
@@ -30,7 +36,19 @@ def is_evaluation(path: Path) -> bool:
     """Whether a path is an evaluation, or a folder of several, and no training run."""
     if path.name == METRICS or (path / METRICS).exists():
         return False
-    return path.name == RESULTS or (path / RESULTS).is_file() or bool(evaluations_in(path))
+    return (
+        path.name == RESULTS or (path / RESULTS).is_file() or bool(evaluations_in(path) or single_evaluations_in(path))
+    )
+
+
+def _with_contents(folders: Sequence[Path]) -> Iterator[Path]:
+    """The folders; in place of one that holds evaluations of single checkpoints, those that are not given, too."""
+    given = {folder.resolve() for folder in folders}
+    for folder in folders:
+        single = [] if (folder / RESULTS).is_file() or (folder / METRICS).exists() else single_evaluations_in(folder)
+        if not single or "student" in evaluations_in(folder):
+            yield folder
+        yield from (one for one in single if one.resolve() not in given)
 
 
 def with_baseline(paths: Sequence[Path], baseline: Path | None) -> list[Path]:
@@ -56,6 +74,7 @@ def load_evaluations(paths: Sequence[Path], *, baseline: Path | None = None) -> 
     folders = list(map(_folder, paths))
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
         raise InputError(f"{min(twice)}: given twice; compare different evaluations")
+    folders = list(_with_contents(folders))
     found = [
         one
         for folder, name in zip(folders, short_names(folders) if folders else (), strict=True)
@@ -98,7 +117,9 @@ def _joined(listed: list[Evaluation], found: Sequence[Evaluation]) -> list[Evalu
     for one in found:
         if not any(one.is_same(other) for other in (*listed, *new)):
             new.append(one)
-    listed += [replace(one, name=str(one.model) if len(new) == 1 else f"{one.model} of {one.name}") for one in new]
+    names = {one.name for one in listed}
+    is_clear = len(new) == 1 and new[0].model not in names
+    listed += [replace(one, name=str(one.model) if is_clear else f"{one.model} of {one.name}") for one in new]
     return [other for other in listed if any(one.is_same(other) for one in found)]
 
 

@@ -47,7 +47,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
 def test_names_are_a_list_or_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", str(tmp_path))
     models = {"baseline": "org/model", "teacher": True}
-    found = section(tmp_path, {"data": "$PLACE/data", "benchmarks": "pope,gqa", **models})
+    found = section(tmp_path, {"data": "$PLACE/data", "benchmarks": "pope, gqa", **models})
     assert found == section(tmp_path, {"data": "$PLACE/data", "benchmarks": ["pope", "gqa", "pope"], **models})
     assert (found.names, found.data) == (("pope", "gqa"), tmp_path / "data")
     assert found.models == ("student", "baseline", "teacher")

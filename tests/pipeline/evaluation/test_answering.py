@@ -18,7 +18,6 @@ from alignkd.pipeline.evaluation.answering import Answering
 from alignkd.pipeline.evaluation.journal import Answered, Process
 from alignkd.pipeline.evaluation.parts import PARTS, AnswerParts
 from alignkd.pipeline.evaluation.prompts import preparation_for, sample_of
-from alignkd.pipeline.evaluation.shared_images import SharedImages
 from alignkd.teacher_dump.operation.control import DumpControl
 from alignkd.teacher_dump.operation.stops import DumpStopped, DumpStopSignals
 from alignkd.vlm.data.images import image_files
@@ -26,6 +25,7 @@ from alignkd.vlm.families.family import Checkpoint, VisionLanguageModel
 from alignkd.vlm.families.generation import generate
 from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePreparation
 from alignkd.vlm.families.open import open_checkpoint
+from alignkd.vlm.families.shared_images import SharedImages
 
 PROCESS = Process(device="cpu", batch=1, versions={})
 Answer = Callable[..., AnswerParts]

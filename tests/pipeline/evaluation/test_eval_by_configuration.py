@@ -103,7 +103,22 @@ def test_a_run_ends_with_the_evaluation_also_after_a_stop(
     assert again.exit_code == 0, again.stderr
     assert [line for line in again.stdout.splitlines() if line.startswith("alignkd ")] == [f"alignkd eval {config}"]
     assert "nothing left to do: 2 steps are done" in again.stdout and "device" not in again.stderr
+    assert again.stdout.endswith(f"side by side: alignkd report {out} --out FOLDER\n")
     assert {path: path.read_bytes() for path in (out / "eval").rglob("*") if path.is_file()} == asked_before
+
+    # the data of what is finished may be removed
+    (data_root / "gqa" / "images" / "n003.jpg").unlink()
+    config = write_evaluated(baseline=str(brief_model), teacher=True)
+    lines = in_process("run", config).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["nothing left to do", "nothing left to evaluate"]
+    assert f"scores in {out / 'eval'}" in lines[1] and "n003.jpg" in lines[1]
+    shutil.rmtree(data_root)
+    kept = in_process("run", config, "--json")
+    assert kept.exit_code == 0 and json.loads(kept.stdout)["eval"] == reports["eval"]
+    for other in ({"dtype": "float16"}, {"benchmarks": "gqa,pope"}, {"limit": 3}):
+        refused = in_process("run", write_evaluated(**other))
+        assert refused.exit_code == 1 and f"{data_root}: no such folder" in refused.stderr, (other, refused.stdout)
+    write_evaluated()
 
     status = json.loads(in_process("train", "--status", out, "--json").stdout)
     assert status["scores"] == {"gqa": reports["eval"]["student"]["row"]["gqa"]}
@@ -126,7 +141,7 @@ def test_what_is_wrong_with_the_benchmarks_shows_before_the_teacher_runs(
         return done.stderr
 
     assert f"{tmp_path / 'nowhere'}: no such folder" in error(data=str(tmp_path / "nowhere"))
-    assert "nobody" in error(baseline=str(tmp_path / "nobody"))
+    assert "eval.baseline" in error(baseline=str(tmp_path / "nobody"))
     (data_root / "gqa" / "images" / "n003.jpg").unlink()
     assert "n003.jpg" in error()
     stages = [
@@ -150,6 +165,9 @@ def test_a_configuration_is_evaluated_where_it_has_the_section(
     config = write_evaluated(limit=2)
     assert "out/student: no such student yet; train it first (`alignkd train`)" in error(config)
     assert not (tmp_path / "out").exists()
+    shutil.copytree(brief_model, tmp_path / "out" / "student")
+    assert "eval.baseline: " in error(write_evaluated(baseline=str(tmp_path / "nobody")))
+    assert not (tmp_path / "out" / "eval").exists()  # before the student is asked anything
     assert "--data, --dtype: CONFIG has keys for this in its section eval" in error(
         config, "--data", tmp_path, "--dtype", "float32"
     )

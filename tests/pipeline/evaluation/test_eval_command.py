@@ -62,6 +62,7 @@ def test_all_six_benchmarks(
         assert {line["model_id"] for line in ours} == {"brief-model"}
         assert len({line["answer_id"] for line in ours}) == len(ours) and len({line["text"] for line in ours}) > 1
     assert "average" in done.stdout and "POPE" in done.stdout
+    assert done.stdout.splitlines()[0].endswith(f"brief-model: answers and scores in {tmp_path / 'out'}")
 
 
 def test_the_default_is_float16_as_in_the_original(
@@ -140,6 +141,27 @@ def test_broken_pictures_are_listed_and_prevent_the_score(evaluated: Run, data_r
     assert (tmp_path / "out" / "gqa" / "answers.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_of_the_processes_of_a_launcher_the_first_prints(
+    is_broken: bool, evaluated: Run, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_broken:
+        (data_root / "gqa" / "images" / "n003.jpg").write_bytes(b"")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        for options in ([], ["--json"]):
+            done = evaluated("gqa", *options)
+            if rank:  # an exit code would make the launcher end the first process before it prints
+                assert (done.returncode, done.stdout) == (0, "")
+                assert all(line.startswith("alignkd: device") for line in done.stderr.splitlines())
+                continue
+            assert done.returncode == int(is_broken), done.stderr
+            assert json.loads(done.stdout)["benchmarks"] if options else "GQA" in done.stdout
+    monkeypatch.setenv("RANK", "1")  # a worker that was given by hand has a terminal of its own
+    assert "GQA" in evaluated("gqa", "--worker", "1/2").stdout
+
+
 def test_other_settings_are_refused_with_both_values(
     evaluated: Run, data_root: Path, golden: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +207,28 @@ def test_wrong_input_is_one_line_before_the_model_is_loaded(
         ["eval", brief_model, "--benchmark", "gqa,vqa", "--data", data_root],
     ):
         assert alignkd_here(*words).returncode == 2
+
+
+@pytest.mark.parametrize("content", ['{"data": [], "teacher": {}}', "[1", "{}"])
+def test_a_folder_of_another_command_is_refused_also_with_force(evaluated: Run, content: str, tmp_path: Path) -> None:
+    """The output of a training run has a `run.json`, too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(content)
+    for options in ((), ("--force",)):
+        assert "was not made by this command" in one_line_error(evaluated("gqa", "--limit", 1, *options))
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("run.json", content)]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_score_of_another_benchmark(content: str, evaluated: Run, tmp_path: Path) -> None:
+    assert evaluated("gqa, pope, gqa", "--limit", 1).returncode == 0
+    score = tmp_path / "out" / "gqa" / "score.json"
+    whole = json.loads(score.read_text())
+    score.write_text(content)
+    assert f"{score}: not written by `alignkd eval`" in one_line_error(evaluated("pope", "--limit", 1))
+    assert evaluated("gqa", "--limit", 1).returncode == 0
+    assert json.loads(score.read_text()) == whole
 
 
 def test_a_device_that_does_not_exist(evaluated: Run) -> None:

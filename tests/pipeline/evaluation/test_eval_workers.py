@@ -132,6 +132,42 @@ def test_of_two_the_last_one_scores(
     assert results(out)["benchmarks"]["gqa"]["headline"] is not None
 
 
+def launched(settings: EvalSettings, monkeypatch: pytest.MonkeyPatch, rank: int, **options: Any) -> int:
+    """A process of two that a launcher starts."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return start(settings, **options)
+
+
+def test_the_first_process_of_a_launcher_ends_last(
+    settings: Callable[..., EvalSettings], tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    slow = launched(settings("out"), monkeypatch, 1, halts_after=2)
+    wait_until(lambda: written(out) == 2, "two answers")
+    first = launched(settings("out"), monkeypatch, 0)
+    wait_until(lambda: written(out) == 2 + NUM_QUESTIONS - 12, "all other answers")
+    assert not (out / "results.json").exists() or results(out)["benchmarks"]["gqa"]["headline"] is None
+    assert os.waitpid(first, os.WNOHANG) == (0, 0)
+    (tmp_path / "go").touch()
+    assert ended(slow) == 0 and ended(first) == 0
+    assert results(out)["benchmarks"]["gqa"]["headline"] is not None
+
+
+def test_the_first_process_of_a_launcher_asks_what_a_killed_one_leaves(
+    settings: Callable[..., EvalSettings], tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    killed = launched(settings("out"), monkeypatch, 1, halts_after=2)
+    wait_until(lambda: written(out) == 2, "two answers")
+    first = launched(settings("out"), monkeypatch, 0)
+    wait_until(lambda: written(out) == 2 + NUM_QUESTIONS - 12, "all other answers")
+    os.kill(killed, signal.SIGKILL)
+    assert ended(killed) == -signal.SIGKILL
+    assert ended(first) == 0 and written(out) == NUM_QUESTIONS
+    assert results(out)["benchmarks"]["gqa"]["headline"] is not None
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 2), (signal.SIGTERM, 128 + 15)])
 def test_a_signal_loses_no_answer(
     number: signal.Signals, code: int, settings: Callable[..., EvalSettings], tmp_path: Path, wait_until: WaitUntil

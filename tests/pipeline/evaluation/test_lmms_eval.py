@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from alignkd.evaluation.benchmark import BENCHMARKS
 from alignkd.evaluation.question import Question
@@ -56,7 +56,7 @@ def forget() -> None:
 
 @pytest.fixture
 def loaded(lmms_eval: SimpleNamespace, brief_model: Path, golden: Path) -> Any:
-    """The model as `lmms_eval --model alignkd --model_args ... --batch_size 4` makes it."""
+    """The model as `python -m lmms_eval --model alignkd --model_args ... --batch_size 4` makes it."""
     arguments = f"pretrained={brief_model},vision_config={golden / 'clip'},dtype=float32"
     model_class = lmms_eval.registry.get_model_class("alignkd")
     return model_class.create_from_arg_string(arguments, {"batch_size": "4", "max_batch_size": None, "device": "cpu"})
@@ -131,6 +131,18 @@ def test_answers_are_those_of_alignkd_eval(
     )
     assert loaded.generate_until(requests) == expected and len(set(expected)) > 3
     assert loaded.generate_until(requests[::-1]) == expected[::-1]
+
+
+def test_truncated_files_are_no_matter_to_it(
+    loaded: Any, requested: Callable[..., list[Any]], questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval sets this when it is imported; alignkd refuses it wherever it reads files of others."""
+    make = lambda: requested(documents_of(questions[:3]), lambda document: document["question"].turn, lambda _: {})  # noqa: E731
+    expected = loaded.generate_until(make())
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert loaded.generate_until(make()) == expected
+    with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES is True"):
+        decode_image(Path(str(questions[0].image)).read_bytes())
 
 
 def test_a_request_with_two_images_sees_both(

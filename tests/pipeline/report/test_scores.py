@@ -207,5 +207,30 @@ def test_the_command_takes_folders_of_evaluations(
     assert nothing.returncode == 1 and "give the output folder of a training run, or of an evaluation" in nothing.stderr
 
 
+def test_a_folder_of_single_evaluations_is_listed_whole(
+    write_evaluation: WriteEvaluation, write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As `alignkd eval` leaves them in `eval`, also if one of them has the name of a model of a run."""
+    folder = tmp_path / "eval"
+    for number, name in enumerate(("align-kd", "supervised", "teacher")):
+        write_evaluation(folder / name, {"gqa": 50.0 + number}, weights=name)
+    report = make_report([folder])
+    assert list(cells(report)) == ["model", "align-kd", "supervised", "teacher"]
+    assert report.comparison is not None and not report.comparison.has_baseline
+    # one of them may be given itself, too
+    found = cells(make_report([folder], baseline=folder / "supervised"))
+    assert found == {
+        "model": ["GQA"],
+        "supervised": ["51.00"],
+        "align-kd": ["50.00 (-1.00)"],
+        "teacher": ["52.00 (+1.00)"],
+    }
+    # and a run may be beside, also one with a teacher
+    run = write_run("run", student={"gqa": 60.0}, teacher={"gqa": 61.0})
+    assert list(cells(make_report([run, folder]))) == [
+        "model", "run", "align-kd", "supervised", "teacher", "teacher of run",
+    ]  # fmt: skip
+
+
 def test_columns_have_the_benchmarks_titles() -> None:
     assert Column("sqa", None).title == "ScienceQA-IMG" and Column("sqa", 3).title == "ScienceQA-IMG, first 3"

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.projections.polar import PolarAxes
-from matplotlib.text import Annotation
+from matplotlib.text import Text
 from PIL import Image
 
 from alignkd.pipeline.report.report import make_report
@@ -52,16 +55,60 @@ def test_each_axis_has_its_own_range(write_evaluation: WriteEvaluation, tmp_path
     assert found["supervised"] == pytest.approx([inner] * 6)
     assert found["align-kd"] == pytest.approx([1.0] * 6)
     assert found["middle"] == pytest.approx([(1 + inner) / 2] * 6)
-    # every number is printed, in the colour of its polygon
-    colours = {str(line.get_label()): line.get_color() for line in axes.lines}
-    assert len(set(colours.values())) == 3
-    printed = [(text.get_text(), text.get_color()) for text in axes.texts if isinstance(text, Annotation)]
-    for name, row in ROWS.items():
-        for benchmark, value in row.items():
-            assert (f"{value:.1f}" if benchmark == "mme" else f"{value:.2f}", colours[name]) in printed
-    assert {"GQA", "ScienceQA-IMG", "TextVQA", "MME", "MMBench dev", "POPE"} <= {text for text, _ in printed}
+    # every number is printed beside the marker of its polygon
+    styles = {str(line.get_label()): style_of(line) for line in axes.lines}
+    assert len(set(styles.values())) == 3
+    printed = printed_numbers(axes)
+    assert list(printed) == ["GQA, %", "ScienceQA-IMG, %", "TextVQA, %", "MME, points of 2000", "MMBench dev, %",
+                             "POPE, %"]  # fmt: skip
+    for (title, lines), benchmark in zip(printed.items(), ROWS["middle"], strict=True):
+        digits = 1 if title.startswith("MME,") else 2
+        assert lines == {styles[name]: f"{row[benchmark]:.{digits}f}" for name, row in ROWS.items()}
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(ROWS)
+    assert figure.get_suptitle() == "Benchmark scores"
+
+
+def style_of(line: Line2D) -> tuple[object, ...]:
+    return line.get_color(), line.get_marker()
+
+
+def printed_numbers(axes: Axes) -> dict[str, dict[tuple[object, ...], str]]:
+    """Title of an axis -> what is printed beside each marker."""
+    found = {}
+    for block in axes.artists:
+        assert isinstance(block, AnnotationBbox)
+        title, *numbers = [text.get_text().strip() for text in block.findobj(Text)]
+        markers = [style_of(line) for line in block.findobj(Line2D)]  # type: ignore[arg-type]
+        found[title] = dict(zip(markers, numbers, strict=True))
+    return found
+
+
+def test_many_models_with_long_names_differ_and_fit(write_evaluation: WriteEvaluation, tmp_path: Path) -> None:
+    names = [f"qwen3-vl-2b-attention-of-layers-0-and-1-of-all-heads-seed-{number}" for number in range(20)]
+    folders = [write_evaluation(tmp_path / name, ROWS["middle"] | {"gqa": 50.0 + n}) for n, name in enumerate(names)]
+    figure = figure_of([*folders, write_evaluation(tmp_path / ("long" * 40), ROWS["middle"])])
+    figure.canvas.draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert len({style_of(line) for line in axes.lines}) == 21
+    width, height = figure.canvas.get_width_height()
+    for artist in (legend, *axes.artists):
+        box = artist.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+        if artist is not legend:
+            assert box.y0 >= legend.get_window_extent().y1
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown[:-1] == names and shown[-1] == "..." + "long" * 20
+
+
+def test_the_picture_states_what_its_lengths_mean(write_evaluation: WriteEvaluation, tmp_path: Path) -> None:
+    def remarks(**second: float) -> list[str]:
+        rows = [ROWS["supervised"], ROWS["align-kd"] | second]
+        figure = figure_of([write_evaluation(tmp_path / f"{n}-{second}", row) for n, row in enumerate(rows)])
+        return figure.legends[0].get_title().get_text().splitlines()
+
+    assert len(remarks()) == 1 and "own range" in remarks(pope=90.5)[0]
+    assert remarks(gqa=56.1, mme=1201.0)[1] == "A range is at least 2% of the largest number, here of GQA, MME."
 
 
 def test_a_missing_number_is_a_gap(write_evaluation: WriteEvaluation, tmp_path: Path) -> None:
@@ -73,7 +120,7 @@ def test_a_missing_number_is_a_gap(write_evaluation: WriteEvaluation, tmp_path: 
     assert [math.isnan(value) for value in found["gap"]] == [False, False, True, False, False, False]
     assert not any(map(math.isnan, found["whole"]))
     assert len(figure.axes[0].patches) == 1  # only the whole polygon is filled
-    assert "-" in [text.get_text() for text in figure.axes[0].texts]
+    assert list(printed_numbers(figure.axes[0])["TextVQA, %"].values()) == ["40.00", "-"]
 
 
 @pytest.mark.parametrize("names", [["gqa"], ["gqa", "mme"]])
@@ -89,6 +136,7 @@ def test_fewer_than_three_benchmarks_are_bars(
             f"{row[name]:.1f}" if name == "mme" else f"{row[name]:.2f}" for row in rows.values()
         ]
         assert axes.get_ylim()[0] == 0
+        assert (axes.get_title(), axes.get_ylabel()) == (("GQA", "%") if name == "gqa" else ("MME", "points of 2000"))
 
 
 def test_what_may_not_be_compared_is_not_drawn_but_named(write_evaluation: WriteEvaluation, tmp_path: Path) -> None:
@@ -99,7 +147,8 @@ def test_what_may_not_be_compared_is_not_drawn_but_named(write_evaluation: Write
         write_evaluation(tmp_path / "same", ROWS["middle"]),
     ])  # fmt: skip
     assert list(polygons(figure)) == ["first", "same"]
-    assert figure.get_suptitle().splitlines()[1].endswith("without numbers: other-dtype, ten")
+    remarks = figure.legends[0].get_title().get_text().splitlines()
+    assert remarks[-1].endswith("without numbers: other-dtype, ten.")
 
 
 def test_nothing_is_drawn_without_a_whole_benchmark(write_evaluation: WriteEvaluation, tmp_path: Path) -> None:

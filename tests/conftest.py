@@ -97,8 +97,9 @@ def wait_until() -> WaitUntil:
 
 @pytest.fixture(scope="session")
 def prepared() -> Iterator[PreparedProcesses]:
-    """prepared.start(script, *arguments): a process that has imported torch and what both phases need."""
-    with PreparedProcesses(["alignkd.pipeline.runs.teacher.dump", "alignkd.student_train.trainer"]) as processes:
+    """prepared.start(script, *arguments): a process that has imported torch and what both phases need, LoRA too."""
+    modules = ["alignkd.pipeline.runs.teacher.dump", "alignkd.student_train.trainer", "peft", "zarr"]
+    with PreparedProcesses(modules) as processes:
         yield processes
 
 

@@ -17,7 +17,7 @@ from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.output import TIMINGS
 from alignkd.student_train.trainer import train
 
-STEPS = 4
+STEPS = 2
 
 
 class Stopped(Exception):  # noqa: N818 - the end of a run, not an error of it
@@ -41,7 +41,7 @@ def on_cpu(jobs: GoldenJobs) -> list[dict[str, Any]]:
 
 def validation(jobs: GoldenJobs) -> dict[str, Any]:
     """Settings of validation on the samples of the training."""
-    return {"store": str(jobs.store("compact")), "every": 2, "at_start": False}
+    return {"store": str(jobs.store("compact")), "every": 1, "at_start": False}
 
 
 def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
@@ -58,7 +58,7 @@ def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
 def test_losses_by_layer_wait_once_in_a_step(
     jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_on_device(jobs.train_job("layers", "layers-on-device"), monkeypatch)
+    train_on_device(jobs.train_job("sampled_layers", "layers-on-device"), monkeypatch)
     for line in figures(jobs.folder / "layers-on-device"):
         assert line["attention"] == pytest.approx((line["attention_0"] + line["attention_1"]) / 2, rel=1e-6)
     waits = {wait: count for wait, count in LOG.waits.items() if wait.place.file.endswith("layer_sums.py")}
@@ -70,7 +70,7 @@ def test_a_resumed_run_goes_on(
 ) -> None:
     job = jobs.train_job("compact", "resumed")
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "_check_not_diverged", stop_at(3))
+        patched.setattr(trainer, "_check_not_diverged", stop_at(2))
         with pytest.raises(Stopped):
             train_on_device(job, patched)
     train_on_device(job, monkeypatch)
@@ -132,7 +132,7 @@ def test_validations_are_those_of_the_cpu(
     job = jobs.train_job("compact", "validated-on-device", validation=validation(jobs))
     train_on_device(job, monkeypatch)
     found, expected = (figures(output, "validation.jsonl") for output in (job.train.output, jobs.folder / "on-cpu"))
-    assert [line["step"] for line in expected] == [2, 4]
+    assert [line["step"] for line in expected] == [1, 2]
     for line, reference in zip(found, expected, strict=True):
         assert line == pytest.approx(reference, rel=2e-5)
     assert_close(figures(job.train.output), on_cpu)

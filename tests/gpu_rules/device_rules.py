@@ -10,6 +10,7 @@ The rules are CUDA's as torch applies them:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class MixedDevicesError(RuntimeError):
     """An operation of tensors of the device and of the host that CUDA refuses."""
 
 
+@cache
 def operation(func: Any) -> str:
     """`add` of `aten::add.Tensor`."""
     return str(func._schema.name).rpartition("::")[2]

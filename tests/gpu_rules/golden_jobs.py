@@ -32,21 +32,26 @@ STORES: dict[str, dict[str, Any]] = {
     "compact": {"profile": "compact"},
     "exact": {"profile": "exact"},
     "stem": {"profile": "stem"},
-    "full": {"profile": "compact", "logits": {"kind": "full"}},
-    "topk": {"profile": "compact", "logits": {"kind": "topk"}},
-    "sampled": {"profile": "compact", "logits": {"kind": "sampled"}},
-    "from_all": {"profile": "compact", "vision_top": "from_all"},
-    "layers": {"profile": "compact", "attention": {"layers": [0, 2, 3], "pairs": "all"}},
-    "means": {"attention": {"layers": "0%-100%", "heads": {"groups": 2}}},
+    "full": {"profile": "compact", "logits": {"kind": "full"}, "vision_top": "from_all"},
+    "sampled_layers": {
+        "profile": "compact",
+        "logits": {"kind": "sampled"},
+        "attention": {"layers": [0, 2, 3], "pairs": "all"},
+    },
+    "topk_means": {"logits": {"kind": "topk"}, "attention": {"layers": "0%-100%", "heads": {"groups": 2}}},
     "stem_layers": {"profile": "stem", "attention": {"layers": [0, 1]}},
     "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
     "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
 }
 # of the stores that the default losses do not fit, or whose targets they leave out
 LOSSES: dict[str, dict[str, Any]] = {
-    "sampled": {"logit_divergence": "forward_kl"},
-    "layers": {"attention_layers": {0: 0, 1: (2, 3)}, "attention_form": "kl", "attention_heads": "grouped"},
-    "means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
+    "sampled_layers": {
+        "logit_divergence": "forward_kl",
+        "attention_layers": {0: 0, 1: (2, 3)},
+        "attention_form": "kl",
+        "attention_heads": "grouped",
+    },
+    "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
     "blank": {"effect": 1.0},
@@ -89,9 +94,9 @@ class GoldenJobs:
         )
 
     def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:
-        """A training of four steps of two micro-batches each from the CPU's store, in a folder `name`."""
+        """A training of two steps of two micro-batches each from the CPU's store, in a folder `name`."""
         dtype, losses = settings.pop("dtype", "float32"), {"losses": LOSSES.get(kind, {})}
-        given = {"steps": 4, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 2}
+        given = {"steps": 2, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 1}
         return TrainJob(
             student=GOLDEN / "student",
             vision_config=GOLDEN / "clip",

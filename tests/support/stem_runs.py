@@ -1,11 +1,14 @@
 """Runs over a few samples with no, one and several images, for tests that compare sources of targets."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.storage import StoreReader
@@ -18,7 +21,7 @@ WriteConfig = Callable[..., Path]
 Metrics = list[dict[str, Any]]
 HIDDEN = {"kind": "hidden", "dtype": "float32"}
 FULL = {"kind": "full", "dtype": "float32"}
-STEPS = 4
+STEPS = 2  # each sample once, the second half of them by a student that has moved
 ALL = ("attention", "vision_top", "vision_all")
 # no bias in the adapters: else it is nearly all of the attention loss at first, and hides what is compared here
 TRAIN = {"steps": STEPS, "micro_batch": 3, "adapter_init": "grouped_heads"}
@@ -45,10 +48,25 @@ def opened(golden: Path, who: str) -> MobileVLMCheckpoint:
     return MobileVLMCheckpoint.open(golden / who, vision_config=golden / "clip")
 
 
+_DUMPED: dict[str, tuple[tempfile.TemporaryDirectory[str], Path]] = {}
+
+
 def dumped(config: Path) -> StoreReader:
+    """The store of a configuration. What was dumped before by the same settings from the same data is copied."""
     job = load_run_config(config, "dump").dump_job()
-    dump(job)
-    return StoreReader(job.store.path)
+    path = Path(job.store.path)
+    settings = yaml.safe_load(config.read_text())
+    data = Path(settings["data"].pop("conversations")).read_text()
+    settings["store"].pop("path")
+    key = json.dumps([data, *(settings[section] for section in ("data", "teacher", "store"))], sort_keys=True)
+    if path.exists() or key not in _DUMPED:
+        dump(job)
+    if path.exists() and key not in _DUMPED:
+        folder = tempfile.TemporaryDirectory()
+        _DUMPED[key] = folder, shutil.copytree(path, Path(folder.name) / "store")
+    elif not path.exists():
+        shutil.copytree(_DUMPED[key][1], path)
+    return StoreReader(path)
 
 
 def trained(config: Path) -> Metrics:

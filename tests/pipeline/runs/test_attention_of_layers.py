@@ -9,28 +9,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stem_runs import dumped, entry, trained
 from transformers import LlamaModel
 
 from alignkd.pipeline.config.run_config import load_run_config
-from alignkd.storage import StoreReader
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.attention.match import FixedHeads
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
-from alignkd.student_train.trainer import train
-from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 
 WriteConfig = Callable[..., Path]
-STEPS = 4
+STEPS = 2  # each sample once
 EXACT = {"codec": "float32"}
-
-
-def entry(number: int, images: list[str], question: str, answer: str = "yes, it is") -> dict[str, Any]:
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": f"s{number}", **({"image": images} if images else {}), "conversations": turns}
 
 
 ENTRIES = [
@@ -66,22 +59,10 @@ def write(write_config: WriteConfig, tmp_path: Path) -> WriteConfig:
     return config
 
 
-def dumped(config: Path) -> StoreReader:
-    job = load_run_config(config, "dump").dump_job()
-    dump(job)
-    return StoreReader(job.store.path)
-
-
-def trained(config: Path) -> list[dict[str, Any]]:
-    job = load_run_config(config, "train").train_job()
-    train(job)
-    return [json.loads(line) for line in (job.train.output / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_two_layers_lower_the_loss(write: WriteConfig, tmp_path: Path) -> None:
     """From the dump to the export: MobileVLM, {0: 0, 1: 1}, mse, grouped heads."""
     losses = {"attention_layers": {0: 0, 1: 1}, "attention_heads": "grouped", "attention": 1e6, "logit": 0}
-    config = write("two", attention={"layers": [0, 1], **EXACT}, losses=losses, micro_batch=4)
+    config = write("two", attention={"layers": [0, 1], **EXACT}, losses=losses, micro_batch=4, steps=4)
     dumped(config)
     lines = trained(config)
     assert lines[-1]["attention"] < lines[0]["attention"]
@@ -123,7 +104,7 @@ def test_the_loss_is_that_of_the_live_teacher(write: WriteConfig, golden: Path, 
             counts[own] += difference.size
     assert found.count == sum(counts)
     assert found.total.item() == pytest.approx(sum(totals), rel=1e-5)
-    line, *_ = trained(write("live", attention=stored, losses=losses, micro_batch=4))
+    line, *_ = trained(write("live", attention=stored, losses=losses, micro_batch=4, steps=1))
     assert line["attention"] == pytest.approx(sum(totals) / sum(counts), rel=1e-5)
     for layer in (0, 1):
         assert line[f"attention_{layer}"] == pytest.approx(totals[layer] / counts[layer], rel=1e-5)

@@ -58,7 +58,7 @@ def test_the_same_losses_as_from_stored_layers(
     assert read_stem_info(reader.attachment(STEM_FILE)).depth == layers[-1] + 1 == depth_in_training(stem)
     expected = trained(stored)
     assert_same_losses(trained(stem), expected)
-    first = write("first", store={}, train={"losses": {**losses, "attention_layers": None}})
+    first = write("first", store={}, train={"losses": {**losses, "attention_layers": None}, "steps": 1})
     dumped(first)
     assert trained(first)[0]["attention"] != pytest.approx(expected[0]["attention"], rel=1e-3)
 
@@ -92,7 +92,8 @@ def test_weights_of_rows_are_those_of_stored_attention(write: WriteConfig, weigh
         dumped(config)
         found.append(trained(config))
     assert_same_losses(*found)
-    plain = write("plain", store=of_layers([0, 2], "float32"), train={"losses": {"attention_layers": {0: 0, 1: 2}}})
+    losses = {"attention_layers": {0: 0, 1: 2}}
+    plain = write("plain", store=of_layers([0, 2], "float32"), train={"losses": losses, "steps": 1})
     dumped(plain)
     assert trained(plain)[0]["attention"] != pytest.approx(found[0][0]["attention"], rel=1e-4)
 

@@ -36,13 +36,14 @@ def test_the_same_losses_as_from_stored_targets(write: WriteConfig, pairs: str) 
     """Samples with no, one and several images in one batch."""
     stored = write("stored", store={"attention_pairs": pairs})
     assert dumped(stored).manifest.codecs.from_stem == ()
-    stem = write("stem", store={"attention_pairs": pairs, **dict.fromkeys(("attention", "vision_top"), "stem")})
-    assert dumped(stem).manifest.codecs.from_stem == ("attention", "vision_top")
     every = write("every", store={"attention_pairs": pairs, **FROM_STEM}, train={"data_workers": 2})
-    dumped(every)
+    assert dumped(every).manifest.codecs.from_stem == ALL
     expected = trained(stored)
-    assert_same_losses(trained(stem), expected)
     assert_same_losses(trained(every), expected)
+    if pairs == "tqv":  # the rows of a part of the targets are those of all
+        part = write("part", store={"attention_pairs": pairs, **dict.fromkeys(("attention", "vision_top"), "stem")})
+        assert dumped(part).manifest.codecs.from_stem == ("attention", "vision_top")
+        assert_same_losses(trained(part), expected)
 
 
 def test_a_store_for_the_stem_holds_nothing_else(write: WriteConfig, tmp_path: Path) -> None:
@@ -92,9 +93,9 @@ def test_sources_per_target(write: WriteConfig, golden: Path, tmp_path: Path) ->
 def test_coarser_stored_targets_differ_from_the_stems(write: WriteConfig) -> None:
     """That the comparison above could fail: 8-bit targets are not what the stem gives."""
     coarse = {"attention": "sqrt_u8", "vision_all": "int8_channel", "vision_top": "from_all"}
-    stored = write("stored", store=coarse)
+    stored = write("stored", store=coarse, train={"steps": 1})
     dumped(stored)
-    stem = write("stem", store=FROM_STEM)
+    stem = write("stem", store=FROM_STEM, train={"steps": 1})
     dumped(stem)
     one, other = trained(stored)[0], trained(stem)[0]
     for term in ("attention", "vision_all", "vision_top"):
@@ -162,13 +163,11 @@ def test_resumed_and_unbroken_runs(write: WriteConfig, tmp_path: Path) -> None:
 
     from alignkd.student_train import trainer
 
-    original, calls = trainer.save_checkpoint, []
+    original = trainer.save_checkpoint
 
     def stopping(*arguments: Any, **settings: Any) -> None:
         original(*arguments, **settings)
-        calls.append(1)
-        if len(calls) == 2:
-            raise StoppedError
+        raise StoppedError  # after the first of two steps
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(trainer, "save_checkpoint", stopping)

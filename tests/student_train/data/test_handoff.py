@@ -41,7 +41,7 @@ def batches() -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(batch=batches(), room=st.integers(0, 100))
 def test_a_batch_comes_back_bit_for_bit_and_in_place(batch: object, room: int) -> None:
     packed = PackedBatch(batch)

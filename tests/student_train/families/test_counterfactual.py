@@ -159,7 +159,7 @@ def test_two_ranks_are_one(
     read_metrics: ReadMetrics,
     tmp_path: Path,
 ) -> None:
-    settings: dict[str, Any] = {"steps": 5, "global_batch": 4}
+    settings: dict[str, Any] = {"steps": 4, "global_batch": 4}
     alone = counterfactual_job("qwen3_vl", SMALL, output=tmp_path / "alone", micro_batch=4, **settings)
     train(alone)
     job = counterfactual_job("qwen3_vl", SMALL, output=tmp_path / "two", micro_batch=1, **settings)
@@ -182,7 +182,7 @@ def test_a_killed_run_is_the_unbroken_one_and_both_layouts_train_alike(
     read_metrics: ReadMetrics,
     tmp_path: Path,
 ) -> None:
-    settings: dict[str, Any] = {"steps": 6, "micro_batch": 2, "global_batch": 4, "checkpoint_every": 2}
+    settings: dict[str, Any] = {"steps": 4, "micro_batch": 2, "global_batch": 4, "checkpoint_every": 2}
     settings |= {"gradient_checkpointing": True}
     unbroken = counterfactual_job("qwen3_vl", SMALL, output=tmp_path / "unbroken", **settings)
     train(unbroken)

@@ -27,7 +27,7 @@ from alignkd.vlm.stem.file import read_stem_info
 TEACHER = {"seed": 3, "hidden_size": 64, "heads": 4, "tower_seed": 9}
 STUDENT = {"seed": 4, "hidden_size": 32, "heads": 2, "tower_seed": 9}
 FROM_STEM = dict.fromkeys(("attention", "vision_top", "vision_all"), "stem")
-STEPS = 3
+STEPS = 2  # each sample once
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 Metrics = list[dict[str, Any]]
 MakeRun = Callable[..., TrainJob]
@@ -42,7 +42,7 @@ def run(family_job: MakeRun, family_store: Callable[..., Path], checkpoint: Any,
             family,
             store=family_store(family, teacher=TEACHER, **store),
             student=checkpoint(family, **STUDENT),
-            **{"output": tmp_path / name, "steps": STEPS, "micro_batch": 4, "adapter_init": "grouped_heads", **train},
+            **{"output": tmp_path / name, "steps": STEPS, "micro_batch": 5, "adapter_init": "grouped_heads", **train},
         )
 
     return make

@@ -113,7 +113,7 @@ def test_heads_that_are_padded_differently(
     entries, columns = shapes.num_tokens, shapes.vocab_size + 32
     assert entries is not None and entries < shapes.vocab_size
     student = checkpoint("qwen3_vl", seed=4, hidden_size=32, heads=2, vocab_size=columns)
-    job = family_job("qwen3_vl", store=store, student=student, steps=8, micro_batch=10, learning_rate=2e-3)
+    job = family_job("qwen3_vl", store=store, student=student, steps=6, micro_batch=10, learning_rate=2e-3)
     assert opened(job)[1].num_tokens == entries
     train(job)
     lines = read_metrics(job.train.output)
@@ -155,7 +155,7 @@ def test_a_student_with_other_vision_tokens_learns_from_logits(
     assert "\n" not in str(error.value) and "losses.attention, losses.vision_all, losses.vision_top" in str(error.value)
 
     job = family_job(
-        "qwen3_vl", student=student, losses=dict.fromkeys(POSITIONAL, 0.0), steps=8, micro_batch=10, learning_rate=2e-3
+        "qwen3_vl", student=student, losses=dict.fromkeys(POSITIONAL, 0.0), steps=3, micro_batch=10, learning_rate=5e-3
     )
     dataset = open_samples(job, job.open_student())
     pairs = [dataset[place] for place in range(len(dataset))]

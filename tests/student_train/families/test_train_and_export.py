@@ -21,7 +21,7 @@ from alignkd.student_train.trainer import train
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.batch import collate_sequences
 
-STEPS = 20
+STEPS = 8
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 
 
@@ -81,7 +81,7 @@ def test_in_bfloat16_with_everything_that_saves_memory(
     name: str, family_job: Callable[..., TrainJob], read_metrics: ReadMetrics
 ) -> None:
     """Offloaded, checkpointed, in 16 bits; buffers of positions keep float32, and losses are near those in float32."""
-    settings: dict[str, Any] = {"steps": 4, "micro_batch": 5, "global_batch": 10}
+    settings: dict[str, Any] = {"steps": 2, "micro_batch": 5, "global_batch": 10}
     exact = family_job(name, **settings)
     train(exact)
     lines = {"float32": read_metrics(exact.train.output)}

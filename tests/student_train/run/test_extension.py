@@ -76,24 +76,24 @@ def test_schedules_of_added_steps(first_step: int, added: int, factor: float, wa
 def test_constant_steps_are_those_of_a_longer_run(
     chosen: dict[str, Any], many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:
-    """A run whose rate stays 1 is extended by steps at the same rate: bit for bit the run of six steps.
+    """A run whose rate stays 1 is extended by steps at the same rate: bit for bit the run of four steps.
 
-    With warm-up over all steps, the last rate is the peak. The first three steps of the longer run have the same rates
+    With warm-up over all steps, the last rate is the peak. The first two steps of the longer run have the same rates
     because its warm-up is patched to be as long.
     """
     flat = {**SETTINGS, "warmup_ratio": 1.0}
-    train(make_job(many_store, output=tmp_path / "old", steps=3, **flat))
+    train(make_job(many_store, output=tmp_path / "old", steps=2, **flat))
     before = everything_in(tmp_path / "old")
     extend = {"run": tmp_path / "old", "schedule": "constant", **chosen}
-    job = make_job(many_store, output=tmp_path / "new", steps=6, **flat, extend=extend)
+    job = make_job(many_store, output=tmp_path / "new", steps=4, **flat, extend=extend)
     result = train(job)
-    assert (result.step, result.samples_seen) == (6, 24)
+    assert (result.step, result.samples_seen) == (4, 16)
     assert everything_in(tmp_path / "old") == before
 
-    rates = [1e-3 / 3, 2e-3 / 3, 1e-3] + [chosen.get("learning_rate", 1e-3)] * 3
+    rates = [1e-3 / 2, 1e-3] + [chosen.get("learning_rate", 1e-3)] * 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Schedule, "__call__", lambda self, step: rates[step] / 1e-3)
-        train(make_job(many_store, output=tmp_path / "longer", steps=6, **flat))
+        train(make_job(many_store, output=tmp_path / "longer", steps=4, **flat))
     longer = read_metrics(tmp_path / "longer")
     assert read_metrics(tmp_path / "old") + read_metrics(tmp_path / "new") == longer
     for name in ("student/model.safetensors", "adapters.safetensors"):

@@ -39,13 +39,13 @@ def test_a_killed_run_with_dropout_is_the_unbroken_one(
     read_metrics: ReadMetrics,
     tmp_path: Path,
 ) -> None:
-    """kill -9 in a step, in a checkpoint and in the export; bit for bit in the end."""
-    settings: dict[str, Any] = {"steps": 5, "micro_batch": 2, "global_batch": 4, "checkpoint_every": 2}
+    """kill -9 in a step and in the export; bit for bit in the end."""
+    settings: dict[str, Any] = {"steps": 3, "micro_batch": 2, "checkpoint_every": 1}
     settings |= {"gradient_checkpointing": True}
     unbroken = with_lora(make_job(many_store, output=tmp_path / "unbroken", **settings), **DROPOUT)
     train(unbroken)
     job = with_lora(make_job(many_store, output=tmp_path / "killed", **settings), **DROPOUT)
-    blows = [("trainer", "_optimiser_step", 4, signal.SIGKILL), ("export", "save_tensors", 1, signal.SIGKILL)]
+    blows = [("trainer", "_optimiser_step", 2, signal.SIGKILL), ("export", "save_tensors", 1, signal.SIGKILL)]
     for blow in blows:
         ended(start_child(job, blow), -signal.SIGKILL)
     ended(start_child(job))
@@ -62,7 +62,7 @@ def test_dropout_is_drawn_anew_and_checkpointing_draws_the_same(
 
     def run(name: str, *, checkpointing: bool = False, **keys: Any) -> list[dict[str, Any]]:
         job = make_job(
-            many_store, output=tmp_path / name, steps=4, micro_batch=1, global_batch=2,
+            many_store, output=tmp_path / name, steps=3, micro_batch=1, global_batch=2,
             gradient_checkpointing=checkpointing, learning_rate=1e-2,
         )  # fmt: skip
         train(with_lora(job, **keys))
@@ -77,7 +77,7 @@ def test_dropout_is_drawn_anew_and_checkpointing_draws_the_same(
     assert plain[-1]["loss"] != pytest.approx(without[-1]["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("choice", ["lora", "projector", "quantised"])
+@pytest.mark.parametrize("choice", ["projector", "quantised"])
 def test_two_ranks_are_one(
     choice: str,
     many_store: Path,
@@ -87,8 +87,8 @@ def test_two_ranks_are_one(
     read_metrics: ReadMetrics,
     tmp_path: Path,
 ) -> None:
-    """With one sample per pass, one rank often has an image and the other text alone."""
-    settings: dict[str, Any] = {"steps": 4, "global_batch": 4}
+    """With one sample per pass, one rank often has an image and the other text alone; LoRA beside quantised weights."""
+    settings: dict[str, Any] = {"steps": 2, "global_batch": 4}
 
     def chosen(job: TrainJob) -> TrainJob:
         return with_lora(job, lora={}, quantization="nf4") if choice == "quantised" else chosen_job(job, choice)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from alignkd.pipeline.runs.student.train import summary
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.job import TrainJob
+from alignkd.student_train.job import TrainJob, TrainResult
 from alignkd.student_train.output import read_finished
 from alignkd.student_train.trainer import train
 from alignkd.student_train.validation import validation as validations
@@ -152,30 +152,49 @@ def test_other_samples_are_refused_at_resume(
 def unbroken(many_store: Path, golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the run that nothing interrupts."""
     output = tmp_path_factory.mktemp("unbroken")
-    validation = {"share": 0.7, "every": 1}
-    values = OVERFITTING | {"output": str(output), "micro_batch": 2, "validation": validation}
-    train(
-        TrainJob(
-            student=golden_folder / "student",
-            vision_config=golden_folder / "clip",
-            images=golden_folder.parent / "images",
-            store=many_store,
-            train=TrainConfig.model_validate(values),
-        )
-    )
+    train(job_of(many_store, golden_folder, output))
     return output
+
+
+def job_of(store: Path, golden: Path, output: Path) -> TrainJob:
+    """That of `overfitting` with another output."""
+    values = OVERFITTING | {"output": str(output), "micro_batch": 2, "validation": {"share": 0.7, "every": 1}}
+    return TrainJob(
+        student=golden / "student",
+        vision_config=golden / "clip",
+        images=golden.parent / "images",
+        store=store,
+        train=TrainConfig.model_validate(values),
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped_in(
+    many_store: Path, golden_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, Path], TrainResult]:
+    """stopped_in(n, output): the same run, which got SIGINT in its n-th validation; made once, copied to `output`."""
+    done: dict[int, tuple[Path, TrainResult]] = {}
+
+    def make(call: int, output: Path) -> TrainResult:
+        if call not in done:
+            folder = tmp_path_factory.mktemp("stopped")
+            with pytest.MonkeyPatch.context() as patch:
+                stop_in_evaluation(call, patch)
+                done[call] = folder, train(job_of(many_store, golden_folder, folder))
+        shutil.copytree(done[call][0], output)
+        return done[call][1]
+
+    return make
 
 
 @pytest.mark.parametrize("call", [1, STEPS + 1])
 def test_ctrl_c_during_a_validation(
-    call: int, overfitting: Any, unbroken: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, read_metrics: Any
+    call: int, stopped_in: Any, overfitting: Any, unbroken: Path, tmp_path: Path, read_metrics: Any
 ) -> None:
     """The first one, and that of the last step: it is repeated, and nothing is there twice."""
-    with monkeypatch.context() as patch:
-        stop_in_evaluation(call, patch)
-        stopped = train(overfitting())
-    assert (stopped.interrupted_by, stopped.step, stopped.validation) == (signal.SIGINT, call - 1, None)
     output = tmp_path / "out"
+    stopped = stopped_in(call, output)
+    assert (stopped.interrupted_by, stopped.step, stopped.validation) == (signal.SIGINT, call - 1, None)
     assert len(lines_of(output)) == call - 1
     assert not (output / "student").exists()
     train(overfitting())
@@ -189,16 +208,14 @@ def test_ctrl_c_during_a_validation(
 def test_a_killed_run_is_the_unbroken_one(
     overfitting: Any, start_child: Any, one_thread: None, read_metrics: Any, tmp_path: Path
 ) -> None:
-    """kill -9 in validations, between a validation and its checkpoint, where a repeated one is kept, in the export."""
+    """kill -9 between a validation and its checkpoint, where a repeated one is kept, and in the export."""
     unbroken = overfitting({"output": tmp_path / "unbroken"}, patience=2)
     train(unbroken)
-    job = overfitting({"data_workers": 1}, patience=2)
+    job = overfitting(patience=2)
     blows = [
-        ("validation", "evaluate", 1, signal.SIGKILL),
         ("trainer", "save_checkpoint", 1, signal.SIGKILL),
         ("validation", "evaluate", 3, signal.SIGTERM),  # a checkpoint without its validation
         ("validation", "keep_validation", 1, signal.SIGKILL),
-        ("checkpoint", "_commit", 1, signal.SIGKILL),
         ("export", "save_tensors", 1, signal.SIGKILL),
     ]
     for blow in blows:
@@ -231,10 +248,9 @@ def test_a_best_checkpoint_that_is_gone_is_reported(
     assert result.validation is not None and result.validation.exported_step == 4
 
 
-def test_a_damaged_best_checkpoint_is_one_line(overfitting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_in_evaluation(STEPS + 1, monkeypatch)
+def test_a_damaged_best_checkpoint_is_one_line(overfitting: Any, stopped_in: Any) -> None:
     job = overfitting()
-    train(job)
+    stopped_in(STEPS + 1, job.train.output)
     best = best_step(job.train.output)
     assert best is not None
     file = job.train.output / "checkpoints" / f"step-{best:08d}" / "weights-000.safetensors"

@@ -78,21 +78,18 @@ def test_every_layer_is_that_of_eager_attention(
     assert seen == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
-@pytest.mark.parametrize(("heads", "groups"), [("mean", 1), ({"groups": 2}, 2)])
-def test_means_of_heads_are_those_of_all_heads(
-    family_job: FamilyJob, tmp_path: Path, family: str, heads: Any, groups: int
-) -> None:
+def test_means_of_heads_are_those_of_all_heads(family_job: FamilyJob, tmp_path: Path) -> None:
     readers = []
-    for name, kind in (("every", "all"), ("means", heads)):
+    for name, kind in (("every", "all"), ("mean", "mean"), ("groups", {"groups": 2})):
         attention = {"layers": [1], "codec": "float32", "heads": kind}
-        dump(family_job(family, attention=attention, path=tmp_path / name))
+        dump(family_job("gemma3", attention=attention, path=tmp_path / name))
         readers.append(StoreReader(tmp_path / name))
-    for one, other in zip(*readers, strict=True):
+    for one, *others in zip(*readers, strict=True):
         if one.has_image:
-            all_heads, found = (as_float32(record.more[NAMES["tqv"]]) for record in (one, other))
-            wanted = np.stack([part.mean(axis=1) for part in np.split(all_heads, groups, axis=1)], axis=1)
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+            all_heads, *means = (as_float32(record.more[NAMES["tqv"]]) for record in (one, *others))
+            for groups, found in zip((1, 2), means, strict=True):
+                wanted = np.stack([part.mean(axis=1) for part in np.split(all_heads, groups, axis=1)], axis=1)
+                np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_a_layer_without_attention_is_refused_with_those_that_have_any(family_job: FamilyJob) -> None:

@@ -35,7 +35,7 @@ from alignkd.teacher_dump.operation.status import read_workers
 from alignkd.teacher_dump.operation.stops import HANG_UPS, DumpStopped, DumpStopSignals
 
 MakeJob = Callable[..., DumpJob]
-SHARDS = 8
+SHARDS = 6
 # far beyond what anything here takes on a busy machine; what passes it does not end at all
 SAFETY_SECONDS = 120.0
 
@@ -86,7 +86,7 @@ def run(job: DumpJob) -> Callable[[DumpStopSignals], object]:
 
 @pytest.fixture
 def job(make_job: MakeJob, golden: Path) -> DumpJob:
-    """Eight shards of four samples, each in a forward pass of its own."""
+    """Six shards of four samples, each in a forward pass of its own."""
     entries = json.loads((golden / "v1.json").read_text())
     many = [{**entry, "id": f"{number}-{entry['id']}"} for number in range(SHARDS) for entry in entries]
     return make_job(many, token_budget=1, window=2, sanity="off", shard_size=4, logits={"kind": "topk"})

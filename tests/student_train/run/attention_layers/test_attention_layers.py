@@ -44,11 +44,11 @@ def test_killed_and_resumed_equals_unbroken(
     read_metrics: ReadMetrics,
     tmp_path: Path,
 ) -> None:
-    settings: dict[str, Any] = {"steps": 5, "micro_batch": 2, "checkpoint_every": 2, "losses": TWO_LAYERS | losses}
+    settings: dict[str, Any] = {"steps": 3, "micro_batch": 2, "checkpoint_every": 1, "losses": TWO_LAYERS | losses}
     unbroken = make_job(layers_store, output=tmp_path / "unbroken", **settings)
     train(unbroken)
     job = make_job(layers_store, output=tmp_path / "killed", **settings)
-    ended(start_child(job, ("trainer", "_optimiser_step", 4, signal.SIGKILL)), -signal.SIGKILL)
+    ended(start_child(job, ("trainer", "_optimiser_step", 3, signal.SIGKILL)), -signal.SIGKILL)
     before = (job.train.output / FILE).read_bytes()
     ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
@@ -84,7 +84,7 @@ def test_two_ranks_equal_one(
 ) -> None:
     """With one sample per pass, one of the two ranks often has no image."""
     losses = TWO_LAYERS | {"attention_form": form, "attention_heads": "adapter"}
-    settings: dict[str, Any] = {"steps": 3, "global_batch": 4, "losses": losses}
+    settings: dict[str, Any] = {"steps": 2, "global_batch": 4, "losses": losses}
     alone = make_job(layers_store, output=tmp_path / "alone", micro_batch=4, **settings)
     train(alone)
     job = make_job(layers_store, output=tmp_path / "two", micro_batch=1, **settings)

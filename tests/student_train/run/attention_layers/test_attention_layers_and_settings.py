@@ -55,8 +55,8 @@ def test_lora_is_the_student_that_it_is_merged_into(
 ) -> None:
     """At the start LoRA adds nothing. At the end, its validation has the losses of the exported student."""
     settings: dict[str, Any] = {"losses": losses, "learning_rate": 1e-2, **WHOLE}
-    validation = {"store": str(layers_store), "export": "last"}
-    job = make_job(layers_store, output=tmp_path / "lora", steps=3, validation=validation, **settings)
+    validation = {"store": str(layers_store), "export": "last", "at_start": False, "every": 2}
+    job = make_job(layers_store, output=tmp_path / "lora", steps=2, validation=validation, **settings)
     job = replace(job, trained=TrainedConfig(lora={"rank": 4}))
     train(job)
     train(make_job(layers_store, output=tmp_path / "whole", steps=1, **settings))
@@ -71,14 +71,14 @@ def test_lora_is_the_student_that_it_is_merged_into(
 def test_a_killed_run_with_lora_is_the_unbroken_one(
     layers_store: Path, make_job: MakeJob, start_child: Any, one_thread: None, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"steps": 4, "checkpoint_every": 2, "losses": KL, "gradient_checkpointing": True}
+    settings: dict[str, Any] = {"steps": 3, "checkpoint_every": 1, "losses": KL, "gradient_checkpointing": True}
     trained = TrainedConfig(lora={"rank": 4, "dropout": 0.2})
     unbroken, job = (
         replace(make_job(layers_store, output=tmp_path / name, **settings), trained=trained)
         for name in ("unbroken", "killed")
     )
     train(unbroken)
-    ended(start_child(job, ("trainer", "_optimiser_step", 4, signal.SIGKILL)), -signal.SIGKILL)
+    ended(start_child(job, ("trainer", "_optimiser_step", 3, signal.SIGKILL)), -signal.SIGKILL)
     ended(start_child(job))
     assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
     for file in (*FILES, "lora/adapter_model.safetensors"):
@@ -104,10 +104,10 @@ def test_an_extended_run_is_the_longer_one(
     flat: dict[str, Any] = {"losses": losses, "warmup_ratio": 0.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Schedule, "__call__", lambda self, step: 1.0)
-        train(make_job(layers_store, output=tmp_path / "old", steps=2, **flat))
+        train(make_job(layers_store, output=tmp_path / "old", steps=1, **flat))
         extend = {"run": tmp_path / "old", "schedule": "constant"}
-        train(make_job(layers_store, output=tmp_path / "new", steps=4, extend=extend, **flat))
-        train(make_job(layers_store, output=tmp_path / "longer", steps=4, **flat))
+        train(make_job(layers_store, output=tmp_path / "new", steps=2, extend=extend, **flat))
+        train(make_job(layers_store, output=tmp_path / "longer", steps=2, **flat))
     assert read_metrics(tmp_path / "old") + read_metrics(tmp_path / "new") == read_metrics(tmp_path / "longer")
     for file in FILES:
         assert (tmp_path / "new" / file).read_bytes() == (tmp_path / "longer" / file).read_bytes(), file
@@ -115,7 +115,7 @@ def test_an_extended_run_is_the_longer_one(
     with pytest.raises(
         TrainError, match=r"attention_layers was 0: 0, 1: \[0, 1\], is 0: 0, 1: 1; .*extension"
     ) as error:
-        train(make_job(layers_store, output=tmp_path / "other", steps=4, extend=extend, **flat | {"losses": other}))
+        train(make_job(layers_store, output=tmp_path / "other", steps=2, extend=extend, **flat | {"losses": other}))
     assert "\n" not in str(error.value)
 
 
@@ -235,7 +235,7 @@ def test_either_layout_trains_the_same_bytes(
     for output in outputs:
         settings = {"backend": output.parent.name, "layers": (0, 1, 2), "codec": "sqrt_u8"}
         store = dump_layers(output.parent / "store", many_samples, **settings)
-        train(make_job(store, output=output, steps=3, losses=LOSSES))
+        train(make_job(store, output=output, steps=2, losses=LOSSES))
     zarr, tar = outputs
     assert read_metrics(zarr) == read_metrics(tar)
     for file in FILES:

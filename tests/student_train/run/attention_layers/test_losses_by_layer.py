@@ -39,7 +39,9 @@ def test_each_layer_is_that_of_a_run_that_compares_it_alone(
     for line in both:
         assert line["attention"] == pytest.approx((line["attention_0"] + line["attention_1"]) / 2, rel=1e-6)
     alone = [
-        lines_of(f"{n}", layers_store, losses | {"attention_layers": {n: TWO_LAYERS["attention_layers"][n]}})[0]
+        lines_of(f"{n}", layers_store, losses | {"attention_layers": {n: TWO_LAYERS["attention_layers"][n]}}, steps=1)[
+            0
+        ]
         for n in (0, 1)
     ]
     for layer, line in enumerate(alone):
@@ -59,9 +61,9 @@ def test_a_step_without_an_image_has_null(
     tensorboard_equals_metrics: Callable[[Path], None],
     tmp_path: Path,
 ) -> None:
-    """Ten steps of one sample each, with row weights; TensorBoard has the same figures."""
+    """Five steps of one sample each, with row weights; TensorBoard has the same figures."""
     losses = TWO_LAYERS | {"attention_row_weights": "sharpness"}
-    lines = lines_of("single", layers_store, losses, steps=10, micro_batch=1, global_batch=1)
+    lines = lines_of("single", layers_store, losses, steps=5, micro_batch=1, global_batch=1)
     without = [line for line in lines if line["attention"] is None]
     assert 0 < len(without) < len(lines)
     assert all(line["attention_0"] is None and line["attention_1"] is None for line in without)

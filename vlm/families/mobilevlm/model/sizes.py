@@ -3,6 +3,7 @@
 Configs are those of the hub repositories `mtgv/MobileVLM_V2-*`, key by key.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,18 @@ def family_config(name: str) -> VLMConfig:
     return parse_config(raw, path=Path(raw["_name_or_path"]) / "config.json")
 
 
+_SIZES: dict[str, ModelSize] = {}
+
+
 def model_size(name: str, config: VLMConfig) -> ModelSize:
-    """Shapes, parameter counts and bytes, counted on a model on the meta device."""
+    """Shapes, parameter counts and bytes, counted on a model on the meta device, once for equal configurations."""
+    described = json.dumps([name, config.raw, config.llama.to_dict(), config.vision.to_dict()], default=str)
+    if described not in _SIZES:
+        _SIZES[described] = _counted(name, config)
+    return _SIZES[described]
+
+
+def _counted(name: str, config: VLMConfig) -> ModelSize:
     with torch.device("meta"):
         model = MobileVLM(config)
     counts = {

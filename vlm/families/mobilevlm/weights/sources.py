@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -34,8 +35,12 @@ class WeightSource:
     only: str = ""
     prefix: str = ""
 
-    def shapes(self) -> dict[str, Shape]:
-        """Parameter name -> shape."""
+    def shapes(self) -> Mapping[str, Shape]:
+        """Parameter name -> shape; the file is read for it once."""
+        return self._shapes
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, Shape]:
         return {self.prefix + key: shape for key, shape in weight_shapes(self.file).items() if self._is_wanted(key)}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

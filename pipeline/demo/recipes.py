@@ -104,7 +104,13 @@ ABLATION = (
     replace(EVERYTHING, name="align_kd_vqv", label="Align-KD, vision-query-vision", store=VQV),
 )
 # the same data and steps without attention
-_SUPERVISED_MORE = Recipe(name="supervised_more", label="supervised, the same scenes", store=LAYERS_MORE, steps=2.0)
+_SUPERVISED_MORE = Recipe(
+    name="supervised_more",
+    label="supervised, the same scenes",
+    store=LAYERS_MORE,
+    train={"learning_rate": 2e-3, "weight_decay": 0.3},
+    steps=3.0,
+)
 MORE_SCENES = (
     _SUPERVISED_MORE,
     # the upper bound

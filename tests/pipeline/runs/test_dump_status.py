@@ -51,7 +51,7 @@ def test_a_running_dump_is_seen_and_sigterm_stops_it_with_143(
         def is_under_way() -> bool:
             assert process.poll() is None, process.communicate()
             seen.update(status(store, "--json") if (store / "manifest.json").exists() else {})
-            return bool(seen.get("samples_done") and seen["workers"] and seen["workers"][0]["samples"])
+            return bool(seen.get("shards_done") and seen["workers"] and seen["workers"][0]["samples"])
 
         wait_until(is_under_way, "a worker with samples")
         (worker,) = seen["workers"]

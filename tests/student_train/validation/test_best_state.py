@@ -208,7 +208,7 @@ def test_ctrl_c_during_a_validation(
 def test_a_killed_run_is_the_unbroken_one(
     overfitting: Any, start_child: Any, one_thread: None, read_metrics: Any, tmp_path: Path
 ) -> None:
-    """kill -9 between a validation and its checkpoint, where a repeated one is kept, and in the export."""
+    """kill -9 between a validation and its checkpoint, where a repeated one is kept, in a commit, in the export."""
     unbroken = overfitting({"output": tmp_path / "unbroken"}, patience=2)
     train(unbroken)
     job = overfitting(patience=2)
@@ -216,6 +216,7 @@ def test_a_killed_run_is_the_unbroken_one(
         ("trainer", "save_checkpoint", 1, signal.SIGKILL),
         ("validation", "evaluate", 3, signal.SIGTERM),  # a checkpoint without its validation
         ("validation", "keep_validation", 1, signal.SIGKILL),
+        ("checkpoint", "_commit", 1, signal.SIGKILL),
         ("export", "save_tensors", 1, signal.SIGKILL),
     ]
     for blow in blows:

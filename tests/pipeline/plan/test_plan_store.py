@@ -57,8 +57,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
-    """24 pictures with up to six questions each, some text-only conversations among them."""
-    return write_dataset(tmp_path_factory.mktemp("data"), num_scenes=24, pool="train", seed=3, questions_per_scene=6)
+    """48 pictures with up to six questions each, some text-only conversations among them."""
+    return write_dataset(tmp_path_factory.mktemp("data"), num_scenes=48, pool="train", seed=3, questions_per_scene=6)
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ def test_a_dump_is_that_of_the_cpu(
     for field in report.fields:
         name = field.field.removeprefix("more.").split(".")[0].split("_")[0]
         assert field.max_abs is not None and field.max_abs <= BOUNDS[name], field
-        assert field.relative_l2 is None or field.relative_l2 <= 1e-3, field
+        # that only few values are one step apart: measured 1.3e-5 for the embeddings
+        assert field.relative_l2 is None or field.relative_l2 <= (1e-4 if name == "vision" else 1e-3), field
     known = [HIDDEN_STATES, *LOADING, *(SANITY if job.teacher.sanity != "off" else [])]
     passes = len(forwards) * (1 if job.store.counterfactual is None else 2)
     assert unknown(LOG.waits, known, passes) == []

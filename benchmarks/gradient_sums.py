@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.objective.objective import DistilledStudent
@@ -33,6 +34,9 @@ class TwoLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.model = _Layers(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def start_step(self, step: int, *, seed: int) -> None:
+        """Nothing depends on the step."""
 
     def forward(self, rows_ND: Tensor) -> Tensor:
         """A loss, float32."""
@@ -58,11 +62,12 @@ def relative_error(micro_batches: int, *, float32_gradients: bool, offload: bool
 
     optimizer._optimizer_step = note
     exact = torch.zeros(sum(parameter.numel() for parameter in module.parameters()), dtype=torch.float64)
+    engine.start_step(0, micro_batches=micro_batches)
     for _ in range(micro_batches):
         rows_ND = torch.randn(ROWS, WIDTH).to(torch.bfloat16)
         own = torch.autograd.grad(module(rows_ND) / micro_batches, list(module.parameters()))
         exact += torch.cat([gradient.flatten() for gradient in own]).double()
-        engine.backward(engine._deepspeed(rows_ND) / micro_batches)
+        engine.backward(engine(cast(TrainBatch, rows_ND)) / micro_batches)
         engine.end_micro_batch(1.0)
     return float((summed[0][: len(exact)] - exact).norm() / exact.norm())
 

@@ -96,9 +96,15 @@ class Engine:
         self._create_moments()
         self._seed = config.seed
         self._dropout = DropoutSeeds.of(student, seed=config.seed, rank=ranks.rank)
+        self._micro_batches_left = 1
 
-    def start_step(self, step: int) -> None:
-        """Call before the first micro-batch of the optimiser step of this number."""
+    def start_step(self, step: int, *, micro_batches: int) -> None:
+        """Call before the first micro-batch of the optimiser step of this number.
+
+        Args:
+            micro_batches: those of the step, the same number on every rank.
+        """
+        self._micro_batches_left = micro_batches
         self.student.start_step(step, seed=self._seed)
         if self._dropout is not None:
             self._dropout.start_step(step)
@@ -107,6 +113,7 @@ class Engine:
         """Every loss term of one micro-batch."""
         if self._dropout is not None:
             self._dropout.seed_next()
+        self._deepspeed.set_gradient_accumulation_boundary(self._micro_batches_left == 1)
         terms: dict[str, LossSum] = self._deepspeed(batch.to(self.ranks.device))
         return terms
 
@@ -116,12 +123,13 @@ class Engine:
 
     def end_micro_batch(self, learning_rate_factor: float) -> StepOutcome | None:
         """Call after every `backward`: the outcome of the optimiser step, or None while accumulating."""
-        boundary = self._deepspeed.is_gradient_accumulation_boundary()
+        self._micro_batches_left -= 1
         for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * learning_rate_factor
         self._deepspeed.step()
-        if not boundary:
+        if self._micro_batches_left:
             return None
+        self._micro_batches_left = 1
         if self._optimizer.overflow:
             self._drop_gradient_sums()
         return StepOutcome(not self._optimizer.overflow, float(self._deepspeed.get_global_grad_norm()))

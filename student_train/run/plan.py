@@ -52,6 +52,7 @@ class StepPlan:
         positions: store positions of its global batch, int64.
         factor: share of the peak learning rates.
         learning_rate: learning rate of the decoder.
+        micro_batches: number of micro-batches of each rank.
         tokens: tokens of the global batch, padding left out.
         kinds: samples of the global batch by kind.
         weights: weight of each loss term.
@@ -63,6 +64,7 @@ class StepPlan:
     weights: dict[str, float]
     attention_weight: float | None
     learning_rate: float
+    micro_batches: int
     tokens: int
     kinds: dict[str, int]
 
@@ -135,6 +137,7 @@ class RunPlan:
             positions=positions,
             factor=factor,
             learning_rate=config.learning_rate * factor,
+            micro_batches=config.accumulation_steps(self.ranks.world_size),
             tokens=self.kinds.tokens(positions),
             kinds=self.kinds(positions),
         )

@@ -99,6 +99,8 @@ class TrainConfig(Settings):
         float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in
             the weights' dtype, which takes less device memory if the optimiser is offloaded.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
+        deterministic: compute the same bits in every run on one kind of device. It is for GPUs, which are slower then.
+            A CPU repeats to the bit without it.
         skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
             was not finite.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
@@ -138,6 +140,7 @@ class TrainConfig(Settings):
     offload_optimizer: bool = False
     float32_gradients: bool = True
     gradient_checkpointing: bool = False
+    deterministic: bool = False
     skip_limit: Count = 10
     adapters: UserPath | None = None
     adapter_init: AdapterInit = "pytorch"

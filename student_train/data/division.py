@@ -6,16 +6,15 @@ lengths are dealt out in turn: all ranks then have the same cuts, and as much to
 gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder
-from alignkd.vlm.inputs.batch_cuts import least_work_cuts
+from alignkd.vlm.inputs.batch_cuts import largest_first, least_work_cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +29,10 @@ class MicroBatchLimit:
     samples: int | None = None
     positions: int | None = None
 
-    def cuts(self, lengths: NDArray[np.int64]) -> list[int]:
+    def cuts(self, lengths: Sequence[int]) -> list[int]:
         """The place of the first sample of each micro-batch, and the number of samples; lengths are falling."""
         if self.positions is not None:
-            return least_work_cuts(lengths.tolist(), most_positions=self.positions)
+            return least_work_cuts(lengths, most_positions=self.positions)
         assert self.samples is not None
         return [*range(0, len(lengths), self.samples), len(lengths)]
 
@@ -60,9 +59,8 @@ class Division:
         self.samples, self.world_size = samples, world_size
         self._by_length = np.argsort(-lengths, kind="stable")
         self._lengths = lengths[self._by_length]
-        longest = self._lengths[::world_size]  # of the samples that the ranks have at the same place
-        spans = pairwise(limit.cuts(longest))
-        self._spans = sorted(spans, key=lambda span: -(span[1] - span[0]) * int(longest[span[0]]))
+        longest = self._lengths[::world_size].tolist()  # of the samples that the ranks have at the same place
+        self._spans = largest_first(longest, limit.cuts(longest))
 
     def __len__(self) -> int:
         """Number of micro-batches of each rank."""

@@ -1,6 +1,7 @@
 """Where samples in the order of their lengths are cut into batches: little padding, and not many batches."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,3 +34,12 @@ def least_work_cuts(lengths: Sequence[int], *, most_positions: int, most_samples
     while cuts[-1] < count:
         cuts.append(int(ends[cuts[-1]]))
     return cuts
+
+
+def largest_first(lengths: Sequence[int], cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """The first place of each batch and the place after its last; the batch with the most padded positions comes first.
+
+    Args:
+        lengths, cuts: as of `least_work_cuts`.
+    """
+    return sorted(pairwise(cuts), key=lambda span: -(span[1] - span[0]) * lengths[span[0]])

@@ -21,7 +21,7 @@ class LargestMicroBatch:
         length: positions of each of them, padding included.
         lengths: int64, positions of every sample of the data, rising.
         order: int64, the sample of each of `lengths`.
-        counts: int64, samples that a micro-batch may have if this is the longest of them.
+        counts: int64, samples that a micro-batch may have if this is the longest of them and a step has enough.
     """
 
     samples: int
@@ -39,9 +39,9 @@ class LargestMicroBatch:
             assert train.micro_batch is not None
             counts = np.full(len(lengths), train.micro_batch)
             return cls(samples=train.micro_batch, length=longest, lengths=rising, order=order, counts=counts)
+        counts = np.maximum(1, train.token_budget // np.maximum(rising, 1))
         most = max(1, step_samples(train, devices) // devices)
-        counts = np.clip(train.token_budget // np.maximum(rising, 1), 1, most)
-        samples = int(counts[-1])
+        samples = min(int(counts[-1]), most)
         padded = min(max(train.token_budget, longest), most * longest)
         return cls(samples=samples, length=-(-padded // samples), lengths=rising, order=order, counts=counts)
 
@@ -52,7 +52,7 @@ class LargestMicroBatch:
             values: the figure of every sample of the data.
         """
         largest = int((self.counts * np.maximum.accumulate(values[self.order])).max())
-        return -(-largest // self.samples)
+        return -(-largest // int(self.counts[-1]))
 
 
 def step_samples(train: TrainConfig, devices: int) -> int:

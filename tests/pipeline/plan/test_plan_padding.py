@@ -59,7 +59,9 @@ def test_equal_samples_fill_a_budget_like_a_micro_batch() -> None:
     assert (by_samples.samples, by_samples.length) == (by_tokens.samples, by_tokens.length) == (8, 512)
     short = LargestMicroBatch.of(train_of(token_budget=8 * 512), np.array([512, 128]), 1)
     assert (short.samples, short.length) == (8, 512)
-    assert short.most(np.array([0, 100])) == 24 * 100 // 8  # 24 of 32 short ones are a whole step
+    assert short.most(np.array([0, 100])) == 32 * 100 // 8
+    whole = LargestMicroBatch.of(train_of(token_budget=100 * 512), lengths, 2)
+    assert (whole.samples, whole.length) == (12, 512)  # of one device
 
 
 def test_padding_is_that_of_the_steps() -> None:
@@ -118,7 +120,7 @@ def test_a_budget_of_the_longest_samples_takes_the_memory_of_a_micro_batch(
     budget_recipe: Callable[[int], Path],
 ) -> None:
     """All assumed samples are of one length, so both are the same micro-batches."""
-    options = ("--json", *NO_DATA, "--stage", "finetune", "--gpu-memory", "80GiB")
+    options = ("--json", "--samples", "100000", "--mean-tokens", "512", "--stage", "finetune", "--gpu-memory", "80GiB")
     by_samples, by_tokens = plan(CONFIGS / "short.yaml", *options), plan(budget_recipe(8 * 512), *options)
     for name in ("student_memory_bytes", "student_memory_by_part", "student_host_bytes", "student_memory_table"):
         assert by_tokens[name] == by_samples[name], name

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.engine import MOMENTS, Engine
 from alignkd.student_train.objective.counts import GlobalCounts
@@ -136,7 +137,8 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     from alignkd.storage import SampleOrder
 
     order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
-    batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
+    divisions = Divisions(order, dataset.lengths, job.train.micro_batch_limit, ranks.world_size)
+    batches = micro_batches(dataset, divisions, job.train, ranks, first_step=0)
     student = build_student(job, job.open_student(), dataset.reader)
     counts = GlobalCounts([dataset.reader], student.model.config, job.train.losses.weights)
     engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)

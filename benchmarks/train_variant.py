@@ -26,6 +26,7 @@ from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.engine.engine import Engine, StepOutcome
@@ -57,7 +58,10 @@ class NoOptimizer:
 
     def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
         self.student, self.ranks = student.to(ranks.device, dtype), ranks
-        self._waiting = self._per_step = config.accumulation_steps(ranks.world_size)
+        self._waiting = 0
+
+    def start_step(self, _: int, *, micro_batches: int) -> None:
+        self._waiting = micro_batches
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         batch = batch.to(self.ranks.device)
@@ -72,7 +76,6 @@ class NoOptimizer:
         self._waiting -= 1
         if self._waiting:
             return None
-        self._waiting = self._per_step
         self.student.zero_grad()
         return StepOutcome(applied=True, grad_norm=0.0)
 
@@ -87,6 +90,9 @@ class WithTeacher:
         self.engine = engine
         self.teacher = load_model(config.teacher.checkpoint, dtype=dtype, device=device).requires_grad_(False)
         engine.student.teacher_head = FrozenHead(self.teacher.head)
+
+    def start_step(self, step: int, *, micro_batches: int) -> None:
+        self.engine.start_step(step, micro_batches=micro_batches)
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         return self.engine(live_targets(self.teacher, batch.to(self.engine.ranks.device)))
@@ -137,8 +143,9 @@ class Training:
         stem = stem_lookup(dataset.reader, job.train)
         reader, sizes = dataset.reader, job.open_student().config
         attention = chosen_attention(reader, attention_match(reader, sizes, job.train))
+        self.divisions = Divisions(self.order, dataset.lengths, job.train.micro_batch_limit, self.ranks.world_size)
         self.batches = micro_batches(
-            dataset, self.order, job.train, self.ranks, first_step=0, stem=stem, attention=attention
+            dataset, self.divisions, job.train, self.ranks, first_step=0, stem=stem, attention=attention
         )
         student = build_student(job, job.open_student(), dataset.reader)
         self.student, self.losses = student, job.train.losses
@@ -153,6 +160,7 @@ class Training:
         """Do one optimiser step and return its figures."""
         positions = self.order.global_batch_indices(self.number)
         tally, started = StepTally(self.losses.weights, self.counts(positions)), process_time()
+        self.engine.start_step(self.number, micro_batches=len(self.divisions.of_step(self.number)))
         _optimiser_step(self.engine, self.batches, tally, 1.0)
         tally.gather(self.ranks, stop=False)
         self.number += 1

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.student_train.data.division import MicroBatchLimit
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.adapters import AdapterInit
 from alignkd.student_train.objective.settings import LossConfig
@@ -83,8 +84,11 @@ class TrainConfig(Settings):
         output: folder of checkpoints, metrics and the exported student.
         steps: optimiser steps; this or `epochs`.
         epochs: passes over the store instead, rounded up to whole global batches.
-        micro_batch: samples per forward pass and device.
+        micro_batch: samples per forward pass and device; this or `token_budget`.
+        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: samples times
+            the longest of them. A longer sample is alone.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
+            `token_budget` needs it.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: peak for the projector; None is `learning_rate`.
         adapter_learning_rate: peak for the adapters; None is `learning_rate`, 0 leaves them as they are.
@@ -123,7 +127,8 @@ class TrainConfig(Settings):
     output: UserPath
     steps: Count | None = None
     epochs: float | None = Field(default=None, gt=0, le=1e6)
-    micro_batch: Count = 8
+    micro_batch: Count | None = 8
+    token_budget: Count | None = None
     global_batch: Count | None = None
     learning_rate: Positive = 4e-5
     projector_learning_rate: Positive | None = None
@@ -168,6 +173,28 @@ class TrainConfig(Settings):
         if not isinstance(values, dict) or values.get("profile") not in get_args(TargetSource):
             return values  # an unknown profile is the field's own error
         return {**values, "targets": _over(dict.fromkeys(STEM_TARGETS, values["profile"]), values.get("targets"))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_replaces_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("token_budget") is not None:
+            return {"micro_batch": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _micro_batch_is_given_once(self) -> Self:
+        if (self.micro_batch is None) == (self.token_budget is None):
+            found = "neither"
+            if self.micro_batch is not None:
+                found = f"micro_batch {self.micro_batch} and token_budget {self.token_budget}"
+            advice = "set one of them to null" if self.token_budget else "set one of them"
+            raise ValueError(f"give micro_batch or token_budget, found {found}; {advice}")
+        if self.token_budget is not None and self.global_batch is None:
+            raise ValueError(
+                f"token_budget is {self.token_budget}, but global_batch is not given; set it: forward passes have "
+                "different numbers of samples, so there is no default"
+            )
+        return self
 
     @model_validator(mode="after")
     def _length_is_given_once(self) -> Self:
@@ -240,22 +267,28 @@ class TrainConfig(Settings):
         """Samples per optimiser step.
 
         Raises:
-            TrainError: `global_batch` is not a multiple of the samples of one pass over all devices.
+            TrainError: `global_batch` is not a multiple of the samples of one pass over all devices, or with
+                `token_budget` of the devices.
         """
-        pass_size = self.micro_batch * world_size
+        pass_size = (self.micro_batch or 1) * world_size
         if self.global_batch is None:
             return pass_size
         if self.global_batch % pass_size:
-            raise TrainError(
-                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch} x {world_size} "
-                f"devices = {pass_size}; change one of them"
-            )
+            unit = f"{world_size} devices"
+            if self.micro_batch is not None:
+                unit = f"micro_batch {self.micro_batch} x {unit} = {pass_size}"
+            raise TrainError(f"global_batch {self.global_batch} is not a multiple of {unit}; change one of them")
         return self.global_batch
 
+    @property
+    def micro_batch_limit(self) -> MicroBatchLimit:
+        """`micro_batch` or `token_budget`."""
+        return MicroBatchLimit(samples=self.micro_batch, positions=self.token_budget)
+
     def accumulation_steps(self, world_size: int) -> int:
-        """Micro-batches per device and optimiser step."""
-        return self.global_batch_size(world_size) // (self.micro_batch * world_size)
+        """Micro-batches per device and optimiser step; with `token_budget` their largest possible number."""
+        return self.global_batch_size(world_size) // ((self.micro_batch or 1) * world_size)
 
     def accumulates(self, world_size: int) -> bool:
-        """Whether an optimiser step has more than one micro-batch per device."""
+        """Whether an optimiser step may have more than one micro-batch per device."""
         return self.accumulation_steps(world_size) > 1

@@ -18,7 +18,8 @@ EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
 EXPORTED = "export.json"  # in the folder that `alignkd train export` writes: run, step and configuration
 # Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
-TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
+# Of the work, not of its result: they differ between two runs of the same job, or with the division into micro-batches.
+TIMINGS = ("seconds", "wait_share", "tokens_per_second", "padding", "peak_memory_mib")
 BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
 ATTENTION_WEIGHT = "attention_weight"  # of runs in which the weight of the attention loss falls
 FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", ATTENTION_WEIGHT, BY_SOURCE, *TIMINGS)

@@ -111,8 +111,8 @@ def _run_steps(
             validation.begin(engine, state.step, log, signals)
         while state.step < config.num_steps and not (validation is not None and validation.ends_run):
             step = plan.step(state.step)
-            engine.start_step(state.step, micro_batches=step.micro_batches)
-            sources = plan.step_sources(step.positions, counts)
+            engine.start_step(state.step, micro_batches=len(step.division))
+            sources = plan.step_sources(step, counts)
             tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)

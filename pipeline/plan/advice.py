@@ -139,10 +139,12 @@ def _starts(load: StudentLoad) -> Iterator[StudentLoad]:
 
 
 def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
-    """The settings in which two loads differ, and always the micro-batch."""
+    """The settings in which two loads differ, and always the micro-batch or token budget."""
     settings = {"gradient_checkpointing": "gradient_checkpointing", "offload": "offload_optimizer",
                 "float32_gradients": "float32_gradients", "data_workers": "data_workers"}  # fmt: skip
     found: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
+    if load.token_budget:
+        found = {"train.token_budget": min(load.token_budget, changed.micro_batch * changed.length)}
     for field, setting in settings.items():
         if (value := getattr(changed, field)) != getattr(load, field):
             found[f"train.{setting}"] = value

@@ -39,6 +39,7 @@ from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
 from alignkd.pipeline.plan.stem import StemInputs, sizes_of, stem_bytes_on_disk, stem_plan
 from alignkd.pipeline.plan.time.devices import device_named
 from alignkd.pipeline.plan.time.hours import hours_by_device
+from alignkd.pipeline.plan.time.padding import dump_padding, training_padding
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
@@ -120,6 +121,7 @@ def make_plan(
             free=disk,
         ),
     )
+    padding = _padding(config, data) if samples is not None else {}
     plan = Plan(
         name=name,
         data=data,
@@ -133,7 +135,10 @@ def make_plan(
         student=None if student is None or load is None else student_memory(student, load),
         trained=None if student is None or load is None else _trained(student, load),
         table=() if student is None or load is None else memory_table(student, load, device_bytes),
-        hours=hours_by_device(config, data, teacher, student, stem_depth=stem.depth),
+        padding=padding,
+        hours=hours_by_device(
+            config, data, teacher, student, stem_depth=stem.depth, padding=padding or {"dump": 1.0, "train": 1.0}
+        ),
         probe=probe,
         gpu_memory=device_bytes,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
@@ -149,6 +154,13 @@ def _evaluation(
     config: RunConfig, teacher: ModelShapes, student: ModelShapes | None, trained: Collection[Path]
 ) -> EvaluationPlan | None:
     return None if student is None else plan_evaluation(config, {"student": student, "teacher": teacher}, trained)
+
+
+def _padding(config: RunConfig, data: DataSize) -> dict[str, float]:
+    """Padded / real positions of each phase."""
+    assert config.teacher is not None
+    found = {"dump": dump_padding(config.teacher, data.rows)}
+    return found if config.train is None else found | {"train": training_padding(config.train, data.rows.length)}
 
 
 def _unused(config: RunConfig, manifest: Manifest, store: StoreSize, data: DataSize) -> str | None:

@@ -41,6 +41,7 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
     yield from _student_table(plan)
     yield ""
     yield f"hours     on one device, arithmetic: {STUDENT_SHARE:.0%} of the data sheet's rate assumed"
+    yield _padding_line({"train": plan.padding})
     yield from _hours_of_devices(plan.all_hours)
     yield from _evaluation_lines(plan.evaluation, plan.gpu_memory)
     yield ""
@@ -224,6 +225,7 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
         f"hours     on one device, arithmetic: {TEACHER_SHARE:.0%} of the data sheet's rate assumed for the teacher "
         f"pass, {STUDENT_SHARE:.0%} for training"
     )
+    yield _padding_line(plan.padding)
     yield from _hours_of_devices(plan.all_hours)
     if plan.probe is not None:
         probe = plan.probe
@@ -233,6 +235,12 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
             f"dump {format_duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
             + ("" if probe.device_memory_bytes is None else f"; {format_bytes(probe.device_memory_bytes)} allocated")
         )
+
+
+def _padding_line(padding: Mapping[str, float]) -> str:
+    if not padding:
+        return "  without padding: the lengths of the samples are not known"
+    return "  padded / real positions: " + ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in padding.items())
 
 
 def _hours_of_devices(hours: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

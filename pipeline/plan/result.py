@@ -76,6 +76,7 @@ class Plan:
         student: None if the configuration trains no student.
         trained: what is trained of it.
         table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        padding: padded / real positions of the phases `dump` and `train`; empty if no data was read.
         hours: device -> phase -> hours on one device.
         probe: measurements, if a probe ran.
         advice: what to change, in order; empty if everything fits.
@@ -95,6 +96,7 @@ class Plan:
     student: Memory | None
     trained: TrainedPlan | None
     table: Sequence[Mapping[str, Any]]
+    padding: Mapping[str, float]
     hours: Mapping[str, Mapping[str, float]]
     probe: Probe | None
     gpu_memory: int
@@ -152,6 +154,7 @@ class Plan:
             "student_host_bytes": None if student is None else student.host,
             "student_host_by_part": None if student is None else dict(student.host_parts),
             "student_memory_table": [dict(row) for row in self.table],
+            "padding": dict(self.padding) or None,
             "hours": {device: dict(phases) for device, phases in self.all_hours.items()},
             "fits": all(self.fits_by.values()),
             "fits_by": self.fits_by,

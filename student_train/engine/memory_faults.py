@@ -29,7 +29,9 @@ def memory_error_as_train_error(train: Callable[[TrainJob], R]) -> Callable[[Tra
 
 def _advice(config: TrainConfig) -> str:
     steps = []
-    if config.micro_batch > 1:
+    if config.token_budget is not None:
+        steps.append(f"lower train.token_budget (now {config.token_budget})")
+    elif config.micro_batch is not None and config.micro_batch > 1:
         steps.append(f"lower train.micro_batch (now {config.micro_batch}; set train.global_batch to keep its size)")
     steps += [
         f"set train.{name} to true"

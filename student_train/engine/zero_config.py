@@ -27,7 +27,8 @@ def zero_config(
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin_memory}
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
+        # For DeepSpeed's own reports. The trainer says which micro-batch is the last one of a step.
+        "train_micro_batch_size_per_gpu": config.micro_batch or 1,
         "gradient_accumulation_steps": config.accumulation_steps(world_size),
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": zero,

@@ -25,6 +25,7 @@ NOT_DECIDING = {
     "output",
     "epochs",  # given as `steps`
     "micro_batch",
+    "token_budget",
     "global_batch",
     "checkpoint_every",
     "checkpoint_minutes",

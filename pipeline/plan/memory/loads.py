@@ -18,7 +18,8 @@ class StudentLoad:
 
     Attributes:
         dtype: dtype of weights and activations.
-        micro_batch: samples per forward pass and device.
+        micro_batch: samples per forward pass and device. With a token budget, this and the next four describe
+            the largest micro-batch (`LargestMicroBatch`).
         length: embedded tokens of the longest sample; a batch is padded to this length.
         vision: vision tokens of the sample with the most; 0: one image.
         supervised: positions whose next token has a label, of the sample with the most.
@@ -40,6 +41,7 @@ class StudentLoad:
         num_samples: samples of the training, which are kept in memory if they are small; 0: none is kept.
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
+        token_budget: the setting of `train`; 0: `micro_batch` is given.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
@@ -68,6 +70,7 @@ class StudentLoad:
     trained: TrainedConfig = field(default_factory=TrainedConfig)
     attn_adapter: bool = True
     proj_adapter: bool = True
+    token_budget: int = 0
     passes: int = 1
 
     @property

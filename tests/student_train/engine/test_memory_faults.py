@@ -51,6 +51,10 @@ def test_the_line_names_what_is_not_set_yet(error: BaseException) -> None:
         TrainError, match=r"\); set train\.gradient_checkpointing|memory; set train\.gradient_checkpointing"
     ):
         run(error, micro_batch=1)
+    with pytest.raises(
+        TrainError, match=r"; lower train\.token_budget \(now 8192\), set train\.gradient_checkpointing"
+    ):
+        run(error, token_budget=8192, global_batch=4)
 
 
 def test_other_errors_pass_and_training_is_covered() -> None:

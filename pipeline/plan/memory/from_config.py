@@ -84,6 +84,7 @@ def student_load(
         devices=devices,
         offload=train.offload_optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
+        kernels=train.kernels,
         accumulates=whole > train.micro_batch * devices,
         stem_weights=stem_weights,
         stem_pass=stem_pass_bytes(

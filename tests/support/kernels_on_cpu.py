@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-import toy_liger
 import torch
+import toy_liger
 
 from alignkd.vlm.kernels import compiled, liger
 

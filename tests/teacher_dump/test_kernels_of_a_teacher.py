@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,22 @@ from alignkd.teacher_dump.operation.control import DumpControl
 pytestmark = pytest.mark.usefixtures("kernels_on_cpu")
 
 
-@pytest.mark.parametrize("kernels", ["liger", "compile"])
-def test_a_store(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory, exact_store: Path, kernels: Any) -> None:
-    notices: list[str] = []
-    job = make_job(control=DumpControl(notice=notices.append))
-    dump(replace(job, teacher=job.teacher.model_copy(update={"kernels": kernels})))
-    reader, expected = StoreReader(job.store.path), StoreReader(exact_store)
-    assert [line for line in notices if line.startswith(f"kernels {kernels}")]
-    assert (job.store.path / "manifest.json").read_bytes() == (exact_store / "manifest.json").read_bytes()
-    for number in range(len(reader)):
-        for name in ("logits", "attention", "vision_top_index"):
-            target, reference = getattr(reader[number], name), getattr(expected[number], name)
-            assert (target is None) == (reference is None)
-            if target is not None:
-                np.testing.assert_allclose(target, reference, atol=1e-4, err_msg=name)
+def test_stores(make_job: Callable[..., DumpJob], tmp_path: Path) -> None:
+    readers: dict[str, StoreReader] = {}
+    kinds: tuple[Any, ...] = ("torch", "liger", "compile")
+    for kernels in kinds:
+        notices: list[str] = []
+        job = make_job(path=tmp_path / kernels, control=DumpControl(notice=notices.append))
+        dump(replace(job, teacher=job.teacher.model_copy(update={"kernels": kernels})))
+        named = [line for line in notices if line.startswith("kernels ")]
+        assert len(named) == (kernels != "torch") and all(kernels in line for line in named)
+        readers[kernels] = StoreReader(job.store.path)
+    expected = readers.pop("torch")
+    for kernels, reader in readers.items():
+        assert (tmp_path / kernels / "manifest.json").read_bytes() == (tmp_path / "torch/manifest.json").read_bytes()
+        for number in range(len(expected)):
+            found, reference = reader[number], expected[number]
+            np.testing.assert_allclose(found.logits, reference.logits, atol=1e-4)
+            assert (found.attention is None) == (reference.attention is None)
+            if reference.attention is not None:
+                np.testing.assert_allclose(found.attention, reference.attention, atol=1e-5)

@@ -15,6 +15,7 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
 from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
+from alignkd.vlm.kernels.choice import Kernels
 from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 TargetSource = Literal["stored", "stem"]
@@ -103,6 +104,9 @@ class TrainConfig(Settings):
         float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in
             the weights' dtype, which takes less device memory if the optimiser is offloaded.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
+        kernels: what computes the decoder's layers: `torch`; `liger`, fused kernels of the library Liger for RMSNorm,
+            rotary positions and the gated MLP, which need a CUDA device; `compile`, layers that torch compiles, which
+            needs a C++ compiler. They differ by rounding.
         skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
             was not finite.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
@@ -143,6 +147,7 @@ class TrainConfig(Settings):
     offload_optimizer: bool = False
     float32_gradients: bool = True
     gradient_checkpointing: bool = False
+    kernels: Kernels = "torch"
     skip_limit: Count = 10
     adapters: UserPath | None = None
     adapter_init: AdapterInit = "pytorch"

@@ -27,7 +27,7 @@ from alignkd.student_train.run.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
-from alignkd.student_train.run.student import build_student
+from alignkd.student_train.run.student import build_student, use_chosen_kernels
 from alignkd.student_train.validation.validation import Validation, open_validation
 
 
@@ -75,6 +75,7 @@ def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
     """The student under ZeRO-2, as at the start of the run."""
     student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
     engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
+    use_chosen_kernels(plan.job, student.model, plan.ranks)
     student.references = references_of_run(plan, student, resumed=start.resumes(plan.config.output))
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)

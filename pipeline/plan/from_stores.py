@@ -228,6 +228,7 @@ def _load(
         devices=options.devices,
         offload=train.offload_optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
+        kernels=train.kernels,
         accumulates=may_accumulate(train, options.devices),
         stem_weights=0 if stem is None else stem.path.stat().st_size,  # at most: its embeddings stay on the host
         float32_gradients=train.float32_gradients,

@@ -33,6 +33,7 @@ NOT_DECIDING = {
     "offload_optimizer",
     "float32_gradients",
     "gradient_checkpointing",
+    "kernels",
     "skip_limit",
     "tensorboard",
     "adapters",

@@ -19,6 +19,7 @@ from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.unused import unused_of_store
 from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
+from alignkd.vlm.kernels.choice import check_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def announce(plan: RunPlan) -> None:
     """Log device, length and unusable samples of a run, on the first rank.
 
     Raises:
-        InputError: the device cannot compute in the job's dtype.
+        InputError: the device cannot compute in the job's dtype, or not with its kernels.
     """
     if plan.ranks.is_first:
         logger.info("trains: %s", described_of(plan.job.trained, plan.student.size()))
@@ -140,6 +141,7 @@ def _log_device(plan: RunPlan) -> None:
     logger.info("%s%s", line, f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
     for warning in warnings:
         logger.warning("%s", warning)
+    check_kernels(plan.config.kernels, ranks.device)
 
 
 def _length(plan: RunPlan) -> str:

@@ -92,6 +92,7 @@ def student_load(
         devices=devices,
         offload=train.offload_optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
+        kernels=train.kernels,
         accumulates=may_accumulate(train, devices),
         stem_weights=stem_weights,
         stem_pass=stem_pass_bytes(

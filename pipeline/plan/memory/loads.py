@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from alignkd.student_train.engine.zero_config import sums_in_float32
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
+from alignkd.vlm.kernels.choice import Kernels
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes per logit in progress, by kind. Kept tokens: the product, float32 log-probabilities, sorted values and their
@@ -32,6 +33,7 @@ class StudentLoad:
         devices: number of devices; ZeRO-2 divides gradients and optimiser state among them.
         offload: gradients, master weights and moments are in host memory.
         gradient_checkpointing: only layer inputs are kept for the backward pass.
+        kernels: what computes the decoder's layers.
         accumulates: an optimiser step has more than one micro-batch.
         stem_weights: bytes of the teacher's stem on the device.
         stem_pass: bytes of activations while whole layers of the stem run, before the student's decoder.
@@ -59,6 +61,7 @@ class StudentLoad:
     devices: int = 1
     offload: bool = False
     gradient_checkpointing: bool = False
+    kernels: Kernels = "torch"
     accumulates: bool = False
     stem_weights: int = 0
     stem_pass: int = 0

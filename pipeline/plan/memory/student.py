@@ -14,6 +14,7 @@ from alignkd.pipeline.plan.memory.trained import (
 from alignkd.student_train.engine.zero_config import MAX_BUCKET
 from alignkd.student_train.trained.targets import lora_names
 from alignkd.vlm.families.sizes import ModelSize
+from alignkd.vlm.kernels.choice import Kernels
 
 MIB = 1 << 20
 # float32 copies of a chunk of logits that the losses of the student hold
@@ -63,16 +64,21 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
 
 
-def layer_bytes(size: ModelSize, dtype: str) -> int:
-    """Bytes that one decoder layer keeps per token for the backward pass; a test compares them with torch's own count.
+def layer_bytes(size: ModelSize, dtype: str, kernels: Kernels = "torch") -> int:
+    """Bytes that one decoder layer keeps per token for the backward pass; tests compare them with torch's own count.
 
     16 bits: 16 D + 4 D_q + 4 D_kv + 8 I + 4 H + 8: both norms keep their float32 input; inputs of the projections,
     queries, keys, values, output of the attention; gate, its activation, up, their product.
     float32: 24 D + 8 D_q + 8 D_kv + 16 I + 4 H + 8.
     Further norms keep at most 8 bytes per value.
+    With Liger, e bytes per value: e (4 D + 2 D_q + 2 D_kv + 3 I) + 4 H + 8: norms keep their input and output, the MLP
+    gate, up and their product. Compiled layers count as uncompiled ones; they keep no more.
     """
     D, inner, H = size.hidden_size, size.intermediate_size, size.num_heads
     queries, keys = H * size.head_dim, size.num_key_value_heads * size.head_dim
+    if kernels == "liger":
+        values = 4 * D + 2 * queries + 2 * keys + 3 * inner + size.more_norms
+        return ELEMENT[dtype] * values + 4 * H + 8
     if ELEMENT[dtype] == 2:
         return 16 * D + 4 * queries + 4 * keys + 8 * inner + 4 * H + 8 + 8 * size.more_norms
     return 24 * D + 8 * queries + 8 * keys + 16 * inner + 4 * H + 8 + 8 * size.more_norms
@@ -86,7 +92,7 @@ def teacher_head(model: ModelShapes, load: StudentLoad) -> int:
 def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
     """Bytes that the forward pass keeps, and bytes that the backward pass of one layer needs in addition."""
     e, size = ELEMENT[load.dtype], model.size
-    tokens, layer = load.passes * load.micro_batch * load.length, layer_bytes(size, load.dtype)
+    tokens, layer = load.passes * load.micro_batch * load.length, layer_bytes(size, load.dtype, load.kernels)
     patches = round(model.patches_of(load.vision or model.image.tokens))
     kept = size.num_layers * (e * size.hidden_size if load.gradient_checkpointing else layer) * tokens
     # spliced input, output, float32 copy of the last norm

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_bytes import saved_bytes
 from torch import Tensor
 from transformers import LlamaModel
 
@@ -56,24 +57,6 @@ def load(**changes: Any) -> StudentLoad:
         "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 64, "attention_chunk_mib": 64,
     }  # fmt: skip
     return StudentLoad(**{**base, **changes})
-
-
-def saved_bytes(decoder: LlamaModel, embeddings: Tensor) -> int:
-    """What a forward pass keeps for the backward one, parameters apart; shared memory counts once."""
-    storages: dict[int, int] = {}
-    kept = []
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # alive, so that no other tensor gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoder(inputs_embeds=embeddings, use_cache=False)
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

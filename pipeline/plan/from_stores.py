@@ -25,6 +25,7 @@ from alignkd.storage import StoreError, StoreReader
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
+from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.mixture import Mixture
@@ -223,7 +224,8 @@ def _load(
         teacher_hidden=shapes.hidden_size,
         hidden_logits=first.manifest.codecs.logits.kind == "hidden" and "logit" in train.losses.weights,
         head_chunk_mib=train.losses.head_chunk_mib,
-        attention_chunk_mib=train.losses.attention_chunk_mib,
+        attention_chunk_bytes=train.losses.attention_chunk_bytes("cuda"),
+        attention_copies=COPIES_OF_FORM[train.losses.attention_form],
         attention_layers=number_of_pairs(train.losses.attention_layers, student.size.num_layers),
         devices=options.devices,
         offload=train.offload_optimizer,

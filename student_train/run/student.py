@@ -142,8 +142,7 @@ def load_stem(
     head = stem.take_head()
     if wanted == {"logits"}:
         return None, head
-    chunk_bytes = job.train.losses.attention_chunk_mib << 20
-    return StemTargets(stem, wanted - {"logits"}, chunk_bytes=chunk_bytes), head
+    return StemTargets(stem, wanted - {"logits"}, chunk_bytes=job.train.losses.attention_chunk_bytes), head
 
 
 def teacher_head(reader: StoreReader, losses: LossConfig) -> Head | None:

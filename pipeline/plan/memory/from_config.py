@@ -11,6 +11,7 @@ from alignkd.pipeline.plan.memory.micro_batch import LargestMicroBatch, may_accu
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
+from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
 
 
@@ -87,7 +88,8 @@ def student_load(
         teacher_hidden=teacher.size.hidden_size,
         hidden_logits=config.store.logits.kind == "hidden" and "logit" in train.losses.weights,
         head_chunk_mib=train.losses.head_chunk_mib,
-        attention_chunk_mib=train.losses.attention_chunk_mib,
+        attention_chunk_bytes=train.losses.attention_chunk_bytes("cuda"),
+        attention_copies=COPIES_OF_FORM[train.losses.attention_form],
         attention_layers=number_of_pairs(train.losses.attention_layers, student_layers),
         devices=devices,
         offload=train.offload_optimizer,

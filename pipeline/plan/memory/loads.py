@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from alignkd.student_train.engine.zero_config import sums_in_float32
+from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
 from alignkd.vlm.kernels.choice import Kernels
@@ -29,7 +30,9 @@ class StudentLoad:
         attention_layers: layers of the student whose attention is compared.
         teacher_heads, teacher_hidden: number of heads and hidden size of the store's teacher.
         hidden_logits: the store keeps hidden states, so the teacher's lm_head is on the device too.
-        head_chunk_mib, attention_chunk_mib: the settings of `train.losses`.
+        head_chunk_mib: the setting of `train.losses`.
+        attention_chunk_bytes: largest size of one float32 copy of the attention rows in progress.
+        attention_copies: how many the form of the loss holds, over all keys and over the selected columns.
         devices: number of devices; ZeRO-2 divides gradients and optimiser state among them.
         offload: gradients, master weights and moments are in host memory.
         gradient_checkpointing: only layer inputs are kept for the backward pass.
@@ -56,7 +59,8 @@ class StudentLoad:
     teacher_hidden: int
     hidden_logits: bool
     head_chunk_mib: int
-    attention_chunk_mib: int
+    attention_chunk_bytes: int
+    attention_copies: tuple[int, int] = COPIES_OF_FORM["mse"]
     attention_layers: int = 1
     devices: int = 1
     offload: bool = False

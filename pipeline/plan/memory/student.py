@@ -19,8 +19,6 @@ from alignkd.vlm.kernels.choice import Kernels
 MIB = 1 << 20
 # float32 copies of a chunk of logits that the losses of the student hold
 HEAD_COPIES = 6
-# float32 copies of the attention rows in progress; the targets of the chunk count as one
-TRAINED_ATTENTION_COPIES = 2
 
 
 def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
@@ -50,17 +48,19 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     if accumulated:
         parts["sums of gradients"] = accumulated
     kept, inside = _activations(model, load)
-    head, attention = _head(model, load), _attention(model, load)
+    (head, logits), (attention, rows) = _head(model, load), _attention(model, load)
     # losses end before the backward pass of the layers; gradients appear while activations are freed
-    passing = max(kept + max(inside, head + attention), parts["gradients"], load.stem_pass)
+    # a chunk of logits has ended before one of attention rows begins
+    losses = head + attention + max(logits, rows)
+    passing = max(kept + max(inside, losses), parts["gradients"], load.stem_pass)
     standing = weights + parts.get("optimiser", 0)
     # sums exist before the backward pass if an earlier one made them, otherwise from the first full bucket on
     meets_activations = load.accumulates or trained > MAX_BUCKET
     on_the_way = parts["buckets"] + (accumulated + passing if meets_activations else max(accumulated, passing))
     peak = standing + max(on_the_way, step)
     host_parts, host = host_bytes(model, load)
-    parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head}
-    parts |= {"attention loss": attention, "stem's layers": load.stem_pass, "optimiser step": step}
+    parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head + logits}
+    parts |= {"attention loss": attention + rows, "stem's layers": load.stem_pass, "optimiser step": step}
     return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
 
 
@@ -123,21 +123,29 @@ def _expanded(model: ModelShapes, load: StudentLoad) -> int:
     return ELEMENT[load.dtype] * max(wide * deep for wide, deep in model.size.linear_layers.values())
 
 
-def _head(model: ModelShapes, load: StudentLoad) -> int:
+def _head(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
+    """Bytes of the head's gradients, and of a chunk of logits."""
     size, positions = model.size, load.micro_batch * load.supervised
     chunk = min(load.head_chunk_mib * MIB, 4 * size.vocab_size * positions)
     rows = (size.vocab_size if trains_head(load.trained) else 0) + positions
-    return 4 * size.hidden_size * rows + HEAD_COPIES * chunk
+    return 4 * size.hidden_size * rows, HEAD_COPIES * chunk
 
 
-def _attention(model: ModelShapes, load: StudentLoad) -> int:
+def _attention(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
+    """Bytes of targets, queries, keys and their gradients in all layers, and of a chunk of rows in one."""
     if not load.queries:
-        return 0
-    heads, e = model.size.num_heads, ELEMENT[load.dtype]
-    whole = 4 * load.micro_batch * heads * load.queries * load.length
-    rows = TRAINED_ATTENTION_COPIES * min(load.attention_chunk_mib * MIB, whole)
-    kept = load.micro_batch * load.queries * (model.size.vision_tokens or load.vision)
-    # of each layer: the teacher's rows, float32 at most; then rotated queries and keys, and their gradients in float32
-    targets = 4 * kept * load.teacher_heads
-    projected = (2 * e + 8) * load.micro_batch * load.length * model.size.hidden_size
-    return rows + load.attention_layers * (targets + projected)
+        return 0, 0
+    heads, e, columns = model.size.num_heads, ELEMENT[load.dtype], model.size.vision_tokens or load.vision
+    # of each layer: the teacher's rows, float32 at most; then rotated queries of the rows and keys, and their gradients
+    targets = 4 * load.micro_batch * load.queries * columns * load.teacher_heads
+    projected = (e + 4) * load.micro_batch * (load.queries + load.length) * model.size.hidden_size
+    return load.attention_layers * (targets + projected), _attention_rows(load, heads, columns)
+
+
+def _attention_rows(load: StudentLoad, heads: int, columns: int) -> int:
+    """Bytes of a chunk of rows: scores, then their 16-bit copy, or targets and selected attention."""
+    (over_keys, selected), of_row = load.attention_copies, heads * load.length
+    of_targets = load.teacher_heads * columns
+    whole = 4 * load.micro_batch * load.queries * of_row
+    scores = min(load.attention_chunk_bytes * of_row // max(of_row, of_targets), whole)
+    return over_keys * scores + max(scores, scores * (of_targets + selected * heads * columns) // of_row)

@@ -242,7 +242,7 @@ def test_two_models_of_transformers_are_planned_together(make_run: MakeRun, name
     trained = DistilledStudent(model.load_model(), adapters, LossConfig(), None)
     load = StudentLoad(
         dtype="float32", micro_batch=1, length=1, supervised=1, queries=1, teacher_heads=teacher.config.num_heads,
-        teacher_hidden=teacher.config.hidden_size, hidden_logits=False, head_chunk_mib=1, attention_chunk_mib=1,
+        teacher_hidden=teacher.config.hidden_size, hidden_logits=False, head_chunk_mib=1, attention_chunk_bytes=1 << 20,
     )  # fmt: skip
     parameters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     assert trained_parameters(student, load) == parameters

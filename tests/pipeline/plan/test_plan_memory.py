@@ -54,7 +54,7 @@ def config(**changes: Any) -> VLMConfig:
 def load(**changes: Any) -> StudentLoad:
     base: dict[str, Any] = {
         "dtype": "bfloat16", "micro_batch": 8, "length": 512, "supervised": 300, "queries": 300, "teacher_heads": 32,
-        "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 64, "attention_chunk_mib": 64,
+        "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 64, "attention_chunk_bytes": 64 << 20,
     }  # fmt: skip
     return StudentLoad(**{**base, **changes})
 

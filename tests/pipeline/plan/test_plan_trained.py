@@ -54,7 +54,7 @@ def student_of(trained: TrainedConfig, losses: LossConfig) -> DistilledStudent:
 def load_of(trained: TrainedConfig, losses: LossConfig, **more: Any) -> StudentLoad:
     shapes: dict[str, Any] = {
         "dtype": "bfloat16", "micro_batch": 2, "length": 64, "supervised": 30, "queries": 30, "teacher_heads": 32,
-        "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 1, "attention_chunk_mib": 1,
+        "teacher_hidden": 4096, "hidden_logits": False, "head_chunk_mib": 1, "attention_chunk_bytes": 1 << 20,
         "proj_adapter": "vision_all" in losses.weights, "attn_adapter": "attention" in losses.weights,
     }  # fmt: skip
     return StudentLoad(trained=trained, **shapes | more)

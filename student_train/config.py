@@ -18,6 +18,7 @@ from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positiv
 
 TargetSource = Literal["stored", "stem"]
 ScheduleOfExtension = Literal["restart", "linear", "constant"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
 
 
 def samples_of_epochs(epochs: float, num_samples: int) -> int:
@@ -95,9 +96,11 @@ class TrainConfig(Settings):
         checkpoint_every: optimiser steps between checkpoints; None leaves them to `checkpoint_minutes`.
         checkpoint_minutes: largest time of training without a checkpoint; None or 0 sets no limit.
         keep_checkpoints: number of newest checkpoints that are kept.
-        offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        optimizer: `adamw` keeps master weights and moments in float32 on the device; `adamw_8bit` keeps the moments in
+            8 bits, those of embeddings and small tensors in float32 (needs bitsandbytes); `adamw_offload` keeps all of
+            it in host memory (ZeRO-Offload).
         float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in
-            the weights' dtype, which takes less device memory if the optimiser is offloaded.
+            the weights' dtype, which takes less device memory.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
             was not finite.
@@ -135,7 +138,7 @@ class TrainConfig(Settings):
     checkpoint_every: Count | None = None
     checkpoint_minutes: Amount | None = 30.0
     keep_checkpoints: Count = 2
-    offload_optimizer: bool = False
+    optimizer: OptimizerName = "adamw"
     float32_gradients: bool = True
     gradient_checkpointing: bool = False
     skip_limit: Count = 10
@@ -154,6 +157,17 @@ class TrainConfig(Settings):
     extend: ExtendConfig | None = None
     keep_each_epoch: bool = False
     keep_every: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _offloading_is_an_optimizer(cls, values: Any) -> Any:
+        """Refuse the key of earlier versions."""
+        if isinstance(values, dict) and "offload_optimizer" in values:
+            value = values["offload_optimizer"]
+            now = "adamw_offload" if value is True else "adamw"
+            problem = f"offload_optimizer: {str(value).lower()} is now optimizer: {now}"
+            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -224,6 +238,11 @@ class TrainConfig(Settings):
     def in_steps(self, num_samples: int, world_size: int) -> Self:
         """The same settings with `steps` instead of `epochs`."""
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
+
+    @property
+    def offloads(self) -> bool:
+        """Whether optimiser state is in host memory."""
+        return self.optimizer == "adamw_offload"
 
     @property
     def frozen_adapters(self) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from alignkd.student_train.engine.zero_config import sums_in_float32
+
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
 

@@ -1,5 +1,7 @@
 """Device memory of training under ZeRO-2 with torch's AdamW."""
 
+from alignkd.student_train.engine.zero_config import MAX_BUCKET
+
 from alignkd.pipeline.plan.memory.host import host_bytes
 from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
@@ -11,7 +13,6 @@ from alignkd.pipeline.plan.memory.trained import (
     trained_parameters,
     trains_head,
 )
-from alignkd.student_train.engine.zero_config import MAX_BUCKET
 from alignkd.student_train.trained.targets import lora_names
 from alignkd.vlm.families.sizes import ModelSize
 

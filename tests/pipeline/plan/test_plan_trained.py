@@ -21,7 +21,7 @@ from alignkd.pipeline.plan.memory.trained import (
     weight_gradient_share,
 )
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.engine.zero_config import parameter_groups
+from alignkd.student_train.engine.parameter_groups import parameter_groups
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig

@@ -14,6 +14,20 @@ from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.result import Plan
 from alignkd.storage.codecs.settings import STEM
+from alignkd.student_train.config import OptimizerName
+
+# Optimiser and gradient checkpointing, those that take the least time first: moments in 8 bits cost next to none,
+# checkpointing a forward pass, offloading the optimiser step on the host.
+ORDER: tuple[tuple[OptimizerName, bool], ...] = (
+    ("adamw", False),
+    ("adamw_8bit", False),
+    ("adamw", True),
+    ("adamw_8bit", True),
+    ("adamw_offload", False),
+    ("adamw_offload", True),
+)
+# Tokens of a forward pass that are assumed to keep a device busy.
+BUSY_TOKENS = 1024
 
 
 def advice(
@@ -104,13 +118,10 @@ def _window(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, An
 
 
 def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any]:
-    """The change that costs the least time: smaller micro-batches, then checkpointing, offloading, sums in 16 bits.
-
-    If the host's memory is too small: no offloading, then fewer data workers.
-    """
+    """The first of `student_choices` that fits; if only the host's memory is too small, with fewer data workers."""
     on_host = []
-    for start in _starts(load):
-        for changed in student_choices(start):
+    for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
+        for changed in student_choices(replace(load, data_workers=workers)):
             memory = student_memory(student, changed)
             if not memory.fits(plan.gpu_memory):
                 continue
@@ -131,39 +142,51 @@ def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, A
     )
 
 
-def _starts(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The load with and without offloading, then both with fewer data workers."""
-    for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
-        for offload in dict.fromkeys([load.offload, False]):
-            yield replace(load, offload=offload, data_workers=workers)
+def faster_choice(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any] | None:
+    """Settings that fit and take less time than those of a configuration that fits; None if there are none.
+
+    Micro-batches that keep a device busy are not divided further.
+    """
+    for changed in student_choices(load):
+        if _order(changed) >= _order(load) or changed.float32_gradients != load.float32_gradients:
+            return None
+        enough = changed.micro_batch == load.micro_batch or changed.micro_batch * changed.length >= BUSY_TOKENS
+        memory = student_memory(student, changed)
+        if enough and memory.fits(plan.gpu_memory) and memory.fits_host(plan.host_memory):
+            return {"set": _changes(load, changed), "bytes": memory.peak, "host_bytes": memory.host}
+    return None
 
 
 def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
     """The settings in which two loads differ, and always the micro-batch."""
-    settings = {"gradient_checkpointing": "gradient_checkpointing", "offload": "offload_optimizer",
-                "float32_gradients": "float32_gradients", "data_workers": "data_workers"}  # fmt: skip
     found: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
-    for field, setting in settings.items():
-        if (value := getattr(changed, field)) != getattr(load, field):
-            found[f"train.{setting}"] = value
+    for name in ("optimizer", "gradient_checkpointing", "float32_gradients", "data_workers"):
+        if (value := getattr(changed, name)) != getattr(load, name):
+            found[f"train.{name}"] = value
     return found
 
 
 def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The same training with less and less device memory; changes that cost the least time come first."""
+    """The same training with less and less device memory; those that take the least time come first."""
     own = load.float32_gradients
-    for offload, float32 in dict.fromkeys([(load.offload, own), (True, own), (True, False)]):
-        for checkpointing in dict.fromkeys([load.gradient_checkpointing, True]):
+    for float32 in dict.fromkeys([own, False]):
+        # sums in 16 bits cost accuracy, so they come last, and with every other way to save memory
+        orders = ORDER if float32 == own else ORDER[-1:]
+        for optimizer, checkpointing in orders:
             for size in _halvings(load.micro_batch):
                 yield replace(
                     load,
-                    offload=offload,
+                    optimizer=optimizer,
                     float32_gradients=float32,
                     gradient_checkpointing=checkpointing,
                     micro_batch=size,
                     accumulates=load.accumulates or size < load.micro_batch,
                     batch_bytes=load.batch_bytes * size // load.micro_batch,
                 )
+
+
+def _order(load: StudentLoad) -> int:
+    return ORDER.index((load.optimizer, load.gradient_checkpointing))
 
 
 def _halvings(size: int) -> Iterator[int]:

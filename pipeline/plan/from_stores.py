@@ -46,7 +46,7 @@ class TrainingPlan:
         longest: embedded tokens of the longest sample of all stores.
         mean_tokens: mean over a pass.
         student: memory of training.
-        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        table: the student's memory for other numbers of devices, optimisers, and with or without checkpointing.
         hours: device -> hours of the whole training on one such device.
         notes: lines on stored targets that no loss compares with.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
@@ -218,7 +218,7 @@ def _load(
         attention_chunk_mib=train.losses.attention_chunk_mib,
         attention_layers=number_of_pairs(train.losses.attention_layers, student.size.num_layers),
         devices=options.devices,
-        offload=train.offload_optimizer,
+        optimizer=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
         accumulates=whole > train.micro_batch * options.devices,
         stem_weights=0 if stem is None else stem.path.stat().st_size,  # at most: its embeddings stay on the host

@@ -82,7 +82,7 @@ def student_load(
         attention_chunk_mib=train.losses.attention_chunk_mib,
         attention_layers=number_of_pairs(train.losses.attention_layers, student_layers),
         devices=devices,
-        offload=train.offload_optimizer,
+        optimizer=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
         accumulates=whole > train.micro_batch * devices,
         stem_weights=stem_weights,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from alignkd.student_train.engine.zero_config import sums_in_float32
-
+from alignkd.student_train.config import OptimizerName
+from alignkd.student_train.engine.zero.config import sums_in_float32
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
 
@@ -30,7 +30,7 @@ class StudentLoad:
         hidden_logits: the store keeps hidden states, so the teacher's lm_head is on the device too.
         head_chunk_mib, attention_chunk_mib: the settings of `train.losses`.
         devices: number of devices; ZeRO-2 divides gradients and optimiser state among them.
-        offload: gradients, master weights and moments are in host memory.
+        optimizer: the setting of `train`.
         gradient_checkpointing: only layer inputs are kept for the backward pass.
         accumulates: an optimiser step has more than one micro-batch.
         stem_weights: bytes of the teacher's stem on the device.
@@ -56,7 +56,7 @@ class StudentLoad:
     attention_chunk_mib: int
     attention_layers: int = 1
     devices: int = 1
-    offload: bool = False
+    optimizer: OptimizerName = "adamw"
     gradient_checkpointing: bool = False
     accumulates: bool = False
     stem_weights: int = 0
@@ -77,8 +77,20 @@ class StudentLoad:
         return ELEMENT[self.dtype]
 
     @property
+    def offload(self) -> bool:
+        """Whether gradients, master weights and moments are in host memory."""
+        return self.optimizer == "adamw_offload"
+
+    @property
+    def in_plain_torch(self) -> bool:
+        """Whether the run uses the engine for one device, not DeepSpeed."""
+        return self.devices == 1 and not self.offload
+
+    @property
     def sums_in_float32(self) -> bool:
-        """Whether gradients are added up in a float32 buffer on the device."""
+        """Whether gradients are added up in float32 buffers on the device."""
+        if self.in_plain_torch:
+            return self.float32_gradients and self.accumulates and self.element == 2
         return sums_in_float32(self.float32_gradients, TORCH_DTYPES[self.dtype], self.offload, self.accumulates)
 
 

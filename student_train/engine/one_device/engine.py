@@ -1,7 +1,7 @@
 """Training on one device in plain torch.
 
 Compared with ZeRO-2 on one device there are no flat copies of weights and gradients, no buckets, and one wait for the
-device per step instead of several: for the norm, which says whether the step is applied.
+device per step instead of several: for the norm, which decides whether the step is applied.
 """
 
 import math
@@ -17,13 +17,14 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.engine import Engine, ReadTensor, StepOutcome
 from alignkd.student_train.engine.loss_scale import LossScale
 from alignkd.student_train.engine.one_device.gradients import Gradients
+from alignkd.student_train.engine.one_device.masters import Masters
 from alignkd.student_train.engine.optimizers.adamw import build_optimizer
 from alignkd.student_train.engine.parameter_groups import parameter_groups
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.objective import DistilledStudent
 
-# Weights that are updated at a time if their gradients have 16 bits: AdamW reads float32 copies of them.
+# Weights that are updated at a time: AdamW reads float32 copies of 16-bit weights, and of gradients without a sum.
 ELEMENTS_AT_ONCE = 1 << 24
 # DeepSpeed's term against a division by zero, in the factor of clipping.
 CLIP_EPSILON = 1e-6
@@ -41,10 +42,10 @@ class OneDeviceEngine(Engine):
         self._peak_rates = [group["lr"] for group in groups]
         self._weights: list[list[nn.Parameter]] = [group["params"] for group in groups]
         every = [weight for weights in self._weights for weight in weights]
-        self._masters = {weight: _master(weight) for weight in every}
-        of_masters = [{**group, "params": [self._masters[weight] for weight in group["params"]]} for group in groups]
-        self._optimizer = build_optimizer(config.optimizer, of_masters, config.weight_decay)
-        self._optimizer.create_state()
+        self._masters = Masters(every)
+        held = [{**group, "params": list(map(self._masters.holder, group["params"]))} for group in groups]
+        self._optimizer = build_optimizer(config.optimizer, held, config.weight_decay)
+        self._create_state()
         self._gradients = Gradients(every, in_float32=config.float32_gradients)
         self._clip = config.gradient_clip
         self._scale = LossScale() if dtype == torch.float16 else None
@@ -58,11 +59,11 @@ class OneDeviceEngine(Engine):
 
     def master_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._trained():
-            yield name, self._masters[weight].detach().to("cpu", copy=True)
+            yield name, self._masters.values(weight).to("cpu", copy=True)
 
     def moments(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._trained():
-            values = self._optimizer.moment(self._masters[weight], kind, 0, weight.numel())
+            values = self._optimizer.moment(self._masters.holder(weight), kind, 0, weight.numel())
             yield name, values.view(weight.shape).to("cpu", copy=True)
 
     @property
@@ -70,18 +71,15 @@ class OneDeviceEngine(Engine):
         scale = {} if self._scale is None else self._scale.counters
         return {"adam_step": self._optimizer.num_steps, **scale}
 
-    @torch.no_grad()
     def load_weights(self, read: ReadTensor) -> None:
         for name, weight in self._trained():
-            master = self._masters[weight]
-            master.copy_(read(name))
-            weight.copy_(master)
+            self._masters.set(weight, read(name))
 
     @torch.no_grad()
     def load_moments(self, kind: str, read: ReadTensor) -> None:
         for name, weight in self._trained():
             values = read(name).reshape(-1).to(self.ranks.device)
-            self._optimizer.set_moment(self._masters[weight], kind, [(0, values)])
+            self._optimizer.set_moment(self._masters.holder(weight), kind, [(0, values)])
 
     def load_counters(self, counters: dict[str, float]) -> None:
         self._optimizer.num_steps = counters["adam_step"]
@@ -116,17 +114,24 @@ class OneDeviceEngine(Engine):
                 self._update_part(group, part, gradient_factor)
 
     def _update_part(self, group: dict[str, Any], weights: Sequence[nn.Parameter], gradient_factor: float) -> None:
-        masters = [self._masters[weight] for weight in weights]
-        for weight, master in zip(weights, masters, strict=True):
-            master.grad = self._gradients.of(weight).float()
+        holders = [self._masters.holder(weight) for weight in weights]
+        for weight, holder in zip(weights, holders, strict=True):
+            self._masters.open(weight)
+            holder.grad = self._gradients.of(weight).float()
             if gradient_factor != 1.0:
-                master.grad.mul_(gradient_factor)
-        self._optimizer.update(group, masters)
-        for weight, master in zip(weights, masters, strict=True):
-            master.grad = None
+                holder.grad.mul_(gradient_factor)
+        self._optimizer.update(group, holders)
+        for weight, holder in zip(weights, holders, strict=True):
+            holder.grad = None
             self._gradients.drop(weight)
-            if weight is not master:
-                weight.copy_(master)
+            self._masters.close(weight)
+
+    def _create_state(self) -> None:
+        for group, weights in zip(self._optimizer.param_groups, self._weights, strict=True):
+            for weight, holder in zip(weights, group["params"], strict=True):
+                self._masters.open(weight)
+                self._optimizer.create_state(group, [holder])
+                self._masters.close(weight)
 
 
 def check_device_computes_in(dtype: torch.dtype, device: torch.device) -> None:
@@ -147,14 +152,6 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
     for value in module.parameters():
         if value.is_floating_point() and value.dtype != dtype:
             value.data = value.data.to(dtype)
-
-
-def _master(weight: nn.Parameter) -> Tensor:
-    """The float32 weight that the optimiser updates: the weight itself if it is float32."""
-    if weight.dtype == torch.float32:
-        weight.data = weight.data.contiguous()
-        return weight
-    return weight.detach().to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _parts(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -1,5 +1,6 @@
 """torch's AdamW, and the choice of the optimiser by name."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from alignkd.student_train.engine.optimizers.moments import MOMENTS, MomentOptim
 
 
 def build_optimizer(name: OptimizerName, groups: list[dict[str, Any]], weight_decay: float) -> MomentOptimizer:
-    """The optimiser of this name, with moments of zero.
+    """The optimiser of this name, without state.
 
     Args:
         groups: as `parameter_groups` returns them; `params` may be any float32 tensors.
@@ -30,8 +31,8 @@ class FusedAdamW(torch.optim.AdamW, MomentOptimizer):
     def __init__(self, groups: list[dict[str, Any]], weight_decay: float) -> None:
         super().__init__(groups, weight_decay=weight_decay, fused=True)
 
-    def create_state(self) -> None:
-        for parameter in (value for group in self.param_groups for value in group["params"]):
+    def create_state(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
             # The fused kernel requires `step` on the device of the parameter.
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
             self.state[parameter] = {"step": step, **{kind: torch.zeros_like(parameter) for kind in MOMENTS}}

@@ -4,7 +4,7 @@ The optimiser class of bitsandbytes waits for the device after every parameter, 
 global object. So only its update functions are used; they exist for CUDA and, in plain torch, for the CPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,14 +40,13 @@ class AdamW8bit(MomentOptimizer):
         self._functional = optimizer_library().functional
         self._found_levels: dict[torch.device, dict[str, Tensor]] = {}
 
-    def create_state(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                in_float32 = group[MOMENT_BITS] == 32 or parameter.numel() < SMALLEST_IN_8_BITS
-                self.state[parameter] = {"step": 0} | {
-                    kind: torch.zeros_like(parameter) if in_float32 else Blocks(parameter.numel(), levels)
-                    for kind, levels in self._levels(parameter.device).items()
-                }
+    def create_state(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            in_float32 = group[MOMENT_BITS] == 32 or parameter.numel() < SMALLEST_IN_8_BITS
+            self.state[parameter] = {"step": 0} | {
+                kind: torch.zeros_like(parameter) if in_float32 else Blocks(parameter.numel(), levels)
+                for kind, levels in self._levels(parameter.device).items()
+            }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -27,8 +27,8 @@ class MomentOptimizer(Optimizer, ABC):
             self.param_groups = every
 
     @abstractmethod
-    def create_state(self) -> None:
-        """Set step and moments of every parameter to zero.
+    def create_state(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Set step and moments of some parameters of a group to zero.
 
         A resumed run needs them before the first step.
         """

@@ -151,7 +151,8 @@ class ZeroEngine(Engine):
 
     def _create_moments(self) -> None:
         """Create the zeros that the optimiser would create in its first step; a resumed run needs them earlier."""
-        self._inner.create_state()
+        for group in self._inner.param_groups:
+            self._inner.create_state(group, group["params"])
 
 
 def _prepare_deepspeed() -> None:

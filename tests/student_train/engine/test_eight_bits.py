@@ -20,7 +20,7 @@ def stepped(gradients: list[Tensor]) -> AdamW8bit:
     """The optimiser after steps with these gradients of one parameter, made by the kernels of bitsandbytes."""
     parameter = torch.zeros_like(gradients[0])
     optimizer = AdamW8bit([{"params": [parameter], "lr": 1e-3, "moment_bits": 8}], weight_decay=0.0)
-    optimizer.create_state()
+    optimizer.create_state(optimizer.param_groups[0], [parameter])
     for gradient in gradients:
         parameter.grad = gradient
         optimizer.step()

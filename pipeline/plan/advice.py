@@ -26,6 +26,7 @@ ORDER: tuple[tuple[OptimizerName, bool], ...] = (
     ("adamw_offload", False),
     ("adamw_offload", True),
 )
+OFFLOADING = 4
 # Tokens of a forward pass that are assumed to keep a device busy.
 BUSY_TOKENS = 1024
 
@@ -148,11 +149,11 @@ def faster_choice(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[s
     Micro-batches that keep a device busy are not divided further.
     """
     for changed in student_choices(load):
-        if _order(changed) >= _order(load) or changed.float32_gradients != load.float32_gradients:
-            return None
-        enough = changed.micro_batch == load.micro_batch or changed.micro_batch * changed.length >= BUSY_TOKENS
+        if changed.float32_gradients != load.float32_gradients or not _is_busy(changed.micro_batch, load):
+            continue
         memory = student_memory(student, changed)
-        if enough and memory.fits(plan.gpu_memory) and memory.fits_host(plan.host_memory):
+        is_faster = _place(changed) < _place(load)
+        if is_faster and memory.fits(plan.gpu_memory) and memory.fits_host(plan.host_memory):
             return {"set": _changes(load, changed), "bytes": memory.peak, "host_bytes": memory.host}
     return None
 
@@ -167,25 +168,42 @@ def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
 
 
 def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The same training with less and less device memory; those that take the least time come first."""
-    own = load.float32_gradients
-    for float32 in dict.fromkeys([own, False]):
-        # sums in 16 bits cost accuracy, so they come last, and with every other way to save memory
-        orders = ORDER if float32 == own else ORDER[-1:]
-        for optimizer, checkpointing in orders:
-            for size in _halvings(load.micro_batch):
-                yield replace(
-                    load,
-                    optimizer=optimizer,
-                    float32_gradients=float32,
-                    gradient_checkpointing=checkpointing,
-                    micro_batch=size,
-                    accumulates=load.accumulates or size < load.micro_batch,
-                    batch_bytes=load.batch_bytes * size // load.micro_batch,
-                )
+    """The same training with less and less device memory; those that are assumed to take the least time come first.
+
+    Micro-batches too small to keep a device busy come after checkpointing and before offloading. Sums in 16 bits cost
+    accuracy, so they come last, and with every other way to save memory.
+    """
+    for places in (ORDER[:OFFLOADING], ORDER[OFFLOADING:]):
+        for busy in (True, False):
+            sizes = [size for size in _halvings(load.micro_batch) if _is_busy(size, load) is busy]
+            for optimizer, checkpointing in places:
+                for size in sizes:
+                    yield _changed(load, size, optimizer, checkpointing, load.float32_gradients)
+    if load.float32_gradients:
+        for size in _halvings(load.micro_batch):
+            yield _changed(load, size, *ORDER[-1], False)
 
 
-def _order(load: StudentLoad) -> int:
+def _changed(
+    load: StudentLoad, micro_batch: int, optimizer: OptimizerName, checkpointing: bool, float32: bool
+) -> StudentLoad:
+    return replace(
+        load,
+        optimizer=optimizer,
+        gradient_checkpointing=checkpointing,
+        float32_gradients=float32,
+        micro_batch=micro_batch,
+        accumulates=load.accumulates or micro_batch < load.micro_batch,
+        batch_bytes=load.batch_bytes * micro_batch // load.micro_batch,
+    )
+
+
+def _is_busy(micro_batch: int, load: StudentLoad) -> bool:
+    """Whether a forward pass of so many samples is as large as that of `load`, or large enough."""
+    return micro_batch == load.micro_batch or micro_batch * load.length >= BUSY_TOKENS
+
+
+def _place(load: StudentLoad) -> int:
     return ORDER.index((load.optimizer, load.gradient_checkpointing))
 
 

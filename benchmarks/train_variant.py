@@ -29,6 +29,7 @@ from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.counts import GlobalCounts
@@ -58,9 +59,9 @@ class NoOptimizer:
 
     def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
         self.student, self.ranks = student.to(ranks.device, dtype), ranks
-        self._waiting = 0
+        self._waiting = 1
 
-    def start_step(self, _: int, *, micro_batches: int) -> None:
+    def start_step(self, step: int, *, micro_batches: int) -> None:
         self._waiting = micro_batches
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
@@ -139,6 +140,7 @@ class Training:
         self.ranks, job = start_ranks(), config.train_job()
         dataset = open_samples(job, job.open_student())
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
+        self.micro_batches = job.train.accumulation_steps(self.ranks.world_size)
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         stem = stem_lookup(dataset.reader, job.train)
         reader, sizes = dataset.reader, job.open_student().config
@@ -151,7 +153,7 @@ class Training:
         self.student, self.losses = student, job.train.losses
         self.reader = dataset.reader
         self.counts = self._counts(dataset.reader)
-        make = NoOptimizer if no_optimizer else Engine
+        make = NoOptimizer if no_optimizer else build_engine
         engine: Any = make(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
         self.engine: Any = WithTeacher(engine, config) if variant == "live" else engine
         self.tokens, self.number = dataset.reader.sequence_lengths, 0

@@ -20,6 +20,7 @@ from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positiv
 
 TargetSource = Literal["stored", "stem"]
 ScheduleOfExtension = Literal["restart", "linear", "constant"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
 
 
 def samples_of_epochs(epochs: float, num_samples: int) -> int:
@@ -86,8 +87,8 @@ class TrainConfig(Settings):
         steps: optimiser steps; this or `epochs`.
         epochs: passes over the store instead, rounded up to whole global batches.
         micro_batch: samples per forward pass and device; this or `token_budget`.
-        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: samples times
-            the longest of them. A longer sample is alone.
+        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: number of
+            samples times the longest of them. A longer sample is alone.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
             `token_budget` needs it.
         learning_rate: peak of the cosine schedule.
@@ -100,9 +101,11 @@ class TrainConfig(Settings):
         checkpoint_every: optimiser steps between checkpoints; None leaves them to `checkpoint_minutes`.
         checkpoint_minutes: largest time of training without a checkpoint; None or 0 sets no limit.
         keep_checkpoints: number of newest checkpoints that are kept.
-        offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        optimizer: `adamw` keeps master weights and moments in float32 on the device; `adamw_8bit` keeps the moments in
+            8 bits, those of embeddings and small tensors in float32 (needs bitsandbytes); `adamw_offload` keeps all of
+            it in host memory (ZeRO-Offload).
         float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in
-            the weights' dtype, which takes less device memory if the optimiser is offloaded.
+            the weights' dtype, which takes less device memory.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
         kernels: what computes the decoder's layers: `torch`; `liger`, fused kernels of the library Liger for RMSNorm,
             rotary positions and the gated MLP, which need a CUDA device; `compile`, layers that torch compiles, which
@@ -144,7 +147,7 @@ class TrainConfig(Settings):
     checkpoint_every: Count | None = None
     checkpoint_minutes: Amount | None = 30.0
     keep_checkpoints: Count = 2
-    offload_optimizer: bool = False
+    optimizer: OptimizerName = "adamw"
     float32_gradients: bool = True
     gradient_checkpointing: bool = False
     kernels: Kernels = "torch"
@@ -164,6 +167,17 @@ class TrainConfig(Settings):
     extend: ExtendConfig | None = None
     keep_each_epoch: bool = False
     keep_every: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _offloading_is_an_optimizer(cls, values: Any) -> Any:
+        """Refuse the key of earlier versions."""
+        if isinstance(values, dict) and "offload_optimizer" in values:
+            value = values["offload_optimizer"]
+            now = "adamw_offload" if value is True else "adamw"
+            problem = f"offload_optimizer: {str(value).lower()} is now optimizer: {now}"
+            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -256,6 +270,11 @@ class TrainConfig(Settings):
     def in_steps(self, num_samples: int, world_size: int) -> Self:
         """The same settings with `steps` instead of `epochs`."""
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
+
+    @property
+    def offloads(self) -> bool:
+        """Whether optimiser state is in host memory."""
+        return self.optimizer == "adamw_offload"
 
     @property
     def frozen_adapters(self) -> bool:

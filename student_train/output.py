@@ -84,14 +84,26 @@ def read_configuration(output: Path) -> dict[str, Any] | None:
     for name in (CONFIG, EARLIER_CONFIG):
         document = _read_json(output / name)
         if document.keys() >= SECTIONS:  # a model's config.json has none of these keys
-            return document
+            return _with_optimizer(document)
     return None
 
 
 def read_exported(folder: Path) -> dict[str, Any] | None:
     """`export.json` of a folder that `alignkd train export` wrote; None for any other folder."""
     document = _read_json(folder / EXPORTED)
-    return document if document.keys() >= {"run", "step", "configuration"} else None
+    if not document.keys() >= {"run", "step", "configuration"}:
+        return None
+    configuration = document["configuration"]
+    return document if configuration is None else {**document, "configuration": _with_optimizer(configuration)}
+
+
+def _with_optimizer(configuration: dict[str, Any]) -> dict[str, Any]:
+    """`train.optimizer` in place of the `train.offload_optimizer` of an earlier version."""
+    if not isinstance(train := configuration.get("train"), dict) or "offload_optimizer" not in train:
+        return configuration
+    now = "adamw_offload" if train["offload_optimizer"] else "adamw"
+    others = {name: value for name, value in train.items() if name != "offload_optimizer"}
+    return {**configuration, "train": {"optimizer": now, **others}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.handoff.stream import closing_workers
 from alignkd.student_train.distributed.interrupt import StopSignals
 from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.engine.memory_faults import memory_error_as_train_error
 from alignkd.student_train.errors import TrainError
@@ -72,9 +73,9 @@ def _train(plan: RunPlan) -> TrainResult:
 
 
 def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
-    """The student under ZeRO-2, as at the start of the run."""
+    """The student and its optimiser as at the start of the run."""
     student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
-    engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
+    engine = build_engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
     use_chosen_kernels(plan.job, student.model, plan.ranks)
     student.references = references_of_run(plan, student, resumed=start.resumes(plan.config.output))
     if start.checkpoint is not None:

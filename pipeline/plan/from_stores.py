@@ -50,7 +50,7 @@ class TrainingPlan:
         mean_tokens: mean over a pass.
         padding: padded / real positions of the first steps on one device.
         student: memory of training.
-        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        table: the student's memory for other numbers of devices, optimisers, and with or without checkpointing.
         hours: device -> hours of the whole training on one such device.
         notes: lines on stored targets that no loss compares with.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
@@ -228,7 +228,7 @@ def _load(
         attention_copies=COPIES_OF_FORM[train.losses.attention_form],
         attention_layers=number_of_pairs(train.losses.attention_layers, student.size.num_layers),
         devices=options.devices,
-        offload=train.offload_optimizer,
+        optimizer=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
         kernels=train.kernels,
         accumulates=may_accumulate(train, options.devices),

@@ -12,7 +12,7 @@ from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import stem_depth_of, takes_from_stem, targets_from_stem
 from alignkd.pipeline.data.reading_bar import ReadingBar
-from alignkd.pipeline.plan.advice import advice
+from alignkd.pipeline.plan.advice import advice, faster_choice
 from alignkd.pipeline.plan.choices import (
     attachment_bytes,
     attachments_of,
@@ -33,7 +33,7 @@ from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
-from alignkd.pipeline.plan.memory.trained import STATE_BYTES, counts_of, trained_adapters
+from alignkd.pipeline.plan.memory.trained import CHECKPOINT_BYTES, counts_of, trained_adapters
 from alignkd.pipeline.plan.probe import run_probe
 from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
 from alignkd.pipeline.plan.stem import StemInputs, sizes_of, stem_bytes_on_disk, stem_plan
@@ -147,7 +147,9 @@ def make_plan(
         unused=_unused(config, manifest, store, data),
         evaluation=_evaluation(config, teacher, student, trained),
     )
-    return replace(plan, advice=advice(plan, config, teacher, student, load))
+    fits = all(plan.fits_by.get(name, True) for name in ("student", "student_host"))
+    faster = faster_choice(plan, student, load) if student is not None and load is not None and fits else None
+    return replace(plan, advice=advice(plan, config, teacher, student, load), faster=faster)
 
 
 def _evaluation(
@@ -331,5 +333,5 @@ def _trained(student: ModelShapes, load: StudentLoad) -> TrainedPlan:
         parameters=counts.trained,
         adapters=adapters,
         of=counts.total,
-        checkpoint_bytes=STATE_BYTES * (counts.trained + adapters),
+        checkpoint_bytes=CHECKPOINT_BYTES * (counts.trained + adapters),
     )

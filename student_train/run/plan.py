@@ -21,6 +21,7 @@ from alignkd.student_train.data.sources import Sources
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
@@ -208,6 +209,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     Raises:
         ValueError: one line about what does not fit.
     """
+    check_optimizer(job.train)
     student, epochs = job.open_student(), job.train.epochs
     losses = job.train.losses
     lowest = min(compared_layers(losses.attention_layers, student.config))

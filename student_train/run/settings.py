@@ -30,7 +30,7 @@ NOT_DECIDING = {
     "checkpoint_every",
     "checkpoint_minutes",
     "keep_checkpoints",
-    "offload_optimizer",
+    "optimizer",
     "float32_gradients",
     "gradient_checkpointing",
     "kernels",

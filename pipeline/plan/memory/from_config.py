@@ -92,7 +92,7 @@ def student_load(
         attention_copies=COPIES_OF_FORM[train.losses.attention_form],
         attention_layers=number_of_pairs(train.losses.attention_layers, student_layers),
         devices=devices,
-        offload=train.offload_optimizer,
+        optimizer=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
         kernels=train.kernels,
         accumulates=may_accumulate(train, devices),

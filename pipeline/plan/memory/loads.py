@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from alignkd.student_train.engine.zero_config import sums_in_float32
+from alignkd.student_train.config import OptimizerName
+from alignkd.student_train.engine.zero.config import sums_in_float32
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
@@ -34,7 +35,7 @@ class StudentLoad:
         attention_chunk_bytes: largest size of one float32 copy of the attention rows in progress.
         attention_copies: how many the form of the loss holds, over all keys and over the selected columns.
         devices: number of devices; ZeRO-2 divides gradients and optimiser state among them.
-        offload: gradients, master weights and moments are in host memory.
+        optimizer: the setting of `train`.
         gradient_checkpointing: only layer inputs are kept for the backward pass.
         kernels: what computes the decoder's layers.
         accumulates: an optimiser step has more than one micro-batch.
@@ -63,7 +64,7 @@ class StudentLoad:
     attention_copies: tuple[int, int] = COPIES_OF_FORM["mse"]
     attention_layers: int = 1
     devices: int = 1
-    offload: bool = False
+    optimizer: OptimizerName = "adamw"
     gradient_checkpointing: bool = False
     kernels: Kernels = "torch"
     accumulates: bool = False
@@ -86,8 +87,20 @@ class StudentLoad:
         return ELEMENT[self.dtype]
 
     @property
+    def offload(self) -> bool:
+        """Whether gradients, master weights and moments are in host memory."""
+        return self.optimizer == "adamw_offload"
+
+    @property
+    def in_plain_torch(self) -> bool:
+        """Whether the run uses the engine for one device, not DeepSpeed."""
+        return self.devices == 1 and not self.offload
+
+    @property
     def sums_in_float32(self) -> bool:
-        """Whether gradients are added up in a float32 buffer on the device."""
+        """Whether gradients are added up in float32 buffers on the device."""
+        if self.in_plain_torch:
+            return self.float32_gradients and self.accumulates and self.element == 2
         return sums_in_float32(self.float32_gradients, TORCH_DTYPES[self.dtype], self.offload, self.accumulates)
 
 

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.division import MicroBatchLimit
+from alignkd.student_train.engine.parameter_groups import parameter_groups
 from alignkd.student_train.engine.schedule import learning_rate_factor
-from alignkd.student_train.engine.zero_config import parameter_groups, zero_config
+from alignkd.student_train.engine.zero.config import zero_config
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
@@ -151,7 +152,7 @@ def test_zero_settings(student: DistilledStudent) -> None:
 def test_sums_of_gradients_are_float32_where_there_is_a_sum(
     student: DistilledStudent, dtype: torch.dtype, offload: bool, global_batch: int, float32: bool
 ) -> None:
-    made = config(micro_batch=2, global_batch=global_batch, offload_optimizer=offload)
+    made = config(micro_batch=2, global_batch=global_batch, optimizer="adamw_offload" if offload else "adamw")
     settings = zero_config(student, made, dtype, 1, pin_memory=True)
     assert (settings.get("data_types") == {"grad_accum_dtype": "fp32"}) is float32
     assert settings["zero_optimization"].get("offload_optimizer", {}).get("pin_memory", False) is offload
